@@ -1,0 +1,97 @@
+"""Time, in int64 microseconds UTC: the wall clock, a fixed instant, or an event clock that runs faster than the wall.
+
+Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock is written as text,
+so that several processes can share one: `wall`, `fixed:<event_us>` or `accelerated:<event_us>:<wall_us>:<speed>`.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from headrace.errors import ConfigError
+
+
+class Clock(Protocol):
+    """Anything that tells the time."""
+
+    def now_us(self) -> int:
+        """Now, in microseconds since 1970 UTC."""
+        ...
+
+
+def wall_us() -> int:
+    """The wall clock's now, in microseconds since 1970 UTC."""
+    return time.time_ns() // 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class WallClock:
+    """Real time."""
+
+    def now_us(self) -> int:
+        """Now, in microseconds since 1970 UTC."""
+        return wall_us()
+
+    def __str__(self) -> str:
+        return "wall"
+
+
+@dataclass(frozen=True, slots=True)
+class FixedClock:
+    """A clock that stands still.
+
+    >>> FixedClock(5).now_us()
+    5
+    """
+
+    event_us: int
+
+    def now_us(self) -> int:
+        """The instant it was given."""
+        return self.event_us
+
+    def __str__(self) -> str:
+        return f"fixed:{self.event_us}"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratedClock:
+    """History played at `speed` times its pace: `event_us` happens at wall time `started_wall_us`."""
+
+    event_us: int
+    started_wall_us: int
+    speed: float
+
+    def now_us(self) -> int:
+        """Event time that corresponds to the wall's now."""
+        return self.event_us + int((wall_us() - self.started_wall_us) * self.speed)
+
+    def wall_of(self, event_us: int) -> int:
+        """Wall time, in microseconds, at which `event_us` happens."""
+        return self.started_wall_us + int((event_us - self.event_us) / self.speed)
+
+    def __str__(self) -> str:
+        return f"accelerated:{self.event_us}:{self.started_wall_us}:{self.speed!r}"
+
+
+def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock:
+    """The clock that `text` describes.
+
+    Raises:
+        ConfigError: `text` is none of the three forms.
+
+    >>> str(parse_clock("fixed:7")), str(parse_clock("accelerated:1:2:3.0"))
+    ('fixed:7', 'accelerated:1:2:3.0')
+    """
+    kind, *rest = text.split(":")
+    try:
+        match kind, rest:
+            case "wall", []:
+                return WallClock()
+            case "fixed", [event_us]:
+                return FixedClock(int(event_us))
+            case "accelerated", [event_us, started_us, speed]:
+                return AcceleratedClock(int(event_us), int(started_us), float(speed))
+    except ValueError as exc:
+        raise ConfigError(f"clock {text!r}: {exc}") from exc
+    raise ConfigError(f"clock {text!r}: write wall, fixed:<event_us> or accelerated:<event_us>:<wall_us>:<speed>")
