@@ -1,7 +1,7 @@
 """Time, in int64 microseconds UTC: the wall clock, a fixed instant, or an event clock that runs faster than the wall.
 
-Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock is written as text,
-so that several processes can share one: `wall`, `fixed:<event_us>` or `accelerated:<event_us>:<wall_us>:<speed>`.
+Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock is written as
+text, so that several processes can share one: `wall`, `fixed:<event_us>` or `accelerated:<event_us>:<wall_us>:<speed>`.
 """
 
 import time

@@ -1,0 +1,52 @@
+# Headrace. `make` alone prints the targets below from their own comments.
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready
+ARGS ?=
+# the first Python on the path that bytewax has a wheel for
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench docs pins clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with every pinned package (once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Headrace needs Python 3.11 or 3.12 (bytewax has no newer wheel): install one, or say make PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make a venv: on Debian or Ubuntu run  apt-get install python3-venv"; exit 1; }
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[local,dev]'
+	@touch $@
+
+demo: setup ## the main job, end to end on real input (ARGS="--seconds 60 --json report.json")
+	@$(VENV)/bin/headrace demo $(ARGS)
+
+test: setup ## the whole test suite (ARGS="tests/features -k ring")
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup ## ruff and mypy
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+
+format: setup ## let ruff put the code in shape
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+bench: setup ## every benchmark against its baseline (a few minutes)
+	@for run in benchmarks/*/run.py; do echo "== $$run"; $(PY) $$run || exit 1; done
+
+docs: setup ## write the generated pages of docs/ anew
+	@$(PY) docs/generate.py
+
+pins: setup ## write constraints.txt anew from what is installed
+	@$(PY) -m pip freeze --exclude-editable | sed 's/+cpu$$//' | { sed -n 1p constraints.txt; cat; } > constraints.new && mv constraints.new constraints.txt
+
+clean: ## remove .venv, caches and the demo's data
+	@rm -rf $(VENV) .headrace .mypy_cache .ruff_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

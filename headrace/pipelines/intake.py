@@ -1,0 +1,157 @@
+"""From a batch of bytes to good rows: decode, check, and put aside what is bad.
+
+Nothing is lost: a payload or row that fails goes to the dead letters with where it came from, why, and its raw bytes,
+before the good rows go on. After a crash a dead letter may be written twice.
+"""
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from prometheus_client import Counter
+
+from headrace.clock import Clock, WallClock
+from headrace.errors import SourceError
+from headrace.pipelines.source import Batch, EventBatch
+from headrace.schemas import (
+    BadPayload,
+    BadRow,
+    Codec,
+    DeadLetter,
+    DeadLetters,
+    Decoded,
+    Event,
+    Quality,
+    codec_for,
+    spec_of,
+)
+
+FUTURE_US = 600_000_000
+"""How far ahead of the clock an event may be: 10 minutes of clock skew."""
+
+EVENTS = Counter("headrace_events_total", "Good rows taken in", ["topic"])
+DEAD_LETTERS = Counter("headrace_dead_letters_total", "Payloads and rows put aside", ["topic", "reason"])
+
+_writing = threading.Lock()  # workers of one process may share one dead-letter file
+
+
+class Intake:
+    """Decodes the batches of some event classes.
+
+    `clock` is asked for "now" when rows too far in the future are looked for: wall time for live streams, the event
+    clock when history is played.
+    """
+
+    def __init__(
+        self,
+        events: Iterable[type[Event]],
+        *,
+        dead_letters: DeadLetters,
+        clock: Clock | None = None,
+        future_us: int = FUTURE_US,
+    ) -> None:
+        self.events = {spec_of(event).topic: event for event in events}
+        self._dead_letters = dead_letters
+        self._clock = clock or WallClock()
+        self._quality = {topic: Quality(spec_of(event), future_us=future_us) for topic, event in self.events.items()}
+        self._codecs: dict[tuple[str, str | None], Codec] = {}
+
+    def decode(self, batch: Batch) -> EventBatch:
+        """The good rows of `batch`; a batch with none still carries its next offset.
+
+        Raises:
+            SourceError: no event class was given for the batch's topic.
+        """
+        event = self.events.get(batch.topic)
+        if event is None:
+            raise SourceError(f"topic {batch.topic!r}: no event class for it; there are {', '.join(sorted(self.events))}")
+        codec = self._codec(event, batch)
+        decoded = _decoded(batch, codec)
+        checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
+        letters = _letters(batch, decoded.bad) + _row_letters(batch, decoded, checked.bad, codec)
+        if letters:
+            self._put_aside(batch.topic, letters)
+        EVENTS.labels(batch.topic).inc(checked.frame.height)
+        kept = decoded.payload_index[checked.kept]
+        return EventBatch(
+            event=event,
+            partition=batch.partition,
+            offsets=batch.offsets[kept],
+            next_offset=batch.next_offset,
+            frame=checked.frame,
+            appended_us=None if batch.appended_us is None else batch.appended_us[kept],
+            arrival_us=batch.arrival_us,
+            ended=batch.ended,
+        )
+
+    def _codec(self, event: type[Event], batch: Batch) -> Codec:
+        key = (batch.topic, batch.codec)
+        if key not in self._codecs:
+            self._codecs[key] = codec_for(event, batch.codec)
+        return self._codecs[key]
+
+    def _put_aside(self, topic: str, letters: Sequence[DeadLetter]) -> None:
+        with _writing:
+            self._dead_letters.write(letters)
+        for letter in letters:
+            DEAD_LETTERS.labels(topic, letter.reason).inc()
+
+
+def _decoded(batch: Batch, codec: Codec) -> Decoded:
+    if batch.payloads is not None:
+        return codec.decode(batch.payloads)
+    assert batch.frame is not None
+    return Decoded(frame=batch.frame, payload_index=np.arange(batch.frame.height, dtype=np.int64), bad=[])
+
+
+def _letters(batch: Batch, bad: Sequence[BadPayload]) -> list[DeadLetter]:
+    return [_letter(batch, found.index, found.reason, found.detail, _payload(batch, found.index)) for found in bad]
+
+
+def _row_letters(batch: Batch, decoded: Decoded, bad: Sequence[BadRow], codec: Codec) -> list[DeadLetter]:
+    if not bad:
+        return []
+    alone = _alone(decoded.payload_index)
+    letters = []
+    for found in bad:
+        index = int(decoded.payload_index[found.index])
+        # Of a payload with many rows only the bad one is put aside, in the same format; a file's row as JSON.
+        row = decoded.frame[found.index : found.index + 1]
+        if batch.payloads is None:
+            raw = row.write_ndjson().strip().encode()
+        elif alone[found.index]:
+            raw = batch.payloads[index]
+        else:
+            raw = codec.encode(row)[0]
+        letters.append(_letter(batch, index, found.reason, found.detail, raw))
+    return letters
+
+
+def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each row (n_rows,) is the only one of its payload; `payload_index` ascends."""
+    same = payload_index[1:] == payload_index[:-1]
+    return ~(np.append(same, False) | np.insert(same, 0, False))
+
+
+def _letter(batch: Batch, index: int, reason: str, detail: str, payload: bytes) -> DeadLetter:
+    return DeadLetter(
+        source=batch.topic,
+        partition=batch.partition,
+        offset=int(batch.offsets[index]),
+        reason=reason,
+        detail=detail,
+        payload=payload,
+        arrival_us=batch.arrival_us,
+    )
+
+
+def _payload(batch: Batch, index: int) -> bytes:
+    return b"" if batch.payloads is None else batch.payloads[index]
+
+
+def newest_us(batch: EventBatch) -> int | None:
+    """Newest event time of a batch, in microseconds; None where it has no rows."""
+    column = batch.frame.get_column(spec_of(batch.event).time)
+    return None if column.is_empty() else int(column.cast(pl.Datetime("us", "UTC")).dt.epoch("us").max())  # type: ignore[arg-type]

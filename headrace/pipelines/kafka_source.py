@@ -1,0 +1,310 @@
+"""Topics of a Kafka-protocol broker, read by explicit offsets: no consumer group, no commit, one consumer a worker.
+
+Nothing is lost while the broker is away: the client reconnects by itself and fetches on from the same offset.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import structlog
+import tenacity
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from prometheus_client import Counter
+
+from headrace.clock import wall_us
+from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
+from headrace.pipelines.source import Batch
+from headrace.schemas import Event, spec_of
+
+log = structlog.get_logger(__name__)
+
+ROWS_MAX = 16_384
+"""Messages a poll: larger batches fall off the allocator's fast path, smaller ones cost calls."""
+CONNECT_S_MAX = 30.0
+"""Seconds that a start waits for a broker that does not answer."""
+
+BROKER_ERRORS = Counter("headrace_broker_errors_total", "Errors that the broker's client reported", ["code"])
+
+LOST = frozenset({KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET})  # noqa: SLF001
+UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
+FATAL = frozenset(
+    {
+        KafkaError._AUTHENTICATION,  # noqa: SLF001
+        KafkaError._SSL,  # noqa: SLF001
+        KafkaError._FATAL,  # noqa: SLF001
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.INVALID_MSG,
+    },
+)
+"""Codes that waiting does not cure. Every other one is passing: the client retries, we log once and go on."""
+
+
+@dataclass(slots=True)
+class _Cursor:
+    """How far one partition is read. `end` is its high watermark, seen at the first fetch."""
+
+    topic: str
+    number: int
+    position: int
+    end: int | None = None
+    ended: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.topic}/{self.number}"
+
+
+class KafkaSource:
+    """Batches of the partitions of some topics.
+
+    `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its start.
+    `start` is where a partition begins that `seek` does not name: "earliest", or an offset for each partition by name.
+    `config` is passed to librdkafka (TLS, SASL).
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topics: Sequence[str | type[Event]],
+        *,
+        until_end: bool = False,
+        rows_max: int = ROWS_MAX,
+        start: Literal["earliest"] | Mapping[str, int] = "earliest",
+        config: Mapping[str, Any] | None = None,
+        connect_s: float = CONNECT_S_MAX,
+    ) -> None:
+        self.bootstrap = bootstrap
+        self.topics = tuple(topic if isinstance(topic, str) else spec_of(topic).topic for topic in topics)
+        self._until_end = until_end
+        self._rows_max = rows_max
+        self._start = {} if start == "earliest" else dict(start)
+        self._config = dict(config or {})
+        self._connect_s = connect_s
+        self._owner = (0, 1)
+        self._consumer: Consumer | None = None
+        self._names: list[str] | None = None
+        self._cursors: dict[tuple[str, int], _Cursor] = {}
+        self._unfetched: set[tuple[str, int]] = set()
+        self._away = threading.Event()
+        self._failure: KafkaError | None = None
+
+    def share(self, index: int, count: int) -> Self:
+        """A fresh source that reads every `count`-th partition, from `index` on."""
+        fresh = type(self)(
+            self.bootstrap,
+            self.topics,
+            until_end=self._until_end,
+            rows_max=self._rows_max,
+            start=self._start or "earliest",
+            config=self._config,
+            connect_s=self._connect_s,
+        )
+        fresh._owner = (index, count)  # noqa: SLF001
+        return fresh
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `until_end` was asked for and every partition has reached its end."""
+        return self._until_end and self._names is not None and all(c.ended for c in self._cursors.values())
+
+    def partitions(self) -> list[str]:
+        """Every partition of the topics, "<topic>/<number>".
+
+        Raises:
+            UnknownTopicError: the broker lacks a topic.
+            SourceError: the broker does not answer.
+        """
+        if self._names is None:
+            self._names = self._ask_partitions()
+        return list(self._names)
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Read from `positions` on; called once, before the first poll.
+
+        Raises:
+            OffsetLostError: an offset is below what the broker still keeps. (One beyond the end shows at the first fetch.)
+        """
+        index, count = self._owner
+        for name in self.partitions()[index::count]:
+            topic, _, number = name.rpartition("/")
+            low = self._low_watermark(topic, int(number))
+            position = positions.get(name, self._start.get(name, low))
+            if position < low:
+                raise OffsetLostError(_lost(name, position, low=low))
+            self._cursors[topic, int(number)] = _Cursor(topic, int(number), position)
+        self._unfetched = set(self._cursors)
+        self._connect().assign([TopicPartition(c.topic, c.number, c.position) for c in self._cursors.values()])
+
+    def poll(self) -> list[Batch]:
+        """Messages that have been fetched, one batch a partition; never waits.
+
+        Raises:
+            OffsetLostError: the broker no longer has, or never had, an offset that is wanted.
+            UnknownTopicError: a topic was deleted.
+            SourceError: the broker refuses us for good (authentication, authorisation).
+        """
+        if self._names is None:
+            self.seek({})
+        messages = self._connect().consume(self._rows_max, 0.0)
+        if self._failure is not None:
+            raise SourceError(f"broker {self.bootstrap}: {self._failure.str()}")
+        running = [cursor for cursor in self._cursors.values() if not cursor.ended]
+        self._look_at_ends()
+        by_partition: dict[tuple[str, int], list[Message]] = {}
+        for message in messages:
+            error = message.error()
+            if error is None:
+                by_partition.setdefault((message.topic(), message.partition()), []).append(message)
+            else:
+                self._on_message_error(error, message)
+        if by_partition and self._away.is_set():
+            self._away.clear()
+            log.info("broker_back", bootstrap=self.bootstrap)
+        arrival_us = wall_us()
+        # A partition that ends without a message still says so, once: its watermark and offset count.
+        return [
+            self._batch(cursor, found, arrival_us)
+            for cursor in running
+            if (found := by_partition.get((cursor.topic, cursor.number), [])) or cursor.ended
+        ]
+
+    def close(self) -> None:
+        """Close the consumer."""
+        if self._consumer is not None:
+            self._consumer.close()
+            self._consumer = None
+
+    def _batch(self, cursor: _Cursor, messages: list[Message], arrival_us: int) -> Batch:
+        offsets = np.fromiter((message.offset() for message in messages), np.int64, len(messages))
+        if self._until_end and cursor.end is not None:
+            kept = int(np.searchsorted(offsets, cursor.end))
+            messages, offsets = messages[:kept], offsets[:kept]
+        if messages:
+            cursor.position = int(offsets[-1]) + 1
+        if self._until_end and cursor.end is not None:
+            cursor.ended |= cursor.position >= cursor.end
+        stamps_ms = np.fromiter((message.timestamp()[1] for message in messages), np.int64, len(messages))
+        return Batch(
+            topic=cursor.topic,
+            partition=cursor.name,
+            offsets=offsets,
+            next_offset=cursor.position,
+            payloads=[message.value() or b"" for message in messages],
+            frame=None,
+            appended_us=np.where(stamps_ms > 0, stamps_ms * 1_000, arrival_us),
+            arrival_us=arrival_us,
+            ended=cursor.ended,
+        )
+
+    def _look_at_ends(self) -> None:
+        # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
+        # batch, and says nothing at all to a fetch beyond the end.
+        for key in list(self._unfetched):
+            cursor = self._cursors[key]
+            _, high = self._connect().get_watermark_offsets(TopicPartition(*key), cached=True)
+            if high < 0:
+                continue
+            self._unfetched.discard(key)
+            cursor.end = high
+            if cursor.position > high:
+                raise OffsetLostError(_lost(cursor.name, cursor.position, high=high))
+            cursor.ended = self._until_end and cursor.position >= high
+
+    def _on_message_error(self, error: KafkaError, message: Message) -> None:
+        code = error.code()
+        cursor = self._cursors.get((message.topic(), message.partition()))
+        if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
+            if cursor is not None and cursor.end is not None and message.offset() >= cursor.end:
+                cursor.ended = True  # offsets below the end may be transaction markers, which are never handed out
+        elif code in LOST:
+            name = cursor.name if cursor else f"{message.topic()}/{message.partition()}"
+            raise OffsetLostError(_lost(name, cursor.position if cursor else message.offset()))
+        elif code in UNKNOWN:
+            raise UnknownTopicError(f"topic {message.topic()!r} was deleted while it was read: {error.str()}")
+        elif code in FATAL:
+            raise SourceError(f"broker {self.bootstrap}, topic {message.topic()!r}: {error.str()}")
+        else:
+            self._on_error(error)
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Called by librdkafka from within `consume` and `list_topics`, on the polling thread."""
+        BROKER_ERRORS.labels(error.name()).inc()
+        if error.fatal() or error.code() in FATAL:
+            self._failure = error
+        elif not self._away.is_set():
+            self._away.set()
+            log.warning("broker_away", bootstrap=self.bootstrap, code=error.name(), detail=error.str())
+
+    def _connect(self) -> Consumer:
+        if self._consumer is None:
+            consumer = Consumer(
+                {
+                    "group.id": "headrace",  # compulsory, never joined
+                    "log_level": 0,  # errors come through error_cb, once
+                    "reconnect.backoff.max.ms": 1_000,
+                    "fetch.wait.max.ms": 20,  # bounds what an idle fetch adds to freshness
+                    **self._config,
+                    "bootstrap.servers": self.bootstrap,
+                    "enable.auto.commit": False,
+                    "auto.offset.reset": "error",
+                    "enable.partition.eof": self._until_end,
+                    "allow.auto.create.topics": False,
+                    "error_cb": self._on_error,
+                },
+            )
+            consumer.poll(0)  # an OAuth token is only asked for inside a poll
+            self._consumer = consumer
+        return self._consumer
+
+    def _ask_partitions(self) -> list[str]:
+        consumer = self._connect()
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_passing),
+            stop=tenacity.stop_after_delay(self._connect_s),
+            wait=tenacity.wait_exponential(0.1, max=2),
+            reraise=True,
+        )
+        try:
+            known = retrying(consumer.list_topics, timeout=min(5.0, self._connect_s)).topics
+        except KafkaException as exc:
+            raise SourceError(f"broker {self.bootstrap} does not answer: {(self._failure or exc.args[0]).str()}") from exc
+        names = []
+        for topic in self.topics:
+            if topic not in known or known[topic].error is not None:
+                raise UnknownTopicError(_unknown(topic, self.bootstrap, sorted(t for t in known if known[t].error is None)))
+            names += [f"{topic}/{number}" for number in sorted(known[topic].partitions)]
+        return names
+
+    def _low_watermark(self, topic: str, number: int) -> int:
+        try:
+            low, _ = self._connect().get_watermark_offsets(TopicPartition(topic, number), timeout=self._connect_s)
+        except KafkaException as exc:
+            raise SourceError(f"broker {self.bootstrap}, {topic}/{number}: {exc.args[0].str()}") from exc
+        return int(low)
+
+
+def _is_passing(exc: BaseException) -> bool:
+    return isinstance(exc, KafkaException) and exc.args[0].code() not in FATAL
+
+
+def _unknown(topic: str, bootstrap: str, existing: list[str]) -> str:
+    have = ", ".join(existing[:20]) or "none at all"
+    return (
+        f"broker {bootstrap} has no topic {topic!r}; it has {have}. Create it with "
+        f"`kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions 4`, or "
+        f'`headrace.pipelines.create_topics("{bootstrap}", {{"{topic}": 4}})`'
+    )
+
+
+def _lost(partition: str, wanted: int, *, low: int | None = None, high: int | None = None) -> str:
+    found = f"the broker's first is {low}" if low is not None else ""
+    found = f"the log ends at {high}: the topic was created anew" if high is not None else found
+    return (
+        f"{partition}: offset {wanted} is lost; {found or 'the broker does not have it'}. "
+        "What lies between cannot be read any more: rebuild from an archive (backfill), or start a fresh store"
+    )

@@ -1,0 +1,100 @@
+"""Where events come from: batches with offsets, from a broker or from files.
+
+A source never commits anything. Its reader keeps `{partition: next offset}` beside the data it produced, and seeks there
+when it starts again: offsets live with the data.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.schemas import Event
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """What one poll brought of one partition: payloads of a stream, or rows of a file.
+
+    `partition` is "<topic>/<number>" or "<topic>/<file>". `offsets` int64 (n,) ascending, one a payload or one a row;
+    `next_offset` follows the last of them. `appended_us` int64 (n,) is the broker's append time of each payload.
+    `codec` overrides the event's own; `ended` says that the partition has nothing more.
+    """
+
+    topic: str
+    partition: str
+    offsets: NDArray[np.int64]
+    next_offset: int
+    payloads: list[bytes] | None
+    frame: pl.DataFrame | None
+    appended_us: NDArray[np.int64] | None
+    arrival_us: int
+    codec: str | None = None
+    ended: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class EventBatch:
+    """The good rows of one `Batch`.
+
+    `frame` has the event's declared columns, (n_rows,), possibly none; `offsets` and `appended_us` are int64 (n_rows,)
+    and rows of one payload share an offset. `next_offset` counts bad rows too: they are done with.
+    """
+
+    event: type[Event]
+    partition: str
+    offsets: NDArray[np.int64]
+    next_offset: int
+    frame: pl.DataFrame
+    appended_us: NDArray[np.int64] | None
+    arrival_us: int
+    ended: bool = False
+
+
+class Source(Protocol):
+    """Batches of some partitions. Used by one thread; nothing connects before the first call."""
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more will ever come."""
+        ...
+
+    def partitions(self) -> list[str]:
+        """Every partition of the whole source, whoever reads it, in a fixed order."""
+        ...
+
+    def share(self, index: int, count: int) -> Self:
+        """A fresh, unread source of the partitions p with p % count == index, for one of `count` workers."""
+        ...
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Read each partition from its offset there on; a partition not in `positions` from the source's own start.
+
+        Raises:
+            OffsetLostError: an offset is no longer there.
+        """
+        ...
+
+    def poll(self) -> list[Batch]:
+        """What there is now, at most one batch a partition; [] when there is nothing yet. Never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+        ...
+
+
+def least_positions(positions: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Where to begin so that every reader gets what it lacks: the least offset of each partition that all of them know.
+
+    A partition that one of them has never seen must be read from its start, so it is left out.
+
+    >>> least_positions([{"a/0": 5, "a/1": 7}, {"a/0": 3}])
+    {'a/0': 3}
+    """
+    readers = list(positions)
+    known = set.intersection(*(set(reader) for reader in readers)) if readers else set()
+    return {partition: min(reader[partition] for reader in readers) for partition in sorted(known)}

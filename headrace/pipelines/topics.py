@@ -1,0 +1,156 @@
+"""Writing to a broker: frames of events, dead letters, and new topics."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from headrace.errors import SourceError
+from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
+
+log = structlog.get_logger(__name__)
+
+FLUSH_S_MAX = 30.0
+"""Seconds that a flush waits for the broker's acknowledgements."""
+
+
+class TopicWriter:
+    """Writes frames of one event to its topic.
+
+    Rows of one key go to one partition, in their order. A codec that holds many rows in a payload (Arrow) makes one
+    message of a frame. `write` hands over, `flush` waits: what flush returned for is on the broker.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        event: type[Event],
+        codec: str | None = None,
+        *,
+        topic: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        spec = spec_of(event)
+        self.topic = topic or spec.topic
+        self._spec = spec
+        self._codec = codec_for(event, codec)
+        self._producer = _Producer(bootstrap, config)
+
+    def write(self, frame: pl.DataFrame) -> int:
+        """Hand the rows to the producer; returns how many messages they became.
+
+        Raises:
+            SourceError: the broker refused an earlier message.
+        """
+        if frame.is_empty():
+            return 0
+        payloads = self._codec.encode(frame.select(*self._spec.polars))
+        keys: list[str | None] = [None] * len(payloads)
+        if len(payloads) == frame.height:
+            keys = frame.select(pl.concat_str([pl.col(k).cast(pl.String) for k in self._spec.key], separator="\x1f")).to_series().to_list()
+        for key, payload in zip(keys, payloads, strict=True):
+            self._producer.send(self.topic, payload, key)
+        return len(payloads)
+
+    def flush(self) -> None:
+        """Wait until the broker has everything.
+
+        Raises:
+            SourceError: it refused a message, or did not answer in time.
+        """
+        self._producer.flush()
+
+    def close(self) -> None:
+        """Flush."""
+        self.flush()
+
+
+class KafkaDeadLetters:
+    """Dead letters as JSON messages of a topic. `write` returns when the broker has them."""
+
+    def __init__(self, bootstrap: str, topic: str = "dead-letters", *, config: Mapping[str, Any] | None = None) -> None:
+        self.topic = topic
+        self._producer = _Producer(bootstrap, config)
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Send the letters and wait for them.
+
+        Raises:
+            SourceError: the broker refused one, or did not answer in time.
+        """
+        for letter in letters:
+            self._producer.send(self.topic, encode_letter(letter), letter.partition)
+        self._producer.flush()
+
+    def close(self) -> None:
+        """Flush."""
+        self._producer.flush()
+
+
+def create_topics(bootstrap: str, topics: Mapping[str, int], *, replicas: int = 1) -> None:
+    """Create the topics (name -> partition count) that are not there yet.
+
+    Raises:
+        SourceError: the broker refused one, or does not answer.
+    """
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    wanted = [NewTopic(name, partitions, replicas) for name, partitions in topics.items()]
+    for name, done in (admin.create_topics(wanted, operation_timeout=FLUSH_S_MAX) if wanted else {}).items():
+        try:
+            done.result(FLUSH_S_MAX)
+        except KafkaException as exc:
+            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise SourceError(f"broker {bootstrap}: cannot create topic {name!r}: {exc.args[0].str()}") from exc
+
+
+class _Producer:
+    """An idempotent producer that keeps the first refusal and raises it at the next call."""
+
+    def __init__(self, bootstrap: str, config: Mapping[str, Any] | None) -> None:
+        self._bootstrap = bootstrap
+        self._refused: str | None = None
+        self._lock = threading.Lock()
+        self._producer = Producer(
+            {
+                "linger.ms": 5,
+                "log_level": 0,
+                "partitioner": "murmur2_random",  # as Java clients do, so that all writers agree
+                "error_cb": lambda error: log.debug("broker_error", code=error.name(), detail=error.str()),
+                **(config or {}),
+                "bootstrap.servers": bootstrap,
+                "enable.idempotence": True,
+            },
+        )
+
+    def send(self, topic: str, payload: bytes, key: str | None) -> None:
+        self._raise_refusal()
+        while True:
+            try:
+                self._producer.produce(topic, payload, key, on_delivery=self._on_delivery)
+            except BufferError:  # the producer's queue is full: give it time to send
+                self._producer.poll(0.1)
+            except KafkaException as exc:
+                raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: {exc.args[0].str()}") from exc
+            else:
+                return
+
+    def flush(self) -> None:
+        left = self._producer.flush(FLUSH_S_MAX)
+        self._raise_refusal()
+        if left:
+            raise SourceError(f"broker {self._bootstrap}: {left} messages not acknowledged after {FLUSH_S_MAX} s")
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None and self._refused is None:
+            with self._lock:
+                self._refused = f"broker {self._bootstrap} refused a message for topic {message.topic()!r}: {error.str()}"
+
+    def _raise_refusal(self) -> None:
+        with self._lock:
+            refused, self._refused = self._refused, None
+        if refused:
+            raise SourceError(refused)

@@ -1,0 +1,67 @@
+"""The watermark: the event time up to which everything is thought to have arrived.
+
+    partition 0  ......x...x..x              newest 12:04
+    partition 1  ...x.x....x                 newest 12:02   <- the slowest decides
+    watermark    12:02 - lateness            never moves back
+
+It is the least, over the partitions, of the newest event time, minus the allowed lateness. A partition that is expected
+and has brought nothing yet holds it back; one silent for `idle_s` of wall time, or ended, does not. When all expected
+partitions have ended it is `END_OF_TIME_US`.
+"""
+
+from collections.abc import Iterable
+
+from headrace.clock import wall_us
+from headrace.pipelines.intake import newest_us
+from headrace.pipelines.source import EventBatch
+
+END_OF_TIME_US = 2**62
+"""Watermark of a stream that has ended."""
+
+
+class Watermark:
+    """Watermark over some partitions. `idle_s` None: a silent partition holds it back for ever."""
+
+    def __init__(self, partitions: Iterable[str] = (), *, lateness_us: int = 0, idle_s: float | None = 30.0) -> None:
+        self._newest_us: dict[str, int | None] = {}
+        self._heard_us: dict[str, int] = {}
+        self._expected: set[str] = set()
+        self._ended: set[str] = set()
+        self._lateness_us = lateness_us
+        self._idle_us = None if idle_s is None else int(idle_s * 1_000_000)
+        self._value_us: int | None = None
+        self.expect(partitions)
+
+    def expect(self, partitions: Iterable[str], now_us: int | None = None) -> None:
+        """Expect these partitions: they hold the watermark back until they bring something, or are idle too long."""
+        heard_us = wall_us() if now_us is None else now_us
+        for partition in partitions:
+            self._expected.add(partition)
+            self._newest_us.setdefault(partition, None)
+            self._heard_us.setdefault(partition, heard_us)
+
+    def observe(self, batch: EventBatch, now_us: int | None = None) -> None:
+        """Take note of a batch; `now_us` is wall time."""
+        newest = newest_us(batch)
+        known = self._newest_us.get(batch.partition)
+        if newest is not None:
+            known = newest if known is None else max(known, newest)
+        self._newest_us[batch.partition] = known
+        self._heard_us[batch.partition] = wall_us() if now_us is None else now_us
+        if batch.ended:
+            self._ended.add(batch.partition)
+
+    def value_us(self, now_us: int | None = None) -> int | None:
+        """The watermark at wall time `now_us`, in microseconds of event time; None before anything is known."""
+        wall = wall_us() if now_us is None else now_us
+        awake = [p for p in self._newest_us if p not in self._ended and not self._is_idle(p, wall)]
+        newest = [self._newest_us[p] for p in awake]
+        if self._expected and self._ended >= self._expected:
+            self._value_us = END_OF_TIME_US
+        elif newest and None not in newest:
+            least_us = min(found for found in newest if found is not None) - self._lateness_us
+            self._value_us = least_us if self._value_us is None else max(self._value_us, least_us)
+        return self._value_us
+
+    def _is_idle(self, partition: str, wall: int) -> bool:
+        return self._idle_us is not None and wall - self._heard_us[partition] > self._idle_us

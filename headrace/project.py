@@ -1,0 +1,142 @@
+"""Find the project a command runs in, make its five folders importable, and copy the template into a new one.
+
+A project is a folder whose pyproject.toml has a `[tool.headrace]` table. Its folders `schemas/`, `features/`,
+`pipelines/`, `learners/` and `serving/` are packages, so its root goes first on the import path: an installed package
+of the same name is shadowed while a Headrace command runs.
+"""
+
+import importlib
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from headrace.errors import ConfigError
+
+FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
+_TEMPLATE_PYPROJECT = """\
+[project]
+name = "{name}"
+version = "0.1.0"
+requires-python = ">=3.11,<3.13"
+dependencies = ["headrace[local]"]
+
+[tool.headrace]
+# This folder is a Headrace project: the CLI finds it by this table and puts it on the path.
+
+[tool.pytest.ini_options]
+pythonpath = ["."]
+testpaths = ["tests"]
+"""
+
+
+def find_root(start: Path | None = None) -> Path:
+    """The project's folder: `start` (default: the working directory) or the nearest folder above it.
+
+    Raises:
+        ConfigError: no folder upward holds a pyproject.toml with `[tool.headrace]`.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        file = folder / "pyproject.toml"
+        if file.is_file() and "headrace" in tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}):
+            return folder
+    raise ConfigError(
+        f"{here} is not inside a Headrace project: no pyproject.toml with a [tool.headrace] table here or above. "
+        "Change to your project, or make one with `headrace init DIR`."
+    )
+
+
+def activate(root: Path | None = None) -> Path:
+    """Put the project's root first on the import path and return it.
+
+    Raises:
+        ConfigError: there is no project, or one of its folders lacks `__init__.py` (same-named folders would merge).
+    """
+    root = root or find_root()
+    for folder in FOLDERS:
+        if (root / folder).is_dir() and not (root / folder / "__init__.py").is_file():
+            raise ConfigError(
+                f"{root / folder} has no __init__.py: create an empty one, so that imports find your modules"
+            )
+    if sys.path[:1] != [str(root)]:
+        sys.path.insert(0, str(root))
+    return root
+
+
+def load_module(name: str) -> ModuleType:
+    """Import `name`, a dotted module of the project.
+
+    Raises:
+        ConfigError: there is no such module; errors inside the module itself are raised as they are.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (name == exc.name or name.startswith(exc.name + ".")):
+            raise
+        raise ConfigError(f"no module {name!r}: write it as folder.file, e.g. features.customer") from exc
+
+
+def load_object(reference: str) -> Any:
+    """The object that `module:name` names.
+
+    Raises:
+        ConfigError: the reference has no colon, or the module has no such name; the message lists what it has.
+    """
+    module_name, colon, name = reference.partition(":")
+    if not colon:
+        raise ConfigError(f"{reference!r}: write module:name, e.g. features.customer:CustomerActivity")
+    module = load_module(module_name)
+    if not hasattr(module, name):
+        public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_")))
+        raise ConfigError(f"{module_name} has no {name!r}; it has {public}")
+    return getattr(module, name)
+
+
+def subclasses_in(folder: str, base: type, root: Path) -> list[type]:
+    """Every subclass of `base` that the modules of one project folder define, in the order of their names."""
+    found: dict[str, type] = {}
+    for file in sorted((root / folder).glob("*.py")):
+        if file.stem == "__init__":
+            continue
+        module = load_module(f"{folder}.{file.stem}")
+        for value in vars(module).values():
+            if (
+                isinstance(value, type)
+                and issubclass(value, base)
+                and value is not base
+                and value.__module__ == module.__name__
+            ):
+                found[f"{module.__name__}:{value.__qualname__}"] = value
+    return [found[name] for name in sorted(found)]
+
+
+def template() -> Path:
+    """The folder that `init` copies: the checkout this package runs from, or the copy inside the wheel."""
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / "tests" / "project").is_dir():
+        return checkout  # an editable install also sees headrace/_project if someone built in place; the source wins
+    return Path(__file__).resolve().parent / "_project"
+
+
+def init(target: Path) -> list[Path]:
+    """Copy the template into `target` as a new project; return the files written.
+
+    Raises:
+        ConfigError: `target` exists and is not empty.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists and is not empty: name a new folder")
+    source = template()
+    tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
+    skip = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
+    for folder in FOLDERS:
+        shutil.copytree(source / folder, target / folder, ignore=skip)
+    shutil.copytree(tests, target / "tests", ignore=skip)
+    shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
+    pyproject = _TEMPLATE_PYPROJECT.format(name=target.resolve().name)
+    (target / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    return sorted(path for path in target.rglob("*") if path.is_file())

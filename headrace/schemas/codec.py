@@ -1,0 +1,74 @@
+"""What a wire format does: many payloads to one frame, and a frame to payloads.
+
+A codec never raises on bytes from outside: a payload that it cannot read becomes a `BadPayload`, and costs nobody else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError
+from headrace.schemas.event import CODECS, Event, spec_of
+
+
+@dataclass(frozen=True, slots=True)
+class BadPayload:
+    """A payload that gave no row. `reason` is undecodable, wrong_type or missing; `index` counts payloads from 0."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A batch as columns.
+
+    `frame` has the declared columns in order, (n_rows,); `payload_index` int64 (n_rows,) is each row's payload,
+    ascending; `bad` are the payloads that gave no row, ascending.
+    """
+
+    frame: pl.DataFrame
+    payload_index: NDArray[np.int64]
+    bad: list[BadPayload] = field(default_factory=list)
+
+
+class Codec(Protocol):
+    """One wire format of one event."""
+
+    content_type: str
+
+    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+        """Payloads of a frame's rows: one a row, or one for all rows where the format holds many (Arrow)."""
+        ...
+
+    def decode(self, payloads: Sequence[bytes]) -> Decoded:
+        """Rows of a batch of payloads; never raises on their content."""
+        ...
+
+
+def codec_for(event: type[Event], codec: str | None = None) -> Codec:
+    """The codec of `event`: the one it declares, or the one named.
+
+    Raises:
+        DeclarationError: there is no codec of that name.
+    """
+    from headrace.schemas.arrow_ipc import ArrowCodec
+    from headrace.schemas.avro import AvroCodec, ConfluentAvroCodec
+    from headrace.schemas.jsonl import JsonCodec
+
+    spec = spec_of(event)
+    match codec or spec.codec:
+        case "avro":
+            return AvroCodec(spec)
+        case "confluent-avro":
+            return ConfluentAvroCodec(spec)
+        case "json":
+            return JsonCodec(spec)
+        case "arrow":
+            return ArrowCodec(spec)
+    raise DeclarationError(f"event {spec.name}: no codec {codec!r}; use one of {', '.join(CODECS)}")

@@ -1,0 +1,92 @@
+"""Frames from files, made to fit a declaration without losing anything."""
+
+import difflib
+
+import polars as pl
+from pydantic_core import PydanticUndefined
+
+from headrace.errors import SchemaError
+from headrace.schemas.event import EventSpec
+from headrace.schemas.field_types import FieldType, plain
+
+
+def conform(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
+    """The declared columns of `frame`, in order and of the declared types; others are left out.
+
+    Casts are lossless: whole numbers to int and exact ones to float, categories to text, dates and other time units to
+    microseconds. A datetime without a zone is UTC. A column that is optional, or has a default, may be absent. Nulls
+    are left to `Quality`: they are bad rows, not a bad file.
+
+    Raises:
+        SchemaError: a column is absent, or holds values that the declared type cannot; names event, column and types.
+    """
+    if list(frame.schema.items()) == list(spec.polars.items()):
+        return frame
+    columns = [
+        _fit(frame[name], found, f"event {spec.name}.{name}").alias(name)
+        if name in frame.columns
+        else _absent(frame.columns, frame.height, found, spec.name, name)
+        for name, found in spec.types.items()
+    ]
+    return pl.DataFrame(columns)
+
+
+def _absent(present: list[str], height: int, found: FieldType, event: str, name: str) -> pl.Series:
+    if found.required:
+        near = difflib.get_close_matches(name, present, 1)
+        hint = f"; did you mean {near[0]!r}? Rename it" if near else ""
+        raise SchemaError(
+            f"event {event}.{name}: no such column, wanted {found.polars()}; there are {', '.join(present)}{hint}"
+        )
+    value = None if found.default in (None, PydanticUndefined) else plain(found.default)
+    if found.kind == "time" and value is not None:
+        return pl.Series(name, [value], pl.Int64).cast(found.polars()).new_from_index(0, height)
+    return pl.Series(name, [value], found.polars()).new_from_index(0, height)
+
+
+def _fit(column: pl.Series, wanted: FieldType, path: str) -> pl.Series:
+    """`column` as the wanted type, structs field by field."""
+    if column.dtype == wanted.polars():
+        return column
+    if wanted.kind == "struct" and isinstance(column.dtype, pl.Struct):
+        present = [field.name for field in column.dtype.fields]
+        fields = [
+            _fit(column.struct.field(name), inner, f"{path}.{name}").alias(name)
+            if name in present
+            else _absent(present, len(column), inner, path, name)
+            for name, inner in wanted.fields
+        ]
+        return pl.select(pl.when(column.is_not_null()).then(pl.struct(fields))).to_series()
+    failure = f"{path}: found {column.dtype}, wanted {wanted.polars()}"
+    if not _castable(column.dtype, wanted):
+        raise SchemaError(f"{failure}; cast it before, or change the declaration")
+    try:
+        fitted = column.cast(wanted.polars(), strict=True)
+    except pl.exceptions.PolarsError as exc:
+        raise SchemaError(f"{failure}; a value does not fit: {exc}") from exc
+    if not _is_text(column.dtype) and not fitted.cast(column.dtype, strict=False).eq_missing(column).all():
+        raise SchemaError(f"{failure}; the cast would lose digits, so it is not made")
+    return fitted
+
+
+def _is_text(found: pl.DataType) -> bool:
+    while isinstance(found, pl.List | pl.Array):
+        found = found.inner
+    return found in (pl.String, pl.Categorical, pl.Enum)
+
+
+def _castable(found: pl.DataType, wanted: FieldType) -> bool:
+    """May values of `found` be read as `wanted`, if each of them survives the cast?"""
+    if found == pl.Null or found == wanted.polars():
+        return True
+    match wanted.kind:
+        case "int" | "float":
+            return found.is_integer() or found.is_float()
+        case "text":
+            return found in (pl.Categorical, pl.Enum)
+        case "time":
+            return found in (pl.Date, pl.Datetime)
+        case "list":
+            assert wanted.item is not None
+            return isinstance(found, pl.List | pl.Array) and _castable(found.inner, wanted.item)
+    return False

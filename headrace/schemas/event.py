@@ -1,0 +1,138 @@
+"""An event class: the one declaration that its wire formats, column types and quality rules come from.
+
+    class Reading(Event, topic="readings", key="sensor", time="event_time", id="reading_id"):
+        reading_id: str
+        event_time: datetime
+        sensor: int
+        value: float = Field(ge=0)
+
+A class with a `topic` is checked when Python reads it; one without is a base that other events may share.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+from pydantic import Field as Field
+
+from headrace.errors import DeclarationError
+from headrace.schemas.field_types import FieldType, avro_fields, struct_fields
+
+CODECS = ("avro", "confluent-avro", "json", "arrow")
+_DECLARED = ("topic", "key", "time", "id", "codec")
+
+
+class Event(BaseModel):
+    """Base of every event class.
+
+    Class arguments:
+        topic: stream that carries the event.
+        key: field, or tuple of fields, that the stream is partitioned by.
+        time: field with the moment the event happened; a datetime.
+        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: the whole row is.
+        codec: wire format, one of avro, confluent-avro, json, arrow.
+
+    Raises:
+        DeclarationError: a class argument names no field, or a field's type has no column type.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    _declaration: ClassVar[dict[str, Any]] = {}
+    _spec: ClassVar["EventSpec | None"] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        declared = {name: kwargs.pop(name) for name in _DECLARED if name in kwargs}
+        cls._declaration = {**cls._declaration, **declared}
+        cls._spec = None
+        super().__init_subclass__(**kwargs)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Check the declaration as soon as pydantic knows its fields."""
+        super().__pydantic_init_subclass__(**{name: kwargs[name] for name in kwargs if name not in _DECLARED})
+        if "topic" in cls._declaration and cls.__pydantic_complete__:
+            spec_of(cls)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventSpec:
+    """Everything derived from an event class.
+
+    `polars` maps columns to types in declared order; `avro` is the Avro record; `optional` names the nullable columns;
+    `types` are the field trees that codecs and quality rules walk. One object an event class: compare by identity.
+    """
+
+    name: str
+    topic: str
+    key: tuple[str, ...]
+    time: str
+    id: str | None
+    codec: str
+    polars: dict[str, pl.DataType]
+    avro: dict[str, Any]
+    optional: frozenset[str]
+    event: type[Event]
+    types: dict[str, FieldType] = field(repr=False)
+
+
+def spec_of(event: type[Event]) -> EventSpec:
+    """What follows from the declaration of `event`; worked out once a class.
+
+    Raises:
+        DeclarationError: the class lacks a topic, a key or its time field, or a field's type has no column type.
+    """
+    if event._spec is None:  # noqa: SLF001
+        event._spec = _derive(event)  # noqa: SLF001
+    return event._spec  # noqa: SLF001
+
+
+def arrow_schema(spec: EventSpec) -> pa.Schema:
+    """The Arrow schema of the event, in declared order, 64-bit offsets."""
+    return pa.schema([pa.field(name, found.arrow(), found.nullable) for name, found in spec.types.items()])
+
+
+def _derive(event: type[Event]) -> EventSpec:
+    name = event.__name__
+    declared = {"time": "event_time", "id": None, "codec": "avro", **event._declaration}  # noqa: SLF001
+    for needed, example in (("topic", 'topic="readings"'), ("key", 'key="sensor"')):
+        if not declared.get(needed):
+            raise DeclarationError(f"event {name}: no {needed}; declare it as `class {name}(Event, {example}, ...)`")
+    if declared["codec"] not in CODECS:
+        raise DeclarationError(f"event {name}: codec {declared['codec']!r}; use one of {', '.join(CODECS)}")
+    if not event.__pydantic_complete__:
+        event.model_rebuild()
+    types = struct_fields(event, f"event {name}")
+    key = (declared["key"],) if isinstance(declared["key"], str) else tuple(declared["key"])
+    _check_roles(name, types, key, declared["time"], declared["id"])
+    return EventSpec(
+        name=name,
+        topic=declared["topic"],
+        key=key,
+        time=declared["time"],
+        id=declared["id"],
+        codec=declared["codec"],
+        polars={column: found.polars() for column, found in types.items()},
+        avro={"type": "record", "name": name, "fields": avro_fields(types.items())},
+        optional=frozenset(column for column, found in types.items() if found.nullable),
+        event=event,
+        types=types,
+    )
+
+
+def _check_roles(name: str, types: dict[str, FieldType], key: tuple[str, ...], time: str, event_id: str | None) -> None:
+    roles = [("key", column) for column in key] + [("time", time)] + ([("id", event_id)] if event_id else [])
+    for role, column in roles:
+        if column not in types:
+            raise DeclarationError(
+                f"event {name}: {role}={column!r} is no field; declare `{column}` or use one of {', '.join(types)}",
+            )
+    if types[time].kind != "time" or types[time].nullable:
+        raise DeclarationError(f"event {name}.{time}: the time field must be a datetime, never null; write `{time}: datetime`")
+    for role, column in roles:
+        if role != "time" and types[column].kind not in ("int", "text"):
+            raise DeclarationError(f"event {name}.{column}: a {role} is an int or a str, not {types[column].kind}")
+    if event_id and types[event_id].nullable:
+        raise DeclarationError(f"event {name}.{event_id}: an id is never null; drop `| None`, or leave `id=` out")

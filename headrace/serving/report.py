@@ -1,0 +1,97 @@
+"""What a live view of one replica asks: how many requests, how fast, which swaps. Counters of Prometheus beside it."""
+
+import threading
+from collections import Counter as Tally
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge, Histogram
+
+from headrace.clock import wall_us
+from headrace.serving.swap import Swap
+
+SAMPLES = 4_096  # latencies kept for the percentiles
+SHOWN = 256  # newest samples and swaps in one report
+
+REQUESTS = Counter("headrace_requests_total", "Answered requests.", ["route", "status"])
+REQUEST_SECONDS = Histogram(
+    "headrace_request_seconds",
+    "From the first line of the handler to the response's bytes.",
+    ["route"],
+    buckets=(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 5),
+)
+IN_FLIGHT = Gauge("headrace_requests_in_flight", "Requests being answered.")
+
+
+class Report:
+    """Counts and latency samples of one process since its start. Safe to call from any thread."""
+
+    def __init__(self) -> None:
+        self.started_us = wall_us()
+        self._lock = threading.Lock()
+        self._statuses: Tally[int] = Tally()
+        self._ranked: Tally[int] = Tally()
+        self._latency_ms: NDArray[np.float64] = np.zeros(SAMPLES)
+        self._at_us: NDArray[np.int64] = np.zeros(SAMPLES, np.int64)
+        self._count = 0
+
+    def answered(self, route: str, status: int, seconds: float, *, model_version: int | None = None) -> None:
+        """Count one request; only those answered by a model become latency samples."""
+        REQUESTS.labels(route=route, status=str(status)).inc()
+        REQUEST_SECONDS.labels(route=route).observe(seconds)
+        with self._lock:
+            self._statuses[status] += 1
+            if model_version is None:
+                return
+            self._ranked[model_version] += 1
+            if len(self._ranked) > 2 * SHOWN:
+                self._ranked = Tally({version: self._ranked[version] for version in sorted(self._ranked)[-SHOWN:]})
+            slot = self._count % SAMPLES
+            self._latency_ms[slot] = seconds * 1_000
+            self._at_us[slot] = wall_us()
+            self._count += 1
+
+    def as_dict(self, swap: Swap) -> dict[str, object]:
+        """The report as plain data for JSON."""
+        with self._lock:
+            held = min(self._count, SAMPLES)
+            newest = (np.arange(self._count - min(held, SHOWN), self._count)) % SAMPLES
+            latency_ms, samples = self._latency_ms[:held].copy(), (self._at_us[newest], self._latency_ms[newest])
+            statuses, ranked = dict(self._statuses), dict(self._ranked)
+        live = swap.live
+        return {
+            "now_us": wall_us(),
+            "started_us": self.started_us,
+            "model_version": live.version if live else None,
+            "requests": {
+                "ok": sum(count for status, count in statuses.items() if status < 400),
+                "failed": sum(count for status, count in statuses.items() if status >= 500),
+                "refused": sum(count for status, count in statuses.items() if 400 <= status < 500),
+                "by_status": {str(status): count for status, count in sorted(statuses.items())},
+                "by_version": {str(version): count for version, count in sorted(ranked.items())[-SHOWN:]},
+            },
+            "latency_ms": percentiles(latency_ms),
+            "samples": {"at_us": samples[0].tolist(), "latency_ms": np.round(samples[1], 3).tolist()},
+            "swaps": {
+                "count": swap.swaps,
+                "refused": swap.refused,
+                "swap_ms": percentiles([entry.swap_ms for entry in swap.history]),
+                "recent": [
+                    {"model_version": e.version, "swapped_us": e.swapped_us, "swap_ms": round(e.swap_ms, 3)}
+                    for e in list(swap.history)[-SHOWN:]
+                ],
+            },
+        }
+
+
+def percentiles(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float | int | None]:
+    """Count, p50, p90, p99 and maximum of `values`; None for all but the count when there are none.
+
+    >>> percentiles([1.0, 2.0, 3.0])["p50"]
+    2.0
+    """
+    if len(values) == 0:
+        return {"count": 0, "p50": None, "p90": None, "p99": None, "max": None}
+    p50, p90, p99, top = np.percentile(np.asarray(values, np.float64), (50, 90, 99, 100)).round(3).tolist()
+    return {"count": len(values), "p50": p50, "p90": p90, "p99": p99, "max": top}

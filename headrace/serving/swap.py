@@ -1,0 +1,282 @@
+"""Change the live model while it serves, with no failed and no mixed request.
+
+Invariant: `Swap.live` is one reference to one frozen `LiveModel`. A request reads it once, before its first await, and passes it
+down; nothing in a `LiveModel` changes after it was stored there. So a request is answered by exactly one version, whatever
+happens meanwhile, and no lock is on its path (storing an attribute is atomic in CPython).
+
+    publish v8 -> notice -> loader thread: skip to the newest -> load beside v7 -> checks -> warm-up -> live = v8
+                                                                     |
+                                                                     +-> refused: counted, logged, v7 goes on
+
+A snapshot that fails to load, belongs to other views, or scores the probe with anything but finite values is refused and not
+tried again; a newer one is. The previous models stay in memory for a rollback, which goes the same way but for the load.
+
+Not optimal: tables are copied whole with each snapshot, so a swap costs memory and time by the model's size.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge, Histogram
+
+from headrace.clock import wall_us
+from headrace.errors import HeadraceError, SnapshotError
+from headrace.learners import Inputs
+
+CADENCE_S = 0.5  # no two swaps closer than this: each one costs a core the time of a load
+COST_RATIO = 5.0  # nor closer than this many times what the last one cost
+WAIT_S = 0.25  # longest sleep between two looks at the model directory, in seconds
+KEEP = 2  # previous models held for rollback
+OS_RETRIES = 3  # a file system may fail for a moment; a corrupt snapshot does not heal
+HISTORY = 512
+
+SWAPS = Counter("headrace_swaps_total", "Models that became live in this process.")
+SWAP_SECONDS = Histogram(
+    "headrace_swap_seconds",
+    "Load, checks, warm-up and store.",
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+)
+REFUSED = Counter("headrace_swap_refused_total", "Snapshots that were not taken.", ["reason"])
+LIVE_VERSION = Gauge("headrace_model_version", "Version of the live model.")
+
+log = structlog.get_logger(__name__)
+
+
+class Scores(Protocol):
+    """A frozen model; called from several threads at once."""
+
+    def score(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Probabilities (n,) of `inputs`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a loader gives: a frozen model, the fingerprints of the views it reads, and its manifest as plain data."""
+
+    scorer: Scores
+    fingerprints: Mapping[str, str]
+    manifest: Mapping[str, Any]
+
+
+class Releases(Protocol):
+    """Where new models come from. All three are called by the loader thread only, or by whoever calls `refresh`."""
+
+    def newest(self) -> int | None:
+        """Version that should be live, or None while nothing was published."""
+        ...
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when something may have been published, after `timeout_s` seconds at the latest."""
+        ...
+
+    def load(self, version: int) -> Loaded:
+        """The model `version`, read whole and checked against its checksum.
+
+        Raises:
+            SnapshotError: it is incomplete, corrupt or of another learner.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """A model that answers requests. Nothing in it changes after it became live."""
+
+    version: int
+    scorer: Scores
+    manifest: Mapping[str, Any]
+    swapped_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """One swap: what became live, when (wall time, µs) and what it took in milliseconds."""
+
+    version: int
+    previous: int | None
+    swapped_us: int
+    swap_ms: float
+    manifest: Mapping[str, Any]
+
+
+class Swap:
+    """The live model of one process, and the thread that follows the published ones.
+
+    Args:
+        releases: where models come from.
+        probe: called before each warm-up, in the loader thread; gives Inputs of the shape of a real request.
+        fingerprints: view -> layout fingerprint that this process reads; a model of other layouts is refused.
+        on_swap: called in the loader thread after each swap, oldest first, never concurrently; what it raises is logged.
+        cadence_s, cost_ratio: no sooner after a swap than max(cadence_s, cost_ratio x its cost).
+        keep: previous models held for `rollback`.
+    """
+
+    def __init__(
+        self,
+        releases: Releases,
+        *,
+        probe: Callable[[], Inputs],
+        fingerprints: Mapping[str, str] | None = None,
+        on_swap: Callable[[Swapped], None] | None = None,
+        cadence_s: float = CADENCE_S,
+        cost_ratio: float = COST_RATIO,
+        keep: int = KEEP,
+    ) -> None:
+        self.live: LiveModel | None = None
+        self.history: deque[Swapped] = deque(maxlen=HISTORY)
+        self.swaps = 0
+        self.refused = 0
+        self._releases = releases
+        self._probe = probe
+        self._fingerprints = dict(fingerprints or {})
+        self._on_swap = on_swap
+        self._cadence_s = cadence_s
+        self._cost_ratio = cost_ratio
+        self._kept: deque[LiveModel] = deque(maxlen=keep)
+        self._settled: int | None = None  # newest version taken, refused or rolled back from: not to be tried again
+        self._turn = threading.Lock()  # one swap at a time; requests never take it
+        self._stop = threading.Event()
+        self._ready = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def kept(self) -> list[int]:
+        """Versions a rollback reaches, newest first."""
+        return [model.version for model in reversed(self._kept)]
+
+    def start(self, wait_s: float = 0.0) -> Self:
+        """Start the loader thread; return when a model is live or after `wait_s` seconds."""
+        assert self._thread is None, "a Swap is started once"
+        self._thread = threading.Thread(target=self._follow, name="headrace-swap", daemon=True)
+        self._thread.start()
+        if wait_s:
+            self._ready.wait(wait_s)
+        return self
+
+    def close(self) -> None:
+        """Stop the loader thread. The live model stays readable."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def refresh(self) -> bool:
+        """Look once for a newer model and swap to it: True when the live model changed."""
+        with self._turn:
+            version = self._releases.newest()
+            if version is None or version == self._settled:
+                return False
+            return self._take(version)
+
+    def rollback(self, version: int) -> None:
+        """Serve `version` again until something newer than all seen so far is published.
+
+        Raises:
+            SnapshotError: `version` is neither held nor loadable; the live model goes on.
+        """
+        with self._turn:
+            held = {model.version: model for model in self._kept}.get(version)
+            started = time.perf_counter()
+            loaded = Loaded(held.scorer, self._fingerprints, held.manifest) if held else self._releases.load(version)
+            self._check(version, loaded)
+            self._settled = self._releases.newest()
+            self._store(version, loaded, started)
+        log.warning("model_rolled_back", model_version=version, held=held is not None)
+
+    def _follow(self) -> None:
+        while not self._stop.is_set():
+            cost_s = 0.0
+            try:
+                before = time.perf_counter()
+                swapped = self.refresh()
+                cost_s = time.perf_counter() - before if swapped else 0.0
+                if not swapped:
+                    self._releases.wait(WAIT_S)
+            except Exception:
+                # The thread must outlive whatever the directory or Redis throws: a dead loader serves stale models for ever.
+                log.exception("model_follow_failed")
+                self._stop.wait(WAIT_S)
+            if cost_s:
+                self._stop.wait(max(self._cadence_s, self._cost_ratio * cost_s))
+
+    def _take(self, version: int) -> bool:
+        started = time.perf_counter()
+        try:
+            loaded = self._load(version)
+            self._check(version, loaded)
+        except Exception as exc:
+            # Also what torch or a kernel may raise on a hostile file: any failure beside the live model is a refusal.
+            self._settled = version
+            self.refused += 1
+            REFUSED.labels(reason=type(exc).__name__).inc()
+            live = self.live.version if self.live else None
+            log.error("snapshot_refused", model_version=version, live=live, reason=str(exc), error=type(exc).__name__)
+            return False
+        self._settled = version
+        self._store(version, loaded, started)
+        return True
+
+    def _load(self, version: int) -> Loaded:
+        for attempt in range(OS_RETRIES):
+            try:
+                return self._releases.load(version)
+            except OSError as exc:
+                log.warning("snapshot_read_failed", model_version=version, attempt=attempt, reason=str(exc))
+                self._stop.wait(0.05 * 2**attempt)
+        return self._releases.load(version)
+
+    def _check(self, version: int, loaded: Loaded) -> None:
+        for view, wanted in self._fingerprints.items():
+            found = loaded.fingerprints.get(view)
+            if found != wanted:
+                raise SnapshotError(
+                    f"model {version} · view {view}: trained on layout {found}, this process reads {wanted}; "
+                    "train on the present views or serve with the views of the model"
+                )
+        probe = self._probe()
+        scores = loaded.scorer.score(probe)  # also the warm-up: the first call of a model is the slow one
+        if scores.shape != (len(probe),):
+            raise SnapshotError(f"model {version}: scored {len(probe)} rows into shape {scores.shape}")
+        if not np.isfinite(scores).all():
+            raise SnapshotError(
+                f"model {version}: {int((~np.isfinite(scores)).sum())} of {len(probe)} probe scores not finite"
+            )
+
+    def _store(self, version: int, loaded: Loaded, started: float) -> None:
+        previous = self.live
+        model = LiveModel(version, loaded.scorer, loaded.manifest, wall_us())
+        self.live = model
+        seconds = time.perf_counter() - started
+        held = [kept for kept in self._kept if kept.version != version]
+        self._kept = deque(
+            [*held, *([previous] if previous and previous.version != version else [])], self._kept.maxlen
+        )
+        self.swaps += 1
+        SWAPS.inc()
+        SWAP_SECONDS.observe(seconds)
+        LIVE_VERSION.set(version)
+        swapped = Swapped(
+            version, previous.version if previous else None, model.swapped_us, seconds * 1_000, loaded.manifest
+        )
+        self.history.append(swapped)
+        self._ready.set()
+        log.info("model_swapped", model_version=version, previous=swapped.previous, swap_ms=round(swapped.swap_ms, 2))
+        if self._on_swap is not None:
+            try:
+                self._on_swap(swapped)
+            except Exception:
+                log.exception("swap_hook_failed", model_version=version)  # the hook observes; it must not undo a swap
+
+
+class DirectoryReleases:
+    """`Releases` from a `ModelDirectory`."""
+
+
+__all__ = ["DirectoryReleases", "HeadraceError", "LiveModel", "Loaded", "Releases", "Swap", "Swapped"]

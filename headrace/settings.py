@@ -1,0 +1,67 @@
+"""One settings class: every knob with a default, read from the environment (`HEADRACE_…`) or the project's `.env`.
+
+Command-line flags override these values; engine classes take plain arguments and never read settings themselves.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from headrace.clock import Clock, parse_clock
+from headrace.errors import ConfigError
+
+
+class Settings(BaseSettings):
+    """What differs between a laptop, a test and production."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_file=".env", extra="ignore", frozen=True)
+
+    brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma separated")
+    kafka: dict[str, str] = Field({}, description="further librdkafka options as JSON (SASL, TLS)")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="the online store")
+    namespace: str = Field("hr", description="prefix of every Redis key")
+    shards: int = Field(32, ge=1, le=16_384, description="virtual shards; fixed for the life of a store")
+    dead_letter_topic: str = Field("dead-letters", description="topic for events that could not be used")
+    dead_letter_dir: Path = Field(Path(".headrace/dead_letters"), description="folder for the same, as JSON lines")
+    future_s: float = Field(
+        600.0, ge=0, description="how far ahead of the clock an event may be, in seconds of event time"
+    )
+    clock: str = Field("wall", description="wall, fixed:<event_us> or accelerated:<event_us>:<wall_us>:<speed>")
+    model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
+    state_dir: Path = Field(Path(".headrace/state"), description="training state")
+    publish_s: float = Field(2.0, gt=0, description="seconds between two published snapshots")
+    label_within_s: float = Field(
+        600.0, gt=0, description="how long after an impression an engagement labels it, event time"
+    )
+    lateness_s: float = Field(60.0, ge=0, description="how far behind the newest an event may arrive, event time")
+    host: str = Field("127.0.0.1", description="address that serving listens on")
+    port: int = Field(8000, ge=0, le=65_535, description="port that serving listens on")
+    replicas: int = Field(1, ge=1, description="Ray Serve replicas")
+    api_keys: tuple[str, ...] = Field((), description="accepted X-API-Key values as JSON; none: no key is asked")
+    in_flight_max: int = Field(256, ge=1, description="requests in flight in a replica before it answers 429")
+    frozen_version: int | None = Field(None, description="snapshot scored beside the live one, for comparison only")
+    torch_threads: int = Field(1, ge=1, description="threads of one torch operation in a process")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_json: bool = Field(False, description="logs as JSON lines instead of text")
+
+    @cached_property
+    def event_clock(self) -> Clock:
+        """The clock that `clock` describes."""
+        return parse_clock(self.clock)
+
+
+def load_settings() -> Settings:
+    """Settings of this process's environment.
+
+    Raises:
+        ConfigError: a variable does not fit; the message names it and what it wants.
+    """
+    try:
+        return Settings()
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = "HEADRACE_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigError(f"{name}={first['input']!r}: {first['msg']}") from exc

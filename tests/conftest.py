@@ -1,0 +1,44 @@
+"""Real services for the tests: one Redis and one broker a run, each on free ports in a temporary folder."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headrace.local import EmbeddedBroker, EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(_redis: EmbeddedRedis) -> str:
+    """URL of an empty, real Redis."""
+    import redis
+
+    with redis.Redis.from_url(_redis.url) as client:
+        client.flushall()
+    return _redis.url
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap address of a real broker; topics are the test's own (`topic` gives a fresh name)."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as server:
+        yield server.bootstrap
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic name that no other test uses."""
+    return f"t-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def repo() -> Path:
+    """The checkout's root."""
+    return Path(__file__).resolve().parent.parent
