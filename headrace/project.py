@@ -6,6 +6,7 @@ of the same name is shadowed while a Headrace command runs.
 """
 
 import importlib
+import os
 import shutil
 import sys
 import tomllib
@@ -33,12 +34,12 @@ testpaths = ["tests"]
 
 
 def find_root(start: Path | None = None) -> Path:
-    """The project's folder: `start` (default: the working directory) or the nearest folder above it.
+    """The project's folder: HEADRACE_PROJECT if set, else `start` (the working directory) or the nearest above it.
 
     Raises:
         ConfigError: no folder upward holds a pyproject.toml with `[tool.headrace]`.
     """
-    here = (start or Path.cwd()).resolve()
+    here = (start or Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd())).resolve()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
         if file.is_file() and "headrace" in tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}):

@@ -33,7 +33,6 @@ class Settings(BaseSettings):
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")
     publish_s: float = Field(2.0, gt=0, description="seconds between two published snapshots")
-    label_within_s: float = Field(
         600.0, gt=0, description="how long after an impression an engagement labels it, event time"
     )
     lateness_s: float = Field(60.0, ge=0, description="how far behind the newest an event may arrive, event time")

@@ -1,12 +1,11 @@
 """Files of one event as a source: Parquet, Arrow IPC, Avro, CSV and JSON lines.
 
-A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does. Files are read one
-after the other in the order of their names, each wholly in memory. With `sort`, the rows of a file are put into event-time
-order first, ties in file order: its row numbers are those of the sorted file. JSON lines are passed on as payloads, so
-that a bad line costs that line only; they keep their order.
+A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does. Files are
+read one after the other in the order given, each wholly in memory. With `sort`, the rows of a file are put into
+event-time order first, ties in file order: its row numbers are those of the sorted file. JSON lines are passed on as
+payloads, so that a bad line costs that line only; they keep their order.
 """
 
-import glob
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +37,12 @@ class FileSource:
     """
 
     def __init__(
-        self, paths: str | Path | Sequence[str | Path], event: type[Event], *, sort: bool = True, rows_max: int = ROWS_MAX,
+        self,
+        paths: str | Path | Sequence[str | Path],
+        event: type[Event],
+        *,
+        sort: bool = True,
+        rows_max: int = ROWS_MAX,
     ) -> None:
         self._paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
         self._event = event
@@ -107,17 +111,17 @@ class FileSource:
         self._open = None
 
     def _batch(self, name: str, rows: pl.DataFrame | list[bytes], begin: int, end: int) -> Batch:
-        is_frame = isinstance(rows, pl.DataFrame)
+        lines = rows[begin:end] if isinstance(rows, list) else None
         return Batch(
             topic=self._spec.topic,
             partition=name,
             offsets=np.arange(begin, end, dtype=np.int64),
             next_offset=end,
-            payloads=None if is_frame else rows[begin:end],
-            frame=rows[begin:end] if is_frame else None,
+            payloads=lines,
+            frame=None if isinstance(rows, list) else rows[begin:end],
             appended_us=None,
             arrival_us=wall_us(),
-            codec=None if is_frame else "json",
+            codec=None if lines is None else "json",
             ended=end == len(rows),
         )
 
@@ -167,8 +171,12 @@ def _matches(path: str) -> list[tuple[Path, str]]:
         return [(plain, plain.name)]
     fixed = Path(*itertools.takewhile(lambda part: not _MAGIC & set(part), plain.parts))
     if fixed == plain:
-        raise SourceError(f"file {path} does not exist" if not plain.exists() else f"{path} is a folder; add a pattern, as in {path}/*.parquet")
-    files = sorted(Path(name) for name in glob.glob(path, recursive=True) if Path(name).is_file())
+        raise SourceError(
+            f"file {path} does not exist"
+            if not plain.exists()
+            else f"{path} is a folder; add a pattern, as in {path}/*.parquet"
+        )
+    files = sorted(file for file in fixed.glob(str(plain.relative_to(fixed))) if file.is_file())
     if not files:
         raise SourceError(f"no file matches {path}")
     return [(file, file.relative_to(fixed).as_posix()) for file in files]
@@ -182,7 +190,7 @@ def _read_parquet(path: Path, spec: EventSpec) -> pl.DataFrame:
 def _read_ipc(path: Path, spec: EventSpec) -> pl.DataFrame:
     del spec
     try:
-        return pl.read_ipc(path, memory_map=False)
+        return pl.read_ipc(path)
     except pl.exceptions.ComputeError:
         return pl.read_ipc_stream(path)
 

@@ -32,7 +32,6 @@ FUTURE_US = 600_000_000
 """How far ahead of the clock an event may be: 10 minutes of clock skew."""
 
 EVENTS = Counter("headrace_events_total", "Good rows taken in", ["topic"])
-DEAD_LETTERS = Counter("headrace_dead_letters_total", "Payloads and rows put aside", ["topic", "reason"])
 
 _writing = threading.Lock()  # workers of one process may share one dead-letter file
 
@@ -66,13 +65,16 @@ class Intake:
         """
         event = self.events.get(batch.topic)
         if event is None:
-            raise SourceError(f"topic {batch.topic!r}: no event class for it; there are {', '.join(sorted(self.events))}")
+            raise SourceError(
+                f"topic {batch.topic!r}: no event class for it; there are {', '.join(sorted(self.events))}"
+            )
         codec = self._codec(event, batch)
         decoded = _decoded(batch, codec)
         checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
         letters = _letters(batch, decoded.bad) + _row_letters(batch, decoded, checked.bad, codec)
         if letters:
-            self._put_aside(batch.topic, letters)
+            with _writing:
+                self._dead_letters.write(letters)
         EVENTS.labels(batch.topic).inc(checked.frame.height)
         kept = decoded.payload_index[checked.kept]
         return EventBatch(
@@ -91,12 +93,6 @@ class Intake:
         if key not in self._codecs:
             self._codecs[key] = codec_for(event, batch.codec)
         return self._codecs[key]
-
-    def _put_aside(self, topic: str, letters: Sequence[DeadLetter]) -> None:
-        with _writing:
-            self._dead_letters.write(letters)
-        for letter in letters:
-            DEAD_LETTERS.labels(topic, letter.reason).inc()
 
 
 def _decoded(batch: Batch, codec: Codec) -> Decoded:
@@ -131,8 +127,8 @@ def _row_letters(batch: Batch, decoded: Decoded, bad: Sequence[BadRow], codec: C
 
 def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each row (n_rows,) is the only one of its payload; `payload_index` ascends."""
-    same = payload_index[1:] == payload_index[:-1]
-    return ~(np.append(same, False) | np.insert(same, 0, False))
+    edges = np.flatnonzero(np.diff(payload_index, prepend=-1, append=-1))  # first row of each payload, and the end
+    return np.repeat(np.diff(edges) == 1, np.diff(edges))
 
 
 def _letter(batch: Batch, index: int, reason: str, detail: str, payload: bytes) -> DeadLetter:

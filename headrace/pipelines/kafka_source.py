@@ -62,8 +62,9 @@ class _Cursor:
 class KafkaSource:
     """Batches of the partitions of some topics.
 
-    `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its start.
-    `start` is where a partition begins that `seek` does not name: "earliest", or an offset for each partition by name.
+    `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
+    start. `start` is where a partition begins that `seek` does not name: "earliest", or an offset for each partition by
+    name.
     `config` is passed to librdkafka (TLS, SASL).
     """
 
@@ -127,7 +128,7 @@ class KafkaSource:
         """Read from `positions` on; called once, before the first poll.
 
         Raises:
-            OffsetLostError: an offset is below what the broker still keeps. (One beyond the end shows at the first fetch.)
+            OffsetLostError: an offset is below what the broker keeps. One beyond the end shows at the first fetch.
         """
         index, count = self._owner
         for name in self.partitions()[index::count]:
@@ -272,11 +273,15 @@ class KafkaSource:
         try:
             known = retrying(consumer.list_topics, timeout=min(5.0, self._connect_s)).topics
         except KafkaException as exc:
-            raise SourceError(f"broker {self.bootstrap} does not answer: {(self._failure or exc.args[0]).str()}") from exc
+            raise SourceError(
+                f"broker {self.bootstrap} does not answer: {(self._failure or exc.args[0]).str()}"
+            ) from exc
         names = []
         for topic in self.topics:
             if topic not in known or known[topic].error is not None:
-                raise UnknownTopicError(_unknown(topic, self.bootstrap, sorted(t for t in known if known[t].error is None)))
+                raise UnknownTopicError(
+                    _unknown(topic, self.bootstrap, sorted(t for t in known if known[t].error is None))
+                )
             names += [f"{topic}/{number}" for number in sorted(known[topic].partitions)]
         return names
 

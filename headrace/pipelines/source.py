@@ -1,7 +1,7 @@
 """Where events come from: batches with offsets, from a broker or from files.
 
-A source never commits anything. Its reader keeps `{partition: next offset}` beside the data it produced, and seeks there
-when it starts again: offsets live with the data.
+A source never commits anything. Its reader keeps `{partition: next offset}` beside the data it produced, and seeks
+there when it starts again: offsets live with the data. A partition's name is "<topic>/<rest>".
 """
 
 from collections.abc import Iterable, Mapping

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import SourceError
-from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
+from headrace.schemas import DeadLetter, Event, codec_for, count_letters, encode_letter, spec_of
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,11 @@ class TopicWriter:
         payloads = self._codec.encode(frame.select(*self._spec.polars))
         keys: list[str | None] = [None] * len(payloads)
         if len(payloads) == frame.height:
-            keys = frame.select(pl.concat_str([pl.col(k).cast(pl.String) for k in self._spec.key], separator="\x1f")).to_series().to_list()
+            keys = (
+                frame.select(pl.concat_str([pl.col(k).cast(pl.String) for k in self._spec.key], separator="\x1f"))
+                .to_series()
+                .to_list()
+            )
         for key, payload in zip(keys, payloads, strict=True):
             self._producer.send(self.topic, payload, key)
         return len(payloads)
@@ -85,6 +89,7 @@ class KafkaDeadLetters:
         for letter in letters:
             self._producer.send(self.topic, encode_letter(letter), letter.partition)
         self._producer.flush()
+        count_letters(letters)
 
     def close(self) -> None:
         """Flush."""
@@ -147,7 +152,9 @@ class _Producer:
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._refused is None:
             with self._lock:
-                self._refused = f"broker {self._bootstrap} refused a message for topic {message.topic()!r}: {error.str()}"
+                self._refused = (
+                    f"broker {self._bootstrap} refused a message for topic {message.topic()!r}: {error.str()}"
+                )
 
     def _raise_refusal(self) -> None:
         with self._lock:

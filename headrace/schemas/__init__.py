@@ -16,6 +16,10 @@ from headrace.schemas.event import EventSpec as EventSpec
 from headrace.schemas.event import Field as Field
 from headrace.schemas.event import arrow_schema as arrow_schema
 from headrace.schemas.event import spec_of as spec_of
+from headrace.schemas.evolution import Change as Change
+from headrace.schemas.evolution import check_lock as check_lock
+from headrace.schemas.evolution import write_lock as write_lock
+from headrace.schemas.jsonl import rows_as_json as rows_as_json
 from headrace.schemas.quality import BadRow as BadRow
 from headrace.schemas.quality import Checked as Checked
 from headrace.schemas.quality import Quality as Quality

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from headrace.errors import SchemaError
 from headrace.schemas.codec import BadPayload, Decoded
-from headrace.schemas.conform import conform
+from headrace.schemas.conform import conform, refuse_nulls
 from headrace.schemas.event import EventSpec, arrow_schema
 
 
@@ -31,13 +31,13 @@ class ArrowCodec:
         """
         if frame.is_empty():
             return []
-        table = conform(frame, self._spec).to_arrow(compat_level=pl.CompatLevel.oldest())
+        fitted = conform(frame, self._spec)
+        refuse_nulls(fitted, self._spec)
         sink = io.BytesIO()
-        try:
-            with pa.ipc.new_stream(sink, self._schema) as stream:
-                stream.write_table(table.cast(self._schema).combine_chunks())
-        except (pa.ArrowInvalid, ValueError) as exc:
-            raise SchemaError(f"event {self._spec.name}: {exc}; fill the nulls or allow them with `| None`") from exc
+        with pa.ipc.new_stream(sink, self._schema) as stream:
+            stream.write_table(
+                fitted.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(self._schema).combine_chunks()
+            )
         return [sink.getvalue()]
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:

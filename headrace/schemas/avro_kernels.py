@@ -8,7 +8,7 @@ had added to the slots. Unions are ["null", T] only. Cost: about 10 ns a field.
 import numpy as np
 
 from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, is_utf8, kernel
-from headrace.schemas.program import BOOL, BYTES, END, FLOAT, INT, LIST, OP, OPTION, SLOT, TEXT, TIME
+from headrace.schemas.program import BOOL, BYTES, END, FLOAT, INT, LIST, NESTS_MAX, OP, OPTION, SLOT, TEXT, TIME
 
 GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
 DETAILS = {
@@ -20,7 +20,6 @@ DETAILS = {
     BAD_LENGTH: "a length is negative or beyond the payload",
     BAD_TEXT: "a string is not UTF-8",
 }
-_DEPTH = 32  # lists within lists; declarations are far shallower
 
 
 @kernel
@@ -46,7 +45,7 @@ def read_varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
 def decode_datum(
     data: Bytes, at: int, end: int, ops: Ints, out: Ints, bases: Ints, rooms: Ints, counts: Ints, lists: Ints
 ) -> int:
-    """Add the datum `data[at:end]` to the slots; returns a status. `lists` (_DEPTH, 2): open lists, scratch."""
+    """Add the datum `data[at:end]` to the slots; returns a status. `lists` (NESTS_MAX, 2): open lists, scratch."""
     depth = 0
     op = 1
     last = ops[0, END]
@@ -169,7 +168,7 @@ def decode_datums(
     `status` int64 (n,): a payload whose status is not GOOD on entry is passed over; on exit it tells what was wrong.
     Returns the number of payloads, or the one that the slots had no room for, with the slots as before it.
     """
-    lists = np.empty((_DEPTH, 2), np.int64)
+    lists = np.empty((NESTS_MAX, 2), np.int64)
     before = counts.copy()
     for i in range(first, len(status)):
         if status[i] != GOOD:
@@ -211,7 +210,7 @@ def encode_datums(data: Bytes, head: Bytes, ops: Ints, slots: Ints, bases: Ints,
     Below a null the slots hold placeholders: they are walked, so that the cursors move on, and then overwritten.
     """
     cursors = bases.copy()
-    nests = np.empty((2 * _DEPTH, 3), np.int64)  # (op whose subtree is open, items left or -1 for a null, position)
+    nests = np.empty((NESTS_MAX, 3), np.int64)  # (op whose subtree is open, items left or -1 for a null, position)
     at = 0
     for row in range(len(bounds) - 1):
         bounds[row] = at

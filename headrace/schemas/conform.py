@@ -90,3 +90,34 @@ def _castable(found: pl.DataType, wanted: FieldType) -> bool:
             assert wanted.item is not None
             return isinstance(found, pl.List | pl.Array) and _castable(found.inner, wanted.item)
     return False
+
+
+def refuse_nulls(frame: pl.DataFrame, spec: EventSpec) -> None:
+    """Raise where a frame of the event's own types holds a null that the event does not declare.
+
+    Raises:
+        SchemaError: names the event and the column.
+    """
+    if not frame.height:
+        return
+    found = frame.select(_nulls(pl.col(name), field).any().alias(name) for name, field in spec.types.items())
+    for name, broken in found.row(0, named=True).items():
+        if broken:
+            raise SchemaError(
+                f"event {spec.name}.{name}: null where the event declares none; fill it or write `| None`"
+            )
+
+
+def _nulls(values: pl.Expr, found: FieldType) -> pl.Expr:
+    broken = pl.lit(value=False) if found.nullable else values.is_null()
+    if found.item is not None and not _always_null_free(found.item):
+        below = values.list.eval(_nulls(pl.element(), found.item)).list.any().fill_null(value=False)
+        return broken | below
+    for name, inner in found.fields:
+        broken |= values.is_not_null() & _nulls(values.struct.field(name), inner)
+    return broken
+
+
+def _always_null_free(found: FieldType) -> bool:
+    """Can nothing below be wrong, because all of it may be null?"""
+    return found.nullable and found.item is None and not found.fields

@@ -130,7 +130,9 @@ def _check_roles(name: str, types: dict[str, FieldType], key: tuple[str, ...], t
                 f"event {name}: {role}={column!r} is no field; declare `{column}` or use one of {', '.join(types)}",
             )
     if types[time].kind != "time" or types[time].nullable:
-        raise DeclarationError(f"event {name}.{time}: the time field must be a datetime, never null; write `{time}: datetime`")
+        raise DeclarationError(
+            f"event {name}.{time}: the time field must be a datetime, never null; write `{time}: datetime`"
+        )
     for role, column in roles:
         if role != "time" and types[column].kind not in ("int", "text"):
             raise DeclarationError(f"event {name}.{column}: a {role} is an int or a str, not {types[column].kind}")

@@ -100,12 +100,12 @@ class FieldType:
         return _POLARS[self.kind]
 
     def arrow(self) -> pa.DataType:
-        """The Arrow type, with 64-bit offsets."""
+        """The Arrow type, with 64-bit offsets; whatever lies below a list or struct is nullable, as Polars writes it."""
         if self.kind == "list":
             assert self.item is not None
-            return pa.large_list(pa.field("item", self.item.arrow(), self.item.nullable))
+            return pa.large_list(self.item.arrow())
         if self.kind == "struct":
-            return pa.struct([pa.field(name, field.arrow(), field.nullable) for name, field in self.fields])
+            return pa.struct([pa.field(name, field.arrow()) for name, field in self.fields])
         return _ARROW[self.kind]
 
     def avro(self) -> Any:
@@ -170,9 +170,7 @@ def struct_fields(model: type[pydantic.BaseModel], path: str, parents: tuple[typ
         )
     if not model.model_fields:
         raise DeclarationError(f"{path}: {model.__name__} has no field; declare at least one")
-    return {
-        name: _of_field(info, f"{path}.{name}", (*parents, model)) for name, info in model.model_fields.items()
-    }
+    return {name: _of_field(info, f"{path}.{name}", (*parents, model)) for name, info in model.model_fields.items()}
 
 
 def _of_field(info: FieldInfo, path: str, parents: tuple[type, ...]) -> FieldType:
@@ -212,7 +210,9 @@ def _of_annotation(annotation: Any, metadata: tuple[Any, ...], path: str, parent
         return FieldType("struct", fields=tuple(fields.items()), record=_record_name(path))
     if annotation in _LEAVES:
         return FieldType(_LEAVES[annotation], rules=rules)
-    raise DeclarationError(f"{path}: {getattr(annotation, '__name__', annotation)} has no column type; use {_SUPPORTED}")
+    raise DeclarationError(
+        f"{path}: {getattr(annotation, '__name__', annotation)} has no column type; use {_SUPPORTED}"
+    )
 
 
 def _record_name(path: str) -> str:

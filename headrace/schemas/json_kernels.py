@@ -10,8 +10,19 @@ Functions return the position after what they read, or a failure below 0, see `f
 
 import numpy as np
 
-from headrace.schemas.kernels import Bytes, Ints, base64_value, fill_null, has_room, hex_value, is_utf8, kernel, unescape
+from headrace.schemas.kernels import (
+    Bytes,
+    Ints,
+    base64_value,
+    fill_null,
+    has_room,
+    hex_value,
+    is_utf8,
+    kernel,
+    unescape,
+)
 from headrace.schemas.program import (
+    ABSENT,
     BOOL,
     BYTES,
     END,
@@ -20,8 +31,10 @@ from headrace.schemas.program import (
     LIST,
     NAME,
     NAME_BYTES,
+    NESTS_MAX,
     OP,
     OPTION,
+    PRESENT,
     SLOT,
     STRICT,
     STRUCT,
@@ -30,10 +43,15 @@ from headrace.schemas.program import (
 )
 
 NOT_JSON, TWICE, WRONG_TYPE, MISSING, NO_ROOM, TOO_DEEP = range(1, 7)
+_WORDS = (b"null", b"true", b"fals", b"Infi", b"nity", b'NaN"')
+_NULL, _TRUE, _FALS, _INFI, _NITY, _NAN = (int.from_bytes(word, "little") for word in _WORDS)
 _OPS_MAX = 1 << 32  # a failure is -(status * _OPS_MAX + op) - 1
 _DEPTH_MAX = 64
 _POWERS = np.array([10.0**i for i in range(23)])
 _DIGITS_MAX = 1 << 53
+_NAN_BITS, _INFINITY_BITS, _MINUS_INFINITY_BITS = np.array([np.nan, np.inf, -np.inf]).view(np.int64).tolist()
+_INT_MIN = -(1 << 63)
+_TENTH_OF_MIN = -((1 << 63) // 10)
 _MONTH_DAYS = np.array([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 
 
@@ -52,14 +70,13 @@ def skip_space(data: Bytes, at: int, end: int) -> int:
 
 
 @kernel
-def is_word(data: Bytes, at: int, end: int, word: bytes) -> bool:
-    """Does `data[at:]` begin with `word`?"""
-    if end - at < len(word):
+def is_word(data: Bytes, at: int, end: int, word: int) -> bool:
+    """Do the four bytes at `at` spell `word`, read as a little-endian number?"""
+    if end - at < 4 or data[at] != word & 0xFF:
         return False
-    for i in range(len(word)):  # noqa: SIM110  (numba has no `all` over a generator)
-        if data[at + i] != word[i]:
-            return False
-    return True
+    return (
+        data[at + 1] == (word >> 8) & 0xFF and data[at + 2] == (word >> 16) & 0xFF and data[at + 3] == (word >> 24) & 0xFF
+    )
 
 
 @kernel
@@ -145,71 +162,91 @@ def read_number(data: Bytes, at: int, end: int) -> tuple[int, bool]:
 
 
 @kernel
-def skip_value(data: Bytes, at: int, end: int, depth: int) -> int:
-    """The JSON value at `at`: the position after it, or a failure."""
-    if at >= end:
-        return failure(NOT_JSON, 0)
-    if depth > _DEPTH_MAX:
-        return failure(TOO_DEEP, 0)
-    c = data[at]
-    if c == 0x22:
+def read_scalar(data: Bytes, at: int, end: int) -> int:
+    """Any string, number, true, false or null: the position after it, or -1."""
+    if data[at] == 0x22:
         at, _ = read_string(data, at, end)
-        return at if at >= 0 else failure(NOT_JSON, 0)
-    if c == 0x7B or c == 0x5B:
-        close = c + 2  # } after {, ] after [
-        at = skip_space(data, at + 1, end)
-        if at < end and data[at] == close:
-            return at + 1
-        while True:
-            if c == 0x7B:
-                at = read_name(data, at, end)
-                if at < 0:
-                    return at
-            at = skip_value(data, at, end, depth + 1)
-            if at < 0:
-                return at
-            at = skip_space(data, at, end)
-            if at >= end or (data[at] != 0x2C and data[at] != close):
-                return failure(NOT_JSON, 0)
-            at += 1
-            if data[at - 1] == close:
-                return at
-            at = skip_space(data, at, end)
-    if is_word(data, at, end, b"true") or is_word(data, at, end, b"null"):
+        return at
+    if is_word(data, at, end, _TRUE) or is_word(data, at, end, _NULL):
         return at + 4
-    if is_word(data, at, end, b"false"):
+    if (is_word(data, at, end, _FALS) and at + 4 < end and data[at + 4] == 0x65):
         return at + 5
     at, _ = read_number(data, at, end)
-    return at if at >= 0 else failure(NOT_JSON, 0)
+    return at
 
 
 @kernel
-def read_name(data: Bytes, at: int, end: int) -> int:
-    """A member's name and its colon: the position of the value, or a failure."""
+def skip_value(data: Bytes, at: int, end: int) -> int:
+    """The JSON value at `at`: the position after it, or a failure."""
+    objects = np.uint64(0)  # a bit for each open object (1) and array (0), the innermost lowest
+    depth = 0
+    while at < end:
+        c = data[at]
+        if c == 0x7B or c == 0x5B:
+            if depth == _DEPTH_MAX:
+                return failure(TOO_DEEP, 0)
+            objects = (objects << np.uint64(1)) | np.uint64(c == 0x7B)
+            depth += 1
+            at = skip_space(data, at + 1, end)
+            done = at < end and data[at] == c + 2  # } after {, ] after [
+            if done:
+                at += 1
+                depth -= 1
+                objects >>= np.uint64(1)
+        else:
+            at = read_scalar(data, at, end)
+            if at < 0:
+                return failure(NOT_JSON, 0)
+            done = True
+        while done:
+            if depth == 0:
+                return at
+            at = skip_space(data, at, end)
+            if at >= end:
+                return failure(NOT_JSON, 0)
+            if data[at] == (0x7D if objects & np.uint64(1) else 0x5D):
+                at += 1
+                depth -= 1
+                objects >>= np.uint64(1)
+                continue
+            if data[at] != 0x2C:
+                return failure(NOT_JSON, 0)
+            at = skip_space(data, at + 1, end)
+            done = False
+        if objects & np.uint64(1):
+            at, _, _ = read_name(data, at, end)
+            if at < 0:
+                return at
+    return failure(NOT_JSON, 0)
+
+
+@kernel
+def read_name(data: Bytes, at: int, end: int) -> tuple[int, int, bool]:
+    """A member's name and its colon: (position of the value or a failure, end of the name, has it escapes)."""
     if at >= end or data[at] != 0x22:
-        return failure(NOT_JSON, 0)
-    at, _ = read_string(data, at, end)
-    if at < 0:
-        return failure(NOT_JSON, 0)
-    at = skip_space(data, at, end)
+        return failure(NOT_JSON, 0), 0, False
+    last, escaped = read_string(data, at, end)
+    if last < 0:
+        return failure(NOT_JSON, 0), 0, False
+    at = skip_space(data, last, end)
     if at >= end or data[at] != 0x3A:
-        return failure(NOT_JSON, 0)
-    return skip_space(data, at + 1, end)
+        return failure(NOT_JSON, 0), 0, False
+    return skip_space(data, at + 1, end), last - 1, escaped
 
 
 @kernel
 def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     """The integer `data[at:end]`, known to be well-formed: (value, does it fit 64 bits)."""
     negative = data[at] == 0x2D
-    value = 0
+    value = 0  # counted downwards, where the range is one wider
     for i in range(at + 1 if negative else at, end):
         digit = np.int64(data[i]) - 0x30
-        if value < (np.iinfo(np.int64).min + digit) // 10 + (1 if (np.iinfo(np.int64).min + digit) % 10 else 0):
+        if value < _TENTH_OF_MIN or (value == _TENTH_OF_MIN and digit > 8):
             return 0, False
-        value = value * 10 - digit  # downwards, where the range is one wider
+        value = value * 10 - digit
     if negative:
         return value, True
-    return -value, value != np.iinfo(np.int64).min
+    return -value, value != _INT_MIN
 
 
 @kernel
@@ -333,3 +370,307 @@ def is_base64(data: Bytes, at: int, end: int) -> bool:
             letters += 1
         i += 1
     return (letters + padding) % 4 == 0 and padding <= 2 and letters % 4 != 1
+
+
+@kernel
+def find_field(data: Bytes, at: int, end: int, op: int, hint: int, ops: Ints, names: Bytes) -> int:
+    """The op of the field of the struct at `op` that `data[at:end]` names, or -1; `hint` is tried first."""
+    for step in range(2):
+        field = hint if step == 0 else op + 1
+        while field < ops[op, END]:
+            if ops[field, NAME_BYTES] == end - at:
+                name = ops[field, NAME]
+                same = True
+                for i in range(end - at):
+                    if data[at + i] != names[name + i]:
+                        same = False
+                        break
+                if same:
+                    return field
+            if step == 0:
+                break
+            field = ops[field, END]
+    return -1
+
+
+@kernel
+def wrong_type(data: Bytes, at: int, end: int, op: int) -> int:
+    """The failure of a value that does not fit its field: is it JSON at all?"""
+    return failure(WRONG_TYPE, op) if skip_value(data, at, end) >= 0 else failure(NOT_JSON, op)
+
+
+@kernel
+def named_float(data: Bytes, at: int, end: int) -> int:
+    """The bits of the float that NaN, Infinity or -Infinity names; 0 for anything else."""
+    if end - at == 3 and is_word(data, at, end + 1, _NAN):
+        return _NAN_BITS
+    start = at + 1 if data[at] == 0x2D else at
+    if end - start == 8 and is_word(data, start, end, _INFI) and is_word(data, start + 4, end, _NITY):
+        return _INFINITY_BITS if start == at else _MINUS_INFINITY_BITS
+    return 0
+
+
+@kernel
+def read_leaf(
+    data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, place: int, slow: Ints, slow_count: Ints
+) -> int:
+    """A number or boolean, or a time of either kind, into `out[place]`."""
+    kind = ops[op, OP]
+    if kind == BOOL:
+        if is_word(data, at, end, _TRUE):
+            out[place] = 1
+            return at + 4
+        if (is_word(data, at, end, _FALS) and at + 4 < end and data[at + 4] == 0x65):
+            out[place] = 0
+            return at + 5
+        return wrong_type(data, at, end, op)
+    if data[at] == 0x22:
+        last, escaped = read_string(data, at, end)
+        if last < 0:
+            return failure(NOT_JSON, op)
+        good = False
+        if kind == TIME and not escaped:
+            out[place], good = read_time(data, at + 1, last - 1)
+        elif kind == FLOAT:
+            out[place] = named_float(data, at + 1, last - 1)
+            good = out[place] != 0
+        return last if good else failure(WRONG_TYPE, op)
+    last, whole = read_number(data, at, end)
+    if last < 0:
+        return wrong_type(data, at, end, op)
+    if kind != FLOAT:
+        out[place], good = read_int(data, at, last)
+        return last if whole and good else failure(WRONG_TYPE, op)
+    number, good = read_float(data, at, last)
+    if good:
+        out[place] = np.float64(number).view(np.int64)
+    else:
+        i = slow_count[0]
+        slow[i, 0], slow[i, 1], slow[i, 2] = place, at, last
+        slow_count[0] += 1
+    return last
+
+
+@kernel
+def read_text(data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, bases: Ints, counts: Ints) -> int:
+    """A string, or base64 for bytes, into the two slots of `op`."""
+    if data[at] != 0x22:
+        return wrong_type(data, at, end, op)
+    last, escaped = read_string(data, at, end)
+    if last < 0:
+        return failure(NOT_JSON, op)
+    if ops[op, OP] == BYTES and not is_base64(data, at + 1, last - 1):
+        return failure(WRONG_TYPE, op)
+    slot = ops[op, SLOT]
+    length = last - at - 2
+    out[bases[slot] + counts[slot]] = at + 1
+    out[bases[slot + 1] + counts[slot + 1]] = -length - 1 if escaped else length
+    counts[slot] += 1
+    counts[slot + 1] += 1
+    return last
+
+
+@kernel
+def next_member(
+    data: Bytes,
+    at: int,
+    end: int,
+    fresh: bool,
+    op: int,
+    instance: int,
+    hint: int,
+    ops: Ints,
+    names: Bytes,
+    counts: Ints,
+) -> tuple[int, int]:
+    """The next declared member of the open object of `op`: (its op, position of its value).
+
+    At the object's end: (-1, the position after it); (-1, a failure) where it is broken. `fresh`: just after the {.
+    """
+    while True:
+        at = skip_space(data, at, end)
+        if at >= end:
+            return -1, failure(NOT_JSON, op)
+        if data[at] == 0x7D:
+            return -1, at + 1
+        if not fresh:
+            if data[at] != 0x2C:
+                return -1, failure(NOT_JSON, op)
+            at = skip_space(data, at + 1, end)
+        fresh = False
+        value, last, escaped = read_name(data, at, end)
+        if value < 0:
+            return -1, value
+        if escaped:
+            plain = np.empty(last - at - 1, np.uint8)
+            field = find_field(plain, 0, unescape(data, at + 1, last, plain, 0), op, hint, ops, names)
+        else:
+            field = find_field(data, at + 1, last, op, hint, ops, names)
+        if field >= 0:
+            twice = counts[ops[field, SLOT]] > instance
+            return (-1, failure(TWICE, field)) if twice else (field, value)
+        at = skip_value(data, value, end)
+        if at < 0:
+            return -1, at
+
+
+@kernel
+def close_object(op: int, instance: int, ops: Ints, out: Ints, bases: Ints, counts: Ints) -> int:
+    """Fill in what the object of `op` left out; returns 0, or a failure where that may not be."""
+    counts[ops[op, SLOT]] += 1
+    field = op + 1
+    while field < ops[op, END]:
+        slot = ops[field, SLOT]
+        if counts[slot] == instance:
+            if ops[field, OP] != OPTION:
+                return failure(MISSING, field)
+            out[bases[slot] + counts[slot]] = ABSENT
+            counts[slot] += 1
+            fill_null(ops, field + 1, out, bases, counts)
+        field = ops[field, END]
+    return 0
+
+
+@kernel
+def next_item(
+    data: Bytes, at: int, end: int, fresh: bool, op: int, place: int, ops: Ints, out: Ints, rooms: Ints, counts: Ints
+) -> tuple[bool, int]:
+    """(Is there one more item in the open array of `op`, its position or the one after the array, or a failure)."""
+    at = skip_space(data, at, end)
+    if at >= end:
+        return False, failure(NOT_JSON, op)
+    if data[at] == 0x5D:
+        return False, at + 1
+    if not fresh:
+        if data[at] != 0x2C:
+            return False, failure(NOT_JSON, op)
+        at = skip_space(data, at + 1, end)
+    if not has_room(ops, op, 1, rooms, counts):
+        return False, failure(NO_ROOM, op)
+    out[place] += 1
+    return True, at
+
+
+@kernel
+def read_object(
+    data: Bytes,
+    at: int,
+    end: int,
+    ops: Ints,
+    names: Bytes,
+    out: Ints,
+    bases: Ints,
+    rooms: Ints,
+    counts: Ints,
+    slow: Ints,
+    slow_count: Ints,
+    nests: Ints,
+) -> int:
+    """Add the event at `at` to the slots; returns the position after it, or a failure.
+
+    `nests` int64 (NESTS_MAX, 3) is scratch: the open objects and arrays, each with its op; then the number of such
+    objects before it and the member expected next, or the place of its item count. (No recursion: numba cannot cache it.)
+    """
+    depth = 0
+    op = 0
+    while True:
+        if at >= end:
+            return failure(NOT_JSON, op)
+        kind, slot = ops[op, OP], ops[op, SLOT]
+        place = bases[slot] + counts[slot]
+        opened = False
+        if is_word(data, at, end, _NULL):
+            if kind != OPTION or ops[op, STRICT]:
+                return failure(MISSING, op)
+            out[place] = 0
+            counts[slot] += 1
+            fill_null(ops, op + 1, out, bases, counts)
+            at += 4
+        elif kind == OPTION:
+            out[place] = PRESENT
+            counts[slot] += 1
+            op += 1
+            continue
+        elif kind == STRUCT or kind == LIST:
+            if data[at] != (0x7B if kind == STRUCT else 0x5B):
+                return wrong_type(data, at, end, op)
+            nests[depth, 0] = op
+            nests[depth, 1] = counts[slot] if kind == STRUCT else place
+            nests[depth, 2] = op + 1
+            if kind == LIST:
+                out[place] = 0
+                counts[slot] += 1
+            depth += 1
+            at += 1
+            opened = True
+        elif kind == TEXT or kind == BYTES:
+            at = read_text(data, at, end, op, ops, out, bases, counts)
+        else:
+            at = read_leaf(data, at, end, op, ops, out, place, slow, slow_count)
+            counts[slot] += 1
+        if at < 0:
+            return at
+        while True:  # a value is done, or an object or array has just been opened
+            if depth == 0:
+                return at
+            owner, held = nests[depth - 1, 0], nests[depth - 1, 1]
+            if ops[owner, OP] == LIST:
+                more, at = next_item(data, at, end, opened, owner, held, ops, out, rooms, counts)
+                op = owner + 1
+            else:
+                op, at = next_member(data, at, end, opened, owner, held, nests[depth - 1, 2], ops, names, counts)
+                more = op >= 0
+                if more:
+                    nests[depth - 1, 2] = ops[op, END]
+                elif at >= 0:
+                    closed = close_object(owner, held, ops, out, bases, counts)
+                    at = at if closed == 0 else closed
+            if at < 0:
+                return at
+            if more:
+                break
+            depth -= 1
+            opened = False
+
+
+@kernel
+def decode_objects(
+    data: Bytes,
+    bounds: Ints,
+    first: int,
+    ops: Ints,
+    names: Bytes,
+    out: Ints,
+    bases: Ints,
+    rooms: Ints,
+    counts: Ints,
+    slow: Ints,
+    slow_count: Ints,
+    status: Ints,
+) -> int:
+    """Add payloads `first`.. to the slots; payload i is `data[bounds[i] : bounds[i + 1]]`, one JSON object.
+
+    `status` int64 (n, 2) gets what was wrong (0: nothing) and at which op. `slow` int64 (m, 3): place, start and end of
+    the numbers left to the caller; m is a quarter of the bytes plus one. Returns as `decode_datums` does.
+    """
+    nests = np.empty((NESTS_MAX, 3), np.int64)
+    before = counts.copy()
+    for i in range(first, len(status)):
+        before[:] = counts
+        slow_before = slow_count[0]
+        start, end = skip_space(data, bounds[i], bounds[i + 1]), bounds[i + 1]
+        at = read_object(data, start, end, ops, names, out, bases, rooms, counts, slow, slow_count, nests)
+        if at >= 0 and skip_space(data, at, end) != end:
+            at = failure(NOT_JSON, 0)
+        if at >= 0:
+            continue
+        counts[:] = before
+        slow_count[0] = slow_before
+        status[i, 0], status[i, 1] = (-at - 1) // _OPS_MAX, (-at - 1) % _OPS_MAX
+        if status[i, 0] == NO_ROOM:
+            status[i, 0] = 0
+            return i
+        whole = skip_value(data, start, end)
+        if whole < 0 or skip_space(data, whole, end) != end:
+            status[i, 0] = NOT_JSON
+    return len(status)

@@ -24,12 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import PydanticUndefined
 
+from headrace.errors import DeclarationError
 from headrace.schemas.field_types import FieldType
 
 INT, FLOAT, BOOL, TEXT, BYTES, OPTION, LIST, STRUCT, TIME = range(9)
 OP, SLOT, END, SLOT_END, STRICT, NAME, NAME_BYTES = range(7)  # the table's columns
 
 PRESENT, ABSENT = 1, 2
+NESTS_MAX = 32  # options, lists and structs within each other; kernels keep the open ones in arrays of this length
 
 _OPS = {"int": INT, "float": FLOAT, "bool": BOOL, "text": TEXT, "bytes": BYTES, "time": TIME}
 
@@ -46,12 +48,16 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """`ops` int64 (n_ops, 7); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows."""
+    """`ops` int64 (n_ops, 7); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
+
+    `names` uint8 are the field names that ops point into; `paths` name each op for people.
+    """
 
     ops: NDArray[np.int64]
     names: NDArray[np.uint8]
     in_list: NDArray[np.bool_]
     nodes: dict[str, Node]
+    paths: tuple[str, ...]
 
 
 class _Builder:
@@ -60,34 +66,38 @@ class _Builder:
         self.ops: list[list[int]] = []
         self.names = bytearray()
         self.in_list: list[bool] = []
+        self.paths: list[str] = []
 
-    def field(self, name: str, field: FieldType, listed: bool) -> Node:
+    def field(self, name: str, field: FieldType, path: str, listed: bool) -> Node:
         op = len(self.ops)
-        node = self.value(field, listed)
+        node = self.value(field, path, listed)
         self.ops[op][NAME], self.ops[op][NAME_BYTES] = len(self.names), len(name.encode())
         self.names += name.encode()
         return node
 
-    def value(self, field: FieldType, listed: bool) -> Node:
+    def value(self, field: FieldType, path: str, listed: bool) -> Node:
+        if path.count(".") + path.count("[]") > NESTS_MAX // 2 - 2:
+            raise DeclarationError(f"{path}: nested more than {NESTS_MAX // 2 - 2} deep; flatten the event")
         option = -1
         wrapped = field.nullable or (self.defaults and field.default is not PydanticUndefined)
         if wrapped:
-            option = self.open(OPTION, listed, strict=not field.nullable)
+            option = self.open(OPTION, path, listed, strict=not field.nullable)
             outer = len(self.ops) - 1
         op = len(self.ops)
         kind = LIST if field.kind == "list" else STRUCT if field.kind == "struct" else _OPS[field.kind]
-        slot = self.open(kind, listed, strict=False)
+        slot = self.open(kind, path, listed, strict=False)
         children: tuple[Node, ...] = ()
         if field.item is not None:
-            children = (self.value(field.item, listed=True),)
+            children = (self.value(field.item, f"{path}[]", listed=True),)
         elif field.fields:
-            children = tuple(self.field(name, inner, listed) for name, inner in field.fields)
+            children = tuple(self.field(name, inner, f"{path}.{name}", listed) for name, inner in field.fields)
         for opened in ([outer] if wrapped else []) + [op]:
             self.ops[opened][END], self.ops[opened][SLOT_END] = len(self.ops), len(self.in_list)
         return Node(field, slot, option, children)
 
-    def open(self, op: int, listed: bool, *, strict: bool) -> int:
+    def open(self, op: int, path: str, listed: bool, *, strict: bool) -> int:
         slot = len(self.in_list)
+        self.paths.append(path)
         self.in_list += [listed] * (2 if op in (TEXT, BYTES) else 1)
         self.ops.append([op, slot, 0, 0, int(strict), 0, 0])
         return slot
@@ -101,12 +111,13 @@ def program_of(fields: Iterable[tuple[str, FieldType]], *, defaults: bool) -> Pr
         defaults: make a field with a default an option too; formats that can leave fields out (JSON) want that.
     """
     builder = _Builder(defaults)
-    builder.open(STRUCT, False, strict=False)
-    nodes = {name: builder.field(name, field, False) for name, field in fields}
+    builder.open(STRUCT, "", False, strict=False)
+    nodes = {name: builder.field(name, field, name, False) for name, field in fields}
     builder.ops[0][END], builder.ops[0][SLOT_END] = len(builder.ops), len(builder.in_list)
     return Program(
         np.array(builder.ops, np.int64),
         np.frombuffer(bytes(builder.names) or b"\0", np.uint8),
         np.array(builder.in_list),
         nodes,
+        tuple(builder.paths),
     )

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
+from pydantic_core import PydanticUndefined
 
 from headrace.errors import SchemaError
 from headrace.schemas.field_types import plain
 from headrace.schemas.kernels import gather_bytes
-from headrace.schemas.program import ABSENT, Node, Program
+from headrace.schemas.program import ABSENT, PRESENT, Node, Program
 
 _ITEMS_PER_ROW = 4  # first guess of list items a row; the arrays double when it was too low
 
@@ -67,9 +69,9 @@ def to_frame(program: Program, slots: Slots, *, base64: bool = False) -> pl.Data
 
 def _column(node: Node, slots: Slots, base64: bool) -> pa.Array:
     marks = slots[node.option] if node.option >= 0 else None
-    validity = None if marks is None else pa.py_buffer(np.packbits(marks == 1, bitorder="little"))
+    validity = None if marks is None else pa.py_buffer(np.packbits(marks == PRESENT, bitorder="little"))
     column = _values(node, slots, validity, base64)
-    if marks is None or not (marks == ABSENT).any():
+    if marks is None or node.type.default in (None, PydanticUndefined) or not (marks == ABSENT).any():
         return column
     fallback = pa.scalar(plain(node.type.default), _plain_type(node.type.arrow())).cast(node.type.arrow())
     return pa.compute.if_else(pa.array(marks == ABSENT), fallback, column)
@@ -122,7 +124,11 @@ def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
     pieces: list[NDArray[np.uint8]] = []
     for name, node in program.nodes.items():
         chunked = table.column(name)
-        array = chunked.chunk(0) if chunked.num_chunks == 1 else pa.concat_arrays(chunked.chunks or [pa.array([], chunked.type)])
+        array = (
+            chunked.chunk(0)
+            if chunked.num_chunks == 1
+            else pa.concat_arrays(chunked.chunks or [pa.array([], chunked.type)])
+        )
         _unpack(node, array, name, np.ones(len(array), np.bool_), found, pieces)
     empty = np.empty(0, np.int64)
     ordered = [found.get(slot, empty) for slot in range(len(program.in_list))]
@@ -132,7 +138,9 @@ def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
     return Slots(data, np.concatenate(ordered), bases, counts)
 
 
-def _unpack(node: Node, array: Any, path: str, live: NDArray[np.bool_], found: Found, pieces: list[NDArray[np.uint8]]) -> None:
+def _unpack(
+    node: Node, array: Any, path: str, live: NDArray[np.bool_], found: Found, pieces: list[NDArray[np.uint8]]
+) -> None:
     """Add the slots of one column; `live` bool (n,): rows that no null above hides."""
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     if node.option >= 0:

@@ -25,7 +25,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from headrace.clock import wall_us
+from headrace.clock import Clock, WallClock, wall_us
 from headrace.errors import HeadraceError
 from headrace.serving.answers import Answers, Reply, dumps
 from headrace.serving.guard import Guard
@@ -70,6 +70,7 @@ def build_http(
     swap: Swap,
     *,
     impressions: ImpressionLog | None,
+    clock: Clock | None = None,
     limits: HttpLimits | None = None,
     on_close: Callable[[], None] | None = None,
     title: str = "Headrace",
@@ -78,6 +79,7 @@ def build_http(
 
     Args:
         impressions: the served log, or None to say that answers are not logged.
+        clock: "now" of features for requests that name no time; default the wall clock.
         on_close: called once when the application shuts down, after the last request.
     """
     limits = limits or HttpLimits()
@@ -92,7 +94,7 @@ def build_http(
             on_close()
 
     app = FastAPI(title=title, lifespan=lifespan, responses={422: {"model": ErrorResponse}})
-    face = _Face(Answers(ranker, impressions), swap, report, pool, limits.body_bytes_max)
+    face = _Face(Answers(ranker, impressions, clock or WallClock()), swap, report, pool, limits.body_bytes_max)
     face.add_model_routes(app)
     face.add_operator_routes(app)
     app.add_exception_handler(HTTPException, face.not_routed)
@@ -196,8 +198,7 @@ class _Face:
         started = time.perf_counter()
         try:
             reply = await work
-        except Exception as exc:
-            # The border: whatever a request does, it is answered and counted, and the next one finds a running replica.
+        except Exception as exc:  # noqa: BLE001  # the border: whatever a request does, it is answered and counted
             response = _refused(refusal_of(exc, route))
         else:
             headers = None if reply.model_version is None else {"x-model-version": str(reply.model_version)}

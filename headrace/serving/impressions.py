@@ -1,19 +1,19 @@
 """The served log: one event a request, for the joiner that turns impressions and what followed into examples.
 
-Row i of an impression is what stood at position i: its candidate, its score, its shadow score, and row i of the packed model
-inputs. So the learner trains on the very numbers that the model saw; no feature is fetched a second time.
+Row i of an impression is what stood at position i: its candidate, its score, its shadow score, and row i of the packed
+model inputs. So the learner trains on the very numbers that the model saw; no feature is fetched a second time.
 
-Logging never delays an answer: `log` puts the request on a bounded queue, or counts it as dropped when the queue is full. One
-background thread encodes and produces.
+Logging never delays an answer: `log` puts the request on a bounded queue, or counts it as dropped when the queue is
+full. One background thread scores with the shadow model, encodes and produces.
 
-    request -> queue (queue_max) -> thread: frame of up to batch_max requests -> codec -> producer -> broker
+    request -> queue (queue_max) -> thread: up to batch_max requests -> shadow -> codec -> producer -> broker
 """
 
 import queue
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from prometheus_client import Counter
 from headrace.errors import DeclarationError
 from headrace.learners import Inputs
 from headrace.schemas import Event, codec_for, spec_of
+from headrace.serving.swap import Scores
 
 QUEUE_MAX = 4_096  # requests; at 20 kB each 80 MB
 BATCH_MAX = 256  # requests a frame
@@ -33,6 +34,9 @@ LINGER_S = 0.02  # how long the first request of a frame waits for others
 FLUSH_S = 10.0  # how long `close` waits for the broker's acknowledgements
 
 LOGGED = Counter("headrace_impressions_total", "Impressions handed to the producer.")
+SHADOW_FAILED = Counter(
+    "headrace_shadow_failed_total", "Impressions logged without the shadow scores they should have."
+)
 DROPPED = Counter("headrace_impressions_dropped_total", "Impressions lost.", ["reason"])
 
 log = structlog.get_logger(__name__)
@@ -52,7 +56,7 @@ class ImpressionColumns:
 
 @dataclass(frozen=True, slots=True)
 class Impression:
-    """One answered request, in served order: candidates, scores (k,), inputs of k rows, shadow scores (k,) or None."""
+    """One answered request, in served order: candidates, scores (k,) and inputs of k rows."""
 
     request_id: str
     event_time_us: int
@@ -61,15 +65,16 @@ class Impression:
     scores: NDArray[np.float32]
     model_version: int
     inputs: Inputs
-    shadow: NDArray[np.float32] | None = None
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ImpressionLog:
     """Impressions to the topic of `event`.
 
     Args:
-        event: the declared impression event; besides `columns` and its time it holds the entity's key columns.
+        event: the declared impression event; its other columns are the entity's keys and values of the context.
         bootstrap: broker addresses.
+        shadow: a frozen model that scores the same inputs, in the background and for the log only; None = no shadow.
         config: further librdkafka settings.
 
     Raises:
@@ -82,6 +87,7 @@ class ImpressionLog:
         bootstrap: str,
         *,
         columns: ImpressionColumns | None = None,
+        shadow: Scores | None = None,
         queue_max: int = QUEUE_MAX,
         batch_max: int = BATCH_MAX,
         config: Mapping[str, Any] | None = None,
@@ -91,6 +97,7 @@ class ImpressionLog:
         self._spec = spec_of(event)
         self._columns = columns or ImpressionColumns()
         self._codec = codec_for(event)
+        self._shadow = shadow
         self._queue: queue.Queue[Impression | None] = queue.Queue(maxsize=queue_max)
         self._batch_max = batch_max
         self._closed = threading.Event()
@@ -223,15 +230,25 @@ class ImpressionLog:
             names.features: [each.inputs.to_bytes() for each in batch],
         }
         if names.shadow is not None:
-            rows[names.shadow] = [[] if each.shadow is None else each.shadow.tolist() for each in batch]
+            rows[names.shadow] = self._shadow_scores(batch)
         for name in self._spec.polars:
             if name not in rows:
-                rows[name] = [each.entity.get(name) for each in batch]
-        time_dtype = self._spec.polars[self._spec.time]
+                rows[name] = [each.entity.get(name, each.context.get(name)) for each in batch]
         series = [
-            pl.Series(name, rows[name], pl.Int64).cast(dtype)
-            if dtype == time_dtype and name == self._spec.time
-            else pl.Series(name, rows[name], dtype)
+            pl.Series(name, rows[name], pl.Int64 if name == self._spec.time else dtype).cast(dtype)
             for name, dtype in self._spec.polars.items()
         ]
         return pl.DataFrame(series)
+
+    def _shadow_scores(self, batch: Sequence[Impression]) -> list[list[float]]:
+        if self._shadow is None:
+            return [[] for _ in batch]
+        try:
+            scores = self._shadow.score(Inputs.concat([each.inputs for each in batch]))
+        except Exception:
+            # A shadow is for comparison only: the impression is worth more than its shadow scores.
+            log.exception("shadow_failed", impressions=len(batch))
+            SHADOW_FAILED.inc(len(batch))
+            return [[] for _ in batch]
+        ends = np.cumsum([len(each.inputs) for each in batch])
+        return [part.tolist() for part in np.split(scores, ends[:-1])]

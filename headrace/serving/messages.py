@@ -1,8 +1,8 @@
 """What goes over HTTP: request and response bodies, validated once at the border.
 
 Requests are validated straight from the body's bytes; an unknown field is an error, so that a misspelt `k` is not
-silently ignored. Responses are described here for OpenAPI and for clients, and written by orjson without passing through a model
-again: building 100 pydantic objects per response would cost more than the ranking's own bookkeeping.
+silently ignored. Responses are described here for OpenAPI and for clients, and written by orjson without passing
+through a model again: building 100 pydantic objects per response would cost more than the ranking's own bookkeeping.
 
 Every answer of a model names its `model_version`, in the body and in the header `X-Model-Version`.
 """

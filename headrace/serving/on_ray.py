@@ -1,17 +1,18 @@
 """Run the HTTP application on Ray Serve: the only module that imports ray.
 
-One deployment, no chain of hops: HAProxy hands each request straight to a replica's own server. Models never change through
-Serve's `user_config`, which takes a replica out of routing and stops it when a push is bad; each replica follows the model
-directory by itself.
+One deployment, no chain of hops: HAProxy hands each request straight to a replica's own server. Models never change
+through Serve's `user_config`, which takes a replica out of routing and stops it when a push is bad; each replica
+follows the model directory by itself.
 
     client -> HAProxy (host:port) -> replica: FastAPI -> Ranker, Swap
                                   -> replica: ...
 
-Serve's switches are environment variables that its actors read when they start, so `start` sets them before Ray starts. A
-replica builds its application by calling the factory; nothing but the factory and the environment crosses a process.
+Serve's switches are environment variables that its actors read when they start, so `RayServe` sets them before Ray
+starts. A replica builds its application by calling the factory; nothing but the factory and the environment crosses a
+process.
 
-Costs on two cores, measured: 11 s to start, 1 GB resident, 10 % of a core when idle, 1.2 ms of CPU a request without the
-application's own work (0.2 of it HAProxy's); the Python proxy takes five times that.
+Costs on two cores, measured: 11 s to start, 1 GB resident, 10 % of a core when idle, 1.2 ms of CPU a request without
+the application's own work (0.2 of it HAProxy's); the Python proxy takes five times that.
 """
 
 import os
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from fastapi import FastAPI
@@ -118,7 +119,7 @@ class RayServe:
         self._own: list[Path] = []
         self._folder = options.folder
 
-    def start(self) -> "RayServe":
+    def start(self) -> Self:
         """Start both; return when HTTP is served."""
         import ray
         from ray import serve
@@ -146,7 +147,7 @@ class RayServe:
             serve.start(
                 http_options={"host": options.host, "port": options.port},
                 proxy_location="HeadOnly",
-                global_logging_config=QUIET,
+                logging_config=QUIET,
             )
         except Exception as exc:
             logs = folder / "session_latest" / "logs"
@@ -177,7 +178,7 @@ class RayServe:
             shutil.rmtree(folder, ignore_errors=True)
         self._own.clear()
 
-    def __enter__(self) -> "RayServe":
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
@@ -204,9 +205,9 @@ class RayServe:
         options = self.options
         last = options.replica_port_first + REPLICA_PORTS
         variables = {
-            # A random token: Ray's own ports listen on all interfaces, and whoever reaches them can run code.
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # Ray's own ports listen on all interfaces, and whoever reaches them can run code: with a token at hand Ray
+            # asks for it. Ray reads the mode when it is imported and the token once a process: both stay as they are.
+            "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "0",
@@ -239,7 +240,7 @@ class RayServe:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # one log line a request, parsed in Python; /metrics tells the same
+            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # they cost a log line a request; /metrics tells the same
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         }
@@ -268,9 +269,10 @@ def haproxy_binary() -> str:
 
 
 def _bound(binary: str, folder: Path, options: RayOptions) -> Path:
-    """A script that starts `binary` with its statistics and metrics on the configured host: Serve has no switch for it."""
+    """A script that starts `binary` with statistics and metrics on the configured host: Serve has no switch."""
     stats_port, metrics_port = options.proxy_ports
-    edits = f"s/bind \\*:{stats_port}$/bind {options.host}:{stats_port}/; s/bind :{metrics_port}$/bind {options.host}:{metrics_port}/"
+    listeners = ((f"\\*:{stats_port}", stats_port), (f":{metrics_port}", metrics_port))
+    edits = "; ".join(f"s/bind {found}$/bind {options.host}:{port}/" for found, port in listeners)
     script = folder / "haproxy"
     script.write_text(
         "#!/bin/sh\n"

@@ -105,5 +105,5 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
         case HeadraceError():
             log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
             return Refusal(500, "failed", str(exc), "see the replica's log")
-    log.exception("request_failed", route=route, exc_info=exc)
+    log.error("request_failed", route=route, error=type(exc).__name__, exc_info=exc)
     return Refusal(500, "internal", f"{type(exc).__name__} in {route}", "see the replica's log")

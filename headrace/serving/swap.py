@@ -1,15 +1,16 @@
 """Change the live model while it serves, with no failed and no mixed request.
 
-Invariant: `Swap.live` is one reference to one frozen `LiveModel`. A request reads it once, before its first await, and passes it
-down; nothing in a `LiveModel` changes after it was stored there. So a request is answered by exactly one version, whatever
-happens meanwhile, and no lock is on its path (storing an attribute is atomic in CPython).
+Invariant: `Swap.live` is one reference to one frozen `LiveModel`. A request reads it once, before its first await, and
+passes it down; nothing in a `LiveModel` changes after it was stored there. So a request is answered by exactly one
+version, whatever happens meanwhile, and no lock is on its path (storing an attribute is atomic in CPython).
 
     publish v8 -> notice -> loader thread: skip to the newest -> load beside v7 -> checks -> warm-up -> live = v8
                                                                      |
                                                                      +-> refused: counted, logged, v7 goes on
 
-A snapshot that fails to load, belongs to other views, or scores the probe with anything but finite values is refused and not
-tried again; a newer one is. The previous models stay in memory for a rollback, which goes the same way but for the load.
+A snapshot that fails to load, belongs to other views, or scores the probe with anything but finite values is refused
+and not tried again; a newer one is. The previous models stay in memory for a rollback, which goes the same way but for
+the load.
 
 Not optimal: tables are copied whole with each snapshot, so a swap costs memory and time by the model's size.
 """
@@ -114,7 +115,7 @@ class Swap:
         releases: where models come from.
         probe: called before each warm-up, in the loader thread; gives Inputs of the shape of a real request.
         fingerprints: view -> layout fingerprint that this process reads; a model of other layouts is refused.
-        on_swap: called in the loader thread after each swap, oldest first, never concurrently; what it raises is logged.
+        on_swap: called in the loader thread after each swap, one at a time; what it raises is logged.
         cadence_s, cost_ratio: no sooner after a swap than max(cadence_s, cost_ratio x its cost).
         keep: previous models held for `rollback`.
     """
@@ -200,7 +201,7 @@ class Swap:
                 if not swapped:
                     self._releases.wait(WAIT_S)
             except Exception:
-                # The thread must outlive whatever the directory or Redis throws: a dead loader serves stale models for ever.
+                # The thread must outlive whatever the directory throws: a dead loader serves an old model for ever.
                 log.exception("model_follow_failed")
                 self._stop.wait(WAIT_S)
             if cost_s:
@@ -211,13 +212,12 @@ class Swap:
         try:
             loaded = self._load(version)
             self._check(version, loaded)
-        except Exception as exc:
-            # Also what torch or a kernel may raise on a hostile file: any failure beside the live model is a refusal.
+        except Exception as exc:  # noqa: BLE001  # whatever torch or a kernel raises on a broken file is a refusal
             self._settled = version
             self.refused += 1
             REFUSED.labels(reason=type(exc).__name__).inc()
             live = self.live.version if self.live else None
-            log.error("snapshot_refused", model_version=version, live=live, reason=str(exc), error=type(exc).__name__)
+            log.warning("snapshot_refused", model_version=version, live=live, reason=str(exc), error=type(exc).__name__)
             return False
         self._settled = version
         self._store(version, loaded, started)

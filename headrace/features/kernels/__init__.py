@@ -1,0 +1,1 @@
+"""Compiled loops over arrays: numba only, nothing of ours above them."""

@@ -1,0 +1,204 @@
+"""Play a log on an accelerated event clock: rows become events of a topic, some of them ask for a ranking first.
+
+Time goes like this, for a row that asks and one that does not::
+
+    event clock  ----t1-----------------t2-------->
+    row 1            |--> POST rank (as of t1) --> answer --> event to the broker
+    row 2                               |--> event to the broker
+
+Which rows ask is drawn before the start: the wall is cut into slots of 1/requests_per_s seconds and one eligible row of
+each slot asks, so that requests are evenly spread however bursty the log is. When too many are in flight the machine is
+at its limit: the row then flows without asking and is counted as skipped, it does not fail.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import httpx
+import numpy as np
+import orjson
+import polars as pl
+import structlog
+from numpy.typing import NDArray
+
+from headrace.clock import AcceleratedClock, wall_us
+from headrace.pipelines.topics import TopicWriter
+
+TICK_S = 0.01  # how often due rows are handed to the producer
+IN_FLIGHT_MAX = 32  # requests; beyond it rows flow without asking
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One ranking to ask for: row of the log, entity key and candidates in random order."""
+
+    row: int
+    entity: int | str
+    candidates: Sequence[int | str]
+
+
+@dataclass(slots=True)
+class Played:
+    """What the player saw. Times are wall µs; latencies ms, as the client feels them."""
+
+    events: int = 0
+    ok: int = 0
+    failed: int = 0
+    skipped: int = 0
+    disagreeing: int = 0  # answers whose header and body name different versions
+    latency_ms: list[float] = field(default_factory=list)
+    first_answer_us: dict[int, int] = field(default_factory=dict)  # model version -> wall time of its first answer
+    errors: list[str] = field(default_factory=list)
+
+
+def plan_asks(
+    times_us: NDArray[np.int64],
+    eligible: NDArray[np.bool_],
+    candidates: NDArray[np.object_],
+    entities: NDArray[np.object_],
+    clock: AcceleratedClock,
+    *,
+    requests_per_s: float,
+    candidates_count: int,
+    popularity_rows: int,
+    first: int,
+    seed: int,
+) -> list[Ask]:
+    """Draw the rows from `first` on that ask, and their candidates.
+
+    Args:
+        times_us: event times (n,) ascending; `eligible` (n,), `candidates` (n,) and `entities` (n,) go with them.
+        requests_per_s: of the wall clock.
+        popularity_rows: the other candidates are distinct draws from the eligible rows among so many before.
+    """
+    rng = np.random.default_rng(seed)
+    rows = np.flatnonzero(eligible)
+    live = rows[rows >= first]
+    slots = ((times_us[live] - clock.event_us) / clock.speed / 1e6 * requests_per_s).astype(np.int64)
+    starts = np.flatnonzero(np.diff(slots, prepend=-1))
+    lengths = np.diff(starts, append=len(live))
+    chosen = live[starts + (rng.random(len(starts)) * lengths).astype(np.int64)]
+    asks = []
+    for row in chosen.tolist():
+        end = int(np.searchsorted(rows, row))
+        pool = candidates[rows[max(end - popularity_rows, 0) : end]]
+        others = _draw(pool, candidates[row], candidates_count - 1, rng)
+        offered = [candidates[row], *others]
+        asks.append(Ask(row, entities[row], [offered[place] for place in rng.permutation(len(offered))]))
+    return asks
+
+
+def _draw(pool: NDArray[np.object_], chosen: object, count: int, rng: np.random.Generator) -> list[int | str]:
+    """Up to `count` draws from `pool` in which nothing occurs twice, nor `chosen`."""
+    drawn: dict[int | str, None] = {}
+    for _ in range(8):  # rounds; a pool of few distinct values may give fewer
+        for value in pool[rng.integers(0, len(pool), 2 * count)] if len(pool) else ():
+            if value != chosen:
+                drawn[value] = None
+            if len(drawn) == count:
+                return list(drawn)
+    return list(drawn)
+
+
+class Player:
+    """Plays rows of a log. Used once, by one asyncio loop."""
+
+    def __init__(
+        self,
+        frame: pl.DataFrame,
+        times_us: NDArray[np.int64],
+        asks: Sequence[Ask],
+        *,
+        clock: AcceleratedClock,
+        writer: TopicWriter,
+        url: str,
+        entity: str,
+        first: int,
+        stop_us: int,
+    ) -> None:
+        """Take rows `first` and later of `frame` (n,) up to wall time `stop_us`."""
+        self.played = Played()
+        self.stopping = False
+        self._frame = frame
+        self._times_us = times_us
+        self._asks = {ask.row: ask for ask in asks}
+        self._asking = np.zeros(len(times_us), np.bool_)
+        self._asking[list(self._asks)] = True
+        self._clock = clock
+        self._writer = writer
+        self._url = url
+        self._entity = entity
+        self._next = first
+        self._stop_us = stop_us
+        self._answered: list[int] = []
+        self._in_flight: set[asyncio.Task[None]] = set()
+
+    async def play(self, on_tick: Callable[[], None] | None = None) -> Played:
+        """Play to the end of the log or of the time; every row that began is in the topic when this returns."""
+        limits = httpx.Limits(max_connections=IN_FLIGHT_MAX, max_keepalive_connections=IN_FLIGHT_MAX)
+        async with httpx.AsyncClient(base_url=self._url, limits=limits, timeout=10.0) as client:
+            while not self.stopping and wall_us() < self._stop_us and self._next < len(self._times_us):
+                self._send_due(client)
+                if on_tick is not None:
+                    on_tick()
+                await asyncio.sleep(TICK_S)
+            await asyncio.gather(*self._in_flight)
+        self._write(self._answered)
+        self._answered = []
+        await asyncio.to_thread(self._writer.flush)
+        return self.played
+
+    def _send_due(self, client: httpx.AsyncClient) -> None:
+        end = int(np.searchsorted(self._times_us, self._clock.now_us(), side="right"))
+        due, answered = np.arange(self._next, end), self._answered
+        self._next, self._answered = max(end, self._next), []
+        asking = due[self._asking[due]]
+        plain = due[~self._asking[due]].tolist()
+        for row in asking.tolist():
+            if len(self._in_flight) >= IN_FLIGHT_MAX:
+                self.played.skipped += 1
+                plain.append(row)
+            else:
+                task = asyncio.create_task(self._ask(client, self._asks[row]))
+                self._in_flight.add(task)
+                task.add_done_callback(self._in_flight.discard)
+        self._write(sorted(plain + answered))
+
+    def _write(self, rows: list[int]) -> None:
+        if rows:
+            self._writer.write(self._frame[rows])
+            self.played.events += len(rows)
+
+    async def _ask(self, client: httpx.AsyncClient, ask: Ask) -> None:
+        body = {
+            "request_id": f"r{ask.row}",
+            "entity": {self._entity: ask.entity},
+            "candidates": list(ask.candidates),
+            "event_time": int(self._times_us[ask.row]),
+        }
+        started = time.perf_counter()
+        try:
+            response = await client.post("/v1/rank", content=orjson.dumps(body))
+            response.raise_for_status()
+            answer = orjson.loads(response.content)
+            version, returned = int(answer["model_version"]), len(answer["ranked"])
+        except (httpx.HTTPError, orjson.JSONDecodeError, KeyError, ValueError) as exc:
+            self._fail(ask, f"{type(exc).__name__}: {exc}")
+        else:
+            if returned == len(ask.candidates):
+                self.played.ok += 1
+            else:
+                self._fail(ask, f"{returned} of {len(ask.candidates)} candidates came back")
+            self.played.latency_ms.append((time.perf_counter() - started) * 1_000)
+            self.played.disagreeing += response.headers.get("x-model-version") != str(version)
+            self.played.first_answer_us.setdefault(version, wall_us())
+        self._answered.append(ask.row)
+
+    def _fail(self, ask: Ask, error: str) -> None:
+        self.played.failed += 1
+        self.played.errors.append(error)
+        log.warning("request_failed", row=ask.row, error=error)

@@ -1,0 +1,109 @@
+"""The processes of one machine: Redis, broker, the engine's jobs and serving, started in order and stopped in reverse.
+
+    Redis, broker            embedded, on free ports, data below the stack's folder
+    jobs                     `headrace run <module>`, one process each
+    serving                  `headrace serve`
+
+All of them read the same environment. A service that dies stops the whole stack loudly: `check` raises.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import httpx
+import structlog
+
+from headrace.errors import ServiceError
+from headrace.local import EmbeddedBroker, EmbeddedRedis, free_port
+from headrace.local.process import ServiceProcess
+
+READY_S_MAX = 120.0  # Ray and Serve need about 12 s on two idle cores
+
+log = structlog.get_logger(__name__)
+
+
+class Stack:
+    """Services of one run. A context manager that starts Redis and the broker; `launch` starts the rest.
+
+    Args:
+        folder: data, logs and pid files; Redis starts empty in it, since the broker does too.
+        project: root of the project that the jobs run in.
+        topics: name -> partition count.
+        env: environment of every job beside the addresses.
+
+    Raises:
+        ServiceError: a service does not start, or died; the message ends with its log.
+    """
+
+    def __init__(self, folder: Path, project: Path, topics: Mapping[str, int], env: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.redis = EmbeddedRedis(folder / "redis", aof=True)
+        self.broker = EmbeddedBroker(folder / "broker", topics=dict(topics))
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._project = project
+        self._env = dict(env)
+        self._processes: list[ServiceProcess] = []
+        self._cleanup = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._cleanup as cleanup:
+            cleanup.enter_context(self.redis)
+            cleanup.enter_context(self.broker)
+            self._cleanup = cleanup.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in reversed(self._processes):
+            process.stop()
+        self._cleanup.close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process of this stack needs in its environment."""
+        return {
+            **self._env,
+            "HEADRACE_PROJECT": str(self._project),
+            "HEADRACE_REDIS_URL": self.redis.url,
+            "HEADRACE_BROKERS": self.broker.bootstrap,
+            "HEADRACE_HOST": "127.0.0.1",
+            "HEADRACE_PORT": str(self.port),
+        }
+
+    def launch(self, name: str, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> ServiceProcess:
+        """Start `headrace <arguments>` as the service `name`."""
+        process = ServiceProcess(name, self.folder / name)
+        process.start([sys.executable, "-m", "headrace.cli", *arguments], {**self.environment, **(env or {})})
+        self._processes.append(process)
+        return process
+
+    def wait_until_served(self) -> None:
+        """Return when `/readyz` says so."""
+        deadline = time.monotonic() + READY_S_MAX
+        while True:
+            self.check()
+            try:
+                if httpx.get(self.url + "/readyz", timeout=2.0).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError as exc:
+                log.debug("not_ready", error=str(exc))
+            if time.monotonic() > deadline:
+                raise ServiceError(f"serving is not ready after {READY_S_MAX:.0f} s; logs are in {self.folder}")
+            time.sleep(0.2)
+
+    def check(self) -> None:
+        """Return if every service runs."""
+        self.redis.check()
+        self.broker.check()
+        for process in self._processes:
+            process.check()
+
+    def stop(self, name: str) -> None:
+        """Let the job `name` drain and end, before the others."""
+        for process in [process for process in self._processes if process.name == name]:
+            process.stop()
+            self._processes.remove(process)

@@ -1,0 +1,104 @@
+"""64-bit hashes: splitmix64 for numbers, xxh64 for text, equal to the published algorithms.
+
+Sources: Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014), the mixer of figure 17;
+Collet, "xxHash fast digest algorithm", version 0.1.1, XXH64.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.compile import kernel
+
+_P1 = np.uint64(0x9E3779B185EBCA87)
+_P2 = np.uint64(0xC2B2AE3D27D4EB4F)
+_P3 = np.uint64(0x165667B19E3779F9)
+_P4 = np.uint64(0x85EBCA77C2B2AE63)
+_P5 = np.uint64(0x27D4EB2F165667C5)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX2 = np.uint64(0x94D049BB133111EB)
+
+
+@kernel
+def mix(key: int) -> np.uint64:
+    """splitmix64 of one int64."""
+    x = np.uint64(key) + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * _MIX1
+    x = (x ^ (x >> np.uint64(27))) * _MIX2
+    return x ^ (x >> np.uint64(31))
+
+
+def splitmix64(keys: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """splitmix64 of each key, in NumPy; (n,) int64 -> (n,) uint64.
+
+    >>> int(splitmix64(np.array([0]))[0])
+    16294208416658607535
+    """
+    x = keys.astype(np.int64, copy=False).view(np.uint64) + _GOLDEN
+    x = (x ^ (x >> np.uint64(30))) * _MIX1
+    x = (x ^ (x >> np.uint64(27))) * _MIX2
+    return x ^ (x >> np.uint64(31))
+
+
+@kernel
+def _load64(data: NDArray[np.uint8], at: int) -> np.uint64:
+    word = np.uint64(0)
+    for j in range(8):
+        word |= np.uint64(data[at + j]) << np.uint64(8 * j)
+    return word
+
+
+@kernel
+def _rotl(x: np.uint64, by: int) -> np.uint64:
+    return (x << np.uint64(by)) | (x >> np.uint64(64 - by))
+
+
+@kernel
+def _round(acc: np.uint64, word: np.uint64) -> np.uint64:
+    return _rotl(acc + word * _P2, 31) * _P1
+
+
+@kernel
+def _merge_round(h: np.uint64, lane: np.uint64) -> np.uint64:
+    return (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
+
+
+@kernel
+def xxh64(data: NDArray[np.uint8], start: int, end: int, seed: np.uint64) -> np.uint64:
+    """XXH64 of `data[start:end]`."""
+    at = start
+    if end - start >= 32:
+        v1, v2, v3, v4 = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
+        while at + 32 <= end:
+            v1 = _round(v1, _load64(data, at))
+            v2 = _round(v2, _load64(data, at + 8))
+            v3 = _round(v3, _load64(data, at + 16))
+            v4 = _round(v4, _load64(data, at + 24))
+            at += 32
+        h = _rotl(v1, 1) + _rotl(v2, 7) + _rotl(v3, 12) + _rotl(v4, 18)
+        h = _merge_round(_merge_round(_merge_round(_merge_round(h, v1), v2), v3), v4)
+    else:
+        h = seed + _P5
+    h += np.uint64(end - start)
+    while at + 8 <= end:
+        h = _rotl(h ^ _round(np.uint64(0), _load64(data, at)), 27) * _P1 + _P4
+        at += 8
+    if at + 4 <= end:
+        word = np.uint64(0)
+        for j in range(4):
+            word |= np.uint64(data[at + j]) << np.uint64(8 * j)
+        h = _rotl(h ^ (word * _P1), 23) * _P2 + _P3
+        at += 4
+    while at < end:
+        h = _rotl(h ^ (np.uint64(data[at]) * _P5), 11) * _P1
+        at += 1
+    h = (h ^ (h >> np.uint64(33))) * _P2
+    h = (h ^ (h >> np.uint64(29))) * _P3
+    return h ^ (h >> np.uint64(32))
+
+
+@kernel
+def hash_spans(data: NDArray[np.uint8], offsets: NDArray[np.int64], seed: np.uint64, out: NDArray[np.int64]) -> None:
+    """`out[i]` = XXH64 of `data[offsets[i]:offsets[i + 1]]` as int64; offsets (n + 1,), out (n,)."""
+    for i in range(out.size):
+        out[i] = np.int64(xxh64(data, offsets[i], offsets[i + 1], seed))

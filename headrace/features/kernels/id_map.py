@@ -1,0 +1,181 @@
+"""An exact map from int64 ids to dense row numbers: open addressing, linear probing, rows reused after removal.
+
+One line of the table is (id, row + 1), so a lookup touches one cache line when it finds its id at once; at most half of
+the lines are used. Removal shifts later lines back, so there are no tombstones and a lookup's cost does not age.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.hashing import mix
+
+_SIZE, _HIGH, _FREE = 0, 1, 2
+
+
+class IdMap:
+    """Ids to rows, `0 <= row < high`.
+
+    `high` is one above the largest row ever handed out: arrays indexed by row need that length. Not thread-safe.
+
+    >>> rooms = IdMap(4)
+    >>> rooms.get_or_add(np.array([7, 9, 7]))
+    (array([0, 1, 0]), array([ True,  True, False]))
+    >>> rooms.get(np.array([9, 8]))
+    array([ 1, -1])
+    """
+
+    def __init__(self, capacity: int = 1024) -> None:
+        lines = 16
+        while lines < 2 * capacity:
+            lines *= 2
+        self.table = np.zeros((lines, 2), np.int64)
+        self._counts = np.zeros(3, np.int64)
+        self._free = np.zeros(16, np.int64)
+
+    def __len__(self) -> int:
+        return int(self._counts[_SIZE])
+
+    @property
+    def high(self) -> int:
+        """One above the largest row ever handed out."""
+        return int(self._counts[_HIGH])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the map."""
+        return self.table.nbytes + self._free.nbytes
+
+    def get(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of each id, -1 where absent; (n,) -> (n,)."""
+        rows = np.empty(len(ids), np.int64)
+        find_rows(self.table, _own(ids), rows)
+        return rows
+
+    def get_or_add(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Row of each id, absent ones added in order; (n,) -> rows (n,), is_new (n,): true at an id's first occurrence."""
+        ids = _own(ids)
+        rows, is_new = np.empty(len(ids), np.int64), np.zeros(len(ids), np.bool_)
+        done = 0
+        while True:
+            done = add_rows(self.table, self._counts, self._free, ids, done, rows, is_new)
+            if done == len(ids):
+                return rows, is_new
+            grown = np.zeros((2 * len(self.table), 2), np.int64)
+            move_lines(self.table, grown)
+            self.table = grown
+
+    def remove(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Forget ids; their rows may be handed out again. Returns the freed rows; absent ids are ignored."""
+        need = int(self._counts[_FREE]) + len(ids)
+        if need > len(self._free):
+            self._free = np.concatenate([self._free, np.zeros(max(need, len(self._free)), np.int64)])
+        freed = np.empty(len(ids), np.int64)
+        return freed[: remove_rows(self.table, self._counts, self._free, _own(ids), freed)]
+
+    def items(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All ids and their rows, by ascending row."""
+        used = self.table[self.table[:, 1] > 0]
+        used = used[np.argsort(used[:, 1])]
+        return used[:, 0].copy(), used[:, 1] - 1
+
+
+def _own(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`ids` as a C-contiguous writable int64 array: one kernel signature."""
+    return np.require(ids, np.int64, ["C", "W"])
+
+
+@kernel
+def _line_of(table: NDArray[np.int64], key: int) -> int:
+    """Line that holds `key`, or the empty line where it belongs."""
+    mask = table.shape[0] - 1
+    line = np.int64(mix(key) & np.uint64(mask))
+    while table[line, 1] != 0 and table[line, 0] != key:
+        line = (line + 1) & mask
+    return line
+
+
+@kernel
+def find_row(table: NDArray[np.int64], key: int) -> int:
+    """Row of one id, -1 where absent."""
+    return table[_line_of(table, key), 1] - 1
+
+
+@kernel
+def find_rows(table: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+    """`rows[i]` = row of `ids[i]`, -1 where absent."""
+    for i in range(ids.size):
+        rows[i] = table[_line_of(table, ids[i]), 1] - 1
+
+
+@kernel
+def add_rows(
+    table: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    free: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    start: int,
+    rows: NDArray[np.int64],
+    is_new: NDArray[np.bool_],
+) -> int:
+    """Find or add `ids[start:]`; stops before an addition that would fill more than half of the table, returns where."""
+    for i in range(start, ids.size):
+        line = _line_of(table, ids[i])
+        if table[line, 1] == 0:
+            if 2 * (counts[_SIZE] + 1) > table.shape[0]:
+                return i
+            if counts[_FREE] > 0:
+                counts[_FREE] -= 1
+                row = free[counts[_FREE]]
+            else:
+                row = counts[_HIGH]
+                counts[_HIGH] += 1
+            table[line, 0] = ids[i]
+            table[line, 1] = row + 1
+            counts[_SIZE] += 1
+            is_new[i] = True
+        rows[i] = table[line, 1] - 1
+    return ids.size
+
+
+@kernel
+def remove_rows(
+    table: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    free: NDArray[np.int64],
+    ids: NDArray[np.int64],
+    freed: NDArray[np.int64],
+) -> int:
+    """Remove each id, put its row on the free list and into `freed`; returns how many there were."""
+    mask = table.shape[0] - 1
+    found = 0
+    for i in range(ids.size):
+        hole = _line_of(table, ids[i])
+        if table[hole, 1] == 0:
+            continue
+        freed[found] = table[hole, 1] - 1
+        free[counts[_FREE]] = freed[found]
+        found += 1
+        counts[_FREE] += 1
+        counts[_SIZE] -= 1
+        line = (hole + 1) & mask
+        while table[line, 1] != 0:
+            home = np.int64(mix(table[line, 0]) & np.uint64(mask))
+            if ((line - home) & mask) >= ((line - hole) & mask):
+                table[hole, 0] = table[line, 0]
+                table[hole, 1] = table[line, 1]
+                hole = line
+            line = (line + 1) & mask
+        table[hole, 0] = 0
+        table[hole, 1] = 0
+    return found
+
+
+@kernel
+def move_lines(table: NDArray[np.int64], grown: NDArray[np.int64]) -> None:
+    """Copy every used line into the larger empty table."""
+    for i in range(table.shape[0]):
+        if table[i, 1] != 0:
+            line = _line_of(grown, table[i, 0])
+            grown[line, 0] = table[i, 0]
+            grown[line, 1] = table[i, 1]

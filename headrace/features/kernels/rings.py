@@ -1,0 +1,232 @@
+"""Rings of tiles: one pass that adds events and answers reads in the order they come, and the packed form of a row.
+
+A ring's state, for `rows` entities, R tiles, k cells a tile:
+
+    tiles (rows, R) int64     tile number in slot `tile % R`; EMPTY where none
+    heads (rows,) int64       newest tile of any event of the entity
+    cells (rows, R, k)        float64, see kernels/cells.py
+
+`items` (m, 4) int64 are the codes on the ring: code, first cell, flag column, value column (cells.ONE: the number 1,
+cells.TIME: the event's time); `params` (m,) float64. An event older than `head - span` tiles is in no window that may
+still be asked for and is refused. `hop` 0 means one tile for ever.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.cells import FIRST, ONE, TIME, init, merge, start_value, update, width_of
+from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.varints import get_number, get_varint, get_word, put_bits, put_nothing, put_varint
+
+EMPTY = -(2**62)
+_EMPTY = np.int64(EMPTY)
+
+
+@kernel
+def run_ring(
+    tiles: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    cells: NDArray[np.float64],
+    items: NDArray[np.int64],
+    params: NDArray[np.float64],
+    hop: int,
+    span: int,
+    rows: NDArray[np.int64],
+    times: NDArray[np.int64],
+    event_ids: NDArray[np.int64],
+    reads: NDArray[np.int64],
+    flags: NDArray[np.uint8],
+    numbers: NDArray[np.float64],
+    bits: NDArray[np.int64],
+    late: NDArray[np.bool_],
+    out: NDArray[np.float64],
+) -> None:
+    """Walk the operations (n,) in order: `reads[i] < 0` adds event i, else row's window as of `times[i]` -> out[reads[i]].
+
+    flags (n, f), numbers (n, v), bits (n, d) belong to events; `late[i]` is set where an event is refused; out is
+    (reads, k) and already holds empty cells. A read of row -1 leaves them. Cost: an event m cells, a read R tiles.
+    Numbers that are not finite are left out.
+    """
+    slots = tiles.shape[1]
+    for i in range(rows.size):
+        row = rows[i]
+        tile = np.int64(0)
+        if hop > 0:
+            tile = times[i] // hop
+        if reads[i] >= 0:
+            if row >= 0:
+                _read_row(tiles, cells, items, params, row, max(tile, heads[row]) - span, tile, out[reads[i]])
+            continue
+        heads[row] = max(heads[row], tile)
+        slot = tile % slots
+        ready = False
+        for m in range(items.shape[0]):
+            if flags[i, items[m, 2]] == 0:
+                continue
+            code, first, column = items[m, 0], items[m, 1], items[m, 3]
+            value, word = 1.0, np.int64(0)
+            if code == FIRST:
+                word = bits[i, column]
+            elif column >= 0:
+                value = numbers[i, column] + 0.0
+            elif column == TIME:
+                value = np.float64(times[i])
+            if not np.isfinite(value):
+                continue
+            if not ready:
+                if tile < heads[row] - span:
+                    late[i] = True
+                    break
+                ready = True
+                if tiles[row, slot] != tile:
+                    tiles[row, slot] = tile
+                    _clear_tile(cells[row, slot], items)
+            update(cells[row, slot, first : first + width_of(code)], code, params[m], value, word, times[i], event_ids[i])
+
+
+@kernel
+def _clear_tile(tile_cells: NDArray[np.float64], items: NDArray[np.int64]) -> None:
+    for m in range(items.shape[0]):
+        init(tile_cells[items[m, 1] : items[m, 1] + width_of(items[m, 0])], items[m, 0])
+
+
+@kernel
+def _read_row(
+    tiles: NDArray[np.int64],
+    cells: NDArray[np.float64],
+    items: NDArray[np.int64],
+    params: NDArray[np.float64],
+    row: int,
+    low: int,
+    high: int,
+    out: NDArray[np.float64],
+) -> None:
+    for slot in range(tiles.shape[1]):
+        if low <= tiles[row, slot] <= high:
+            for m in range(items.shape[0]):
+                first = items[m, 1]
+                end = first + width_of(items[m, 0])
+                merge(out[first:end], cells[row, slot, first:end], items[m, 0], params[m])
+
+
+@kernel
+def clear_out(items: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """Fill out (n, k) with empty cells."""
+    for i in range(out.shape[0]):
+        _clear_tile(out[i], items)
+
+
+@kernel
+def pack_ring(
+    tiles: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    cells: NDArray[np.float64],
+    cell_bits: NDArray[np.int64],
+    items: NDArray[np.int64],
+    span: int,
+    rows: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    at: NDArray[np.int64],
+) -> None:
+    """Write each row's live tiles at `out[at[i]]`, newest first: count, then (tiles since the one before, cells) each.
+
+    `at[i]` becomes the end of what was written. Tiles outside the window at the head, and tiles that hold nothing, are
+    left out: the bytes follow from the set of events.
+    """
+    slots = tiles.shape[1]
+    for i in range(rows.size):
+        row, head = rows[i], heads[rows[i]]
+        live = np.uint64(0)
+        for slot in range(slots):
+            if tiles[row, slot] >= head - span and tiles[row, slot] != _EMPTY and _holds(cells[row, slot], items):
+                live += np.uint64(1)
+        position = put_varint(out, at[i], live)
+        before = head
+        for step in range(slots if live > 0 else 0):
+            tile = head - step
+            slot = tile % slots
+            if tiles[row, slot] != tile or not _holds(cells[row, slot], items):
+                continue
+            position = put_varint(out, position, np.uint64(before - tile))
+            before = tile
+            for m in range(items.shape[0]):
+                for j in range(width_of(items[m, 0])):
+                    cell = items[m, 1] + j
+                    if cells[row, slot, cell] == start_value(items[m, 0], j):
+                        position = put_nothing(out, position)
+                    else:
+                        position = put_bits(out, position, cell_bits[row, slot, cell], cells[row, slot, cell])
+        at[i] = position
+
+
+@kernel
+def _holds(tile_cells: NDArray[np.float64], items: NDArray[np.int64]) -> bool:
+    for m in range(items.shape[0]):
+        for j in range(width_of(items[m, 0])):
+            if tile_cells[items[m, 1] + j] != start_value(items[m, 0], j):
+                return True
+    return False
+
+
+@kernel
+def unpack_ring(
+    tiles: NDArray[np.int64],
+    heads: NDArray[np.int64],
+    cells: NDArray[np.float64],
+    cell_bits: NDArray[np.int64],
+    items: NDArray[np.int64],
+    hop: int,
+    rows: NDArray[np.int64],
+    newest: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    at: NDArray[np.int64],
+    ends: NDArray[np.int64],
+) -> None:
+    """Fill empty rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
+
+    newest (n,) is each record's newest event time.
+    """
+    slots = tiles.shape[1]
+    for i in range(rows.size):
+        if at[i] < 0:
+            continue
+        row = rows[i]
+        heads[row] = newest[i] // hop if hop > 0 else 0
+        live, position = get_varint(data, at[i], ends[i])
+        if live > np.uint64(slots):
+            position = -1
+        tile = heads[row]
+        for _ in range(live if position >= 0 else 0):
+            delta, position = get_varint(data, position, ends[i])
+            if position < 0 or delta >= np.uint64(slots):
+                position = -1
+                break
+            tile -= np.int64(delta)
+            slot = tile % slots
+            tiles[row, slot] = tile
+            for m in range(items.shape[0]):
+                for j in range(width_of(items[m, 0])):
+                    cell = items[m, 1] + j
+                    form, number, position = get_number(data, position, ends[i])
+                    if form == 1 and position >= 0:
+                        word, _ = get_word(data, position - 8, position)
+                        cell_bits[row, slot, cell] = word
+                    else:
+                        cells[row, slot, cell] = start_value(items[m, 0], j) if form == 2 else number
+        at[i] = position
+
+
+@kernel
+def run_newest(
+    newest: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    times: NDArray[np.int64],
+    reads: NDArray[np.int64],
+    out: NDArray[np.int64],
+) -> None:
+    """Keep each row's newest event time; a read of a row copies it into out[reads[i]]."""
+    for i in range(rows.size):
+        if reads[i] < 0:
+            newest[rows[i]] = max(newest[rows[i]], times[i])
+        elif rows[i] >= 0:
+            out[reads[i]] = newest[rows[i]]

@@ -1,0 +1,110 @@
+"""Numbers as few bytes: LEB128 varints, zigzag for signs, and a float form that stores whole numbers as varints.
+
+A writer whose position is at or past the end of `out` only moves the position: with an empty `out` it measures.
+A reader never leaves `data[:end]`: it returns position -1 where bytes run out, and every reader passes a -1 on.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.compile import kernel
+
+_WHOLE_MAX = 2.0**53
+_RAW, _NOTHING = 1, 3
+
+
+@kernel
+def put_byte(out: NDArray[np.uint8], at: int, byte: int) -> int:
+    """Write one byte; returns the next position."""
+    if at < out.size:
+        out[at] = byte
+    return at + 1
+
+
+@kernel
+def put_varint(out: NDArray[np.uint8], at: int, value: np.uint64) -> int:
+    """Write an unsigned number, 7 bits a byte, low bits first."""
+    while value >= np.uint64(128):
+        at = put_byte(out, at, np.uint8((value & np.uint64(127)) | np.uint64(128)))
+        value >>= np.uint64(7)
+    return put_byte(out, at, np.uint8(value))
+
+
+@kernel
+def put_signed(out: NDArray[np.uint8], at: int, value: int) -> int:
+    """Write a signed number: zigzag, then varint."""
+    return put_varint(out, at, np.uint64((value << np.int64(1)) ^ (value >> np.int64(63))))
+
+
+@kernel
+def put_word(out: NDArray[np.uint8], at: int, value: int) -> int:
+    """Write 8 bytes, little-endian."""
+    for j in range(8):
+        at = put_byte(out, at, np.uint8((value >> np.int64(8 * j)) & np.int64(255)))
+    return at
+
+
+@kernel
+def put_bits(out: NDArray[np.uint8], at: int, bits: int, value: float) -> int:
+    """Write a float64 given with its bits: 2 * zigzag as a varint when it is whole, else byte 1 and the bits."""
+    if abs(value) < _WHOLE_MAX and value == np.floor(value) and (value != 0.0 or bits == 0):
+        whole = np.int64(value)
+        zigzag = np.uint64((whole << np.int64(1)) ^ (whole >> np.int64(63)))
+        return put_varint(out, at, zigzag << np.uint64(1))
+    return put_word(out, put_byte(out, at, _RAW), bits)
+
+
+@kernel
+def put_nothing(out: NDArray[np.uint8], at: int) -> int:
+    """Write the mark of a cell that holds nothing."""
+    return put_byte(out, at, _NOTHING)
+
+
+@kernel
+def get_varint(data: NDArray[np.uint8], at: int, end: int) -> tuple[np.uint64, int]:
+    """Read an unsigned number: (value, next position or -1)."""
+    value, shift = np.uint64(0), np.uint64(0)
+    while 0 <= at < end and shift < np.uint64(70):
+        byte = np.uint64(data[at])
+        at += 1
+        value |= (byte & np.uint64(127)) << shift
+        if byte < np.uint64(128):
+            return value, at
+        shift += np.uint64(7)
+    return np.uint64(0), -1
+
+
+@kernel
+def get_signed(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
+    """Read a signed number: (value, next position or -1)."""
+    value, at = get_varint(data, at, end)
+    return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1)), at
+
+
+@kernel
+def get_word(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
+    """Read 8 bytes, little-endian: (value, next position or -1)."""
+    if at < 0 or at + 8 > end:
+        return np.int64(0), -1
+    value = np.uint64(0)
+    for j in range(8):
+        value |= np.uint64(data[at + j]) << np.uint64(8 * j)
+    return np.int64(value), at + 8
+
+
+@kernel
+def get_number(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, float, int]:
+    """Read what `put_bits` or `put_nothing` wrote.
+
+    Returns (form, number, next position or -1): form 0 a whole number in `number`, form 1 the bits are in the 8 bytes
+    before the next position, form 2 nothing.
+    """
+    head, after = get_varint(data, at, end)
+    if after < 0:
+        return 0, 0.0, -1
+    if head == np.uint64(_NOTHING):
+        return 2, 0.0, after
+    if head == np.uint64(_RAW):
+        return 1, 0.0, (after + 8 if after + 8 <= end else -1)
+    zigzag = head >> np.uint64(1)
+    return 0, np.float64(np.int64(zigzag >> np.uint64(1)) ^ -np.int64(zigzag & np.uint64(1))), after

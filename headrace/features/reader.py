@@ -1,0 +1,103 @@
+"""Reading a view as a frame: entities in any of three forms, values, status and age.
+
+    user_id | clicks_10m  recent     | _status  _age_s
+    7       | 3.0         [12, 5]    | fresh    0.4
+    8       | 0.0         []         | missing  null
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from headrace.clock import wall_us
+from headrace.errors import SpineError
+from headrace.features.slab import entity_ids
+from headrace.features.view import FeatureView, ViewPlan, plan_of
+
+if TYPE_CHECKING:
+    from headrace.features.store import OnlineStore
+
+FRESH = "fresh"
+MISSING = "missing"
+
+
+def read_frame(
+    store: "OnlineStore",
+    view: type[FeatureView],
+    entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any],
+    now: datetime | int | None = None,
+) -> pl.DataFrame:
+    """Feature values of `entities` as of `now`; `OnlineStore.read` says more.
+
+    Raises:
+        SpineError: an entity column is missing, of another type, or null.
+        LayoutError: the view was changed and its new version is not active yet.
+        StoreUnavailableError: Redis does not answer.
+    """
+    plan = plan_of(view)
+    frame = entity_frame(plan, entities)
+    ids, texts = entity_ids(plan, frame)
+    answer = store.answer(plan, ids, texts, instant_us(now))
+    state = pl.DataFrame(
+        {
+            "_status": np.where(answer.found, FRESH, MISSING).tolist(),
+            "_age_s": pl.Series(answer.age_us / 1e6).set(pl.Series(~answer.found), None),
+        },
+        schema={"_status": pl.String, "_age_s": pl.Float64},
+    )
+    return pl.concat([frame, answer.to_polars(), state], how="horizontal")
+
+
+def entity_frame(
+    plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]
+) -> pl.DataFrame:
+    """The entity columns of `entities`: a frame, a dict of lists, or a list of keys (tuples for a composite entity).
+
+    Raises:
+        SpineError: a column is missing, or holds null.
+    """
+    if isinstance(entities, pl.DataFrame):
+        frame = entities
+    elif isinstance(entities, Mapping):
+        frame = pl.DataFrame(dict(entities))
+    else:
+        rows = [key if isinstance(key, tuple | list) else (key,) for key in entities]
+        if any(len(row) != len(plan.entity) for row in rows):
+            raise SpineError(
+                f"view {plan.name}: each key needs {len(plan.entity)} value(s), for {_listed(plan.entity)}; "
+                "give a composite key as a tuple"
+            )
+        frame = pl.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(plan.entity)}, strict=False)
+    lacking = [name for name in plan.entity if name not in frame.columns]
+    if lacking:
+        raise SpineError(
+            f"view {plan.name}: the entities lack {_listed(lacking)}; there are {_listed(frame.columns) or 'no columns'}. "
+            f"Rename the column that holds the key: frame.rename({{'...': '{lacking[0]}'}})"
+        )
+    frame = frame.select(plan.entity)
+    for name, count in frame.null_count().row(0, named=True).items():
+        if count:
+            raise SpineError(f"view {plan.name}: {name} is null in {count} of {frame.height} entities; drop those rows")
+    return frame
+
+
+def instant_us(now: datetime | int | None) -> int:
+    """`now` in microseconds UTC: None is the wall clock, a naive datetime is taken as UTC.
+
+    >>> instant_us(datetime(1970, 1, 1, 0, 0, 1)), instant_us(5)
+    (1000000, 5)
+    """
+    if now is None:
+        return wall_us()
+    if isinstance(now, datetime):
+        aware = now if now.tzinfo else now.replace(tzinfo=UTC)
+        since = aware - datetime(1970, 1, 1, tzinfo=UTC)
+        return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return now
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names)

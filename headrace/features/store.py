@@ -1,0 +1,375 @@
+"""The online store: records in Redis, written with the offsets that produced them.
+
+Each shard of a view has a fence: a hash with a sequence number, the token of its last writer, and the next offset of every
+source partition. A flush is one script per shard, which compares the fence, writes the records and moves the fence on,
+all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that went back in
+time, is found out at the next flush.
+
+    <ns>:{<shard>}:<view>:<fingerprint>:<key text>   one record, packed          {..} is the hash tag: a shard's keys
+    <ns>:{<shard>}:<view>:<fingerprint>!fence        its shard's fence               are in one slot of a cluster
+    <ns>:views                                       view name -> active fingerprint
+    <ns>:meta                                        shards: fixed when the namespace is first opened
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import islice
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+import structlog
+from numpy.typing import NDArray
+
+from headrace.errors import FencedError, LayoutError, StoreError
+from headrace.features.record import Answer, read_packed
+from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
+from headrace.features.slab import shard_of
+from headrace.features.view import FeatureView, ViewPlan
+
+ACTIVE_S_MAX = 1.0
+"""Seconds that a reader may believe which version of a view is active before it asks again."""
+
+SNAPSHOT_KEYS_MAX = 50_000
+"""Keys in one atomic snapshot: reading them holds up Redis for some 50 ms."""
+
+_APPLIED, _REPEATED = 1, 2
+
+# ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values, then
+# these, then the records. unpack() is limited to some 8,000 values, hence the steps.
+_FLUSH = Script(
+    "flush",
+    """
+local held = redis.call('HMGET', KEYS[1], 'sequence', 'writer')
+local sequence, writer = held[1] or '0', held[2] or ''
+if sequence == ARGV[2] and writer == ARGV[4] then return {2, sequence, writer} end
+if sequence ~= ARGV[1] or writer ~= ARGV[3] then return {0, sequence, writer} end
+local ttl, first = ARGV[5], 7 + tonumber(ARGV[6])
+redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'writer', ARGV[4])
+for i = 7, first - 1, 2000 do
+  redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 1999, first - 1)))
+end
+if ttl == '0' then
+  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2]) end
+else
+  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2], 'PX', ttl) end
+end
+return {1, ARGV[2], ARGV[4]}
+""",
+)
+
+_SNAPSHOT = Script(
+    "snapshot",
+    """
+local records = {}
+for i = 2, #KEYS do records[i - 1] = redis.call('GET', KEYS[i]) end
+return {redis.call('HGETALL', KEYS[1]), records}
+""",
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Where a shard of a view stands. `offsets`: partition -> next offset to apply. Sequence 0: never written."""
+
+    sequence: int = 0
+    writer: str = ""
+    offsets: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWrite:
+    """One shard's part of a flush: the fence as the writer knows it, and what to write.
+
+    `expected_writer` is the token on the fence that the writer loaded; None means `writer` itself, or nobody at sequence 0.
+    `offsets` need only hold partitions that moved.
+    """
+
+    shard: int
+    expected_sequence: int
+    writer: str
+    texts: Sequence[bytes]
+    blobs: Sequence[bytes]
+    offsets: Mapping[str, int]
+    expected_writer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FlushReport:
+    """What a flush did. `sequences`: shard -> its new sequence number.
+
+    `repeated`: shards whose fence already showed this writer and the new sequence, because an earlier try had been applied
+    although its reply was lost. What this try carried was not written again.
+    """
+
+    sequences: dict[int, int]
+    repeated: frozenset[int]
+
+
+class OnlineStore:
+    """Records of views in one namespace of one Redis. Thread-safe.
+
+    Open it with `OnlineStore.open`; close it, or use it as a context manager.
+    """
+
+    def __init__(self, link: RedisLink, shards: int, namespace: str) -> None:
+        self.shards = shards
+        self.namespace = namespace
+        self._link = link
+        self._active: dict[str, tuple[str | None, float]] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, url: str, shards: int = 32, namespace: str = "hr") -> Self:
+        """Connect to `url` (`redis://`, `rediss://`, `unix://`, `redis+cluster://`).
+
+        `shards` is fixed for a namespace when it is first opened: it decides where each record lives.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+            StoreError: the namespace has another number of shards, or its name is not made of letters, digits, `_.-`.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", namespace):
+            raise StoreError(f"namespace {namespace!r}: use letters, digits, underscore, dot and hyphen")
+        if not 1 <= shards <= 16_384:
+            raise StoreError(f"shards = {shards}: use 1 to 16384; 32 suits most stores")
+        link = RedisLink(url)
+        try:
+            with link.errors("opening the store"):
+                link.client.hsetnx(f"{namespace}:meta", "shards", shards)
+                found = int(link.client.hget(f"{namespace}:meta", "shards"))
+            if found != shards:
+                raise StoreError(
+                    f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {found}, not {shards}; "
+                    f"open it with {found}, or use another namespace and backfill"
+                )
+        except BaseException:
+            link.close()
+            raise
+        return cls(link, shards, namespace)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._link.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def url(self) -> str:
+        """Where the store is, without a password."""
+        return self._link.shown_url
+
+    def ping(self) -> None:
+        """Return if Redis answers.
+
+        Raises:
+            StoreUnavailableError: it does not.
+        """
+        with self._link.errors("ping"):
+            self._link.client.ping()
+
+    # Reading
+
+    def read(
+        self,
+        view: type[FeatureView],
+        entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any],
+        now: datetime | int | None = None,
+    ) -> pl.DataFrame:
+        """Feature values of `entities` as of `now` (None: the wall clock; an int is µs UTC), in their order.
+
+        Columns: the entity's, the features (short names), `_status` ("fresh" or "missing") and `_age_s` (now minus the
+        newest event time, in seconds; null when missing).
+
+        Raises:
+            SpineError: an entity column is missing or of another type.
+            LayoutError: the view was changed and its new version is not active yet.
+            StoreUnavailableError: Redis does not answer.
+        """
+        from headrace.features.reader import read_frame
+
+        return read_frame(self, view, entities, now)
+
+    def answer(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes], now_us: int) -> Answer:
+        """Values of the entities `ids` (n,) with key `texts` as of `now_us`, numeric: for serving. One MGET.
+
+        Raises:
+            LayoutError: the view was changed and its new version is not active yet.
+            StoreUnavailableError: Redis does not answer.
+        """
+        self._require_active(plan)
+        return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us)
+
+    def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
+        """The packed record of each entity, None where there is none. Any version of a view can be read so.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        if len(texts) == 0:
+            return []
+        prefix = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
+        shards = shard_of(ids, self.shards).tolist()
+        return self._link.mget([prefix[shard] + text for shard, text in zip(shards, texts, strict=True)])
+
+    def scan(self, plan: ViewPlan) -> Iterator[tuple[bytes, bytes]]:
+        """(key text, record) of every entity of the view's version, in no order.
+
+        Entities written or removed meanwhile may be there or not; one may come twice.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        keys = self._scan_keys(plan.name, plan.fingerprint)
+        while part := list(islice(keys, KEYS_MAX)):
+            for key, record in zip(part, self._link.mget(part), strict=True):
+                if record is not None:
+                    yield key.split(b":", 4)[4], record
+
+    def snapshot(
+        self, plan: ViewPlan, shard: int, texts: Sequence[bytes]
+    ) -> tuple[dict[str, int], list[bytes | None]]:
+        """(offsets, records) of one moment: what `texts`, entities of `shard`, held when the shard stood at the offsets.
+
+        Raises:
+            StoreError: more than `SNAPSHOT_KEYS_MAX` texts.
+            StoreUnavailableError: Redis does not answer.
+        """
+        if len(texts) > SNAPSHOT_KEYS_MAX:
+            raise StoreError(f"snapshot of {len(texts)} keys: at most {SNAPSHOT_KEYS_MAX} at one moment")
+        prefix = self._prefix(plan, shard)
+        keys = [prefix + b"!fence", *(prefix + b":" + text for text in texts)]
+        [(flat, records)] = self._link.run(_SNAPSHOT, [(keys, ())])
+        return _fence(dict(zip(flat[::2], flat[1::2], strict=True))).offsets, records
+
+    # Writing
+
+    def fence(self, plan: ViewPlan, shard: int) -> Fence:
+        """Where one shard stands."""
+        return self.fences(plan, [shard])[shard]
+
+    def fences(self, plan: ViewPlan, shards: Sequence[int]) -> dict[int, Fence]:
+        """Where each of `shards` stands, in one round trip.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        with self._link.errors("reading fences"), self._link.client.pipeline(transaction=False) as pipeline:
+            for shard in shards:
+                pipeline.hgetall(self._prefix(plan, shard) + b"!fence")
+            return {shard: _fence(held) for shard, held in zip(shards, pipeline.execute(), strict=True)}
+
+    def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
+        """Apply each write if its shard's fence is as expected: one script a shard, all in one pipeline.
+
+        Each shard is all or nothing. After `StoreUnavailableError` the outcome is unknown: call again with the same
+        sequences and writers, and what had been applied is recognised (`FlushReport.repeated`).
+
+        Raises:
+            FencedError: another writer moved a shard on, or Redis went back in time. Other shards may have been written.
+            StoreUnavailableError: Redis does not answer.
+            StoreError: Redis refused, for instance for lack of memory.
+        """
+        replies = self._link.run(_FLUSH, [self._flush_call(plan, write) for write in writes])
+        for write, (state, sequence, writer) in zip(writes, replies, strict=True):
+            if state not in {_APPLIED, _REPEATED}:
+                raise FencedError(
+                    f"view {plan.name} · shard {write.shard}: expected sequence {write.expected_sequence} of writer "
+                    f"{_expected_writer(write) or 'nobody'}, found {int(sequence)} of {writer.decode() or 'nobody'}. Another "
+                    "engine owns the shard, or Redis lost data: stop, open the shards again and replay from their offsets"
+                )
+        return FlushReport(
+            {write.shard: write.expected_sequence + 1 for write in writes},
+            frozenset(write.shard for write, reply in zip(writes, replies, strict=True) if reply[0] == _REPEATED),
+        )
+
+    # Versions of views
+
+    def active(self, view_name: str) -> str | None:
+        """Fingerprint of the version that readers of the view get, or None: nothing was materialised yet."""
+        with self._link.errors(f"reading the active version of {view_name}"):
+            found: bytes | None = self._link.client.hget(f"{self.namespace}:views", view_name)
+        fingerprint = None if found is None else found.decode()
+        with self._lock:
+            self._active[view_name] = (fingerprint, time.monotonic())
+        return fingerprint
+
+    def activate(self, plan: ViewPlan) -> None:
+        """Let readers of the view get this version from now on; other processes notice within `ACTIVE_S_MAX` seconds."""
+        with self._link.errors(f"activating {plan.name}"):
+            self._link.client.hset(f"{self.namespace}:views", plan.name, plan.fingerprint)
+        log.info("view_activated", view=plan.name, fingerprint=plan.fingerprint)
+        self.active(plan.name)
+
+    def register(self, plan: ViewPlan) -> bool:
+        """Activate the view's version if none is active; return whether it is the active one now."""
+        with self._link.errors(f"registering {plan.name}"):
+            self._link.client.hsetnx(f"{self.namespace}:views", plan.name, plan.fingerprint)
+        return self.active(plan.name) == plan.fingerprint
+
+    def drop(self, view_name: str, fingerprint: str) -> int:
+        """Delete a version of a view, records and fences; return how many keys.
+
+        Raises:
+            StoreError: readers get this version.
+            StoreUnavailableError: Redis does not answer; call again.
+        """
+        if self.active(view_name) == fingerprint:
+            raise StoreError(f"view {view_name} · version {fingerprint} is active; activate another one first")
+        keys, dropped = self._scan_keys(view_name, fingerprint, b"[:!]"), 0
+        with self._link.errors(f"dropping {view_name} {fingerprint}"):
+            while part := list(islice(keys, KEYS_MAX)):
+                dropped += sum(self._link.client.unlink(key) for key in part) if self._link.cluster else (
+                    self._link.client.unlink(*part)
+                )
+        return dropped
+
+    def _require_active(self, plan: ViewPlan) -> None:
+        fingerprint, asked_s = self._active.get(plan.name, (None, 0.0))
+        if time.monotonic() - asked_s > ACTIVE_S_MAX:
+            fingerprint = self.active(plan.name)
+        if fingerprint not in {None, plan.fingerprint}:
+            raise LayoutError(
+                f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the view was "
+                "changed and its new version is not active; run `headrace backfill`, which activates it at its end"
+            )
+
+    def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
+        return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.fingerprint}".encode()
+
+    def _scan_keys(self, view_name: str, fingerprint: str, kind: bytes = b":") -> Iterator[bytes]:
+        pattern = f"{self.namespace}:{{*}}:{view_name}:{fingerprint}".encode() + kind + b"*"
+        with self._link.errors(f"scanning {view_name}"):
+            yield from self._link.client.scan_iter(match=pattern, count=1_000)
+
+    def _flush_call(self, plan: ViewPlan, write: ShardWrite) -> tuple[list[bytes], list[Any]]:
+        assert len(write.texts) == len(write.blobs), f"shard {write.shard}: {len(write.texts)} keys for {len(write.blobs)}"
+        prefix = self._prefix(plan, write.shard)
+        record_prefix = prefix + b":"
+        expected, ttl_ms = write.expected_sequence, max(1, plan.ttl_us // 1_000) if plan.ttl_us else 0
+        arguments: list[Any] = [expected, expected + 1, _expected_writer(write), write.writer, ttl_ms, 2 * len(write.offsets)]
+        for partition, next_offset in write.offsets.items():
+            arguments += (f"o:{partition}", next_offset)
+        arguments += write.blobs
+        return [prefix + b"!fence", *[record_prefix + text for text in write.texts]], arguments
+
+
+def _expected_writer(write: ShardWrite) -> str:
+    if write.expected_writer is not None:
+        return write.expected_writer
+    return write.writer if write.expected_sequence else ""
+
+
+def _fence(held: Mapping[bytes, bytes]) -> Fence:
+    offsets = {name[2:].decode(): int(value) for name, value in held.items() if name.startswith(b"o:")}
+    return Fence(int(held.get(b"sequence", 0)), held.get(b"writer", b"").decode(), offsets)

@@ -1,0 +1,120 @@
+"""Windows and their hops: which events a window holds, and the ring of tiles that keeps it.
+
+The value of a window W with hop h at time t is the aggregate of the events with floor(t, h) - W <= event_time < t:
+
+    event time   ----[----|----|----|----|----|--)--------->      W = 5 h
+                     ^                        ^  ^
+        floor(t, h) - W             floor(t, h)  t                the tail moves once a hop, the head is exact
+
+    ring         W / h whole tiles and the one that t is in, slot = tile number % (W / h + 1);
+                 each slot remembers its tile number, and a newer tile that takes the slot empties it
+
+So a window is exact at its head and at most one hop too long at its tail: W / h >= 24 keeps that under 4.2 %.
+"lifetime" is one tile for ever.
+"""
+
+import re
+from dataclasses import dataclass
+
+from headrace.errors import DeclarationError
+
+SECOND_US = 1_000_000
+UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+HOPS_S = (1, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
+HOPS_MIN = 24
+WINDOW_MIN_S, WINDOW_MAX_S = 10, 400 * 86_400
+TILES_CHOSEN_MAX = 4_000  # beyond that an odd length costs more memory than anyone meant
+TILES_MAX = 100_000
+LIFETIME = "lifetime"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A window: `label` as written, length and hop in microseconds; both 0 for lifetime."""
+
+    label: str
+    window_us: int
+    hop_us: int
+
+    @property
+    def span(self) -> int:
+        """Whole tiles in the window, W / h."""
+        return self.window_us // self.hop_us if self.hop_us else 0
+
+    @property
+    def tiles(self) -> int:
+        """Slots of the ring: W / h + 1."""
+        return self.span + 1
+
+    def start_us(self, now_us: int) -> int:
+        """First event time that belongs to the window as of `now_us`; inclusive.
+
+        >>> window_of("10m").start_us(1_000_007_000_000) // 1_000_000 == 1_000_005 - 600
+        True
+        """
+        return now_us // self.hop_us * self.hop_us - self.window_us if self.hop_us else -(2**62)
+
+
+def parse_span_s(text: str, where: str) -> int:
+    """Seconds of a span such as "30s", "10m", "24h", "7d".
+
+    Raises:
+        DeclarationError: `text` is no such span; `where` says what it was written for.
+
+    >>> parse_span_s("10m", "")
+    600
+    """
+    found = re.fullmatch(r"([1-9][0-9]*)([smhd])", text) if isinstance(text, str) else None
+    if not found:
+        raise DeclarationError(f'{where}: {text!r} is no span of time; write "30s", "10m", "24h" or "7d"')
+    return int(found[1]) * UNIT_S[found[2]]
+
+
+def window_of(label: str, hop: str | None = None, where: str = "window") -> Window:
+    """The window that `label` names, with its hop chosen, or with `hop`.
+
+    Raises:
+        DeclarationError: not a span, too short or long, a hop that does not divide it, or too many tiles.
+
+    >>> window_of("1h").hop_us // SECOND_US, window_of("24h").tiles
+    (120, 25)
+    """
+    if label == LIFETIME:
+        if hop is not None:
+            raise DeclarationError(f"{where}: a lifetime window has no hop; leave hop={hop!r} out")
+        return Window(label, 0, 0)
+    length_s = parse_span_s(label, where)
+    if not WINDOW_MIN_S <= length_s <= WINDOW_MAX_S:
+        raise DeclarationError(f'{where}: a window is 10s to 400d long; {label!r} is not (or write "{LIFETIME}")')
+    hop_s = _chosen_hop_s(length_s, label, where) if hop is None else _given_hop_s(length_s, label, hop, where)
+    return Window(label, length_s * SECOND_US, hop_s * SECOND_US)
+
+
+def _chosen_hop_s(length_s: int, label: str, where: str) -> int:
+    fitting = [hop for hop in HOPS_S if length_s % hop == 0 and length_s >= HOPS_MIN * hop]
+    hop_s = max(fitting, default=1)
+    if length_s // hop_s > TILES_CHOSEN_MAX:
+        wanted = max(hop for hop in HOPS_S if length_s >= HOPS_MIN * hop)
+        near = round(length_s / wanted) * wanted
+        raise DeclarationError(
+            f"{where}: {label!r} divides only into {length_s // hop_s} tiles of {hop_s} s; write a length that is a "
+            f"multiple of {_written(wanted)}, such as {_written(near)!r}, or give hop=",
+        )
+    return hop_s
+
+
+def _given_hop_s(length_s: int, label: str, hop: str, where: str) -> int:
+    hop_s = parse_span_s(hop, f"{where} · hop")
+    if hop_s > length_s:
+        raise DeclarationError(f"{where}: window {label!r} is shorter than its hop {hop!r}; write a hop that divides it")
+    if length_s % hop_s:
+        fits = [_written(found) for found in HOPS_S if length_s % found == 0]
+        raise DeclarationError(f"{where}: hop {hop!r} does not divide window {label!r}; use one of {', '.join(fits)}")
+    if length_s // hop_s > TILES_MAX:
+        raise DeclarationError(f"{where}: hop {hop!r} makes {length_s // hop_s} tiles, at most {TILES_MAX}; write a longer hop")
+    return hop_s
+
+
+def _written(seconds: int) -> str:
+    unit = max((unit for unit in UNIT_S if seconds % UNIT_S[unit] == 0), key=lambda unit: UNIT_S[unit])
+    return f"{seconds // UNIT_S[unit]}{unit}"

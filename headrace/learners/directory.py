@@ -1,0 +1,209 @@
+"""ModelDirectory: the published versions of one learner, and the notice that there is a new one.
+
+    <path>/v00000041/  v00000042/   .staged-.../       Redis stream: {name, version, path, created}
+
+The folder is the truth; a notice only says "look now". So a lost notice costs a poll's interval, and followers work without Redis.
+Versions grow by one and are never reused; a rollback is an old content under a new version. One writer a directory: a second one
+fails at the rename.
+"""
+
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import redis
+import structlog
+from prometheus_client import Counter, Gauge
+
+from headrace.clock import wall_us
+from headrace.errors import SnapshotError
+from headrace.learners.learner import Learner
+from headrace.learners.snapshot import MANIFEST, Manifest, Snapshot, move, read_manifest
+
+STREAM = "hr:models"
+NOTICES_MAX = 1_000  # entries the stream keeps, about
+POLL_S = 0.2  # between two looks at the folder without Redis
+KEEP = 5
+
+PUBLISHED = Counter("headrace_models_published_total", "Snapshots published.")
+NOTICE_FAILED = Counter("headrace_model_notices_failed_total", "Notices that Redis did not take.")
+VERSION = Gauge("headrace_published_model_version", "Newest version this process published.")
+
+log = structlog.get_logger(__name__)
+
+_NAME = re.compile(r"v(\d{8,})")
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A snapshot that is written and flushed, but not yet visible: look at it, then `publish` or `discard` it."""
+
+    folder: Path
+    snapshot: Snapshot
+
+
+class ModelDirectory:
+    """Versions of one learner's snapshots in a folder.
+
+    Args:
+        path: the folder; made when it is not there.
+        redis_url: where notices go; None: followers poll the folder.
+        stream: name of the Redis stream.
+        keep: published versions that stay, the newest ones.
+    """
+
+    def __init__(self, path: str | Path, redis_url: str | None = None, stream: str = STREAM, *, keep: int = KEEP) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.stream = stream
+        self._keep = max(keep, 1)
+        self._redis_url = redis_url
+        self._redis = redis.Redis.from_url(redis_url, socket_timeout=5) if redis_url else None
+
+    def versions(self) -> list[int]:
+        """Published versions, ascending."""
+        found = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def latest(self) -> int | None:
+        """The newest published version, None before the first."""
+        return max(self.versions(), default=None)
+
+    def folder(self, version: int) -> Path:
+        """Where `version` is, or would be."""
+        return self.path / f"v{version:08d}"
+
+    def load(self, version: int, learner: type[Learner] | None = None) -> Snapshot:
+        """The snapshot `version`, verified.
+
+        Raises:
+            SnapshotError: it is not there, damaged, or of another learner.
+        """
+        if not self.folder(version).is_dir():
+            raise SnapshotError(f"models {self.path.name}: no version {version}; there are {self.versions()}")
+        return Snapshot.load(self.folder(version), learner)
+
+    def manifest(self, version: int) -> Manifest:
+        """The manifest of `version`; its other files are not read.
+
+        Raises:
+            SnapshotError: it is not there or damaged.
+        """
+        return read_manifest(self.folder(version))
+
+    def stage(self, snapshot: Snapshot) -> Staged:
+        """Write `snapshot` as the next version without publishing it; returns it as read back from disk and verified.
+
+        Raises:
+            SnapshotError: the directory belongs to another learner, or what was read back differs.
+        """
+        latest = self.latest() or 0
+        if latest and (name := self.manifest(latest).learner) != snapshot.manifest.learner:
+            raise SnapshotError(f"models {self.path.name}: of learner {name!r}, not {snapshot.manifest.learner!r}")
+        folder = self.path / f".staged-{latest + 1}-{secrets.token_hex(4)}"
+        folder.mkdir()
+        replace(snapshot, manifest=replace(snapshot.manifest, version=latest + 1)).write(folder)
+        return Staged(folder, Snapshot.load(folder))
+
+    def discard(self, staged: Staged) -> None:
+        """Delete what was staged."""
+        shutil.rmtree(staged.folder, ignore_errors=True)
+
+    def publish(self, snapshot: Snapshot | Staged) -> int:
+        """Make it the newest version, drop versions beyond `keep`, send the notice; returns the version.
+
+        Raises:
+            SnapshotError: another writer published meanwhile, or the directory belongs to another learner.
+        """
+        staged = self.stage(snapshot) if isinstance(snapshot, Snapshot) else snapshot
+        version = staged.snapshot.manifest.version
+        try:
+            move(staged.folder, self.folder(version))
+        finally:
+            self.discard(staged)
+        for old in self.versions()[: -self._keep]:
+            shutil.rmtree(self.folder(old), ignore_errors=True)
+        PUBLISHED.inc()
+        VERSION.set(version)
+        self._notice(staged.snapshot.manifest)
+        log.info("model_published", model_version=version, learner=staged.snapshot.manifest.learner)
+        return version
+
+    def rollback(self, version: int) -> int:
+        """Publish the content of `version` again, as a new version; returns that.
+
+        Raises:
+            SnapshotError: `version` is not there or damaged.
+        """
+        old = self.load(version)
+        return self.publish(replace(old, manifest=replace(old.manifest, parent=self.latest() or 0, created_us=wall_us())))
+
+    def follow(self, block_ms: int = 1_000, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """Each time there is something newer, the newest version; looks at `stop` every `block_ms` milliseconds."""
+        follower = Follower(self)
+        while not stop():
+            version = follower.poll(block_ms)
+            if version is not None:
+                yield version
+
+    def _notice(self, manifest: Manifest) -> None:
+        if self._redis is None:
+            return
+        notice: dict[Any, Any] = {
+            "name": manifest.learner,
+            "version": manifest.version,
+            "path": str(self.folder(manifest.version)),
+            "created": manifest.created_us,
+        }
+        try:
+            self._redis.xadd(self.stream, notice, maxlen=NOTICES_MAX, approximate=True)
+        except redis.RedisError as exc:
+            NOTICE_FAILED.inc()
+            log.warning("model_notice_failed", model_version=manifest.version, reason=str(exc))
+
+
+class Follower:
+    """One reader's place in the sequence of versions. One thread at a time."""
+
+    def __init__(self, directory: ModelDirectory) -> None:
+        self.seen = 0
+        self._directory = directory
+        self._redis = directory._redis  # noqa: SLF001  (a follower is the directory's own reader)
+        self._last_id = "$"
+        self._idle = threading.Event()
+
+    def poll(self, block_ms: int = 0) -> int | None:
+        """The newest version if it is newer than what this returned before; waits for one up to `block_ms` milliseconds."""
+        deadline = time.monotonic() + block_ms / 1_000
+        while True:
+            version = self._directory.latest()
+            if version is not None and version > self.seen:
+                self.seen = version
+                return version
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return None
+            self.wait(left_s)
+
+    def wait(self, timeout_s: float) -> None:
+        """Return at a notice, or after `timeout_s` seconds; without Redis, or while it is away, after POLL_S at most."""
+        if self._redis is not None:
+            try:
+                block_ms = max(int(min(timeout_s, 1.0) * 1_000), 1)
+                found = self._redis.xread({self._directory.stream: self._last_id}, block=block_ms)
+            except redis.RedisError as exc:
+                log.warning("model_stream_unreadable", reason=str(exc))
+            else:
+                if found:
+                    self._last_id = found[0][1][-1][0]
+                return
+        self._idle.wait(min(timeout_s, POLL_S))
+
+
+__all__ = ["MANIFEST", "Follower", "ModelDirectory", "Staged"]

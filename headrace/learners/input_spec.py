@@ -1,0 +1,294 @@
+"""Declaration of what a model reads: view features and request columns -> `Inputs`.
+
+    inputs = InputSpec(
+        Categorical("thing", table="thing"),
+        Bag("recent", "reader_activity.recent", table="thing", length=20),
+        Dense("reads", "reader_activity.reads_1h", transform="log1p"),
+        Match("seen_before", candidate="thing", column="reader_activity.recent", kind="recency"),
+    )
+
+A column with a dot is a view's feature, `<view>.<feature>`; one without is a request column: the candidates' ids, a position, ..
+Missing values: a null id is PAD, which reads as zeros; a NaN or infinite number is 0. Training and serving assemble with the same
+spec, so they read the same; its fingerprint says which.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError, SchemaError
+from headrace.learners import kernels
+from headrace.learners.inputs import PAD, Inputs
+
+Transform = Literal["identity", "log1p", "signed_log1p", "sqrt"]
+MatchKind = Literal["any", "count", "recency"]
+_KINDS: dict[str, int] = {"any": 0, "count": 1, "recency": 2}
+
+
+class ListColumn(Protocol):
+    """A list feature: row i holds `values[i, : lengths[i]]`, newest first; or one row for all."""
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """(n, N) int64 ids, or float64."""
+        ...
+
+    @property
+    def lengths(self) -> NDArray[Any]:
+        """(n,) how many of the N are there."""
+        ...
+
+
+Column = NDArray[Any] | ListColumn
+Columns = Mapping[str, Column]
+
+
+def _log1p(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.log1p(np.maximum(x, 0.0))
+
+
+def _signed_log1p(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sign(x) * np.log1p(np.abs(x))
+
+
+def _sqrt(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.sqrt(np.maximum(x, 0.0))
+
+
+_TRANSFORMS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
+    "identity": lambda x: x,
+    "log1p": _log1p,
+    "signed_log1p": _signed_log1p,
+    "sqrt": _sqrt,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """One id a row: an int as it is, text by its xxh64. `column` is `name` unless given, and so is `table`."""
+
+    name: str
+    column: str = ""
+    table: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """The `length` newest ids of a list feature.
+
+    `candidate` names the `Categorical` that a model with attention weighs the elements against; both share a table.
+    """
+
+    name: str
+    column: str = ""
+    table: str = ""
+    length: int = 20
+    candidate: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """One number a row: `transform(scale * x)`; log1p and sqrt read negative numbers as 0."""
+
+    name: str
+    column: str = ""
+    transform: Transform = "identity"
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Is the candidate in the entity's list: any (0/1), count, or recency 1 / (1 + rank of its newest occurrence)."""
+
+    name: str
+    candidate: str
+    column: str
+    kind: MatchKind = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """One number a row by a function of `columns`: called with the mapping of all columns, gives (B,) or (1,) numbers.
+
+    The function must be pure. The fingerprint holds its qualified name, not its code: raise `version` when the code changes.
+    """
+
+    name: str
+    function: Callable[[Columns], NDArray[Any]]
+    columns: tuple[str, ...]
+    version: int = 1
+
+
+Field = Categorical | Bag | Dense | Match | Derived
+
+
+class InputSpec:
+    """The fields of a model's inputs, in declared order.
+
+    Attributes:
+        categoricals, bags, numbers: the fields by kind; `numbers` are Dense, Match and Derived, the columns of `Inputs.dense`.
+        id_names, bag_names, dense_names: their names, in the order of the arrays' columns.
+        columns: every source column that `assemble` reads.
+        tables: names of the embedding tables, in order of first use.
+        fingerprint: 16 hex characters; equal for equal declarations.
+
+    Raises:
+        DeclarationError: two fields share a name, a length, transform or kind is not allowed, or `candidate` names no field.
+    """
+
+    def __init__(self, *fields: Field) -> None:
+        self.fields = tuple(_named(field) for field in fields)
+        self.categoricals = tuple(field for field in self.fields if isinstance(field, Categorical))
+        self.bags = tuple(field for field in self.fields if isinstance(field, Bag))
+        self.numbers = tuple(field for field in self.fields if isinstance(field, Dense | Match | Derived))
+        self.id_names = tuple(field.name for field in self.categoricals)
+        self.bag_names = tuple(field.name for field in self.bags)
+        self.dense_names = tuple(field.name for field in self.numbers)
+        self.columns = tuple(dict.fromkeys(column for field in self.fields for column in _sources(field)))
+        self.tables = tuple(dict.fromkeys(field.table for field in (*self.categoricals, *self.bags)))
+        self._check()
+        self.fingerprint = f"{xxhash.xxh64_intdigest(repr([_text(field) for field in self.fields]).encode()):016x}"
+
+    def __repr__(self) -> str:
+        return f"InputSpec({', '.join(map(repr, self.fields))})"
+
+    def _check(self) -> None:
+        names = [field.name for field in self.fields]
+        if not names or len(set(names)) != len(names):
+            raise DeclarationError(f"inputs {names}: give each field its own name, and at least one field")
+        for field in self.fields:
+            if isinstance(field, Bag) and not 1 <= field.length <= 10_000:
+                raise DeclarationError(f"inputs · bag {field.name}: length {field.length}; 1 to 10000 is allowed")
+            if isinstance(field, Bag) and field.candidate:
+                partner = {each.name: each for each in self.categoricals}.get(field.candidate)
+                if partner is None or partner.table != field.table:
+                    raise DeclarationError(
+                        f"inputs · bag {field.name}: candidate {field.candidate!r} is no Categorical of table {field.table!r}"
+                    )
+            if isinstance(field, Dense) and field.transform not in _TRANSFORMS:
+                raise DeclarationError(f"inputs · dense {field.name}: transform {field.transform!r}; use {', '.join(_TRANSFORMS)}")
+            if isinstance(field, Match) and field.kind not in _KINDS:
+                raise DeclarationError(f"inputs · match {field.name}: kind {field.kind!r}; use {', '.join(_KINDS)}")
+
+    def assemble(self, columns: Columns, rows: int) -> Inputs:
+        """The inputs of `rows` examples.
+
+        Args:
+            columns: source column -> (rows,) values or a list column of so many rows; length 1 holds for every row.
+            rows: B, the number of examples.
+
+        Raises:
+            SchemaError: a column is missing, or has neither 1 nor `rows` rows.
+        """
+        ids = np.empty((rows, len(self.categoricals)), dtype=np.int64)
+        for index, categorical in enumerate(self.categoricals):
+            ids[:, index] = as_ids(_scalar(columns, categorical.column, rows))
+        bags = tuple(_bag(_list(columns, bag.column, rows), bag.length, rows) for bag in self.bags)
+        dense = np.empty((rows, len(self.numbers)), dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 becomes infinite, then 0
+            for index, number in enumerate(self.numbers):
+                dense[:, index] = _number(number, columns, rows)
+        dense[~np.isfinite(dense)] = 0.0
+        return Inputs(ids, bags, dense, self.fingerprint)
+
+
+def as_ids(values: NDArray[Any]) -> NDArray[np.int64]:
+    """Ids (n,) int64: ints as they are, whole floats by value (NaN is PAD), text as int64 xxh64 (None is PAD)."""
+    if values.dtype.kind in "iub":
+        return values.astype(np.int64, copy=False)
+    if values.dtype.kind == "f":
+        missing = ~np.isfinite(values)
+        ids = np.where(missing, 0, values).astype(np.int64)
+        ids[missing] = PAD
+        return ids
+    from headrace.features import hash_text
+
+    missing = np.array([value is None for value in values], dtype=bool)
+    ids = np.asarray(hash_text(["" if value is None else value for value in values]), dtype=np.int64).copy()
+    ids[missing] = PAD
+    return ids
+
+
+def _named(field: Field) -> Field:
+    match field:
+        case Categorical(name, column, table):
+            return Categorical(name, column or name, table or name)
+        case Bag(name, column, table, length, candidate):
+            return Bag(name, column or name, table or name, length, candidate)
+        case Dense(name, column, transform, scale):
+            return Dense(name, column or name, transform, scale)
+        case _:
+            return field
+
+
+def _sources(field: Field) -> tuple[str, ...]:
+    match field:
+        case Match(_, candidate, column):
+            return candidate, column
+        case Derived(_, _, columns):
+            return tuple(columns)
+        case _:
+            return (field.column,)
+
+
+def _text(field: Field) -> str:
+    if isinstance(field, Derived):
+        called = getattr(field.function, "__qualname__", type(field.function).__qualname__)
+        return f"Derived({field.name!r}, {called}, {field.columns!r}, {field.version})"
+    return repr(field)
+
+
+def _find(columns: Columns, name: str) -> Column:
+    if name not in columns:
+        near = difflib.get_close_matches(name, columns, 1)
+        hint = f"nearest is {near[0]!r}" if near else f"there are {', '.join(sorted(columns))}"
+        raise SchemaError(f"inputs · column {name!r} is missing; {hint}")
+    return columns[name]
+
+
+def _scalar(columns: Columns, name: str, rows: int) -> NDArray[Any]:
+    column = np.asarray(_find(columns, name))
+    if column.ndim != 1 or len(column) not in (1, rows):
+        raise SchemaError(f"inputs · column {name!r} has shape {column.shape}, wanted ({rows},) or (1,)")
+    return column
+
+
+def _list(columns: Columns, name: str, rows: int) -> ListColumn:
+    column = _find(columns, name)
+    if isinstance(column, np.ndarray) or len(column.lengths) not in (1, rows):
+        raise SchemaError(f"inputs · column {name!r} must hold lists, {rows} or 1")
+    return column
+
+
+def _bag(column: ListColumn, length: int, rows: int) -> NDArray[np.int64]:
+    values = as_ids(column.values[:, :length])
+    bag = np.full((len(values), length), PAD, dtype=np.int64)
+    present = np.arange(values.shape[1]) < column.lengths[:, None]
+    bag[:, : values.shape[1]][present] = values[present]
+    return np.broadcast_to(bag, (rows, length)) if len(bag) != rows else bag
+
+
+def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDArray[Any]:
+    match field:
+        case Dense():
+            values = _scalar(columns, field.column, rows).astype(np.float64)
+            return _TRANSFORMS[field.transform](values * field.scale)
+        case Match():
+            out = np.empty(rows, dtype=np.float32)
+            lists = _list(columns, field.column, rows)
+            candidates = np.ascontiguousarray(as_ids(_scalar(columns, field.candidate, rows)))
+            values = np.ascontiguousarray(as_ids(lists.values))
+            kernels.match(candidates, values, np.ascontiguousarray(lists.lengths, dtype=np.int64), _KINDS[field.kind], out)
+            return out
+        case Derived():
+            for name in field.columns:
+                _find(columns, name)
+            values = np.asarray(field.function(columns))
+            if values.shape not in ((rows,), (1,)):
+                raise SchemaError(f"inputs · derived {field.name!r} gave shape {values.shape}, wanted ({rows},) or (1,)")
+            return values

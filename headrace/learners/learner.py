@@ -1,0 +1,314 @@
+"""A learner: its declaration, and the machine that predicts and then learns, one micro-batch at a time.
+
+    class NextThing(Learner):
+        views = (ReaderActivity, ThingActivity)
+        label = Label(Reading, within="10m", candidate="thing")
+        inputs = InputSpec(Categorical("thing"), Dense("reads", "thing_activity.reads_1h", transform="log1p"))
+        model = DeepFM(dim=16, hidden=(64, 32))
+
+Invariant: the state is a plain dict of arrays, and weights are a function of the declaration, the seed and the sequence of
+batches: a learner that loads the state of another goes on to bitwise equal weights (on CPU, with the same number of torch threads).
+
+Log-rates. Examples of several samplings train one model. An example whose negatives were kept at odds r times the reference's has
+log_rate = -log r: the loss reads sigmoid(logit + log_rate), so `logit` stays the log-odds at the reference rate, and that is what
+`predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events Data", Political Analysis 9, section 4.1.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError, SchemaError, SnapshotError
+from headrace.features import Answer, FeatureView, plan_of
+from headrace.learners import embedding
+from headrace.learners.input_spec import Column, InputSpec
+from headrace.learners.inputs import Inputs
+from headrace.learners.label import Label
+from headrace.learners.models.model import Model
+from headrace.learners.table import EmbeddingTable, TablePolicy
+
+Arrays = dict[str, NDArray[Any]]
+_READ_FACTS = ("_found", "_age_s")  # beside the features of a view: was there a record, and its age in seconds
+
+
+class Learner:
+    """Base of learner declarations; subclass it, do not make instances.
+
+    Attributes:
+        views: views whose features `inputs` reads.
+        label: what makes an example positive; None where labels come ready.
+        inputs: the fields of the model.
+        model: the model's declaration.
+        tables: embedding table -> policy; tables that are not named have the default one.
+        name: of the learner; the class name in snake_case unless given.
+
+    Raises:
+        DeclarationError: inputs or model are missing, a column names no feature of the views, or a policy no table.
+    """
+
+    views: ClassVar[tuple[type[FeatureView], ...]] = ()
+    label: ClassVar[Label | None] = None
+    inputs: ClassVar[InputSpec]
+    model: ClassVar[Model]
+    tables: ClassVar[Mapping[str, TablePolicy]] = {}
+    name: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        for needed in ("inputs", "model"):
+            if not hasattr(cls, needed):
+                raise DeclarationError(f"learner {cls.name}: no {needed}; declare `{needed} = ...`")
+        if unknown := set(cls.tables) - set(cls.inputs.tables):
+            raise DeclarationError(f"learner {cls.name} · tables {sorted(unknown)}: inputs use {', '.join(cls.inputs.tables)}")
+        known = [f"{plan.name}.{feature.name}" for plan in map(plan_of, cls.views) for feature in plan.features]
+        known += [f"{plan_of(view).name}.{fact}" for view in cls.views for fact in _READ_FACTS]
+        for column in cls.inputs.columns:
+            if "." in column and column not in known:
+                near = difflib.get_close_matches(column, known, 1)
+                hint = f"nearest is {near[0]!r}" if near else f"its views have {', '.join(known) or 'no feature'}"
+                raise DeclarationError(f"learner {cls.name} · inputs · column {column!r}: no such feature; {hint}")
+
+    @classmethod
+    def fingerprints(cls) -> dict[str, str]:
+        """Layout fingerprint of each view, by the view's name."""
+        return {plan.name: plan.fingerprint for plan in map(plan_of, cls.views)}
+
+
+def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:
+    """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
+
+    `request` columns are added under their own names. An age is in seconds, NaN where there is no record.
+    """
+    columns: dict[str, Column] = {}
+    for view, answer in answers.items():
+        columns |= {f"{view}.{name}": column for name, column in answer.columns.items()}
+        columns[f"{view}._found"] = answer.found
+        columns[f"{view}._age_s"] = np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)
+    return columns | dict(request or {})
+
+
+class OnlineLearner:
+    """Predicts, then learns. One thread at a time.
+
+    Args:
+        learner: the declaration.
+        seed: of all first weights.
+        threads: set for all of torch in this process; bitwise equality holds between runs with the same number.
+    """
+
+    def __init__(self, learner: type[Learner], seed: int = 0, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.learner = learner
+        self.spec = learner.inputs
+        self.steps = 0
+        self.now_us = 0
+        model = learner.model
+        self._width = model.dim + 1
+        self.tables = {
+            name: EmbeddingTable(name, model.dim, model.sparse, learner.tables.get(name), seed=seed)
+            for name in self.spec.tables
+        }
+        self._module = build_module(learner, seed)
+        self._parameters = _Flat(self._module)
+        self._dense_state = model.optimizer.initial_state(self._parameters.weights.shape[1])[None]
+
+    def predict(self, inputs: Inputs, log_rate: float | NDArray[np.floating[Any]] = 0.0) -> NDArray[np.float32]:
+        """Probabilities (B,) before learning from `inputs`; changes nothing.
+
+        With `log_rate`, a number or (B,), at an example's own rate in place of the reference's.
+
+        Raises:
+            SchemaError: another spec assembled the inputs.
+        """
+        self._module.eval()
+        return score(self.learner, self.tables, self._module, inputs, log_rate)
+
+    def learn(
+        self,
+        inputs: Inputs,
+        labels: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+        log_rate: float | NDArray[np.floating[Any]] = 0.0,
+        event_time_us: int | NDArray[np.int64] | None = None,
+    ) -> float:
+        """One step on B examples; returns the mean of their weighted losses, before the step.
+
+        Args:
+            inputs: B examples.
+            labels: (B,) 0 or 1.
+            weights: (B,) importance of each example; the gradient is the sum of weighted ones over B.
+            log_rate: log-odds offset of the examples' sampling, a number or (B,).
+            event_time_us: of the examples, in microseconds; the newest is when their ids were last seen.
+
+        Raises:
+            SchemaError: another spec assembled the inputs, or there are not B labels or weights.
+        """
+        rows = len(inputs)
+        check_fingerprint(self.learner, inputs)
+        for name, array in (("labels", labels), ("weights", weights)):
+            if array is not None and array.shape != (rows,):
+                raise SchemaError(f"learner {self.learner.name} · {name} {array.shape}: wanted ({rows},)")
+        if rows == 0:
+            return 0.0
+        self._tick(event_time_us)
+        bags = embedding.distinct_bags(inputs)
+        embedding.admit(self.spec, self.tables, inputs, bags, self.now_us)
+        gathered = self._gather(inputs, bags)
+        fields = gathered.fields(inputs.dense, grad=True)
+        self._module.train()
+        self._parameters.zero_grads()
+        logits = self._module(fields) + _offsets(log_rate)  # (B,)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            logits,
+            torch.from_numpy(np.asarray(labels, dtype=np.float32)),
+            None if weights is None else torch.from_numpy(np.asarray(weights, dtype=np.float32)),
+        )
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._parameters.step(self.learner.model.optimizer, self._dense_state)
+        # Of the summed loss: what an id learns from one example must not depend on how many others share the batch.
+        embedding.step(self.spec, self.tables, gathered, fields, float(rows))
+        self.steps += 1
+        return float(loss.detach())
+
+    def expire(self) -> int:
+        """Remove the rows that their tables' policies call old; returns how many."""
+        return sum(table.expire(self.now_us) for table in self.tables.values())
+
+    def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
+        """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer all that learning needs."""
+        arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
+        for name, table in self.tables.items():
+            exported = table.export(with_optimizer=with_optimizer)
+            arrays |= {f"table.{name}.{key}": array for key, array in exported.items()}
+        if with_optimizer:
+            arrays["optimizer.dense"] = self._dense_state.copy()
+            arrays["progress"] = np.array([self.steps, self.now_us], dtype=np.int64)
+        return arrays
+
+    def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Become the learner that `state_dict` came from; without optimizer arrays, their state starts anew.
+
+        Raises:
+            SnapshotError: the arrays are not those of this learner.
+        """
+        load_module(self._module, arrays, self.learner.name)
+        for name, table in self.tables.items():
+            table.load(table_arrays(arrays, name, self.learner.name))
+        if "optimizer.dense" in arrays:
+            if arrays["optimizer.dense"].shape != self._dense_state.shape:
+                raise SnapshotError(f"learner {self.learner.name}: dense optimizer state of another optimizer")
+            self._dense_state[:] = arrays["optimizer.dense"]
+            self.steps, self.now_us = (int(value) for value in arrays["progress"])
+
+    def _gather(self, inputs: Inputs, bags: tuple[embedding.Bags, ...]) -> embedding.Gathered:
+        attention = self.learner.model.attention
+        return embedding.gather(self.spec, self.tables, inputs, bags, width=self._width, attention=attention)
+
+    def _tick(self, event_time_us: int | NDArray[np.int64] | None) -> None:
+        # Without times, batches still follow one another: eviction needs an order.
+        newest = self.now_us + 1 if event_time_us is None else int(np.max(event_time_us))
+        self.now_us = max(self.now_us, newest)
+
+
+def build_module(learner: type[Learner], seed: int = 0) -> torch.nn.Module:
+    """The learner's module with first weights by `seed`; torch's own generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return learner.model.build(learner.inputs)
+
+
+def load_module(module: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], name: str) -> None:
+    """Copy the `dense.*` arrays into `module`.
+
+    Raises:
+        SnapshotError: names or shapes differ.
+    """
+    found = {key.removeprefix("dense."): array for key, array in arrays.items() if key.startswith("dense.")}
+    wanted = module.state_dict()
+    shapes = {key: array.shape for key, array in found.items()}
+    if shapes != {key: tuple(value.shape) for key, value in wanted.items()}:
+        differing = sorted(key for key in {*shapes, *wanted} if shapes.get(key) != getattr(wanted.get(key), "shape", None))
+        raise SnapshotError(f"learner {name}: dense arrays differ from the model's: {', '.join(differing)}")
+    with torch.no_grad():
+        for key, value in wanted.items():
+            value.copy_(torch.from_numpy(np.array(found[key])))
+
+
+def table_arrays(arrays: Mapping[str, NDArray[Any]], table: str, learner: str) -> Arrays:
+    """The arrays of one table without their prefix.
+
+    Raises:
+        SnapshotError: there are none.
+    """
+    prefix = f"table.{table}."
+    found = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    if not {"ids", "weights"} <= set(found):
+        raise SnapshotError(f"learner {learner}: no arrays of table {table!r}")
+    return found
+
+
+def check_fingerprint(learner: type[Learner], inputs: Inputs) -> None:
+    """Refuse inputs of another spec.
+
+    Raises:
+        SchemaError: the fingerprints differ.
+    """
+    if inputs.fingerprint != learner.inputs.fingerprint:
+        raise SchemaError(
+            f"learner {learner.name}: inputs of spec {inputs.fingerprint}, it reads {learner.inputs.fingerprint}; "
+            "assemble with the learner's own InputSpec"
+        )
+
+
+def score(
+    learner: type[Learner],
+    tables: Mapping[str, embedding.Lookup],
+    module: torch.nn.Module,
+    inputs: Inputs,
+    log_rate: float | NDArray[np.floating[Any]] = 0.0,
+) -> NDArray[np.float32]:
+    """Probabilities (B,) float32 by `tables` and a `module` in eval mode; changes neither."""
+    check_fingerprint(learner, inputs)
+    bags = embedding.distinct_bags(inputs)
+    model = learner.model
+    with torch.inference_mode():
+        gathered = embedding.gather(
+            learner.inputs, tables, inputs, bags, width=model.dim + 1, attention=model.attention
+        )
+        logits = module(gathered.fields(inputs.dense)) + _offsets(log_rate)
+        probabilities: NDArray[np.float32] = torch.sigmoid(logits).numpy()
+    return probabilities
+
+
+def _offsets(log_rate: float | NDArray[np.floating[Any]]) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(log_rate, dtype=np.float32))
+
+
+class _Flat:
+    """A module's parameters as views of one row (1, P), and their gradients of another: an optimizer's step is one call."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        parameters = list(module.parameters())
+        self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        self._grads = torch.zeros_like(self._flat)
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            parameter.data = self._flat[start:end].view_as(parameter)
+            parameter.grad = self._grads[start:end].view_as(parameter)
+            start = end
+        self.weights: NDArray[np.float32] = self._flat.numpy()[None]
+        self._row = np.zeros(1, dtype=np.int64)
+
+    def zero_grads(self) -> None:
+        self._grads.zero_()
+
+    def step(self, optimizer: Any, state: NDArray[np.float32]) -> None:
+        optimizer.step(self.weights, state, self._row, self._grads.numpy()[None].astype(np.float64))

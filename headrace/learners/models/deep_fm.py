@@ -1,0 +1,102 @@
+"""DeepFM: a factorisation machine and an MLP over the same embeddings, with an optional attention over bags.
+
+Sources: Guo et al. (2017), "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", arXiv:1703.04247, section 2;
+attention after Zhou et al. (2018), "Deep Interest Network", arXiv:1706.06978, section 4.3. Differs from the papers in: numbers enter
+the MLP and the first-order term after a running normalisation; a bag is a mean of its ids' vectors; the attention's activation is
+a softmax of scaled dot products in place of a small net, so that it adds one parameter a bag.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from headrace.errors import DeclarationError
+from headrace.learners.input_spec import InputSpec
+from headrace.learners.models.model import Fields, RunningNorm
+from headrace.learners.optimizers import Adagrad, Adam, Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class DeepFM:
+    """Declaration.
+
+    Args:
+        dim: length of an id's vector.
+        hidden: widths of the MLP's layers.
+        attention: weigh a bag's ids by their likeness to the row's candidate, where the bag names one (`Bag.candidate`).
+        sparse: steps the embedding tables.
+        optimizer: steps everything else.
+    """
+
+    dim: int = 16
+    hidden: tuple[int, ...] = (64, 32)
+    attention: bool = False
+    sparse: Optimizer = Adagrad()
+    optimizer: Optimizer = Adam()
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or any(width < 1 for width in self.hidden):
+            raise DeclarationError(f"{self}: dim and the hidden widths must be at least 1")
+
+    def build(self, spec: InputSpec) -> nn.Module:
+        """The module for inputs of `spec`."""
+        return DeepFMNet(self, spec)
+
+
+class DeepFMNet(nn.Module):
+    """B batch, F id fields, J bags, E = F + J, W = dim + 1, D numbers."""
+
+    def __init__(self, model: DeepFM, spec: InputSpec) -> None:
+        super().__init__()
+        self.dim = model.dim
+        self.id_count = len(spec.categoricals)
+        # For each bag the column of its candidate, -1 where it is a plain mean.
+        self.candidates = [
+            spec.id_names.index(bag.candidate) if model.attention and bag.candidate else -1 for bag in spec.bags
+        ]
+        embedded, dense = self.id_count + len(spec.bags), len(spec.numbers)
+        self.norm = RunningNorm(dense)
+        self.first_order = nn.Linear(dense, 1)
+        widths = (embedded * model.dim + dense, *model.hidden)
+        layers: list[nn.Module] = []
+        for inner, outer in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inner, outer), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+        self.sharpness = nn.Parameter(torch.ones(len(spec.bags)))
+
+    def forward(self, fields: Fields) -> Tensor:
+        """Logits (B,)."""
+        dense = self.norm(fields.dense)  # (B, D)
+        vectors = fields.embedded[..., : self.dim]  # (B, E, dim)
+        if max(self.candidates, default=-1) >= 0:
+            vectors = self._attend(vectors, fields)  # (B, E, dim)
+        linear = fields.embedded[..., self.dim].sum(1) + self.first_order(dense).squeeze(1)  # (B,)
+        pairs = 0.5 * (vectors.sum(1).square() - vectors.square().sum(1)).sum(1)  # (B,)
+        deep = self.mlp(torch.cat([vectors.flatten(1), dense], dim=1)).squeeze(1)  # (B,)
+        logits: Tensor = linear + pairs + deep
+        return logits
+
+    def _attend(self, vectors: Tensor, fields: Fields) -> Tensor:
+        """`vectors` with the mean of each bag that has a candidate replaced by a weighted one."""
+        columns = list(vectors[:, self.id_count :].unbind(1))  # J x (B, dim)
+        for bag, candidate in enumerate(self.candidates):
+            if candidate >= 0:
+                columns[bag] = self._weigh(bag, vectors[:, candidate], fields)
+        return torch.cat([vectors[:, : self.id_count], torch.stack(columns, dim=1)], dim=1)  # (B, E, dim)
+
+    def _weigh(self, bag: int, query: Tensor, fields: Fields) -> Tensor:
+        keys, present = fields.elements[bag][..., : self.dim], fields.present[bag]  # (R, L, dim), (R, L)
+        if len(keys) == 1:  # one bag for all rows: no copy of it a row
+            likeness = query @ keys[0].T  # (B, L)
+            weights = _masked_softmax(self.sharpness[bag] * likeness, present)
+            return weights @ keys[0]  # (B, dim)
+        keys, present = keys.index_select(0, fields.run[bag]), present.index_select(0, fields.run[bag])  # (B, L, ..)
+        likeness = torch.bmm(keys, query.unsqueeze(2)).squeeze(2)  # (B, L)
+        weights = _masked_softmax(self.sharpness[bag] * likeness, present)
+        return torch.bmm(weights.unsqueeze(1), keys).squeeze(1)  # (B, dim)
+
+
+def _masked_softmax(scores: Tensor, present: Tensor) -> Tensor:
+    """Softmax over the present elements (B, L); zeros where none is."""
+    return torch.softmax(scores.masked_fill(~present, -1e9), dim=1) * present

@@ -1,0 +1,49 @@
+"""Logistic regression: one weight an id, one a number. A bag adds the mean of its ids' weights.
+
+Source: McMahan et al. (2013), "Ad Click Prediction: a View from the Trenches", for the model and its default optimizer. Differs from
+the paper in: ids are exact, not hashed or Bloom-filtered.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from headrace.learners.input_spec import InputSpec
+from headrace.learners.models.model import Fields, RunningNorm
+from headrace.learners.optimizers import Adam, Ftrl, Optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Logistic:
+    """Declaration; `sparse` may be `Adagrad` too."""
+
+    sparse: Optimizer = Ftrl()
+    optimizer: Optimizer = Adam(lr=5e-3)
+
+    @property
+    def dim(self) -> int:
+        """No vector: a linear weight alone."""
+        return 0
+
+    @property
+    def attention(self) -> bool:
+        """Never."""
+        return False
+
+    def build(self, spec: InputSpec) -> nn.Module:
+        """The module for inputs of `spec`."""
+        return LogisticNet(len(spec.numbers))
+
+
+class LogisticNet(nn.Module):
+    """B batch, E id fields and bags, D numbers."""
+
+    def __init__(self, dense_count: int) -> None:
+        super().__init__()
+        self.norm = RunningNorm(dense_count)
+        self.linear = nn.Linear(dense_count, 1)
+
+    def forward(self, fields: Fields) -> Tensor:
+        """Logits (B,)."""
+        logits: Tensor = fields.embedded[..., 0].sum(1) + self.linear(self.norm(fields.dense)).squeeze(1)  # (B,)
+        return logits

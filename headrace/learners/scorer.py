@@ -1,0 +1,82 @@
+"""Scorer: one snapshot, frozen, for inference from any number of threads.
+
+Invariant: nothing in it changes after it was made, and it shares no memory with the learner it came from. An id without a row reads
+as zeros.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import SnapshotError
+from headrace.features.kernels.id_map import IdMap
+from headrace.learners.inputs import Inputs
+from headrace.learners.learner import Learner, build_module, load_module, score, table_arrays
+from headrace.learners.snapshot import Manifest, Snapshot, probe_of
+
+
+class FrozenTable:
+    """Rows by id, to be read only."""
+
+    def __init__(self, ids: NDArray[np.int64], weights: NDArray[np.float32]) -> None:
+        self._map = IdMap(len(ids))
+        self._map.get_or_add(ids)  # distinct ids: row i is id i
+        self.weights = weights
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of each id, -1 without one; any shape, same shape back."""
+        return self._map.get(np.ascontiguousarray(ids).reshape(-1)).reshape(ids.shape)
+
+
+class Scorer:
+    """A frozen model.
+
+    Args:
+        snapshot: as loaded; its arrays are copied where they are not already this snapshot's own.
+        learner: the declaration it belongs to.
+
+    Attributes:
+        version, manifest: of the snapshot.
+        probe: a batch, and `probe_scores` (n,) what the learner gave it; None when the snapshot has none.
+
+    Raises:
+        SnapshotError: arrays are missing or have other shapes than the model's.
+    """
+
+    def __init__(self, snapshot: Snapshot, learner: type[Learner]) -> None:
+        self.manifest: Manifest = snapshot.manifest
+        self.version = snapshot.manifest.version
+        self.learner = learner
+        self._module = build_module(learner)
+        load_module(self._module, snapshot.arrays, learner.name)
+        self._module.eval()
+        self._module.requires_grad_(requires_grad=False)
+        self.tables = {name: _frozen(snapshot.arrays, name, learner) for name in learner.inputs.tables}
+        found = probe_of(snapshot.arrays, learner.inputs.fingerprint)
+        self.probe: Inputs | None = found[0] if found else None
+        self.probe_scores: NDArray[np.float32] | None = found[1] if found else None
+
+    def score(self, inputs: Inputs, log_rate: float | NDArray[np.floating[Any]] = 0.0) -> NDArray[np.float32]:
+        """Probabilities (B,) of `inputs`; with `log_rate` at another sampling rate than the reference's.
+
+        Raises:
+            SchemaError: another spec assembled the inputs.
+        """
+        return score(self.learner, self.tables, self._module, inputs, log_rate)
+
+    def dense(self) -> dict[str, NDArray[Any]]:
+        """Copies of the module's arrays by name."""
+        return {name: value.numpy().copy() for name, value in self._module.state_dict().items()}
+
+
+def _frozen(arrays: Mapping[str, NDArray[Any]], name: str, learner: type[Learner]) -> FrozenTable:
+    found = table_arrays(arrays, name, learner.name)
+    ids, weights = found["ids"], np.array(found["weights"], dtype=np.float32)
+    if weights.shape != (len(ids), learner.model.dim + 1):
+        raise SnapshotError(f"table {name}: weights {weights.shape}, wanted {(len(ids), learner.model.dim + 1)}")
+    return FrozenTable(np.array(ids, dtype=np.int64), weights)

@@ -1,0 +1,250 @@
+"""Snapshot: one version of a learner on disk, whole or not at all.
+
+    v00000042/
+      model.safetensors   dense.<name>, table.<table>.ids (n,) ascending, table.<table>.weights (n, W), probe.inputs, probe.scores
+      manifest.json       version, learner, fingerprints, offsets, metrics, size and sha256 of each file, sha256 of itself
+
+Invariant: a folder of this name holds exactly the bytes that were written, or `load` raises SnapshotError and says what differs.
+Files are written and fsynced in a temporary folder beside, then the folder is renamed. Nothing is pickled. The probe is a small
+batch with the scores that the learner gave it: whoever loads the snapshot can tell that it computes the same.
+
+With `with_optimizer` the arrays are all that training needs; that is the form of a checkpoint, not of a published version.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from headrace.clock import wall_us
+from headrace.errors import SnapshotError
+from headrace.learners.inputs import Inputs
+from headrace.learners.learner import Arrays, Learner, OnlineLearner
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a snapshot says about itself.
+
+    Attributes:
+        learner: name of its declaration.
+        model: repr of the model's declaration, which fixes all shapes.
+        inputs: fingerprint of the input spec.
+        views: view name -> layout fingerprint of the features it reads.
+        version: 1, 2, .. in its directory; 0 before it is published.
+        parent: version that was live when it was built, 0 without one.
+        offsets: source partition -> next offset to train on.
+        trained_through_us: event time of the newest example trained on, microseconds.
+        created_us: wall time it was built, microseconds.
+        steps: micro-batches trained on.
+        with_optimizer: it is a training checkpoint.
+        metrics: figures at that moment, by name.
+        files: file -> {"bytes", "sha256"}.
+    """
+
+    learner: str
+    model: str
+    inputs: str
+    views: dict[str, str]
+    version: int = 0
+    parent: int = 0
+    offsets: dict[str, int] = field(default_factory=dict)
+    trained_through_us: int = 0
+    created_us: int = 0
+    steps: int = 0
+    with_optimizer: bool = False
+    metrics: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A manifest and its arrays; `arrays` are read, never changed."""
+
+    manifest: Manifest
+    arrays: Mapping[str, NDArray[Any]]
+
+    @staticmethod
+    def of(
+        learner: OnlineLearner,
+        *,
+        parent: int = 0,
+        offsets: Mapping[str, int] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        probe: Inputs | None = None,
+        with_optimizer: bool = False,
+    ) -> "Snapshot":
+        """The learner as it is now, copied; with `probe`, its scores of that batch too."""
+        arrays = learner.state_dict(with_optimizer=with_optimizer)
+        if probe is not None and len(probe):
+            arrays["probe.inputs"] = np.frombuffer(probe.to_bytes(), dtype=np.uint8)
+            arrays["probe.scores"] = learner.predict(probe)
+        manifest = replace(
+            _declared(learner.learner),
+            parent=parent,
+            offsets=dict(offsets or {}),
+            trained_through_us=learner.now_us,
+            created_us=wall_us(),
+            steps=learner.steps,
+            with_optimizer=with_optimizer,
+            metrics=dict(metrics or {}),
+        )
+        return Snapshot(manifest, arrays)
+
+    def save(self, folder: str | Path) -> "Snapshot":
+        """Write to `folder`, which must not exist; returns the snapshot with `files` in its manifest.
+
+        Raises:
+            SnapshotError: the folder exists.
+        """
+        folder = Path(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
+        partial.mkdir()
+        try:
+            written = self.write(partial)
+            move(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return written
+
+    def write(self, folder: Path) -> "Snapshot":
+        """Write the two files into the existing `folder`, and flush them to disk; no rename."""
+        data = save_tensors({name: np.ascontiguousarray(array) for name, array in self.arrays.items()})
+        write_synced(folder / MODEL, data)
+        files = {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+        manifest = replace(self.manifest, files=files)
+        plain = asdict(manifest)
+        write_synced(folder / MANIFEST, orjson.dumps({**plain, "checksum": _checksum(plain)}, option=orjson.OPT_INDENT_2))
+        return Snapshot(manifest, self.arrays)
+
+    @staticmethod
+    def load(folder: str | Path, learner: type[Learner] | None = None) -> "Snapshot":
+        """Read and verify a snapshot; with `learner`, also that it belongs to that declaration.
+
+        Raises:
+            SnapshotError: a file is missing, truncated or changed, or learner, model, inputs or views differ.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        if learner is not None:
+            _check_belongs(manifest, learner, folder)
+        for name, facts in manifest.files.items():
+            data = _read(folder / name)
+            if len(data) != facts["bytes"]:
+                raise SnapshotError(f"snapshot {folder.name} · {name}: {len(data)} bytes, manifest says {facts['bytes']}")
+            if hashlib.sha256(data).hexdigest() != facts["sha256"]:
+                raise SnapshotError(f"snapshot {folder.name} · {name}: checksum differs from the manifest's")
+        if list(manifest.files) != [MODEL]:
+            raise SnapshotError(f"snapshot {folder.name}: files {list(manifest.files)}, wanted {MODEL}")
+        try:
+            return Snapshot(manifest, load_tensors(data))
+        except SafetensorError as exc:
+            raise SnapshotError(f"snapshot {folder.name} · {MODEL}: {exc}") from exc
+
+    def restore(self, learner: OnlineLearner) -> None:
+        """Load the arrays into `learner`.
+
+        Raises:
+            SnapshotError: the snapshot belongs to another declaration.
+        """
+        _check_belongs(self.manifest, learner.learner, Path(f"v{self.manifest.version}"))
+        learner.load_state_dict({name: array for name, array in self.arrays.items() if not name.startswith("probe.")})
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of the snapshot in `folder`, checked against its own checksum; the other files are not read.
+
+    Raises:
+        SnapshotError: it is missing or damaged.
+    """
+    folder = Path(folder)
+    data = _read(folder / MANIFEST)
+    try:
+        plain = orjson.loads(data)
+        checksum = plain.pop("checksum")
+        if set(plain) != {each.name for each in fields(Manifest)} or plain["format"] != FORMAT:
+            raise SnapshotError(f"snapshot {folder.name} · {MANIFEST}: of another format than {FORMAT}")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
+        raise SnapshotError(f"snapshot {folder.name} · {MANIFEST}: unreadable: {exc}") from exc
+    if checksum != _checksum(plain):
+        raise SnapshotError(f"snapshot {folder.name} · {MANIFEST}: checksum differs from its content")
+    return Manifest(**plain)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and flush it to disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def move(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder` and flush their parent: after a crash either all of it is there or nothing.
+
+    Raises:
+        SnapshotError: `folder` exists and is not empty.
+    """
+    try:
+        partial.rename(folder)
+    except OSError as exc:
+        if folder.exists():
+            raise SnapshotError(f"snapshot {folder.name}: exists; another writer uses this directory") from exc
+        raise
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inputs, NDArray[np.float32]] | None:
+    """The probe batch of a snapshot and the scores (n,) it must get, or None."""
+    if "probe.inputs" not in arrays:
+        return None
+    return Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint), np.asarray(arrays["probe.scores"], np.float32)
+
+
+def _declared(learner: type[Learner]) -> Manifest:
+    return Manifest(learner.name, repr(learner.model), learner.inputs.fingerprint, learner.fingerprints())
+
+
+def _check_belongs(manifest: Manifest, learner: type[Learner], folder: Path) -> None:
+    wanted = _declared(learner)
+    for name in ("learner", "model", "inputs", "views"):
+        if getattr(manifest, name) != getattr(wanted, name):
+            raise SnapshotError(
+                f"snapshot {folder.name} · {name}: {getattr(manifest, name)}, "
+                f"learner {learner.name} has {getattr(wanted, name)}"
+            )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as exc:
+        raise SnapshotError(f"snapshot {path.parent.name} · {path.name}: missing") from exc
+
+
+def _checksum(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+__all__ = ["Arrays", "Manifest", "Snapshot", "move", "probe_of", "read_manifest", "write_synced"]

@@ -1,0 +1,252 @@
+"""EmbeddingTable: one exact row an id, growing, with admission, expiry and a hard budget.
+
+    id --IdMap--> row --> weights (rows, W)   float32: a vector of `dim` and, last, a linear weight
+                          state   (rows, S)   float32: the optimizer's
+                          seen_us (rows,)     int64:   event time of the last use
+                          count   (rows,)     int64:   uses
+
+Invariant: no two ids share a row; what an id reads, and how a batch changes it, depends on neither row numbers nor the order in
+which ids arrived: a new row is set by a hash of its id, ties of eviction go to the smaller id. An id without a row (never seen, not
+yet admitted, expired, evicted, or PAD) has row -1: it reads as zeros and takes no gradient.
+
+Ids that wait for admission are counted in a second map, of at most as many ids as the budget, the least recently seen dropped
+first; so an id that comes back more rarely than that may be admitted late. Not optimal: growing copies the arrays once.
+
+Source of the idea: Liu et al. (2022), "Monolith: Real Time Recommendation System With Collisionless Embedding Table",
+arXiv:2209.07663, section 2.2; differs in: an open-addressing map in place of a cuckoo one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge
+
+from headrace.errors import DeclarationError, SnapshotError
+from headrace.features.kernels.id_map import IdMap
+from headrace.learners import kernels
+from headrace.learners.inputs import PAD
+from headrace.learners.optimizers import Optimizer
+
+ROWS = Gauge("headrace_embedding_rows", "Rows of an embedding table.", ["table"])
+REMOVED = Counter("headrace_embedding_rows_removed_total", "Rows expired or evicted.", ["table", "reason"])
+
+_FIRST_ROWS = 1024
+_SLACK = 64  # an eviction frees 1/64 of the budget, so that finding the oldest is paid once for many new ids
+
+
+@dataclass(frozen=True, slots=True)
+class TablePolicy:
+    """Which ids have a row.
+
+    Args:
+        min_count: an id gets its row at this many uses in training.
+        rows_max: never more rows than this; the least recently seen go first.
+        expire_us: rows not seen for so long, in microseconds of event time, go at the next `expire`; None: never.
+        init_scale: new vectors are uniform in [-init_scale, init_scale).
+    """
+
+    min_count: int = 1
+    rows_max: int = 2_000_000
+    expire_us: int | None = None
+    init_scale: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.min_count < 1 or self.rows_max < 1 or (self.expire_us is not None and self.expire_us < 1):
+            raise DeclarationError(f"{self}: min_count, rows_max and expire_us must be at least 1")
+
+
+class EmbeddingTable:
+    """Rows of weights by id; see the module's head.
+
+    Args:
+        name: of the table; part of what new rows hash.
+        dim: length of a vector; 0 for a linear weight alone.
+        optimizer: steps the rows and owns their state.
+        policy: which ids have a row.
+        seed: other seeds give other first vectors.
+    """
+
+    def __init__(self, name: str, dim: int, optimizer: Optimizer, policy: TablePolicy | None = None, *, seed: int = 0) -> None:
+        self.name = name
+        self.width = dim + 1
+        self.policy = policy or TablePolicy()
+        self._optimizer = optimizer
+        self._seed = np.uint64(xxhash.xxh64_intdigest(name.encode(), seed))
+        self._map = IdMap(_FIRST_ROWS)
+        self._initial = optimizer.initial_state(self.width)
+        self._allocate(_FIRST_ROWS)
+        self._waiting = _Waiting()
+        self._removed: list[NDArray[np.int64]] = []
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, without the map."""
+        return sum(array.nbytes for array in (self.weights, self.state, self.seen_us, self.count, self._slots))
+
+    def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of each id, -1 without one; any shape, same shape back. Changes nothing."""
+        return self._map.get(np.ascontiguousarray(ids).reshape(-1)).reshape(ids.shape)
+
+    def admit(self, ids: NDArray[np.int64], now_us: int) -> None:
+        """Count one use of each of `ids` (n,) at `now_us`, and give rows to those that earned them; evict beyond the budget.
+
+        `now_us` is the event time of the batch in microseconds. PAD is ignored; duplicates count each.
+        """
+        rows = self._map.get(ids)
+        fresh = ids[(rows < 0) & (ids != PAD)]
+        if fresh.size:
+            unique, uses = np.unique(fresh, return_counts=True)
+            if self.policy.min_count > 1:
+                unique = self._waiting.count(unique, uses, now_us, self.policy.min_count, self.policy.rows_max)
+            self._add(unique)
+            rows = self._map.get(ids)
+        kernels.touch(rows, now_us, self.seen_us, self.count)
+        if len(self) > self.policy.rows_max:
+            keep = max(self.policy.rows_max - self.policy.rows_max // _SLACK, 1)
+            self._evict(len(self) - keep)
+        ROWS.labels(table=self.name).set(len(self))
+
+    def expire(self, now_us: int) -> int:
+        """Remove the rows not seen since `now_us - expire_us`; returns how many."""
+        if self.policy.expire_us is None:
+            return 0
+        ids, rows = self._map.items()
+        old = ids[self.seen_us[rows] < now_us - self.policy.expire_us]
+        self._remove(old, "expired")
+        return int(old.size)
+
+    def take_removed(self) -> NDArray[np.int64]:
+        """Ids removed since the last call, in order of removal."""
+        removed = np.concatenate([np.empty(0, dtype=np.int64), *self._removed])
+        self._removed = []
+        return removed
+
+    def step(self, unique: NDArray[np.int64], grads: NDArray[np.float64]) -> None:
+        """One optimizer step of the distinct rows `unique` (n,) by their summed gradients (n, W)."""
+        self._optimizer.step(self.weights, self.state, unique, grads)
+
+    def claim(self, rows: NDArray[np.int64], unique: NDArray[np.int64], count: int) -> int:
+        """Slots for the distinct rows of a batch; see `kernels.claim`. `release` them before the next batch."""
+        return kernels.claim(rows, self._slots, unique, count)
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """Row -> slot of the present batch, -1 without."""
+        return self._slots
+
+    def release(self, unique: NDArray[np.int64]) -> None:
+        """Forget the slots of `unique`."""
+        self._slots[unique] = -1
+
+    def export(self, *, with_optimizer: bool = False) -> dict[str, NDArray[np.generic]]:
+        """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer also `state`, `seen_us`, `count`, `waiting_*`."""
+        ids, rows = self._map.items()
+        order = np.argsort(ids, kind="stable")
+        ids, rows = ids[order], rows[order]
+        arrays: dict[str, NDArray[np.generic]] = {"ids": ids, "weights": self.weights[rows]}
+        if with_optimizer:
+            arrays |= {"state": self.state[rows], "seen_us": self.seen_us[rows], "count": self.count[rows]}
+            arrays |= {f"waiting_{key}": array for key, array in self._waiting.export().items()}
+        return arrays
+
+    def load(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Become what `export` gave; without optimizer arrays their state starts anew.
+
+        Raises:
+            SnapshotError: shapes do not fit this table.
+        """
+        ids, weights = np.asarray(arrays["ids"], dtype=np.int64), np.asarray(arrays["weights"], dtype=np.float32)
+        if weights.shape != (ids.size, self.width):
+            raise SnapshotError(f"table {self.name}: weights {weights.shape}, wanted {(ids.size, self.width)}")
+        capacity = max(_FIRST_ROWS, ids.size)
+        self._map = IdMap(capacity)
+        rows, _ = self._map.get_or_add(ids)
+        self._allocate(capacity)
+        self.weights[rows] = weights
+        if "state" in arrays:
+            if arrays["state"].shape != (ids.size, self.state.shape[1]):
+                raise SnapshotError(f"table {self.name}: state {arrays['state'].shape} of another optimizer")
+            self.state[rows], self.seen_us[rows], self.count[rows] = arrays["state"], arrays["seen_us"], arrays["count"]
+            self._waiting.load(arrays["waiting_ids"], arrays["waiting_uses"], arrays["waiting_seen_us"])
+        self._removed = []
+
+    def _allocate(self, capacity: int) -> None:
+        self.weights = np.zeros((capacity, self.width), dtype=np.float32)
+        self.state = np.tile(self._initial, (capacity, 1))
+        self.seen_us = np.zeros(capacity, dtype=np.int64)
+        self.count = np.zeros(capacity, dtype=np.int64)
+        self._slots = np.full(capacity, -1, dtype=np.int64)
+
+    def _add(self, ids: NDArray[np.int64]) -> None:
+        rows, _ = self._map.get_or_add(ids)
+        needed = int(rows.max(initial=-1)) + 1
+        if needed > len(self.weights):
+            self._grow(max(needed, 2 * len(self.weights)))
+        kernels.init_rows(ids, rows, self._seed, self.policy.init_scale, self.weights)
+        self.state[rows] = self._initial
+        self.seen_us[rows] = 0
+        self.count[rows] = 0
+
+    def _grow(self, capacity: int) -> None:
+        held = (self.weights, self.state, self.seen_us, self.count)
+        self._allocate(capacity)
+        for old, new in zip(held, (self.weights, self.state, self.seen_us, self.count), strict=True):
+            new[: len(old)] = old
+
+    def _evict(self, excess: int) -> None:
+        ids, rows = self._map.items()
+        self._remove(ids[_oldest(ids, self.seen_us[rows], excess)], "evicted")
+
+    def _remove(self, ids: NDArray[np.int64], reason: str) -> None:
+        if ids.size:
+            self._map.remove(ids)
+            self._removed.append(np.sort(ids))
+            REMOVED.labels(table=self.name, reason=reason).inc(ids.size)
+
+
+class _Waiting:
+    """Uses of ids that have no row yet: sorted ids with counts; a merge a batch."""
+
+    def __init__(self) -> None:
+        self.load(*(np.empty(0, dtype=np.int64) for _ in range(3)))
+
+    def load(self, ids: NDArray[np.generic], uses: NDArray[np.generic], seen_us: NDArray[np.generic]) -> None:
+        self._ids, self._uses, self._seen_us = (np.array(part, dtype=np.int64) for part in (ids, uses, seen_us))
+
+    def export(self) -> dict[str, NDArray[np.int64]]:
+        return {"ids": self._ids, "uses": self._uses, "seen_us": self._seen_us}
+
+    def count(
+        self, ids: NDArray[np.int64], uses: NDArray[np.int64], now_us: int, min_count: int, ids_max: int
+    ) -> NDArray[np.int64]:
+        """Add `uses` of the distinct, sorted `ids`; give back, and forget, those that reached `min_count`."""
+        at = np.searchsorted(self._ids, ids)
+        known = np.zeros(ids.size, dtype=bool)
+        inside = at < self._ids.size
+        known[inside] = self._ids[at[inside]] == ids[inside]
+        self._uses[at[known]] += uses[known]
+        self._seen_us[at[known]] = now_us
+        self._ids = np.insert(self._ids, at[~known], ids[~known])
+        self._uses = np.insert(self._uses, at[~known], uses[~known])
+        self._seen_us = np.insert(self._seen_us, at[~known], now_us)
+        earned = self._ids[self._uses >= min_count]
+        self._keep(self._uses < min_count)
+        if self._ids.size > ids_max:
+            keep = np.ones(self._ids.size, dtype=bool)
+            keep[_oldest(self._ids, self._seen_us, self._ids.size - ids_max)] = False
+            self._keep(keep)
+        return earned
+
+    def _keep(self, mask: NDArray[np.bool_]) -> None:
+        self._ids, self._uses, self._seen_us = self._ids[mask], self._uses[mask], self._seen_us[mask]
+
+
+def _oldest(ids: NDArray[np.int64], seen_us: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Positions of the `count` least recently seen, smaller ids first among equals."""
+    return np.lexsort((ids, seen_us))[:count]

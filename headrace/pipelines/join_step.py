@@ -1,0 +1,91 @@
+"""The joiner as a step of a flow: it keeps the watermark and, in a folder, its state with the offsets.
+
+After a crash, what came out since the last save comes out again, the same and in the same order: whoever uses it keeps
+the last (event time, request id) or, as the trainer does, saves the joiner together with its own state.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from headrace.pipelines.joiner import Joiner
+from headrace.pipelines.source import EventBatch
+from headrace.pipelines.watermark import Watermark
+
+SAVE_S = 30.0
+"""Interval of saves: what a crash makes the joiner read again."""
+IDLE_S = 30.0
+"""Wall time after which a silent partition no longer holds the watermark back."""
+TICK_S = 1.0
+
+
+class JoinStep:
+    """A `Step` that hands on frames of labelled requests.
+
+    `state` None keeps nothing: each start reads from the source's start.
+    """
+
+    def __init__(
+        self,
+        joiner: Joiner,
+        *,
+        state: str | Path | None = None,
+        save_s: float = SAVE_S,
+        idle_s: float | None = IDLE_S,
+    ) -> None:
+        self.joiner = joiner
+        self._state = None if state is None else Path(state)
+        self._save_s = save_s
+        self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
+        self._saved_s = time.monotonic()
+        self._ticked_s = 0.0
+        if self._state is not None and (self._state / "LATEST").is_file():
+            joiner.load(self._state / (self._state / "LATEST").read_text())
+
+    def positions(self) -> dict[str, int]:
+        """Next offset of each partition in the joiner's state."""
+        return self.joiner.positions()
+
+    def expect(self, partitions: Sequence[str]) -> None:
+        """The watermark waits for each of these."""
+        self._watermark.expect(partitions)
+
+    def apply(self, batch: EventBatch) -> None:
+        """Take in requests or engagements."""
+        self._watermark.observe(batch)
+        self.joiner.add(batch)
+
+    @property
+    def due_s(self) -> float | None:
+        """Once a second: an idle partition may have let the watermark go."""
+        return self._ticked_s + TICK_S
+
+    def tick(self) -> list[pl.DataFrame]:
+        """Requests whose window has closed."""
+        self._ticked_s = time.monotonic()
+        watermark_us = self._watermark.value_us()
+        frame = None if watermark_us is None else self.joiner.advance(watermark_us)
+        if self._state is not None and time.monotonic() - self._saved_s > self._save_s:
+            self._save(self._state)
+        return [] if frame is None else [frame]
+
+    def finish(self) -> list[pl.DataFrame]:
+        """What is due, then save. At the end of the stream everything is due; after a stop open windows stay open."""
+        frames = self.tick()
+        if self._state is not None:
+            self._save(self._state)
+        return frames
+
+    def _save(self, state: Path) -> None:
+        name = str(time.time_ns())
+        self.joiner.save(state / name)
+        pointer = state / "LATEST.new"
+        pointer.write_text(name)
+        pointer.replace(state / "LATEST")
+        for old in state.iterdir():
+            if old.is_dir() and old.name != name:
+                shutil.rmtree(old)
+        self._saved_s = time.monotonic()

@@ -1,0 +1,106 @@
+"""The plain runner: a source, an intake and some steps in one loop on one thread.
+
+It runs the same objects with the same semantics as the Bytewax adapter, which shows where the seam is: positions first,
+then poll, decode, apply, tick; at the end or when stopped, finish. What the offsets do not cover is read again at the
+next start.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+from headrace.pipelines.intake import Intake
+from headrace.pipelines.source import EventBatch, Source, least_positions
+
+IDLE_S = 0.003
+"""Pause after a poll that brought nothing; what it adds to freshness at most."""
+
+
+class Step(Protocol):
+    """Something that takes batches in and keeps its offsets with what it makes of them. Used by one thread."""
+
+    def positions(self) -> dict[str, int]:
+        """Next offset wanted, of each partition known. Asked once, before the source starts."""
+        ...
+
+    def expect(self, partitions: Sequence[str]) -> None:
+        """The partitions of the source; told once, before the first batch."""
+        ...
+
+    def apply(self, batch: EventBatch) -> None:
+        """Take in a batch. Rows below the step's own offsets must be left out."""
+        ...
+
+    @property
+    def due_s(self) -> float | None:
+        """Monotonic time at which `tick` has something to do even if no batch comes; None: nothing waits."""
+        ...
+
+    def tick(self) -> Sequence[Any]:
+        """Called after batches and when `due_s` has passed, also without need: do what is due, hand on the results."""
+        ...
+
+    def finish(self) -> Sequence[Any]:
+        """Called once, when the source ended or the flow is asked to stop: keep everything that was applied."""
+        ...
+
+
+def run(
+    source: Source,
+    intake: Intake,
+    steps: Sequence[Step],
+    *,
+    out: Callable[[Any], None] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Run until the source is exhausted, `stop` is set, or SIGTERM or SIGINT arrives; `out` gets the steps' results.
+
+    Raises:
+        HeadraceError: a step or the source failed. Nothing is flushed then.
+    """
+    hand_on = out or (lambda _result: None)
+    with graceful_stop(stop) as stopping:
+        source.seek(least_positions(step.positions() for step in steps))
+        for step in steps:
+            step.expect(source.partitions())
+        try:
+            while not (stopping.is_set() or source.exhausted):
+                batches = source.poll()
+                for batch in batches:
+                    events = intake.decode(batch)
+                    for step in steps:
+                        step.apply(events)
+                for result in chain.from_iterable(step.tick() for step in steps):
+                    hand_on(result)
+                if not batches:
+                    time.sleep(IDLE_S)
+            for result in chain.from_iterable(step.finish() for step in steps):
+                hand_on(result)
+        finally:
+            source.close()
+
+
+@contextlib.contextmanager
+def graceful_stop(stop: threading.Event | None = None) -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; a second signal acts as usual. Off the main thread it is just an event."""
+    stopping = stop or threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, _frame: Any) -> None:
+        stopping.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,194 @@
+"""Events into the online store: the shards of some views, flushed in a cadence that follows the load.
+
+    apply  apply  apply ...  flush ------- all dirty records and their offsets, one atomic write a shard
+    |<---- interval ---->|
+
+Under little load a flush takes a millisecond and comes every 20 ms, so that readers are fresh; under load it takes
+longer, and the interval grows with it to a second, so that many events on one key cost one write. What a crash loses of
+the memory is read again from the offsets in the store.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import structlog
+import tenacity
+from numpy.typing import NDArray
+from prometheus_client import Counter
+
+from headrace.clock import wall_us
+from headrace.errors import StoreUnavailableError
+from headrace.features.view import FeatureView, plan_of
+from headrace.features.store import OnlineStore
+from headrace.pipelines.freshness import Freshness
+from headrace.pipelines.shard import ShardSet
+from headrace.pipelines.source import EventBatch, least_positions
+from headrace.schemas import Event, spec_of
+
+log = structlog.get_logger(__name__)
+
+FLUSH_S = (0.02, 1.0)
+"""Shortest and longest interval between flushes."""
+FLUSH_SHARE = 0.2
+"""Share of the time that flushes may take, between these two bounds."""
+DIRTY_MAX = 200_000
+"""Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of script."""
+STOP_PATIENCE_S = 5.0
+"""How long a store that is away is waited for once the flow was asked to stop."""
+
+STORE_RETRIES = Counter("headrace_store_retries_total", "Attempts repeated because the store did not answer")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FlushSummary:
+    """One flush: records written, events they came from, how long it took, freshness of the oldest event."""
+
+    records: int
+    events: int
+    seconds: float
+    freshness_s: float | None
+
+
+class Materializer:
+    """Keeps the records of `views` in `store` up to date with the batches it is given.
+
+    It owns the shards `shards`, or with `owner` (index, count) those with shard % count == index. While the store is
+    away it blocks and tries again, for ever, or for 5 seconds once `stop` is set. It is a `Step` of the plain loop.
+
+    Raises:
+        FencedError: another engine writes the same shards, or Redis went back in time. Start again.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[type[FeatureView]],
+        store: OnlineStore,
+        *,
+        shards: Sequence[int] | None = None,
+        owner: tuple[int, int] = (0, 1),
+        flush_s: tuple[float, float] = FLUSH_S,
+        dirty_max: int = DIRTY_MAX,
+        records_max: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        plans = [plan_of(view) for view in views]
+        index, count = owner
+        owned = list(shards) if shards is not None else list(range(index, store.shards, count))
+        self._stop = stop or threading.Event()
+        self._flush_s = flush_s
+        self._dirty_max = dirty_max
+        self._freshness = Freshness("materialize")
+        self._events = 0
+        self._pending = False
+        self._due_s = 0.0
+        self._sets: list[ShardSet] = []
+        for plan in plans:
+            opening = functools.partial(ShardSet, plan, store, owned, records_max=records_max)
+            self._sets.append(self._patiently(opening))
+        self.events: tuple[type[Event], ...] = tuple(dict.fromkeys(event for plan in plans for event in plan.sources))
+
+    def positions(self) -> dict[str, int]:
+        """Next offset of each partition: where a source must begin so that no view misses a row.
+
+        A partition that a view of its topic has never seen is left out: it must be read from its start.
+        """
+        readers: dict[str, list[dict[str, int]]] = {}
+        for shard_set in self._sets:
+            known = shard_set.positions()
+            for event in shard_set.plan.sources:
+                readers.setdefault(spec_of(event).topic, []).append(known)
+        least = [least_positions(found) for found in readers.values()]
+        return {
+            partition: offset
+            for topic, positions in zip(readers, least, strict=True)
+            for partition, offset in positions.items()
+            if partition.startswith(f"{topic}/")
+        }
+
+    def expect(self, partitions: Sequence[str]) -> None:
+        """Nothing to prepare: shards learn partitions from the batches."""
+
+    def apply(self, batch: EventBatch) -> None:
+        """Update the records in memory; waits while the store is away and unknown entities must be loaded."""
+        for shard_set in self._sets:
+            self._patiently(functools.partial(shard_set.apply, batch))
+        self._events += batch.frame.height
+        self._freshness.add(batch)
+        self._pending = True
+
+    @property
+    def dirty_count(self) -> int:
+        """Records that differ from the store's."""
+        return sum(shard_set.dirty_count for shard_set in self._sets)
+
+    @property
+    def due_s(self) -> float | None:
+        """Monotonic time of the next flush; None when there is nothing to flush."""
+        return self._due_s if self._pending else None
+
+    def maybe_flush(self) -> FlushSummary | None:
+        """Flush if it is time."""
+        if not self._pending or (time.monotonic() < self._due_s and not self._is_full()):
+            return None
+        return self.flush()
+
+    def flush(self) -> FlushSummary:
+        """Write all dirty records and the offsets; waits while the store is away."""
+        started_s = time.monotonic()
+        records = sum(self._patiently(shard_set.flush).records for shard_set in self._sets)
+        ended_s = time.monotonic()
+        shortest_s, longest_s = self._flush_s
+        took_s = ended_s - started_s
+        self._due_s = ended_s + min(max(took_s * (1 / FLUSH_SHARE - 1), shortest_s), longest_s)
+        summary = FlushSummary(records, self._events, took_s, self._freshness.visible(wall_us()))
+        self._events, self._pending = 0, False
+        return summary
+
+    def tick(self) -> list[FlushSummary]:
+        """`maybe_flush` for the runners."""
+        summary = self.maybe_flush()
+        return [] if summary is None else [summary]
+
+    def finish(self) -> list[FlushSummary]:
+        """Flush what there is."""
+        return [self.flush()] if self._pending else []
+
+    def freshness_ms(self) -> NDArray[np.float64]:
+        """A sample of events' time from append to visible in the store, in milliseconds, (n,)."""
+        return self._freshness.samples_ms()
+
+    def _is_full(self) -> bool:
+        return self._events >= self._dirty_max and self.dirty_count >= self._dirty_max  # counting costs a pass
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """`call`, again and again while the store does not answer. One log line a pause, not one an attempt."""
+        asked_s: list[float] = []
+
+        def give_up(_state: tenacity.RetryCallState) -> bool:
+            if self._stop.is_set():
+                asked_s.append(time.monotonic())
+            return bool(asked_s) and time.monotonic() - asked_s[0] > STOP_PATIENCE_S
+
+        def before_sleep(state: tenacity.RetryCallState) -> None:
+            STORE_RETRIES.inc()
+            if state.attempt_number == 1:
+                log.warning("store_away", detail=str(state.outcome and state.outcome.exception()))
+
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(StoreUnavailableError),
+            wait=tenacity.wait_exponential(0.05, max=2),
+            stop=give_up,
+            before_sleep=before_sleep,
+            reraise=True,
+        )
+        result = retrying(call)
+        if retrying.statistics.get("attempt_number", 1) > 1:
+            log.info("store_back", attempts=retrying.statistics["attempt_number"])
+        return result

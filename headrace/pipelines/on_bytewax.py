@@ -1,0 +1,334 @@
+"""Our steps as Bytewax operators, and Bytewax's runner. Nothing else imports bytewax.
+
+    flow = Dataflow("materialize")
+    events = op.input("in", flow, events_in(source, (Reading,), dead_letters=letters))
+    materialize("features", events, (SensorActivity,), "redis://127.0.0.1:6379")
+
+Items are batches, never single events. Every worker reads its share of the partitions; each of W groups of shards is
+one keyed state, on a worker of its own. Bytewax's recovery, windows and clocks stay unused: offsets live with the data,
+and the source asks the steps downstream where to begin. `python -m bytewax.run module:flow` works, and SIGTERM ends it
+cleanly.
+
+    in (W sources) --> route (every batch to every group) --> step (W groups) --> summaries or frames
+"""
+
+import functools
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import bytewax.operators as op
+import polars as pl
+from bytewax.dataflow import Dataflow, Operator, Stream, operator
+from bytewax.errors import BytewaxRuntimeError
+from bytewax.inputs import DynamicSource, StatelessSourcePartition
+from bytewax.outputs import DynamicSink, StatelessSinkPartition
+from bytewax.run import cli_main
+
+from headrace.clock import Clock
+from headrace.errors import ConfigError, HeadraceError
+from headrace.features.view import FeatureView
+from headrace.features.store import OnlineStore
+from headrace.pipelines.intake import FUTURE_US, Intake
+from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
+from headrace.pipelines.join_step import JoinStep
+from headrace.pipelines.joiner import Joiner, JoinSpec
+from headrace.pipelines.loop import IDLE_S, Step, graceful_stop
+from headrace.pipelines.materializer import FLUSH_S, FlushSummary, Materializer
+from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
+from headrace.pipelines.worker_keys import worker_keys
+from headrace.schemas import DeadLetters, Event
+
+IN_FLIGHT_MAX = 32
+"""Batches a worker's source may be ahead of the steps: within an epoch Bytewax bounds nothing between workers."""
+EPOCH = timedelta(seconds=1)
+
+StoreLike = OnlineStore | str | Callable[[], OnlineStore]
+MakeStep = Callable[[int, int], Step]
+"""Makes the step of one group: (group index, group count) -> Step."""
+
+
+def batches(source: Source) -> DynamicSource[Batch]:
+    """Input of raw batches, for steps that decode by themselves."""
+    return _Input(source, lambda: None)
+
+
+def events_in(
+    source: Source,
+    events: Iterable[type[Event]],
+    *,
+    dead_letters: DeadLetters,
+    clock: Clock | None = None,
+    future_us: int = FUTURE_US,
+) -> DynamicSource[EventBatch]:
+    """Input of decoded and checked batches of `events`; what is bad goes to `dead_letters`."""
+    known = tuple(events)
+    return _Input(source, lambda: Intake(known, dead_letters=dead_letters, clock=clock, future_us=future_us))
+
+
+@operator
+def materialize(
+    step_id: str,
+    up: Stream[EventBatch],
+    views: Sequence[type[FeatureView]],
+    store: StoreLike,
+    *,
+    flush_s: tuple[float, float] = FLUSH_S,
+    records_max: int | None = None,
+) -> Stream[FlushSummary]:
+    """Keep the records of `views` in `store` up to date; hands on one `FlushSummary` a flush and group.
+
+    `store` is a store, its URL, or a function that opens it; the latter two connect when the flow starts.
+    """
+    del step_id
+    open_store = _opener(store)
+    stop_of = _inputs(up.flow())[0]
+
+    def make(group: int, groups: int) -> Materializer:
+        return Materializer(
+            views,
+            open_store(),
+            owner=(group, groups),
+            flush_s=flush_s,
+            records_max=records_max,
+            stop=stop_of.stop,
+        )
+
+    return consume("steps", up, make, lambda: make(0, 1).positions(), spread=True)
+
+
+@operator
+def join_examples(
+    step_id: str,
+    up: Stream[EventBatch],
+    spec: JoinSpec,
+    *,
+    state: str | Path | None = None,
+    idle_s: float | None = PARTITION_IDLE_S,
+) -> Stream[pl.DataFrame]:
+    """Hand on frames of labelled requests, in order: one joiner for the whole flow, its state in the folder `state`."""
+    del step_id
+
+    def make(_group: int, _groups: int) -> JoinStep:
+        return JoinStep(Joiner(spec), state=state, idle_s=idle_s)
+
+    return consume("steps", up, make, lambda: make(0, 1).positions(), spread=False)
+
+
+@operator
+def consume(
+    step_id: str,
+    up: Stream[EventBatch],
+    make: MakeStep,
+    positions: Callable[[], Mapping[str, int]],
+    *,
+    spread: bool,
+) -> Stream[Any]:
+    """Run any `Step`: one a worker, each given every batch (`spread`), or one for the whole flow.
+
+    `positions` is asked once a worker at the start, over all groups. Hands on what `tick` and `finish` return.
+    """
+    del step_id
+    inputs = _inputs(up.flow())
+    for found in inputs:
+        found.readers.append(positions)
+
+    def route(items: list[EventBatch]) -> list[tuple[str, tuple[int, int, EventBatch]]]:
+        keys = worker_keys(inputs[0].workers if spread else 1)
+        return [(key, (group, len(keys), batch)) for batch in items for group, key in enumerate(keys)]
+
+    keyed = op.flat_map_batch("route", up, route)
+    results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(make, inputs)))
+    op.output("end", results, _Discard())  # Bytewax wants an output; an author may add others
+    return results
+
+
+def run(flow: Dataflow, workers: int = 1) -> None:
+    """Run `flow` until its sources end, or SIGTERM or SIGINT arrives; then everything applied is flushed.
+
+    Raises:
+        HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
+    """
+    with graceful_stop() as stopping:
+        for found in _inputs(flow):
+            found.stop = stopping
+        try:
+            cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH)
+        except BaseException as exc:
+            # A panic in the engine is a BaseException of a module that cannot be imported.
+            if not isinstance(exc, BytewaxRuntimeError) and type(exc).__name__ != "PanicException":
+                raise
+            raise _original(exc) from exc
+
+
+class _Input(DynamicSource[Any]):
+    """A source spread over the workers. It knows the flow's steps, which tell it where to begin."""
+
+    def __init__(self, source: Source, make_intake: Callable[[], Intake | None]) -> None:
+        self.source = source
+        self.stop = _process_stop()
+        self.readers: list[Callable[[], Mapping[str, int]]] = []
+        self.workers = 1
+        self.partitions: list[str] = []
+        self._make_intake = make_intake
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_Part":
+        """Called by Bytewax once a worker and run, on the worker's thread, before any batch."""
+        del step_id
+        self.workers = worker_count
+        share = self.source.share(worker_index, worker_count)
+        share.seek(least_positions(reader() for reader in self.readers))
+        self.partitions = share.partitions()
+        return _Part(self, share, self._make_intake())
+
+
+class _Part(StatelessSourcePartition[Any]):
+    """One worker's share of a source."""
+
+    def __init__(self, owner: _Input, source: Source, intake: Intake | None) -> None:
+        self._owner = owner
+        self._source = source
+        self._intake = intake
+        self._in_flight: weakref.WeakSet[EventBatch] = weakref.WeakSet()  # freed once every step is done with it
+        self._idle = False
+
+    def next_batch(self) -> list[Any]:
+        """Called by Bytewax when the last items are on their way and `next_awake` has passed; must not block."""
+        if self._owner.stop.is_set() or self._source.exhausted:
+            raise StopIteration
+        if len(self._in_flight) >= IN_FLIGHT_MAX:
+            self._idle = True
+            return []
+        found = self._source.poll()
+        self._idle = not found
+        if self._intake is None:
+            return found
+        decoded = [self._intake.decode(batch) for batch in found]
+        if self._owner.workers > 1:
+            self._in_flight.update(decoded)
+        return decoded
+
+    def next_awake(self) -> datetime | None:
+        """A few milliseconds ahead after a poll that brought nothing."""
+        return datetime.now(UTC) + timedelta(seconds=IDLE_S) if self._idle else None
+
+    def close(self) -> None:
+        """Called by Bytewax at the end of the share, also after a failure."""
+        self._source.close()
+
+
+class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
+    """One group's step. Bytewax does not tell it its key, so it learns its group from the first batch."""
+
+    def __init__(self, make: MakeStep, inputs: Sequence[_Input]) -> None:
+        self._make = make
+        self._inputs = inputs
+        self._step: Step | None = None
+
+    def on_batch(self, values: list[tuple[int, int, EventBatch]]) -> tuple[Sequence[Any], bool]:
+        """Called with all batches that wait for this group."""
+        if self._step is None:
+            group, groups, _ = values[0]
+            self._step = self._make(group, groups)
+            self._step.expect([name for found in self._inputs for name in found.partitions])
+        for _, _, batch in values:
+            self._step.apply(batch)
+        return self._step.tick(), self.RETAIN
+
+    def on_notify(self) -> tuple[Sequence[Any], bool]:
+        """Called when `notify_at` has passed, sometimes without need."""
+        return self._step.tick() if self._step else (), self.RETAIN
+
+    def on_eof(self) -> tuple[Sequence[Any], bool]:
+        """Called once when all sources have ended or were asked to stop; not after a failure."""
+        return self._step.finish() if self._step else (), self.RETAIN
+
+    def notify_at(self) -> datetime | None:
+        """Wall time of the step's next due moment."""
+        due_s = self._step.due_s if self._step else None
+        return None if due_s is None else datetime.now(UTC) + timedelta(seconds=max(0.0, due_s - time.monotonic()))
+
+    def snapshot(self) -> None:
+        """Nothing: state and offsets are in the step's own store."""
+
+
+class _Discard(DynamicSink[Any]):
+    """Output that keeps nothing."""
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_Nowhere":
+        del step_id, worker_index, worker_count
+        return _Nowhere()
+
+
+class _Nowhere(StatelessSinkPartition[Any]):
+    def write_batch(self, items: list[Any]) -> None:
+        del items
+
+
+def _inputs(flow: Dataflow) -> list[_Input]:
+    """Our inputs anywhere in the flow."""
+
+    def walk(steps: Sequence[Operator]) -> Iterator[_Input]:
+        for step in steps:
+            source = getattr(step, "source", None)
+            if isinstance(source, _Input):
+                yield source
+            yield from walk(step.substeps)
+
+    found = list(walk(flow.substeps))
+    if not found:
+        raise ConfigError(
+            f"flow {flow.flow_id!r} has no input made by `events_in` or `batches`: our steps need one to start from"
+        )
+    return found
+
+
+def _opener(store: StoreLike) -> Callable[[], OnlineStore]:
+    """A function that opens the store once, from whichever worker asks first."""
+    if isinstance(store, OnlineStore):
+        return lambda: store
+    lock = threading.Lock()
+    connect = functools.partial(OnlineStore.open, store) if isinstance(store, str) else store
+    once = functools.cache(connect)
+
+    def opened() -> OnlineStore:
+        with lock:
+            return once()
+
+    return opened
+
+
+def _original(exc: BaseException) -> BaseException:
+    """The error of ours that `exc` was made from, or the one at the root of it."""
+    cause: BaseException = exc
+    while not isinstance(cause, HeadraceError) and (deeper := cause.__cause__ or cause.__context__) is not None:
+        cause = deeper
+    return cause
+
+
+@functools.cache
+def _bytewax_run_stop() -> threading.Event:
+    """The stop flag of a process started as `python -m bytewax.run`, which else dies of SIGTERM without a flush."""
+    stop = threading.Event()
+
+    def ask(number: int, _frame: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return stop
+
+
+def _process_stop() -> threading.Event:
+    started_as = getattr(sys.modules.get("__main__"), "__spec__", None)
+    is_runner = started_as is not None and started_as.name == "bytewax.run"
+    if is_runner and threading.current_thread() is threading.main_thread():
+        return _bytewax_run_stop()
+    return threading.Event()

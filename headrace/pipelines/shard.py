@@ -1,0 +1,323 @@
+"""The shards of one view that one engine owns: events in, records and offsets out, each event exactly once.
+
+    batch --> skip what a shard has applied --> load unknown entities --> update the slab --> offsets move on
+    flush --> one script a shard: compare the fence, write dirty records, write offsets
+
+The invariant: what Redis holds of a shard, records and offsets, is the effect of one and the same set of events. In memory
+the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the shard's
+next offset of that partition, so any overlap of what is read again does no harm.
+"""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+from prometheus_client import Counter, Histogram
+
+from headrace.clock import Clock, WallClock
+from headrace.errors import FencedError
+from headrace.features.slab import Slab, shard_of
+from headrace.features.store import OnlineStore, ShardWrite
+from headrace.features.view import Rows, ViewPlan
+from headrace.pipelines.source import EventBatch
+
+FLUSH_SECONDS = Histogram(
+    "headrace_flush_seconds",
+    "Time of one flush of a view",
+    ["view"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
+RECORDS = Counter("headrace_records_written_total", "Records written to the store", ["view"])
+APPLIED = Counter("headrace_rows_applied_total", "Event rows applied to records", ["view"])
+SKIPPED = Counter("headrace_rows_skipped_total", "Event rows that a shard had applied before", ["view"])
+LATE = Counter("headrace_rows_late_total", "Event rows too old for at least one window", ["view"])
+LOADED = Counter("headrace_records_loaded_total", "Records asked for on first touch", ["view"])
+EVICTED = Counter("headrace_records_evicted_total", "Clean records dropped from memory", ["view"])
+
+_NEVER = -1
+"""Offset of a partition that a shard has not seen; tick of a slab row that is not in use."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """What a flush wrote, and how long it took."""
+
+    records: int
+    seconds: float
+
+
+class ShardSet:
+    """The `shards` of one view that this engine owns. Not thread-safe: one thread applies and flushes.
+
+    `records_max` bounds the records in memory (clean ones go, least recently touched first); the entities of one batch
+    always fit. `clock` tells when a view's ttl has passed; one ahead of Redis's costs a load, no more. State that survives a restart is in Redis: a new ShardSet carries on from its offsets.
+
+    After `FencedError` the object is useless: open a new one and replay from its positions. After `StoreUnavailableError`
+    nothing is lost: call the same method again.
+    """
+
+    def __init__(
+        self,
+        plan: ViewPlan,
+        store: OnlineStore,
+        shards: Sequence[int],
+        *,
+        clock: Clock | None = None,
+        records_max: int | None = None,
+    ) -> None:
+        assert len(set(shards)) == len(shards) > 0, f"shards {shards}"
+        self.plan = plan
+        self.shards = list(shards)
+        self._store = store
+        self._slab = Slab(plan)
+        self._clock = clock or WallClock()
+        self._records_max = records_max
+        self._token = uuid.uuid4().hex[:16]
+        self._owned = np.full(store.shards, -1, np.int64)  # shard -> its row in the arrays below
+        self._owned[self.shards] = np.arange(len(self.shards))
+        self._load_fences()
+        self._arrival_us = 0
+        self._tick = 0
+        self._touched = np.full(1024, _NEVER, np.int64)  # (slab rows,) tick of the last batch with the row
+        self._written_us = np.zeros(1024, np.int64)  # (slab rows,) when loaded or last written
+        self._fenced = False
+        self._flush_seconds = FLUSH_SECONDS.labels(plan.name)
+        if not store.register(plan):
+            log.warning("view_version_not_active", view=plan.name, fingerprint=plan.fingerprint)
+
+    # Offsets
+
+    def positions(self) -> dict[str, int]:
+        """Partition -> the least next offset over the shards: where a source must start.
+
+        A partition that some shard has never seen is left out: it must be read from its start.
+        """
+        least = self._offsets.min(axis=0, initial=np.iinfo(np.int64).max)
+        return {name: int(least[column]) for name, column in sorted(self._columns.items()) if least[column] != _NEVER}
+
+    def start_at(self, positions: Mapping[str, int]) -> None:
+        """Take rows before `positions` (partition -> next offset) as applied: a backfill hands over so. Kept at `flush`."""
+        for partition, next_offset in positions.items():
+            column = self._column(partition)
+            np.maximum(self._offsets[:, column], next_offset, out=self._offsets[:, column])
+
+    @property
+    def dirty_count(self) -> int:
+        """Records that differ from the store."""
+        return len(self._slab.dirty())
+
+    @property
+    def record_count(self) -> int:
+        """Records in memory."""
+        return len(self._slab)
+
+    # Events in
+
+    def apply(self, batch: EventBatch) -> None:
+        """Bring the batch's rows into the records; events of other classes are none of this view's business.
+
+        All or nothing: after an error the same batch can be applied again.
+
+        Raises:
+            StoreUnavailableError: records of entities not in memory cannot be loaded.
+            FencedError: an earlier flush was fenced; or, with `records_max`, the flush that makes room is.
+        """
+        self._require_unfenced()
+        if batch.event not in self.plan.sources:
+            return
+        column = self._column(batch.partition)
+        if (self._offsets[:, column] < batch.next_offset).any():
+            rows = self._unapplied(self.plan.rows(batch.event, batch.frame), batch.offsets, column)
+            if len(rows):
+                self._tick += 1
+                self._bring_in(rows)
+                LATE.labels(self.plan.name).inc(self._slab.update(rows))
+                APPLIED.labels(self.plan.name).inc(len(rows))
+                self._arrival_us = max(self._arrival_us, batch.arrival_us)
+            np.maximum(self._offsets[:, column], batch.next_offset, out=self._offsets[:, column])
+
+    # Records out
+
+    def flush(self) -> Flushed:
+        """Write dirty records and moved offsets, synchronously.
+
+        Raises:
+            FencedError: another engine owns a shard, or Redis went back in time. Discard this object.
+            StoreUnavailableError: Redis does not answer; some shards may have been written. Call again.
+        """
+        self._require_unfenced()
+        started_s = time.perf_counter()
+        records = 0
+        while writes := self._writes(rows := self._slab.dirty()):
+            try:
+                report = self._store.flush(self.plan, writes)
+            except FencedError:
+                self._fenced = True
+                raise
+            records += self._settle(writes, report.repeated, rows)
+            # A shard whose earlier try had been applied unnoticed goes round once more: that try held less than we do now.
+            if not report.repeated:
+                break
+        seconds = time.perf_counter() - started_s
+        self._flush_seconds.observe(seconds)
+        RECORDS.labels(self.plan.name).inc(records)
+        return Flushed(records, seconds)
+
+    def _load_fences(self) -> None:
+        fences = self._store.fences(self.plan, self.shards)
+        self._sequences = np.array([fences[shard].sequence for shard in self.shards], np.int64)
+        self._writers = [fences[shard].writer for shard in self.shards]
+        # Of a shard that was never written nothing need be loaded, until something of it has left the memory.
+        self._complete = self._sequences == 0
+        names = sorted({name for fence in fences.values() for name in fence.offsets})
+        self._columns = {name: column for column, name in enumerate(names)}
+        self._offsets = np.full((len(self.shards), len(names)), _NEVER, np.int64)  # (shards, partitions) next offset
+        for row, shard in enumerate(self.shards):
+            for name, next_offset in fences[shard].offsets.items():
+                self._offsets[row, self._columns[name]] = next_offset
+        self._stored = self._offsets.copy()  # what Redis holds
+
+    def _require_unfenced(self) -> None:
+        if self._fenced:
+            raise FencedError(f"view {self.plan.name}: these shards were fenced before; open them again and replay")
+
+    def _column(self, partition: str) -> int:
+        if partition not in self._columns:
+            self._columns[partition] = len(self._columns)
+            unseen = np.full((len(self.shards), 1), _NEVER, np.int64)
+            self._offsets = np.hstack([self._offsets, unseen])
+            self._stored = np.hstack([self._stored, unseen])
+        return self._columns[partition]
+
+    def _unapplied(self, rows: Rows, offsets: NDArray[np.int64], column: int) -> Rows:
+        """The rows (n,) of our shards that their shard has not applied; `offsets` (frame rows,)."""
+        owned = self._owned[shard_of(rows.ids, self._store.shards)]
+        ours = owned >= 0
+        new = ours & (offsets[rows.index] >= self._offsets[owned, column])
+        new_count = int(np.count_nonzero(new))
+        SKIPPED.labels(self.plan.name).inc(int(np.count_nonzero(ours)) - new_count)
+        return rows if new_count == len(rows) else rows.take(new)
+
+    def _bring_in(self, rows: Rows) -> None:
+        """Have the records of all entities of `rows` in the slab."""
+        at = self._slab.locate(rows.ids)
+        if self.plan.ttl_us:
+            at = self._forget_expired(at, rows.ids)
+        self._touch(at[at >= 0])
+        absent = np.flatnonzero(at < 0)
+        if not absent.size:
+            return
+        ids, first = np.unique(rows.ids[absent], return_index=True)
+        texts = rows.texts(absent[first])
+        self._make_room(ids.size)
+        blobs = self._stored_records(ids, texts)
+        self._slab.load(ids, texts, blobs)
+        at = self._slab.locate(ids)
+        self._touch(at)
+        self._written_us[at] = self._clock.now_us()
+
+    def _stored_records(self, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
+        ask = np.flatnonzero(~self._complete[self._owned[shard_of(ids, self._store.shards)]])
+        blobs: list[bytes | None] = [None] * ids.size
+        if ask.size:
+            found = self._store.records(self.plan, ids[ask], [texts[index] for index in ask])
+            for index, blob in zip(ask, found, strict=True):
+                blobs[index] = blob
+            LOADED.labels(self.plan.name).inc(ask.size)
+        return blobs
+
+    def _touch(self, at: NDArray[np.int64]) -> None:
+        if at.size:
+            while (needed := int(at.max()) + 1) > self._touched.size:
+                self._touched = np.concatenate([self._touched, np.full_like(self._touched, _NEVER)])
+                self._written_us = np.concatenate([self._written_us, np.zeros_like(self._written_us)])
+            assert needed <= self._touched.size
+            self._touched[at] = self._tick
+
+    # Memory
+
+    def _make_room(self, wanted: int) -> None:
+        """Evict so that `wanted` more records keep within `records_max`, as far as this batch's own entities allow."""
+        if self._records_max is None or len(self._slab) + wanted <= self._records_max:
+            return
+        excess = len(self._slab) + wanted - self._records_max
+        if self._evictable().size < excess and self.dirty_count:
+            self.flush()
+        candidates = self._evictable()
+        count = min(candidates.size, max(excess, self._records_max // 16))  # some more: looking for them costs a pass
+        if count:
+            oldest = candidates[np.argpartition(self._touched[candidates], count - 1)[:count]]
+            self._drop(oldest)
+            EVICTED.labels(self.plan.name).inc(count)
+
+    def _evictable(self) -> NDArray[np.int64]:
+        """Slab rows that are clean and not of the batch in hand."""
+        free = (self._touched != _NEVER) & (self._touched < self._tick)
+        dirty = self._slab.dirty()
+        free[dirty[dirty < free.size]] = False
+        return np.flatnonzero(free)
+
+    def _drop(self, at: NDArray[np.int64]) -> None:
+        self._complete[self._owned[shard_of(self._slab.ids(at), self._store.shards)]] = False
+        self._slab.drop(at)
+        self._touched[at] = _NEVER
+
+    def _forget_expired(self, at: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Drop clean records that Redis has let expire, or a restart would change values; return the new rows of `ids`."""
+        assert self.plan.ttl_us
+        known = np.unique(at[at >= 0])
+        expired = known[self._written_us[known] + self.plan.ttl_us <= self._clock.now_us()]
+        expired = np.setdiff1d(expired, self._slab.dirty(), assume_unique=True)
+        if not expired.size:
+            return at
+        self._drop(expired)
+        return self._slab.locate(ids)
+
+    # Flush
+
+    def _writes(self, dirty: NDArray[np.int64]) -> list[ShardWrite]:
+        """One write for each shard with dirty records or moved offsets."""
+        owned = self._owned[shard_of(self._slab.ids(dirty), self._store.shards)]
+        order = np.argsort(owned, kind="stable")
+        edges = np.searchsorted(owned[order], np.arange(len(self.shards) + 1))
+        names = sorted(self._columns, key=self._columns.__getitem__)
+        writes = []
+        for row, shard in enumerate(self.shards):
+            moved = np.flatnonzero(self._offsets[row] != self._stored[row])
+            at = dirty[order[edges[row] : edges[row + 1]]]
+            if not (at.size or moved.size):
+                continue
+            sequence = int(self._sequences[row])
+            writes.append(
+                ShardWrite(
+                    shard=shard,
+                    expected_sequence=sequence,
+                    expected_writer=self._writers[row],
+                    writer=self._token,
+                    texts=self._slab.texts(at) if at.size else [],
+                    blobs=self._slab.pack(at, sequence + 1, self._arrival_us) if at.size else [],
+                    offsets={names[column]: int(self._offsets[row, column]) for column in moved},
+                )
+            )
+        return writes
+
+    def _settle(self, writes: Sequence[ShardWrite], repeated: frozenset[int], dirty: NDArray[np.int64]) -> int:
+        """Note what Redis acknowledged; return how many records it wrote."""
+        now_us = self._clock.now_us()
+        written = np.zeros(len(self.shards), np.bool_)
+        for write in writes:
+            row = int(self._owned[write.shard])
+            self._sequences[row] += 1
+            self._writers[row] = self._token
+            written[row] = write.shard not in repeated
+        self._stored[written] = self._offsets[written]
+        clean = dirty[written[self._owned[shard_of(self._slab.ids(dirty), self._store.shards)]]]
+        self._slab.clear_dirty(clean)
+        self._written_us[clean] = now_us
+        return int(clean.size)

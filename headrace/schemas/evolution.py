@@ -1,0 +1,186 @@
+"""Lock files: what an event looked like when its data was written, and which changes that data survives.
+
+`<Event>.avsc` is an Avro schema, committed beside the project's events, with the event's topic, key, time, id and codec
+as attributes. A change is compatible when the new declaration reads all old events and, for fields that go away, when
+readers that still have the old declaration read the new ones.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from headrace.errors import EvolutionError
+from headrace.schemas.event import Event, EventSpec, spec_of
+
+Verdict = Literal["compatible", "incompatible"]
+_ROLES = ("key", "time", "id", "codec")
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between a lock file and a declaration.
+
+    `field` is the path to it, `rule` one of topic, role, added, removed, type, null, allowed, default; `message` says
+    what was found and what to do.
+    """
+
+    field: str
+    rule: str
+    verdict: Verdict
+    message: str
+
+
+def lock_path(event: type[Event], folder: str | Path) -> Path:
+    """Where the event's lock file lies."""
+    return Path(folder) / f"{spec_of(event).name}.avsc"
+
+
+def write_lock(event: type[Event], folder: str | Path, *, force: bool = False) -> Path:
+    """Write the event's lock file, and return its path.
+
+    Args:
+        event: the declaration to lock.
+        folder: beside the project's events.
+        force: overwrite although a change is incompatible; old events of the topic may then be unreadable.
+
+    Raises:
+        EvolutionError: the lock file that is there differs incompatibly.
+    """
+    path = lock_path(event, folder)
+    if path.exists() and not force:
+        refused = [change for change in check_lock(event, folder) if change.verdict == "incompatible"]
+        if refused:
+            told = "; ".join(f"{change.field} ({change.rule}): {change.message}" for change in refused)
+            raise EvolutionError(f"event {spec_of(event).name} against {path.name}: {told}")
+    path.write_text(json.dumps(_locked(spec_of(event)), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def check_lock(event: type[Event], folder: str | Path) -> list[Change]:
+    """All differences between the event and its lock file, in declared order; empty when there is none.
+
+    Raises:
+        EvolutionError: there is no lock file, or it is not one.
+    """
+    spec = spec_of(event)
+    path = lock_path(event, folder)
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise EvolutionError(
+            f"event {spec.name}: no lock file {path.name}; write it with write_lock and commit it"
+        ) from exc
+    except ValueError as exc:
+        raise EvolutionError(f"event {spec.name}: {path.name} is not JSON: {exc}; restore the committed file") from exc
+    if not isinstance(old, dict) or not isinstance(old.get("fields"), list):
+        raise EvolutionError(f"event {spec.name}: {path.name} is no Avro record; restore the committed file")
+    return changes(old, _locked(spec))
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """All differences between two locked schemas."""
+    found = list(_roles(old, new))
+    found += _fields(old, new, "")
+    return found
+
+
+def _locked(spec: EventSpec) -> dict[str, Any]:
+    roles = {"topic": spec.topic, "key": list(spec.key), "time": spec.time, "id": spec.id, "codec": spec.codec}
+    return {**spec.avro, **roles}
+
+
+def _roles(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
+    if old.get("topic") != new["topic"]:
+        message = f"was {old.get('topic')!r}, is {new['topic']!r}: a new stream, old events stay in the old one"
+        yield Change("topic", "topic", "compatible", message)
+        return
+    for role in _ROLES:
+        if old.get(role) != new[role]:
+            message = f"was {old.get(role)!r}, is {new[role]!r}, and the topic holds events of both; use a new topic"
+            yield Change(role, "role", "incompatible", message)
+
+
+def _fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[Change]:
+    before = {field["name"]: field for field in old["fields"]}
+    after = {field["name"]: field for field in new["fields"]}
+    for name, field in before.items():
+        place = f"{path}{name}"
+        if name not in after:
+            yield _removed(place, field)
+            continue
+        yield from _types(field["type"], after[name]["type"], place)
+        was, now = field.get("default", _ABSENT), after[name].get("default", _ABSENT)
+        if was != now:
+            yield Change(place, "default", "compatible", f"was {_shown(was)}, is {_shown(now)}; only new reads see it")
+    for name, field in after.items():
+        if name not in before:
+            yield _added(f"{path}{name}", field)
+
+
+def _removed(place: str, field: Mapping[str, Any]) -> Change:
+    if "default" in field:
+        return Change(place, "removed", "compatible", "readers of the old declaration take its default")
+    message = "readers of the old declaration need it; make it `| None` first, and remove (or rename) it later"
+    return Change(place, "removed", "incompatible", message)
+
+
+def _added(place: str, field: Mapping[str, Any]) -> Change:
+    if "default" in field:
+        return Change(place, "added", "compatible", f"old events read as {_shown(field['default'])}")
+    return Change(place, "added", "incompatible", "old events have no value for it; give it a default or `| None`")
+
+
+def _types(old: Any, new: Any, place: str) -> Iterator[Change]:
+    (old_null, old), (new_null, new) = _bare(old), _bare(new)
+    if old_null and not new_null:
+        yield Change(place, "null", "incompatible", "old events may hold null; keep `| None`")
+    elif new_null and not old_null:
+        yield Change(place, "null", "compatible", "it may now be null")
+    kinds = _kind(old), _kind(new)
+    if kinds[0] != kinds[1]:
+        if kinds == ("long", "double"):
+            yield Change(place, "type", "compatible", "long read as double, exact below 2**53")
+        else:
+            message = f"was {kinds[0]}, is {kinds[1]}; only long to double is read. Add a field of another name"
+            yield Change(place, "type", "incompatible", message)
+    elif kinds[0] == "array":
+        yield from _types(old["items"], new["items"], f"{place}[]")
+    elif kinds[0] == "record":
+        yield from _fields(old, new, f"{place}.")
+    else:
+        yield from _allowed(old, new, place)
+
+
+def _allowed(old: Any, new: Any, place: str) -> Iterator[Change]:
+    was = old.get("allowed") if isinstance(old, dict) else None
+    now = new.get("allowed") if isinstance(new, dict) else None
+    if was == now:
+        return
+    if now is None:
+        yield Change(place, "allowed", "compatible", "any value is allowed now")
+    elif was is None:
+        yield Change(place, "allowed", "incompatible", f"old events may hold other values than {now}; keep it open")
+    elif gone := [value for value in was if value not in now]:
+        yield Change(place, "allowed", "incompatible", f"old events may hold {gone}; keep them in the declaration")
+    elif more := [value for value in now if value not in was]:
+        yield Change(place, "allowed", "compatible", f"{more} are new")
+
+
+def _bare(found: Any) -> tuple[bool, Any]:
+    """(May it be null, the type without null)."""
+    if not isinstance(found, list):
+        return False, found
+    return "null" in found, next(branch for branch in found if branch != "null")
+
+
+def _kind(found: Any) -> str:
+    if not isinstance(found, dict):
+        return str(found)
+    return str(found.get("logicalType", found["type"]))
+
+
+def _shown(default: object) -> str:
+    return "no default" if default is _ABSENT else repr(default)

@@ -1,0 +1,279 @@
+"""From one entity and many candidates to scores: read, assemble, score. Plain Python, called from several threads.
+
+    entity's views      one MGET a view, 1 row   --+
+    candidates' views   one MGET a view, B rows  --+-> InputSpec.assemble -> Inputs (B rows) -> scorer -> (B,) scores
+    request's columns   keys, context            --+
+
+What the entity has is read once and broadcast: its columns have one row until the inputs are assembled. A view belongs
+to the entity when all its key columns do; one with the candidate's column among its keys has one row a candidate.
+
+Invariant: `score` uses the scorer it is given and no other; it never looks at what is live.
+"""
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError
+from headrace.features import Answer, FeatureView, OnlineStore, ViewPlan, entity_ids, plan_of, read_packed
+from headrace.learners import Inputs, Learner, columns_of
+from headrace.schemas import spec_of
+from headrace.serving.refusals import Refusal
+from headrace.serving.swap import Scores
+
+RESIDENT_MAX = 200_000  # candidate records held per view; at 256 B each 50 MB
+PROBE_ROWS = 100
+
+Key = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class RankingSpec:
+    """What is ranked for whom, and what the model reads of both.
+
+    Args:
+        learner: its views, and the declaration of its inputs.
+        entity: key columns that a request gives once.
+        candidate: key column that a request gives a list of.
+
+    Raises:
+        DeclarationError: a view has a key column that requests do not give.
+    """
+
+    learner: type[Learner]
+    entity: tuple[str, ...]
+    candidate: str
+
+    def __post_init__(self) -> None:
+        given = {*self.entity, self.candidate}
+        for plan in map(plan_of, self.learner.views):
+            if not set(plan.entity) <= given:
+                raise DeclarationError(
+                    f"ranking · view {plan.name}: key {', '.join(plan.entity)}; given are {', '.join(sorted(given))}"
+                )
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Columns that a request must give in `context`."""
+        given = {*self.entity, self.candidate}
+        return tuple(name for name in self.learner.inputs.columns if "." not in name and name not in given)
+
+
+@dataclass(frozen=True, slots=True)
+class ViewFound:
+    """Records of one view in one request: asked for, found, and the newest event's age in µs, or None."""
+
+    asked: int
+    found: int
+    age_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores (B,) of all candidates in the request's order, the inputs they came from, and what was read."""
+
+    scores: NDArray[np.float32]
+    inputs: Inputs
+    views: Mapping[str, ViewFound]
+    status: str
+    entity_age_us: int | None
+
+
+class Ranker:
+    """Scores candidates with features as of the request's time.
+
+    Args:
+        spec: the declaration.
+        store: where the features are.
+        candidate_ttl_s: how long a candidate's record may be used again before it is fetched again, in seconds of wall
+            time; 0 = fetch always. Windows are read as of the request's time either way.
+    """
+
+    def __init__(self, spec: RankingSpec, store: OnlineStore, *, candidate_ttl_s: float = 0.0) -> None:
+        self.spec = spec
+        self.store = store
+        self._reads = [_ViewRead.of(plan_of(view), spec, candidate_ttl_s) for view in spec.learner.views]
+        self._text_keys = text_keys(spec.learner.views)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """View -> layout fingerprint: what a model must have been trained on."""
+        return {read.plan.name: read.plan.fingerprint for read in self._reads}
+
+    def read(
+        self, entity: Mapping[str, Key], candidates: Sequence[Key], now_us: int, context: Mapping[str, Any]
+    ) -> Scored:
+        """Inputs of one request, not scored yet: `scores` is empty.
+
+        Raises:
+            Refusal: 422, a key or a context value is missing or of the wrong type.
+            StoreUnavailableError: Redis does not answer.
+        """
+        self._check(entity, candidates, context)
+        request: dict[str, Any] = {name: _column([value]) for name, value in {**context, **entity}.items()}
+        request[self.spec.candidate] = _column(candidates)
+        answers: dict[str, Answer] = {}
+        views: dict[str, ViewFound] = {}
+        for read in self._reads:
+            name = read.plan.name
+            answers[name] = read.answer(self.store, entity, self.spec.candidate, candidates, now_us)
+            views[name] = _found(answers[name])
+        inputs = self.spec.learner.inputs.assemble(columns_of(answers, request), len(candidates))
+        entity_views = [views[read.plan.name] for read in self._reads if not read.per_candidate]
+        ages_us = [view.age_us for view in entity_views if view.age_us is not None]
+        status = _status(list(views.values()), entity_views)
+        return Scored(np.empty(0, np.float32), inputs, views, status, min(ages_us, default=None))
+
+    def score(
+        self,
+        scorer: Scores,
+        entity: Mapping[str, Key],
+        candidates: Sequence[Key],
+        now_us: int,
+        context: Mapping[str, Any],
+    ) -> Scored:
+        """Scores of all `candidates`, by `scorer` alone. Raises as `read` does."""
+        read = self.read(entity, candidates, now_us, context)
+        return Scored(scorer.score(read.inputs), read.inputs, read.views, read.status, read.entity_age_us)
+
+    def probe(self, rows: int = PROBE_ROWS) -> Inputs:
+        """Inputs of a request whose records are all missing: the shape of a real one, with no store asked."""
+        request: dict[str, Any] = {name: _column([0.0]) for name in self.spec.context}
+        for name in (*self.spec.entity, self.spec.candidate):
+            count = rows if name == self.spec.candidate else 1
+            request[name] = _column([str(i) if self._text_keys.get(name) else i for i in range(count)])
+        answers: dict[str, Answer] = {}
+        for read in self._reads:
+            count = rows if read.per_candidate else 1
+            nobody: list[bytes | None] = [None] * count
+            answers[read.plan.name] = read_packed(read.plan, np.arange(count), [b""] * count, nobody, 0)
+        return self.spec.learner.inputs.assemble(columns_of(answers, request), rows)
+
+    def _check(self, entity: Mapping[str, Key], candidates: Sequence[Key], context: Mapping[str, Any]) -> None:
+        if entity.keys() != set(self.spec.entity):
+            wrong = next(iter(set(self.spec.entity) ^ entity.keys()))
+            raise Refusal(
+                422,
+                "invalid_request",
+                f"entity has the keys {sorted(entity)}",
+                f"give exactly {', '.join(self.spec.entity)}",
+                f"entity.{wrong}",
+            )
+        for name, value in entity.items():
+            _require_key(value, f"entity.{name}", name, self._text_keys)
+        for i, value in enumerate(candidates):
+            if isinstance(value, str) != self._text_keys.get(self.spec.candidate, isinstance(value, str)):
+                _require_key(value, f"candidates[{i}]", self.spec.candidate, self._text_keys)
+        for name in self.spec.context:
+            if name not in context:
+                raise Refusal(
+                    422,
+                    "invalid_request",
+                    f"context has no {name!r}",
+                    f"the model reads {name}: give it",
+                    f"context.{name}",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class _ViewRead:
+    """How one view is read for a request."""
+
+    plan: ViewPlan
+    per_candidate: bool
+    resident: "_Resident | None"
+
+    @classmethod
+    def of(cls, plan: ViewPlan, spec: RankingSpec, ttl_s: float) -> Self:
+        per_candidate = spec.candidate in plan.entity
+        # Records keyed by entity and candidate together are seldom asked for twice.
+        resident = _Resident(ttl_s) if ttl_s > 0 and plan.entity == (spec.candidate,) else None
+        return cls(plan, per_candidate, resident)
+
+    def answer(
+        self, store: OnlineStore, entity: Mapping[str, Key], candidate: str, candidates: Sequence[Key], now_us: int
+    ) -> Answer:
+        rows = len(candidates) if self.per_candidate else 1
+        keys = {name: candidates if name == candidate else [entity[name]] * rows for name in self.plan.entity}
+        ids, texts = entity_ids(self.plan, pl.DataFrame(keys))
+        if self.resident is None:
+            return store.answer(self.plan, ids, texts, now_us)
+        return read_packed(self.plan, ids, texts, self.resident.records(store, self.plan, ids, texts), now_us)
+
+
+class _Resident:
+    """Packed records of one view, each used for at most `ttl_s` seconds before it is fetched again."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._held: dict[bytes, tuple[bytes | None, float]] = {}
+        self._lock = threading.Lock()
+
+    def records(
+        self, store: OnlineStore, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]
+    ) -> list[bytes | None]:
+        now_s = time.monotonic()
+        held = [self._held.get(text) for text in texts]
+        stale = [i for i, entry in enumerate(held) if entry is None or entry[1] < now_s]
+        out = [entry[0] if entry is not None else None for entry in held]
+        if not stale:
+            return out
+        fetched = store.records(plan, ids[stale], [texts[i] for i in stale])
+        with self._lock:
+            for i, record in zip(stale, fetched, strict=True):
+                out[i] = record
+                self._held.pop(texts[i], None)  # so that the dict's order is that of fetching, oldest first
+                self._held[texts[i]] = (record, now_s + self._ttl_s)
+            while len(self._held) > RESIDENT_MAX:
+                del self._held[next(iter(self._held))]
+        return out
+
+
+def best(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Indexes (k,) of the greatest scores, best first; equal scores in the request's order.
+
+    >>> best(np.array([0.1, 0.9, 0.9], np.float32), 2).tolist()
+    [1, 2]
+    """
+    return np.argsort(-scores, kind="stable")[:k]
+
+
+def _column(values: Sequence[Any]) -> NDArray[Any]:
+    if any(isinstance(value, str) or value is None for value in values):
+        return np.asarray(values, dtype=object)
+    return np.asarray(values)
+
+
+def _found(answer: Answer) -> ViewFound:
+    found = int(answer.found.sum())
+    return ViewFound(len(answer.found), found, int(answer.age_us[answer.found].min()) if found else None)
+
+
+def _status(views: Sequence[ViewFound], entity_views: Sequence[ViewFound]) -> str:
+    if all(view.found == view.asked for view in views):
+        return "ok"
+    if entity_views and not any(view.found for view in entity_views):
+        return "missing"
+    return "partial"
+
+
+def text_keys(views: Sequence[type[FeatureView]]) -> dict[str, bool]:
+    """Key column -> whether it is text, as the views' events declare it; columns of no view may be either."""
+    text: dict[str, bool] = {}
+    for view in views:
+        plan = plan_of(view)
+        declared = spec_of(plan.sources[0]).polars
+        text |= {name: declared[name] == pl.String for name in plan.entity if name in declared}
+    return text
+
+
+def _require_key(value: Key, field: str, name: str, text_keys: Mapping[str, bool]) -> None:
+    if name in text_keys and isinstance(value, str) != text_keys[name]:
+        wanted = "text" if text_keys[name] else "an integer"
+        raise Refusal(422, "invalid_request", f"{field} is {value!r}", f"{name} is {wanted}: send it so", field)

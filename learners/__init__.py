@@ -1,0 +1,1 @@
+"""This project's learners: features, labels and a model. The machinery is in `headrace.learners`."""

@@ -1,0 +1,1 @@
+"""This project's dataflow modules, each with a `flow` or a job to run. The machinery is in `headrace.pipelines`."""

@@ -1,0 +1,32 @@
+"""Events of an online shop: what customers do with items, and what they were shown."""
+
+from datetime import datetime
+from typing import Literal
+
+from headrace import Event, Field
+
+
+class Engagement(Event, topic="engagements", key="customer_id", time="event_time", id="event_id"):
+    """A customer bought an item or cancelled it: one line of an invoice. Guests have no customer id."""
+
+    event_id: str = Field(min_length=1)
+    event_time: datetime
+    customer_id: int | None
+    item_id: str = Field(min_length=1, max_length=200)
+    action: Literal["purchase", "cancel"]
+    quantity: int = Field(ge=1, le=1_000_000)
+    unit_price: float = Field(ge=0, le=100_000)
+    country: str
+
+
+class Impression(Event, topic="impressions", key="customer_id", time="event_time", id="request_id"):
+    """A ranking as served: the candidates, their scores and the features that led to them."""
+
+    request_id: str = Field(min_length=1)
+    event_time: datetime
+    customer_id: int
+    item_ids: list[str]
+    scores: list[float]
+    frozen_scores: list[float]
+    model_version: int
+    features: bytes

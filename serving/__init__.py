@@ -1,0 +1,1 @@
+"""This project's Ray Serve app. The machinery is in `headrace.serving`."""

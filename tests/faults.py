@@ -1,0 +1,89 @@
+"""Faults as objects: a wire to Redis that can be cut at a chosen moment."""
+
+import socket
+import threading
+from typing import Self
+from urllib.parse import urlsplit
+
+
+class Wire:
+    """A TCP proxy before Redis. `lose_next_reply()`: the next request reaches Redis, its reply is dropped with the connection.
+
+    `cut()` refuses everything until `mend()`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._target = (urlsplit(url).hostname, urlsplit(url).port)
+        self._lose_reply = False
+        self._is_cut = False
+        self._links: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self.lost_replies = 0
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.cut()
+        self._listener.close()
+
+    def lose_next_reply(self) -> None:
+        """Redis will do what it is asked, and nobody will hear of it."""
+        self._lose_reply = True
+
+    def cut(self) -> None:
+        """Close all connections and refuse new ones."""
+        self._is_cut = True
+        for link in self._links:
+            _close(link)
+        self._links.clear()
+
+    def mend(self) -> None:
+        """Let connections through again."""
+        self._is_cut = False
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._is_cut:
+                _close(client)
+                continue
+            server = socket.create_connection(self._target)
+            self._links += [client, server]
+            threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._pump_back, args=(server, client), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        except OSError:
+            pass
+        _close(sink)
+
+    def _pump_back(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(1 << 16):
+                if self._lose_reply:
+                    self._lose_reply = False
+                    self.lost_replies += 1
+                    break
+                sink.sendall(data)
+        except OSError:
+            pass
+        _close(sink)
+        _close(source)
+
+
+def _close(link: socket.socket) -> None:
+    try:
+        link.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+    link.close()
