@@ -6,6 +6,7 @@ Heavy packages (torch, ray, bytewax) are imported by the command that needs them
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -101,7 +102,7 @@ def replay(
     spine: Annotated[Path, typer.Option(help="Rows of entity keys and event_time, in the same formats.")],
     to: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
 ) -> None:
-    """Features as of each row of a spine: `headrace replay features.item:ItemActivity --events ... --spine ... --out ...`."""
+    """Features as of each row of a spine: `headrace replay VIEW --events LOG --spine ROWS --out FILE`."""
     from headrace.features import replay as replay_views
 
     project.activate()
@@ -208,7 +209,7 @@ def models_list(as_json: Json = False) -> None:
     from headrace.learners.directory import ModelDirectory
 
     directory = ModelDirectory(load_settings().model_dir)
-    manifests = [directory.manifest(version).as_dict() for version in sorted(directory.versions(), reverse=True)]
+    manifests = [asdict(directory.manifest(version)) for version in sorted(directory.versions(), reverse=True)]
     wanted = ("version", "learner", "created_us", "trained_through_us", "metrics")
     _print_rows([{name: manifest.get(name) for name in wanted} for manifest in manifests], as_json)
 
@@ -224,7 +225,7 @@ def models_show(version: Annotated[int | None, typer.Argument(help="Default: the
     version = directory.latest() if version is None else version
     if version is None:
         raise ConfigError(f"no model in {directory.path}: run pipelines.train, or set HEADRACE_MODEL_DIR")
-    typer.echo(orjson.dumps(directory.manifest(version).as_dict(), option=orjson.OPT_INDENT_2))
+    typer.echo(orjson.dumps(asdict(directory.manifest(version)), option=orjson.OPT_INDENT_2))
 
 
 def _plans() -> list[tuple[type, Any]]:

@@ -33,8 +33,6 @@ class Settings(BaseSettings):
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")
     publish_s: float = Field(2.0, gt=0, description="seconds between two published snapshots")
-        600.0, gt=0, description="how long after an impression an engagement labels it, event time"
-    )
     lateness_s: float = Field(60.0, ge=0, description="how far behind the newest an event may arrive, event time")
     host: str = Field("127.0.0.1", description="address that serving listens on")
     port: int = Field(8000, ge=0, le=65_535, description="port that serving listens on")

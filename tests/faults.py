@@ -1,5 +1,6 @@
 """Faults as objects: a wire to Redis that can be cut at a chosen moment."""
 
+import contextlib
 import socket
 import threading
 from typing import Self
@@ -7,14 +8,15 @@ from urllib.parse import urlsplit
 
 
 class Wire:
-    """A TCP proxy before Redis. `lose_next_reply()`: the next request reaches Redis, its reply is dropped with the connection.
+    """A TCP proxy before Redis.
 
-    `cut()` refuses everything until `mend()`.
+    `lose_next_reply()`: the next request reaches Redis, its reply is dropped with the connection. `cut()` refuses
+    everything until `mend()`.
     """
 
     def __init__(self, url: str) -> None:
         self._target = (urlsplit(url).hostname, urlsplit(url).port)
-        self._lose_reply = False
+        self._lose_reply = self._then_cut = False
         self._is_cut = False
         self._links: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -30,9 +32,9 @@ class Wire:
         self.cut()
         self._listener.close()
 
-    def lose_next_reply(self) -> None:
-        """Redis will do what it is asked, and nobody will hear of it."""
-        self._lose_reply = True
+    def lose_next_reply(self, *, then_cut: bool = False) -> None:
+        """Redis will do what it is asked, and nobody will hear of it; `then_cut` refuses what follows."""
+        self._lose_reply, self._then_cut = True, then_cut
 
     def cut(self) -> None:
         """Close all connections and refuse new ones."""
@@ -73,6 +75,7 @@ class Wire:
                 if self._lose_reply:
                     self._lose_reply = False
                     self.lost_replies += 1
+                    self._is_cut = self._then_cut
                     break
                 sink.sendall(data)
         except OSError:
@@ -82,8 +85,6 @@ class Wire:
 
 
 def _close(link: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):
         link.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass
     link.close()

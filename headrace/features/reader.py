@@ -1,8 +1,8 @@
 """Reading a view as a frame: entities in any of three forms, values, status and age.
 
-    user_id | clicks_10m  recent     | _status  _age_s
-    7       | 3.0         [12, 5]    | fresh    0.4
-    8       | 0.0         []         | missing  null
+user_id | clicks_10m  recent     | _status  _age_s
+7       | 3.0         [12, 5]    | fresh    0.4
+8       | 0.0         []         | missing  null
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,9 +51,7 @@ def read_frame(
     return pl.concat([frame, answer.to_polars(), state], how="horizontal")
 
 
-def entity_frame(
-    plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]
-) -> pl.DataFrame:
+def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]) -> pl.DataFrame:
     """The entity columns of `entities`: a frame, a dict of lists, or a list of keys (tuples for a composite entity).
 
     Raises:
@@ -74,7 +72,8 @@ def entity_frame(
     lacking = [name for name in plan.entity if name not in frame.columns]
     if lacking:
         raise SpineError(
-            f"view {plan.name}: the entities lack {_listed(lacking)}; there are {_listed(frame.columns) or 'no columns'}. "
+            f"view {plan.name}: the entities lack {_listed(lacking)}; "
+            f"there are {_listed(frame.columns) or 'no columns'}. "
             f"Rename the column that holds the key: frame.rename({{'...': '{lacking[0]}'}})"
         )
     frame = frame.select(plan.entity)

@@ -33,11 +33,19 @@ _AWAY = "check that Redis runs there and that its port can be reached from here"
 _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
     (theirs.AuthenticationError, StoreError, "check user and password in the URL"),
     (theirs.AuthorizationError, StoreError, "the user of the URL may not do this"),
-    (theirs.NoPermissionError, StoreError, "the user of the URL may not do this: it needs @read, @write and @scripting"),
+    (
+        theirs.NoPermissionError,
+        StoreError,
+        "the user of the URL may not do this: it needs @read, @write and @scripting",
+    ),
     (theirs.ExternalAuthProviderError, StoreError, "check the credentials of the URL"),
     (theirs.OutOfMemoryError, StoreError, "raise its maxmemory (with the policy noeviction), or give views a ttl"),
     (theirs.BusyLoadingError, StoreUnavailableError, "it loads its data from disk: wait"),
-    (theirs.MaxConnectionsError, StoreUnavailableError, "all connections of this process are in use: lower concurrency"),
+    (
+        theirs.MaxConnectionsError,
+        StoreUnavailableError,
+        "all connections of this process are in use: lower concurrency",
+    ),
     (theirs.ConnectionError, StoreUnavailableError, _AWAY),
     (theirs.TimeoutError, StoreUnavailableError, f"it did not answer in time: {_AWAY}, and that it is not overloaded"),
     (theirs.ReadOnlyError, StoreUnavailableError, "this is a replica: a failover is under way, or the URL is wrong"),

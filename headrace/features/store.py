@@ -1,9 +1,9 @@
 """The online store: records in Redis, written with the offsets that produced them.
 
-Each shard of a view has a fence: a hash with a sequence number, the token of its last writer, and the next offset of every
-source partition. A flush is one script per shard, which compares the fence, writes the records and moves the fence on,
-all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that went back in
-time, is found out at the next flush.
+Each shard of a view has a fence: a hash with a sequence number, the token of its last writer, and the next offset of
+every source partition. A flush is one script per shard, which compares the fence, writes the records and moves the
+fence on, all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that
+went back in time, is found out at the next flush.
 
     <ns>:{<shard>}:<view>:<fingerprint>:<key text>   one record, packed          {..} is the hash tag: a shard's keys
     <ns>:{<shard>}:<view>:<fingerprint>!fence        its shard's fence               are in one slot of a cluster
@@ -11,10 +11,10 @@ time, is found out at the next flush.
     <ns>:meta                                        shards: fixed when the namespace is first opened
 """
 
+import math
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -39,8 +39,8 @@ SNAPSHOT_KEYS_MAX = 50_000
 
 _APPLIED, _REPEATED = 1, 2
 
-# ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values, then
-# these, then the records. unpack() is limited to some 8,000 values, hence the steps.
+# ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
+# then these, then the records. unpack() is limited to some 8,000 values, hence the steps.
 _FLUSH = Script(
     "flush",
     """
@@ -87,8 +87,8 @@ class Fence:
 class ShardWrite:
     """One shard's part of a flush: the fence as the writer knows it, and what to write.
 
-    `expected_writer` is the token on the fence that the writer loaded; None means `writer` itself, or nobody at sequence 0.
-    `offsets` need only hold partitions that moved.
+    `expected_writer` is the token on the fence that the writer loaded; None means `writer` itself, or nobody at
+    sequence 0. `offsets` need only hold partitions that moved.
     """
 
     shard: int
@@ -104,8 +104,8 @@ class ShardWrite:
 class FlushReport:
     """What a flush did. `sequences`: shard -> its new sequence number.
 
-    `repeated`: shards whose fence already showed this writer and the new sequence, because an earlier try had been applied
-    although its reply was lost. What this try carried was not written again.
+    `repeated`: shards whose fence already showed this writer and the new sequence, because an earlier try had been
+    applied although its reply was lost. What this try carried was not written again.
     """
 
     sequences: dict[int, int]
@@ -123,7 +123,6 @@ class OnlineStore:
         self.namespace = namespace
         self._link = link
         self._active: dict[str, tuple[str | None, float]] = {}
-        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, url: str, shards: int = 32, namespace: str = "hr") -> Self:
@@ -145,9 +144,9 @@ class OnlineStore:
                 link.client.hsetnx(f"{namespace}:meta", "shards", shards)
                 found = int(link.client.hget(f"{namespace}:meta", "shards"))
             if found != shards:
-                raise StoreError(
-                    f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {found}, not {shards}; "
-                    f"open it with {found}, or use another namespace and backfill"
+                raise StoreError(  # noqa: TRY301 - the link must be closed
+                    f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {found}, "
+                    f"not {shards}; open it with {found}, or use another namespace and backfill"
                 )
         except BaseException:
             link.close()
@@ -236,10 +235,8 @@ class OnlineStore:
                 if record is not None:
                     yield key.split(b":", 4)[4], record
 
-    def snapshot(
-        self, plan: ViewPlan, shard: int, texts: Sequence[bytes]
-    ) -> tuple[dict[str, int], list[bytes | None]]:
-        """(offsets, records) of one moment: what `texts`, entities of `shard`, held when the shard stood at the offsets.
+    def snapshot(self, plan: ViewPlan, shard: int, texts: Sequence[bytes]) -> tuple[dict[str, int], list[bytes | None]]:
+        """(offsets, records) of one moment: what `texts`, entities of `shard`, held when it stood at the offsets.
 
         Raises:
             StoreError: more than `SNAPSHOT_KEYS_MAX` texts.
@@ -276,8 +273,8 @@ class OnlineStore:
         sequences and writers, and what had been applied is recognised (`FlushReport.repeated`).
 
         Raises:
-            FencedError: another writer moved a shard on, or Redis went back in time. Other shards may have been written.
-            StoreUnavailableError: Redis does not answer.
+            FencedError: another writer moved a shard on, or Redis went back in time. Other shards may have been
+            written. StoreUnavailableError: Redis does not answer.
             StoreError: Redis refused, for instance for lack of memory.
         """
         replies = self._link.run(_FLUSH, [self._flush_call(plan, write) for write in writes])
@@ -285,8 +282,9 @@ class OnlineStore:
             if state not in {_APPLIED, _REPEATED}:
                 raise FencedError(
                     f"view {plan.name} · shard {write.shard}: expected sequence {write.expected_sequence} of writer "
-                    f"{_expected_writer(write) or 'nobody'}, found {int(sequence)} of {writer.decode() or 'nobody'}. Another "
-                    "engine owns the shard, or Redis lost data: stop, open the shards again and replay from their offsets"
+                    f"{_expected_writer(write) or 'nobody'}, found {int(sequence)} of {writer.decode() or 'nobody'}. "
+                    "Another engine owns the shard, or Redis lost data: stop, open the shards again and replay from "
+                    "their offsets"
                 )
         return FlushReport(
             {write.shard: write.expected_sequence + 1 for write in writes},
@@ -300,12 +298,11 @@ class OnlineStore:
         with self._link.errors(f"reading the active version of {view_name}"):
             found: bytes | None = self._link.client.hget(f"{self.namespace}:views", view_name)
         fingerprint = None if found is None else found.decode()
-        with self._lock:
-            self._active[view_name] = (fingerprint, time.monotonic())
+        self._active[view_name] = (fingerprint, time.monotonic())
         return fingerprint
 
     def activate(self, plan: ViewPlan) -> None:
-        """Let readers of the view get this version from now on; other processes notice within `ACTIVE_S_MAX` seconds."""
+        """Let readers of the view get this version; other processes notice within `ACTIVE_S_MAX` seconds."""
         with self._link.errors(f"activating {plan.name}"):
             self._link.client.hset(f"{self.namespace}:views", plan.name, plan.fingerprint)
         log.info("view_activated", view=plan.name, fingerprint=plan.fingerprint)
@@ -329,19 +326,21 @@ class OnlineStore:
         keys, dropped = self._scan_keys(view_name, fingerprint, b"[:!]"), 0
         with self._link.errors(f"dropping {view_name} {fingerprint}"):
             while part := list(islice(keys, KEYS_MAX)):
-                dropped += sum(self._link.client.unlink(key) for key in part) if self._link.cluster else (
-                    self._link.client.unlink(*part)
+                dropped += (
+                    sum(self._link.client.unlink(key) for key in part)
+                    if self._link.cluster
+                    else (self._link.client.unlink(*part))
                 )
         return dropped
 
     def _require_active(self, plan: ViewPlan) -> None:
-        fingerprint, asked_s = self._active.get(plan.name, (None, 0.0))
+        fingerprint, asked_s = self._active.get(plan.name, (None, -math.inf))
         if time.monotonic() - asked_s > ACTIVE_S_MAX:
             fingerprint = self.active(plan.name)
         if fingerprint not in {None, plan.fingerprint}:
             raise LayoutError(
-                f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the view was "
-                "changed and its new version is not active; run `headrace backfill`, which activates it at its end"
+                f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the "
+                "view was changed and its new version is not active; run `headrace backfill`, which activates it"
             )
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
@@ -353,11 +352,20 @@ class OnlineStore:
             yield from self._link.client.scan_iter(match=pattern, count=1_000)
 
     def _flush_call(self, plan: ViewPlan, write: ShardWrite) -> tuple[list[bytes], list[Any]]:
-        assert len(write.texts) == len(write.blobs), f"shard {write.shard}: {len(write.texts)} keys for {len(write.blobs)}"
+        assert len(write.texts) == len(write.blobs), (
+            f"shard {write.shard}: {len(write.texts)} keys for {len(write.blobs)}"
+        )
         prefix = self._prefix(plan, write.shard)
         record_prefix = prefix + b":"
         expected, ttl_ms = write.expected_sequence, max(1, plan.ttl_us // 1_000) if plan.ttl_us else 0
-        arguments: list[Any] = [expected, expected + 1, _expected_writer(write), write.writer, ttl_ms, 2 * len(write.offsets)]
+        arguments: list[Any] = [
+            expected,
+            expected + 1,
+            _expected_writer(write),
+            write.writer,
+            ttl_ms,
+            2 * len(write.offsets),
+        ]
         for partition, next_offset in write.offsets.items():
             arguments += (f"o:{partition}", next_offset)
         arguments += write.blobs

@@ -1,8 +1,9 @@
 """Does the store hold what the log says? Replay the log up to the store's offsets and compare, feature by feature.
 
-A shard's offsets say exactly which rows its records are made of: row r of partition p counts iff r's offset is below the
-shard's next offset of p. The replay applies those rows, in any order, to an empty slab; both sides are then read as of the
-same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all else is equal.
+A shard's offsets say exactly which rows its records are made of: row r of partition p counts iff r's offset is below
+the shard's next offset of p. The replay applies those rows, in any order, to an empty slab; both sides are then read as
+of the same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all else
+is equal.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,16 +45,16 @@ class LogBatch(Protocol):
 
 
 Log = pl.DataFrame | Mapping[type[Event], pl.DataFrame] | Iterable[LogBatch]
-"""A log: batches, or a frame an event class (a single frame for a view of one source) with `_partition` and `_offset`."""
+"""A log: batches, or a frame an event class (one frame for a view of one source) with `_partition` and `_offset`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verification:
     """Outcome of a comparison.
 
-    `features`: one row a feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX` differences:
-    `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed. `expired`: entities left out
-    because the view has a ttl and Redis has let them go.
+    `features`: one row a feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
+    differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed.
+    `expired`: entities left out because the view has a ttl and Redis has let them go.
     """
 
     view: str
@@ -84,9 +85,9 @@ def verify(
 ) -> Verification:
     """Compare the store with a replay of `events` up to each shard's offsets.
 
-    `keys` are the entities to compare, in any form that `OnlineStore.read` takes; None: all that the log or the store has.
-    `now_us` is the moment both sides are read as of; None: just after the newest event that was replayed. The store may be
-    written to meanwhile: each shard is taken at one moment.
+    `keys` are the entities to compare, in any form that `OnlineStore.read` takes; None: all that the log or the store
+    has. `now_us` is the moment both sides are read as of; None: just after the newest event that was replayed. The
+    store may be written to meanwhile: each shard is taken at one moment.
 
     Raises:
         StoreUnavailableError: Redis does not answer.
@@ -108,7 +109,9 @@ def verify(
             limits.setdefault(partition, np.zeros(store.shards, np.int64))[shard] = next_offset
         for index, record in zip(members, records, strict=True):
             blobs[index] = record
-    return _compared(plan, log, (ids, texts, blobs), now_us, lambda rows, partition: _below(rows.ids, limits, partition, store))
+    return _compared(
+        plan, log, (ids, texts, blobs), now_us, lambda rows, partition: _below(rows.ids, limits, partition, store)
+    )
 
 
 def compare(
@@ -128,7 +131,9 @@ def compare(
     """
     limits = {partition: np.int64(next_offset) for partition, next_offset in offsets.items()}
     entities = (ids_of_texts(plan, texts), list(texts), list(blobs))
-    return _compared(plan, _log(plan, events), entities, now_us, lambda _rows, partition: limits.get(partition, np.int64(0)))
+    return _compared(
+        plan, _log(plan, events), entities, now_us, lambda _rows, partition: limits.get(partition, np.int64(0))
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,7 +161,9 @@ def _log(plan: ViewPlan, events: Log) -> list[_Part]:
             raise SchemaError(f"view {plan.name} does not read {event.__name__}")
         lacking = [name for name in ("_partition", "_offset") if name not in frame.columns]
         if lacking:
-            raise SchemaError(f"log of {event.__name__}: column {' and '.join(lacking)} is missing; they say which rows count")
+            raise SchemaError(
+                f"log of {event.__name__}: column {' and '.join(lacking)} is missing; they say which rows count"
+            )
         for (partition,), part in frame.partition_by("_partition", as_dict=True, maintain_order=True).items():
             offsets = part["_offset"].cast(pl.Int64).to_numpy()
             parts.append(_Part(event, str(partition), offsets, part.drop("_partition", "_offset")))

@@ -15,6 +15,7 @@ So a window is exact at its head and at most one hop too long at its tail: W / h
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from headrace.errors import DeclarationError
 
@@ -46,8 +47,8 @@ class Window:
         """Slots of the ring: W / h + 1."""
         return self.span + 1
 
-    def start_us(self, now_us: int) -> int:
-        """First event time that belongs to the window as of `now_us`; inclusive.
+    def start_us(self, now_us: Any) -> Any:
+        """First event time that belongs to the window as of `now_us`, inclusive; an int, or an int64 array (n,).
 
         >>> window_of("10m").start_us(1_000_007_000_000) // 1_000_000 == 1_000_005 - 600
         True

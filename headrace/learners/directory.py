@@ -58,7 +58,9 @@ class ModelDirectory:
         keep: published versions that stay, the newest ones.
     """
 
-    def __init__(self, path: str | Path, redis_url: str | None = None, stream: str = STREAM, *, keep: int = KEEP) -> None:
+    def __init__(
+        self, path: str | Path, redis_url: str | None = None, stream: str = STREAM, *, keep: int = KEEP
+    ) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self.stream = stream
@@ -142,7 +144,9 @@ class ModelDirectory:
             SnapshotError: `version` is not there or damaged.
         """
         old = self.load(version)
-        return self.publish(replace(old, manifest=replace(old.manifest, parent=self.latest() or 0, created_us=wall_us())))
+        return self.publish(
+            replace(old, manifest=replace(old.manifest, parent=self.latest() or 0, created_us=wall_us()))
+        )
 
     def follow(self, block_ms: int = 1_000, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """Each time there is something newer, the newest version; looks at `stop` every `block_ms` milliseconds."""

@@ -84,7 +84,13 @@ def distinct_bags(inputs: Inputs) -> tuple[Bags, ...]:
 
 
 def gather(
-    spec: InputSpec, tables: Mapping[str, Lookup], inputs: Inputs, bags: tuple[Bags, ...], *, width: int, attention: bool
+    spec: InputSpec,
+    tables: Mapping[str, Lookup],
+    inputs: Inputs,
+    bags: tuple[Bags, ...],
+    *,
+    width: int,
+    attention: bool,
 ) -> Gathered:
     """Look up `inputs`, whose `bags` are `distinct_bags(inputs)`; `width` is W. Reads the tables only."""
     id_count = len(spec.categoricals)

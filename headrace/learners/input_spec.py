@@ -171,7 +171,9 @@ class InputSpec:
                         f"inputs · bag {field.name}: candidate {field.candidate!r} is no Categorical of table {field.table!r}"
                     )
             if isinstance(field, Dense) and field.transform not in _TRANSFORMS:
-                raise DeclarationError(f"inputs · dense {field.name}: transform {field.transform!r}; use {', '.join(_TRANSFORMS)}")
+                raise DeclarationError(
+                    f"inputs · dense {field.name}: transform {field.transform!r}; use {', '.join(_TRANSFORMS)}"
+                )
             if isinstance(field, Match) and field.kind not in _KINDS:
                 raise DeclarationError(f"inputs · match {field.name}: kind {field.kind!r}; use {', '.join(_KINDS)}")
 
@@ -283,12 +285,16 @@ def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDAr
             lists = _list(columns, field.column, rows)
             candidates = np.ascontiguousarray(as_ids(_scalar(columns, field.candidate, rows)))
             values = np.ascontiguousarray(as_ids(lists.values))
-            kernels.match(candidates, values, np.ascontiguousarray(lists.lengths, dtype=np.int64), _KINDS[field.kind], out)
+            kernels.match(
+                candidates, values, np.ascontiguousarray(lists.lengths, dtype=np.int64), _KINDS[field.kind], out
+            )
             return out
         case Derived():
             for name in field.columns:
                 _find(columns, name)
             values = np.asarray(field.function(columns))
             if values.shape not in ((rows,), (1,)):
-                raise SchemaError(f"inputs · derived {field.name!r} gave shape {values.shape}, wanted ({rows},) or (1,)")
+                raise SchemaError(
+                    f"inputs · derived {field.name!r} gave shape {values.shape}, wanted ({rows},) or (1,)"
+                )
             return values

@@ -61,7 +61,9 @@ class Inputs:
             SchemaError: the parts come from different specs, or there is none.
         """
         if len({part.fingerprint for part in parts}) != 1:
-            raise SchemaError(f"concat of inputs of specs {sorted({part.fingerprint for part in parts})}: one is allowed")
+            raise SchemaError(
+                f"concat of inputs of specs {sorted({part.fingerprint for part in parts})}: one is allowed"
+            )
         if len(parts) == 1:
             return parts[0]
         return Inputs(
@@ -73,7 +75,11 @@ class Inputs:
 
     def to_bytes(self) -> bytes:
         """The packed form: little-endian, columns that are equal in all rows once, ids in as few bytes as they need."""
-        out = [_HEAD.pack(_MAGIC, int(self.fingerprint, 16), len(self), self.ids.shape[1], self.dense.shape[1], len(self.bags))]
+        out = [
+            _HEAD.pack(
+                _MAGIC, int(self.fingerprint, 16), len(self), self.ids.shape[1], self.dense.shape[1], len(self.bags)
+            )
+        ]
         codes = _id_codes(self.ids)
         bits = np.ascontiguousarray(self.dense).view(np.int32)  # by bits: -0.0 and 0.0 differ
         varies = (bits != bits[:1]).any(axis=0)
@@ -103,7 +109,9 @@ class Inputs:
         if magic != _MAGIC or rows > ROWS_MAX:
             raise DecodeError(f"packed inputs: {data[:16]!r}.. is not a packed request of at most {ROWS_MAX} rows")
         if fingerprint is not None and found != int(fingerprint, 16):
-            raise SchemaError(f"packed inputs of spec {found:016x}, wanted {fingerprint}: features and model must match")
+            raise SchemaError(
+                f"packed inputs of spec {found:016x}, wanted {fingerprint}: features and model must match"
+            )
         codes = reader.array(np.uint8, (id_count,))
         varies = reader.array(np.uint8, (dense_count,)).astype(bool)
         ids = np.empty((rows, id_count), dtype=np.int64)

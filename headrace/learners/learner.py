@@ -17,20 +17,22 @@ log_rate = -log r: the loss reads sigmoid(logit + log_rate), so `logit` stays th
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
-from headrace.features import Answer, FeatureView, plan_of
 from headrace.learners import embedding
 from headrace.learners.input_spec import Column, InputSpec
 from headrace.learners.inputs import Inputs
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
 from headrace.learners.table import EmbeddingTable, TablePolicy
+
+if TYPE_CHECKING:
+    from headrace.features import Answer, FeatureView, ViewPlan
 
 Arrays = dict[str, NDArray[Any]]
 _READ_FACTS = ("_found", "_age_s")  # beside the features of a view: was there a record, and its age in seconds
@@ -51,7 +53,7 @@ class Learner:
         DeclarationError: inputs or model are missing, a column names no feature of the views, or a policy no table.
     """
 
-    views: ClassVar[tuple[type[FeatureView], ...]] = ()
+    views: ClassVar["tuple[type[FeatureView], ...]"] = ()
     label: ClassVar[Label | None] = None
     inputs: ClassVar[InputSpec]
     model: ClassVar[Model]
@@ -66,9 +68,12 @@ class Learner:
             if not hasattr(cls, needed):
                 raise DeclarationError(f"learner {cls.name}: no {needed}; declare `{needed} = ...`")
         if unknown := set(cls.tables) - set(cls.inputs.tables):
-            raise DeclarationError(f"learner {cls.name} · tables {sorted(unknown)}: inputs use {', '.join(cls.inputs.tables)}")
-        known = [f"{plan.name}.{feature.name}" for plan in map(plan_of, cls.views) for feature in plan.features]
-        known += [f"{plan_of(view).name}.{fact}" for view in cls.views for fact in _READ_FACTS]
+            raise DeclarationError(
+                f"learner {cls.name} · tables {sorted(unknown)}: inputs use {', '.join(cls.inputs.tables)}"
+            )
+        plans = cls._plans()
+        known = [f"{plan.name}.{feature.name}" for plan in plans for feature in plan.features]
+        known += [f"{plan.name}.{fact}" for plan in plans for fact in _READ_FACTS]
         for column in cls.inputs.columns:
             if "." in column and column not in known:
                 near = difflib.get_close_matches(column, known, 1)
@@ -78,10 +83,18 @@ class Learner:
     @classmethod
     def fingerprints(cls) -> dict[str, str]:
         """Layout fingerprint of each view, by the view's name."""
-        return {plan.name: plan.fingerprint for plan in map(plan_of, cls.views)}
+        return {plan.name: plan.fingerprint for plan in cls._plans()}
+
+    @classmethod
+    def _plans(cls) -> "list[ViewPlan]":
+        if not cls.views:
+            return []
+        from headrace.features import plan_of
+
+        return [plan_of(view) for view in cls.views]
 
 
-def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:
+def columns_of(answers: "Mapping[str, Answer]", request: Mapping[str, Column] | None = None) -> dict[str, Column]:
     """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
 
     `request` columns are added under their own names. An age is in seconds, NaN where there is no record.
@@ -234,7 +247,9 @@ def load_module(module: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], nam
     wanted = module.state_dict()
     shapes = {key: array.shape for key, array in found.items()}
     if shapes != {key: tuple(value.shape) for key, value in wanted.items()}:
-        differing = sorted(key for key in {*shapes, *wanted} if shapes.get(key) != getattr(wanted.get(key), "shape", None))
+        differing = sorted(
+            key for key in {*shapes, *wanted} if shapes.get(key) != getattr(wanted.get(key), "shape", None)
+        )
         raise SnapshotError(f"learner {name}: dense arrays differ from the model's: {', '.join(differing)}")
     with torch.no_grad():
         for key, value in wanted.items():

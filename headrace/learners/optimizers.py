@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.learners.kernels import Doubles, Floats, Ints
 from headrace.features.kernels.compile import kernel
+from headrace.learners.kernels import Doubles, Floats, Ints
 
 
 class Optimizer(Protocol):
@@ -83,7 +83,7 @@ class Ftrl:
             raise DeclarationError(f"{self}: alpha must be above 0, the others not below")
 
     def state_width(self, width: int) -> int:
-        """z and n of each coordinate."""
+        """Z and n of each coordinate."""
         return 2 * width
 
     def initial_state(self, width: int) -> NDArray[np.float32]:

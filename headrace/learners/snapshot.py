@@ -131,7 +131,9 @@ class Snapshot:
         files = {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
         manifest = replace(self.manifest, files=files)
         plain = asdict(manifest)
-        write_synced(folder / MANIFEST, orjson.dumps({**plain, "checksum": _checksum(plain)}, option=orjson.OPT_INDENT_2))
+        write_synced(
+            folder / MANIFEST, orjson.dumps({**plain, "checksum": _checksum(plain)}, option=orjson.OPT_INDENT_2)
+        )
         return Snapshot(manifest, self.arrays)
 
     @staticmethod
@@ -148,7 +150,9 @@ class Snapshot:
         for name, facts in manifest.files.items():
             data = _read(folder / name)
             if len(data) != facts["bytes"]:
-                raise SnapshotError(f"snapshot {folder.name} · {name}: {len(data)} bytes, manifest says {facts['bytes']}")
+                raise SnapshotError(
+                    f"snapshot {folder.name} · {name}: {len(data)} bytes, manifest says {facts['bytes']}"
+                )
             if hashlib.sha256(data).hexdigest() != facts["sha256"]:
                 raise SnapshotError(f"snapshot {folder.name} · {name}: checksum differs from the manifest's")
         if list(manifest.files) != [MODEL]:
@@ -219,7 +223,9 @@ def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inpu
     """The probe batch of a snapshot and the scores (n,) it must get, or None."""
     if "probe.inputs" not in arrays:
         return None
-    return Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint), np.asarray(arrays["probe.scores"], np.float32)
+    return Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint), np.asarray(
+        arrays["probe.scores"], np.float32
+    )
 
 
 def _declared(learner: type[Learner]) -> Manifest:

@@ -69,7 +69,9 @@ class EmbeddingTable:
         seed: other seeds give other first vectors.
     """
 
-    def __init__(self, name: str, dim: int, optimizer: Optimizer, policy: TablePolicy | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, name: str, dim: int, optimizer: Optimizer, policy: TablePolicy | None = None, *, seed: int = 0
+    ) -> None:
         self.name = name
         self.width = dim + 1
         self.policy = policy or TablePolicy()

@@ -50,7 +50,7 @@ class JoinSpec:
     """What is joined to what.
 
     `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
-    `positive` picks the engagements that count; `within_us` is the label window. The entity columns default to the
+    `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default to the
     events' keys and `request_id` to the request's declared id.
 
     Raises:
@@ -61,8 +61,8 @@ class JoinSpec:
     engagement: type[Event]
     candidates: str
     candidate: str
-    positive: pl.Expr
     within_us: int
+    positive: pl.Expr | None = None
     lateness_us: int = 0
     request_id: str | None = None
     request_entity: tuple[str, ...] = ()
@@ -170,7 +170,8 @@ class Joiner:
         Raises:
             ConfigError: there are more than `engagements_max`.
         """
-        positive = self._unseen(batch).filter(self.spec.positive)
+        seen = self._unseen(batch)
+        positive = seen if self.spec.positive is None else seen.filter(self.spec.positive)
         columns = [*self.spec.engagement_entity, self.spec.candidate, self._engagement.id, "appended_us"]
         useful = positive.select(*columns, _us(self._engagement.time).alias("__time")).filter(
             pl.col("__time") >= self._floor_us(),

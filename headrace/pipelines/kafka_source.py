@@ -89,6 +89,7 @@ class KafkaSource:
         self._owner = (0, 1)
         self._consumer: Consumer | None = None
         self._names: list[str] | None = None
+        self._is_placed = False
         self._cursors: dict[tuple[str, int], _Cursor] = {}
         self._unfetched: set[tuple[str, int]] = set()
         self._away = threading.Event()
@@ -111,7 +112,7 @@ class KafkaSource:
     @property
     def exhausted(self) -> bool:
         """Whether `until_end` was asked for and every partition has reached its end."""
-        return self._until_end and self._names is not None and all(c.ended for c in self._cursors.values())
+        return self._until_end and self._is_placed and all(c.ended for c in self._cursors.values())
 
     def partitions(self) -> list[str]:
         """Every partition of the topics, "<topic>/<number>".
@@ -138,6 +139,7 @@ class KafkaSource:
             if position < low:
                 raise OffsetLostError(_lost(name, position, low=low))
             self._cursors[topic, int(number)] = _Cursor(topic, int(number), position)
+        self._is_placed = True
         self._unfetched = set(self._cursors)
         self._connect().assign([TopicPartition(c.topic, c.number, c.position) for c in self._cursors.values()])
 
@@ -149,7 +151,7 @@ class KafkaSource:
             UnknownTopicError: a topic was deleted.
             SourceError: the broker refuses us for good (authentication, authorisation).
         """
-        if self._names is None:
+        if not self._is_placed:
             self.seek({})
         messages = self._connect().consume(self._rows_max, 0.0)
         if self._failure is not None:
@@ -203,18 +205,20 @@ class KafkaSource:
         )
 
     def _look_at_ends(self) -> None:
+        """Compare positions with the logs' ends: at the first fetch of each partition, and after the broker was away."""
         # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
         # batch, and says nothing at all to a fetch beyond the end.
-        for key in list(self._unfetched):
+        for key in list(self._cursors if self._away.is_set() else self._unfetched):
             cursor = self._cursors[key]
             _, high = self._connect().get_watermark_offsets(TopicPartition(*key), cached=True)
             if high < 0:
                 continue
-            self._unfetched.discard(key)
-            cursor.end = high
             if cursor.position > high:
                 raise OffsetLostError(_lost(cursor.name, cursor.position, high=high))
-            cursor.ended = self._until_end and cursor.position >= high
+            if key in self._unfetched:
+                self._unfetched.discard(key)
+                cursor.end = high
+                cursor.ended = self._until_end and cursor.position >= high
 
     def _on_message_error(self, error: KafkaError, message: Message) -> None:
         code = error.code()
@@ -237,9 +241,11 @@ class KafkaSource:
         BROKER_ERRORS.labels(error.name()).inc()
         if error.fatal() or error.code() in FATAL:
             self._failure = error
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001
+            log.debug("broker_error", bootstrap=self.bootstrap, code=error.name(), detail=error.str())
         elif not self._away.is_set():
             self._away.set()
-            log.warning("broker_away", bootstrap=self.bootstrap, code=error.name(), detail=error.str())
+            log.warning("broker_away", bootstrap=self.bootstrap, detail=error.str())
 
     def _connect(self) -> Consumer:
         if self._consumer is None:

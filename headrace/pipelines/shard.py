@@ -3,9 +3,9 @@
     batch --> skip what a shard has applied --> load unknown entities --> update the slab --> offsets move on
     flush --> one script a shard: compare the fence, write dirty records, write offsets
 
-The invariant: what Redis holds of a shard, records and offsets, is the effect of one and the same set of events. In memory
-the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the shard's
-next offset of that partition, so any overlap of what is read again does no harm.
+The invariant: what Redis holds of a shard, records and offsets, is the effect of one and the same set of events. In
+memory the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the
+shard's next offset of that partition, so any overlap of what is read again does no harm.
 """
 
 import time
@@ -56,10 +56,11 @@ class ShardSet:
     """The `shards` of one view that this engine owns. Not thread-safe: one thread applies and flushes.
 
     `records_max` bounds the records in memory (clean ones go, least recently touched first); the entities of one batch
-    always fit. `clock` tells when a view's ttl has passed; one ahead of Redis's costs a load, no more. State that survives a restart is in Redis: a new ShardSet carries on from its offsets.
+    always fit. `clock` tells when a view's ttl has passed; one ahead of Redis's costs a load, no more. State that
+    survives a restart is in Redis: a new ShardSet carries on from its offsets.
 
-    After `FencedError` the object is useless: open a new one and replay from its positions. After `StoreUnavailableError`
-    nothing is lost: call the same method again.
+    After `FencedError` the object is useless: open a new one and replay from its positions. After
+    `StoreUnavailableError` nothing is lost: call the same method again.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class ShardSet:
         return {name: int(least[column]) for name, column in sorted(self._columns.items()) if least[column] != _NEVER}
 
     def start_at(self, positions: Mapping[str, int]) -> None:
-        """Take rows before `positions` (partition -> next offset) as applied: a backfill hands over so. Kept at `flush`."""
+        """Take rows before `positions` (partition -> next offset) as applied: a backfill hands over so."""
         for partition, next_offset in positions.items():
             column = self._column(partition)
             np.maximum(self._offsets[:, column], next_offset, out=self._offsets[:, column])
@@ -161,7 +162,8 @@ class ShardSet:
                 self._fenced = True
                 raise
             records += self._settle(writes, report.repeated, rows)
-            # A shard whose earlier try had been applied unnoticed goes round once more: that try held less than we do now.
+            # A shard whose earlier try had been applied unnoticed goes round once more: that try held less than we do
+            # now.
             if not report.repeated:
                 break
         seconds = time.perf_counter() - started_s
@@ -269,7 +271,7 @@ class ShardSet:
         self._touched[at] = _NEVER
 
     def _forget_expired(self, at: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Drop clean records that Redis has let expire, or a restart would change values; return the new rows of `ids`."""
+        """Drop clean records that Redis has let expire, or a restart would change values; return where `ids` are."""
         assert self.plan.ttl_us
         known = np.unique(at[at >= 0])
         expired = known[self._written_us[known] + self.plan.ttl_us <= self._clock.now_us()]

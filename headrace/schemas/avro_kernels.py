@@ -7,7 +7,7 @@ had added to the slots. Unions are ["null", T] only. Cost: about 10 ns a field.
 
 import numpy as np
 
-from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, is_utf8, kernel
+from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, is_utf8, kernel, part
 from headrace.schemas.program import BOOL, BYTES, END, FLOAT, INT, LIST, NESTS_MAX, OP, OPTION, SLOT, TEXT, TIME
 
 GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
@@ -22,7 +22,7 @@ DETAILS = {
 }
 
 
-@kernel
+@part
 def read_varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
     """A zigzag varint: (value, position after it), or (status, -1)."""
     value = np.uint64(0)
@@ -41,7 +41,7 @@ def read_varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
     return SHORT, -1
 
 
-@kernel
+@part
 def decode_datum(
     data: Bytes, at: int, end: int, ops: Ints, out: Ints, bases: Ints, rooms: Ints, counts: Ints, lists: Ints
 ) -> int:
@@ -132,7 +132,7 @@ def decode_datum(
         op += 1
 
 
-@kernel
+@part
 def read_block(data: Bytes, at: int, end: int) -> tuple[int, int]:
     """The item count that opens a block of an array: (count, position after it), or (status, -1)."""
     items, at = read_varint(data, at, end)
@@ -173,17 +173,19 @@ def decode_datums(
     for i in range(first, len(status)):
         if status[i] != GOOD:
             continue
-        before[:] = counts
+        for slot in range(len(counts)):
+            before[slot] = counts[slot]
         found = decode_datum(data, bounds[i] + skip, bounds[i + 1], ops, out, bases, rooms, counts, lists)
         if found != GOOD:
-            counts[:] = before
+            for slot in range(len(counts)):
+                counts[slot] = before[slot]
             if found == NO_ROOM:
                 return i
             status[i] = found
     return len(status)
 
 
-@kernel
+@part
 def write_varint(value: int, out: Bytes, at: int) -> int:
     """Write a zigzag varint; returns the position after it."""
     rest = (np.uint64(value) << np.uint64(1)) ^ np.uint64(value >> 63)
@@ -195,7 +197,7 @@ def write_varint(value: int, out: Bytes, at: int) -> int:
     return at + 1
 
 
-@kernel
+@part
 def write_bits(bits: int, out: Bytes, at: int) -> int:
     """Write 8 bytes, little-endian; returns the position after them."""
     for i in range(8):
@@ -221,7 +223,7 @@ def encode_datums(data: Bytes, head: Bytes, ops: Ints, slots: Ints, bases: Ints,
     return at
 
 
-@kernel
+@part
 def encode_datum(data: Bytes, ops: Ints, slots: Ints, cursors: Ints, nests: Ints, out: Bytes, at: int) -> int:
     """Write the datum that the cursors stand on; returns the position after it."""
     depth = 0

@@ -19,6 +19,7 @@ from headrace.schemas.kernels import (
     hex_value,
     is_utf8,
     kernel,
+    part,
     unescape,
 )
 from headrace.schemas.program import (
@@ -55,13 +56,13 @@ _TENTH_OF_MIN = -((1 << 63) // 10)
 _MONTH_DAYS = np.array([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 
 
-@kernel
+@part
 def failure(status: int, op: int) -> int:
     """Status and op in one number below 0."""
     return -(status * _OPS_MAX + op) - 1
 
 
-@kernel
+@part
 def skip_space(data: Bytes, at: int, end: int) -> int:
     """Pass over white space."""
     while at < end and (data[at] == 0x20 or data[at] == 0x0A or data[at] == 0x0D or data[at] == 0x09):
@@ -69,7 +70,7 @@ def skip_space(data: Bytes, at: int, end: int) -> int:
     return at
 
 
-@kernel
+@part
 def is_word(data: Bytes, at: int, end: int, word: int) -> bool:
     """Do the four bytes at `at` spell `word`, read as a little-endian number?"""
     if end - at < 4 or data[at] != word & 0xFF:
@@ -79,7 +80,7 @@ def is_word(data: Bytes, at: int, end: int, word: int) -> bool:
     )
 
 
-@kernel
+@part
 def read_string(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     """The string whose opening quote is at `at`: (position after its closing quote or -1, has it escapes)."""
     escaped = False
@@ -126,7 +127,7 @@ def read_escape(data: Bytes, at: int, end: int) -> int:
     return at + 12 if 0xDC00 <= hex_value(data, at + 8) <= 0xDFFF else -1
 
 
-@kernel
+@part
 def read_digits(data: Bytes, at: int, end: int) -> int:
     """Pass over decimal digits."""
     while at < end and 0x30 <= data[at] <= 0x39:
@@ -134,7 +135,7 @@ def read_digits(data: Bytes, at: int, end: int) -> int:
     return at
 
 
-@kernel
+@part
 def read_number(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     """The number at `at`: (position after it or -1, is it written as an integer)."""
     i = at + 1 if at < end and data[at] == 0x2D else at
@@ -161,7 +162,7 @@ def read_number(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     return i, whole
 
 
-@kernel
+@part
 def read_scalar(data: Bytes, at: int, end: int) -> int:
     """Any string, number, true, false or null: the position after it, or -1."""
     if data[at] == 0x22:
@@ -220,7 +221,7 @@ def skip_value(data: Bytes, at: int, end: int) -> int:
     return failure(NOT_JSON, 0)
 
 
-@kernel
+@part
 def read_name(data: Bytes, at: int, end: int) -> tuple[int, int, bool]:
     """A member's name and its colon: (position of the value or a failure, end of the name, has it escapes)."""
     if at >= end or data[at] != 0x22:
@@ -234,7 +235,7 @@ def read_name(data: Bytes, at: int, end: int) -> tuple[int, int, bool]:
     return skip_space(data, at + 1, end), last - 1, escaped
 
 
-@kernel
+@part
 def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     """The integer `data[at:end]`, known to be well-formed: (value, does it fit 64 bits)."""
     negative = data[at] == 0x2D
@@ -249,7 +250,7 @@ def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     return -value, value != _INT_MIN
 
 
-@kernel
+@part
 def read_float(data: Bytes, at: int, end: int) -> tuple[float, bool]:
     """The number `data[at:end]`, known to be well-formed: (value, is it correctly rounded)."""
     i = at + 1 if data[at] == 0x2D else at
@@ -286,7 +287,7 @@ def read_float(data: Bytes, at: int, end: int) -> tuple[float, bool]:
     return (-value if data[at] == 0x2D else value), True
 
 
-@kernel
+@part
 def pair(data: Bytes, at: int) -> int:
     """The number that two digits at `at` write, or a large negative one."""
     tens, ones = np.int64(data[at]) - 0x30, np.int64(data[at + 1]) - 0x30
@@ -372,7 +373,7 @@ def is_base64(data: Bytes, at: int, end: int) -> bool:
     return (letters + padding) % 4 == 0 and padding <= 2 and letters % 4 != 1
 
 
-@kernel
+@part
 def find_field(data: Bytes, at: int, end: int, op: int, hint: int, ops: Ints, names: Bytes) -> int:
     """The op of the field of the struct at `op` that `data[at:end]` names, or -1; `hint` is tried first."""
     for step in range(2):
@@ -410,7 +411,7 @@ def named_float(data: Bytes, at: int, end: int) -> int:
     return 0
 
 
-@kernel
+@part
 def read_leaf(
     data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, place: int, slow: Ints, slow_count: Ints
 ) -> int:
@@ -451,7 +452,7 @@ def read_leaf(
     return last
 
 
-@kernel
+@part
 def read_text(data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, bases: Ints, counts: Ints) -> int:
     """A string, or base64 for bytes, into the two slots of `op`."""
     if data[at] != 0x22:
@@ -470,7 +471,7 @@ def read_text(data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, bas
     return last
 
 
-@kernel
+@part
 def next_member(
     data: Bytes,
     at: int,
@@ -514,7 +515,7 @@ def next_member(
             return -1, at
 
 
-@kernel
+@part
 def close_object(op: int, instance: int, ops: Ints, out: Ints, bases: Ints, counts: Ints) -> int:
     """Fill in what the object of `op` left out; returns 0, or a failure where that may not be."""
     counts[ops[op, SLOT]] += 1
@@ -531,7 +532,7 @@ def close_object(op: int, instance: int, ops: Ints, out: Ints, bases: Ints, coun
     return 0
 
 
-@kernel
+@part
 def next_item(
     data: Bytes, at: int, end: int, fresh: bool, op: int, place: int, ops: Ints, out: Ints, rooms: Ints, counts: Ints
 ) -> tuple[bool, int]:
@@ -551,7 +552,7 @@ def next_item(
     return True, at
 
 
-@kernel
+@part
 def read_object(
     data: Bytes,
     at: int,
@@ -656,7 +657,8 @@ def decode_objects(
     nests = np.empty((NESTS_MAX, 3), np.int64)
     before = counts.copy()
     for i in range(first, len(status)):
-        before[:] = counts
+        for slot in range(len(counts)):
+            before[slot] = counts[slot]
         slow_before = slow_count[0]
         start, end = skip_space(data, bounds[i], bounds[i + 1]), bounds[i + 1]
         at = read_object(data, start, end, ops, names, out, bases, rooms, counts, slow, slow_count, nests)
@@ -664,7 +666,8 @@ def decode_objects(
             at = failure(NOT_JSON, 0)
         if at >= 0:
             continue
-        counts[:] = before
+        for slot in range(len(counts)):
+            counts[slot] = before[slot]
         slow_count[0] = slow_before
         status[i, 0], status[i, 1] = (-at - 1) // _OPS_MAX, (-at - 1) % _OPS_MAX
         if status[i, 0] == NO_ROOM:

@@ -19,12 +19,16 @@ Bytes = NDArray[np.uint8]
 _QUOTE, _BACKSLASH, _SLASH = 0x22, 0x5C, 0x2F
 
 
+def part(function: Kernel) -> Kernel:
+    return cast("Kernel", numba.njit(cache=True, nogil=True, forceinline=True)(function))
+
+
 def kernel(function: Kernel) -> Kernel:
     """Compile once a machine, without the GIL and with exact float rules."""
     return cast("Kernel", numba.njit(cache=True, nogil=True)(function))
 
 
-@kernel
+@part
 def fill_null(ops: Ints, op: int, out: Ints, bases: Ints, counts: Ints) -> None:
     """Add the placeholder 0 to every slot of the subtree at `op`, as Arrow wants below a null."""
     i = op
@@ -39,7 +43,7 @@ def fill_null(ops: Ints, op: int, out: Ints, bases: Ints, counts: Ints) -> None:
         i = ops[i, END] if ops[i, OP] == LIST else i + 1
 
 
-@kernel
+@part
 def has_room(ops: Ints, op: int, items: int, rooms: Ints, counts: Ints) -> bool:
     """Do `items` more items fit into the slots below the list at `op`?"""
     for slot in range(ops[op, SLOT] + 1, ops[op, SLOT_END]):  # noqa: SIM110  (numba has no `all` over a generator)
@@ -79,7 +83,7 @@ def is_utf8(data: Bytes, start: int, end: int) -> bool:
     return True
 
 
-@kernel
+@part
 def hex_value(data: Bytes, start: int) -> int:
     """The number that four hex digits write, or -1."""
     value = 0
@@ -153,7 +157,7 @@ def write_point(point: int, out: Bytes, at: int) -> int:
     return at + 4
 
 
-@kernel
+@part
 def base64_value(c: int) -> int:
     """The six bits of a base64 letter (RFC 4648 section 4), or -1."""
     if 0x41 <= c <= 0x5A:

@@ -106,14 +106,6 @@ class FeaturesResponse(BaseModel):
     features: dict[str, object]
 
 
-class SwapEntry(BaseModel):
-    """One swap of this replica."""
-
-    model_version: int
-    swapped_us: int = Field(description="Wall time of the swap, µs since 1970 UTC.")
-    swap_ms: float = Field(description="Load, checks, warm-up and the swap itself.")
-
-
 class ModelResponse(BaseModel):
     """The live model of this replica."""
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
 
 from headrace.clock import wall_us
-from headrace.serving.swap import Swap
+from headrace.serving.swap import Swap, Swapped
 
 SAMPLES = 4_096  # latencies kept for the percentiles
 SHOWN = 256  # newest samples and swaps in one report
@@ -77,12 +77,19 @@ class Report:
                 "count": swap.swaps,
                 "refused": swap.refused,
                 "swap_ms": percentiles([entry.swap_ms for entry in swap.history]),
-                "recent": [
-                    {"model_version": e.version, "swapped_us": e.swapped_us, "swap_ms": round(e.swap_ms, 3)}
-                    for e in list(swap.history)[-SHOWN:]
-                ],
+                "recent": [_swap_entry(entry) for entry in list(swap.history)[-SHOWN:]],
             },
         }
+
+
+def _swap_entry(entry: Swapped) -> dict[str, object]:
+    of_manifest = {name: entry.manifest.get(name) for name in ("created_us", "trained_through_us")}
+    return {
+        "model_version": entry.version,
+        "swapped_us": entry.swapped_us,
+        "swap_ms": round(entry.swap_ms, 3),
+        **of_manifest,
+    }
 
 
 def percentiles(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float | int | None]:

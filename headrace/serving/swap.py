@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
 
 from headrace.clock import wall_us
-from headrace.errors import HeadraceError, SnapshotError
-from headrace.learners import Inputs
+from headrace.errors import SnapshotError
+from headrace.learners import Follower, Inputs, Learner, ModelDirectory, Scorer
 
 CADENCE_S = 0.5  # no two swaps closer than this: each one costs a core the time of a load
 COST_RATIO = 5.0  # nor closer than this many times what the last one cost
@@ -37,6 +37,7 @@ WAIT_S = 0.25  # longest sleep between two looks at the model directory, in seco
 KEEP = 2  # previous models held for rollback
 OS_RETRIES = 3  # a file system may fail for a moment; a corrupt snapshot does not heal
 HISTORY = 512
+PROBE_APART_MAX = 1e-4  # probabilities; another number of torch threads may sum in another order
 
 SWAPS = Counter("headrace_swaps_total", "Models that became live in this process.")
 SWAP_SECONDS = Histogram(
@@ -276,7 +277,37 @@ class Swap:
 
 
 class DirectoryReleases:
-    """`Releases` from a `ModelDirectory`."""
+    """`Releases` from a `ModelDirectory`: verified snapshots as frozen scorers, each held to its own probe.
 
+    Args:
+        directory: where snapshots are published; with a Redis URL its notices wake the loader at once.
+        learner: the declaration that the snapshots must belong to.
+    """
 
-__all__ = ["DirectoryReleases", "HeadraceError", "LiveModel", "Loaded", "Releases", "Swap", "Swapped"]
+    def __init__(self, directory: ModelDirectory, learner: type[Learner]) -> None:
+        self._directory = directory
+        self._learner = learner
+        self._follower = Follower(directory)
+
+    def newest(self) -> int | None:
+        """The newest published version."""
+        return self._directory.latest()
+
+    def wait(self, timeout_s: float) -> None:
+        """Return at the next notice, or after `timeout_s` seconds."""
+        self._follower.wait(timeout_s)
+
+    def load(self, version: int) -> Loaded:
+        """The snapshot `version`, frozen.
+
+        Raises:
+            SnapshotError: it is missing, damaged, of another learner, or scores its probe otherwise than its learner.
+        """
+        scorer = Scorer(self._directory.load(version, self._learner), self._learner)
+        if scorer.probe is not None and scorer.probe_scores is not None:
+            apart = np.abs(scorer.score(scorer.probe) - scorer.probe_scores).max(initial=0.0)
+            if not apart <= PROBE_APART_MAX:
+                raise SnapshotError(
+                    f"model {version} · probe: scores are {apart:.2g} from the learner's, allowed is {PROBE_APART_MAX}"
+                )
+        return Loaded(scorer, scorer.manifest.views, asdict(scorer.manifest))

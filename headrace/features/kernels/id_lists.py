@@ -43,29 +43,31 @@ def run_list(
     rows: NDArray[np.int64],
     times: NDArray[np.int64],
     event_ids: NDArray[np.int64],
-    reads: NDArray[np.int64],
+    ops: NDArray[np.int64],
     flags: NDArray[np.uint8],
     bits: NDArray[np.int64],
     out_times: NDArray[np.int64],
     out_values: NDArray[np.int64],
     out_counts: NDArray[np.int64],
 ) -> None:
-    """Walk the operations (n,) in order: `reads[i] < 0` adds event i, else the row's list -> out_*[reads[i]].
+    """Walk the operations (n,) in order: `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
 
-    flags (n, f), bits (n, d) belong to events, `columns` (m,) picks from bits. out_times (reads, N), out_values
-    (reads, N, m) are filled newest first, out_counts (reads,); `strict` leaves out elements that are not before `times[i]`.
+    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks bits.
+    out_times (reads, N), out_values (reads, N, m) are filled newest first, out_counts (reads,). `strict` leaves out
+    elements that are not before `times[i]`.
     """
     size, width = values.shape[1], values.shape[2]
     new = np.empty(width, np.int64)
     for i in range(rows.size):
         row = rows[i]
-        if reads[i] < 0:
-            if flags[i, flag] != 0:
+        event = ~ops[i]
+        if event >= 0:
+            if flags[event, flag] != 0:
                 for m in range(width):
-                    new[m] = bits[i, columns[m]]
-                _insert(spans[row], stamps[row], values[row], times[i], event_ids[i], new, distinct)
+                    new[m] = bits[event, columns[m]]
+                _insert(spans[row], stamps[row], values[row], times[i], event_ids[event], new, distinct)
         elif row >= 0:
-            q, count = reads[i], 0
+            q, count = ops[i], 0
             for j in range(spans[row, 1] - 1, -1, -1):
                 p = (spans[row, 0] + j) % size
                 if strict and stamps[row, p, 0] >= times[i]:

@@ -34,18 +34,18 @@ def run_ring(
     rows: NDArray[np.int64],
     times: NDArray[np.int64],
     event_ids: NDArray[np.int64],
-    reads: NDArray[np.int64],
+    ops: NDArray[np.int64],
     flags: NDArray[np.uint8],
     numbers: NDArray[np.float64],
     bits: NDArray[np.int64],
     late: NDArray[np.bool_],
     out: NDArray[np.float64],
 ) -> None:
-    """Walk the operations (n,) in order: `reads[i] < 0` adds event i, else row's window as of `times[i]` -> out[reads[i]].
+    """Walk the operations (n,) in order: `ops[i] >= 0` reads the row as of `times[i]` into out[ops[i]], else adds event ~ops[i].
 
-    flags (n, f), numbers (n, v), bits (n, d) belong to events; `late[i]` is set where an event is refused; out is
-    (reads, k) and already holds empty cells. A read of row -1 leaves them. Cost: an event m cells, a read R tiles.
-    Numbers that are not finite are left out.
+    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), numbers (e, v), bits (e, d), late (e,) to events.
+    `late` is set where an event is refused; out is (reads, k) and already holds empty cells, a read of row -1 leaves them.
+    Cost: an event m cells, a read R tiles. Numbers that are not finite are left out.
     """
     slots = tiles.shape[1]
     for i in range(rows.size):
@@ -53,35 +53,36 @@ def run_ring(
         tile = np.int64(0)
         if hop > 0:
             tile = times[i] // hop
-        if reads[i] >= 0:
+        if ops[i] >= 0:
             if row >= 0:
-                _read_row(tiles, cells, items, params, row, max(tile, heads[row]) - span, tile, out[reads[i]])
+                _read_row(tiles, cells, items, params, row, max(tile, heads[row]) - span, tile, out[ops[i]])
             continue
+        event = ~ops[i]
         heads[row] = max(heads[row], tile)
         slot = tile % slots
         ready = False
         for m in range(items.shape[0]):
-            if flags[i, items[m, 2]] == 0:
+            if flags[event, items[m, 2]] == 0:
                 continue
             code, first, column = items[m, 0], items[m, 1], items[m, 3]
             value, word = 1.0, np.int64(0)
             if code == FIRST:
-                word = bits[i, column]
+                word = bits[event, column]
             elif column >= 0:
-                value = numbers[i, column] + 0.0
+                value = numbers[event, column] + 0.0
             elif column == TIME:
                 value = np.float64(times[i])
             if not np.isfinite(value):
                 continue
             if not ready:
                 if tile < heads[row] - span:
-                    late[i] = True
+                    late[event] = True
                     break
                 ready = True
                 if tiles[row, slot] != tile:
                     tiles[row, slot] = tile
                     _clear_tile(cells[row, slot], items)
-            update(cells[row, slot, first : first + width_of(code)], code, params[m], value, word, times[i], event_ids[i])
+            update(cells[row, slot, first : first + width_of(code)], code, params[m], value, word, times[i], event_ids[event])
 
 
 @kernel
@@ -191,7 +192,7 @@ def unpack_ring(
         if at[i] < 0:
             continue
         row = rows[i]
-        heads[row] = newest[i] // hop if hop > 0 else 0
+        heads[row] = newest[i] if newest[i] == _EMPTY else (newest[i] // hop if hop > 0 else 0)
         live, position = get_varint(data, at[i], ends[i])
         if live > np.uint64(slots):
             position = -1
@@ -221,12 +222,12 @@ def run_newest(
     newest: NDArray[np.int64],
     rows: NDArray[np.int64],
     times: NDArray[np.int64],
-    reads: NDArray[np.int64],
+    ops: NDArray[np.int64],
     out: NDArray[np.int64],
 ) -> None:
-    """Keep each row's newest event time; a read of a row copies it into out[reads[i]]."""
+    """Keep each row's newest event time; a read copies it into out[ops[i]]."""
     for i in range(rows.size):
-        if reads[i] < 0:
+        if ops[i] < 0:
             newest[rows[i]] = max(newest[rows[i]], times[i])
         elif rows[i] >= 0:
-            out[reads[i]] = newest[rows[i]]
+            out[ops[i]] = newest[rows[i]]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from headrace.features.kernels.compile import kernel
 
 _WHOLE_MAX = 2.0**53
-_RAW, _NOTHING = 1, 3
+_RAW, _NOTHING = np.uint8(1), np.uint8(3)
 
 
 @kernel

@@ -1,6 +1,6 @@
 """What a model is: a declaration that builds a torch module, which turns the fields of a batch into logits.
 
-    B batch   F id fields   J bags   L ids of a bag   R distinct bags   W = dim + 1   D numbers
+B batch   F id fields   J bags   L ids of a bag   R distinct bags   W = dim + 1   D numbers
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,150 @@
+"""What the demo measures from outside: by the broker's own log, the models' manifests and the answers that came back.
+
+- From an event to a served model: an event is learned in the first version whose manifest's offsets lie beyond it, and
+  served when the first answer of that version, or of a later one, has come back.
+- Mixed versions: an answer is of one version when the model it names gives, for the logged inputs, the logged scores.
+- Parity: online reads taken while everything ran, against a replay of the broker's log up to the offsets of each read.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.features import FeatureView, plan_of
+from headrace.features.slab import entity_ids, shard_of
+from headrace.features.store import OnlineStore
+from headrace.features.verifier import compare
+from headrace.learners import Inputs, Learner
+from headrace.learners.directory import ModelDirectory
+from headrace.learners.scorer import Scorer
+
+SCORE_TOLERANCE = 1e-5  # float32 sums of one row in batches of different sizes
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineRead:
+    """One shard's records at one moment: what the store held when the shard stood at `offsets`, read as of `now_us`."""
+
+    view: type[FeatureView]
+    shard: int
+    texts: list[bytes]
+    blobs: list[bytes | None]
+    offsets: Mapping[str, int]
+    now_us: int
+
+
+class Reads:
+    """Takes online reads now and then, of random shards and entities."""
+
+    def __init__(
+        self, store: OnlineStore, views: Sequence[type[FeatureView]], frame: pl.DataFrame, *, each: int, seed: int
+    ) -> None:
+        """`frame` holds the entities of all views; `each` is the number of records in one read."""
+        self.taken: list[OnlineRead] = []
+        self._store = store
+        self._each = each
+        self._rng = np.random.default_rng(seed)
+        self._entities: list[tuple[type[FeatureView], NDArray[np.int64], list[bytes]]] = []
+        for view in views:
+            plan = plan_of(view)
+            keys = frame.select(plan.entity).drop_nulls().unique(maintain_order=True)
+            ids, texts = entity_ids(plan, keys)
+            self._entities.append((view, shard_of(ids, store.shards), texts))
+
+    def take(self, now_us: int) -> None:
+        """One read of each view."""
+        for view, shards, texts in self._entities:
+            shard = int(self._rng.choice(shards))
+            members = np.flatnonzero(shards == shard)
+            chosen = self._rng.choice(members, min(self._each, len(members)), replace=False)
+            asked = [texts[index] for index in chosen]
+            offsets, blobs = self._store.snapshot(plan_of(view), shard, asked)
+            self.taken.append(OnlineRead(view, shard, asked, blobs, offsets, now_us))
+
+
+@dataclass(slots=True)
+class Parity:
+    """Values compared and how many differ."""
+
+    checked: int = 0
+    mismatches: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def parity(reads: Iterable[OnlineRead], log: pl.DataFrame) -> Parity:
+    """Compare the reads with replays of `log`, a frame of events with `_partition` and `_offset`."""
+    result = Parity()
+    for read in reads:
+        plan = plan_of(read.view)
+        keys = pl.concat_str([pl.col(name).cast(pl.String) for name in plan.entity], separator="\x1f")
+        wanted = [text.decode() for text in read.texts]
+        found = compare(plan, read.offsets, read.texts, read.blobs, log.filter(keys.is_in(wanted)), read.now_us)
+        result.checked += int(found.features["checked"].sum())
+        result.mismatches += found.mismatches
+        result.examples += found.examples.to_dicts()
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """A model that answered: what it was trained through, and the wall time of its first answer in µs."""
+
+    version: int
+    offsets: Mapping[str, int]
+    first_answer_us: int
+
+
+def event_to_served_s(
+    appended_us: Mapping[str, NDArray[np.int64]], first_offsets: Mapping[str, int], served: Sequence[ServedVersion]
+) -> NDArray[np.float64]:
+    """Seconds from each event's append to the first answer of a model that had learned from it.
+
+    Args:
+        appended_us: partition -> append wall time of its events in the order of offsets, (n,).
+        first_offsets: partition -> offset of the first of them.
+        served: versions that answered.
+
+    Returns:
+        (m,), one for each event that some served version had learned from.
+    """
+    spans = []
+    for partition, times_us in appended_us.items():
+        done = 0
+        for model in sorted(served, key=lambda model: model.first_answer_us):
+            through = int(np.clip(model.offsets.get(partition, 0) - first_offsets[partition], 0, len(times_us)))
+            if through > done:
+                spans.append((model.first_answer_us - times_us[done:through]) / 1e6)
+                done = through
+    return np.concatenate(spans) if spans else np.empty(0)
+
+
+def mixed_versions(
+    impressions: pl.DataFrame, directory: ModelDirectory, learner: type[Learner], columns: tuple[str, str, str]
+) -> int:
+    """Answers whose scores are not those of the one model they name.
+
+    `columns` name the version, the packed inputs and the scores in `impressions`.
+    """
+    version_column, features, scores = columns
+    mixed = 0
+    for (version,), group in impressions.partition_by(version_column, as_dict=True).items():
+        scorer = Scorer(directory.load(int(version), learner), learner)
+        for packed, logged in zip(group[features], group[scores], strict=True):
+            again = scorer.score(Inputs.from_bytes(packed, learner.inputs.fingerprint))
+            mixed += not np.allclose(again, logged.to_numpy(), rtol=0, atol=SCORE_TOLERANCE)
+    return mixed
+
+
+def spread(values: Sequence[float] | NDArray[np.float64], *percents: int) -> dict[str, float | None]:
+    """Percentiles by name, None without values.
+
+    >>> spread([1.0, 2.0, 3.0], 50)
+    {'p50': 2.0}
+    """
+    if len(values) == 0:
+        return {f"p{percent}": None for percent in percents}
+    return {f"p{percent}": round(float(np.percentile(values, percent)), 4) for percent in percents}

@@ -1,0 +1,143 @@
+"""What a read returns: one column a feature, numeric, ready for a model; and the same as a frame.
+
+Nothing is hidden: `found` tells which entities have a record, `age_us` how old its newest event is, `empty` which integer
+values stand for "none".
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.features.kernels.rings import EMPTY
+from headrace.features.kernels.text_pool import POOL
+
+NEVER = EMPTY
+"""Newest event time of a record without events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One value of a view.
+
+    `dtype` is int, float, text, time, or list[...] of these; `declared` the attribute of the view that it comes from;
+    `window` as written, None where there is none; `width` the most elements of a list, 0 for a single value.
+    """
+
+    name: str
+    full_name: str
+    dtype: str
+    aggregation: str
+    declared: str
+    window: str | None = None
+    width: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """Lists of up to N elements: values (n, N) int64 or float64, zero beyond lengths (n,) int64."""
+
+    values: NDArray[np.int64] | NDArray[np.float64]
+    lengths: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Maybe:
+    """Integer values (n,) that may be absent: `empty` (n,) marks where; the value there is 0."""
+
+    values: NDArray[np.int64]
+    empty: NDArray[np.bool_]
+
+
+Column: TypeAlias = "NDArray[np.float64] | NDArray[np.int64] | Lists"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Features of n entities.
+
+    Attributes:
+        columns: feature name -> float64 (n,), NaN where there is no value; int64 (n,); or `Lists`. Texts are their hashes
+            (`hash_text`), times int64 microseconds.
+        found: (n,) whether the entity has a record.
+        age_us: (n,) int64 now - newest event time, at least 0; -1 where not found.
+        features: the declarations, in the order of `columns`.
+        empty: int64 feature name -> (n,) where its 0 means "no value", for those that can be absent.
+    """
+
+    columns: dict[str, Column]
+    found: NDArray[np.bool_]
+    age_us: NDArray[np.int64]
+    features: tuple[Feature, ...] = ()
+    empty: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def to_polars(self, prefix: str = "") -> pl.DataFrame:
+        """A frame of n rows, columns named prefix + feature name; texts resolved, times as UTC, null where no value."""
+        return pl.DataFrame(
+            [
+                _series(prefix + found.name, found.dtype, self.columns[found.name], self.empty.get(found.name))
+                for found in self.features
+            ]
+        )
+
+
+def concat_answers(answers: Sequence[Answer]) -> Answer:
+    """One answer of all rows, in order; `answers` come from one view and are at least one."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+
+    def column(name: str) -> Column:
+        parts = [answer.columns[name] for answer in answers]
+        lists = [part for part in parts if isinstance(part, Lists)]
+        if lists:
+            return Lists(np.concatenate([x.values for x in lists]), np.concatenate([x.lengths for x in lists]))
+        return np.concatenate([part for part in parts if not isinstance(part, Lists)])
+
+    return Answer(
+        {name: column(name) for name in first.columns},
+        np.concatenate([answer.found for answer in answers]),
+        np.concatenate([answer.age_us for answer in answers]),
+        first.features,
+        {name: np.concatenate([answer.empty[name] for answer in answers]) for name in first.empty},
+    )
+
+
+def _series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_] | None) -> pl.Series:
+    if isinstance(column, Lists):
+        return _list_series(name, dtype.removeprefix("list[").removesuffix("]"), column)
+    series = _TYPED[dtype](column).alias(name)
+    if empty is not None and empty.any():
+        return pl.select(pl.when(pl.Series(~empty)).then(series).alias(name)).to_series()
+    return series
+
+
+def _list_series(name: str, dtype: str, lists: Lists) -> pl.Series:
+    mask = np.arange(lists.values.shape[1]) < lists.lengths[:, None]
+    offsets = np.zeros(len(lists.lengths) + 1, np.int64)
+    np.cumsum(lists.lengths, out=offsets[1:])
+    elements = _TYPED[dtype](lists.values[mask])
+    array = pa.LargeListArray.from_arrays(pa.array(offsets), elements.to_arrow(compat_level=pl.CompatLevel.oldest()))
+    return pl.Series(name, array)
+
+
+def _times(values: NDArray[np.int64]) -> pl.Series:
+    return pl.Series(values, dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
+
+
+def _floats(values: NDArray[np.float64]) -> pl.Series:
+    return pl.Series(values, dtype=pl.Float64).fill_nan(None)
+
+
+def _ints(values: NDArray[np.int64]) -> pl.Series:
+    return pl.Series(values, dtype=pl.Int64)
+
+
+_TYPED: dict[str, Callable[..., pl.Series]] = {"int": _ints, "float": _floats, "text": POOL.texts, "time": _times}

@@ -1,0 +1,161 @@
+"""What a view keeps for an entity: groups of arrays, and how features are read from them.
+
+    aggregations --bind--> columns of an event (flags, numbers, bits)   what is picked from events, each expression once
+                           groups (rings, lists)                        what is kept, shared wherever it is equal
+                           readings                                     what is made of it when read
+
+A group is anything with the methods of `Group`; an aggregation that needs another kind of state brings its own. The
+fingerprint is a hash of everything that decides the meaning of a record's bytes: names of features are not part of it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.answer import NEVER, Answer, Column, Feature, Maybe
+
+State: TypeAlias = tuple[NDArray[Any], ...]
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """What groups need of e events: event_ids (e,) int64 bits, flags (e, f) uint8, numbers (e, v) float64, bits (e, d) int64."""
+
+    event_ids: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+    numbers: NDArray[np.float64]
+    bits: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Operations:
+    """Events and reads in the order they happen: rows (n,), times (n,), ops (n,), late (e,).
+
+    `ops[i] >= 0` is the read with that number, else event `~ops[i]`. Groups set `late` where an event is too old to keep.
+    """
+
+    rows: NDArray[np.int64]
+    times: NDArray[np.int64]
+    ops: NDArray[np.int64]
+    events: Events
+    late: NDArray[np.bool_]
+
+
+class Group(Protocol):
+    """One kind of state, for all entities: arrays whose first axis is the row of the entity."""
+
+    @property
+    def text(self) -> str:
+        """All that decides the meaning of the bytes; part of the fingerprint."""
+        ...
+
+    def make(self, capacity: int) -> State:
+        """State of `capacity` empty rows."""
+        ...
+
+    def clear(self, state: State, rows: NDArray[np.int64]) -> None:
+        """Empty rows (n,)."""
+        ...
+
+    def outputs(self, reads: int) -> State:
+        """Room for the answers of `reads` reads, as an empty row would give them."""
+        ...
+
+    def run(self, state: State, ops: Operations, out: State) -> None:
+        """Add events and answer reads, in order. The state must be a function of the set of events."""
+        ...
+
+    def pack(
+        self,
+        state: State,
+        rows: NDArray[np.int64],
+        newest: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        at: NDArray[np.int64],
+    ) -> None:
+        """Write row i at `out[at[i]]` and move `at[i]` to its end; with an empty `out` only move."""
+        ...
+
+    def unpack(
+        self,
+        state: State,
+        rows: NDArray[np.int64],
+        newest: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        at: NDArray[np.int64],
+        ends: NDArray[np.int64],
+    ) -> None:
+        """Fill empty row i from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A feature read from one group: `read(outputs of the group, now_us (n,))` -> column."""
+
+    feature: Feature
+    group: int
+    read: Callable[[State, NDArray[np.int64]], Column | Maybe]
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """A feature made of others: `read(columns by name)` -> column."""
+
+    feature: Feature
+    read: Callable[[Mapping[str, Column]], Column | Maybe]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Groups and readings of a view; `columns` counts (flags, numbers, bits) of an event; `text` is what is hashed."""
+
+    groups: tuple[Group, ...]
+    readings: tuple[Reading | Derived, ...]
+    columns: tuple[int, int, int]
+    needs_ids: bool
+    text: str
+
+    def make(self, capacity: int) -> list[State]:
+        """State of `capacity` empty rows, a tuple of arrays for each group."""
+        return [group.make(capacity) for group in self.groups]
+
+    def outputs(self, reads: int) -> list[State]:
+        """Room for `reads` reads."""
+        return [group.outputs(reads) for group in self.groups]
+
+    def no_events(self) -> Events:
+        """Events of a run that only reads."""
+        flags, numbers, bits = self.columns
+        return Events(
+            np.zeros(0, np.int64),
+            np.zeros((0, flags), np.uint8),
+            np.zeros((0, numbers), np.float64),
+            np.zeros((0, bits), np.int64),
+        )
+
+    def read_operations(self, rows: NDArray[np.int64], now_us: NDArray[np.int64]) -> Operations:
+        """Reads of rows (n,) as of now_us (n,)."""
+        return Operations(rows, now_us, np.arange(len(rows)), self.no_events(), np.zeros(0, np.bool_))
+
+    def answer(self, outputs: list[State], newest_us: NDArray[np.int64], now_us: NDArray[np.int64]) -> Answer:
+        """Columns from the groups' outputs; newest_us (n,) is each row's newest event time, NEVER where missing."""
+        columns: dict[str, Column] = {}
+        empty: dict[str, NDArray[np.bool_]] = {}
+        for reading in self.readings:
+            name = reading.feature.name
+            if isinstance(reading, Reading):
+                found = reading.read(outputs[reading.group], now_us)
+            else:
+                found = reading.read(columns)
+            if isinstance(found, Maybe):
+                columns[name], empty[name] = found.values, found.empty
+            else:
+                columns[name] = found
+        exists = newest_us != NEVER
+        age_us = np.where(exists, np.maximum(now_us - newest_us, 0), -1)
+        return Answer(columns, exists, age_us, tuple(reading.feature for reading in self.readings), empty)

@@ -1,0 +1,94 @@
+"""A list group: the N newest events of an entity, with some values of each."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.id_lists import TEXT, pack_list, run_list, unpack_list
+from headrace.features.kernels.text_pool import POOL
+from headrace.features.layout import Operations, State
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ListGroup:
+    """Group of one list; see kernels/id_lists.py for the arrays.
+
+    `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) their kinds.
+    """
+
+    size: int
+    distinct: bool
+    strict: bool
+    flag: int
+    columns: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+    text: str
+
+    def make(self, capacity: int) -> State:
+        """State of `capacity` empty rows."""
+        stamps = np.empty((capacity, self.size, 2), np.int64)
+        return np.zeros((capacity, 2), np.int64), stamps, np.empty((capacity, self.size, len(self.columns)), np.int64)
+
+    def clear(self, state: State, rows: NDArray[np.int64]) -> None:
+        """Empty rows."""
+        state[0][rows] = 0
+
+    def outputs(self, reads: int) -> State:
+        """Answers of `reads` reads, empty: times (reads, N), values (reads, N, m), counts (reads,)."""
+        shape = (reads, self.size)
+        return np.zeros(shape, np.int64), np.zeros((*shape, len(self.columns)), np.int64), np.zeros(reads, np.int64)
+
+    def run(self, state: State, ops: Operations, out: State) -> None:
+        """Add events and answer reads, in order."""
+        spans, stamps, values = state
+        events = ops.events
+        run_list(
+            spans,
+            stamps,
+            values,
+            self.flag,
+            self.columns,
+            self.distinct,
+            self.strict,
+            ops.rows,
+            ops.times,
+            events.event_ids,
+            ops.ops,
+            events.flags,
+            events.bits,
+            out[0],
+            out[1],
+            out[2],
+        )
+
+    def pack(
+        self,
+        state: State,
+        rows: NDArray[np.int64],
+        newest: NDArray[np.int64],
+        out: NDArray[np.uint8],
+        at: NDArray[np.int64],
+    ) -> None:
+        """Write rows at `out[at]`."""
+        spans, stamps, values = state
+        floats = values.view(np.float64)
+        pack_list(spans, stamps, values, floats, self.kinds, rows, newest, *POOL.arrays(), out, at)
+
+    def unpack(
+        self,
+        state: State,
+        rows: NDArray[np.int64],
+        newest: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        at: NDArray[np.int64],
+        ends: NDArray[np.int64],
+    ) -> None:
+        """Fill empty rows from `data[at:ends]`, and teach the pool the texts."""
+        spans, stamps, values = state
+        texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
+        floats = values.view(np.float64)
+        count = unpack_list(spans, stamps, values, floats, self.kinds, rows, newest, data, at, ends, texts)
+        if count:
+            hashes, starts, stops = np.ascontiguousarray(texts[:count].T)
+            POOL.learn(hashes, data, starts, stops)

@@ -1,0 +1,94 @@
+"""A ring group: all cells of one (window, hop) of a view, in one ring of tiles an entity."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.cells import WIDTH
+from headrace.features.kernels.rings import EMPTY, clear_out, pack_ring, run_ring, unpack_ring
+from headrace.features.layout import Operations, State
+from headrace.features.windows import Window
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RingGroup:
+    """Group of a window's cells; see kernels/rings.py for the arrays.
+
+    items (m, 4) int64: code, first cell, flag column, value column; params (m,) float64; `text` describes them.
+    """
+
+    window: Window
+    items: NDArray[np.int64]
+    params: NDArray[np.float64]
+    text: str
+
+    @property
+    def width(self) -> int:
+        """Cells of a tile."""
+        return sum(WIDTH[int(code)] for code in self.items[:, 0])
+
+    def make(self, capacity: int) -> State:
+        """State of `capacity` empty rows."""
+        tiles = np.full((capacity, self.window.tiles), EMPTY, np.int64)
+        return tiles, np.full(capacity, EMPTY, np.int64), np.empty((capacity, self.window.tiles, self.width), np.float64)
+
+    def clear(self, state: State, rows: NDArray[np.int64]) -> None:
+        """Empty rows."""
+        state[0][rows] = EMPTY
+        state[1][rows] = EMPTY
+
+    def outputs(self, reads: int) -> State:
+        """Answers of `reads` reads, empty: cells (reads, k)."""
+        out = np.empty((reads, self.width), np.float64)
+        clear_out(self.items, out)
+        return (out,)
+
+    def run(self, state: State, ops: Operations, out: State) -> None:
+        """Add events and answer reads, in order."""
+        tiles, heads, cells = state
+        events = ops.events
+        run_ring(
+            tiles,
+            heads,
+            cells,
+            self.items,
+            self.params,
+            self.window.hop_us,
+            self.window.span,
+            ops.rows,
+            ops.times,
+            events.event_ids,
+            ops.ops,
+            events.flags,
+            events.numbers,
+            events.bits,
+            ops.late,
+            out[0],
+        )
+
+    def pack(
+        self,
+        state: State,
+        rows: NDArray[np.int64],
+        newest: NDArray[np.int64],  # noqa: ARG002
+        out: NDArray[np.uint8],
+        at: NDArray[np.int64],
+    ) -> None:
+        """Write rows at `out[at]`."""
+        tiles, heads, cells = state
+        pack_ring(tiles, heads, cells, cells.view(np.int64), self.items, self.window.span, rows, out, at)
+
+    def unpack(
+        self,
+        state: State,
+        rows: NDArray[np.int64],
+        newest: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        at: NDArray[np.int64],
+        ends: NDArray[np.int64],
+    ) -> None:
+        """Fill empty rows from `data[at:ends]`."""
+        tiles, heads, cells = state
+        bits = cells.view(np.int64)
+        unpack_ring(tiles, heads, cells, bits, self.items, self.window.hop_us, rows, newest, data, at, ends)

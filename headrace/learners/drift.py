@@ -1,0 +1,36 @@
+"""Drift of the losses, by River's ADWIN.
+
+Source: Bifet, Gavalda (2007), "Learning from Time-Changing Data with Adaptive Windowing", SDM.
+"""
+
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class Drift:
+    """Tells when the mean of a stream of losses has changed.
+
+    Args:
+        delta: chance of a false alarm in an unchanging stream, about.
+
+    Its state does not survive a restart: a new one needs a few hundred values before it can say anything.
+    """
+
+    def __init__(self, delta: float = 0.002) -> None:
+        from river.drift import ADWIN
+
+        self._adwin: Any = ADWIN(delta=delta)
+        self.alarms = 0
+
+    def update(self, loss: float) -> bool:
+        """Take the mean loss of one micro-batch; True when the mean has changed."""
+        before = float(self._adwin.estimation)
+        self._adwin.update(loss)
+        if not self._adwin.drift_detected:
+            return False
+        self.alarms += 1
+        log.warning("loss_drifted", before=before, after=float(self._adwin.estimation))
+        return True

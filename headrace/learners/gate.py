@@ -1,0 +1,233 @@
+"""The gate: what must hold before a snapshot is published. Small checks in a list, each with its figures and, if it fails, a reason.
+
+The gate keeps a window of recent examples and lets the candidate and the live model score them. The candidate has learnt from them
+and the live one only from some, so the comparison is lenient to the candidate: it catches what broke, it does not rank models.
+A comparison with NaN fails.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Counter
+
+from headrace.errors import GateRefusedError
+from headrace.learners.inputs import Inputs
+from headrace.learners.prequential import log_losses
+from headrace.learners.scorer import Scorer
+
+CHECKED = Counter("headrace_gate_checked_total", "Snapshots that went through the gate.", ["outcome"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recent:
+    """Labelled examples: labels (n,), and the log-rate (n,) of their sampling."""
+
+    inputs: Inputs
+    labels: NDArray[np.float32]
+    log_rate: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What a check may look at; scores (n,) are of `recent`, and None where there is no recent example or no live model."""
+
+    candidate: Scorer
+    live: Scorer | None
+    recent: Recent | None
+    scores: NDArray[np.float32] | None
+    live_scores: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Figures of one check, and why it fails; no reason, no objection."""
+
+    figures: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Check(Protocol):
+    """One thing that must hold."""
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        """Called once a candidate, in the trainer's thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finite:
+    """All weights are finite numbers."""
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        """Look at the module's arrays and at every table."""
+        arrays = _arrays(evidence.candidate)
+        bad = {name: int((~np.isfinite(array)).sum()) for name, array in arrays.items()}
+        worst = [f"{name} ({count})" for name, count in bad.items() if count]
+        reason = f"not finite: {', '.join(worst)}" if worst else ""
+        return Finding({"not_finite": float(sum(bad.values()))}, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class NormJump:
+    """No array's root mean square is above `ratio` times the live model's, small ones counted as `floor`."""
+
+    ratio: float = 3.0
+    floor: float = 0.1
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        """Compare array by array; holds without a live model."""
+        if evidence.live is None:
+            return Finding()
+        live = {name: _rms(array) for name, array in _arrays(evidence.live).items()}
+        jumps = {name: _rms(array) / max(live[name], self.floor) for name, array in _arrays(evidence.candidate).items()}
+        name, jump = max(jumps.items(), key=lambda item: (not np.isfinite(item[1]), item[1]))
+        reason = (
+            "" if jump <= self.ratio else f"norm of {name} is {jump:.3g} times the live one, {self.ratio:g} allowed"
+        )
+        return Finding({"norm_jump": jump}, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class NotWorse:
+    """On recent examples, log-loss is at most (1 + margin) times the live model's; `rows_min` examples are needed to tell."""
+
+    margin: float = 0.05
+    rows_min: int = 256
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        """Compare; holds without a live model."""
+        if evidence.recent is None or evidence.scores is None or len(evidence.recent.labels) < self.rows_min:
+            return Finding()
+        loss = float(log_losses(evidence.scores, evidence.recent.labels).mean())
+        if evidence.live_scores is None:
+            return Finding({"logloss": loss}, "" if np.isfinite(loss) else "log-loss is not finite")
+        live = float(log_losses(evidence.live_scores, evidence.recent.labels).mean())
+        fine = loss <= live * (1 + self.margin)
+        reason = (
+            "" if fine else f"log-loss {loss:.5g} against {live:.5g} of the live model, {self.margin:.1%} more allowed"
+        )
+        return Finding({"logloss": loss, "live_logloss": live}, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """On recent examples, sum of probabilities / sum of labels is in [low, high]; `positives_min` are needed to tell."""
+
+    low: float = 0.5
+    high: float = 2.0
+    positives_min: int = 50
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        """Look at the candidate alone."""
+        if evidence.recent is None or evidence.scores is None:
+            return Finding()
+        positives = float(evidence.recent.labels.sum())
+        if positives < self.positives_min:
+            return Finding()
+        ratio = float(evidence.scores.sum(dtype=np.float64)) / positives
+        fine = self.low <= ratio <= self.high
+        return Finding(
+            {"calibration": ratio}, "" if fine else f"calibration {ratio:.3g}, [{self.low:g}, {self.high:g}] allowed"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeParity:
+    """The loaded snapshot scores its probe as the learner did, within `tolerance`."""
+
+    tolerance: float = 1e-5
+
+    def __call__(self, evidence: Evidence) -> Finding:
+        """Score the probe; holds when the snapshot has none."""
+        candidate = evidence.candidate
+        if candidate.probe is None or candidate.probe_scores is None:
+            return Finding()
+        off = float(np.abs(candidate.score(candidate.probe) - candidate.probe_scores).max(initial=0.0))
+        fine = off <= self.tolerance
+        return Finding(
+            {"probe_off": off}, "" if fine else f"probe scores differ by {off:.3g}, {self.tolerance:g} allowed"
+        )
+
+
+CHECKS: tuple[Check, ...] = (Finite(), NormJump(), NotWorse(), Calibration(), ProbeParity())
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """May it be published? The reasons against it, and all figures."""
+
+    passed: bool
+    reasons: tuple[str, ...]
+    figures: dict[str, float]
+    version: int = 0
+
+
+class Gate:
+    """Checks a candidate against the live model on recent examples.
+
+    Args:
+        checks: all must hold.
+        window: recent examples kept, at most this many plus one micro-batch.
+    """
+
+    def __init__(self, checks: Sequence[Check] = CHECKS, *, window: int = 4_096) -> None:
+        self.checks = tuple(checks)
+        self._window = window
+        self._parts: deque[Recent] = deque()
+        self._rows = 0
+
+    def remember(self, inputs: Inputs, labels: NDArray[np.float32], log_rate: NDArray[np.float32]) -> None:
+        """Add a micro-batch to the recent examples."""
+        self._parts.append(Recent(inputs, labels, log_rate))
+        self._rows += len(labels)
+        while self._rows - len(self._parts[0].labels) >= self._window:
+            self._rows -= len(self._parts.popleft().labels)
+
+    def recent(self) -> Recent | None:
+        """The recent examples, oldest first; None before the first."""
+        if not self._parts:
+            return None
+        return Recent(
+            Inputs.concat([part.inputs for part in self._parts]),
+            np.concatenate([part.labels for part in self._parts]),
+            np.concatenate([part.log_rate for part in self._parts]),
+        )
+
+    def check(self, candidate: Scorer, live: Scorer | None = None, recent: Recent | None = None) -> Verdict:
+        """Run all checks; `recent` defaults to the gate's own window."""
+        recent = recent or self.recent()
+        scores = live_scores = None
+        if recent is not None:
+            scores = candidate.score(recent.inputs, recent.log_rate)
+            live_scores = live.score(recent.inputs, recent.log_rate) if live is not None else None
+        evidence = Evidence(candidate, live, recent, scores, live_scores)
+        findings = [check(evidence) for check in self.checks]
+        reasons = tuple(finding.reason for finding in findings if finding.reason)
+        figures = {name: value for finding in findings for name, value in finding.figures.items()}
+        CHECKED.labels(outcome="refused" if reasons else "passed").inc()
+        return Verdict(not reasons, reasons, figures, candidate.version)
+
+    def require(self, candidate: Scorer, live: Scorer | None = None, recent: Recent | None = None) -> Verdict:
+        """`check`, raising.
+
+        Raises:
+            GateRefusedError: a check failed; the message has every reason.
+        """
+        verdict = self.check(candidate, live, recent)
+        if not verdict.passed:
+            raise GateRefusedError(
+                f"model {candidate.version} of {candidate.learner.name}: {'; '.join(verdict.reasons)}"
+            )
+        return verdict
+
+
+def _arrays(scorer: Scorer) -> dict[str, NDArray[np.floating[np.typing.NBitBase]]]:
+    return scorer.dense() | {f"table {name}": table.weights for name, table in scorer.tables.items()}
+
+
+def _rms(array: NDArray[np.floating[np.typing.NBitBase]]) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0

@@ -1,0 +1,98 @@
+"""Reading a view: every form of entities, status and age, and errors that name the fix."""
+
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from headrace.errors import SpineError
+from headrace.features import plan_of
+from headrace.features.store import OnlineStore
+from headrace.pipelines.shard import ShardSet
+from tests.meters import START_US, MeterLoad, SiteKind, at, batches, log_frame
+
+LOG = log_frame(3_000, meters=50)
+NOW = LOG["at"].max()
+
+
+@pytest.fixture
+def store(redis_url):
+    with OnlineStore.open(redis_url) as opened:
+        for view in (MeterLoad, SiteKind):
+            shards = ShardSet(plan_of(view), opened, range(32))
+            for batch in batches(LOG, 500):
+                shards.apply(batch)
+            shards.flush()
+        yield opened
+
+
+def test_values_come_in_the_order_asked_with_status_and_age(store):
+    """Known and unknown entities mixed, one of them twice."""
+    frame = store.read(MeterLoad, [3, 999, 1, 3], now=NOW)
+    assert frame.columns == [
+        "meter",
+        *("readings_10m", "readings_1h", "readings_lifetime"),
+        *("watts_1h", "watts_lifetime", "heats_1h", "recent"),
+        *("_status", "_age_s"),
+    ]
+    assert frame["meter"].to_list() == [3, 999, 1, 3]
+    assert frame["_status"].to_list() == ["fresh", "missing", "fresh", "fresh"]
+    truth = LOG.filter(pl.col("meter") == 3)
+    assert frame["readings_lifetime"].to_list()[0] == frame["readings_lifetime"].to_list()[3] == truth.height
+    assert frame["watts_lifetime"][0] == truth["watts"].sum()
+    assert frame["_age_s"].to_list()[:2] == [(NOW - truth["at"].max()).total_seconds(), None]
+    assert frame["recent"].to_list()[1] == []
+
+
+def test_all_forms_of_entities_give_the_same(store):
+    """A list, a dict of lists, a frame with other columns too."""
+    as_list = store.read(MeterLoad, [3, 1], now=NOW)
+    as_dict = store.read(MeterLoad, {"meter": [3, 1]}, now=NOW)
+    as_frame = store.read(MeterLoad, pl.DataFrame({"other": [0, 0], "meter": [3, 1]}), now=NOW)
+    assert as_list.equals(as_dict)
+    assert as_list.equals(as_frame)
+
+
+def test_a_composite_key_is_given_as_tuples_or_columns(store):
+    """Text keys; the answer carries both entity columns."""
+    frame = store.read(SiteKind, [("3", "heat"), ("3", "none")], now=NOW)
+    truth = LOG.filter(site="3", kind="heat")
+    assert frame.select("site", "kind").rows() == [("3", "heat"), ("3", "none")]
+    assert frame["readings_lifetime"].to_list() == [truth.height, 0]
+    assert frame["_status"].to_list() == ["fresh", "missing"]
+    assert frame.equals(store.read(SiteKind, {"kind": ["heat", "none"], "site": ["3", "3"]}, now=NOW))
+
+
+def test_now_may_be_a_datetime_aware_or_not_microseconds_or_the_wall_clock(store):
+    """A naive datetime is UTC; windows of long ago are empty by the wall clock."""
+    aware = store.read(MeterLoad, [3], now=at(7_200))
+    assert aware["readings_1h"][0] > 0
+    assert aware.equals(store.read(MeterLoad, [3], now=at(7_200).replace(tzinfo=None)))
+    assert aware.equals(store.read(MeterLoad, [3], now=START_US + 7_200_000_000))
+    today = store.read(MeterLoad, [3])
+    assert (today["readings_1h"][0], today["_status"][0]) == (0, "fresh")
+    age_s = (datetime.now(UTC) - LOG.filter(meter=3)["at"].max()).total_seconds()
+    assert today["_age_s"][0] == pytest.approx(age_s, abs=60)
+
+
+def test_no_entities_give_an_empty_frame_of_the_same_columns(store):
+    """The edge that a filter upstream produces."""
+    empty = store.read(MeterLoad, {"meter": pl.Series([], dtype=pl.Int64)}, now=NOW)
+    assert empty.schema == store.read(MeterLoad, [3], now=NOW).schema
+    assert empty.height == 0
+
+
+@pytest.mark.parametrize(
+    ("view", "entities", "message"),
+    [
+        (MeterLoad, {"id": [1]}, r"entities lack meter; there are id\. Rename .*rename\(\{'\.\.\.': 'meter'\}\)"),
+        (MeterLoad, pl.DataFrame(), "entities lack meter; there are no columns"),
+        (MeterLoad, [1, None], "meter is null in 1 of 2 entities; drop those rows"),
+        (SiteKind, ["3"], r"each key needs 2 value\(s\), for site, kind; give a composite key as a tuple"),
+        (SiteKind, {"site": ["3"]}, "entities lack kind; there are site"),
+    ],
+)
+def test_entities_that_cannot_be_read_are_refused_with_the_fix(store, view, entities, message):
+    """The message names the view, the column, what is there and what to do."""
+    with pytest.raises(SpineError, match=message):
+        store.read(view, entities)

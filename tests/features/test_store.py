@@ -1,0 +1,246 @@
+"""The online store: all or nothing a shard, fences that catch everyone else, errors in our words."""
+
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import redis
+import redis.exceptions as theirs
+from headrace.features.slab import Slab, shard_of
+
+from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
+from headrace.features import plan_of
+from headrace.features.redis_link import RedisLink, without_password
+from headrace.features.store import Fence, OnlineStore, ShardWrite
+from headrace.local import free_port
+from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame
+
+PLAN = plan_of(MeterLoad)
+
+
+@pytest.fixture
+def store(redis_url):
+    with OnlineStore.open(redis_url) as opened:
+        yield opened
+
+
+def write(shard, sequence, writer="a", *, texts=(), blobs=(), offsets=None, expected_writer=None):
+    return ShardWrite(shard, sequence, writer, texts, blobs, offsets or {}, expected_writer)
+
+
+def records_of(shard, count=3):
+    """Keys of `shard` with made-up records."""
+    ids = np.arange(5_000)
+    texts = [b"%d" % i for i in ids[shard_of(ids, 32) == shard][:count]]
+    return texts, [b"record-" + text for text in texts]
+
+
+def test_a_flush_writes_records_offsets_and_fence_together(store):
+    """What was flushed is what `records`, `fence`, `snapshot` and `scan` give."""
+    texts, blobs = records_of(7)
+    store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs, offsets={"readings/0": 5, "readings/1": 9})])
+    assert store.fence(PLAN, 7) == Fence(1, "a", {"readings/0": 5, "readings/1": 9})
+    assert store.records(PLAN, np.array([int(text) for text in texts]), texts) == blobs
+    offsets, found = store.snapshot(PLAN, 7, [*texts, b"none"])
+    assert (offsets, found) == ({"readings/0": 5, "readings/1": 9}, [*blobs, None])
+    assert dict(store.scan(PLAN)) == dict(zip(texts, blobs, strict=True))
+    report = store.flush(PLAN, [write(7, 1, offsets={"readings/1": 10})])
+    assert (report.sequences, report.repeated) == ({7: 2}, frozenset())
+    assert store.fence(PLAN, 7) == Fence(2, "a", {"readings/0": 5, "readings/1": 10})
+
+
+def test_keys_are_as_documented_and_share_their_shards_hash_tag(store, redis_url):
+    """Other tools may rely on the key names; a cluster needs the hash tag."""
+    texts, blobs = records_of(7, 1)
+    store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)])
+    with redis.Redis.from_url(redis_url) as client:
+        prefix = f"hr:{{7}}:meter_load:{PLAN.fingerprint}"
+        assert set(client.keys("hr:{*")) == {f"{prefix}!fence".encode(), f"{prefix}:".encode() + texts[0]}
+
+
+@pytest.mark.parametrize(
+    ("sequence", "writer", "expected_writer"),
+    [(0, "b", None), (1, "b", None), (3, "a", None), (2, "b", "c"), (7, "a", None), (2, "b", "")],
+)
+def test_any_other_fence_than_expected_refuses_the_write(store, sequence, writer, expected_writer):
+    """An older or newer sequence, or another writer at the same one; the error names view, shard and both sides."""
+    texts, blobs = records_of(7)
+    store.flush(PLAN, [write(7, 0), write(8, 0)])
+    store.flush(PLAN, [write(7, 1), write(8, 1)])
+    with pytest.raises(FencedError, match=rf"meter_load · shard 7: expected sequence {sequence} .* found 2 of a\."):
+        store.flush(PLAN, [write(7, sequence, writer, texts=texts, blobs=blobs, expected_writer=expected_writer)])
+    assert store.fence(PLAN, 7) == Fence(2, "a", {})
+    assert dict(store.scan(PLAN)) == {}
+
+
+def test_a_new_writer_takes_over_from_the_one_it_saw(store):
+    """The first flush of a new engine expects its predecessor's token; the predecessor is fenced from then on."""
+    store.flush(PLAN, [write(7, 0, "old")])
+    store.flush(PLAN, [write(7, 1, "new", expected_writer="old")])
+    with pytest.raises(FencedError, match="expected sequence 1 of writer old, found 2 of new"):
+        store.flush(PLAN, [write(7, 1, "old")])
+
+
+def test_one_fenced_shard_does_not_undo_the_others(store):
+    """Shards are independent: the others of the pipeline are written, the error names the fenced one."""
+    store.flush(PLAN, [write(7, 0, "other")])
+    with pytest.raises(FencedError, match="shard 7"):
+        store.flush(PLAN, [write(6, 0), write(7, 0), write(8, 0)])
+    fences = store.fences(PLAN, [6, 7, 8])
+    assert [fences[shard].writer for shard in (6, 7, 8)] == ["a", "other", "a"]
+
+
+def test_the_same_flush_again_is_recognised_and_changes_nothing(store):
+    """A retry after a lost reply: same writer, sequence already moved on."""
+    texts, blobs = records_of(7)
+    store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs, offsets={"readings/0": 5})])
+    report = store.flush(PLAN, [write(7, 0, texts=texts, blobs=[b"x"] * 3, offsets={"readings/0": 6}), write(8, 0)])
+    assert (report.sequences, report.repeated) == ({7: 1, 8: 1}, frozenset({7}))
+    assert store.fence(PLAN, 7) == Fence(1, "a", {"readings/0": 5})
+    assert [blob for _, blob in sorted(store.scan(PLAN))] == sorted(blobs)
+
+
+def test_a_flush_works_after_redis_forgot_its_scripts(store, redis_url):
+    """SCRIPT FLUSH, or a failover to a replica, costs one more round trip."""
+    store.flush(PLAN, [write(7, 0)])
+    with redis.Redis.from_url(redis_url) as client:
+        client.script_flush()
+    assert store.flush(PLAN, [write(7, 1), write(8, 0)]).sequences == {7: 2, 8: 1}
+
+
+def test_thousands_of_partitions_fit_a_flush(store):
+    """Lua's unpack is limited to some 8,000 values."""
+    offsets = {f"readings/{i}": i for i in range(9_001)}
+    store.flush(PLAN, [write(7, 0, offsets=offsets)])
+    assert store.fence(PLAN, 7).offsets == offsets
+
+
+def test_records_of_a_view_with_ttl_expire(store, redis_url):
+    """The record gets the ttl, the fence none."""
+    plan = plan_of(BriefLoad)
+    store.flush(plan, [write(7, 0, texts=[b"1"], blobs=[b"x"])])
+    with redis.Redis.from_url(redis_url) as client:
+        prefix = f"hr:{{7}}:brief_load:{plan.fingerprint}"
+        assert 0 < client.pttl(f"{prefix}:1") <= 1_000
+        assert client.pttl(f"{prefix}!fence") == -1
+
+
+def test_redis_out_of_memory_writes_nothing_of_a_shard(store, redis_url):
+    """Refused before the first write: fence and records stay as they were, and the message says what to do."""
+    texts, blobs = records_of(7)
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("maxmemory", "1mb")
+        try:
+            with pytest.raises(StoreError, match="raise its maxmemory"):
+                store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)])
+        finally:
+            client.config_set("maxmemory", "0")
+    assert store.fence(PLAN, 7) == Fence()
+    assert store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)]).repeated == frozenset()
+
+
+def test_the_shard_count_of_a_namespace_is_fixed(redis_url):
+    """It decides where records live, so another count is refused; another namespace is free."""
+    with OnlineStore.open(redis_url, shards=8):
+        pass
+    with pytest.raises(StoreError, match=r"shards = 8, not 16; open it with 8"):
+        OnlineStore.open(redis_url, shards=16)
+    with OnlineStore.open(redis_url, shards=16, namespace="other") as other:
+        assert other.shards == 16
+
+
+@pytest.mark.parametrize("settings", [{"namespace": "a:b"}, {"namespace": "{a}"}, {"shards": 0}, {"shards": 20_000}])
+def test_settings_that_would_break_keys_are_refused(redis_url, settings):
+    """Colons and braces belong to the key layout."""
+    with pytest.raises(StoreError, match="use"):
+        OnlineStore.open(redis_url, **settings)
+
+
+def test_a_store_that_is_away_is_named_without_its_password():
+    """The message says where, not how to get in."""
+    port = free_port()
+    with pytest.raises(StoreUnavailableError, match="check that Redis runs there") as caught:
+        OnlineStore.open(f"redis://me:secret@127.0.0.1:{port}/0")
+    assert "secret" not in str(caught.value)
+    assert f"me:***@127.0.0.1:{port}" in str(caught.value)
+    assert without_password("redis://:secret@host/1?password=secret") == "redis://:***@host/1"
+    with pytest.raises(StoreError, match="store URL 'http://host'"):
+        OnlineStore.open("http://host")
+
+
+def test_every_error_of_redis_py_becomes_one_of_ours(redis_url):
+    """A user never needs the library beneath; what time heals is StoreUnavailableError."""
+    roots = (theirs.RedisError, theirs.RedisClusterException)
+    kinds = [kind for _, kind in inspect.getmembers(theirs, inspect.isclass) if issubclass(kind, roots)]
+    assert len(kinds) > 20
+    away = set()
+    with RedisLink(redis_url) as link:
+        for kind in kinds:
+            error = kind.__new__(kind)
+            Exception.__init__(error, "what happened")
+            with pytest.raises(StoreError, match="trying: Redis at") as caught, link.errors("trying"):
+                raise error
+            away |= {kind.__name__} if isinstance(caught.value, StoreUnavailableError) else set()
+    assert {"ConnectionError", "TimeoutError", "BusyLoadingError", "ReadOnlyError", "ClusterDownError"} <= away
+    assert not {"AuthenticationError", "NoPermissionError", "OutOfMemoryError", "DataError", "ResponseError"} & away
+
+
+def test_the_first_version_of_a_view_is_activated_a_changed_one_is_not(store):
+    """Readers of the changed view are told to backfill until it is activated; then readers of the old one are."""
+    changed = plan_of(type("MeterLoad", (MeterLoad.__base__,), CHANGED, source=Reading, entity="meter"))
+    assert store.active("meter_load") is None
+    assert store.register(PLAN)
+    assert not store.register(changed)
+    assert store.active("meter_load") == PLAN.fingerprint
+    ids, texts = np.array([1]), [b"1"]
+    assert not store.answer(PLAN, ids, texts, START_US).found[0]
+    with pytest.raises(LayoutError, match=rf"view meter_load: readers get version {PLAN.fingerprint}.*backfill"):
+        store.answer(changed, ids, texts, START_US)
+    store.activate(changed)
+    assert not store.answer(changed, ids, texts, START_US).found[0]
+    with pytest.raises(LayoutError, match="meter_load"):
+        store.answer(PLAN, ids, texts, START_US)
+
+
+CHANGED = {"__module__": __name__, "readings": MeterLoad.readings}
+
+
+def test_an_inactive_version_can_be_dropped_the_active_one_cannot(store):
+    """Dropping takes records and fences of that version and nothing else."""
+    store.register(PLAN)
+    other = plan_of(BriefLoad)
+    for plan in (PLAN, other):
+        store.flush(plan, [write(7, 0, texts=[b"1", b"2"], blobs=[b"x", b"y"])])
+    with pytest.raises(StoreError, match="is active"):
+        store.drop("meter_load", PLAN.fingerprint)
+    assert store.drop("brief_load", other.fingerprint) == 3
+    assert store.fence(other, 7) == Fence()
+    assert len(dict(store.scan(PLAN))) == 2
+
+
+def test_many_threads_read_what_was_written(store):
+    """One store serves a process: answers of concurrent readers are each right."""
+    rows = PLAN.rows(Reading, log_frame(2_000).drop("_partition", "_offset"))
+    slab = Slab(PLAN)
+    slab.update(rows)
+    ids = np.unique(rows.ids)
+    at = slab.locate(ids)
+    texts, shards = slab.texts(at), shard_of(ids, 32)
+    for shard in np.unique(shards):
+        mine = np.flatnonzero(shards == shard)
+        blobs = slab.pack(at[mine])
+        store.flush(PLAN, [write(int(shard), 0, texts=[texts[i] for i in mine], blobs=blobs)])
+    now_us = int(rows.time_us.max()) + 1
+    expected = slab.read(at, now_us).columns["watts_lifetime"]
+    barrier = threading.Barrier(8)
+
+    def read(seed):
+        pick = np.random.default_rng(seed).permutation(ids.size)
+        barrier.wait()
+        answer = store.answer(PLAN, ids[pick], [texts[i] for i in pick], now_us)
+        return np.array_equal(answer.columns["watts_lifetime"], expected[pick])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(8)))

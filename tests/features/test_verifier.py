@@ -1,0 +1,137 @@
+"""The verifier finds what is wrong, and nothing where nothing is."""
+
+import numpy as np
+import polars as pl
+import pytest
+from headrace.features.slab import Slab, shard_of
+
+from headrace.errors import SchemaError
+from headrace.features import plan_of
+from headrace.features.store import OnlineStore
+from headrace.features.verifier import compare, verify
+from headrace.pipelines.shard import ShardSet
+from tests.meters import BriefLoad, MeterLoad, Reading, SiteKind, batches, log_frame
+
+LOG = log_frame(4_000, meters=60)
+PLAN = plan_of(MeterLoad)
+
+
+@pytest.fixture
+def store(redis_url):
+    with OnlineStore.open(redis_url, shards=8) as opened:
+        yield opened
+
+
+def fill(store, view, log_batches):
+    shards = ShardSet(plan_of(view), store, range(store.shards))
+    for batch in log_batches:
+        shards.apply(batch)
+    shards.flush()
+    return shards
+
+
+def tamper(store, text, blob):
+    """Overwrite one record behind everyone's back."""
+    shard = int(shard_of(np.array([int(text)]), store.shards)[0])
+    store._link.client.set(store._prefix(PLAN, shard) + b":" + text, blob)
+
+
+@pytest.mark.parametrize("view", [MeterLoad, SiteKind])
+def test_a_store_that_followed_the_log_has_no_differences(store, view):
+    """Every feature of every entity is checked; the log may reach further than the store."""
+    log_batches = batches(LOG, 300)
+    fill(store, view, log_batches[:9])
+    result = verify(view, LOG, store)
+    assert result.ok
+    assert result.features["feature"].to_list() == [feature.name for feature in plan_of(view).features]
+    assert result.features["checked"].unique().to_list() == [result.entities]
+    assert result.rows == sum(batch.frame.height for batch in log_batches[:9])
+    assert verify(view, log_batches, store).rows == result.rows
+    assert verify(view, {Reading: LOG}, store).rows == result.rows
+
+
+def test_shards_at_different_offsets_are_each_compared_at_their_own(store):
+    """Half of the shards stopped early."""
+    log_batches = batches(LOG, 300)
+    for shards, count in ((range(4), 5), (range(4, 8), 12)):
+        shard_set = ShardSet(PLAN, store, shards)
+        for batch in log_batches[:count]:
+            shard_set.apply(batch)
+        shard_set.flush()
+    assert verify(MeterLoad, LOG, store).ok
+
+
+def test_a_wrong_record_is_found_feature_by_feature(store):
+    """A record with one event too many differs in what that event touches."""
+    fill(store, MeterLoad, batches(LOG, 300))
+    twice = pl.concat([LOG.filter(meter=3), LOG.filter(meter=3).tail(1).with_columns(reading_id=pl.lit("again"))])
+    slab = Slab(PLAN)
+    slab.update(PLAN.rows(Reading, twice.drop("_partition", "_offset")))
+    tamper(store, b"3", slab.pack(slab.locate(np.array([3])))[0])
+    result = verify(MeterLoad, LOG, store)
+    assert not result.ok
+    wrong = dict(result.features.select("feature", "mismatches").rows())
+    assert wrong["readings_lifetime"] == 1
+    assert max(wrong.values()) == 1
+    [example] = result.examples.filter(feature="readings_lifetime").rows(named=True)
+    count = LOG.filter(meter=3).height
+    assert (example["key"], float(example["expected"]), float(example["found"])) == ("3", count, count + 1)
+
+
+def test_a_lost_record_and_one_too_many_are_found(store):
+    """Missing and unexpected entities differ in every feature."""
+    fill(store, MeterLoad, batches(LOG, 300))
+    blob = store.records(PLAN, np.array([3]), [b"3"])[0]
+    tamper(store, b"777", blob)
+    result = verify(MeterLoad, LOG, store)
+    assert result.features["mismatches"].unique().to_list() == [1]
+    assert result.examples.row(0)[0::3] == ("777", result.examples["found"][0])
+    assert result.examples["expected"].unique().to_list() == ["missing"]
+    assert verify(MeterLoad, LOG, store, keys=[3, 1]).ok
+    assert not verify(MeterLoad, LOG, store, keys=[777]).ok
+
+
+def test_a_snapshot_is_compared_long_after_it_was_taken(store):
+    """What `snapshot` saw in the middle of the run equals the log up to its offsets, whatever came later."""
+    log_batches = batches(LOG, 300)
+    shards = ShardSet(PLAN, store, range(8))
+    meters = np.unique(LOG["meter"].to_numpy())
+    mine = meters[shard_of(meters, 8) == 2]
+    texts = [b"%d" % meter for meter in mine]
+    taken = []
+    for batch in log_batches:
+        shards.apply(batch)
+        shards.flush()
+        taken.append(store.snapshot(PLAN, 2, texts))
+    assert len({tuple(sorted(offsets.items())) for offsets, _ in taken}) == len(log_batches)
+    results = [compare(PLAN, offsets, texts, blobs, LOG) for offsets, blobs in taken]
+    assert all(result.ok for result in results)
+    assert [result.rows for result in results] == sorted(result.rows for result in results)
+    assert not compare(PLAN, taken[0][0], texts, taken[-1][1], LOG).ok
+
+
+def test_records_that_expired_are_counted_apart(store):
+    """A ttl is no difference."""
+    fill(store, BriefLoad, batches(LOG, 300))
+    plan = plan_of(BriefLoad)
+    for key in store._scan_keys(plan.name, plan.fingerprint):
+        store._link.client.delete(key)
+    result = verify(BriefLoad, LOG, store)
+    assert result.ok
+    assert result.expired == result.entities
+    assert result.features["checked"].unique().to_list() == [0]
+
+
+def test_an_empty_store_and_an_empty_log_agree(store):
+    """Nothing is compared with nothing."""
+    result = verify(MeterLoad, LOG.clear(), store)
+    assert (result.ok, result.entities, result.rows) == (True, 0, 0)
+    assert verify(MeterLoad, LOG, store).rows == 0
+
+
+def test_logs_that_cannot_be_replayed_are_refused(store):
+    """Without offsets nobody can say which rows count; an event of another view is a mistake."""
+    with pytest.raises(SchemaError, match="_partition and _offset is missing"):
+        verify(MeterLoad, LOG.drop("_partition", "_offset"), store)
+    with pytest.raises(SchemaError, match="meter_load does not read object"):
+        verify(MeterLoad, {object: LOG}, store)

@@ -1,0 +1,181 @@
+"""The broker as a source: every message once, from where it was asked, whatever happens to the broker."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import structlog
+from confluent_kafka import Producer
+
+from headrace.clock import wall_us
+from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
+from headrace.local import EmbeddedBroker, free_port
+from headrace.pipelines.kafka_source import KafkaSource
+from headrace.pipelines.topics import create_topics
+from tests.turnstiles import drain
+
+
+def send(bootstrap: str, topic: str, first: int, count: int, partitions: int = 3) -> None:
+    """Messages "first".."first + count - 1", dealt out to the partitions."""
+    producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
+    for number in range(first, first + count):
+        producer.produce(topic, str(number).encode(), partition=number % partitions)
+    assert producer.flush(10) == 0
+
+
+def numbers(batches) -> list[int]:
+    return sorted(int(payload) for batch in batches for payload in batch.payloads)
+
+
+def test_every_message_comes_once_with_its_offset_and_append_time(broker, topic):
+    create_topics(broker, {topic: 3})
+    before_us = wall_us() // 1_000 * 1_000
+    send(broker, topic, 0, 1_000)
+    source = KafkaSource(broker, [topic], until_end=True, rows_max=100)
+    assert source.partitions() == [f"{topic}/0", f"{topic}/1", f"{topic}/2"]
+    batches = drain(source)
+    source.close()
+    assert numbers(batches) == list(range(1_000))
+    assert all(len(batch.offsets) <= 100 for batch in batches)
+    for number in range(3):
+        mine = [batch for batch in batches if batch.partition == f"{topic}/{number}"]
+        offsets = np.concatenate([batch.offsets for batch in mine])
+        assert offsets.tolist() == list(range(len(offsets)))
+        assert mine[-1].next_offset == len(offsets)
+        assert [batch.ended for batch in mine] == [False] * (len(mine) - 1) + [True]
+        stamps = np.concatenate([batch.appended_us for batch in mine])
+        assert before_us <= stamps.min() <= stamps.max() <= wall_us()
+
+
+def test_seek_begins_at_the_offset_and_the_rest_at_its_start(broker, topic):
+    create_topics(broker, {topic: 2})
+    send(broker, topic, 0, 100, partitions=2)
+    source = KafkaSource(broker, [topic], until_end=True)
+    source.seek({f"{topic}/1": 40})
+    batches = drain(source)
+    source.close()
+    assert numbers(batches) == sorted([*range(0, 100, 2), *range(81, 100, 2)])
+
+
+def test_start_names_where_an_unknown_partition_begins(broker, topic):
+    create_topics(broker, {topic: 2})
+    send(broker, topic, 0, 100, partitions=2)
+    source = KafkaSource(broker, [topic], until_end=True, start={f"{topic}/0": 50, f"{topic}/1": 7})
+    source.seek({f"{topic}/1": 49})
+    assert numbers(drain(source)) == [99]
+    source.close()
+
+
+def test_shares_are_disjoint_and_whole(broker, topic):
+    create_topics(broker, {topic: 3})
+    send(broker, topic, 0, 90)
+    whole = KafkaSource(broker, [topic], until_end=True)
+    shares = [whole.share(index, 2) for index in range(2)]
+    found = [drain(share) for share in shares]
+    assert [sorted({batch.partition for batch in batches}) for batches in found] == [
+        [f"{topic}/0", f"{topic}/2"],
+        [f"{topic}/1"],
+    ]
+    assert numbers(found[0] + found[1]) == list(range(90))
+    for share in shares:
+        share.close()
+
+
+def test_until_end_stops_at_the_end_seen_at_the_start(broker, topic):
+    create_topics(broker, {topic: 1})
+    send(broker, topic, 0, 500, partitions=1)
+    source = KafkaSource(broker, [topic], until_end=True, rows_max=10)
+    first = drain(source, rows=10)
+    send(broker, topic, 500, 500, partitions=1)
+    assert numbers(first + drain(source)) == list(range(500))
+    source.close()
+
+
+def test_empty_partitions_end_with_one_empty_batch_each(broker, topic):
+    create_topics(broker, {topic: 2})
+    source = KafkaSource(broker, [topic], until_end=True)
+    assert not source.exhausted
+    batches = drain(source)
+    source.close()
+    assert [(batch.partition, len(batch.offsets), batch.next_offset, batch.ended) for batch in batches] == [
+        (f"{topic}/0", 0, 0, True),
+        (f"{topic}/1", 0, 0, True),
+    ]
+
+
+def test_an_unknown_topic_is_named_with_those_that_exist_and_how_to_create_it(broker, topic):
+    create_topics(broker, {topic: 1})
+    with pytest.raises(UnknownTopicError) as error:
+        KafkaSource(broker, ["no-such-topic"]).partitions()
+    text = str(error.value)
+    assert "'no-such-topic'" in text
+    assert topic in text
+    assert "create_topics(" in text
+
+
+def test_a_broker_that_does_not_answer_is_one_clear_error():
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(SourceError, match=f"broker {address} does not answer"):
+        KafkaSource(address, ["any"], connect_s=0.5).partitions()
+
+
+def test_an_offset_beyond_the_end_is_lost_loudly(broker, topic):
+    create_topics(broker, {topic: 1})
+    send(broker, topic, 0, 5, partitions=1)
+    source = KafkaSource(broker, [topic])
+    source.seek({f"{topic}/0": 6})
+    with pytest.raises(OffsetLostError, match=f"{topic}/0: offset 6 is lost; the log ends at 5"):
+        drain(source, rows=1)
+    source.close()
+
+
+def test_an_offset_below_the_start_is_lost_loudly(broker, topic):
+    create_topics(broker, {topic: 1})
+    source = KafkaSource(broker, [topic])
+    with pytest.raises(OffsetLostError, match=r"offset -5 is lost; the broker's first is 0"):
+        source.seek({f"{topic}/0": -5})
+    source.close()
+
+
+def test_nothing_is_lost_while_the_broker_is_frozen(tmp_path):
+    """produce 0..99 | frozen 1.5 s, still polled | produce 100..199: all of them once, one log line away, one back."""
+    with EmbeddedBroker(tmp_path, topics={"frozen": 3}) as server:
+        quick = {"socket.timeout.ms": 500, "reconnect.backoff.ms": 50, "reconnect.backoff.max.ms": 100}
+        source = KafkaSource(server.bootstrap, ["frozen"], config=quick)
+        send(server.bootstrap, "frozen", 0, 100)
+        batches = drain(source, rows=100)
+        with structlog.testing.capture_logs() as logs:
+            os.kill(server.pid, signal.SIGSTOP)
+            frozen_until = time.monotonic() + 1.5
+            while time.monotonic() < frozen_until:
+                started = time.monotonic()
+                assert source.poll() == []
+                assert time.monotonic() - started < 0.2
+                time.sleep(0.01)
+            os.kill(server.pid, signal.SIGCONT)
+            send(server.bootstrap, "frozen", 100, 100)
+            batches += drain(source, rows=100)
+        source.close()
+    assert numbers(batches) == list(range(200))
+    assert [line["event"] for line in logs if line["log_level"] != "debug"] in ([], ["broker_away", "broker_back"])
+
+
+def test_a_broker_that_came_back_without_its_log_is_noticed(tmp_path):
+    server = EmbeddedBroker(tmp_path, topics={"gone": 1}).start()
+    try:
+        source = KafkaSource(server.bootstrap, ["gone"], config={"reconnect.backoff.max.ms": 100})
+        send(server.bootstrap, "gone", 0, 10, partitions=1)
+        drain(source, rows=10)
+        server.stop()
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            assert source.poll() == []
+            time.sleep(0.01)
+        server.start()
+        with pytest.raises(OffsetLostError, match="the log ends at 0: the topic was created anew"):
+            drain(source, rows=1)
+        source.close()
+    finally:
+        server.stop()

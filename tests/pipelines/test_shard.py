@@ -1,0 +1,318 @@
+"""ShardSet: each event counts once, whatever happens to the engine, the wire, or Redis.
+
+log   ----1----2----3----4----5----6----7---->
+store ----------^ offsets and records of the last flush
+slab  -------------------^ applied; lost in a crash, read again
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+import redis
+
+from headrace.clock import FixedClock
+from headrace.errors import FencedError, StoreUnavailableError
+from headrace.features import plan_of
+from headrace.features.store import OnlineStore
+from headrace.features.verifier import verify
+from headrace.local import EmbeddedRedis
+from headrace.pipelines.shard import ShardSet
+from headrace.schemas import Event
+from tests.faults import Wire
+from tests.meters import START_US, BriefLoad, MeterLoad, Reading, SiteKind, batches, log_frame
+
+LOG = log_frame(6_000, meters=300)
+BATCHES = batches(LOG, 250)
+SHARDS = 8
+
+
+@pytest.fixture
+def store(redis_url):
+    with OnlineStore.open(redis_url, shards=SHARDS) as opened:
+        yield opened
+
+
+def shard_set(store, view=MeterLoad, shards=range(SHARDS), **options):
+    return ShardSet(plan_of(view), store, shards, **options)
+
+
+def bodies(store, view=MeterLoad):
+    """key -> record without what differs from run to run: sequence and arrival."""
+    return {text: blob[:8] + blob[16:24] + blob[32:] for text, blob in store.scan(plan_of(view))}
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The records of one undisturbed run in one batch per partition."""
+    with EmbeddedRedis(tmp_path_factory.mktemp("calm"), aof=False) as server, OnlineStore.open(server.url) as store:
+        found = {}
+        for view in (MeterLoad, SiteKind):
+            calm = shard_set(store, view, range(32))
+            for batch in batches(LOG, LOG.height):
+                calm.apply(batch)
+            calm.flush()
+            found[view] = bodies(store, view)
+        return found
+
+
+def replay(shards):
+    """What a restarted engine does: read on from its positions."""
+    for batch in batches(LOG, 250, shards.positions()):
+        shards.apply(batch)
+    shards.flush()
+
+
+@pytest.mark.parametrize("view", [MeterLoad, SiteKind])
+@pytest.mark.parametrize(("size", "flush_every"), [(1_000, 1), (250, 3), (37, 40)])
+def test_records_do_not_depend_on_batches_flushes_or_shards(store, expected, view, size, flush_every):
+    """Byte for byte the same records, for int keys and for composite text keys."""
+    shards = shard_set(store, view)
+    for index, batch in enumerate(batches(LOG, size)):
+        shards.apply(batch)
+        if index % flush_every == 0:
+            shards.flush()
+    shards.flush()
+    assert bodies(store, view) == expected[view]
+    assert verify(view, LOG, store).ok
+
+
+def test_positions_are_the_least_over_shards_and_unknown_partitions_are_left_out(store):
+    """Where a source must start so that every shard gets what it lacks."""
+    first, second = shard_set(store, shards=[0, 1]), shard_set(store, shards=[2])
+    assert first.positions() == {}
+    for batch in BATCHES[:6]:
+        first.apply(batch)
+    for batch in BATCHES[:3]:
+        second.apply(batch)
+    first.flush()
+    second.flush()
+    ahead = first.positions()
+    assert ahead == {batch.partition: batch.next_offset for batch in BATCHES[:6]}
+    both = shard_set(store, shards=[0, 1, 2])
+    assert both.positions() == {batch.partition: batch.next_offset for batch in BATCHES[:3]}
+    assert shard_set(store, shards=range(4)).positions() == {}
+
+
+def test_shards_at_different_offsets_each_skip_what_they_have(store, expected):
+    """Two engines stop at different places; one engine takes over all shards from the lesser position."""
+    for shards, count in (((0, 2, 4), 7), ((1, 3), 16), ((5, 6, 7), 0)):
+        part = shard_set(store, shards=shards)
+        for batch in BATCHES[:count]:
+            part.apply(batch)
+        part.flush()
+    replay(shard_set(store))
+    assert bodies(store) == expected[MeterLoad]
+
+
+def test_the_whole_log_again_changes_nothing(store, expected):
+    """Every row is below its shard's offsets."""
+    shards = shard_set(store)
+    for _ in range(2):
+        for batch in BATCHES:
+            shards.apply(batch)
+    assert shards.flush().records == len(expected[MeterLoad])
+    for batch in BATCHES:
+        shards.apply(batch)
+    assert (shards.dirty_count, shards.flush().records) == (0, 0)
+    assert bodies(store) == expected[MeterLoad]
+
+
+def test_idle_shards_offsets_move_on(store):
+    """A shard without rows still follows the log, or a restart would read all of it again."""
+    shards = shard_set(store)
+    lone = LOG.filter(meter=1)
+    for batch in batches(lone.with_columns(_offset=np.arange(lone.height)), 100):
+        shards.apply(batch)
+    shards.flush()
+    offsets = [fence.offsets for fence in store.fences(shards.plan, range(SHARDS)).values()]
+    assert offsets == [{"readings/1": lone.height}] * SHARDS
+
+
+def test_events_of_other_classes_are_ignored(store):
+    """They belong to other views; their partitions do not hold this view's positions back."""
+    shards = shard_set(store)
+    other = type(BATCHES[0])(Event, "others/0", np.arange(3), 3, LOG.head(3), None, START_US)
+    shards.apply(other)
+    assert (shards.positions(), shards.record_count) == ({}, 0)
+
+
+def test_start_at_hands_over_from_a_backfill(store, expected):
+    """Rows before the given offsets are in the records already, from files."""
+    shards = shard_set(store)
+    for batch in BATCHES[:8]:
+        shards.apply(type(batch)(Reading, "files/" + batch.partition, *_fields(batch)))
+    shards.start_at({batch.partition: batch.next_offset for batch in BATCHES[:8]})
+    shards.flush()
+    replay(shard_set(store))
+    assert bodies(store) == expected[MeterLoad]
+
+
+def _fields(batch):
+    return batch.offsets, batch.next_offset, batch.frame, batch.appended_us, batch.arrival_us
+
+
+@pytest.mark.parametrize("records_max", [20, 100])
+def test_eviction_gives_the_same_bytes(store, expected, records_max):
+    """Records that leave the memory come back from Redis on the next touch."""
+    shards = shard_set(store, records_max=records_max)
+    for batch in batches(LOG, 40):
+        shards.apply(batch)
+        assert shards.record_count <= max(records_max, batch.frame["meter"].n_unique())
+    shards.flush()
+    assert bodies(store) == expected[MeterLoad]
+
+
+def test_of_two_writers_the_later_flush_is_fenced(store, expected):
+    """The zombie stops, for good; the engine that flushed first carries on, and the totals are exact."""
+    old, new = shard_set(store), shard_set(store)
+    for batch in BATCHES[:5]:
+        old.apply(batch)
+    for batch in BATCHES[:7]:
+        new.apply(batch)
+    new.flush()
+    with pytest.raises(FencedError, match="shard 0: expected sequence 0 of writer nobody"):
+        old.flush()
+    with pytest.raises(FencedError, match="fenced before"):
+        old.flush()
+    with pytest.raises(FencedError, match="fenced before"):
+        old.apply(BATCHES[5])
+    for batch in BATCHES[7:]:
+        new.apply(batch)
+    new.flush()
+    assert bodies(store) == expected[MeterLoad]
+
+
+def test_flushall_under_a_live_engine_is_noticed(store, redis_url, expected):
+    """Without the fence only newly dirty records would be written, and the rest be lost in silence."""
+    shards = shard_set(store)
+    for batch in BATCHES[:10]:
+        shards.apply(batch)
+    shards.flush()
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    for batch in BATCHES[10:]:
+        shards.apply(batch)
+    with pytest.raises(FencedError, match="found 0 of nobody"):
+        shards.flush()
+    replay(shard_set(store))
+    assert bodies(store) == expected[MeterLoad]
+
+
+def test_an_older_dump_restored_is_noticed(tmp_path, expected):
+    """Redis goes back in time with data and offsets together; the engine stops, restarts and replays."""
+    with EmbeddedRedis(tmp_path, aof=False) as server, OnlineStore.open(server.url, shards=SHARDS) as store:
+        shards = shard_set(store)
+        for index, batch in enumerate(BATCHES[:12]):
+            shards.apply(batch)
+            shards.flush()
+            if index == 6:
+                with redis.Redis.from_url(server.url) as client:
+                    client.save()
+                shutil.copy(tmp_path / "dump.rdb", tmp_path / "older.rdb")
+        server.kill()
+        shutil.copy(tmp_path / "older.rdb", tmp_path / "dump.rdb")
+        server.start()
+        for batch in BATCHES[12:]:
+            shards.apply(batch)
+        with pytest.raises(FencedError, match=r"expected sequence 12 .* found 7 of"):
+            shards.flush()
+        assert verify(MeterLoad, LOG, store).ok
+        replay(shard_set(store))
+        assert bodies(store) == expected[MeterLoad]
+
+
+def test_redis_killed_and_restarted_goes_on_or_is_noticed(tmp_path, expected):
+    """The append-only file may lack the last second: then the fence is older and the engine replays."""
+    with EmbeddedRedis(tmp_path) as server, OnlineStore.open(server.url, shards=SHARDS) as store:
+        shards = shard_set(store)
+        for index, batch in enumerate(BATCHES):
+            if index in {5, 13}:
+                server.kill()
+                with pytest.raises(StoreUnavailableError, match="check that Redis runs there"):
+                    shards.flush()
+                server.start()
+            shards.apply(batch)
+            try:
+                shards.flush()
+            except FencedError:
+                shards = shard_set(store)
+                replay(shards)
+        assert bodies(store) == expected[MeterLoad]
+        assert verify(MeterLoad, LOG, store).ok
+
+
+@pytest.mark.parametrize("then_cut", [False, True])
+def test_a_flush_with_an_unknown_outcome_is_applied_once(redis_url, expected, then_cut):
+    """The reply is lost: retried at once by the connection, or, with the wire cut, by a later flush that holds more."""
+    with Wire(redis_url) as wire, OnlineStore.open(wire.url, shards=SHARDS) as store:
+        shards = shard_set(store)
+        for index, batch in enumerate(BATCHES):
+            shards.apply(batch)
+            if index % 6 == 5:
+                wire.lose_next_reply(then_cut=then_cut)
+                if then_cut:
+                    with pytest.raises(StoreUnavailableError):
+                        shards.flush()
+                    wire.mend()
+                else:
+                    shards.flush()
+        shards.flush()
+        assert wire.lost_replies == 4
+        assert bodies(store) == expected[MeterLoad]
+        assert verify(MeterLoad, LOG, store).ok
+
+
+def test_while_redis_is_away_nothing_is_lost(redis_url, expected):
+    """Rows of entities in memory still apply; others say that the store is away, and the same batch works later."""
+    with Wire(redis_url) as wire, OnlineStore.open(wire.url, shards=SHARDS) as store:
+        shards = shard_set(store)
+        for batch in BATCHES[:6]:
+            shards.apply(batch)
+        shards.flush()
+        shards = shard_set(store)
+        for batch in BATCHES[6:]:
+            wire.cut()
+            for attempt in (shards.flush, lambda batch=batch: shards.apply(batch)):
+                try:
+                    attempt()
+                except StoreUnavailableError:
+                    continue
+            wire.mend()
+            shards.apply(batch)
+        shards.flush()
+        assert bodies(store) == expected[MeterLoad]
+
+
+def test_a_view_with_a_ttl_starts_anew_in_memory_when_redis_forgets(store):
+    """With or without a restart the entity is new: memory does not outlive the record."""
+    view = BriefLoad
+    part = [batch for batch in BATCHES if batch.partition == "readings/1"][:2]
+    clock = FixedClock(START_US)
+    shards = shard_set(store, view, clock=clock)
+    shards.apply(part[0])
+    shards.flush()
+    for key in list(store._scan_keys("brief_load", shards.plan.fingerprint)):
+        store._link.client.delete(key)
+    shards._clock = FixedClock(START_US + 1_000_000)
+    shards.apply(part[1])
+    shards.flush()
+    found = store.read(view, part[1].frame.select("meter").unique(maintain_order=True), now=part[1].frame["at"].max())
+    counts = dict(part[1].frame.group_by("meter").len().iter_rows())
+    assert dict(found.select("meter", "readings_lifetime").iter_rows()) == counts
+
+
+def test_a_changed_view_materialises_beside_the_active_one(store):
+    """A warning says that readers do not get it yet."""
+    shard_set(store)
+    changed = type("MeterLoad", (MeterLoad.__base__,), {"__module__": __name__, "readings": MeterLoad.readings}, **KEYS)
+    beside = ShardSet(plan_of(changed), store, range(SHARDS))
+    for batch in BATCHES[:3]:
+        beside.apply(batch)
+    beside.flush()
+    assert store.active("meter_load") == plan_of(MeterLoad).fingerprint
+    store.activate(beside.plan)
+    assert store.read(changed, [1], now=START_US)["_status"].to_list() == ["fresh"]
+
+
+KEYS = {"source": Reading, "entity": "meter"}

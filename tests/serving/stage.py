@@ -1,0 +1,171 @@
+"""What the serving tests play with: readers, things, views of both, a learner, and models that sign their scores."""
+
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+
+from headrace.clock import FixedClock
+from headrace.features import Count, FeatureView, LastN, OnlineStore, plan_of
+from headrace.learners import Bag, Categorical, DeepFM, Dense, InputSpec, Learner, Match
+from headrace.pipelines.shard import ShardSet
+from headrace.pipelines.source import EventBatch
+from headrace.schemas import Event
+from headrace.serving import Loaded, Ranker, RankingSpec, Swap
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+NOW_US = int(NOW.timestamp()) * 1_000_000
+CLOCK = FixedClock(NOW_US)
+SIGN = 2.0**16  # a version below this is exact in a float32 score of version / SIGN
+SHARDS = 4
+
+
+class Reading(Event, topic="readings", key="reader", time="event_time", id="event_id"):
+    """A reader read a thing."""
+
+    event_id: str
+    event_time: datetime
+    reader: int
+    thing: str
+
+
+class Shown(Event, topic="shown", key="reader", time="event_time", id="request_id"):
+    """A ranking as served."""
+
+    request_id: str
+    event_time: datetime
+    reader: int
+    candidates: list[str]
+    scores: list[float]
+    shadow_scores: list[float]
+    model_version: int
+    features: bytes
+    page: int | None
+
+
+class ReaderActivity(FeatureView, source=Reading, entity="reader"):
+    """What a reader read."""
+
+    reads = Count(windows=("1h",))
+    recent = LastN("thing", n=10)
+
+
+class ThingActivity(FeatureView, source=Reading, entity="thing"):
+    """How often a thing is read."""
+
+    reads = Count(windows=("1h",))
+
+
+class PairActivity(FeatureView, source=Reading, entity=("reader", "thing")):
+    """How often a reader read a thing."""
+
+    reads = Count(windows="lifetime")
+
+
+class NextThing(Learner):
+    """What a reader reads next."""
+
+    views = (ReaderActivity, ThingActivity, PairActivity)
+    inputs = InputSpec(
+        Categorical("thing"),
+        Bag("recent", "reader_activity.recent", table="thing", length=5),
+        Dense("reads", "reader_activity.reads_1h"),
+        Dense("popularity", "thing_activity.reads_1h"),
+        Dense("again", "pair_activity.reads_lifetime"),
+        Match("seen", candidate="thing", column="reader_activity.recent"),
+    )
+    model = DeepFM(dim=4, hidden=(8,))
+
+
+SPEC = RankingSpec(NextThing, entity=("reader",), candidate="thing")
+
+
+def readings(*rows: tuple[int, str, float], skip: int = 0) -> pl.DataFrame:
+    """Events from (reader, thing, minutes before NOW); the first has number `skip`."""
+    return pl.DataFrame(
+        {
+            "event_id": [f"e{skip + i}" for i in range(len(rows))],
+            "event_time": [NOW - timedelta(minutes=minutes) for _, _, minutes in rows],
+            "reader": [reader for reader, _, _ in rows],
+            "thing": [thing for _, thing, _ in rows],
+        },
+        schema={
+            "event_id": pl.String,
+            "event_time": pl.Datetime("us", "UTC"),
+            "reader": pl.Int64,
+            "thing": pl.String,
+        },
+    )
+
+
+def fill(store: OnlineStore, frame: pl.DataFrame) -> None:
+    """Materialise `frame` into all views."""
+    offsets = frame["event_id"].str.slice(1).cast(pl.Int64).to_numpy()
+    batch = EventBatch(Reading, "readings/0", offsets, int(offsets[-1]) + 1, frame, None, NOW_US)
+    for view in NextThing.views:
+        plan = plan_of(view)
+        shards = ShardSet(plan, store, range(SHARDS), clock=CLOCK)
+        shards.apply(batch)
+        shards.flush()
+        store.activate(plan)
+
+
+EVENTS = readings((7, "a", 5), (7, "b", 10), (7, "a", 90), (8, "b", 20), (9, "c", 30))
+
+
+class Signature:
+    """A model whose every score is its version / SIGN, worked out in stages so that a mix would show."""
+
+    def __init__(self, version: int, pause_s: float = 0.0) -> None:
+        self.version = version
+        self.pause_s = pause_s
+
+    def score(self, inputs):
+        first = np.full(len(inputs), self.version / SIGN / 2, dtype=np.float32)
+        if self.pause_s:
+            time.sleep(self.pause_s)
+        return first + np.float32(self.version / SIGN / 2)
+
+
+class Ranks:
+    """A model that prefers what the reader read before, then what is popular."""
+
+    def score(self, inputs):
+        names = NextThing.inputs.dense_names
+        again = inputs.dense[:, names.index("again")]
+        popularity = inputs.dense[:, names.index("popularity")]
+        return (again * 0.1 + popularity * 0.01).astype(np.float32)
+
+
+class Published:
+    """`Releases` in memory: `models` by version; the newest is the greatest unless `at` says otherwise."""
+
+    def __init__(self, models: Mapping[int, object] | None = None, fingerprints: Mapping[str, str] | None = None):
+        self.models = dict(models or {})
+        self.fingerprints = NextThing.fingerprints() if fingerprints is None else fingerprints
+        self.loads: list[int] = []
+
+    def newest(self):
+        return max(self.models, default=None)
+
+    def wait(self, timeout_s):
+        time.sleep(min(timeout_s, 0.002))
+
+    def load(self, version):
+        self.loads.append(version)
+        model = self.models[version]
+        if isinstance(model, Exception):
+            raise model
+        return Loaded(model, self.fingerprints, {"version": version})
+
+
+def swap_of(ranker: Ranker, releases, **options) -> Swap:
+    """A quick Swap for tests: no cadence guard unless asked."""
+    return Swap(
+        releases, probe=ranker.probe, fingerprints=ranker.fingerprints, **{"cadence_s": 0, "cost_ratio": 0, **options}
+    )
+
+
+NO_STORE_RANKER = Ranker(SPEC, None)  # for probes: they ask no store

@@ -1,0 +1,231 @@
+"""Every route and every way a request can fail, against a real Redis."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from headrace.features import OnlineStore
+from headrace.local import EmbeddedRedis
+from headrace.serving import HttpLimits, RankResponse, ScoreResponse
+from tests.serving import stage
+from tests.serving.stage import NOW_US, Ranks, Signature
+
+ASK = {"entity": {"reader": 7}, "candidates": ["c", "b", "a", "z"]}
+
+
+def test_rank_orders_by_score_and_names_the_version(serve):
+    """Reader 7 read a twice and b once; c is as popular as nothing else of 7's; z is unknown."""
+    response = serve(Ranks()).post("/v1/rank", {**ASK, "k": 3, "request_id": "r1"})
+    assert response.status_code == 200
+    body = RankResponse.model_validate(response.json())
+    assert [(each.candidate, each.position) for each in body.ranked] == [("a", 0), ("b", 1), ("c", 2)]
+    assert body.request_id == "r1"
+    assert body.model_version == 3
+    assert response.headers["x-model-version"] == "3"
+    assert body.status == "partial"
+    assert body.features_age_s == 300.0
+    assert body.views["thing_activity"].model_dump() == {"asked": 4, "found": 3, "age_s": 300.0}
+
+
+def test_scores_come_in_the_requests_order(serve):
+    """a: read twice in all, once in the hour; b: once and twice; c: never and once."""
+    body = ScoreResponse.model_validate(serve(Ranks()).post("/v1/score", ASK).json())
+    assert body.scores == pytest.approx([0.01, 0.12, 0.21, 0.0])
+    assert body.request_id
+
+
+def test_features_are_read_as_of_the_requests_time(serve):
+    """Two hours earlier nothing had been read within the hour; lifetime counts hold all events."""
+    for then in (NOW_US + 7_200_000_000, "2026-03-01T14:00:00Z", "2026-03-01T16:00:00+02:00"):
+        body = serve(Ranks()).post("/v1/score", {**ASK, "event_time": then}).json()
+        assert body["scores"] == pytest.approx([0.0, 0.1, 0.2, 0.0])
+        assert body["features_age_s"] == 300 + 7_200
+
+
+def test_an_unknown_entity_is_answered_and_said(serve):
+    """No record is an answer, not an error."""
+    body = serve(Ranks()).post("/v1/rank", {**ASK, "entity": {"reader": 1234}}).json()
+    assert body["status"] == "missing"
+    assert body["features_age_s"] is None
+    assert len(body["ranked"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "entity", "status"),
+    [
+        ("reader_activity/7", {"reader": 7}, "fresh"),
+        ("thing_activity/a", {"thing": "a"}, "fresh"),
+        ("pair_activity/7/a", {"reader": 7, "thing": "a"}, "fresh"),
+        ("reader_activity/1", {"reader": 1}, "missing"),
+    ],
+)
+def test_features_of_one_record(serve, path, entity, status):
+    """Values, status and age; composite keys stand between slashes."""
+    body = serve().get(f"/v1/features/{path}").json()
+    assert (body["entity"], body["status"]) == (entity, status)
+    assert body["age_s"] == (300.0 if status == "fresh" else None)
+    if path == "reader_activity/7":
+        assert body["features"] == {"reads_1h": 2.0, "recent": ["a", "b", "a"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "error", "says"),
+    [
+        ("reader_activty/7", 404, "unknown_view", "reader_activity"),
+        ("reader_activity/seven", 422, "invalid_request", "seven"),
+        ("pair_activity/7", 422, "invalid_request", "reader/thing"),
+    ],
+)
+def test_wrong_feature_requests_say_what_to_do(serve, path, status, error, says):
+    """The nearest view's name, and how to write the key."""
+    response = serve().get(f"/v1/features/{path}")
+    assert (response.status_code, response.json()["error"]) == (status, error)
+    assert says in response.text
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"candidates": ["a"]}, "entity"),
+        ({"entity": {}, "candidates": ["a"]}, "entity"),
+        ({"entity": {"reder": 7}, "candidates": ["a"]}, "entity."),
+        ({"entity": {"reader": "7"}, "candidates": ["a"]}, "entity.reader"),
+        ({"entity": {"reader": 7}, "candidates": []}, "candidates"),
+        ({"entity": {"reader": 7}, "candidates": ["a", 5]}, "candidates[1]"),
+        ({"entity": {"reader": 7}, "candidates": ["a", 1.5]}, "candidates[1]"),
+        ({"entity": {"reader": 7}, "candidates": ["a"] * 5_001}, "candidates"),
+        ({"entity": {"reader": 7}, "candidates": ["a"], "k": 0}, "k"),
+        ({"entity": {"reader": 7}, "candidates": ["a"], "kk": 1}, "kk"),
+        ({"entity": {"reader": 7}, "candidates": ["a"], "event_time": "soon"}, "event_time"),
+        ({"entity": {"reader": 2**70}, "candidates": ["a"]}, "entity.reader"),
+    ],
+)
+def test_an_invalid_body_names_its_field(serve, body, field):
+    """422, never 500."""
+    response = serve(Ranks()).post("/v1/rank", body)
+    assert (response.status_code, response.json()["error"]) == (422, "invalid_request")
+    assert response.json()["field"].startswith(field)
+
+
+def test_a_body_that_is_no_json_or_too_large(serve):
+    """422 and 413; a chunked body announces no length and is cut off as well."""
+    client = serve(Ranks(), limits=HttpLimits(body_bytes_max=1_000))
+    assert client("POST", "/v1/rank", content=b"{nope").json()["field"] == "body"
+    long = b'{"entity":' + b" " * 2_000
+
+    async def chunks():
+        for _ in range(4):
+            yield long[:500]
+
+    for content in (long, chunks()):
+        response = client("POST", "/v1/rank", content=content)
+        assert (response.status_code, response.json()["error"]) == (413, "body_too_large")
+
+
+def test_unknown_routes_answer_in_the_same_shape(serve):
+    """404 and 405 as JSON with error, detail, fix."""
+    assert serve().get("/v2/rank").json()["error"] == "no_such_route"
+    assert serve().get("/v1/rank").status_code == 405
+
+
+def test_api_keys_guard_all_but_the_probes(serve):
+    """401 without a known key; X-API-Key and Bearer both do."""
+    client = serve(Ranks(), limits=HttpLimits(api_keys=("one", "two")))
+    for path in ("/v1/model", "/v1/report", "/metrics", "/openapi.json"):
+        assert client.get(path).status_code == 401
+    refused = client.post("/v1/rank", ASK, headers={"x-api-key": "three"})
+    assert (refused.status_code, refused.json()["error"]) == (401, "unauthorized")
+    assert client.post("/v1/rank", ASK, headers={"x-api-key": "two"}).status_code == 200
+    assert client.post("/v1/rank", ASK, headers={"authorization": "Bearer one"}).status_code == 200
+    assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+
+
+def test_more_than_max_in_flight_are_told_to_wait(serve):
+    """Of 6 at once with 2 allowed, 4 get 429 with Retry-After at once; probes still answer."""
+    app = serve(Signature(1, pause_s=0.3), version=1, limits=HttpLimits(max_in_flight=2)).app
+
+    async def burst():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            asks = [asyncio.create_task(client.post("/v1/rank", json=ASK)) for _ in range(6)]
+            await asyncio.sleep(0.1)
+            probe = await client.get("/healthz")
+            return probe, await asyncio.gather(*asks)
+
+    probe, answers = asyncio.run(burst())
+    assert probe.status_code == 200
+    assert sorted(answer.status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
+    assert {answer.headers.get("retry-after") for answer in answers if answer.status_code == 429} == {"1"}
+
+
+def test_without_a_model_it_is_alive_but_not_ready(serve):
+    """503 no_model; healthz is fine."""
+    client = serve()
+    assert client.get("/healthz").status_code == 200
+    assert client.get("/readyz").json() == {"ready": False, "model_version": None, "problems": ["no model is live"]}
+    for response in (client.post("/v1/rank", ASK), client.get("/v1/model")):
+        assert (response.status_code, response.json()["error"]) == (503, "no_model")
+        assert response.headers["retry-after"] == "1"
+
+
+def test_model_report_and_metrics(serve):
+    """What one replica tells of itself."""
+    client = serve(Ranks())
+    for _ in range(3):
+        client.post("/v1/rank", ASK)
+    client.post("/v1/rank", {})
+    model = client.get("/v1/model").json()
+    assert (model["model_version"], model["kept"], model["manifest"]) == (3, [], {"version": 3})
+    report = client.get("/v1/report").json()
+    assert report["requests"]["by_version"] == {"3": 3}
+    assert report["requests"]["refused"] == 1
+    assert report["requests"]["failed"] == 0
+    assert report["latency_ms"]["count"] == len(report["samples"]["latency_ms"]) == 3
+    assert [swap["model_version"] for swap in report["swaps"]["recent"]] == [3]
+    metrics = client.get("/metrics").text
+    assert 'headrace_requests_total{route="rank",status="200"}' in metrics
+    assert "headrace_swaps_total" in metrics
+
+
+def test_openapi_describes_the_bodies_that_are_validated_by_hand(serve):
+    """The request schema is in the document although FastAPI does not parse the body."""
+    routes = serve().get("/openapi.json").json()["paths"]
+    schema = routes["/v1/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert {"entity", "candidates", "k"} <= set(schema["properties"])
+
+
+def test_redis_away_and_back(tmp_path, serve):
+    """503 with one clear error while Redis is away; answers again without a restart of ours."""
+    from headrace.serving import Ranker
+
+    with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url, shards=stage.SHARDS) as store:
+        stage.fill(store, stage.EVENTS)
+        client = serve(Ranks(), on=Ranker(stage.SPEC, store))
+        assert client.post("/v1/rank", ASK).status_code == 200
+        redis.stop()
+        response = client.post("/v1/rank", ASK)
+        assert (response.status_code, response.json()["error"]) == (503, "store_unavailable")
+        assert response.headers["retry-after"] == "1"
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+        redis.start()
+        assert client.post("/v1/rank", ASK).json()["status"] == "partial"
+        assert client.get("/readyz").status_code == 200
+
+
+def test_a_model_that_raises_costs_one_answer(serve):
+    """500 in our shape, counted, and the next request is served."""
+
+    class Moody:
+        calls = 0
+
+        def score(self, inputs):
+            self.calls += 1
+            if self.calls == 2:  # the first is the warm-up
+                raise ValueError("moody")
+            return Ranks().score(inputs)
+
+    client = serve(Moody())
+    assert client.post("/v1/rank", ASK).json()["error"] == "internal"
+    assert client.post("/v1/rank", ASK).status_code == 200
+    assert client.get("/v1/report").json()["requests"]["failed"] == 1

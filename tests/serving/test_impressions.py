@@ -1,0 +1,110 @@
+"""The served log: what is written, and that it never holds up an answer."""
+
+import time
+
+import numpy as np
+import polars as pl
+import pytest
+from confluent_kafka import Consumer
+
+from headrace.errors import DeclarationError
+from headrace.learners import Inputs
+from headrace.schemas import Event, codec_for
+from headrace.serving import Impression, ImpressionColumns, ImpressionLog
+from tests.serving import stage
+from tests.serving.stage import NOW, NOW_US, Ranks, Shown, Signature
+
+NOWHERE = "127.0.0.1:1"
+
+
+def impression(request_id: str = "r", rows: int = 3) -> Impression:
+    names = [f"t{i}" for i in range(rows)]
+    scores = np.linspace(0.9, 0.1, rows, dtype=np.float32)
+    return Impression(request_id, NOW_US, {"reader": 7}, names, scores, 5, stage.NO_STORE_RANKER.probe(rows))
+
+
+def consume(bootstrap: str, count: int) -> pl.DataFrame:
+    """The newest `count` payloads of the topic, decoded."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "t", "auto.offset.reset": "earliest"})
+    consumer.subscribe([stage.Shown.__name__.lower()])
+    payloads, deadline = [], time.monotonic() + 15
+    while len(payloads) < count and time.monotonic() < deadline:
+        message = consumer.poll(0.2)
+        if message is not None and message.error() is None:
+            payloads.append(message.value())
+    consumer.close()
+    return codec_for(Shown).decode(payloads).frame
+
+
+def test_a_ranking_is_logged_as_it_was_served(serve, broker):
+    """Candidates in served order, scores and shadow scores beside them, and the very inputs that were scored."""
+    log = ImpressionLog(Shown, broker, shadow=Signature(9))
+    client = serve(Ranks(), impressions=log)
+    ask = {"entity": {"reader": 7}, "candidates": ["c", "b", "a", "z"], "k": 3, "context": {"page": 4}}
+    asked = [client.post("/v1/rank", {**ask, "request_id": f"log-{i}"}).json() for i in range(3)]
+    client.post("/v1/score", {"entity": {"reader": 7}, "candidates": ["a"]})
+    assert log.flush() == 0
+    log.close()
+    assert (log.logged, log.dropped) == (3, 0)
+    assert client.get("/v1/report").json()["impressions"] == {"logged": 3, "dropped": 0}
+    frame = consume(broker, 3).filter(pl.col("request_id").str.starts_with("log-")).sort("request_id")
+    row = frame.row(0, named=True)
+    assert frame["request_id"].to_list() == ["log-0", "log-1", "log-2"]
+    assert (row["reader"], row["model_version"], row["page"], row["event_time"]) == (7, 3, 4, NOW)
+    assert row["candidates"] == [each["candidate"] for each in asked[0]["ranked"]] == ["a", "b", "c"]
+    assert row["scores"] == pytest.approx([each["score"] for each in asked[0]["ranked"]])
+    assert row["shadow_scores"] == pytest.approx([9 / stage.SIGN] * 3)
+    inputs = Inputs.from_bytes(row["features"])
+    assert Ranks().score(inputs) == pytest.approx(row["scores"])
+
+
+def test_a_full_queue_drops_and_counts_and_never_waits():
+    """The broker is away and the queue holds one: a thousand logs take no time."""
+    log = ImpressionLog(Shown, NOWHERE, queue_max=1, batch_max=1, config={"message.timeout.ms": 100, "log_level": 0})
+    started = time.monotonic()
+    taken = sum(log.log(impression()) for _ in range(1_000))
+    assert time.monotonic() - started < 1.0
+    assert log.dropped == 1_000 - taken > 0
+    log.close()
+    assert log.dropped == 1_000  # what was taken could not be delivered, and is counted as well
+    assert not log.log(impression())
+
+
+def test_a_shadow_that_fails_costs_its_scores_only():
+    """The impression is logged with an empty list."""
+
+    class Broken:
+        def score(self, inputs):
+            raise ValueError("shadow")
+
+    log = ImpressionLog(Shown, NOWHERE, shadow=Broken(), config={"log_level": 0, "message.timeout.ms": 100})
+    frame = log.frame([impression("a"), impression("b")])
+    assert frame["shadow_scores"].to_list() == [[], []]
+    log.close()
+
+
+def test_shadow_scores_of_a_batch_are_parted_by_request():
+    """One call of the shadow for requests of different lengths."""
+
+    class Counts:
+        def score(self, inputs):
+            return np.arange(len(inputs), dtype=np.float32)
+
+    log = ImpressionLog(Shown, NOWHERE, shadow=Counts(), config={"log_level": 0})
+    frame = log.frame([impression("a", 2), impression("b", 1), impression("c", 3)])
+    assert frame["shadow_scores"].to_list() == [[0, 1], [2], [3, 4, 5]]
+    log.close()
+
+
+def test_an_event_without_a_column_is_refused_at_the_start():
+    """Named, with those that there are."""
+
+    class Bare(Event, topic="bare", key="reader", time="event_time", id="request_id"):
+        request_id: str
+        event_time: stage.datetime
+        reader: int
+
+    with pytest.raises(DeclarationError, match="candidates"):
+        ImpressionLog(Bare, NOWHERE)
+    with pytest.raises(DeclarationError, match="nope"):
+        ImpressionLog(Shown, NOWHERE, columns=ImpressionColumns(shadow="nope"))

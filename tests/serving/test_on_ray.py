@@ -1,0 +1,150 @@
+"""The same application through real Ray Serve, HAProxy in front."""
+
+import asyncio
+import socket
+import time
+
+import httpx
+import pytest
+
+from headrace.errors import ConfigError, PortBusyError, ServiceError
+from headrace.features import OnlineStore
+from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
+from headrace.local import EmbeddedRedis, free_port
+from headrace.serving import Ranker, on_ray
+from headrace.serving.on_ray import RayOptions, RayServe, build_app
+from tests.serving import stage
+from tests.serving.replica import factory
+from tests.serving.stage import NOW_US, NextThing
+
+ASK = {"entity": {"reader": 7}, "candidates": ["a", "b", "c", "z"]}
+SWAPS = 50
+
+
+def free_range(count: int) -> int:
+    """First of `count` ports below the kernel's own range that are free now."""
+    for first in range(20_000, 30_000, count):
+        try:
+            for port in (first, first + count - 1):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no ports")
+
+
+@pytest.fixture(scope="module")
+def stage_on_ray(tmp_path_factory):
+    """(url, directory, store) with one replica and a first model."""
+    folder = tmp_path_factory.mktemp("ray")
+    with EmbeddedRedis(folder / "redis") as redis, OnlineStore.open(redis.url, shards=stage.SHARDS) as store:
+        stage.fill(store, stage.EVENTS)
+        directory = ModelDirectory(folder / "models", redis.url, keep=100)
+        directory.publish(Snapshot.of(OnlineLearner(NextThing, seed=1)))
+        options = RayOptions(
+            port=free_port(),
+            replica_port_first=free_range(on_ray.REPLICA_PORTS),
+            proxy_ports=(free_port(), free_port()),
+            num_cpus=2,
+        )
+        app = build_app(factory, env={"HR_TEST_REDIS": redis.url, "HR_TEST_MODELS": str(directory.path)})
+        with RayServe(options) as serve:
+            yield serve.deploy(app), directory, store
+
+
+def test_swaps_under_load_through_ray_serve(stage_on_ray):
+    """50 real snapshots in a few seconds: no request fails, and every answer has the scores of the version it names."""
+    url, directory, store = stage_on_ray
+    inputs = Ranker(stage.SPEC, store).read(ASK["entity"], ASK["candidates"], NOW_US, {}).inputs
+    expected = {1: OnlineLearner(NextThing, seed=1).predict(inputs)}
+    done = asyncio.Event()
+
+    async def caller(client: httpx.AsyncClient) -> list[int]:
+        versions = []
+        while not done.is_set():
+            response = await client.post(f"{url}/v1/score", json=ASK)
+            assert response.status_code == 200, response.text
+            body = response.json()
+            version = body["model_version"]
+            assert response.headers["x-model-version"] == str(version)
+            assert body["scores"] == pytest.approx(expected[version], abs=1e-6), version
+            versions.append(version)
+        return versions
+
+    async def publisher(client: httpx.AsyncClient) -> None:
+        for seed in range(2, SWAPS + 2):
+            learner = OnlineLearner(NextThing, seed=seed)
+            expected[seed] = learner.predict(inputs)
+            assert directory.publish(Snapshot.of(learner)) == seed
+            await asyncio.sleep(0.06)
+        deadline = time.monotonic() + 10
+        while (await client.get(f"{url}/v1/model")).json()["model_version"] != SWAPS + 1:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        done.set()
+
+    async def play() -> tuple[list[list[int]], dict]:
+        async with httpx.AsyncClient(timeout=10) as client:
+            *seen, _ = await asyncio.gather(*(caller(client) for _ in range(4)), publisher(client))
+            return seen, (await client.get(f"{url}/v1/report")).json()
+
+    seen, report = asyncio.run(play())
+    assert all(versions == sorted(versions) for versions in seen)
+    assert report["requests"]["failed"] == 0
+    assert report["swaps"]["refused"] == 0
+    assert report["swaps"]["count"] >= 25  # the loader may skip to the newest
+
+
+def test_only_the_configured_host_is_listened_on(stage_on_ray):
+    """HAProxy's own listeners too, which Serve would open to everyone."""
+    import psutil
+
+    listening = [
+        connection.laddr
+        for process in psutil.process_iter(["name"])
+        if process.info["name"] == "haproxy"
+        for connection in process.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) >= 3
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_errors_pass_the_proxy_as_they_are(stage_on_ray):
+    """HAProxy rewrites its own 502..504, not ours."""
+    url, _, _ = stage_on_ray
+    assert httpx.post(f"{url}/v1/rank", json={}).json()["error"] == "invalid_request"
+    assert httpx.get(f"{url}/v1/features/nope/1").status_code == 404
+    assert httpx.get(f"{url}/readyz").json()["ready"]
+
+
+def test_a_second_ray_in_one_process_is_refused(stage_on_ray):
+    """By our error, not Ray's."""
+    with pytest.raises(ConfigError, match="already"):
+        RayServe(RayOptions(port=free_port())).start()
+
+
+def test_a_busy_port_and_a_long_folder_are_said_before_ray_starts(tmp_path, monkeypatch):
+    """Both within milliseconds, with what to do."""
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(PortBusyError, match="cannot be used"):
+        RayServe(RayOptions(port=taken.getsockname()[1])).start()
+    with pytest.raises(ConfigError, match="40 characters"):
+        RayServe(RayOptions(port=free_port(), folder=tmp_path / ("x" * 40))).start()
+
+
+def test_without_a_working_haproxy_the_python_proxy_is_used_and_said(monkeypatch, capsys):
+    """The environment for the actors has the switch off, and a warning tells why."""
+
+    def missing():
+        raise ServiceError("no HAProxy here")
+
+    monkeypatch.setattr(on_ray, "haproxy_binary", missing)
+    serve = RayServe(RayOptions())
+    environment = serve._environment()
+    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert not serve.haproxy
+    assert "haproxy_unusable" in capsys.readouterr().out

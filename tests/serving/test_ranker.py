@@ -1,0 +1,88 @@
+"""Ranker: one read a view, resident records, the probe, and what a declaration may not say."""
+
+import time
+
+import numpy as np
+import pytest
+
+from headrace.errors import DeclarationError
+from headrace.learners import Categorical, DeepFM, Dense, InputSpec, Learner
+from headrace.serving import Ranker, RankingSpec
+from headrace.serving.ranker import best
+from headrace.serving.refusals import Refusal
+from tests.serving import stage
+from tests.serving.stage import NOW_US, NextThing
+
+CANDIDATES = ["a", "b", "z"]
+
+
+def test_inputs_hold_what_the_events_say(ranker):
+    """Counted by hand from the stage's five events."""
+    inputs = ranker.read({"reader": 7}, CANDIDATES, NOW_US, {}).inputs
+    dense = dict(zip(NextThing.inputs.dense_names, inputs.dense.T.tolist(), strict=True))
+    assert dense == {"reads": [2, 2, 2], "popularity": [1, 2, 0], "again": [2, 1, 0], "seen": [1, 1, 0]}
+    assert (inputs.bags[0] == inputs.bags[0][0]).all()
+
+
+def test_a_request_asks_redis_once_a_view(ranker, monkeypatch):
+    """Three views, three MGETs, whatever the number of candidates."""
+    calls = []
+    records = ranker.store.records
+    monkeypatch.setattr(
+        ranker.store, "records", lambda plan, ids, texts: calls.append(len(texts)) or records(plan, ids, texts)
+    )
+    ranker.read({"reader": 7}, [f"t{i}" for i in range(500)], NOW_US, {})
+    assert sorted(calls) == [1, 500, 500]
+
+
+def test_resident_candidates_are_fetched_again_after_their_time(store):
+    """Within the ttl nothing known is asked for; windows still move with the request's time; later it is fresh."""
+    ranker = Ranker(stage.SPEC, store, candidate_ttl_s=0.2)
+    popularity = NextThing.inputs.dense_names.index("popularity")
+
+    def read(now_us: int = NOW_US) -> list[float]:
+        return ranker.read({"reader": 7}, CANDIDATES, now_us, {}).inputs.dense[:, popularity].tolist()
+
+    assert read() == [1, 2, 0]
+    stage.fill(store, stage.readings(*[(1, "a", 1.0)] * 3, skip=5))
+    assert read() == [1, 2, 0]
+    assert read(NOW_US + 3_600_000_000) == [0, 0, 0]
+    time.sleep(0.25)
+    assert read() == [4, 2, 0]
+
+
+def test_the_probe_has_a_requests_shape(ranker):
+    """Same fingerprint and columns, the rows asked for, and no store."""
+    probe, real = stage.NO_STORE_RANKER.probe(7), ranker.read({"reader": 7}, CANDIDATES, NOW_US, {}).inputs
+    assert len(probe) == 7
+    assert probe.fingerprint == real.fingerprint
+    assert [bag.shape[1] for bag in probe.bags] == [bag.shape[1] for bag in real.bags]
+    assert np.isfinite(probe.dense).all()
+
+
+def test_a_view_with_a_key_that_requests_do_not_give_is_refused():
+    """At the declaration, with the names."""
+    with pytest.raises(DeclarationError, match="pair_activity"):
+        RankingSpec(NextThing, entity=("author",), candidate="thing")
+
+
+def test_a_context_column_that_is_missing_is_named():
+    """The model reads `page`; a request without it is the caller's mistake."""
+
+    class Paged(Learner):
+        views = ()
+        inputs = InputSpec(Categorical("thing"), Dense("page"))
+        model = DeepFM(dim=2, hidden=(4,))
+
+    ranker = Ranker(RankingSpec(Paged, entity=("reader",), candidate="thing"), None)
+    assert ranker.spec.context == ("page",)
+    with pytest.raises(Refusal) as refused:
+        ranker.read({"reader": 7}, ["a"], NOW_US, {})
+    assert (refused.value.status, refused.value.body.field) == (422, "context.page")
+    inputs = ranker.read({"reader": 7}, ["a", "b"], NOW_US, {"page": 3}).inputs
+    assert inputs.dense.tolist() == [[3.0], [3.0]]
+
+
+def test_equal_scores_keep_the_requests_order():
+    """Otherwise two replicas could answer one request differently."""
+    assert best(np.zeros(5, np.float32), 3).tolist() == [0, 1, 2]

@@ -1,0 +1,262 @@
+"""Swap: what becomes live, what is refused, how it rolls back."""
+
+import gc
+import threading
+import time
+import weakref
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from headrace.errors import SnapshotError
+from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
+from headrace.serving import DirectoryReleases
+from tests.serving import stage
+from tests.serving.stage import NextThing, Published, Signature
+
+
+@pytest.fixture
+def follow(ranker):
+    """`follow(releases, ...)` gives a started Swap, closed at the test's end."""
+    started = []
+
+    def start(releases, **options):
+        started.append(stage.swap_of(ranker, releases, **options).start(wait_s=5))
+        return started[-1]
+
+    yield start
+    for swap in started:
+        swap.close()
+
+
+def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.002)
+
+
+def test_the_newest_becomes_live_and_those_between_are_skipped(follow):
+    """Versions 2..5 are published while 1 loads: 5 follows 1."""
+    gate = threading.Event()
+
+    class Slow(Published):
+        def load(self, version):
+            loaded = super().load(version)
+            gate.wait(5)
+            return loaded
+
+    releases = Slow({1: Signature(1)})
+
+    def publish():
+        releases.models |= {version: Signature(version) for version in range(2, 6)}
+        gate.set()
+
+    threading.Timer(0.1, publish).start()
+    swap = follow(releases)
+    until(lambda: swap.live.version == 5)
+    assert releases.loads == [1, 5]
+    assert [(entry.previous, entry.version) for entry in swap.history] == [(None, 1), (1, 5)]
+
+
+def not_finite(inputs):
+    return np.full(len(inputs), np.nan, np.float32)
+
+
+def wrong_shape(inputs):
+    return np.zeros((len(inputs), 1), np.float32)
+
+
+def breaks(inputs):
+    raise RuntimeError("kernel died")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [SnapshotError("truncated"), ValueError("odd bytes"), not_finite, wrong_shape, breaks],
+    ids=["corrupt", "any_error", "not_finite", "wrong_shape", "raises"],
+)
+def test_a_bad_snapshot_is_refused_once_and_the_live_one_goes_on(follow, bad):
+    """Counted, not retried; the next good one is taken."""
+    releases = Published({1: Signature(1)})
+    swap = follow(releases)
+    model = Signature(2)
+    if not isinstance(bad, Exception):
+        model.score = bad
+    releases.models[2] = bad if isinstance(bad, Exception) else model
+    until(lambda: swap.refused == 1)
+    time.sleep(0.02)
+    assert (swap.live.version, swap.refused, releases.loads.count(2)) == (1, 1, 1)
+    releases.models[3] = Signature(3)
+    until(lambda: swap.live.version == 3)
+
+
+def test_a_model_of_other_layouts_is_refused(follow):
+    """The fingerprints of the views that this process reads must be those of the training."""
+    releases = Published({1: Signature(1)}, fingerprints={**NextThing.fingerprints(), "thing_activity": "0" * 16})
+    swap = stage.swap_of(stage.NO_STORE_RANKER, releases)
+    assert not swap.refresh()
+    assert (swap.live, swap.refused) == (None, 1)
+
+
+def test_a_file_system_that_fails_for_a_moment_is_asked_again():
+    """OSError is not a verdict on the snapshot."""
+    releases = Published({1: Signature(1)})
+    good, failures = releases.load, [OSError("stale handle"), OSError("stale handle")]
+
+    def load(version):
+        if failures:
+            raise failures.pop()
+        return good(version)
+
+    releases.load = load
+    swap = stage.swap_of(stage.NO_STORE_RANKER, releases)
+    assert swap.refresh()
+    assert swap.live.version == 1
+
+
+def test_rollback_holds_until_something_newer_comes(follow):
+    """1, 2, 3, back to 1: not overtaken by 3 again, but by 4."""
+    releases = Published({1: Signature(1)})
+    swap = follow(releases)
+    for version in (2, 3):
+        releases.models[version] = Signature(version)
+        until(lambda wanted=version: swap.live.version == wanted)
+    assert swap.kept == [2, 1]
+    swap.rollback(1)
+    time.sleep(0.02)
+    assert (swap.live.version, swap.kept, releases.loads) == (1, [3, 2], [1, 2, 3])
+    releases.models[4] = Signature(4)
+    until(lambda: swap.live.version == 4)
+    assert swap.kept == [1, 3]
+
+
+def test_rollback_to_an_unknown_version_changes_nothing():
+    """SnapshotError from the directory; the live model stays."""
+    releases = Published({1: SnapshotError("gone"), 2: Signature(2)})
+    swap = stage.swap_of(stage.NO_STORE_RANKER, releases)
+    swap.refresh()
+    with pytest.raises(SnapshotError, match="gone"):
+        swap.rollback(1)
+    assert (swap.live.version, swap.kept) == (2, [])
+
+
+def test_only_the_live_model_and_two_before_it_stay_in_memory():
+    """Of ten models seven are gone."""
+    releases, alive = Published(), []
+    swap = stage.swap_of(stage.NO_STORE_RANKER, releases)
+    for version in range(1, 11):
+        model = Signature(version)
+        alive.append(weakref.ref(model))
+        releases.models = {version: model}
+        assert swap.refresh()
+        del model
+    releases.models = {}
+    gc.collect()
+    assert [ref() is not None for ref in alive] == [False] * 7 + [True] * 3
+
+
+def test_swaps_keep_their_distance(follow):
+    """Publishing every 5 ms with a cadence of 0.1 s: about ten a second, each the newest of its moment."""
+    releases = Published({1: Signature(1)})
+    swap = follow(releases, cadence_s=0.1)
+    for version in range(2, 80):
+        releases.models[version] = Signature(version)
+        time.sleep(0.005)
+    until(lambda: swap.live.version == 79)
+    at_us = np.array([entry.swapped_us for entry in swap.history])
+    assert np.diff(at_us).min() >= 0.1e6
+    assert len(at_us) <= 12
+
+
+def test_the_loader_outlives_a_directory_that_fails_and_a_hook_that_raises(follow):
+    """Neither stops the following."""
+
+    class Flaky(Published):
+        calls = 0
+
+        def newest(self):
+            self.calls += 1
+            if self.calls % 3 == 1:
+                raise OSError("not mounted")
+            return super().newest()
+
+    def hook(swapped):
+        raise ValueError(swapped)
+
+    releases = Flaky({1: Signature(1)})
+    swap = follow(releases, on_swap=hook)
+    releases.models[2] = Signature(2)
+    until(lambda: swap.live.version == 2)
+
+
+# Real snapshots in a real directory
+
+
+@pytest.fixture
+def directory(tmp_path, redis_url):
+    return ModelDirectory(tmp_path / "models", redis_url, keep=10)
+
+
+def publish(directory, seed):
+    learner = OnlineLearner(NextThing, seed=seed)
+    return directory.publish(Snapshot.of(learner, probe=stage.NO_STORE_RANKER.probe(5)))
+
+
+def test_a_published_snapshot_is_live_within_a_second(follow, directory):
+    """The notice wakes the loader; scores are those of the learner."""
+    publish(directory, 1)
+    swap = follow(DirectoryReleases(directory, NextThing))
+    before = time.monotonic()
+    publish(directory, 2)
+    until(lambda: swap.live.version == 2)
+    assert time.monotonic() - before < 1.0
+    probe = stage.NO_STORE_RANKER.probe(20)
+    assert swap.live.scorer.score(probe) == pytest.approx(OnlineLearner(NextThing, seed=2).predict(probe))
+    assert swap.live.manifest["version"] == 2
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_snapshot_is_refused_while_the_old_one_serves(directory, file, damage):
+    """Any changed byte, any missing one."""
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    publish(directory, 1)
+    assert swap.refresh()
+    path = directory.folder(publish(directory, 2)) / file
+    data = bytearray(path.read_bytes())
+    if damage == "flipped":
+        data[len(data) // 2] ^= 1
+    path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
+    if damage == "missing":
+        path.unlink()
+    assert not swap.refresh()
+    assert (swap.live.version, swap.refused) == (1, 1)
+    publish(directory, 3)
+    assert swap.refresh()
+    assert swap.live.version == 3
+
+
+def test_a_snapshot_that_does_not_reproduce_its_probe_is_refused(directory):
+    """Whole by its checksums, but the weights are not those that gave the probe's scores."""
+    honest = Snapshot.of(OnlineLearner(NextThing, seed=1), probe=stage.NO_STORE_RANKER.probe(5))
+    lying = replace(honest, arrays={**honest.arrays, "probe.scores": honest.arrays["probe.scores"] + np.float32(0.01)})
+    directory.publish(lying)
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    assert not swap.refresh()
+    assert swap.refused == 1
+
+
+def test_the_directorys_rollback_comes_as_a_new_version(directory):
+    """Old content, new number: versions of a replica never fall."""
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    scores = []
+    probe = stage.NO_STORE_RANKER.probe(5)
+    for act in (lambda: publish(directory, 1), lambda: publish(directory, 2), lambda: directory.rollback(1)):
+        act()
+        assert swap.refresh()
+        scores.append(swap.live.scorer.score(probe))
+    assert swap.live.version == 3
+    assert (scores[0] == scores[2]).all()
+    assert (scores[0] != scores[1]).any()

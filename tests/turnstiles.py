@@ -1,0 +1,82 @@
+"""A small domain for tests of the pipelines: passages through doors, and signs that were shown and followed."""
+
+import time
+from datetime import datetime
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from headrace.pipelines.source import Batch, EventBatch, Source
+from headrace.schemas import DeadLetter, Event, Field, spec_of
+
+START_US = 1_700_000_000_000_000
+
+
+class Passage(Event, topic="passages", key="door", time="at", id="passage_id"):
+    """Somebody went through a door."""
+
+    passage_id: str
+    at: datetime
+    door: int
+    way: Literal["in", "out"]
+    seconds: float = Field(ge=0, le=86_400)
+
+
+def passage_of(topic: str, codec: str = "avro") -> type[Event]:
+    """The event `Passage` on another topic."""
+
+    class Passage(Event, topic=topic, key="door", time="at", id="passage_id", codec=codec):
+        passage_id: str
+        at: datetime
+        door: int
+        way: Literal["in", "out"]
+        seconds: float = Field(ge=0, le=86_400)
+
+    return Passage
+
+
+def passages(n: int, *, doors: int = 50, seed: int = 0, span_us: int = 3_600_000_000) -> pl.DataFrame:
+    """(n,) passages, nearly in event order; seconds are whole, so that sums are exact."""
+    rng = np.random.default_rng(seed)
+    at_us = START_US + np.sort(rng.integers(0, span_us, n)) + rng.integers(0, 20_000_000, n)
+    return pl.DataFrame(
+        {
+            "passage_id": [f"p{seed}-{i}" for i in range(n)],
+            "at": pl.Series(at_us).cast(pl.Datetime("us", "UTC")),
+            "door": rng.zipf(1.3, n) % doors,
+            "way": np.where(rng.random(n) < 0.5, "in", "out"),
+            "seconds": rng.integers(0, 100, n).astype(float),
+        }
+    )
+
+
+class Shelf:
+    """Dead letters kept in a list."""
+
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+
+    def write(self, letters) -> None:
+        self.letters += letters
+
+    def close(self) -> None:
+        pass
+
+
+def drain(source: Source, *, seconds: float = 10.0, rows: int | None = None) -> list[Batch]:
+    """Everything until the source is exhausted, or `rows` payloads or rows have come."""
+    found: list[Batch] = []
+    deadline = time.monotonic() + seconds
+    while not source.exhausted and (rows is None or sum(len(b.offsets) for b in found) < rows):
+        assert time.monotonic() < deadline, f"only {sum(len(b.offsets) for b in found)} after {seconds} s"
+        found += source.poll()
+        time.sleep(0.001)
+    return found
+
+
+def as_batch(event: type[Event], frame: pl.DataFrame, first: int = 0, partition: str = "", **more) -> EventBatch:
+    """Rows of one partition, at consecutive offsets from `first`."""
+    offsets = np.arange(first, first + frame.height)
+    name = partition or f"{spec_of(event).topic}/0"
+    return EventBatch(event, name, offsets, first + frame.height, frame, more.pop("appended_us", None), START_US, **more)
