@@ -1,11 +1,13 @@
 """Time, in int64 microseconds UTC: the wall clock, a fixed instant, or an event clock that runs faster than the wall.
 
 Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock is written as
-text, so that several processes can share one: `wall`, `fixed:<event_us>` or `accelerated:<event_us>:<wall_us>:<speed>`.
+text, so that several processes can share one: `wall`, `fixed:<event_us>`, `accelerated:<event_us>:<wall_us>:<speed>`,
+or `file:<path>` for whichever of these a file holds at the moment.
 """
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from headrace.errors import ConfigError
@@ -74,11 +76,45 @@ class AcceleratedClock:
         return f"accelerated:{self.event_us}:{self.started_wall_us}:{self.speed!r}"
 
 
-def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock:
+class FileClock:
+    """The clock whose text a file holds; a new text is noticed within `LOOK_S` seconds. Write the file by renaming."""
+
+    LOOK_S = 0.1
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._clock = self._read()
+        self._looked_s = time.monotonic()
+
+    def now_us(self) -> int:
+        """Now, by the clock that the file holds.
+
+        Raises:
+            ConfigError: the file is gone, or holds no clock.
+        """
+        if time.monotonic() - self._looked_s >= self.LOOK_S:
+            self._looked_s = time.monotonic()
+            self._clock = self._read()
+        return self._clock.now_us()
+
+    def _read(self) -> Clock:
+        try:
+            text = self.path.read_text(encoding="utf-8").strip()
+        except OSError as exc:
+            raise ConfigError(f"clock file {self.path}: {exc.strerror}") from exc
+        if text.startswith("file:"):
+            raise ConfigError(f"clock file {self.path}: holds {text!r}; a file cannot name another")
+        return parse_clock(text)
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+
+def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | FileClock:
     """The clock that `text` describes.
 
     Raises:
-        ConfigError: `text` is none of the three forms.
+        ConfigError: `text` is none of the four forms, or names a file that holds none.
 
     >>> str(parse_clock("fixed:7")), str(parse_clock("accelerated:1:2:3.0"))
     ('fixed:7', 'accelerated:1:2:3.0')
@@ -92,6 +128,10 @@ def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock:
                 return FixedClock(int(event_us))
             case "accelerated", [event_us, started_us, speed]:
                 return AcceleratedClock(int(event_us), int(started_us), float(speed))
+            case "file", [_, *_]:
+                return FileClock(Path(text.removeprefix("file:")))
     except ValueError as exc:
         raise ConfigError(f"clock {text!r}: {exc}") from exc
-    raise ConfigError(f"clock {text!r}: write wall, fixed:<event_us> or accelerated:<event_us>:<wall_us>:<speed>")
+    raise ConfigError(
+        f"clock {text!r}: write wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed> or file:<path>"
+    )

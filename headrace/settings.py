@@ -29,9 +29,12 @@ class Settings(BaseSettings):
     future_s: float = Field(
         600.0, ge=0, description="how far ahead of the clock an event may be, in seconds of event time"
     )
-    clock: str = Field("wall", description="wall, fixed:<event_us> or accelerated:<event_us>:<wall_us>:<speed>")
+    clock: str = Field(
+        "wall", description="wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed> or file:<path>"
+    )
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")
+    models_kept: int = Field(20, ge=2, description="published snapshots that stay on disk")
     publish_s: float = Field(2.0, gt=0, description="seconds between two published snapshots")
     lateness_s: float = Field(60.0, ge=0, description="how far behind the newest an event may arrive, event time")
     host: str = Field("127.0.0.1", description="address that serving listens on")

@@ -36,6 +36,44 @@ def passage_of(topic: str, codec: str = "avro") -> type[Event]:
     return Passage
 
 
+def views_of(event: type[Event]) -> tuple[type, type]:
+    """Two views of passages: by door, and by door and way."""
+    from headrace.features import Count, FeatureView, LastN, Sum, col
+
+    class DoorUse(FeatureView, source=event, entity="door"):
+        passages = Count(windows=("10m", "lifetime"))
+        ins = Count(where=col("way") == "in", windows="lifetime")
+        seconds = Sum("seconds", windows="lifetime")
+        recent = LastN("passage_id", n=5)
+
+    class WayUse(FeatureView, source=event, entity=("door", "way")):
+        passages = Count(windows="lifetime")
+
+    return DoorUse, WayUse
+
+
+def door_use(frame: pl.DataFrame) -> pl.DataFrame:
+    """What `DoorUse` must hold after `frame`, by the definition, sorted by door."""
+    recent = pl.col("passage_id").sort_by("at", "passage_id", descending=True).head(5).sort()
+    return (
+        frame.group_by("door")
+        .agg(
+            pl.len().cast(pl.Float64).alias("passages_lifetime"),
+            (pl.col("way") == "in").sum().cast(pl.Float64).alias("ins_lifetime"),
+            pl.col("seconds").sum().alias("seconds_lifetime"),
+            recent.alias("recent"),
+        )
+        .sort("door")
+    )
+
+
+def read_doors(store, event: type[Event], frame: pl.DataFrame) -> pl.DataFrame:
+    """The same from the store, for the doors in `frame`."""
+    found = store.read(views_of(event)[0], frame.select("door").unique().sort("door"), now=START_US + 10**12)
+    numbers = pl.col("passages_lifetime", "ins_lifetime", "seconds_lifetime").cast(pl.Float64)
+    return found.select("door", numbers, pl.col("recent").list.sort())
+
+
 def passages(n: int, *, doors: int = 50, seed: int = 0, span_us: int = 3_600_000_000) -> pl.DataFrame:
     """(n,) passages, nearly in event order; seconds are whole, so that sums are exact."""
     rng = np.random.default_rng(seed)
@@ -79,4 +117,6 @@ def as_batch(event: type[Event], frame: pl.DataFrame, first: int = 0, partition:
     """Rows of one partition, at consecutive offsets from `first`."""
     offsets = np.arange(first, first + frame.height)
     name = partition or f"{spec_of(event).topic}/0"
-    return EventBatch(event, name, offsets, first + frame.height, frame, more.pop("appended_us", None), START_US, **more)
+    return EventBatch(
+        event, name, offsets, first + frame.height, frame, more.pop("appended_us", None), START_US, **more
+    )

@@ -53,7 +53,7 @@ class Maybe:
     empty: NDArray[np.bool_]
 
 
-Column: TypeAlias = "NDArray[np.float64] | NDArray[np.int64] | Lists"
+Column: TypeAlias = NDArray[np.float64] | NDArray[np.int64] | Lists
 
 
 @dataclass(frozen=True, slots=True)

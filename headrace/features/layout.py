@@ -53,6 +53,11 @@ class Group(Protocol):
         """All that decides the meaning of the bytes; part of the fingerprint."""
         ...
 
+    @property
+    def needs_ids(self) -> bool:
+        """Whether event ids matter."""
+        ...
+
     def make(self, capacity: int) -> State:
         """State of `capacity` empty rows."""
         ...

@@ -24,6 +24,7 @@ class ListGroup:
     columns: NDArray[np.int64]
     kinds: NDArray[np.int64]
     text: str
+    needs_ids: bool = True
 
     def make(self, capacity: int) -> State:
         """State of `capacity` empty rows."""

@@ -33,7 +33,7 @@ def read_frame(
     """Feature values of `entities` as of `now`; `OnlineStore.read` says more.
 
     Raises:
-        SpineError: an entity column is missing, of another type, or null.
+        SpineError: an entity column is missing or of another type.
         LayoutError: the view was changed and its new version is not active yet.
         StoreUnavailableError: Redis does not answer.
     """
@@ -55,7 +55,7 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
     """The entity columns of `entities`: a frame, a dict of lists, or a list of keys (tuples for a composite entity).
 
     Raises:
-        SpineError: a column is missing, or holds null.
+        SpineError: a column is missing, or a key has not as many values as there are columns.
     """
     if isinstance(entities, pl.DataFrame):
         frame = entities
@@ -76,11 +76,7 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
             f"there are {_listed(frame.columns) or 'no columns'}. "
             f"Rename the column that holds the key: frame.rename({{'...': '{lacking[0]}'}})"
         )
-    frame = frame.select(plan.entity)
-    for name, count in frame.null_count().row(0, named=True).items():
-        if count:
-            raise SpineError(f"view {plan.name}: {name} is null in {count} of {frame.height} entities; drop those rows")
-    return frame
+    return frame.select(plan.entity)
 
 
 def instant_us(now: datetime | int | None) -> int:

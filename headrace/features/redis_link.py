@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
-from urllib.parse import urlsplit, urlunsplit
 
 import redis
 import redis.exceptions as theirs
@@ -185,7 +184,6 @@ def without_password(url: str) -> str:
     >>> without_password("unix:///tmp/redis.sock?password=secret")
     'unix:///tmp/redis.sock'
     """
-    parts = urlsplit(url)
-    user, found, host = parts.netloc.rpartition("@")
-    netloc = f"{user.split(':')[0]}:***@{host}" if found else host
-    return urlunsplit(parts._replace(netloc=netloc, query=""))
+    scheme, _, rest = url.partition("?")[0].partition("://")
+    user, found, host = rest.rpartition("@")
+    return f"{scheme}://{user.split(':')[0]}:***@{host}" if found else f"{scheme}://{host}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.cells import WIDTH
+from headrace.features.kernels.cells import FIRST, WIDTH
 from headrace.features.kernels.rings import EMPTY, clear_out, pack_ring, run_ring, unpack_ring
 from headrace.features.layout import Operations, State
 from headrace.features.windows import Window
@@ -24,6 +24,11 @@ class RingGroup:
     text: str
 
     @property
+    def needs_ids(self) -> bool:
+        """Whether event ids matter: they break ties of First."""
+        return bool((self.items[:, 0] == FIRST).any())
+
+    @property
     def width(self) -> int:
         """Cells of a tile."""
         return sum(WIDTH[int(code)] for code in self.items[:, 0])
@@ -31,7 +36,11 @@ class RingGroup:
     def make(self, capacity: int) -> State:
         """State of `capacity` empty rows."""
         tiles = np.full((capacity, self.window.tiles), EMPTY, np.int64)
-        return tiles, np.full(capacity, EMPTY, np.int64), np.empty((capacity, self.window.tiles, self.width), np.float64)
+        return (
+            tiles,
+            np.full(capacity, EMPTY, np.int64),
+            np.empty((capacity, self.window.tiles, self.width), np.float64),
+        )
 
     def clear(self, state: State, rows: NDArray[np.int64]) -> None:
         """Empty rows."""

@@ -26,7 +26,8 @@ import structlog
 from numpy.typing import NDArray
 
 from headrace.errors import FencedError, LayoutError, StoreError
-from headrace.features.record import Answer, read_packed
+from headrace.features.answer import Answer
+from headrace.features.record import read_packed
 from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
 from headrace.features.slab import shard_of
 from headrace.features.view import FeatureView, ViewPlan

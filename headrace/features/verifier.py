@@ -15,8 +15,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError, StoreError
+from headrace.features.answer import Answer, Column, Lists
 from headrace.features.reader import entity_frame
-from headrace.features.record import Answer, Lists, read_packed
+from headrace.features.record import read_packed
 from headrace.features.slab import Slab, entity_ids, ids_of_texts, shard_of
 from headrace.features.store import SNAPSHOT_KEYS_MAX, OnlineStore
 from headrace.features.view import FeatureView, Rows, ViewPlan, plan_of
@@ -235,7 +236,10 @@ def _differences(
     examples: list[tuple[str, str, str, str]] = []
     shown: tuple[pl.DataFrame, pl.DataFrame] | None = None
     for name, column in expected.columns.items():
-        differs = (_differs(column, found.columns[name]) | (expected.found != found.found)) & counted
+        differs = _differs(column, found.columns[name]) | (expected.found != found.found)
+        if name in expected.empty:
+            differs |= expected.empty[name] != found.empty[name]
+        differs &= counted
         features.append((name, int(counted.sum()), int(differs.sum())))
         for index in np.flatnonzero(differs)[: EXAMPLES_MAX - len(examples)]:
             shown = shown or (expected.to_polars(), found.to_polars())
@@ -250,7 +254,7 @@ def _differences(
     )
 
 
-def _differs(ours: NDArray[Any] | Lists, theirs: NDArray[Any] | Lists) -> NDArray[np.bool_]:
+def _differs(ours: Column, theirs: Column) -> NDArray[np.bool_]:
     """Where two columns (n,) differ; lists are compared element by element up to their length."""
     if isinstance(ours, Lists) and isinstance(theirs, Lists):
         inside = np.arange(ours.values.shape[1]) < ours.lengths[:, None]

@@ -107,12 +107,16 @@ def _chosen_hop_s(length_s: int, label: str, where: str) -> int:
 def _given_hop_s(length_s: int, label: str, hop: str, where: str) -> int:
     hop_s = parse_span_s(hop, f"{where} · hop")
     if hop_s > length_s:
-        raise DeclarationError(f"{where}: window {label!r} is shorter than its hop {hop!r}; write a hop that divides it")
+        raise DeclarationError(
+            f"{where}: window {label!r} is shorter than its hop {hop!r}; write a hop that divides it"
+        )
     if length_s % hop_s:
         fits = [_written(found) for found in HOPS_S if length_s % found == 0]
         raise DeclarationError(f"{where}: hop {hop!r} does not divide window {label!r}; use one of {', '.join(fits)}")
     if length_s // hop_s > TILES_MAX:
-        raise DeclarationError(f"{where}: hop {hop!r} makes {length_s // hop_s} tiles, at most {TILES_MAX}; write a longer hop")
+        raise DeclarationError(
+            f"{where}: hop {hop!r} makes {length_s // hop_s} tiles, at most {TILES_MAX}; write a longer hop"
+        )
     return hop_s
 
 

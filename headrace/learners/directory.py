@@ -2,9 +2,9 @@
 
     <path>/v00000041/  v00000042/   .staged-.../       Redis stream: {name, version, path, created}
 
-The folder is the truth; a notice only says "look now". So a lost notice costs a poll's interval, and followers work without Redis.
-Versions grow by one and are never reused; a rollback is an old content under a new version. One writer a directory: a second one
-fails at the rename.
+The folder is the truth; a notice only says "look now". So a lost notice costs a poll's interval, and followers work
+without Redis. Versions grow by one and are never reused; a rollback is an old content under a new version. One writer
+a directory: a second one fails at the rename.
 """
 
 import re
@@ -179,11 +179,11 @@ class Follower:
         self.seen = 0
         self._directory = directory
         self._redis = directory._redis  # noqa: SLF001  (a follower is the directory's own reader)
-        self._last_id = "$"
+        self._last_id: Any = "$"
         self._idle = threading.Event()
 
     def poll(self, block_ms: int = 0) -> int | None:
-        """The newest version if it is newer than what this returned before; waits for one up to `block_ms` milliseconds."""
+        """The newest version if this did not return it before; waits for one up to `block_ms` milliseconds."""
         deadline = time.monotonic() + block_ms / 1_000
         while True:
             version = self._directory.latest()
@@ -196,11 +196,11 @@ class Follower:
             self.wait(left_s)
 
     def wait(self, timeout_s: float) -> None:
-        """Return at a notice, or after `timeout_s` seconds; without Redis, or while it is away, after POLL_S at most."""
+        """Return at a notice or after `timeout_s` seconds; without Redis, or while it is away, in POLL_S at most."""
         if self._redis is not None:
             try:
                 block_ms = max(int(min(timeout_s, 1.0) * 1_000), 1)
-                found = self._redis.xread({self._directory.stream: self._last_id}, block=block_ms)
+                found: Any = self._redis.xread({self._directory.stream: self._last_id}, block=block_ms)
             except redis.RedisError as exc:
                 log.warning("model_stream_unreadable", reason=str(exc))
             else:

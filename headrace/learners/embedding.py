@@ -4,8 +4,8 @@
     bag j (B, L) -- rows (R, L) mean -> embedded[:, F+j]  (B, W)   --+-> module -> logits -> loss -> grads -> tables
                         +- elements (R, L, W), with attention  ------+
 
-Equal consecutive bags (the candidates of one request) are looked up and pooled once: R bags for B rows. In a step the gradients of
-all uses of an id are added up first, in the order of the batch; then each row takes one optimizer step.
+Equal consecutive bags (the candidates of one request) are looked up and pooled once: R bags for B rows. In a step the
+gradients of all uses of an id are added up first, in the order of the batch; then each row takes one optimizer step.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,8 @@ class Bags:
 class Gathered:
     """A batch, looked up: arrays for the module, and the rows they came from.
 
-    `id_rows` F x (B,), `bag_rows` J x (R, L), `runs` J x (B,), `elements` J x (R, L, W) with R = 0 where nobody attends.
+    `id_rows` F x (B,), `bag_rows` J x (R, L), `runs` J x (B,), `elements` J x (R, L, W) with R = 0 where nobody
+    attends.
     """
 
     embedded: NDArray[np.float32]
@@ -76,10 +77,10 @@ def distinct_bags(inputs: Inputs) -> tuple[Bags, ...]:
         if len(bag) and bag.strides[0] == 0:
             out.append(Bags(np.ascontiguousarray(bag[:1]), run))
             continue
-        bag = np.ascontiguousarray(bag)
-        count = kernels.runs(bag, run)
+        own = np.ascontiguousarray(bag)
+        count = kernels.runs(own, run)
         firsts = np.flatnonzero(np.diff(run, prepend=-1))
-        out.append(Bags(bag if count == len(bag) else bag[firsts], run))
+        out.append(Bags(own if count == len(own) else own[firsts], run))
     return tuple(out)
 
 
@@ -97,8 +98,8 @@ def gather(
     embedded = np.empty((len(inputs), id_count + len(bags), width), dtype=np.float32)
     id_rows = tuple(tables[field.table].locate(inputs.ids[:, f]) for f, field in enumerate(spec.categoricals))
     bag_rows = tuple(tables[field.table].locate(bag.ids) for field, bag in zip(spec.bags, bags, strict=True))
-    for f, (field, rows) in enumerate(zip(spec.categoricals, id_rows, strict=True)):
-        kernels.gather(tables[field.table].weights, rows, f, embedded)
+    for f, rows in enumerate(id_rows):
+        kernels.gather(tables[spec.categoricals[f].table].weights, rows, f, embedded)
     elements = []
     for j, (field, rows, bag) in enumerate(zip(spec.bags, bag_rows, bags, strict=True)):
         kernels.pool(tables[field.table].weights, rows, bag.run, id_count + j, embedded)

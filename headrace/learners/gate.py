@@ -1,14 +1,14 @@
-"""The gate: what must hold before a snapshot is published. Small checks in a list, each with its figures and, if it fails, a reason.
+"""The gate: what must hold before a snapshot is published. Small checks, each with figures and, if it fails, a reason.
 
-The gate keeps a window of recent examples and lets the candidate and the live model score them. The candidate has learnt from them
-and the live one only from some, so the comparison is lenient to the candidate: it catches what broke, it does not rank models.
-A comparison with NaN fails.
+The gate keeps a window of recent examples and lets the candidate and the live model score them. The candidate has
+learnt from them and the live one only from some, so the comparison is lenient to the candidate: it catches what
+broke, it does not rank models. A comparison with NaN fails.
 """
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ class Recent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What a check may look at; scores (n,) are of `recent`, and None where there is no recent example or no live model."""
+    """What a check may look at; scores (n,) are of `recent`, None where there is no recent example or no live model."""
 
     candidate: Scorer
     live: Scorer | None
@@ -93,7 +93,7 @@ class NormJump:
 
 @dataclass(frozen=True, slots=True)
 class NotWorse:
-    """On recent examples, log-loss is at most (1 + margin) times the live model's; `rows_min` examples are needed to tell."""
+    """On recent examples, log-loss is at most (1 + margin) times the live model's; told from `rows_min` examples up."""
 
     margin: float = 0.05
     rows_min: int = 256
@@ -115,7 +115,7 @@ class NotWorse:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """On recent examples, sum of probabilities / sum of labels is in [low, high]; `positives_min` are needed to tell."""
+    """On recent examples, sum of probabilities / sum of labels is in [low, high]; it takes `positives_min` to tell."""
 
     low: float = 0.5
     high: float = 2.0
@@ -225,9 +225,9 @@ class Gate:
         return verdict
 
 
-def _arrays(scorer: Scorer) -> dict[str, NDArray[np.floating[np.typing.NBitBase]]]:
+def _arrays(scorer: Scorer) -> dict[str, NDArray[Any]]:
     return scorer.dense() | {f"table {name}": table.weights for name, table in scorer.tables.items()}
 
 
-def _rms(array: NDArray[np.floating[np.typing.NBitBase]]) -> float:
+def _rms(array: NDArray[Any]) -> float:
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0

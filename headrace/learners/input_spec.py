@@ -7,9 +7,9 @@
         Match("seen_before", candidate="thing", column="reader_activity.recent", kind="recency"),
     )
 
-A column with a dot is a view's feature, `<view>.<feature>`; one without is a request column: the candidates' ids, a position, ..
-Missing values: a null id is PAD, which reads as zeros; a NaN or infinite number is 0. Training and serving assemble with the same
-spec, so they read the same; its fingerprint says which.
+A column with a dot is a view's feature, `<view>.<feature>`; one without is a request column: the candidates' ids, a
+position, .. Missing values: a null id is PAD, which reads as zeros; a NaN, infinite or PAD number is 0. Training and
+serving assemble with the same spec, so they read the same; its fingerprint says which.
 """
 
 import difflib
@@ -22,6 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
+from headrace.features.kernels.text_pool import hash_text
 from headrace.learners import kernels
 from headrace.learners.inputs import PAD, Inputs
 
@@ -115,7 +116,8 @@ class Match:
 class Derived:
     """One number a row by a function of `columns`: called with the mapping of all columns, gives (B,) or (1,) numbers.
 
-    The function must be pure. The fingerprint holds its qualified name, not its code: raise `version` when the code changes.
+    The function must be pure. The fingerprint holds its qualified name, not its code: raise `version` when the code
+        changes.
     """
 
     name: str
@@ -131,14 +133,16 @@ class InputSpec:
     """The fields of a model's inputs, in declared order.
 
     Attributes:
-        categoricals, bags, numbers: the fields by kind; `numbers` are Dense, Match and Derived, the columns of `Inputs.dense`.
+        categoricals, bags, numbers: the fields by kind; `numbers` are Dense, Match and Derived, the columns of
+            `Inputs.dense`.
         id_names, bag_names, dense_names: their names, in the order of the arrays' columns.
         columns: every source column that `assemble` reads.
         tables: names of the embedding tables, in order of first use.
         fingerprint: 16 hex characters; equal for equal declarations.
 
     Raises:
-        DeclarationError: two fields share a name, a length, transform or kind is not allowed, or `candidate` names no field.
+        DeclarationError: two fields share a name, a length, transform or kind is not allowed, or `candidate` names no
+            field.
     """
 
     def __init__(self, *fields: Field) -> None:
@@ -150,7 +154,8 @@ class InputSpec:
         self.bag_names = tuple(field.name for field in self.bags)
         self.dense_names = tuple(field.name for field in self.numbers)
         self.columns = tuple(dict.fromkeys(column for field in self.fields for column in _sources(field)))
-        self.tables = tuple(dict.fromkeys(field.table for field in (*self.categoricals, *self.bags)))
+        tables = [*(field.table for field in self.categoricals), *(field.table for field in self.bags)]
+        self.tables = tuple(dict.fromkeys(tables))
         self._check()
         self.fingerprint = f"{xxhash.xxh64_intdigest(repr([_text(field) for field in self.fields]).encode()):016x}"
 
@@ -168,7 +173,7 @@ class InputSpec:
                 partner = {each.name: each for each in self.categoricals}.get(field.candidate)
                 if partner is None or partner.table != field.table:
                     raise DeclarationError(
-                        f"inputs · bag {field.name}: candidate {field.candidate!r} is no Categorical of table {field.table!r}"
+                        f"inputs · bag {field.name}: candidate {field.candidate!r}: no id of table {field.table!r}"
                     )
             if isinstance(field, Dense) and field.transform not in _TRANSFORMS:
                 raise DeclarationError(
@@ -208,8 +213,6 @@ def as_ids(values: NDArray[Any]) -> NDArray[np.int64]:
         ids = np.where(missing, 0, values).astype(np.int64)
         ids[missing] = PAD
         return ids
-    from headrace.features import hash_text
-
     missing = np.array([value is None for value in values], dtype=bool)
     ids = np.asarray(hash_text(["" if value is None else value for value in values]), dtype=np.int64).copy()
     ids[missing] = PAD
@@ -278,23 +281,22 @@ def _bag(column: ListColumn, length: int, rows: int) -> NDArray[np.int64]:
 def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDArray[Any]:
     match field:
         case Dense():
-            values = _scalar(columns, field.column, rows).astype(np.float64)
+            found = _scalar(columns, field.column, rows)
+            values = np.where(found == PAD, np.nan, found) if found.dtype.kind == "i" else found.astype(np.float64)
             return _TRANSFORMS[field.transform](values * field.scale)
         case Match():
             out = np.empty(rows, dtype=np.float32)
             lists = _list(columns, field.column, rows)
             candidates = np.ascontiguousarray(as_ids(_scalar(columns, field.candidate, rows)))
-            values = np.ascontiguousarray(as_ids(lists.values))
+            held = np.ascontiguousarray(as_ids(lists.values))
             kernels.match(
-                candidates, values, np.ascontiguousarray(lists.lengths, dtype=np.int64), _KINDS[field.kind], out
+                candidates, held, np.ascontiguousarray(lists.lengths, dtype=np.int64), _KINDS[field.kind], out
             )
             return out
         case Derived():
             for name in field.columns:
                 _find(columns, name)
-            values = np.asarray(field.function(columns))
-            if values.shape not in ((rows,), (1,)):
-                raise SchemaError(
-                    f"inputs · derived {field.name!r} gave shape {values.shape}, wanted ({rows},) or (1,)"
-                )
-            return values
+            given = np.asarray(field.function(columns))
+            if given.shape not in ((rows,), (1,)):
+                raise SchemaError(f"inputs · derived {field.name!r} gave shape {given.shape}, wanted ({rows},) or (1,)")
+            return given

@@ -4,9 +4,9 @@
     bags   (B, L_j) int64    ids of list j, newest first, padded with PAD
     dense  (B, D)   float32  numbers, finite
 
-Invariant: `Inputs.from_bytes(inputs.to_bytes())` gives the same values, bit for bit. What is equal in all rows of a request (the
-one entity's features against many candidates) is stored once on the wire; a bag that was stored once comes back as a broadcast
-view. Missing ids are PAD: they have no row in any table and read as zeros.
+Invariant: `Inputs.from_bytes(inputs.to_bytes())` gives the same values, bit for bit. What is equal in all rows of a
+request (the one entity's features against many candidates) is stored once on the wire; a bag that was stored once
+comes back as a broadcast view. Missing ids are PAD: they have no row in any table and read as zeros.
 """
 
 import struct
@@ -44,7 +44,8 @@ class Inputs:
     def __post_init__(self) -> None:
         assert self.ids.ndim == 2
         assert self.dense.ndim == 2
-        assert all(len(part) == len(self.ids) for part in (*self.bags, self.dense)), "rows differ"
+        assert len(self.dense) == len(self.ids)
+        assert all(len(bag) == len(self.ids) for bag in self.bags)
 
     def __len__(self) -> int:
         return len(self.ids)

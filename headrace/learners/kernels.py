@@ -1,8 +1,8 @@
-"""Compiled parts of the learners: gather rows, pool bags, add up gradients, match a candidate against a list, rank a request.
+"""Compiled parts of the learners: gather rows, pool bags, add up gradients, match a candidate with a list, rank.
 
-Arrays are C-contiguous. `rows` are int64 row numbers of a table, -1 where an id has no row: it reads as zeros and takes no
-gradient. W is the width of a row: a vector and, as its last element, a linear weight. Sums run in the order of the batch, in
-float64, so a step is a function of the batch alone.
+Arrays are C-contiguous. `rows` are int64 row numbers of a table, -1 where an id has no row: it reads as zeros and
+takes no gradient. W is the width of a row: a vector and, as its last element, a linear weight. Sums run in the order
+of the batch, in float64, so a step is a function of the batch alone.
 """
 
 import numpy as np
@@ -20,10 +20,10 @@ Doubles = NDArray[np.float64]
 def init_rows(ids: Ints, rows: Ints, seed: np.uint64, scale: float, weights: Floats) -> None:
     """Set `weights[rows]` (n, W) by the ids alone: vectors uniform in [-scale, scale), linear weight 0."""
     for i in range(rows.size):
-        word = mix(np.int64(np.uint64(ids[i]) ^ seed))
+        word = mix(int(np.uint64(ids[i]) ^ seed))
         width = weights.shape[1] - 1
         for j in range(width):
-            word = mix(np.int64(word))
+            word = mix(int(word))
             unit = np.float64(word >> np.uint64(11)) * (1.0 / 9007199254740992.0)
             weights[rows[i], j] = scale * (2.0 * unit - 1.0)
         weights[rows[i], width] = 0.0
@@ -89,7 +89,8 @@ def runs(bag: Ints, run: Ints) -> int:
 def claim(rows: Ints, slots: Ints, unique: Ints, count: int) -> int:
     """Give each distinct row of `rows` (n,) the next slot, in order of first appearance.
 
-    `slots` (row capacity,) is -1 for rows without a slot; `unique` receives the rows. Returns the number of slots so far.
+    `slots` (row capacity,) is -1 for rows without a slot; `unique` receives the rows. Returns the number of slots so
+    far.
     """
     for i in range(rows.size):
         row = rows[i]

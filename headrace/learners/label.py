@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from headrace.errors import DeclarationError
+from headrace.features.windows import parse_span_s
 from headrace.schemas import Event
-
-_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,7 +15,7 @@ class Label:
 
     Args:
         event: the event class that answers a request.
-        within: label window, a whole number and one of s, m, h, d: "10m".
+        within: label window, a whole number and a unit, as in "10m".
         positive: boolean expression over the event's columns; None: every event counts.
         candidate: the event's column that names the candidate.
 
@@ -30,15 +29,12 @@ class Label:
     candidate: str = ""
 
     def __post_init__(self) -> None:
-        number, unit = self.within[:-1], self.within[-1:]
-        if unit not in _UNITS_US or not number.isdecimal() or int(number) < 1:
-            raise DeclarationError(f"label within={self.within!r}: write a whole number and s, m, h or d, as in '10m'")
+        parse_span_s(self.within, f"label of {self.event.__name__}")
         if self.candidate and self.candidate not in self.event.model_fields:
-            raise DeclarationError(
-                f"label candidate={self.candidate!r}: event {self.event.__name__} has {', '.join(self.event.model_fields)}"
-            )
+            fields = ", ".join(self.event.model_fields)
+            raise DeclarationError(f"label candidate={self.candidate!r}: event {self.event.__name__} has {fields}")
 
     @property
     def within_us(self) -> int:
         """The label window in microseconds."""
-        return int(self.within[:-1]) * _UNITS_US[self.within[-1]]
+        return parse_span_s(self.within, f"label of {self.event.__name__}") * 1_000_000

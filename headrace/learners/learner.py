@@ -6,17 +6,20 @@
         inputs = InputSpec(Categorical("thing"), Dense("reads", "thing_activity.reads_1h", transform="log1p"))
         model = DeepFM(dim=16, hidden=(64, 32))
 
-Invariant: the state is a plain dict of arrays, and weights are a function of the declaration, the seed and the sequence of
-batches: a learner that loads the state of another goes on to bitwise equal weights (on CPU, with the same number of torch threads).
+Invariant: the state is a plain dict of arrays, and weights are a function of the declaration, the seed and the
+sequence of batches: a learner that loads the state of another goes on to bitwise equal weights (on CPU, with the same
+number of torch threads).
 
-Log-rates. Examples of several samplings train one model. An example whose negatives were kept at odds r times the reference's has
-log_rate = -log r: the loss reads sigmoid(logit + log_rate), so `logit` stays the log-odds at the reference rate, and that is what
-`predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events Data", Political Analysis 9, section 4.1.
+Log-rates. Examples of several samplings train one model. An example whose negatives were kept at odds r times the
+reference's has log_rate = -log r: the loss reads sigmoid(logit + log_rate), so `logit` stays the log-odds at the
+reference rate, and that is what `predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events
+Data", Political Analysis 9, section 4.1.
 """
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -26,7 +29,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.learners import embedding
 from headrace.learners.input_spec import Column, InputSpec
-from headrace.learners.inputs import Inputs
+from headrace.learners.inputs import PAD, Inputs
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
 from headrace.learners.table import EmbeddingTable, TablePolicy
@@ -97,11 +100,14 @@ class Learner:
 def columns_of(answers: "Mapping[str, Answer]", request: Mapping[str, Column] | None = None) -> dict[str, Column]:
     """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
 
-    `request` columns are added under their own names. An age is in seconds, NaN where there is no record.
+    `request` columns are added under their own names. An age is in seconds, NaN where there is no record; an integer
+    feature without a value is PAD.
     """
     columns: dict[str, Column] = {}
     for view, answer in answers.items():
-        columns |= {f"{view}.{name}": column for name, column in answer.columns.items()}
+        for name, column in answer.columns.items():
+            empty = answer.empty.get(name)
+            columns[f"{view}.{name}"] = column if empty is None else np.where(empty, PAD, np.asarray(column))
         columns[f"{view}._found"] = answer.found
         columns[f"{view}._age_s"] = np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)
     return columns | dict(request or {})
@@ -130,6 +136,7 @@ class OnlineLearner:
         }
         self._module = build_module(learner, seed)
         self._parameters = _Flat(self._module)
+        self._rng = torch.Generator().manual_seed(seed).get_state()
         self._dense_state = model.optimizer.initial_state(self._parameters.weights.shape[1])[None]
 
     def predict(self, inputs: Inputs, log_rate: float | NDArray[np.floating[Any]] = 0.0) -> NDArray[np.float32]:
@@ -177,7 +184,8 @@ class OnlineLearner:
         fields = gathered.fields(inputs.dense, grad=True)
         self._module.train()
         self._parameters.zero_grads()
-        logits = self._module(fields) + _offsets(log_rate)  # (B,)
+        with self._own_rng():
+            logits = self._module(fields) + _offsets(log_rate)  # (B,)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             logits,
             torch.from_numpy(np.asarray(labels, dtype=np.float32)),
@@ -195,13 +203,14 @@ class OnlineLearner:
         return sum(table.expire(self.now_us) for table in self.tables.values())
 
     def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
-        """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer all that learning needs."""
+        """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer what learning needs."""
         arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
         for name, table in self.tables.items():
             exported = table.export(with_optimizer=with_optimizer)
             arrays |= {f"table.{name}.{key}": array for key, array in exported.items()}
         if with_optimizer:
             arrays["optimizer.dense"] = self._dense_state.copy()
+            arrays["rng"] = self._rng.numpy().copy()
             arrays["progress"] = np.array([self.steps, self.now_us], dtype=np.int64)
         return arrays
 
@@ -218,11 +227,23 @@ class OnlineLearner:
             if arrays["optimizer.dense"].shape != self._dense_state.shape:
                 raise SnapshotError(f"learner {self.learner.name}: dense optimizer state of another optimizer")
             self._dense_state[:] = arrays["optimizer.dense"]
+            self._rng = torch.from_numpy(np.array(arrays["rng"]))
             self.steps, self.now_us = (int(value) for value in arrays["progress"])
 
     def _gather(self, inputs: Inputs, bags: tuple[embedding.Bags, ...]) -> embedding.Gathered:
         attention = self.learner.model.attention
         return embedding.gather(self.spec, self.tables, inputs, bags, width=self._width, attention=attention)
+
+    @contextmanager
+    def _own_rng(self) -> Iterator[None]:
+        """Torch's generator at this learner's place in its own sequence (dropout draws from it), then as it was."""
+        outer = torch.get_rng_state()
+        torch.set_rng_state(self._rng)
+        try:
+            yield
+        finally:
+            self._rng = torch.get_rng_state()
+            torch.set_rng_state(outer)
 
     def _tick(self, event_time_us: int | NDArray[np.int64] | None) -> None:
         # Without times, batches still follow one another: eviction needs an order.
@@ -307,7 +328,7 @@ def _offsets(log_rate: float | NDArray[np.floating[Any]]) -> torch.Tensor:
 
 
 class _Flat:
-    """A module's parameters as views of one row (1, P), and their gradients of another: an optimizer's step is one call."""
+    """A module's parameters as views of one row (1, P), their gradients of another: an optimizer's step is one call."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         parameters = list(module.parameters())

@@ -1,7 +1,8 @@
 """Optimizers over rows: the dense parameters are one row, an embedding table has a row an id.
 
-An optimizer is a declaration (learning rate and the like) with a compiled step; its state is a plain float32 array beside the
-weights, (rows, state_width). Steps compute in float64 and store float32. A row that is not in `rows` is not touched.
+An optimizer is a declaration (learning rate and the like) with a compiled step; its state is a plain float32 array
+beside the weights, (rows, state_width). Steps compute in float64 and store float32. A row that is not in `rows` is
+not touched.
 """
 
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ class Adagrad:
         initial: accumulators start here; damps the first steps of a new row.
         eps: added to the accumulator's root.
 
-    Source: Duchi, Hazan, Singer (2011), "Adaptive Subgradient Methods", JMLR 12. Differs from the paper in: the accumulator is the
-    mean square of a row's gradient, not one a coordinate (as in Gupta et al. 2014, "Training Highly Multiclass Classifiers").
+    Source: Duchi, Hazan, Singer (2011), "Adaptive Subgradient Methods", JMLR 12. Differs from the paper in: the
+        accumulator is the mean square of a row's gradient, not one a coordinate (as in Gupta et al. 2014, "Training
+        Highly Multiclass Classifiers").
     """
 
     lr: float = 0.05
@@ -99,8 +101,8 @@ class Ftrl:
 class Adam:
     """Adam with bias correction.
 
-    Source: Kingma, Ba (2015), "Adam", arXiv:1412.6980, algorithm 1. The step number is a float32: exact to 16.7 M steps, and where
-    it stops growing the correction has long been 1.
+    Source: Kingma, Ba (2015), "Adam", arXiv:1412.6980, algorithm 1. The step number is a float32: exact to 16.7 M
+        steps, and where it stops growing the correction has long been 1.
     """
 
     lr: float = 1e-3

@@ -1,10 +1,11 @@
 """Prequential evaluation: every example is a test before it is a lesson, and these are the marks.
 
-Sums run in float64. AUC comes three ways: over the last `window` rows exactly; over all rows by a histogram of logits at any time,
-with the bound of its error beside it; and over all rows exactly, from the scores themselves, while there are at most `rows_max`.
+Sums run in float64. AUC comes three ways: over the last `window` rows exactly; over all rows by a histogram of logits
+at any time, with the bound of its error beside it; and over all rows exactly, from the scores themselves, while there
+are at most `rows_max`.
 
-Sources: Dawid (1984), "The Prequential Approach", JRSS A 147; Gama, Sebastiao, Rodrigues (2013), "On evaluating stream learning
-algorithms", Machine Learning 90; AUC as the Mann-Whitney statistic, ties one half.
+Sources: Dawid (1984), "The Prequential Approach", JRSS A 147; Gama, Sebastiao, Rodrigues (2013), "On evaluating
+stream learning algorithms", Machine Learning 90; AUC as the Mann-Whitney statistic, ties one half.
 """
 
 from collections.abc import Mapping
@@ -89,14 +90,16 @@ class Prequential:
             probabilities: (n,) before learning.
             labels: (n,) 0 or 1.
             weights: (n,) importance in log-loss and calibration.
-            starts: (requests + 1,) first row of each request, and n; for hit@k. Requests without a positive do not count.
+            starts: (requests + 1,) first row of each request, and n; for hit@k. Requests without a positive do not
+                count.
             slices: (n,) of text or ints, which slice a row belongs to.
         """
         probabilities = np.ascontiguousarray(probabilities, dtype=np.float32)
         labels = np.ascontiguousarray(labels, dtype=np.float32)
         weight = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
         loss = log_losses(probabilities, labels)
-        self._sums += (weight.sum(), weight @ loss, weight @ probabilities, weight @ labels, 0.0)
+        sums = [weight.sum(), weight @ loss, weight @ probabilities, weight @ labels]
+        self._sums[:4] += np.array(sums, dtype=np.float64)
         self._count_bins(probabilities, labels)
         self._hold(probabilities, labels)
         self._sums[4] += len(labels)
@@ -110,8 +113,9 @@ class Prequential:
     def snapshot(self, *, exact: bool = False) -> Figures:
         """The figures: over all rows, `recent` over the window, `slices` by name.
 
-        `logloss` in nats, `base_logloss` of the constant base rate, `calibration` = sum of probabilities / sum of labels, `auc` with
-        `auc_error` (it is within auc +- auc_error). `exact` sorts all held scores: about 0.1 s a million rows.
+        `logloss` in nats, `base_logloss` of the constant base rate, `calibration` = sum of probabilities / sum of
+        labels, `auc` with `auc_error` (it is within auc +- auc_error). `exact` sorts all held scores: about 0.1 s a
+        million rows.
         """
         weight, loss, probability, label, rows = (float(value) for value in self._sums)
         area, error = self._histogram_auc()
@@ -138,7 +142,7 @@ class Prequential:
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All state as arrays."""
         held = min(len(self), self._rows_max)
-        arrays = {
+        arrays: dict[str, NDArray[Any]] = {
             "sums": self._sums.copy(),
             "histogram": self._histogram.copy(),
             "hits": self._hits.copy(),

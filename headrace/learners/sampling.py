@@ -1,8 +1,8 @@
 """Negatives for positives: drawn from what was popular just before, the same whatever the batching.
 
-The sampler remembers the last `capacity` values seen. The negatives of the value with sequence number s are uniform over the values
-numbered s - capacity .. s - 1, so a value is drawn in proportion to its recent popularity. Draw j of value s is a hash of
-(seed, s, j): no generator state, and a stream cut into other batches gives the same negatives.
+The sampler remembers the last `capacity` values seen. The negatives of the value with sequence number s are uniform
+over the values numbered s - capacity .. s - 1, so a value is drawn in proportion to its recent popularity. Draw j of
+value s is a hash of (seed, s, j): no generator state, and a stream cut into other batches gives the same negatives.
 
 Sampling changes the base rate. `log_rate` tells the learner by how much; see `headrace.learners.learner`.
 """
@@ -60,7 +60,8 @@ class RecentPopularity:
     def draw(self, positives: NDArray[Any], k: int) -> Negatives:
         """K negatives for each of `positives` (n,), which are in event order; then remember these.
 
-        Draws are with replacement and never the positive itself. The first values of all have nothing before them: not valid.
+        Draws are with replacement and never the positive itself. The first values of all have nothing before them:
+            not valid.
         """
         if self._ring is None:
             self._ring = np.zeros(self.capacity, dtype=np.int64 if positives.dtype.kind in "iu" else object)

@@ -1,7 +1,7 @@
 """Scorer: one snapshot, frozen, for inference from any number of threads.
 
-Invariant: nothing in it changes after it was made, and it shares no memory with the learner it came from. An id without a row reads
-as zeros.
+Invariant: nothing in it changes after it was made, and it shares no memory with the learner it came from. An id
+without a row reads as zeros.
 """
 
 from collections.abc import Mapping

@@ -1,14 +1,17 @@
 """Snapshot: one version of a learner on disk, whole or not at all.
 
     v00000042/
-      model.safetensors   dense.<name>, table.<table>.ids (n,) ascending, table.<table>.weights (n, W), probe.inputs, probe.scores
-      manifest.json       version, learner, fingerprints, offsets, metrics, size and sha256 of each file, sha256 of itself
+      model.safetensors   dense.<name>, table.<table>.ids (n,) ascending, table.<table>.weights (n, W), probe.inputs,
+      probe.scores manifest.json       version, learner, fingerprints, offsets, metrics, size and sha256 of each file,
+      sha256 of itself
 
-Invariant: a folder of this name holds exactly the bytes that were written, or `load` raises SnapshotError and says what differs.
-Files are written and fsynced in a temporary folder beside, then the folder is renamed. Nothing is pickled. The probe is a small
-batch with the scores that the learner gave it: whoever loads the snapshot can tell that it computes the same.
+Invariant: a folder of this name holds exactly the bytes that were written, or `load` raises SnapshotError and says
+what differs. Files are written and fsynced in a temporary folder beside, then the folder is renamed. Nothing is
+pickled. The probe is a small batch with the scores that the learner gave it: whoever loads the snapshot can tell that
+it computes the same.
 
-With `with_optimizer` the arrays are all that training needs; that is the form of a checkpoint, not of a published version.
+With `with_optimizer` the arrays are all that training needs; that is the form of a checkpoint, not of a published
+version.
 """
 
 import hashlib

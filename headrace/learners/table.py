@@ -5,12 +5,14 @@
                           seen_us (rows,)     int64:   event time of the last use
                           count   (rows,)     int64:   uses
 
-Invariant: no two ids share a row; what an id reads, and how a batch changes it, depends on neither row numbers nor the order in
-which ids arrived: a new row is set by a hash of its id, ties of eviction go to the smaller id. An id without a row (never seen, not
-yet admitted, expired, evicted, or PAD) has row -1: it reads as zeros and takes no gradient.
+Invariant: no two ids share a row; what an id reads, and how a batch changes it, depends on neither row numbers nor
+the order in which ids arrived: a new row is set by a hash of its id, ties of eviction go to the smaller id. An id
+without a row (never seen, not yet admitted, expired, evicted, or PAD) has row -1: it reads as zeros and takes no
+gradient.
 
-Ids that wait for admission are counted in a second map, of at most as many ids as the budget, the least recently seen dropped
-first; so an id that comes back more rarely than that may be admitted late. Not optimal: growing copies the arrays once.
+Ids that wait for admission are counted in a second map, of at most as many ids as the budget, the least recently seen
+dropped first; so an id that comes back more rarely than that may be admitted late. Not optimal: growing copies the
+arrays once.
 
 Source of the idea: Liu et al. (2022), "Monolith: Real Time Recommendation System With Collisionless Embedding Table",
 arXiv:2209.07663, section 2.2; differs in: an open-addressing map in place of a cuckoo one.
@@ -96,7 +98,7 @@ class EmbeddingTable:
         return self._map.get(np.ascontiguousarray(ids).reshape(-1)).reshape(ids.shape)
 
     def admit(self, ids: NDArray[np.int64], now_us: int) -> None:
-        """Count one use of each of `ids` (n,) at `now_us`, and give rows to those that earned them; evict beyond the budget.
+        """Count one use of each of `ids` (n,) at `now_us`, give rows to those that earned one, evict beyond the budget.
 
         `now_us` is the event time of the batch in microseconds. PAD is ignored; duplicates count each.
         """
@@ -147,7 +149,7 @@ class EmbeddingTable:
         self._slots[unique] = -1
 
     def export(self, *, with_optimizer: bool = False) -> dict[str, NDArray[np.generic]]:
-        """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer also `state`, `seen_us`, `count`, `waiting_*`."""
+        """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer what training needs too."""
         ids, rows = self._map.items()
         order = np.argsort(ids, kind="stable")
         ids, rows = ids[order], rows[order]
@@ -196,10 +198,10 @@ class EmbeddingTable:
         self.count[rows] = 0
 
     def _grow(self, capacity: int) -> None:
-        held = (self.weights, self.state, self.seen_us, self.count)
+        held = len(self.weights)
+        weights, state, seen_us, count = self.weights, self.state, self.seen_us, self.count
         self._allocate(capacity)
-        for old, new in zip(held, (self.weights, self.state, self.seen_us, self.count), strict=True):
-            new[: len(old)] = old
+        self.weights[:held], self.state[:held], self.seen_us[:held], self.count[:held] = weights, state, seen_us, count
 
     def _evict(self, excess: int) -> None:
         ids, rows = self._map.items()

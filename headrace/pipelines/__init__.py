@@ -3,6 +3,7 @@
 `on_bytewax` holds the operators for Bytewax, `loop` the plain runner; both run the same steps.
 """
 
+from headrace.pipelines.archiver import Archiver as Archiver
 from headrace.pipelines.file_source import FileSource as FileSource
 from headrace.pipelines.freshness import Freshness as Freshness
 from headrace.pipelines.intake import Intake as Intake

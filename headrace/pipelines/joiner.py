@@ -50,8 +50,8 @@ class JoinSpec:
     """What is joined to what.
 
     `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
-    `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default to the
-    events' keys and `request_id` to the request's declared id.
+    `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default
+    to the events' keys and `request_id` to the request's declared id.
 
     Raises:
         DeclarationError: a column is missing, or two that are compared differ in type.

@@ -205,7 +205,7 @@ class KafkaSource:
         )
 
     def _look_at_ends(self) -> None:
-        """Compare positions with the logs' ends: at the first fetch of each partition, and after the broker was away."""
+        """Compare positions with the logs' ends: at the first fetch of each partition, and when the broker was away."""
         # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
         # batch, and says nothing at all to a fetch beyond the end.
         for key in list(self._cursors if self._away.is_set() else self._unfetched):

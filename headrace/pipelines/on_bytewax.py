@@ -11,6 +11,8 @@ cleanly.
 
     in (W sources) --> route (every batch to every group) --> step (W groups) --> summaries or frames
 """
+# To mypy, Bytewax's base classes and decorators are Any.
+# mypy: disable-error-code="misc, untyped-decorator"
 
 import functools
 import signal
@@ -33,8 +35,8 @@ from bytewax.run import cli_main
 
 from headrace.clock import Clock
 from headrace.errors import ConfigError, HeadraceError
-from headrace.features.view import FeatureView
 from headrace.features.store import OnlineStore
+from headrace.features.view import FeatureView
 from headrace.pipelines.intake import FUTURE_US, Intake
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
 from headrace.pipelines.join_step import JoinStep
@@ -155,16 +157,18 @@ def run(flow: Dataflow, workers: int = 1) -> None:
     Raises:
         HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
     """
+    failure: BaseException | None = None
     with graceful_stop() as stopping:
         for found in _inputs(flow):
             found.stop = stopping
         try:
             cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH)
         except BaseException as exc:
-            # A panic in the engine is a BaseException of a module that cannot be imported.
-            if not isinstance(exc, BytewaxRuntimeError) and type(exc).__name__ != "PanicException":
+            if not _is_bytewax(exc):
                 raise
-            raise _original(exc) from exc
+            failure = _original(exc)
+    if failure is not None:
+        raise failure  # out of the handler: what caused it stays its cause
 
 
 class _Input(DynamicSource[Any]):
@@ -304,12 +308,18 @@ def _opener(store: StoreLike) -> Callable[[], OnlineStore]:
     return opened
 
 
+def _is_bytewax(exc: BaseException) -> bool:
+    """Whether Bytewax itself raised; a panic of its engine is a BaseException of a module that cannot be imported."""
+    return isinstance(exc, BytewaxRuntimeError) or type(exc).__name__ == "PanicException"
+
+
 def _original(exc: BaseException) -> BaseException:
-    """The error of ours that `exc` was made from, or the one at the root of it."""
-    cause: BaseException = exc
-    while not isinstance(cause, HeadraceError) and (deeper := cause.__cause__ or cause.__context__) is not None:
-        cause = deeper
-    return cause
+    """The error of ours that `exc` was made from, else the first that is not Bytewax's."""
+    chain = [exc]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    ours = (found for found in chain if isinstance(found, HeadraceError))
+    return next(ours, next((found for found in chain if not _is_bytewax(found)), exc))
 
 
 @functools.cache

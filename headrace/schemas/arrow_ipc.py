@@ -41,7 +41,7 @@ class ArrowCodec:
         return [sink.getvalue()]
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Rows of all messages. An unreadable message is "undecodable", one of other columns "missing" or "wrong_type"."""
+        """Rows of all messages. A bad one is "undecodable", or of other columns: "missing" or "wrong_type"."""
         frames, counts, bad = [], np.zeros(len(payloads), np.int64), []
         for index, payload in enumerate(payloads):
             found = self._read(payload)

@@ -4,6 +4,7 @@ A batch is joined, walked once by a compiled kernel and comes out as columns; no
 is read inside its own bounds, so a bad one costs itself only.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,8 +16,9 @@ from headrace.schemas.avro_kernels import DETAILS, GOOD, decode_datums, encode_d
 from headrace.schemas.codec import BadPayload, Decoded
 from headrace.schemas.conform import conform
 from headrace.schemas.event import EventSpec
-from headrace.schemas.program import program_of
-from headrace.schemas.slots import Slots, fill, from_frame, to_frame
+from headrace.schemas.kernels import Ints
+from headrace.schemas.program import NESTS_MAX, program_of
+from headrace.schemas.slots import fill, from_frame, to_frame
 
 _BAD_HEAD = -1
 _VARINT_BYTES_MAX = 10
@@ -33,7 +35,7 @@ def join(payloads: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64
 def split(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> list[bytes]:
     """The pieces of `data` between the bounds."""
     whole, cuts = data.tobytes(), bounds.tolist()
-    return [whole[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [whole[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 class AvroCodec:
@@ -59,8 +61,9 @@ class AvroCodec:
         room = (_VARINT_BYTES_MAX + 1) * len(slots.out) + len(slots.data) + len(self._head) * frame.height
         out = np.empty(room, np.uint8)
         bounds = np.empty(frame.height + 1, np.int64)
+        nests = np.empty((NESTS_MAX, 3), np.int64)
         head = np.frombuffer(self._head, np.uint8)
-        size = encode_datums(slots.data, head, self._program.ops, slots.out, slots.bases, out, bounds)
+        size = encode_datums(slots.data, head, self._program.ops, slots.out, slots.bases.copy(), nests, out, bounds)
         return split(out[:size], bounds)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
@@ -68,12 +71,15 @@ class AvroCodec:
         data, bounds = join(payloads)
         status = np.where(self._bad_heads(data, bounds), _BAD_HEAD, GOOD).astype(np.int64)
 
-        def run(first: int, *slots: NDArray[np.int64]) -> int:
-            return decode_datums(data, bounds, len(self._head), first, self._program.ops, *slots, status)
+        lists, before = np.empty((NESTS_MAX, 2), np.int64), np.empty(len(self._program.in_list), np.int64)
+
+        def run(first: int, out: Ints, bases: Ints, rooms: Ints, counts: Ints) -> int:
+            skip, ops = len(self._head), self._program.ops
+            return decode_datums(data, bounds, skip, first, ops, out, bases, rooms, counts, status, lists, before)
 
         slots = fill(self._program, data, len(payloads), run)
         index = np.flatnonzero(status == GOOD)
-        bad = [self._bad(int(i), int(status[i]), payloads[i]) for i in np.flatnonzero(status != GOOD)]
+        bad = [self._bad(i, int(status[i]), payloads[i]) for i in np.flatnonzero(status != GOOD).tolist()]
         return Decoded(to_frame(self._program, slots), index, bad)
 
     def _bad_heads(self, data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -1,3 +1,7 @@
+# ruff: noqa: C901, PLR0911, PLR0912, PLR0915, PLR1714, SIM109
+# Kernels are flat loops over many arrays, and numba compiles `==` chains to jumps but `in` to a tuple search.
+# mypy: disable-error-code="assignment,return-value,no-any-return"
+# NumPy scalars and Python ints are one type to numba.
 """Avro's binary encoding, walked by a program over many datums at once.
 
 Source: Avro 1.12 specification, "Binary Encoding". A datum is read inside its own payload's bounds and must use all of
@@ -8,7 +12,7 @@ had added to the slots. Unions are ["null", T] only. Cost: about 10 ns a field.
 import numpy as np
 
 from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, is_utf8, kernel, part
-from headrace.schemas.program import BOOL, BYTES, END, FLOAT, INT, LIST, NESTS_MAX, OP, OPTION, SLOT, TEXT, TIME
+from headrace.schemas.program import BOOL, BYTES, END, FLOAT, INT, LIST, OP, OPTION, SLOT, TEXT, TIME
 
 GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
 DETAILS = {
@@ -162,14 +166,14 @@ def decode_datums(
     rooms: Ints,
     counts: Ints,
     status: Ints,
+    lists: Ints,
+    before: Ints,
 ) -> int:
     """Add datums `first`.. to the slots; payload i is `data[bounds[i] + skip : bounds[i + 1]]`.
 
     `status` int64 (n,): a payload whose status is not GOOD on entry is passed over; on exit it tells what was wrong.
     Returns the number of payloads, or the one that the slots had no room for, with the slots as before it.
     """
-    lists = np.empty((NESTS_MAX, 2), np.int64)
-    before = counts.copy()
     for i in range(first, len(status)):
         if status[i] != GOOD:
             continue
@@ -206,13 +210,13 @@ def write_bits(bits: int, out: Bytes, at: int) -> int:
 
 
 @kernel
-def encode_datums(data: Bytes, head: Bytes, ops: Ints, slots: Ints, bases: Ints, out: Bytes, bounds: Ints) -> int:
+def encode_datums(
+    data: Bytes, head: Bytes, ops: Ints, slots: Ints, cursors: Ints, nests: Ints, out: Bytes, bounds: Ints
+) -> int:
     """Write `head` and one datum a row to `out`; `bounds` (n + 1,) gets their ends. Returns the size.
 
     Below a null the slots hold placeholders: they are walked, so that the cursors move on, and then overwritten.
     """
-    cursors = bases.copy()
-    nests = np.empty((NESTS_MAX, 3), np.int64)  # (op whose subtree is open, items left or -1 for a null, position)
     at = 0
     for row in range(len(bounds) - 1):
         bounds[row] = at

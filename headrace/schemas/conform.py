@@ -1,6 +1,7 @@
 """Frames from files, made to fit a declaration without losing anything."""
 
 import difflib
+from typing import Any
 
 import polars as pl
 from pydantic_core import PydanticUndefined
@@ -69,19 +70,19 @@ def _fit(column: pl.Series, wanted: FieldType, path: str) -> pl.Series:
     return fitted
 
 
-def _is_text(found: pl.DataType) -> bool:
+def _is_text(found: Any) -> bool:
     while isinstance(found, pl.List | pl.Array):
         found = found.inner
     return found in (pl.String, pl.Categorical, pl.Enum)
 
 
-def _castable(found: pl.DataType, wanted: FieldType) -> bool:
+def _castable(found: Any, wanted: FieldType) -> bool:
     """May values of `found` be read as `wanted`, if each of them survives the cast?"""
     if found == pl.Null or found == wanted.polars():
         return True
     match wanted.kind:
         case "int" | "float":
-            return found.is_integer() or found.is_float()
+            return bool(found.is_integer() or found.is_float())
         case "text":
             return found in (pl.Categorical, pl.Enum)
         case "time":

@@ -41,7 +41,8 @@ class DeadLetter:
     """One payload, or row, that could not be used.
 
     `source` is the event's topic, `partition` and `offset` where it stood there, `reason` one word that is counted,
-    `detail` a sentence, `payload` its bytes as they came (the JSON of the row where there were none), `arrival_us` when.
+    `detail` a sentence, `payload` its bytes as they came (the JSON of the row where there were none), `arrival_us` the
+    time it came.
     """
 
     source: str

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
-from pydantic import Field as Field
+from pydantic import Field as Field  # noqa: PLC0414  (re-exported: the one import that a declaration needs)
 
 from headrace.errors import DeclarationError
 from headrace.schemas.field_types import FieldType, avro_fields, struct_fields
@@ -31,14 +31,16 @@ class Event(BaseModel):
         topic: stream that carries the event.
         key: field, or tuple of fields, that the stream is partitioned by.
         time: field with the moment the event happened; a datetime.
-        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: the whole row is.
+        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: the whole row.
         codec: wire format, one of avro, confluent-avro, json, arrow.
 
     Raises:
         DeclarationError: a class argument names no field, or a field's type has no column type.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # `model_dump_json` writes a payload that `JsonCodec` reads, and the other way round. (Pydantic does not hand these
+    # settings down: a nested model with bytes or floats that are not finite needs them too.)
+    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 
     _declaration: ClassVar[dict[str, Any]] = {}
     _spec: ClassVar["EventSpec | None"] = None

@@ -56,6 +56,15 @@ _AVRO: dict[Kind, Any] = {
     "bytes": "bytes",
     "time": {"type": "long", "logicalType": "timestamp-micros"},
 }
+_BOUNDS: dict[type, str] = {
+    annotated_types.Ge: "ge",
+    annotated_types.Gt: "gt",
+    annotated_types.Le: "le",
+    annotated_types.Lt: "lt",
+    annotated_types.MinLen: "min_length",
+    annotated_types.MaxLen: "max_length",
+    annotated_types.MultipleOf: "multiple_of",
+}
 _SUPPORTED = "int, float, bool, str, bytes, datetime, Literal, Enum, X | None, list[X] or a pydantic model"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -100,7 +109,7 @@ class FieldType:
         return _POLARS[self.kind]
 
     def arrow(self) -> pa.DataType:
-        """The Arrow type, with 64-bit offsets; whatever lies below a list or struct is nullable, as Polars writes it."""
+        """The Arrow type, with 64-bit offsets; what lies below a list or struct is nullable, as Polars writes it."""
         if self.kind == "list":
             assert self.item is not None
             return pa.large_list(self.item.arrow())
@@ -203,6 +212,10 @@ def _of_annotation(annotation: Any, metadata: tuple[Any, ...], path: str, parent
     if origin is list and get_args(annotation):
         item = _of_annotation(get_args(annotation)[0], (), f"{path}[]", parents)
         return FieldType("list", item=item, rules=rules)
+    return _of_class(annotation, rules, path, parents)
+
+
+def _of_class(annotation: Any, rules: tuple[Rule, ...], path: str, parents: tuple[type, ...]) -> FieldType:
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return _closed_set([member.value for member in annotation], rules, path)
     if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
@@ -231,35 +244,22 @@ def _closed_set(values: Iterable[Any], rules: tuple[Rule, ...], path: str) -> Fi
 
 def _rules(item: Any, path: str) -> list[Rule]:
     """The rules in one piece of annotation metadata; pieces that only describe give none."""
-    match item:
-        case annotated_types.Ge(ge=value):
-            return [Rule("ge", value)]
-        case annotated_types.Gt(gt=value):
-            return [Rule("gt", value)]
-        case annotated_types.Le(le=value):
-            return [Rule("le", value)]
-        case annotated_types.Lt(lt=value):
-            return [Rule("lt", value)]
-        case annotated_types.MinLen(min_length=value):
-            return [Rule("min_length", value)]
-        case annotated_types.MaxLen(max_length=value):
-            return [Rule("max_length", value)]
-        case annotated_types.MultipleOf(multiple_of=value):
-            return [Rule("multiple_of", value)]
-        case FieldInfo():
-            return [rule for piece in item.metadata for rule in _rules(piece, path)]
-        case pydantic.StringConstraints():
-            return _text_rules(item, path)
-        case annotated_types.GroupedMetadata():
-            return [rule for piece in item for rule in _rules(piece, path)]
-        case pydantic.Strict():
-            return []
+    if type(item) in _BOUNDS:
+        name = _BOUNDS[type(item)]
+        return [Rule(name, getattr(item, name))]
+    if isinstance(item, pydantic.StringConstraints):
+        return _text_rules(item, path)
+    if isinstance(item, FieldInfo | annotated_types.GroupedMetadata):
+        pieces = item.metadata if isinstance(item, FieldInfo) else item
+        return [rule for piece in pieces for rule in _rules(piece, path)]
     if isinstance(item, annotated_types.BaseMetadata) and vars(item):  # Field(pattern=...) and Field(allow_inf_nan=...)
         return _general_rules(vars(item), path)
     if isinstance(item, annotated_types.BaseMetadata) or hasattr(item, "__get_pydantic_core_schema__"):
+        if isinstance(item, pydantic.Strict):
+            return []
         raise DeclarationError(
-            f"{path}: {type(item).__name__} is a Python function or an unknown rule, and events are checked as columns; "
-            "write the rule with Field(ge=, le=, min_length=, pattern=, ...) or Literal",
+            f"{path}: {type(item).__name__} is a Python function or an unknown rule, and events are checked as "
+            "columns; write the rule with Field(ge=, le=, min_length=, pattern=, ...) or Literal",
         )
     return []
 
@@ -267,8 +267,9 @@ def _rules(item: Any, path: str) -> list[Rule]:
 def _text_rules(item: pydantic.StringConstraints, path: str) -> list[Rule]:
     if item.strip_whitespace or item.to_upper or item.to_lower:
         raise DeclarationError(f"{path}: strip_whitespace and to_upper/to_lower change values; do so in a view")
-    pairs = {"min_length": item.min_length, "max_length": item.max_length, "pattern": item.pattern}
-    return [_pattern(value) if name == "pattern" else Rule(name, value) for name, value in pairs.items() if value]
+    lengths = [("min_length", item.min_length), ("max_length", item.max_length)]
+    rules = [Rule(name, value) for name, value in lengths if value is not None]
+    return rules if item.pattern is None else [*rules, _pattern(item.pattern)]
 
 
 def _general_rules(found: dict[str, Any], path: str) -> list[Rule]:

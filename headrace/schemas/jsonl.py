@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 import polars as pl
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
@@ -22,8 +23,23 @@ from headrace.schemas.codec import BadPayload, Decoded
 from headrace.schemas.conform import conform, refuse_nulls
 from headrace.schemas.event import EventSpec
 from headrace.schemas.field_types import FieldType
-from headrace.schemas.json_kernels import MISSING, NOT_JSON, TOO_DEEP, TWICE, WRONG_TYPE, decode_objects
-from headrace.schemas.program import BOOL, BYTES, FLOAT, INT, LIST, OP, OPTION, STRUCT, TEXT, TIME, program_of
+from headrace.schemas.json_kernels import decode_objects
+from headrace.schemas.json_tokens import MISSING, NOT_JSON, TOO_DEEP, TWICE, WRONG_TYPE
+from headrace.schemas.kernels import Ints
+from headrace.schemas.program import (
+    BOOL,
+    BYTES,
+    FLOAT,
+    INT,
+    LIST,
+    NESTS_MAX,
+    OP,
+    OPTION,
+    STRUCT,
+    TEXT,
+    TIME,
+    program_of,
+)
 from headrace.schemas.slots import fill, gather, to_frame
 
 _ISO = "%Y-%m-%dT%H:%M:%S%.6fZ"
@@ -91,10 +107,14 @@ class JsonCodec:
         slow = np.empty((len(data) // 4 + 1, 3), np.int64)
         slow_count = np.zeros(1, np.int64)
         ops, names = self._program.ops, self._program.names
+        nests, before = np.empty((NESTS_MAX, 3), np.int64), np.empty(len(self._program.in_list), np.int64)
+        scratch = np.empty(max(map(len, payloads), default=0), np.uint8)
 
-        def run(first: int, *slots: NDArray[np.int64]) -> int:
-            done = decode_objects(data, bounds, first, ops, names, *slots, slow, slow_count, status)
-            _read_slow(data, slow[: slow_count[0]], slots[0])
+        def run(first: int, out: Ints, bases: Ints, rooms: Ints, counts: Ints) -> int:
+            spaces = (out, bases, rooms, counts)
+            scratches = (nests, before, scratch)
+            done = decode_objects(data, bounds, first, ops, names, *spaces, slow, slow_count, status, *scratches)
+            _read_slow(data, slow[: slow_count[0]], out)
             slow_count[0] = 0
             return done
 
@@ -112,9 +132,8 @@ def _read_slow(data: NDArray[np.uint8], slow: NDArray[np.int64], out: NDArray[np
     """Read the numbers that the kernel left, with Polars' correctly rounding parser."""
     if len(slow):
         offsets, text = gather(data, slow[:, 1].copy(), slow[:, 2] - slow[:, 1], base64=False)
-        whole, cuts = text.tobytes().decode(), offsets.tolist()
-        pieces = [whole[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
-        out[slow[:, 0]] = np.array(pieces, dtype="U").astype(np.float64).view(np.int64)
+        pieces = pa.LargeStringArray.from_buffers(len(slow), pa.py_buffer(offsets), pa.py_buffer(text))
+        out[slow[:, 0]] = pl.Series(pieces).cast(pl.Float64).to_numpy().view(np.int64)
 
 
 def _written(values: pl.Expr, found: FieldType) -> pl.Expr:
@@ -173,7 +192,7 @@ def _as_numbers(found: pl.DataType) -> pl.DataType:
     return _mapped(found, lambda leaf: pl.Int64() if isinstance(leaf, pl.Datetime) else leaf)
 
 
-def _mapped(found: pl.DataType, leaf: Callable[[pl.DataType], pl.DataType]) -> pl.DataType:
+def _mapped(found: Any, leaf: Callable[[pl.DataType], pl.DataType]) -> pl.DataType:
     if isinstance(found, pl.List):
         return pl.List(_mapped(found.inner, leaf))
     if isinstance(found, pl.Struct):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.schemas.event import EventSpec
 from headrace.schemas.field_types import FieldType, Rule, plain
+from headrace.schemas.jsonl import rows_as_json
 
 FUTURE_US = 600_000_000
 _DETAIL_CHARS = 80
@@ -21,7 +22,7 @@ _DETAIL_CHARS = 80
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that breaks a rule. `index` counts the rows given; `reason` is missing, not_allowed, out_of_range or future."""
+    """A row that breaks a rule: its index, and missing, not_allowed, out_of_range or future as `reason`."""
 
     index: int
     reason: str
@@ -94,11 +95,8 @@ class Quality:
 
 
 def _bad_row(frame: pl.DataFrame, row: int, check: _Check) -> BadRow:
-    column = frame[check.column].slice(row, 1)
-    if isinstance(column.dtype, pl.Datetime):  # Python has no year above 9999, a column has
-        found = f"{column.to_physical().item()} us"
-    else:
-        found = repr(column.to_list()[0]) if column.null_count() == 0 else "null"
+    # As JSON, because a column holds times that no Python datetime can.
+    found = rows_as_json(frame.select(check.column).slice(row, 1))[0].decode().partition(":")[2].removesuffix("}")
     short = found if len(found) <= _DETAIL_CHARS else found[:_DETAIL_CHARS] + "..."
     return BadRow(row, check.reason, f"{check.column}: {short}, wanted {check.text}")
 

@@ -9,8 +9,9 @@ import orjson
 
 from headrace.clock import Clock
 from headrace.features import FeatureView, plan_of
+from headrace.features.reader import instant_us
 from headrace.serving.impressions import Impression, ImpressionLog
-from headrace.serving.messages import RankRequest, ScoreRequest, micros
+from headrace.serving.messages import RankRequest, ScoreRequest
 from headrace.serving.ranker import Ranker, Scored, best, text_keys
 from headrace.serving.refusals import Refusal, nearest
 from headrace.serving.swap import LiveModel
@@ -49,7 +50,7 @@ class Answers:
 
     def rank(self, live: LiveModel, ask: RankRequest) -> Reply:
         """The k best candidates, best first; logged as one impression in this order."""
-        now_us = micros(ask.event_time, self._clock.now_us())
+        now_us = self._as_of_us(ask)
         scored = self._ranker.score(live.scorer, ask.entity, ask.candidates, now_us, ask.context)
         order = best(scored.scores, ask.k or len(ask.candidates))
         chosen, scores = [ask.candidates[i] for i in order.tolist()], scored.scores[order]
@@ -68,11 +69,14 @@ class Answers:
 
     def score(self, live: LiveModel, ask: ScoreRequest) -> Reply:
         """One score a candidate, in the request's order; not logged."""
-        now_us = micros(ask.event_time, self._clock.now_us())
+        now_us = self._as_of_us(ask)
         scored = self._ranker.score(live.scorer, ask.entity, ask.candidates, now_us, ask.context)
         body = _reading(ask.request_id or uuid.uuid4().hex, live, scored)
         body["scores"] = scored.scores
         return Reply(dumps(body), live.version)
+
+    def _as_of_us(self, ask: ScoreRequest) -> int:
+        return self._clock.now_us() if ask.event_time is None else instant_us(ask.event_time)
 
     def features(self, view: str, key: str) -> Reply:
         """One record of `view` as of the clock's now."""

@@ -7,7 +7,7 @@ through a model again: building 100 pydantic objects per response would cost mor
 Every answer of a model names its `model_version`, in the body and in the header `X-Model-Version`.
 """
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -123,18 +123,3 @@ class ErrorResponse(BaseModel):
     detail: str = Field(description="What was found, and where.")
     fix: str = Field(description="What to do about it.")
     field: str | None = Field(default=None, description="Path of the value that is wrong, for example candidates[3].")
-
-
-def micros(event_time: datetime | int | None, now_us: int) -> int:
-    """A request's as-of time in µs UTC: naive datetimes are UTC, None is `now_us`.
-
-    >>> micros(datetime(1970, 1, 1, 0, 0, 1), 7), micros(5, 7), micros(None, 7)
-    (1000000, 5, 7)
-    """
-    if event_time is None:
-        return now_us
-    if isinstance(event_time, int):
-        return event_time
-    aware = event_time if event_time.tzinfo else event_time.replace(tzinfo=UTC)
-    since = aware - datetime(1970, 1, 1, tzinfo=UTC)
-    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

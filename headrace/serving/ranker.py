@@ -21,7 +21,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features import Answer, FeatureView, OnlineStore, ViewPlan, entity_ids, plan_of, read_packed
+from headrace.features import Answer, FeatureView, ViewPlan, entity_ids, plan_of, read_packed
+from headrace.features.store import OnlineStore
 from headrace.learners import Inputs, Learner, columns_of
 from headrace.schemas import spec_of
 from headrace.serving.refusals import Refusal

@@ -65,14 +65,20 @@ def test_a_composite_key_is_given_as_tuples_or_columns(store):
 
 def test_now_may_be_a_datetime_aware_or_not_microseconds_or_the_wall_clock(store):
     """A naive datetime is UTC; windows of long ago are empty by the wall clock."""
-    aware = store.read(MeterLoad, [3], now=at(7_200))
+    aware = store.read(MeterLoad, [3], now=at(21_600))
     assert aware["readings_1h"][0] > 0
-    assert aware.equals(store.read(MeterLoad, [3], now=at(7_200).replace(tzinfo=None)))
-    assert aware.equals(store.read(MeterLoad, [3], now=START_US + 7_200_000_000))
+    assert aware.equals(store.read(MeterLoad, [3], now=at(21_600).replace(tzinfo=None)))
+    assert aware.equals(store.read(MeterLoad, [3], now=START_US + 21_600_000_000))
     today = store.read(MeterLoad, [3])
     assert (today["readings_1h"][0], today["_status"][0]) == (0, "fresh")
     age_s = (datetime.now(UTC) - LOG.filter(meter=3)["at"].max()).total_seconds()
     assert today["_age_s"][0] == pytest.approx(age_s, abs=60)
+
+
+def test_a_null_key_is_missing(store):
+    """A guest is nobody; the other rows are read all the same."""
+    assert store.read(MeterLoad, [3, None], now=NOW)["_status"].to_list() == ["fresh", "missing"]
+    assert store.read(SiteKind, [("3", None), ("3", "heat")], now=NOW)["_status"].to_list() == ["missing", "fresh"]
 
 
 def test_no_entities_give_an_empty_frame_of_the_same_columns(store):
@@ -87,7 +93,7 @@ def test_no_entities_give_an_empty_frame_of_the_same_columns(store):
     [
         (MeterLoad, {"id": [1]}, r"entities lack meter; there are id\. Rename .*rename\(\{'\.\.\.': 'meter'\}\)"),
         (MeterLoad, pl.DataFrame(), "entities lack meter; there are no columns"),
-        (MeterLoad, [1, None], "meter is null in 1 of 2 entities; drop those rows"),
+        (MeterLoad, ["one"], "entity meter is no int"),
         (SiteKind, ["3"], r"each key needs 2 value\(s\), for site, kind; give a composite key as a tuple"),
         (SiteKind, {"site": ["3"]}, "entities lack kind; there are site"),
     ],

@@ -131,7 +131,7 @@ def test_redis_out_of_memory_writes_nothing_of_a_shard(store, redis_url):
     """Refused before the first write: fence and records stay as they were, and the message says what to do."""
     texts, blobs = records_of(7)
     with redis.Redis.from_url(redis_url) as client:
-        client.config_set("maxmemory", "1mb")
+        client.config_set("maxmemory", "100kb")
         try:
             with pytest.raises(StoreError, match="raise its maxmemory"):
                 store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)])

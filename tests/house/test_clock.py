@@ -1,5 +1,7 @@
 """Clocks as several processes share them."""
 
+import time
+
 import pytest
 
 from headrace.clock import AcceleratedClock, FixedClock, WallClock, parse_clock, wall_us
@@ -24,3 +26,24 @@ def test_wrong_text_is_refused(text):
     """The error names the text and the three forms."""
     with pytest.raises(ConfigError, match="clock"):
         parse_clock(text)
+
+
+def test_file_clock_follows_the_file(tmp_path):
+    """Processes that started before the event clock ran are told of it by the file."""
+    path = tmp_path / "clock"
+    path.write_text("fixed:5")
+    clock = parse_clock(f"file:{path}")
+    assert clock.now_us() == 5
+    (tmp_path / "new").write_text("fixed:7")
+    (tmp_path / "new").replace(path)
+    time.sleep(0.15)
+    assert clock.now_us() == 7
+    assert str(clock) == f"file:{path}"
+
+
+@pytest.mark.parametrize("text", ["", "file:other", "fixed:x"])
+def test_file_without_a_clock_is_refused(tmp_path, text):
+    """The error names the file or its text."""
+    (tmp_path / "clock").write_text(text)
+    with pytest.raises(ConfigError, match="clock"):
+        parse_clock(f"file:{tmp_path / 'clock'}")

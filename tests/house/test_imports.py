@@ -14,7 +14,7 @@ ROOMS = {
     "features": {"schemas", "features"},
     "learners": {"schemas", "features", "learners"},
     "pipelines": {"schemas", "features", "learners", "pipelines"},
-    "serving": {"schemas", "features", "learners", "serving"},
+    "serving": {"schemas", "features", "learners", "serving", "local"},
     "local": {"local"},
 }
 SHARED = {"errors", "clock", "settings", "telemetry"}

@@ -230,16 +230,20 @@ def test_redis_killed_and_restarted_goes_on_or_is_noticed(tmp_path, expected):
             if index in {5, 13}:
                 server.kill()
                 with pytest.raises(StoreUnavailableError, match="check that Redis runs there"):
-                    shards.flush()
+                    _apply_and_flush(shards, batch)
                 server.start()
-            shards.apply(batch)
             try:
-                shards.flush()
+                _apply_and_flush(shards, batch)
             except FencedError:
                 shards = shard_set(store)
                 replay(shards)
         assert bodies(store) == expected[MeterLoad]
         assert verify(MeterLoad, LOG, store).ok
+
+
+def _apply_and_flush(shards, batch):
+    shards.apply(batch)
+    shards.flush()
 
 
 @pytest.mark.parametrize("then_cut", [False, True])

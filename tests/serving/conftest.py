@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from headrace.features import OnlineStore
+from headrace.features.store import OnlineStore
 from headrace.serving import Ranker, build_http
 from tests.serving import stage
 

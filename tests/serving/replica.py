@@ -4,7 +4,7 @@ import os
 
 from fastapi import FastAPI
 
-from headrace.features import OnlineStore
+from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory
 from headrace.serving import DirectoryReleases, Ranker, Swap, build_http
 from tests.serving import stage

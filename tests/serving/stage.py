@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from headrace.clock import FixedClock
-from headrace.features import Count, FeatureView, LastN, OnlineStore, plan_of
+from headrace.features import Count, FeatureView, LastN, plan_of
+from headrace.features.store import OnlineStore
 from headrace.learners import Bag, Categorical, DeepFM, Dense, InputSpec, Learner, Match
 from headrace.pipelines.shard import ShardSet
 from headrace.pipelines.source import EventBatch

@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from headrace.features import OnlineStore
+from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
 from headrace.serving import HttpLimits, RankResponse, ScoreResponse
 from tests.serving import stage

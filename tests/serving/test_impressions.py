@@ -5,7 +5,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, TopicPartition
 
 from headrace.errors import DeclarationError
 from headrace.learners import Inputs
@@ -25,8 +25,8 @@ def impression(request_id: str = "r", rows: int = 3) -> Impression:
 
 def consume(bootstrap: str, count: int) -> pl.DataFrame:
     """The newest `count` payloads of the topic, decoded."""
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "t", "auto.offset.reset": "earliest"})
-    consumer.subscribe([stage.Shown.__name__.lower()])
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "t", "enable.auto.commit": False})
+    consumer.assign([TopicPartition("shown", 0, 0)])
     payloads, deadline = [], time.monotonic() + 15
     while len(payloads) < count and time.monotonic() < deadline:
         message = consumer.poll(0.2)

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from headrace.errors import ConfigError, PortBusyError, ServiceError
-from headrace.features import OnlineStore
+from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
 from headrace.local import EmbeddedRedis, free_port
 from headrace.serving import Ranker, on_ray

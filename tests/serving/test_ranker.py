@@ -62,7 +62,7 @@ def test_the_probe_has_a_requests_shape(ranker):
 
 def test_a_view_with_a_key_that_requests_do_not_give_is_refused():
     """At the declaration, with the names."""
-    with pytest.raises(DeclarationError, match="pair_activity"):
+    with pytest.raises(DeclarationError, match="reader_activity: key reader; given are author"):
         RankingSpec(NextThing, entity=("author",), candidate="thing")
 
 

@@ -2,11 +2,10 @@
 
 import asyncio
 import itertools
-import time
 
 import httpx
 
-from headrace.serving import build_http
+from headrace.serving import Swapped, build_http
 from tests.serving import stage
 from tests.serving.stage import SIGN, Published, Signature
 
@@ -26,31 +25,35 @@ def check(response: httpx.Response) -> int:
 def test_swaps_under_load_fail_nothing_and_mix_nothing(ranker):
     """80 swaps in about 2 s under 8 closed loops; each caller's versions never fall."""
     releases = Published({1: Signature(1, pause_s=0.001)})
-    swap = stage.swap_of(ranker, releases).start(wait_s=5)
-    app = build_http(ranker, swap, impressions=None, clock=stage.CLOCK)
-    done = asyncio.Event()
 
-    async def caller(client: httpx.AsyncClient) -> list[int]:
+    async def caller(client: httpx.AsyncClient, done: asyncio.Event) -> list[int]:
         versions = []
         while not done.is_set():
             versions.append(check(await client.post("/v1/rank", json=ASK)))
         return versions
 
-    async def publisher() -> None:
+    async def publisher(swapped: asyncio.Queue[int], done: asyncio.Event) -> None:
         for version in range(2, SWAPS + 2):
             releases.models[version] = Signature(version, pause_s=0.001)
-            deadline = time.monotonic() + 5
-            while swap.live.version != version and time.monotonic() < deadline:
-                await asyncio.sleep(0.005)
+            while await asyncio.wait_for(swapped.get(), timeout=10) != version:
+                pass
+            await asyncio.sleep(0.005)
         done.set()
 
     async def play() -> list[list[int]]:
+        loop, swapped, done = asyncio.get_running_loop(), asyncio.Queue(), asyncio.Event()
+
+        def hook(entry: Swapped) -> None:
+            loop.call_soon_threadsafe(swapped.put_nowait, entry.version)
+
+        swap = stage.swap_of(ranker, releases, on_swap=hook).start(wait_s=5)
+        app = build_http(ranker, swap, impressions=None, clock=stage.CLOCK)
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
-            *seen, _ = await asyncio.gather(*(caller(client) for _ in range(8)), publisher())
-            return seen
+            *seen, _ = await asyncio.gather(*(caller(client, done) for _ in range(8)), publisher(swapped, done))
+        swap.close()
+        assert swap.swaps == SWAPS + 1
+        return seen
 
     seen = asyncio.run(play())
-    swap.close()
-    assert swap.swaps == SWAPS + 1
     assert len(set(itertools.chain(*seen))) > SWAPS / 2  # the load did see the swaps
     assert all(versions == sorted(versions) for versions in seen)

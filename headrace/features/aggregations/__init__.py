@@ -1,0 +1,17 @@
+"""The aggregations: each a small class with what it keeps of an event, how it is added, and how it is read."""
+
+from headrace.features.aggregations.decayed import DecayedCount as DecayedCount
+from headrace.features.aggregations.decayed import DecayedSum as DecayedSum
+from headrace.features.aggregations.derived import Ratio as Ratio
+from headrace.features.aggregations.extremes import Max as Max
+from headrace.features.aggregations.extremes import Min as Min
+from headrace.features.aggregations.recency import First as First
+from headrace.features.aggregations.recency import Last as Last
+from headrace.features.aggregations.recency import LastN as LastN
+from headrace.features.aggregations.recency import Sequence as Sequence
+from headrace.features.aggregations.recency import TimeSince as TimeSince
+from headrace.features.aggregations.sums import Count as Count
+from headrace.features.aggregations.sums import Mean as Mean
+from headrace.features.aggregations.sums import Std as Std
+from headrace.features.aggregations.sums import Sum as Sum
+from headrace.features.aggregations.sums import Var as Var

@@ -82,7 +82,15 @@ def run_ring(
                 if tiles[row, slot] != tile:
                     tiles[row, slot] = tile
                     _clear_tile(cells[row, slot], items)
-            update(cells[row, slot, first : first + width_of(code)], code, params[m], value, word, times[i], event_ids[event])
+            update(
+                cells[row, slot, first : first + width_of(code)],
+                code,
+                params[m],
+                value,
+                word,
+                times[i],
+                event_ids[event],
+            )
 
 
 @kernel

@@ -1,12 +1,14 @@
 """DeepFM: a factorisation machine and an MLP over the same embeddings, with an optional attention over bags.
 
-Sources: Guo et al. (2017), "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", arXiv:1703.04247, section 2;
-attention after Zhou et al. (2018), "Deep Interest Network", arXiv:1706.06978, section 4.3. Differs from the papers in: numbers enter
-the MLP and the first-order term after a running normalisation; a bag is a mean of its ids' vectors; the attention's activation is
-a softmax of scaled dot products in place of a small net, so that it adds one parameter a bag.
+Sources: Guo et al. (2017), "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction",
+arXiv:1703.04247, section 2; attention after Zhou et al. (2018), "Deep Interest Network", arXiv:1706.06978, section
+4.3. Differs from the papers in: numbers enter the MLP and the first-order term after a running normalisation; a bag
+is a mean of its ids' vectors; the attention's activation is a softmax of scaled dot products in place of a small net,
+so that it adds one parameter a bag.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,8 @@ class DeepFM:
     Args:
         dim: length of an id's vector.
         hidden: widths of the MLP's layers.
-        attention: weigh a bag's ids by their likeness to the row's candidate, where the bag names one (`Bag.candidate`).
+        attention: weigh a bag's ids by their likeness to the row's candidate, where the bag names one
+            (`Bag.candidate`).
         sparse: steps the embedding tables.
         optimizer: steps everything else.
     """
@@ -32,8 +35,8 @@ class DeepFM:
     dim: int = 16
     hidden: tuple[int, ...] = (64, 32)
     attention: bool = False
-    sparse: Optimizer = Adagrad()
-    optimizer: Optimizer = Adam()
+    sparse: Optimizer = field(default_factory=Adagrad)
+    optimizer: Optimizer = field(default_factory=Adam)
 
     def __post_init__(self) -> None:
         if self.dim < 1 or any(width < 1 for width in self.hidden):
@@ -60,7 +63,7 @@ class DeepFMNet(nn.Module):
         self.first_order = nn.Linear(dense, 1)
         widths = (embedded * model.dim + dense, *model.hidden)
         layers: list[nn.Module] = []
-        for inner, outer in zip(widths, widths[1:], strict=False):
+        for inner, outer in pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         self.sharpness = nn.Parameter(torch.ones(len(spec.bags)))

@@ -1,10 +1,10 @@
 """Logistic regression: one weight an id, one a number. A bag adds the mean of its ids' weights.
 
-Source: McMahan et al. (2013), "Ad Click Prediction: a View from the Trenches", for the model and its default optimizer. Differs from
-the paper in: ids are exact, not hashed or Bloom-filtered.
+Source: McMahan et al. (2013), "Ad Click Prediction: a View from the Trenches", for the model and its default
+optimizer. Differs from the paper in: ids are exact, not hashed or Bloom-filtered.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -17,8 +17,8 @@ from headrace.learners.optimizers import Adam, Ftrl, Optimizer
 class Logistic:
     """Declaration; `sparse` may be `Adagrad` too."""
 
-    sparse: Optimizer = Ftrl()
-    optimizer: Optimizer = Adam(lr=5e-3)
+    sparse: Optimizer = field(default_factory=Ftrl)
+    optimizer: Optimizer = field(default_factory=lambda: Adam(lr=5e-3))
 
     @property
     def dim(self) -> int:

@@ -58,17 +58,18 @@ class Model(Protocol):
     def build(self, spec: InputSpec) -> nn.Module:
         """A new module for inputs of `spec`: `forward(fields: Fields) -> logits (B,)`.
 
-        Called once a learner and once a snapshot load, with torch's generator seeded. Everything that must survive a restart is
-        a parameter or a persistent buffer. A module in training mode may update its buffers; in eval mode it changes nothing.
+        Called once a learner and once a snapshot load, with torch's generator seeded. Everything that must survive a
+        restart is a parameter or a persistent buffer. A module in training mode may update its buffers; in eval mode
+        it changes nothing.
         """
         ...
 
 
 class RunningNorm(nn.Module):
-    """(x - mean) / sqrt(var) with statistics of all training batches so far, so that a row's score does not depend on its batch.
+    """(x - mean) / sqrt(var) by statistics of the training batches so far: a row's score does not depend on its batch.
 
-    In training mode a batch first updates the statistics: with rate 1/t at step t, and `rate_min` once t is large, so they follow
-    a drifting stream. Values are clipped to `clip` standard deviations.
+    In training mode a batch first updates the statistics: with rate 1/t at step t, and `rate_min` once t is large, so
+        they follow a drifting stream. Values are clipped to `clip` standard deviations.
     """
 
     mean: Tensor

@@ -1,7 +1,8 @@
 """River models behind the predict and learn of `OnlineLearner`: baselines, one example at a time.
 
-An example becomes a dict: numbers by name, ids as "name=id": 1.0, bag ids as "name=id": 1 / (ids in the bag). About a thousandth of a
-second an example with a logistic regression and tens of fields; there is no snapshot of it, so it is measured, not served.
+An example becomes a dict: numbers by name, ids as "name=id": 1.0, bag ids as "name=id": 1 / (ids in the bag). About a
+thousandth of a second an example with a logistic regression and tens of fields; there is no snapshot of it, so it is
+measured, not served.
 """
 
 from typing import Any, Protocol
@@ -45,7 +46,8 @@ class RiverLearner:
         """Probabilities (B,) before learning."""
         p = np.array([self.model.predict_proba_one(x).get(True, 0.0) for x in self._rows(inputs)], dtype=np.float64)
         p = p.clip(1e-12, 1 - 1e-12)
-        return (p / (p + (1 - p) * np.exp(-np.asarray(log_rate)))).astype(np.float32)
+        shifted: NDArray[np.float64] = p / (p + (1 - p) * np.exp(-np.asarray(log_rate)))
+        return shifted.astype(np.float32)
 
     def learn(
         self,
@@ -55,7 +57,7 @@ class RiverLearner:
         log_rate: float | NDArray[np.floating[Any]] = 0.0,
         event_time_us: int | NDArray[np.int64] | None = None,
     ) -> float:
-        """B steps; returns the mean loss before each. A negative of rate r counts exp(log_rate) times, which restores the odds.
+        """B steps; returns the mean loss before each. A negative counts exp(log_rate) times, which restores the odds.
 
         Raises:
             SchemaError: weights or log-rates for a model that takes no weight.

@@ -1,0 +1,79 @@
+"""How many events a second become records in Redis, ours against plain Bytewax, both checked against each other.
+
+python -m benchmarks.materialize.run [--events 3000000] [--rival-events 100000] [--users 100000] [--seed 7]
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import polars as pl
+
+from benchmarks.materialize import ours, rival_bytewax
+from benchmarks.materialize.declaration import WINDOWS, write_log
+from headrace.local import EmbeddedRedis
+
+SAMPLED = 300
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=3_000_000)
+    parser.add_argument("--rival-events", type=int, default=100_000)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args()
+    describe(given)
+    with tempfile.TemporaryDirectory() as name, EmbeddedRedis(Path(name) / "redis") as server:
+        folder = Path(name)
+        warm = write_log(folder, 1_000, 100, given.seed)
+        small = write_log(folder, given.rival_events, given.users, given.seed)
+        large = write_log(folder, given.events, given.users, given.seed)
+        ours.run_log(warm, server.url, "warm", folder)  # compiles the kernels once; they are cached on disk
+        rival_s = rival_bytewax.run_log(small, server.url, "rival")
+        small_s = ours.run_log(small, server.url, "small", folder)
+        check(small, server.url)
+        large_s = ours.run_log(large, server.url, "large", folder)
+    rates = {
+        f"plain Bytewax, {given.rival_events:,} events": given.rival_events / rival_s,
+        f"Headrace, {given.rival_events:,} events": given.rival_events / small_s,
+        f"Headrace, {given.events:,} events": given.events / large_s,
+    }
+    slowest = min(rates.values())
+    for name, rate in rates.items():
+        print(f"{name:<40} {rate:>12,.0f} events/s  x {rate / slowest:.1f}")
+
+
+def describe(given: argparse.Namespace) -> None:
+    packages = ("bytewax", "polars", "numpy", "numba", "redis")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"command: python -m benchmarks.materialize.run {' '.join(sys.argv[1:])}  ({given})")
+
+
+def check(log: Path, url: str) -> None:
+    """Both sides hold the same values for a sample of users."""
+    frame = pl.read_parquet(log)
+    now_us = int(frame["event_time"].dt.epoch("us").max()) + 1
+    users = frame["user_id"].unique().sort().sample(SAMPLED, seed=0).to_list()
+    mine, theirs = ours.read(url, "small", users, now_us), rival_bytewax.read(url, "rival", users, now_us)
+    compared = 0
+    for user in users:
+        for name in [f"{kind}_{window}" for kind in ("events", "clicks", "dwell") for window in WINDOWS]:
+            assert mine[user][name] == theirs[user][name], (user, name, mine[user][name], theirs[user][name])
+            compared += 1
+        assert mine[user]["recent"] == theirs[user]["recent"], (user, mine[user]["recent"], theirs[user]["recent"])
+        assert history(mine[user]["history"]) == theirs[user]["history"], (user, mine[user]["history"])
+    print(f"equal: {compared:,} windowed values and {2 * len(users)} lists of {len(users)} users")
+
+
+def history(found: list) -> list:
+    return [tuple(step.values()) if isinstance(step, dict) else tuple(step) for step in found]
+
+
+if __name__ == "__main__":
+    main()

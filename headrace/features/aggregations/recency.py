@@ -1,0 +1,212 @@
+"""First, Last, LastN, Sequence, TimeSince: what came when.
+
+Events are ordered by (event time, event id, values), so which one is last never depends on the order of arrival. Values
+are numbers, texts or times. Events whose value is null are left out; a null float inside a Sequence is NaN.
+
+Last and TimeSince tell the newest event that was applied, also when its time is a little ahead of the reader's clock.
+"""
+
+from collections.abc import Sequence as Sequence_
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError
+from headrace.features.answer import Column, Lists, Maybe
+from headrace.features.binding import DTYPE_OF_KIND, Binder, Cell, Source, Value, Windows, as_expr
+from headrace.features.kernels.cells import FIRST, MAX, TIME
+from headrace.features.kernels.id_lists import FLOAT
+from headrace.features.layout import Reading, State
+from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of
+
+_HALF = float(2**32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class First:
+    """Value of the oldest event, of all time or of each window."""
+
+    value: Value
+    _: KW_ONLY
+    windows: Windows | None = None
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+
+    def bind(self, binder: Binder) -> Sequence_[Reading]:
+        """One feature a window, or one for all time."""
+        column, kind = binder.bits(self.value, self.source)
+        flag = binder.flag(self.where, self.source, (self.value,))
+        readings = []
+        for window, label in _windows(binder, self.windows, self.hop):
+            group, picked = binder.ring(window, (Cell(FIRST, column),), flag)
+            readings.append(
+                Reading(binder.feature(DTYPE_OF_KIND[kind], label), group, partial(_read_first, picked, kind))
+            )
+        return readings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Last:
+    """Value of the newest event, of all time or of each window."""
+
+    value: Value
+    _: KW_ONLY
+    windows: Windows | None = None
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+
+    def bind(self, binder: Binder) -> Sequence_[Reading]:
+        """One feature a window, or one for all time; they share a list of one element."""
+        column = binder.bits(self.value, self.source)
+        group = binder.list_of([column], binder.flag(self.where, self.source, (self.value,)), 1, strict=False)
+        return [
+            Reading(binder.feature(DTYPE_OF_KIND[column[1]], label), group, partial(_read_last, window, column[1]))
+            for window, label in _windows(binder, self.windows, self.hop)
+        ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LastN:
+    """The `n` newest values, newest first.
+
+    `distinct` keeps each value once, at its newest occurrence; `within` ("30d") leaves out what is older when read.
+    """
+
+    value: Value
+    _: KW_ONLY
+    n: int
+    distinct: bool = False
+    within: str | None = None
+    where: Value | None = None
+    source: Source = None
+
+    def bind(self, binder: Binder) -> Sequence_[Reading]:
+        """One list feature."""
+        column = binder.bits(self.value, self.source)
+        flag = binder.flag(self.where, self.source, (self.value,))
+        group = binder.list_of([column], flag, self.n, distinct=self.distinct)
+        feature = binder.feature(f"list[{DTYPE_OF_KIND[column[1]]}]", width=self.n)
+        return (Reading(feature, group, partial(_read_newest_first, _within_us(binder, self.within), column[1])),)
+
+
+class Sequence:
+    """The `n` newest events in order of time, some values of each: features <name>_<value>, or <name> for a single value.
+
+    Values are column names or expressions (named by `.alias`). `within` ("30d") leaves out what is older when read.
+    """
+
+    def __init__(
+        self,
+        *values: Value,
+        n: int,
+        within: str | None = None,
+        where: Value | None = None,
+        source: Source = None,
+    ) -> None:
+        self.values = values
+        self.n = n
+        self.within = within
+        self.where = where
+        self.source = source
+
+    def bind(self, binder: Binder) -> Sequence_[Reading]:
+        """One list feature a value."""
+        if not self.values:
+            raise DeclarationError(f'{binder.path}: no values; write Sequence("column", ..., n={self.n})')
+        columns = [binder.bits(value, self.source) for value in self.values]
+        present = [value for value, (_, kind) in zip(self.values, columns, strict=True) if kind != FLOAT]
+        group = binder.list_of(columns, binder.flag(self.where, self.source, present), self.n)
+        within_us = _within_us(binder, self.within)
+        readings = []
+        for index, (value, (_, kind)) in enumerate(zip(self.values, columns, strict=True)):
+            suffix = as_expr(value).meta.output_name() if len(self.values) > 1 else ""
+            feature = binder.feature(f"list[{DTYPE_OF_KIND[kind]}]", suffix=suffix, width=self.n)
+            readings.append(Reading(feature, group, partial(_read_oldest_first, within_us, kind, index)))
+        return readings
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class TimeSince:
+    """Seconds since the newest event, of all time or of each window; none where there is none."""
+
+    where: Value | None = None
+    windows: Windows | None = None
+    hop: str | None = None
+    source: Source = None
+
+    def bind(self, binder: Binder) -> Sequence_[Reading]:
+        """One feature a window, or one for all time; they share one cell."""
+        group, picked = binder.ring(window_of(LIFETIME), (Cell(MAX, TIME),), binder.flag(self.where, self.source))
+        return [
+            Reading(binder.feature("float", label), group, partial(_read_since, window, picked))
+            for window, label in _windows(binder, self.windows, self.hop)
+        ]
+
+
+def _windows(binder: Binder, windows: Windows | None, hop: str | None) -> list[tuple[Window, str | None]]:
+    if windows is None:
+        return [(window_of(LIFETIME, hop, binder.path), None)]
+    return [(window, window.label) for window in binder.windows(windows, hop)]
+
+
+def _within_us(binder: Binder, within: str | None) -> int | None:
+    return None if within is None else parse_span_s(within, f"{binder.path} · within") * SECOND_US
+
+
+def _typed(bits: NDArray[np.int64], kind: int, empty: NDArray[np.bool_]) -> Column | Maybe:
+    """Bits (n,) as values of their kind."""
+    if kind == FLOAT:
+        return np.where(empty, np.nan, np.ascontiguousarray(bits).view(np.float64))
+    return Maybe(np.where(empty, 0, bits), empty)
+
+
+def _read_first(picked: NDArray[np.int64], kind: int, outputs: State, now_us: NDArray[np.int64]) -> Column | Maybe:  # noqa: ARG001
+    cells = outputs[0][:, picked]
+    empty = np.isinf(cells[:, 0])
+    high, low = np.where(empty[:, None], 0.0, cells[:, 3:5]).astype(np.int64).T
+    return _typed((high << 32) | low, kind, empty)
+
+
+def _read_last(window: Window, kind: int, outputs: State, now_us: NDArray[np.int64]) -> Column | Maybe:
+    times, values, counts = outputs
+    empty = (counts == 0) | (times[:, 0] < window.start_us(now_us))
+    return _typed(values[:, 0, 0], kind, empty)
+
+
+def _read_since(
+    window: Window, picked: NDArray[np.int64], outputs: State, now_us: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    newest_us = outputs[0][:, picked[0]]
+    missing = np.isinf(newest_us) | (newest_us < window.start_us(now_us))
+    return np.where(missing, np.nan, np.maximum(now_us - newest_us, 0.0) / SECOND_US)
+
+
+def _lengths(within_us: int | None, outputs: State, now_us: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Elements (n,) that are not too old; they are the first of each row, newest first."""
+    times, _, counts = outputs
+    if within_us is None:
+        return counts
+    held = np.arange(times.shape[1]) < counts[:, None]
+    return np.asarray((held & (times >= (now_us - within_us)[:, None])).sum(axis=1), np.int64)
+
+
+def _lists(bits: NDArray[np.int64], kind: int, lengths: NDArray[np.int64]) -> Lists:
+    """Bits (n, N) as lists of their kind, zero beyond their lengths."""
+    bits = np.where(np.arange(bits.shape[1]) < lengths[:, None], bits, 0)
+    return Lists(bits.view(np.float64) if kind == FLOAT else bits, lengths)
+
+
+def _read_newest_first(within_us: int | None, kind: int, outputs: State, now_us: NDArray[np.int64]) -> Lists:
+    return _lists(outputs[1][:, :, 0], kind, _lengths(within_us, outputs, now_us))
+
+
+def _read_oldest_first(
+    within_us: int | None, kind: int, index: int, outputs: State, now_us: NDArray[np.int64]
+) -> Lists:
+    lengths = _lengths(within_us, outputs, now_us)
+    source = np.maximum(lengths[:, None] - 1 - np.arange(outputs[1].shape[1]), 0)
+    return _lists(np.take_along_axis(outputs[1][:, :, index], source, axis=1), kind, lengths)

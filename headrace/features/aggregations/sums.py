@@ -1,0 +1,144 @@
+"""Count, Sum, Mean, Var, Std: what adds up.
+
+Null, NaN and infinite values are left out by all but Count, as SQL leaves out null. Counts and sums of whole numbers are
+exact below 2**53; float sums depend on the order of events in their last bits (1e-9 relative).
+"""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.binding import Binder, Cell, Source, Value, Windows
+from headrace.features.kernels.cells import ADD, MOMENTS
+from headrace.features.layout import Reading
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Count:
+    """Number of events; int, 0 where none."""
+
+    windows: Windows = ()
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+    dtype: ClassVar[str] = "int"
+
+    def cells(self, binder: Binder) -> Sequence[Cell]:  # noqa: ARG002
+        """One sum of ones."""
+        return (Cell(ADD),)
+
+    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG002
+        """Cells (n, 1) -> (n,)."""
+        return cells[:, 0].astype(np.int64)
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """One feature a window."""
+        return binder.windowed(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sum:
+    """Sum of a number; 0 where none."""
+
+    value: Value
+    _: KW_ONLY
+    windows: Windows = ()
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+    dtype: ClassVar[str] = "float"
+
+    def cells(self, binder: Binder) -> Sequence[Cell]:
+        """One sum."""
+        return (Cell(ADD, binder.number(self.value, self.source)),)
+
+    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
+        """Cells (n, 1) -> (n,)."""
+        return cells[:, 0]
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """One feature a window."""
+        return binder.windowed(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mean:
+    """Mean of a number; none where no event has one."""
+
+    value: Value
+    _: KW_ONLY
+    windows: Windows = ()
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+    dtype: ClassVar[str] = "float"
+
+    def cells(self, binder: Binder) -> Sequence[Cell]:
+        """A sum, and the count of numbers."""
+        number = binder.number(self.value, self.source)
+        return Cell(ADD, number), Cell(ADD, flag=binder.flag(self.where, self.source, finite=self.value))
+
+    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
+        """Cells (n, 2) -> (n,)."""
+        return np.divide(cells[:, 0], cells[:, 1], out=np.full(len(cells), np.nan), where=cells[:, 1] > 0)
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """One feature a window."""
+        return binder.windowed(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Var:
+    """Variance of a number, divided by count - `ddof`; none where too few events have one."""
+
+    value: Value
+    _: KW_ONLY
+    windows: Windows = ()
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+    ddof: int = 1
+    dtype: ClassVar[str] = "float"
+
+    def cells(self, binder: Binder) -> Sequence[Cell]:
+        """Count, mean and squared deviations."""
+        return (Cell(MOMENTS, binder.number(self.value, self.source)),)
+
+    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
+        """Cells (n, 3) -> (n,)."""
+        count = cells[:, 0] - self.ddof
+        return np.divide(cells[:, 2], count, out=np.full(len(cells), np.nan), where=count > 0)
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """One feature a window."""
+        return binder.windowed(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Std:
+    """Standard deviation of a number, the root of `Var`."""
+
+    value: Value
+    _: KW_ONLY
+    windows: Windows = ()
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+    ddof: int = 1
+    dtype: ClassVar[str] = "float"
+
+    def cells(self, binder: Binder) -> Sequence[Cell]:
+        """Count, mean and squared deviations."""
+        return (Cell(MOMENTS, binder.number(self.value, self.source)),)
+
+    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
+        """Cells (n, 3) -> (n,)."""
+        count = cells[:, 0] - self.ddof
+        return np.sqrt(np.divide(cells[:, 2], count, out=np.full(len(cells), np.nan), where=count > 0))
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """One feature a window."""
+        return binder.windowed(self)

@@ -1,0 +1,372 @@
+"""From declared aggregations to a layout: what they ask for is collected here, and shared wherever it is equal.
+
+An aggregation's `bind(binder)` names event columns (`flag`, `number`, `bits`), puts cells on rings or opens lists, and
+returns its readings. Equal expressions become one column, equal cells of one (window, hop) one cell, equal lists one list.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError
+from headrace.features.answer import Column, Feature, Maybe
+from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
+from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
+from headrace.features.kernels.id_lists import TIME as TIME_KIND
+from headrace.features.layout import RECORD_VERSION, Derived, Group, Layout, Reading
+from headrace.features.lists import ListGroup
+from headrace.features.rings import RingGroup
+from headrace.features.windows import LIFETIME, Window, window_of
+from headrace.schemas import Event, spec_of
+
+Value: TypeAlias = pl.Expr | str
+Source: TypeAlias = type[Event] | Sequence[type[Event]] | None
+Windows: TypeAlias = str | Sequence[str]
+DTYPE_OF_KIND = {INT: "int", FLOAT: "float", TEXT: "text", TIME_KIND: "time"}
+
+
+class Aggregation(Protocol):
+    """What an attribute of a view must be able to do."""
+
+    def bind(self, binder: "Binder") -> Sequence[Reading | Derived]:
+        """Ask the binder for columns and state; return the features and how to read them. Called once a view."""
+        ...
+
+
+class Windowed(Protocol):
+    """An aggregation whose state is cells on rings, one value a window."""
+
+    where: Value | None
+    windows: Windows
+    hop: str | None
+    source: Source
+    dtype: str
+
+    def cells(self, binder: "Binder") -> Sequence["Cell"]:
+        """The cells of one tile."""
+        ...
+
+    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> Column | Maybe:
+        """The value of merged cells (n, k), k in the order of `cells`, as of now_us (n,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One code of kernels/cells.py on a ring: `column` an event's number (FIRST: bits), `flag` what admits it; None: `where`."""
+
+    code: int
+    column: int = ONE
+    param: float = 0.0
+    flag: int | None = None
+
+
+@dataclass(slots=True)
+class EventColumns:
+    """Expressions of one kind of event columns: per event class, column -> expression; `texts` describe the columns."""
+
+    expressions: dict[type[Event], dict[int, pl.Expr]]
+    texts: list[str] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+
+    def add(self, text: str, sources: Sequence[type[Event]], expression: pl.Expr, kind: int = FLOAT) -> int:
+        """Column of `expression` over `sources`, an equal one if there is one."""
+        text = f"{text} @ {','.join(source.__name__ for source in sources)}"
+        if text in self.texts:
+            return self.texts.index(text)
+        self.texts.append(text)
+        self.kinds.append(kind)
+        for source in sources:
+            self.expressions[source][len(self.texts) - 1] = expression
+        return len(self.texts) - 1
+
+
+@dataclass(slots=True)
+class _Ring:
+    window: Window
+    items: list[tuple[int, int, int, int]] = field(default_factory=list)
+    params: list[float] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    width: int = 0
+
+    def add(self, cell: Cell, flag: int, text: str) -> int:
+        """First cell of what `cell` asks for."""
+        if text in self.texts:
+            return self.items[self.texts.index(text)][1]
+        self.texts.append(text)
+        self.items.append((cell.code, self.width, flag, cell.column))
+        self.params.append(cell.param)
+        self.width += WIDTH[cell.code]
+        return self.width - WIDTH[cell.code]
+
+    def group(self) -> RingGroup:
+        text = f"ring {self.window.window_us}/{self.window.hop_us}: " + "; ".join(self.texts)
+        return RingGroup(self.window, np.array(self.items, np.int64), np.array(self.params, np.float64), text)
+
+
+class LayoutBuilder:
+    """Collects what the aggregations of one view ask for."""
+
+    def __init__(self, view: str, sources: tuple[type[Event], ...], entity: str) -> None:
+        self.view = view
+        self.sources = sources
+        self.flags = EventColumns({source: {} for source in sources})
+        self.numbers = EventColumns({source: {} for source in sources})
+        self.bits = EventColumns({source: {} for source in sources})
+        self._entity = entity
+        self._parts: list[_Ring | Group] = []
+        self._readings: list[Reading | Derived] = []
+
+    @property
+    def features(self) -> list[Feature]:
+        """Features bound so far."""
+        return [reading.feature for reading in self._readings]
+
+    def bind(self, name: str, aggregation: Aggregation) -> None:
+        """Add one attribute of the view.
+
+        Raises:
+            DeclarationError: what the aggregation's own rules refuse, or a feature name that is taken.
+        """
+        for reading in aggregation.bind(Binder(self, name, aggregation)):
+            taken = {feature.name: feature.declared for feature in self.features}
+            found = reading.feature
+            if found.name in taken:
+                raise DeclarationError(
+                    f"view {self.view} · feature {name}: {found.name!r} is already a feature of {taken[found.name]!r}; rename one",
+                )
+            self._readings.append(reading)
+
+    def part(self, key: object, make: Callable[[], "_Ring | Group"]) -> tuple[int, "_Ring | Group"]:
+        """Number and part with this text or window; `make` builds it when it is new."""
+        for index, part in enumerate(self._parts):
+            if key == (part.window if isinstance(part, _Ring) else part.text):
+                return index, part
+        self._parts.append(make())
+        return len(self._parts) - 1, self._parts[-1]
+
+    def layout(self) -> Layout:
+        """What was collected."""
+        groups = tuple(part.group() if isinstance(part, _Ring) else part for part in self._parts)
+        needs_ids = any(group.needs_ids for group in groups)
+        columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
+        text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
+        return Layout(groups, tuple(self._readings), columns, needs_ids, text)
+
+
+class Binder:
+    """What one attribute of a view may ask for."""
+
+    def __init__(self, builder: LayoutBuilder, name: str, aggregation: Aggregation) -> None:
+        self.builder = builder
+        self.name = name
+        self.path = f"view {builder.view} · feature {name}"
+        self._aggregation = aggregation
+
+    def feature(self, dtype: str, window: str | None = None, suffix: str = "", width: int = 0) -> Feature:
+        """The feature <attribute>, <attribute>_<suffix> or <attribute>_<window>."""
+        name = "_".join(part for part in (self.name, suffix, window) if part)
+        kind = type(self._aggregation).__name__
+        return Feature(name, f"{self.builder.view}.{name}", dtype, kind, self.name, window, width)
+
+    def windows(self, windows: Windows, hop: str | None) -> list[Window]:
+        """The windows as declared, each once.
+
+        Raises:
+            DeclarationError: none, a doubled one, or one that `window_of` refuses.
+        """
+        labels = [windows] if isinstance(windows, str) else list(windows)
+        if not labels:
+            raise DeclarationError(f'{self.path}: no windows; write windows=("1h", "24h") or windows="{LIFETIME}"')
+        if len(set(labels)) < len(labels):
+            raise DeclarationError(f"{self.path}: windows {labels} name one window twice; write each once")
+        return [window_of(label, hop, f"{self.path} · window[{index}]") for index, label in enumerate(labels)]
+
+    def sources(self, source: Source) -> tuple[type[Event], ...]:
+        """The event classes that count: those of the view, or `source`.
+
+        Raises:
+            DeclarationError: one that the view does not read.
+        """
+        if source is None:
+            return self.builder.sources
+        wanted = (source,) if isinstance(source, type) else tuple(source)
+        for event in wanted:
+            if event not in self.builder.sources:
+                names = ", ".join(known.__name__ for known in self.builder.sources)
+                raise DeclarationError(
+                    f"{self.path}: source {event.__name__} is none of the view's; use one of {names}"
+                )
+        return wanted
+
+    def dtype(self, value: Value, source: Source, role: str = "value") -> pl.DataType:
+        """The type of an expression, the same in each source.
+
+        Raises:
+            DeclarationError: a column that a source lacks, or types that differ.
+        """
+        expression = as_expr(value)
+        found = {event: self._dtype_in(expression, event, role) for event in self.sources(source)}
+        kinds = {_kind_of(dtype) for dtype in found.values()}
+        if len(kinds) > 1:
+            types = ", ".join(f"{event.__name__}: {dtype}" for event, dtype in found.items())
+            raise DeclarationError(
+                f"{self.path}: {role} has several types ({types}); cast it, or limit it with source="
+            )
+        return next(iter(found.values()))
+
+    def flag(
+        self, where: Value | None, source: Source, present: Sequence[Value] = (), finite: Value | None = None
+    ) -> int:
+        """Flag column of the events that pass `where`, have no null in `present` and a finite number in `finite`.
+
+        Raises:
+            DeclarationError: `where` is no boolean, or names a column that a source lacks.
+        """
+        conditions = []
+        if where is not None:
+            dtype = self.dtype(where, source, "where")
+            if dtype != pl.Boolean:
+                raise DeclarationError(
+                    f'{self.path}: where is {dtype}, not Boolean; write a comparison, such as col("x") == 1'
+                )
+            conditions.append(as_expr(where).fill_null(value=False))
+        conditions += [as_expr(value).is_not_null() for value in present]
+        if finite is not None:
+            conditions.append(as_expr(finite).cast(pl.Float64).is_finite().fill_null(value=False))
+        text = " & ".join(expr_text(condition) for condition in conditions) or "all"
+        expression = conditions[0] if conditions else pl.lit(value=True)
+        for condition in conditions[1:]:
+            expression &= condition
+        return self.builder.flags.add(text, self.sources(source), expression)
+
+    def number(self, value: Value, source: Source) -> int:
+        """Number column of `value` as float64, null as NaN.
+
+        Raises:
+            DeclarationError: it is no number.
+        """
+        dtype = self.dtype(value, source)
+        if not (dtype.is_numeric() or dtype == pl.Boolean):
+            kind = type(self._aggregation).__name__
+            raise DeclarationError(
+                f"{self.path}: {kind} needs a number, {as_expr(value)!s} is {dtype}; cast it, or use Last or LastN",
+            )
+        expression = as_expr(value)
+        return self.builder.numbers.add(expr_text(expression), self.sources(source), expression.cast(pl.Float64))
+
+    def bits(self, value: Value, source: Source) -> tuple[int, int]:
+        """(bit column, kind) of `value`: whole number, float, text or time.
+
+        Raises:
+            DeclarationError: it is none of these.
+        """
+        dtype = self.dtype(value, source)
+        kind = _kind_of(dtype)
+        if kind is None:
+            raise DeclarationError(
+                f"{self.path}: cannot keep {as_expr(value)!s} of type {dtype}; use a number, text or time"
+            )
+        cast: pl.DataType | type[pl.DataType] = {INT: pl.Int64, FLOAT: pl.Float64, TEXT: pl.String}.get(
+            kind, pl.Datetime("us")
+        )
+        expression = as_expr(value).cast(cast)
+        if kind == TIME_KIND:
+            expression = expression.cast(pl.Int64)
+        text = f"{DTYPE_OF_KIND[kind]} {expr_text(as_expr(value))}"
+        return self.builder.bits.add(text, self.sources(source), expression, kind), kind
+
+    def ring(self, window: Window, cells: Iterable[Cell], flag: int) -> tuple[int, NDArray[np.int64]]:
+        """Put cells on the ring of `window`: (group, indexes of the cells (k,) in its outputs)."""
+        group, part = self.builder.part(Window("", window.window_us, window.hop_us), lambda: _Ring(_unnamed(window)))
+        assert isinstance(part, _Ring)
+        found: list[int] = []
+        for cell in cells:
+            admits = flag if cell.flag is None else cell.flag
+            columns = self.builder.bits if cell.code == FIRST else self.builder.numbers
+            value = {ONE: "1", TIME: "time"}.get(cell.column) or columns.texts[cell.column]
+            text = f"{cell.code}({cell.param!r}) {value} if {self.builder.flags.texts[admits]}"
+            first = part.add(cell, admits, text)
+            found += range(first, first + WIDTH[cell.code])
+        return group, np.array(found, np.int64)
+
+    def list_of(
+        self, columns: Sequence[tuple[int, int]], flag: int, size: int, *, distinct: bool = False, strict: bool = True
+    ) -> int:
+        """Open a list of `size` elements of bit columns [(column, kind), ...]; returns its group."""
+        if not 1 <= size <= 10_000:
+            raise DeclarationError(f"{self.path}: n={size}; a list keeps 1 to 10000 elements")
+        values = ", ".join(self.builder.bits.texts[column] for column, _ in columns)
+        text = f"list {size}{' distinct' if distinct else ''}{'' if strict else ' newest'}: {values} if {self.builder.flags.texts[flag]}"
+        numbers, kinds = (np.array(part, np.int64) for part in zip(*columns, strict=True))
+        return self.builder.part(text, lambda: ListGroup(size, distinct, strict, flag, numbers, kinds, text))[0]
+
+    def windowed(self, aggregation: Windowed) -> list[Reading]:
+        """One reading a window of an aggregation whose state is cells."""
+        flag = self.flag(aggregation.where, aggregation.source)
+        cells = aggregation.cells(self)
+        readings = []
+        for window in self.windows(aggregation.windows, aggregation.hop):
+            group, picked = self.ring(window, cells, flag)
+            feature = self.feature(aggregation.dtype, window.label)
+            readings.append(Reading(feature, group, partial(_read_cells, aggregation.read, picked)))
+        return readings
+
+    def _dtype_in(self, expression: pl.Expr, event: type[Event], role: str) -> pl.DataType:
+        schema = spec_of(event).polars
+        unknown = [name for name in expression.meta.root_names() if name not in schema]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], schema, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            others = [other.__name__ for other in self.builder.sources if unknown[0] in spec_of(other).polars]
+            limit = f"; or limit it with source={others[0]}" if others else ""
+            raise DeclarationError(
+                f"{self.path}: {role} names {unknown[0]!r}, which event {event.__name__} lacks; {hint}"
+                f"there are {', '.join(schema)}{limit}",
+            )
+        try:
+            return pl.LazyFrame(schema=schema).select(expression).collect_schema().dtypes()[0]
+        except (pl.exceptions.PolarsError, IndexError) as exc:
+            raise DeclarationError(
+                f"{self.path}: {role} {expression!s} does not fit event {event.__name__}: {exc}"
+            ) from exc
+
+
+def as_expr(value: Value) -> pl.Expr:
+    """A column name or an expression, as an expression."""
+    return pl.col(value) if isinstance(value, str) else value
+
+
+def expr_text(expression: pl.Expr) -> str:
+    """The whole expression as text: `str` would shorten long literals, and two different filters would look equal."""
+    return expression.meta.serialize(format="json")
+
+
+def _kind_of(dtype: pl.DataType) -> int | None:
+    if dtype.is_integer() or dtype == pl.Boolean:
+        return INT
+    if dtype.is_float() or dtype.is_decimal():
+        return FLOAT
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        return TEXT
+    return TIME_KIND if dtype in (pl.Datetime, pl.Date) else None
+
+
+def _unnamed(window: Window) -> Window:
+    """Windows that differ in spelling only ("60m", "1h") share a ring."""
+    return Window("", window.window_us, window.hop_us)
+
+
+def _read_cells(
+    read: Callable[[NDArray[np.float64], NDArray[np.int64]], Any],
+    picked: NDArray[np.int64],
+    outputs: tuple[NDArray[Any], ...],
+    now_us: NDArray[np.int64],
+) -> Any:
+    return read(outputs[0][:, picked], now_us)

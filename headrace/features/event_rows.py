@@ -1,0 +1,218 @@
+"""From a frame of events to the arrays that a view's groups take: one Polars select, then NumPy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.errors import SchemaError
+from headrace.features.kernels.hashing import hash_spans
+from headrace.features.kernels.id_lists import FLOAT, TEXT
+from headrace.features.kernels.text_pool import POOL, hash_text, text_buffers
+from headrace.features.keys import ids_of_column, key_expr, texts_of
+from headrace.features.layout import Events, Layout
+from headrace.schemas import Event, EventSpec, spec_of
+
+if TYPE_CHECKING:
+    from headrace.features.binding import LayoutBuilder
+
+_NULL_HASH = np.int64(-0x6A09E667F3BCC909)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Events of one class as a view needs them, n of them.
+
+    Attributes:
+        ids: (n,) int64, entity.
+        time_us: (n,) int64, event time.
+        event_id: (n,) uint64, XXH64 of the event's id (of the whole row if its class has none), seeded by the class's name;
+            zeros where no feature of the view needs it.
+        index: (n,) int64, row in the frame; rows with a null key are not here.
+        events: what the groups take.
+    """
+
+    ids: NDArray[np.int64]
+    time_us: NDArray[np.int64]
+    event_id: NDArray[np.uint64]
+    index: NDArray[np.int64]
+    events: Events
+    keys: pl.Series | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def texts(self, index: NDArray[np.int64] | None = None) -> list[bytes]:
+        """Key texts of rows index (m,), or of all rows."""
+        if self.keys is None:
+            return texts_of(self.ids if index is None else self.ids[index], None)
+        return texts_of(self.ids, self.keys if index is None else self.keys.gather(index))
+
+    def take(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> "Rows":
+        """The rows that a mask (n,) or index (m,) picks."""
+        picked = np.flatnonzero(mask) if mask.dtype == np.bool_ else mask
+        events = self.events
+        return Rows(
+            self.ids[picked],
+            self.time_us[picked],
+            self.event_id[picked],
+            self.index[picked],
+            Events(events.event_ids[picked], events.flags[picked], events.numbers[picked], events.bits[picked]),
+            None if self.keys is None else self.keys.gather(picked),
+        )
+
+
+def concat_rows(parts: Sequence[Rows]) -> Rows:
+    """All rows, one part after the other; parts come from one view and are at least one."""
+    if len(parts) == 1:
+        return parts[0]
+    keys = [part.keys for part in parts if part.keys is not None]
+    return Rows(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.time_us for part in parts]),
+        np.concatenate([part.event_id for part in parts]),
+        np.concatenate([part.index for part in parts]),
+        Events(
+            np.concatenate([part.events.event_ids for part in parts]),
+            np.concatenate([part.events.flags for part in parts]),
+            np.concatenate([part.events.numbers for part in parts]),
+            np.concatenate([part.events.bits for part in parts]),
+        ),
+        pl.concat(keys) if keys else None,
+    )
+
+
+class EventReader:
+    """Turns frames of one event class into rows of one view."""
+
+    def __init__(
+        self,
+        view: str,
+        event: type[Event],
+        entity: Sequence[str],
+        key_dtype: str,
+        builder: "LayoutBuilder",
+        layout: Layout,
+    ) -> None:
+        self._path = f"view {view} · event {event.__name__}"
+        self._spec = spec_of(event)
+        self._key_dtype = key_dtype
+        self._layout = layout
+        self._flags = builder.flags.expressions[event]
+        self._numbers = builder.numbers.expressions[event]
+        self._bits = builder.bits.expressions[event]
+        self._kinds = builder.bits.kinds
+        self._seed = hash_text([event.__name__]).view(np.uint64)[0]
+        self._always = [column for column in self._flags if builder.flags.texts[column].startswith("all @")]
+        parts = [pl.col(name) for name in entity]
+        self._select = [
+            key_expr(parts, key_dtype).alias("key"),
+            pl.col(self._spec.time)
+            .cast(pl.Datetime("us") if _is_naive(self._spec) else pl.Datetime("us", "UTC"))
+            .cast(pl.Int64)
+            .alias("time"),
+            *[expression.alias(f"flag{j}") for j, expression in self._flags.items() if j not in self._always],
+            *[expression.alias(f"number{j}") for j, expression in self._numbers.items()],
+            *[expression.alias(f"bits{j}") for j, expression in self._bits.items()],
+        ]
+        if layout.needs_ids and self._spec.id:
+            self._select.append(pl.col(self._spec.id).alias("id"))
+
+    def rows(self, frame: pl.DataFrame) -> Rows:
+        """Rows of a frame; see `ViewPlan.rows`."""
+        found = self._selected(frame)
+        index = np.arange(found.height)
+        if found["key"].null_count():
+            present = found["key"].is_not_null()
+            index = np.flatnonzero(present.to_numpy())
+            found, frame = found.filter(present), frame.filter(present)
+        ids, keys = ids_of_column(found["key"], self._key_dtype)
+        event_ids = self._event_ids(found, frame) if self._layout.needs_ids else np.zeros(len(ids), np.int64)
+        events = Events(event_ids, self._flag_matrix(found), self._number_matrix(found), self._bit_matrix(found))
+        return Rows(ids, found["time"].to_numpy(writable=True), event_ids.view(np.uint64), index, events, keys)
+
+    def _selected(self, frame: pl.DataFrame) -> pl.DataFrame:
+        try:
+            found = frame.select(self._select)
+        except pl.exceptions.ColumnNotFoundError as exc:
+            name = str(exc).split("\n", 1)[0]
+            raise SchemaError(f"{self._path}: column not found: {name}; there are {', '.join(frame.columns)}") from exc
+        except pl.exceptions.PolarsError as exc:
+            raise SchemaError(f"{self._path}: {exc}") from exc
+        if found["time"].null_count():
+            raise SchemaError(
+                f"{self._path}: {self._spec.time} is null in {found['time'].null_count()} rows; drop them"
+            )
+        return found
+
+    def _flag_matrix(self, found: pl.DataFrame) -> NDArray[np.uint8]:
+        matrix = np.zeros((found.height, self._layout.columns[0]), np.uint8)
+        for column in self._flags:
+            matrix[:, column] = 1 if column in self._always else found[f"flag{column}"].to_numpy()
+        return matrix
+
+    def _number_matrix(self, found: pl.DataFrame) -> NDArray[np.float64]:
+        matrix = np.full((found.height, self._layout.columns[1]), np.nan)
+        for column in self._numbers:
+            matrix[:, column] = found[f"number{column}"].to_numpy()
+        return matrix
+
+    def _bit_matrix(self, found: pl.DataFrame) -> NDArray[np.int64]:
+        matrix = np.zeros((found.height, self._layout.columns[2]), np.int64)
+        for column in self._bits:
+            series, kind = found[f"bits{column}"], self._kinds[column]
+            if kind == TEXT:
+                matrix[:, column] = POOL.intern(series)
+            elif kind == FLOAT:
+                matrix[:, column] = _float_bits(series)
+            else:
+                matrix[:, column] = series.fill_null(0).to_numpy()
+        return matrix
+
+    def _event_ids(self, found: pl.DataFrame, frame: pl.DataFrame) -> NDArray[np.int64]:
+        out = np.empty(found.height, np.int64)
+        if self._spec.id and found["id"].dtype == pl.String:
+            data, offsets = text_buffers(found["id"])
+        else:
+            columns = (
+                [found["id"]] if self._spec.id else [frame[name] for name in self._spec.polars if name in frame.columns]
+            )
+            words = np.stack([_column_words(column) for column in columns], axis=1)
+            data = words.view(np.uint8).reshape(-1)
+            offsets = np.arange(len(words) + 1) * (8 * len(columns))
+        hash_spans(data, offsets, self._seed, out)
+        return out
+
+
+def _is_naive(spec: EventSpec) -> bool:
+    return getattr(spec.polars[spec.time], "time_zone", None) is None
+
+
+def _float_bits(series: pl.Series) -> NDArray[np.int64]:
+    """Bits of floats, one form of NaN and of zero."""
+    values = series.to_numpy() + 0.0
+    values[np.isnan(values)] = np.nan
+    return np.ascontiguousarray(values, np.float64).view(np.int64)
+
+
+def _column_words(series: pl.Series) -> NDArray[np.int64]:
+    """A 64-bit word a value, the same in every process: (n,)."""
+    dtype = series.dtype
+    if dtype.is_integer() or dtype in (pl.Boolean, pl.Datetime, pl.Date):
+        words = series.cast(pl.Int64, wrap_numerical=True).fill_null(_NULL_HASH).to_numpy(writable=True)
+    elif dtype.is_float():
+        words = _float_bits(series)
+    else:
+        text = series if dtype == pl.String else _as_text(series)
+        words = hash_text(text)
+        words[series.is_null().to_numpy()] = _NULL_HASH
+    return words
+
+
+def _as_text(series: pl.Series) -> pl.Series:
+    if series.dtype == pl.Binary:
+        return series.bin.encode("hex")
+    return series.to_frame("value").select(pl.struct("value").struct.json_encode()).to_series()

@@ -1,0 +1,165 @@
+"""The record: one entity's state in one view, packed.
+
+    u64 fingerprint | u64 sequence | i64 newest event time | i64 newest arrival | section of each group, in layout order
+
+All little-endian. Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have
+left every window, and empty ones, are not written. A quiet entity costs some tens of bytes. Sections: kernels/rings.py,
+kernels/id_lists.py; numbers: kernels/varints.py.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import LayoutError
+from headrace.features.answer import NEVER
+from headrace.features.answer import Answer as Answer
+from headrace.features.answer import Lists as Lists
+from headrace.features.layout import Operations, State
+
+if TYPE_CHECKING:
+    from headrace.features.view import ViewPlan
+
+HEADER_BYTES = 32
+BLOCK_ROWS = 256
+"""Records that a read unpacks at a time, so that their dense form stays in the processor's cache."""
+
+_SCRATCH = threading.local()
+_HEADER_AT = np.arange(HEADER_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What every record begins with; times in microseconds UTC."""
+
+    fingerprint: str
+    sequence: int
+    newest_us: int
+    arrival_us: int
+
+
+def read_header(blob: bytes) -> Header:
+    """The header of a packed record.
+
+    Raises:
+        LayoutError: too short to hold one.
+    """
+    if len(blob) < HEADER_BYTES:
+        raise LayoutError(f"record of {len(blob)} bytes: shorter than a header; it is damaged")
+    fingerprint, sequence, newest_us, arrival_us = np.frombuffer(blob, "<i8", 4).tolist()
+    return Header(f"{fingerprint & (2**64 - 1):016x}", sequence, newest_us, arrival_us)
+
+
+def pack_records(
+    plan: "ViewPlan",
+    state: Sequence[State],
+    newest_us: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    sequence: int,
+    arrival_us: int,
+) -> list[bytes]:
+    """Packed records of rows (n,); newest_us (rows of the state,)."""
+    newest = newest_us[rows]
+    at = np.full(len(rows), HEADER_BYTES, np.int64)
+    nowhere = np.empty(0, np.uint8)
+    for group, arrays in zip(plan.layout.groups, state, strict=True):
+        group.pack(arrays, rows, newest, nowhere, at)
+    ends = np.cumsum(at)
+    starts = ends - at
+    out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+    header = np.empty((len(rows), 4), "<i8")
+    header[:, 0] = np.uint64(int(plan.fingerprint, 16)).astype(np.int64)
+    header[:, 1], header[:, 2], header[:, 3] = sequence, newest, arrival_us
+    out[starts[:, None] + _HEADER_AT] = header.view(np.uint8)
+    at = starts + HEADER_BYTES
+    for group, arrays in zip(plan.layout.groups, state, strict=True):
+        group.pack(arrays, rows, newest, out, at)
+    assert (at == ends).all(), f"view {plan.name}: measured and written sizes differ"
+    packed = out.tobytes()
+    return [packed[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+
+
+def unpack_records(
+    plan: "ViewPlan",
+    state: Sequence[State],
+    newest_us: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    blobs: Sequence[bytes],
+) -> None:
+    """Fill empty rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
+
+    Raises:
+        LayoutError: written by another version of the view, or damaged.
+    """
+    lengths = np.fromiter(map(len, blobs), np.int64, len(blobs))
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    if len(blobs) and lengths.min() < HEADER_BYTES:
+        raise _damaged(plan, int(lengths.argmin()))
+    data = np.frombuffer(bytearray().join(blobs), np.uint8)
+    header = data[starts[:, None] + _HEADER_AT].view("<i8")
+    wanted = np.uint64(int(plan.fingerprint, 16)).astype(np.int64)
+    other = np.flatnonzero(header[:, 0] != wanted)
+    if other.size:
+        found = read_header(blobs[other[0]]).fingerprint
+        raise LayoutError(
+            f"view {plan.name}: a record has layout {found}, this declaration is {plan.fingerprint}: the view was changed; "
+            "backfill the new version, then switch to it",
+        )
+    newest = np.ascontiguousarray(header[:, 2]).astype(np.int64)
+    newest_us[rows] = newest
+    at = starts + HEADER_BYTES
+    for group, arrays in zip(plan.layout.groups, state, strict=True):
+        group.unpack(arrays, rows, newest, data, at, ends)
+    if (at != ends).any():
+        raise _damaged(plan, int(np.flatnonzero(at != ends)[0]))
+
+
+def read_packed(
+    plan: "ViewPlan",
+    ids: NDArray[np.int64],
+    texts: Sequence[bytes],
+    blobs: Sequence[bytes | None],
+    now_us: int | NDArray[np.int64],
+) -> Answer:
+    """Features of n entities as of `now_us`, straight from their packed records; None is an entity without one.
+
+    ids (n,) and texts (n,) name the entities; only the blobs decide the values.
+
+    Raises:
+        LayoutError: a record was written by another version of the view, or is damaged.
+    """
+    assert len(ids) == len(texts) == len(blobs), f"{len(ids)} ids, {len(texts)} texts, {len(blobs)} records"
+    now = np.full(len(blobs), now_us, np.int64) if isinstance(now_us, int) else np.require(now_us, np.int64, ["C", "W"])
+    present = np.array([index for index, blob in enumerate(blobs) if blob is not None], np.int64)
+    held: list[bytes] = [blob for blob in blobs if blob is not None]
+    newest = np.full(len(blobs), NEVER, np.int64)
+    outputs = plan.layout.outputs(len(blobs))
+    state, block_newest = _scratch(plan)
+    for start in range(0, len(present), BLOCK_ROWS):
+        reads = present[start : start + BLOCK_ROWS]
+        rows = np.arange(len(reads))
+        for group, arrays in zip(plan.layout.groups, state, strict=True):
+            group.clear(arrays, rows)
+        unpack_records(plan, state, block_newest, rows, held[start : start + BLOCK_ROWS])
+        newest[reads] = block_newest[rows]
+        ops = Operations(rows, now[reads], reads, plan.layout.no_events(), np.zeros(0, np.bool_))
+        for group, arrays, out in zip(plan.layout.groups, state, outputs, strict=True):
+            group.run(arrays, ops, out)
+    return plan.layout.answer(outputs, newest, now)
+
+
+def _scratch(plan: "ViewPlan") -> tuple[list[State], NDArray[np.int64]]:
+    """This thread's room for BLOCK_ROWS unpacked records of the view."""
+    held: dict[str, tuple[list[State], NDArray[np.int64]]] = _SCRATCH.__dict__.setdefault("held", {})
+    if plan.fingerprint not in held:
+        held[plan.fingerprint] = (plan.layout.make(BLOCK_ROWS), np.full(BLOCK_ROWS, NEVER, np.int64))
+    return held[plan.fingerprint]
+
+
+def _damaged(plan: "ViewPlan", index: int) -> LayoutError:
+    return LayoutError(f"view {plan.name}: record {index} of the batch is damaged; delete it and replay its entity")

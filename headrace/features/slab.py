@@ -1,0 +1,188 @@
+"""A slab: many records of one view in memory, each a row of the groups' arrays.
+
+A record is a function of the set of its events: not of their order, nor of how they were batched, nor of whether the
+record was packed and loaded in between. Float sums agree to 1e-9 relative, all else to the byte. Windows are exact as of
+a moment not earlier than the newest event that was added; within the newest hop an earlier read sees later events too.
+Not thread-safe.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.answer import NEVER, Answer
+from headrace.features.keys import entity_ids as entity_ids
+from headrace.features.keys import ids_of_texts as ids_of_texts
+from headrace.features.keys import shard_of as shard_of
+from headrace.features.keys import texts_of
+from headrace.features.kernels.id_map import IdMap
+from headrace.features.kernels.rings import run_newest
+from headrace.features.layout import Operations, State
+from headrace.features.record import pack_records, unpack_records
+from headrace.features.view import Rows, ViewPlan
+
+_GROUP_ROWS = 8_192
+"""Records that are packed or loaded at a time, so that scratch room stays small."""
+
+
+class Slab:
+    """Records of `plan`'s view. Rows are small numbers, reused after `drop`; `newest_us[row]` is the newest event time."""
+
+    def __init__(self, plan: ViewPlan, capacity: int = 1024) -> None:
+        self.plan = plan
+        self._map = IdMap(capacity)
+        self._state: list[State] = plan.layout.make(capacity)
+        self.newest_us = np.full(capacity, NEVER, np.int64)
+        self._dirty = np.zeros(capacity, np.bool_)
+        self._ids = np.zeros(capacity, np.int64)
+        self._texts: dict[int, bytes] = {}  # only keys that are texts
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays, rows to spare included."""
+        arrays = [array for state in self._state for array in state]
+        return sum(array.nbytes for array in (*arrays, self.newest_us, self._dirty, self._ids)) + self._map.nbytes
+
+    def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of each entity, -1 where absent: (n,) -> (n,)."""
+        return self._map.get(ids)
+
+    def add(self, ids: NDArray[np.int64], texts: Sequence[bytes]) -> NDArray[np.int64]:
+        """Row of each entity, absent ones added with an empty record: (n,) -> (n,)."""
+        rows, is_new = self._map.get_or_add(ids)
+        new = np.flatnonzero(is_new)
+        self._admit(ids[new], rows[new], None if self.plan.key_dtype == "int" else [texts[index] for index in new])
+        return rows
+
+    def update(self, rows: Rows) -> int:
+        """Add events, entities as needed; their records become dirty. Returns how many events were too old for a window.
+
+        Such a late event is left out of that window only; it would be outside of it for every read from now on.
+        """
+        at = self.rows_of_events(rows)
+        ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.bool_))
+        self.run(ops, self.plan.layout.outputs(0), np.empty(0, np.int64))
+        self.mark_dirty(at)
+        return int(ops.late.sum())
+
+    def run(self, ops: Operations, outputs: list[State], newest: NDArray[np.int64]) -> None:
+        """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest."""
+        run_newest(self.newest_us, ops.rows, ops.times, ops.ops, newest)
+        for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
+            group.run(state, ops, out)
+
+    def read(self, rows: NDArray[np.int64], now_us: int | NDArray[np.int64]) -> Answer:
+        """Features of rows (n,) as of `now_us`, one moment or one for each row (n,); row -1 is a missing entity."""
+        rows = np.require(rows, np.int64, ["C", "W"])
+        now = (
+            np.full(len(rows), now_us, np.int64)
+            if isinstance(now_us, int)
+            else np.require(now_us, np.int64, ["C", "W"])
+        )
+        outputs, newest = self.plan.layout.outputs(len(rows)), np.full(len(rows), NEVER, np.int64)
+        self.run(self.plan.layout.read_operations(rows, now), outputs, newest)
+        return self.plan.layout.answer(outputs, newest, now)
+
+    # Records in and out
+
+    def pack(self, rows: NDArray[np.int64], sequence: int = 0, arrival_us: int = 0) -> list[bytes]:
+        """Packed records of rows (n,), with the flush's sequence number and the newest arrival in their headers."""
+        packed: list[bytes] = []
+        for start in range(0, len(rows), _GROUP_ROWS):
+            part = np.require(rows[start : start + _GROUP_ROWS], np.int64, ["C", "W"])
+            packed += pack_records(self.plan, self._state, self.newest_us, part, sequence, arrival_us)
+        return packed
+
+    def load(self, ids: NDArray[np.int64], texts: Sequence[bytes], blobs: Sequence[bytes | None]) -> None:
+        """Put packed records into the slab; None is an entity without one, which gets an empty record. None becomes dirty.
+
+        ids (n,) must differ. A record that is here already is replaced.
+
+        Raises:
+            LayoutError: a record was written by another version of the view, or is damaged.
+        """
+        self._clear(self._map.get(ids))
+        rows = self.add(ids, texts)
+        held = [index for index, blob in enumerate(blobs) if blob is not None]
+        try:
+            for start in range(0, len(held), _GROUP_ROWS):
+                part = held[start : start + _GROUP_ROWS]
+                found = [blob for index in part if (blob := blobs[index]) is not None]
+                unpack_records(self.plan, self._state, self.newest_us, rows[part], found)
+        except BaseException:
+            self.drop(rows)
+            raise
+
+    def drop(self, rows: NDArray[np.int64]) -> None:
+        """Forget records (eviction); their rows are reused."""
+        self._map.remove(self._ids[rows])
+        self._dirty[rows] = False
+        if self._texts:
+            for row in rows.tolist():
+                self._texts.pop(row, None)
+
+    def dirty(self) -> NDArray[np.int64]:
+        """Rows whose records changed since `clear_dirty`, ascending."""
+        return np.flatnonzero(self._dirty)
+
+    def mark_dirty(self, rows: NDArray[np.int64]) -> None:
+        """Call rows (n,) changed."""
+        self._dirty[rows] = True
+
+    def clear_dirty(self, rows: NDArray[np.int64]) -> None:
+        """Call rows (n,) clean."""
+        self._dirty[rows] = False
+
+    def rows(self) -> NDArray[np.int64]:
+        """All rows in use, ascending."""
+        return self._map.items()[1]
+
+    def ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Entity id of each row: (n,)."""
+        return self._ids[rows]
+
+    def texts(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """Key text of each row."""
+        if self.plan.key_dtype == "int":
+            return texts_of(self._ids[rows], None)
+        return [self._texts[row] for row in rows.tolist()]
+
+    def rows_of_events(self, rows: Rows) -> NDArray[np.int64]:
+        """Row of each event's entity, absent ones added: (n,)."""
+        at, is_new = self._map.get_or_add(rows.ids)
+        new = np.flatnonzero(is_new)
+        if new.size:
+            self._admit(rows.ids[new], at[new], None if self.plan.key_dtype == "int" else rows.texts(new))
+        return at
+
+    def _admit(self, ids: NDArray[np.int64], rows: NDArray[np.int64], texts: Sequence[bytes] | None) -> None:
+        """Give new rows (n,) an empty record."""
+        while self._map.high > len(self._ids):
+            self._grow()
+        self._clear(rows)
+        self._ids[rows] = ids
+        if texts is not None:
+            self._texts.update(zip(rows.tolist(), texts, strict=True))
+
+    def _clear(self, rows: NDArray[np.int64]) -> None:
+        rows = rows[rows >= 0]
+        if rows.size:
+            for group, state in zip(self.plan.layout.groups, self._state, strict=True):
+                group.clear(state, rows)
+            self.newest_us[rows] = NEVER
+            self._dirty[rows] = False
+
+    def _grow(self) -> None:
+        held = len(self._ids)
+        grown = self.plan.layout.make(2 * held)
+        for old, new in zip(self._state, grown, strict=True):
+            for source, target in zip(old, new, strict=True):
+                target[:held] = source
+        self._state = grown
+        self.newest_us = np.concatenate([self.newest_us, np.full(held, NEVER, np.int64)])
+        self._dirty = np.concatenate([self._dirty, np.zeros(held, np.bool_)])
+        self._ids = np.concatenate([self._ids, np.zeros(held, np.int64)])

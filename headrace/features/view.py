@@ -1,0 +1,186 @@
+"""Views: what is declared about an entity, and the plan that follows from it.
+
+    class UserActivity(FeatureView, source=Engagement, entity="user_id"):
+        clicks = Count(where=col("action") == "click", windows=("10m", "1h"))
+        recent = LastN("item_id", n=50, distinct=True)
+
+has the features `clicks_10m`, `clicks_1h` and `recent`, full names `user_activity.clicks_10m` and so on. A view is checked
+when Python reads it.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError, SchemaError
+from headrace.features.aggregations.derived import Ratio
+from headrace.features.answer import Feature
+from headrace.features.binding import Aggregation, LayoutBuilder
+from headrace.features.event_rows import EventReader, Rows
+from headrace.features.event_rows import Rows as Rows
+from headrace.features.kernels.text_pool import hash_text
+from headrace.features.layout import Layout
+from headrace.features.rings import RingGroup
+from headrace.features.windows import SECOND_US, parse_span_s
+from headrace.schemas import Event, spec_of
+
+
+class FeatureView:
+    """Base of every view.
+
+    Class arguments:
+        source: event class, or tuple of classes, that the view reads. Without one the class is a base for other views.
+        entity: column, or tuple of columns, that all sources have: one record for each of their values.
+        ttl: span ("30d") after which the store forgets a record that got no event; None keeps it.
+        name: name of the view; the class name in snake case if left out.
+
+    Raises:
+        DeclarationError: the declaration is wrong; names view, feature and what to write.
+    """
+
+    _plan: ClassVar["ViewPlan | None"] = None
+
+    def __init_subclass__(
+        cls,
+        *,
+        source: type[Event] | Sequence[type[Event]] | None = None,
+        entity: str | Sequence[str] | None = None,
+        ttl: str | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._plan = None
+        if source is None and entity is None:
+            return
+        view = name or _snake_case(cls.__name__)
+        sources = (source,) if isinstance(source, type) else tuple(source or ())
+        keys = (entity,) if isinstance(entity, str) else tuple(entity or ())
+        if not sources or not keys:
+            missing = "source=SomeEvent" if not sources else 'entity="some_column"'
+            raise DeclarationError(f"view {view}: no {missing.split('=')[0]}; add {missing} to the class arguments")
+        cls._plan = _plan(cls, view, sources, keys, ttl)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewPlan:
+    """All that follows from a view.
+
+    Attributes:
+        entity: the key columns.
+        key_dtype: "int" for a single integer column, else "str".
+        features: in declared order, derived ones last.
+        fingerprint: 16 hex characters; differs when records of this declaration mean something else. Names are not in it.
+        ttl_us: life of a record without events, None for ever.
+        span_us: how far back a record looks, None if for ever (lifetime windows, lists).
+    """
+
+    name: str
+    entity: tuple[str, ...]
+    key_dtype: str
+    sources: tuple[type[Event], ...]
+    features: tuple[Feature, ...]
+    layout: Layout
+    fingerprint: str
+    ttl_us: int | None
+    span_us: int | None
+    readers: dict[type[Event], EventReader]
+
+    def rows(self, event: type[Event], frame: pl.DataFrame) -> Rows:
+        """What the view needs of events: one Polars select, then arrays. Events whose key is null are left out.
+
+        Raises:
+            SchemaError: the view does not read `event`, a column is missing or of a type that does not fit, a time is null.
+        """
+        if event not in self.readers:
+            names = ", ".join(source.__name__ for source in self.sources)
+            raise SchemaError(f"view {self.name}: reads {names}, not {event.__name__}")
+        return self.readers[event].rows(frame)
+
+
+def plan_of(view: type[FeatureView]) -> ViewPlan:
+    """The plan of a view; worked out once, when the class is made.
+
+    Raises:
+        DeclarationError: a base class without a source.
+    """
+    if view._plan is None:  # noqa: SLF001
+        raise DeclarationError(f"view {view.__name__}: no source; add source=SomeEvent to the class arguments")
+    return view._plan  # noqa: SLF001
+
+
+def _plan(
+    view: type[FeatureView], name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...], ttl: str | None
+) -> ViewPlan:
+    key_dtype = _key_dtype(name, sources, keys)
+    entity = f"{key_dtype} {','.join(keys)} of {','.join(source.__name__ for source in sources)}"
+    builder = LayoutBuilder(name, sources, entity)
+    declared = _aggregations(view, name)
+    for attribute, aggregation in sorted(declared.items(), key=lambda item: isinstance(item[1], Ratio)):
+        builder.bind(attribute, aggregation)
+    layout = builder.layout()
+    return ViewPlan(
+        name=name,
+        entity=keys,
+        key_dtype=key_dtype,
+        sources=sources,
+        features=tuple(builder.features),
+        layout=layout,
+        fingerprint=f"{int(hash_text([layout.text]).view(np.uint64)[0]):016x}",
+        ttl_us=None if ttl is None else parse_span_s(ttl, f"view {name} · ttl") * SECOND_US,
+        span_us=_span_us(layout),
+        readers={event: EventReader(name, event, keys, key_dtype, builder, layout) for event in sources},
+    )
+
+
+def _aggregations(view: type[FeatureView], name: str) -> dict[str, Aggregation]:
+    found: dict[str, Aggregation] = {}
+    for base in reversed(view.__mro__):
+        for attribute, value in vars(base).items():
+            if hasattr(value, "bind"):
+                found[attribute] = value
+            elif isinstance(value, type) and hasattr(value, "bind"):
+                raise DeclarationError(f"view {name} · feature {attribute}: {value.__name__} is a class; call it")
+    if not found:
+        raise DeclarationError(f'view {name}: no features; write for example: events = Count(windows=("1h", "24h"))')
+    return found
+
+
+def _key_dtype(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> str:
+    kinds = set()
+    for event in sources:
+        schema = spec_of(event).polars
+        for key in keys:
+            if key not in schema:
+                raise DeclarationError(
+                    f"view {name}: event {event.__name__} has no entity column {key!r}; it has {', '.join(schema)}",
+                )
+            dtype = schema[key]
+            if not (dtype.is_integer() or dtype == pl.String):
+                raise DeclarationError(
+                    f"view {name}: entity column {event.__name__}.{key} is {dtype}; use an int or a str"
+                )
+            kinds.add("int" if dtype.is_integer() and len(keys) == 1 else "str")
+    if len(kinds) > 1 and len(keys) == 1:
+        raise DeclarationError(
+            f"view {name}: entity {keys[0]!r} is an int in one source and a str in another; make them alike"
+        )
+    return kinds.pop()
+
+
+def _span_us(layout: Layout) -> int | None:
+    spans: list[int] = []
+    for group in layout.groups:
+        if not isinstance(group, RingGroup) or not group.window.hop_us:
+            return None
+        spans.append(group.window.window_us + group.window.hop_us)
+    return max(spans, default=None)
+
+
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

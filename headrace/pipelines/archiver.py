@@ -1,0 +1,144 @@
+"""The log as Parquet files, by event day: what a backfill or an analyst reads when the broker has let go of it.
+
+    <folder>/<topic>/2024-05-01/<partition>.<first offset>-<next offset>.parquet
+    <folder>/<topic>/offsets.json                                                      what is committed
+
+Each event is in exactly one file. A flush writes its files first and then the offsets, by one rename; files past the
+committed offsets are left from a crash, and the next start deletes them before it writes those rows again.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import orjson
+import polars as pl
+import structlog
+from prometheus_client import Counter
+
+from headrace.pipelines.source import EventBatch
+from headrace.schemas import Event, spec_of
+
+log = structlog.get_logger(__name__)
+
+FLUSH_S = 60.0
+"""Seconds between flushes: small files are slow to read, and a crash reads this much again."""
+ROWS_MAX = 1_000_000
+"""Rows in memory that cause a flush."""
+
+_NAME = re.compile(r"(?P<partition>.+)\.(?P<first>\d+)-\d+\.parquet")
+
+ARCHIVED = Counter("headrace_archived_rows_total", "Rows written to the archive", ["topic"])
+
+
+class Archiver:
+    """A `Step` that writes every event it is given below `folder`."""
+
+    def __init__(self, folder: str | Path, *, flush_s: float = FLUSH_S, rows_max: int = ROWS_MAX) -> None:
+        self.folder = Path(folder)
+        self._flush_s = flush_s
+        self._rows_max = rows_max
+        self._batches: list[EventBatch] = []
+        self._rows = 0
+        self._since_s = time.monotonic()
+        self._positions: dict[str, int] = {}
+        for committed in self.folder.glob("*/offsets.json"):
+            offsets: dict[str, int] = orjson.loads(committed.read_bytes())
+            self._positions |= offsets
+        self._delete_uncommitted()
+
+    def positions(self) -> dict[str, int]:
+        """Next offset of each partition archived."""
+        return dict(self._positions)
+
+    def expect(self, partitions: Sequence[str]) -> None:
+        """Nothing to prepare."""
+
+    def apply(self, batch: EventBatch) -> None:
+        """Keep the batch's new rows until the next flush."""
+        known = self._positions.get(batch.partition, 0)
+        if batch.next_offset <= known:
+            return
+        if len(batch.offsets) and batch.offsets[0] < known:
+            new = batch.offsets >= known
+            batch = EventBatch(
+                batch.event,
+                batch.partition,
+                batch.offsets[new],
+                batch.next_offset,
+                batch.frame.filter(pl.Series(new)),
+                None,
+                batch.arrival_us,
+            )
+        if not self._batches:
+            self._since_s = time.monotonic()
+        self._batches.append(batch)
+        self._rows += batch.frame.height
+        self._positions[batch.partition] = batch.next_offset
+
+    @property
+    def due_s(self) -> float | None:
+        """Monotonic time of the next flush."""
+        return self._since_s + self._flush_s if self._batches else None
+
+    def tick(self) -> list[Path]:
+        """Flush if it is time; the files written."""
+        due_s = self.due_s
+        return (
+            self.finish() if due_s is not None and (time.monotonic() >= due_s or self._rows >= self._rows_max) else []
+        )
+
+    def finish(self) -> list[Path]:
+        """Write what is held, then the offsets."""
+        written: list[Path] = []
+        by_partition: dict[tuple[type[Event], str], list[EventBatch]] = {}
+        for batch in self._batches:
+            by_partition.setdefault((batch.event, batch.partition), []).append(batch)
+        for (event, partition), batches in by_partition.items():
+            written += self._write(event, partition, batches)
+        for topic in {spec_of(event).topic for event, _ in by_partition}:
+            self._commit(topic)
+        self._batches.clear()
+        self._rows = 0
+        return written
+
+    def _write(self, event: type[Event], partition: str, batches: Sequence[EventBatch]) -> list[Path]:
+        spec = spec_of(event)
+        frame = pl.concat([batch.frame for batch in batches])
+        if frame.is_empty():
+            return []
+        first = next(int(batch.offsets[0]) for batch in batches if len(batch.offsets))
+        name = f"{_place(partition)[1]}.{first}-{batches[-1].next_offset}.parquet"
+        written = []
+        days = frame.with_columns(pl.col(spec.time).dt.date().alias("__day"))
+        for (day,), part in days.partition_by("__day", as_dict=True, include_key=False, maintain_order=True).items():
+            path = self.folder / spec.topic / str(day) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_parquet(path)
+            written.append(path)
+        ARCHIVED.labels(spec.topic).inc(frame.height)
+        return written
+
+    def _commit(self, topic: str) -> None:
+        folder = self.folder / topic
+        folder.mkdir(parents=True, exist_ok=True)
+        offsets = {name: offset for name, offset in self._positions.items() if name.startswith(f"{topic}/")}
+        new = folder / "offsets.json.new"
+        new.write_bytes(orjson.dumps(offsets))
+        new.replace(folder / "offsets.json")
+
+    def _delete_uncommitted(self) -> None:
+        committed = {_place(name): offset for name, offset in self._positions.items()}
+        for path in self.folder.glob("*/*/*.parquet"):
+            named = _NAME.fullmatch(path.name)
+            if named and int(named["first"]) >= committed.get((path.parent.parent.name, named["partition"]), 0):
+                log.warning("uncommitted_archive_file_deleted", path=str(path))
+                path.unlink()
+
+
+def _place(partition: str) -> tuple[str, str]:
+    """(topic, the rest as a file name of one level)."""
+    topic, _, rest = partition.partition("/")
+    return topic, quote(rest, safe="")

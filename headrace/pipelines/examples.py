@@ -1,0 +1,242 @@
+"""Examples for training, from two sources: joined requests, and events replayed as of their time.
+
+    joined request   features bytes (what the model read), labels          -> inputs as served        log-rate 0 event
+    (positive) replay -> as-of read of it and of k drawn negatives   -> inputs by the same spec  log-rate log(ref / k)
+
+A request, or a positive with its negatives, is a group: rows that are ranked together and never parted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import structlog
+from numpy.typing import NDArray
+from prometheus_client import Counter
+from safetensors.numpy import load_file, save_file
+
+from headrace.errors import DeclarationError, DecodeError, SchemaError
+from headrace.features import Replay, plan_of
+from headrace.learners import Inputs, Label, Learner, RecentPopularity, columns_of, log_rate
+from headrace.schemas import Event, spec_of
+
+REQUESTS, EVENTS = 0, 1  # `Examples.source`
+SOURCES = ("requests", "events")
+
+SKIPPED = Counter("headrace_requests_skipped_total", "Joined requests that could not be trained on.", ["reason"])
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examples:
+    """n rows in groups; group g is rows `starts[g]` to `starts[g + 1]`.
+
+    `labels`, `log_rate` (n,) float32, `time_us` (n,) int64 event time, `source` (n,) int64, `starts` (groups + 1,)
+    int64.
+    """
+
+    inputs: Inputs
+    labels: NDArray[np.float32]
+    log_rate: NDArray[np.float32]
+    time_us: NDArray[np.int64]
+    source: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def groups(self, first: int, last: int) -> "Examples":
+        """Groups [first, last)."""
+        rows = slice(int(self.starts[first]), int(self.starts[last]))
+        starts = self.starts[first : last + 1] - self.starts[first]
+        arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
+        return Examples(self.inputs.take(rows), *arrays, starts)
+
+    @staticmethod
+    def concat(parts: "list[Examples]") -> "Examples":
+        """All groups of `parts`, in order; at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        ends = np.cumsum([0, *(len(part) for part in parts)])
+        starts = [np.zeros(1, dtype=np.int64), *(p.starts[1:] + e for p, e in zip(parts, ends, strict=False))]
+        return Examples(
+            Inputs.concat([part.inputs for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.log_rate for part in parts]),
+            np.concatenate([part.time_us for part in parts]),
+            np.concatenate([part.source for part in parts]),
+            np.concatenate(starts),
+        )
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """As plain arrays."""
+        return {
+            "inputs": np.frombuffer(self.inputs.to_bytes(), dtype=np.uint8),
+            "labels": self.labels,
+            "log_rate": self.log_rate,
+            "time_us": self.time_us,
+            "source": self.source,
+            "starts": self.starts,
+        }
+
+    @staticmethod
+    def of_state(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> "Examples":
+        """The examples that `state_dict` wrote."""
+        names = ("labels", "log_rate", "time_us", "source", "starts")
+        return Examples(Inputs.from_bytes(arrays["inputs"].tobytes(), fingerprint), *(arrays[name] for name in names))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestColumns:
+    """Which column of a frame of joined requests holds what. `scores` may be None when they are not logged."""
+
+    time: str = "event_time"
+    features: str = "features"
+    labels: str = "labels"
+    scores: str | None = "scores"
+
+
+def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: RequestColumns) -> Examples | None:
+    """Joined requests, one row each, as examples; None when none is usable.
+
+    A request whose features another spec packed, or that are damaged, or that has another number of labels than of
+    rows, is
+    counted by reason and skipped: it must not stop the stream.
+    """
+    inputs, labels, times = [], [], []
+    selected = frame.select(columns.features, columns.labels, pl.col(columns.time).dt.epoch("us"))
+    for packed, label, time_us in selected.iter_rows():
+        reason = ""
+        try:
+            found = Inputs.from_bytes(packed, learner.inputs.fingerprint)
+            if len(found) != len(label):
+                reason = "labels"
+        except DecodeError:
+            reason = "damaged"
+        except SchemaError:
+            reason = "other_spec"
+        if reason:
+            SKIPPED.labels(reason=reason).inc()
+            log.warning("request_skipped", reason=reason, learner=learner.name)
+        elif len(found):
+            inputs.append(found)
+            labels.append(label)
+            times.append(time_us)
+    if not inputs:
+        return None
+    sizes = np.array([len(part) for part in inputs], dtype=np.int64)
+    rows = int(sizes.sum())
+    return Examples(
+        Inputs.concat(inputs),
+        np.concatenate([np.asarray(part, dtype=np.float32) for part in labels]),
+        np.zeros(rows, dtype=np.float32),
+        np.repeat(np.array(times, dtype=np.int64), sizes),
+        np.full(rows, REQUESTS, dtype=np.int64),
+        np.concatenate([[0], np.cumsum(sizes)]),
+    )
+
+
+class EventExamples:
+    """Positives from the label's events, negatives from what was popular, both read as of the event's time.
+
+    The event's own columns, with the candidate's replaced for a negative, are the request columns of the spec.
+    Features never
+    see the event itself: at equal times the read comes first. What comes out is a function of the sequence of events,
+        not of how it was cut into frames, as long as event times do not go back.
+
+    Args:
+        learner: its label must name the candidate's column.
+        negatives: drawn for each positive.
+        reference: negatives a positive in the traffic that probabilities are meant for; None: the same as drawn.
+        capacity: how many positives back negatives are drawn from.
+        seed: of the draws.
+
+    Raises:
+        DeclarationError: the learner has no label with a candidate column, or its event lacks an entity column of a
+            view.
+    """
+
+    def __init__(
+        self,
+        learner: type[Learner],
+        *,
+        negatives: int = 9,
+        reference: float | None = None,
+        capacity: int = 100_000,
+        seed: int = 0,
+    ) -> None:
+        if learner.label is None or not learner.label.candidate:
+            raise DeclarationError(
+                f"learner {learner.name}: no label with candidate=, the column that negatives replace"
+            )
+        self.learner = learner
+        self.label: Label = learner.label
+        self._negatives = negatives
+        self._log_rate = log_rate(negatives, reference or negatives)
+        self._sampler = RecentPopularity(capacity, seed)
+        self._replay = Replay(learner.views)
+        self._spec = spec_of(self.label.event)
+        entity = [column for view in learner.views for column in plan_of(view).entity]
+        self._columns = list(
+            dict.fromkeys([*entity, self.label.candidate, *(c for c in learner.inputs.columns if "." not in c)])
+        )
+        missing = [column for column in self._columns if column not in self._spec.polars]
+        if missing:
+            raise DeclarationError(
+                f"learner {learner.name}: event {self._spec.name} has no column {', '.join(missing)}"
+            )
+
+    def add(self, events: Mapping[type[Event], pl.DataFrame]) -> Examples | None:
+        """Examples of the positives in `events`; the views take in all of them. None when there is no positive."""
+        drawn = self._spine(events.get(self.label.event))
+        answers = self._replay.advance(events, drawn[0] if drawn else None)
+        if drawn is None or answers is None:
+            return None
+        spine, valid = drawn
+        request = {name: spine[name].to_numpy() for name in self._columns}
+        inputs = self.learner.inputs.assemble(columns_of(answers, request), spine.height)
+        kept = valid.reshape(-1)
+        sizes = valid.sum(axis=1)
+        labels = np.zeros(valid.shape, dtype=np.float32)
+        labels[:, 0] = 1.0
+        count = int(kept.sum())
+        return Examples(
+            inputs.take(kept),
+            labels.reshape(-1)[kept],
+            np.full(count, self._log_rate, dtype=np.float32),
+            spine[self._spec.time].dt.epoch("us").to_numpy()[kept],
+            np.full(count, EVENTS, dtype=np.int64),
+            np.concatenate([[0], np.cumsum(sizes)]),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Replay's records and the sampler, into the existing `folder`."""
+        self._replay.save(folder / "replay")
+        save_file(self._sampler.state_dict(), folder / "sampler.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote."""
+        self._replay.load(folder / "replay")
+        self._sampler.load_state_dict(load_file(folder / "sampler.safetensors"))
+
+    def _spine(self, frame: pl.DataFrame | None) -> tuple[pl.DataFrame, NDArray[np.bool_]] | None:
+        """One row an example, the positive before its negatives; and which are valid, (positives, 1 + negatives)."""
+        if frame is None:
+            return None
+        positives = frame if self.label.positive is None else frame.filter(self.label.positive)
+        if positives.is_empty():
+            return None
+        positives = positives.sort(self._spec.time, maintain_order=True)
+        candidate = self.label.candidate
+        ids = positives[candidate].to_numpy()
+        drawn = self._sampler.draw(ids, self._negatives)
+        valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), drawn.valid], axis=1)
+        # What is not valid is read like the positive, and dropped later.
+        every = np.concatenate([ids[:, None], np.where(drawn.valid, drawn.values, ids[:, None])], axis=1)
+        repeated = positives.select(self._spec.time, *self._columns)[np.repeat(np.arange(len(ids)), every.shape[1])]
+        values = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
+        return repeated.with_columns(values), valid

@@ -1,0 +1,367 @@
+"""Trainer: examples in, published models out; plain Python.
+
+    joined requests --+
+                      +--> waiting --(rows_min reached, or wait_s passed)--> predict -> marks -> learn --+
+    events, as of ----+                                                                                  |
+                                            every publish_s: snapshot -> staged -> gate -> published <---+
+
+Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the replay's records, the sampler and what
+still waits, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
+once. With `wait_s=None` micro-batches are cut by rows alone, whole groups at a time, and a resumed run ends with
+weights bitwise equal to one without a break, however the stream is cut into frames.
+"""
+
+import hashlib
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+import structlog
+from numpy.typing import NDArray
+from prometheus_client import Counter, Gauge, Histogram
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from headrace.errors import DeclarationError, GateRefusedError, SnapshotError
+from headrace.learners import Gate, Learner, ModelDirectory, OnlineLearner, Prequential, Scorer, Snapshot, Verdict
+from headrace.learners.snapshot import move, write_synced
+from headrace.pipelines.examples import (
+    SOURCES,
+    EventExamples,
+    Examples,
+    RequestColumns,
+    requests_to_examples,
+)
+from headrace.schemas import Event
+
+PROBE_ROWS = 64
+EXPIRE_STEPS = 500  # micro-batches between two looks for expired rows
+CHECKPOINTS_KEPT = 2
+
+TRAINED = Counter("headrace_examples_trained_total", "Examples learnt from.", ["source"])
+STEP_SECONDS = Histogram(
+    "headrace_train_step_seconds",
+    "Predict, marks and learn of a micro-batch.",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 1),
+)
+WAITING = Gauge("headrace_examples_waiting", "Examples that wait for their micro-batch.")
+REFUSED = Counter("headrace_models_refused_total", "Snapshots the gate refused.")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """When things happen.
+
+    Args:
+        rows_min: a micro-batch is the fewest whole groups with at least this many rows.
+        wait_s: what waits longer is trained on though it is less; None: never.
+        publish_s: between two publications, in seconds; None: only when `publish` is called.
+        refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
+    """
+
+    rows_min: int = 1_024
+    wait_s: float | None = 0.2
+    publish_s: float | None = 2.0
+    refusals_max: int = 10
+
+    def __post_init__(self) -> None:
+        if self.rows_min < 1 or self.refusals_max < 1:
+            raise DeclarationError(f"{self}: rows_min and refusals_max must be at least 1")
+
+
+class Trainer:
+    """One learner, trained on a stream. One thread.
+
+    Args:
+        learner: the declaration.
+        directory: where versions are published; None: nowhere.
+        cadence: micro-batches and publications.
+        events: makes examples of events; None: `add_events` is not used.
+        columns: of the frames given to `add_requests`.
+        gate: None is a gate with the default checks.
+        seed, threads: see `OnlineLearner`.
+        monotonic: seconds that only grow; tests give their own.
+    """
+
+    def __init__(
+        self,
+        learner: type[Learner],
+        directory: ModelDirectory | None = None,
+        *,
+        cadence: Cadence | None = None,
+        events: EventExamples | None = None,
+        columns: RequestColumns | None = None,
+        gate: Gate | None = None,
+        seed: int = 0,
+        threads: int = 1,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.learner = learner
+        self.online = OnlineLearner(learner, seed, threads=threads)
+        self.directory = directory
+        self.cadence = cadence or Cadence()
+        self.gate = gate or Gate()
+        self.prequential = Prequential()
+        self.served = Prequential(slices=False)
+        self.trained = 0
+        self.positions: dict[str, int] = {}
+        self.trained_positions: dict[str, int] = {}
+        self.live: Scorer | None = None
+        self._events = events
+        self._columns = columns or RequestColumns()
+        self._monotonic = monotonic
+        self._waiting: deque[tuple[Examples, dict[str, int]]] = deque()
+        self._waiting_rows = 0
+        self._waiting_since = 0.0
+        self._published_at = monotonic()
+        self._published_steps = 0
+        self._refusals = 0
+
+    def add_requests(self, frame: pl.DataFrame, positions: Mapping[str, int] | None = None) -> int:
+        """Joined requests, in order, one a row; returns how many examples they gave.
+
+        `positions` are the next offsets of their partitions, to be resumed from once all up to here is trained or
+        saved.
+        """
+        if self._columns.scores is not None and self._columns.scores in frame.columns:
+            self._mark_served(frame)
+        return self._add(requests_to_examples(frame, self.learner, self._columns), positions)
+
+    def add_events(self, events: Mapping[type[Event], pl.DataFrame], positions: Mapping[str, int] | None = None) -> int:
+        """Events in event-time order, by class; returns how many examples they gave.
+
+        Raises:
+            DeclarationError: the trainer was made without `events`.
+        """
+        if self._events is None:
+            raise DeclarationError(f"trainer of {self.learner.name}: no events=EventExamples(...)")
+        return self._add(self._events.add(events), positions)
+
+    def poll(self) -> Verdict | None:
+        """Train on what is due, then publish if that is due; the gate's verdict if it was asked.
+
+        Raises:
+            GateRefusedError: it refused too often in a row.
+        """
+        while self._waiting_rows >= self.cadence.rows_min:
+            self._train(self._cut(self.cadence.rows_min))
+        wait_s = self.cadence.wait_s
+        if self._waiting_rows and wait_s is not None and self._monotonic() - self._waiting_since >= wait_s:
+            self.drain()
+        publish_s = self.cadence.publish_s
+        due = publish_s is not None and self._monotonic() - self._published_at >= publish_s
+        if self.directory is None or not due or self.online.steps == self._published_steps:
+            return None
+        return self.publish()
+
+    def drain(self) -> None:
+        """Train on all that waits, the last micro-batch being smaller."""
+        while self._waiting_rows:
+            self._train(self._cut(self.cadence.rows_min))
+
+    def publish(self) -> Verdict:
+        """Snapshot, gate and, if it passes, publication.
+
+        Raises:
+            GateRefusedError: it was refused, like `refusals_max - 1` before it.
+        """
+        if self.directory is None:
+            raise DeclarationError(f"trainer of {self.learner.name}: no directory to publish to")
+        self._published_at, self._published_steps = self._monotonic(), self.online.steps
+        if self.live is None:
+            self.live = self._latest()
+        recent = self.gate.recent()
+        snapshot = Snapshot.of(
+            self.online,
+            parent=self.live.version if self.live else 0,
+            offsets=self.trained_positions,
+            metrics=self.prequential.snapshot(),
+            probe=recent.inputs.take(slice(-PROBE_ROWS, None)) if recent else None,
+        )
+        staged = self.directory.stage(snapshot)
+        candidate = Scorer(staged.snapshot, self.learner)
+        verdict = self.gate.check(candidate, self.live, recent)
+        if verdict.passed:
+            self.directory.publish(staged)
+            self.live, self._refusals = candidate, 0
+            return verdict
+        self.directory.discard(staged)
+        self._refusals += 1
+        REFUSED.inc()
+        log.error("model_refused", reasons=verdict.reasons, refusals=self._refusals, **verdict.figures)
+        if self._refusals >= self.cadence.refusals_max:
+            raise GateRefusedError(f"{self._refusals} models in a row refused, the last: {'; '.join(verdict.reasons)}")
+        return verdict
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a checkpoint into `folder`, which keeps the last two; returns the new one's folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        number = max(_checkpoints(folder), default=0) + 1
+        partial = folder / f".c{number:08d}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        Snapshot.of(self.online, offsets=self.positions, with_optimizer=True).save(partial / "learner")
+        write_synced(partial / "state.safetensors", save_tensors(self._state()))
+        if self._events is not None:
+            (partial / "events").mkdir()
+            self._events.save(partial / "events")
+        facts = {
+            "positions": self.positions,
+            "trained_positions": self.trained_positions,
+            "waiting_positions": [positions for _, positions in self._waiting],
+            "trained": self.trained,
+            "files": _digests(partial),
+        }
+        write_synced(partial / "trainer.json", orjson.dumps(facts))
+        move(partial, folder / f"c{number:08d}")
+        for old in sorted(_checkpoints(folder))[:-CHECKPOINTS_KEPT]:
+            shutil.rmtree(folder / f"c{old:08d}", ignore_errors=True)
+        log.info("training_saved", checkpoint=number, positions=self.positions, waiting=self._waiting_rows)
+        return folder / f"c{number:08d}"
+
+    def load(self, folder: str | Path) -> bool:
+        """Go on from the newest checkpoint in `folder`; False when there is none. Then seek the sources to `positions`.
+
+        Raises:
+            SnapshotError: it is damaged, or of another learner.
+        """
+        folder = Path(folder)
+        number = max(_checkpoints(folder), default=None) if folder.is_dir() else None
+        if number is None:
+            return False
+        found = folder / f"c{number:08d}"
+        facts = _facts(found)
+        Snapshot.load(found / "learner", self.learner).restore(self.online)
+        self._set_state(load_tensors((found / "state.safetensors").read_bytes()), facts["waiting_positions"])
+        if self._events is not None:
+            self._events.load(found / "events")
+        self.positions, self.trained_positions = facts["positions"], facts["trained_positions"]
+        self.trained = facts["trained"]
+        self._published_steps = 0
+        log.info("training_resumed", checkpoint=number, positions=self.positions, waiting=self._waiting_rows)
+        return True
+
+    def _add(self, examples: Examples | None, positions: Mapping[str, int] | None) -> int:
+        self.positions |= dict(positions or {})
+        if examples is None or len(examples) == 0:
+            if not self._waiting:  # nothing waits: what gave no example is done with
+                self.trained_positions |= self.positions
+            return 0
+        if not self._waiting:
+            self._waiting_since = self._monotonic()
+        self._waiting.append((examples, dict(self.positions)))
+        self._waiting_rows += len(examples)
+        WAITING.set(self._waiting_rows)
+        return len(examples)
+
+    def _cut(self, rows_min: int) -> Examples:
+        """Take the fewest groups with at least `rows_min` rows off the front, or all that waits."""
+        parts: list[Examples] = []
+        wanted = rows_min
+        while wanted > 0 and self._waiting:
+            examples, positions = self._waiting.popleft()
+            groups = int(np.searchsorted(examples.starts, wanted, side="left"))
+            if groups < len(examples.starts) - 1:
+                rest = examples.groups(groups, len(examples.starts) - 1)
+                self._waiting.appendleft((rest, positions))
+                examples = examples.groups(0, groups)
+            else:
+                self.trained_positions |= positions
+            wanted -= len(examples)
+            parts.append(examples)
+        batch = Examples.concat(parts)
+        self._waiting_rows -= len(batch)
+        self._waiting_since = self._monotonic()
+        WAITING.set(self._waiting_rows)
+        return batch
+
+    def _train(self, batch: Examples) -> None:
+        with STEP_SECONDS.time():
+            probabilities = self.online.predict(batch.inputs, batch.log_rate)
+            slices = np.array(SOURCES)[batch.source]
+            self.prequential.observe(probabilities, batch.labels, starts=batch.starts, slices=slices)
+            self.online.learn(batch.inputs, batch.labels, log_rate=batch.log_rate, event_time_us=batch.time_us)
+            self.gate.remember(batch.inputs, batch.labels, batch.log_rate)
+        self.trained += len(batch)
+        for name in SOURCES:
+            TRAINED.labels(source=name).inc(int((slices == name).sum()))
+        if self.online.steps % EXPIRE_STEPS == 0:
+            self.online.expire()
+
+    def _mark_served(self, frame: pl.DataFrame) -> None:
+        """Marks of the scores that requests were answered with."""
+        assert self._columns.scores is not None
+        both = frame.select(labels=self._columns.labels, scores=self._columns.scores).filter(
+            (pl.col("scores").list.len() == pl.col("labels").list.len()) & (pl.col("labels").list.len() > 0)
+        )
+        if both.is_empty():
+            return
+        sizes = both["labels"].list.len().to_numpy()
+        labels = both["labels"].explode().to_numpy().astype(np.float32)
+        scores = both["scores"].explode().to_numpy().astype(np.float32)
+        self.served.observe(scores, labels, starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+
+    def _latest(self) -> Scorer | None:
+        assert self.directory is not None
+        version = self.directory.latest()
+        if version is None:
+            return None
+        try:
+            return Scorer(self.directory.load(version, self.learner), self.learner)
+        except SnapshotError as exc:
+            # A changed declaration: what is live cannot be compared with.
+            log.warning("live_model_not_comparable", model_version=version, reason=str(exc))
+            return None
+
+    def _state(self) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        parts = {"prequential": self.prequential.state_dict(), "served": self.served.state_dict()}
+        parts |= {f"waiting{i:06d}": examples.state_dict() for i, (examples, _) in enumerate(self._waiting)}
+        for part, held in parts.items():
+            arrays |= {f"{part}/{name}": np.ascontiguousarray(array) for name, array in held.items()}
+        return arrays
+
+    def _set_state(self, arrays: Mapping[str, NDArray[Any]], waiting_positions: list[dict[str, int]]) -> None:
+        def part(prefix: str) -> dict[str, NDArray[Any]]:
+            return {k.removeprefix(f"{prefix}/"): v for k, v in arrays.items() if k.startswith(f"{prefix}/")}
+
+        self.prequential.load_state_dict(part("prequential"))
+        self.served.load_state_dict(part("served"))
+        fingerprint = self.learner.inputs.fingerprint
+        waiting = [Examples.of_state(part(f"waiting{i:06d}"), fingerprint) for i in range(len(waiting_positions))]
+        self._waiting = deque(zip(waiting, waiting_positions, strict=True))
+        self._waiting_rows = sum(len(examples) for examples in waiting)
+        self._waiting_since = self._monotonic()
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    return [int(path.name[1:]) for path in folder.glob("c????????") if path.name[1:].isdecimal()]
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below `folder`, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "trainer.json")
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What `trainer.json` says, after every file was checked against it."""
+    try:
+        facts: dict[str, Any] = orjson.loads((folder / "trainer.json").read_bytes())
+        wanted = facts["files"]
+    except (OSError, orjson.JSONDecodeError, KeyError) as exc:
+        raise SnapshotError(f"checkpoint {folder.name} · trainer.json: unreadable: {exc}") from exc
+    found = _digests(folder)
+    if differing := sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)):
+        raise SnapshotError(f"checkpoint {folder.name} · {', '.join(differing)}: not what was saved")
+    return facts

@@ -1,0 +1,60 @@
+"""What a project's dataflow modules need of an installation, made from its settings.
+
+The only module of the room that reads `Settings`; the classes themselves take plain arguments.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from headrace.features.store import OnlineStore
+from headrace.pipelines.kafka_source import KafkaSource
+from headrace.pipelines.topics import KafkaDeadLetters
+from headrace.schemas import DeadLetter, DeadLetters, Event, FileDeadLetters
+from headrace.settings import Settings
+from headrace.telemetry import StatusBoard
+
+
+def kafka_source(settings: Settings, events: Sequence[type[Event]]) -> KafkaSource:
+    """The topics of `events`."""
+    return KafkaSource(settings.brokers, events, config=settings.kafka)
+
+
+def open_store(settings: Settings) -> OnlineStore:
+    """The online store.
+
+    Raises:
+        StoreUnavailableError: Redis does not answer.
+    """
+    return OnlineStore.open(settings.redis_url, settings.shards, settings.namespace)
+
+
+def dead_letters(settings: Settings) -> DeadLetters:
+    """Dead letters to files and to the topic; nothing is opened before the first of them."""
+    return _Both(
+        lambda: FileDeadLetters(settings.dead_letter_dir),
+        lambda: KafkaDeadLetters(settings.brokers, settings.dead_letter_topic, config=settings.kafka),
+    )
+
+
+def status_of(settings: Settings, role: str) -> Callable[[Mapping[str, Any]], object]:
+    """A function that shows figures as the status of `role`."""
+    board = StatusBoard(settings.redis_url, settings.namespace)
+    return lambda document: board.post(role, document)
+
+
+class _Both:
+    """Each letter to one place after the other: files first, since they are there when the broker is not."""
+
+    def __init__(self, *makers: Callable[[], DeadLetters]) -> None:
+        self._makers = makers
+        self._opened: list[DeadLetters] = []
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        if letters and not self._opened:
+            self._opened = [make() for make in self._makers]
+        for place in self._opened:
+            place.write(letters)
+
+    def close(self) -> None:
+        for place in self._opened:
+            place.close()

@@ -1,0 +1,76 @@
+"""One replica of a project: its store, model, impression log and HTTP application, made from the settings.
+
+The only module of the room that reads `Settings`; the classes themselves take plain arguments.
+"""
+
+from fastapi import FastAPI
+
+from headrace.errors import ConfigError
+from headrace.features.store import OnlineStore
+from headrace.learners import Learner, ModelDirectory, Scorer
+from headrace.schemas import Event
+from headrace.serving.http_app import HttpLimits, build_http
+from headrace.serving.impressions import ImpressionColumns, ImpressionLog
+from headrace.serving.ranker import Ranker, RankingSpec
+from headrace.serving.swap import DirectoryReleases, Swap
+from headrace.settings import Settings, load_settings
+from headrace.telemetry import configure_logs
+
+MODEL_WAIT_S = 5.0  # how long a start waits for a first model before it serves without one, not ready
+
+
+def build_replica(
+    learner: type[Learner],
+    impression: type[Event],
+    *,
+    entity: tuple[str, ...],
+    candidate: str,
+    columns: ImpressionColumns,
+    settings: Settings | None = None,
+) -> FastAPI:
+    """The HTTP application of one replica.
+
+    Args:
+        learner: whose models are served.
+        impression: the event that each ranking is logged as; `columns` says which column holds what.
+        entity: key columns that a request gives once.
+        candidate: key column that a request gives a list of.
+        settings: default: those of the environment.
+
+    Raises:
+        StoreUnavailableError: Redis does not answer.
+        SnapshotError: the frozen version is not there.
+        DeclarationError: views, inputs or columns do not fit.
+    """
+    settings = settings or load_settings()
+    configure_logs(settings.log_level, as_json=settings.log_json)
+    store = OnlineStore.open(settings.redis_url, settings.shards, settings.namespace)
+    ranker = Ranker(RankingSpec(learner, entity, candidate), store)
+    directory = ModelDirectory(settings.model_dir, settings.redis_url)
+    impressions = ImpressionLog(
+        impression,
+        settings.brokers,
+        columns=columns,
+        shadow=_frozen(directory, learner, settings.frozen_version, columns),
+        config=settings.kafka,
+    )
+    swap = Swap(DirectoryReleases(directory, learner), probe=ranker.probe, fingerprints=ranker.fingerprints)
+    swap.start(wait_s=MODEL_WAIT_S)
+
+    def close() -> None:
+        swap.close()
+        impressions.close()
+        store.close()
+
+    limits = HttpLimits(api_keys=settings.api_keys, max_in_flight=settings.in_flight_max)
+    return build_http(ranker, swap, impressions=impressions, clock=settings.event_clock, limits=limits, on_close=close)
+
+
+def _frozen(
+    directory: ModelDirectory, learner: type[Learner], version: int | None, columns: ImpressionColumns
+) -> Scorer | None:
+    if version is None:
+        return None
+    if columns.shadow is None:
+        raise ConfigError("HEADRACE_FROZEN_VERSION is set, but the impression has no column for its scores")
+    return Scorer(directory.load(version, learner), learner)

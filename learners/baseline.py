@@ -1,0 +1,13 @@
+"""What a linear model makes of the same inputs: the mark that `next_item` has to beat."""
+
+from headrace.learners import Learner, Logistic
+from learners.next_item import NextItem
+
+
+class LinearNextItem(Learner):
+    """Logistic regression on the inputs of `NextItem`."""
+
+    views = NextItem.views
+    label = NextItem.label
+    inputs = NextItem.inputs
+    model = Logistic()

@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+import torch
+
+from headrace.errors import DeclarationError, SchemaError, SnapshotError
+from headrace.learners import (
+    Categorical,
+    DeepFM,
+    Dense,
+    InputSpec,
+    Learner,
+    Logistic,
+    OnlineLearner,
+    TablePolicy,
+    auc,
+    log_rate,
+)
+from headrace.learners.prequential import log_losses
+from tests.shelves import SPEC, Shelf, Stream
+
+
+def train(online, stream, batches, rows=256):
+    """Prequential probabilities and labels."""
+    seen = []
+    for step in range(batches):
+        inputs, labels, truth = stream.batch(rows)
+        seen.append((online.predict(inputs), labels, truth))
+        online.learn(inputs, labels, event_time_us=step)
+    return (np.concatenate(part) for part in zip(*seen, strict=True))
+
+
+@pytest.mark.parametrize("model", [DeepFM(dim=4, hidden=(16,)), DeepFM(dim=4, hidden=(16,), attention=True), Logistic()])
+def test_it_learns_a_known_truth(model):
+    learner = type("Model", (Learner,), {"inputs": SPEC, "model": model})
+    probabilities, labels, truth = train(OnlineLearner(learner, seed=1), Stream(0), 300)
+    late = slice(-20_000, None)
+    loss = log_losses(probabilities[late], labels[late]).mean()
+    base = labels[late].mean()
+    base_loss = -(base * np.log(base) + (1 - base) * np.log(1 - base))
+    best = log_losses(truth[late], labels[late]).mean()
+    assert loss < base_loss - 0.6 * (base_loss - best)  # most of what can be known
+    assert auc(probabilities[late], labels[late]) > 0.75
+    assert abs(probabilities[late].sum() / labels[late].sum() - 1) < 0.05
+
+
+def test_log_rate_recovers_the_reference_rate():
+    """Trained on 1:3 samples of a 1:39 stream, predictions are at 1:39."""
+    rng = np.random.default_rng(4)
+    online = OnlineLearner(Shelf, seed=0)
+    stream = Stream(5)
+    offset = log_rate(3, 39)
+    for _ in range(300):
+        inputs, _, _ = stream.batch(400)
+        labels = (rng.random(400) < 0.25).astype(np.float32)
+        online.learn(inputs, labels, log_rate=offset)
+    inputs, _, _ = stream.batch(4_000)
+    assert online.predict(inputs).mean() == pytest.approx(1 / 40, rel=0.1)
+    assert online.predict(inputs, offset).mean() == pytest.approx(0.25, rel=0.1)
+    np.testing.assert_array_equal(online.predict(inputs, np.full(4_000, offset)), online.predict(inputs, offset))
+
+
+def test_samples_of_two_rates_train_one_model():
+    """The same truth sampled at two rates, each with its own offset: the reference rate comes out of either alone."""
+    rng = np.random.default_rng(6)
+    online, stream = OnlineLearner(Shelf, seed=0), Stream(7)
+    for step in range(400):
+        negatives = (4, 19)[step % 2]
+        inputs, _, _ = stream.batch(400)
+        labels = (rng.random(400) < 1 / (1 + negatives)).astype(np.float32)
+        online.learn(inputs, labels, log_rate=np.full(400, log_rate(negatives, 19)))
+    inputs, _, _ = stream.batch(4_000)
+    assert online.predict(inputs).mean() == pytest.approx(1 / 20, rel=0.1)
+
+
+def test_weights_count_as_repetitions():
+    one, other = OnlineLearner(Shelf), OnlineLearner(Shelf)
+    inputs, labels, _ = Stream(8).batch(64)
+    one.learn(inputs, labels, weights=np.full(64, 2.0))
+    doubled = one.state_dict()
+    other.learn(inputs, labels)
+    plain = other.state_dict()
+    gained = doubled["table.shop.state"] - 0.01
+    np.testing.assert_allclose(gained, 4 * (plain["table.shop.state"] - 0.01), rtol=1e-3)
+
+
+def equal(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    assert one.keys() == other.keys()
+    return all(one[name].tobytes() == other[name].tobytes() for name in one)
+
+
+class Dropping(DeepFM):
+    """With dropout: it draws from torch's generator."""
+
+    def build(self, spec):
+        net = super().build(spec)
+        net.mlp.insert(1, torch.nn.Dropout(0.3))
+        return net
+
+
+@pytest.mark.parametrize("model", [DeepFM(dim=4, hidden=(16,), attention=True), Logistic(), Dropping(dim=4)])
+def test_a_resumed_run_ends_with_bitwise_equal_weights(model):
+    policies = {"book": TablePolicy(min_count=2, rows_max=150)}
+    learner = type("Resumed", (Learner,), {"inputs": SPEC, "model": model, "tables": policies})
+    batches = [Stream(9).batch(100) for _ in range(1)] + [Stream(10 + i).batch(100) for i in range(30)]
+    whole, first, second = (OnlineLearner(learner, seed=2) for _ in range(3))
+    for step, (inputs, labels, _) in enumerate(batches):
+        whole.learn(inputs, labels, event_time_us=step)
+        first.learn(inputs, labels, event_time_us=step) if step < 12 else None
+    torch.rand(3)  # others use torch's generator too
+    second.load_state_dict(first.state_dict())
+    for step, (inputs, labels, _) in enumerate(batches[12:], start=12):
+        second.predict(inputs)
+        second.learn(inputs, labels, event_time_us=step)
+    assert equal(whole, second)
+    assert not equal(whole, first)
+
+
+def test_predicting_changes_nothing():
+    online = OnlineLearner(Shelf)
+    inputs, labels, _ = Stream(11).batch()
+    online.learn(inputs, labels)
+    before = online.state_dict()
+    online.predict(Stream(12).batch()[0])
+    after = online.state_dict()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+
+
+def test_another_seed_gives_other_weights_and_torchs_own_generator_stays():
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    one, other = OnlineLearner(Shelf, seed=0), OnlineLearner(Shelf, seed=1)
+    one.learn(*Stream(13).batch()[:2])
+    assert torch.rand(1) == wanted
+    assert not equal(one, other)
+
+
+def test_old_rows_expire_by_event_time():
+    learner = type("Ageing", (Learner,), {"inputs": SPEC, "model": DeepFM(4), "tables": {"shop": TablePolicy(expire_us=10)}})
+    online = OnlineLearner(learner)
+    inputs, labels, _ = Stream(14).batch()
+    online.learn(inputs, labels, event_time_us=np.arange(256))
+    assert online.now_us == 255
+    online.now_us = 1_000
+    assert online.expire() == 5
+    assert len(online.tables["shop"]) == 0
+
+
+def test_an_empty_batch_does_nothing():
+    online = OnlineLearner(Shelf)
+    inputs, labels, _ = Stream(15).batch(4)
+    assert online.learn(inputs.take(slice(0, 0)), labels[:0]) == 0.0
+    assert online.predict(inputs.take(slice(0, 0))).shape == (0,)
+    assert online.steps == 0
+
+
+def test_inputs_and_labels_that_do_not_fit_are_refused():
+    online = OnlineLearner(Shelf)
+    inputs, labels, _ = Stream(16).batch(4)
+    with pytest.raises(SchemaError, match=r"labels \(3,\)"):
+        online.learn(inputs, labels[:3])
+    with pytest.raises(SchemaError, match="weights"):
+        online.learn(inputs, labels, weights=np.ones(5))
+    other = InputSpec(Categorical("a"), Dense("b")).assemble({"a": np.zeros(2, int), "b": np.zeros(2)}, 2)
+    with pytest.raises(SchemaError, match=SPEC.fingerprint):
+        online.predict(other)
+
+
+def test_states_of_other_learners_are_refused():
+    online = OnlineLearner(Shelf)
+    arrays = online.state_dict()
+    wide = type("Wide", (Learner,), {"inputs": SPEC, "model": DeepFM(dim=5)})
+    with pytest.raises(SnapshotError, match="dense arrays differ"):
+        OnlineLearner(wide).load_state_dict(arrays)
+    with pytest.raises(SnapshotError, match="dense optimizer"):
+        online.load_state_dict({**arrays, "optimizer.dense": np.zeros((1, 3), np.float32)})
+    with pytest.raises(SnapshotError, match="no arrays of table 'book'"):
+        online.load_state_dict({name: array for name, array in arrays.items() if "book" not in name})
+
+
+def test_declarations():
+    assert Shelf.name == "shelf"
+    assert type("NextBookToRead", (Learner,), {"inputs": SPEC, "model": DeepFM()}).name == "next_book_to_read"
+    with pytest.raises(DeclarationError, match="no model"):
+        type("Bare", (Learner,), {"inputs": SPEC})
+    with pytest.raises(DeclarationError, match="inputs use book, shop"):
+        type("Lost", (Learner,), {"inputs": SPEC, "model": DeepFM(), "tables": {"boks": TablePolicy()}})
+    spec = InputSpec(Dense("x", "reader.reads"))
+    with pytest.raises(DeclarationError, match=r"column 'reader.reads': no such feature"):
+        type("Viewless", (Learner,), {"inputs": spec, "model": DeepFM()})

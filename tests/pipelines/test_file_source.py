@@ -1,0 +1,169 @@
+"""Files as a source: every row once, in a stable order, and one clear error for a file that cannot be read."""
+
+import io
+import json
+
+import fastavro
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from headrace.errors import OffsetLostError, SchemaError, SourceError
+from headrace.pipelines.file_source import FileSource
+from headrace.schemas import spec_of
+from tests.turnstiles import Passage, drain, passages
+
+
+def write_avro(frame: pl.DataFrame, path) -> None:
+    out = io.BytesIO()
+    fastavro.writer(out, fastavro.parse_schema(spec_of(Passage).avro), frame.to_dicts())
+    path.write_bytes(out.getvalue())
+
+
+WRITERS = {
+    "parquet": lambda frame, path: frame.write_parquet(path),
+    "arrow": lambda frame, path: frame.write_ipc(path),
+    "ipc": lambda frame, path: frame.write_ipc_stream(path),
+    "avro": write_avro,
+    "csv": lambda frame, path: frame.write_csv(path),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_file_of_each_kind_comes_whole_and_in_event_time_order(tmp_path, suffix):
+    frame = passages(1_000)
+    path = tmp_path / f"log.{suffix}"
+    WRITERS[suffix](frame.with_columns(extra=pl.lit(1)) if suffix != "avro" else frame, path)
+    batches = drain(FileSource(path, Passage, rows_max=300))
+    assert [(batch.partition, int(batch.offsets[0]), batch.next_offset, batch.ended) for batch in batches] == [
+        (f"passages/log.{suffix}", 0, 300, False),
+        (f"passages/log.{suffix}", 300, 600, False),
+        (f"passages/log.{suffix}", 600, 900, False),
+        (f"passages/log.{suffix}", 900, 1_000, True),
+    ]
+    assert_frame_equal(pl.concat([batch.frame for batch in batches]), frame.sort("at", maintain_order=True))
+
+
+def test_unsorted_keeps_the_file_order(tmp_path):
+    frame = passages(100).reverse()
+    frame.write_parquet(tmp_path / "log.parquet")
+    [batch] = drain(FileSource(tmp_path / "log.parquet", Passage, sort=False))
+    assert_frame_equal(batch.frame, frame)
+
+
+def test_json_lines_are_payloads_with_their_line_numbers(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n\nnot json\n{"b": 2}')
+    [batch] = drain(FileSource(path, Passage))
+    assert batch.payloads == [b'{"a": 1}', b"not json", b'{"b": 2}']
+    assert batch.codec == "json"
+    assert batch.offsets.tolist() == [0, 1, 2]
+
+
+def test_seek_and_a_second_run_take_up_where_the_offsets_say(tmp_path):
+    frame = passages(100).sort("at", maintain_order=True)
+    frame.write_parquet(tmp_path / "log.parquet")
+    source = FileSource(tmp_path / "log.parquet", Passage)
+    source.seek({"passages/log.parquet": 60})
+    [batch] = drain(source)
+    assert_frame_equal(batch.frame, frame[60:])
+    source.seek({"passages/log.parquet": 100})
+    assert not source.exhausted
+    [batch] = drain(source)
+    assert (batch.next_offset, batch.frame.height, batch.ended) == (100, 0, True)
+
+
+def test_a_glob_names_files_below_its_fixed_part_whatever_the_working_folder(tmp_path, monkeypatch):
+    for day in ("b/2", "a/1"):
+        (tmp_path / "logs" / day).mkdir(parents=True)
+        passages(10).write_parquet(tmp_path / "logs" / day / "log.parquet")
+    wanted = ["passages/a/1/log.parquet", "passages/b/2/log.parquet"]
+    assert FileSource(str(tmp_path / "logs" / "**" / "*.parquet"), Passage).partitions() == wanted
+    monkeypatch.chdir(tmp_path)
+    assert FileSource("logs/**/*.parquet", Passage).partitions() == wanted
+
+
+def test_shares_are_disjoint_and_whole(tmp_path):
+    for name in "abc":
+        passages(10, seed=ord(name)).write_parquet(tmp_path / f"{name}.parquet")
+    source = FileSource(tmp_path / "*.parquet", Passage)
+    names = [[batch.partition for batch in drain(source.share(index, 2))] for index in range(2)]
+    assert names == [["passages/a.parquet", "passages/c.parquet"], ["passages/b.parquet"]]
+
+
+def missing(folder):
+    return folder / "none.parquet", "none.parquet does not exist"
+
+
+def no_match(folder):
+    return folder / "*.parquet", r"no file matches .*\*.parquet"
+
+
+def a_folder(folder):
+    return folder, "is a folder; add a pattern"
+
+
+def no_bytes(folder):
+    (folder / "e.parquet").write_bytes(b"")
+    return folder / "e.parquet", "e.parquet is empty"
+
+
+def no_rows(folder):
+    passages(0).write_parquet(folder / "e.parquet")
+    return folder / "e.parquet", "e.parquet has no rows"
+
+
+def no_lines(folder):
+    (folder / "e.jsonl").write_text("\n\n")
+    return folder / "e.jsonl", "e.jsonl has no rows"
+
+
+def not_parquet(folder):
+    (folder / "bad.parquet").write_bytes(b"this is no parquet file")
+    return folder / "bad.parquet", "bad.parquet cannot be read: "
+
+
+def no_reader(folder):
+    (folder / "log.xml").write_text("<a/>")
+    return folder / "log.xml", r"no reader for '.xml'; use one of .parquet, "
+
+
+@pytest.mark.parametrize(
+    "case",
+    [missing, no_match, a_folder, no_bytes, no_rows, no_lines, not_parquet, no_reader],
+    ids=lambda case: case.__name__,
+)
+def test_a_file_that_cannot_be_used_is_one_error_that_names_it(tmp_path, case):
+    path, message = case(tmp_path)
+    with pytest.raises(SourceError, match=message):
+        drain(FileSource(path, Passage))
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        passages(1).write_parquet(tmp_path / folder / "log.parquet")
+    with pytest.raises(SourceError, match="would share the partition name 'passages/log.parquet'"):
+        FileSource([tmp_path / "a" / "log.parquet", tmp_path / "b" / "log.parquet"], Passage).partitions()
+
+
+def test_a_column_of_another_type_names_file_and_column(tmp_path):
+    passages(5).with_columns(pl.lit("x").alias("door")).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(SchemaError, match=r"log.parquet: .*door"):
+        drain(FileSource(tmp_path / "log.parquet", Passage))
+
+
+def test_a_file_that_became_shorter_is_noticed(tmp_path):
+    passages(5).write_parquet(tmp_path / "log.parquet")
+    source = FileSource(tmp_path / "log.parquet", Passage)
+    source.seek({"passages/log.parquet": 6})
+    with pytest.raises(OffsetLostError, match="has 5 rows, but 6 were read"):
+        source.poll()
+
+
+def test_csv_text_that_looks_like_numbers_stays_text(tmp_path):
+    frame = passages(3).with_columns(passage_id=pl.Series(["001", "002", "003"]))
+    frame.write_csv(tmp_path / "log.csv")
+    [batch] = drain(FileSource(tmp_path / "log.csv", Passage))
+    assert sorted(batch.frame["passage_id"]) == ["001", "002", "003"]
+    assert json.loads(batch.frame.select("door").write_json())

@@ -1,0 +1,281 @@
+"""Whole flows on a real broker and a real Redis: three runners, one answer; crashes and stops cost no event."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import bytewax.operators as op
+import numpy as np
+import polars as pl
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink
+from polars.testing import assert_frame_equal
+
+from headrace.clock import FixedClock
+from headrace.errors import ConfigError, FencedError, UnknownTopicError
+from headrace.features.store import OnlineStore
+from headrace.pipelines import (
+    FileSource,
+    Intake,
+    KafkaSource,
+    Materializer,
+    TopicWriter,
+    create_topics,
+    loop,
+    on_bytewax,
+)
+from headrace.pipelines.worker_keys import worker_keys, worker_of
+from headrace.schemas import FileDeadLetters
+from headrace.schemas.dead_letters import read as read_letters
+from tests.turnstiles import START_US, Passage, Shelf, door_use, passage_of, passages, read_doors, views_of
+
+RUNNERS = ("loop", "bytewax-1", "bytewax-2")
+
+
+def run_flow(runner: str, source, event, url: str, shelf, *, flush_s=(0.02, 1.0)) -> list:
+    """Materialise both views of passages from `source`; the flush summaries."""
+    summaries: list = []
+    if runner == "loop":
+        with OnlineStore.open(url) as store:
+            engine = Materializer(views_of(event), store, flush_s=flush_s)
+            loop.run(source, Intake((event,), dead_letters=shelf), [engine], out=summaries.append)
+        return summaries
+    flow = Dataflow("materialize")
+    events = op.input("in", flow, on_bytewax.events_in(source, (event,), dead_letters=shelf))
+    flushed = on_bytewax.materialize("features", events, views_of(event), url, flush_s=flush_s)
+    op.output("out", flushed, TestingSink(summaries))
+    on_bytewax.run(flow, workers=int(runner[-1]))
+    return summaries
+
+
+def publish(bootstrap: str, event, frame: pl.DataFrame) -> None:
+    writer = TopicWriter(bootstrap, event)
+    writer.write(frame)
+    writer.close()
+
+
+@pytest.mark.parametrize("codec", ["avro", "arrow"])
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_every_runner_counts_every_good_row_once(runner, codec, broker, topic, redis_url):
+    """8,000 passages in 4 partitions and 5 messages of rubbish; then half as many again, resumed from the offsets."""
+    event, log, shelf = passage_of(topic, codec), passages(12_000), Shelf()
+    create_topics(broker, {topic: 4})
+    for begin, end in ((0, 8_000), (8_000, 12_000)):
+        for part in log[begin:end].iter_slices(500):
+            publish(broker, event, part)
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": broker, "log_level": 0})
+        for number in range(5):
+            producer.produce(topic, b"rubbish %d" % number)
+        assert producer.flush(10) == 0
+        source = KafkaSource(broker, [event], until_end=True, rows_max=1_000)
+        summaries = run_flow(runner, source, event, redis_url, shelf, flush_s=(0.001, 0.01))
+        workers = 2 if runner[-1] == "2" else 1
+        assert sum(summary.events for summary in summaries) == workers * (end - begin)
+    with OnlineStore.open(redis_url) as store:
+        assert_frame_equal(read_doors(store, event, log), door_use(log))
+        other = store.read(views_of(event)[1], log.select("door", "way").unique(), now=START_US + 10**12)
+        assert other["passages_lifetime"].sum() == log.height
+    assert len(shelf.letters) == 10
+    assert {letter.reason for letter in shelf.letters} == {"undecodable"}
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_files_resume_by_row_and_another_runner_may_take_over(runner, tmp_path, redis_url):
+    log = passages(5_000)
+    log[:2_000].write_parquet(tmp_path / "1.parquet")
+    run_flow("bytewax-2", FileSource(tmp_path / "*.parquet", Passage), Passage, redis_url, Shelf())
+    log[2_000:].write_parquet(tmp_path / "2.parquet")
+    run_flow(runner, FileSource(tmp_path / "*.parquet", Passage), Passage, redis_url, Shelf())
+    run_flow(runner, FileSource(tmp_path / "*.parquet", Passage), Passage, redis_url, Shelf())
+    with OnlineStore.open(redis_url) as store:
+        assert_frame_equal(read_doors(store, Passage, log), door_use(log))
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_an_error_is_told_as_ours_whatever_the_runner(runner, broker, redis_url):
+    with pytest.raises(UnknownTopicError, match="no topic 'never-made'"):
+        run_flow(runner, KafkaSource(broker, ["never-made"]), passage_of("never-made"), redis_url, Shelf())
+
+
+class Usurped(KafkaSource):
+    """A source during whose second poll another engine takes everything over."""
+
+    usurp: ClassVar = None
+
+    def poll(self):
+        found = super().poll()
+        if found and (usurp := Usurped.usurp):
+            Usurped.usurp = None
+            usurp()
+        return found
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_second_engine_is_fenced_off_through_every_runner(runner, broker, topic, redis_url):
+    event = passage_of(topic)
+    create_topics(broker, {topic: 2})
+    publish(broker, event, passages(100))
+
+    def usurp():
+        run_flow("loop", KafkaSource(broker, [event], until_end=True), event, redis_url, Shelf())
+
+    Usurped.usurp = usurp
+    with pytest.raises(FencedError, match="Another engine owns the shard"):
+        run_flow(runner, Usurped(broker, [event]), event, redis_url, Shelf())
+
+
+def test_a_flow_without_our_input_is_refused():
+    flow = Dataflow("other")
+    from bytewax.testing import TestingSource
+
+    events = op.input("in", flow, TestingSource([]))
+    with pytest.raises(ConfigError, match="has no input made by `events_in` or `batches`"):
+        on_bytewax.materialize("features", events, views_of(Passage), "redis://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_groups_land_on_workers_of_their_own(workers):
+    assert [worker_of(key, workers) for key in worker_keys(workers)] == list(range(workers))
+
+
+def test_the_router_and_bytewax_agree_on_workers():
+    """Each of three groups is told its number on a thread of its own."""
+    seen: dict[str, set[int]] = {}
+
+    class Note(op.StatefulBatchLogic):
+        def on_batch(self, values):
+            seen.setdefault(values[0], set()).add(threading.get_ident())
+            return (), False
+
+        def snapshot(self):
+            return None
+
+    flow = Dataflow("keys")
+    from bytewax.run import cli_main
+    from bytewax.testing import TestingSource
+
+    keys = worker_keys(3)
+    items = op.input("in", flow, TestingSource([(key, key) for key in keys] * 5))
+    op.output("out", op.stateful_batch("note", items, lambda _none: Note()), TestingSink([]))
+    cli_main(flow, workers_per_process=3)
+    assert set(seen) == set(keys)
+    assert len(set.union(*seen.values())) == 3
+
+
+MODULE = """
+import json, os
+import bytewax.operators as op
+from bytewax.dataflow import Dataflow
+from headrace.pipelines import KafkaSource
+from headrace.pipelines.on_bytewax import events_in, materialize
+from headrace.schemas import FileDeadLetters
+from tests.turnstiles import passage_of, views_of
+
+given = json.loads(os.environ["FLOW"])
+event = passage_of(given["topic"])
+source = KafkaSource(given["broker"], [event], rows_max=200)
+letters = FileDeadLetters(given["letters"])
+flow = Dataflow("materialize")
+events = op.input("in", flow, events_in(source, (event,), dead_letters=letters))
+materialize("features", events, views_of(event), given["redis"])
+"""
+
+
+class Engine:
+    """`python -m bytewax.run` on a project module, in a process of its own."""
+
+    def __init__(self, folder: Path, repo: Path, workers: int, **given: str) -> None:
+        (folder / "flow_module.py").write_text(MODULE)
+        environment = {**os.environ, "PYTHONPATH": f"{repo}", "FLOW": json.dumps(given), "NUMBA_NUM_THREADS": "2"}
+        self.errors = folder / "stderr.txt"
+        command = [sys.executable, "-m", "bytewax.run", f"{folder}/flow_module.py:flow", "-w", str(workers)]
+        with self.errors.open("ab") as errors:
+            self.process = subprocess.Popen(command, env=environment, stderr=errors, stdout=errors, cwd=folder)
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process.poll() is None, self.errors.read_text()
+        self.process.send_signal(number)
+        return self.process.wait(20)
+
+
+def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30) -> None:
+    """Until `count` passages are in the store."""
+    deadline = time.monotonic() + seconds
+    while (found := read_doors(store, event, frame)["passages_lifetime"].sum()) < count:
+        assert time.monotonic() < deadline, f"{found} of {count} after {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kill_and_restart_count_every_event_once_and_sigterm_drains(workers, tmp_path, repo, broker, topic, redis_url):
+    """
+    events   0 ....... 4000 ............ 8000 ........... 12000
+    engine     start ....x kill -9   start ........... SIGTERM: exit 0, all flushed
+    """
+    event, log = passage_of(topic), passages(12_000)
+    create_topics(broker, {topic: 4})
+    writer = TopicWriter(broker, event)
+    given = {"topic": topic, "broker": broker, "redis": redis_url, "letters": str(tmp_path / "letters")}
+
+    def produce(begin: int, end: int, pause_s: float) -> None:
+        for part in log[begin:end].iter_slices(100):
+            writer.write(part)
+            writer.flush()
+            time.sleep(pause_s)
+
+    with OnlineStore.open(redis_url) as store:
+        producing = threading.Thread(target=produce, args=(0, 8_000, 0.02))
+        engine = Engine(tmp_path, repo, workers, **given)
+        producing.start()
+        wait_for(store, event, log, 2_000)
+        assert engine.end(signal.SIGKILL) == -signal.SIGKILL
+        producing.join()
+        assert read_doors(store, event, log)["passages_lifetime"].sum() < 8_000
+        engine = Engine(tmp_path, repo, workers, **given)
+        produce(8_000, 12_000, 0)
+        wait_for(store, event, log, 11_000)
+        assert engine.end(signal.SIGTERM) == 0, engine.errors.read_text()
+        run_flow("loop", KafkaSource(broker, [event], until_end=True), event, redis_url, Shelf())
+        assert_frame_equal(read_doors(store, event, log), door_use(log))
+
+
+def test_sigterm_flushes_what_the_cadence_had_not(tmp_path, broker, topic, redis_url):
+    """A flush is due in a minute, SIGTERM to this very process comes after a second: the rows are there."""
+    event, log = passage_of(topic), passages(1_000)
+    create_topics(broker, {topic: 2})
+    publish(broker, event, log[:1])
+    more = threading.Timer(0.7, publish, (broker, event, log[1:]))
+    asking = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
+    letters = FileDeadLetters(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    more.start()
+    asking.start()
+    run_flow("bytewax-1", KafkaSource(broker, [event]), event, redis_url, letters, flush_s=(60, 60))
+    more.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with OnlineStore.open(redis_url) as store:
+        assert_frame_equal(read_doors(store, event, log), door_use(log))
+    assert read_letters(tmp_path).is_empty()
+
+
+def test_the_future_is_put_aside_and_the_present_counted(broker, topic, redis_url):
+    event, log, shelf = passage_of(topic), passages(100), Shelf()
+    create_topics(broker, {topic: 1})
+    ahead = log[:1].with_columns(pl.col("at").dt.offset_by("10y"), passage_id=pl.lit("ahead"))
+    publish(broker, event, pl.concat([log[:50], ahead, log[50:]]))
+    clock = FixedClock(START_US + 2 * 3_600_000_000)
+    with OnlineStore.open(redis_url) as store:
+        intake = Intake((event,), dead_letters=shelf, clock=clock)
+        loop.run(KafkaSource(broker, [event], until_end=True), intake, [Materializer(views_of(event), store)])
+        assert_frame_equal(read_doors(store, event, log), door_use(log))
+    assert [(letter.reason, letter.offset) for letter in shelf.letters] == [("future", 50)]
+    assert np.all([letter.source == topic for letter in shelf.letters])
