@@ -65,7 +65,8 @@ def log_frame(n: int, *, meters: int = 500, seed: int = 0, partitions: int = 4) 
         }
     )
     return frame.with_columns(
-        pl.int_range(pl.len()).over("_partition").alias("_offset"), pl.format("readings/{}", "_partition").alias("_partition")
+        pl.int_range(pl.len()).over("_partition").alias("_offset"),
+        pl.format("readings/{}", "_partition").alias("_partition"),
     )
 
 

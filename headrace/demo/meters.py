@@ -99,23 +99,22 @@ class ServedVersion:
 
 
 def event_to_served_s(
-    appended_us: Mapping[str, NDArray[np.int64]], first_offsets: Mapping[str, int], served: Sequence[ServedVersion]
+    appended: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]], served: Sequence[ServedVersion]
 ) -> NDArray[np.float64]:
     """Seconds from each event's append to the first answer of a model that had learned from it.
 
     Args:
-        appended_us: partition -> append wall time of its events in the order of offsets, (n,).
-        first_offsets: partition -> offset of the first of them.
+        appended: partition -> offsets of its events (n,) ascending, and their append wall times (n,) in µs.
         served: versions that answered.
 
     Returns:
         (m,), one for each event that some served version had learned from.
     """
     spans = []
-    for partition, times_us in appended_us.items():
+    for partition, (offsets, times_us) in appended.items():
         done = 0
         for model in sorted(served, key=lambda model: model.first_answer_us):
-            through = int(np.clip(model.offsets.get(partition, 0) - first_offsets[partition], 0, len(times_us)))
+            through = int(np.searchsorted(offsets, model.offsets.get(partition, 0)))
             if through > done:
                 spans.append((model.first_answer_us - times_us[done:through]) / 1e6)
                 done = through

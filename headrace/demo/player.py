@@ -66,18 +66,20 @@ def plan_asks(
     candidates_count: int,
     popularity_rows: int,
     first: int,
+    end_us: int,
     seed: int,
 ) -> list[Ask]:
-    """Draw the rows from `first` on that ask, and their candidates.
+    """Draw the rows from `first` on that ask before `end_us`, and their candidates.
 
     Args:
         times_us: event times (n,) ascending; `eligible` (n,), `candidates` (n,) and `entities` (n,) go with them.
         requests_per_s: of the wall clock.
+        end_us: event time after which no row asks.
         popularity_rows: the other candidates are distinct draws from the eligible rows among so many before.
     """
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(eligible)
-    live = rows[rows >= first]
+    live = rows[(rows >= first) & (times_us[rows] < end_us)]
     slots = ((times_us[live] - clock.event_us) / clock.speed / 1e6 * requests_per_s).astype(np.int64)
     starts = np.flatnonzero(np.diff(slots, prepend=-1))
     lengths = np.diff(starts, append=len(live))

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -42,11 +42,27 @@ class Aggregation(Protocol):
 class Windowed(Protocol):
     """An aggregation whose state is cells on rings, one value a window."""
 
-    where: Value | None
-    windows: Windows
-    hop: str | None
-    source: Source
-    dtype: str
+    dtype: ClassVar[str]
+
+    @property
+    def where(self) -> Value | None:
+        """What admits an event."""
+        ...
+
+    @property
+    def windows(self) -> Windows:
+        """Labels."""
+        ...
+
+    @property
+    def hop(self) -> str | None:
+        """Hop of all windows, None: chosen."""
+        ...
+
+    @property
+    def source(self) -> Source:
+        """Event classes that count, None: all of the view."""
+        ...
 
     def cells(self, binder: "Binder") -> Sequence["Cell"]:
         """The cells of one tile."""

@@ -14,7 +14,7 @@ import polars as pl
 
 from headrace.clock import wall_us
 from headrace.errors import SpineError
-from headrace.features.slab import entity_ids
+from headrace.features.keys import entity_ids
 from headrace.features.view import FeatureView, ViewPlan, plan_of
 
 if TYPE_CHECKING:

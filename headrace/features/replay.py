@@ -92,7 +92,7 @@ class Replay:
             names = ", ".join(plan.name for plan in self.plans)
             raise SourceError(f"replay: {folder} holds no saved records of {names}; write them with Replay.save")
         for plan in found:
-            frame = pl.read_ipc(Path(folder) / f"{plan.name}.arrow", memory_map=False)
+            frame = pl.read_ipc(Path(folder) / f"{plan.name}.arrow")
             texts = frame["key"].to_list()
             try:
                 self.slabs[plan.name].load(ids_of_texts(plan, texts), texts, frame["record"].to_list())
@@ -188,7 +188,7 @@ def _read_table(table: Table, role: str) -> pl.DataFrame:
     if isinstance(table, pl.DataFrame):
         return table
     path = Path(table)
-    readers = {
+    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
         ".parquet": pl.read_parquet,
         ".arrow": pl.read_ipc,
         ".ipc": pl.read_ipc,

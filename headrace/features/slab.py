@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer
+from headrace.features.event_rows import Rows
+from headrace.features.kernels.id_map import IdMap
+from headrace.features.kernels.rings import run_newest
 from headrace.features.keys import entity_ids as entity_ids
 from headrace.features.keys import ids_of_texts as ids_of_texts
 from headrace.features.keys import shard_of as shard_of
 from headrace.features.keys import texts_of
-from headrace.features.kernels.id_map import IdMap
-from headrace.features.kernels.rings import run_newest
 from headrace.features.layout import Operations, State
 from headrace.features.record import pack_records, unpack_records
-from headrace.features.view import Rows, ViewPlan
+from headrace.features.view import ViewPlan
 
 _GROUP_ROWS = 8_192
 """Records that are packed or loaded at a time, so that scratch room stays small."""
@@ -55,7 +56,7 @@ class Slab:
         """Row of each entity, absent ones added with an empty record: (n,) -> (n,)."""
         rows, is_new = self._map.get_or_add(ids)
         new = np.flatnonzero(is_new)
-        self._admit(ids[new], rows[new], None if self.plan.key_dtype == "int" else [texts[index] for index in new])
+        self._admit(ids[new], rows[new], None if self.plan.key_dtype == "int" else [texts[index] for index in new.tolist()])
         return rows
 
     def update(self, rows: Rows) -> int:

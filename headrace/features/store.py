@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from headrace.errors import FencedError, LayoutError, StoreError
 from headrace.features.answer import Answer
+from headrace.features.keys import shard_of
 from headrace.features.record import read_packed
 from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
-from headrace.features.slab import shard_of
 from headrace.features.view import FeatureView, ViewPlan
 
 ACTIVE_S_MAX = 1.0

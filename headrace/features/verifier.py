@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from headrace.errors import SchemaError, StoreError
 from headrace.features.answer import Answer, Column, Lists
+from headrace.features.event_rows import Rows
+from headrace.features.keys import entity_ids, ids_of_texts, shard_of
 from headrace.features.reader import entity_frame
 from headrace.features.record import read_packed
-from headrace.features.slab import Slab, entity_ids, ids_of_texts, shard_of
+from headrace.features.slab import Slab
 from headrace.features.store import SNAPSHOT_KEYS_MAX, OnlineStore
-from headrace.features.view import FeatureView, Rows, ViewPlan, plan_of
+from headrace.features.view import FeatureView, ViewPlan, plan_of
 from headrace.schemas import Event
 
 TOLERANCE = 1e-9
@@ -258,8 +260,8 @@ def _differs(ours: Column, theirs: Column) -> NDArray[np.bool_]:
     """Where two columns (n,) differ; lists are compared element by element up to their length."""
     if isinstance(ours, Lists) and isinstance(theirs, Lists):
         inside = np.arange(ours.values.shape[1]) < ours.lengths[:, None]
-        unequal: NDArray[np.bool_] = (_unequal(ours.values, theirs.values) & inside).any(axis=1)
-        return unequal | (ours.lengths != theirs.lengths)
+        unequal = np.any(_unequal(ours.values, theirs.values) & inside, axis=1)
+        return np.asarray(unequal | (ours.lengths != theirs.lengths), np.bool_)
     assert isinstance(ours, np.ndarray)
     assert isinstance(theirs, np.ndarray)
     return _unequal(ours, theirs)
@@ -267,5 +269,5 @@ def _differs(ours: Column, theirs: Column) -> NDArray[np.bool_]:
 
 def _unequal(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.bool_]:
     if ours.dtype.kind == "f":
-        return ~np.isclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+        return np.asarray(~np.isclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True), np.bool_)
     return np.asarray(ours != theirs, np.bool_)

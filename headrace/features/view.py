@@ -15,13 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
 from headrace.features.aggregations.derived import Ratio
 from headrace.features.answer import Feature
 from headrace.features.binding import Aggregation, LayoutBuilder
-from headrace.features.event_rows import EventReader, Rows
+from headrace.features.event_rows import EventReader
 from headrace.features.event_rows import Rows as Rows
 from headrace.features.kernels.text_pool import hash_text
 from headrace.features.layout import Layout
@@ -62,8 +61,8 @@ class FeatureView:
         sources = (source,) if isinstance(source, type) else tuple(source or ())
         keys = (entity,) if isinstance(entity, str) else tuple(entity or ())
         if not sources or not keys:
-            missing = "source=SomeEvent" if not sources else 'entity="some_column"'
-            raise DeclarationError(f"view {view}: no {missing.split('=')[0]}; add {missing} to the class arguments")
+            role, example = ("source", "SomeEvent") if not sources else ("entity", '"some_column"')
+            raise DeclarationError(f"view {view}: no {role}; add {role}={example} to the class arguments")
         cls._plan = _plan(cls, view, sources, keys, ttl)
 
 
@@ -75,7 +74,7 @@ class ViewPlan:
         entity: the key columns.
         key_dtype: "int" for a single integer column, else "str".
         features: in declared order, derived ones last.
-        fingerprint: 16 hex characters; differs when records of this declaration mean something else. Names are not in it.
+        fingerprint: 16 hex characters, of all that decides the meaning of a record's bytes; feature names do not.
         ttl_us: life of a record without events, None for ever.
         span_us: how far back a record looks, None if for ever (lifetime windows, lists).
     """
@@ -95,7 +94,7 @@ class ViewPlan:
         """What the view needs of events: one Polars select, then arrays. Events whose key is null are left out.
 
         Raises:
-            SchemaError: the view does not read `event`, a column is missing or of a type that does not fit, a time is null.
+            SchemaError: the view does not read `event`, a column is missing or of another type, or a time is null.
         """
         if event not in self.readers:
             names = ", ".join(source.__name__ for source in self.sources)

@@ -73,17 +73,18 @@ class Finite:
 
 @dataclass(frozen=True, slots=True)
 class NormJump:
-    """No array's root mean square is above `ratio` times the live model's, small ones counted as `floor`."""
+    """No parameter's or table's root mean square is above `ratio` times the live one's, taken as `floor` at least."""
 
     ratio: float = 3.0
-    floor: float = 0.1
+    floor: float = 0.5
 
     def __call__(self, evidence: Evidence) -> Finding:
         """Compare array by array; holds without a live model."""
         if evidence.live is None:
             return Finding()
-        live = {name: _rms(array) for name, array in _arrays(evidence.live).items()}
-        jumps = {name: _rms(array) / max(live[name], self.floor) for name, array in _arrays(evidence.candidate).items()}
+        live = {name: _rms(array) for name, array in _arrays(evidence.live, buffers=False).items()}
+        candidate = _arrays(evidence.candidate, buffers=False)
+        jumps = {name: _rms(array) / max(live[name], self.floor) for name, array in candidate.items()}
         name, jump = max(jumps.items(), key=lambda item: (not np.isfinite(item[1]), item[1]))
         reason = (
             "" if jump <= self.ratio else f"norm of {name} is {jump:.3g} times the live one, {self.ratio:g} allowed"
@@ -225,8 +226,8 @@ class Gate:
         return verdict
 
 
-def _arrays(scorer: Scorer) -> dict[str, NDArray[Any]]:
-    return scorer.dense() | {f"table {name}": table.weights for name, table in scorer.tables.items()}
+def _arrays(scorer: Scorer, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
+    return scorer.dense(buffers=buffers) | {f"table {name}": table.weights for name, table in scorer.tables.items()}
 
 
 def _rms(array: NDArray[Any]) -> float:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import polars as pl
 import xxhash
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
-from headrace.features.kernels.text_pool import hash_text
+from headrace.features import hash_text
 from headrace.learners import kernels
 from headrace.learners.inputs import PAD, Inputs
 
@@ -213,10 +214,8 @@ def as_ids(values: NDArray[Any]) -> NDArray[np.int64]:
         ids = np.where(missing, 0, values).astype(np.int64)
         ids[missing] = PAD
         return ids
-    missing = np.array([value is None for value in values], dtype=bool)
-    ids = np.asarray(hash_text(["" if value is None else value for value in values]), dtype=np.int64).copy()
-    ids[missing] = PAD
-    return ids
+    texts = pl.Series(values.tolist(), dtype=pl.String)
+    return np.where(texts.is_null().to_numpy(), PAD, hash_text(texts))
 
 
 def _named(field: Field) -> Field:

@@ -20,22 +20,20 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
+from headrace.features import Answer, FeatureView, ViewPlan, plan_of
 from headrace.learners import embedding
 from headrace.learners.input_spec import Column, InputSpec
 from headrace.learners.inputs import PAD, Inputs
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
 from headrace.learners.table import EmbeddingTable, TablePolicy
-
-if TYPE_CHECKING:
-    from headrace.features import Answer, FeatureView, ViewPlan
 
 Arrays = dict[str, NDArray[Any]]
 _READ_FACTS = ("_found", "_age_s")  # beside the features of a view: was there a record, and its age in seconds
@@ -56,7 +54,7 @@ class Learner:
         DeclarationError: inputs or model are missing, a column names no feature of the views, or a policy no table.
     """
 
-    views: ClassVar["tuple[type[FeatureView], ...]"] = ()
+    views: ClassVar[tuple[type[FeatureView], ...]] = ()
     label: ClassVar[Label | None] = None
     inputs: ClassVar[InputSpec]
     model: ClassVar[Model]
@@ -89,15 +87,11 @@ class Learner:
         return {plan.name: plan.fingerprint for plan in cls._plans()}
 
     @classmethod
-    def _plans(cls) -> "list[ViewPlan]":
-        if not cls.views:
-            return []
-        from headrace.features import plan_of
-
+    def _plans(cls) -> list[ViewPlan]:
         return [plan_of(view) for view in cls.views]
 
 
-def columns_of(answers: "Mapping[str, Answer]", request: Mapping[str, Column] | None = None) -> dict[str, Column]:
+def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:
     """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
 
     `request` columns are added under their own names. An age is in seconds, NaN where there is no record; an integer

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
-from headrace.features.kernels.id_map import IdMap
+from headrace.features import IdMap
 from headrace.learners.inputs import Inputs
 from headrace.learners.learner import Learner, build_module, load_module, score, table_arrays
 from headrace.learners.snapshot import Manifest, Snapshot, probe_of
@@ -69,9 +69,10 @@ class Scorer:
         """
         return score(self.learner, self.tables, self._module, inputs, log_rate)
 
-    def dense(self) -> dict[str, NDArray[Any]]:
-        """Copies of the module's arrays by name."""
-        return {name: value.numpy().copy() for name, value in self._module.state_dict().items()}
+    def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
+        """Copies of the module's parameters by name, and of its buffers too unless told not to."""
+        named = self._module.state_dict() if buffers else dict(self._module.named_parameters())
+        return {name: value.numpy().copy() for name, value in named.items()}
 
 
 def _frozen(arrays: Mapping[str, NDArray[Any]], name: str, learner: type[Learner]) -> FrozenTable:

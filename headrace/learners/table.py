@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge
 
 from headrace.errors import DeclarationError, SnapshotError
-from headrace.features.kernels.id_map import IdMap
+from headrace.features import IdMap
 from headrace.learners import kernels
 from headrace.learners.inputs import PAD
 from headrace.learners.optimizers import Optimizer

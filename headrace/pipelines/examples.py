@@ -143,10 +143,10 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
 class EventExamples:
     """Positives from the label's events, negatives from what was popular, both read as of the event's time.
 
-    The event's own columns, with the candidate's replaced for a negative, are the request columns of the spec.
-    Features never
-    see the event itself: at equal times the read comes first. What comes out is a function of the sequence of events,
-        not of how it was cut into frames, as long as event times do not go back.
+    The event's own columns, with the candidate's replaced for a negative, are the request columns of the spec. Features
+    never see the event itself: at equal times the read comes first. Examples are a function of the sequence of events,
+    not of how it was cut into frames, as long as it is cut between event times and these do not go back. Positives
+    without an entity or a candidate give no example.
 
     Args:
         learner: its label must name the candidate's column.
@@ -208,7 +208,7 @@ class EventExamples:
             inputs.take(kept),
             labels.reshape(-1)[kept],
             np.full(count, self._log_rate, dtype=np.float32),
-            spine[self._spec.time].dt.epoch("us").to_numpy()[kept],
+            spine["event_time"].dt.epoch("us").to_numpy()[kept],
             np.full(count, EVENTS, dtype=np.int64),
             np.concatenate([[0], np.cumsum(sizes)]),
         )
@@ -228,6 +228,7 @@ class EventExamples:
         if frame is None:
             return None
         positives = frame if self.label.positive is None else frame.filter(self.label.positive)
+        positives = positives.drop_nulls([self._spec.time, *self._columns])
         if positives.is_empty():
             return None
         positives = positives.sort(self._spec.time, maintain_order=True)
@@ -237,6 +238,7 @@ class EventExamples:
         valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), drawn.valid], axis=1)
         # What is not valid is read like the positive, and dropped later.
         every = np.concatenate([ids[:, None], np.where(drawn.valid, drawn.values, ids[:, None])], axis=1)
-        repeated = positives.select(self._spec.time, *self._columns)[np.repeat(np.arange(len(ids)), every.shape[1])]
+        spine = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
+        repeated = spine[np.repeat(np.arange(len(ids)), every.shape[1])]
         values = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
         return repeated.with_columns(values), valid

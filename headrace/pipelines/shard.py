@@ -20,9 +20,11 @@ from prometheus_client import Counter, Histogram
 
 from headrace.clock import Clock, WallClock
 from headrace.errors import FencedError
-from headrace.features.slab import Slab, shard_of
+from headrace.features.event_rows import Rows
+from headrace.features.keys import shard_of
+from headrace.features.slab import Slab
 from headrace.features.store import OnlineStore, ShardWrite
-from headrace.features.view import Rows, ViewPlan
+from headrace.features.view import ViewPlan
 from headrace.pipelines.source import EventBatch
 
 FLUSH_SECONDS = Histogram(
@@ -228,8 +230,8 @@ class ShardSet:
         ask = np.flatnonzero(~self._complete[self._owned[shard_of(ids, self._store.shards)]])
         blobs: list[bytes | None] = [None] * ids.size
         if ask.size:
-            found = self._store.records(self.plan, ids[ask], [texts[index] for index in ask])
-            for index, blob in zip(ask, found, strict=True):
+            found = self._store.records(self.plan, ids[ask], [texts[index] for index in ask.tolist()])
+            for index, blob in zip(ask.tolist(), found, strict=True):
                 blobs[index] = blob
             LOADED.labels(self.plan.name).inc(ask.size)
         return blobs

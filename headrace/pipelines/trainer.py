@@ -12,6 +12,7 @@ weights bitwise equal to one without a break, however the stream is cut into fra
 """
 
 import hashlib
+import os
 import shutil
 import time
 from collections import deque
@@ -215,6 +216,8 @@ class Trainer:
         if self._events is not None:
             (partial / "events").mkdir()
             self._events.save(partial / "events")
+            for path in (partial / "events").rglob("*.*"):
+                _sync(path)
         facts = {
             "positions": self.positions,
             "trained_positions": self.trained_positions,
@@ -346,6 +349,11 @@ class Trainer:
 
 def _checkpoints(folder: Path) -> list[int]:
     return [int(path.name[1:]) for path in folder.glob("c????????") if path.name[1:].isdecimal()]
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _digests(folder: Path) -> dict[str, str]:

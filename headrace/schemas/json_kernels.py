@@ -349,7 +349,9 @@ def decode_objects(
         if status[i, 0] == NO_ROOM:
             status[i, 0] = 0
             return i
+        # Whatever else is wrong: what is no JSON is told so.
         whole = skip_value(data, start, end)
-        if whole < 0 or skip_space(data, whole, end) != end:
+        broken = whole < 0 and (-whole - 1) // OPS_MAX == NOT_JSON
+        if broken or (whole >= 0 and skip_space(data, whole, end) != end):
             status[i, 0] = NOT_JSON
     return len(status)

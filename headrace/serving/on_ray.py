@@ -39,6 +39,7 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it
 REPLICA_PORTS = 64  # one a replica; Serve rests a freed one for 150 s
 DRAIN_S = 1.0  # how long a stopping replica still answers, for proxies that have not heard of it
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 log = structlog.get_logger(__name__)
@@ -118,6 +119,7 @@ class RayServe:
         self.url = f"http://{options.host}:{options.port}"
         self.haproxy = False  # whether HAProxy stands in front; known once started
         self._own: list[Path] = []
+        self._before: dict[str, str | None] = {}
         self._folder = options.folder
 
     def start(self) -> Self:
@@ -134,7 +136,9 @@ class RayServe:
                 f"Ray's folder {folder} has more than {FOLDER_CHARS_MAX} characters: choose a shorter path"
             )
         _require_free(options.host, options.port)
-        os.environ.update(self._environment())
+        variables = self._environment()
+        self._before = {name: os.environ.get(name) for name in variables if name != TOKEN_VARIABLE}
+        os.environ.update(variables)
         try:
             ray.init(
                 num_cpus=options.num_cpus,
@@ -196,6 +200,10 @@ class RayServe:
         except Exception:
             log.exception("ray_serve_shutdown_failed")  # Ray goes down next and takes what is left with it
         ray.shutdown()
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
     def _temporary(self, prefix: str) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
@@ -208,7 +216,7 @@ class RayServe:
         variables = {
             # Ray's own ports listen on all interfaces, and whoever reaches them can run code: with a token at hand Ray
             # asks for it. Ray reads the mode when it is imported and the token once a process: both stay as they are.
-            "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
+            TOKEN_VARIABLE: os.environ.get(TOKEN_VARIABLE) or secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
             "RAY_SERVE_ENABLE_HA_PROXY": "0",

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import redis
 import redis.exceptions as theirs
-from headrace.features.slab import Slab, shard_of
 
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
 from headrace.features import plan_of
+from headrace.features.keys import shard_of
 from headrace.features.redis_link import RedisLink, without_password
+from headrace.features.slab import Slab
 from headrace.features.store import Fence, OnlineStore, ShardWrite
 from headrace.local import free_port
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame

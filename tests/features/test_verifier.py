@@ -3,10 +3,11 @@
 import numpy as np
 import polars as pl
 import pytest
-from headrace.features.slab import Slab, shard_of
 
 from headrace.errors import SchemaError
 from headrace.features import plan_of
+from headrace.features.keys import shard_of
+from headrace.features.slab import Slab
 from headrace.features.store import OnlineStore
 from headrace.features.verifier import compare, verify
 from headrace.pipelines.shard import ShardSet

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import DeclarationError, SchemaError
-from headrace.features.kernels.text_pool import hash_text
+from headrace.features import hash_text
 from headrace.learners import PAD, Bag, Categorical, Dense, Derived, InputSpec, Match
 from tests.shelves import SPEC, Lists, Stream
 

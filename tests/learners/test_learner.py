@@ -29,7 +29,9 @@ def train(online, stream, batches, rows=256):
     return (np.concatenate(part) for part in zip(*seen, strict=True))
 
 
-@pytest.mark.parametrize("model", [DeepFM(dim=4, hidden=(16,)), DeepFM(dim=4, hidden=(16,), attention=True), Logistic()])
+@pytest.mark.parametrize(
+    "model", [DeepFM(dim=4, hidden=(16,)), DeepFM(dim=4, hidden=(16,), attention=True), Logistic()]
+)
 def test_it_learns_a_known_truth(model):
     learner = type("Model", (Learner,), {"inputs": SPEC, "model": model})
     probabilities, labels, truth = train(OnlineLearner(learner, seed=1), Stream(0), 300)
@@ -137,7 +139,9 @@ def test_another_seed_gives_other_weights_and_torchs_own_generator_stays():
 
 
 def test_old_rows_expire_by_event_time():
-    learner = type("Ageing", (Learner,), {"inputs": SPEC, "model": DeepFM(4), "tables": {"shop": TablePolicy(expire_us=10)}})
+    learner = type(
+        "Ageing", (Learner,), {"inputs": SPEC, "model": DeepFM(4), "tables": {"shop": TablePolicy(expire_us=10)}}
+    )
     online = OnlineLearner(learner)
     inputs, labels, _ = Stream(14).batch()
     online.learn(inputs, labels, event_time_us=np.arange(256))

@@ -46,8 +46,11 @@ def reference_logits(online, weights, inputs):
         present.append(torch.arange(inputs.bags[0].shape[1]) < len(bag))
     run = torch.arange(len(inputs))
     fields = Fields(
-        torch.stack(rows), torch.from_numpy(inputs.dense).to(book.dtype), (torch.stack(elements),),
-        (torch.stack(present),), (run,),
+        torch.stack(rows),
+        torch.from_numpy(inputs.dense).to(book.dtype),
+        (torch.stack(elements),),
+        (torch.stack(present),),
+        (run,),
     )
     return online._module(fields)
 

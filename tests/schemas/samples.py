@@ -4,7 +4,7 @@ import base64
 import enum
 import json
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Literal
 
 import polars as pl
@@ -13,9 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticUndefined
 
 from headrace.schemas import Event, spec_of
-from headrace.schemas.field_types import FieldType
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from headrace.schemas.field_types import FieldType, plain
 
 
 class Colour(enum.StrEnum):
@@ -110,18 +108,30 @@ def frame_of(event, made) -> pl.DataFrame:
     return pl.DataFrame(made, schema=spec_of(event).polars, orient="row")
 
 
+def in_micros(found):
+    """A column type with int64 for times, which hold more than Python datetimes do."""
+    if isinstance(found, pl.List):
+        return pl.List(in_micros(found.inner))
+    if isinstance(found, pl.Struct):
+        return pl.Struct({field.name: in_micros(field.dtype) for field in found.fields})
+    return pl.Int64() if isinstance(found, pl.Datetime) else found
+
+
 class BadJsonError(Exception):
     """A payload that the naive reader refuses; the argument is the reason."""
 
 
-def naive_json(event, payload: bytes) -> dict:
-    """One payload, read field by field in plain Python."""
+def naive_json(event, payload: bytes) -> pl.DataFrame:
+    """One payload as one row, read field by field in plain Python."""
     try:
         found = json.loads(payload.decode(), object_pairs_hook=Pairs, parse_constant=_refuse)
         json.dumps(found, ensure_ascii=False).encode()  # lone surrogates
     except (ValueError, RecursionError) as exc:
         raise BadJsonError("undecodable") from exc
-    return _struct(found, spec_of(event).types.items())
+    row = _struct(found, spec_of(event).types.items())
+    columns = spec_of(event).polars
+    schema = {name: in_micros(column) for name, column in columns.items()}
+    return pl.DataFrame([row], schema=schema, orient="row").cast(columns)
 
 
 class Pairs(list):
@@ -144,7 +154,7 @@ def _struct(found, fields) -> dict:
         if name not in row:
             if field.required:
                 raise BadJsonError("missing")
-            row[name] = None if field.default is PydanticUndefined else field.default
+            row[name] = None if field.default is PydanticUndefined else plain(field.default)
     return {name: row[name] for name in known}
 
 
@@ -173,15 +183,14 @@ def _value(value, field):  # noqa: C901, PLR0911  (one case a type)
     raise BadJsonError("wrong_type")
 
 
-def _time(value) -> datetime:
+def _time(value) -> int:
+    if isinstance(value, int):
+        return _value(value, FieldType("int"))
     try:
-        if isinstance(value, int):
-            return EPOCH + timedelta(microseconds=value)
         shape = r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d+)?)?([Zz]|[+-]\d\d:?\d\d)?"
         if re.fullmatch(shape, value, re.ASCII):
-            found = datetime.fromisoformat(value.upper())
-            return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError) as exc:
+            return plain(datetime.fromisoformat(value.upper()))
+    except ValueError as exc:
         raise BadJsonError("wrong_type") from exc
     raise BadJsonError("wrong_type")
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import DeclarationError
 from headrace.learners import Inputs
@@ -38,6 +39,8 @@ def consume(bootstrap: str, count: int) -> pl.DataFrame:
 
 def test_a_ranking_is_logged_as_it_was_served(serve, broker):
     """Candidates in served order, scores and shadow scores beside them, and the very inputs that were scored."""
+    admin = AdminClient({"bootstrap.servers": broker})
+    admin.create_topics([NewTopic("shown", 1, 1)])["shown"].result(10)
     log = ImpressionLog(Shown, broker, shadow=Signature(9))
     client = serve(Ranks(), impressions=log)
     ask = {"entity": {"reader": 7}, "candidates": ["c", "b", "a", "z"], "k": 3, "context": {"page": 4}}

@@ -17,6 +17,13 @@ from tests.serving import stage
 from tests.serving.replica import factory
 from tests.serving.stage import NOW_US, NextThing
 
+# Ray warns of its own use of Pydantic when it is imported, and leaves sockets to the collector when it stops.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 ASK = {"entity": {"reader": 7}, "candidates": ["a", "b", "c", "z"]}
 SWAPS = 50
 
@@ -77,11 +84,10 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
             learner = OnlineLearner(NextThing, seed=seed)
             expected[seed] = learner.predict(inputs)
             assert directory.publish(Snapshot.of(learner)) == seed
-            await asyncio.sleep(0.06)
-        deadline = time.monotonic() + 10
-        while (await client.get(f"{url}/v1/model")).json()["model_version"] != SWAPS + 1:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
+            deadline = time.monotonic() + 10
+            while (await client.get(f"{url}/v1/model")).json()["model_version"] != seed:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
         done.set()
 
     async def play() -> tuple[list[list[int]], dict]:
@@ -93,7 +99,7 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
     assert all(versions == sorted(versions) for versions in seen)
     assert report["requests"]["failed"] == 0
     assert report["swaps"]["refused"] == 0
-    assert report["swaps"]["count"] >= 25  # the loader may skip to the newest
+    assert report["swaps"]["count"] == SWAPS + 1
 
 
 def test_only_the_configured_host_is_listened_on(stage_on_ray):

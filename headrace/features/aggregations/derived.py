@@ -67,7 +67,9 @@ class Ratio:
 def _ratio(part: str, whole: str, alpha: float, beta: float, columns: Mapping[str, Column]) -> NDArray[np.float64]:
     numerator = np.asarray(columns[part], np.float64) + alpha
     denominator = np.asarray(columns[whole], np.float64) + (alpha + beta)
-    return np.divide(numerator, denominator, out=np.full(len(numerator), np.nan), where=denominator != 0)
+    out = np.full(len(numerator), np.nan)
+    np.divide(numerator, denominator, out=out, where=denominator != 0)
+    return out
 
 
 def _listed(windows: Mapping[str | None, Feature]) -> str:

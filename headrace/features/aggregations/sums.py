@@ -83,7 +83,7 @@ class Mean:
 
     def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
         """Cells (n, 2) -> (n,)."""
-        return np.divide(cells[:, 0], cells[:, 1], out=np.full(len(cells), np.nan), where=cells[:, 1] > 0)
+        return _divided(cells[:, 0], cells[:, 1])
 
     def bind(self, binder: Binder) -> Sequence[Reading]:
         """One feature a window."""
@@ -109,8 +109,7 @@ class Var:
 
     def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
         """Cells (n, 3) -> (n,)."""
-        count = cells[:, 0] - self.ddof
-        return np.divide(cells[:, 2], count, out=np.full(len(cells), np.nan), where=count > 0)
+        return _divided(cells[:, 2], cells[:, 0] - self.ddof)
 
     def bind(self, binder: Binder) -> Sequence[Reading]:
         """One feature a window."""
@@ -136,9 +135,15 @@ class Std:
 
     def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
         """Cells (n, 3) -> (n,)."""
-        count = cells[:, 0] - self.ddof
-        return np.sqrt(np.divide(cells[:, 2], count, out=np.full(len(cells), np.nan), where=count > 0))
+        return np.sqrt(_divided(cells[:, 2], cells[:, 0] - self.ddof))
 
     def bind(self, binder: Binder) -> Sequence[Reading]:
         """One feature a window."""
         return binder.windowed(self)
+
+
+def _divided(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Part / whole, NaN where whole is not positive: (n,)."""
+    out = np.full(len(part), np.nan)
+    np.divide(part, whole, out=out, where=whole > 0)
+    return out

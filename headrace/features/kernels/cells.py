@@ -12,9 +12,8 @@ rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, 
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.compile import Floats, Int, kernel
 
 ADD, MIN, MAX, FIRST, MOMENTS, DECAYED = 0, 1, 2, 3, 4, 5
 WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2}
@@ -24,7 +23,7 @@ _LOW = np.int64(0xFFFFFFFF)
 
 
 @kernel
-def width_of(code: int) -> int:
+def width_of(code: Int) -> Int:
     """Number of cells of a code."""
     if code == FIRST:
         return 5
@@ -34,7 +33,7 @@ def width_of(code: int) -> int:
 
 
 @kernel
-def start_value(code: int, cell: int) -> float:
+def start_value(code: Int, cell: Int) -> float:
     """What a cell holds before its first event."""
     if code in (MIN, FIRST):
         return _INF
@@ -44,7 +43,7 @@ def start_value(code: int, cell: int) -> float:
 
 
 @kernel
-def init(cells: NDArray[np.float64], code: int) -> None:
+def init(cells: Floats, code: Int) -> None:
     """Empty the cells of one code; cells (width,)."""
     for j in range(cells.size):
         cells[j] = start_value(code, j)
@@ -52,13 +51,13 @@ def init(cells: NDArray[np.float64], code: int) -> None:
 
 @kernel
 def update(
-    cells: NDArray[np.float64],
-    code: int,
+    cells: Floats,
+    code: Int,
     param: float,
     value: float,
-    bits: int,
-    time: int,
-    event_id: int,
+    bits: Int,
+    time: Int,
+    event_id: Int,
 ) -> None:
     """Add one event: its number `value` (FIRST: its `bits`), time and id."""
     if code == ADD:
@@ -87,7 +86,7 @@ def update(
 
 
 @kernel
-def merge(into: NDArray[np.float64], cells: NDArray[np.float64], code: int, param: float) -> None:
+def merge(into: Floats, cells: Floats, code: Int, param: float) -> None:
     """Add another tile's cells of the same code."""
     if code == ADD:
         into[0] += cells[0]
@@ -109,7 +108,7 @@ def merge(into: NDArray[np.float64], cells: NDArray[np.float64], code: int, para
 
 
 @kernel
-def _keep_smaller(cells: NDArray[np.float64], c0: float, c1: float, c2: float, c3: float, c4: float) -> None:
+def _keep_smaller(cells: Floats, c0: float, c1: float, c2: float, c3: float, c4: float) -> None:
     if c0 != cells[0]:
         smaller = c0 < cells[0]
     elif c1 != cells[1]:
@@ -125,7 +124,7 @@ def _keep_smaller(cells: NDArray[np.float64], c0: float, c1: float, c2: float, c
 
 
 @kernel
-def _add_decayed(cells: NDArray[np.float64], half_life: float, time: float, value: float) -> None:
+def _add_decayed(cells: Floats, half_life: float, time: float, value: float) -> None:
     if time >= cells[0]:
         cells[1] = cells[1] * np.exp2((cells[0] - time) / half_life) + value
         cells[0] = time

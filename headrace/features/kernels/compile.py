@@ -1,16 +1,23 @@
-"""The one decorator of every compiled loop, so that the numeric policy is one line.
+"""The one decorator of every compiled loop, so that the numeric policy is one line; and short names of array types.
 
-Compiled code is cached on disk, runs without the GIL, keeps IEEE arithmetic (no fast math) and never raises on a division.
-Call a kernel with the same dtypes and C-contiguous writable arrays every time: each new combination compiles again.
+Compiled code is cached on disk, runs without the GIL, keeps IEEE arithmetic (no fast math) and never raises on a
+division. Call a kernel with the same dtypes and C-contiguous writable arrays every time: each new combination compiles
+again.
 """
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
+import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float64]
+Bytes: TypeAlias = NDArray[np.uint8]
+Int: TypeAlias = int | np.integer[Any]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:

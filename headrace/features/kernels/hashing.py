@@ -7,7 +7,7 @@ Collet, "xxHash fast digest algorithm", version 0.1.1, XXH64.
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.compile import Bytes, Int, Ints, kernel
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -20,7 +20,7 @@ _MIX2 = np.uint64(0x94D049BB133111EB)
 
 
 @kernel
-def mix(key: int) -> np.uint64:
+def mix(key: Int) -> np.uint64:
     """splitmix64 of one int64."""
     x = np.uint64(key) + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * _MIX1
@@ -28,7 +28,7 @@ def mix(key: int) -> np.uint64:
     return x ^ (x >> np.uint64(31))
 
 
-def splitmix64(keys: NDArray[np.int64]) -> NDArray[np.uint64]:
+def splitmix64(keys: Ints) -> NDArray[np.uint64]:
     """splitmix64 of each key, in NumPy; (n,) int64 -> (n,) uint64.
 
     >>> int(splitmix64(np.array([0]))[0])
@@ -41,7 +41,7 @@ def splitmix64(keys: NDArray[np.int64]) -> NDArray[np.uint64]:
 
 
 @kernel
-def _load64(data: NDArray[np.uint8], at: int) -> np.uint64:
+def _load64(data: Bytes, at: Int) -> np.uint64:
     word = np.uint64(0)
     for j in range(8):
         word |= np.uint64(data[at + j]) << np.uint64(8 * j)
@@ -49,7 +49,7 @@ def _load64(data: NDArray[np.uint8], at: int) -> np.uint64:
 
 
 @kernel
-def _rotl(x: np.uint64, by: int) -> np.uint64:
+def _rotl(x: np.uint64, by: Int) -> np.uint64:
     return (x << np.uint64(by)) | (x >> np.uint64(64 - by))
 
 
@@ -64,7 +64,7 @@ def _merge_round(h: np.uint64, lane: np.uint64) -> np.uint64:
 
 
 @kernel
-def xxh64(data: NDArray[np.uint8], start: int, end: int, seed: np.uint64) -> np.uint64:
+def xxh64(data: Bytes, start: Int, end: Int, seed: np.uint64) -> np.uint64:
     """XXH64 of `data[start:end]`."""
     at = start
     if end - start >= 32:
@@ -98,7 +98,7 @@ def xxh64(data: NDArray[np.uint8], start: int, end: int, seed: np.uint64) -> np.
 
 
 @kernel
-def hash_spans(data: NDArray[np.uint8], offsets: NDArray[np.int64], seed: np.uint64, out: NDArray[np.int64]) -> None:
+def hash_spans(data: Bytes, offsets: Ints, seed: np.uint64, out: Ints) -> None:
     """`out[i]` = XXH64 of `data[offsets[i]:offsets[i + 1]]` as int64; offsets (n + 1,), out (n,)."""
     for i in range(out.size):
         out[i] = np.int64(xxh64(data, offsets[i], offsets[i + 1], seed))

@@ -11,9 +11,8 @@ with N elements kept: a value that was pushed out has N newer ones before it for
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel
 from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_map import find_row
 from headrace.features.kernels.varints import (
@@ -33,22 +32,22 @@ INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
 
 @kernel
 def run_list(
-    spans: NDArray[np.int64],
-    stamps: NDArray[np.int64],
-    values: NDArray[np.int64],
-    flag: int,
-    columns: NDArray[np.int64],
+    spans: Ints,
+    stamps: Ints,
+    values: Ints,
+    flag: Int,
+    columns: Ints,
     distinct: bool,
     strict: bool,
-    rows: NDArray[np.int64],
-    times: NDArray[np.int64],
-    event_ids: NDArray[np.int64],
-    ops: NDArray[np.int64],
-    flags: NDArray[np.uint8],
-    bits: NDArray[np.int64],
-    out_times: NDArray[np.int64],
-    out_values: NDArray[np.int64],
-    out_counts: NDArray[np.int64],
+    rows: Ints,
+    times: Ints,
+    event_ids: Ints,
+    ops: Ints,
+    flags: Bytes,
+    bits: Ints,
+    out_times: Ints,
+    out_values: Ints,
+    out_counts: Ints,
 ) -> None:
     """Walk the operations (n,) in order: `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
 
@@ -81,12 +80,12 @@ def run_list(
 
 @kernel
 def _insert(
-    span: NDArray[np.int64],
-    stamps: NDArray[np.int64],
-    values: NDArray[np.int64],
-    time: int,
-    event_id: int,
-    new: NDArray[np.int64],
+    span: Ints,
+    stamps: Ints,
+    values: Ints,
+    time: Int,
+    event_id: Int,
+    new: Ints,
     distinct: bool,
 ) -> None:
     """Put one element into its place; drop the oldest when full, or the element itself when older than all."""
@@ -124,7 +123,7 @@ def _insert(
 
 
 @kernel
-def _find(span: NDArray[np.int64], values: NDArray[np.int64], new: NDArray[np.int64]) -> int:
+def _find(span: Ints, values: Ints, new: Ints) -> Int:
     """Logical index of the element with these values, -1 where none."""
     for j in range(span[1]):
         p = span[0] + j
@@ -140,13 +139,13 @@ def _find(span: NDArray[np.int64], values: NDArray[np.int64], new: NDArray[np.in
 
 @kernel
 def _compare(
-    stamps: NDArray[np.int64],
-    values: NDArray[np.int64],
-    p: int,
-    time: int,
-    event_id: int,
-    new: NDArray[np.int64],
-) -> int:
+    stamps: Ints,
+    values: Ints,
+    p: Int,
+    time: Int,
+    event_id: Int,
+    new: Ints,
+) -> Int:
     """-1, 0, 1 as element p is before, equal to or after (time, event_id as unsigned, new)."""
     if stamps[p, 0] != time:
         return -1 if stamps[p, 0] < time else 1
@@ -159,7 +158,7 @@ def _compare(
 
 
 @kernel
-def _move(stamps: NDArray[np.int64], values: NDArray[np.int64], source: int, target: int) -> None:
+def _move(stamps: Ints, values: Ints, source: Int, target: Int) -> None:
     stamps[target, 0] = stamps[source, 0]
     stamps[target, 1] = stamps[source, 1]
     for m in range(values.shape[1]):
@@ -168,18 +167,18 @@ def _move(stamps: NDArray[np.int64], values: NDArray[np.int64], source: int, tar
 
 @kernel
 def pack_list(
-    spans: NDArray[np.int64],
-    stamps: NDArray[np.int64],
-    values: NDArray[np.int64],
-    value_floats: NDArray[np.float64],
-    kinds: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    newest: NDArray[np.int64],
-    table: NDArray[np.int64],
-    text_offsets: NDArray[np.int64],
-    text_data: NDArray[np.uint8],
-    out: NDArray[np.uint8],
-    at: NDArray[np.int64],
+    spans: Ints,
+    stamps: Ints,
+    values: Ints,
+    value_floats: Floats,
+    kinds: Ints,
+    rows: Ints,
+    newest: Ints,
+    table: Ints,
+    text_offsets: Ints,
+    text_data: Bytes,
+    out: Bytes,
+    at: Ints,
 ) -> None:
     """Write each row's elements at `out[at[i]]`, newest first: count, then (time since the one before, id, values) each.
 
@@ -215,18 +214,18 @@ def pack_list(
 
 @kernel
 def unpack_list(
-    spans: NDArray[np.int64],
-    stamps: NDArray[np.int64],
-    values: NDArray[np.int64],
-    value_floats: NDArray[np.float64],
-    kinds: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    newest: NDArray[np.int64],
-    data: NDArray[np.uint8],
-    at: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    texts: NDArray[np.int64],
-) -> int:
+    spans: Ints,
+    stamps: Ints,
+    values: Ints,
+    value_floats: Floats,
+    kinds: Ints,
+    rows: Ints,
+    newest: Ints,
+    data: Bytes,
+    at: Ints,
+    ends: Ints,
+    texts: Ints,
+) -> Int:
     """Fill empty rows from what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
     texts (room for one line a text, 3) gets (hash, start, end) of each text met, so that the pool can learn them;

@@ -7,7 +7,7 @@ the lines are used. Removal shifts later lines back, so there are no tombstones 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.compile import Int, Ints, kernel
 from headrace.features.kernels.hashing import mix
 
 _SIZE, _HIGH, _FREE = 0, 1, 2
@@ -46,13 +46,13 @@ class IdMap:
         """Memory of the map."""
         return self.table.nbytes + self._free.nbytes
 
-    def get(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def get(self, ids: Ints) -> Ints:
         """Row of each id, -1 where absent; (n,) -> (n,)."""
         rows = np.empty(len(ids), np.int64)
         find_rows(self.table, _own(ids), rows)
         return rows
 
-    def get_or_add(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def get_or_add(self, ids: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Row of each id, absent ones added in order; (n,) -> rows (n,), is_new (n,): true at an id's first occurrence."""
         ids = _own(ids)
         rows, is_new = np.empty(len(ids), np.int64), np.zeros(len(ids), np.bool_)
@@ -65,7 +65,7 @@ class IdMap:
             move_lines(self.table, grown)
             self.table = grown
 
-    def remove(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    def remove(self, ids: Ints) -> Ints:
         """Forget ids; their rows may be handed out again. Returns the freed rows; absent ids are ignored."""
         need = int(self._counts[_FREE]) + len(ids)
         if need > len(self._free):
@@ -73,20 +73,20 @@ class IdMap:
         freed = np.empty(len(ids), np.int64)
         return freed[: remove_rows(self.table, self._counts, self._free, _own(ids), freed)]
 
-    def items(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def items(self) -> tuple[Ints, Ints]:
         """All ids and their rows, by ascending row."""
         used = self.table[self.table[:, 1] > 0]
         used = used[np.argsort(used[:, 1])]
         return used[:, 0].copy(), used[:, 1] - 1
 
 
-def _own(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def _own(ids: Ints) -> Ints:
     """`ids` as a C-contiguous writable int64 array: one kernel signature."""
     return np.require(ids, np.int64, ["C", "W"])
 
 
 @kernel
-def _line_of(table: NDArray[np.int64], key: int) -> int:
+def _line_of(table: Ints, key: Int) -> Int:
     """Line that holds `key`, or the empty line where it belongs."""
     mask = table.shape[0] - 1
     line = np.int64(mix(key) & np.uint64(mask))
@@ -96,13 +96,13 @@ def _line_of(table: NDArray[np.int64], key: int) -> int:
 
 
 @kernel
-def find_row(table: NDArray[np.int64], key: int) -> int:
+def find_row(table: Ints, key: Int) -> Int:
     """Row of one id, -1 where absent."""
     return table[_line_of(table, key), 1] - 1
 
 
 @kernel
-def find_rows(table: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+def find_rows(table: Ints, ids: Ints, rows: Ints) -> None:
     """`rows[i]` = row of `ids[i]`, -1 where absent."""
     for i in range(ids.size):
         rows[i] = table[_line_of(table, ids[i]), 1] - 1
@@ -110,14 +110,14 @@ def find_rows(table: NDArray[np.int64], ids: NDArray[np.int64], rows: NDArray[np
 
 @kernel
 def add_rows(
-    table: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    free: NDArray[np.int64],
-    ids: NDArray[np.int64],
-    start: int,
-    rows: NDArray[np.int64],
+    table: Ints,
+    counts: Ints,
+    free: Ints,
+    ids: Ints,
+    start: Int,
+    rows: Ints,
     is_new: NDArray[np.bool_],
-) -> int:
+) -> Int:
     """Find or add `ids[start:]`; stops before an addition that would fill more than half of the table, returns where."""
     for i in range(start, ids.size):
         line = _line_of(table, ids[i])
@@ -140,12 +140,12 @@ def add_rows(
 
 @kernel
 def remove_rows(
-    table: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    free: NDArray[np.int64],
-    ids: NDArray[np.int64],
-    freed: NDArray[np.int64],
-) -> int:
+    table: Ints,
+    counts: Ints,
+    free: Ints,
+    ids: Ints,
+    freed: Ints,
+) -> Int:
     """Remove each id, put its row on the free list and into `freed`; returns how many there were."""
     mask = table.shape[0] - 1
     found = 0
@@ -172,7 +172,7 @@ def remove_rows(
 
 
 @kernel
-def move_lines(table: NDArray[np.int64], grown: NDArray[np.int64]) -> None:
+def move_lines(table: Ints, grown: Ints) -> None:
     """Copy every used line into the larger empty table."""
     for i in range(table.shape[0]):
         if table[i, 1] != 0:

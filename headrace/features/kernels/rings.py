@@ -14,8 +14,8 @@ still be asked for and is refused. `hop` 0 means one tile for ever.
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.cells import FIRST, ONE, TIME, init, merge, start_value, update, width_of
-from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.cells import FIRST, TIME, init, merge, start_value, update, width_of
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel
 from headrace.features.kernels.varints import get_number, get_varint, get_word, put_bits, put_nothing, put_varint
 
 EMPTY = -(2**62)
@@ -24,22 +24,22 @@ _EMPTY = np.int64(EMPTY)
 
 @kernel
 def run_ring(
-    tiles: NDArray[np.int64],
-    heads: NDArray[np.int64],
-    cells: NDArray[np.float64],
-    items: NDArray[np.int64],
-    params: NDArray[np.float64],
-    hop: int,
-    span: int,
-    rows: NDArray[np.int64],
-    times: NDArray[np.int64],
-    event_ids: NDArray[np.int64],
-    ops: NDArray[np.int64],
-    flags: NDArray[np.uint8],
-    numbers: NDArray[np.float64],
-    bits: NDArray[np.int64],
+    tiles: Ints,
+    heads: Ints,
+    cells: Floats,
+    items: Ints,
+    params: Floats,
+    hop: Int,
+    span: Int,
+    rows: Ints,
+    times: Ints,
+    event_ids: Ints,
+    ops: Ints,
+    flags: Bytes,
+    numbers: Floats,
+    bits: Ints,
     late: NDArray[np.bool_],
-    out: NDArray[np.float64],
+    out: Floats,
 ) -> None:
     """Walk the operations (n,) in order: `ops[i] >= 0` reads the row as of `times[i]` into out[ops[i]], else adds event ~ops[i].
 
@@ -94,21 +94,21 @@ def run_ring(
 
 
 @kernel
-def _clear_tile(tile_cells: NDArray[np.float64], items: NDArray[np.int64]) -> None:
+def _clear_tile(tile_cells: Floats, items: Ints) -> None:
     for m in range(items.shape[0]):
         init(tile_cells[items[m, 1] : items[m, 1] + width_of(items[m, 0])], items[m, 0])
 
 
 @kernel
 def _read_row(
-    tiles: NDArray[np.int64],
-    cells: NDArray[np.float64],
-    items: NDArray[np.int64],
-    params: NDArray[np.float64],
-    row: int,
-    low: int,
-    high: int,
-    out: NDArray[np.float64],
+    tiles: Ints,
+    cells: Floats,
+    items: Ints,
+    params: Floats,
+    row: Int,
+    low: Int,
+    high: Int,
+    out: Floats,
 ) -> None:
     for slot in range(tiles.shape[1]):
         if low <= tiles[row, slot] <= high:
@@ -119,7 +119,7 @@ def _read_row(
 
 
 @kernel
-def clear_out(items: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+def clear_out(items: Ints, out: Floats) -> None:
     """Fill out (n, k) with empty cells."""
     for i in range(out.shape[0]):
         _clear_tile(out[i], items)
@@ -127,15 +127,15 @@ def clear_out(items: NDArray[np.int64], out: NDArray[np.float64]) -> None:
 
 @kernel
 def pack_ring(
-    tiles: NDArray[np.int64],
-    heads: NDArray[np.int64],
-    cells: NDArray[np.float64],
-    cell_bits: NDArray[np.int64],
-    items: NDArray[np.int64],
-    span: int,
-    rows: NDArray[np.int64],
-    out: NDArray[np.uint8],
-    at: NDArray[np.int64],
+    tiles: Ints,
+    heads: Ints,
+    cells: Floats,
+    cell_bits: Ints,
+    items: Ints,
+    span: Int,
+    rows: Ints,
+    out: Bytes,
+    at: Ints,
 ) -> None:
     """Write each row's live tiles at `out[at[i]]`, newest first: count, then (tiles since the one before, cells) each.
 
@@ -169,7 +169,7 @@ def pack_ring(
 
 
 @kernel
-def _holds(tile_cells: NDArray[np.float64], items: NDArray[np.int64]) -> bool:
+def _holds(tile_cells: Floats, items: Ints) -> bool:
     for m in range(items.shape[0]):
         for j in range(width_of(items[m, 0])):
             if tile_cells[items[m, 1] + j] != start_value(items[m, 0], j):
@@ -179,17 +179,17 @@ def _holds(tile_cells: NDArray[np.float64], items: NDArray[np.int64]) -> bool:
 
 @kernel
 def unpack_ring(
-    tiles: NDArray[np.int64],
-    heads: NDArray[np.int64],
-    cells: NDArray[np.float64],
-    cell_bits: NDArray[np.int64],
-    items: NDArray[np.int64],
-    hop: int,
-    rows: NDArray[np.int64],
-    newest: NDArray[np.int64],
-    data: NDArray[np.uint8],
-    at: NDArray[np.int64],
-    ends: NDArray[np.int64],
+    tiles: Ints,
+    heads: Ints,
+    cells: Floats,
+    cell_bits: Ints,
+    items: Ints,
+    hop: Int,
+    rows: Ints,
+    newest: Ints,
+    data: Bytes,
+    at: Ints,
+    ends: Ints,
 ) -> None:
     """Fill empty rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
@@ -227,11 +227,11 @@ def unpack_ring(
 
 @kernel
 def run_newest(
-    newest: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    times: NDArray[np.int64],
-    ops: NDArray[np.int64],
-    out: NDArray[np.int64],
+    newest: Ints,
+    rows: Ints,
+    times: Ints,
+    ops: Ints,
+    out: Ints,
 ) -> None:
     """Keep each row's newest event time; a read copies it into out[ops[i]]."""
     for i in range(rows.size):

@@ -5,17 +5,19 @@ features, not with the number of events. Thread-safe.
 """
 
 import threading
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.compile import Bytes, Int, Ints, kernel
 from headrace.features.kernels.hashing import hash_spans
 from headrace.features.kernels.id_map import IdMap
 
 _NO_SEED = np.uint64(0)
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class TextPool:
@@ -36,7 +38,7 @@ class TextPool:
     def __len__(self) -> int:
         return len(self._map)
 
-    def intern(self, texts: pl.Series) -> NDArray[np.int64]:
+    def intern(self, texts: pl.Series) -> Ints:
         """Hash of each text, (n,) int64, and remember them; a null hashes as the empty text."""
         data, offsets = text_buffers(texts)
         hashes = np.empty(len(texts), np.int64)
@@ -46,10 +48,10 @@ class TextPool:
 
     def learn(
         self,
-        hashes: NDArray[np.int64],
-        data: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        ends: NDArray[np.int64],
+        hashes: Ints,
+        data: Bytes,
+        starts: Ints,
+        ends: Ints,
     ) -> None:
         """Remember that `hashes[i]` is the hash of `data[starts[i]:ends[i]]`."""
         with self._lock:
@@ -67,7 +69,7 @@ class TextPool:
             copy_spans(data, starts[fresh], ends[fresh], self._data, int(self._offsets[count]))
             self._map.get_or_add(hashes[fresh])  # last: a packer that reads without the lock finds a text or nothing
 
-    def texts(self, hashes: NDArray[np.int64]) -> pl.Series:
+    def texts(self, hashes: Ints) -> pl.Series:
         """The text of each hash; null where it was never met. (n,) -> String series (n,)."""
         with self._lock:
             rows = self._map.get(hashes)
@@ -84,7 +86,7 @@ class TextPool:
         array = pa.LargeStringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(out), mask)
         return pl.Series(array)
 
-    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]:
+    def arrays(self) -> tuple[Ints, Ints, Bytes]:
         """(table, offsets, data) for a kernel: text of row r is `data[offsets[r]:offsets[r + 1]]`."""
         with self._lock:
             return self._map.table, self._offsets, self._data
@@ -93,7 +95,7 @@ class TextPool:
 POOL = TextPool()
 
 
-def text_buffers(texts: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def text_buffers(texts: pl.Series) -> tuple[Bytes, Ints]:
     """UTF-8 bytes of a String series and where each text begins: data, offsets (n + 1,); a null is empty."""
     array = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     if array.null_count:
@@ -107,7 +109,7 @@ def text_buffers(texts: pl.Series) -> tuple[NDArray[np.uint8], NDArray[np.int64]
     return content, found - first
 
 
-def hash_text(values: object) -> NDArray[np.int64]:
+def hash_text(values: Any) -> Ints:
     """XXH64 of the UTF-8 bytes of each text, seed 0, as int64: what list features of text hold. (n,) texts -> (n,).
 
     >>> hash_text(["tea"])
@@ -120,7 +122,7 @@ def hash_text(values: object) -> NDArray[np.int64]:
     return hashes
 
 
-def _room(array: NDArray[np.generic], need: int) -> NDArray[np.generic]:
+def _room(array: NDArray[Scalar], need: int) -> NDArray[Scalar]:
     """`array`, or a copy of at least twice its size, so that `need` elements fit."""
     if need <= len(array):
         return array
@@ -131,11 +133,11 @@ def _room(array: NDArray[np.generic], need: int) -> NDArray[np.generic]:
 
 @kernel
 def copy_spans(
-    data: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    out: NDArray[np.uint8],
-    at: int,
+    data: Bytes,
+    starts: Ints,
+    ends: Ints,
+    out: Bytes,
+    at: Int,
 ) -> None:
     """Write `data[starts[i]:ends[i]]` for every i, one after the other, from `out[at]` on."""
     for i in range(starts.size):

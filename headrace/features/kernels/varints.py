@@ -5,16 +5,15 @@ A reader never leaves `data[:end]`: it returns position -1 where bytes run out, 
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.compile import Bytes, Int, kernel
 
 _WHOLE_MAX = 2.0**53
 _RAW, _NOTHING = np.uint8(1), np.uint8(3)
 
 
 @kernel
-def put_byte(out: NDArray[np.uint8], at: int, byte: int) -> int:
+def put_byte(out: Bytes, at: Int, byte: Int) -> Int:
     """Write one byte; returns the next position."""
     if at < out.size:
         out[at] = byte
@@ -22,7 +21,7 @@ def put_byte(out: NDArray[np.uint8], at: int, byte: int) -> int:
 
 
 @kernel
-def put_varint(out: NDArray[np.uint8], at: int, value: np.uint64) -> int:
+def put_varint(out: Bytes, at: Int, value: np.uint64) -> Int:
     """Write an unsigned number, 7 bits a byte, low bits first."""
     while value >= np.uint64(128):
         at = put_byte(out, at, np.uint8((value & np.uint64(127)) | np.uint64(128)))
@@ -31,13 +30,13 @@ def put_varint(out: NDArray[np.uint8], at: int, value: np.uint64) -> int:
 
 
 @kernel
-def put_signed(out: NDArray[np.uint8], at: int, value: int) -> int:
+def put_signed(out: Bytes, at: Int, value: Int) -> Int:
     """Write a signed number: zigzag, then varint."""
     return put_varint(out, at, np.uint64((value << np.int64(1)) ^ (value >> np.int64(63))))
 
 
 @kernel
-def put_word(out: NDArray[np.uint8], at: int, value: int) -> int:
+def put_word(out: Bytes, at: Int, value: Int) -> Int:
     """Write 8 bytes, little-endian."""
     for j in range(8):
         at = put_byte(out, at, np.uint8((value >> np.int64(8 * j)) & np.int64(255)))
@@ -45,7 +44,7 @@ def put_word(out: NDArray[np.uint8], at: int, value: int) -> int:
 
 
 @kernel
-def put_bits(out: NDArray[np.uint8], at: int, bits: int, value: float) -> int:
+def put_bits(out: Bytes, at: Int, bits: Int, value: float) -> Int:
     """Write a float64 given with its bits: 2 * zigzag as a varint when it is whole, else byte 1 and the bits."""
     if abs(value) < _WHOLE_MAX and value == np.floor(value) and (value != 0.0 or bits == 0):
         whole = np.int64(value)
@@ -55,13 +54,13 @@ def put_bits(out: NDArray[np.uint8], at: int, bits: int, value: float) -> int:
 
 
 @kernel
-def put_nothing(out: NDArray[np.uint8], at: int) -> int:
+def put_nothing(out: Bytes, at: Int) -> Int:
     """Write the mark of a cell that holds nothing."""
     return put_byte(out, at, _NOTHING)
 
 
 @kernel
-def get_varint(data: NDArray[np.uint8], at: int, end: int) -> tuple[np.uint64, int]:
+def get_varint(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
     """Read an unsigned number: (value, next position or -1)."""
     value, shift = np.uint64(0), np.uint64(0)
     while 0 <= at < end and shift < np.uint64(70):
@@ -75,14 +74,14 @@ def get_varint(data: NDArray[np.uint8], at: int, end: int) -> tuple[np.uint64, i
 
 
 @kernel
-def get_signed(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
+def get_signed(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
     """Read a signed number: (value, next position or -1)."""
     value, at = get_varint(data, at, end)
     return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1)), at
 
 
 @kernel
-def get_word(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
+def get_word(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
     """Read 8 bytes, little-endian: (value, next position or -1)."""
     if at < 0 or at + 8 > end:
         return np.int64(0), -1
@@ -93,7 +92,7 @@ def get_word(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
 
 
 @kernel
-def get_number(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, float, int]:
+def get_number(data: Bytes, at: Int, end: Int) -> tuple[Int, float, Int]:
     """Read what `put_bits` or `put_nothing` wrote.
 
     Returns (form, number, next position or -1): form 0 a whole number in `number`, form 1 the bits are in the 8 bytes

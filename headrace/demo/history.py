@@ -1,0 +1,117 @@
+"""The past of the log, before the demo goes live: records in the store, and a model that has learned from it."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from headrace.clock import FixedClock, wall_us
+from headrace.demo.declaration import Demo
+from headrace.errors import ModelError
+from headrace.features.store import OnlineStore
+from headrace.pipelines import Batch, EventBatch, Intake, Materializer
+from headrace.pipelines.wiring import dead_letters
+from headrace.schemas import spec_of
+from headrace.settings import Settings
+
+BACKFILL_ROWS = 16_384  # of a batch: larger ones fall off the allocator's fast path
+WARM_ROWS = 2_000  # of a batch that is learned from: each becomes ten examples
+HISTORY = "history"
+
+Say = Callable[[str], None]
+
+
+def history_batches(demo: Demo, frame: pl.DataFrame, settings: Settings, golive_us: int) -> list[EventBatch]:
+    """The rows of `frame` as checked batches of one partition; bad rows go to the dead letters."""
+    topic = spec_of(demo.event).topic
+    intake = Intake([demo.event], dead_letters=dead_letters(settings), clock=FixedClock(golive_us))
+    batches = []
+    for begin in range(0, frame.height, BACKFILL_ROWS):
+        rows = frame[begin : begin + BACKFILL_ROWS]
+        end = begin + rows.height
+        offsets = np.arange(begin, end)
+        batches.append(intake.decode(Batch(topic, f"{topic}/{HISTORY}", offsets, end, None, rows, None, wall_us())))
+    return batches
+
+
+def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, say: Say) -> None:
+    """Run the history through the views into the store; the live flow goes on from there."""
+    started = time.monotonic()
+    materializer = Materializer(demo.learner.views, store)
+    for batch in batches:
+        materializer.apply(batch)
+        materializer.maybe_flush()
+    materializer.flush()
+    rows = sum(batch.frame.height for batch in batches)
+    seconds = time.monotonic() - started
+    say(f"backfill: {rows:,} events into the online store in {seconds:.1f} s ({rows / seconds:,.0f}/s)")
+
+
+def warm_start(demo: Demo, batches: list[EventBatch], settings: Settings, cache: Path, rows: int, say: Say) -> None:
+    """Put the model of the newest `rows` of history, and the training state it left, where the live job finds them.
+
+    Both are kept in `cache` under a name that depends on the declarations and the log, so that a second start copies.
+    """
+    kept = cache / _name(demo, batches, rows)
+    if not (kept / "done").is_file():
+        shutil.rmtree(kept, ignore_errors=True)
+        _train(demo, batches, settings, kept, rows, say)
+        (kept / "done").touch()
+    for source, target in (("models", settings.model_dir), ("state", settings.state_dir)):
+        shutil.copytree(kept / source, target, dirs_exist_ok=True)
+
+
+def _train(demo: Demo, batches: list[EventBatch], settings: Settings, kept: Path, rows: int, say: Say) -> None:
+    started = time.monotonic()
+    state = kept / "state"
+    never_s = 1e9
+    ours = settings.model_copy(update={"model_dir": kept / "models", "state_dir": state, "publish_s": never_s})
+    step = demo.make_step(ours)
+    skipped = max(sum(batch.frame.height for batch in batches) - rows, 0)
+    for frame in _frames(batches, 0, skipped):
+        step.trainer.observe_events({demo.event: frame})
+    shown = time.monotonic()
+    for frame in _frames(batches, skipped, skipped + rows):
+        step.trainer.add_events({demo.event: frame})
+        step.trainer.poll()
+        if time.monotonic() - shown > 10.0:
+            shown = time.monotonic()
+            say(f"warm start: {step.trainer.trained:,} examples learned")
+    step.trainer.drain()
+    verdict = step.trainer.publish()
+    if not verdict.passed:
+        raise ModelError(f"the warm start's model is refused: {'; '.join(verdict.reasons)}")
+    step.save(state / "train")
+    seconds = time.monotonic() - started
+    trained = step.trainer.trained
+    say(f"warm start: {trained:,} examples learned in {seconds:.0f} s ({trained / seconds:,.0f}/s); kept for next time")
+
+
+def _frames(batches: list[EventBatch], first: int, end: int) -> Iterator[pl.DataFrame]:
+    """Rows [first, end) of all batches, in frames of at most `WARM_ROWS`."""
+    begin = 0
+    for batch in batches:
+        low, high = max(first - begin, 0), min(end - begin, batch.frame.height)
+        for start in range(low, high, WARM_ROWS):
+            yield batch.frame[start : min(start + WARM_ROWS, high)]
+        begin += batch.frame.height
+
+
+def _name(demo: Demo, batches: list[EventBatch], rows: int) -> str:
+    learner = demo.learner
+    parts = [
+        learner.name,
+        repr(learner.model),
+        learner.inputs.fingerprint,
+        sorted(learner.fingerprints().items()),
+        rows,
+    ]
+    digest = hashlib.sha256(repr(parts).encode())
+    digest.update(repr(demo.make_step.__code__.co_consts).encode())
+    for batch in batches:
+        digest.update(batch.frame.hash_rows(seed=0).to_numpy().tobytes())
+    return f"warm-{digest.hexdigest()[:16]}"
