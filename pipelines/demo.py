@@ -14,7 +14,7 @@ LOG = Path(__file__).resolve().parent.parent / "data" / "online_retail.parquet"
 
 
 def load() -> pl.DataFrame:
-    """The log's invoice lines as engagements. A line without an item is a correction of the books, not an engagement."""
+    """The log's invoice lines as engagements. A line without an item corrects the books: it is none."""
     lines = pl.scan_parquet(LOG).with_row_index("line").filter(col("item").is_not_null(), col("quantity") != 0)
     return (
         lines.select(

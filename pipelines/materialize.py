@@ -27,6 +27,5 @@ materialize(
     events,
     [CustomerActivity, ItemActivity],
     lambda: open_store(settings),
-    clock=settings.event_clock,
     on_status=status_of(settings, "materialize"),
 )

@@ -43,8 +43,7 @@ def make_step(settings: Settings) -> TrainStep:
     )
     directory = ModelDirectory(settings.model_dir, settings.redis_url, keep=settings.models_kept)
     trainer = make_trainer(settings, directory)
-    state = settings.state_dir / "train"
-    return TrainStep(trainer, Joiner(spec), [Engagement], state=state, on_status=status_of(settings, "train"))
+    return TrainStep(trainer, Joiner(spec), [Engagement], state=settings.state_dir / "train")
 
 
 settings = load_settings()
@@ -63,4 +62,5 @@ consume(
     make=lambda _group, _groups: step(),
     positions=lambda: step().positions(),
     spread=False,
+    on_status=status_of(settings, "train"),
 )

@@ -146,7 +146,6 @@ class _Run:
     def _live(self, stack: Stack, settings: Settings, store: OnlineStore, past: list[EventBatch]) -> Report:
         reads = meters.Reads(store, self.demo.learner.views, self.frame, each=READ_RECORDS, seed=self.options.seed)
         board = StatusBoard(settings.redis_url, settings.namespace)
-        trained_before = board.read()["train"]["trained"]
         played = self._play(stack, settings, reads, board)
         if played.events == 0:
             raise ServiceError("no event was played: the clock ended before the first of them")
@@ -157,7 +156,7 @@ class _Run:
         statuses = {**statuses, **board.read()}
         stack.stop("materialize")
         self.screen.say("measuring: parity, mixed versions, event to served model")
-        return self._report(settings, reads, past, played, statuses, served, trained_before)
+        return self._report(settings, reads, past, played, statuses, served)
 
     def _play(self, stack: Stack, settings: Settings, reads: meters.Reads, board: StatusBoard) -> Played:
         eligible = self.frame.select(self.demo.asks).to_series().fill_null(value=False).to_numpy()
@@ -218,14 +217,14 @@ class _Run:
     def _figures(
         self, played: Played, clock: AcceleratedClock, statuses: dict[str, dict[str, Any]], report: dict[str, Any]
     ) -> Figures:
-        figures, train = self.figures, statuses.get("train", {})
+        figures, train = self.figures, step_status(statuses, "train")
         elapsed_s = max((wall_us() - clock.started_wall_us) / 1e6, 1e-3)
         if elapsed_s > figures.elapsed_s:
             figures.learned_per_s = (train.get("trained", 0) - figures.learned) / (elapsed_s - figures.elapsed_s)
             figures.events_per_s = (played.events - figures.events) / (elapsed_s - figures.elapsed_s)
         figures.elapsed_s, figures.event_time_us = elapsed_s, clock.now_us()
         figures.events, figures.learned = played.events, train.get("trained", 0)
-        figures.freshness_ms = statuses.get("materialize", {}).get("freshness_ms", {})
+        figures.freshness_ms = step_status(statuses, "materialize").get("freshness_ms", {})
         figures.requests_ok, figures.requests_failed = played.ok, played.failed
         figures.requests_skipped = played.skipped
         figures.latency_ms = meters.spread(played.latency_ms, 50, 99)
@@ -244,7 +243,7 @@ class _Run:
         while time.monotonic() < deadline:
             stack.check()
             statuses = board.read()
-            positions = statuses["materialize"]["positions"]
+            positions = step_status(statuses, "materialize").get("positions", {})
             taken = sum(offset for name, offset in positions.items() if not name.endswith(history.HISTORY))
             if taken >= played.events:
                 return statuses
@@ -259,7 +258,6 @@ class _Run:
         played: Played,
         statuses: dict[str, dict[str, Any]],
         served: dict[str, Any],
-        trained_before: int,
     ) -> Report:
         live = read_topic(settings, self.demo.event)
         impressions = read_topic(settings, self.demo.impression)
@@ -272,7 +270,8 @@ class _Run:
         parity = meters.parity(reads.taken, log_frame([*past, *live]))
         logged = pl.concat([batch.frame for batch in impressions]) if impressions else pl.DataFrame()
         mixed = meters.mixed_versions(logged, directory, self.demo.learner) if logged.height else 0
-        train, fresh = statuses["train"], statuses["materialize"]
+        train, fresh = step_status(statuses, "train"), step_status(statuses, "materialize")
+        trained_before = int(directory.manifest(1).metrics["rows"])
         names = ("joined", "positives", "late", "duplicates")
         return {
             "events_in": played.events,
@@ -295,6 +294,12 @@ class _Run:
             "speed": self.speed,
             "errors": played.errors[:5],
         }
+
+
+def step_status(statuses: dict[str, dict[str, Any]], role: str) -> dict[str, Any]:
+    """Figures of a job's one step; none before its first batch."""
+    steps = statuses.get(role, {}).get("steps", [])
+    return steps[0] if steps else {}
 
 
 def dead_letter_count(folder: Path) -> int:

@@ -1,7 +1,7 @@
 """What a read returns: one column a feature, numeric, ready for a model; and the same as a frame.
 
-Nothing is hidden: `found` tells which entities have a record, `age_us` how old its newest event is, `empty` which integer
-values stand for "none".
+Nothing is hidden: `found` tells which entities have a record, `age_us` how old its newest event is, `empty` which
+integer values stand for "none".
 """
 
 from collections.abc import Callable, Sequence
@@ -61,8 +61,8 @@ class Answer:
     """Features of n entities.
 
     Attributes:
-        columns: feature name -> float64 (n,), NaN where there is no value; int64 (n,); or `Lists`. Texts are their hashes
-            (`hash_text`), times int64 microseconds.
+        columns: feature name -> float64 (n,), NaN where there is no value; int64 (n,); or `Lists`. Texts are their
+            hashes (`hash_text`), times int64 microseconds.
         found: (n,) whether the entity has a record.
         age_us: (n,) int64 now - newest event time, at least 0; -1 where not found.
         features: the declarations, in the order of `columns`.

@@ -1,7 +1,7 @@
 """From declared aggregations to a layout: what they ask for is collected here, and shared wherever it is equal.
 
 An aggregation's `bind(binder)` names event columns (`flag`, `number`, `bits`), puts cells on rings or opens lists, and
-returns its readings. Equal expressions become one column, equal cells of one (window, hop) one cell, equal lists one list.
+returns its readings. Equal expressions become one column, equal cells of one (window, hop) one cell, equal lists one.
 """
 
 import difflib
@@ -75,7 +75,7 @@ class Windowed(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One code of kernels/cells.py on a ring: `column` an event's number (FIRST: bits), `flag` what admits it; None: `where`."""
+    """A code of kernels/cells.py: `column` an event's number (FIRST: bits), `flag` what admits it (None: `where`)."""
 
     code: int
     column: int = ONE
@@ -155,7 +155,8 @@ class LayoutBuilder:
             found = reading.feature
             if found.name in taken:
                 raise DeclarationError(
-                    f"view {self.view} · feature {name}: {found.name!r} is already a feature of {taken[found.name]!r}; rename one",
+                    f"view {self.view} · feature {name}: {found.name!r} is already a feature of "
+                    f"{taken[found.name]!r}; rename one",
                 )
             self._readings.append(reading)
 
@@ -319,7 +320,8 @@ class Binder:
         if not 1 <= size <= 10_000:
             raise DeclarationError(f"{self.path}: n={size}; a list keeps 1 to 10000 elements")
         values = ", ".join(self.builder.bits.texts[column] for column, _ in columns)
-        text = f"list {size}{' distinct' if distinct else ''}{'' if strict else ' newest'}: {values} if {self.builder.flags.texts[flag]}"
+        kind = " distinct" * distinct + " newest" * (not strict)
+        text = f"list {size}{kind}: {values} if {self.builder.flags.texts[flag]}"
         numbers, kinds = (np.array(part, np.int64) for part in zip(*columns, strict=True))
         return self.builder.part(text, lambda: ListGroup(size, distinct, strict, flag, numbers, kinds, text))[0]
 

@@ -29,8 +29,8 @@ class Rows:
     Attributes:
         ids: (n,) int64, entity.
         time_us: (n,) int64, event time.
-        event_id: (n,) uint64, XXH64 of the event's id (of the whole row if its class has none), seeded by the class's name;
-            zeros where no feature of the view needs it.
+        event_id: (n,) uint64, XXH64 of the event's id (of the whole row if its class has none), seeded by the class's
+            name; zeros where no feature of the view needs it.
         index: (n,) int64, row in the frame; rows with a null key are not here.
         events: what the groups take.
     """

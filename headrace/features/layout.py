@@ -23,7 +23,7 @@ RECORD_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """What groups need of e events: event_ids (e,) int64 bits, flags (e, f) uint8, numbers (e, v) float64, bits (e, d) int64."""
+    """What groups need of e events: event_ids (e,), flags (e, f), numbers (e, v), bits (e, d); ids are 64 bits."""
 
     event_ids: NDArray[np.int64]
     flags: NDArray[np.uint8]
@@ -35,14 +35,14 @@ class Events:
 class Operations:
     """Events and reads in the order they happen: rows (n,), times (n,), ops (n,), late (e,).
 
-    `ops[i] >= 0` is the read with that number, else event `~ops[i]`. Groups set `late` where an event is too old to keep.
+    `ops[i] >= 0` is the read with that number, else event `~ops[i]`. Groups set `late` to 1 where an event is too old.
     """
 
     rows: NDArray[np.int64]
     times: NDArray[np.int64]
     ops: NDArray[np.int64]
     events: Events
-    late: NDArray[np.bool_]
+    late: NDArray[np.uint8]
 
 
 class Group(Protocol):
@@ -80,9 +80,9 @@ class Group(Protocol):
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
-        at: NDArray[np.int64],
+        ends: NDArray[np.int64],
     ) -> None:
-        """Write row i at `out[at[i]]` and move `at[i]` to its end; with an empty `out` only move."""
+        """Write rows into `out` one after the other; `ends[i]` is where row i ends, also where `out` is too short."""
         ...
 
     def unpack(
@@ -145,7 +145,7 @@ class Layout:
 
     def read_operations(self, rows: NDArray[np.int64], now_us: NDArray[np.int64]) -> Operations:
         """Reads of rows (n,) as of now_us (n,)."""
-        return Operations(rows, now_us, np.arange(len(rows)), self.no_events(), np.zeros(0, np.bool_))
+        return Operations(rows, now_us, np.arange(len(rows)), self.no_events(), np.zeros(0, np.uint8))
 
     def answer(self, outputs: list[State], newest_us: NDArray[np.int64], now_us: NDArray[np.int64]) -> Answer:
         """Columns from the groups' outputs; newest_us (n,) is each row's newest event time, NEVER where missing."""

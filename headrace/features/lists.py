@@ -14,7 +14,8 @@ from headrace.features.layout import Operations, State
 class ListGroup:
     """Group of one list; see kernels/id_lists.py for the arrays.
 
-    `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) their kinds.
+    `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) what they
+    are.
     """
 
     size: int
@@ -69,12 +70,12 @@ class ListGroup:
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
-        at: NDArray[np.int64],
+        ends: NDArray[np.int64],
     ) -> None:
-        """Write rows at `out[at]`."""
+        """Write rows one after the other."""
         spans, stamps, values = state
         floats = values.view(np.float64)
-        pack_list(spans, stamps, values, floats, self.kinds, rows, newest, *POOL.arrays(), out, at)
+        pack_list(spans, stamps, values, floats, self.kinds, rows, newest, *POOL.arrays(), out, ends)
 
     def unpack(
         self,

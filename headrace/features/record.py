@@ -16,17 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import LayoutError
-from headrace.features.answer import NEVER
-from headrace.features.answer import Answer as Answer
-from headrace.features.answer import Lists as Lists
-from headrace.features.layout import Operations, State
+from headrace.features.answer import NEVER, Answer, Lists
+from headrace.features.kernels.rings import join_sections
+from headrace.features.layout import Group, Operations, State
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
 
+__all__ = ["Answer", "Header", "Lists", "read_header", "read_packed"]
+
 HEADER_BYTES = 32
 BLOCK_ROWS = 256
 """Records that a read unpacks at a time, so that their dense form stays in the processor's cache."""
+
+_SECTION_BYTES = 1_024
+"""Room for a group's part of a record at first; grown where it is not enough."""
 
 _SCRATCH = threading.local()
 _HEADER_AT = np.arange(HEADER_BYTES)
@@ -64,21 +68,18 @@ def pack_records(
 ) -> list[bytes]:
     """Packed records of rows (n,); newest_us (rows of the state,)."""
     newest = newest_us[rows]
-    at = np.full(len(rows), HEADER_BYTES, np.int64)
-    nowhere = np.empty(0, np.uint8)
-    for group, arrays in zip(plan.layout.groups, state, strict=True):
-        group.pack(arrays, rows, newest, nowhere, at)
-    ends = np.cumsum(at)
-    starts = ends - at
+    sections = [_section(group, arrays, rows, newest) for group, arrays in zip(plan.layout.groups, state, strict=True)]
+    ends = np.cumsum(np.full(len(rows), HEADER_BYTES) + sum(np.diff(edges) for _, edges in sections))
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(rows)]
     out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
     header = np.empty((len(rows), 4), "<i8")
     header[:, 0] = np.uint64(int(plan.fingerprint, 16)).astype(np.int64)
     header[:, 1], header[:, 2], header[:, 3] = sequence, newest, arrival_us
     out[starts[:, None] + _HEADER_AT] = header.view(np.uint8)
     at = starts + HEADER_BYTES
-    for group, arrays in zip(plan.layout.groups, state, strict=True):
-        group.pack(arrays, rows, newest, out, at)
-    assert (at == ends).all(), f"view {plan.name}: measured and written sizes differ"
+    for part, edges in sections:
+        join_sections(part, edges[:-1], edges[1:], out, at)
+    assert (at == ends).all(), f"view {plan.name}: the sections do not fill their records"
     packed = out.tobytes()
     return [packed[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
@@ -107,8 +108,8 @@ def unpack_records(
     if other.size:
         found = read_header(blobs[other[0]]).fingerprint
         raise LayoutError(
-            f"view {plan.name}: a record has layout {found}, this declaration is {plan.fingerprint}: the view was changed; "
-            "backfill the new version, then switch to it",
+            f"view {plan.name}: a record has layout {found}, this declaration is {plan.fingerprint}: the view was "
+            "changed; backfill the new version, then switch to it",
         )
     newest = np.ascontiguousarray(header[:, 2]).astype(np.int64)
     newest_us[rows] = newest
@@ -147,10 +148,23 @@ def read_packed(
             group.clear(arrays, rows)
         unpack_records(plan, state, block_newest, rows, held[start : start + BLOCK_ROWS])
         newest[reads] = block_newest[rows]
-        ops = Operations(rows, now[reads], reads, plan.layout.no_events(), np.zeros(0, np.bool_))
+        ops = Operations(rows, now[reads], reads, plan.layout.no_events(), np.zeros(0, np.uint8))
         for group, arrays, out in zip(plan.layout.groups, state, outputs, strict=True):
             group.run(arrays, ops, out)
     return plan.layout.answer(outputs, newest, now)
+
+
+def _section(
+    group: Group, arrays: State, rows: NDArray[np.int64], newest: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """A group's part of rows (n,): bytes, and edges (n + 1,) of the rows in them."""
+    edges = np.zeros(len(rows) + 1, np.int64)
+    out = np.empty(_SECTION_BYTES * len(rows), np.uint8)
+    group.pack(arrays, rows, newest, out, edges[1:])
+    if edges[-1] > len(out):
+        out = np.empty(int(edges[-1]), np.uint8)
+        group.pack(arrays, rows, newest, out, edges[1:])
+    return out, edges
 
 
 def _scratch(plan: "ViewPlan") -> tuple[list[State], NDArray[np.int64]]:

@@ -29,16 +29,21 @@ CLUSTER_SCHEME = "redis+cluster"
 
 _AWAY = "check that Redis runs there and that its port can be reached from here"
 
+_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write and @scripting"
+_FULL = "raise its maxmemory (with the policy noeviction), or give views a ttl"
+_NO_QUORUM = "the cluster has no quorum or lacks slots: see CLUSTER INFO"
+_REPLICA = "this is a replica: a failover is under way, or the URL is wrong"
+
 _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
     (theirs.AuthenticationError, StoreError, "check user and password in the URL"),
     (theirs.AuthorizationError, StoreError, "the user of the URL may not do this"),
     (
         theirs.NoPermissionError,
         StoreError,
-        "the user of the URL may not do this: it needs @read, @write and @scripting",
+        _FORBIDDEN,
     ),
     (theirs.ExternalAuthProviderError, StoreError, "check the credentials of the URL"),
-    (theirs.OutOfMemoryError, StoreError, "raise its maxmemory (with the policy noeviction), or give views a ttl"),
+    (theirs.OutOfMemoryError, StoreError, _FULL),
     (theirs.BusyLoadingError, StoreUnavailableError, "it loads its data from disk: wait"),
     (
         theirs.MaxConnectionsError,
@@ -47,9 +52,9 @@ _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
     ),
     (theirs.ConnectionError, StoreUnavailableError, _AWAY),
     (theirs.TimeoutError, StoreUnavailableError, f"it did not answer in time: {_AWAY}, and that it is not overloaded"),
-    (theirs.ReadOnlyError, StoreUnavailableError, "this is a replica: a failover is under way, or the URL is wrong"),
-    (theirs.ClusterDownError, StoreUnavailableError, "the cluster has no quorum or lacks slots: see CLUSTER INFO"),
-    (theirs.SlotNotCoveredError, StoreUnavailableError, "the cluster lacks slots: see CLUSTER INFO"),
+    (theirs.ReadOnlyError, StoreUnavailableError, _REPLICA),
+    (theirs.ClusterDownError, StoreUnavailableError, _NO_QUORUM),
+    (theirs.SlotNotCoveredError, StoreUnavailableError, _NO_QUORUM),
     (theirs.TryAgainError, StoreUnavailableError, "the cluster moves slots: try again"),
     (theirs.AskError, StoreUnavailableError, "the cluster moves slots: try again"),
     (theirs.RedisClusterException, StoreUnavailableError, _AWAY),
@@ -57,13 +62,15 @@ _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
 )
 """redis-py's class -> ours and what to do; the first match counts."""
 
-_REPLIES: tuple[tuple[str, type[Exception]], ...] = (
-    ("-OOM ", theirs.OutOfMemoryError),
-    ("-READONLY ", theirs.ReadOnlyError),
-    ("-NOPERM ", theirs.NoPermissionError),
-    ("-CLUSTERDOWN ", theirs.ClusterDownError),
+_REPLIES: tuple[tuple[str, type[StoreError], str], ...] = (
+    ("OOM command not allowed", StoreError, _FULL),
+    ("NOPERM ", StoreError, _FORBIDDEN),
+    ("READONLY ", StoreUnavailableError, _REPLICA),
+    ("CLUSTERDOWN ", StoreUnavailableError, _NO_QUORUM),
+    ("MISCONF ", StoreUnavailableError, "it cannot write to its disk: free space there, see its log"),
+    ("BUSY Redis", StoreUnavailableError, "a script of another client holds it up: wait, or SCRIPT KILL"),
 )
-"""An error inside a script is a plain ResponseError that quotes the command's own."""
+"""Text of a reply -> ours and what to do, asked first: a script's error is a plain ResponseError that quotes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +176,10 @@ class RedisLink:
             return exc
 
     def _ours(self, exc: Exception, doing: str) -> StoreError:
-        quoted = next((kind for text, kind in _REPLIES if text in str(exc)), type(exc))
-        for kind, our, advice in _ERRORS:
-            if issubclass(quoted, kind):
-                return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
-        raise AssertionError(f"{type(exc)} is no error of redis-py")
+        quoted = [(our, advice) for text, our, advice in _REPLIES if text in str(exc)]
+        known = [(our, advice) for kind, our, advice in _ERRORS if isinstance(exc, kind)]
+        our, advice = (quoted + known)[0]
+        return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
 
 
 def without_password(url: str) -> str:

@@ -49,8 +49,8 @@ class Replay:
     ) -> dict[str, Answer] | None:
         """Walk events and spine rows together; answers by view name in the spine's order, None without a spine.
 
-        Frames need not be sorted. Events of earlier calls count as earlier: to get exact answers give every event that is
-        before a spine row in the same call as the row, or in an earlier one. Classes that no view reads are left out.
+        Frames need not be sorted. Every event that is before a spine row must come in the same call as the row, or in
+        an earlier one. Classes that no view reads are left out.
 
         Raises:
             SpineError: the spine lacks a column, or has one of another type.
@@ -105,8 +105,8 @@ def replay(views: type[FeatureView] | Sequence[type[FeatureView]], events: Histo
 
     Arguments:
         views: the views to read.
-        events: history of their event classes: one table if there is one class, else a table each. A table is a frame, or a
-            path to Parquet, Arrow IPC, JSON lines or CSV. Need not be sorted.
+        events: history of their event classes: one table if there is one class, else a table each. A table is a frame,
+            or a path to Parquet, Arrow IPC, JSON lines or CSV. It need not be sorted.
         spine: each view's entity columns and `event_time` (datetime, or int64 microseconds UTC).
 
     Raises:
@@ -146,7 +146,7 @@ def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame) -> Answer:
         np.concatenate([now_us, rows.time_us])[order],
         np.concatenate([np.arange(reads), ~np.arange(len(rows))])[order],
         rows.events,
-        np.zeros(len(rows), np.bool_),
+        np.zeros(len(rows), np.uint8),
     )
     outputs, newest = plan.layout.outputs(reads), np.full(reads, NEVER, np.int64)
     slab.run(ops, outputs, newest)

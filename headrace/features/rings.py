@@ -49,9 +49,9 @@ class RingGroup:
 
     def outputs(self, reads: int) -> State:
         """Answers of `reads` reads, empty: cells (reads, k)."""
-        out = np.empty((reads, self.width), np.float64)
+        out = np.empty((reads, 1, self.width), np.float64)
         clear_out(self.items, out)
-        return (out,)
+        return (out.reshape(reads, self.width),)
 
     def run(self, state: State, ops: Operations, out: State) -> None:
         """Add events and answer reads, in order."""
@@ -73,7 +73,7 @@ class RingGroup:
             events.numbers,
             events.bits,
             ops.late,
-            out[0],
+            out[0].reshape(len(out[0]), 1, self.width),
         )
 
     def pack(
@@ -82,11 +82,11 @@ class RingGroup:
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],  # noqa: ARG002
         out: NDArray[np.uint8],
-        at: NDArray[np.int64],
+        ends: NDArray[np.int64],
     ) -> None:
-        """Write rows at `out[at]`."""
+        """Write rows one after the other."""
         tiles, heads, cells = state
-        pack_ring(tiles, heads, cells, cells.view(np.int64), self.items, self.window.span, rows, out, at)
+        pack_ring(tiles, heads, cells, cells.view(np.int64), self.items, rows, out, ends)
 
     def unpack(
         self,

@@ -1,8 +1,8 @@
 """A slab: many records of one view in memory, each a row of the groups' arrays.
 
 A record is a function of the set of its events: not of their order, nor of how they were batched, nor of whether the
-record was packed and loaded in between. Float sums agree to 1e-9 relative, all else to the byte. Windows are exact as of
-a moment not earlier than the newest event that was added; within the newest hop an earlier read sees later events too.
+record was packed and loaded in between. Float sums agree to 1e-9 relative, all else to the byte. Windows are exact as
+of a moment not earlier than the newest event that was added; an earlier read may see later events of the same hop.
 Not thread-safe.
 """
 
@@ -15,20 +15,19 @@ from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows
 from headrace.features.kernels.id_map import IdMap
 from headrace.features.kernels.rings import run_newest
-from headrace.features.keys import entity_ids as entity_ids
-from headrace.features.keys import ids_of_texts as ids_of_texts
-from headrace.features.keys import shard_of as shard_of
-from headrace.features.keys import texts_of
+from headrace.features.keys import entity_ids, ids_of_texts, shard_of, texts_of
 from headrace.features.layout import Operations, State
 from headrace.features.record import pack_records, unpack_records
 from headrace.features.view import ViewPlan
+
+__all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
 
 _GROUP_ROWS = 8_192
 """Records that are packed or loaded at a time, so that scratch room stays small."""
 
 
 class Slab:
-    """Records of `plan`'s view. Rows are small numbers, reused after `drop`; `newest_us[row]` is the newest event time."""
+    """Records of `plan`'s view by row; rows are reused after `drop`. `newest_us[row]` is the newest event time."""
 
     def __init__(self, plan: ViewPlan, capacity: int = 1024) -> None:
         self.plan = plan
@@ -56,16 +55,18 @@ class Slab:
         """Row of each entity, absent ones added with an empty record: (n,) -> (n,)."""
         rows, is_new = self._map.get_or_add(ids)
         new = np.flatnonzero(is_new)
-        self._admit(ids[new], rows[new], None if self.plan.key_dtype == "int" else [texts[index] for index in new.tolist()])
+        found = None if self.plan.key_dtype == "int" else [texts[index] for index in new.tolist()]
+        self._admit(ids[new], rows[new], found)
         return rows
 
     def update(self, rows: Rows) -> int:
-        """Add events, entities as needed; their records become dirty. Returns how many events were too old for a window.
+        """Add events, and entities as needed; their records become dirty. Returns how many events were late.
 
-        Such a late event is left out of that window only; it would be outside of it for every read from now on.
+        A late event is older than some window reaches back from the entity's newest event. It is left out of that window
+        only, and would be outside of it for every read from now on.
         """
         at = self.rows_of_events(rows)
-        ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.bool_))
+        ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.uint8))
         self.run(ops, self.plan.layout.outputs(0), np.empty(0, np.int64))
         self.mark_dirty(at)
         return int(ops.late.sum())
@@ -99,7 +100,7 @@ class Slab:
         return packed
 
     def load(self, ids: NDArray[np.int64], texts: Sequence[bytes], blobs: Sequence[bytes | None]) -> None:
-        """Put packed records into the slab; None is an entity without one, which gets an empty record. None becomes dirty.
+        """Put packed records into the slab; None is an entity without one, which gets an empty record. All are clean.
 
         ids (n,) must differ. A record that is here already is replaced.
 

@@ -1,7 +1,7 @@
 """The spine: rows of entity keys and times, each to be answered as of its time.
 
-A spine has each view's entity columns and `event_time`, a datetime (naive is UTC) or int64 microseconds. Other columns are
-carried along. A null key is answered as an entity that was never seen.
+A spine has each view's entity columns and `event_time`, a datetime (naive is UTC) or int64 microseconds. Other columns
+are carried along. A null key is answered as an entity that was never seen.
 """
 
 from collections.abc import Sequence

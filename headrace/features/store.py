@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from headrace.errors import FencedError, LayoutError, StoreError
 from headrace.features.answer import Answer
-from headrace.features.keys import shard_of
+from headrace.features.keys import NULL_ID, shard_of
+from headrace.features.reader import read_frame
 from headrace.features.record import read_packed
 from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
 from headrace.features.view import FeatureView, ViewPlan
@@ -196,8 +197,6 @@ class OnlineStore:
             LayoutError: the view was changed and its new version is not active yet.
             StoreUnavailableError: Redis does not answer.
         """
-        from headrace.features.reader import read_frame
-
         return read_frame(self, view, entities, now)
 
     def answer(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes], now_us: int) -> Answer:
@@ -211,7 +210,7 @@ class OnlineStore:
         return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us)
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
-        """The packed record of each entity, None where there is none. Any version of a view can be read so.
+        """The packed record of each entity, None where there is none or the key is null. Any version can be read so.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -220,7 +219,10 @@ class OnlineStore:
             return []
         prefix = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
         shards = shard_of(ids, self.shards).tolist()
-        return self._link.mget([prefix[shard] + text for shard, text in zip(shards, texts, strict=True)])
+        found = self._link.mget([prefix[shard] + text for shard, text in zip(shards, texts, strict=True)])
+        for index in np.flatnonzero(ids == NULL_ID).tolist():
+            found[index] = None  # it shares the empty text with the entity ""
+        return found
 
     def scan(self, plan: ViewPlan) -> Iterator[tuple[bytes, bytes]]:
         """(key text, record) of every entity of the view's version, in no order.

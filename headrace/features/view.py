@@ -4,8 +4,8 @@
         clicks = Count(where=col("action") == "click", windows=("10m", "1h"))
         recent = LastN("item_id", n=50, distinct=True)
 
-has the features `clicks_10m`, `clicks_1h` and `recent`, full names `user_activity.clicks_10m` and so on. A view is checked
-when Python reads it.
+has the features `clicks_10m`, `clicks_1h` and `recent`, full names `user_activity.clicks_10m` and so on. A view is
+checked when Python reads it.
 """
 
 import re
@@ -20,13 +20,14 @@ from headrace.errors import DeclarationError, SchemaError
 from headrace.features.aggregations.derived import Ratio
 from headrace.features.answer import Feature
 from headrace.features.binding import Aggregation, LayoutBuilder
-from headrace.features.event_rows import EventReader
-from headrace.features.event_rows import Rows as Rows
+from headrace.features.event_rows import EventReader, Rows
 from headrace.features.kernels.text_pool import hash_text
 from headrace.features.layout import Layout
 from headrace.features.rings import RingGroup
 from headrace.features.windows import SECOND_US, parse_span_s
 from headrace.schemas import Event, spec_of
+
+__all__ = ["FeatureView", "Rows", "ViewPlan", "plan_of"]
 
 
 class FeatureView:

@@ -14,6 +14,9 @@ Log-rates. Examples of several samplings train one model. An example whose negat
 reference's has log_rate = -log r: the loss reads sigmoid(logit + log_rate), so `logit` stays the log-odds at the
 reference rate, and that is what `predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events
 Data", Political Analysis 9, section 4.1.
+
+The logit is the module's output plus an intercept, which the first batch sets to the log-odds of its base rate, and
+which then stays: a new model is calibrated from its first version on, however rare positives are.
 """
 
 import difflib
@@ -130,6 +133,7 @@ class OnlineLearner:
         }
         self._module = build_module(learner, seed)
         self._parameters = _Flat(self._module)
+        self._intercept = np.zeros(1, dtype=np.float32)
         self._rng = torch.Generator().manual_seed(seed).get_state()
         self._dense_state = model.optimizer.initial_state(self._parameters.weights.shape[1])[None]
 
@@ -142,7 +146,7 @@ class OnlineLearner:
             SchemaError: another spec assembled the inputs.
         """
         self._module.eval()
-        return score(self.learner, self.tables, self._module, inputs, log_rate)
+        return score(self.learner, self.tables, self._module, inputs, log_rate + self._intercept)
 
     def learn(
         self,
@@ -172,6 +176,8 @@ class OnlineLearner:
         if rows == 0:
             return 0.0
         self._tick(event_time_us)
+        if self.steps == 0:
+            self._start(labels, weights, log_rate)
         bags = embedding.distinct_bags(inputs)
         embedding.admit(self.spec, self.tables, inputs, bags, self.now_us)
         gathered = self._gather(inputs, bags)
@@ -179,7 +185,7 @@ class OnlineLearner:
         self._module.train()
         self._parameters.zero_grads()
         with self._own_rng():
-            logits = self._module(fields) + _offsets(log_rate)  # (B,)
+            logits = self._module(fields) + _offsets(log_rate + self._intercept)  # (B,)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             logits,
             torch.from_numpy(np.asarray(labels, dtype=np.float32)),
@@ -199,6 +205,7 @@ class OnlineLearner:
     def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
         """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer what learning needs."""
         arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
+        arrays["intercept"] = self._intercept.copy()
         for name, table in self.tables.items():
             exported = table.export(with_optimizer=with_optimizer)
             arrays |= {f"table.{name}.{key}": array for key, array in exported.items()}
@@ -215,6 +222,7 @@ class OnlineLearner:
             SnapshotError: the arrays are not those of this learner.
         """
         load_module(self._module, arrays, self.learner.name)
+        self._intercept = intercept_of(arrays, self.learner.name)
         for name, table in self.tables.items():
             table.load(table_arrays(arrays, name, self.learner.name))
         if "optimizer.dense" in arrays:
@@ -227,6 +235,13 @@ class OnlineLearner:
     def _gather(self, inputs: Inputs, bags: tuple[embedding.Bags, ...]) -> embedding.Gathered:
         attention = self.learner.model.attention
         return embedding.gather(self.spec, self.tables, inputs, bags, width=self._width, attention=attention)
+
+    def _start(
+        self, labels: NDArray[Any], weights: NDArray[Any] | None, log_rate: float | NDArray[np.floating[Any]]
+    ) -> None:
+        weight = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
+        positives, total = float(weight @ labels) + 0.5, float(weight.sum()) + 1.0
+        self._intercept[0] = np.log(positives / (total - positives)) - float(np.mean(log_rate))
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
@@ -269,6 +284,17 @@ def load_module(module: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], nam
     with torch.no_grad():
         for key, value in wanted.items():
             value.copy_(torch.from_numpy(np.array(found[key])))
+
+
+def intercept_of(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
+    """A copy of the intercept (1,).
+
+    Raises:
+        SnapshotError: there is none.
+    """
+    if "intercept" not in arrays or arrays["intercept"].shape != (1,):
+        raise SnapshotError(f"learner {name}: no intercept of shape (1,)")
+    return np.array(arrays["intercept"], dtype=np.float32)
 
 
 def table_arrays(arrays: Mapping[str, NDArray[Any]], table: str, learner: str) -> Arrays:

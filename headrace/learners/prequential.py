@@ -133,7 +133,7 @@ class Prequential:
         }
         if self._hits[0]:
             figures["requests"] = int(self._hits[0])
-            figures |= {f"hit@{k}": self._hits[1 + i] / self._hits[0] for i, k in enumerate(self._top)}
+            figures |= {f"hit@{k}": float(self._hits[1 + i] / self._hits[0]) for i, k in enumerate(self._top)}
         figures["recent"] = self._recent_figures()
         if self._slices:
             figures["slices"] = {name: each.snapshot(exact=exact) for name, each in sorted(self._slices.items())}
@@ -217,7 +217,7 @@ class Prequential:
             return float("nan"), float("nan")
         below = np.cumsum(negatives) - negatives
         within = float(positives @ negatives)
-        return (float(positives @ below) + within / 2.0) / pairs, within / 2.0 / pairs
+        return float((positives @ below + within / 2.0) / pairs), float(within / 2.0 / pairs)
 
     def _recent_figures(self) -> Figures:
         probability, label = self._recent[:, : min(len(self), self._recent.shape[1])]

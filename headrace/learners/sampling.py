@@ -84,7 +84,7 @@ class RecentPopularity:
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All state as arrays; text as JSON bytes."""
-        arrays: dict[str, NDArray[Any]] = {"seen": np.array([self.seen], dtype=np.int64)}
+        arrays: dict[str, NDArray[Any]] = {"seen": np.array([self.seen]), "seed": np.array([self._seed])}
         if self._ring is not None and self._ring.dtype == object:
             arrays["texts"] = np.frombuffer(orjson.dumps(self._ring.tolist()), dtype=np.uint8)
         elif self._ring is not None:
@@ -97,7 +97,7 @@ class RecentPopularity:
         Raises:
             SnapshotError: of another capacity.
         """
-        self.seen = int(arrays["seen"][0])
+        self.seen, self._seed = int(arrays["seen"][0]), arrays["seed"][0]
         ring: NDArray[Any] | None = None
         if "texts" in arrays:
             ring = np.array(orjson.loads(arrays["texts"].tobytes()), dtype=object)

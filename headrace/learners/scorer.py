@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 from headrace.features import IdMap
 from headrace.learners.inputs import Inputs
-from headrace.learners.learner import Learner, build_module, load_module, score, table_arrays
+from headrace.learners.learner import Learner, build_module, intercept_of, load_module, score, table_arrays
 from headrace.learners.snapshot import Manifest, Snapshot, probe_of
 
 
@@ -54,6 +54,7 @@ class Scorer:
         self.learner = learner
         self._module = build_module(learner)
         load_module(self._module, snapshot.arrays, learner.name)
+        self._intercept = intercept_of(snapshot.arrays, learner.name)
         self._module.eval()
         self._module.requires_grad_(requires_grad=False)
         self.tables = {name: _frozen(snapshot.arrays, name, learner) for name in learner.inputs.tables}
@@ -67,7 +68,7 @@ class Scorer:
         Raises:
             SchemaError: another spec assembled the inputs.
         """
-        return score(self.learner, self.tables, self._module, inputs, log_rate)
+        return score(self.learner, self.tables, self._module, inputs, log_rate + self._intercept)
 
     def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
         """Copies of the module's parameters by name, and of its buffers too unless told not to."""

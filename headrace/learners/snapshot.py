@@ -1,9 +1,9 @@
 """Snapshot: one version of a learner on disk, whole or not at all.
 
     v00000042/
-      model.safetensors   dense.<name>, table.<table>.ids (n,) ascending, table.<table>.weights (n, W), probe.inputs,
-      probe.scores manifest.json       version, learner, fingerprints, offsets, metrics, size and sha256 of each file,
-      sha256 of itself
+      model.safetensors   dense.<name>, intercept, probe.inputs, probe.scores,
+                          table.<table>.ids (n,) ascending, table.<table>.weights (n, W)
+      manifest.json       version, learner, fingerprints, offsets, metrics, sha256 of each file and of itself
 
 Invariant: a folder of this name holds exactly the bytes that were written, or `load` raises SnapshotError and says
 what differs. Files are written and fsynced in a temporary folder beside, then the folder is renamed. Nothing is
@@ -135,7 +135,10 @@ class Snapshot:
         manifest = replace(self.manifest, files=files)
         plain = asdict(manifest)
         write_synced(
-            folder / MANIFEST, orjson.dumps({**plain, "checksum": _checksum(plain)}, option=orjson.OPT_INDENT_2)
+            folder / MANIFEST,
+            orjson.dumps(
+                {**plain, "checksum": _checksum(plain)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
+            ),
         )
         return Snapshot(manifest, self.arrays)
 
@@ -253,7 +256,7 @@ def _read(path: Path) -> bytes:
 
 
 def _checksum(plain: Mapping[str, Any]) -> str:
-    return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)).hexdigest()
 
 
 __all__ = ["Arrays", "Manifest", "Snapshot", "move", "probe_of", "read_manifest", "write_synced"]

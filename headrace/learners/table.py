@@ -156,6 +156,7 @@ class EmbeddingTable:
         arrays: dict[str, NDArray[np.generic]] = {"ids": ids, "weights": self.weights[rows]}
         if with_optimizer:
             arrays |= {"state": self.state[rows], "seen_us": self.seen_us[rows], "count": self.count[rows]}
+            arrays["seed"] = np.array([self._seed], dtype=np.uint64)
             arrays |= {f"waiting_{key}": array for key, array in self._waiting.export().items()}
         return arrays
 
@@ -177,6 +178,7 @@ class EmbeddingTable:
             if arrays["state"].shape != (ids.size, self.state.shape[1]):
                 raise SnapshotError(f"table {self.name}: state {arrays['state'].shape} of another optimizer")
             self.state[rows], self.seen_us[rows], self.count[rows] = arrays["state"], arrays["seen_us"], arrays["count"]
+            self._seed = np.uint64(arrays["seed"][0])
             self._waiting.load(arrays["waiting_ids"], arrays["waiting_uses"], arrays["waiting_seen_us"])
         self._removed = []
 

@@ -1,7 +1,7 @@
 """Examples for training, from two sources: joined requests, and events replayed as of their time.
 
-    joined request   features bytes (what the model read), labels          -> inputs as served        log-rate 0 event
-    (positive) replay -> as-of read of it and of k drawn negatives   -> inputs by the same spec  log-rate log(ref / k)
+    joined request   features bytes (what the model read), labels            -> inputs as served   log-rate 0
+    event (positive) replay -> as-of read of it and of k drawn negatives     -> inputs assembled   log-rate log(ref / k)
 
 A request, or a positive with its negatives, is a group: rows that are ranked together and never parted.
 """
@@ -92,12 +92,13 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class RequestColumns:
-    """Which column of a frame of joined requests holds what. `scores` may be None when they are not logged."""
+    """Which column of a frame of joined requests holds what; `scores` and `shadow` may be None: not logged."""
 
     time: str = "event_time"
     features: str = "features"
     labels: str = "labels"
     scores: str | None = "scores"
+    shadow: str | None = None
 
 
 def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: RequestColumns) -> Examples | None:
@@ -190,9 +191,19 @@ class EventExamples:
                 f"learner {learner.name}: event {self._spec.name} has no column {', '.join(missing)}"
             )
 
-    def add(self, events: Mapping[type[Event], pl.DataFrame]) -> Examples | None:
-        """Examples of the positives in `events`; the views take in all of them. None when there is no positive."""
-        drawn = self._spine(events.get(self.label.event))
+    def observe(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
+        """Take `events` into the views and into what is popular, and make no example of them."""
+        frame = events.get(self.label.event)
+        if frame is not None:
+            self._sampler.draw(self._positives(frame)[self.label.candidate].to_numpy(), 0)
+        self._replay.advance(events, None)
+
+    def add(self, events: Mapping[type[Event], pl.DataFrame], served: pl.Series | None = None) -> Examples | None:
+        """Examples of the positives in `events`; the views take in all of them. None when there is no positive.
+
+        `served` are ids of positives that are learned as part of a request: they become popular, but no example here.
+        """
+        drawn = self._spine(events.get(self.label.event), served)
         answers = self._replay.advance(events, drawn[0] if drawn else None)
         if drawn is None or answers is None:
             return None
@@ -223,21 +234,29 @@ class EventExamples:
         self._replay.load(folder / "replay")
         self._sampler.load_state_dict(load_file(folder / "sampler.safetensors"))
 
-    def _spine(self, frame: pl.DataFrame | None) -> tuple[pl.DataFrame, NDArray[np.bool_]] | None:
-        """One row an example, the positive before its negatives; and which are valid, (positives, 1 + negatives)."""
-        if frame is None:
-            return None
+    def _positives(self, frame: pl.DataFrame) -> pl.DataFrame:
         positives = frame if self.label.positive is None else frame.filter(self.label.positive)
-        positives = positives.drop_nulls([self._spec.time, *self._columns])
-        if positives.is_empty():
+        return positives.drop_nulls([self._spec.time, *self._columns]).sort(self._spec.time, maintain_order=True)
+
+    def _spine(
+        self, frame: pl.DataFrame | None, served: pl.Series | None
+    ) -> tuple[pl.DataFrame, NDArray[np.bool_]] | None:
+        """One row an example, the positive before its negatives; and which are valid, (positives, 1 + negatives)."""
+        positives = None if frame is None else self._positives(frame)
+        if positives is None or positives.is_empty():
             return None
-        positives = positives.sort(self._spec.time, maintain_order=True)
         candidate = self.label.candidate
+        drawn = self._sampler.draw(positives[candidate].to_numpy(), self._negatives)
+        values, found = drawn.values, drawn.valid
+        if served is not None and self._spec.id is not None:
+            own = ~positives[self._spec.id].is_in(served.implode()).to_numpy()
+            positives, values, found = positives.filter(own), values[own], found[own]
+            if positives.is_empty():
+                return None
         ids = positives[candidate].to_numpy()
-        drawn = self._sampler.draw(ids, self._negatives)
-        valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), drawn.valid], axis=1)
+        valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), found], axis=1)
         # What is not valid is read like the positive, and dropped later.
-        every = np.concatenate([ids[:, None], np.where(drawn.valid, drawn.values, ids[:, None])], axis=1)
+        every = np.concatenate([ids[:, None], np.where(found, values, ids[:, None])], axis=1)
         spine = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
         repeated = spine[np.repeat(np.arange(len(ids)), every.shape[1])]
         values = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])

@@ -25,6 +25,7 @@ from headrace.schemas import (
     Event,
     Quality,
     codec_for,
+    sample_frame,
     spec_of,
 )
 
@@ -87,6 +88,13 @@ class Intake:
             arrival_us=batch.arrival_us,
             ended=batch.ended,
         )
+
+    def warm_up(self) -> None:
+        """Decode and check one row of each event, so that the first batch does not wait for compiled code."""
+        for topic, event in self.events.items():
+            codec = codec_for(event)
+            decoded = codec.decode(codec.encode(sample_frame(spec_of(event))))
+            self._quality[topic].check(decoded.frame, self._clock.now_us())
 
     def _codec(self, event: type[Event], batch: Batch) -> Codec:
         key = (batch.topic, batch.codec)

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -71,6 +72,10 @@ class JoinStep:
         if self._state is not None and time.monotonic() - self._saved_s > self._save_s:
             self._save(self._state)
         return [] if frame is None else [frame]
+
+    def status(self) -> dict[str, Any]:
+        """Counts of the joiner, and what waits."""
+        return {"counts": dict(self.joiner.counts), "open_requests": self.joiner.open_requests}
 
     def finish(self) -> list[pl.DataFrame]:
         """What is due, then save. At the end of the stream everything is due; after a stop open windows stay open."""

@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Protocol
 
@@ -42,6 +42,10 @@ class Step(Protocol):
 
     def tick(self) -> Sequence[Any]:
         """Called after batches and when `due_s` has passed, also without need: do what is due, hand on the results."""
+        ...
+
+    def status(self) -> Mapping[str, Any]:
+        """Figures to show, plain enough for JSON."""
         ...
 
     def finish(self) -> Sequence[Any]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import structlog
@@ -24,6 +24,7 @@ from prometheus_client import Counter
 from headrace.clock import wall_us
 from headrace.errors import StoreUnavailableError
 from headrace.features.store import OnlineStore
+from headrace.features.warm import warm_up
 from headrace.features.view import FeatureView, plan_of
 from headrace.pipelines.freshness import Freshness
 from headrace.pipelines.shard import ShardSet
@@ -90,6 +91,7 @@ class Materializer:
         self._due_s = 0.0
         self._sets: list[ShardSet] = []
         for plan in plans:
+            warm_up(plan)
             opening = functools.partial(ShardSet, plan, store, owned, records_max=records_max)
             self._sets.append(self._patiently(opening))
         self.events: tuple[type[Event], ...] = tuple(dict.fromkeys(event for plan in plans for event in plan.sources))
@@ -159,6 +161,16 @@ class Materializer:
     def finish(self) -> list[FlushSummary]:
         """Flush what there is."""
         return [self.flush()] if self._pending else []
+
+    def status(self) -> dict[str, Any]:
+        """Positions, records held, and percentiles of freshness in milliseconds (None before the first flush)."""
+        samples = self.freshness_ms()
+        p50, p99 = np.percentile(samples, (50, 99)).tolist() if len(samples) else (None, None)
+        return {
+            "positions": self.positions(),
+            "records": sum(shard_set.record_count for shard_set in self._sets),
+            "freshness_ms": {"p50": p50, "p99": p99, "count": len(samples)},
+        }
 
     def freshness_ms(self) -> NDArray[np.float64]:
         """A sample of events' time from append to visible in the store, in milliseconds, (n,)."""

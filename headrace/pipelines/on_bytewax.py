@@ -52,6 +52,10 @@ IN_FLIGHT_MAX = 32
 EPOCH = timedelta(seconds=1)
 
 StoreLike = OnlineStore | str | Callable[[], OnlineStore]
+STATUS_S = 0.5
+"""Interval of the figures that a flow shows of itself."""
+OnStatus = Callable[[Mapping[str, Any]], object]
+"""Takes {"steps": [figures of each step]}; called twice a second by the input of worker 0, also when nothing flows."""
 MakeStep = Callable[[int, int], Step]
 """Makes the step of one group: (group index, group count) -> Step."""
 
@@ -83,6 +87,7 @@ def materialize(
     *,
     flush_s: tuple[float, float] = FLUSH_S,
     records_max: int | None = None,
+    on_status: OnStatus | None = None,
 ) -> Stream[FlushSummary]:
     """Keep the records of `views` in `store` up to date; hands on one `FlushSummary` a flush and group.
 
@@ -102,7 +107,7 @@ def materialize(
             stop=stop_of.stop,
         )
 
-    return consume("steps", up, make, lambda: make(0, 1).positions(), spread=True)
+    return consume("steps", up, make, lambda: make(0, 1).positions(), spread=True, on_status=on_status)
 
 
 @operator
@@ -124,6 +129,13 @@ def join_examples(
 
 
 @operator
+def parquet_out(step_id: str, up: Stream[pl.DataFrame], folder: str | Path) -> None:
+    """Write each frame to a Parquet file of its own in `folder`. After a crash rows may be there twice."""
+    del step_id
+    op.output("files", up, _Parquet(Path(folder)))
+
+
+@operator
 def consume(
     step_id: str,
     up: Stream[EventBatch],
@@ -131,22 +143,27 @@ def consume(
     positions: Callable[[], Mapping[str, int]],
     *,
     spread: bool,
+    on_status: OnStatus | None = None,
 ) -> Stream[Any]:
     """Run any `Step`: one a worker, each given every batch (`spread`), or one for the whole flow.
 
     `positions` is asked once a worker at the start, over all groups. Hands on what `tick` and `finish` return.
+    `on_status` is given the figures of the steps, none before the first batch.
     """
     del step_id
     inputs = _inputs(up.flow())
     for found in inputs:
         found.readers.append(positions)
+    made: list[Step] = []
+    if on_status is not None:
+        inputs[0].heartbeats.append(lambda: on_status({"steps": [step.status() for step in made]}))
 
     def route(items: list[EventBatch]) -> list[tuple[str, tuple[int, int, EventBatch]]]:
         keys = worker_keys(inputs[0].workers if spread else 1)
         return [(key, (group, len(keys), batch)) for batch in items for group, key in enumerate(keys)]
 
     keyed = op.flat_map_batch("route", up, route)
-    results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(make, inputs)))
+    results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(make, inputs, made)))
     op.output("end", results, _Discard())  # Bytewax wants an output; an author may add others
     return results
 
@@ -178,6 +195,7 @@ class _Input(DynamicSource[Any]):
         self.source = source
         self.stop = _process_stop()
         self.readers: list[Callable[[], Mapping[str, int]]] = []
+        self.heartbeats: list[Callable[[], object]] = []
         self.workers = 1
         self.partitions: list[str] = []
         self._make_intake = make_intake
@@ -189,21 +207,32 @@ class _Input(DynamicSource[Any]):
         share = self.source.share(worker_index, worker_count)
         share.seek(least_positions(reader() for reader in self.readers))
         self.partitions = share.partitions()
-        return _Part(self, share, self._make_intake())
+        intake = self._make_intake()
+        if intake is not None:
+            intake.warm_up()
+        return _Part(self, share, intake, self.heartbeats if worker_index == 0 else [])
 
 
 class _Part(StatelessSourcePartition[Any]):
     """One worker's share of a source."""
 
-    def __init__(self, owner: _Input, source: Source, intake: Intake | None) -> None:
+    def __init__(
+        self, owner: _Input, source: Source, intake: Intake | None, heartbeats: Sequence[Callable[[], object]]
+    ) -> None:
         self._owner = owner
         self._source = source
         self._intake = intake
         self._in_flight: weakref.WeakSet[EventBatch] = weakref.WeakSet()  # freed once every step is done with it
         self._idle = False
+        self._heartbeats = heartbeats
+        self._beat_s = 0.0
 
     def next_batch(self) -> list[Any]:
         """Called by Bytewax when the last items are on their way and `next_awake` has passed; must not block."""
+        if self._heartbeats and time.monotonic() - self._beat_s >= STATUS_S:
+            self._beat_s = time.monotonic()
+            for beat in self._heartbeats:
+                beat()
         if self._owner.stop.is_set() or self._source.exhausted:
             raise StopIteration
         if len(self._in_flight) >= IN_FLIGHT_MAX:
@@ -230,9 +259,10 @@ class _Part(StatelessSourcePartition[Any]):
 class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
     """One group's step. Bytewax does not tell it its key, so it learns its group from the first batch."""
 
-    def __init__(self, make: MakeStep, inputs: Sequence[_Input]) -> None:
+    def __init__(self, make: MakeStep, inputs: Sequence[_Input], made: list[Step]) -> None:
         self._make = make
         self._inputs = inputs
+        self._made = made
         self._step: Step | None = None
 
     def on_batch(self, values: list[tuple[int, int, EventBatch]]) -> tuple[Sequence[Any], bool]:
@@ -240,6 +270,7 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
         if self._step is None:
             group, groups, _ = values[0]
             self._step = self._make(group, groups)
+            self._made.append(self._step)
             self._step.expect([name for found in self._inputs for name in found.partitions])
         for _, _, batch in values:
             self._step.apply(batch)
@@ -260,6 +291,29 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
 
     def snapshot(self) -> None:
         """Nothing: state and offsets are in the step's own store."""
+
+
+class _Parquet(DynamicSink[pl.DataFrame]):
+    """Output of frames, one file each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_ParquetFiles":
+        del step_id, worker_index, worker_count
+        return _ParquetFiles(self._folder)
+
+
+class _ParquetFiles(StatelessSinkPartition[pl.DataFrame]):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write_batch(self, items: list[pl.DataFrame]) -> None:
+        for frame in items:
+            name = f"{time.time_ns()}.parquet"
+            frame.write_parquet(self._folder / f".{name}")
+            (self._folder / f".{name}").rename(self._folder / name)
 
 
 class _Discard(DynamicSink[Any]):

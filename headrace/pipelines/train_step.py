@@ -14,7 +14,7 @@ State: the joiner's, the trainer's and what is held are saved together, with the
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ from headrace.schemas import Event, spec_of
 SAVE_S = 30.0  # between two saves: what a crash makes it train again
 RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of what is held
 IDLE_S = 5.0  # wall time after which a silent partition no longer holds the watermark back
-STATUS_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +44,6 @@ class TrainStep:
         joiner: of the requests that serving logs.
         events: classes that the learner's views read; the engagement of the joiner is one of them.
         state: folder of the saved state; None keeps nothing.
-        on_status: called about twice a second with figures to show.
     """
 
     def __init__(
@@ -57,19 +55,16 @@ class TrainStep:
         state: Path | None = None,
         save_s: float = SAVE_S,
         idle_s: float = IDLE_S,
-        on_status: Callable[[Mapping[str, Any]], object] | None = None,
     ) -> None:
         self.trainer = trainer
         self.joiner = joiner
         self._events = tuple(events)
         self._state = state
         self._save_s = save_s
-        self._on_status = on_status
         self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
         self._held = _Held(self._events)
         self._served: list[pl.DataFrame] = []  # ids of engagements that labelled a request, with their times
         self._released_s = 0.0
-        self._status_s = 0.0
         self._saved_s = time.monotonic()
         self._positives = 0
         self._joined = 0
@@ -104,9 +99,6 @@ class TrainStep:
             self._released_s = now_s
             self._release()
         verdict = self.trainer.poll()
-        if self._on_status is not None and now_s - self._status_s >= STATUS_S:
-            self._status_s = now_s
-            self._on_status(self.status())
         if self._state is not None and now_s - self._saved_s >= self._save_s:
             self.save(self._state)
         return [] if verdict is None else [verdict]
@@ -115,8 +107,6 @@ class TrainStep:
         """Train on what the watermark allows, then save; what it does not allow is in the saved state."""
         self._release()
         self.trainer.drain()
-        if self._on_status is not None:
-            self._on_status(self.status())
         if self._state is not None:
             self.save(self._state)
         return []

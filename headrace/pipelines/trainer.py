@@ -113,6 +113,7 @@ class Trainer:
         self.gate = gate or Gate()
         self.prequential = Prequential()
         self.served = Prequential(slices=False)
+        self.shadow = Prequential(slices=False)
         self.trained = 0
         self.positions: dict[str, int] = {}
         self.trained_positions: dict[str, int] = {}
@@ -133,19 +134,33 @@ class Trainer:
         `positions` are the next offsets of their partitions, to be resumed from once all up to here is trained or
         saved.
         """
-        if self._columns.scores is not None and self._columns.scores in frame.columns:
-            self._mark_served(frame)
+        self._mark(frame, self._columns.scores, self.served)
+        self._mark(frame, self._columns.shadow, self.shadow)
         return self._add(requests_to_examples(frame, self.learner, self._columns), positions)
 
-    def add_events(self, events: Mapping[type[Event], pl.DataFrame], positions: Mapping[str, int] | None = None) -> int:
+    def add_events(
+        self,
+        events: Mapping[type[Event], pl.DataFrame],
+        positions: Mapping[str, int] | None = None,
+        *,
+        served: pl.Series | None = None,
+    ) -> int:
         """Events in event-time order, by class; returns how many examples they gave.
+
+        `served` are ids of events that label a request: they are learned there and give no example here.
 
         Raises:
             DeclarationError: the trainer was made without `events`.
         """
-        if self._events is None:
-            raise DeclarationError(f"trainer of {self.learner.name}: no events=EventExamples(...)")
-        return self._add(self._events.add(events), positions)
+        return self._add(self._event_examples().add(events, served), positions)
+
+    def observe_events(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
+        """Events, by class, that features are made of and nothing is learned from: history before a warm start.
+
+        Raises:
+            DeclarationError: the trainer was made without `events`.
+        """
+        self._event_examples().observe(events)
 
     def poll(self) -> Verdict | None:
         """Train on what is due, then publish if that is due; the gate's verdict if it was asked.
@@ -301,10 +316,16 @@ class Trainer:
         if self.online.steps % EXPIRE_STEPS == 0:
             self.online.expire()
 
-    def _mark_served(self, frame: pl.DataFrame) -> None:
-        """Marks of the scores that requests were answered with."""
-        assert self._columns.scores is not None
-        both = frame.select(labels=self._columns.labels, scores=self._columns.scores).filter(
+    def _event_examples(self) -> EventExamples:
+        if self._events is None:
+            raise DeclarationError(f"trainer of {self.learner.name}: no events=EventExamples(...)")
+        return self._events
+
+    def _mark(self, frame: pl.DataFrame, column: str | None, marks: Prequential) -> None:
+        """Marks of the scores that requests were answered with, or that a shadow gave them."""
+        if column is None or column not in frame.columns:
+            return
+        both = frame.select(labels=self._columns.labels, scores=column).filter(
             (pl.col("scores").list.len() == pl.col("labels").list.len()) & (pl.col("labels").list.len() > 0)
         )
         if both.is_empty():
@@ -312,7 +333,7 @@ class Trainer:
         sizes = both["labels"].list.len().to_numpy()
         labels = both["labels"].explode().to_numpy().astype(np.float32)
         scores = both["scores"].explode().to_numpy().astype(np.float32)
-        self.served.observe(scores, labels, starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+        marks.observe(scores, labels, starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
 
     def _latest(self) -> Scorer | None:
         assert self.directory is not None
@@ -328,7 +349,8 @@ class Trainer:
 
     def _state(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {}
-        parts = {"prequential": self.prequential.state_dict(), "served": self.served.state_dict()}
+        marks = {"prequential": self.prequential, "served": self.served, "shadow": self.shadow}
+        parts = {name: each.state_dict() for name, each in marks.items()}
         parts |= {f"waiting{i:06d}": examples.state_dict() for i, (examples, _) in enumerate(self._waiting)}
         for part, held in parts.items():
             arrays |= {f"{part}/{name}": np.ascontiguousarray(array) for name, array in held.items()}
@@ -340,6 +362,7 @@ class Trainer:
 
         self.prequential.load_state_dict(part("prequential"))
         self.served.load_state_dict(part("served"))
+        self.shadow.load_state_dict(part("shadow"))
         fingerprint = self.learner.inputs.fingerprint
         waiting = [Examples.of_state(part(f"waiting{i:06d}"), fingerprint) for i in range(len(waiting_positions))]
         self._waiting = deque(zip(waiting, waiting_positions, strict=True))

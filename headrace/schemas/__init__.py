@@ -23,3 +23,4 @@ from headrace.schemas.jsonl import rows_as_json as rows_as_json
 from headrace.schemas.quality import BadRow as BadRow
 from headrace.schemas.quality import Checked as Checked
 from headrace.schemas.quality import Quality as Quality
+from headrace.schemas.sample import sample_frame as sample_frame

@@ -39,7 +39,7 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it
 REPLICA_PORTS = 64  # one a replica; Serve rests a freed one for 150 s
 DRAIN_S = 1.0  # how long a stopping replica still answers, for proxies that have not heard of it
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN"
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  # a name, not a token
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 log = structlog.get_logger(__name__)

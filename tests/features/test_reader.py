@@ -6,13 +6,19 @@ import polars as pl
 import pytest
 
 from headrace.errors import SpineError
-from headrace.features import plan_of
+from headrace.features import Count, FeatureView, plan_of
 from headrace.features.store import OnlineStore
 from headrace.pipelines.shard import ShardSet
-from tests.meters import START_US, MeterLoad, SiteKind, at, batches, log_frame
+from tests.meters import START_US, MeterLoad, Reading, SiteKind, at, batches, log_frame
 
 LOG = log_frame(3_000, meters=50)
 NOW = LOG["at"].max()
+
+
+class Site(FeatureView, source=Reading, entity="site"):
+    """A single text key."""
+
+    readings = Count(windows="lifetime")
 
 
 @pytest.fixture
@@ -79,6 +85,17 @@ def test_a_null_key_is_missing(store):
     """A guest is nobody; the other rows are read all the same."""
     assert store.read(MeterLoad, [3, None], now=NOW)["_status"].to_list() == ["fresh", "missing"]
     assert store.read(SiteKind, [("3", None), ("3", "heat")], now=NOW)["_status"].to_list() == ["missing", "fresh"]
+
+
+def test_a_null_key_is_not_the_empty_text(redis_url):
+    """Both have the empty text, and with one shard they would share a Redis key."""
+    guests = LOG.with_columns(site=pl.lit(""))
+    with OnlineStore.open(redis_url, shards=1, namespace="one") as store:
+        shards = ShardSet(plan_of(Site), store, [0])
+        for batch in batches(guests, 5_000):
+            shards.apply(batch)
+        shards.flush()
+        assert store.read(Site, ["", None], now=NOW)["_status"].to_list() == ["fresh", "missing"]
 
 
 def test_no_entities_give_an_empty_frame_of_the_same_columns(store):

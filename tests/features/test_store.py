@@ -188,6 +188,29 @@ def test_every_error_of_redis_py_becomes_one_of_ours(redis_url):
     assert not {"AuthenticationError", "NoPermissionError", "OutOfMemoryError", "DataError", "ResponseError"} & away
 
 
+@pytest.mark.parametrize(
+    ("reply", "away", "advice"),
+    [
+        (
+            "Error running script: -OOM command not allowed when used memory > 'maxmemory'.",
+            False,
+            "raise its maxmemory",
+        ),
+        ("-NOPERM this user has no permissions to run the 'set' command", False, "needs @read, @write and @scripting"),
+        ("-READONLY You can't write against a read only replica.", True, "a failover is under way"),
+        ("MISCONF Errors writing to the AOF file: No space left on device", True, "free space"),
+        ("BUSY Redis is busy running a script.", True, "SCRIPT KILL"),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False, "Headrace's own"),
+    ],
+)
+def test_replies_that_scripts_quote_are_told_apart(redis_url, reply, away, advice):
+    """A script's error is a plain ResponseError; what time heals is still StoreUnavailableError."""
+    with RedisLink(redis_url) as link:
+        with pytest.raises(StoreError, match=advice) as caught, link.errors("flush"):
+            raise theirs.ResponseError(reply)
+        assert isinstance(caught.value, StoreUnavailableError) == away
+
+
 def test_the_first_version_of_a_view_is_activated_a_changed_one_is_not(store):
     """Readers of the changed view are told to backfill until it is activated; then readers of the old one are."""
     changed = plan_of(type("MeterLoad", (MeterLoad.__base__,), CHANGED, source=Reading, entity="meter"))

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -79,7 +81,7 @@ def test_weights_count_in_loss_and_calibration():
 
 def brute_hits(p, y, starts, k):
     hits = total = 0
-    for a, b in zip(starts, starts[1:], strict=False):
+    for a, b in pairwise(starts):
         positives = [i for i in range(a, b) if y[i]]
         if positives:
             total += 1

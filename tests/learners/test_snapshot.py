@@ -68,9 +68,7 @@ def test_threads_score_the_same(folder, probe):
     wanted, wrong = scorer.score(probe), []
 
     def work():
-        for _ in range(50):
-            if (scorer.score(probe) != wanted).any():
-                wrong.append(1)
+        wrong.extend(1 for _ in range(50) if (scorer.score(probe) != wanted).any())
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

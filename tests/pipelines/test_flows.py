@@ -57,7 +57,8 @@ def run_flow(runner: str, source, event, url: str, shelf, *, flush_s=(0.02, 1.0)
 
 def publish(bootstrap: str, event, frame: pl.DataFrame) -> None:
     writer = TopicWriter(bootstrap, event)
-    writer.write(frame)
+    for part in frame.iter_slices(500):
+        writer.write(part)
     writer.close()
 
 
@@ -68,8 +69,7 @@ def test_every_runner_counts_every_good_row_once(runner, codec, broker, topic, r
     event, log, shelf = passage_of(topic, codec), passages(12_000), Shelf()
     create_topics(broker, {topic: 4})
     for begin, end in ((0, 8_000), (8_000, 12_000)):
-        for part in log[begin:end].iter_slices(500):
-            publish(broker, event, part)
+        publish(broker, event, log[begin:end])
         from confluent_kafka import Producer
 
         producer = Producer({"bootstrap.servers": broker, "log_level": 0})

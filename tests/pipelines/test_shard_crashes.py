@@ -27,6 +27,7 @@ ROWS = 240_000
 
 ENGINE = f"""
 import sys
+from headrace.errors import FencedError
 from headrace.features import Slab, plan_of
 from headrace.features.store import OnlineStore
 from headrace.pipelines.shard import ShardSet
@@ -41,13 +42,21 @@ warm.load(warm.ids(rows), warm.texts(rows), warm.pack(rows))
 store = OnlineStore.open(sys.argv[1])
 print("ready", file=sys.stderr, flush=True)
 sys.stdin.readline()
-shards = ShardSet(plan, store, range(32))
-start = shards.positions()
-for index, batch in enumerate(batch for batch in log if batch.next_offset > start.get(batch.partition, 0)):
-    shards.apply(batch)
-    if index % 3 == 0:
-        shards.flush()
-shards.flush()
+def run():
+    shards = ShardSet(plan, store, range(32))
+    start = shards.positions()
+    for index, batch in enumerate(batch for batch in log if batch.next_offset > start.get(batch.partition, 0)):
+        shards.apply(batch)
+        if index % 3 == 0:
+            shards.flush()
+    shards.flush()
+
+while True:
+    try:
+        run()
+        break
+    except FencedError:  # what the killed engine had sent arrived after we had read the fences
+        continue
 print("done", file=sys.stderr, flush=True)
 """
 
@@ -94,7 +103,6 @@ def test_ten_kills_at_random_moments_leave_exact_totals(redis_url):
     """Counted by polars, by the store, and by the verifier; one kill in each eleventh of the log."""
     moments = random.Random(5)
     log = log_frame(ROWS, meters=3_000)
-    partial = 0
     with OnlineStore.open(redis_url) as store:
         following = engine(redis_url)
         try:
@@ -105,8 +113,6 @@ def test_ten_kills_at_random_moments_leave_exact_totals(redis_url):
                 time.sleep(moments.uniform(0, 0.02))
                 process.send_signal(signal.SIGKILL)
                 assert not end(process)
-                fences = store.fences(PLAN, range(32)).values()
-                partial += len({sum(fence.offsets.values()) for fence in fences}) > 1
             go(following)
             assert end(following)
         finally:
@@ -117,4 +123,3 @@ def test_ten_kills_at_random_moments_leave_exact_totals(redis_url):
         assert found["readings_lifetime"].cast(pl.Float64).to_list() == truth["n"].to_list()
         assert found["watts_lifetime"].to_list() == truth["watts"].to_list()
         assert verify(MeterLoad, batches(log, 50_000), store).ok
-        print(partial)

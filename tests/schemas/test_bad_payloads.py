@@ -63,7 +63,7 @@ def naive_avro(schema, payload: bytes):
     return row if source.tell() == len(payload) else None
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(batch=batches("avro"))
 def test_damaged_datums_cost_themselves_only(batch):
     event, frame, payloads, hit = batch
@@ -96,7 +96,7 @@ def same(ours, theirs):
     return ours == theirs or (ours != ours and theirs != theirs)  # noqa: PLR0124
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(made=rows(Everything, min_size=2, max_size=4), data=st.data())
 def test_cut_and_lengthened_datums_are_always_bad(made, data):
     """Joined, a cut datum and the next one read on as if nothing were wrong; their bounds tell."""
@@ -188,7 +188,7 @@ def check(event, payload):
         assert decoded.frame.height == len(batch) - 1
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(batch=batches("json"))
 def test_damaged_objects_cost_themselves_only(batch):
     event, frame, payloads, hit = batch
@@ -200,7 +200,9 @@ def test_damaged_objects_cost_themselves_only(batch):
         assert not isinstance(wanted, str), "the naive reader refuses what we accept"
         assert decoded.frame[place : place + 1].equals(wanted)
     for index, reason in bad.items():
-        assert verdict(event, payloads[index]) == reason
+        wanted = verdict(event, payloads[index])
+        assert isinstance(wanted, str), f"the naive reader accepts {payloads[index]!r}"
+        assert wanted == reason
 
 
 VALUES = (

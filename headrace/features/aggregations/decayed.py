@@ -31,7 +31,10 @@ class DecayedCount:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecayedSum:
-    """Sum of a number, each weighing half after `half_life`; 0 where none. Null, NaN and infinite values are left out."""
+    """Sum of a number, each weighing half after `half_life`; 0 where none.
+
+    Null, NaN and infinite values are left out.
+    """
 
     value: Value
     _: KW_ONLY

@@ -94,9 +94,10 @@ class LastN:
 
 
 class Sequence:
-    """The `n` newest events in order of time, some values of each: features <name>_<value>, or <name> for a single value.
+    """The `n` newest events in order of time, some values of each.
 
-    Values are column names or expressions (named by `.alias`). `within` ("30d") leaves out what is older when read.
+    Features are <name>_<value>, or <name> for a single value. Values are column names or expressions (named by
+    `.alias`). `within` ("30d") leaves out what is older when read.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ def _typed(bits: NDArray[np.int64], kind: int, empty: NDArray[np.bool_]) -> Colu
     return Maybe(np.where(empty, 0, bits), empty)
 
 
-def _read_first(picked: NDArray[np.int64], kind: int, outputs: State, now_us: NDArray[np.int64]) -> Column | Maybe:  # noqa: ARG001
+def _read_first(picked: NDArray[np.int64], kind: int, outputs: State, _: NDArray[np.int64]) -> Column | Maybe:
     cells = outputs[0][:, picked]
     empty = np.isinf(cells[:, 0])
     high, low = np.where(empty[:, None], 0.0, cells[:, 3:5]).astype(np.int64).T

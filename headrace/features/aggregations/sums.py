@@ -1,7 +1,7 @@
 """Count, Sum, Mean, Var, Std: what adds up.
 
-Null, NaN and infinite values are left out by all but Count, as SQL leaves out null. Counts and sums of whole numbers are
-exact below 2**53; float sums depend on the order of events in their last bits (1e-9 relative).
+Null, NaN and infinite values are left out by all but Count, as SQL leaves out null. Counts and sums of whole numbers
+are exact below 2**53; float sums depend on the order of events in their last bits (1e-9 relative).
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@
     ADD       sum                                    sum + x                              a + b
     MIN, MAX  extreme                                the smaller, the larger              the same
     FIRST     time, id (2 halves), bits (2 halves)   the smaller tuple                    the same
-    MOMENTS   count, mean, sum of squared deviations Welford 1962                         Chan et al. 1979, eq. 2.1
+    MOMENTS   count, mean, sum of squared deviations Chan et al. 1979, eq. 2.1            the same
     DECAYED   newest time, sum as of that time       scale the older side, add            the same
 
 All are associative and commutative, MIN, MAX and FIRST to the bit, ADD to the bit for whole numbers, the rest to float
@@ -13,7 +13,7 @@ rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, 
 
 import numpy as np
 
-from headrace.features.kernels.compile import Floats, Int, kernel
+from headrace.features.kernels.compile import Floats, Int, kernel, part
 
 ADD, MIN, MAX, FIRST, MOMENTS, DECAYED = 0, 1, 2, 3, 4, 5
 WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2}
@@ -22,7 +22,7 @@ _INF = np.inf
 _LOW = np.int64(0xFFFFFFFF)
 
 
-@kernel
+@part
 def width_of(code: Int) -> Int:
     """Number of cells of a code."""
     if code == FIRST:
@@ -32,7 +32,7 @@ def width_of(code: Int) -> Int:
     return 2 if code == DECAYED else 1
 
 
-@kernel
+@part
 def start_value(code: Int, cell: Int) -> float:
     """What a cell holds before its first event."""
     if code in (MIN, FIRST):
@@ -42,16 +42,19 @@ def start_value(code: Int, cell: Int) -> float:
     return 0.0
 
 
-@kernel
-def init(cells: Floats, code: Int) -> None:
-    """Empty the cells of one code; cells (width,)."""
-    for j in range(cells.size):
-        cells[j] = start_value(code, j)
+@part
+def init(cells: Floats, row: Int, slot: Int, first: Int, code: Int) -> None:
+    """Empty the cells of one code, `cells[row, slot, first:]`; cells (rows, slots, k)."""
+    for j in range(width_of(code)):
+        cells[row, slot, first + j] = start_value(code, j)
 
 
-@kernel
+@part
 def update(
     cells: Floats,
+    row: Int,
+    slot: Int,
+    first: Int,
     code: Int,
     param: float,
     value: float,
@@ -59,17 +62,20 @@ def update(
     time: Int,
     event_id: Int,
 ) -> None:
-    """Add one event: its number `value` (FIRST: its `bits`), time and id."""
+    """Add one event to `cells[row, slot, first:]`: its number `value` (FIRST: its `bits`), time and id."""
     if code == ADD:
-        cells[0] += value
+        cells[row, slot, first] += value
     elif code == MIN:
-        cells[0] = min(cells[0], value)
+        cells[row, slot, first] = min(cells[row, slot, first], value)
     elif code == MAX:
-        cells[0] = max(cells[0], value)
+        cells[row, slot, first] = max(cells[row, slot, first], value)
     elif code == FIRST:
-        if np.float64(time) <= cells[0]:
-            _keep_smaller(
+        if np.float64(time) <= cells[row, slot, first]:
+            keep_smaller(
                 cells,
+                row,
+                slot,
+                first,
                 np.float64(time),
                 np.float64((event_id >> np.int64(32)) & _LOW),
                 np.float64(event_id & _LOW),
@@ -77,56 +83,81 @@ def update(
                 np.float64(bits & _LOW),
             )
     elif code == MOMENTS:
-        cells[0] += 1.0
-        step = value - cells[1]
-        cells[1] += step / cells[0]
-        cells[2] += step * (value - cells[1])
+        add_moments(cells, row, slot, first, 1.0, value, 0.0)
     else:
-        _add_decayed(cells, param, np.float64(time), value)
+        add_decayed(cells, row, slot, first, param, np.float64(time), value)
 
 
-@kernel
-def merge(into: Floats, cells: Floats, code: Int, param: float) -> None:
-    """Add another tile's cells of the same code."""
+@part
+def merge(into: Floats, row: Int, cells: Floats, source: Int, slot: Int, first: Int, code: Int, param: float) -> None:
+    """Add `cells[source, slot, first:]` to `into[row, 0, first:]`, cells of the same code."""
+    value = cells[source, slot, first]
     if code == ADD:
-        into[0] += cells[0]
+        into[row, 0, first] += value
     elif code == MIN:
-        into[0] = min(into[0], cells[0])
+        into[row, 0, first] = min(into[row, 0, first], value)
     elif code == MAX:
-        into[0] = max(into[0], cells[0])
+        into[row, 0, first] = max(into[row, 0, first], value)
     elif code == FIRST:
-        _keep_smaller(into, cells[0], cells[1], cells[2], cells[3], cells[4])
+        keep_smaller(
+            into,
+            row,
+            0,
+            first,
+            value,
+            cells[source, slot, first + 1],
+            cells[source, slot, first + 2],
+            cells[source, slot, first + 3],
+            cells[source, slot, first + 4],
+        )
     elif code == MOMENTS:
-        if cells[0] > 0.0:
-            count = into[0] + cells[0]
-            step = cells[1] - into[1]
-            into[1] += step * (cells[0] / count)
-            into[2] += cells[2] + step * step * (into[0] * (cells[0] / count))
-            into[0] = count
+        if value > 0.0:
+            add_moments(into, row, 0, first, value, cells[source, slot, first + 1], cells[source, slot, first + 2])
     else:
-        _add_decayed(into, param, cells[0], cells[1])
+        add_decayed(into, row, 0, first, param, value, cells[source, slot, first + 1])
 
 
 @kernel
-def _keep_smaller(cells: Floats, c0: float, c1: float, c2: float, c3: float, c4: float) -> None:
-    if c0 != cells[0]:
-        smaller = c0 < cells[0]
-    elif c1 != cells[1]:
-        smaller = c1 < cells[1]
-    elif c2 != cells[2]:
-        smaller = c2 < cells[2]
-    elif c3 != cells[3]:
-        smaller = c3 < cells[3]
+def keep_smaller(
+    cells: Floats, row: Int, slot: Int, first: Int, c0: float, c1: float, c2: float, c3: float, c4: float
+) -> None:
+    """Replace the FIRST cells if (c0, ..., c4) is smaller."""
+    smaller = False
+    if c0 != cells[row, slot, first]:
+        smaller = c0 < cells[row, slot, first]
+    elif c1 != cells[row, slot, first + 1]:
+        smaller = c1 < cells[row, slot, first + 1]
+    elif c2 != cells[row, slot, first + 2]:
+        smaller = c2 < cells[row, slot, first + 2]
+    elif c3 != cells[row, slot, first + 3]:
+        smaller = c3 < cells[row, slot, first + 3]
     else:
-        smaller = c4 < cells[4]
+        smaller = c4 < cells[row, slot, first + 4]
     if smaller:
-        cells[0], cells[1], cells[2], cells[3], cells[4] = c0, c1, c2, c3, c4
+        cells[row, slot, first] = c0
+        cells[row, slot, first + 1] = c1
+        cells[row, slot, first + 2] = c2
+        cells[row, slot, first + 3] = c3
+        cells[row, slot, first + 4] = c4
 
 
 @kernel
-def _add_decayed(cells: Floats, half_life: float, time: float, value: float) -> None:
-    if time >= cells[0]:
-        cells[1] = cells[1] * np.exp2((cells[0] - time) / half_life) + value
-        cells[0] = time
+def add_moments(cells: Floats, row: Int, slot: Int, first: Int, count: float, mean: float, squares: float) -> None:
+    """Add a sample of `count` numbers to the MOMENTS cells; a single number is (1, x, 0)."""
+    held = cells[row, slot, first]
+    step = mean - cells[row, slot, first + 1]
+    share = count / (held + count)
+    cells[row, slot, first] = held + count
+    cells[row, slot, first + 1] += step * share
+    cells[row, slot, first + 2] += squares + step * step * (held * share)
+
+
+@kernel
+def add_decayed(cells: Floats, row: Int, slot: Int, first: Int, half_life: float, time: float, value: float) -> None:
+    """Add `value` as of `time` to the DECAYED cells."""
+    held = cells[row, slot, first]
+    if time >= held:
+        cells[row, slot, first + 1] = cells[row, slot, first + 1] * np.exp2((held - time) / half_life) + value
+        cells[row, slot, first] = time
     else:
-        cells[1] += value * np.exp2((time - cells[0]) / half_life)
+        cells[row, slot, first + 1] += value * np.exp2((time - held) / half_life)

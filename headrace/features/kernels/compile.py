@@ -21,5 +21,11 @@ Int: TypeAlias = int | np.integer[Any]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile `function` at its first call."""
-    return cast("Callable[P, R]", njit(cache=True, nogil=True, error_model="numpy")(function))
+    """Compile `function` at its first call. It gets its arrays from outside and makes none: they are not counted."""
+    return cast("Callable[P, R]", njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function))
+
+
+def part(function: Callable[P, R]) -> Callable[P, R]:
+    """A kernel that is compiled into its callers: for what they do once an event or a byte."""
+    compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
+    return cast("Callable[P, R]", compiled)

@@ -7,7 +7,7 @@ Collet, "xxHash fast digest algorithm", version 0.1.1, XXH64.
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, kernel
+from headrace.features.kernels.compile import Bytes, Int, Ints, kernel, part
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -19,7 +19,7 @@ _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
 
 
-@kernel
+@part
 def mix(key: Int) -> np.uint64:
     """splitmix64 of one int64."""
     x = np.uint64(key) + _GOLDEN
@@ -40,7 +40,7 @@ def splitmix64(keys: Ints) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-@kernel
+@part
 def _load64(data: Bytes, at: Int) -> np.uint64:
     word = np.uint64(0)
     for j in range(8):
@@ -48,17 +48,17 @@ def _load64(data: Bytes, at: Int) -> np.uint64:
     return word
 
 
-@kernel
+@part
 def _rotl(x: np.uint64, by: Int) -> np.uint64:
     return (x << np.uint64(by)) | (x >> np.uint64(64 - by))
 
 
-@kernel
+@part
 def _round(acc: np.uint64, word: np.uint64) -> np.uint64:
     return _rotl(acc + word * _P2, 31) * _P1
 
 
-@kernel
+@part
 def _merge_round(h: np.uint64, lane: np.uint64) -> np.uint64:
     return (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
 

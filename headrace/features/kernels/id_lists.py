@@ -6,13 +6,13 @@ A list's state, for `rows` entities, N elements, m values an element:
     stamps (rows, N, 2)      event time, event id
     values (rows, N, m)      int64: whole numbers, bits of floats, hashes of texts, times
 
-A late event is moved into its right place. `distinct`: of events with equal values only the newest stays, which is exact
-with N elements kept: a value that was pushed out has N newer ones before it for good.
+A late event is moved into its right place. `distinct`: of events with equal values only the newest stays, which is
+exact with N elements kept: a value that was pushed out has N newer ones before it for good.
 """
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel, part
 from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_map import find_row
 from headrace.features.kernels.varints import (
@@ -49,120 +49,126 @@ def run_list(
     out_values: Ints,
     out_counts: Ints,
 ) -> None:
-    """Walk the operations (n,) in order: `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
+    """Walk the operations (n,): `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
 
-    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks bits.
-    out_times (reads, N), out_values (reads, N, m) are filled newest first, out_counts (reads,). `strict` leaves out
-    elements that are not before `times[i]`.
+    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks
+    bits. out_times (reads, N), out_values (reads, N, m) are filled newest first, out_counts (reads,). `strict` leaves
+    out elements that are not before `times[i]`.
     """
     size, width = values.shape[1], values.shape[2]
-    new = np.empty(width, np.int64)
     for i in range(rows.size):
         row = rows[i]
         event = ~ops[i]
         if event >= 0:
             if flags[event, flag] != 0:
-                for m in range(width):
-                    new[m] = bits[event, columns[m]]
-                _insert(spans[row], stamps[row], values[row], times[i], event_ids[event], new, distinct)
+                _insert(spans, stamps, values, row, times[i], event_ids[event], bits, event, columns, distinct)
         elif row >= 0:
             q, count = ops[i], 0
-            for j in range(spans[row, 1] - 1, -1, -1):
-                p = (spans[row, 0] + j) % size
-                if strict and stamps[row, p, 0] >= times[i]:
+            p = spans[row, 0] + spans[row, 1]
+            for _ in range(spans[row, 1]):
+                p -= 1
+                place = p if p < size else p - size
+                if strict and stamps[row, place, 0] >= times[i]:
                     continue
-                out_times[q, count] = stamps[row, p, 0]
+                out_times[q, count] = stamps[row, place, 0]
                 for m in range(width):
-                    out_values[q, count, m] = values[row, p, m]
+                    out_values[q, count, m] = values[row, place, m]
                 count += 1
             out_counts[q] = count
 
 
-@kernel
+@part
 def _insert(
-    span: Ints,
+    spans: Ints,
     stamps: Ints,
     values: Ints,
+    row: Int,
     time: Int,
     event_id: Int,
-    new: Ints,
+    bits: Ints,
+    event: Int,
+    columns: Ints,
     distinct: bool,
 ) -> None:
     """Put one element into its place; drop the oldest when full, or the element itself when older than all."""
-    size = values.shape[0]
+    size = values.shape[1]
+    start, count = spans[row, 0], spans[row, 1]
     if distinct:
-        held = _find(span, values, new)
+        held = _find(values, row, start, count, bits, event, columns)
         if held >= 0:
-            if _compare(stamps, values, (span[0] + held) % size, time, event_id, new) >= 0:
+            p = (start + held) % size
+            if _compare(stamps, values, row, p, time, event_id, bits, event, columns) >= 0:
                 return
-            for j in range(held, span[1] - 1):
-                _move(stamps, values, (span[0] + j + 1) % size, (span[0] + j) % size)
-            span[1] -= 1
-    place = span[1]
+            for j in range(held, count - 1):
+                _move(stamps, values, row, (start + j + 1) % size, (start + j) % size)
+            count -= 1
+            spans[row, 1] = count
+    place = count
     while place > 0:
-        order = _compare(stamps, values, (span[0] + place - 1) % size, time, event_id, new)
+        p = start + place - 1
+        if p >= size:
+            p -= size
+        order = _compare(stamps, values, row, p, time, event_id, bits, event, columns)
         if order == 0:
             return
         if order < 0:
             break
         place -= 1
-    if span[1] == size:
+    if count == size:
         if place == 0:
             return
-        span[0] = (span[0] + 1) % size
-        span[1] -= 1
+        start = start + 1 if start + 1 < size else 0
+        count -= 1
         place -= 1
-    for j in range(span[1], place, -1):
-        _move(stamps, values, (span[0] + j - 1) % size, (span[0] + j) % size)
-    p = (span[0] + place) % size
-    stamps[p, 0] = time
-    stamps[p, 1] = event_id
-    for m in range(new.size):
-        values[p, m] = new[m]
-    span[1] += 1
+    for j in range(count, place, -1):
+        _move(stamps, values, row, (start + j - 1) % size, (start + j) % size)
+    p = start + place
+    if p >= size:
+        p -= size
+    stamps[row, p, 0] = time
+    stamps[row, p, 1] = event_id
+    for m in range(columns.size):
+        values[row, p, m] = bits[event, columns[m]]
+    spans[row, 0] = start
+    spans[row, 1] = count + 1
 
 
-@kernel
-def _find(span: Ints, values: Ints, new: Ints) -> Int:
-    """Logical index of the element with these values, -1 where none."""
-    for j in range(span[1]):
-        p = span[0] + j
-        if p >= values.shape[0]:
-            p -= values.shape[0]
+@part
+def _find(values: Ints, row: Int, start: Int, count: Int, bits: Ints, event: Int, columns: Ints) -> Int:
+    """Logical index of the element with the event's values, -1 where none."""
+    for j in range(count):
+        p = start + j
+        if p >= values.shape[1]:
+            p -= values.shape[1]
         same = True
-        for m in range(new.size):
-            same &= values[p, m] == new[m]
+        for m in range(columns.size):
+            same &= values[row, p, m] == bits[event, columns[m]]
         if same:
             return j
     return -1
 
 
-@kernel
+@part
 def _compare(
-    stamps: Ints,
-    values: Ints,
-    p: Int,
-    time: Int,
-    event_id: Int,
-    new: Ints,
+    stamps: Ints, values: Ints, row: Int, p: Int, time: Int, event_id: Int, bits: Ints, event: Int, columns: Ints
 ) -> Int:
-    """-1, 0, 1 as element p is before, equal to or after (time, event_id as unsigned, new)."""
-    if stamps[p, 0] != time:
-        return -1 if stamps[p, 0] < time else 1
-    if stamps[p, 1] != event_id:
-        return -1 if np.uint64(stamps[p, 1]) < np.uint64(event_id) else 1
-    for m in range(new.size):
-        if values[p, m] != new[m]:
-            return -1 if values[p, m] < new[m] else 1
+    """-1, 0, 1 as element p is before, equal to or after the event, by (time, id as unsigned, values)."""
+    if stamps[row, p, 0] != time:
+        return -1 if stamps[row, p, 0] < time else 1
+    if stamps[row, p, 1] != event_id:
+        return -1 if np.uint64(stamps[row, p, 1]) < np.uint64(event_id) else 1
+    for m in range(columns.size):
+        if values[row, p, m] != bits[event, columns[m]]:
+            return -1 if values[row, p, m] < bits[event, columns[m]] else 1
     return 0
 
 
-@kernel
-def _move(stamps: Ints, values: Ints, source: Int, target: Int) -> None:
-    stamps[target, 0] = stamps[source, 0]
-    stamps[target, 1] = stamps[source, 1]
-    for m in range(values.shape[1]):
-        values[target, m] = values[source, m]
+@part
+def _move(stamps: Ints, values: Ints, row: Int, source: Int, target: Int) -> None:
+    stamps[row, target, 0] = stamps[row, source, 0]
+    stamps[row, target, 1] = stamps[row, source, 1]
+    for m in range(values.shape[2]):
+        values[row, target, m] = values[row, source, m]
 
 
 @kernel
@@ -178,16 +184,18 @@ def pack_list(
     text_offsets: Ints,
     text_data: Bytes,
     out: Bytes,
-    at: Ints,
+    ends: Ints,
 ) -> None:
-    """Write each row's elements at `out[at[i]]`, newest first: count, then (time since the one before, id, values) each.
+    """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
 
-    The first time counts from `newest[i]`. Texts are written out; `table`, `text_offsets`, `text_data` are the pool.
+    A row is its count, then, newest first, (time since the one before, id, values) each; the first time counts from
+    `newest[i]`. Texts are written out; `table`, `text_offsets`, `text_data` are the pool.
     """
     size = values.shape[1]
+    position: Int = 0
     for i in range(rows.size):
         row = rows[i]
-        position = put_varint(out, at[i], np.uint64(spans[row, 1]))
+        position = put_varint(out, position, np.uint64(spans[row, 1]))
         before = newest[i]
         for j in range(spans[row, 1] - 1, -1, -1):
             p = (spans[row, 0] + j) % size
@@ -209,7 +217,7 @@ def pack_list(
                     position = put_varint(out, position, np.uint64(end - start))
                     for b in range(start, end):
                         position = put_byte(out, position, text_data[b])
-        at[i] = position
+        ends[i] = position
 
 
 @kernel
@@ -243,7 +251,7 @@ def unpack_list(
             continue
         spans[row, 0] = 0
         spans[row, 1] = np.int64(count)
-        time = newest[i]
+        time: Int = newest[i]
         for j in range(spans[row, 1] - 1, -1, -1):
             delta, position = get_varint(data, position, ends[i])
             time -= np.int64(delta)
@@ -273,8 +281,8 @@ def unpack_list(
                     else:
                         value_floats[row, j, m] = number
                 else:
-                    number_read, position = get_signed(data, position, ends[i])
-                    values[row, j, m] = time - number_read if kinds[m] == TIME else number_read
+                    whole, position = get_signed(data, position, ends[i])
+                    values[row, j, m] = time - whole if kinds[m] == TIME else whole
             if position < 0:
                 break
         at[i] = position

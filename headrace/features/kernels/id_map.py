@@ -7,7 +7,7 @@ the lines are used. Removal shifts later lines back, so there are no tombstones 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Int, Ints, kernel
+from headrace.features.kernels.compile import Int, Ints, kernel, part
 from headrace.features.kernels.hashing import mix
 
 _SIZE, _HIGH, _FREE = 0, 1, 2
@@ -53,10 +53,10 @@ class IdMap:
         return rows
 
     def get_or_add(self, ids: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """Row of each id, absent ones added in order; (n,) -> rows (n,), is_new (n,): true at an id's first occurrence."""
+        """Row of each id, absent ones added in order: (n,) -> rows (n,), is_new (n,), true where an id was added."""
         ids = _own(ids)
         rows, is_new = np.empty(len(ids), np.int64), np.zeros(len(ids), np.bool_)
-        done = 0
+        done: Int = 0
         while True:
             done = add_rows(self.table, self._counts, self._free, ids, done, rows, is_new)
             if done == len(ids):
@@ -85,7 +85,7 @@ def _own(ids: Ints) -> Ints:
     return np.require(ids, np.int64, ["C", "W"])
 
 
-@kernel
+@part
 def _line_of(table: Ints, key: Int) -> Int:
     """Line that holds `key`, or the empty line where it belongs."""
     mask = table.shape[0] - 1
@@ -95,10 +95,10 @@ def _line_of(table: Ints, key: Int) -> Int:
     return line
 
 
-@kernel
+@part
 def find_row(table: Ints, key: Int) -> Int:
     """Row of one id, -1 where absent."""
-    return table[_line_of(table, key), 1] - 1
+    return np.int64(table[_line_of(table, key), 1] - 1)
 
 
 @kernel
@@ -118,7 +118,7 @@ def add_rows(
     rows: Ints,
     is_new: NDArray[np.bool_],
 ) -> Int:
-    """Find or add `ids[start:]`; stops before an addition that would fill more than half of the table, returns where."""
+    """Find or add `ids[start:]`; stops where one more would fill more than half of the table, returns where."""
     for i in range(start, ids.size):
         line = _line_of(table, ids[i])
         if table[line, 1] == 0:

@@ -12,10 +12,9 @@ still be asked for and is refused. `hop` 0 means one tile for ever.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from headrace.features.kernels.cells import FIRST, TIME, init, merge, start_value, update, width_of
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel, part
 from headrace.features.kernels.varints import get_number, get_varint, get_word, put_bits, put_nothing, put_varint
 
 EMPTY = -(2**62)
@@ -38,14 +37,14 @@ def run_ring(
     flags: Bytes,
     numbers: Floats,
     bits: Ints,
-    late: NDArray[np.bool_],
+    late: Bytes,
     out: Floats,
 ) -> None:
-    """Walk the operations (n,) in order: `ops[i] >= 0` reads the row as of `times[i]` into out[ops[i]], else adds event ~ops[i].
+    """Walk the operations (n,): `ops[i] >= 0` reads the row as of `times[i]` into out[ops[i]], else adds event ~ops[i].
 
-    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), numbers (e, v), bits (e, d), late (e,) to events.
-    `late` is set where an event is refused; out is (reads, k) and already holds empty cells, a read of row -1 leaves them.
-    Cost: an event m cells, a read R tiles. Numbers that are not finite are left out.
+    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), numbers (e, v), bits (e, d), late (e,) to
+    events. `late` is set where an event is refused; out is (reads, 1, k) and already holds empty cells, a read of row
+    -1 leaves them. Cost: an event m cells, a read R tiles. Numbers that are not finite are left out.
     """
     slots = tiles.shape[1]
     for i in range(rows.size):
@@ -55,74 +54,56 @@ def run_ring(
             tile = times[i] // hop
         if ops[i] >= 0:
             if row >= 0:
-                _read_row(tiles, cells, items, params, row, max(tile, heads[row]) - span, tile, out[ops[i]])
+                _read_row(tiles, cells, items, params, row, max(tile, heads[row]) - span, tile, out, ops[i])
             continue
         event = ~ops[i]
         heads[row] = max(heads[row], tile)
-        slot = tile % slots
-        ready = False
+        slot = np.int64(-1)
         for m in range(items.shape[0]):
             if flags[event, items[m, 2]] == 0:
                 continue
-            code, first, column = items[m, 0], items[m, 1], items[m, 3]
+            code, column = items[m, 0], items[m, 3]
             value, word = 1.0, np.int64(0)
             if code == FIRST:
                 word = bits[event, column]
             elif column >= 0:
                 value = numbers[event, column] + 0.0
+                if not np.isfinite(value):
+                    continue
             elif column == TIME:
                 value = np.float64(times[i])
-            if not np.isfinite(value):
-                continue
-            if not ready:
+            if slot < 0:
                 if tile < heads[row] - span:
-                    late[event] = True
+                    late[event] = 1
                     break
-                ready = True
+                slot = tile % slots
                 if tiles[row, slot] != tile:
                     tiles[row, slot] = tile
-                    _clear_tile(cells[row, slot], items)
-            update(
-                cells[row, slot, first : first + width_of(code)],
-                code,
-                params[m],
-                value,
-                word,
-                times[i],
-                event_ids[event],
-            )
+                    _clear_tile(cells, row, slot, items)
+            update(cells, row, slot, items[m, 1], code, params[m], value, word, times[i], event_ids[event])
 
 
-@kernel
-def _clear_tile(tile_cells: Floats, items: Ints) -> None:
+@part
+def _clear_tile(cells: Floats, row: Int, slot: Int, items: Ints) -> None:
     for m in range(items.shape[0]):
-        init(tile_cells[items[m, 1] : items[m, 1] + width_of(items[m, 0])], items[m, 0])
+        init(cells, row, slot, items[m, 1], items[m, 0])
 
 
-@kernel
+@part
 def _read_row(
-    tiles: Ints,
-    cells: Floats,
-    items: Ints,
-    params: Floats,
-    row: Int,
-    low: Int,
-    high: Int,
-    out: Floats,
+    tiles: Ints, cells: Floats, items: Ints, params: Floats, row: Int, low: Int, high: Int, out: Floats, read: Int
 ) -> None:
     for slot in range(tiles.shape[1]):
         if low <= tiles[row, slot] <= high:
             for m in range(items.shape[0]):
-                first = items[m, 1]
-                end = first + width_of(items[m, 0])
-                merge(out[first:end], cells[row, slot, first:end], items[m, 0], params[m])
+                merge(out, read, cells, row, slot, items[m, 1], items[m, 0], params[m])
 
 
 @kernel
 def clear_out(items: Ints, out: Floats) -> None:
-    """Fill out (n, k) with empty cells."""
+    """Fill out (n, 1, k) with empty cells."""
     for i in range(out.shape[0]):
-        _clear_tile(out[i], items)
+        _clear_tile(out, i, 0, items)
 
 
 @kernel
@@ -132,47 +113,45 @@ def pack_ring(
     cells: Floats,
     cell_bits: Ints,
     items: Ints,
-    span: Int,
     rows: Ints,
     out: Bytes,
-    at: Ints,
+    ends: Ints,
 ) -> None:
-    """Write each row's live tiles at `out[at[i]]`, newest first: count, then (tiles since the one before, cells) each.
+    """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
 
-    `at[i]` becomes the end of what was written. Tiles outside the window at the head, and tiles that hold nothing, are
-    left out: the bytes follow from the set of events.
+    A row is, newest tile first, (1 + tiles since the one before, cells) each, then 0. Tiles outside the window at the
+    head, and tiles that hold nothing, are left out: the bytes follow from the set of events.
     """
     slots = tiles.shape[1]
+    position: Int = 0
     for i in range(rows.size):
         row, head = rows[i], heads[rows[i]]
-        live = np.uint64(0)
-        for slot in range(slots):
-            if tiles[row, slot] >= head - span and tiles[row, slot] != _EMPTY and _holds(cells[row, slot], items):
-                live += np.uint64(1)
-        position = put_varint(out, at[i], live)
         before = head
-        for step in range(slots if live > 0 else 0):
+        slot = head % slots
+        for step in range(slots if head != _EMPTY else 0):
             tile = head - step
-            slot = tile % slots
-            if tiles[row, slot] != tile or not _holds(cells[row, slot], items):
-                continue
-            position = put_varint(out, position, np.uint64(before - tile))
-            before = tile
-            for m in range(items.shape[0]):
-                for j in range(width_of(items[m, 0])):
-                    cell = items[m, 1] + j
-                    if cells[row, slot, cell] == start_value(items[m, 0], j):
-                        position = put_nothing(out, position)
-                    else:
-                        position = put_bits(out, position, cell_bits[row, slot, cell], cells[row, slot, cell])
-        at[i] = position
+            if tiles[row, slot] == tile and _holds(cells, row, slot, items):
+                position = put_varint(out, position, np.uint64(before - tile + 1))
+                before = tile
+                for m in range(items.shape[0]):
+                    for j in range(width_of(items[m, 0])):
+                        cell = items[m, 1] + j
+                        if cells[row, slot, cell] == start_value(items[m, 0], j):
+                            position = put_nothing(out, position)
+                        else:
+                            position = put_bits(out, position, cell_bits[row, slot, cell], cells[row, slot, cell])
+            slot -= 1
+            if slot < 0:
+                slot = slots - 1
+        position = put_varint(out, position, np.uint64(0))
+        ends[i] = position
 
 
-@kernel
-def _holds(tile_cells: Floats, items: Ints) -> bool:
+@part
+def _holds(cells: Floats, row: Int, slot: Int, items: Ints) -> bool:
     for m in range(items.shape[0]):
         for j in range(width_of(items[m, 0])):
-            if tile_cells[items[m, 1] + j] != start_value(items[m, 0], j):
+            if cells[row, slot, items[m, 1] + j] != start_value(items[m, 0], j):
                 return True
     return False
 
@@ -197,22 +176,23 @@ def unpack_ring(
     """
     slots = tiles.shape[1]
     for i in range(rows.size):
-        if at[i] < 0:
-            continue
-        row = rows[i]
-        heads[row] = newest[i] if newest[i] == _EMPTY else (newest[i] // hop if hop > 0 else 0)
-        live, position = get_varint(data, at[i], ends[i])
-        if live > np.uint64(slots):
-            position = -1
-        tile = heads[row]
-        for _ in range(live if position >= 0 else 0):
+        row, position = rows[i], at[i]
+        if newest[i] == _EMPTY:
+            heads[row] = _EMPTY
+        else:
+            heads[row] = newest[i] // hop if hop > 0 else 0
+        tile = heads[row] + 1
+        while position >= 0:
             delta, position = get_varint(data, position, ends[i])
-            if position < 0 or delta >= np.uint64(slots):
-                position = -1
+            if delta == np.uint64(0):
                 break
             tile -= np.int64(delta)
+            if delta > np.uint64(slots) or tile <= heads[row] - slots:
+                position = -1
+                break
             slot = tile % slots
             tiles[row, slot] = tile
+            tile += 1
             for m in range(items.shape[0]):
                 for j in range(width_of(items[m, 0])):
                     cell = items[m, 1] + j
@@ -226,16 +206,21 @@ def unpack_ring(
 
 
 @kernel
-def run_newest(
-    newest: Ints,
-    rows: Ints,
-    times: Ints,
-    ops: Ints,
-    out: Ints,
-) -> None:
+def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints) -> None:
     """Keep each row's newest event time; a read copies it into out[ops[i]]."""
     for i in range(rows.size):
         if ops[i] < 0:
             newest[rows[i]] = max(newest[rows[i]], times[i])
         elif rows[i] >= 0:
             out[ops[i]] = newest[rows[i]]
+
+
+@kernel
+def join_sections(parts: Bytes, starts: Ints, ends: Ints, out: Bytes, at: Ints) -> None:
+    """Copy `parts[starts[i]:ends[i]]` to `out[at[i]:]` and move `at[i]` to its end: sections into records."""
+    for i in range(at.size):
+        position = at[i]
+        for b in range(starts[i], ends[i]):
+            out[position] = parts[b]
+            position += 1
+        at[i] = position

@@ -113,7 +113,7 @@ def hash_text(values: Any) -> Ints:
     """XXH64 of the UTF-8 bytes of each text, seed 0, as int64: what list features of text hold. (n,) texts -> (n,).
 
     >>> hash_text(["tea"])
-    array([3450471098331219459])
+    array([4741855839676419641])
     """
     series = values if isinstance(values, pl.Series) else pl.Series(values, dtype=pl.String)
     data, offsets = text_buffers(series.cast(pl.String))
