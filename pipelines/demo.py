@@ -26,6 +26,7 @@ def load() -> pl.DataFrame:
             quantity=col("quantity").abs().cast(pl.Int64),
             unit_price=col("unit_price"),
             country=col("country"),
+            request_id=pl.lit(None, pl.String),
         )
         .sort("event_time", maintain_order=True)
         .collect()
@@ -40,5 +41,6 @@ demo = Demo(
     make_step=make_step,
     entity="customer_id",
     candidate="item_id",
+    request_id="request_id",
     asks=(col("action") == "purchase") & col("customer_id").is_not_null(),
 )

@@ -21,6 +21,8 @@ spec = JoinSpec(
     candidate="item_id",
     positive=NextItem.label.positive,
     within_us=NextItem.label.within_us,
+    request_entity=("request_id",),
+    engagement_entity=("request_id",),
     lateness_us=int(settings.lateness_s * 1e6),
 )
 

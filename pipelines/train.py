@@ -39,6 +39,8 @@ def make_step(settings: Settings) -> TrainStep:
         candidate="item_id",
         positive=NextItem.label.positive,
         within_us=NextItem.label.within_us,
+        request_entity=("request_id",),
+        engagement_entity=("request_id",),
         lateness_us=int(settings.lateness_s * 1e6),
     )
     directory = ModelDirectory(settings.model_dir, settings.redis_url, keep=settings.models_kept)

@@ -7,7 +7,10 @@ from headrace import Event, Field
 
 
 class Engagement(Event, topic="engagements", key="customer_id", time="event_time", id="event_id"):
-    """A customer bought an item or cancelled it: one line of an invoice. Guests have no customer id."""
+    """A customer bought an item or cancelled it: one line of an invoice.
+
+    Guests have no customer id. `request_id` is the ranking that led to it, null when there was none.
+    """
 
     event_id: str = Field(min_length=1)
     event_time: datetime
@@ -17,6 +20,7 @@ class Engagement(Event, topic="engagements", key="customer_id", time="event_time
     quantity: int = Field(ge=1, le=1_000_000)
     unit_price: float = Field(ge=0, le=100_000)
     country: str
+    request_id: str | None = None
 
 
 class Impression(Event, topic="impressions", key="customer_id", time="event_time", id="request_id"):

@@ -108,8 +108,8 @@ def read(url: str, namespace: str, users: list[int], now_us: int) -> dict[int, d
             live = [cell for number, cell in tiles.items() if int(number) >= oldest]
             for index, name in enumerate(("events", "clicks", "dwell")):
                 values[f"{name}_{window}"] = sum(cell[index] for cell in live)
-        newest = state["newest"][::-1]
-        values["recent"] = [item for _, item, _ in newest]
-        values["history"] = [(item, dwell) for _, item, dwell in newest[:SEQUENCE_COUNT]]
+        values["recent"] = [item for _, item, _ in state["newest"]][::-1]
+        values["history_item_id"] = [item for _, item, _ in state["newest"][-SEQUENCE_COUNT:]]
+        values["history_dwell_s"] = [dwell for _, _, dwell in state["newest"][-SEQUENCE_COUNT:]]
         found[user] = values
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+import headrace
 from headrace.clock import FixedClock, wall_us
 from headrace.demo.declaration import Demo
 from headrace.errors import ModelError
@@ -20,6 +21,7 @@ from headrace.settings import Settings
 
 BACKFILL_ROWS = 16_384  # of a batch: larger ones fall off the allocator's fast path
 WARM_ROWS = 2_000  # of a batch that is learned from: each becomes ten examples
+BACKFILL_FLUSH_S = (2.0, 10.0)  # nobody reads yet: many events on one key cost one write
 HISTORY = "history"
 
 Say = Callable[[str], None]
@@ -41,7 +43,7 @@ def history_batches(demo: Demo, frame: pl.DataFrame, settings: Settings, golive_
 def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, say: Say) -> None:
     """Run the history through the views into the store; the live flow goes on from there."""
     started = time.monotonic()
-    materializer = Materializer(demo.learner.views, store)
+    materializer = Materializer(demo.learner.views, store, flush_s=BACKFILL_FLUSH_S)
     for batch in batches:
         materializer.apply(batch)
         materializer.maybe_flush()
@@ -54,7 +56,7 @@ def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, say: Say
 def warm_start(demo: Demo, batches: list[EventBatch], settings: Settings, cache: Path, rows: int, say: Say) -> None:
     """Put the model of the newest `rows` of history, and the training state it left, where the live job finds them.
 
-    Both are kept in `cache` under a name that depends on the declarations and the log, so that a second start copies.
+    Both are kept in `cache` under a name that depends on the declarations, the code and the log: a second start copies.
     """
     kept = cache / _name(demo, batches, rows)
     if not (kept / "done").is_file():
@@ -111,7 +113,8 @@ def _name(demo: Demo, batches: list[EventBatch], rows: int) -> str:
         rows,
     ]
     digest = hashlib.sha256(repr(parts).encode())
-    digest.update(repr(demo.make_step.__code__.co_consts).encode())
+    for source in sorted(Path(headrace.__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())  # another version of the code may keep another state
     for batch in batches:
         digest.update(batch.frame.hash_rows(seed=0).to_numpy().tobytes())
     return f"warm-{digest.hexdigest()[:16]}"

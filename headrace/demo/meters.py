@@ -121,18 +121,15 @@ def event_to_served_s(
     return np.concatenate(spans) if spans else np.empty(0)
 
 
-def mixed_versions(
-    impressions: pl.DataFrame, directory: ModelDirectory, learner: type[Learner], columns: tuple[str, str, str]
-) -> int:
+def mixed_versions(impressions: pl.DataFrame, directory: ModelDirectory, learner: type[Learner]) -> int:
     """Answers whose scores are not those of the one model they name.
 
-    `columns` name the version, the packed inputs and the scores in `impressions`.
+    `impressions` has the columns `model_version`, `features` (packed inputs) and `scores`.
     """
-    version_column, features, scores = columns
     mixed = 0
-    for (version,), group in impressions.partition_by(version_column, as_dict=True).items():
+    for (version,), group in impressions.partition_by("model_version", as_dict=True).items():
         scorer = Scorer(directory.load(int(version), learner), learner)
-        for packed, logged in zip(group[features], group[scores], strict=True):
+        for packed, logged in zip(group["features"], group["scores"], strict=True):
             again = scorer.score(Inputs.from_bytes(packed, learner.inputs.fingerprint))
             mixed += not np.allclose(again, logged.to_numpy(), rtol=0, atol=SCORE_TOLERANCE)
     return mixed

@@ -40,6 +40,11 @@ class Ask:
     entity: int | str
     candidates: Sequence[int | str]
 
+    @property
+    def request_id(self) -> str:
+        """Id of the request."""
+        return f"request-{self.row}"
+
 
 @dataclass(slots=True)
 class Played:
@@ -119,6 +124,7 @@ class Player:
         writer: TopicWriter,
         url: str,
         entity: str,
+        request_id: str,
         first: int,
         stop_us: int,
     ) -> None:
@@ -134,9 +140,10 @@ class Player:
         self._writer = writer
         self._url = url
         self._entity = entity
+        self._request_id = request_id
         self._next = first
         self._stop_us = stop_us
-        self._answered: list[int] = []
+        self._answered: dict[int, str] = {}  # rows whose request has been answered, and its id
         self._in_flight: set[asyncio.Task[None]] = set()
 
     async def play(self, on_tick: Callable[[], None] | None = None) -> Played:
@@ -149,15 +156,14 @@ class Player:
                     on_tick()
                 await asyncio.sleep(TICK_S)
             await asyncio.gather(*self._in_flight)
-        self._write(self._answered)
-        self._answered = []
+        self._write([], self._answered)
         await asyncio.to_thread(self._writer.flush)
         return self.played
 
     def _send_due(self, client: httpx.AsyncClient) -> None:
         end = int(np.searchsorted(self._times_us, self._clock.now_us(), side="right"))
         due, answered = np.arange(self._next, end), self._answered
-        self._next, self._answered = max(end, self._next), []
+        self._next, self._answered = max(end, self._next), {}
         asking = due[self._asking[due]]
         plain = due[~self._asking[due]].tolist()
         for row in asking.tolist():
@@ -168,16 +174,19 @@ class Player:
                 task = asyncio.create_task(self._ask(client, self._asks[row]))
                 self._in_flight.add(task)
                 task.add_done_callback(self._in_flight.discard)
-        self._write(sorted(plain + answered))
+        self._write(plain, answered)
 
-    def _write(self, rows: list[int]) -> None:
+    def _write(self, plain: list[int], answered: dict[int, str]) -> None:
+        """Rows of the log become events; those that were asked for name their request."""
+        rows = sorted([*plain, *answered])
         if rows:
-            self._writer.write(self._frame[rows])
+            named = pl.Series(self._request_id, [answered.get(row) for row in rows], dtype=pl.String)
+            self._writer.write(self._frame[rows].with_columns(named))
             self.played.events += len(rows)
 
     async def _ask(self, client: httpx.AsyncClient, ask: Ask) -> None:
         body = {
-            "request_id": f"r{ask.row}",
+            "request_id": ask.request_id,
             "entity": {self._entity: ask.entity},
             "candidates": list(ask.candidates),
             "event_time": int(self._times_us[ask.row]),
@@ -198,7 +207,7 @@ class Player:
             self.played.latency_ms.append((time.perf_counter() - started) * 1_000)
             self.played.disagreeing += response.headers.get("x-model-version") != str(version)
             self.played.first_answer_us.setdefault(version, wall_us())
-        self._answered.append(ask.row)
+        self._answered[ask.row] = ask.request_id
 
     def _fail(self, ask: Ask, error: str) -> None:
         self.played.failed += 1

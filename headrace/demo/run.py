@@ -30,7 +30,8 @@ from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory
 from headrace.pipelines import EventBatch, Intake, KafkaSource, TopicWriter
 from headrace.pipelines.wiring import dead_letters
-from headrace.schemas import FileDeadLetters, spec_of
+from headrace.schemas import spec_of
+from headrace.schemas.dead_letters import read as read_letters
 from headrace.settings import Settings
 from headrace.telemetry import StatusBoard
 
@@ -186,6 +187,7 @@ class _Run:
             writer=TopicWriter(settings.brokers, self.demo.event),
             url=stack.url,
             entity=self.demo.entity,
+            request_id=self.demo.request_id,
             first=self.first,
             stop_us=clock.started_wall_us + int(self.options.seconds * 1e6),
         )
@@ -304,7 +306,7 @@ def step_status(statuses: dict[str, dict[str, Any]], role: str) -> dict[str, Any
 
 def dead_letter_count(folder: Path) -> int:
     """Letters in the files of `folder`."""
-    return FileDeadLetters.read(folder).height if folder.is_dir() else 0
+    return read_letters(folder).height if folder.is_dir() else 0
 
 
 def read_topic(settings: Settings, event: Any) -> list[EventBatch]:

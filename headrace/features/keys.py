@@ -2,7 +2,8 @@
 
 A single integer column is its own id, and its decimal digits are its text. Anything else is a text: the value itself,
 or for a composite entity the values joined by the unit separator 0x1f (a 0x1f or backslash inside a value gets a
-backslash before it); its id is the XXH64 of the text. Two of 10 million keys share an id with a probability of 3 in a million.
+backslash before it); its id is the XXH64 of the text. That any two of 10 million keys share an id has a
+probability of 3 in a million.
 """
 
 from collections.abc import Sequence

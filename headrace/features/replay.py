@@ -10,6 +10,7 @@ Late events are applied when they come, as in the live flow; their place in wind
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,10 +26,12 @@ from headrace.features.layout import Operations
 from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
 from headrace.features.view import FeatureView, ViewPlan, plan_of
-from headrace.schemas import Event, conform, spec_of
+from headrace.schemas import Event, codec_for, conform, spec_of
 
 CHUNK_ROWS = 500_000
-"""Events and spine rows that `replay` walks at a time; bounds the memory of a pass beside its result."""
+"""Events and spine rows that `replay` walks at a time."""
+
+_JSON_LINES = (".jsonl", ".ndjson")
 
 Table: TypeAlias = pl.DataFrame | str | Path
 History: TypeAlias = Table | Mapping[type[Event], Table]
@@ -100,14 +103,21 @@ class Replay:
                 raise LayoutError(f"{folder}: {exc}") from exc
 
 
-def replay(views: type[FeatureView] | Sequence[type[FeatureView]], events: History, spine: Table) -> pl.DataFrame:
+def replay(
+    views: type[FeatureView] | Sequence[type[FeatureView]],
+    events: History,
+    spine: Table,
+    *,
+    chunk_rows: int = CHUNK_ROWS,
+) -> pl.DataFrame:
     """The spine with every feature as of each row's time: columns `<view>.<feature>`, rows in the spine's order.
 
     Arguments:
         views: the views to read.
         events: history of their event classes: one table if there is one class, else a table each. A table is a frame,
-            or a path to Parquet, Arrow IPC, JSON lines or CSV. It need not be sorted.
+            or a path to Parquet, Arrow IPC, Avro, JSON lines or CSV. It need not be sorted.
         spine: each view's entity columns and `event_time` (datetime, or int64 microseconds UTC).
+        chunk_rows: events and spine rows walked at a time; bounds memory, never changes the result.
 
     Raises:
         SpineError: the spine lacks a column, or has one of another type.
@@ -121,7 +131,7 @@ def replay(views: type[FeatureView] | Sequence[type[FeatureView]], events: Histo
     check_spine(walk.plans, rows)
     order = np.argsort(spine_times(rows, walk.plans[0].name), kind="stable")
     parts = []
-    for chunk, part in _chunks(history, rows[order], walk.plans[0].name):
+    for chunk, part in _chunks(history, rows[order], walk.plans[0].name, chunk_rows):
         answers = walk.advance(chunk, part)
         assert answers is not None
         frames = [answers[plan.name].to_polars(f"{plan.name}.") for plan in walk.plans]
@@ -176,48 +186,59 @@ def _history(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], pl
 
 def _read_events(table: Table, event: type[Event]) -> pl.DataFrame:
     spec = spec_of(event)
-    frame = _read_table(table, f"events {spec.name}")
-    if not isinstance(table, pl.DataFrame):
-        frame = conform(frame, spec)
+    if isinstance(table, pl.DataFrame):
+        frame = table
+    elif Path(table).suffix in _JSON_LINES:
+        frame = _opened(lambda path: _decoded(path, event), Path(table), f"events {spec.name}")
+    else:
+        frame = conform(_read_table(table, f"events {spec.name}", spec.polars), spec)
     if spec.time not in frame.columns:
         raise SchemaError(f"event {spec.name}: no column {spec.time!r}; there are {', '.join(frame.columns)}")
     return frame.sort(spec.time, maintain_order=True)
 
 
-def _read_table(table: Table, role: str) -> pl.DataFrame:
+def _decoded(path: Path, event: type[Event]) -> pl.DataFrame:
+    """A file of JSON lines, each an event."""
+    found = codec_for(event, "json").decode([line for line in path.read_bytes().splitlines() if line.strip()])
+    if found.bad:
+        bad = found.bad[0]
+        raise SchemaError(f"{path} · line {bad.index + 1}: {bad.detail}; {len(found.bad)} lines in all cannot be read")
+    return found.frame
+
+
+def _read_table(table: Table, role: str, schema: Mapping[str, pl.DataType] | None = None) -> pl.DataFrame:
+    """A frame, or the file of one; `schema` tells which columns of a CSV are texts."""
     if isinstance(table, pl.DataFrame):
         return table
-    path = Path(table)
+    texts = {name: dtype for name, dtype in (schema or {}).items() if dtype == pl.String}
     readers: dict[str, Callable[[Path], pl.DataFrame]] = {
         ".parquet": pl.read_parquet,
-        ".arrow": pl.read_ipc,
-        ".ipc": pl.read_ipc,
-        ".feather": pl.read_ipc,
-        ".jsonl": pl.read_ndjson,
-        ".ndjson": pl.read_ndjson,
+        **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.read_ipc),
+        **dict.fromkeys(_JSON_LINES, pl.read_ndjson),
+        ".avro": pl.read_avro,
+        ".csv": partial(pl.read_csv, try_parse_dates=True, schema_overrides=texts, infer_schema_length=10_000),
     }
-    if path.suffix == ".csv":
-        return _opened(lambda: pl.read_csv(path, try_parse_dates=True), path, role)
+    path = Path(table)
     if path.suffix not in readers:
-        raise SourceError(f"{role}: {path.name!r} is of no known kind; use one of {', '.join([*readers, '.csv'])}")
-    return _opened(lambda: readers[path.suffix](path), path, role)
+        raise SourceError(f"{role}: {path.name!r} is of no known kind; use one of {', '.join(readers)}")
+    return _opened(readers[path.suffix], path, role)
 
 
-def _opened(read: Callable[[], pl.DataFrame], path: Path, role: str) -> pl.DataFrame:
+def _opened(read: Callable[[Path], pl.DataFrame], path: Path, role: str) -> pl.DataFrame:
     try:
-        return read()
+        return read(path)
     except (OSError, pl.exceptions.PolarsError) as exc:
         raise SourceError(f"{role}: cannot read {path}: {exc}") from exc
 
 
 def _chunks(
-    history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, view: str
+    history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, view: str, chunk_rows: int
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame]]:
     """Cut sorted history and spine at common times: events before a cut go with the spine rows up to and at it."""
     event_us = {event: _times(frame, event) for event, frame in history.items()}
     spine_us = spine_times(spine, view)
     merged = np.sort(np.concatenate([spine_us, *event_us.values()]))
-    cuts = [*np.unique(merged[CHUNK_ROWS::CHUNK_ROWS]).tolist(), None]
+    cuts = [*np.unique(merged[chunk_rows::chunk_rows]).tolist(), None]
     taken, answered = dict.fromkeys(history, 0), 0
     for cut in cuts:
         chunk = {}

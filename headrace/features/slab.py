@@ -62,8 +62,8 @@ class Slab:
     def update(self, rows: Rows) -> int:
         """Add events, and entities as needed; their records become dirty. Returns how many events were late.
 
-        A late event is older than some window reaches back from the entity's newest event. It is left out of that window
-        only, and would be outside of it for every read from now on.
+        A late event is older than some window that ends at the entity's newest event. It is left out of that window only,
+        and would be outside of it for every read from now on.
         """
         at = self.rows_of_events(rows)
         ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.uint8))

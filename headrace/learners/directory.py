@@ -24,7 +24,7 @@ from prometheus_client import Counter, Gauge
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError
 from headrace.learners.learner import Learner
-from headrace.learners.snapshot import MANIFEST, Manifest, Snapshot, move, read_manifest
+from headrace.learners.snapshot import Manifest, Snapshot, move, read_manifest
 
 STREAM = "hr:models"
 NOTICES_MAX = 1_000  # entries the stream keeps, about
@@ -179,7 +179,7 @@ class Follower:
         self.seen = 0
         self._directory = directory
         self._redis = directory._redis  # noqa: SLF001  (a follower is the directory's own reader)
-        self._last_id: Any = "$"
+        self._last_id: Any = self._newest_id()
         self._idle = threading.Event()
 
     def poll(self, block_ms: int = 0) -> int | None:
@@ -209,5 +209,13 @@ class Follower:
                 return
         self._idle.wait(min(timeout_s, POLL_S))
 
-
-__all__ = ["MANIFEST", "Follower", "ModelDirectory", "Staged"]
+    def _newest_id(self) -> Any:
+        """Where to read notices from: an id, not "$", for what comes between two reads must not be lost."""
+        if self._redis is None:
+            return "0-0"
+        try:
+            newest: Any = self._redis.xrevrange(self._directory.stream, count=1)
+        except redis.RedisError as exc:
+            log.warning("model_stream_unreadable", reason=str(exc))
+            return "0-0"
+        return newest[0][0] if newest else "0-0"

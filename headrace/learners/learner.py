@@ -146,7 +146,7 @@ class OnlineLearner:
             SchemaError: another spec assembled the inputs.
         """
         self._module.eval()
-        return score(self.learner, self.tables, self._module, inputs, log_rate + self._intercept)
+        return score(self.learner, self.tables, self._module, inputs, self._intercept, log_rate)
 
     def learn(
         self,
@@ -176,7 +176,7 @@ class OnlineLearner:
         if rows == 0:
             return 0.0
         self._tick(event_time_us)
-        if self.steps == 0:
+        if self.steps == 0 and self._intercept[0] == 0.0:  # a loaded one stays
             self._start(labels, weights, log_rate)
         bags = embedding.distinct_bags(inputs)
         embedding.admit(self.spec, self.tables, inputs, bags, self.now_us)
@@ -185,7 +185,7 @@ class OnlineLearner:
         self._module.train()
         self._parameters.zero_grads()
         with self._own_rng():
-            logits = self._module(fields) + _offsets(log_rate + self._intercept)  # (B,)
+            logits = self._module(fields) + _offsets(self._intercept, log_rate)  # (B,)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
             logits,
             torch.from_numpy(np.asarray(labels, dtype=np.float32)),
@@ -240,8 +240,10 @@ class OnlineLearner:
         self, labels: NDArray[Any], weights: NDArray[Any] | None, log_rate: float | NDArray[np.floating[Any]]
     ) -> None:
         weight = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
-        positives, total = float(weight @ labels) + 0.5, float(weight.sum()) + 1.0
-        self._intercept[0] = np.log(positives / (total - positives)) - float(np.mean(log_rate))
+        # Half an example of either kind more, so that a batch of one kind gives a finite number.
+        positives = float(weight @ labels) + 0.5 * float(weight.mean())
+        negatives = float(weight @ (1 - labels)) + 0.5 * float(weight.mean())
+        self._intercept[0] = np.log(positives / negatives) - float(np.mean(log_rate))
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
@@ -328,9 +330,10 @@ def score(
     tables: Mapping[str, embedding.Lookup],
     module: torch.nn.Module,
     inputs: Inputs,
+    intercept: NDArray[np.float32],
     log_rate: float | NDArray[np.floating[Any]] = 0.0,
 ) -> NDArray[np.float32]:
-    """Probabilities (B,) float32 by `tables` and a `module` in eval mode; changes neither."""
+    """Probabilities (B,) float32 by `tables`, a `module` in eval mode and the intercept (1,); changes none of them."""
     check_fingerprint(learner, inputs)
     bags = embedding.distinct_bags(inputs)
     model = learner.model
@@ -338,13 +341,13 @@ def score(
         gathered = embedding.gather(
             learner.inputs, tables, inputs, bags, width=model.dim + 1, attention=model.attention
         )
-        logits = module(gathered.fields(inputs.dense)) + _offsets(log_rate)
+        logits = module(gathered.fields(inputs.dense)) + _offsets(intercept, log_rate)
         probabilities: NDArray[np.float32] = torch.sigmoid(logits).numpy()
     return probabilities
 
 
-def _offsets(log_rate: float | NDArray[np.floating[Any]]) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(log_rate, dtype=np.float32))
+def _offsets(intercept: NDArray[np.float32], log_rate: float | NDArray[np.floating[Any]]) -> torch.Tensor:
+    return torch.from_numpy(intercept + np.asarray(log_rate, dtype=np.float32))  # (1,) or (B,)
 
 
 class _Flat:

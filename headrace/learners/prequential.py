@@ -65,7 +65,7 @@ class Prequential:
         self._rows_max = rows_max
         self._top = top
         self._slices: dict[str, Prequential] | None = {} if slices else None
-        self._sums = np.zeros(5, dtype=np.float64)  # weight, loss, probability, label, rows
+        self._sums = np.zeros(6, dtype=np.float64)  # weight, loss, probability, label, rows, not finite
         self._histogram = np.zeros((2, BINS), dtype=np.int64)  # negatives, positives
         self._hits = np.zeros(1 + len(top), dtype=np.int64)  # requests with a positive, hits at each k
         self._scores = np.empty(1024, dtype=np.float32)
@@ -87,14 +87,16 @@ class Prequential:
         """Mark n predictions.
 
         Args:
-            probabilities: (n,) before learning.
+            probabilities: (n,) before learning; one that is not finite counts as 0.5, and in `not_finite`.
             labels: (n,) 0 or 1.
             weights: (n,) importance in log-loss and calibration.
             starts: (requests + 1,) first row of each request, and n; for hit@k. Requests without a positive do not
                 count.
             slices: (n,) of text or ints, which slice a row belongs to.
         """
-        probabilities = np.ascontiguousarray(probabilities, dtype=np.float32)
+        finite = np.isfinite(probabilities)
+        self._sums[5] += len(finite) - int(finite.sum())
+        probabilities = np.where(finite, probabilities, 0.5).astype(np.float32)
         labels = np.ascontiguousarray(labels, dtype=np.float32)
         weight = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
         loss = log_losses(probabilities, labels)
@@ -117,7 +119,7 @@ class Prequential:
         labels, `auc` with `auc_error` (it is within auc +- auc_error). `exact` sorts all held scores: about 0.1 s a
         million rows.
         """
-        weight, loss, probability, label, rows = (float(value) for value in self._sums)
+        weight, loss, probability, label, rows, not_finite = (float(value) for value in self._sums)
         area, error = self._histogram_auc()
         if exact and rows <= self._rows_max:
             held = int(rows)
@@ -125,6 +127,7 @@ class Prequential:
         figures: Figures = {
             "rows": int(rows),
             "positives": int(self._histogram[1].sum()),
+            "not_finite": int(not_finite),
             "logloss": loss / weight if weight else float("nan"),
             "base_logloss": _entropy(label / weight if weight else 0.0),
             "calibration": probability / label if label else float("nan"),

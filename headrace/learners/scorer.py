@@ -68,7 +68,7 @@ class Scorer:
         Raises:
             SchemaError: another spec assembled the inputs.
         """
-        return score(self.learner, self.tables, self._module, inputs, log_rate + self._intercept)
+        return score(self.learner, self.tables, self._module, inputs, self._intercept, log_rate)
 
     def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
         """Copies of the module's parameters by name, and of its buffers too unless told not to."""

@@ -33,7 +33,7 @@ from safetensors.numpy import save as save_tensors
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
-from headrace.learners.learner import Arrays, Learner, OnlineLearner
+from headrace.learners.learner import Learner, OnlineLearner
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -257,6 +257,3 @@ def _read(path: Path) -> bytes:
 
 def _checksum(plain: Mapping[str, Any]) -> str:
     return hashlib.sha256(orjson.dumps(plain, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)).hexdigest()
-
-
-__all__ = ["Arrays", "Manifest", "Snapshot", "move", "probe_of", "read_manifest", "write_synced"]

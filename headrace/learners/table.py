@@ -126,7 +126,7 @@ class EmbeddingTable:
         return int(old.size)
 
     def take_removed(self) -> NDArray[np.int64]:
-        """Ids removed since the last call, in order of removal."""
+        """Ids removed since the last call, in order of removal; of more than `rows_max`, the last ones."""
         removed = np.concatenate([np.empty(0, dtype=np.int64), *self._removed])
         self._removed = []
         return removed
@@ -213,6 +213,8 @@ class EmbeddingTable:
         if ids.size:
             self._map.remove(ids)
             self._removed.append(np.sort(ids))
+            while sum(map(len, self._removed)) > max(self.policy.rows_max, ids.size):
+                del self._removed[0]
             REMOVED.labels(table=self.name, reason=reason).inc(ids.size)
 
 

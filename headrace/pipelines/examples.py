@@ -259,5 +259,5 @@ class EventExamples:
         every = np.concatenate([ids[:, None], np.where(found, values, ids[:, None])], axis=1)
         spine = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
         repeated = spine[np.repeat(np.arange(len(ids)), every.shape[1])]
-        values = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
-        return repeated.with_columns(values), valid
+        replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
+        return repeated.with_columns(replaced), valid

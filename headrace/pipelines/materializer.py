@@ -24,8 +24,8 @@ from prometheus_client import Counter
 from headrace.clock import wall_us
 from headrace.errors import StoreUnavailableError
 from headrace.features.store import OnlineStore
-from headrace.features.warm import warm_up
 from headrace.features.view import FeatureView, plan_of
+from headrace.features.warm import warm_up
 from headrace.pipelines.freshness import Freshness
 from headrace.pipelines.shard import ShardSet
 from headrace.pipelines.source import EventBatch, least_positions

@@ -104,9 +104,8 @@ class TrainStep:
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
-        """Train on what the watermark allows, then save; what it does not allow is in the saved state."""
+        """Save: what waits for the watermark or for its micro-batch is in the saved state, and is learned after a start."""
         self._release()
-        self.trainer.drain()
         if self._state is not None:
             self.save(self._state)
         return []

@@ -252,11 +252,10 @@ def _rules(item: Any, path: str) -> list[Rule]:
     if isinstance(item, FieldInfo | annotated_types.GroupedMetadata):
         pieces = item.metadata if isinstance(item, FieldInfo) else item
         return [rule for piece in pieces for rule in _rules(piece, path)]
-    if isinstance(item, annotated_types.BaseMetadata) and vars(item):  # Field(pattern=...) and Field(allow_inf_nan=...)
+    general = isinstance(item, annotated_types.BaseMetadata) and hasattr(item, "__dict__")  # Field(pattern=...)
+    if general or isinstance(item, pydantic.AllowInfNan):
         return _general_rules(vars(item), path)
     if isinstance(item, annotated_types.BaseMetadata) or hasattr(item, "__get_pydantic_core_schema__"):
-        if isinstance(item, pydantic.Strict):
-            return []
         raise DeclarationError(
             f"{path}: {type(item).__name__} is a Python function or an unknown rule, and events are checked as "
             "columns; write the rule with Field(ge=, le=, min_length=, pattern=, ...) or Literal",

@@ -39,6 +39,7 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it
 REPLICA_PORTS = 64  # one a replica; Serve rests a freed one for 150 s
 DRAIN_S = 1.0  # how long a stopping replica still answers, for proxies that have not heard of it
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+REASON_LINES = 8  # of a replica's traceback: the error itself stands last
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  # a name, not a token
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
@@ -172,8 +173,9 @@ class RayServe:
         try:
             serve.run(app, name=name, route_prefix="/")
         except RuntimeError as exc:
+            self._own = [folder for folder in self._own if folder != self._folder]  # its logs hold the whole story
             logs = f"{self._folder}/session_latest/logs/serve"
-            raise ServiceError(f"the application {name} does not start: {exc}; logs: {logs}") from exc
+            raise ServiceError(f"application {name} does not start: {_reason(name) or exc}; logs: {logs}") from exc
         return self.url
 
     def stop(self) -> None:
@@ -253,6 +255,15 @@ class RayServe:
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         }
+
+
+def _reason(name: str) -> str:
+    """The last lines of what the controller says of an application's deployments."""
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    messages = [deployment.message for deployment in application.deployments.values()] if application else []
+    return "\n".join("\n".join(message.strip().splitlines()[-REASON_LINES:]) for message in messages if message)
 
 
 def haproxy_binary() -> str:

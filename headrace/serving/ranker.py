@@ -21,9 +21,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features import Answer, FeatureView, ViewPlan, entity_ids, plan_of, read_packed
+from headrace.features import Answer, FeatureView, ViewPlan, entity_ids, hash_text, plan_of, read_packed
 from headrace.features.store import OnlineStore
-from headrace.learners import Inputs, Learner, columns_of
+from headrace.learners import Derived, Inputs, Learner, columns_of
 from headrace.schemas import spec_of
 from headrace.serving.refusals import Refusal
 from headrace.serving.swap import Scores
@@ -101,6 +101,8 @@ class Ranker:
         self.store = store
         self._reads = [_ViewRead.of(plan_of(view), spec, candidate_ttl_s) for view in spec.learner.views]
         self._text_keys = text_keys(spec.learner.views)
+        derived = [field for field in spec.learner.inputs.fields if isinstance(field, Derived)]
+        self._raw = {column for field in derived for column in field.columns}  # their functions want what was sent
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -117,13 +119,15 @@ class Ranker:
             StoreUnavailableError: Redis does not answer.
         """
         self._check(entity, candidates, context)
-        request: dict[str, Any] = {name: _column([value]) for name, value in {**context, **entity}.items()}
-        request[self.spec.candidate] = _column(candidates)
+        keys = {name: KeyColumn.of([value], self._text_keys.get(name)) for name, value in entity.items()}
+        keys[self.spec.candidate] = KeyColumn.of(candidates, self._text_keys.get(self.spec.candidate))
+        request: dict[str, Any] = {name: _column([value]) for name, value in context.items()}
+        request |= {name: key.values if name in self._raw else key.ids for name, key in keys.items()}
         answers: dict[str, Answer] = {}
         views: dict[str, ViewFound] = {}
         for read in self._reads:
             name = read.plan.name
-            answers[name] = read.answer(self.store, entity, self.spec.candidate, candidates, now_us)
+            answers[name] = read.answer(self.store, keys, len(candidates), now_us)
             views[name] = _found(answers[name])
         inputs = self.spec.learner.inputs.assemble(columns_of(answers, request), len(candidates))
         entity_views = [views[read.plan.name] for read in self._reads if not read.per_candidate]
@@ -167,10 +171,9 @@ class Ranker:
                 f"entity.{wrong}",
             )
         for name, value in entity.items():
-            _require_key(value, f"entity.{name}", name, self._text_keys)
-        for i, value in enumerate(candidates):
-            if isinstance(value, str) != self._text_keys.get(self.spec.candidate, isinstance(value, str)):
-                _require_key(value, f"candidates[{i}]", self.spec.candidate, self._text_keys)
+            _require_type([value], self._text_keys.get(name), f"entity.{name}", name)
+        wanted = self._text_keys.get(self.spec.candidate)
+        _require_type(candidates, wanted, "candidates", self.spec.candidate)
         for name in self.spec.context:
             if name not in context:
                 raise Refusal(
@@ -180,6 +183,32 @@ class Ranker:
                     f"the model reads {name}: give it",
                     f"context.{name}",
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyColumn:
+    """One key column of a request: what was sent, and its ids (n,) and texts as the store and the tables have them.
+
+    Hashed once a request: it is asked for by each view and each input.
+    """
+
+    values: NDArray[Any]
+    ids: NDArray[np.int64]
+    texts: list[bytes]
+
+    @classmethod
+    def of(cls, sent: Sequence[Key], is_text: bool | None) -> Self:
+        """Keys of one type; `is_text` None takes it from the first."""
+        if isinstance(sent[0], str) if is_text is None else is_text:
+            words = [str(value) for value in sent]
+            return cls(np.asarray(words, dtype=object), hash_text(words), [word.encode() for word in words])
+        ids = np.asarray(sent, dtype=np.int64)
+        return cls(ids, ids, [b"%d" % value for value in ids.tolist()])
+
+    def repeated(self, rows: int) -> pl.Series:
+        """The values as a series of `rows`: one value stands for all."""
+        series = pl.Series(self.values.tolist())
+        return series if len(series) == rows else series.new_from_index(0, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +226,14 @@ class _ViewRead:
         resident = _Resident(ttl_s) if ttl_s > 0 and plan.entity == (spec.candidate,) else None
         return cls(plan, per_candidate, resident)
 
-    def answer(
-        self, store: OnlineStore, entity: Mapping[str, Key], candidate: str, candidates: Sequence[Key], now_us: int
-    ) -> Answer:
-        rows = len(candidates) if self.per_candidate else 1
-        keys = {name: candidates if name == candidate else [entity[name]] * rows for name in self.plan.entity}
-        ids, texts = entity_ids(self.plan, pl.DataFrame(keys))
+    def answer(self, store: OnlineStore, keys: Mapping[str, "KeyColumn"], candidates: int, now_us: int) -> Answer:
+        first = keys[self.plan.entity[0]]
+        if len(self.plan.entity) == 1:
+            ids, texts = first.ids, first.texts
+        else:
+            rows = candidates if self.per_candidate else 1
+            frame = {name: keys[name].repeated(rows) for name in self.plan.entity}
+            ids, texts = entity_ids(self.plan, pl.DataFrame(frame))
         if self.resident is None:
             return store.answer(self.plan, ids, texts, now_us)
         return read_packed(self.plan, ids, texts, self.resident.records(store, self.plan, ids, texts), now_us)
@@ -274,7 +305,11 @@ def text_keys(views: Sequence[type[FeatureView]]) -> dict[str, bool]:
     return text
 
 
-def _require_key(value: Key, field: str, name: str, text_keys: Mapping[str, bool]) -> None:
-    if name in text_keys and isinstance(value, str) != text_keys[name]:
-        wanted = "text" if text_keys[name] else "an integer"
-        raise Refusal(422, "invalid_request", f"{field} is {value!r}", f"{name} is {wanted}: send it so", field)
+def _require_type(values: Sequence[Key], is_text: bool | None, field: str, name: str) -> None:
+    """Refuse keys that are not all text or all integers; `is_text` None takes what the first is."""
+    wanted = isinstance(values[0], str) if is_text is None else is_text
+    for i, value in enumerate(values):
+        if isinstance(value, str) != wanted:
+            where = field if len(values) == 1 and field != "candidates" else f"{field}[{i}]"
+            kind = "text" if wanted else "an integer"
+            raise Refusal(422, "invalid_request", f"{where} is {value!r}", f"{name} is {kind}: send it so", where)

@@ -98,6 +98,19 @@ def test_a_waiting_follower_is_woken(tmp_path, snapshot, with_redis, request):
     assert got == [published]
 
 
+def test_a_notice_between_two_waits_is_not_lost(tmp_path, snapshot, redis_url):
+    models = ModelDirectory(tmp_path, redis_url, stream="hr:gap")
+    models.publish(snapshot)
+    follower = Follower(models)
+    models.publish(snapshot)
+    began = time.monotonic()
+    follower.wait(0.8)
+    assert time.monotonic() - began < 0.5
+    began = time.monotonic()
+    follower.wait(0.1)
+    assert time.monotonic() - began >= 0.09
+
+
 def test_the_notice_tells_name_version_and_path(tmp_path, snapshot, redis_url):
     ModelDirectory(tmp_path, redis_url, stream="hr:test").publish(snapshot)
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:

@@ -72,7 +72,7 @@ def test_row_gradients_equal_autograd_through_a_dense_embedding(attention, group
         arrays = table.export()
         online.reference_ids[name] = arrays["ids"]
         weights[name] = torch.tensor(arrays["weights"], dtype=torch.float64, requires_grad=True)
-    logits = reference_logits(online, weights, inputs)
+    logits = reference_logits(online, weights, inputs) + float(online.state_dict()["intercept"][0])
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(labels).double(), reduction="sum")
     loss.backward()
     for name, table in online.tables.items():

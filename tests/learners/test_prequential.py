@@ -128,6 +128,14 @@ def test_a_certain_and_wrong_prediction_costs_a_finite_loss():
     assert np.isfinite(log_losses(np.array([0.0, 1.0], np.float32), np.array([1.0, 0.0]))).all()
 
 
+def test_a_broken_prediction_is_counted_and_does_not_poison_the_figures():
+    marks = Prequential()
+    marks.observe(np.array([np.nan, 0.5, np.inf], np.float32), np.array([1.0, 0.0, 1.0]))
+    got = marks.snapshot(exact=True)
+    assert got["not_finite"] == 2
+    assert got["logloss"] == pytest.approx(np.log(2))
+
+
 def test_state_round_trip():
     p, y = stream(700)
     whole, first, second = (Prequential(window=100) for _ in range(3))

@@ -135,6 +135,15 @@ def test_a_checkpoint_restores_training(online, tmp_path):
     assert all(one[name].tobytes() == two[name].tobytes() for name in one)
 
 
+def test_a_published_version_is_a_warm_start(online, folder):
+    other = OnlineLearner(Shelf, seed=9)
+    Snapshot.load(folder, Shelf).restore(other)
+    inputs, labels, _ = Stream(5).batch()
+    np.testing.assert_array_equal(other.predict(inputs), online.predict(inputs))
+    other.learn(inputs, 1 - labels)
+    assert other.state_dict()["intercept"] == online.state_dict()["intercept"]
+
+
 def test_an_existing_version_is_not_overwritten(folder, online):
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(SnapshotError, match="another writer"):

@@ -100,6 +100,13 @@ def test_a_removed_id_starts_anew():
     assert held.state[held.locate(np.array([1]))[0]].tolist() == Adagrad().initial_state(DIM + 1).tolist()
 
 
+def test_the_record_of_removals_is_bounded():
+    held = table(rows_max=10)
+    for start in range(0, 1_000, 5):
+        admit(held, range(start, start + 5), start)
+    assert 5 <= held.take_removed().size <= 10
+
+
 def test_without_an_age_nothing_expires():
     held = table()
     admit(held, [1], 0)

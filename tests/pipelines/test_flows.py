@@ -107,26 +107,31 @@ def test_an_error_is_told_as_ours_whatever_the_runner(runner, broker, redis_url)
 
 
 class Usurped(KafkaSource):
-    """A source during whose second poll another engine takes everything over."""
+    """A source during whose polls another engine takes everything over, once the first has flushed something."""
 
     usurp: ClassVar = None
 
     def poll(self):
-        found = super().poll()
-        if found and (usurp := Usurped.usurp):
+        if Usurped.usurp and Usurped.usurp():
             Usurped.usurp = None
-            usurp()
-        return found
+        return super().poll()
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_a_second_engine_is_fenced_off_through_every_runner(runner, broker, topic, redis_url):
-    event = passage_of(topic)
+    """first engine: 100 passages | second: the next 100 | first: its fences have moved, it stops."""
+    event, log = passage_of(topic), passages(200)
     create_topics(broker, {topic: 2})
-    publish(broker, event, passages(100))
+    publish(broker, event, log[:100])
 
-    def usurp():
+    def usurp() -> bool:
+        with OnlineStore.open(redis_url) as store:
+            if read_doors(store, event, log)["passages_lifetime"].sum() < 100:
+                return False
+        Usurped.usurp = None
+        publish(broker, event, log[100:])
         run_flow("loop", KafkaSource(broker, [event], until_end=True), event, redis_url, Shelf())
+        return True
 
     Usurped.usurp = usurp
     with pytest.raises(FencedError, match="Another engine owns the shard"):
@@ -201,6 +206,13 @@ class Engine:
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(command, env=environment, stderr=errors, stdout=errors, cwd=folder)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
     def end(self, number: signal.Signals) -> int:
         assert self.process.poll() is None, self.errors.read_text()
         self.process.send_signal(number)
@@ -218,8 +230,8 @@ def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_and_restart_count_every_event_once_and_sigterm_drains(workers, tmp_path, repo, broker, topic, redis_url):
     """
-    events   0 ....... 4000 ............ 8000 ........... 12000
-    engine     start ....x kill -9   start ........... SIGTERM: exit 0, all flushed
+    events   0 .. 2000 ... 6000 . 8000 ......... 12000
+    engine    start ...x kill -9   start ...............  SIGTERM: exit 0, all flushed
     """
     event, log = passage_of(topic), passages(12_000)
     create_topics(broker, {topic: 4})
@@ -233,34 +245,45 @@ def test_kill_and_restart_count_every_event_once_and_sigterm_drains(workers, tmp
             time.sleep(pause_s)
 
     with OnlineStore.open(redis_url) as store:
-        producing = threading.Thread(target=produce, args=(0, 8_000, 0.02))
-        engine = Engine(tmp_path, repo, workers, **given)
-        producing.start()
-        wait_for(store, event, log, 2_000)
-        assert engine.end(signal.SIGKILL) == -signal.SIGKILL
+        produce(0, 2_000, 0)
+        producing = threading.Thread(target=produce, args=(2_000, 6_000, 0.02))
+        with Engine(tmp_path, repo, workers, **given) as engine:
+            wait_for(store, event, log, 2_000)
+            producing.start()
+            wait_for(store, event, log, 2_500)
+            assert engine.end(signal.SIGKILL) == -signal.SIGKILL
         producing.join()
-        assert read_doors(store, event, log)["passages_lifetime"].sum() < 8_000
-        engine = Engine(tmp_path, repo, workers, **given)
-        produce(8_000, 12_000, 0)
-        wait_for(store, event, log, 11_000)
-        assert engine.end(signal.SIGTERM) == 0, engine.errors.read_text()
+        produce(6_000, 8_000, 0)
+        with Engine(tmp_path, repo, workers, **given) as engine:
+            produce(8_000, 12_000, 0)
+            wait_for(store, event, log, 11_000)
+            assert engine.end(signal.SIGTERM) == 0, engine.errors.read_text()
         run_flow("loop", KafkaSource(broker, [event], until_end=True), event, redis_url, Shelf())
         assert_frame_equal(read_doors(store, event, log), door_use(log))
 
 
-def test_sigterm_flushes_what_the_cadence_had_not(tmp_path, broker, topic, redis_url):
-    """A flush is due in a minute, SIGTERM to this very process comes after a second: the rows are there."""
+class Asking(KafkaSource):
+    """A source that asks this very process to end once it has handed out 1,000 messages."""
+
+    handed_out = 0
+
+    def poll(self):
+        if self.handed_out == 1_000:
+            os.kill(os.getpid(), signal.SIGTERM)
+        found = super().poll()
+        self.handed_out += sum(len(batch.offsets) for batch in found)
+        return found
+
+
+@pytest.mark.parametrize("runner", ["loop", "bytewax-1"])
+def test_sigterm_flushes_what_the_cadence_had_not(runner, tmp_path, broker, topic, redis_url):
+    """A flush is due in a minute, but SIGTERM comes: the rows are there, and the old handler is back."""
     event, log = passage_of(topic), passages(1_000)
     create_topics(broker, {topic: 2})
-    publish(broker, event, log[:1])
-    more = threading.Timer(0.7, publish, (broker, event, log[1:]))
-    asking = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM))
-    letters = FileDeadLetters(tmp_path)
+    publish(broker, event, log)
     before = signal.getsignal(signal.SIGTERM)
-    more.start()
-    asking.start()
-    run_flow("bytewax-1", KafkaSource(broker, [event]), event, redis_url, letters, flush_s=(60, 60))
-    more.join()
+    source = Asking(broker, [event], rows_max=100)
+    run_flow(runner, source, event, redis_url, FileDeadLetters(tmp_path), flush_s=(60, 60))
     assert signal.getsignal(signal.SIGTERM) is before
     with OnlineStore.open(redis_url) as store:
         assert_frame_equal(read_doors(store, event, log), door_use(log))

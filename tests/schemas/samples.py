@@ -196,6 +196,8 @@ def _time(value) -> int:
 
 
 def _blob(value) -> bytes:
+    if len(value) % 4:  # b64decode passes over padding that is too long
+        raise BadJsonError("wrong_type")
     try:
         return base64.b64decode(value.encode().translate(bytes.maketrans(b"-_", b"+/")), validate=True)
     except ValueError as exc:

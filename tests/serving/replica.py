@@ -21,6 +21,7 @@ def factory() -> FastAPI:
     swap.start(wait_s=10)
 
     def close() -> None:
+        (directory.path / "closed").touch()
         swap.close()
         store.close()
 

@@ -58,6 +58,7 @@ def stage_on_ray(tmp_path_factory):
         app = build_app(factory, env={"HR_TEST_REDIS": redis.url, "HR_TEST_MODELS": str(directory.path)})
         with RayServe(options) as serve:
             yield serve.deploy(app), directory, store
+        assert (directory.path / "closed").exists(), "the application was not told to close"
 
 
 def test_swaps_under_load_through_ray_serve(stage_on_ray):

@@ -86,3 +86,18 @@ def test_a_context_column_that_is_missing_is_named():
 def test_equal_scores_keep_the_requests_order():
     """Otherwise two replicas could answer one request differently."""
     assert best(np.zeros(5, np.float32), 3).tolist() == [0, 1, 2]
+
+
+def test_candidates_of_no_view_may_be_text_or_integers_but_not_both():
+    """Nothing declares their type, so the first one does."""
+
+    class Plain(Learner):
+        views = ()
+        inputs = InputSpec(Categorical("thing"))
+        model = DeepFM(dim=2, hidden=(4,))
+
+    ranker = Ranker(RankingSpec(Plain, entity=(), candidate="thing"), None)
+    assert ranker.read({}, [3, 4], NOW_US, {}).inputs.ids.tolist() == [[3], [4]]
+    assert ranker.read({}, ["3", "4"], NOW_US, {}).inputs.ids.tolist() != [[3], [4]]
+    with pytest.raises(Refusal, match="candidates\\[1\\]"):
+        ranker.read({}, [3, "4"], NOW_US, {})

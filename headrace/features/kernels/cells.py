@@ -113,7 +113,7 @@ def merge(into: Floats, row: Int, cells: Floats, source: Int, slot: Int, first: 
     elif code == MOMENTS:
         if value > 0.0:
             add_moments(into, row, 0, first, value, cells[source, slot, first + 1], cells[source, slot, first + 2])
-    else:
+    elif value > -_INF:
         add_decayed(into, row, 0, first, param, value, cells[source, slot, first + 1])
 
 

@@ -6,6 +6,7 @@ again.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -19,13 +20,24 @@ Floats: TypeAlias = NDArray[np.float64]
 Bytes: TypeAlias = NDArray[np.uint8]
 Int: TypeAlias = int | np.integer[Any]
 
+_SOURCES = tuple(
+    (path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(Path(__file__).parent.glob("*.py"))
+)
+
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
     """Compile `function` at its first call. It gets its arrays from outside and makes none: they are not counted."""
-    return cast("Callable[P, R]", njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function))
+    return cast("Callable[P, R]", _compiled(function))
 
 
 def part(function: Callable[P, R]) -> Callable[P, R]:
     """A kernel that is compiled into its callers: for what they do once an event or a byte."""
-    compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)(function)
-    return cast("Callable[P, R]", compiled)
+    return cast("Callable[P, R]", _compiled(function, forceinline=True))
+
+
+def _compiled(function: Callable[..., Any], **flags: bool) -> Any:
+    compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, **flags)(function)
+    # Numba's cache looks at the file of the function alone: a part that changed in another file would live on in it.
+    cache_file = compiled._cache._cache_file  # noqa: SLF001
+    cache_file._source_stamp = (cache_file._source_stamp, _SOURCES)  # noqa: SLF001
+    return compiled

@@ -276,8 +276,8 @@ def unpack_list(
                 elif kinds[m] == FLOAT:
                     form, number, position = get_number(data, position, ends[i])
                     if form == 1 and position >= 0:
-                        word, _ = get_word(data, position - 8, position)
-                        values[row, j, m] = word
+                        bits, _ = get_word(data, position - 8, position)
+                        values[row, j, m] = bits
                     else:
                         value_floats[row, j, m] = number
                 else:

@@ -1,0 +1,72 @@
+"""How many payloads a second become rows, ours against a loop over fastavro, json and orjson; answers are compared.
+
+python -m benchmarks.decode.run [--rows 100000] [--repeats 7] [--seed 7]
+
+A repeat times ours and the rival one after the other, and the ratio is the median of the repeats' ratios.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from benchmarks.decode import ours, rival_fastavro, rival_json
+from benchmarks.decode.declaration import avro_payloads, json_payloads, rows
+
+PACKAGES = ("polars", "numpy", "numba", "pyarrow", "fastavro", "orjson")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"command: python -m benchmarks.decode.run {' '.join(sys.argv[1:])}  ({given})")
+
+    frame = rows(given.rows, given.seed)
+    avro, json = avro_payloads(frame), json_payloads(frame)
+    print(f"{given.rows:,} rows of 7 fields, Avro {sum(map(len, avro)) / given.rows:.0f} bytes a payload, ", end="")
+    print(f"JSON {sum(map(len, json)) / given.rows:.0f}; medians of {given.repeats} pairs")
+    compare("avro", avro, frame, "fastavro", rival_fastavro.decode, rival_fastavro.loop, given.repeats)
+    for name, parse in rival_json.PARSERS.items():
+        rival, loop = partial(rival_json.decode, parse), partial(rival_json.loop, parse)
+        compare("json", json, frame, name, rival, loop, given.repeats)
+
+
+def compare(
+    codec: str,
+    payloads: list[bytes],
+    wanted: Any,
+    name: str,
+    rival: Callable[[list[bytes]], Any],
+    loop: Callable[[list[bytes]], Any],
+    repeats: int,
+) -> None:
+    decode = ours.decoder(codec)
+    assert decode(payloads).equals(wanted)  # also compiles the kernels
+    assert rival(payloads).equals(wanted)
+    for label, other in ((f"{name} loop, to dicts", loop), (f"{name} loop, to a frame", rival)):
+        pairs = [(seconds(decode, payloads), seconds(other, payloads)) for _ in range(repeats)]
+        ours_s, other_s = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = statistics.median(theirs / mine for mine, theirs in pairs)
+        rates = f"{len(payloads) / ours_s:>12,.0f} rows/s  {label:<28} {len(payloads) / other_s:>10,.0f} rows/s"
+        print(f"{codec:<5} Headrace {rates}  x {ratio:.1f}")
+
+
+def seconds(run: Callable[[list[bytes]], Any], payloads: list[bytes]) -> float:
+    start = time.perf_counter()
+    run(payloads)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
