@@ -106,7 +106,7 @@ def replay(
     from headrace.features import replay as replay_views
 
     project.activate()
-    frame = replay_views([project.load_object(view) for view in views], events, _read_spine(spine))
+    frame = replay_views([project.load_object(view) for view in views], events, spine)
     frame.write_parquet(to)
     err.print(f"{frame.height:,} rows, {frame.width} columns: {to}", highlight=False)
 
@@ -120,16 +120,17 @@ def get(
     as_json: Json = False,
 ) -> None:
     """Read records from the online store: `headrace get features.customer:CustomerActivity 13085`."""
-    from headrace.features.reader import keys_of_texts, rows_as_json
-    from headrace.features.store import OnlineStore
+    from headrace.features import OnlineStore, plan_of
+    from headrace.features.reader import frame_of_texts
 
     project.activate()
     settings = load_settings()
     declared = project.load_object(view)
     with OnlineStore.open(store or settings.redis_url, settings.shards, settings.namespace) as opened:
-        frame = opened.read(declared, keys_of_texts(declared, keys), _instant(now) or settings.event_clock.now_us())
+        at_us = settings.event_clock.now_us() if now is None else _instant(now)
+        frame = opened.read(declared, frame_of_texts(plan_of(declared), keys), at_us)
     if as_json:
-        typer.echo(rows_as_json(frame))
+        typer.echo(frame.write_json())
     else:
         _print_records(frame)
 
@@ -235,18 +236,10 @@ def _plans() -> list[tuple[type, Any]]:
     return [(view, plan_of(view)) for view in project.subclasses_in("features", FeatureView, root)]
 
 
-def _read_spine(path: Path) -> Any:
-    from headrace.features.spine import read_frame
-
-    return read_frame(path)
-
-
-def _instant(text: str | None) -> int | None:
+def _instant(text: str) -> int:
     """Microseconds of an ISO 8601 time; a time without a zone is UTC."""
     from datetime import UTC, datetime
 
-    if text is None:
-        return None
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as exc:

@@ -156,6 +156,8 @@ def same(ours: Any, expected: Any, scale: float = 1.0) -> bool:
     return bool(ours == expected)
 
 
-def answers(definitions: dict[str, Callable[[list[Event], int], Any]], events: list[Event], now_us: int) -> dict[str, Any]:
+def answers(
+    definitions: dict[str, Callable[[list[Event], int], Any]], events: list[Event], now_us: int
+) -> dict[str, Any]:
     """Every feature of one entity as of `now_us`."""
     return {name: define(events, now_us) for name, define in definitions.items()}

@@ -115,9 +115,7 @@ def _definitions() -> dict[str, Any]:
     found["odd_1h"] = lambda e, t: o.count(_rides(o.window(e, "1h", t, hop="30m")))
     found["fare_10m"] = lambda e, t: o.total(_rides(o.window(e, "10m", t)), "fare")
     found["fare_lifetime"] = lambda e, t: o.total(_rides(o.before(e, t)), "fare")
-    found["far_1h"] = lambda e, t: float(
-        sum(2 * x["stops"] for x in _rides(o.window(e, "1h", t)) if x["zone"] == "A")
-    )
+    found["far_1h"] = lambda e, t: float(sum(2 * x["stops"] for x in _rides(o.window(e, "1h", t)) if x["zone"] == "A"))
     found["mean_10m"] = lambda e, t: o.mean(_rides(o.window(e, "10m", t)), "fare")
     found["mean_lifetime"] = lambda e, t: o.mean(_rides(o.before(e, t)), "fare")
     for span in ("10m", "24h"):
@@ -149,7 +147,9 @@ def _definitions() -> dict[str, Any]:
 def _within(events: list[dict[str, Any]], now_us: int, span_s: int, value: str, n: int, of: str = "Ride") -> list[Any]:
     """The newest n, and of these what is not older than the span."""
     held = _is(oracle.before(events, now_us), **{"class": of})
-    times = oracle.last_n([{**event, value: None if event[value] is None else event["time"]} for event in held], value, n)
+    times = oracle.last_n(
+        [{**event, value: None if event[value] is None else event["time"]} for event in held], value, n
+    )
     young = sum(time >= now_us - span_s * oracle.SECOND_US for time in times)
     return oracle.last_n(held, value, n)[:young]
 

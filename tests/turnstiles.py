@@ -7,10 +7,12 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
+from headrace.pipelines.joiner import JoinSpec
 from headrace.pipelines.source import Batch, EventBatch, Source
 from headrace.schemas import DeadLetter, Event, Field, spec_of
 
 START_US = 1_700_000_000_000_000
+WITHIN_S = 32
 
 
 class Passage(Event, topic="passages", key="door", time="at", id="passage_id"):
@@ -21,6 +23,36 @@ class Passage(Event, topic="passages", key="door", time="at", id="passage_id"):
     door: int
     way: Literal["in", "out"]
     seconds: float = Field(ge=0, le=86_400)
+
+
+class Shown(Event, topic="shown", key="visitor", time="at", id="request_id"):
+    """Signs that were shown to a visitor."""
+
+    request_id: str
+    at: datetime
+    visitor: int
+    signs: list[int]
+    features: bytes
+
+
+class Followed(Event, topic="followed", key="guest", time="moment", id="follow_id"):
+    """A visitor followed a sign, or only read it."""
+
+    follow_id: str
+    moment: datetime
+    guest: int
+    sign: int
+    how: str
+
+
+FOLLOWED = JoinSpec(
+    request=Shown,
+    engagement=Followed,
+    candidates="signs",
+    candidate="sign",
+    positive=pl.col("how") == "walked",
+    within_us=WITHIN_S * 1_000_000,
+)
 
 
 def passage_of(topic: str, codec: str = "avro") -> type[Event]:

@@ -1,4 +1,4 @@
-"""What all sides decode: a seven-field event, seeded rows of it, and their payloads as other programs would write them."""
+"""What all sides decode: an event of seven fields, seeded rows of it, and their payloads as others would write them."""
 
 import io
 from datetime import UTC, datetime

@@ -17,8 +17,8 @@ class Demo:
 
     Args:
         load: gives the log as a frame with the columns of `event`, in the order of event time.
-        event: what a row of the log is; `entity`, `candidate` and `request_id` are columns of it. The last is null in the
-            log, and names the ranking that was asked before the row when there was one.
+        event: what a row of the log is; `entity`, `candidate` and `request_id` are columns of it. The last is null in
+            the log, and names the ranking that was asked before the row when there was one.
         impression: the event that serving logs, with columns `features`, `scores` and `model_version`.
         learner: what is trained and served, on its views.
         make_step: makes the training step, for the warm start; the job `train` runs the same.

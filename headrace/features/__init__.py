@@ -33,6 +33,10 @@ from headrace.features.record import read_packed as read_packed
 from headrace.features.replay import Replay as Replay
 from headrace.features.replay import replay as replay
 from headrace.features.slab import Slab as Slab
+from headrace.features.store import OnlineStore as OnlineStore
+from headrace.features.verifier import Verification as Verification
+from headrace.features.verifier import compare as compare
+from headrace.features.verifier import verify as verify
 from headrace.features.view import FeatureView as FeatureView
 from headrace.features.view import ViewPlan as ViewPlan
 from headrace.features.view import plan_of as plan_of

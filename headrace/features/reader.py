@@ -16,6 +16,7 @@ from headrace.clock import wall_us
 from headrace.errors import SpineError
 from headrace.features.keys import entity_ids
 from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.schemas import spec_of
 
 if TYPE_CHECKING:
     from headrace.features.store import OnlineStore
@@ -77,6 +78,27 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
             f"Rename the column that holds the key: frame.rename({{'...': '{lacking[0]}'}})"
         )
     return frame.select(plan.entity)
+
+
+def frame_of_texts(plan: ViewPlan, keys: Sequence[str]) -> pl.DataFrame:
+    """Keys as typed on a command line; a composite key is its values joined by commas.
+
+    Raises:
+        SpineError: a key has another number of values than the entity has columns, or is no integer where it must be.
+    """
+    rows = [key.split(",") if len(plan.entity) > 1 else [key] for key in keys]
+    wrong = next((key for key, row in zip(keys, rows, strict=True) if len(row) != len(plan.entity)), None)
+    if wrong is not None:
+        raise SpineError(f"view {plan.name}: key {wrong!r}: write {','.join(plan.entity)}")
+    schema = spec_of(plan.sources[0]).polars
+    columns = []
+    for index, name in enumerate(plan.entity):
+        column = pl.Series(name, [row[index] for row in rows], dtype=pl.String).cast(schema[name], strict=False)
+        if column.null_count():
+            bad = rows[int(column.is_null().arg_max() or 0)][index]
+            raise SpineError(f"view {plan.name}: {name} {bad!r} is no {schema[name]}")
+        columns.append(column)
+    return pl.DataFrame(columns)
 
 
 def instant_us(now: datetime | int | None) -> int:

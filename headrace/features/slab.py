@@ -62,8 +62,8 @@ class Slab:
     def update(self, rows: Rows) -> int:
         """Add events, and entities as needed; their records become dirty. Returns how many events were late.
 
-        A late event is older than some window that ends at the entity's newest event. It is left out of that window only,
-        and would be outside of it for every read from now on.
+        A late event is older than some window that ends at the entity's newest event. It is left out of that window
+        only, and would be outside of it for every read from now on.
         """
         at = self.rows_of_events(rows)
         ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.uint8))
@@ -163,8 +163,8 @@ class Slab:
 
     def _admit(self, ids: NDArray[np.int64], rows: NDArray[np.int64], texts: Sequence[bytes] | None) -> None:
         """Give new rows (n,) an empty record."""
-        while self._map.high > len(self._ids):
-            self._grow()
+        if self._map.high > len(self._ids):
+            self._grow(max(self._map.high + self._map.high // 4, 2 * len(self._ids)))
         self._clear(rows)
         self._ids[rows] = ids
         if texts is not None:
@@ -178,13 +178,14 @@ class Slab:
             self.newest_us[rows] = NEVER
             self._dirty[rows] = False
 
-    def _grow(self) -> None:
+    def _grow(self, capacity: int) -> None:
         held = len(self._ids)
-        grown = self.plan.layout.make(2 * held)
+        grown = self.plan.layout.make(capacity)
         for old, new in zip(self._state, grown, strict=True):
             for source, target in zip(old, new, strict=True):
                 target[:held] = source
         self._state = grown
-        self.newest_us = np.concatenate([self.newest_us, np.full(held, NEVER, np.int64)])
-        self._dirty = np.concatenate([self._dirty, np.zeros(held, np.bool_)])
-        self._ids = np.concatenate([self._ids, np.zeros(held, np.int64)])
+        added = capacity - held
+        self.newest_us = np.concatenate([self.newest_us, np.full(added, NEVER, np.int64)])
+        self._dirty = np.concatenate([self._dirty, np.zeros(added, np.bool_)])
+        self._ids = np.concatenate([self._ids, np.zeros(added, np.int64)])

@@ -100,9 +100,9 @@ def gather(
     bag_rows = tuple(tables[field.table].locate(bag.ids) for field, bag in zip(spec.bags, bags, strict=True))
     for f, rows in enumerate(id_rows):
         kernels.gather(tables[spec.categoricals[f].table].weights, rows, f, embedded)
-    elements = []
+    elements, scratch = [], np.empty(width, dtype=np.float64)
     for j, (field, rows, bag) in enumerate(zip(spec.bags, bag_rows, bags, strict=True)):
-        kernels.pool(tables[field.table].weights, rows, bag.run, id_count + j, embedded)
+        kernels.pool(tables[field.table].weights, rows, bag.run, id_count + j, scratch, embedded)
         shape = rows.shape if attention and field.candidate else (0, 0)
         part = np.empty((*shape, width), dtype=np.float32)
         if part.size:
@@ -136,12 +136,12 @@ def step(
         count = 0
         for rows in (*(id_rows[f] for f in columns), *(bag_rows[j] for j in bags)):
             count = table.claim(rows.reshape(-1), unique, count)
-        total = np.zeros((count, table.width), dtype=np.float64)
+        total, scratch = np.zeros((count, table.width), dtype=np.float64), np.empty(table.width, dtype=np.float64)
         for f in columns:
             kernels.add_gradients(id_rows[f], table.slots, grads, f, scale, total)
         for j in bags:
             column = len(spec.categoricals) + j
-            kernels.add_pooled(bag_rows[j], gathered.runs[j], table.slots, grads, column, scale, total)
+            kernels.add_pooled(bag_rows[j], gathered.runs[j], table.slots, grads, column, scale, scratch, total)
             by_element = element_grads[j]
             if by_element is not None and by_element.size:
                 kernels.add_elements(bag_rows[j], table.slots, by_element, scale, total)

@@ -49,17 +49,18 @@ def gather_elements(weights: Floats, rows: Ints, out: Floats) -> None:
 
 
 @kernel
-def pool(weights: Floats, rows: Ints, run: Ints, column: int, out: Floats) -> None:
+def pool(weights: Floats, rows: Ints, run: Ints, column: int, total: Doubles, out: Floats) -> None:
     """`out[i, column]` (B, W) = mean over the present elements of bag `run[i]`; rows (R, L); zeros for an empty bag.
 
-    Runs are 0, 0, 1, 1, ..: each bag is pooled once, at the first row that has it.
+    Runs are 0, 0, 1, 1, ..: each bag is pooled once, at the first row that has it. `total` (W,) is scratch.
     """
     width = weights.shape[1]
     for i in range(run.size):
         if i > 0 and run[i] == run[i - 1]:
-            out[i, column] = out[i - 1, column]
+            for j in range(width):
+                out[i, column, j] = out[i - 1, column, j]
             continue
-        total = np.zeros(width, dtype=np.float64)
+        total[:] = 0.0
         present = 0
         for k in range(rows.shape[1]):
             row = rows[run[i], k]
@@ -112,10 +113,12 @@ def add_gradients(rows: Ints, slots: Ints, grads: Floats, column: int, scale: fl
 
 
 @kernel
-def add_pooled(rows: Ints, run: Ints, slots: Ints, grads: Floats, column: int, scale: float, out: Doubles) -> None:
-    """Spread `scale * grads[:, column]` (B, W) of pooled bags over their present elements; rows (R, L)."""
+def add_pooled(
+    rows: Ints, run: Ints, slots: Ints, grads: Floats, column: int, scale: float, total: Doubles, out: Doubles
+) -> None:
+    """Spread `scale * grads[:, column]` (B, W) of pooled bags over their elements; rows (R, L), scratch (W,)."""
     width = out.shape[1]
-    total = np.zeros(width, dtype=np.float64)
+    total[:] = 0.0
     for i in range(run.size):
         for j in range(width):
             total[j] += scale * grads[i, column, j]

@@ -104,7 +104,7 @@ class TrainStep:
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
-        """Save: what waits for the watermark or for its micro-batch is in the saved state, and is learned after a start."""
+        """Save: what waits for the watermark or its micro-batch is in the saved state, to be learned after a start."""
         self._release()
         if self._state is not None:
             self.save(self._state)

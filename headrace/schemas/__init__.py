@@ -1,5 +1,7 @@
 """What an event is: its declaration, wire formats, quality rules, dead letters and evolution."""
 
+from headrace.schemas.avro import AvroCodec as AvroCodec
+from headrace.schemas.avro import ConfluentAvroCodec as ConfluentAvroCodec
 from headrace.schemas.codec import BadPayload as BadPayload
 from headrace.schemas.codec import Codec as Codec
 from headrace.schemas.codec import Decoded as Decoded

@@ -6,13 +6,27 @@
 
 Source: Avro 1.12 specification, "Binary Encoding". A datum is read inside its own payload's bounds and must use all of
 them, so a truncated or overlong payload can never borrow from, or shift, its neighbour. A bad datum takes back what it
-had added to the slots. Unions are ["null", T] only. Cost: about 10 ns a field.
+had added to the slots. Unions are of null and one type. Cost: about 10 ns a field.
 """
 
 import numpy as np
 
 from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, is_utf8, kernel, part
-from headrace.schemas.program import BOOL, BYTES, END, FLOAT, INT, LIST, OP, OPTION, SLOT, TEXT, TIME
+from headrace.schemas.program import (
+    BOOL,
+    BYTES,
+    END,
+    FLOAT,
+    INT,
+    LIST,
+    NULL_BRANCH,
+    OP,
+    OPTION,
+    PRESENT,
+    SLOT,
+    TEXT,
+    TIME,
+)
 
 GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
 DETAILS = {
@@ -115,8 +129,8 @@ def decode_datum(
                 return branch
             if branch != 0 and branch != 1:
                 return BAD_BRANCH
-            out[place] = branch
-            if branch == 0:
+            out[place] = PRESENT if branch != ops[op, NULL_BRANCH] else 0
+            if out[place] == 0:
                 fill_null(ops, op + 1, out, bases, counts)
                 op = ops[op, END]
                 continue

@@ -54,6 +54,8 @@ class Codec(Protocol):
 def codec_for(event: type[Event], codec: str | None = None) -> Codec:
     """The codec of `event`: the one it declares, or the one named.
 
+    Streams of older declarations, and registries, want more: see `AvroCodec`, `ConfluentAvroCodec` and `registry`.
+
     Raises:
         DeclarationError: there is no codec of that name.
     """

@@ -2,7 +2,9 @@
 
 `<Event>.avsc` is an Avro schema, committed beside the project's events, with the event's topic, key, time, id and codec
 as attributes. A change is compatible when the new declaration reads all old events and, for fields that go away, when
-readers that still have the old declaration read the new ones.
+readers that still have the old declaration read the new ones. JSON and Arrow payloads carry their names, and payloads
+in the Confluent format their schema's id; plain Avro datums carry nothing, so where the fields change, a stream needs a
+new topic, or the old part of it `AvroCodec(spec, writer=<the old lock file>)`.
 """
 
 import json

@@ -82,7 +82,8 @@ class FieldType:
     """A node of a field's type tree.
 
     `allowed` is the closed set of a Literal or Enum; `fields` are a struct's, in order; `item` is a list's; a field
-    without `default` (PydanticUndefined) that is not `nullable` must be there in every event.
+    without `default` (PydanticUndefined) that is not `nullable` must be there in every event. `null_branch` is null's
+    place in the Avro union, first in our own schemas.
     """
 
     kind: Kind
@@ -93,6 +94,7 @@ class FieldType:
     fields: tuple[tuple[str, "FieldType"], ...] = ()
     record: str = ""
     default: Any = PydanticUndefined
+    null_branch: int = 0
 
     @property
     def required(self) -> bool:

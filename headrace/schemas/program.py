@@ -2,7 +2,8 @@
 
 The table has one row an **op**: a leaf, an option (a field that may be null or absent), a list or a struct, in
 declared order, a parent before its children. `end` is the op after the subtree, so a struct's children are `op + 1`,
-`end` of that, and so on. What an op has decoded lies in **slots**: flat int64 arrays, one or two an op.
+`end` of that, and so on. A `strict` option may be absent but not null; `null_branch` is for Avro, the name for JSON.
+What an op has decoded lies in **slots**: flat int64 arrays, one or two an op.
 
     op       slots                         meaning of the numbers
     INT      1                             the value (time: microseconds)
@@ -28,7 +29,7 @@ from headrace.errors import DeclarationError
 from headrace.schemas.field_types import FieldType
 
 INT, FLOAT, BOOL, TEXT, BYTES, OPTION, LIST, STRUCT, TIME = range(9)
-OP, SLOT, END, SLOT_END, STRICT, NAME, NAME_BYTES = range(7)  # the table's columns
+OP, SLOT, END, SLOT_END, STRICT, NULL_BRANCH, NAME, NAME_BYTES = range(8)  # the table's columns
 
 PRESENT, ABSENT = 1, 2
 NESTS_MAX = 32  # options, lists and structs within each other; kernels keep the open ones in arrays of this length
@@ -48,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """`ops` int64 (n_ops, 7); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
+    """`ops` int64 (n_ops, 8); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
 
     `names` uint8 are the field names that ops point into; `paths` name each op for people.
     """
@@ -83,6 +84,7 @@ class _Builder:
         if wrapped:
             option = self.open(OPTION, path, listed, strict=not field.nullable)
             outer = len(self.ops) - 1
+            self.ops[outer][NULL_BRANCH] = field.null_branch
         op = len(self.ops)
         kind = LIST if field.kind == "list" else STRUCT if field.kind == "struct" else _OPS[field.kind]
         slot = self.open(kind, path, listed, strict=False)
@@ -99,7 +101,7 @@ class _Builder:
         slot = len(self.in_list)
         self.paths.append(path)
         self.in_list += [listed] * (2 if op in (TEXT, BYTES) else 1)
-        self.ops.append([op, slot, 0, 0, int(strict), 0, 0])
+        self.ops.append([op, slot, 0, 0, int(strict), 0, 0, 0])
         return slot
 
 

@@ -25,7 +25,12 @@ def history(rng, size):
     """Events of three riders, some at equal times, some far apart, around a whole day."""
     spans = [rng.choice(SPANS_S) for _ in range(3)]
     return [
-        ride(i, BASE_US + int(rng.random() * rng.choice(spans)) * rng.choice([1_000_000, 500_000]), rng.choice(RIDERS), rng)
+        ride(
+            i,
+            BASE_US + int(rng.random() * rng.choice(spans)) * rng.choice([1_000_000, 500_000]),
+            rng.choice(RIDERS),
+            rng,
+        )
         for i in range(size)
     ]
 

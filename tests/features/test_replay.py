@@ -2,7 +2,6 @@
 
 import random
 
-
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -182,7 +181,9 @@ def test_a_null_key_is_answered_as_missing():
     rng = random.Random(8)
     events = [event for event in history(rng, 20) if event["class"] == "Ride"]
     frame = frames(events)[Ride].with_columns(pl.when(pl.col("rider") > 0).then("rider"))
-    spine = pl.DataFrame({"rider": [None, 0, 1], "event_time": [BASE_US + 10**13] * 3}, schema_overrides={"rider": pl.Int64})
+    spine = pl.DataFrame(
+        {"rider": [None, 0, 1], "event_time": [BASE_US + 10**13] * 3}, schema_overrides={"rider": pl.Int64}
+    )
     assert (replay(Short, frame, spine)["short.rides_24h"] == 0).to_list()[:2] == [True, True]
     answer = Replay([Short]).advance({Ride: frame}, spine)["short"]
     assert answer.found.tolist()[:2] == [False, False]
@@ -194,16 +195,40 @@ SPINE = pl.DataFrame({"rider": [1], "event_time": [BASE_US]})
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: replay(Short, _rides(), SPINE.drop("rider")), SpineError, "view short: no column 'rider'.*there are event_time"),
-        (lambda: replay(Short, _rides(), SPINE.drop("event_time")), SpineError, "view short.*'event_time'; there are rider"),
-        (lambda: replay(Short, _rides(), SPINE.cast({"event_time": pl.String})), SpineError, "is String; use a datetime"),
-        (lambda: replay(Short, _rides(), SPINE.with_columns(rider=pl.lit("x"))), SpineError, "view short: entity rider is no int"),
-        (lambda: replay(Short, _rides(), SPINE.with_columns(event_time=pl.lit(None, pl.Int64))), SpineError, "null in 1 of 1"),
+        (
+            lambda: replay(Short, _rides(), SPINE.drop("rider")),
+            SpineError,
+            "view short: no column 'rider'.*there are event_time",
+        ),
+        (
+            lambda: replay(Short, _rides(), SPINE.drop("event_time")),
+            SpineError,
+            "view short.*'event_time'; there are rider",
+        ),
+        (
+            lambda: replay(Short, _rides(), SPINE.cast({"event_time": pl.String})),
+            SpineError,
+            "is String; use a datetime",
+        ),
+        (
+            lambda: replay(Short, _rides(), SPINE.with_columns(rider=pl.lit("x"))),
+            SpineError,
+            "view short: entity rider is no int",
+        ),
+        (
+            lambda: replay(Short, _rides(), SPINE.with_columns(event_time=pl.lit(None, pl.Int64))),
+            SpineError,
+            "null in 1 of 1",
+        ),
         (lambda: replay(Short, _rides().drop("line"), SPINE), SchemaError, "view short · event Ride.*line.*there are"),
         (lambda: replay(Short, _rides().drop("at"), SPINE), SchemaError, "event Ride: no column 'at'"),
         (lambda: replay(RiderTrips, _rides(), SPINE), SchemaError, "Ride, Check; give events as a dict"),
         (lambda: replay(RiderTrips, {Ride: _rides()}, SPINE), SchemaError, "no events of Check"),
-        (lambda: replay(Short, "rides.xml", SPINE), SourceError, "'rides.xml' is of no known kind; use one of .parquet"),
+        (
+            lambda: replay(Short, "rides.xml", SPINE),
+            SourceError,
+            "'rides.xml' is of no known kind; use one of .parquet",
+        ),
         (lambda: replay(Short, "none.parquet", SPINE), SourceError, "cannot read none.parquet"),
         (lambda: Replay([Short, Short]), DeclarationError, "short, short: give at least one, and each once"),
         (lambda: plan_of(Short).rows(Check, _rides()), SchemaError, "view short: reads Ride, not Check"),

@@ -14,40 +14,9 @@ from headrace.errors import ConfigError, DeclarationError, SourceError
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner, JoinSpec, candidate_rows
 from headrace.pipelines.watermark import END_OF_TIME_US
-from headrace.schemas import Event, spec_of
-from tests.turnstiles import START_US, Passage, as_batch, passages
-
-WITHIN_S = 32
-
-
-class Shown(Event, topic="shown", key="visitor", time="at", id="request_id"):
-    """Signs that were shown to a visitor."""
-
-    request_id: str
-    at: datetime
-    visitor: int
-    signs: list[int]
-    features: bytes
-
-
-class Followed(Event, topic="followed", key="guest", time="moment", id="follow_id"):
-    """A visitor followed a sign, or only read it."""
-
-    follow_id: str
-    moment: datetime
-    guest: int
-    sign: int
-    how: str
-
-
-SPEC = JoinSpec(
-    request=Shown,
-    engagement=Followed,
-    candidates="signs",
-    candidate="sign",
-    positive=pl.col("how") == "walked",
-    within_us=WITHIN_S * 1_000_000,
-)
+from headrace.schemas import spec_of
+from tests.turnstiles import FOLLOWED as SPEC
+from tests.turnstiles import START_US, WITHIN_S, Followed, Passage, Shown, as_batch, passages
 
 
 @dataclass(frozen=True)

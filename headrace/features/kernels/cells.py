@@ -13,7 +13,7 @@ rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, 
 
 import numpy as np
 
-from headrace.features.kernels.compile import Floats, Int, kernel, part
+from headrace.features.kernels.compile import Floats, Int, lean_kernel, part
 
 ADD, MIN, MAX, FIRST, MOMENTS, DECAYED = 0, 1, 2, 3, 4, 5
 WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2}
@@ -117,7 +117,7 @@ def merge(into: Floats, row: Int, cells: Floats, source: Int, slot: Int, first: 
         add_decayed(into, row, 0, first, param, value, cells[source, slot, first + 1])
 
 
-@kernel
+@lean_kernel
 def keep_smaller(
     cells: Floats, row: Int, slot: Int, first: Int, c0: float, c1: float, c2: float, c3: float, c4: float
 ) -> None:
@@ -141,7 +141,7 @@ def keep_smaller(
         cells[row, slot, first + 4] = c4
 
 
-@kernel
+@lean_kernel
 def add_moments(cells: Floats, row: Int, slot: Int, first: Int, count: float, mean: float, squares: float) -> None:
     """Add a sample of `count` numbers to the MOMENTS cells; a single number is (1, x, 0)."""
     held = cells[row, slot, first]
@@ -152,7 +152,7 @@ def add_moments(cells: Floats, row: Int, slot: Int, first: Int, count: float, me
     cells[row, slot, first + 2] += squares + step * step * (held * share)
 
 
-@kernel
+@lean_kernel
 def add_decayed(cells: Floats, row: Int, slot: Int, first: Int, half_life: float, time: float, value: float) -> None:
     """Add `value` as of `time` to the DECAYED cells."""
     held = cells[row, slot, first]

@@ -26,17 +26,22 @@ _SOURCES = tuple(
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile `function` at its first call. It gets its arrays from outside and makes none: they are not counted."""
+    """Compile `function` at its first call."""
     return cast("Callable[P, R]", _compiled(function))
 
 
+def lean_kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """A kernel that makes no arrays: those it gets need not be counted, which cost more than the work (measured)."""
+    return cast("Callable[P, R]", _compiled(function, _nrt=False))
+
+
 def part(function: Callable[P, R]) -> Callable[P, R]:
-    """A kernel that is compiled into its callers: for what they do once an event or a byte."""
-    return cast("Callable[P, R]", _compiled(function, forceinline=True))
+    """A lean kernel that is compiled into its callers: for what they do once an event or a byte."""
+    return cast("Callable[P, R]", _compiled(function, _nrt=False, forceinline=True))
 
 
 def _compiled(function: Callable[..., Any], **flags: bool) -> Any:
-    compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, **flags)(function)
+    compiled = njit(cache=True, nogil=True, error_model="numpy", **flags)(function)
     # Numba's cache looks at the file of the function alone: a part that changed in another file would live on in it.
     cache_file = compiled._cache._cache_file  # noqa: SLF001
     cache_file._source_stamp = (cache_file._source_stamp, _SOURCES)  # noqa: SLF001

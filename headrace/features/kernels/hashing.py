@@ -7,7 +7,7 @@ Collet, "xxHash fast digest algorithm", version 0.1.1, XXH64.
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, kernel, part
+from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -63,7 +63,7 @@ def _merge_round(h: np.uint64, lane: np.uint64) -> np.uint64:
     return (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
 
 
-@kernel
+@lean_kernel
 def xxh64(data: Bytes, start: Int, end: Int, seed: np.uint64) -> np.uint64:
     """XXH64 of `data[start:end]`."""
     at = start
@@ -97,7 +97,7 @@ def xxh64(data: Bytes, start: Int, end: Int, seed: np.uint64) -> np.uint64:
     return h ^ (h >> np.uint64(32))
 
 
-@kernel
+@lean_kernel
 def hash_spans(data: Bytes, offsets: Ints, seed: np.uint64, out: Ints) -> None:
     """`out[i]` = XXH64 of `data[offsets[i]:offsets[i + 1]]` as int64; offsets (n + 1,), out (n,)."""
     for i in range(out.size):

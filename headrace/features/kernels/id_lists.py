@@ -12,7 +12,7 @@ exact with N elements kept: a value that was pushed out has N newer ones before 
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel, part
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
 from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_map import find_row
 from headrace.features.kernels.varints import (
@@ -30,7 +30,7 @@ from headrace.features.kernels.varints import (
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
 
 
-@kernel
+@lean_kernel
 def run_list(
     spans: Ints,
     stamps: Ints,
@@ -171,7 +171,7 @@ def _move(stamps: Ints, values: Ints, row: Int, source: Int, target: Int) -> Non
         values[row, target, m] = values[row, source, m]
 
 
-@kernel
+@lean_kernel
 def pack_list(
     spans: Ints,
     stamps: Ints,
@@ -220,7 +220,7 @@ def pack_list(
         ends[i] = position
 
 
-@kernel
+@lean_kernel
 def unpack_list(
     spans: Ints,
     stamps: Ints,

@@ -7,7 +7,7 @@ the lines are used. Removal shifts later lines back, so there are no tombstones 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Int, Ints, kernel, part
+from headrace.features.kernels.compile import Int, Ints, lean_kernel, part
 from headrace.features.kernels.hashing import mix
 
 _SIZE, _HIGH, _FREE = 0, 1, 2
@@ -101,14 +101,14 @@ def find_row(table: Ints, key: Int) -> Int:
     return np.int64(table[_line_of(table, key), 1] - 1)
 
 
-@kernel
+@lean_kernel
 def find_rows(table: Ints, ids: Ints, rows: Ints) -> None:
     """`rows[i]` = row of `ids[i]`, -1 where absent."""
     for i in range(ids.size):
         rows[i] = table[_line_of(table, ids[i]), 1] - 1
 
 
-@kernel
+@lean_kernel
 def add_rows(
     table: Ints,
     counts: Ints,
@@ -138,7 +138,7 @@ def add_rows(
     return ids.size
 
 
-@kernel
+@lean_kernel
 def remove_rows(
     table: Ints,
     counts: Ints,
@@ -171,7 +171,7 @@ def remove_rows(
     return found
 
 
-@kernel
+@lean_kernel
 def move_lines(table: Ints, grown: Ints) -> None:
     """Copy every used line into the larger empty table."""
     for i in range(table.shape[0]):

@@ -14,14 +14,14 @@ still be asked for and is refused. `hop` 0 means one tile for ever.
 import numpy as np
 
 from headrace.features.kernels.cells import FIRST, TIME, init, merge, start_value, update, width_of
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, kernel, part
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
 from headrace.features.kernels.varints import get_number, get_varint, get_word, put_bits, put_nothing, put_varint
 
 EMPTY = -(2**62)
 _EMPTY = np.int64(EMPTY)
 
 
-@kernel
+@lean_kernel
 def run_ring(
     tiles: Ints,
     heads: Ints,
@@ -99,14 +99,14 @@ def _read_row(
                 merge(out, read, cells, row, slot, items[m, 1], items[m, 0], params[m])
 
 
-@kernel
+@lean_kernel
 def clear_out(items: Ints, out: Floats) -> None:
     """Fill out (n, 1, k) with empty cells."""
     for i in range(out.shape[0]):
         _clear_tile(out, i, 0, items)
 
 
-@kernel
+@lean_kernel
 def pack_ring(
     tiles: Ints,
     heads: Ints,
@@ -156,7 +156,7 @@ def _holds(cells: Floats, row: Int, slot: Int, items: Ints) -> bool:
     return False
 
 
-@kernel
+@lean_kernel
 def unpack_ring(
     tiles: Ints,
     heads: Ints,
@@ -205,7 +205,7 @@ def unpack_ring(
         at[i] = position
 
 
-@kernel
+@lean_kernel
 def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints) -> None:
     """Keep each row's newest event time; a read copies it into out[ops[i]]."""
     for i in range(rows.size):
@@ -215,7 +215,7 @@ def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints) -> N
             out[ops[i]] = newest[rows[i]]
 
 
-@kernel
+@lean_kernel
 def join_sections(parts: Bytes, starts: Ints, ends: Ints, out: Bytes, at: Ints) -> None:
     """Copy `parts[starts[i]:ends[i]]` to `out[at[i]:]` and move `at[i]` to its end: sections into records."""
     for i in range(at.size):

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, kernel
+from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel
 from headrace.features.kernels.hashing import hash_spans
 from headrace.features.kernels.id_map import IdMap
 
@@ -131,7 +131,7 @@ def _room(array: NDArray[Scalar], need: int) -> NDArray[Scalar]:
     return grown
 
 
-@kernel
+@lean_kernel
 def copy_spans(
     data: Bytes,
     starts: Ints,

@@ -1,0 +1,188 @@
+"""The command line as a person uses it: real processes, data on stdout, words on stderr, exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+
+from features.customer import CustomerActivity
+from features.item import ItemActivity
+from headrace import col
+from headrace.clock import wall_us
+from headrace.features import OnlineStore
+from headrace.local import free_port
+from headrace.pipelines import EventBatch, Materializer
+from pipelines.demo import LOG, load
+from schemas.retail import Engagement
+
+
+def headrace(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "headrace.cli", *arguments],
+        cwd=cwd or LOG.parent.parent,
+        env={**clean, "NO_COLOR": "1", "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+@pytest.fixture
+def stored(redis_url):
+    """A store with the records of the log's first 5,000 lines."""
+    frame = load()[:5_000]
+    with OnlineStore.open(redis_url) as store:
+        materializer = Materializer([CustomerActivity, ItemActivity], store)
+        materializer.apply(EventBatch(Engagement, "engagements/0", np.arange(5_000), 5_000, frame, None, wall_us()))
+        materializer.flush()
+    return redis_url
+
+
+def test_get_prints_json(stored):
+    """`headrace get` reads as of a moment; the answer is one JSON row a key."""
+    done = headrace(
+        *("get", "features.customer:CustomerActivity", "13085", "1", "--store", stored),
+        *("--now", "2009-12-09T08:00:00", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    known, unknown = orjson.loads(done.stdout)
+    lines = load()[:5_000].filter(col("customer_id") == 13085)
+    assert known["customer_id"] == 13085
+    assert known["bought_30d"] == lines.filter(col("action") == "purchase").height > 0
+    assert known["recent"][0]
+    assert known["_status"] == "fresh"
+    assert unknown["_status"] == "missing"
+    assert unknown["bought_30d"] == 0
+
+
+def test_get_starts_without_heavy_packages(stored):
+    """Reading a record loads neither torch nor Ray: it takes a fraction of a second."""
+    program = (
+        "import sys; from headrace.cli import app\n"
+        "try: app()\n"
+        "except SystemExit: print(*{'torch', 'ray', 'bytewax', 'confluent_kafka'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program,
+            "get",
+            "features.customer:CustomerActivity",
+            "13085",
+            "--store",
+            stored,
+            "--json",
+        ],
+        cwd=LOG.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert orjson.loads(done.stdout)
+    assert done.stderr.split() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("get", "features.customer:CustomerActivity", "abc"), "customer_id 'abc' is no Int64"),
+        (("get", "features.customer:Nobody", "1"), "has no 'Nobody'"),
+        (("get", "features.nothing:Nobody", "1"), "no module 'features.nothing'"),
+        (("get", "features.customer:CustomerActivity", "1", "--now", "noon"), "write ISO 8601"),
+        (("run", "pipelines.nothing"), "no module 'pipelines.nothing'"),
+    ],
+)
+def test_wrong_words_are_one_line(stored, arguments, message):
+    """A mistake is one line on stderr that names it, exit code 1, no traceback."""
+    done = headrace(*arguments, HEADRACE_REDIS_URL=stored)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_redis_that_is_down_is_one_line():
+    """The error names the address and what to check."""
+    port = free_port()
+    done = headrace("get", "features.customer:CustomerActivity", "1", "--store", f"redis://127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_setting_that_does_not_fit_is_named():
+    """A bad environment variable is named with its value."""
+    done = headrace("features", "list", HEADRACE_SHARDS="many")
+    assert done.returncode == 1
+    assert "HEADRACE_SHARDS='many'" in done.stderr
+
+
+def test_features_list_and_show():
+    """Views are found in the project's folder and described."""
+    views = orjson.loads(headrace("features", "list", "--json").stdout)
+    assert [view["view"] for view in views] == ["features.customer:CustomerActivity", "features.item:ItemActivity"]
+    shown = orjson.loads(headrace("features", "show", "features.item:ItemActivity", "--json").stdout)
+    assert "item_activity.bought_7d" in [feature["feature"] for feature in shown]
+
+
+def test_replay_writes_the_training_set(tmp_path):
+    """`headrace replay` reads files and writes the spine with features."""
+    frame = load()[:2_000]
+    frame.write_parquet(tmp_path / "log.parquet")
+    frame.select("item_id", "event_time")[::7].write_parquet(tmp_path / "spine.parquet")
+    done = headrace(
+        *("replay", "features.item:ItemActivity", "--events", str(tmp_path / "log.parquet")),
+        *("--spine", str(tmp_path / "spine.parquet"), "--out", str(tmp_path / "out.parquet")),
+    )
+    assert done.returncode == 0, done.stderr
+    out = pl.read_parquet(tmp_path / "out.parquet")
+    assert out.height == len(range(0, 2_000, 7))
+    assert out["item_activity.bought_1d"].sum() > 0
+
+
+def test_spine_without_the_entity_is_one_line(tmp_path):
+    """The message names the view, the column and what there is."""
+    frame = load()[:100]
+    frame.write_parquet(tmp_path / "log.parquet")
+    frame.select("country", "event_time").write_parquet(tmp_path / "spine.parquet")
+    done = headrace(
+        *("replay", "features.item:ItemActivity", "--events", str(tmp_path / "log.parquet")),
+        *("--spine", str(tmp_path / "spine.parquet"), "--out", str(tmp_path / "out.parquet")),
+    )
+    assert done.returncode == 1
+    assert "item_activity" in done.stderr
+    assert "'item_id'" in done.stderr
+    assert "country" in done.stderr
+
+
+def test_doctor_names_what_is_missing_and_what_to_do(redis_url):
+    """Doctor finds Redis, misses the broker, and says how to go on."""
+    done = headrace("doctor", "--json", HEADRACE_REDIS_URL=redis_url, HEADRACE_BROKERS=f"127.0.0.1:{free_port()}")
+    assert done.returncode == 0, done.stderr
+    findings = {finding["name"]: finding for finding in orjson.loads(done.stdout)}
+    assert findings["redis"]["state"] == "good"
+    assert findings["broker"]["state"] == "note"
+    assert "HEADRACE_BROKERS" in findings["broker"]["advice"]
+    assert findings["packages"]["state"] == findings["disk"]["state"] == "good"
+
+
+def test_health_of_a_silent_job_is_bad(redis_url):
+    """A job that shows no status is not well."""
+    done = headrace("health", "train", HEADRACE_REDIS_URL=redis_url)
+    assert done.returncode == 1
+    assert "train: shows no status" in done.stderr
+
+
+def test_models_list_and_show_without_models(tmp_path):
+    """No model yet is said, not shown as a traceback."""
+    done = headrace("models", "show", HEADRACE_MODEL_DIR=str(tmp_path / "models"))
+    assert done.returncode == 1
+    assert "no model in" in done.stderr
+    assert orjson.loads(headrace("models", "list", "--json", HEADRACE_MODEL_DIR=str(tmp_path / "models")).stdout) == []
