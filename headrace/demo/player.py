@@ -6,9 +6,9 @@ Time goes like this, for a row that asks and one that does not::
     row 1            |--> POST rank (as of t1) --> answer --> event to the broker
     row 2                               |--> event to the broker
 
-Which rows ask is drawn before the start: the wall is cut into slots of 1/requests_per_s seconds and one eligible row of
-each slot asks, so that requests are evenly spread however bursty the log is. When too many are in flight the machine is
-at its limit: the row then flows without asking and is counted as skipped, it does not fail.
+Which rows ask is fixed before the start: every k-th eligible one, so that what is served is a fair sample of the log.
+When too many are in flight the machine is at its limit: the row then flows without asking and is counted as skipped, it
+does not fail.
 """
 
 import asyncio
@@ -65,9 +65,9 @@ def plan_asks(
     eligible: NDArray[np.bool_],
     candidates: NDArray[np.object_],
     entities: NDArray[np.object_],
-    clock: AcceleratedClock,
     *,
     requests_per_s: float,
+    seconds: float,
     candidates_count: int,
     popularity_rows: int,
     first: int,
@@ -78,17 +78,15 @@ def plan_asks(
 
     Args:
         times_us: event times (n,) ascending; `eligible` (n,), `candidates` (n,) and `entities` (n,) go with them.
-        requests_per_s: of the wall clock.
+        requests_per_s: of the wall clock, on average over the `seconds` that are played.
         end_us: event time after which no row asks.
         popularity_rows: the other candidates are distinct draws from the eligible rows among so many before.
     """
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(eligible)
     live = rows[(rows >= first) & (times_us[rows] < end_us)]
-    slots = ((times_us[live] - clock.event_us) / clock.speed / 1e6 * requests_per_s).astype(np.int64)
-    starts = np.flatnonzero(np.diff(slots, prepend=-1))
-    lengths = np.diff(starts, append=len(live))
-    chosen = live[starts + (rng.random(len(starts)) * lengths).astype(np.int64)]
+    every = max(len(live) / max(requests_per_s * seconds, 1.0), 1.0)
+    chosen = live[np.arange(every / 2, len(live), every).astype(np.int64)]
     asks = []
     for row in chosen.tolist():
         end = int(np.searchsorted(rows, row))

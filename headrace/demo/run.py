@@ -161,15 +161,13 @@ class _Run:
 
     def _play(self, stack: Stack, settings: Settings, reads: meters.Reads, board: StatusBoard) -> Played:
         eligible = self.frame.select(self.demo.asks).to_series().fill_null(value=False).to_numpy()
-        started_us = wall_us() + int(START_S * 1e6)
-        clock = AcceleratedClock(self.golive_us, started_us, self.speed)
         asks = plan_asks(
             self.times_us,
             eligible,
             self.frame[self.demo.candidate].to_numpy(),
             np.array(self.frame[self.demo.entity].to_list(), dtype=object),
-            clock,
             requests_per_s=self.options.requests_per_s,
+            seconds=self.options.seconds,
             candidates_count=self.demo.candidates_count,
             popularity_rows=self.demo.popularity_rows,
             first=self.first,

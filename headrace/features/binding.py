@@ -203,7 +203,11 @@ class Binder:
             raise DeclarationError(f'{self.path}: no windows; write windows=("1h", "24h") or windows="{LIFETIME}"')
         if len(set(labels)) < len(labels):
             raise DeclarationError(f"{self.path}: windows {labels} name one window twice; write each once")
-        return [window_of(label, hop, f"{self.path} · window[{index}]") for index, label in enumerate(labels)]
+        found = []
+        for index, label in enumerate(labels):
+            own_hop = None if label == LIFETIME and len(labels) > 1 else hop
+            found.append(window_of(label, own_hop, f"{self.path} · window[{index}]"))
+        return found
 
     def sources(self, source: Source) -> tuple[type[Event], ...]:
         """The event classes that count: those of the view, or `source`.
@@ -348,8 +352,17 @@ class Binder:
                 f"{self.path}: {role} names {unknown[0]!r}, which event {event.__name__} lacks; {hint}"
                 f"there are {', '.join(schema)}{limit}",
             )
+        if expression.meta.has_multiple_outputs():
+            raise DeclarationError(
+                f"{self.path}: {role} {expression!s} gives several columns; write one expression for one"
+            )
         try:
-            return pl.LazyFrame(schema=schema).select(expression).collect_schema().dtypes()[0]
+            if not expression.meta.is_row_separable() or '{"Agg":' in expr_text(expression):
+                raise DeclarationError(
+                    f"{self.path}: {role} {expression!s} looks at other rows, so it would depend on how events are "
+                    "batched; write an expression of one row's columns",
+                )
+            return pl.DataFrame(schema=schema).select(expression).dtypes[0]
         except (pl.exceptions.PolarsError, IndexError) as exc:
             raise DeclarationError(
                 f"{self.path}: {role} {expression!s} does not fit event {event.__name__}: {exc}"

@@ -142,9 +142,9 @@ def _aggregations(view: type[FeatureView], name: str) -> dict[str, Aggregation]:
     found: dict[str, Aggregation] = {}
     for base in reversed(view.__mro__):
         for attribute, value in vars(base).items():
-            if hasattr(value, "bind"):
+            if hasattr(value, "bind") and not isinstance(value, type):
                 found[attribute] = value
-            elif isinstance(value, type) and hasattr(value, "bind"):
+            elif hasattr(value, "bind"):
                 raise DeclarationError(f"view {name} · feature {attribute}: {value.__name__} is a class; call it")
     if not found:
         raise DeclarationError(f'view {name}: no features; write for example: events = Count(windows=("1h", "24h"))')

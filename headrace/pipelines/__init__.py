@@ -7,9 +7,9 @@ from headrace.pipelines.archiver import Archiver as Archiver
 from headrace.pipelines.file_source import FileSource as FileSource
 from headrace.pipelines.freshness import Freshness as Freshness
 from headrace.pipelines.intake import Intake as Intake
+from headrace.pipelines.join_spec import JoinSpec as JoinSpec
 from headrace.pipelines.join_step import JoinStep as JoinStep
 from headrace.pipelines.joiner import Joiner as Joiner
-from headrace.pipelines.joiner import JoinSpec as JoinSpec
 from headrace.pipelines.joiner import candidate_rows as candidate_rows
 from headrace.pipelines.kafka_source import KafkaSource as KafkaSource
 from headrace.pipelines.loop import Step as Step

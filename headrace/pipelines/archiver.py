@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import orjson
@@ -89,6 +90,10 @@ class Archiver:
         return (
             self.finish() if due_s is not None and (time.monotonic() >= due_s or self._rows >= self._rows_max) else []
         )
+
+    def status(self) -> dict[str, Any]:
+        """Positions, and rows that wait for the next flush."""
+        return {"positions": self.positions(), "waiting_rows": self._rows}
 
     def finish(self) -> list[Path]:
         """Write what is held, then the offsets."""

@@ -14,9 +14,11 @@ events, not of their order, batching or duplication, as long as nothing is later
 What is knowingly not optimal: each step scans the engagements of one window once.
 """
 
+import itertools
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +27,15 @@ import polars as pl
 import structlog
 from prometheus_client import Counter
 
-from headrace.errors import ConfigError, DeclarationError, SourceError
+from headrace.errors import ConfigError, SourceError
+from headrace.pipelines.intake import newest_us
+from headrace.pipelines.join_spec import OUTPUT, JoinSpec
 from headrace.pipelines.source import EventBatch
-from headrace.schemas import Event, spec_of
+from headrace.pipelines.watermark import END_OF_TIME_US
+from headrace.schemas import spec_of
 
 log = structlog.get_logger(__name__)
 
-STEPS_PER_WINDOW = 16
-"""A request waits at most this fraction of `within` longer than it must; fewer scans of the engagements in return."""
 REQUESTS_MAX = 1_000_000
 """Open requests in memory; what is beyond is spilled to disk."""
 ENGAGEMENTS_MAX = 20_000_000
@@ -40,64 +43,6 @@ ENGAGEMENTS_MAX = 20_000_000
 LONG_AGO_US = -(2**62)
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
-
-OUTPUT = ("labels", "label_times", "label_ids", "label_appended_us", "appended_us")
-"""Columns that the joiner adds to those of the request."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class JoinSpec:
-    """What is joined to what.
-
-    `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
-    `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default
-    to the events' keys and `request_id` to the request's declared id.
-
-    Raises:
-        DeclarationError: a column is missing, or two that are compared differ in type.
-    """
-
-    request: type[Event]
-    engagement: type[Event]
-    candidates: str
-    candidate: str
-    within_us: int
-    positive: pl.Expr | None = None
-    lateness_us: int = 0
-    request_id: str | None = None
-    request_entity: tuple[str, ...] = ()
-    engagement_entity: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        request, engagement = spec_of(self.request), spec_of(self.engagement)
-        object.__setattr__(self, "request_id", self.request_id or request.id)
-        object.__setattr__(self, "request_entity", self.request_entity or request.key)
-        object.__setattr__(self, "engagement_entity", self.engagement_entity or engagement.key)
-        where = f"join of {request.name} with {engagement.name}"
-        for spec, columns in (
-            (request, (self.request_id, self.candidates, *self.request_entity)),
-            (engagement, (engagement.id, self.candidate, *self.engagement_entity)),
-        ):
-            for column in columns:
-                if column not in spec.polars:
-                    what = "an id, and it declares none" if column is None else f"column {column!r}"
-                    raise DeclarationError(f"{where}: needs {what}; {spec.name} has {', '.join(spec.polars)}")
-        taken = [column for column in OUTPUT if column in request.polars]
-        if taken:
-            raise DeclarationError(f"{where}: {', '.join(taken)} is what the joiner adds; rename it in {request.name}")
-        left = [pl.List(engagement.polars[self.candidate]), *(engagement.polars[c] for c in self.engagement_entity)]
-        right = [request.polars[c] for c in (self.candidates, *self.request_entity)]
-        if left != right:
-            raise DeclarationError(f"{where}: {request.name} has {right}, {engagement.name} wants {left}")
-        if self.within_us <= 0 or self.lateness_us < 0:
-            raise DeclarationError(
-                f"{where}: within {self.within_us} us, lateness {self.lateness_us} us: must be positive"
-            )
-
-    @property
-    def step_us(self) -> int:
-        """Requests come out when the watermark passes a multiple of this."""
-        return max(self.within_us // STEPS_PER_WINDOW, 1)
 
 
 class Joiner:
@@ -121,10 +66,12 @@ class Joiner:
         self._requests_max = requests_max
         self._engagements_max = engagements_max
         self._spill = None if spill is None else Path(spill)
+        self._spill_number = itertools.count()
         self._slices: dict[int, list[pl.DataFrame | Path]] = {}  # event time // step -> requests
         self._in_memory = 0
         self._engagements: list[pl.DataFrame] = []
         self._watermark_us = LONG_AGO_US
+        self._newest_us = LONG_AGO_US
         self._positions: dict[str, int] = {}
 
     @property
@@ -189,14 +136,18 @@ class Joiner:
     def advance(self, watermark_us: int) -> pl.DataFrame | None:
         """Requests whose label window the watermark has passed, in order; None when there are none.
 
+        At `END_OF_TIME_US` all of them are due.
+
         Returns:
             (n_requests,): the request's columns, then `labels` List(Int8) with one 0 or 1 a candidate, `label_times`
             List(Datetime), `label_ids` and `label_appended_us` List(Int64) of each candidate's first match (null where
             there is none), `appended_us` of the request.
         """
-        self._watermark_us = max(self._watermark_us, watermark_us)
+        ended = watermark_us >= END_OF_TIME_US
+        # An end is not for ever: a later run over more of the stream goes on after the newest event.
+        self._watermark_us = max(self._watermark_us, self._newest_us if ended else watermark_us)
         due_before = (self._watermark_us - self.spec.within_us) // self.spec.step_us
-        due = sorted(number for number in self._slices if number < due_before)
+        due = sorted(number for number in self._slices if ended or number < due_before)
         if not due:
             return None
         requests = self._take(due)
@@ -214,8 +165,9 @@ class Joiner:
         waiting = [self._load(part) for parts in self._slices.values() for part in parts]
         pl.concat([self._no_requests(), *waiting]).write_ipc(target / "requests.arrow")
         self._dense_engagements().write_ipc(target / "engagements.arrow")
-        state = {"watermark_us": self._watermark_us, "positions": self._positions, "counts": self.counts}
-        (target / "joiner.json").write_bytes(orjson.dumps({**state, "spec": self._fingerprint()}))
+        state = {"watermark_us": self._watermark_us, "newest_us": self._newest_us, "positions": self._positions}
+        everything = {**state, "counts": self.counts, "spec": self._fingerprint()}
+        (target / "joiner.json").write_bytes(orjson.dumps(everything))
 
     def load(self, folder: str | Path) -> None:
         """Take over what `save` wrote.
@@ -227,7 +179,8 @@ class Joiner:
         state: dict[str, Any] = orjson.loads((source / "joiner.json").read_bytes())
         if state["spec"] != self._fingerprint():
             raise ConfigError(f"joiner state in {source} belongs to {state['spec']}, not to {self._fingerprint()}")
-        self._watermark_us, self._positions, self.counts = state["watermark_us"], state["positions"], state["counts"]
+        self._watermark_us, self._newest_us = state["watermark_us"], state["newest_us"]
+        self._positions, self.counts = state["positions"], state["counts"]
         requests = pl.read_ipc(source / "requests.arrow")
         slices = requests.with_columns((_us(self._request.time) // self.spec.step_us).alias("__slice"))
         parts = slices.partition_by("__slice", as_dict=True, include_key=False, maintain_order=True)
@@ -239,6 +192,8 @@ class Joiner:
         """Rows that were not taken before, with `appended_us`."""
         known = self._positions.get(batch.partition, 0)
         self._positions[batch.partition] = max(known, batch.next_offset)
+        newest = newest_us(batch)
+        self._newest_us = self._newest_us if newest is None else max(self._newest_us, newest)
         frame = batch.frame.with_columns(
             pl.Series("appended_us", batch.appended_us, dtype=pl.Int64)
             if batch.appended_us is not None
@@ -280,7 +235,9 @@ class Joiner:
 
     def _spill_latest(self) -> None:
         """Write the slices that are due last to disk until memory is half full."""
-        self._spill = self._spill or Path(tempfile.mkdtemp(prefix="headrace-joiner-"))
+        if self._spill is None:
+            self._spill = Path(tempfile.mkdtemp(prefix="headrace-joiner-"))
+            weakref.finalize(self, shutil.rmtree, self._spill, ignore_errors=True)
         self._spill.mkdir(parents=True, exist_ok=True)
         spilled = 0
         for number in sorted(self._slices, reverse=True):
@@ -291,7 +248,7 @@ class Joiner:
             if not held:
                 continue
             frame = pl.concat(held)
-            path = self._spill / f"{number}-{len(parts)}-{id(self)}.arrow"
+            path = self._spill / f"{number}-{next(self._spill_number)}-{id(self)}.arrow"
             frame.write_ipc(path)
             self._slices[number] = [*(part for part in parts if isinstance(part, Path)), path]
             self._in_memory -= frame.height

@@ -38,9 +38,10 @@ from headrace.errors import ConfigError, HeadraceError
 from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView
 from headrace.pipelines.intake import FUTURE_US, Intake
+from headrace.pipelines.join_spec import JoinSpec
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
 from headrace.pipelines.join_step import JoinStep
-from headrace.pipelines.joiner import Joiner, JoinSpec
+from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.loop import IDLE_S, Step, graceful_stop
 from headrace.pipelines.materializer import FLUSH_S, FlushSummary, Materializer
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions

@@ -31,6 +31,7 @@ from headrace.serving.swap import Scores
 QUEUE_MAX = 4_096  # requests; at 20 kB each 80 MB
 BATCH_MAX = 256  # requests a frame
 LINGER_S = 0.1  # how long the first request of a frame waits for others: alone it costs 0.8 ms of CPU, of six 0.3
+PRODUCE_TRIES = 100  # of 50 ms each while librdkafka's own queue is full
 FLUSH_S = 10.0  # how long `close` waits for the broker's acknowledgements
 
 LOGGED = Counter("headrace_impressions_total", "Impressions handed to the producer.")
@@ -98,9 +99,11 @@ class ImpressionLog:
         self._columns = columns or ImpressionColumns()
         self._codec = codec_for(event)
         self._shadow = shadow
-        self._queue: queue.Queue[Impression | None] = queue.Queue(maxsize=queue_max)
+        self._queue: queue.Queue[Impression] = queue.Queue(maxsize=queue_max)
         self._batch_max = batch_max
-        self._closed = threading.Event()
+        self._closed = threading.Event()  # nothing more is taken
+        self._ended = threading.Event()  # the thread stops
+        self._counting = threading.Lock()
         self._check_columns()
         settings = {"enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4", "message.timeout.ms": 60_000}
         self._producer = Producer({"bootstrap.servers": bootstrap, **settings, **(config or {})})
@@ -130,9 +133,10 @@ class ImpressionLog:
         if self._closed.is_set():
             return
         self._closed.set()
-        unsent = self.flush()
-        self._queue.put(None)
+        self.flush()
+        self._ended.set()
         self._thread.join(timeout=FLUSH_S)
+        unsent = self._queue.unfinished_tasks + len(self._producer)
         if unsent:
             self._drop(unsent, "unsent_at_close")
 
@@ -150,15 +154,14 @@ class ImpressionLog:
         return [names.request_id, names.candidates, names.scores, names.model_version, names.features, names.shadow]
 
     def _drop(self, count: int, reason: str) -> bool:
-        self.dropped += count
+        with self._counting:
+            self.dropped += count
         DROPPED.labels(reason=reason).inc(count)
         return False
 
     def _drain(self) -> None:
-        while True:
+        while not self._ended.is_set():
             batch = self._take()
-            if batch is None:
-                return
             try:
                 self._produce(batch)
             except Exception:
@@ -170,8 +173,8 @@ class ImpressionLog:
                     self._queue.task_done()
             self._producer.poll(0)
 
-    def _take(self) -> list[Impression] | None:
-        """The next impressions, waiting for the first; None at the end."""
+    def _take(self) -> list[Impression]:
+        """The next impressions, waiting for the first; none at the end."""
         batch: list[Impression] = []
         deadline = 0.0
         while len(batch) < self._batch_max:
@@ -179,22 +182,18 @@ class ImpressionLog:
                 wait_s = max(deadline - time.monotonic(), 0.0) if batch else 0.2
                 impression = self._queue.get(timeout=wait_s)
             except queue.Empty:
-                if batch:
+                if batch or self._ended.is_set():
                     break
                 self._producer.poll(0)  # serves delivery reports while nothing is asked of us
                 continue
-            if impression is None:
-                self._queue.task_done()
-                if batch:
-                    self._queue.put(None)
-                    break
-                return None
             if not batch:
                 deadline = time.monotonic() + LINGER_S
             batch.append(impression)
         return batch
 
     def _produce(self, batch: list[Impression]) -> None:
+        if not batch:
+            return
         payloads = self._codec.encode(self.frame(batch))
         keyed = len(payloads) == len(batch)  # the Arrow codec makes one message of the whole frame
         for i, payload in enumerate(payloads):
@@ -209,11 +208,13 @@ class ImpressionLog:
                 log.error("impressions_not_delivered", impressions=count, reason=str(error))
                 self._drop(count, "broker")
 
-        for _ in range(100):
+        for _ in range(PRODUCE_TRIES):
             try:
                 self._producer.produce(self._spec.topic, payload, key=key, on_delivery=delivered)
             except BufferError:
-                self._producer.poll(0.05)  # the local queue is full: wait here, in the background, not in a request
+                if self._ended.is_set():
+                    break
+                self._producer.poll(0.05)  # the producer is full: wait here, in the background, not in a request
             else:
                 return
         self._drop(count, "producer_full")

@@ -15,6 +15,7 @@ Costs on two cores, measured: 11 s to start, 1 GB resident, 10 % of a core when 
 the application's own work (0.2 of it HAProxy's); the Python proxy takes five times that.
 """
 
+import logging
 import os
 import secrets
 import shlex
@@ -140,6 +141,7 @@ class RayServe:
         variables = self._environment()
         self._before = {name: os.environ.get(name) for name in variables if name != TOKEN_VARIABLE}
         os.environ.update(variables)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it would say is in our own lines
         try:
             ray.init(
                 num_cpus=options.num_cpus,

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from headrace.errors import ConfigError, DeclarationError, SourceError
+from headrace.pipelines.join_spec import JoinSpec
 from headrace.pipelines.join_step import JoinStep
-from headrace.pipelines.joiner import Joiner, JoinSpec, candidate_rows
+from headrace.pipelines.joiner import Joiner, candidate_rows
 from headrace.pipelines.watermark import END_OF_TIME_US
 from headrace.schemas import spec_of
 from tests.turnstiles import FOLLOWED as SPEC

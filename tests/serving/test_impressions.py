@@ -66,8 +66,8 @@ def test_a_full_queue_drops_and_counts_and_never_waits():
     log = ImpressionLog(Shown, NOWHERE, queue_max=1, batch_max=1, config={"message.timeout.ms": 100, "log_level": 0})
     started = time.monotonic()
     taken = sum(log.log(impression()) for _ in range(1_000))
-    assert time.monotonic() - started < 1.0
-    assert log.dropped == 1_000 - taken > 0
+    assert time.monotonic() - started < 2.0
+    assert log.dropped >= 1_000 - taken > 0
     log.close()
     assert log.dropped == 1_000  # what was taken could not be delivered, and is counted as well
     assert not log.log(impression())

@@ -1,0 +1,198 @@
+"""Declarations: names, sharing, fingerprints, and errors that say what to write."""
+
+from datetime import datetime
+
+import pytest
+
+from headrace.errors import DeclarationError
+from headrace.features import (
+    Count,
+    DecayedCount,
+    FeatureView,
+    Last,
+    LastN,
+    Mean,
+    Min,
+    Ratio,
+    Sequence,
+    Sum,
+    col,
+    plan_of,
+)
+from headrace.schemas import Event
+from tests.rides import Check, Ride, RiderTrips
+
+
+class Parcel(Event, topic="parcels", key="code", time="seen_at", id="scan"):
+    """A parcel's scan; the key is a text."""
+
+    scan: int
+    seen_at: datetime
+    code: str
+    rider: str
+    weight: float
+    tags: list[str]
+
+
+def declare(*, source=Ride, entity="rider", ttl=None, name=None, **features):
+    """A view made from its attributes."""
+    return type("Some", (FeatureView,), features, source=source, entity=entity, ttl=ttl, name=name)
+
+
+def test_names_of_features_and_views():
+    """<attribute>_<window>, <attribute>, <attribute>_<value>; the view in snake case."""
+    names = [feature.name for feature in plan_of(RiderTrips).features]
+    assert names[:4] == ["all_10s", "all_10m", "all_24h", "all_lifetime"]
+    assert {"first", "line", "lines", "trips_line", "trips_fare", "trips_at", "idle_10m"} <= set(names)
+    assert names[-3:] == ["share_10m", "plain_10m", "plain_lifetime"]
+    assert plan_of(RiderTrips).features[0].full_name == "rider_trips.all_10s"
+    dtypes = {feature.name: feature.dtype for feature in plan_of(RiderTrips).features}
+    assert dtypes["trips_at"] == "list[time]"
+    assert (dtypes["zone_10m"], dtypes["entry_10m"], dtypes["mean_10m"]) == ("text", "int", "float")
+
+
+def test_equal_state_is_kept_once():
+    """Four features of one sum and one count in one ring; two features of one list."""
+    view = declare(
+        n=Count(windows=("10m", "1h")),
+        mean=Mean("stops", windows="10m"),
+        total=Sum("stops", windows=("10m",)),
+        hour=Count(windows="60m"),
+        last=Last("line"),
+        seen=Last("line", windows=("10m", "1h")),
+    )
+    groups = plan_of(view).layout.groups
+    assert len(groups) == 3
+    assert [group.width for group in groups[:2]] == [3, 1]
+
+
+def test_fingerprint_follows_the_meaning_not_the_names():
+    """Renaming keeps it; another filter, window, list length or entity changes it."""
+    plain = plan_of(declare(n=Count(where=col("stops") > 1, windows="1h"), last=LastN("line", n=5))).fingerprint
+    assert plain == plan_of(declare(m=Count(where=col("stops") > 1, windows="60m"), k=LastN("line", n=5))).fingerprint
+    others = [
+        declare(n=Count(where=col("stops") > 2, windows="1h"), last=LastN("line", n=5)),
+        declare(n=Count(where=col("stops") > 1, windows="2h"), last=LastN("line", n=5)),
+        declare(n=Count(where=col("stops") > 1, windows="1h"), last=LastN("line", n=6)),
+        declare(n=Count(where=col("stops") > 1, windows="1h"), last=LastN("line", n=5, distinct=True)),
+        declare(n=Count(where=col("stops") > 1, windows="1h"), last=LastN("line", n=5), entity="line"),
+        declare(n=Count(where=col("line").is_in(["a"] * 30 + ["b"] * 30), windows="1h")),
+        declare(n=Count(where=col("line").is_in(["a"] * 31 + ["b"] * 29), windows="1h")),
+    ]
+    found = {plan_of(view).fingerprint for view in others} | {plain}
+    assert len(found) == len(others) + 1
+
+
+def test_a_base_view_passes_its_features_on():
+    """A base without a source is no view, its attributes are those of its children."""
+
+    class Base(FeatureView):
+        rides = Count(windows="1h")
+
+    class Child(Base, source=Ride, entity="rider", ttl="30d"):
+        stops = Sum("stops", windows="1h")
+
+    assert [feature.name for feature in plan_of(Child).features] == ["rides_1h", "stops_1h"]
+    assert plan_of(Child).ttl_us == 30 * 86_400_000_000
+    assert plan_of(Child).span_us == 3_600_000_000 + 120_000_000
+    with pytest.raises(DeclarationError, match="view Base: no source"):
+        plan_of(Base)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: declare(n=Count()), r'view some · feature n: no windows; write windows=\("1h", "24h"\)'),
+        (lambda: declare(n=Count(windows="1x")), r"feature n · window\[0\]: '1x' is no span of time"),
+        (lambda: declare(n=Count(windows="5s")), "a window is 10s to 400d long; '5s' is not"),
+        (lambda: declare(n=Count(windows="401d")), "a window is 10s to 400d long"),
+        (lambda: declare(n=Count(windows="10m", hop="1h")), "window '10m' is shorter than its hop '1h'"),
+        (lambda: declare(n=Count(windows="1h", hop="7m")), "hop '7m' does not divide window '1h'; use one of 1s, 5s"),
+        (lambda: declare(n=Count(windows="400d", hop="1s")), "34560000 tiles, at most 100000; write a longer hop"),
+        (
+            lambda: declare(n=Count(windows="100001s")),
+            "divides only into .* tiles of 1 s; write a length .* such as '28h'",
+        ),
+        (lambda: declare(n=Count(windows="lifetime", hop="1h")), "a lifetime window has no hop"),
+        (lambda: declare(n=Count(windows=("1h", "1h"))), "name one window twice"),
+        (lambda: declare(n=Sum("line", windows="1h")), "feature n: Sum needs a number, .*line.* is String; cast it"),
+        (
+            lambda: declare(n=Sum("stop", windows="1h")),
+            "value names 'stop', which event Ride lacks; did you mean 'stops'",
+        ),
+        (lambda: declare(n=Count(where="stops", windows="1h")), "where is Int64, not Boolean; write a comparison"),
+        (
+            lambda: declare(n=Count(where=col("line") > 1, windows="1h")),
+            "where .* does not fit event Ride: cannot compare",
+        ),
+        (lambda: declare(n=Sum(col("stops").diff(), windows="1h")), "value .* looks at other rows"),
+        (
+            lambda: declare(n=Count(where=col("stops") > col("stops").mean(), windows="1h")),
+            "where .* looks at other rows",
+        ),
+        (lambda: declare(n=Sum(col("stops").sum().over("line"), windows="1h")), "value .* looks at other rows"),
+        (lambda: declare(n=Sum(col("stops", "fare"), windows="1h")), "gives several columns"),
+        (
+            lambda: declare(n=Min("fine", windows="1h"), source=(Ride, Check)),
+            "event Ride lacks.*limit it with source=Check",
+        ),
+        (lambda: declare(n=Count(windows="1h", source=Check)), "source Check is none of the view's; use one of Ride"),
+        (lambda: declare(n=Last("tags"), source=Parcel), "cannot keep .*tags.* of type List"),
+        (lambda: declare(n=LastN("line", n=0)), "n=0; a list keeps 1 to 10000"),
+        (lambda: declare(n=LastN("line", n=2, within="x")), "feature n · within: 'x' is no span"),
+        (lambda: declare(n=Sequence(n=3)), r'no values; write Sequence\("column", ..., n=3\)'),
+        (lambda: declare(n=DecayedCount(half_life="h")), "half_life: 'h' is no span"),
+        (lambda: declare(n=Count(windows="1h"), n_1h=Count(windows="lifetime"), x=Last("line")), None),
+        (
+            lambda: declare(n=Count(windows="1h"), n_1=Sequence("line", "stops", n=2), n_1h=Last("line")),
+            "feature n_1h: 'n_1h' is already a feature of 'n'; rename one",
+        ),
+        (lambda: declare(n=Count(windows="1h"), r=Ratio("m", "n")), "feature r: no feature 'm'; there are n"),
+        (lambda: declare(nice=Count(windows="1h"), r=Ratio("nise", "nice")), "did you mean 'nice'"),
+        (
+            lambda: declare(n=Count(windows="1h"), m=Count(windows="2h"), r=Ratio("n", "m")),
+            "'n' has windows 1h and 'm' has 2h",
+        ),
+        (lambda: declare(n=Last("line"), r=Ratio("n", "n")), "'n' is text; Ratio needs numbers"),
+        (lambda: declare(n=Count(windows="1h"), r=Ratio("n", "n", prior=(-1, 2))), "both must be 0 or more"),
+        (
+            lambda: declare(entity="driver", n=Count(windows="1h")),
+            "event Ride has no entity column 'driver'; it has ride_id",
+        ),
+        (
+            lambda: declare(entity="fare", n=Count(windows="1h")),
+            "entity column Ride.fare is Float64; use an int or a str",
+        ),
+        (lambda: declare(source=(Ride, Parcel), n=Count(windows="1h")), "'rider' is an int in one source and a str"),
+        (declare, "view some: no features; write for example"),
+        (lambda: declare(n=Count), "feature n: Count is a class; call it"),
+        (lambda: declare(n=Count(windows="1h"), entity=()), 'view some: no entity; add entity="some_column"'),
+        (lambda: declare(n=Count(windows="1h"), ttl="soon"), "view some · ttl: 'soon' is no span"),
+    ],
+)
+def test_errors_say_where_and_what_to_write(make, words):
+    """View, feature and fix, when the class is made."""
+    if words is None:
+        assert plan_of(make()).features
+        return
+    with pytest.raises(DeclarationError, match=words):
+        make()
+
+
+def test_values_may_be_expressions():
+    """Derived columns, with a name of their own in a sequence."""
+    view = declare(
+        twice=Sum(col("stops") * 2, windows="1h"),
+        trip=Sequence("line", (col("stops") + 1).alias("next"), n=2),
+        long=Count(where=col("line").str.len_chars() > 3, windows="1h"),
+        hour=Last(col("at").dt.truncate("1h")),
+    )
+    assert [feature.name for feature in plan_of(view).features] == [
+        "twice_1h",
+        "trip_line",
+        "trip_next",
+        "long_1h",
+        "hour",
+    ]
+    assert plan_of(view).features[-1].dtype == "time"
+    assert isinstance(view.twice, Sum)
