@@ -63,7 +63,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[P, None]], Call
 def demo(
     seconds: Annotated[float, typer.Option(min=5, help="Length of the live part.")] = 90.0,
     speed: Annotated[
-        float | None, typer.Option(help="Event clock against the wall. Default: the rest of the log.")
+        float | None, typer.Option(help="Event clock against the wall, constant. Default: evenly through the log.")
     ] = None,
     requests_per_s: Annotated[float, typer.Option(min=0.1, help="Rankings asked for.")] = 60.0,
     warm_rows: Annotated[int, typer.Option(min=1_000, help="Newest history rows the model is warmed on.")] = 300_000,

@@ -2,15 +2,19 @@
 
 Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock is written as
 text, so that several processes can share one: `wall`, `fixed:<event_us>`, `accelerated:<event_us>:<wall_us>:<speed>`,
-or `file:<path>` for whichever of these a file holds at the moment.
+`paced:<wall_us>:<path>` with the pace in a file, or `file:<path>` for whichever of these a file holds at the moment.
 """
 
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Clock(Protocol):
@@ -76,6 +80,48 @@ class AcceleratedClock:
         return f"accelerated:{self.event_us}:{self.started_wall_us}:{self.speed!r}"
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PacedClock:
+    """History played at a changing pace: quiet hours pass quickly, so that events flow evenly.
+
+    `path` is a NumPy file of int64 (n, 2): microseconds of wall time since `started_wall_us`, ascending, and the event
+    time then. Between them the clock is linear; outside it stands still.
+    """
+
+    started_wall_us: int
+    path: Path
+    knots: "NDArray[np.int64]"
+
+    @staticmethod
+    def load(started_wall_us: int, path: Path) -> "PacedClock":
+        """The clock whose pace is in the file `path`.
+
+        Raises:
+            ConfigError: the file cannot be read, or holds something else.
+        """
+        import numpy as np
+
+        try:
+            knots = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as exc:
+            raise ConfigError(f"clock: pace {path}: {exc}") from exc
+        if knots.dtype != np.int64 or knots.ndim != 2 or knots.shape[1:] != (2,) or not len(knots):
+            raise ConfigError(f"clock: pace {path}: wanted int64 (n, 2), found {knots.dtype} {knots.shape}")
+        return PacedClock(started_wall_us, path, knots)
+
+    def now_us(self) -> int:
+        """Event time that corresponds to the wall's now."""
+        import numpy as np
+
+        # Relative to the first knot: float64 holds microseconds of centuries, but not since 1970 to the last digit.
+        first_us = int(self.knots[0, 1])
+        since = np.interp(wall_us() - self.started_wall_us, self.knots[:, 0], self.knots[:, 1] - first_us)
+        return first_us + int(since)
+
+    def __str__(self) -> str:
+        return f"paced:{self.started_wall_us}:{self.path}"
+
+
 class FileClock:
     """The clock whose text a file holds; a new text is noticed within `LOOK_S` seconds. Write the file by renaming."""
 
@@ -110,11 +156,11 @@ class FileClock:
         return f"file:{self.path}"
 
 
-def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | FileClock:
+def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | PacedClock | FileClock:
     """The clock that `text` describes.
 
     Raises:
-        ConfigError: `text` is none of the four forms, or names a file that holds none.
+        ConfigError: `text` is none of the five forms, or names a file that holds none.
 
     >>> str(parse_clock("fixed:7")), str(parse_clock("accelerated:1:2:3.0"))
     ('fixed:7', 'accelerated:1:2:3.0')
@@ -128,10 +174,13 @@ def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | FileCl
                 return FixedClock(int(event_us))
             case "accelerated", [event_us, started_us, speed]:
                 return AcceleratedClock(int(event_us), int(started_us), float(speed))
+            case "paced", [started_us, *_]:
+                return PacedClock.load(int(started_us), Path(text.removeprefix(f"paced:{started_us}:")))
             case "file", [_, *_]:
                 return FileClock(Path(text.removeprefix("file:")))
     except ValueError as exc:
         raise ConfigError(f"clock {text!r}: {exc}") from exc
     raise ConfigError(
-        f"clock {text!r}: write wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed> or file:<path>"
+        f"clock {text!r}: write wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed>, "
+        "paced:<wall_us>:<path> or file:<path>"
     )

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
         600.0, ge=0, description="how far ahead of the clock an event may be, in seconds of event time"
     )
     clock: str = Field(
-        "wall", description="wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed> or file:<path>"
+        "wall", description="wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed>, paced:... or file:<path>"
     )
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")

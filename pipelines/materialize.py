@@ -27,5 +27,6 @@ materialize(
     events,
     [CustomerActivity, ItemActivity],
     lambda: open_store(settings),
+    flush_s=(0.05, 1.0),
     on_status=status_of(settings, "materialize"),
 )

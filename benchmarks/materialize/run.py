@@ -20,13 +20,13 @@ from headrace.local import EmbeddedRedis
 SAMPLED = 300
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=3_000_000)
     parser.add_argument("--rival-events", type=int, default=100_000)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=7)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     describe(given)
     with tempfile.TemporaryDirectory() as name, EmbeddedRedis(Path(name) / "redis") as server:
         folder = Path(name)
@@ -59,7 +59,8 @@ def check(log: Path, url: str) -> None:
     """Both sides hold the same values for a sample of users."""
     frame = pl.read_parquet(log)
     now_us = int(frame["event_time"].dt.epoch("us").max()) + 1
-    users = frame["user_id"].unique().sort().sample(SAMPLED, seed=0).to_list()
+    everyone = frame["user_id"].unique().sort()
+    users = everyone.sample(min(SAMPLED, len(everyone)), seed=0).to_list()
     mine, theirs = ours.read(url, "small", users, now_us), rival_bytewax.read(url, "rival", users, now_us)
     for user in users:
         differing = [name for name in theirs[user] if mine[user][name] != theirs[user][name]]

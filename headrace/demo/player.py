@@ -23,7 +23,7 @@ import polars as pl
 import structlog
 from numpy.typing import NDArray
 
-from headrace.clock import AcceleratedClock, wall_us
+from headrace.clock import Clock, wall_us
 from headrace.pipelines.topics import TopicWriter
 
 TICK_S = 0.01  # how often due rows are handed to the producer
@@ -118,7 +118,7 @@ class Player:
         times_us: NDArray[np.int64],
         asks: Sequence[Ask],
         *,
-        clock: AcceleratedClock,
+        clock: Clock,
         writer: TopicWriter,
         url: str,
         entity: str,

@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
 
-from headrace.clock import AcceleratedClock, FixedClock, wall_us
+from headrace.clock import AcceleratedClock, Clock, FixedClock, PacedClock, wall_us
 from headrace.demo import history, meters
 from headrace.demo.declaration import Demo
 from headrace.demo.player import Played, Player, plan_asks
@@ -42,6 +42,7 @@ READ_S = 2.0  # between two online reads for parity
 READ_RECORDS = 32
 DRAIN_S_MAX = 20.0
 READY_S_MAX = 120.0
+KNOTS = 1_001  # of the pace: a tenth of a second each in the default length
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,10 @@ class _Run:
         self.times_us = frame[self.spec.time].dt.epoch("us").to_numpy()
         self.first = int(frame.height * demo.history_share)
         self.golive_us = int(self.times_us[self.first])
-        span_s = (int(self.times_us[-1]) - self.golive_us) / 1e6
-        self.speed = options.speed or max(span_s / options.seconds, 1.0)
+        self.end_us = int(self.times_us[-1]) + 1
+        if options.speed is not None:
+            self.end_us = min(self.end_us, self.golive_us + int(options.seconds * options.speed * 1e6))
+        self.speed = max((self.end_us - self.golive_us) / 1e6 / options.seconds, 1.0)
         self.folder = options.folder.resolve() / "run"
         self.figures = Figures(total_s=options.seconds, speed=self.speed)
 
@@ -123,10 +126,25 @@ class _Run:
             "HEADRACE_MODELS_KEPT": "100000",
         }
 
-    def _write_clock(self, clock: FixedClock | AcceleratedClock) -> None:
+    def _write_clock(self, clock: Clock) -> None:
         fresh = self.folder / "clock.new"
         fresh.write_text(str(clock), encoding="utf-8")
         fresh.replace(self.folder / "clock")
+
+    def _start_clock(self) -> AcceleratedClock | PacedClock:
+        """Start the event clock: at --speed, or else at a pace at which the rest of the log flows evenly."""
+        started_us = wall_us() + int(START_S * 1e6)
+        clock: AcceleratedClock | PacedClock
+        if self.options.speed is not None:
+            clock = AcceleratedClock(self.golive_us, started_us, self.options.speed)
+        else:
+            events_us = np.quantile(self.times_us[self.first :], np.linspace(0, 1, KNOTS), method="lower")
+            walls_us = np.linspace(0, self.options.seconds * 1e6, KNOTS)
+            path = self.folder / "pace.npy"
+            np.save(path, np.stack([walls_us, events_us], axis=1).astype(np.int64))
+            clock = PacedClock.load(started_us, path)
+        self._write_clock(clock)
+        return clock
 
     def _launch(self, stack: Stack, settings: Settings) -> None:
         started = time.monotonic()
@@ -171,12 +189,10 @@ class _Run:
             candidates_count=self.demo.candidates_count,
             popularity_rows=self.demo.popularity_rows,
             first=self.first,
-            end_us=self.golive_us + int(self.options.seconds * self.speed * 1e6),
+            end_us=self.end_us,
             seed=self.options.seed,
         )
-        # Drawing takes a moment: the clock starts when everything is ready to go.
-        clock = AcceleratedClock(self.golive_us, wall_us() + int(START_S * 1e6), self.speed)
-        self._write_clock(clock)
+        clock = self._start_clock()
         player = Player(
             self.frame,
             self.times_us,
@@ -192,7 +208,12 @@ class _Run:
         return asyncio.run(self._watch(player, stack, clock, reads, board))
 
     async def _watch(
-        self, player: Player, stack: Stack, clock: AcceleratedClock, reads: meters.Reads, board: StatusBoard
+        self,
+        player: Player,
+        stack: Stack,
+        clock: AcceleratedClock | PacedClock,
+        reads: meters.Reads,
+        board: StatusBoard,
     ) -> Played:
         """Play, and meanwhile look at everything twice a second and read online records now and then."""
         loop = asyncio.get_running_loop()
@@ -215,7 +236,11 @@ class _Run:
         return task.result()
 
     def _figures(
-        self, played: Played, clock: AcceleratedClock, statuses: dict[str, dict[str, Any]], report: dict[str, Any]
+        self,
+        played: Played,
+        clock: AcceleratedClock | PacedClock,
+        statuses: dict[str, dict[str, Any]],
+        report: dict[str, Any],
     ) -> Figures:
         figures, train = self.figures, step_status(statuses, "train")
         elapsed_s = max((wall_us() - clock.started_wall_us) / 1e6, 1e-3)

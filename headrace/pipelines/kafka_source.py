@@ -4,6 +4,7 @@ Nothing is lost while the broker is away: the client reconnects by itself and fe
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -12,6 +13,7 @@ import numpy as np
 import structlog
 import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import TopicMetadata
 from prometheus_client import Counter
 
 from headrace.clock import wall_us
@@ -25,6 +27,9 @@ ROWS_MAX = 16_384
 """Messages a poll: larger batches fall off the allocator's fast path, smaller ones cost calls."""
 CONNECT_S_MAX = 30.0
 """Seconds that a start waits for a broker that does not answer."""
+
+PARTITIONS_S = 30.0
+"""Interval of looks for partitions that a topic got meanwhile."""
 
 BROKER_ERRORS = Counter("headrace_broker_errors_total", "Errors that the broker's client reported", ["code"])
 
@@ -90,13 +95,14 @@ class KafkaSource:
         self._consumer: Consumer | None = None
         self._names: list[str] | None = None
         self._is_placed = False
+        self._listed_s = 0.0
         self._cursors: dict[tuple[str, int], _Cursor] = {}
         self._unfetched: set[tuple[str, int]] = set()
         self._away = threading.Event()
         self._failure: KafkaError | None = None
 
     def share(self, index: int, count: int) -> Self:
-        """A fresh source that reads every `count`-th partition, from `index` on."""
+        """A fresh source of the partitions whose number modulo `count` is `index`."""
         fresh = type(self)(
             self.bootstrap,
             self.topics,
@@ -131,17 +137,10 @@ class KafkaSource:
         Raises:
             OffsetLostError: an offset is below what the broker keeps. One beyond the end shows at the first fetch.
         """
-        index, count = self._owner
-        for name in self.partitions()[index::count]:
-            topic, _, number = name.rpartition("/")
-            low = self._low_watermark(topic, int(number))
-            position = positions.get(name, self._start.get(name, low))
-            if position < low:
-                raise OffsetLostError(_lost(name, position, low=low))
-            self._cursors[topic, int(number)] = _Cursor(topic, int(number), position)
         self._is_placed = True
-        self._unfetched = set(self._cursors)
-        self._connect().assign([TopicPartition(c.topic, c.number, c.position) for c in self._cursors.values()])
+        self._listed_s = time.monotonic()
+        placed = [self._place(*key, positions) for key in self._owned(self.partitions())]
+        self._connect().assign(placed)
 
     def poll(self) -> list[Batch]:
         """Messages that have been fetched, one batch a partition; never waits.
@@ -156,6 +155,8 @@ class KafkaSource:
         messages = self._connect().consume(self._rows_max, 0.0)
         if self._failure is not None:
             raise SourceError(f"broker {self.bootstrap}: {self._failure.str()}")
+        if not self._until_end and time.monotonic() - self._listed_s > PARTITIONS_S and not self._away.is_set():
+            self._take_new_partitions()
         running = [cursor for cursor in self._cursors.values() if not cursor.ended]
         self._look_at_ends()
         by_partition: dict[tuple[str, int], list[Message]] = {}
@@ -181,6 +182,35 @@ class KafkaSource:
         if self._consumer is not None:
             self._consumer.close()
             self._consumer = None
+
+    def _owned(self, names: Sequence[str]) -> list[tuple[str, int]]:
+        """Our partitions: by number, so that a topic that grows leaves all others where they are."""
+        index, count = self._owner
+        keys = [(topic, int(number)) for topic, _, number in (name.rpartition("/") for name in names)]
+        return [(topic, number) for topic, number in keys if number % count == index]
+
+    def _place(self, topic: str, number: int, positions: Mapping[str, int]) -> TopicPartition:
+        name, low = f"{topic}/{number}", self._low_watermark(topic, number)
+        position = positions.get(name, self._start.get(name, low))
+        if position < low:
+            raise OffsetLostError(_lost(name, position, low=low))
+        self._cursors[topic, number] = _Cursor(topic, number, position)
+        self._unfetched.add((topic, number))
+        return TopicPartition(topic, number, position)
+
+    def _take_new_partitions(self) -> None:
+        """Read partitions that a topic got since we last looked, from their start; the wait is short and rare."""
+        self._listed_s = time.monotonic()
+        try:
+            names = self._list_partitions(self._connect().list_topics(timeout=0.1).topics)
+        except KafkaException as exc:
+            log.debug("partitions_not_listed", bootstrap=self.bootstrap, detail=str(exc))
+            return
+        new = [key for key in self._owned(names) if key not in self._cursors]
+        self._names = names
+        if new:
+            self._connect().incremental_assign([self._place(*key, {}) for key in new])
+            log.info("partitions_added", partitions=[f"{topic}/{number}" for topic, number in new])
 
     def _batch(self, cursor: _Cursor, messages: list[Message], arrival_us: int) -> Batch:
         offsets = np.fromiter((message.offset() for message in messages), np.int64, len(messages))
@@ -277,11 +307,13 @@ class KafkaSource:
             reraise=True,
         )
         try:
-            known = retrying(consumer.list_topics, timeout=min(5.0, self._connect_s)).topics
+            return self._list_partitions(retrying(consumer.list_topics, timeout=min(5.0, self._connect_s)).topics)
         except KafkaException as exc:
             raise SourceError(
                 f"broker {self.bootstrap} does not answer: {(self._failure or exc.args[0]).str()}"
             ) from exc
+
+    def _list_partitions(self, known: Mapping[str, TopicMetadata]) -> list[str]:
         names = []
         for topic in self.topics:
             if topic not in known or known[topic].error is not None:

@@ -67,7 +67,7 @@ class Source(Protocol):
         ...
 
     def share(self, index: int, count: int) -> Self:
-        """A fresh, unread source of the partitions p with p % count == index, for one of `count` workers."""
+        """A fresh, unread source of one of `count` disjoint parts of the partitions, for worker `index`."""
         ...
 
     def seek(self, positions: Mapping[str, int]) -> None:

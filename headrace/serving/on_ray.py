@@ -23,6 +23,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it
 REPLICA_PORTS = 64  # one a replica; Serve rests a freed one for 150 s
 DRAIN_S = 1.0  # how long a stopping replica still answers, for proxies that have not heard of it
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+REMOVE_TRIES = 15  # 0.2 s apart
 REASON_LINES = 8  # of a replica's traceback: the error itself stands last
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  # a name, not a token
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
@@ -132,12 +134,12 @@ class RayServe:
         options = self.options
         if ray.is_initialized():
             raise ConfigError("Ray runs in this process already: stop it first")
+        _require_free(options.host, options.port)
         folder = self._folder = options.folder or self._temporary("hr-ray-")
         if len(str(folder)) > FOLDER_CHARS_MAX:
             raise ConfigError(
                 f"Ray's folder {folder} has more than {FOLDER_CHARS_MAX} characters: choose a shorter path"
             )
-        _require_free(options.host, options.port)
         variables = self._environment()
         self._before = {name: os.environ.get(name) for name in variables if name != TOKEN_VARIABLE}
         os.environ.update(variables)
@@ -159,7 +161,8 @@ class RayServe:
             )
         except Exception as exc:
             logs = folder / "session_latest" / "logs"
-            self._end()  # the folder stays: it holds the reason
+            self._keep_logs()
+            self.stop()
             raise ServiceError(f"Ray Serve does not start: {exc}; logs: {logs}") from exc
         log.info("ray_serve_started", url=self.url, haproxy=self.haproxy, folder=str(folder))
         return self
@@ -175,7 +178,7 @@ class RayServe:
         try:
             serve.run(app, name=name, route_prefix="/")
         except RuntimeError as exc:
-            self._own = [folder for folder in self._own if folder != self._folder]  # its logs hold the whole story
+            self._keep_logs()
             logs = f"{self._folder}/session_latest/logs/serve"
             raise ServiceError(f"application {name} does not start: {_reason(name) or exc}; logs: {logs}") from exc
         return self.url
@@ -183,8 +186,13 @@ class RayServe:
     def stop(self) -> None:
         """Drain and stop the replicas, Serve and Ray; remove our own temporary folders. Harmless when not started."""
         self._end()
+        for name, value in self._before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._before.clear()
         for folder in self._own:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         self._own.clear()
 
     def __enter__(self) -> Self:
@@ -204,10 +212,9 @@ class RayServe:
         except Exception:
             log.exception("ray_serve_shutdown_failed")  # Ray goes down next and takes what is left with it
         ray.shutdown()
-        for name, value in self._before.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
+
+    def _keep_logs(self) -> None:
+        self._own = [folder for folder in self._own if folder != self._folder]
 
     def _temporary(self, prefix: str) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
@@ -301,6 +308,16 @@ def _bound(binary: str, folder: Path, options: RayOptions) -> Path:
     )
     script.chmod(0o700)
     return script
+
+
+def _remove(folder: Path) -> None:
+    # Ray's processes may write their last lines a moment after Ray said that it is down.
+    for _ in range(REMOVE_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.2)
+    log.warning("folder_not_removed", folder=str(folder))
 
 
 def _require_free(host: str, port: int) -> None:

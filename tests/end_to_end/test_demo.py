@@ -33,7 +33,7 @@ def left_over(folder: Path) -> list[str]:
 
 @pytest.mark.timeout(300)
 def test_demo_runs_the_whole_loop(repo, tmp_path_factory):
-    """No failed request, no mixed version, no parity mismatch, examples joined, models swapped in, nothing left running."""
+    """No failed request, mixed version or parity mismatch; examples joined, models swapped in, nothing left running."""
     folder = tmp_path_factory.mktemp("demo")
     report_path = folder / "report.json"
     process = start(repo, folder, "--json", str(report_path))

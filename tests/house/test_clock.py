@@ -2,6 +2,7 @@
 
 import time
 
+import numpy as np
 import pytest
 
 from headrace.clock import AcceleratedClock, FixedClock, WallClock, parse_clock, wall_us
@@ -26,6 +27,27 @@ def test_wrong_text_is_refused(text):
     """The error names the text and the three forms."""
     with pytest.raises(ConfigError, match="clock"):
         parse_clock(text)
+
+
+def test_paced_clock_is_linear_between_knots(tmp_path):
+    """A night of event time may pass in no time, and every process sees the same."""
+    knots = np.array([[0, 10**15], [1_000_000, 10**15 + 50], [1_000_000_000_000, 10**15 + 70]])
+    np.save(tmp_path / "pace.npy", knots)
+    text = f"paced:{wall_us() - 500_000}:{tmp_path / 'pace.npy'}"
+    clock = parse_clock(text)
+    assert 10**15 + 25 <= clock.now_us() <= 10**15 + 50
+    assert str(clock) == text
+    assert parse_clock(f"paced:{wall_us() + 10**9}:{tmp_path / 'pace.npy'}").now_us() == 10**15
+    assert parse_clock(f"paced:0:{tmp_path / 'pace.npy'}").now_us() == 10**15 + 70
+
+
+def test_paced_clock_without_its_pace_is_refused(tmp_path):
+    """A missing file, or one of another kind, is named."""
+    with pytest.raises(ConfigError, match="pace"):
+        parse_clock(f"paced:0:{tmp_path / 'nothing.npy'}")
+    np.save(tmp_path / "flat.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match=r"int64 \(n, 2\)"):
+        parse_clock(f"paced:0:{tmp_path / 'flat.npy'}")
 
 
 def test_file_clock_follows_the_file(tmp_path):

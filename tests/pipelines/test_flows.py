@@ -302,3 +302,70 @@ def test_the_future_is_put_aside_and_the_present_counted(broker, topic, redis_ur
         assert_frame_equal(read_doors(store, event, log), door_use(log))
     assert [(letter.reason, letter.offset) for letter in shelf.letters] == [("future", 50)]
     assert np.all([letter.source == topic for letter in shelf.letters])
+
+
+class Slow:
+    """A step that takes its time and notes how far the sources are ahead of it."""
+
+    due_s = None
+
+    def __init__(self, taken: list[int], handed_out: list[int]) -> None:
+        self.taken, self.handed_out = taken, handed_out
+        self.ahead = 0
+
+    def positions(self):
+        return {}
+
+    def expect(self, partitions):
+        pass
+
+    def apply(self, batch):
+        time.sleep(0.002)
+        self.taken.append(1)
+        self.ahead = max(self.ahead, len(self.handed_out) - len(self.taken))
+
+    def tick(self):
+        return ()
+
+    def finish(self):
+        return ()
+
+
+def test_sources_do_not_run_ahead_of_a_slow_step(tmp_path):
+    """400 batches, two workers, the step on one of them: each source is at most its credit ahead."""
+    handed_out: list[int] = []
+
+    class Counted(FileSource):
+        def poll(self):
+            found = super().poll()
+            handed_out.extend([1] * len(found))
+            return found
+
+    for name in "ab":
+        passages(2_000, seed=ord(name)).write_parquet(tmp_path / f"{name}.parquet")
+    step = Slow([], handed_out)
+    flow = Dataflow("slow")
+    source = Counted(tmp_path / "*.parquet", Passage, rows_max=10)
+    events = op.input("in", flow, on_bytewax.events_in(source, (Passage,), dead_letters=Shelf()))
+    on_bytewax.consume("slow", events, lambda _group, _groups: step, dict, spread=False)
+    on_bytewax.run(flow, workers=2)
+    assert len(step.taken) == 400
+    assert step.ahead <= 2 * (on_bytewax.IN_FLIGHT_MAX + 1)
+
+
+def test_an_authors_own_error_comes_through_as_it_is(tmp_path):
+    passages(10).write_parquet(tmp_path / "a.parquet")
+    flow = Dataflow("broken")
+    source = FileSource(tmp_path / "a.parquet", Passage)
+    events = op.input("in", flow, on_bytewax.events_in(source, (Passage,), dead_letters=Shelf()))
+    broken = op.map("divide", events, lambda batch: batch.next_offset // 0)
+    op.output("out", broken, TestingSink([]))
+    with pytest.raises(ZeroDivisionError):
+        on_bytewax.run(flow)
+
+
+def test_the_benchmark_runs_and_both_sides_agree(capsys):
+    from benchmarks.materialize.run import main
+
+    main(["--events", "5000", "--rival-events", "2000", "--users", "100"])
+    assert "equal: 15 features of 100 users" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from confluent_kafka import Producer
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.local import EmbeddedBroker, free_port
+from headrace.pipelines import kafka_source
 from headrace.pipelines.kafka_source import KafkaSource
 from headrace.pipelines.topics import create_topics
 from tests.turnstiles import drain
@@ -168,7 +169,7 @@ def test_a_broker_that_came_back_without_its_log_is_noticed(tmp_path):
         source = KafkaSource(server.bootstrap, ["gone"], config={"reconnect.backoff.max.ms": 100})
         send(server.bootstrap, "gone", 0, 10, partitions=1)
         drain(source, rows=10)
-        server.stop()
+        server.kill()
         until = time.monotonic() + 0.5
         while time.monotonic() < until:
             assert source.poll() == []
@@ -179,3 +180,19 @@ def test_a_broker_that_came_back_without_its_log_is_noticed(tmp_path):
         source.close()
     finally:
         server.stop()
+
+
+def test_a_topic_that_grows_is_read_whole(broker, topic, monkeypatch):
+    """The source starts when the broker tells of one partition; then it tells of three."""
+    create_topics(broker, {topic: 3})
+    send(broker, topic, 0, 300)
+    monkeypatch.setattr(kafka_source, "PARTITIONS_S", 0.05)
+    source = KafkaSource(broker, [topic])
+    listed = source._list_partitions
+    monkeypatch.setattr(source, "_list_partitions", lambda known: listed(known)[:1])
+    first = drain(source, rows=100)
+    assert {batch.partition for batch in first} == {f"{topic}/0"}
+    monkeypatch.setattr(source, "_list_partitions", listed)
+    assert numbers(first + drain(source, rows=200)) == list(range(300))
+    assert len(source.partitions()) == 3
+    source.close()

@@ -109,8 +109,8 @@ def test_only_the_configured_host_is_listened_on(stage_on_ray):
 
     listening = [
         connection.laddr
-        for process in psutil.process_iter(["name"])
-        if process.info["name"] == "haproxy"
+        for process in psutil.Process().children(recursive=True)
+        if process.name() == "haproxy"
         for connection in process.net_connections("tcp")
         if connection.status == psutil.CONN_LISTEN
     ]
