@@ -165,7 +165,7 @@ def _ask_redis(settings: Settings) -> str:
     client = redis.Redis.from_url(settings.redis_url, socket_timeout=ANSWER_S_MAX, socket_connect_timeout=ANSWER_S_MAX)
     shown = settings.redis_url.rpartition("@")[2].removeprefix("redis://")
     try:
-        info: dict[str, Any] = client.info()  # type: ignore[assignment]  # the synchronous client
+        info: dict[str, Any] = client.info()
     except redis.RedisError as exc:
         raise ServiceError(f"redis {shown} does not answer: {exc}") from exc
     finally:

@@ -32,19 +32,19 @@ class Figures:
     speed: float = 1.0
     events: int = 0
     events_per_s: float = 0.0
-    freshness_ms: Mapping[str, float] = field(default_factory=dict)
+    freshness_ms: Mapping[str, float | None] = field(default_factory=dict)
     requests_ok: int = 0
     requests_failed: int = 0
     requests_skipped: int = 0
-    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    latency_ms: Mapping[str, float | None] = field(default_factory=dict)
     examples: Mapping[str, int] = field(default_factory=dict)
     learned: int = 0
     learned_per_s: float = 0.0
     version: int | None = None
     swaps: int = 0
-    swap_ms: Mapping[str, float] = field(default_factory=dict)
-    live: Mapping[str, float] = field(default_factory=dict)
-    frozen: Mapping[str, float] = field(default_factory=dict)
+    swap_ms: Mapping[str, float | None] = field(default_factory=dict)
+    live: Mapping[str, float | None] = field(default_factory=dict)
+    frozen: Mapping[str, float | None] = field(default_factory=dict)
     gap_history: list[float] = field(default_factory=list)
     dead_letters: int = 0
 
@@ -136,7 +136,7 @@ def _learning(figures: Figures) -> str:
     )
 
 
-def _quality(judged: Mapping[str, float]) -> str:
+def _quality(judged: Mapping[str, float | None]) -> str:
     return (
         f"AUC {_number(judged, 'auc')}   log-loss {_number(judged, 'logloss', 5)}"
         f"   calibration {_number(judged, 'calibration', 3)}   hit@10 {_number(judged, 'hit_at_10', 3)}"
