@@ -23,8 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Streaming features, online learning, hot-swapped serving.",
 )
+schemas_app = typer.Typer(no_args_is_help=True, help="The project's events and their lock files.")
 features_app = typer.Typer(no_args_is_help=True, help="The project's views.")
 models_app = typer.Typer(no_args_is_help=True, help="Published models.")
+app.add_typer(schemas_app, name="schemas")
 app.add_typer(features_app, name="features")
 app.add_typer(models_app, name="models")
 
@@ -184,6 +186,35 @@ def health(role: Annotated[str, typer.Argument(help="materialize, train or serve
     check_health(role, load_settings())
 
 
+@command(schemas_app, "check")
+def schemas_check(as_json: Json = False) -> None:
+    """Compare each event with its lock file; exit 1 on an incompatible change: `headrace schemas check`."""
+    from headrace.schemas.evolution import check_lock
+
+    root, events = _events()
+    rows = [
+        {"event": event.__name__, "field": change.field, "verdict": change.verdict, "message": change.message}
+        for event in events
+        for change in check_lock(event, root / "schemas")
+    ]
+    _print_rows(rows, as_json)
+    if any(row["verdict"] == "incompatible" for row in rows):
+        raise typer.Exit(1)
+    err.print(f"{len(events)} events, {len(rows)} differences", highlight=False)
+
+
+@command(schemas_app, "lock")
+def schemas_lock(
+    force: Annotated[bool, typer.Option("--force", help="Write although old events may become unreadable.")] = False,
+) -> None:
+    """Write the lock file of each event, to be committed: `headrace schemas lock`."""
+    from headrace.schemas.evolution import write_lock
+
+    root, events = _events()
+    for event in events:
+        err.print(str(write_lock(event, root / "schemas", force=force)), highlight=False)
+
+
 @command(features_app, "list")
 def features_list(as_json: Json = False) -> None:
     """List the views: `headrace features list`."""
@@ -229,6 +260,13 @@ def models_show(version: Annotated[int | None, typer.Argument(help="Default: the
     typer.echo(orjson.dumps(asdict(directory.manifest(version)), option=orjson.OPT_INDENT_2))
 
 
+def _events() -> tuple[Path, list[type]]:
+    from headrace.schemas import Event
+
+    root = project.activate()
+    return root, project.subclasses_in("schemas", Event, root)
+
+
 def _plans() -> list[tuple[type, Any]]:
     from headrace.features import FeatureView, plan_of
 
@@ -267,8 +305,10 @@ def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
         typer.echo(orjson.dumps(rows))
         return
+    if not rows:
+        return
     table = Table(box=None)
-    for name in rows[0] if rows else ():
+    for name in rows[0]:
         table.add_column(name, style="cyan" if name in {"view", "feature", "version"} else None, overflow="fold")
     for row in rows:
         table.add_row(*(_escaped(value) for value in row.values()))

@@ -134,7 +134,7 @@ def init(target: Path) -> list[Path]:
     source = template()
     tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
     skip = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, "data"):
         shutil.copytree(source / folder, target / folder, ignore=skip)
     shutil.copytree(tests, target / "tests", ignore=skip)
     shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")

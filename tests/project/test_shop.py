@@ -8,9 +8,10 @@ import pytest
 from features.customer import CustomerActivity
 from features.item import ItemActivity
 from headrace import project, replay
+from headrace.schemas.evolution import check_lock
 from learners.baseline import LinearNextItem
 from learners.next_item import NextItem
-from schemas.retail import Engagement
+from schemas.retail import Engagement, Impression
 
 NOON = datetime(2011, 10, 1, 12, tzinfo=UTC)
 
@@ -57,6 +58,12 @@ def test_item_counts_guests_too(log):
     found = replay([ItemActivity], log, spine)
     assert found["item_activity.bought_7d"].to_list() == [3]
     assert found["item_activity.cancelled_30d"].to_list() == [1]
+
+
+@pytest.mark.parametrize("event", [Engagement, Impression])
+def test_lock_files_are_those_of_the_events(event):
+    """A changed event fails here until `headrace schemas lock` has accepted it."""
+    assert check_lock(event, project.find_root() / "schemas") == []
 
 
 @pytest.mark.parametrize("learner", [NextItem, LinearNextItem])
