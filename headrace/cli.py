@@ -75,7 +75,10 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the report there as JSON.")] = None,
 ) -> None:
-    """Run the main job on real input: `headrace demo --seconds 60 --json report.json`."""
+    """Run the main job on real input.
+
+    Example: `headrace demo --seconds 60 --json report.json`
+    """
     from headrace.demo.run import DemoOptions, run_demo
 
     root = project.activate()
@@ -90,7 +93,10 @@ def run(
     module: Annotated[str, typer.Argument(help="A module with a `flow`, e.g. pipelines.materialize")],
     workers: Annotated[int, typer.Option(min=1, help="Bytewax workers: threads of this process.")] = 1,
 ) -> None:
-    """Run a dataflow of the project until it is stopped: `headrace run pipelines.materialize`."""
+    """Run a dataflow of the project until it is stopped.
+
+    Example: `headrace run pipelines.materialize`
+    """
     from headrace.pipelines.on_bytewax import run as run_flow
 
     project.activate()
@@ -104,7 +110,10 @@ def replay(
     spine: Annotated[Path, typer.Option(help="Rows of entity keys and event_time, in the same formats.")],
     to: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
 ) -> None:
-    """Features as of each row of a spine: `headrace replay VIEW --events LOG --spine ROWS --out FILE`."""
+    """Features as of each row of a spine.
+
+    Example: `headrace replay VIEW --events LOG --spine ROWS --out FILE`
+    """
     from headrace.features import replay as replay_views
 
     project.activate()
@@ -121,7 +130,10 @@ def get(
     now: Annotated[str | None, typer.Option(help="As of this time, ISO 8601. Default: the clock's now.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Read records from the online store: `headrace get features.customer:CustomerActivity 13085`."""
+    """Read records from the online store.
+
+    Example: `headrace get features.customer:CustomerActivity 13085`
+    """
     from headrace.features import OnlineStore, plan_of
     from headrace.features.reader import frame_of_texts
 
@@ -142,7 +154,10 @@ def serve(
     module: Annotated[str, typer.Argument(help="A module with a `make_app` for Ray Serve")] = "serving.app",
     plain: Annotated[bool, typer.Option("--plain", help="Under uvicorn in this process, without Ray.")] = False,
 ) -> None:
-    """Serve the project's app on HEADRACE_HOST and HEADRACE_PORT until stopped: `headrace serve`."""
+    """Serve the project's app on HEADRACE_HOST and HEADRACE_PORT until stopped.
+
+    Example: `headrace serve`
+    """
     from headrace.serving.server import serve_on_ray, serve_plain
 
     root = project.activate()
@@ -156,14 +171,20 @@ def serve(
 
 @command(app, "init")
 def init(directory: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
-    """Start a new project from the template: `headrace init shop`."""
+    """Start a new project from the template.
+
+    Example: `headrace init shop`
+    """
     files = project.init(directory)
     err.print(f"{len(files)} files in {directory}. Next: cd {directory} && headrace doctor", highlight=False)
 
 
 @command(app, "doctor")
 def doctor(as_json: Json = False) -> None:
-    """Check versions, project, ports, Redis, broker and disk, and say what to do: `headrace doctor`."""
+    """Check versions, project, ports, Redis, broker and disk, and say what to do.
+
+    Example: `headrace doctor`
+    """
     from headrace.doctor import examine
 
     findings = examine(load_settings())
@@ -180,7 +201,10 @@ def doctor(as_json: Json = False) -> None:
 
 @command(app, "health")
 def health(role: Annotated[str, typer.Argument(help="materialize, train or serve")]) -> None:
-    """Exit 0 if a process of this installation is well, for container health checks: `headrace health serve`."""
+    """Exit 0 if a process of this installation is well, for container health checks.
+
+    Example: `headrace health serve`
+    """
     from headrace.doctor import check_health
 
     check_health(role, load_settings())
@@ -188,7 +212,10 @@ def health(role: Annotated[str, typer.Argument(help="materialize, train or serve
 
 @command(schemas_app, "check")
 def schemas_check(as_json: Json = False) -> None:
-    """Compare each event with its lock file; exit 1 on an incompatible change: `headrace schemas check`."""
+    """Compare each event with its lock file; exit 1 on an incompatible change.
+
+    Example: `headrace schemas check`
+    """
     from headrace.schemas.evolution import check_lock
 
     root, events = _events()
@@ -207,7 +234,10 @@ def schemas_check(as_json: Json = False) -> None:
 def schemas_lock(
     force: Annotated[bool, typer.Option("--force", help="Write although old events may become unreadable.")] = False,
 ) -> None:
-    """Write the lock file of each event, to be committed: `headrace schemas lock`."""
+    """Write the lock file of each event, to be committed.
+
+    Example: `headrace schemas lock`
+    """
     from headrace.schemas.evolution import write_lock
 
     root, events = _events()
@@ -217,7 +247,10 @@ def schemas_lock(
 
 @command(features_app, "list")
 def features_list(as_json: Json = False) -> None:
-    """List the views: `headrace features list`."""
+    """List the views.
+
+    Example: `headrace features list`
+    """
     rows = [
         {"view": f"{view.__module__}:{view.__name__}", "entity": ", ".join(plan.entity), "features": len(plan.features)}
         for view, plan in _plans()
@@ -227,7 +260,10 @@ def features_list(as_json: Json = False) -> None:
 
 @command(features_app, "show")
 def features_show(view: View, as_json: Json = False) -> None:
-    """Show a view's features: `headrace features show features.customer:CustomerActivity`."""
+    """Show a view's features.
+
+    Example: `headrace features show features.customer:CustomerActivity`
+    """
     from headrace.features import plan_of
 
     project.activate()
@@ -237,7 +273,10 @@ def features_show(view: View, as_json: Json = False) -> None:
 
 @command(models_app, "list")
 def models_list(as_json: Json = False) -> None:
-    """List published models, newest first: `headrace models list`."""
+    """List published models, newest first.
+
+    Example: `headrace models list`
+    """
     from headrace.learners.directory import ModelDirectory
 
     directory = ModelDirectory(load_settings().model_dir)
@@ -248,7 +287,10 @@ def models_list(as_json: Json = False) -> None:
 
 @command(models_app, "show")
 def models_show(version: Annotated[int | None, typer.Argument(help="Default: the newest.")] = None) -> None:
-    """Print a model's manifest as JSON: `headrace models show 12`."""
+    """Print a model's manifest as JSON.
+
+    Example: `headrace models show 12`
+    """
     import orjson
 
     from headrace.learners.directory import ModelDirectory

@@ -1,6 +1,7 @@
 """What a user may touch: one list, and everything on it is there and described."""
 
 import ast
+import importlib.util
 
 import pytest
 
@@ -26,3 +27,12 @@ def test_unknown_name_is_an_attribute_error():
     """A misspelt name is answered with the names there are."""
     with pytest.raises(AttributeError, match="no 'Cuont'; it has .*Count"):
         headrace.Cuont  # noqa: B018
+
+
+@pytest.mark.parametrize("page", ["cli.md", "aggregations.md"])
+def test_generated_pages_are_fresh(repo, page):
+    """`make docs` has been run since the commands or aggregations changed."""
+    spec = importlib.util.spec_from_file_location("generate", repo / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (repo / "docs" / page).read_text() == generate.PAGES[page]()
