@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import httpx
+import aiohttp
 import numpy as np
 import orjson
 import polars as pl
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from headrace.clock import Clock, wall_us
 from headrace.pipelines.topics import TopicWriter
 
-TICK_S = 0.01  # how often due rows are handed to the producer
+TICK_S = 0.02  # how often due rows are handed to the producer
+ANSWER_S_MAX = 10.0
 IN_FLIGHT_MAX = 32  # requests; beyond it rows flow without asking
 
 log = structlog.get_logger(__name__)
@@ -146,8 +147,8 @@ class Player:
 
     async def play(self, on_tick: Callable[[], None] | None = None) -> Played:
         """Play to the end of the log or of the time; every row that began is in the topic when this returns."""
-        limits = httpx.Limits(max_connections=IN_FLIGHT_MAX, max_keepalive_connections=IN_FLIGHT_MAX)
-        async with httpx.AsyncClient(base_url=self._url, limits=limits, timeout=10.0) as client:
+        timeout, connector = aiohttp.ClientTimeout(ANSWER_S_MAX), aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
+        async with aiohttp.ClientSession(self._url, timeout=timeout, connector=connector) as client:
             while not self.stopping and wall_us() < self._stop_us and self._next < len(self._times_us):
                 self._send_due(client)
                 if on_tick is not None:
@@ -158,7 +159,7 @@ class Player:
         await asyncio.to_thread(self._writer.flush)
         return self.played
 
-    def _send_due(self, client: httpx.AsyncClient) -> None:
+    def _send_due(self, client: aiohttp.ClientSession) -> None:
         end = int(np.searchsorted(self._times_us, self._clock.now_us(), side="right"))
         due, answered = np.arange(self._next, end), self._answered
         self._next, self._answered = max(end, self._next), {}
@@ -182,7 +183,7 @@ class Player:
             self._writer.write(self._frame[rows].with_columns(named))
             self.played.events += len(rows)
 
-    async def _ask(self, client: httpx.AsyncClient, ask: Ask) -> None:
+    async def _ask(self, client: aiohttp.ClientSession, ask: Ask) -> None:
         body = {
             "request_id": ask.request_id,
             "entity": {self._entity: ask.entity},
@@ -191,11 +192,11 @@ class Player:
         }
         started = time.perf_counter()
         try:
-            response = await client.post("/v1/rank", content=orjson.dumps(body))
-            response.raise_for_status()
-            answer = orjson.loads(response.content)
+            async with client.post("/v1/rank", data=orjson.dumps(body)) as response:
+                response.raise_for_status()
+                answer, header = orjson.loads(await response.read()), response.headers.get("x-model-version")
             version, returned = int(answer["model_version"]), len(answer["ranked"])
-        except (httpx.HTTPError, orjson.JSONDecodeError, KeyError, ValueError) as exc:
+        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, KeyError, ValueError) as exc:
             self._fail(ask, f"{type(exc).__name__}: {exc}")
         else:
             if returned == len(ask.candidates):
@@ -203,7 +204,7 @@ class Player:
             else:
                 self._fail(ask, f"{returned} of {len(ask.candidates)} candidates came back")
             self.played.latency_ms.append((time.perf_counter() - started) * 1_000)
-            self.played.disagreeing += response.headers.get("x-model-version") != str(version)
+            self.played.disagreeing += header != str(version)
             self.played.first_answer_us.setdefault(version, wall_us())
         self._answered[ask.row] = ask.request_id
 

@@ -19,8 +19,9 @@ from prometheus_client import Counter
 from safetensors.numpy import load_file, save_file
 
 from headrace.errors import DeclarationError, DecodeError, SchemaError
-from headrace.features import Replay, plan_of
+from headrace.features import Lists, Replay, plan_of
 from headrace.learners import Inputs, Label, Learner, RecentPopularity, columns_of, log_rate
+from headrace.learners.input_spec import Column
 from headrace.schemas import Event, spec_of
 
 REQUESTS, EVENTS = 0, 1  # `Examples.source`
@@ -179,7 +180,11 @@ class EventExamples:
         self._negatives = negatives
         self._log_rate = log_rate(negatives, reference or negatives)
         self._sampler = RecentPopularity(capacity, seed)
-        self._replay = Replay(learner.views)
+        # Views that a negative shares with its positive are read once for both.
+        shared = [view for view in learner.views if self.label.candidate not in plan_of(view).entity]
+        own = [view for view in learner.views if view not in shared]
+        self._shared = Replay(shared) if shared else None
+        self._own = Replay(own) if own else None
         self._spec = spec_of(self.label.event)
         entity = [column for view in learner.views for column in plan_of(view).entity]
         self._columns = list(
@@ -196,7 +201,8 @@ class EventExamples:
         frame = events.get(self.label.event)
         if frame is not None:
             self._sampler.draw(self._positives(frame)[self.label.candidate].to_numpy(), 0)
-        self._replay.advance(events, None)
+        for replay in self._replays():
+            replay.advance(events)
 
     def add(self, events: Mapping[type[Event], pl.DataFrame], served: pl.Series | None = None) -> Examples | None:
         """Examples of the positives in `events`; the views take in all of them. None when there is no positive.
@@ -204,12 +210,19 @@ class EventExamples:
         `served` are ids of positives that are learned as part of a request: they become popular, but no example here.
         """
         drawn = self._spine(events.get(self.label.event), served)
-        answers = self._replay.advance(events, drawn[0] if drawn else None)
-        if drawn is None or answers is None:
+        if drawn is None:
+            for replay in self._replays():
+                replay.advance(events)
             return None
         spine, valid = drawn
-        request = {name: spine[name].to_numpy() for name in self._columns}
-        inputs = self.learner.inputs.assemble(columns_of(answers, request), spine.height)
+        columns = columns_of({}, {name: spine[name].to_numpy() for name in self._columns})
+        if self._own is not None:
+            columns |= columns_of(self._own.advance(events, spine) or {})
+        if self._shared is not None:
+            positives = spine[:: valid.shape[1]]
+            read = columns_of(self._shared.advance(events, positives) or {})
+            columns |= {name: _repeat(column, valid.shape[1]) for name, column in read.items()}
+        inputs = self.learner.inputs.assemble(columns, spine.height)
         kept = valid.reshape(-1)
         sizes = valid.sum(axis=1)
         labels = np.zeros(valid.shape, dtype=np.float32)
@@ -226,13 +239,18 @@ class EventExamples:
 
     def save(self, folder: Path) -> None:
         """Replay's records and the sampler, into the existing `folder`."""
-        self._replay.save(folder / "replay")
+        for replay in self._replays():
+            replay.save(folder / "replay")
         save_file(self._sampler.state_dict(), folder / "sampler.safetensors")
 
     def load(self, folder: Path) -> None:
         """What `save` wrote."""
-        self._replay.load(folder / "replay")
+        for replay in self._replays():
+            replay.load(folder / "replay")
         self._sampler.load_state_dict(load_file(folder / "sampler.safetensors"))
+
+    def _replays(self) -> list[Replay]:
+        return [replay for replay in (self._shared, self._own) if replay is not None]
 
     def _positives(self, frame: pl.DataFrame) -> pl.DataFrame:
         positives = frame if self.label.positive is None else frame.filter(self.label.positive)
@@ -261,3 +279,10 @@ class EventExamples:
         repeated = spine[np.repeat(np.arange(len(ids)), every.shape[1])]
         replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
         return repeated.with_columns(replaced), valid
+
+
+def _repeat(column: Column, times: int) -> Column:
+    """Each row of a column `times` times in a row."""
+    if isinstance(column, np.ndarray):
+        return np.repeat(column, times, axis=0)
+    return Lists(np.repeat(column.values, times, axis=0), np.repeat(column.lengths, times))

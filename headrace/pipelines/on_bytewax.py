@@ -42,7 +42,7 @@ from headrace.pipelines.join_spec import JoinSpec
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
-from headrace.pipelines.loop import IDLE_S, Step, graceful_stop
+from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after
 from headrace.pipelines.materializer import FLUSH_S, FlushSummary, Materializer
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 from headrace.pipelines.worker_keys import worker_keys
@@ -224,7 +224,7 @@ class _Part(StatelessSourcePartition[Any]):
         self._source = source
         self._intake = intake
         self._in_flight: weakref.WeakSet[EventBatch] = weakref.WeakSet()  # freed once every step is done with it
-        self._idle = False
+        self._pause_s: float | None = None
         self._heartbeats = heartbeats
         self._beat_s = 0.0
 
@@ -237,10 +237,10 @@ class _Part(StatelessSourcePartition[Any]):
         if self._owner.stop.is_set() or self._source.exhausted:
             raise StopIteration
         if len(self._in_flight) >= IN_FLIGHT_MAX:
-            self._idle = True
+            self._pause_s = IDLE_S
             return []
         found = self._source.poll()
-        self._idle = not found
+        self._pause_s = pause_after(found)
         if self._intake is None:
             return found
         decoded = [self._intake.decode(batch) for batch in found]
@@ -249,8 +249,8 @@ class _Part(StatelessSourcePartition[Any]):
         return decoded
 
     def next_awake(self) -> datetime | None:
-        """A few milliseconds ahead after a poll that brought nothing."""
-        return datetime.now(UTC) + timedelta(seconds=IDLE_S) if self._idle else None
+        """A few milliseconds ahead after a poll that brought little or nothing."""
+        return None if self._pause_s is None else datetime.now(UTC) + timedelta(seconds=self._pause_s)
 
     def close(self) -> None:
         """Called by Bytewax at the end of the share, also after a failure."""
