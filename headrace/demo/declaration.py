@@ -44,4 +44,4 @@ class Demo:
     candidates_count: int = 100
     popularity_rows: int = 5_000
     history_share: float = 0.8
-    partitions: int = 4
+    partitions: int = 2

@@ -109,8 +109,10 @@ class _Run:
             history.warm_start(
                 self.demo, past, settings, self.options.folder.resolve(), self.options.warm_rows, self.screen.say
             )
+            started_s = time.monotonic()
+            stack.launch("serve", ["serve"])  # Ray takes its time: the store is filled meanwhile
             history.backfill(self.demo, past, store, self.screen.say)
-            self._launch(stack, settings)
+            self._launch_jobs(stack, settings, started_s)
             return self._live(stack, settings, store, past)
 
     def _environment(self) -> dict[str, str]:
@@ -146,20 +148,18 @@ class _Run:
         self._write_clock(clock)
         return clock
 
-    def _launch(self, stack: Stack, settings: Settings) -> None:
-        started = time.monotonic()
-        stack.launch("serve", ["serve"])
+    def _launch_jobs(self, stack: Stack, settings: Settings, started_s: float) -> None:
         stack.launch("materialize", ["run", self.demo.materialize])
         stack.launch("train", ["run", self.demo.train])
         stack.wait_until_served()
         board = StatusBoard(settings.redis_url, settings.namespace)
         while not {"materialize", "train"} <= set(board.read()):
             stack.check()
-            if time.monotonic() - started > READY_S_MAX:
+            if time.monotonic() - started_s > READY_S_MAX:
                 raise ServiceError(f"the jobs show no status after {READY_S_MAX:.0f} s; logs are in {self.folder}")
             time.sleep(0.1)
         self.screen.say(
-            f"serving, materialize and train are ready after {time.monotonic() - started:.0f} s: {stack.url}"
+            f"serving, materialize and train are ready after {time.monotonic() - started_s:.0f} s: {stack.url}"
         )
 
     def _live(self, stack: Stack, settings: Settings, store: OnlineStore, past: list[EventBatch]) -> Report:
