@@ -25,6 +25,7 @@ from headrace.schemas import (
     Event,
     Quality,
     codec_for,
+    count_letters,
     sample_frame,
     spec_of,
 )
@@ -74,6 +75,7 @@ class Intake:
         checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
         letters = _letters(batch, decoded.bad) + _row_letters(batch, decoded, checked.bad, codec)
         if letters:
+            count_letters(letters)
             with _writing:
                 self._dead_letters.write(letters)
         EVENTS.labels(batch.topic).inc(checked.frame.height)

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import SourceError
-from headrace.schemas import DeadLetter, Event, codec_for, count_letters, encode_letter, spec_of
+from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
 
 log = structlog.get_logger(__name__)
 
@@ -89,7 +89,6 @@ class KafkaDeadLetters:
         for letter in letters:
             self._producer.send(self.topic, encode_letter(letter), letter.partition)
         self._producer.flush()
-        count_letters(letters)
 
     def close(self) -> None:
         """Flush."""

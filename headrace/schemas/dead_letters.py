@@ -1,7 +1,7 @@
 """What could not be used is kept: source, place, reason and the bytes themselves.
 
-Files are JSON lines, one file a process, so that many processes write into one folder without a lock. Whoever writes
-letters to anything counts them with `count_letters`, and nobody else does.
+Files are JSON lines, one file a process, so that many processes write into one folder without a lock. Whoever finds
+what is bad counts it with `count_letters`, once, however many places it is written to.
 """
 
 import base64
@@ -58,7 +58,7 @@ class DeadLetters(Protocol):
     """Where dead letters go. Called from the thread that decodes, once a batch that has any."""
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep the letters, and count them with `count_letters`."""
+        """Keep the letters."""
         ...
 
     def close(self) -> None:
@@ -112,7 +112,6 @@ class FileDeadLetters:
             self._file = (self.folder / f"letters-{time.time_ns()}-{os.getpid()}-{id(self)}.jsonl").open("xb")
         self._file.write(b"".join(encode_letter(letter) + b"\n" for letter in letters))
         self._file.flush()
-        count_letters(letters)
 
     def flush(self) -> None:
         """Make everything written survive a power cut."""

@@ -1,0 +1,58 @@
+"""What the README and the docs show is so: code blocks run, commands and files exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from headrace.cli import app
+from headrace.features import plan_of
+
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "CHANGELOG.md")
+
+
+def blocks(repo: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (repo / "README.md").read_text(), re.DOTALL)
+
+
+def test_python_blocks_run(repo):
+    """The view and the learner of the README are declared as they stand, one after the other."""
+    found = blocks(repo, "python")
+    assert len(found) == 2
+    names: dict = {"__name__": "readme"}
+    for block in found:
+        exec(block, names)  # noqa: S102
+    features = {feature.name for feature in plan_of(names["CustomerActivity"]).features}
+    assert {"bought_30d", "cancel_rate_360d", "recent"} <= features
+    assert names["NextItem"].name == "next_item"
+
+
+def test_shell_blocks_name_real_commands(repo):
+    """Every `make` target and every `headrace` command of the README exists."""
+    lines = "\n".join(blocks(repo, "sh")).splitlines()
+    assert len(lines) >= 8
+    targets = {line.split()[1] for line in lines if line.startswith("make ")}
+    assert targets == {"demo", "test"}
+    for target in targets:
+        assert subprocess.run(["make", "-n", target], cwd=repo, capture_output=True).returncode == 0
+    commands = {line.split()[1] for line in lines if line.startswith("headrace ")}
+    assert commands == {"run", "serve", "get", "replay"}
+    for command in commands:
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(repo, page):
+    """Relative links of the pages point at files."""
+    for target in re.findall(r"\]\(([^)#]+)\)", (repo / page).read_text()):
+        if "://" not in target:
+            assert ((repo / page).parent / target).exists(), target
+
+
+def test_make_help_lists_every_target(repo):
+    """`make` alone explains itself from the targets' own comments."""
+    listed = subprocess.run(["make"], cwd=repo, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^\.PHONY: (.*)$", (repo / "Makefile").read_text(), re.MULTILINE)[0].split()
+    assert [target for target in targets if f"make {target}" not in listed] == []
