@@ -15,6 +15,7 @@ cleanly.
 # mypy: disable-error-code="misc, untyped-decorator"
 
 import functools
+import os
 import signal
 import sys
 import threading
@@ -175,6 +176,7 @@ def run(flow: Dataflow, workers: int = 1) -> None:
     Raises:
         HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
     """
+    os.environ["RUST_BACKTRACE"] = "0"  # a failed step is raised as itself: the engine's trace of it is noise
     failure: BaseException | None = None
     with graceful_stop() as stopping:
         for found in _inputs(flow):

@@ -105,7 +105,14 @@ class ImpressionLog:
         self._ended = threading.Event()  # the thread stops
         self._counting = threading.Lock()
         self._check_columns()
-        settings = {"enable.idempotence": True, "linger.ms": 5, "compression.type": "lz4", "message.timeout.ms": 60_000}
+        settings = {
+            "enable.idempotence": True,
+            "linger.ms": 5,
+            "compression.type": "lz4",
+            "message.timeout.ms": 60_000,
+            "log_level": 0,  # the client's own lines on stderr; its errors come by the callback
+            "error_cb": lambda error: log.debug("broker_error", code=error.name(), detail=error.str()),
+        }
         self._producer = Producer({"bootstrap.servers": bootstrap, **settings, **(config or {})})
         self._thread = threading.Thread(target=self._drain, name="headrace-impressions", daemon=True)
         self._thread.start()

@@ -23,7 +23,7 @@ def test_python_blocks_run(repo):
     assert len(found) == 2
     names: dict = {"__name__": "readme"}
     for block in found:
-        exec(block, names)  # noqa: S102
+        exec(block, names)
     features = {feature.name for feature in plan_of(names["CustomerActivity"]).features}
     assert {"bought_30d", "cancel_rate_360d", "recent"} <= features
     assert names["NextItem"].name == "next_item"
