@@ -6,14 +6,15 @@ import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
 from headrace.learners import ModelDirectory
-from headrace.pipelines import Joiner, JoinSpec
+from headrace.pipelines import Joiner
 from headrace.pipelines.examples import EventExamples, RequestColumns
 from headrace.pipelines.on_bytewax import consume, events_in
 from headrace.pipelines.train_step import TrainStep
 from headrace.pipelines.trainer import Cadence, Trainer
-from headrace.pipelines.wiring import dead_letters, kafka_source, status_of
+from headrace.pipelines.wiring import intake_of, kafka_source, status_of
 from headrace.settings import Settings, load_settings
 from learners.next_item import NextItem
+from pipelines.labels import label_spec
 from schemas.retail import Engagement, Impression
 
 NEGATIVES = 9  # drawn for a purchase that no request showed
@@ -22,45 +23,27 @@ POPULARITY_ROWS = 5_000  # negatives are drawn from the items of so many purchas
 ROWS_MIN = 640  # of a micro-batch: larger ones take fewer steps and learn less from the same examples
 
 
-def make_trainer(settings: Settings, directory: ModelDirectory | None) -> Trainer:
-    """The trainer of this project, for the live flow and for the warm start alike."""
-    events = EventExamples(NextItem, negatives=NEGATIVES, reference=SHOWN_NEGATIVES, capacity=POPULARITY_ROWS)
-    columns = RequestColumns(scores="scores", shadow="frozen_scores")
-    cadence = Cadence(rows_min=ROWS_MIN, publish_s=settings.publish_s)
-    return Trainer(NextItem, directory, cadence=cadence, events=events, columns=columns, threads=settings.torch_threads)
-
-
 def make_step(settings: Settings) -> TrainStep:
-    """The trainer with its joiner, as a step of the flow."""
-    spec = JoinSpec(
-        Impression,
-        Engagement,
-        candidates="item_ids",
-        candidate="item_id",
-        positive=NextItem.label.positive,
-        within_us=NextItem.label.within_us,
-        request_entity=("request_id",),
-        engagement_entity=("request_id",),
-        lateness_us=int(settings.lateness_s * 1e6),
+    """The trainer with its joiner, for the live flow and for the demo's warm start alike."""
+    trainer = Trainer(
+        NextItem,
+        ModelDirectory(settings.model_dir, settings.redis_url, keep=settings.models_kept),
+        cadence=Cadence(rows_min=ROWS_MIN, publish_s=settings.publish_s),
+        events=EventExamples(NextItem, negatives=NEGATIVES, reference=SHOWN_NEGATIVES, capacity=POPULARITY_ROWS),
+        columns=RequestColumns(scores="scores", shadow="frozen_scores"),
+        threads=settings.torch_threads,
     )
-    directory = ModelDirectory(settings.model_dir, settings.redis_url, keep=settings.models_kept)
-    trainer = make_trainer(settings, directory)
-    return TrainStep(trainer, Joiner(spec), [Engagement], state=settings.state_dir / "train")
+    return TrainStep(trainer, Joiner(label_spec(settings)), [Engagement], state=settings.state_dir / "train")
 
 
+EVENTS = (Impression, Engagement)
 settings = load_settings()
 flow = Dataflow("train")
-source = events_in(
-    kafka_source(settings, [Impression, Engagement]),
-    [Impression, Engagement],
-    dead_letters=dead_letters(settings),
-    clock=settings.event_clock,
-    future_us=int(settings.future_s * 1e6),
-)
+events = op.input("events", flow, events_in(kafka_source(settings, EVENTS), EVENTS, **intake_of(settings)))
 step = functools.cache(lambda: make_step(settings))  # loads its state once, when the flow starts
 consume(
     "train",
-    op.input("events", flow, source),
+    events,
     make=lambda _group, _groups: step(),
     positions=lambda: step().positions(),
     spread=False,

@@ -57,7 +57,7 @@ class EmbeddedBroker:
         port: int = 0,
         topics: Mapping[str, int] | None = None,
         *,
-        flag: str = "--broker-port",
+        flag: str = "port=",
     ) -> None:
         self.folder = Path(folder).absolute()
         self.port = port

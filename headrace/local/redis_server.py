@@ -53,7 +53,7 @@ class EmbeddedRedis:
     True
     """
 
-    def __init__(self, folder: str | Path, port: int = 0, *, aof: bool = True, flag: str = "--redis-port") -> None:
+    def __init__(self, folder: str | Path, port: int = 0, *, aof: bool = True, flag: str = "port=") -> None:
         self.folder = Path(folder).absolute()
         self.port = port
         self.aof = aof

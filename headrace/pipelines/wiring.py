@@ -4,8 +4,9 @@ The only module of the room that reads `Settings`; the classes themselves take p
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
+from headrace.clock import Clock
 from headrace.features.store import OnlineStore
 from headrace.pipelines.kafka_source import KafkaSource
 from headrace.pipelines.topics import KafkaDeadLetters
@@ -34,6 +35,20 @@ def dead_letters(settings: Settings) -> DeadLetters:
         lambda: FileDeadLetters(settings.dead_letter_dir),
         lambda: KafkaDeadLetters(settings.brokers, settings.dead_letter_topic, config=settings.kafka),
     )
+
+
+class IntakeOptions(TypedDict):
+    """Keyword arguments of `events_in` and `Intake`."""
+
+    dead_letters: DeadLetters
+    clock: Clock
+    future_us: int
+
+
+def intake_of(settings: Settings) -> IntakeOptions:
+    """How events are checked, and where bad ones go."""
+    future_us = int(settings.future_s * 1e6)
+    return IntakeOptions(dead_letters=dead_letters(settings), clock=settings.event_clock, future_us=future_us)
 
 
 def status_of(settings: Settings, role: str) -> Callable[[Mapping[str, Any]], object]:

@@ -77,7 +77,7 @@ def test_redis_without_aof_forgets(tmp_path):
             assert client.get("a") is None
 
 
-@pytest.mark.parametrize(("service", "flag"), [(EmbeddedRedis, "--redis-port"), (EmbeddedBroker, "--broker-port")])
+@pytest.mark.parametrize(("service", "flag"), [(EmbeddedRedis, "port="), (EmbeddedBroker, "port=")])
 def test_a_busy_port_is_refused_with_its_number_and_flag(tmp_path, service, flag):
     """The message tells which port and how to give another."""
     with socket.socket() as taken:

@@ -1,0 +1,21 @@
+"""Which purchase labels which ranking: the one that names its request, within the learner's window."""
+
+from headrace.pipelines import JoinSpec
+from headrace.settings import Settings
+from learners.next_item import NextItem
+from schemas.retail import Engagement, Impression
+
+
+def label_spec(settings: Settings) -> JoinSpec:
+    """The join of impressions with engagements, for the jobs that label."""
+    return JoinSpec(
+        Impression,
+        Engagement,
+        candidates="item_ids",
+        candidate="item_id",
+        positive=NextItem.label.positive,
+        within_us=NextItem.label.within_us,
+        lateness_us=int(settings.lateness_s * 1e6),
+        request_entity=("request_id",),
+        engagement_entity=("request_id",),
+    )
