@@ -280,9 +280,13 @@ def models_list(as_json: Json = False) -> None:
     from headrace.learners.directory import ModelDirectory
 
     directory = ModelDirectory(load_settings().model_dir)
-    manifests = [asdict(directory.manifest(version)) for version in sorted(directory.versions(), reverse=True)]
-    wanted = ("version", "learner", "created_us", "trained_through_us", "metrics")
-    _print_rows([{name: manifest.get(name) for name in wanted} for manifest in manifests], as_json)
+    rows = []
+    for version in sorted(directory.versions(), reverse=True):
+        manifest = directory.manifest(version)
+        known = {"rows": 0, "auc": float("nan"), "logloss": float("nan")} | manifest.metrics
+        figures = {"rows": known["rows"], "auc": round(known["auc"], 4), "logloss": round(known["logloss"], 4)}
+        rows.append({"version": version, "learner": manifest.learner, "created": _iso(manifest.created_us), **figures})
+    _print_rows(rows, as_json)
 
 
 @command(models_app, "show")
@@ -326,6 +330,13 @@ def _instant(text: str) -> int:
         raise ConfigError(f"--now {text!r}: write ISO 8601, e.g. 2011-10-01T12:00:00") from exc
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return int(aware.timestamp() * 1e6)
+
+
+def _iso(moment_us: int) -> str:
+    """A moment in microseconds as ISO 8601, to the second."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(moment_us / 1e6, UTC).isoformat(timespec="seconds")
 
 
 def _print_records(frame: Any) -> None:

@@ -61,14 +61,15 @@ def test_demo_runs_the_whole_loop(repo, tmp_path_factory):
 
 
 @pytest.mark.timeout(200)
-def test_interrupt_stops_everything(repo, tmp_path_factory):
-    """Ctrl-C in the middle ends every process of the demo."""
+@pytest.mark.parametrize("stage", ["backfill", "are ready"])
+def test_interrupt_stops_everything(repo, tmp_path_factory, stage):
+    """Ctrl-C while services start, or while the log is played, ends every process of the demo."""
     folder = tmp_path_factory.mktemp("interrupted")
     process = start(repo, folder)
     deadline = time.monotonic() + 120
-    while "backfill" not in (folder / "out.txt").read_text() and time.monotonic() < deadline:
+    while stage not in (folder / "out.txt").read_text() and time.monotonic() < deadline:
         time.sleep(0.2)
-    time.sleep(1.0)
+    time.sleep(2.0)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) != 0
     assert "Traceback" not in (folder / "out.txt").read_text()
