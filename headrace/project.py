@@ -33,6 +33,15 @@ testpaths = ["tests"]
 """
 
 
+_TEMPLATE_DOCKERFILE = """\
+FROM python:3.12-slim-bookworm
+WORKDIR /srv/project
+COPY . .
+RUN pip install --no-cache-dir headrace
+ENV HEADRACE_PROJECT=/srv/project NUMBA_CACHE_DIR=/var/lib/headrace/numba
+"""
+
+
 def find_root(start: Path | None = None) -> Path:
     """The project's folder: HEADRACE_PROJECT if set, else `start` (the working directory) or the nearest above it.
 
@@ -138,6 +147,11 @@ def init(target: Path) -> list[Path]:
         shutil.copytree(source / folder, target / folder, ignore=skip)
     shutil.copytree(tests, target / "tests", ignore=skip)
     shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
-    pyproject = _TEMPLATE_PYPROJECT.format(name=target.resolve().name)
-    (target / "pyproject.toml").write_text(pyproject, encoding="utf-8")
+    written = {
+        "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=target.resolve().name),
+        "Dockerfile": _TEMPLATE_DOCKERFILE,
+        ".gitignore": ".headrace/\n.venv/\n__pycache__/\n",
+    }
+    for name, text in written.items():
+        (target / name).write_text(text, encoding="utf-8")
     return sorted(path for path in target.rglob("*") if path.is_file())
