@@ -13,7 +13,7 @@ does not fail.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -125,11 +125,10 @@ class Player:
         entity: str,
         request_id: str,
         first: int,
-        stop_us: int,
+        end: int,
     ) -> None:
-        """Take rows `first` and later of `frame` (n,) up to wall time `stop_us`."""
+        """Take rows [first, end) of `frame`."""
         self.played = Played()
-        self.stopping = False
         self._frame = frame
         self._times_us = times_us
         self._asks = {ask.row: ask for ask in asks}
@@ -141,18 +140,16 @@ class Player:
         self._entity = entity
         self._request_id = request_id
         self._next = first
-        self._stop_us = stop_us
+        self._end = end
         self._answered: dict[int, str] = {}  # rows whose request has been answered, and its id
         self._in_flight: set[asyncio.Task[None]] = set()
 
-    async def play(self, on_tick: Callable[[], None] | None = None) -> Played:
-        """Play to the end of the log or of the time; every row that began is in the topic when this returns."""
+    async def play(self) -> Played:
+        """Play all rows; each is in the topic when this returns."""
         timeout, connector = aiohttp.ClientTimeout(ANSWER_S_MAX), aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
         async with aiohttp.ClientSession(self._url, timeout=timeout, connector=connector) as client:
-            while not self.stopping and wall_us() < self._stop_us and self._next < len(self._times_us):
+            while self._next < self._end:
                 self._send_due(client)
-                if on_tick is not None:
-                    on_tick()
                 await asyncio.sleep(TICK_S)
             await asyncio.gather(*self._in_flight)
         self._write([], self._answered)
@@ -160,7 +157,7 @@ class Player:
         return self.played
 
     def _send_due(self, client: aiohttp.ClientSession) -> None:
-        end = int(np.searchsorted(self._times_us, self._clock.now_us(), side="right"))
+        end = min(int(np.searchsorted(self._times_us, self._clock.now_us(), side="right")), self._end)
         due, answered = np.arange(self._next, end), self._answered
         self._next, self._answered = max(end, self._next), {}
         asking = due[self._asking[due]]

@@ -203,7 +203,7 @@ class _Run:
             entity=self.demo.entity,
             request_id=self.demo.request_id,
             first=self.first,
-            stop_us=clock.started_wall_us + int(self.options.seconds * 1e6),
+            end=int(np.searchsorted(self.times_us, self.end_us)),
         )
         return asyncio.run(self._watch(player, stack, clock, reads, board))
 
