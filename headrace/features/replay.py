@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.errors import DeclarationError, LayoutError, SchemaError, SourceError
+from headrace.errors import DeclarationError, DecodeError, LayoutError, SchemaError, SourceError
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.keys import ids_of_texts, key_columns
@@ -27,6 +27,7 @@ from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
 from headrace.features.view import FeatureView, ViewPlan, plan_of
 from headrace.schemas import Event, codec_for, conform, spec_of
+from headrace.schemas.avro_files import read_avro_file
 
 CHUNK_ROWS = 500_000
 """Events and spine rows that `replay` walks at a time."""
@@ -215,7 +216,7 @@ def _read_table(table: Table, role: str, schema: Mapping[str, pl.DataType] | Non
         ".parquet": pl.read_parquet,
         **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.read_ipc),
         **dict.fromkeys(_JSON_LINES, pl.read_ndjson),
-        ".avro": pl.read_avro,
+        ".avro": read_avro_file,
         ".csv": partial(pl.read_csv, try_parse_dates=True, schema_overrides=texts, infer_schema_length=10_000),
     }
     path = Path(table)
@@ -227,7 +228,7 @@ def _read_table(table: Table, role: str, schema: Mapping[str, pl.DataType] | Non
 def _opened(read: Callable[[Path], pl.DataFrame], path: Path, role: str) -> pl.DataFrame:
     try:
         return read(path)
-    except (OSError, pl.exceptions.PolarsError) as exc:
+    except (OSError, DecodeError, pl.exceptions.PolarsError) as exc:
         raise SourceError(f"{role}: cannot read {path}: {exc}") from exc
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import polars as pl
 
 from headrace.clock import wall_us
-from headrace.errors import OffsetLostError, SchemaError, SourceError
+from headrace.errors import DecodeError, OffsetLostError, SchemaError, SourceError
 from headrace.pipelines.source import Batch
 from headrace.schemas import Event, EventSpec, conform, spec_of
+from headrace.schemas.avro_files import read_avro_file
 
 ROWS_MAX = 16_384
 """Rows a batch: larger batches fall off the allocator's fast path, smaller ones cost calls."""
@@ -130,7 +131,7 @@ class FileSource:
         path = self._files[name]
         try:
             rows = _READERS[path.suffix.lower()](path, self._spec)
-        except (OSError, pl.exceptions.PolarsError) as exc:
+        except (OSError, DecodeError, pl.exceptions.PolarsError) as exc:
             raise SourceError(f"file {path} cannot be read: {exc}") from exc
         if not len(rows):
             raise SourceError(f"file {path} has no rows")
@@ -197,7 +198,7 @@ def _read_ipc(path: Path, spec: EventSpec) -> pl.DataFrame:
 
 def _read_avro(path: Path, spec: EventSpec) -> pl.DataFrame:
     del spec
-    return pl.read_avro(path)
+    return read_avro_file(path)
 
 
 def _read_csv(path: Path, spec: EventSpec) -> pl.DataFrame:
