@@ -74,12 +74,11 @@ class Stack:
             "HEADRACE_PORT": str(self.port),
         }
 
-    def launch(self, name: str, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> ServiceProcess:
+    def launch(self, name: str, arguments: Sequence[str]) -> None:
         """Start `headrace <arguments>` as the service `name`."""
         process = ServiceProcess(name, self.folder / name)
-        process.start([sys.executable, "-m", "headrace.cli", *arguments], {**self.environment, **(env or {})})
+        process.start([sys.executable, "-m", "headrace.cli", *arguments], self.environment)
         self._processes.append(process)
-        return process
 
     def wait_until_served(self) -> None:
         """Return when `/readyz` says so."""
