@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.id_lists import TEXT, pack_list, run_list, unpack_list
+from headrace.features.kernels.id_lists import TEXT, run_list
+from headrace.features.kernels.list_codec import pack_list, unpack_list
 from headrace.features.kernels.text_pool import POOL
 from headrace.features.layout import Operations, State
 

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.cells import FIRST, WIDTH
-from headrace.features.kernels.rings import EMPTY, clear_out, pack_ring, run_ring, unpack_ring
+from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
+from headrace.features.kernels.rings import EMPTY, clear_out, run_ring
 from headrace.features.layout import Operations, State
 from headrace.features.windows import Window
 

@@ -21,7 +21,7 @@ from headrace.features import (
     read_header,
     read_packed,
 )
-from headrace.features.kernels import hashing, id_lists, id_map, rings, text_pool
+from headrace.features.kernels import hashing, id_lists, id_map, list_codec, ring_codec, rings, text_pool
 from headrace.schemas import Event
 from tests.rides import BASE_US, GOLDEN, RiderTrips, golden_records
 
