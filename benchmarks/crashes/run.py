@@ -1,0 +1,275 @@
+"""Processes killed at random moments while millions of events become records: at the end every value is exact.
+
+python -m benchmarks.crashes.run [--events 3000000] [--kills 50] [--layout bytewax|engines|both] [--seed 7]
+
+    engine 1 --flush--flush--x kill -9
+                       engine 2 --flush--x          and in between, to the store: killed and restarted, put back to
+                                  engine 3 ...      an older append-only file, FLUSHALL, a second engine on its shards
+
+Layouts: one engine (Bytewax, one worker), or two engines that share the shards. Values are compared with Polars over
+the whole log, for every key and feature, and with a replay (`verify`). What is measured is not speed.
+"""
+
+import argparse
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+import redis
+
+from benchmarks.crashes.declaration import VIEWS, MeterLoad, SiteLoad, write_log
+from headrace.features import plan_of
+from headrace.features.store import OnlineStore
+from headrace.features.verifier import verify
+from headrace.local import EmbeddedRedis
+
+ROOT = Path(__file__).resolve().parents[2]
+STORE_FAULTS = ("killed", "older", "flushall", "rival")
+OLDER_AT = 4
+"""Kill after which the append-only file is kept, for the fault `older`."""
+WAIT_S = 120.0
+HOUR_US = 3_600_000_000
+
+
+class Engine:
+    """One process of `benchmarks.crashes.engine`; it waits for `go`."""
+
+    def __init__(self, log: str, url: str, index: int, count: int) -> None:
+        words = [sys.executable, "-m", "benchmarks.crashes.engine", log, url, str(index), str(count), "1"]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
+        self._process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def go(self) -> None:
+        """Let it run, once it is ready."""
+        assert self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout.readline() == b"ready\n", self._words()
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def kill(self) -> list[str]:
+        """End it with kill -9; return what it had said."""
+        self._process.kill()
+        return self.end()
+
+    def end(self) -> list[str]:
+        """Wait for its end; return what it had said. A death of its own making is an error."""
+        told, _ = self._process.communicate(timeout=WAIT_S)
+        assert self._process.returncode in {0, -9}, self._words()
+        self._errors.close()
+        return told.decode().split()
+
+    def close(self) -> None:
+        """Let go of it, whatever its state."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def _words(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode()[-3_000:]
+
+
+@dataclass
+class Report:
+    """What happened on the way to the right values."""
+
+    kills: int = 0
+    fenced: int = 0
+    faults: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def crash_run(folder: Path, *, events: int, kills: int, engines: int, seed: int, faults: bool = False) -> Report:
+    """Bring a log of `events` into a store with `engines` engines and `kills` kills; `faults`: the store suffers too.
+
+    Returns when everything has been counted and found exact; raises AssertionError where it is not.
+    """
+    log = write_log(folder / "log", events, seed)
+    started_s = time.perf_counter()
+    with EmbeddedRedis(folder / "redis") as server, OnlineStore.open(server.url) as store:
+        chaos = Chaos(server, store, str(folder / "log" / "*.parquet"), engines, random.Random(seed))
+        with chaos.standbys():
+            report = chaos.run(events, kills, faults=faults)
+        report.seconds = time.perf_counter() - started_s
+        check_values(store, log)
+        for view in VIEWS:
+            found = verify(view, log, store)
+            assert found.ok, found
+    return report
+
+
+class Chaos:
+    """Runs engines over the log, ends them at random moments, and does what `STORE_FAULTS` names to the store."""
+
+    def __init__(
+        self, server: EmbeddedRedis, store: OnlineStore, log: str, engines: int, moments: random.Random
+    ) -> None:
+        self._server, self._store, self._log, self._count, self._moments = server, store, log, engines, moments
+        self._waiting: list[list[Engine]] = []
+        self._running: list[Engine] = []
+        self._older = server.folder / "older.aof"
+        self._report = Report()
+
+    @contextmanager
+    def standbys(self) -> Iterator[None]:
+        """Engines that have imported everything, so that a kill costs milliseconds and not the start of a process."""
+        self._waiting = [[self._engine(index)] for index in range(self._count)]
+        self._running = [self._engine(index) for index in range(self._count)]
+        try:
+            yield
+        finally:
+            for engine in [*self._running, *(one for part in self._waiting for one in part)]:
+                engine.close()
+
+    def run(self, events: int, kills: int, *, faults: bool) -> Report:
+        """Kill at `kills` random moments spread over the log; then let everything come to its end."""
+        for engine in self._running:
+            engine.go()
+        for kill in range(kills):
+            index = self._moments.choice([i for i, engine in enumerate(self._running) if engine.alive] or [0])
+            self._wait_for(index, events * (kill + self._moments.random()) / (kills + 1))
+            time.sleep(self._moments.uniform(0, 0.02))
+            if faults and kill % 5 == 2:
+                self._harm_store(STORE_FAULTS[kill // 5 % len(STORE_FAULTS)], index)
+                time.sleep(self._moments.uniform(0.1, 0.4))
+                self._restart_ended()
+            self._replace(index)
+            if kill == OLDER_AT:
+                shutil.copy(self._server.folder / "appendonly.aof", self._older)
+        for engine in self._running:
+            told = engine.end()
+            assert told[-1] == "done", told
+            self._report.fenced += told.count("fenced")
+        return self._report
+
+    def _engine(self, index: int) -> Engine:
+        return Engine(self._log, self._server.url, index, self._count)
+
+    def _replace(self, index: int) -> None:
+        """End an engine with kill -9; its standby takes over."""
+        told = self._running[index].kill()
+        self._report.kills += told[-1:] != ["done"]
+        self._report.fenced += told.count("fenced")
+        self._start_standby(index)
+
+    def _restart_ended(self) -> None:
+        """An engine that was through with the log cannot notice that the store lost what it had written."""
+        for index, engine in enumerate(self._running):
+            if not engine.alive:
+                self._report.fenced += engine.end().count("fenced")
+                self._start_standby(index)
+
+    def _start_standby(self, index: int) -> None:
+        self._running[index] = self._waiting[index].pop()
+        self._running[index].go()
+        self._waiting[index].append(self._engine(index))
+
+    def _wait_for(self, index: int, rows: float) -> None:
+        """Return once the shard `index`, which engine `index` owns, has applied `rows` of the log in every view."""
+        deadline_s = time.monotonic() + WAIT_S
+        while self._running[index].alive and min(self._applied(index)) < rows:
+            assert time.monotonic() < deadline_s, f"engine {index} does not come to {rows:.0f} rows"
+            time.sleep(0.001)
+
+    def _applied(self, index: int) -> list[int]:
+        return [sum(self._store.fence(plan_of(view), index).offsets.values()) for view in VIEWS]
+
+    def _harm_store(self, fault: str, index: int) -> None:
+        if fault == "rival":  # the engine that runs is fenced by it, begins anew, and fences it in turn
+            rival = self._waiting[index].pop()
+            self._waiting[index].append(self._engine(index))
+            rival.go()
+            time.sleep(self._moments.uniform(0.05, 0.3))
+            self._report.fenced += rival.kill().count("fenced")
+        elif fault == "flushall":
+            with redis.Redis.from_url(self._server.url) as client:
+                client.flushall()
+                client.hsetnx("hr:meta", "shards", self._store.shards)
+        else:
+            self._server.kill()
+            if fault == "older" and self._older.exists():
+                shutil.copy(self._older, self._server.folder / "appendonly.aof")
+            self._server.start()
+        self._report.faults.append(fault)
+
+
+def check_values(store: OnlineStore, log: pl.DataFrame) -> None:
+    """Every feature of every key equals what Polars counts over the log."""
+    now = log["at"].max()
+    now_us = int(log["at"].dt.epoch("us").max()) + 1
+
+    def since(window_us: int, hop_us: int) -> pl.Expr:
+        return pl.col("at").dt.epoch("us") >= now_us // hop_us * hop_us - window_us
+
+    tens, hours = since(HOUR_US // 6, 15_000_000), since(HOUR_US, 120_000_000)
+    counts = {
+        "readings_10m": tens.sum().cast(pl.Int64),
+        "readings_lifetime": pl.len().cast(pl.Int64),
+        "watts_lifetime": pl.col("watts").sum(),
+    }
+    newest = pl.col("site").sort_by("at", "reading_id").reverse()
+    meters = log.group_by("meter").agg(
+        **counts,
+        readings_1h=hours.sum().cast(pl.Int64),
+        watts_1h=pl.col("watts").filter(hours).sum(),
+        recent=newest.head(10),
+        ties=pl.col("at").n_unique() < pl.len(),
+    )
+    for view, truth in ((MeterLoad, meters), (SiteLoad, log.group_by("site").agg(**counts))):
+        key = plan_of(view).entity[0]
+        truth = truth.sort(key)  # noqa: PLW2901
+        found = store.read(view, truth.select(key), now=now_us)
+        assert (found["_status"] == "fresh").all(), f"{view.__name__} as of {now} lacks keys"
+        for name in truth.columns:
+            if name in found.columns and name != "recent":
+                assert found[name].cast(truth[name].dtype).equals(truth[name]), (view.__name__, name)
+        if "recent" in truth.columns:
+            differing = found.filter((found["recent"] != truth["recent"]) & ~truth["ties"])
+            assert differing.is_empty(), differing
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=3_000_000)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--layout", choices=("bytewax", "engines", "both"), default="both")
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args(arguments)
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given}")
+    for layout, engines in {"bytewax": 1, "engines": 2}.items():
+        if given.layout in {layout, "both"}:
+            with tempfile.TemporaryDirectory() as folder:
+                found = crash_run(
+                    Path(folder), events=given.events, kills=given.kills, engines=engines, seed=given.seed, faults=True
+                )
+            print(
+                f"{layout}: {given.events:,} events exact after {found.kills} kills, {found.fenced} fenced starts and "
+                f"{len(found.faults)} faults of the store ({', '.join(found.faults)}) in {found.seconds:.0f} s"
+            )
+
+
+if __name__ == "__main__":
+    main()

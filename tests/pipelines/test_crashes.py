@@ -1,0 +1,22 @@
+"""Engines killed with -9 more than fifty times over millions of events, and a store that suffers: all values exact."""
+
+import pytest
+
+from benchmarks.crashes.run import STORE_FAULTS, crash_run
+
+KILLS = 26
+SPARE = 4  # an engine may be through with the log at its moment
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engines", [1, 2])
+def test_kills_at_random_moments_leave_exact_values(engines, tmp_path):
+    """
+    engine 1 --flush--flush--x kill -9
+                       engine 2 --flush--x ...          26 times in each of two layouts; the store is killed, put back
+    in time, emptied, and written by a second engine meanwhile. Compared with Polars and with a replay.
+    """
+    found = crash_run(tmp_path, events=2_500_000, kills=KILLS + SPARE, engines=engines, seed=engines, faults=True)
+    assert found.kills >= KILLS
+    assert set(found.faults) == set(STORE_FAULTS)
+    assert found.fenced
