@@ -3,8 +3,8 @@
     u64 fingerprint | u64 sequence | i64 newest event time | i64 newest arrival | section of each group, in layout order
 
 All little-endian. Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have
-left every window, and empty ones, are not written. A quiet entity costs some tens of bytes. Sections: kernels/ring_codec.py,
-kernels/list_codec.py; numbers: kernels/varints.py.
+left every window, and empty ones, are not written. A quiet entity costs some tens of bytes. Sections:
+kernels/ring_codec.py, kernels/list_codec.py; numbers: kernels/varints.py.
 """
 
 import threading

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer
+from headrace.features.entity_order import SORTED_MIN, EntityOrder, report_late
 from headrace.features.event_rows import Rows
 from headrace.features.kernels.id_map import IdMap
 from headrace.features.kernels.rings import run_newest
@@ -37,6 +38,7 @@ class Slab:
         self._dirty = np.zeros(capacity, np.bool_)
         self._ids = np.zeros(capacity, np.int64)
         self._texts: dict[int, bytes] = {}  # only keys that are texts
+        self._order = EntityOrder()
 
     def __len__(self) -> int:
         return len(self._map)
@@ -73,6 +75,14 @@ class Slab:
 
     def run(self, ops: Operations, outputs: list[State], newest: NDArray[np.int64]) -> None:
         """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest."""
+        if len(ops.late) >= SORTED_MIN:
+            sorted_ops, source = self._order.sorted(ops)
+            self._run_as_given(sorted_ops, outputs, newest)
+            report_late(sorted_ops.late, source, ops.late)
+        else:
+            self._run_as_given(ops, outputs, newest)
+
+    def _run_as_given(self, ops: Operations, outputs: list[State], newest: NDArray[np.int64]) -> None:
         run_newest(self.newest_us, ops.rows, ops.times, ops.ops, newest)
         for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
             group.run(state, ops, out)

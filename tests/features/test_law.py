@@ -169,3 +169,18 @@ def test_idle_windows_decay_without_events():
     add(slab, [ride(1, BASE_US, 0, rng)])
     counts = [read(slab, BASE_US + after * 1_000_000)[0]["all_10m"] for after in (1, 599, 620)]
     assert counts == [1, 1, 0]
+
+
+def test_a_large_batch_is_like_its_events_one_by_one():
+    """From some size on a batch is carried out entity by entity; nothing of it shows, late events are counted alike."""
+    rng = random.Random(3)
+    moments = [BASE_US + int(rng.random() * rng.choice(SPANS_S) * 1e6) for _ in range(8_000)]
+    events = [ride(i, moment, rng.randrange(40), rng) for i, moment in enumerate(moments)]
+    events = [event for event in events if event["class"] == "Ride"]
+    plan = plan_of(RiderFloats)
+    whole, parts = Slab(plan), Slab(plan)
+    late = add(whole, events)
+    late_of_parts = sum(add(parts, events[i : i + 100]) for i in range(0, len(events), 100))
+    ids = whole.ids(whole.rows())
+    assert whole.pack(whole.locate(ids)) == parts.pack(parts.locate(ids))
+    assert late == late_of_parts > 0

@@ -21,7 +21,7 @@ from headrace.features import (
     read_header,
     read_packed,
 )
-from headrace.features.kernels import hashing, id_lists, id_map, list_codec, ring_codec, rings, text_pool
+from headrace.features.kernels import hashing, id_lists, id_map, list_codec, ordering, ring_codec, rings, text_pool
 from headrace.schemas import Event
 from tests.rides import BASE_US, GOLDEN, RiderTrips, golden_records
 
@@ -223,7 +223,7 @@ def test_rows_refuse_what_does_not_fit():
 def test_every_kernel_is_compiled_once():
     """One signature each: a second would double a newcomer's first start."""
     slab = Slab(plan_of(ParcelPath), 1)
-    slab.update(slab.plan.rows(Parcel, scans(["a", "b", None] * 20)))
+    slab.update(slab.plan.rows(Parcel, scans(["a", "b", None] * 1_000)))
     rows = slab.rows()
     ids, texts, blobs = slab.ids(rows), slab.texts(rows), slab.pack(rows)
     slab.drop(rows)
@@ -231,7 +231,7 @@ def test_every_kernel_is_compiled_once():
     read_packed(slab.plan, ids, texts, blobs, BASE_US)
     found = {
         name: len(value.signatures)
-        for module in (hashing, id_lists, id_map, rings, text_pool)
+        for module in (hashing, id_lists, id_map, list_codec, ordering, ring_codec, rings, text_pool)
         for name, value in vars(module).items()
         if hasattr(value, "signatures") and not value.targetoptions.get("forceinline")
     }

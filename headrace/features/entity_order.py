@@ -1,0 +1,97 @@
+"""Operations entity by entity, which is how a slab carries them out.
+
+    as they come    a1 b1 c1 a2 b2 a3?      an entity's record is fetched into the cache for each of its operations
+    entity by       a1 a2 a3? b1 b2 c1      once a batch, and the slab is walked from one end to the other
+    entity
+
+What a read gives depends on the operations of its own entity alone, and these keep their order: the answers are the
+same. Sorting costs some 30 ns an operation, and saves more as soon as the slab is larger than the cache (measured:
+2.6 to 4.3 M events/s in batches of 262 k over 93 k entities).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.ordering import (
+    DIGIT_BITS,
+    gather_bytes,
+    gather_operations,
+    gather_words,
+    scatter_late,
+    sort_by_row,
+)
+from headrace.features.layout import Events, Operations
+
+SORTED_MIN = 2_048
+"""Operations from which sorting pays."""
+_KEPT_MAX = 1 << 20
+"""Operations for which the room is kept from batch to batch; more would hold memory for a rare case."""
+
+
+class EntityOrder:
+    """Sorts operations by their row; keeps its room from call to call. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(1 << DIGIT_BITS, np.int64)
+        self._room: tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def sorted(self, ops: Operations) -> tuple[Operations, NDArray[np.int64]]:
+        """The operations entity by entity, and for each of its events (e,) which it was; valid until the next call."""
+        count, events = len(ops.rows), len(ops.events.event_ids)
+        held, order, other, source = self._room_for(count, events, ops.events)
+        found = Operations(
+            held.rows[:count],
+            held.times[:count],
+            held.ops[:count],
+            Events(
+                held.events.event_ids[:events],
+                held.events.flags[:events],
+                held.events.numbers[:events],
+                held.events.bits[:events],
+            ),
+            held.late[:events],
+        )
+        found.late[:] = 0
+        sort_by_row(ops.rows, order[:count], other[:count], self._counts)
+        gather_operations(
+            order[:count],
+            ops.rows,
+            ops.times,
+            ops.ops,
+            found.rows,
+            found.times,
+            found.ops,
+            source[:events],
+        )
+        _gather_events(source[:events], ops.events, found.events)
+        return found, source[:events]
+
+    def _room_for(
+        self, count: int, events: int, like: Events
+    ) -> tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        if self._room is not None and len(self._room[1]) >= count and len(self._room[3]) >= events:
+            return self._room
+        count, events = max(count, SORTED_MIN), max(events, SORTED_MIN)
+        columns = Events(
+            np.empty(events, np.int64),
+            np.empty((events, like.flags.shape[1]), np.uint8),
+            np.empty((events, like.numbers.shape[1]), np.float64),
+            np.empty((events, like.bits.shape[1]), np.int64),
+        )
+        words = [np.empty(count, np.int64) for _ in range(5)]
+        held = Operations(words[0], words[1], words[2], columns, np.empty(events, np.uint8))
+        room = (held, words[3], words[4], np.empty(events, np.int64))
+        self._room = room if count <= _KEPT_MAX else None
+        return room
+
+
+def _gather_events(source: NDArray[np.int64], events: Events, to: Events) -> None:
+    gather_words(source, events.event_ids.reshape(-1, 1), to.event_ids.reshape(-1, 1))
+    gather_words(source, events.numbers.view(np.int64), to.numbers.view(np.int64))
+    gather_words(source, events.bits, to.bits)
+    gather_bytes(source, events.flags, to.flags)
+
+
+def report_late(found: NDArray[np.uint8], source: NDArray[np.int64], late: NDArray[np.uint8]) -> None:
+    """Carry the late flags of sorted events back to the events as they came."""
+    scatter_late(source, found, late)

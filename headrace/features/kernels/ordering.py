@@ -1,0 +1,90 @@
+"""Operations put in the order of their entities: a stable radix sort by slab row, and the columns that follow it."""
+
+import numpy as np
+
+from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel
+
+DIGIT_BITS = 11
+"""2,048 counters of a pass stay in the first-level cache."""
+_INDEX = np.int64(0xFFFFFFFF)
+
+
+@lean_kernel
+def sort_by_row(rows: Ints, order: Ints, other: Ints, counts: Ints) -> None:
+    """`order` (n,) becomes the indexes that sort rows (n,), -1 <= row < 2**31, stably; n < 2**32.
+
+    `other` (n,) and `counts` (2**DIGIT_BITS,) are scratch. Knuth, The Art of Computer Programming 3, 5.2.5: least
+    significant digit first. Row and index travel in one word, so each pass reads and writes 8 bytes a row.
+    """
+    highest: Int = 0
+    for i in range(rows.size):
+        order[i] = ((rows[i] + 1) << np.int64(32)) | i
+        highest = max(highest, rows[i] + 1)
+    bits = 1
+    while highest >> bits:
+        bits += 1
+    passes = (bits + DIGIT_BITS - 1) // DIGIT_BITS
+    width = (bits + passes - 1) // passes
+    mask = np.int64((1 << width) - 1)
+    source, target = order, other
+    for digit in range(passes):
+        shift = np.int64(32 + digit * width)
+        counts[: 1 << width] = 0
+        for i in range(rows.size):
+            counts[(source[i] >> shift) & mask] += 1
+        start: Int = 0
+        for value in range(1 << width):
+            count = counts[value]
+            counts[value] = start
+            start += count
+        for i in range(rows.size):
+            value = (source[i] >> shift) & mask
+            target[counts[value]] = source[i]
+            counts[value] += 1
+        source, target = target, source
+    for i in range(rows.size):
+        order[i] = source[i] & _INDEX
+
+
+@lean_kernel
+def gather_operations(
+    order: Ints, rows: Ints, times: Ints, ops: Ints, to_rows: Ints, to_times: Ints, to_ops: Ints, source: Ints
+) -> None:
+    """Write the operations in `order` (n,), their events numbered anew as they come; `source` (e,) is what they were.
+
+    rows, times, ops (n,). Reads keep their numbers.
+    """
+    event = 0
+    for i in range(order.size):
+        j = order[i]
+        to_rows[i], to_times[i] = rows[j], times[j]
+        if ops[j] >= 0:
+            to_ops[i] = ops[j]
+        else:
+            to_ops[i] = ~event
+            source[event] = ~ops[j]
+            event += 1
+
+
+@lean_kernel
+def gather_words(order: Ints, words: Ints, out: Ints) -> None:
+    """`out[i] = words[order[i]]`: rows of words (n, c). One column at a time keeps the reads of one loop in flight."""
+    for c in range(words.shape[1]):
+        for i in range(order.size):
+            out[i, c] = words[order[i], c]
+
+
+@lean_kernel
+def gather_bytes(order: Ints, source: Bytes, out: Bytes) -> None:
+    """`out[i] = source[order[i]]`: rows of source (n, c)."""
+    for i in range(order.size):
+        for c in range(source.shape[1]):
+            out[i, c] = source[order[i], c]
+
+
+@lean_kernel
+def scatter_late(source: Ints, found: Bytes, late: Bytes) -> None:
+    """`late[source[i]] = found[i]` where it is set."""
+    for i in range(source.size):
+        if found[i] != 0:
+            late[source[i]] = found[i]
