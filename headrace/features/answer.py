@@ -13,6 +13,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from headrace.features.kernels.id_lists import flatten_lists
 from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.text_pool import POOL
 
@@ -120,10 +121,12 @@ def _series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_] | No
 
 
 def _list_series(name: str, dtype: str, lists: Lists) -> pl.Series:
-    mask = np.arange(lists.values.shape[1]) < lists.lengths[:, None]
     offsets = np.zeros(len(lists.lengths) + 1, np.int64)
     np.cumsum(lists.lengths, out=offsets[1:])
-    elements = _TYPED[dtype](lists.values[mask])
+    flat = np.empty(int(offsets[-1]), np.int64)
+    values = np.require(lists.values, lists.values.dtype, ["C", "W"])
+    flatten_lists(values.view(np.int64), np.require(lists.lengths, np.int64, ["C", "W"]), flat)
+    elements = _TYPED[dtype](flat.view(lists.values.dtype))
     array = pa.LargeListArray.from_arrays(pa.array(offsets), elements.to_arrow(compat_level=pl.CompatLevel.oldest()))
     return pl.Series(name, array)
 

@@ -6,7 +6,7 @@ returns its readings. Equal expressions become one column, equal cells of one (w
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -136,7 +136,7 @@ class LayoutBuilder:
         self.numbers = EventColumns({source: {} for source in sources})
         self.bits = EventColumns({source: {} for source in sources})
         self._entity = entity
-        self._parts: list[_Ring | Group] = []
+        self.parts: list[_Ring | Group] = []
         self._readings: list[Reading | Derived] = []
 
     @property
@@ -162,15 +162,15 @@ class LayoutBuilder:
 
     def part(self, key: object, make: Callable[[], "_Ring | Group"]) -> tuple[int, "_Ring | Group"]:
         """Number and part with this text or window; `make` builds it when it is new."""
-        for index, part in enumerate(self._parts):
+        for index, part in enumerate(self.parts):
             if key == (part.window if isinstance(part, _Ring) else part.text):
                 return index, part
-        self._parts.append(make())
-        return len(self._parts) - 1, self._parts[-1]
+        self.parts.append(make())
+        return len(self.parts) - 1, self.parts[-1]
 
     def layout(self) -> Layout:
         """What was collected."""
-        groups = tuple(part.group() if isinstance(part, _Ring) else part for part in self._parts)
+        groups = tuple(part.group() if isinstance(part, _Ring) else part for part in self.parts)
         needs_ids = any(group.needs_ids for group in groups)
         columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
         text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
@@ -318,16 +318,30 @@ class Binder:
         return group, np.array(found, np.int64)
 
     def list_of(
-        self, columns: Sequence[tuple[int, int]], flag: int, size: int, *, distinct: bool = False, strict: bool = True
+        self,
+        columns: Sequence[tuple[int, int]],
+        flag: int,
+        size: int,
+        *,
+        distinct: bool = False,
+        strict: bool = True,
+        timed: bool = False,
     ) -> int:
-        """Open a list of `size` elements of bit columns [(column, kind), ...]; returns its group."""
+        """Open a list of `size` elements of bit columns [(column, kind), ...]; returns its group.
+
+        `distinct` keeps equal values once, `strict` reads what is before the moment only, `timed` reads times too.
+        """
         if not 1 <= size <= 10_000:
             raise DeclarationError(f"{self.path}: n={size}; a list keeps 1 to 10000 elements")
         values = ", ".join(self.builder.bits.texts[column] for column, _ in columns)
         kind = " distinct" * distinct + " newest" * (not strict)
         text = f"list {size}{kind}: {values} if {self.builder.flags.texts[flag]}"
         numbers, kinds = (np.array(part, np.int64) for part in zip(*columns, strict=True))
-        return self.builder.part(text, lambda: ListGroup(size, distinct, strict, flag, numbers, kinds, text))[0]
+        group, part = self.builder.part(text, lambda: ListGroup(size, distinct, strict, flag, numbers, kinds, text))
+        assert isinstance(part, ListGroup)
+        if timed:
+            self.builder.parts[group] = replace(part, timed=True)
+        return group
 
     def windowed(self, aggregation: Windowed) -> list[Reading]:
         """One reading a window of an aggregation whose state is cells."""

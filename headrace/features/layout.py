@@ -59,7 +59,7 @@ class Group(Protocol):
         ...
 
     def make(self, capacity: int) -> State:
-        """State of `capacity` empty rows."""
+        """State of `capacity` rows; `clear` is called on a row before it is used."""
         ...
 
     def clear(self, state: State, rows: NDArray[np.int64]) -> None:
@@ -126,7 +126,7 @@ class Layout:
     text: str
 
     def make(self, capacity: int) -> list[State]:
-        """State of `capacity` empty rows, a tuple of arrays for each group."""
+        """State of `capacity` rows, a tuple of arrays for each group; a row must be cleared before it is used."""
         return [group.make(capacity) for group in self.groups]
 
     def outputs(self, reads: int) -> list[State]:

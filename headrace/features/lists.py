@@ -16,7 +16,7 @@ class ListGroup:
     """Group of one list; see kernels/id_lists.py for the arrays.
 
     `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) what they
-    are.
+    are; `timed` whether reads tell times.
     """
 
     size: int
@@ -27,20 +27,22 @@ class ListGroup:
     kinds: NDArray[np.int64]
     text: str
     needs_ids: bool = True
+    timed: bool = False
 
     def make(self, capacity: int) -> State:
-        """State of `capacity` empty rows."""
+        """State of `capacity` rows, to be cleared before use: memory that no row uses is never touched."""
         stamps = np.empty((capacity, self.size, 2), np.int64)
-        return np.zeros((capacity, 2), np.int64), stamps, np.empty((capacity, self.size, len(self.columns)), np.int64)
+        return np.empty((capacity, 2), np.int64), stamps, np.empty((capacity, self.size, len(self.columns)), np.int64)
 
     def clear(self, state: State, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
         state[0][rows] = 0
 
     def outputs(self, reads: int) -> State:
-        """Answers of `reads` reads, empty: times (reads, N), values (reads, N, m), counts (reads,)."""
-        shape = (reads, self.size)
-        return np.zeros(shape, np.int64), np.zeros((*shape, len(self.columns)), np.int64), np.zeros(reads, np.int64)
+        """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,)."""
+        times = np.zeros((reads, self.size if self.timed else 0), np.int64)
+        values = np.zeros((reads, self.size, len(self.columns)), np.int64)
+        return times, values, np.zeros(reads, np.int64)
 
     def run(self, state: State, ops: Operations, out: State) -> None:
         """Add events and answer reads, in order."""

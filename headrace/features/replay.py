@@ -130,16 +130,20 @@ def replay(
     history = _history(walk.plans, events)
     rows = _read_table(spine, "spine")
     check_spine(walk.plans, rows)
-    order = np.argsort(spine_times(rows, walk.plans[0].name), kind="stable")
+    times_us = spine_times(rows, walk.plans[0].name)
+    order = None if (times_us[1:] >= times_us[:-1]).all() else np.argsort(times_us, kind="stable")
     parts = []
-    for chunk, part in _chunks(history, rows[order], walk.plans[0].name, chunk_rows):
+    for chunk, part in _chunks(history, rows if order is None else rows[order], walk.plans[0].name, chunk_rows):
         answers = walk.advance(chunk, part)
         assert answers is not None
         frames = [answers[plan.name].to_polars(f"{plan.name}.") for plan in walk.plans]
         parts.append(pl.concat(frames, how="horizontal"))
-    back = np.empty(len(order), np.int64)
-    back[order] = np.arange(len(order))
-    return pl.concat([rows, pl.concat(parts)[back]], how="horizontal")
+    values = pl.concat(parts)
+    if order is not None:
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        values = values[back]
+    return pl.concat([rows, values], how="horizontal")
 
 
 def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame) -> Answer:

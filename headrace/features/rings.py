@@ -35,13 +35,9 @@ class RingGroup:
         return sum(WIDTH[int(code)] for code in self.items[:, 0])
 
     def make(self, capacity: int) -> State:
-        """State of `capacity` empty rows."""
-        tiles = np.full((capacity, self.window.tiles), EMPTY, np.int64)
-        return (
-            tiles,
-            np.full(capacity, EMPTY, np.int64),
-            np.empty((capacity, self.window.tiles, self.width), np.float64),
-        )
+        """State of `capacity` rows, to be cleared before use: memory that no row uses is never touched."""
+        tiles = (capacity, self.window.tiles)
+        return np.empty(tiles, np.int64), np.empty(capacity, np.int64), np.empty((*tiles, self.width), np.float64)
 
     def clear(self, state: State, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
@@ -74,6 +70,7 @@ class RingGroup:
             events.numbers,
             events.bits,
             ops.late,
+            np.empty((1, 1, self.width), np.float64),
             out[0].reshape(len(out[0]), 1, self.width),
         )
 

@@ -23,6 +23,8 @@ from headrace.features.view import ViewPlan
 
 __all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
 
+GROWTH = 4
+"""Rows to spare cost address space, not memory; growing copies all rows."""
 _GROUP_ROWS = 8_192
 """Records that are packed or loaded at a time, so that scratch room stays small."""
 
@@ -174,7 +176,7 @@ class Slab:
     def _admit(self, ids: NDArray[np.int64], rows: NDArray[np.int64], texts: Sequence[bytes] | None) -> None:
         """Give new rows (n,) an empty record."""
         if self._map.high > len(self._ids):
-            self._grow(max(self._map.high + self._map.high // 4, 2 * len(self._ids)))
+            self._grow(max(self._map.high + self._map.high // 4, GROWTH * len(self._ids)))
         self._clear(rows)
         self._ids[rows] = ids
         if texts is not None:

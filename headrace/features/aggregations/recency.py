@@ -62,7 +62,8 @@ class Last:
     def bind(self, binder: Binder) -> Sequence_[Reading]:
         """One feature a window, or one for all time; they share a list of one element."""
         column = binder.bits(self.value, self.source)
-        group = binder.list_of([column], binder.flag(self.where, self.source, (self.value,)), 1, strict=False)
+        flag = binder.flag(self.where, self.source, (self.value,))
+        group = binder.list_of([column], flag, 1, strict=False, timed=True)
         return [
             Reading(binder.feature(DTYPE_OF_KIND[column[1]], label), group, partial(_read_last, window, column[1]))
             for window, label in _windows(binder, self.windows, self.hop)
@@ -88,7 +89,7 @@ class LastN:
         """One list feature."""
         column = binder.bits(self.value, self.source)
         flag = binder.flag(self.where, self.source, (self.value,))
-        group = binder.list_of([column], flag, self.n, distinct=self.distinct)
+        group = binder.list_of([column], flag, self.n, distinct=self.distinct, timed=self.within is not None)
         feature = binder.feature(f"list[{DTYPE_OF_KIND[column[1]]}]", width=self.n)
         return (Reading(feature, group, partial(_read_newest_first, _within_us(binder, self.within), column[1])),)
 
@@ -120,7 +121,8 @@ class Sequence:
             raise DeclarationError(f'{binder.path}: no values; write Sequence("column", ..., n={self.n})')
         columns = [binder.bits(value, self.source) for value in self.values]
         present = [value for value, (_, kind) in zip(self.values, columns, strict=True) if kind != FLOAT]
-        group = binder.list_of(columns, binder.flag(self.where, self.source, present), self.n)
+        flag = binder.flag(self.where, self.source, present)
+        group = binder.list_of(columns, flag, self.n, timed=self.within is not None)
         within_us = _within_us(binder, self.within)
         readings = []
         for index, (value, (_, kind)) in enumerate(zip(self.values, columns, strict=True)):
@@ -196,13 +198,14 @@ def _lengths(within_us: int | None, outputs: State, now_us: NDArray[np.int64]) -
 
 
 def _lists(bits: NDArray[np.int64], kind: int, lengths: NDArray[np.int64]) -> Lists:
-    """Bits (n, N) as lists of their kind, zero beyond their lengths."""
-    bits = np.where(np.arange(bits.shape[1]) < lengths[:, None], bits, 0)
+    """Bits (n, N), zero beyond their lengths, as lists of their kind."""
     return Lists(bits.view(np.float64) if kind == FLOAT else bits, lengths)
 
 
 def _read_newest_first(within_us: int | None, kind: int, outputs: State, now_us: NDArray[np.int64]) -> Lists:
-    return _lists(outputs[1][:, :, 0], kind, _lengths(within_us, outputs, now_us))
+    lengths = _lengths(within_us, outputs, now_us)
+    bits = np.ascontiguousarray(outputs[1][:, :, 0])
+    return _lists(bits if within_us is None else _zeroed(bits, lengths), kind, lengths)
 
 
 def _read_oldest_first(
@@ -210,4 +213,9 @@ def _read_oldest_first(
 ) -> Lists:
     lengths = _lengths(within_us, outputs, now_us)
     source = np.maximum(lengths[:, None] - 1 - np.arange(outputs[1].shape[1]), 0)
-    return _lists(np.take_along_axis(outputs[1][:, :, index], source, axis=1), kind, lengths)
+    return _lists(_zeroed(np.take_along_axis(outputs[1][:, :, index], source, axis=1), lengths), kind, lengths)
+
+
+def _zeroed(bits: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bits (n, N) with zeros from lengths (n,) on."""
+    return np.where(np.arange(bits.shape[1]) < lengths[:, None], bits, 0)

@@ -39,8 +39,8 @@ def run_list(
     """Walk the operations (n,): `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
 
     rows, times (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks
-    bits. out_times (reads, N), out_values (reads, N, m) are filled newest first, out_counts (reads,). `strict` leaves
-    out elements that are not before `times[i]`.
+    bits. out_times (reads, N) or (reads, 0), out_values (reads, N, m) are filled newest first, out_counts (reads,).
+    `strict` leaves out elements that are not before `times[i]`.
     """
     size, width = values.shape[1], values.shape[2]
     for i in range(rows.size):
@@ -57,7 +57,8 @@ def run_list(
                 place = p if p < size else p - size
                 if strict and stamps[row, place, 0] >= times[i]:
                     continue
-                out_times[q, count] = stamps[row, place, 0]
+                if out_times.shape[1] > 0:
+                    out_times[q, count] = stamps[row, place, 0]
                 for m in range(width):
                     out_values[q, count, m] = values[row, place, m]
                 count += 1
@@ -156,3 +157,13 @@ def _move(stamps: Ints, values: Ints, row: Int, source: Int, target: Int) -> Non
     stamps[row, target, 1] = stamps[row, source, 1]
     for m in range(values.shape[2]):
         values[row, target, m] = values[row, source, m]
+
+
+@lean_kernel
+def flatten_lists(values: Ints, lengths: Ints, out: Ints) -> None:
+    """The first lengths[i] words of each row of values (n, N), one row after the other, into out (sum of lengths,)."""
+    place = 0
+    for i in range(lengths.size):
+        for j in range(lengths[i]):
+            out[place + j] = values[i, j]
+        place += lengths[i]

@@ -37,24 +37,40 @@ def run_ring(
     numbers: Floats,
     bits: Ints,
     late: Bytes,
+    closed: Floats,
     out: Floats,
 ) -> None:
     """Walk the operations (n,): `ops[i] >= 0` reads the row as of `times[i]` into out[ops[i]], else adds event ~ops[i].
 
     rows, times (n,) belong to operations; event_ids (e,), flags (e, f), numbers (e, v), bits (e, d), late (e,) to
     events. `late` is set where an event is refused; out is (reads, 1, k) and already holds empty cells, a read of row
-    -1 leaves them. Cost: an event m cells, a read R tiles. Numbers that are not finite are left out.
+    -1 leaves them. Numbers that are not finite are left out.
+
+    Cost: an event m cells, a read R tiles. Of reads of one row that follow each other inside a hop the later ones cost
+    two: `closed` (1, 1, k), scratch, keeps what all tiles before the newest come to, until an event changes one.
     """
     slots = tiles.shape[1]
+    kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)
     for i in range(rows.size):
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
             tile = times[i] // hop
         if ops[i] >= 0:
-            if row >= 0:
-                _read_row(tiles, cells, items, params, row, max(tile, heads[row]) - span, tile, out, ops[i])
+            if row < 0:
+                continue
+            low = max(tile, heads[row]) - span
+            if kept_row != row or kept_low != low or kept_tile != tile:
+                _clear_tile(closed, 0, 0, items)
+                _merge_tiles(tiles, cells, items, params, row, low, tile - 1, closed, 0)
+                kept_row, kept_low, kept_tile = row, low, tile
+            _merge_tile(closed, 0, 0, items, params, out, ops[i])
+            slot = tile % slots
+            if tiles[row, slot] == tile:
+                _merge_tile(cells, row, slot, items, params, out, ops[i])
             continue
+        if row == kept_row and tile != kept_tile:
+            kept_row = np.int64(-1)
         event = ~ops[i]
         heads[row] = max(heads[row], tile)
         slot = np.int64(-1)
@@ -89,13 +105,19 @@ def _clear_tile(cells: Floats, row: Int, slot: Int, items: Ints) -> None:
 
 
 @part
-def _read_row(
+def _merge_tiles(
     tiles: Ints, cells: Floats, items: Ints, params: Floats, row: Int, low: Int, high: Int, out: Floats, read: Int
 ) -> None:
+    """Merge the tiles `low <= tile <= high` of a row into out[read]."""
     for slot in range(tiles.shape[1]):
         if low <= tiles[row, slot] <= high:
-            for m in range(items.shape[0]):
-                merge(out, read, cells, row, slot, items[m, 1], items[m, 0], params[m])
+            _merge_tile(cells, row, slot, items, params, out, read)
+
+
+@part
+def _merge_tile(cells: Floats, row: Int, slot: Int, items: Ints, params: Floats, out: Floats, read: Int) -> None:
+    for m in range(items.shape[0]):
+        merge(out, read, cells, row, slot, items[m, 1], items[m, 0], params[m])
 
 
 @lean_kernel
