@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.errors import HeadraceError as HeadraceError
     from headrace.features import Count as Count
+    from headrace.features import CountBy as CountBy
+    from headrace.features import DecayedCount as DecayedCount
+    from headrace.features import DecayedSum as DecayedSum
+    from headrace.features import Distinct as Distinct
     from headrace.features import FeatureView as FeatureView
     from headrace.features import First as First
     from headrace.features import Last as Last
@@ -17,12 +21,15 @@ if TYPE_CHECKING:
     from headrace.features import Mean as Mean
     from headrace.features import Min as Min
     from headrace.features import OnlineStore as OnlineStore
+    from headrace.features import Quantile as Quantile
     from headrace.features import Ratio as Ratio
     from headrace.features import Sequence as Sequence
     from headrace.features import Std as Std
     from headrace.features import Sum as Sum
     from headrace.features import TimeSince as TimeSince
+    from headrace.features import TopK as TopK
     from headrace.features import Var as Var
+    from headrace.features import VectorMean as VectorMean
     from headrace.features import col as col
     from headrace.features import replay as replay
     from headrace.features import verify as verify
@@ -43,8 +50,9 @@ _HOMES = {
     "headrace.errors": ("HeadraceError",),
     "headrace.schemas": ("Event", "Field"),
     "headrace.features": (
-        *("Count", "FeatureView", "First", "Last", "LastN", "Max", "Mean", "Min", "OnlineStore", "Ratio", "Sequence"),
-        *("Std", "Sum", "TimeSince", "Var", "col", "replay", "verify"),
+        *("Count", "CountBy", "DecayedCount", "DecayedSum", "Distinct", "FeatureView", "First", "Last", "LastN", "Max"),
+        *("Mean", "Min", "OnlineStore", "Quantile", "Ratio", "Sequence", "Std", "Sum", "TimeSince", "TopK", "Var"),
+        *("VectorMean", "col", "replay", "verify"),
     ),
     "headrace.learners": (
         *("Bag", "Categorical", "DeepFM", "Dense", "Derived", "InputSpec", "Label", "Learner", "Logistic", "Match"),

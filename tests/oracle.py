@@ -161,3 +161,35 @@ def answers(
 ) -> dict[str, Any]:
     """Every feature of one entity as of `now_us`."""
     return {name: define(events, now_us) for name, define in definitions.items()}
+
+
+def distinct(events: Sequence[Event], value: str) -> int:
+    """Different values that are not null."""
+    return len({event[value] for event in events if event[value] is not None})
+
+
+def frequencies(events: Sequence[Event], value: str) -> dict[Any, int]:
+    """How often each value came that is not null."""
+    found: dict[Any, int] = {}
+    for event in events:
+        if event[value] is not None:
+            found[event[value]] = found.get(event[value], 0) + 1
+    return found
+
+
+def quantile(events: Sequence[Event], value: str, q: float) -> float | None:
+    """The number of rank floor(q * (n - 1))."""
+    found = sorted(numbers(events, value))
+    return found[math.floor(q * (len(found) - 1))] if found else None
+
+
+def vector_mean(events: Sequence[Event], value: str, dim: int) -> list[float]:
+    """Mean of the vectors that are whole, [] where there is none."""
+    held = [
+        event[value]
+        for event in events
+        if event[value] is not None
+        and len(event[value]) == dim
+        and all(x is not None and math.isfinite(x) for x in event[value])
+    ]
+    return [math.fsum(column) / len(held) for column in zip(*held, strict=True)] if held else []

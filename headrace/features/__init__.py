@@ -3,20 +3,25 @@
 from polars import col as col
 
 from headrace.features.aggregations import Count as Count
+from headrace.features.aggregations import CountBy as CountBy
 from headrace.features.aggregations import DecayedCount as DecayedCount
 from headrace.features.aggregations import DecayedSum as DecayedSum
+from headrace.features.aggregations import Distinct as Distinct
 from headrace.features.aggregations import First as First
 from headrace.features.aggregations import Last as Last
 from headrace.features.aggregations import LastN as LastN
 from headrace.features.aggregations import Max as Max
 from headrace.features.aggregations import Mean as Mean
 from headrace.features.aggregations import Min as Min
+from headrace.features.aggregations import Quantile as Quantile
 from headrace.features.aggregations import Ratio as Ratio
 from headrace.features.aggregations import Sequence as Sequence
 from headrace.features.aggregations import Std as Std
 from headrace.features.aggregations import Sum as Sum
 from headrace.features.aggregations import TimeSince as TimeSince
+from headrace.features.aggregations import TopK as TopK
 from headrace.features.aggregations import Var as Var
+from headrace.features.aggregations import VectorMean as VectorMean
 from headrace.features.answer import Answer as Answer
 from headrace.features.answer import Feature as Feature
 from headrace.features.answer import Lists as Lists

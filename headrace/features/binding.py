@@ -8,79 +8,26 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features.answer import Column, Feature, Maybe
+from headrace.features.aggregation import Aggregation, Cell, Source, Tallied, Value, Windowed, Windows
+from headrace.features.answer import Feature
 from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
 from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
 from headrace.features.kernels.id_lists import TIME as TIME_KIND
 from headrace.features.layout import RECORD_VERSION, Derived, Group, Layout, Reading
 from headrace.features.lists import ListGroup
 from headrace.features.rings import RingGroup
+from headrace.features.tallies import KEEP_MAX, TallyGroup
 from headrace.features.windows import LIFETIME, Window, window_of
 from headrace.schemas import Event, spec_of
 
-Value: TypeAlias = pl.Expr | str
-Source: TypeAlias = type[Event] | Sequence[type[Event]] | None
-Windows: TypeAlias = str | Sequence[str]
 DTYPE_OF_KIND = {INT: "int", FLOAT: "float", TEXT: "text", TIME_KIND: "time"}
-
-
-class Aggregation(Protocol):
-    """What an attribute of a view must be able to do."""
-
-    def bind(self, binder: "Binder") -> Sequence[Reading | Derived]:
-        """Ask the binder for columns and state; return the features and how to read them. Called once a view."""
-        ...
-
-
-class Windowed(Protocol):
-    """An aggregation whose state is cells on rings, one value a window."""
-
-    dtype: ClassVar[str]
-
-    @property
-    def where(self) -> Value | None:
-        """What admits an event."""
-        ...
-
-    @property
-    def windows(self) -> Windows:
-        """Labels."""
-        ...
-
-    @property
-    def hop(self) -> str | None:
-        """Hop of all windows, None: chosen."""
-        ...
-
-    @property
-    def source(self) -> Source:
-        """Event classes that count, None: all of the view."""
-        ...
-
-    def cells(self, binder: "Binder") -> Sequence["Cell"]:
-        """The cells of one tile."""
-        ...
-
-    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> Column | Maybe:
-        """The value of merged cells (n, k), k in the order of `cells`, as of now_us (n,)."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A code of kernels/cells.py: `column` an event's number (FIRST: bits), `flag` what admits it (None: `where`)."""
-
-    code: int
-    column: int = ONE
-    param: float = 0.0
-    flag: int | None = None
 
 
 @dataclass(slots=True)
@@ -343,6 +290,45 @@ class Binder:
             self.builder.parts[group] = replace(part, timed=True)
         return group
 
+    def tallies(
+        self,
+        aggregation: "Tallied",
+        mode: int,
+        keep: int,
+        *,
+        width: int = 0,
+        key: pl.Expr | None = None,
+        quantiles: Sequence[float] = (),
+    ) -> list[tuple[Window, int, int]]:
+        """Open a tally for each window: (window, group, kind of its keys); `key` is what is counted, else the value.
+
+        Raises:
+            DeclarationError: `keep` is not from 2 to 4096, or the value cannot be a key.
+        """
+        if not 2 <= keep <= KEEP_MAX:
+            raise DeclarationError(f"{self.path}: keep={keep}; write 2 to {KEEP_MAX}")
+        counted = aggregation.value if key is None else key
+        column, kind = self.bits(counted, aggregation.source)
+        flag = self.flag(aggregation.where, aggregation.source, (counted,))
+        found = []
+        for window in self.windows(aggregation.windows, aggregation.hop):
+            what = f"{self.builder.bits.texts[column]} if {self.builder.flags.texts[flag]}"
+            text = f"tally {mode} {keep} {width} {list(quantiles)} {window.window_us}/{window.hop_us}: {what}"
+            group = TallyGroup(
+                _unnamed(window),
+                flag,
+                column,
+                kind,
+                keep,
+                bool(quantiles),
+                mode,
+                width or len(quantiles),
+                np.array(quantiles, np.float64),
+                text,
+            )
+            found.append((window, self.builder.part(text, partial(_same, group))[0], kind))
+        return found
+
     def windowed(self, aggregation: Windowed) -> list[Reading]:
         """One reading a window of an aggregation whose state is cells."""
         flag = self.flag(aggregation.where, aggregation.source)
@@ -401,6 +387,10 @@ def _kind_of(dtype: pl.DataType) -> int | None:
     if dtype in (pl.String, pl.Categorical, pl.Enum):
         return TEXT
     return TIME_KIND if dtype in (pl.Datetime, pl.Date) else None
+
+
+def _same(group: TallyGroup) -> TallyGroup:
+    return group
 
 
 def _unnamed(window: Window) -> Window:

@@ -17,9 +17,10 @@ import numpy as np
 import polars as pl
 
 from headrace.errors import DeclarationError, SchemaError
+from headrace.features.aggregation import Aggregation
 from headrace.features.aggregations.derived import Ratio
 from headrace.features.answer import Feature
-from headrace.features.binding import Aggregation, LayoutBuilder
+from headrace.features.binding import LayoutBuilder
 from headrace.features.event_rows import EventReader, Rows
 from headrace.features.kernels.text_pool import hash_text
 from headrace.features.layout import Layout

@@ -3,8 +3,12 @@
 from headrace.features.aggregations.decayed import DecayedCount as DecayedCount
 from headrace.features.aggregations.decayed import DecayedSum as DecayedSum
 from headrace.features.aggregations.derived import Ratio as Ratio
+from headrace.features.aggregations.distinct import Distinct as Distinct
 from headrace.features.aggregations.extremes import Max as Max
 from headrace.features.aggregations.extremes import Min as Min
+from headrace.features.aggregations.frequencies import CountBy as CountBy
+from headrace.features.aggregations.frequencies import TopK as TopK
+from headrace.features.aggregations.quantile import Quantile as Quantile
 from headrace.features.aggregations.recency import First as First
 from headrace.features.aggregations.recency import Last as Last
 from headrace.features.aggregations.recency import LastN as LastN
@@ -15,3 +19,4 @@ from headrace.features.aggregations.sums import Mean as Mean
 from headrace.features.aggregations.sums import Std as Std
 from headrace.features.aggregations.sums import Sum as Sum
 from headrace.features.aggregations.sums import Var as Var
+from headrace.features.aggregations.vectors import VectorMean as VectorMean

@@ -10,7 +10,8 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.binding import Binder, Cell, Source, Value
+from headrace.features.aggregation import Cell, Source, Value
+from headrace.features.binding import Binder
 from headrace.features.kernels.cells import DECAYED, ONE
 from headrace.features.layout import Reading, State
 from headrace.features.windows import LIFETIME, SECOND_US, parse_span_s, window_of

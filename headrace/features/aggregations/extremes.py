@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.binding import Binder, Cell, Source, Value, Windows
+from headrace.features.aggregation import Cell, Source, Value, Windows
+from headrace.features.binding import Binder
 from headrace.features.kernels.cells import MAX, MIN
 from headrace.features.layout import Reading
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
+from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Column, Lists, Maybe
-from headrace.features.binding import DTYPE_OF_KIND, Binder, Cell, Source, Value, Windows, as_expr
+from headrace.features.binding import DTYPE_OF_KIND, Binder, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
 from headrace.features.kernels.id_lists import FLOAT
 from headrace.features.layout import Reading, State

@@ -1,0 +1,87 @@
+"""TopK and CountBy: how often each value came."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError
+from headrace.features.aggregation import Source, Value, Windows
+from headrace.features.answer import Lists
+from headrace.features.binding import DTYPE_OF_KIND, Binder
+from headrace.features.kernels.id_lists import FLOAT
+from headrace.features.kernels.tallies import TOP
+from headrace.features.layout import Reading, State
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TopK:
+    """The `k` most frequent values, most frequent first, and their counts, as two lists: <name>_<window> and
+    <name>_count_<window>.
+
+    Equal counts are in a fixed order: numbers ascending, texts by their hashes. Exact while each hop of the window
+    brings fewer than `keep` different values, and the window 4 * `keep` pairs of hop and value. Of a fuller hop the
+    `keep` values with the smallest hashes are counted, exactly, and the others not at all: the list is then that of a
+    random sample of the values. A window with more pairs is cut short to its newest hops that fit. An entity takes 96
+    bytes of memory for each of `keep`, in Redis what it holds.
+    """  # noqa: D205
+
+    value: Value
+    _: KW_ONLY
+    k: int
+    windows: Windows = ()
+    keep: int = 128
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """Two list features a window.
+
+        Raises:
+            DeclarationError: `k` is not from 1 to `keep`.
+        """
+        if not 1 <= self.k <= self.keep:
+            raise DeclarationError(f"{binder.path}: k={self.k}; write 1 to keep={self.keep}")
+        return _readings(binder, self, self.k, self.keep)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CountBy:
+    """How often each value came: the values, most frequent first, and their counts, as two lists: <name>_<window> and
+    <name>_count_<window>.
+
+    It is `TopK` of all `keep` values, with its bounds and its order.
+    """  # noqa: D205
+
+    value: Value
+    _: KW_ONLY
+    windows: Windows = ()
+    keep: int = 32
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """Two list features a window."""
+        return _readings(binder, self, self.keep, self.keep)
+
+
+def _readings(binder: Binder, aggregation: TopK | CountBy, width: int, keep: int) -> list[Reading]:
+    found = []
+    for window, group, kind in binder.tallies(aggregation, TOP, keep, width=width):
+        values = binder.feature(f"list[{DTYPE_OF_KIND[kind]}]", window.label, width=width)
+        counts = binder.feature("list[int]", window.label, suffix="count", width=width)
+        found += [Reading(values, group, partial(_read_keys, kind)), Reading(counts, group, _read_counts)]
+    return found
+
+
+def _read_keys(kind: int, outputs: State, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
+    keys, _, lengths, _ = outputs
+    return Lists(keys.view(np.float64) if kind == FLOAT else keys, lengths)
+
+
+def _read_counts(outputs: State, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
+    return Lists(outputs[1].astype(np.int64), outputs[2])

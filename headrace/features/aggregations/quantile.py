@@ -1,0 +1,90 @@
+"""Quantile: a sketch whose relative error is known."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError
+from headrace.features.aggregation import Source, Value, Windows
+from headrace.features.binding import Binder, as_expr
+from headrace.features.kernels.tallies import QUANTILE
+from headrace.features.layout import Reading, State
+
+SMALLEST = 1e-12
+"""Numbers nearer to zero count as zero."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantile:
+    """Quantiles of a number, as features <name>_p50_<window> for 0.5; none where no event has one.
+
+    The q-quantile of n numbers is the one with rank floor(q * (n - 1)), counted from 0. The answer is within `error`,
+    relative, of it, as long as each hop of the window fills fewer than `keep` buckets and the window 4 * `keep`: with
+    an error of 1 %, 128 buckets span a factor of 13, with 2 % one of 165. In a fuller hop the lowest numbers count as
+    the least of the `keep` greatest buckets, so low quantiles come out too high; a fuller window is cut short to its
+    newest hops that fit. Buckets are powers of (1 + error) / (1 - error): DDSketch (Masson, Rim, Lee 2019, "DDSketch: a
+    fast and fully-mergeable quantile sketch with relative-error guarantees"). An entity takes 96 bytes of memory for
+    each of `keep`, in Redis what it holds.
+    """
+
+    value: Value
+    _: KW_ONLY
+    q: float | Sequence[float] = (0.5, 0.9, 0.99)
+    windows: Windows = ()
+    error: float = 0.02
+    keep: int = 128
+    where: Value | None = None
+    hop: str | None = None
+    source: Source = None
+
+    def bind(self, binder: Binder) -> Sequence[Reading]:
+        """One feature a quantile and window.
+
+        Raises:
+            DeclarationError: a quantile outside [0, 1] or written twice, an error outside (0, 0.5), no number.
+        """
+        wanted = [self.q] if isinstance(self.q, int | float) else list(self.q)
+        if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= q <= 1 for q in wanted):
+            raise DeclarationError(
+                f"{binder.path}: q={self.q}; write quantiles from 0 to 1, each once, as q=(0.5, 0.9)"
+            )
+        if not 0 < self.error < 0.5:
+            raise DeclarationError(f"{binder.path}: error={self.error}; write a relative error such as 0.02")
+        binder.number(self.value, self.source)  # for its refusal of what is no number
+        log_gamma = math.log((1 + self.error) / (1 - self.error))
+        found = binder.tallies(self, QUANTILE, self.keep, key=_bucket(as_expr(self.value), log_gamma), quantiles=wanted)
+        return [
+            Reading(
+                binder.feature("float", window.label, suffix=f"p{100 * q:g}".replace(".", "_")),
+                group,
+                partial(_read, index, log_gamma),
+            )
+            for window, group, _ in found
+            for index, q in enumerate(wanted)
+        ]
+
+
+def _shift(log_gamma: float) -> int:
+    """What is added to the bucket of a number's size, so that it is positive from `SMALLEST` up."""
+    return 1 - math.ceil(math.log(SMALLEST) / log_gamma)
+
+
+def _bucket(value: pl.Expr, log_gamma: float) -> pl.Expr:
+    """Bucket of a number, ascending with it: 0 for 0, negative for negative numbers, null for what is not finite."""
+    number = value.cast(pl.Float64)
+    size = (number.abs().log() / log_gamma).ceil() + _shift(log_gamma)
+    bucket = pl.when(number.abs() < SMALLEST).then(0.0).otherwise(number.sign() * size)
+    return pl.when(number.is_finite()).then(bucket).cast(pl.Int64)
+
+
+def _read(index: int, log_gamma: float, outputs: State, now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG001
+    """The middle, by relative error, of the quantile's bucket: (n,)."""
+    bucket = outputs[0][:, index]
+    size = np.exp((np.abs(bucket) - _shift(log_gamma)) * log_gamma) * 2 / (1 + math.exp(log_gamma))
+    found = np.where(bucket == 0, 0.0, np.sign(bucket) * size)
+    return np.where(outputs[2] == 0, np.nan, found)
