@@ -83,7 +83,7 @@ class Answer:
         """A frame of n rows, columns named prefix + feature name; texts resolved, times as UTC, null where no value."""
         return pl.DataFrame(
             [
-                _series(prefix + found.name, found.dtype, self.columns[found.name], self.empty.get(found.name))
+                column_series(prefix + found.name, found.dtype, self.columns[found.name], self.empty.get(found.name))
                 for found in self.features
             ]
         )
@@ -111,7 +111,8 @@ def concat_answers(answers: Sequence[Answer]) -> Answer:
     )
 
 
-def _series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_] | None) -> pl.Series:
+def column_series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_] | None) -> pl.Series:
+    """A column (n,) as a series of `dtype`, one of `Feature.dtype`, with null where there is no value."""
     if isinstance(column, Lists):
         return _list_series(name, dtype.removeprefix("list[").removesuffix("]"), column)
     series = _TYPED[dtype](column).alias(name)

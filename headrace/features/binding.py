@@ -5,7 +5,7 @@ returns its readings. Equal expressions become one column, equal cells of one (w
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Aggregation, Cell, Source, Tallied, Value, Windowed, Windows
 from headrace.features.answer import Feature
+from headrace.features.event_columns import DTYPE_OF_KIND, EventColumns, as_expr, expr_text, kind_of
+from headrace.features.expressions import Expressions
 from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
 from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
 from headrace.features.kernels.id_lists import TIME as TIME_KIND
@@ -26,28 +28,6 @@ from headrace.features.rings import RingGroup
 from headrace.features.tallies import KEEP_MAX, TallyGroup
 from headrace.features.windows import LIFETIME, Window, window_of
 from headrace.schemas import Event, spec_of
-
-DTYPE_OF_KIND = {INT: "int", FLOAT: "float", TEXT: "text", TIME_KIND: "time"}
-
-
-@dataclass(slots=True)
-class EventColumns:
-    """Expressions of one kind of event columns: per event class, column -> expression; `texts` describe the columns."""
-
-    expressions: dict[type[Event], dict[int, pl.Expr]]
-    texts: list[str] = field(default_factory=list)
-    kinds: list[int] = field(default_factory=list)
-
-    def add(self, text: str, sources: Sequence[type[Event]], expression: pl.Expr, kind: int = FLOAT) -> int:
-        """Column of `expression` over `sources`, an equal one if there is one."""
-        text = f"{text} @ {','.join(source.__name__ for source in sources)}"
-        if text in self.texts:
-            return self.texts.index(text)
-        self.texts.append(text)
-        self.kinds.append(kind)
-        for source in sources:
-            self.expressions[source][len(self.texts) - 1] = expression
-        return len(self.texts) - 1
 
 
 @dataclass(slots=True)
@@ -76,8 +56,15 @@ class _Ring:
 class LayoutBuilder:
     """Collects what the aggregations of one view ask for."""
 
-    def __init__(self, view: str, sources: tuple[type[Event], ...], entity: str) -> None:
+    def __init__(
+        self,
+        view: str,
+        sources: tuple[type[Event], ...],
+        entity: str,
+        request: Mapping[str, pl.DataType] | None = None,
+    ) -> None:
         self.view = view
+        self.request = dict(request or {})
         self.sources = sources
         self.flags = EventColumns({source: {} for source in sources})
         self.numbers = EventColumns({source: {} for source in sources})
@@ -97,7 +84,21 @@ class LayoutBuilder:
         Raises:
             DeclarationError: what the aggregation's own rules refuse, or a feature name that is taken.
         """
-        for reading in aggregation.bind(Binder(self, name, aggregation)):
+        self._take(name, aggregation.bind(Binder(self, name, aggregation)))
+
+    def bind_expressions(self, declared: Mapping[str, pl.Expr]) -> None:
+        """Add attributes that are expressions over other features and the request.
+
+        Raises:
+            DeclarationError: what an expression may not be, or a feature name that is taken.
+        """
+        expressions = Expressions(self.view, self.request)
+        for name in expressions.in_order(declared):
+            known = {feature.name: feature for feature in self.features}
+            self._take(name, [expressions.bind(name, declared[name], known)])
+
+    def _take(self, name: str, readings: Sequence[Reading | Derived]) -> None:
+        for reading in readings:
             taken = {feature.name: feature.declared for feature in self.features}
             found = reading.feature
             if found.name in taken:
@@ -121,7 +122,7 @@ class LayoutBuilder:
         needs_ids = any(group.needs_ids for group in groups)
         columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
         text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
-        return Layout(groups, tuple(self._readings), columns, needs_ids, text)
+        return Layout(groups, tuple(self._readings), columns, needs_ids, text, self.request)
 
 
 class Binder:
@@ -181,7 +182,7 @@ class Binder:
         """
         expression = as_expr(value)
         found = {event: self._dtype_in(expression, event, role) for event in self.sources(source)}
-        kinds = {_kind_of(dtype) for dtype in found.values()}
+        kinds = {kind_of(dtype) for dtype in found.values()}
         if len(kinds) > 1:
             types = ", ".join(f"{event.__name__}: {dtype}" for event, dtype in found.items())
             raise DeclarationError(
@@ -236,7 +237,7 @@ class Binder:
             DeclarationError: it is none of these.
         """
         dtype = self.dtype(value, source)
-        kind = _kind_of(dtype)
+        kind = kind_of(dtype)
         if kind is None:
             raise DeclarationError(
                 f"{self.path}: cannot keep {as_expr(value)!s} of type {dtype}; use a number, text or time"
@@ -367,26 +368,6 @@ class Binder:
             raise DeclarationError(
                 f"{self.path}: {role} {expression!s} does not fit event {event.__name__}: {exc}"
             ) from exc
-
-
-def as_expr(value: Value) -> pl.Expr:
-    """A column name or an expression, as an expression."""
-    return pl.col(value) if isinstance(value, str) else value
-
-
-def expr_text(expression: pl.Expr) -> str:
-    """The whole expression as text: `str` would shorten long literals, and two different filters would look equal."""
-    return expression.meta.serialize(format="json")
-
-
-def _kind_of(dtype: pl.DataType) -> int | None:
-    if dtype.is_integer() or dtype == pl.Boolean:
-        return INT
-    if dtype.is_float() or dtype.is_decimal():
-        return FLOAT
-    if dtype in (pl.String, pl.Categorical, pl.Enum):
-        return TEXT
-    return TIME_KIND if dtype in (pl.Datetime, pl.Date) else None
 
 
 def _same(group: TallyGroup) -> TallyGroup:

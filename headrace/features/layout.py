@@ -9,10 +9,11 @@ fingerprint is a hash of everything that decides the meaning of a record's bytes
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer, Column, Feature, Maybe
@@ -108,22 +109,39 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What a derived feature may use: the features read so far, of n entities, and fields of the request.
+
+    `columns` and `empty` are as in `Answer`; `request` is None where there is no request.
+    """
+
+    columns: dict[str, Column]
+    empty: dict[str, NDArray[np.bool_]]
+    request: Mapping[str, pl.Series] | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Derived:
-    """A feature made of others: `read(columns by name)` -> column."""
+    """A feature made of others: `read(what is known)` -> column."""
 
     feature: Feature
-    read: Callable[[Mapping[str, Column]], Column | Maybe]
+    read: Callable[[Known], Column | Maybe]
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Groups and readings of a view; `columns` counts (flags, numbers, bits) of an event; `text` is what is hashed."""
+    """Groups and readings of a view; `columns` counts (flags, numbers, bits) of an event; `text` is what is hashed.
+
+    `request` are the fields that a read may bring along, and their types.
+    """
 
     groups: tuple[Group, ...]
     readings: tuple[Reading | Derived, ...]
     columns: tuple[int, int, int]
     needs_ids: bool
     text: str
+    request: Mapping[str, pl.DataType] = field(default_factory=dict)
 
     def make(self, capacity: int) -> list[State]:
         """State of `capacity` rows, a tuple of arrays for each group; a row must be cleared before it is used."""
@@ -147,20 +165,29 @@ class Layout:
         """Reads of rows (n,) as of now_us (n,)."""
         return Operations(rows, now_us, np.arange(len(rows)), self.no_events(), np.zeros(0, np.uint8))
 
-    def answer(self, outputs: list[State], newest_us: NDArray[np.int64], now_us: NDArray[np.int64]) -> Answer:
-        """Columns from the groups' outputs; newest_us (n,) is each row's newest event time, NEVER where missing."""
-        columns: dict[str, Column] = {}
-        empty: dict[str, NDArray[np.bool_]] = {}
+    def answer(
+        self,
+        outputs: list[State],
+        newest_us: NDArray[np.int64],
+        now_us: NDArray[np.int64],
+        request: Mapping[str, pl.Series] | None = None,
+    ) -> Answer:
+        """Columns from the groups' outputs; newest_us (n,) is each row's newest event time, NEVER where missing.
+
+        `request` has the fields of `self.request`, n long; without it the features that need one have no value.
+        """
+        known = Known({}, {}, request, len(now_us))
         for reading in self.readings:
             name = reading.feature.name
             if isinstance(reading, Reading):
                 found = reading.read(outputs[reading.group], now_us)
             else:
-                found = reading.read(columns)
+                found = reading.read(known)
             if isinstance(found, Maybe):
-                columns[name], empty[name] = found.values, found.empty
+                known.columns[name], known.empty[name] = found.values, found.empty
             else:
-                columns[name] = found
+                known.columns[name] = found
         exists = newest_us != NEVER
         age_us = np.where(exists, np.maximum(now_us - newest_us, 0), -1)
-        return Answer(columns, exists, age_us, tuple(reading.feature for reading in self.readings), empty)
+        features = tuple(reading.feature for reading in self.readings)
+        return Answer(known.columns, exists, age_us, features, known.empty)

@@ -14,6 +14,7 @@ import polars as pl
 
 from headrace.clock import wall_us
 from headrace.errors import SpineError
+from headrace.features.expressions import request_columns
 from headrace.features.keys import entity_ids
 from headrace.features.view import FeatureView, ViewPlan, plan_of
 from headrace.schemas import spec_of
@@ -39,9 +40,15 @@ def read_frame(
         StoreUnavailableError: Redis does not answer.
     """
     plan = plan_of(view)
-    frame = entity_frame(plan, entities)
+    given = pl.DataFrame(dict(entities)) if isinstance(entities, Mapping) else entities
+    frame = entity_frame(plan, given)
     ids, texts = entity_ids(plan, frame)
-    answer = store.answer(plan, ids, texts, instant_us(now))
+    request = (
+        request_columns(plan.name, plan.layout.request, given)
+        if plan.layout.request and isinstance(given, pl.DataFrame)
+        else None
+    )
+    answer = store.answer(plan, ids, texts, instant_us(now), request)
     state = pl.DataFrame(
         {
             "_status": np.where(answer.found, FRESH, MISSING).tolist(),

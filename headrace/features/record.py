@@ -8,11 +8,12 @@ kernels/ring_codec.py, kernels/list_codec.py; numbers: kernels/varints.py.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import LayoutError
@@ -126,10 +127,11 @@ def read_packed(
     texts: Sequence[bytes],
     blobs: Sequence[bytes | None],
     now_us: int | NDArray[np.int64],
+    request: Mapping[str, pl.Series] | None = None,
 ) -> Answer:
     """Features of n entities as of `now_us`, straight from their packed records; None is an entity without one.
 
-    ids (n,) and texts (n,) name the entities; only the blobs decide the values.
+    ids (n,) and texts (n,) name the entities; only the blobs decide the values. `request`: fields of the request, (n,).
 
     Raises:
         LayoutError: a record was written by another version of the view, or is damaged.
@@ -151,7 +153,7 @@ def read_packed(
         ops = Operations(rows, now[reads], reads, plan.layout.no_events(), np.zeros(0, np.uint8))
         for group, arrays, out in zip(plan.layout.groups, state, outputs, strict=True):
             group.run(arrays, ops, out)
-    return plan.layout.answer(outputs, newest, now)
+    return plan.layout.answer(outputs, newest, now, request)
 
 
 def _section(

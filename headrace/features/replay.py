@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError, DecodeError, LayoutError, SchemaError, SourceError
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
+from headrace.features.expressions import request_columns
 from headrace.features.keys import ids_of_texts, key_columns
 from headrace.features.layout import Operations
 from headrace.features.slab import Slab
@@ -117,7 +118,8 @@ def replay(
         views: the views to read.
         events: history of their event classes: one table if there is one class, else a table each. A table is a frame,
             or a path to Parquet, Arrow IPC, Avro, JSON lines or CSV. It need not be sorted.
-        spine: each view's entity columns and `event_time` (datetime, or int64 microseconds UTC).
+        spine: each view's entity columns and `event_time` (datetime, or int64 microseconds UTC), and the fields of the
+            request that a view declares.
         chunk_rows: events and spine rows walked at a time; bounds memory, never changes the result.
 
     Raises:
@@ -150,9 +152,10 @@ def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame) -> Answer:
     """Walk events and spine rows of one view; the answer is in the spine's order."""
     plan = slab.plan
     now_us, ids = spine_times(spine, plan.name), key_columns(plan, spine)[0]
+    request = request_columns(plan.name, plan.layout.request, spine) if plan.layout.request else None
     reads = len(now_us)
     if rows is None:
-        return slab.read(slab.locate(ids), now_us)
+        return slab.read(slab.locate(ids), now_us, request)
     at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
     spine_at = slab.locate(ids)
     order = np.argsort(np.concatenate([now_us, rows.time_us]), kind="stable")  # spine rows lead: they win ties
@@ -166,7 +169,7 @@ def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame) -> Answer:
     outputs, newest = plan.layout.outputs(reads), np.full(reads, NEVER, np.int64)
     slab.run(ops, outputs, newest)
     slab.mark_dirty(at)
-    return plan.layout.answer(outputs, newest, now_us)
+    return plan.layout.answer(outputs, newest, now_us, request)
 
 
 def _in_time(rows: Rows) -> Rows:

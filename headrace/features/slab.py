@@ -6,9 +6,10 @@ of a moment not earlier than the newest event that was added; an earlier read ma
 Not thread-safe.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer
@@ -89,8 +90,16 @@ class Slab:
         for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
             group.run(state, ops, out)
 
-    def read(self, rows: NDArray[np.int64], now_us: int | NDArray[np.int64]) -> Answer:
-        """Features of rows (n,) as of `now_us`, one moment or one for each row (n,); row -1 is a missing entity."""
+    def read(
+        self,
+        rows: NDArray[np.int64],
+        now_us: int | NDArray[np.int64],
+        request: Mapping[str, pl.Series] | None = None,
+    ) -> Answer:
+        """Features of rows (n,) as of `now_us`, one moment or one for each row (n,); row -1 is a missing entity.
+
+        `request`: fields of the request, (n,); without it, features that need one have no value.
+        """
         rows = np.require(rows, np.int64, ["C", "W"])
         now = (
             np.full(len(rows), now_us, np.int64)
@@ -99,7 +108,7 @@ class Slab:
         )
         outputs, newest = self.plan.layout.outputs(len(rows)), np.full(len(rows), NEVER, np.int64)
         self.run(self.plan.layout.read_operations(rows, now), outputs, newest)
-        return self.plan.layout.answer(outputs, newest, now)
+        return self.plan.layout.answer(outputs, newest, now, request)
 
     # Records in and out
 

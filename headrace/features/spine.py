@@ -11,6 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SpineError
+from headrace.features.expressions import request_columns
 from headrace.features.keys import key_columns
 from headrace.features.view import ViewPlan
 
@@ -50,6 +51,7 @@ def check_spine(plans: Sequence[ViewPlan], spine: pl.DataFrame) -> None:
     head = spine.head(0)
     for plan in plans:
         key_columns(plan, head)
+        request_columns(plan.name, plan.layout.request, head)
         spine_times(head, plan.name)
     spine_times(spine, plans[0].name)
 

@@ -189,6 +189,9 @@ class OnlineStore:
     ) -> pl.DataFrame:
         """Feature values of `entities` as of `now` (None: the wall clock; an int is µs UTC), in their order.
 
+        Fields of the request that the view declares are further columns of `entities`; a list of keys has none, and the
+        features that need them are null then.
+
         Columns: the entity's, the features (short names), `_status` ("fresh" or "missing") and `_age_s` (now minus the
         newest event time, in seconds; null when missing).
 
@@ -199,15 +202,24 @@ class OnlineStore:
         """
         return read_frame(self, view, entities, now)
 
-    def answer(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes], now_us: int) -> Answer:
+    def answer(
+        self,
+        plan: ViewPlan,
+        ids: NDArray[np.int64],
+        texts: Sequence[bytes],
+        now_us: int,
+        request: Mapping[str, pl.Series] | None = None,
+    ) -> Answer:
         """Values of the entities `ids` (n,) with key `texts` as of `now_us`, numeric: for serving. One MGET.
+
+        `request`: fields of the request, (n,); without it, features that need one have no value.
 
         Raises:
             LayoutError: the view was changed and its new version is not active yet.
             StoreUnavailableError: Redis does not answer.
         """
         self._require_active(plan)
-        return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us)
+        return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
         """The packed record of each entity, None where there is none or the key is null. Any version can be read so.

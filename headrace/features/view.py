@@ -9,7 +9,7 @@ checked when Python reads it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +22,7 @@ from headrace.features.aggregations.derived import Ratio
 from headrace.features.answer import Feature
 from headrace.features.binding import LayoutBuilder
 from headrace.features.event_rows import EventReader, Rows
+from headrace.features.expressions import request_types
 from headrace.features.kernels.text_pool import hash_text
 from headrace.features.layout import Layout
 from headrace.features.rings import RingGroup
@@ -38,6 +39,7 @@ class FeatureView:
         source: event class, or tuple of classes, that the view reads. Without one the class is a base for other views.
         entity: column, or tuple of columns, that all sources have: one record for each of their values.
         ttl: span ("30d") after which the store forgets a record that got no event; None keeps it.
+        request: fields that a read brings along, {"price": float}; see features/expressions.py.
         name: name of the view; the class name in snake case if left out.
 
     Raises:
@@ -52,6 +54,7 @@ class FeatureView:
         source: type[Event] | Sequence[type[Event]] | None = None,
         entity: str | Sequence[str] | None = None,
         ttl: str | None = None,
+        request: Mapping[str, type] | None = None,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,7 +68,7 @@ class FeatureView:
         if not sources or not keys:
             role, example = ("source", "SomeEvent") if not sources else ("entity", '"some_column"')
             raise DeclarationError(f"view {view}: no {role}; add {role}={example} to the class arguments")
-        cls._plan = _plan(cls, view, sources, keys, ttl)
+        cls._plan = _plan(cls, view, sources, keys, ttl, request or {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,14 +119,20 @@ def plan_of(view: type[FeatureView]) -> ViewPlan:
 
 
 def _plan(
-    view: type[FeatureView], name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...], ttl: str | None
+    view: type[FeatureView],
+    name: str,
+    sources: tuple[type[Event], ...],
+    keys: tuple[str, ...],
+    ttl: str | None,
+    request: Mapping[str, type],
 ) -> ViewPlan:
     key_dtype = _key_dtype(name, sources, keys)
     entity = f"{key_dtype} {','.join(keys)} of {','.join(source.__name__ for source in sources)}"
-    builder = LayoutBuilder(name, sources, entity)
-    declared = _aggregations(view, name)
+    builder = LayoutBuilder(name, sources, entity, request_types(name, request))
+    declared, expressions = _aggregations(view, name)
     for attribute, aggregation in sorted(declared.items(), key=lambda item: isinstance(item[1], Ratio)):
         builder.bind(attribute, aggregation)
+    builder.bind_expressions(expressions)
     layout = builder.layout()
     return ViewPlan(
         name=name,
@@ -139,17 +148,21 @@ def _plan(
     )
 
 
-def _aggregations(view: type[FeatureView], name: str) -> dict[str, Aggregation]:
+def _aggregations(view: type[FeatureView], name: str) -> tuple[dict[str, Aggregation], dict[str, pl.Expr]]:
+    """Attributes that are aggregations, and those that are expressions over features."""
     found: dict[str, Aggregation] = {}
+    expressions: dict[str, pl.Expr] = {}
     for base in reversed(view.__mro__):
         for attribute, value in vars(base).items():
-            if hasattr(value, "bind") and not isinstance(value, type):
+            if isinstance(value, pl.Expr):
+                expressions[attribute] = value
+            elif hasattr(value, "bind") and not isinstance(value, type):
                 found[attribute] = value
             elif hasattr(value, "bind"):
                 raise DeclarationError(f"view {name} · feature {attribute}: {value.__name__} is a class; call it")
     if not found:
         raise DeclarationError(f'view {name}: no features; write for example: events = Count(windows=("1h", "24h"))')
-    return found
+    return found, expressions
 
 
 def _key_dtype(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> str:

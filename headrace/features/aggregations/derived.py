@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features.answer import Column, Feature
+from headrace.features.answer import Feature
 from headrace.features.binding import Binder
-from headrace.features.layout import Derived
+from headrace.features.layout import Derived, Known
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +64,9 @@ class Ratio:
         return {feature.window: feature for feature in features}
 
 
-def _ratio(part: str, whole: str, alpha: float, beta: float, columns: Mapping[str, Column]) -> NDArray[np.float64]:
-    numerator = np.asarray(columns[part], np.float64) + alpha
-    denominator = np.asarray(columns[whole], np.float64) + (alpha + beta)
+def _ratio(part: str, whole: str, alpha: float, beta: float, known: Known) -> NDArray[np.float64]:
+    numerator = np.asarray(known.columns[part], np.float64) + alpha
+    denominator = np.asarray(known.columns[whole], np.float64) + (alpha + beta)
     out = np.full(len(numerator), np.nan)
     np.divide(numerator, denominator, out=out, where=denominator != 0)
     return out

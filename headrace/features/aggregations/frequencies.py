@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.answer import Lists
-from headrace.features.binding import DTYPE_OF_KIND, Binder
+from headrace.features.binding import Binder
+from headrace.features.event_columns import DTYPE_OF_KIND
 from headrace.features.kernels.id_lists import FLOAT
 from headrace.features.kernels.tallies import TOP
 from headrace.features.layout import Reading, State

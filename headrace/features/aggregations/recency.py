@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Column, Lists, Maybe
-from headrace.features.binding import DTYPE_OF_KIND, Binder, as_expr
+from headrace.features.binding import Binder
+from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
 from headrace.features.kernels.id_lists import FLOAT
 from headrace.features.layout import Reading, State

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Lists
-from headrace.features.binding import Binder, as_expr
+from headrace.features.binding import Binder
+from headrace.features.event_columns import as_expr
 from headrace.features.kernels.cells import ADD
 from headrace.features.layout import Reading, State
 

@@ -1,0 +1,54 @@
+"""The columns that a view's groups take of an event: expressions, each worked out once however often it is used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from headrace.features.aggregation import Value
+from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
+from headrace.features.kernels.id_lists import TIME as TIME_KIND
+from headrace.schemas import Event
+
+DTYPE_OF_KIND = {INT: "int", FLOAT: "float", TEXT: "text", TIME_KIND: "time"}
+
+
+@dataclass(slots=True)
+class EventColumns:
+    """Expressions of one kind of event columns: per event class, column -> expression; `texts` describe the columns."""
+
+    expressions: dict[type[Event], dict[int, pl.Expr]]
+    texts: list[str] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+
+    def add(self, text: str, sources: Sequence[type[Event]], expression: pl.Expr, kind: int = FLOAT) -> int:
+        """Column of `expression` over `sources`, an equal one if there is one."""
+        text = f"{text} @ {','.join(source.__name__ for source in sources)}"
+        if text in self.texts:
+            return self.texts.index(text)
+        self.texts.append(text)
+        self.kinds.append(kind)
+        for source in sources:
+            self.expressions[source][len(self.texts) - 1] = expression
+        return len(self.texts) - 1
+
+
+def as_expr(value: Value) -> pl.Expr:
+    """A column name or an expression, as an expression."""
+    return pl.col(value) if isinstance(value, str) else value
+
+
+def expr_text(expression: pl.Expr) -> str:
+    """The whole expression as text: `str` would shorten long literals, and two different filters would look equal."""
+    return expression.meta.serialize(format="json")
+
+
+def kind_of(dtype: pl.DataType) -> int | None:
+    """What a value of this type is kept as; None: it cannot be kept."""
+    if dtype.is_integer() or dtype == pl.Boolean:
+        return INT
+    if dtype.is_float() or dtype.is_decimal():
+        return FLOAT
+    if dtype in (pl.String, pl.Categorical, pl.Enum):
+        return TEXT
+    return TIME_KIND if dtype in (pl.Datetime, pl.Date) else None
