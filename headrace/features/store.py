@@ -218,7 +218,7 @@ class OnlineStore:
             LayoutError: the view was changed and its new version is not active yet.
             StoreUnavailableError: Redis does not answer.
         """
-        self._require_active(plan)
+        self.require_active(plan)
         return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
@@ -348,7 +348,8 @@ class OnlineStore:
                 )
         return dropped
 
-    def _require_active(self, plan: ViewPlan) -> None:
+    def require_active(self, plan: ViewPlan) -> None:
+        """Return if readers get this version of the view, or none yet; else raise `LayoutError`."""
         fingerprint, asked_s = self._active.get(plan.name, (None, -math.inf))
         if time.monotonic() - asked_s > ACTIVE_S_MAX:
             fingerprint = self.active(plan.name)

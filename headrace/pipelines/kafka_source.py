@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from datetime import UTC, datetime
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import structlog
@@ -19,9 +20,12 @@ from prometheus_client import Counter
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.pipelines.source import Batch
+from headrace.pipelines.start_times import offset_at
 from headrace.schemas import Event, spec_of
 
 log = structlog.get_logger(__name__)
+
+Start: TypeAlias = Literal["earliest", "latest"] | datetime | Mapping[str, int]
 
 ROWS_MAX = 16_384
 """Messages a poll: larger batches fall off the allocator's fast path, smaller ones cost calls."""
@@ -68,8 +72,8 @@ class KafkaSource:
     """Batches of the partitions of some topics.
 
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
-    start. `start` is where a partition begins that `seek` does not name: "earliest", or an offset for each partition by
-    name.
+    start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (what comes from now on),
+    a moment of append (a naive datetime is UTC), or an offset for each partition by name.
     `config` is passed to librdkafka (TLS, SASL).
     """
 
@@ -80,7 +84,7 @@ class KafkaSource:
         *,
         until_end: bool = False,
         rows_max: int = ROWS_MAX,
-        start: Literal["earliest"] | Mapping[str, int] = "earliest",
+        start: Start = "earliest",
         config: Mapping[str, Any] | None = None,
         connect_s: float = CONNECT_S_MAX,
     ) -> None:
@@ -88,7 +92,7 @@ class KafkaSource:
         self.topics = tuple(topic if isinstance(topic, str) else spec_of(topic).topic for topic in topics)
         self._until_end = until_end
         self._rows_max = rows_max
-        self._start = {} if start == "earliest" else dict(start)
+        self._start = start
         self._config = dict(config or {})
         self._connect_s = connect_s
         self._owner = (0, 1)
@@ -108,7 +112,7 @@ class KafkaSource:
             self.topics,
             until_end=self._until_end,
             rows_max=self._rows_max,
-            start=self._start or "earliest",
+            start=self._start,
             config=self._config,
             connect_s=self._connect_s,
         )
@@ -140,6 +144,7 @@ class KafkaSource:
         self._is_placed = True
         self._listed_s = time.monotonic()
         placed = [self._place(*key, positions) for key in self._owned(self.partitions())]
+        self._start = "earliest"  # a partition that the topic gets later on is new as a whole
         self._connect().assign(placed)
 
     def poll(self) -> list[Batch]:
@@ -190,13 +195,27 @@ class KafkaSource:
         return [(topic, number) for topic, number in keys if number % count == index]
 
     def _place(self, topic: str, number: int, positions: Mapping[str, int]) -> TopicPartition:
-        name, low = f"{topic}/{number}", self._low_watermark(topic, number)
-        position = positions.get(name, self._start.get(name, low))
+        name, (low, high) = f"{topic}/{number}", self._watermarks(topic, number)
+        position = positions.get(name)
+        if position is None:
+            position = self._start_of(topic, number, low, high)
         if position < low:
             raise OffsetLostError(_lost(name, position, low=low))
         self._cursors[topic, number] = _Cursor(topic, number, position)
         self._unfetched.add((topic, number))
         return TopicPartition(topic, number, position)
+
+    def _start_of(self, topic: str, number: int, low: int, high: int) -> int:
+        if self._start == "earliest":
+            return low
+        if isinstance(self._start, Mapping):
+            return self._start.get(f"{topic}/{number}", low)
+        if isinstance(self._start, datetime):
+            moment = self._start if self._start.tzinfo else self._start.replace(tzinfo=UTC)
+            moment_us = int(moment.timestamp() * 1e6)
+        else:
+            moment_us = wall_us()
+        return offset_at(self._settings(), topic, number, (low, high), moment_us)
 
     def _take_new_partitions(self) -> None:
         """Read partitions that a topic got since we last looked, from their start; the wait is short and rare."""
@@ -279,24 +298,24 @@ class KafkaSource:
 
     def _connect(self) -> Consumer:
         if self._consumer is None:
-            consumer = Consumer(
-                {
-                    "group.id": "headrace",  # compulsory, never joined
-                    "log_level": 0,  # errors come through error_cb, once
-                    "reconnect.backoff.max.ms": 1_000,
-                    "fetch.wait.max.ms": 20,  # bounds what an idle fetch adds to freshness
-                    **self._config,
-                    "bootstrap.servers": self.bootstrap,
-                    "enable.auto.commit": False,
-                    "auto.offset.reset": "error",
-                    "enable.partition.eof": self._until_end,
-                    "allow.auto.create.topics": False,
-                    "error_cb": self._on_error,
-                },
-            )
+            consumer = Consumer({**self._settings(), "error_cb": self._on_error})
             consumer.poll(0)  # an OAuth token is only asked for inside a poll
             self._consumer = consumer
         return self._consumer
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "group.id": "headrace",  # compulsory, never joined
+            "log_level": 0,  # errors come through error_cb, once
+            "reconnect.backoff.max.ms": 1_000,
+            "fetch.wait.max.ms": 20,  # bounds what an idle fetch adds to freshness
+            **self._config,
+            "bootstrap.servers": self.bootstrap,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": self._until_end,
+            "allow.auto.create.topics": False,
+        }
 
     def _ask_partitions(self) -> list[str]:
         consumer = self._connect()
@@ -323,12 +342,12 @@ class KafkaSource:
             names += [f"{topic}/{number}" for number in sorted(known[topic].partitions)]
         return names
 
-    def _low_watermark(self, topic: str, number: int) -> int:
+    def _watermarks(self, topic: str, number: int) -> tuple[int, int]:
         try:
-            low, _ = self._connect().get_watermark_offsets(TopicPartition(topic, number), timeout=self._connect_s)
+            low, high = self._connect().get_watermark_offsets(TopicPartition(topic, number), timeout=self._connect_s)
         except KafkaException as exc:
             raise SourceError(f"broker {self.bootstrap}, {topic}/{number}: {exc.args[0].str()}") from exc
-        return int(low)
+        return int(low), int(high)
 
 
 def _is_passing(exc: BaseException) -> bool:

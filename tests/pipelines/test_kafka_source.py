@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -196,3 +197,29 @@ def test_a_topic_that_grows_is_read_whole(broker, topic, monkeypatch):
     assert numbers(first + drain(source, rows=200)) == list(range(300))
     assert len(source.partitions()) == 3
     source.close()
+
+
+def test_a_moment_or_latest_begins_at_the_first_message_appended_since(broker, topic):
+    """Each partition begins at its own first message of that time; what comes later than all of them is the end."""
+    create_topics(broker, {topic: 2})
+    for first in range(0, 300, 20):  # several batches: brokers index those
+        send(broker, topic, first, 20, partitions=2)
+    time.sleep(0.05)
+    moment = datetime.now(UTC)
+    time.sleep(0.05)
+    send(broker, topic, 300, 60, partitions=2)
+    source = KafkaSource(broker, [topic], until_end=True, start=moment)
+    assert numbers(drain(source)) == list(range(300, 360))
+    source.close()
+    latest = KafkaSource(broker, [topic], start="latest")
+    latest.seek({})
+    send(broker, topic, 360, 10, partitions=2)
+    found = []
+    while len(found) < 10:
+        found += numbers(latest.poll())
+    latest.close()
+    assert sorted(found) == list(range(360, 370))
+    known = KafkaSource(broker, [topic], until_end=True, start=datetime.now(UTC))
+    known.seek({f"{topic}/0": 0})  # what was stored wins
+    assert numbers(drain(known)) == list(range(0, 370, 2))
+    known.close()

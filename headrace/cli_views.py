@@ -1,0 +1,215 @@
+"""Commands about views and what is stored of them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headrace import project
+from headrace.console import (
+    Json,
+    StoreUrl,
+    View,
+    app,
+    command,
+    err,
+    escaped,
+    features_app,
+    out,
+    print_rows,
+)
+from headrace.errors import ConfigError
+from headrace.settings import load_settings
+
+Views = Annotated[list[str], typer.Argument(metavar="VIEW...", help="module:Class, one or more")]
+EventUrls = Annotated[
+    list[str],
+    typer.Option(
+        "--events", metavar="URL", help="kafka://HOST:PORT, files, a glob or an archive; Class=URL for one of several."
+    ),
+]
+
+
+@command(app, "replay")
+def replay(
+    views: Views,
+    events: Annotated[Path, typer.Option(help="The log: Parquet, Arrow, Avro, JSONL or CSV.")],
+    spine: Annotated[Path, typer.Option(help="Rows of entity keys and event_time, in the same formats.")],
+    to: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+) -> None:
+    """Features as of each row of a spine.
+
+    Example: `headrace replay VIEW --events LOG --spine ROWS --out FILE`
+    """
+    from headrace.features import replay as replay_views
+
+    project.activate()
+    frame = replay_views([project.load_object(view) for view in views], events, spine)
+    frame.write_parquet(to)
+    err.print(f"{frame.height:,} rows, {frame.width} columns: {to}", highlight=False)
+
+
+@command(app, "materialize")
+def materialize(
+    views: Views,
+    events: EventUrls,
+    store: StoreUrl = None,
+    until_end: Annotated[bool, typer.Option("--until-end", help="Stop at the end that a topic has now.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Bytewax workers: threads of this process.")] = 1,
+) -> None:
+    """Keep the records of views in the store up to date with their events, until stopped or at the files' end.
+
+    Example: `headrace materialize features.customer:CustomerActivity --events kafka://127.0.0.1:9092`
+    """
+    from headrace.features import plan_of
+    from headrace.pipelines.materialize_views import materialize_views
+
+    declared, opened = _views(views), _store(store)
+    with opened:
+        for view in declared:
+            opened.require_active(plan_of(view))
+        materialize_views(declared, events, opened, load_settings(), until_end=until_end, workers=workers)
+
+
+@command(app, "backfill")
+def backfill(
+    views: Views,
+    events: EventUrls,
+    store: StoreUrl = None,
+    handover: Annotated[
+        Path | None, typer.Option(help="JSON file {partition: next offset} of the live topic, for plain files.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build views, or new versions of changed ones, from history; readers are switched to them at the end.
+
+    Example: `headrace backfill features.customer:CustomerActivity --events archive/`
+    """
+    from headrace.pipelines.materialize_views import backfill_views
+
+    declared, opened = _views(views), _store(store)
+    with opened:
+        done = backfill_views(declared, events, opened, load_settings(), handover)
+    print_rows(
+        [{"view": row.view, "before": row.before, "after": row.after, "records": row.records} for row in done], as_json
+    )
+
+
+@command(app, "verify")
+def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Json = False) -> None:
+    """Replay events up to the store's offsets and compare with what is stored; exit 1 on a difference.
+
+    Example: `headrace verify features.customer:CustomerActivity --events archive/`
+    """
+    from headrace.pipelines.materialize_views import verify_views
+
+    declared, opened = _views(views), _store(store)
+    with opened:
+        found = verify_views(declared, events, opened, load_settings())
+    rows = [{"view": result.view, **row} for result in found for row in result.features.iter_rows(named=True)]
+    print_rows(rows, as_json)
+    for result in found:
+        for example in result.examples.iter_rows(named=True):
+            err.print(
+                f"{result.view} · {example['feature']} · key {example['key']}: stored {example['found']}, "
+                f"replayed {example['expected']}",
+                highlight=False,
+                markup=False,
+            )
+        words = f"{result.entities:,} entities, {result.rows:,} rows replayed, {result.mismatches:,} differences"
+        err.print(f"{result.view}: {words}", highlight=False)
+    if not all(result.ok for result in found):
+        raise typer.Exit(1)
+
+
+@command(app, "get")
+def get(
+    view: View,
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="entity keys; a composite key is written a,b")],
+    store: StoreUrl = None,
+    now: Annotated[str | None, typer.Option(help="As of this time, ISO 8601. Default: the clock's now.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Read records from the online store.
+
+    Example: `headrace get features.customer:CustomerActivity 13085`
+    """
+    from headrace.features import plan_of
+    from headrace.features.reader import frame_of_texts
+
+    [declared] = _views([view])
+    with _store(store) as opened:
+        at_us = load_settings().event_clock.now_us() if now is None else _instant(now)
+        frame = opened.read(declared, frame_of_texts(plan_of(declared), keys), at_us)
+    if as_json:
+        typer.echo(frame.write_json())
+    else:
+        _print_records(frame)
+
+
+@command(features_app, "list")
+def features_list(as_json: Json = False) -> None:
+    """List the views.
+
+    Example: `headrace features list`
+    """
+    rows = [
+        {"view": f"{view.__module__}:{view.__name__}", "entity": ", ".join(plan.entity), "features": len(plan.features)}
+        for view, plan in _plans()
+    ]
+    print_rows(rows, as_json)
+
+
+@command(features_app, "show")
+def features_show(view: View, as_json: Json = False) -> None:
+    """Show a view's features.
+
+    Example: `headrace features show features.customer:CustomerActivity`
+    """
+    from headrace.features import plan_of
+
+    project.activate()
+    plan = plan_of(project.load_object(view))
+    print_rows([{"feature": feature.full_name, "type": str(feature.dtype)} for feature in plan.features], as_json)
+
+
+def _views(names: list[str]) -> list[Any]:
+    project.activate()
+    return [project.load_object(name) for name in names]
+
+
+def _store(url: str | None) -> Any:
+    from headrace.features import OnlineStore
+
+    settings = load_settings()
+    return OnlineStore.open(url or settings.redis_url, settings.shards, settings.namespace)
+
+
+def _plans() -> list[tuple[type, Any]]:
+    from headrace.features import FeatureView, plan_of
+
+    root = project.activate()
+    return [(view, plan_of(view)) for view in project.subclasses_in("features", FeatureView, root)]
+
+
+def _instant(text: str) -> int:
+    """Microseconds of an ISO 8601 time; a time without a zone is UTC."""
+    from datetime import UTC, datetime
+
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ConfigError(f"--now {text!r}: write ISO 8601, e.g. 2011-10-01T12:00:00") from exc
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(aware.timestamp() * 1e6)
+
+
+def _print_records(frame: Any) -> None:
+    """One record a block, a feature a line: lists are too wide for a table."""
+    from rich.table import Table
+
+    for record in frame.iter_rows(named=True):
+        table = Table(box=None, show_header=False, padding=(0, 2))
+        for name, value in record.items():
+            table.add_row(f"[cyan]{name}[/]", escaped(value))
+        out.print(table)

@@ -1,0 +1,95 @@
+"""A new view, or a new version of a changed one, from history; then the live flow goes on where history ends.
+
+    history  |--------- files of the archive ---------|            offsets of the live topic beside the records,
+    topic          ... 17 18 19 20 21 22 23 24 25 26 27 28 ...     so that row 24 is counted here and 25 there
+                                            ^ hand-over: 25
+
+The new version is written beside the old one, which serves until the last step, the switch. A hand-over that is exact
+needs history that says where it ends: a topic does by itself, an archive by its committed offsets, plain files by
+offsets that are given. What was done is in the store's fences: after a crash the same call goes on from there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from headrace.features.store import OnlineStore
+from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.pipelines import loop
+from headrace.pipelines.intake import Intake
+from headrace.pipelines.materializer import FlushSummary, Materializer
+from headrace.pipelines.shard import ShardSet
+from headrace.pipelines.source import Source
+from headrace.schemas import DeadLetters
+
+FLUSH_S = (2.0, 5.0)
+"""Interval of flushes: nobody waits for fresh values, and what a crash loses is read again."""
+DIRTY_MAX = 1_000_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Backfilled:
+    """What a backfill did to one view. `before`: version that readers got until now; `after`: the one they get."""
+
+    view: str
+    before: str | None
+    after: str
+    records: int
+    handed_over: dict[str, int]
+
+
+def backfill(
+    views: Sequence[type[FeatureView]],
+    history: Source,
+    store: OnlineStore,
+    *,
+    handover: Mapping[str, int] | None = None,
+    dead_letters: DeadLetters,
+    on_flush: Callable[[FlushSummary], None] = lambda _summary: None,
+) -> list[Backfilled]:
+    """Bring `history`, a source that ends, into new versions of `views`, and switch readers to them.
+
+    `handover`: partition -> next offset of the live topic that history does not hold. A view whose version is active
+    and knows these partitions already is left alone: it has been handed over, and the live flow keeps it.
+
+    Raises:
+        FencedError: another engine writes the new version.
+        StoreUnavailableError: Redis does not answer at the start or the end.
+    """
+    ends = dict(handover or {})
+    plans = [plan_of(view) for view in views]
+    before = {plan.name: store.active(plan.name) for plan in plans}
+    waiting = [view for view, plan in zip(views, plans, strict=True) if not _is_done(plan, store, ends)]
+    if waiting:
+        step = Materializer(waiting, store, flush_s=FLUSH_S, dirty_max=DIRTY_MAX)
+        loop.run(history, Intake(step.events, dead_letters=dead_letters), [step], out=on_flush)
+        if not history.exhausted:  # asked to stop: what was applied is kept, nothing is switched
+            log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])
+            return []
+    for view in waiting:
+        plan = plan_of(view)
+        shards = ShardSet(plan, store, range(store.shards))
+        shards.start_at(ends)
+        shards.flush()
+        store.activate(plan)
+    return [
+        Backfilled(
+            plan.name,
+            before[plan.name],
+            plan.fingerprint,
+            sum(1 for _ in store.scan(plan)) if view in waiting else 0,
+            ends,
+        )
+        for view, plan in zip(views, plans, strict=True)
+    ]
+
+
+def _is_done(plan: ViewPlan, store: OnlineStore, handover: Mapping[str, int]) -> bool:
+    """Whether the version is active and every shard knows the live partitions: rows were handed over before."""
+    if not handover or store.active(plan.name) != plan.fingerprint:
+        return False
+    fences = store.fences(plan, range(store.shards))
+    return all(partition in fence.offsets for fence in fences.values() for partition in handover)

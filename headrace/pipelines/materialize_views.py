@@ -1,0 +1,170 @@
+"""What the commands `materialize`, `backfill` and `verify` do: from views and URLs to a flow and its words."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import bytewax.operators as op
+import orjson
+from bytewax.dataflow import Dataflow
+from rich.console import Console
+
+from headrace.errors import ConfigError
+from headrace.features.store import OnlineStore
+from headrace.features.verifier import Verification, verify
+from headrace.features.view import FeatureView, plan_of
+from headrace.pipelines.backfill import Backfilled, backfill
+from headrace.pipelines.intake import Intake
+from headrace.pipelines.materializer import FLUSH_S, FlushSummary
+from headrace.pipelines.on_bytewax import events_in, materialize, run
+from headrace.pipelines.source import EventBatch
+from headrace.pipelines.source_url import KAFKA, archived_offsets, sources_of_urls
+from headrace.pipelines.wiring import intake_of
+from headrace.schemas import DeadLetter, Event, FileDeadLetters
+from headrace.settings import Settings
+
+BACKFILL_ROWS = 262_144
+"""Rows a batch where freshness does not count: an entity's record is fetched once for many of its events."""
+
+
+def materialize_views(
+    views: Sequence[type[FeatureView]],
+    urls: Sequence[str],
+    store: OnlineStore,
+    settings: Settings,
+    *,
+    until_end: bool = False,
+    workers: int = 1,
+) -> None:
+    """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
+
+    Raises:
+        HeadraceError: what the source or the store failed with.
+    """
+    events = events_of(views)
+    source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka)
+    options = intake_of(settings)
+    options["dead_letters"] = FileDeadLetters(settings.dead_letter_dir)
+    flow = Dataflow("materialize")
+    taken = op.input("events", flow, events_in(source, events, **options))
+    progress = Progress()
+    materialize("views", taken, views, store, flush_s=FLUSH_S, on_status=progress.show)
+    run(flow, workers)
+    progress.end(store, views)
+
+
+def backfill_views(
+    views: Sequence[type[FeatureView]],
+    urls: Sequence[str],
+    store: OnlineStore,
+    settings: Settings,
+    handover: Path | None = None,
+) -> list[Backfilled]:
+    """Backfill `views` from `urls`; an archive says itself where the live topic goes on, else `handover` does.
+
+    Raises:
+        ConfigError: a hand-over that is no JSON object of offsets.
+        HeadraceError: what the source or the store failed with.
+    """
+    events = events_of(views)
+    source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
+    ends: dict[str, int] = {}
+    for url in urls:
+        ends |= {} if url.startswith(KAFKA) else archived_offsets(Path(url.rpartition("=")[2]), events) or {}
+    if handover is not None:
+        ends |= _offsets(handover)
+    progress = Progress()
+    letters = FileDeadLetters(settings.dead_letter_dir)
+    return backfill(views, source, store, handover=ends, dead_letters=letters, on_flush=progress.add)
+
+
+def verify_views(
+    views: Sequence[type[FeatureView]], urls: Sequence[str], store: OnlineStore, settings: Settings
+) -> list[Verification]:
+    """Compare each view with a replay of `urls`, read to the end that they have now.
+
+    Raises:
+        HeadraceError: what the source or the store failed with.
+    """
+    events = events_of(views)
+    source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
+    intake = Intake(events, dead_letters=_Known())
+    batches: list[EventBatch] = []
+    source.seek({})
+    try:
+        while not source.exhausted:
+            found = source.poll()
+            batches += [intake.decode(batch) for batch in found]
+            if not found:
+                time.sleep(0.003)
+    finally:
+        source.close()
+    return [verify(view, batches, store) for view in views]
+
+
+def events_of(views: Sequence[type[FeatureView]]) -> tuple[type[Event], ...]:
+    """The event classes that views read, each once."""
+    return tuple(dict.fromkeys(event for view in views for event in plan_of(view).sources))
+
+
+class Progress:
+    """One line on stderr that follows a flow; without a terminal only its last words."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._started_s = time.monotonic()
+        self._rows = 0
+        self._first: int | None = None
+
+    def show(self, status: Mapping[str, Any]) -> None:
+        """Take a flow's status, twice a second."""
+        at = sum(offset for step in status["steps"] for offset in step["positions"].values())
+        if not status["steps"]:
+            return
+        self._first = at if self._first is None else self._first
+        self._rows = at - self._first
+        records = sum(step["records"] for step in status["steps"])
+        freshness = status["steps"][0]["freshness_ms"]["p50"]
+        words = "" if freshness is None else f" · freshness {freshness:,.0f} ms"
+        self._line(f"{records:,} records{words}")
+
+    def add(self, summary: FlushSummary) -> None:
+        """Take one flush of a backfill."""
+        self._rows += summary.events
+        self._line(f"{summary.records:,} records in the last flush")
+
+    def end(self, store: OnlineStore, views: Sequence[type[FeatureView]]) -> None:
+        """The last words."""
+        names = ", ".join(plan_of(view).name for view in views)
+        took_s = time.monotonic() - self._started_s
+        if self._console.is_terminal:
+            sys.stderr.write("\r\x1b[K")
+        self._console.print(f"{names} in {store.url}: done after {took_s:.1f} s")
+
+    def _line(self, words: str) -> None:
+        if self._console.is_terminal:
+            rate = self._rows / max(time.monotonic() - self._started_s, 1e-3)
+            sys.stderr.write(f"\r\x1b[K{self._rows:,} rows · {rate:,.0f} rows/s · {words}")
+            sys.stderr.flush()
+
+
+class _Known:
+    """Dead letters of events that the flow has put aside already."""
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """They are where the flow wrote them."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _offsets(path: Path) -> dict[str, int]:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as exc:
+        raise ConfigError(f"--handover {path}: {exc}") from exc
+    if not isinstance(found, dict) or not all(isinstance(value, int) for value in found.values()):
+        raise ConfigError(f'--handover {path}: write a JSON object such as {{"engagements/0": 1200}}')
+    return found

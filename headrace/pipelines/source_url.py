@@ -1,0 +1,120 @@
+"""Sources from what a person types: `kafka://host:9092`, a file, a glob, the folder of an archive.
+
+kafka://host:9092,host2:9092?start=2026-01-01T00:00:00        the events' topics; start: earliest, latest, a time
+data/*.parquet    Engagement=data/engagements/**/*.arrow      files of the view's event, or of the event named
+archive/                                                      a folder that the archiver wrote
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+import orjson
+
+from headrace.errors import ConfigError
+from headrace.pipelines.file_source import ROWS_MAX, FileSource
+from headrace.pipelines.kafka_source import KafkaSource
+from headrace.pipelines.source import Batch, Source
+from headrace.schemas import Event, spec_of
+
+KAFKA = "kafka://"
+
+
+class MergedSource:
+    """Several sources as one: their partitions one after the other, polled in turn."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = list(sources)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more will ever come from any."""
+        return all(source.exhausted for source in self._sources)
+
+    def partitions(self) -> list[str]:
+        """Every partition of all."""
+        return [name for source in self._sources for name in source.partitions()]
+
+    def share(self, index: int, count: int) -> Self:
+        """A fresh source of one part of each."""
+        return type(self)([source.share(index, count) for source in self._sources])
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Read each partition from its offset there on."""
+        for source in self._sources:
+            source.seek(positions)
+
+    def poll(self) -> list[Batch]:
+        """What there is now."""
+        return [batch for source in self._sources if not source.exhausted for batch in source.poll()]
+
+    def close(self) -> None:
+        """Let go of all."""
+        for source in self._sources:
+            source.close()
+
+
+def sources_of_urls(
+    urls: Sequence[str],
+    events: Sequence[type[Event]],
+    *,
+    until_end: bool = False,
+    rows_max: int = ROWS_MAX,
+    config: Mapping[str, Any] | None = None,
+) -> Source:
+    """The source that `urls` name, of `events`; `config` goes to librdkafka.
+
+    Raises:
+        ConfigError: a URL that cannot be understood, or files for one event where there are several.
+    """
+    found = [source_of_url(url, events, until_end=until_end, rows_max=rows_max, config=config) for url in urls]
+    return found[0] if len(found) == 1 else MergedSource(found)
+
+
+def source_of_url(
+    url: str,
+    events: Sequence[type[Event]],
+    *,
+    until_end: bool = False,
+    rows_max: int = ROWS_MAX,
+    config: Mapping[str, Any] | None = None,
+) -> Source:
+    """The source that one URL names; `sources_of_urls` says more."""
+    if url.startswith(KAFKA):
+        asked = urlsplit(url)
+        words = parse_qs(asked.query)
+        unknown = set(words) - {"start"}
+        if unknown:
+            raise ConfigError(f"{url}: unknown {', '.join(sorted(unknown))}; only start= is known, see HEADRACE_KAFKA")
+        return KafkaSource(
+            asked.netloc, events, until_end=until_end, start=_start(words.get("start", ["earliest"])[0]), config=config
+        )
+    name, equals, path = url.partition("=")
+    named = [event for event in events if equals and event.__name__ == name]
+    if not named and len(events) > 1:
+        names = ", ".join(event.__name__ for event in events)
+        raise ConfigError(f"events {url!r}: the views read {names}; write {events[0].__name__}=PATH for each of them")
+    event = (named or list(events))[0]
+    folder = Path(path if named else url)
+    if folder.is_dir() and archived_offsets(folder, [event]) is not None:
+        return FileSource(folder / spec_of(event).topic / "*" / "*.parquet", event, rows_max=rows_max)
+    return FileSource(folder, event, rows_max=rows_max)
+
+
+def archived_offsets(folder: Path, events: Sequence[type[Event]]) -> dict[str, int] | None:
+    """Where an archive ends: next offset of each partition of the events' topics; None: it is no archive."""
+    files = [folder / spec_of(event).topic / "offsets.json" for event in events]
+    known = [orjson.loads(file.read_bytes()) for file in files if file.is_file()]
+    return {name: int(offset) for part in known for name, offset in part.items()} if known else None
+
+
+def _start(text: str) -> Any:
+    if text in {"earliest", "latest"}:
+        return text
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise ConfigError(f"start={text}: write earliest, latest, or a time such as 2026-01-01T00:00:00") from exc
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,56 @@
+"""Where in a partition a moment is: the first offset that was appended at or after it.
+
+Brokers can be asked, but not all answer rightly; append times grow with offsets, so a bisection over single messages
+finds the place with some twenty fetches, whatever the broker.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from headrace.errors import SourceError
+
+FETCH_S_MAX = 10.0
+"""Seconds that the fetch of one message may take."""
+
+
+def offset_at(config: Mapping[str, Any], topic: str, number: int, ends: tuple[int, int], moment_us: int) -> int:
+    """First offset of `topic`/`number` whose append time is at least `moment_us`; the end where there is none yet.
+
+    `config` is that of a consumer, `ends` (low, high) are watermarks; messages past `high` are looked at one by one.
+
+    Raises:
+        SourceError: the broker does not answer.
+    """
+    consumer = Consumer({**config, "enable.partition.eof": True, "fetch.message.max.bytes": 65_536})
+    try:
+        low, high = ends
+        while low < high:
+            middle = (low + high) // 2
+            found = _message_at(consumer, topic, number, middle)
+            if found is None or found.timestamp()[1] * 1_000 >= moment_us:
+                high = middle
+            else:
+                low = found.offset() + 1
+        while (found := _message_at(consumer, topic, number, low)) is not None:
+            if found.timestamp()[1] * 1_000 >= moment_us:
+                break
+            low = found.offset() + 1
+        return low
+    finally:
+        consumer.close()
+
+
+def _message_at(consumer: Consumer, topic: str, number: int, offset: int) -> Message | None:
+    """The first message at or after `offset`, None at the end of the partition."""
+    consumer.assign([TopicPartition(topic, number, offset)])
+    message = consumer.poll(FETCH_S_MAX)
+    if message is None:
+        raise SourceError(f"{topic}/{number}: no answer for offset {offset} within {FETCH_S_MAX:.0f} s")
+    error = message.error()
+    if error is None:
+        return message
+    if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001
+        return None
+    raise SourceError(f"{topic}/{number}: offset {offset}: {error.str()}")

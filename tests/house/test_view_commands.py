@@ -1,0 +1,138 @@
+"""`materialize`, `backfill`, `verify`: real processes on real files, a real store and a real broker."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import orjson
+import pytest
+import redis
+
+from features.customer import CustomerActivity
+from headrace.features import OnlineStore, plan_of
+from headrace.pipelines import TopicWriter, create_topics
+from pipelines.demo import load
+from schemas.retail import Engagement
+
+VIEW = "features.customer:CustomerActivity"
+ITEMS = "features.item:ItemActivity"
+
+
+def start(repo, *arguments, **environment):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "headrace.cli", *arguments],
+        cwd=repo,
+        env={**clean, "NO_COLOR": "1", "COLUMNS": "200", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def headrace(repo, *arguments, **environment):
+    process = start(repo, *arguments, **environment)
+    out, words = process.communicate(timeout=120)
+    return process.returncode, out, words
+
+
+@pytest.fixture
+def log(tmp_path):
+    """The first 20,000 lines of the log, in two files."""
+    frame = load()[:20_000]
+    frame[:15_000].write_parquet(tmp_path / "a.parquet")
+    frame[15_000:].write_parquet(tmp_path / "b.parquet")
+    return frame
+
+
+def bought(store, log):
+    newest = log["event_time"].max()
+    customers = log.select("customer_id").drop_nulls().unique()
+    return store.read(CustomerActivity, customers, newest)["bought_30d"].sum()
+
+
+def test_files_are_materialised_verified_and_a_difference_is_found(repo, redis_url, log, tmp_path):
+    """Then a record is lost: `verify` names the view, the features and the key, and exits with 1."""
+    events, place = ("--events", str(tmp_path / "*.parquet")), ("--store", redis_url)
+    letters = {"HEADRACE_DEAD_LETTER_DIR": str(tmp_path / "letters")}
+    code, out, words = headrace(repo, "materialize", VIEW, ITEMS, *events, *place, "--workers", "2", **letters)
+    assert (code, out) == (0, ""), words
+    assert "customer_activity, item_activity" in words
+    code, out, words = headrace(repo, "verify", VIEW, ITEMS, *events, *place, "--json", **letters)
+    assert code == 0, words
+    rows = orjson.loads(out)
+    assert {row["view"] for row in rows} == {"customer_activity", "item_activity"}
+    assert sum(row["checked"] for row in rows) > 0 == sum(row["mismatches"] for row in rows)
+    with OnlineStore.open(redis_url) as store, redis.Redis.from_url(redis_url) as client:
+        assert bought(store, log) > 0
+        key = next(key for key in client.scan_iter("hr:*customer_activity*") if not key.endswith(b"!fence"))
+        client.delete(key)
+    code, out, words = headrace(repo, "verify", VIEW, *events, *place, **letters)
+    assert code == 1
+    assert "bought_30d" in out
+    assert f"key {key.decode().split(':')[-1]}: stored missing" in words
+
+
+def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
+    (tmp_path / "ends.json").write_text('{"engagements/0": 20000}')
+    arguments = ("backfill", VIEW, "--events", str(tmp_path / "*.parquet"), "--store", redis_url, "--json")
+    letters = {"HEADRACE_DEAD_LETTER_DIR": str(tmp_path / "letters")}
+    code, out, words = headrace(repo, *arguments, "--handover", str(tmp_path / "ends.json"), **letters)
+    assert code == 0, words
+    [row] = orjson.loads(out)
+    assert row["view"] == "customer_activity"
+    assert row["after"] == plan_of(CustomerActivity).fingerprint
+    assert row["records"] == log["customer_id"].drop_nulls().n_unique()
+    with OnlineStore.open(redis_url) as store:
+        assert bought(store, log) > 0
+        fences = store.fences(plan_of(CustomerActivity), range(store.shards))
+        assert {fence.offsets["engagements/0"] for fence in fences.values()} == {20_000}
+    (tmp_path / "ends.json").write_text("[]")
+    code, _, words = headrace(repo, *arguments, "--handover", str(tmp_path / "ends.json"), **letters)
+    assert code == 1
+    assert "write a JSON object" in words
+
+
+def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, broker, log, tmp_path):
+    create_topics(broker, {"engagements": 2})
+    writer = TopicWriter(broker, Engagement)
+    writer.write(log[:5_000])
+    writer.flush()
+    arguments = ("materialize", VIEW, "--events", f"kafka://{broker}", "--store", redis_url)
+    letters = {"HEADRACE_DEAD_LETTER_DIR": str(tmp_path / "letters")}
+    process = start(repo, *arguments, **letters)
+    with OnlineStore.open(redis_url) as store:
+        applied = 0
+        deadline = time.monotonic() + 60
+        while applied < 5_000 and time.monotonic() < deadline:
+            applied = sum(store.fence(plan_of(CustomerActivity), 0).offsets.values())
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        _, words = process.communicate(timeout=30)
+        assert (process.returncode, applied) == (0, 5_000), words
+        writer.write(log[5_000:])
+        writer.flush()
+        code, _, words = headrace(repo, *arguments, "--until-end", **letters)
+        assert code == 0, words
+        assert bought(store, log) > 0
+    code, out, words = headrace(repo, "verify", VIEW, "--events", f"kafka://{broker}", "--store", redis_url, **letters)
+    assert code == 0, (out, words)
+    assert f"{log['customer_id'].count():,} rows replayed" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("materialize", "features.customer:Nobody", "--events", "x.parquet"), "has no 'Nobody'"),
+        (("materialize", VIEW, "--events", "nowhere.parquet"), "nowhere.parquet does not exist"),
+        (("verify", VIEW, "--events", "kafka://127.0.0.1:1?speed=2"), "unknown speed"),
+        (("backfill", VIEW, "--events", "data/*.nothing"), "no file matches"),
+    ],
+)
+def test_mistakes_are_one_line(repo, redis_url, arguments, message):
+    code, out, words = headrace(repo, *arguments, "--store", redis_url)
+    assert (code, out) == (1, "")
+    assert message in words
+    assert "Traceback" not in words

@@ -1,0 +1,218 @@
+"""Backfill: history, then the live flow from where history ends; each event once, the old version until the switch.
+
+archive |----- rows below the hand-over -----|
+topic        ..........overlap...............|------ rows of the live flow ------>
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+
+from headrace.errors import ConfigError, FencedError, LayoutError
+from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
+from headrace.pipelines import Archiver, FileSource, Intake, Materializer, loop
+from headrace.pipelines.backfill import backfill
+from headrace.pipelines.source_url import MergedSource, archived_offsets, source_of_url, sources_of_urls
+from headrace.schemas import FileDeadLetters
+from tests.meters import Reading, batches, log_frame
+
+ROWS = 8_000
+LOG = log_frame(ROWS, meters=300)  # times go back and forth by half a minute, also around the hand-over
+
+
+class Load(FeatureView, source=Reading, entity="meter", name="load"):
+    """The first version."""
+
+    readings = Count(windows=("10m", "lifetime"))
+
+
+class LoadToo(FeatureView, source=Reading, entity="meter", name="load"):
+    """The same view, changed."""
+
+    readings = Count(windows=("10m", "1h", "lifetime"))
+    watts = Sum("watts", windows="lifetime")
+    recent = LastN("watts", n=4)
+
+
+@pytest.fixture
+def store(redis_url):
+    with OnlineStore.open(redis_url) as opened:
+        yield opened
+
+
+def archived(folder, rows):
+    """An archive of the first `rows` of each partition, in several files."""
+    archiver = Archiver(folder)
+    for index, batch in enumerate(batches(LOG.filter(pl.col("_offset") < rows), 250)):
+        archiver.apply(batch)
+        if index % 3 == 0:
+            archiver.finish()
+    archiver.finish()
+    return archived_offsets(folder, [Reading])
+
+
+def live(view, store, until=ROWS):
+    """The live flow over the topic, as a fresh engine that begins at its positions."""
+    step = Materializer([view], store)
+    for batch in batches(LOG.filter(pl.col("_offset") < until), 250, step.positions()):
+        step.apply(batch)
+    step.finish()
+
+
+def assert_exact(view, store, log=LOG):
+    truth = log.group_by("meter").agg(pl.len().cast(pl.Int64).alias("n"), pl.col("watts").sum()).sort("meter")
+    found = store.read(view, truth.select("meter"), now=log["at"].max())
+    assert found["readings_lifetime"].to_list() == truth["n"].to_list()
+    if "watts_lifetime" in found.columns:
+        assert found["watts_lifetime"].to_list() == truth["watts"].to_list()
+
+
+def test_events_around_the_hand_over_are_counted_once_and_the_old_version_serves_meanwhile(store, tmp_path):
+    """The archive ends at row 1,200 of each partition, the topic still has all rows from the first on."""
+    live(Load, store)
+    ends = archived(tmp_path / "archive", 1_200)
+    history = source_of_url(str(tmp_path / "archive"), [Reading])
+    seen = []
+
+    def while_it_runs(_summary):
+        assert_exact(Load, store)
+        with pytest.raises(LayoutError, match="view load: .* run `headrace backfill`"):
+            store.read(LoadToo, [1])
+        seen.append(True)
+
+    letters = FileDeadLetters(tmp_path / "letters")
+    [done] = backfill([LoadToo], history, store, handover=ends, dead_letters=letters, on_flush=while_it_runs)
+    assert seen
+    assert (done.before, done.after) == (plan_of(Load).fingerprint, plan_of(LoadToo).fingerprint)
+    assert_exact(LoadToo, store, LOG.filter(pl.col("_offset") < 1_200))
+    live(LoadToo, store)
+    assert_exact(LoadToo, store)
+
+
+def test_a_second_backfill_of_what_was_handed_over_changes_nothing(store, tmp_path):
+    """Not even when the archive has grown by rows that the live flow has counted."""
+    letters = FileDeadLetters(tmp_path / "letters")
+    ends = archived(tmp_path / "archive", 500)
+    backfill([Load], source_of_url(str(tmp_path / "archive"), [Reading]), store, handover=ends, dead_letters=letters)
+    live(Load, store)
+    more = archived(tmp_path / "archive", 900)
+    assert more != ends
+    [again] = backfill(
+        [Load], source_of_url(str(tmp_path / "archive"), [Reading]), store, handover=more, dead_letters=letters
+    )
+    assert again.records == 0
+    assert_exact(Load, store)
+
+
+ENGINE = """
+import sys
+from headrace.features.store import OnlineStore
+from headrace.pipelines import backfill as module
+from headrace.pipelines.backfill import backfill
+from headrace.pipelines.source_url import archived_offsets, source_of_url
+from headrace.schemas import FileDeadLetters
+from pathlib import Path
+from tests.meters import Reading
+from tests.pipelines.test_backfill import LoadToo
+module.FLUSH_S = (0.0, 0.0)
+archive = Path(sys.argv[2])
+history = source_of_url(str(archive), [Reading], rows_max=200)
+with OnlineStore.open(sys.argv[1]) as store:
+    told = lambda summary: print("flushed", flush=True)
+    ends = archived_offsets(archive, [Reading])
+    backfill([LoadToo], history, store, handover=ends, dead_letters=FileDeadLetters(archive / "x"), on_flush=told)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.timeout(170)
+def test_a_backfill_killed_midway_goes_on_where_it_was(store, redis_url, tmp_path, repo):
+    """kill -9 after some flushes, again and again; the last run ends, and the live flow goes on from the hand-over."""
+    live(Load, store)
+    archived(tmp_path / "archive", 1_500)
+    moments, done, kills = random.Random(4), False, 0
+    while not done:
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENGINE, redis_url, str(tmp_path / "archive")],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(repo)},
+        )
+        limit = moments.randrange(3, 12) if kills < 4 else 10**9
+        for lines, line in enumerate(process.stdout, 1):
+            done |= line == b"done\n"
+            if lines >= limit:
+                time.sleep(moments.uniform(0, 0.01))
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stdout.close()
+        assert process.wait() in {0, -9}
+        kills += not done
+    assert kills == 4
+    assert store.active("load") == plan_of(LoadToo).fingerprint
+    live(LoadToo, store)
+    assert_exact(LoadToo, store)
+
+
+def test_a_second_engine_on_the_new_version_is_fenced(store, tmp_path):
+    archived(tmp_path / "archive", 1_000)
+    history = source_of_url(str(tmp_path / "archive"), [Reading], rows_max=100)
+
+    def interfere(_summary):
+        live(LoadToo, store)
+
+    letters = FileDeadLetters(tmp_path / "letters")
+    with pytest.raises(FencedError):
+        backfill([LoadToo], _Twice(history, interfere), store, dead_letters=letters)
+
+
+class _Twice(MergedSource):
+    """A source with which something happens at the third poll."""
+
+    def __init__(self, source, act):
+        super().__init__([source])
+        self._act, self._polls = act, 0
+
+    def poll(self):
+        self._polls += 1
+        if self._polls == 3:
+            self._act(None)
+        return super().poll()
+
+
+def test_urls_name_sources(tmp_path):
+    archived(tmp_path / "archive", 300)
+    LOG[:100].drop("_partition", "_offset").write_parquet(tmp_path / "some.parquet")
+    both = sources_of_urls([str(tmp_path / "archive"), f"Reading={tmp_path}/some.parquet"], [Reading])
+    rows = 0
+    both.seek({})
+    while not both.exhausted:
+        rows += sum(len(batch.offsets) for batch in both.poll())
+    both.close()
+    assert rows == LOG.filter(pl.col("_offset") < 300).height + 100
+    halves = [both.share(index, 2) for index in range(2)]
+    assert {name for half in halves for name in half.partitions()} == set(both.partitions())
+    with pytest.raises(ConfigError, match="unknown speed"):
+        source_of_url("kafka://somewhere:9092?speed=3", [Reading])
+    with pytest.raises(ConfigError, match="write earliest, latest, or a time"):
+        source_of_url("kafka://somewhere:9092?start=noon", [Reading])
+    with pytest.raises(ConfigError, match="write Reading=PATH"):
+        source_of_url("some.parquet", [Reading, Reading])
+
+
+def test_the_archive_replays_to_what_the_topic_gave(store, tmp_path):
+    """Topic -> archive -> records equals topic -> records, for every feature and key."""
+    archived(tmp_path / "archive", ROWS)
+    live(LoadToo, store)
+    keys = LOG.select("meter").unique().sort("meter")
+    direct = store.read(LoadToo, keys, now=LOG["at"].max())
+    with OnlineStore.open(f"{store.url}", namespace="other") as other:
+        step = Materializer([LoadToo], other)
+        source = FileSource(tmp_path / "archive" / "readings" / "*" / "*.parquet", Reading)
+        loop.run(source, Intake((Reading,), dead_letters=FileDeadLetters(tmp_path / "letters")), [step])
+        assert other.read(LoadToo, keys, now=LOG["at"].max()).equals(direct)
