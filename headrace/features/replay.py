@@ -26,7 +26,7 @@ from headrace.features.keys import ids_of_texts, key_columns
 from headrace.features.layout import Operations
 from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
-from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.features.view import FeatureView, ViewPlan, events_of, plan_of
 from headrace.schemas import Event, codec_for, conform, spec_of
 from headrace.schemas.avro_files import read_avro_file
 
@@ -180,7 +180,7 @@ def _in_time(rows: Rows) -> Rows:
 
 def _history(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], pl.DataFrame]:
     """One frame for each event class that the views read, sorted by time."""
-    sources = list(dict.fromkeys(event for plan in plans for event in plan.sources))
+    sources = list(events_of(plans))
     names = ", ".join(event.__name__ for event in sources)
     if not isinstance(events, Mapping):
         if len(sources) > 1:

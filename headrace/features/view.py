@@ -9,7 +9,7 @@ checked when Python reads it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -185,6 +185,11 @@ def _key_dtype(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...
             f"view {name}: entity {keys[0]!r} is an int in one source and a str in another; make them alike"
         )
     return kinds.pop()
+
+
+def events_of(plans: Iterable[ViewPlan]) -> tuple[type[Event], ...]:
+    """The event classes that views read, each once."""
+    return tuple(dict.fromkeys(event for plan in plans for event in plan.sources))
 
 
 def _span_us(layout: Layout) -> int | None:

@@ -23,7 +23,7 @@ from headrace.pipelines.shard import ShardSet
 from headrace.pipelines.source import Source
 from headrace.schemas import DeadLetters
 
-FLUSH_S = (2.0, 5.0)
+FLUSH_S = 5.0
 """Interval of flushes: nobody waits for fresh values, and what a crash loses is read again."""
 DIRTY_MAX = 1_000_000
 
@@ -64,7 +64,7 @@ def backfill(
     before = {plan.name: store.active(plan.name) for plan in plans}
     waiting = [view for view, plan in zip(views, plans, strict=True) if not _is_done(plan, store, ends)]
     if waiting:
-        step = Materializer(waiting, store, flush_s=FLUSH_S, dirty_max=DIRTY_MAX)
+        step = Materializer(waiting, store, flush_s=(FLUSH_S, FLUSH_S), catch_up_s=FLUSH_S, dirty_max=DIRTY_MAX)
         loop.run(history, Intake(step.events, dead_letters=dead_letters), [step], out=on_flush)
         if not history.exhausted:  # asked to stop: what was applied is kept, nothing is switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])

@@ -1,11 +1,12 @@
-"""The plain runner: a source, an intake and some steps in one loop on one thread.
+"""The plain runner: a source and an intake on one thread, some steps in one loop on another.
 
-It runs the same objects with the same semantics as the Bytewax adapter, which shows where the seam is: positions first,
-then poll, decode, apply, tick; at the end or when stopped, finish. What the offsets do not cover is read again at the
-next start.
+It runs the same objects with the same semantics as the Bytewax adapter, which shows where the seam is: positions
+first, then poll and decode ahead, apply, tick; at the end or when stopped, finish. What the offsets do not cover is
+read again at the next start.
 """
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -14,6 +15,8 @@ from itertools import chain
 from typing import Any, Protocol
 
 from headrace.pipelines.intake import Intake
+from headrace.pipelines.memory import keep_freed_memory
+from headrace.pipelines.read_ahead import ReadAhead
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 
 FULL_ROWS = 1_024
@@ -22,6 +25,8 @@ LINGER_S = 0.02
 """That pause; half of it is what it adds to freshness on average."""
 IDLE_S = 0.003
 """Pause after a poll that brought nothing; what it adds to freshness at most."""
+WAIT_S_MAX = 0.1
+"""How long a batch is waited for at a time."""
 
 
 class Step(Protocol):
@@ -71,25 +76,31 @@ def run(
         HeadraceError: a step or the source failed. Nothing is flushed then.
     """
     hand_on = out or (lambda _result: None)
+    keep_freed_memory()
     with graceful_stop(stop) as stopping:
         source.seek(least_positions(step.positions() for step in steps))
         for step in steps:
             step.expect(source.partitions())
+        ahead = ReadAhead(source, intake.decode, pause_after)
         try:
-            while not (stopping.is_set() or source.exhausted):
-                batches = source.poll()
-                for batch in batches:
-                    events = intake.decode(batch)
+            while not ahead.exhausted:
+                if stopping.is_set():
+                    ahead.stop()
+                for events in ahead.poll(_wait_s(steps)):
                     for step in steps:
                         step.apply(events)
                 for result in chain.from_iterable(step.tick() for step in steps):
                     hand_on(result)
-                if (pause_s := pause_after(batches)) is not None:
-                    time.sleep(pause_s)
             for result in chain.from_iterable(step.finish() for step in steps):
                 hand_on(result)
         finally:
-            source.close()
+            ahead.close()
+
+
+def _wait_s(steps: Sequence[Step]) -> float:
+    """How long the next batch may be waited for: until some step is due, and not long, for a stop may be asked."""
+    due_s = [due_s for step in steps if (due_s := step.due_s) is not None]
+    return min(max(min(due_s, default=math.inf) - time.monotonic(), 0.0), WAIT_S_MAX)
 
 
 def pause_after(batches: Sequence[Batch]) -> float | None:

@@ -6,23 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bytewax.operators as op
 import orjson
-from bytewax.dataflow import Dataflow
 from rich.console import Console
 
 from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
 from headrace.features.verifier import Verification, verify
-from headrace.features.view import FeatureView, plan_of
+from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.backfill import Backfilled, backfill
 from headrace.pipelines.intake import Intake
-from headrace.pipelines.materializer import FLUSH_S, FlushSummary
-from headrace.pipelines.on_bytewax import events_in, materialize, run
+from headrace.pipelines.materializer import FlushSummary
+from headrace.pipelines.on_bytewax import materialize_flow, run
 from headrace.pipelines.source import EventBatch
 from headrace.pipelines.source_url import KAFKA, archived_offsets, sources_of_urls
 from headrace.pipelines.wiring import intake_of
-from headrace.schemas import DeadLetter, Event, FileDeadLetters
+from headrace.schemas import DeadLetter, FileDeadLetters
 from headrace.settings import Settings
 
 BACKFILL_ROWS = 262_144
@@ -43,15 +41,11 @@ def materialize_views(
     Raises:
         HeadraceError: what the source or the store failed with.
     """
-    events = events_of(views)
+    events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka)
-    options = intake_of(settings)
-    options["dead_letters"] = FileDeadLetters(settings.dead_letter_dir)
-    flow = Dataflow("materialize")
-    taken = op.input("events", flow, events_in(source, events, **options))
+    intake = {**intake_of(settings), "dead_letters": FileDeadLetters(settings.dead_letter_dir)}
     progress = Progress()
-    materialize("views", taken, views, store, flush_s=FLUSH_S, on_status=progress.show)
-    run(flow, workers)
+    run(materialize_flow(source, views, store, intake, on_status=progress.show), workers)
     progress.end(store, views)
 
 
@@ -68,7 +62,7 @@ def backfill_views(
         ConfigError: a hand-over that is no JSON object of offsets.
         HeadraceError: what the source or the store failed with.
     """
-    events = events_of(views)
+    events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
     ends: dict[str, int] = {}
     for url in urls:
@@ -88,7 +82,7 @@ def verify_views(
     Raises:
         HeadraceError: what the source or the store failed with.
     """
-    events = events_of(views)
+    events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
     intake = Intake(events, dead_letters=_Known())
     batches: list[EventBatch] = []
@@ -102,11 +96,6 @@ def verify_views(
     finally:
         source.close()
     return [verify(view, batches, store) for view in views]
-
-
-def events_of(views: Sequence[type[FeatureView]]) -> tuple[type[Event], ...]:
-    """The event classes that views read, each once."""
-    return tuple(dict.fromkeys(event for view in views for event in plan_of(view).sources))
 
 
 class Progress:

@@ -4,8 +4,9 @@
     |<---- interval ---->|
 
 Under little load a flush takes a millisecond and comes every 20 ms, so that readers are fresh; under load it takes
-longer, and the interval grows with it to a second, so that many events on one key cost one write. What a crash loses of
-the memory is read again from the offsets in the store.
+longer, and the interval grows with it to a second, so that many events on one key cost one write. While the flow is
+behind, with files or a backlog, it is 5 s. What a crash loses of the memory is read again from the offsets in the
+store.
 """
 
 import functools
@@ -24,7 +25,7 @@ from prometheus_client import Counter
 from headrace.clock import wall_us
 from headrace.errors import StoreUnavailableError
 from headrace.features.store import OnlineStore
-from headrace.features.view import FeatureView, plan_of
+from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.features.warm import warm_up
 from headrace.pipelines.freshness import Freshness
 from headrace.pipelines.shard import ShardSet
@@ -35,6 +36,10 @@ log = structlog.get_logger(__name__)
 
 FLUSH_S = (0.02, 1.0)
 """Shortest and longest interval between flushes."""
+CATCH_UP_S = 5.0
+"""Interval of flushes while events are taken in that are long past: nobody can wait for these."""
+BEHIND_S = 10.0
+"""How long ago an event was appended that is long past; those of files are."""
 FLUSH_SHARE = 0.2
 """Share of the time that flushes may take, between these two bounds."""
 DIRTY_MAX = 200_000
@@ -75,6 +80,7 @@ class Materializer:
         shards: Sequence[int] | None = None,
         owner: tuple[int, int] = (0, 1),
         flush_s: tuple[float, float] = FLUSH_S,
+        catch_up_s: float = CATCH_UP_S,
         dirty_max: int = DIRTY_MAX,
         records_max: int | None = None,
         stop: threading.Event | None = None,
@@ -84,6 +90,8 @@ class Materializer:
         owned = list(shards) if shards is not None else list(range(index, store.shards, count))
         self._stop = stop or threading.Event()
         self._flush_s = flush_s
+        self._catch_up_s = max(catch_up_s, flush_s[1])
+        self._is_behind = False
         self._dirty_max = dirty_max
         self._freshness = Freshness("materialize")
         self._events = 0
@@ -94,7 +102,7 @@ class Materializer:
             warm_up(plan)
             opening = functools.partial(ShardSet, plan, store, owned, records_max=records_max)
             self._sets.append(self._patiently(opening))
-        self.events: tuple[type[Event], ...] = tuple(dict.fromkeys(event for plan in plans for event in plan.sources))
+        self.events: tuple[type[Event], ...] = events_of(plans)
 
     def positions(self) -> dict[str, int]:
         """Next offset of each partition: where a source must begin so that no view misses a row.
@@ -123,6 +131,7 @@ class Materializer:
             self._patiently(functools.partial(shard_set.apply, batch))
         self._events += batch.frame.height
         self._freshness.add(batch)
+        self._follow_pace(batch)
         self._pending = True
 
     @property
@@ -148,7 +157,10 @@ class Materializer:
         ended_s = time.monotonic()
         shortest_s, longest_s = self._flush_s
         took_s = ended_s - started_s
-        self._due_s = ended_s + min(max(took_s * (1 / FLUSH_SHARE - 1), shortest_s), longest_s)
+        pace_s = self._catch_up_s if self._is_behind else longest_s
+        self._due_s = ended_s + min(
+            max(took_s * (1 / FLUSH_SHARE - 1), self._catch_up_s * self._is_behind, shortest_s), pace_s
+        )
         summary = FlushSummary(records, self._events, took_s, self._freshness.visible(wall_us()))
         self._events, self._pending = 0, False
         return summary
@@ -175,6 +187,19 @@ class Materializer:
     def freshness_ms(self) -> NDArray[np.float64]:
         """A sample of events' time from append to visible in the store, in milliseconds, (n,)."""
         return self._freshness.samples_ms()
+
+    def _follow_pace(self, batch: EventBatch) -> None:
+        """Note whether the flow has fallen behind, or caught up: then the next flush is due at once."""
+        appended_us = batch.appended_us
+        if not batch.frame.height:
+            return
+        is_behind = appended_us is None or wall_us() - int(appended_us[-1]) > BEHIND_S * 1e6
+        now_s = time.monotonic()
+        if is_behind and not self._is_behind:
+            self._due_s = now_s + self._catch_up_s
+        elif self._is_behind and not is_behind:
+            self._due_s = now_s
+        self._is_behind = is_behind
 
     def _is_full(self) -> bool:
         return self._events >= self._dirty_max and self.dirty_count >= self._dirty_max  # counting costs a pass

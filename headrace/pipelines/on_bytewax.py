@@ -37,14 +37,14 @@ from bytewax.run import cli_main
 from headrace.clock import Clock
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features.store import OnlineStore
-from headrace.features.view import FeatureView
+from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.intake import FUTURE_US, Intake
 from headrace.pipelines.join_spec import JoinSpec
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after
-from headrace.pipelines.materializer import FLUSH_S, FlushSummary, Materializer
+from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 from headrace.pipelines.worker_keys import worker_keys
 from headrace.schemas import DeadLetters, Event
@@ -88,6 +88,7 @@ def materialize(
     store: StoreLike,
     *,
     flush_s: tuple[float, float] = FLUSH_S,
+    catch_up_s: float = CATCH_UP_S,
     records_max: int | None = None,
     on_status: OnStatus | None = None,
 ) -> Stream[FlushSummary]:
@@ -105,11 +106,22 @@ def materialize(
             open_store(),
             owner=(group, groups),
             flush_s=flush_s,
+            catch_up_s=catch_up_s,
             records_max=records_max,
             stop=stop_of.stop,
         )
 
     return consume("steps", up, make, lambda: make(0, 1).positions(), spread=True, on_status=on_status)
+
+
+def materialize_flow(
+    source: Source, views: Sequence[type[FeatureView]], store: StoreLike, intake: Mapping[str, Any], **options: Any
+) -> Dataflow:
+    """The flow from `source` to the records of `views`; `intake` as for `events_in`, `options` for `materialize`."""
+    flow = Dataflow("materialize")
+    events = op.input("events", flow, events_in(source, events_of(map(plan_of, views)), **intake))
+    materialize("views", events, views, store, **options)
+    return flow
 
 
 @operator

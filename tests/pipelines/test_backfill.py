@@ -120,7 +120,7 @@ from headrace.schemas import FileDeadLetters
 from pathlib import Path
 from tests.meters import Reading
 from tests.pipelines.test_backfill import LoadToo
-module.FLUSH_S = (0.0, 0.0)
+module.FLUSH_S = 0.0
 archive = Path(sys.argv[2])
 history = source_of_url(str(archive), [Reading], rows_max=200)
 with OnlineStore.open(sys.argv[1]) as store:

@@ -263,12 +263,14 @@ def test_kill_and_restart_count_every_event_once_and_sigterm_drains(workers, tmp
 
 
 class Asking(KafkaSource):
-    """A source that asks this very process to end once it has handed out 1,000 messages."""
+    """A source that asks this very process to end, once, when it has handed out 1,000 messages."""
 
     handed_out = 0
+    has_asked = False
 
     def poll(self):
-        if self.handed_out == 1_000:
+        if self.handed_out == 1_000 and not self.has_asked:
+            self.has_asked = True
             os.kill(os.getpid(), signal.SIGTERM)
         found = super().poll()
         self.handed_out += sum(len(batch.offsets) for batch in found)

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 P = ParamSpec("P")
@@ -38,6 +41,24 @@ def lean_kernel(function: Callable[P, R]) -> Callable[P, R]:
 def part(function: Callable[P, R]) -> Callable[P, R]:
     """A lean kernel that is compiled into its callers: for what they do once an event or a byte."""
     return cast("Callable[P, R]", _compiled(function, _nrt=False, forceinline=True))
+
+
+@intrinsic
+def prefetch(_context: Any, array: Any, index: Any) -> Any:
+    """In a kernel: have the element `index`, counted flat, of a C-contiguous array fetched ahead of its use."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type, index_type = signature.args
+        made = context.make_array(array_type)(context, builder, arguments[0])
+        place = builder.gep(made.data, [context.cast(builder, arguments[1], index_type, types.intp)])
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, stay, data = (ir.Constant(number, value) for value in (0, 3, 1))
+        builder.call(fetch, [builder.bitcast(place, pointer), to_read, stay, data])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
 
 
 def _compiled(function: Callable[..., Any], **flags: bool) -> Any:

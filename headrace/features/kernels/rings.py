@@ -14,9 +14,11 @@ still be asked for and is refused. `hop` 0 means one tile for ever.
 import numpy as np
 
 from headrace.features.kernels.cells import FIRST, TIME, init, merge, update
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 EMPTY = -(2**62)
+AHEAD = 12
+"""Operations between a prefetch and its use."""
 _EMPTY = np.int64(EMPTY)
 
 
@@ -52,6 +54,8 @@ def run_ring(
     slots = tiles.shape[1]
     kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)
     for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            _prefetch_tile(tiles, cells, rows[i + AHEAD], times[i + AHEAD], hop)
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
@@ -102,6 +106,17 @@ def run_ring(
 def _clear_tile(cells: Floats, row: Int, slot: Int, items: Ints) -> None:
     for m in range(items.shape[0]):
         init(cells, row, slot, items[m, 1], items[m, 0])
+
+
+@part
+def _prefetch_tile(tiles: Ints, cells: Floats, row: Int, time: Int, hop: Int) -> None:
+    """Have the tile of an operation to come on its way from memory: its latency is most of what an event costs."""
+    slots = tiles.shape[1]
+    place = max(row, 0) * slots
+    if hop > 0:
+        place += time // hop % slots
+    prefetch(tiles, place)
+    prefetch(cells, place * cells.shape[2])
 
 
 @part

@@ -131,6 +131,9 @@ def _add(
         _add_to_full(tiles, keys, counts, row, first, end, at, tile, key, collapse, size)
         return True
     if size == tiles.shape[1] - 1:
+        if at == 0 and tiles[row, 0] != tile and tiles[row, 0] >= oldest:
+            floors[row] = tile
+            return False
         dropped = _give_up_oldest(floors, sizes, tiles, keys, counts, row, oldest)
         if tile <= floors[row]:
             return False

@@ -1,0 +1,109 @@
+"""A source read and decoded on a thread of its own, so that the next batches are ready when the steps are.
+
+    thread    poll decode | poll decode | poll decode ...     Polars and the broker's client work without the GIL
+    steps        apply        apply        flush   apply ...  and so do the kernels
+
+What is ahead is bounded by rows. Order is kept; an error of the source comes out where it happened.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from headrace.pipelines.source import Batch, EventBatch, Source
+
+ROWS_AHEAD_MAX = 1_000_000
+"""Decoded rows that may wait: about a second of work."""
+STOP_S_MAX = 30.0
+"""How long the thread may take to end what it is at."""
+
+
+class ReadAhead:
+    """Decoded batches of `source`, which has been placed by `seek`; used by one thread, closed by it.
+
+    `pause_after` gives the seconds to wait after a poll, None for at once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        decode: Callable[[Batch], EventBatch],
+        pause_after: Callable[[Sequence[Batch]], float | None],
+        *,
+        rows_max: int = ROWS_AHEAD_MAX,
+    ) -> None:
+        self._source = source
+        self._decode = decode
+        self._pause_after = pause_after
+        self._rows_max = rows_max
+        self._lock = threading.Condition()
+        self._waiting: deque[list[EventBatch]] = deque()
+        self._rows = 0
+        self._failure: BaseException | None = None
+        self._ended = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="headrace-read-ahead", daemon=True)
+        self._thread.start()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the source was exhausted, or stopped, and everything of it has been handed out."""
+        with self._lock:
+            return self._ended and not self._waiting and self._failure is None
+
+    def poll(self, wait_s: float = 0.0) -> list[EventBatch]:
+        """What one poll of the source brought; waits up to `wait_s` for it, [] when there is nothing yet.
+
+        Raises:
+            HeadraceError: what the source failed with, after everything that came before it.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: self._waiting or self._failure or self._ended, wait_s)
+            if not self._waiting:
+                if self._failure is not None:
+                    raise self._failure
+                return []
+            found = self._waiting.popleft()
+            self._rows -= _rows_of(found)
+            self._lock.notify_all()
+            return found
+
+    def stop(self) -> None:
+        """Read no further; what was read can still be taken, and then it is exhausted."""
+        self._stop.set()
+        with self._lock:
+            self._lock.notify_all()
+
+    def close(self) -> None:
+        """End the thread, and close the source."""
+        self.stop()
+        self._thread.join(STOP_S_MAX)
+        self._source.close()
+
+    def _run(self) -> None:
+        try:
+            while not (self._stop.is_set() or self._source.exhausted):
+                batches = self._source.poll()
+                found = [self._decode(batch) for batch in batches]
+                if found:
+                    self._hand_on(found)
+                pause_s = self._pause_after(batches)
+                if pause_s is not None:
+                    time.sleep(pause_s)
+        except BaseException as exc:  # noqa: BLE001 - it is raised where the batches are taken
+            self._failure = exc
+        with self._lock:
+            self._ended = True
+            self._lock.notify_all()
+
+    def _hand_on(self, found: list[EventBatch]) -> None:
+        with self._lock:
+            self._waiting.append(found)
+            self._rows += _rows_of(found)
+            self._lock.notify_all()
+            self._lock.wait_for(lambda: self._rows <= self._rows_max or self._stop.is_set())
+
+
+def _rows_of(batches: Sequence[EventBatch]) -> int:
+    return sum(batch.frame.height for batch in batches)
