@@ -87,18 +87,37 @@ def test_owners_share_the_shards_and_each_key_is_counted_once(store):
     assert_frame_equal(read_doors(store, Passage, LOG), door_use(LOG))
 
 
+def appended(first: int, ago_s: float):
+    """Ten passages that the broker was given `ago_s` seconds ago."""
+    appended_us = np.full(10, wall_us() - int(ago_s * 1e6))
+    return as_batch(Passage, LOG[first : first + 10], first=first, appended_us=appended_us)
+
+
 def test_a_quiet_stream_is_flushed_at_once_and_a_busy_one_at_intervals(store):
     engine = Materializer(VIEWS, store, flush_s=(0.2, 1.0))
     assert engine.maybe_flush() is None
     assert engine.due_s is None
-    engine.apply(as_batch(Passage, LOG[:10]))
+    engine.apply(appended(0, 0))
     assert engine.tick()[0].events == 10
-    engine.apply(as_batch(Passage, LOG[10:20], first=10))
-    engine.apply(as_batch(Passage, LOG[20:30], first=20))
+    engine.apply(appended(10, 0))
+    engine.apply(appended(20, 0))
     assert engine.tick() == []
     assert 0 < engine.due_s - time.monotonic() <= 0.2
     time.sleep(0.2)
     assert engine.tick()[0].events == 20
+
+
+def test_a_flow_that_is_behind_flushes_rarely_and_once_it_has_caught_up_at_once(store):
+    engine = Materializer(VIEWS, store, flush_s=(0.01, 1.0), catch_up_s=30.0)
+    for first in (0, 10, 20):
+        engine.apply(appended(first, ago_s=3_600))
+        assert engine.tick() == []
+        assert 25 < engine.due_s - time.monotonic() <= 30
+    engine.apply(appended(30, ago_s=0))
+    assert engine.tick()[0].events == 40
+    engine.apply(as_batch(Passage, LOG[40:], first=40))  # nobody knows when: a file
+    assert engine.tick() == []
+    assert engine.finish()[0].events == LOG.height - 40
 
 
 def test_the_interval_grows_with_the_time_a_flush_takes(store, monkeypatch):
