@@ -45,6 +45,10 @@ class Operations:
     events: Events
     late: NDArray[np.uint8]
 
+    def part(self, begin: int, end: int) -> "Operations":
+        """Operations `begin` to `end`, of the same events."""
+        return Operations(self.rows[begin:end], self.times[begin:end], self.ops[begin:end], self.events, self.late)
+
 
 class Group(Protocol):
     """One kind of state, for all entities: arrays whose first axis is the row of the entity."""

@@ -20,6 +20,7 @@ from headrace.features.kernels.rings import run_newest
 from headrace.features.keys import entity_ids, ids_of_texts, shard_of, texts_of
 from headrace.features.layout import Operations, State
 from headrace.features.record import pack_records, unpack_records
+from headrace.features.threads import run_parts
 from headrace.features.view import ViewPlan
 
 __all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
@@ -64,13 +65,16 @@ class Slab:
         self._admit(ids[new], rows[new], found)
         return rows
 
-    def update(self, rows: Rows) -> int:
+    def update(self, rows: Rows, at: NDArray[np.int64] | None = None) -> int:
         """Add events, and entities as needed; their records become dirty. Returns how many events were late.
+
+        `at` (n,): the slab row of each event's entity where the caller knows them.
 
         A late event is older than some window that ends at the entity's newest event. It is left out of that window
         only, and would be outside of it for every read from now on.
         """
-        at = self.rows_of_events(rows)
+        if at is None:
+            at = self.rows_of_events(rows)
         ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.uint8))
         self.run(ops, self.plan.layout.outputs(0), np.empty(0, np.int64))
         self.mark_dirty(at)
@@ -80,7 +84,9 @@ class Slab:
         """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest."""
         if len(ops.late) >= SORTED_MIN:
             sorted_ops, source = self._order.sorted(ops)
-            self._run_as_given(sorted_ops, outputs, newest)
+            run_parts(
+                sorted_ops.rows, lambda begin, end: self._run_as_given(sorted_ops.part(begin, end), outputs, newest)
+            )
             report_late(sorted_ops.late, source, ops.late)
         else:
             self._run_as_given(ops, outputs, newest)

@@ -139,8 +139,8 @@ class ShardSet:
             rows = self._unapplied(self.plan.rows(batch.event, batch.frame), batch.offsets, column)
             if len(rows):
                 self._tick += 1
-                self._bring_in(rows)
-                LATE.labels(self.plan.name).inc(self._slab.update(rows))
+                at = self._bring_in(rows)
+                LATE.labels(self.plan.name).inc(self._slab.update(rows, at))
                 APPLIED.labels(self.plan.name).inc(len(rows))
                 self._arrival_us = max(self._arrival_us, batch.arrival_us)
             np.maximum(self._offsets[:, column], batch.next_offset, out=self._offsets[:, column])
@@ -208,23 +208,25 @@ class ShardSet:
         SKIPPED.labels(self.plan.name).inc(int(np.count_nonzero(ours)) - new_count)
         return rows if new_count == len(rows) else rows.take(new)
 
-    def _bring_in(self, rows: Rows) -> None:
-        """Have the records of all entities of `rows` in the slab."""
+    def _bring_in(self, rows: Rows) -> NDArray[np.int64]:
+        """Have the records of all entities of `rows` in the slab; returns their slab rows (n,)."""
         at = self._slab.locate(rows.ids)
         if self.plan.ttl_us:
             at = self._forget_expired(at, rows.ids)
         self._touch(at[at >= 0])
         absent = np.flatnonzero(at < 0)
         if not absent.size:
-            return
+            return at
         ids, first = np.unique(rows.ids[absent], return_index=True)
         texts = rows.texts(absent[first])
         self._make_room(ids.size)
         blobs = self._stored_records(ids, texts)
         self._slab.load(ids, texts, blobs)
-        at = self._slab.locate(ids)
-        self._touch(at)
-        self._written_us[at] = self._clock.now_us()
+        loaded = self._slab.locate(ids)
+        self._touch(loaded)
+        self._written_us[loaded] = self._clock.now_us()
+        at[absent] = self._slab.locate(rows.ids[absent])
+        return at
 
     def _stored_records(self, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
         ask = np.flatnonzero(~self._complete[self._owned[shard_of(ids, self._store.shards)]])

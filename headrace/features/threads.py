@@ -1,0 +1,55 @@
+"""The threads that carry out a large batch: its operations are sorted by entity, so a cut between two entities is safe.
+
+    operations   a1 a2 b1 c1 c2 c3 | d1 e1 e2 f1
+                 thread 1            thread 2        each touches rows of the slab that are its own; kernels hold no lock
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+VARIABLE = "HEADRACE_THREADS"
+"""Environment variable: threads of the kernels; without it one a core, at most 8."""
+PART_MIN = 32_768
+"""Operations of a part: smaller ones cost more in hand-over than they save."""
+_DEFAULT_MAX = 8
+
+
+@functools.cache
+def thread_count() -> int:
+    """How many threads kernels may use.
+
+    Raises:
+        ValueError: HEADRACE_THREADS is not a positive whole number.
+    """
+    given = os.environ.get(VARIABLE, "")
+    if not given:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, _DEFAULT_MAX)
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"{VARIABLE}={given!r}: give a positive whole number, or leave it unset for one a core")
+    return int(given)
+
+
+def run_parts(rows: NDArray[np.int64], work: Callable[[int, int], None]) -> None:
+    """Call `work(begin, end)` for parts of the sorted `rows` (n,) that share no row, on as many threads as pay."""
+    parts = min(thread_count(), len(rows) // PART_MIN)
+    if parts < 2:
+        work(0, len(rows))
+        return
+    cuts = np.searchsorted(rows, rows[[len(rows) * part // parts for part in range(1, parts)]]).tolist()
+    edges = [0, *cuts, len(rows)]
+    *others, last = [pair for pair in zip(edges, edges[1:], strict=False) if pair[0] < pair[1]]
+    waiting = [_pool().submit(work, *part) for part in others]
+    work(*last)
+    for found in waiting:
+        found.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_count(), thread_name_prefix="headrace-kernel")
