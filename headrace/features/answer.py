@@ -115,10 +115,13 @@ def column_series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_
     """A column (n,) as a series of `dtype`, one of `Feature.dtype`, with null where there is no value."""
     if isinstance(column, Lists):
         return _list_series(name, dtype.removeprefix("list[").removesuffix("]"), column)
-    series = _TYPED[dtype](column).alias(name)
-    if empty is not None and empty.any():
-        return pl.select(pl.when(pl.Series(~empty)).then(series).alias(name)).to_series()
-    return series
+    # Made from buffers, for `fill_nan`, `when` and `fill_null` each start Polars' engine: 0.1 ms a column (measured).
+    if empty is None or not empty.any():
+        return _TYPED[dtype](column).alias(name)
+    if dtype == "text":
+        return POOL.texts(column).set(pl.Series(empty), None).alias(name)
+    series = pl.Series(name, pa.array(column, mask=empty))
+    return series.cast(_TIME) if dtype == "time" else series
 
 
 def _list_series(name: str, dtype: str, lists: Lists) -> pl.Series:
@@ -127,21 +130,30 @@ def _list_series(name: str, dtype: str, lists: Lists) -> pl.Series:
     flat = np.empty(int(offsets[-1]), np.int64)
     values = np.require(lists.values, lists.values.dtype, ["C", "W"])
     flatten_lists(values.view(np.int64), np.require(lists.lengths, np.int64, ["C", "W"]), flat)
-    elements = _TYPED[dtype](flat.view(lists.values.dtype))
-    array = pa.LargeListArray.from_arrays(pa.array(offsets), elements.to_arrow(compat_level=pl.CompatLevel.oldest()))
-    return pl.Series(name, array)
+    array = pa.LargeListArray.from_arrays(pa.array(offsets), _elements(dtype, flat))
+    series = pl.Series(name, array)
+    return series.cast(pl.List(_TIME)) if dtype == "time" else series
+
+
+def _elements(dtype: str, flat: NDArray[np.int64]) -> pa.Array:
+    if dtype == "text":
+        return POOL.texts(flat).to_arrow(compat_level=pl.CompatLevel.oldest())
+    if dtype == "float":
+        return pa.array(flat.view(np.float64), from_pandas=True)  # NaN becomes null
+    return pa.array(flat)
 
 
 def _times(values: NDArray[np.int64]) -> pl.Series:
-    return pl.Series(values, dtype=pl.Int64).cast(pl.Datetime("us", "UTC"))
+    return pl.Series(values, dtype=pl.Int64).cast(_TIME)
 
 
 def _floats(values: NDArray[np.float64]) -> pl.Series:
-    return pl.Series(values, dtype=pl.Float64).fill_nan(None)
+    return pl.Series(values, dtype=pl.Float64, nan_to_null=True)
 
 
 def _ints(values: NDArray[np.int64]) -> pl.Series:
     return pl.Series(values, dtype=pl.Int64)
 
 
+_TIME = pl.Datetime("us", "UTC")
 _TYPED: dict[str, Callable[..., pl.Series]] = {"int": _ints, "float": _floats, "text": POOL.texts, "time": _times}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FRESH = "fresh"
 MISSING = "missing"
+_STATUS = pl.Series("_status", [MISSING, FRESH])
 
 
 def read_frame(
@@ -49,14 +50,10 @@ def read_frame(
         else None
     )
     answer = store.answer(plan, ids, texts, instant_us(now), request)
-    state = pl.DataFrame(
-        {
-            "_status": np.where(answer.found, FRESH, MISSING).tolist(),
-            "_age_s": pl.Series(answer.age_us / 1e6).set(pl.Series(~answer.found), None),
-        },
-        schema={"_status": pl.String, "_age_s": pl.Float64},
-    )
-    return pl.concat([frame, answer.to_polars(), state], how="horizontal")
+    age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
+    status = _STATUS[answer.found.astype(np.int64)]
+    features = answer.to_polars().get_columns()
+    return frame.hstack([*features, status, pl.Series("_age_s", age_s, nan_to_null=True)])
 
 
 def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]) -> pl.DataFrame:
