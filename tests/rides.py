@@ -1,6 +1,6 @@
 """Trams: rides and ticket checks of riders, views over them, and every feature's definition.
 
-`python -m tests.rides` writes tests/golden/record_v1.hex anew; do that only with a new record version.
+`python -m tests.rides` writes tests/golden/record_v2.hex anew; do that only with a new record version.
 """
 
 import random
@@ -35,7 +35,7 @@ from headrace.schemas import Event
 from tests import oracle
 
 BASE_US = 1_700_000_000_000_000
-GOLDEN = Path(__file__).parent / "golden" / "record_v1.hex"
+GOLDEN = Path(__file__).parent / "golden" / "record_v2.hex"
 
 
 class Ride(Event, topic="rides", key="rider", time="at", id="ride_id"):

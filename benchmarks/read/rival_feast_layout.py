@@ -7,7 +7,6 @@ Redis store and the key serialisation, version 3, of the Feast SDK. What is stor
 Better than Feast's own reader: values go from the message straight into columns, without Feast's response message,
 and the timestamp of an entity is parsed once.
 """
-# ruff: noqa: D103
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,11 +79,10 @@ def write(
     """Write rows, dicts of the entity and its features; `dtypes` feature -> as in `Feature.dtype`."""
     names = {feature: field_name(view, feature) for feature in dtypes}
     stamp = Timestamp(seconds=seconds).SerializeToString()
-    pipeline, count = client.pipeline(transaction=False), 0
-    for row in rows:
+    pipeline = client.pipeline(transaction=False)
+    for count, row in enumerate(rows, 1):
         held = {names[feature]: value_bytes(row[feature], dtype) for feature, dtype in dtypes.items()}
         pipeline.hset(entity_key(entity_name, row[entity_name]), mapping={**held, f"_ts:{view}": stamp})
-        count += 1
         if count % BATCH == 0:
             pipeline.execute()
     pipeline.execute()

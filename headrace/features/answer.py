@@ -119,7 +119,7 @@ def column_series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_
     if empty is None or not empty.any():
         return _TYPED[dtype](column).alias(name)
     if dtype == "text":
-        return POOL.texts(column).set(pl.Series(empty), None).alias(name)
+        return POOL.texts(column.view(np.int64)).set(pl.Series(empty), None).alias(name)
     series = pl.Series(name, pa.array(column, mask=empty))
     return series.cast(_TIME) if dtype == "time" else series
 

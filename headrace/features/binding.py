@@ -50,7 +50,7 @@ class _Ring:
 
     def group(self) -> RingGroup:
         text = f"ring {self.window.window_us}/{self.window.hop_us}: " + "; ".join(self.texts)
-        return RingGroup(self.window, np.array(self.items, np.int64), np.array(self.params, np.float64), text)
+        return RingGroup.of(self.window, np.array(self.items, np.int64), np.array(self.params, np.float64), text)
 
 
 class LayoutBuilder:
@@ -118,11 +118,14 @@ class LayoutBuilder:
 
     def layout(self) -> Layout:
         """What was collected."""
-        groups = tuple(part.group() if isinstance(part, _Ring) else part for part in self.parts)
+        groups: list[Group] = []
+        for part in self.parts:
+            group = part.group() if isinstance(part, _Ring) else part
+            groups.append(group.linked(groups) if isinstance(group, RingGroup | ListGroup) else group)
         needs_ids = any(group.needs_ids for group in groups)
         columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
         text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
-        return Layout(groups, tuple(self._readings), columns, needs_ids, text, self.request)
+        return Layout(tuple(groups), tuple(self._readings), columns, needs_ids, text, self.request)
 
 
 class Binder:

@@ -8,7 +8,7 @@ A group is anything with the methods of `Group`; an aggregation that needs anoth
 fingerprint is a hash of everything that decides the meaning of a record's bytes: names of features are not part of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headrace.features.answer import NEVER, Answer, Column, Feature, Maybe
 
 State: TypeAlias = tuple[NDArray[Any], ...]
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,11 @@ class Group(Protocol):
         """Whether event ids matter."""
         ...
 
+    @property
+    def donor(self) -> int | None:
+        """Number of an earlier group of the view whose rows the packed form may refer to."""
+        ...
+
     def make(self, capacity: int) -> State:
         """State of `capacity` rows; `clear` is called on a row before it is used."""
         ...
@@ -82,24 +87,32 @@ class Group(Protocol):
     def pack(
         self,
         state: State,
+        donor: State,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
-        """Write rows into `out` one after the other; `ends[i]` is where row i ends, also where `out` is too short."""
+        """Write rows into `out` one after the other; `ends[i]` is where row i ends, also where `out` is too short.
+
+        `donor` is the donor's state, the group's own if it has none.
+        """
         ...
 
     def unpack(
         self,
         state: State,
+        donor: State,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill empty row i from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong."""
+        """Fill empty row i from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
+
+        The donor's rows are filled before.
+        """
         ...
 
 
@@ -150,6 +163,11 @@ class Layout:
     def make(self, capacity: int) -> list[State]:
         """State of `capacity` rows, a tuple of arrays for each group; a row must be cleared before it is used."""
         return [group.make(capacity) for group in self.groups]
+
+    def with_donors(self, states: Sequence[State]) -> Iterator[tuple[Group, State, State]]:
+        """Each group with its state and its donor's, of `states` as `make` gives them."""
+        for group, state in zip(self.groups, states, strict=True):
+            yield group, state, state if group.donor is None else states[group.donor]
 
     def outputs(self, reads: int) -> list[State]:
         """Room for `reads` reads."""

@@ -1,14 +1,16 @@
 """A list group: the N newest events of an entity, with some values of each."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.features.kernels.compile import Floats, Ints
 from headrace.features.kernels.id_lists import TEXT, run_list
 from headrace.features.kernels.list_codec import pack_list, unpack_list
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Operations, State
+from headrace.features.layout import Group, Operations, State
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,7 +18,8 @@ class ListGroup:
     """Group of one list; see kernels/id_lists.py for the arrays.
 
     `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) what they
-    are; `timed` whether reads tell times.
+    are; `timed` whether reads tell times. Its packed form refers to the list `donor`; links (m,) tell which of the
+    donor's values each of ours is, -1 none.
     """
 
     size: int
@@ -28,6 +31,17 @@ class ListGroup:
     text: str
     needs_ids: bool = True
     timed: bool = False
+    donor: int | None = None
+    links: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def linked(self, earlier: Sequence[Group]) -> "ListGroup":
+        """The list with the donor among `earlier` that has most of its values, the longest such; itself if no list."""
+        lists = [(number, other) for number, other in enumerate(earlier) if isinstance(other, ListGroup)]
+        if not lists:
+            return self
+        found = {number: _links(self, other) for number, other in lists}
+        best, _ = max(lists, key=lambda known: (int((found[known[0]] >= 0).sum()), known[1].size))
+        return replace(self, donor=best, links=found[best])
 
     def make(self, capacity: int) -> State:
         """State of `capacity` rows, to be cleared before use: memory that no row uses is never touched."""
@@ -70,19 +84,19 @@ class ListGroup:
     def pack(
         self,
         state: State,
+        donor: State,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        spans, stamps, values = state
-        floats = values.view(np.float64)
-        pack_list(spans, stamps, values, floats, self.kinds, rows, newest, *POOL.arrays(), out, ends)
+        pack_list(*self._arrays(state, donor), rows, newest, *POOL.arrays(), out, ends)
 
     def unpack(
         self,
         state: State,
+        donor: State,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],
@@ -90,10 +104,23 @@ class ListGroup:
         ends: NDArray[np.int64],
     ) -> None:
         """Fill empty rows from `data[at:ends]`, and teach the pool the texts."""
-        spans, stamps, values = state
         texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
-        floats = values.view(np.float64)
-        count = unpack_list(spans, stamps, values, floats, self.kinds, rows, newest, data, at, ends, texts)
+        count = unpack_list(*self._arrays(state, donor), rows, newest, data, at, ends, texts)
         if count:
             hashes, starts, stops = np.ascontiguousarray(texts[:count].T)
             POOL.learn(hashes, data, starts, stops)
+
+    def _arrays(
+        self, state: State, donor: State
+    ) -> tuple[Ints, Ints, Ints, Floats, Ints, Ints, Ints, Ints, bool, Ints]:
+        """What both directions of kernels/list_codec.py begin with."""
+        spans, stamps, values = state
+        ours = (spans, stamps, values, values.view(np.float64), self.kinds)
+        spans, stamps, values = donor
+        return *ours, spans, stamps, values, self.donor is not None, self.links
+
+
+def _links(group: ListGroup, donor: ListGroup) -> NDArray[np.int64]:
+    """(m,) the donor's value from the same column as each of the group's, -1 where there is none."""
+    theirs = donor.columns.tolist()
+    return np.array([theirs.index(x) if x in theirs else -1 for x in group.columns.tolist()], np.int64)

@@ -1,15 +1,16 @@
 """The record: one entity's state in one view, packed.
 
-    u64 fingerprint | u64 sequence | i64 newest event time | i64 newest arrival | section of each group, in layout order
+    version | sequence | newest event time | newest arrival | section of each group, in layout order
 
-All little-endian. Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have
-left every window, and empty ones, are not written. A quiet entity costs some tens of bytes. Sections:
-kernels/ring_codec.py, kernels/list_codec.py; numbers: kernels/varints.py.
+Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have left every window,
+and empty ones, are not written, nor twice what two groups hold. A quiet entity costs some tens of bytes. Header:
+kernels/record_codec.py; sections: kernels/ring_codec.py, list_codec.py, tally_codec.py; numbers: kernels/varints.py.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,30 +19,29 @@ from numpy.typing import NDArray
 
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
-from headrace.features.kernels.ring_codec import join_sections
-from headrace.features.layout import Group, Operations, State
+from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
+from headrace.features.layout import Operations, State
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
 
 __all__ = ["Answer", "Header", "Lists", "read_header", "read_packed"]
 
-HEADER_BYTES = 32
+VERSION_BYTES = 4
 BLOCK_ROWS = 256
 """Records that a read unpacks at a time, so that their dense form stays in the processor's cache."""
 
-_SECTION_BYTES = 1_024
-"""Room for a group's part of a record at first; grown where it is not enough."""
+_SECTION_BYTES = 64
+"""Room for a group's part of a record at first; afterwards what the fullest batch of the view needed, and a quarter."""
 
 _SCRATCH = threading.local()
-_HEADER_AT = np.arange(HEADER_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
     """What every record begins with; times in microseconds UTC."""
 
-    fingerprint: str
+    version: str
     sequence: int
     newest_us: int
     arrival_us: int
@@ -53,10 +53,11 @@ def read_header(blob: bytes) -> Header:
     Raises:
         LayoutError: too short to hold one.
     """
-    if len(blob) < HEADER_BYTES:
+    heads, at = _heads(np.frombuffer(bytearray(blob), np.uint8), np.zeros(1, np.int64), np.array([len(blob)]))
+    if at[0] < 0:
         raise LayoutError(f"record of {len(blob)} bytes: shorter than a header; it is damaged")
-    fingerprint, sequence, newest_us, arrival_us = np.frombuffer(blob, "<i8", 4).tolist()
-    return Header(f"{fingerprint & (2**64 - 1):016x}", sequence, newest_us, arrival_us)
+    version, sequence, newest_us, arrival_us = (int(found[0]) for found in heads)
+    return Header(_hex(version), sequence, newest_us, arrival_us)
 
 
 def pack_records(
@@ -69,15 +70,14 @@ def pack_records(
 ) -> list[bytes]:
     """Packed records of rows (n,); newest_us (rows of the state,)."""
     newest = newest_us[rows]
-    sections = [_section(group, arrays, rows, newest) for group, arrays in zip(plan.layout.groups, state, strict=True)]
-    ends = np.cumsum(np.full(len(rows), HEADER_BYTES) + sum(np.diff(edges) for _, edges in sections))
+    sections = [
+        _room_for(plan, -1, len(rows), partial(pack_heads, _signed(plan.version), sequence, newest, arrival_us))
+    ]
+    for number, (group, own, donor) in enumerate(plan.layout.with_donors(state)):
+        sections.append(_room_for(plan, number, len(rows), partial(group.pack, own, donor, rows, newest)))
+    ends = np.cumsum(sum(np.diff(edges) for _, edges in sections))
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(rows)]
-    out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
-    header = np.empty((len(rows), 4), "<i8")
-    header[:, 0] = np.uint64(int(plan.fingerprint, 16)).astype(np.int64)
-    header[:, 1], header[:, 2], header[:, 3] = sequence, newest, arrival_us
-    out[starts[:, None] + _HEADER_AT] = header.view(np.uint8)
-    at = starts + HEADER_BYTES
+    out, at = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8), starts.copy()
     for part, edges in sections:
         join_sections(part, edges[:-1], edges[1:], out, at)
     assert (at == ends).all(), f"view {plan.name}: the sections do not fill their records"
@@ -100,23 +100,20 @@ def unpack_records(
     lengths = np.fromiter(map(len, blobs), np.int64, len(blobs))
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    if len(blobs) and lengths.min() < HEADER_BYTES:
-        raise _damaged(plan, int(lengths.argmin()))
     data = np.frombuffer(bytearray().join(blobs), np.uint8)
-    header = data[starts[:, None] + _HEADER_AT].view("<i8")
-    wanted = np.uint64(int(plan.fingerprint, 16)).astype(np.int64)
-    other = np.flatnonzero(header[:, 0] != wanted)
-    if other.size:
-        found = read_header(blobs[other[0]]).fingerprint
+    (versions, _, newest, _), at = _heads(data, starts, ends)
+    others = np.flatnonzero(versions != _signed(plan.version))
+    if others.size:
+        first = int(others[0])
+        if lengths[first] < VERSION_BYTES:
+            raise _damaged(plan, first)
         raise LayoutError(
-            f"view {plan.name}: a record has layout {found}, this declaration is {plan.fingerprint}: the view was "
-            "changed; backfill the new version, then switch to it",
+            f"view {plan.name}: a record has layout {_hex(int(versions[first]))}, this declaration is {plan.version}: "
+            "the view was changed; backfill the new version, then switch to it",
         )
-    newest = np.ascontiguousarray(header[:, 2]).astype(np.int64)
     newest_us[rows] = newest
-    at = starts + HEADER_BYTES
-    for group, arrays in zip(plan.layout.groups, state, strict=True):
-        group.unpack(arrays, rows, newest, data, at, ends)
+    for group, own, donor in plan.layout.with_donors(state):
+        group.unpack(own, donor, rows, newest, data, at, ends)
     if (at != ends).any():
         raise _damaged(plan, int(np.flatnonzero(at != ends)[0]))
 
@@ -156,17 +153,37 @@ def read_packed(
     return plan.layout.answer(outputs, newest, now, request)
 
 
-def _section(
-    group: Group, arrays: State, rows: NDArray[np.int64], newest: NDArray[np.int64]
+def _room_for(
+    plan: "ViewPlan", number: int, count: int, pack: Callable[[NDArray[np.uint8], NDArray[np.int64]], None]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A group's part of rows (n,): bytes, and edges (n + 1,) of the rows in them."""
-    edges = np.zeros(len(rows) + 1, np.int64)
-    out = np.empty(_SECTION_BYTES * len(rows), np.uint8)
-    group.pack(arrays, rows, newest, out, edges[1:])
-    if edges[-1] > len(out):
-        out = np.empty(int(edges[-1]), np.uint8)
-        group.pack(arrays, rows, newest, out, edges[1:])
+    """What `pack` writes of `count` rows: bytes, and edges (count + 1,) of the rows in them."""
+    known: dict[tuple[str, int], int] = _SCRATCH.__dict__.setdefault("section_bytes", {})
+    key, edges = (plan.fingerprint, number), np.zeros(count + 1, np.int64)
+    out = np.empty(known.get(key, _SECTION_BYTES) * count, np.uint8)
+    pack(out, edges[1:])
+    need = int(edges[-1])
+    if need > len(out):
+        known[key] = need * 5 // (4 * count) + 1
+        out = np.empty(need, np.uint8)
+        pack(out, edges[1:])
     return out, edges
+
+
+def _heads(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Versions, sequences, newest times and arrivals (4, n) of the records, and where each header ends, (n,)."""
+    heads, at = np.empty((4, len(starts)), np.int64), starts.copy()
+    unpack_heads(data, at, ends, *heads)
+    return heads, at
+
+
+def _signed(version: str) -> int:
+    return int(np.uint32(int(version, 16)).view(np.int32))
+
+
+def _hex(version: int) -> str:
+    return f"{version & (2**32 - 1):08x}"
 
 
 def _scratch(plan: "ViewPlan") -> tuple[list[State], NDArray[np.int64]]:

@@ -1,14 +1,16 @@
 """A ring group: all cells of one (window, hop) of a view, in one ring of tiles an entity."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.cells import FIRST, WIDTH
+from headrace.features.kernels.compile import Floats, Ints
 from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
 from headrace.features.kernels.rings import EMPTY, clear_out, run_ring
-from headrace.features.layout import Operations, State
+from headrace.features.layout import Group, Operations, State
 from headrace.features.windows import Window
 
 
@@ -16,13 +18,40 @@ from headrace.features.windows import Window
 class RingGroup:
     """Group of a window's cells; see kernels/rings.py for the arrays.
 
-    items (m, 4) int64: code, first cell, flag column, value column; params (m,) float64; `text` describes them.
+    items (m, 4) int64: code, first cell, flag column, value column; params (m,) float64; `text` describes them. Its
+    packed form refers to the ring `donor` with hop `donor_hop` and empty tile donor_starts (d,); links (k,) tell which
+    of the donor's cells each of ours is, -1 none.
     """
 
     window: Window
     items: NDArray[np.int64]
     params: NDArray[np.float64]
     text: str
+    starts: NDArray[np.float64]
+    donor: int | None = None
+    donor_hop: int = 0
+    donor_starts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
+    links: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @classmethod
+    def of(cls, window: Window, items: NDArray[np.int64], params: NDArray[np.float64], text: str) -> "RingGroup":
+        """A ring without a donor."""
+        starts = np.empty((1, 1, sum(WIDTH[code] for code in items[:, 0].tolist())), np.float64)
+        clear_out(items, starts)
+        return cls(window, items, params, text, starts[0, 0])
+
+    def linked(self, earlier: Sequence[Group]) -> "RingGroup":
+        """The ring with the donor among `earlier` that has most of its cells, the longest such; itself if none has."""
+        best, most = self, 0
+        for number, other in enumerate(earlier):
+            if isinstance(other, RingGroup) and other.window.hop_us and self.window.hop_us % other.window.hop_us == 0:
+                links = _links(self, other)
+                count = int((links >= 0).sum())
+                if count > most or (count == most > 0 and other.window.window_us >= _window_us(best, earlier)):
+                    hop_us = other.window.hop_us
+                    best = replace(self, donor=number, donor_hop=hop_us, donor_starts=other.starts, links=links)
+                    most = count
+        return best
 
     @property
     def needs_ids(self) -> bool:
@@ -32,7 +61,7 @@ class RingGroup:
     @property
     def width(self) -> int:
         """Cells of a tile."""
-        return sum(WIDTH[int(code)] for code in self.items[:, 0])
+        return len(self.starts)
 
     def make(self, capacity: int) -> State:
         """State of `capacity` rows, to be cleared before use: memory that no row uses is never touched."""
@@ -46,9 +75,9 @@ class RingGroup:
 
     def outputs(self, reads: int) -> State:
         """Answers of `reads` reads, empty: cells (reads, k)."""
-        out = np.empty((reads, 1, self.width), np.float64)
-        clear_out(self.items, out)
-        return (out.reshape(reads, self.width),)
+        out = np.empty((reads, self.width), np.float64)
+        out[:] = self.starts
+        return (out,)
 
     def run(self, state: State, ops: Operations, out: State) -> None:
         """Add events and answer reads, in order."""
@@ -77,18 +106,19 @@ class RingGroup:
     def pack(
         self,
         state: State,
+        donor: State,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],  # noqa: ARG002
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        tiles, heads, cells = state
-        pack_ring(tiles, heads, cells, cells.view(np.int64), self.items, rows, out, ends)
+        pack_ring(*self._arrays(state, donor), rows, out, ends)
 
     def unpack(
         self,
         state: State,
+        donor: State,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],
@@ -96,6 +126,35 @@ class RingGroup:
         ends: NDArray[np.int64],
     ) -> None:
         """Fill empty rows from `data[at:ends]`."""
+        unpack_ring(*self._arrays(state, donor), rows, newest, data, at, ends)
+
+    def _arrays(
+        self, state: State, donor: State
+    ) -> tuple[Ints, Ints, Floats, Ints, Floats, int, Ints, Ints, Floats, Ints, Floats, int, Ints]:
+        """What both directions of kernels/ring_codec.py begin with."""
         tiles, heads, cells = state
-        bits = cells.view(np.int64)
-        unpack_ring(tiles, heads, cells, bits, self.items, self.window.hop_us, rows, newest, data, at, ends)
+        ours = (tiles, heads, cells, cells.view(np.int64), self.starts, self.window.hop_us)
+        tiles, heads, cells = donor
+        return *ours, tiles, heads, cells, cells.view(np.int64), self.donor_starts, self.donor_hop, self.links
+
+
+def _links(ring: RingGroup, donor: RingGroup) -> NDArray[np.int64]:
+    """(k,) the donor's cell that keeps the same as each of the ring's, -1 where none does."""
+    first = {_what(donor, item): int(donor.items[item, 1]) for item in range(len(donor.items))}
+    links = np.full(ring.width, -1, np.int64)
+    for item in range(len(ring.items)):
+        found, own, width = first.get(_what(ring, item)), int(ring.items[item, 1]), WIDTH[int(ring.items[item, 0])]
+        if found is not None:
+            links[own : own + width] = np.arange(found, found + width)
+    return links
+
+
+def _what(ring: RingGroup, item: int) -> tuple[float, ...]:
+    code, _, flag, column = ring.items[item].tolist()
+    return code, flag, column, float(ring.params[item])
+
+
+def _window_us(ring: RingGroup, earlier: Sequence[Group]) -> int:
+    """Length of the donor's window."""
+    donor = None if ring.donor is None else earlier[ring.donor]
+    return donor.window.window_us if isinstance(donor, RingGroup) else 0

@@ -5,10 +5,12 @@ every source partition. A flush is one script per shard, which compares the fenc
 fence on, all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that
 went back in time, is found out at the next flush.
 
-    <ns>:{<shard>}:<view>:<fingerprint>:<key text>   one record, packed          {..} is the hash tag: a shard's keys
-    <ns>:{<shard>}:<view>:<fingerprint>!fence        its shard's fence               are in one slot of a cluster
+    <ns>:{<shard>}:<view>:<version>:<key text>       one record, packed          {..} is the hash tag: a shard's keys
+    <ns>:{<shard>}:<view>:<version>!fence            its shard's fence               are in one slot of a cluster
     <ns>:views                                       view name -> active fingerprint
     <ns>:meta                                        shards: fixed when the namespace is first opened
+
+A version is the first half of the fingerprint: keys are a good part of what Redis holds of a quiet entity.
 """
 
 import math
@@ -31,7 +33,7 @@ from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.reader import read_frame
 from headrace.features.record import read_packed
 from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
-from headrace.features.view import FeatureView, ViewPlan
+from headrace.features.view import FeatureView, ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
 """Seconds that a reader may believe which version of a view is active before it asks again."""
@@ -360,10 +362,10 @@ class OnlineStore:
             )
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
-        return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.fingerprint}".encode()
+        return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.version}".encode()
 
     def _scan_keys(self, view_name: str, fingerprint: str, kind: bytes = b":") -> Iterator[bytes]:
-        pattern = f"{self.namespace}:{{*}}:{view_name}:{fingerprint}".encode() + kind + b"*"
+        pattern = f"{self.namespace}:{{*}}:{view_name}:{version_of(fingerprint)}".encode() + kind + b"*"
         with self._link.errors(f"scanning {view_name}"):
             yield from self._link.client.scan_iter(match=pattern, count=1_000)
 

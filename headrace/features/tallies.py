@@ -38,6 +38,7 @@ class TallyGroup:
     quantiles: NDArray[np.float64]
     text: str
     needs_ids: bool = False
+    donor: int | None = None
 
     @property
     def _room(self) -> int:
@@ -98,6 +99,7 @@ class TallyGroup:
     def pack(
         self,
         state: State,
+        donor: State,  # noqa: ARG002
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],  # noqa: ARG002
         out: NDArray[np.uint8],
@@ -112,6 +114,7 @@ class TallyGroup:
     def unpack(
         self,
         state: State,
+        donor: State,  # noqa: ARG002
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],

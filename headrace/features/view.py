@@ -95,6 +95,11 @@ class ViewPlan:
     span_us: int | None
     readers: dict[type[Event], EventReader]
 
+    @property
+    def version(self) -> str:
+        """What keys and records of the view begin with."""
+        return version_of(self.fingerprint)
+
     def rows(self, event: type[Event], frame: pl.DataFrame) -> Rows:
         """What the view needs of events: one Polars select, then arrays. Events whose key is null are left out.
 
@@ -105,6 +110,11 @@ class ViewPlan:
             names = ", ".join(source.__name__ for source in self.sources)
             raise SchemaError(f"view {self.name}: reads {names}, not {event.__name__}")
         return self.readers[event].rows(frame)
+
+
+def version_of(fingerprint: str) -> str:
+    """The first half of a fingerprint, which tells the few versions of a view apart in keys and records."""
+    return fingerprint[:8]
 
 
 def plan_of(view: type[FeatureView]) -> ViewPlan:

@@ -3,11 +3,14 @@
 A list's state, for `rows` entities, N elements, m values an element:
 
     spans (rows, 2) int64    physical start and length: a circular buffer, so the newest event costs one write
-    stamps (rows, N, 2)      event time, event id
+    stamps (rows, N, 2)      event time, upper half of the event id
     values (rows, N, m)      int64: whole numbers, bits of floats, hashes of texts, times
 
 A late event is moved into its right place. `distinct`: of events with equal values only the newest stays, which is
 exact with N elements kept: a value that was pushed out has N newer ones before it for good.
+
+Half an id is enough: it tells events of one entity, one microsecond and equal values apart, and only then does it
+matter that two of 4 billion are alike.
 """
 
 import numpy as np
@@ -48,7 +51,8 @@ def run_list(
         event = ~ops[i]
         if event >= 0:
             if flags[event, flag] != 0:
-                _insert(spans, stamps, values, row, times[i], event_ids[event], bits, event, columns, distinct)
+                half = event_ids[event] >> np.int64(32)
+                _insert(spans, stamps, values, row, times[i], half, bits, event, columns, distinct)
         elif row >= 0:
             q, count = ops[i], 0
             p = spans[row, 0] + spans[row, 1]

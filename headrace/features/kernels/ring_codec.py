@@ -1,11 +1,18 @@
-"""The packed form of a ring's row: newest tile first, whole numbers as varints, nothing for what is empty."""
+"""The packed form of a ring's row: newest tile first, numbers in their shortest form, nothing for what is empty.
+
+Rings of one view keep the same cells over several windows, and most entities are quiet: the newest tile of 1 h often
+holds what the newest tile of 10 min does, and the tiles of 30 d are those of 360 d. So a ring may be linked to one
+before it, its donor: a tile that equals the newest donor tile inside its time is written as that, without its cells.
+
+    donor, hop 15 s    ..|##|..|##|..        links (k,): the donor's cell for each of ours, -1 where it has none
+    ours,  hop 2 min   [    ##   ][   ##  ]
+"""
 
 import numpy as np
 
-from headrace.features.kernels.cells import start_value, width_of
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
 from headrace.features.kernels.rings import EMPTY
-from headrace.features.kernels.varints import get_number, get_varint, get_word, put_bits, put_nothing, put_varint
+from headrace.features.kernels.varints import get_number, get_varint, put_bits, put_nothing, put_varint
 
 _EMPTY = np.int64(EMPTY)
 
@@ -16,15 +23,25 @@ def pack_ring(
     heads: Ints,
     cells: Floats,
     cell_bits: Ints,
-    items: Ints,
+    starts: Floats,
+    hop: Int,
+    donor_tiles: Ints,
+    donor_heads: Ints,
+    donor_cells: Floats,
+    donor_bits: Ints,
+    donor_starts: Floats,
+    donor_hop: Int,
+    links: Ints,
     rows: Ints,
     out: Bytes,
     ends: Ints,
 ) -> None:
     """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
 
-    A row is, newest tile first, (1 + tiles since the one before, cells) each, then 0. Tiles outside the window at the
-    head, and tiles that hold nothing, are left out: the bytes follow from the set of events.
+    A row is, newest tile first, (1 + tiles since the one before, cells) each, then 0; with a donor the first number is
+    doubled, and odd where the linked cells are the donor's and left out. Tiles outside the window at the head, and
+    tiles that hold nothing, are left out: the bytes follow from the set of events. starts (k,) is an empty tile,
+    donor_starts (d,) one of the donor; without a donor donor_hop is 0 and its arrays are not looked at.
     """
     slots = tiles.shape[1]
     position: Int = 0
@@ -34,30 +51,28 @@ def pack_ring(
         slot = head % slots
         for step in range(slots if head != _EMPTY else 0):
             tile = head - step
-            if tiles[row, slot] == tile and _holds(cells, row, slot, items):
-                position = put_varint(out, position, np.uint64(before - tile + 1))
+            if tiles[row, slot] == tile and _holds(cells, row, slot, starts):
+                delta, same = np.uint64(before - tile + 1), False
+                if donor_hop > 0:
+                    place = _donor_slot(
+                        donor_tiles, donor_cells, donor_starts, row, donor_heads[row], tile, hop, donor_hop
+                    )
+                    same = bool(place >= 0 and _equal(cell_bits, row, slot, donor_bits, place, links))
+                    delta = (delta << np.uint64(1)) | np.uint64(same)
+                position = put_varint(out, position, delta)
                 before = tile
-                for m in range(items.shape[0]):
-                    for j in range(width_of(items[m, 0])):
-                        cell = items[m, 1] + j
-                        if cells[row, slot, cell] == start_value(items[m, 0], j):
-                            position = put_nothing(out, position)
-                        else:
-                            position = put_bits(out, position, cell_bits[row, slot, cell], cells[row, slot, cell])
+                for cell in range(starts.size):
+                    if same and links[cell] >= 0:
+                        continue
+                    if cells[row, slot, cell] == starts[cell]:
+                        position = put_nothing(out, position)
+                    else:
+                        position = put_bits(out, position, cell_bits[row, slot, cell], cells[row, slot, cell])
             slot -= 1
             if slot < 0:
                 slot = slots - 1
         position = put_varint(out, position, np.uint64(0))
         ends[i] = position
-
-
-@part
-def _holds(cells: Floats, row: Int, slot: Int, items: Ints) -> bool:
-    for m in range(items.shape[0]):
-        for j in range(width_of(items[m, 0])):
-            if cells[row, slot, items[m, 1] + j] != start_value(items[m, 0], j):
-                return True
-    return False
 
 
 @lean_kernel
@@ -66,8 +81,15 @@ def unpack_ring(
     heads: Ints,
     cells: Floats,
     cell_bits: Ints,
-    items: Ints,
+    starts: Floats,
     hop: Int,
+    donor_tiles: Ints,
+    donor_heads: Ints,
+    donor_cells: Floats,
+    donor_bits: Ints,
+    donor_starts: Floats,
+    donor_hop: Int,
+    links: Ints,
     rows: Ints,
     newest: Ints,
     data: Bytes,
@@ -76,7 +98,7 @@ def unpack_ring(
 ) -> None:
     """Fill empty rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
-    newest (n,) is each record's newest event time.
+    newest (n,) is each record's newest event time; the donor's rows are filled before.
     """
     slots = tiles.shape[1]
     for i in range(rows.size):
@@ -85,36 +107,75 @@ def unpack_ring(
             heads[row] = _EMPTY
         else:
             heads[row] = newest[i] // hop if hop > 0 else 0
-        tile = heads[row] + 1
+        head = heads[row]
+        tile = head + 1
+        slot = tile % slots
         while position >= 0:
             delta, position = get_varint(data, position, ends[i])
             if delta == np.uint64(0):
                 break
+            place: Int = np.int64(-1)
+            same = donor_hop > 0 and delta & np.uint64(1) != np.uint64(0)
+            if donor_hop > 0:
+                delta >>= np.uint64(1)
             tile -= np.int64(delta)
-            if delta > np.uint64(slots) or tile <= heads[row] - slots:
+            if delta == np.uint64(0) or delta > np.uint64(slots) or tile <= head - slots:
                 position = -1
                 break
-            slot = tile % slots
+            slot -= np.int64(delta)
+            if slot < 0:
+                slot += slots
+            if same:
+                place = _donor_slot(donor_tiles, donor_cells, donor_starts, row, donor_heads[row], tile, hop, donor_hop)
+                if place < 0:
+                    position = -1
+                    break
             tiles[row, slot] = tile
+            for cell in range(starts.size):
+                if same and links[cell] >= 0:
+                    cell_bits[row, slot, cell] = donor_bits[row, place, links[cell]]
+                else:
+                    number, position = get_number(data, position, ends[i], starts[cell])
+                    cells[row, slot, cell] = number
             tile += 1
-            for m in range(items.shape[0]):
-                for j in range(width_of(items[m, 0])):
-                    cell = items[m, 1] + j
-                    form, number, position = get_number(data, position, ends[i])
-                    if form == 1 and position >= 0:
-                        word, _ = get_word(data, position - 8, position)
-                        cell_bits[row, slot, cell] = word
-                    else:
-                        cells[row, slot, cell] = start_value(items[m, 0], j) if form == 2 else number
+            slot = slot + 1 if slot + 1 < slots else 0
         at[i] = position
 
 
-@lean_kernel
-def join_sections(parts: Bytes, starts: Ints, ends: Ints, out: Bytes, at: Ints) -> None:
-    """Copy `parts[starts[i]:ends[i]]` to `out[at[i]:]` and move `at[i]` to its end: sections into records."""
-    for i in range(at.size):
-        position = at[i]
-        for b in range(starts[i], ends[i]):
-            out[position] = parts[b]
-            position += 1
-        at[i] = position
+@part
+def _holds(cells: Floats, row: Int, slot: Int, starts: Floats) -> bool:
+    found = False
+    for cell in range(starts.size):
+        found |= cells[row, slot, cell] != starts[cell]
+    return found
+
+
+@part
+def _equal(bits: Ints, row: Int, slot: Int, donor_bits: Ints, place: Int, links: Ints) -> bool:
+    """Whether the linked cells of a tile are the donor's, to the bit."""
+    same = True
+    for cell in range(links.size):
+        if links[cell] >= 0:
+            same &= bits[row, slot, cell] == donor_bits[row, place, links[cell]]
+    return same
+
+
+@part
+def _donor_slot(
+    tiles: Ints, cells: Floats, starts: Floats, row: Int, head: Int, tile: Int, hop: Int, donor_hop: Int
+) -> Int:
+    """Slot of the donor's newest tile that holds something and lies inside our tile of that number; -1 if none."""
+    slots = tiles.shape[1]
+    low, high = head - slots + 1, head
+    if hop > 0:
+        ratio = hop // donor_hop
+        low, high = max(low, tile * ratio), min(high, tile * ratio + ratio - 1)
+    slot = high % slots
+    while high >= low:
+        if tiles[row, slot] == high and _holds(cells, row, slot, starts):
+            return np.int64(slot)
+        high -= 1
+        slot -= 1
+        if slot < 0:
+            slot = slots - 1
+    return np.int64(-1)
