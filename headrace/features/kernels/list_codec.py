@@ -64,7 +64,8 @@ def pack_list(
         seen: Int = np.int64(0)
         after: Int = np.int64(0)
         for j in range(spans[row, 1] - 1, -1, -1):
-            p = (spans[row, 0] + j) % values.shape[1]
+            p = spans[row, 0] + j
+            p = p if p < values.shape[1] else p - values.shape[1]
             time = stamps[row, p, 0]
             found: Int = np.int64(-1)
             if refer:
@@ -112,7 +113,8 @@ def _shared(
     shared = np.int64(0)
     seen: Int = np.int64(0)
     for j in range(spans[row, 1] - 1, -1, -1):
-        p = (spans[row, 0] + j) % values.shape[1]
+        p = spans[row, 0] + j
+        p = p if p < values.shape[1] else p - values.shape[1]
         found, seen = _find(stamps, values, p, donor_spans, donor_stamps, donor_values, links, row, seen)
         shared += found >= 0
     return bool(8 * shared > spans[row, 1])
@@ -137,7 +139,8 @@ def _find(
     time, event_id = stamps[row, p, 0], np.uint64(stamps[row, p, 1])
     place = seen
     while place < donor_spans[row, 1]:
-        q = (donor_spans[row, 0] + donor_spans[row, 1] - 1 - place) % donor_values.shape[1]
+        q = donor_spans[row, 0] + donor_spans[row, 1] - 1 - place
+        q = q if q < donor_values.shape[1] else q - donor_values.shape[1]
         if donor_stamps[row, q, 0] < time:
             break
         if donor_stamps[row, q, 0] == time:
@@ -213,7 +216,8 @@ def unpack_list(
                     position = -1
                     break
                 after += np.int64(step)
-                q = (donor_spans[row, 0] + donor_spans[row, 1] - after) % donor_values.shape[1]
+                q = donor_spans[row, 0] + donor_spans[row, 1] - after
+                q = q if q < donor_values.shape[1] else q - donor_values.shape[1]
                 time = donor_stamps[row, q, 0]
                 stamps[row, j, 1] = donor_stamps[row, q, 1]
             else:

@@ -95,8 +95,14 @@ def put_nothing(out: Bytes, at: Int) -> Int:
 @part
 def get_varint(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
     """Read an unsigned number: (value, next position or -1)."""
-    value, shift = np.uint64(0), np.uint64(0)
-    while 0 <= at < end and shift < np.uint64(70):
+    if not 0 <= at < end:
+        return np.uint64(0), -1
+    value, shift = np.uint64(data[at]), np.uint64(7)
+    at += 1
+    if value < np.uint64(128):  # most are
+        return value, at
+    value &= np.uint64(127)
+    while at < end and shift < np.uint64(70):
         byte = np.uint64(data[at])
         at += 1
         value |= (byte & np.uint64(127)) << shift
