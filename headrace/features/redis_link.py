@@ -4,10 +4,10 @@ Nothing above this module imports redis. A link is thread-safe: redis-py's pool 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import redis
 import redis.exceptions as theirs
@@ -24,6 +24,9 @@ CONNECT_TIMEOUT_S = 2.0
 
 KEYS_MAX = 10_000
 """Keys in one MGET: more would hold up every other client for longer than some 10 ms."""
+
+_SEND_BYTES = 1 << 18
+"""Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
 
 CLUSTER_SCHEME = "redis+cluster"
 
@@ -71,6 +74,9 @@ _REPLIES: tuple[tuple[str, type[StoreError], str], ...] = (
     ("BUSY Redis", StoreUnavailableError, "a script of another client holds it up: wait, or SCRIPT KILL"),
 )
 """Text of a reply -> ours and what to do, asked first: a script's error is a plain ResponseError that quotes it."""
+
+
+_Call: TypeAlias = tuple[Sequence[bytes], Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +135,10 @@ class RedisLink:
                 values += self.client.mget_nonatomic(part) if self.cluster else self.client.mget(part)
             return values
 
-    def run(self, script: Script, calls: Sequence[tuple[Sequence[bytes], Sequence[Any]]]) -> list[Any]:
+    def run(self, script: Script, calls: Iterable[_Call]) -> list[Any]:
         """The replies of `script` for each (keys, arguments) of `calls`, in one round trip on a single server.
+
+        The first calls are on their way to Redis while later ones are drawn from `calls`.
 
         Each call is atomic, the calls together are not: after an error some may have run and others not.
 
@@ -139,11 +147,11 @@ class RedisLink:
             StoreError: a call failed.
         """
         with self.errors(script.name):
-            replies = self._run_loaded(script, calls)
+            made, replies = self._run_loaded(script, calls)
             unknown = [index for index, reply in enumerate(replies) if isinstance(reply, theirs.NoScriptError)]
             if unknown:
                 self.client.script_load(script.text)
-                again = self._run_loaded(script, [calls[index] for index in unknown])
+                _, again = self._run_loaded(script, [made[index] for index in unknown])
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
             for reply in replies:
@@ -161,13 +169,30 @@ class RedisLink:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _run_loaded(self, script: Script, calls: Sequence[tuple[Sequence[bytes], Sequence[Any]]]) -> list[Any]:
+    def _run_loaded(self, script: Script, calls: Iterable[_Call]) -> tuple[list[_Call], list[Any]]:
+        """The calls and their replies, errors among them."""
         if self.cluster:  # redis-py's cluster pipelines refuse EVALSHA
-            return [self._run_one(script, keys, arguments) for keys, arguments in calls]
-        with self.client.pipeline(transaction=False) as pipeline:
+            made = list(calls)
+            return made, [self._run_one(script, keys, arguments) for keys, arguments in made]
+        made = []
+        pool = self.client.connection_pool
+        connection = pool.get_connection()  # brings a connection back that the server had closed
+        try:
+            waiting: list[bytes] = []
             for keys, arguments in calls:
-                pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
-            return list(pipeline.execute(raise_on_error=False))
+                made.append((keys, arguments))
+                waiting += connection.pack_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+                if sum(map(len, waiting)) >= _SEND_BYTES:
+                    connection.send_packed_command(waiting)
+                    waiting = []
+            if waiting:
+                connection.send_packed_command(waiting)
+            return made, [_reply(connection) for _ in made]
+        except BaseException:
+            connection.disconnect()  # replies may be under way that nobody will read
+            raise
+        finally:
+            pool.release(connection)
 
     def _run_one(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
         try:
@@ -180,6 +205,13 @@ class RedisLink:
         known = [(our, advice) for kind, our, advice in _ERRORS if isinstance(exc, kind)]
         our, advice = (quoted + known)[0]
         return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except theirs.ResponseError as exc:
+        return exc
 
 
 def without_password(url: str) -> str:

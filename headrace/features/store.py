@@ -16,7 +16,7 @@ A version is the first half of the fingerprint: keys are a good part of what Red
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
@@ -53,14 +53,15 @@ local sequence, writer = held[1] or '0', held[2] or ''
 if sequence == ARGV[2] and writer == ARGV[4] then return {2, sequence, writer} end
 if sequence ~= ARGV[1] or writer ~= ARGV[3] then return {0, sequence, writer} end
 local ttl, first = ARGV[5], 7 + tonumber(ARGV[6])
+local call, keys, values = redis.call, KEYS, ARGV -- a global costs a look-up each time
 redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'writer', ARGV[4])
 for i = 7, first - 1, 2000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 1999, first - 1)))
 end
 if ttl == '0' then
-  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2]) end
+  for i = 2, #keys do call('SET', keys[i], values[first + i - 2]) end
 else
-  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2], 'PX', ttl) end
+  for i = 2, #keys do call('SET', keys[i], values[first + i - 2], 'PX', ttl) end
 end
 return {1, ARGV[2], ARGV[4]}
 """,
@@ -92,14 +93,15 @@ class ShardWrite:
     """One shard's part of a flush: the fence as the writer knows it, and what to write.
 
     `expected_writer` is the token on the fence that the writer loaded; None means `writer` itself, or nobody at
-    sequence 0. `offsets` need only hold partitions that moved.
+    sequence 0. `offsets` need only hold partitions that moved. `blobs` are the records of `texts`, or what makes them:
+    then Redis writes one shard while the next one is packed.
     """
 
     shard: int
     expected_sequence: int
     writer: str
     texts: Sequence[bytes]
-    blobs: Sequence[bytes]
+    blobs: Sequence[bytes] | Callable[[], Sequence[bytes]]
     offsets: Mapping[str, int]
     expected_writer: str | None = None
 
@@ -294,7 +296,7 @@ class OnlineStore:
             written. StoreUnavailableError: Redis does not answer.
             StoreError: Redis refused, for instance for lack of memory.
         """
-        replies = self._link.run(_FLUSH, [self._flush_call(plan, write) for write in writes])
+        replies = self._link.run(_FLUSH, (self._flush_call(plan, write) for write in writes))
         for write, (state, sequence, writer) in zip(writes, replies, strict=True):
             if state not in {_APPLIED, _REPEATED}:
                 raise FencedError(
@@ -370,9 +372,8 @@ class OnlineStore:
             yield from self._link.client.scan_iter(match=pattern, count=1_000)
 
     def _flush_call(self, plan: ViewPlan, write: ShardWrite) -> tuple[list[bytes], list[Any]]:
-        assert len(write.texts) == len(write.blobs), (
-            f"shard {write.shard}: {len(write.texts)} keys for {len(write.blobs)}"
-        )
+        blobs = write.blobs() if callable(write.blobs) else write.blobs
+        assert len(write.texts) == len(blobs), f"shard {write.shard}: {len(write.texts)} keys for {len(blobs)}"
         prefix = self._prefix(plan, write.shard)
         record_prefix = prefix + b":"
         expected, ttl_ms = write.expected_sequence, max(1, plan.ttl_us // 1_000) if plan.ttl_us else 0
@@ -386,7 +387,7 @@ class OnlineStore:
         ]
         for partition, next_offset in write.offsets.items():
             arguments += (f"o:{partition}", next_offset)
-        arguments += write.blobs
+        arguments += blobs
         return [prefix + b"!fence", *[record_prefix + text for text in write.texts]], arguments
 
 

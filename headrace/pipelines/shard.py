@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import structlog
@@ -307,7 +308,7 @@ class ShardSet:
                     expected_writer=self._writers[row],
                     writer=self._token,
                     texts=self._slab.texts(at) if at.size else [],
-                    blobs=self._slab.pack(at, sequence + 1, self._arrival_us) if at.size else [],
+                    blobs=partial(self._slab.pack, at, sequence + 1, self._arrival_us),
                     offsets={names[column]: int(self._offsets[row, column]) for column in moved},
                 )
             )
