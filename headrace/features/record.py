@@ -39,12 +39,13 @@ _SCRATCH = threading.local()
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What every record begins with; times in microseconds UTC."""
+    """What every record begins with, in `size_bytes` bytes; times in microseconds UTC."""
 
     version: str
     sequence: int
     newest_us: int
     arrival_us: int
+    size_bytes: int
 
 
 def read_header(blob: bytes) -> Header:
@@ -57,7 +58,7 @@ def read_header(blob: bytes) -> Header:
     if at[0] < 0:
         raise LayoutError(f"record of {len(blob)} bytes: shorter than a header; it is damaged")
     version, sequence, newest_us, arrival_us = (int(found[0]) for found in heads)
-    return Header(_hex(version), sequence, newest_us, arrival_us)
+    return Header(_hex(version), sequence, newest_us, arrival_us, int(at[0]))
 
 
 def pack_records(

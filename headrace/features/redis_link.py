@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Self, TypeAlias
 
 import redis
@@ -171,23 +172,33 @@ class RedisLink:
 
     def _run_loaded(self, script: Script, calls: Iterable[_Call]) -> tuple[list[_Call], list[Any]]:
         """The calls and their replies, errors among them."""
+        made: list[_Call] = []
         if self.cluster:  # redis-py's cluster pipelines refuse EVALSHA
-            made = list(calls)
+            made.extend(calls)
             return made, [self._run_one(script, keys, arguments) for keys, arguments in made]
-        made = []
+        to_come = iter(calls)
+        try:
+            return made, self._stream(script, made, to_come)
+        except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
+            again: list[_Call] = []
+            return again, self._stream(script, again, chain(made, to_come))
+
+    def _stream(self, script: Script, made: list[_Call], calls: Iterable[_Call]) -> list[Any]:
+        """Send the calls, noting them in `made`, and return their replies."""
         pool = self.client.connection_pool
-        connection = pool.get_connection()  # brings a connection back that the server had closed
+        connection = pool.get_connection()
         try:
             waiting: list[bytes] = []
-            for keys, arguments in calls:
-                made.append((keys, arguments))
+            for call in calls:
+                made.append(call)
+                keys, arguments = call
                 waiting += connection.pack_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
                 if sum(map(len, waiting)) >= _SEND_BYTES:
                     connection.send_packed_command(waiting)
                     waiting = []
             if waiting:
                 connection.send_packed_command(waiting)
-            return made, [_reply(connection) for _ in made]
+            return [_reply(connection) for _ in made]
         except BaseException:
             connection.disconnect()  # replies may be under way that nobody will read
             raise

@@ -13,7 +13,7 @@ import redis
 
 from headrace.clock import FixedClock
 from headrace.errors import FencedError, StoreUnavailableError
-from headrace.features import plan_of
+from headrace.features import plan_of, read_header
 from headrace.features.store import OnlineStore
 from headrace.features.verifier import verify
 from headrace.local import EmbeddedRedis
@@ -39,7 +39,8 @@ def shard_set(store, view=MeterLoad, shards=range(SHARDS), **options):
 
 def bodies(store, view=MeterLoad):
     """key -> record without what differs from run to run: sequence and arrival."""
-    return {text: blob[:8] + blob[16:24] + blob[32:] for text, blob in store.scan(plan_of(view))}
+    found = {text: (read_header(blob), blob) for text, blob in store.scan(plan_of(view))}
+    return {text: (head.version, head.newest_us, blob[head.size_bytes :]) for text, (head, blob) in found.items()}
 
 
 @pytest.fixture(scope="module")
