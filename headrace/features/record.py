@@ -135,23 +135,46 @@ def read_packed(
         LayoutError: a record was written by another version of the view, or is damaged.
     """
     assert len(ids) == len(texts) == len(blobs), f"{len(ids)} ids, {len(texts)} texts, {len(blobs)} records"
-    now = np.full(len(blobs), now_us, np.int64) if isinstance(now_us, int) else np.require(now_us, np.int64, ["C", "W"])
-    present = np.array([index for index, blob in enumerate(blobs) if blob is not None], np.int64)
-    held: list[bytes] = [blob for blob in blobs if blob is not None]
-    newest = np.full(len(blobs), NEVER, np.int64)
-    outputs = plan.layout.outputs(len(blobs))
-    state, block_newest = _scratch(plan)
-    for start in range(0, len(present), BLOCK_ROWS):
-        reads = present[start : start + BLOCK_ROWS]
-        rows = np.arange(len(reads))
-        for group, arrays in zip(plan.layout.groups, state, strict=True):
-            group.clear(arrays, rows)
-        unpack_records(plan, state, block_newest, rows, held[start : start + BLOCK_ROWS])
-        newest[reads] = block_newest[rows]
-        ops = Operations(rows, now[reads], reads, plan.layout.no_events(), np.zeros(0, np.uint8))
-        for group, arrays, out in zip(plan.layout.groups, state, outputs, strict=True):
-            group.run(arrays, ops, out)
-    return plan.layout.answer(outputs, newest, now, request)
+    reader = PackedReader(plan, len(blobs), now_us)
+    reader.add(0, blobs)
+    return reader.answer(request)
+
+
+class PackedReader:
+    """Reads packed records of `count` entities as of `now_us`, one moment or one for each (count,), as they come."""
+
+    def __init__(self, plan: "ViewPlan", count: int, now_us: int | NDArray[np.int64]) -> None:
+        self._plan = plan
+        moments = np.full(count, now_us, np.int64) if isinstance(now_us, int) else now_us
+        self._now_us = np.require(moments, np.int64, ["C", "W"])
+        self._newest_us = np.full(count, NEVER, np.int64)
+        self._outputs = plan.layout.outputs(count)
+
+    def add(self, start: int, blobs: Sequence[bytes | None]) -> None:
+        """The records of the entities from `start` on; None is an entity without one.
+
+        Raises:
+            LayoutError: a record was written by another version of the view, or is damaged.
+        """
+        layout, (state, newest_us) = self._plan.layout, _scratch(self._plan)
+        held = [blob for blob in blobs if blob is not None]
+        present = np.arange(start, start + len(blobs))
+        if len(held) < len(blobs):
+            present = present[[blob is not None for blob in blobs]]
+        for begin in range(0, len(held), BLOCK_ROWS):
+            reads = present[begin : begin + BLOCK_ROWS]
+            rows = np.arange(len(reads))
+            for group, arrays in zip(layout.groups, state, strict=True):
+                group.clear(arrays, rows)
+            unpack_records(self._plan, state, newest_us, rows, held[begin : begin + BLOCK_ROWS])
+            self._newest_us[reads] = newest_us[rows]
+            ops = Operations(rows, self._now_us[reads], reads, layout.no_events(), np.zeros(0, np.uint8))
+            for group, arrays, out in zip(layout.groups, state, self._outputs, strict=True):
+                group.run(arrays, ops, out)
+
+    def answer(self, request: Mapping[str, pl.Series] | None = None) -> Answer:
+        """The features of all; `request` has fields of the request, (count,)."""
+        return self._plan.layout.answer(self._outputs, self._newest_us, self._now_us, request)
 
 
 def _room_for(

@@ -26,6 +26,9 @@ CONNECT_TIMEOUT_S = 2.0
 KEYS_MAX = 10_000
 """Keys in one MGET: more would hold up every other client for longer than some 10 ms."""
 
+PART_KEYS = 1_000
+"""Keys in one MGET of a read in parts."""
+
 _SEND_BYTES = 1 << 18
 """Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
 
@@ -136,6 +139,31 @@ class RedisLink:
                 values += self.client.mget_nonatomic(part) if self.cluster else self.client.mget(part)
             return values
 
+    def mget_parts(self, keys: Sequence[bytes]) -> Iterator[list[bytes | None]]:
+        """The values of `keys` as `mget`, in parts of up to `PART_KEYS`, in one round trip.
+
+        Redis works on the next part while the caller works on this one.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        if self.cluster or len(keys) <= PART_KEYS:
+            yield self.mget(keys)
+            return
+        starts = range(0, len(keys), PART_KEYS)
+        done = 0
+        with self.errors(f"reading {len(keys)} records"):
+            commands = (("MGET", *keys[start : start + PART_KEYS]) for start in starts)
+            try:
+                for values in self._replies(commands):
+                    done += 1
+                    if isinstance(values, Exception):
+                        raise values
+                    yield values
+            except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with single commands
+                for start in starts[done:]:
+                    yield self.mget(keys[start : start + PART_KEYS])
+
     def run(self, script: Script, calls: Iterable[_Call]) -> list[Any]:
         """The replies of `script` for each (keys, arguments) of `calls`, in one round trip on a single server.
 
@@ -178,27 +206,28 @@ class RedisLink:
             return made, [self._run_one(script, keys, arguments) for keys, arguments in made]
         to_come = iter(calls)
         try:
-            return made, self._stream(script, made, to_come)
+            return made, list(self._replies(_commands(script, to_come, made)))
         except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
             again: list[_Call] = []
-            return again, self._stream(script, again, chain(made, to_come))
+            return again, list(self._replies(_commands(script, chain(made, to_come), again)))
 
-    def _stream(self, script: Script, made: list[_Call], calls: Iterable[_Call]) -> list[Any]:
-        """Send the calls, noting them in `made`, and return their replies."""
+    def _replies(self, commands: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Send all commands over one connection, the first while later ones are made; then their replies, or errors."""
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
             waiting: list[bytes] = []
-            for call in calls:
-                made.append(call)
-                keys, arguments = call
-                waiting += connection.pack_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            count = 0
+            for command in commands:
+                count += 1
+                waiting += connection.pack_command(*command)
                 if sum(map(len, waiting)) >= _SEND_BYTES:
                     connection.send_packed_command(waiting)
                     waiting = []
             if waiting:
                 connection.send_packed_command(waiting)
-            return [_reply(connection) for _ in made]
+            for _ in range(count):
+                yield _reply(connection)
         except BaseException:
             connection.disconnect()  # replies may be under way that nobody will read
             raise
@@ -216,6 +245,14 @@ class RedisLink:
         known = [(our, advice) for kind, our, advice in _ERRORS if isinstance(exc, kind)]
         our, advice = (quoted + known)[0]
         return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
+
+
+def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iterator[tuple[Any, ...]]:
+    """The script's commands; what is drawn from `calls` is noted in `made`."""
+    for call in calls:
+        made.append(call)
+        keys, arguments = call
+        yield "EVALSHA", script.sha, len(keys), *keys, *arguments
 
 
 def _reply(connection: Any) -> Any:

@@ -31,7 +31,7 @@ from headrace.errors import FencedError, LayoutError, StoreError
 from headrace.features.answer import Answer
 from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.reader import read_frame
-from headrace.features.record import read_packed
+from headrace.features.record import PackedReader
 from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
 from headrace.features.view import FeatureView, ViewPlan, version_of
 
@@ -223,7 +223,15 @@ class OnlineStore:
             StoreUnavailableError: Redis does not answer.
         """
         self.require_active(plan)
-        return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
+        reader, start = PackedReader(plan, len(ids), now_us), 0
+        for blobs in self._link.mget_parts(self._keys(plan, ids, texts)):
+            # A null key shares the empty text with the entity "".
+            nulls = np.flatnonzero(ids[start : start + len(blobs)] == NULL_ID)
+            for index in nulls.tolist():
+                blobs[index] = None
+            reader.add(start, blobs)
+            start += len(blobs)
+        return reader.answer(request)
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
         """The packed record of each entity, None where there is none or the key is null. Any version can be read so.
@@ -231,11 +239,7 @@ class OnlineStore:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        if len(texts) == 0:
-            return []
-        prefix = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
-        shards = shard_of(ids, self.shards).tolist()
-        found = self._link.mget([prefix[shard] + text for shard, text in zip(shards, texts, strict=True)])
+        found = self._link.mget(self._keys(plan, ids, texts))
         for index in np.flatnonzero(ids == NULL_ID).tolist():
             found[index] = None  # it shares the empty text with the entity ""
         return found
@@ -362,6 +366,10 @@ class OnlineStore:
                 f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the "
                 "view was changed and its new version is not active; run `headrace backfill`, which activates it"
             )
+
+    def _keys(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
+        prefix = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
+        return [prefix[shard] + text for shard, text in zip(shard_of(ids, self.shards).tolist(), texts, strict=True)]
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
         return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.version}".encode()
