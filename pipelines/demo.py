@@ -13,9 +13,9 @@ from schemas.retail import Engagement, Impression
 LOG = Path(__file__).resolve().parent.parent / "data" / "online_retail.parquet"
 
 
-def load() -> pl.DataFrame:
+def load(log: Path = LOG) -> pl.DataFrame:
     """The log's invoice lines as engagements. A line without an item corrects the books: it is none."""
-    lines = pl.scan_parquet(LOG).with_row_index("line").filter(col("item").is_not_null(), col("quantity") != 0)
+    lines = pl.scan_parquet(log).with_row_index("line").filter(col("item").is_not_null(), col("quantity") != 0)
     return (
         lines.select(
             event_id=pl.format("line-{}", col("line")),

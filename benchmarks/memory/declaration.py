@@ -7,7 +7,7 @@ PURCHASE = col("action") == "purchase"
 WINDOWS = ("7d", "30d", "360d")
 
 
-class CustomerValues(FeatureView, source=Engagement, entity="customer_id"):
+class Customer(FeatureView, source=Engagement, entity="customer_id"):
     """How much, how often and how dear, from the last week to the last year."""
 
     bought = Count(where=PURCHASE, windows=WINDOWS)

@@ -1,0 +1,140 @@
+"""How long a reader waits for 20 features of 100 and of 5,000 entities, ours against Feast's layout, in the same Redis.
+
+python -m benchmarks.read.run [--events 600000] [--users 20000] [--rounds 500] [--large-rounds 100] [--seed 7]
+
+Both sides give Python what a model can take: ours a frame with windows decayed to the moment, the rival columns of the
+final values as they were written. Rounds alternate, each with entities of its own. Where our time goes (100 / 5,000
+entities): Redis and the wire 20 / 45 %, decoding 30 / 45 %, the frame 50 / 10 %. Below is also what the bytes alone
+take, a bare socket that sends the ready-made MGET and throws the reply away: no reader of these records is faster.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import redis
+
+from benchmarks.read import ours, rival_feast_layout
+from benchmarks.read.declaration import UserActivity, make_log
+from headrace.features import entity_ids, plan_of
+from headrace.features.reader import entity_frame
+from headrace.features.store import OnlineStore
+from headrace.local import EmbeddedRedis
+
+SMALL, LARGE = 100, 5_000
+VIEW, ENTITY = "user_activity", "user_id"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=600_000)
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=500)
+    parser.add_argument("--large-rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args(arguments)
+    describe(given)
+    log = make_log(given.events, given.users, given.seed)
+    now_us = int(log["event_time"].dt.epoch("us").max()) + 1
+    with (
+        tempfile.TemporaryDirectory() as name,
+        EmbeddedRedis(Path(name) / "redis") as server,
+        OnlineStore.open(server.url) as store,
+        redis.Redis.from_url(server.url) as client,
+        Wire(server.url) as wire,
+    ):
+        users = ours.write(store, log).to_list()
+        dtypes = {feature.name: feature.dtype for feature in plan_of(UserActivity).features}
+        for start in range(0, len(users), LARGE):
+            rows = ours.read(store, users[start : start + LARGE], now_us).iter_rows(named=True)
+            rival_feast_layout.write(client, VIEW, ENTITY, rows, dtypes, now_us // 1_000_000)
+        sides: dict[str, Callable[[Sequence[int]], object]] = {
+            "Feast's layout": lambda asked: rival_feast_layout.read(client, VIEW, ENTITY, asked, list(dtypes)),
+            "Headrace": lambda asked: ours.read(store, asked, now_us),
+        }
+        check(sides, users[:: max(1, len(users) // 1_000)], list(dtypes))
+        rng = np.random.default_rng(given.seed)
+        for count, rounds in ((SMALL, given.rounds), (min(LARGE, len(users)), given.large_rounds)):
+            waits: dict[str, list[float]] = {side: [] for side in (*sides, "the bytes alone")}
+            for number in range(rounds + 5):
+                asked = rng.choice(users, count, replace=False).tolist()
+                for side, read in sides.items():
+                    waits[side].append(timed(read, asked))
+                command, size = wire.mget(store, asked)
+                waits["the bytes alone"].append(timed(wire.receive, (command, size)))
+                if number == 4:  # the first rounds warm up
+                    waits = {side: [] for side in waits}
+            report(count, rounds, waits)
+
+
+def timed(act: Callable[[object], object], given: object) -> float:
+    started = time.perf_counter()
+    act(given)
+    return time.perf_counter() - started
+
+
+def report(count: int, rounds: int, waits: dict[str, list[float]]) -> None:
+    print(f"{count:,} entities x 20 features, {rounds} rounds")
+    baseline = np.percentile(waits["Feast's layout"], 50)
+    for side, seconds in waits.items():
+        p50, p99 = np.percentile(seconds, (50, 99))
+        print(f"  {side:<16} p50 {p50 * 1e3:>8.2f} ms   p99 {p99 * 1e3:>8.2f} ms   x {baseline / p50:.1f}")
+
+
+def check(sides: dict[str, Callable], users: list[int], features: list[str]) -> None:
+    """Both sides give the same values."""
+    theirs, mine = (read(users) for read in sides.values())
+    for feature in features:
+        assert mine[feature].to_list() == theirs[feature], feature
+    print(f"equal: {len(features)} features of {len(users)} users")
+
+
+class Wire:
+    """A bare socket to Redis."""
+
+    def __init__(self, url: str) -> None:
+        self._socket = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=10)
+        self._room = bytearray(1 << 20)
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+
+    def mget(self, store: OnlineStore, users: Sequence[int]) -> tuple[bytes, int]:
+        """The command that `store` sends for `users`, and the size of its reply."""
+        plan = plan_of(UserActivity)
+        ids, texts = entity_ids(plan, entity_frame(plan, users))
+        keys = store._keys(plan, ids, texts)
+        sizes = [len(record) for record in store.records(plan, ids, texts) if record is not None]
+        command = b"*%d\r\n$4\r\nMGET\r\n" % (len(keys) + 1)
+        command += b"".join(b"$%d\r\n%s\r\n" % (len(key), key) for key in keys)
+        return command, len(b"*%d\r\n" % len(keys)) + sum(len(b"$%d\r\n\r\n" % size) + size for size in sizes)
+
+    def receive(self, asked: tuple[bytes, int]) -> None:
+        """Send and wait for the whole reply."""
+        command, left = asked
+        self._socket.sendall(command)
+        while left > 0:
+            left -= self._socket.recv_into(self._room)
+
+
+def describe(given: argparse.Namespace) -> None:
+    packages = ("polars", "numpy", "numba", "redis", "hiredis", "protobuf", "mmh3")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"command: python -m benchmarks.read.run {' '.join(sys.argv[1:])}  ({given})")
+
+
+if __name__ == "__main__":
+    main()
