@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -105,7 +106,7 @@ class Wire:
         self._socket = socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=10)
         self._room = bytearray(1 << 20)
 
-    def __enter__(self) -> "Wire":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -115,7 +116,7 @@ class Wire:
         """The command that `store` sends for `users`, and the size of its reply."""
         plan = plan_of(UserActivity)
         ids, texts = entity_ids(plan, entity_frame(plan, users))
-        keys = store._keys(plan, ids, texts)
+        keys = store._keys(plan, ids, texts)  # noqa: SLF001 - no reader needs them
         sizes = [len(record) for record in store.records(plan, ids, texts) if record is not None]
         command = b"*%d\r\n$4\r\nMGET\r\n" % (len(keys) + 1)
         command += b"".join(b"$%d\r\n%s\r\n" % (len(key), key) for key in keys)

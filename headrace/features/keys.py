@@ -57,7 +57,10 @@ def key_columns(plan: "ViewPlan", frame: pl.DataFrame) -> tuple[NDArray[np.int64
             f"there are {', '.join(frame.columns) or 'none'}",
         )
     try:
-        column = frame.select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
+        if len(plan.entity) == 1:  # a cast of a series does not start Polars' engine, a select does
+            column = frame[plan.entity[0]].cast(pl.Int64 if plan.key_dtype == "int" else pl.String)
+        else:
+            column = frame.select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
     except pl.exceptions.PolarsError as exc:
         raise SpineError(f"view {plan.name}: entity {', '.join(plan.entity)} is no {plan.key_dtype}: {exc}") from exc
     return ids_of_column(column, plan.key_dtype)
@@ -81,7 +84,8 @@ def key_expr(parts: Sequence[pl.Expr], key_dtype: str) -> pl.Expr:
 def ids_of_column(column: pl.Series, key_dtype: str) -> tuple[NDArray[np.int64], pl.Series | None]:
     """Ids (n,) of a key column and its texts, None for integer keys."""
     if key_dtype == "int":
-        return column.fill_null(NULL_ID).to_numpy(writable=True), None
+        column = column.fill_null(NULL_ID) if column.null_count() else column
+        return column.to_numpy(writable=True), None
     ids = hash_text(column)
     if column.null_count():
         ids[column.is_null().to_numpy()] = NULL_ID

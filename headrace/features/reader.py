@@ -81,7 +81,7 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
             f"there are {_listed(frame.columns) or 'no columns'}. "
             f"Rename the column that holds the key: frame.rename({{'...': '{lacking[0]}'}})"
         )
-    return frame.select(plan.entity)
+    return pl.DataFrame([frame[name] for name in plan.entity])
 
 
 def frame_of_texts(plan: ViewPlan, keys: Sequence[str]) -> pl.DataFrame:
