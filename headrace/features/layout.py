@@ -109,7 +109,7 @@ class Group(Protocol):
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill empty row i from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
+        """Fill row i from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
 
         The donor's rows are filled before.
         """

@@ -103,7 +103,7 @@ class ListGroup:
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill empty rows from `data[at:ends]`, and teach the pool the texts."""
+        """Fill rows from `data[at:ends]`, and teach the pool the texts."""
         texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
         count = unpack_list(*self._arrays(state, donor), rows, newest, data, at, ends, texts)
         if count:

@@ -21,6 +21,7 @@ from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
 from headrace.features.layout import Operations, State
+from headrace.features.threads import run_all
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
@@ -34,6 +35,7 @@ BLOCK_ROWS = 256
 _SECTION_BYTES = 64
 """Room for a group's part of a record at first; afterwards what the fullest batch of the view needed, and a quarter."""
 
+_NEEDED: dict[tuple[str, int], int] = {}
 _SCRATCH = threading.local()
 
 
@@ -71,11 +73,13 @@ def pack_records(
 ) -> list[bytes]:
     """Packed records of rows (n,); newest_us (rows of the state,)."""
     newest = newest_us[rows]
-    sections = [
-        _room_for(plan, -1, len(rows), partial(pack_heads, _signed(plan.version), sequence, newest, arrival_us))
+    heads = partial(pack_heads, _signed(plan.version), sequence, newest, arrival_us)
+    packers = [
+        heads,
+        *(partial(group.pack, own, donor, rows, newest) for group, own, donor in plan.layout.with_donors(state)),
     ]
-    for number, (group, own, donor) in enumerate(plan.layout.with_donors(state)):
-        sections.append(_room_for(plan, number, len(rows), partial(group.pack, own, donor, rows, newest)))
+    works = [partial(_room_for, plan, number, len(rows), pack) for number, pack in enumerate(packers)]
+    sections = run_all(works) if len(rows) >= BLOCK_ROWS else [work() for work in works]
     ends = np.cumsum(sum(np.diff(edges) for _, edges in sections))
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(rows)]
     out, at = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8), starts.copy()
@@ -93,7 +97,7 @@ def unpack_records(
     rows: NDArray[np.int64],
     blobs: Sequence[bytes],
 ) -> None:
-    """Fill empty rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
+    """Fill rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
 
     Raises:
         LayoutError: written by another version of the view, or damaged.
@@ -156,21 +160,23 @@ class PackedReader:
         Raises:
             LayoutError: a record was written by another version of the view, or is damaged.
         """
-        layout, (state, newest_us) = self._plan.layout, _scratch(self._plan)
         held = [blob for blob in blobs if blob is not None]
         present = np.arange(start, start + len(blobs))
         if len(held) < len(blobs):
             present = present[[blob is not None for blob in blobs]]
-        for begin in range(0, len(held), BLOCK_ROWS):
-            reads = present[begin : begin + BLOCK_ROWS]
-            rows = np.arange(len(reads))
-            for group, arrays in zip(layout.groups, state, strict=True):
-                group.clear(arrays, rows)
-            unpack_records(self._plan, state, newest_us, rows, held[begin : begin + BLOCK_ROWS])
-            self._newest_us[reads] = newest_us[rows]
-            ops = Operations(rows, self._now_us[reads], reads, layout.no_events(), np.zeros(0, np.uint8))
-            for group, arrays, out in zip(layout.groups, state, self._outputs, strict=True):
-                group.run(arrays, ops, out)
+        cuts = range(0, len(held), BLOCK_ROWS)
+        run_all(
+            [partial(self._add_block, present[cut : cut + BLOCK_ROWS], held[cut : cut + BLOCK_ROWS]) for cut in cuts]
+        )
+
+    def _add_block(self, reads: NDArray[np.int64], blobs: Sequence[bytes]) -> None:
+        """The records of the entities `reads` (m,)."""
+        layout, (state, newest_us), rows = self._plan.layout, _scratch(self._plan), np.arange(len(reads))
+        unpack_records(self._plan, state, newest_us, rows, blobs)
+        self._newest_us[reads] = newest_us[rows]
+        ops = Operations(rows, self._now_us[reads], reads, layout.no_events(), np.zeros(0, np.uint8))
+        for group, arrays, out in zip(layout.groups, state, self._outputs, strict=True):
+            group.run(arrays, ops, out)
 
     def answer(self, request: Mapping[str, pl.Series] | None = None) -> Answer:
         """The features of all; `request` has fields of the request, (count,)."""
@@ -181,13 +187,12 @@ def _room_for(
     plan: "ViewPlan", number: int, count: int, pack: Callable[[NDArray[np.uint8], NDArray[np.int64]], None]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """What `pack` writes of `count` rows: bytes, and edges (count + 1,) of the rows in them."""
-    known: dict[tuple[str, int], int] = _SCRATCH.__dict__.setdefault("section_bytes", {})
     key, edges = (plan.fingerprint, number), np.zeros(count + 1, np.int64)
-    out = np.empty(known.get(key, _SECTION_BYTES) * count, np.uint8)
+    out = np.empty(_NEEDED.get(key, _SECTION_BYTES) * count, np.uint8)
     pack(out, edges[1:])
     need = int(edges[-1])
     if need > len(out):
-        known[key] = need * 5 // (4 * count) + 1
+        _NEEDED[key] = need * 5 // (4 * count) + 1
         out = np.empty(need, np.uint8)
         pack(out, edges[1:])
     return out, edges

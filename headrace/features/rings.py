@@ -125,7 +125,7 @@ class RingGroup:
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill empty rows from `data[at:ends]`."""
+        """Fill rows from `data[at:ends]`."""
         unpack_ring(*self._arrays(state, donor), rows, newest, data, at, ends)
 
     def _arrays(

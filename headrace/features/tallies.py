@@ -121,7 +121,7 @@ class TallyGroup:
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill empty rows from `data[at:ends]`, and teach the pool the texts."""
+        """Fill rows from `data[at:ends]`, and teach the pool the texts."""
         heads, floors, sizes, tiles, keys, counts = state
         texts = np.empty((len(rows) * self._room if self.kind == TEXT else 0, 3), np.int64)
         found = unpack_tally(

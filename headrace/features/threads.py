@@ -1,17 +1,19 @@
 """The threads that carry out a large batch: its operations are sorted by entity, so a cut between two entities is safe.
 
-    operations   a1 a2 b1 c1 c2 c3 | d1 e1 e2 f1
-                 thread 1            thread 2        each touches rows of the slab that are its own; kernels hold no lock
+operations   a1 a2 b1 c1 c2 c3 | d1 e1 e2 f1
+             thread 1            thread 2        each touches rows of the slab that are its own; kernels hold no lock
 """
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T")
 VARIABLE = "HEADRACE_THREADS"
 """Environment variable: threads of the kernels; without it one a core, at most 8."""
 PART_MIN = 32_768
@@ -48,6 +50,15 @@ def run_parts(rows: NDArray[np.int64], work: Callable[[int, int], None]) -> None
     work(*last)
     for found in waiting:
         found.result()
+
+
+def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
+    """What each of `works` returns, carried out side by side; they must not wait for each other."""
+    if thread_count() < 2 or len(works) < 2:
+        return [work() for work in works]
+    waiting = [_pool().submit(work) for work in works[1:]]
+    first = works[0]()
+    return [first, *(found.result() for found in waiting)]
 
 
 @functools.cache

@@ -185,7 +185,7 @@ def unpack_list(
     ends: Ints,
     texts: Ints,
 ) -> Int:
-    """Fill empty rows from what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
+    """Fill rows from what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
     The donor's rows are filled before. texts (room for one line a text, 3) gets (hash, start, end) of each text met, so
     that the pool can learn them; returns how many. With a room of 0 lines only the hashes are used.

@@ -96,7 +96,7 @@ def unpack_ring(
     at: Ints,
     ends: Ints,
 ) -> None:
-    """Fill empty rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
+    """Fill rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
     newest (n,) is each record's newest event time; the donor's rows are filled before.
     """
@@ -108,6 +108,8 @@ def unpack_ring(
         else:
             heads[row] = newest[i] // hop if hop > 0 else 0
         head = heads[row]
+        for other in range(slots):
+            tiles[row, other] = _EMPTY
         tile = head + 1
         slot = tile % slots
         while position >= 0:

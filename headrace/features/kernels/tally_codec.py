@@ -97,7 +97,7 @@ def unpack_tally(
     ends: Ints,
     texts: Ints,
 ) -> Int:
-    """Fill empty rows from what `pack_tally` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 if bytes are wrong.
+    """Fill rows from what `pack_tally` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 if bytes are wrong.
 
     newest (n,) is each record's newest event time. texts (room for one line a text, 3) gets (hash, start, end) of each
     text met; returns how many.
