@@ -53,15 +53,14 @@ local sequence, writer = held[1] or '0', held[2] or ''
 if sequence == ARGV[2] and writer == ARGV[4] then return {2, sequence, writer} end
 if sequence ~= ARGV[1] or writer ~= ARGV[3] then return {0, sequence, writer} end
 local ttl, first = ARGV[5], 7 + tonumber(ARGV[6])
-local call, keys, values = redis.call, KEYS, ARGV -- a global costs a look-up each time
 redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'writer', ARGV[4])
 for i = 7, first - 1, 2000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 1999, first - 1)))
 end
 if ttl == '0' then
-  for i = 2, #keys do call('SET', keys[i], values[first + i - 2]) end
+  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2]) end
 else
-  for i = 2, #keys do call('SET', keys[i], values[first + i - 2], 'PX', ttl) end
+  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2], 'PX', ttl) end
 end
 return {1, ARGV[2], ARGV[4]}
 """,
