@@ -36,6 +36,7 @@ from headrace import (
     col,
     replay,
 )
+from headrace.features import Slab, plan_of, read_packed
 
 READS = 100_000
 EVENTS = 60_000
@@ -236,3 +237,19 @@ def test_lists_and_what_fades_read_as_defined(found, pairs):
         assert found[f"guest.{name}"].to_list() == [x or [] for x in truth[name].to_list()], name
     assert_same(found, truth, "fading")
     assert_same(found, truth, "faded")
+
+
+def test_packed_records_read_like_the_slab():
+    """Every aggregation, straight from the bytes and from a slab that loaded them."""
+    plan = plan_of(Guest)
+    slab, again = Slab(plan), Slab(plan)
+    slab.update(plan.rows(Visit, history()))
+    rows = slab.rows()
+    ids, texts, blobs = slab.ids(rows), slab.texts(rows), slab.pack(rows)
+    again.load(ids, texts, blobs)
+    for after_us in (1, 1_800_000_000, 43_200_000_000, 10 * SPAN_US):
+        now_us = START_US + SPAN_US + after_us
+        expected = slab.read(rows, now_us).to_polars()
+        assert read_packed(plan, ids, texts, blobs, now_us).to_polars().equals(expected)
+        assert again.read(again.locate(ids), now_us).to_polars().equals(expected)
+    assert again.pack(again.locate(ids)) == blobs

@@ -11,11 +11,12 @@ import redis.exceptions as theirs
 
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
 from headrace.features import plan_of
-from headrace.features.keys import shard_of
-from headrace.features.redis_link import RedisLink, without_password
+from headrace.features.keys import NULL_ID, shard_of, texts_of
+from headrace.features.redis_link import PART_KEYS, RedisLink, without_password
 from headrace.features.slab import Slab
 from headrace.features.store import Fence, OnlineStore, ShardWrite
 from headrace.local import free_port
+from tests.faults import Wire
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame
 
 PLAN = plan_of(MeterLoad)
@@ -268,3 +269,24 @@ def test_many_threads_read_what_was_written(store):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(8)))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(store, redis_url, lost):
+    """More keys than one MGET takes, null keys among them; a reply that is lost is asked for again."""
+    slab = Slab(PLAN)
+    slab.update(PLAN.rows(Reading, log_frame(200).drop("_partition", "_offset")))
+    row = slab.rows()[:1]
+    known = slab.ids(row)
+    store.flush(PLAN, [write(int(shard_of(known, 32)[0]), 0, texts=slab.texts(row), blobs=slab.pack(row))])
+    ids = np.arange(10_000, 10_000 + 2 * PART_KEYS + 7)
+    ids[[0, PART_KEYS - 1, PART_KEYS, -1]] = known[0]
+    ids[[1, PART_KEYS + 1]] = NULL_ID
+    with Wire(redis_url) as wire, OnlineStore.open(wire.url) as reader:
+        reader.ping()
+        reader.require_active(PLAN)
+        if lost:
+            wire.lose_next_reply()
+        answer = reader.answer(PLAN, ids, texts_of(ids, None), START_US)
+        assert wire.lost_replies == lost
+    assert np.flatnonzero(answer.found).tolist() == [0, PART_KEYS - 1, PART_KEYS, len(ids) - 1]
