@@ -164,10 +164,9 @@ class PackedReader:
         present = np.arange(start, start + len(blobs))
         if len(held) < len(blobs):
             present = present[[blob is not None for blob in blobs]]
-        cuts = range(0, len(held), BLOCK_ROWS)
-        run_all(
-            [partial(self._add_block, present[cut : cut + BLOCK_ROWS], held[cut : cut + BLOCK_ROWS]) for cut in cuts]
-        )
+        # On one thread: the other core is Redis's meanwhile, and threads of short kernels wait for each other (measured).
+        for cut in range(0, len(held), BLOCK_ROWS):
+            self._add_block(present[cut : cut + BLOCK_ROWS], held[cut : cut + BLOCK_ROWS])
 
     def _add_block(self, reads: NDArray[np.int64], blobs: Sequence[bytes]) -> None:
         """The records of the entities `reads` (m,)."""
