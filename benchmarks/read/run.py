@@ -6,9 +6,9 @@ Both sides give Python what a model can take: ours a frame with windows decayed 
 final values as they were written. Rounds alternate, and both sides of a round read the same entities. The bytes alone
 are the limit: a bare socket sends the ready-made MGET and throws the reply away.
 
-Where our time goes. 100 entities: of 1.5 ms, 0.2 are Redis and the wire, 0.4 decoding, the rest Polars and pyarrow, some
-20 us for each of 23 columns. 5,000 entities, records of 470 bytes at the median: Redis and the wire take as long as a
-third of it, decoding half, some 3 us a record, and the two overlap where there is a free core.
+Where our time goes. 100 entities: of 1.5 ms, 0.2 are Redis and the wire, 0.4 decoding, the rest Polars and pyarrow,
+some 20 us for each of 23 columns. 5,000 entities, records of 470 bytes at the median: Redis and the wire take a third,
+decoding half, some 3 us a record, and the two overlap where there is a free core.
 """
 
 import argparse

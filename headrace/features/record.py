@@ -164,7 +164,7 @@ class PackedReader:
         present = np.arange(start, start + len(blobs))
         if len(held) < len(blobs):
             present = present[[blob is not None for blob in blobs]]
-        # On one thread: the other core is Redis's meanwhile, and threads of short kernels wait for each other (measured).
+        # On one thread: another core is Redis's meanwhile; several threads of short kernels gained nothing (measured).
         for cut in range(0, len(held), BLOCK_ROWS):
             self._add_block(present[cut : cut + BLOCK_ROWS], held[cut : cut + BLOCK_ROWS])
 

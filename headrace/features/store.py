@@ -31,8 +31,8 @@ from headrace.errors import FencedError, LayoutError, StoreError
 from headrace.features.answer import Answer
 from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.reader import read_frame
-from headrace.features.record import PackedReader
-from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
+from headrace.features.record import PackedReader, read_packed
+from headrace.features.redis_link import KEYS_MAX, PART_KEYS, RedisLink, Script
 from headrace.features.view import FeatureView, ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
@@ -222,6 +222,8 @@ class OnlineStore:
             StoreUnavailableError: Redis does not answer.
         """
         self.require_active(plan)
+        if len(ids) <= PART_KEYS:
+            return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
         reader, start = PackedReader(plan, len(ids), now_us), 0
         for blobs in self._link.mget_parts(self._keys(plan, ids, texts)):
             # A null key shares the empty text with the entity "".
