@@ -143,10 +143,13 @@ def clear_out(items: Ints, out: Floats) -> None:
 
 
 @lean_kernel
-def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints) -> None:
-    """Keep each row's newest event time; a read copies it into out[ops[i]]."""
+def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints, then: Ints) -> None:
+    """Keep each row's newest event time; a read copies it to out[ops[i]], an older event to then[~ops[i]]."""
     for i in range(rows.size):
         if ops[i] < 0:
-            newest[rows[i]] = max(newest[rows[i]], times[i])
+            if times[i] < newest[rows[i]]:
+                then[~ops[i]] = newest[rows[i]]
+            else:
+                newest[rows[i]] = times[i]
         elif rows[i] >= 0:
             out[ops[i]] = newest[rows[i]]
