@@ -2,9 +2,9 @@
 
 A shard's offsets say exactly which rows its records are made of: row r of partition p counts iff r's offset is below
 the shard's next offset of p. The replay applies those rows, in any order, to an empty slab (with `dedupe=` in the
-order of each partition: a duplicate that came after the span counted there and counts here); both sides are then read as
-of the same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all else
-is equal.
+order of each partition: a duplicate that came after the span counted there and counts here); both sides are then read
+as of the same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all
+else is equal.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
