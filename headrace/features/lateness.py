@@ -15,17 +15,14 @@ TAKEN, LATE, TOO_LATE = 0, 1, 2
 """Marks of an event in `Operations.late`, beside DUPLICATE; LATE: left out of some window, TOO_LATE: of all."""
 
 
-def mark_too_late(groups: tuple[Group, ...], ops: Operations, newest_then: NDArray[np.int64]) -> None:
-    """Make LATE events TOO_LATE that no group reaches; newest_then (e,): their entity's newest time as they came."""
-    late = np.flatnonzero(ops.late == LATE)
-    if not late.size:
-        return
-    is_event = ops.ops < 0
-    times = np.empty(len(ops.late), np.int64)
-    times[~ops.ops[is_event]] = ops.times[is_event]
+def mark_too_late(groups: tuple[Group, ...], ops: Operations, older: NDArray[np.int64]) -> None:
+    """Make LATE events TOO_LATE that no group reaches; `older` (e, 2) as `run_newest` wrote it."""
+    left = np.flatnonzero(ops.late == LATE)
     found = ops.events
-    events = Events(found.event_ids[late], found.flags[late], found.numbers[late], found.bits[late])
-    reached = np.zeros(late.size, np.bool_)
-    for group in groups:
-        reached |= group.reaches(events, times[late], newest_then[late])
-    ops.late[late[~reached]] = TOO_LATE
+    for group in reversed(groups):  # lists and the longest windows tend to come last, and reach most
+        if not left.size:
+            return
+        events = Events(found.event_ids[left], found.flags[left], found.numbers[left], found.bits[left])
+        times, newest = older[left].T
+        left = left[~group.reaches(events, times, newest)]
+    ops.late[left] = TOO_LATE

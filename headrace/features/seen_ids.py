@@ -59,7 +59,7 @@ class SeenIds:
     def without_duplicates(self, ops: Operations) -> Operations:
         """The operations less events that came before, whose `late` becomes DUPLICATE; the others are remembered."""
         done: Int = 0
-        while True:
+        while len(ops.late):
             done = mark_duplicates(
                 self._blocks,
                 self._entries,

@@ -107,16 +107,16 @@ class Slab:
     ) -> None:
         if self._seen is not None:
             ops = self._seen.without_duplicates(ops)
-        newest_then = np.empty(len(ops.late), np.int64)
+        older = np.empty((len(ops.late), 2), np.int64)
 
         def work(begin: int, end: int) -> None:
             part = ops.part(begin, end)
-            run_newest(self.newest_us, part.rows, part.times, part.ops, newest, newest_then)
+            run_newest(self.newest_us, part.rows, part.times, part.ops, newest, older)
             for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
                 group.run(state, part, out)
 
         in_parts(ops.rows, work)
-        mark_too_late(self.plan.layout.groups, ops, newest_then)
+        mark_too_late(self.plan.layout.groups, ops, older)
 
     def read(
         self,

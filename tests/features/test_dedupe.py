@@ -131,17 +131,17 @@ def test_an_id_with_another_time_or_entity_is_another_event():
 
 
 def test_a_large_batch_finds_its_own_duplicates():
-    """Large batches are carried out entity by entity; marks come back in the order of the events."""
+    """Large batches are carried out entity by entity, in threads; marks come back in the order of the events."""
     rng = np.random.default_rng(3)
-    numbers = rng.permutation(np.repeat(np.arange(20_000), 2))
-    frame = trips(numbers, numbers / 100).with_columns(rider=pl.Series(numbers % 7))
+    numbers = rng.permutation(np.repeat(np.arange(70_000), 2))
+    frame = trips(numbers, numbers / 1_000).with_columns(rider=pl.Series(numbers % 7))
     slab = Slab(plan_of(TripsOnce))
     marks = np.array(take_in(slab, frame))
     first = np.unique(numbers, return_index=True)[1]
     again = np.ones(len(numbers), np.bool_)
     again[first] = False
     assert ((marks == DUPLICATE) == again).all()
-    assert sum(counted(slab, rider) for rider in range(7)) == 20_000
+    assert sum(counted(slab, rider) for rider in range(7)) == 70_000
 
 
 def test_of_very_many_events_in_the_span_the_newest_are_known():
@@ -258,7 +258,7 @@ class WithList(FeatureView, source=Ride, entity="rider"):
     tickets = LastN("line", n=1, where=pl.col("kind") == "ticket")
 
 
-@pytest.mark.parametrize("filler", [0, 3_000])
+@pytest.mark.parametrize("filler", [0, 3_000, 70_000])
 def test_too_late_is_what_no_window_that_wanted_it_reaches(filler):
     """A ticket an hour back is late for two windows and in time for the third; a pass is too late. A list takes any."""
     newest_us = BASE_US + 3_000_000_000
