@@ -280,6 +280,28 @@ def test_too_late_is_what_no_window_that_wanted_it_reaches(filler):
     assert marks(WithList, (2_000, "ticket"), (2_000, "pass")) == [LATE, TOO_LATE]
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS)
+def test_marks_of_late_events_are_as_defined(seed):
+    """By the newest event of the rider when each event comes, whatever the batches."""
+    rng = random.Random(seed)
+    rides = [event for event in history(rng, 80) if event["class"] == "Ride"]
+    slab, newest, expected, found = Slab(plan_of(Windows), 1), {}, [], []
+    for batch in batches(rng, rides):
+        for event in batch:
+            latest_us = newest[event["rider"]] = max(newest.get(event["rider"], 0), event["time"])
+            spans = ("10s", "10m", "1h") if event["kind"] == "ticket" else ("10s", "10m")
+            reached = [
+                event["time"] >= latest_us // oracle.hop_us(span) * oracle.hop_us(span) - oracle.seconds(span) * 10**6
+                for span in spans
+            ]
+            expected.append(TAKEN if all(reached) else LATE if any(reached) else TOO_LATE)
+        found += slab.take_in(slab.plan.rows(Ride, frames(batch)[Ride])).tolist()
+        if rng.random() < 0.3:
+            slab = reload(slab, rng)
+    assert found == expected
+
+
 def test_every_kernel_is_compiled_once():
     found = {
         name: len(value.signatures)
