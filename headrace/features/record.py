@@ -1,15 +1,17 @@
 """The record: one entity's state in one view, packed.
 
     u64 fingerprint | u64 sequence | i64 newest event time | i64 newest arrival | section of each group, in layout order
+    | events that came lately, where the view has dedupe=
 
 All little-endian. Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have
 left every window, and empty ones, are not written. A quiet entity costs some tens of bytes. Sections:
-kernels/ring_codec.py, kernels/list_codec.py; numbers: kernels/varints.py.
+kernels/ring_codec.py, kernels/list_codec.py, kernels/tally_codec.py, kernels/seen_ids.py; numbers: kernels/varints.py.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.kernels.ring_codec import join_sections
-from headrace.features.layout import Group, Operations, State
+from headrace.features.layout import Operations, State
+from headrace.features.seen_ids import SeenIds, skip_seen
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
@@ -66,10 +69,14 @@ def pack_records(
     rows: NDArray[np.int64],
     sequence: int,
     arrival_us: int,
+    seen: SeenIds | None = None,
 ) -> list[bytes]:
-    """Packed records of rows (n,); newest_us (rows of the state,)."""
+    """Packed records of rows (n,); newest_us (rows of the state,), `seen` what a view with dedupe= remembers."""
     newest = newest_us[rows]
-    sections = [_section(group, arrays, rows, newest) for group, arrays in zip(plan.layout.groups, state, strict=True)]
+    parts = [partial(group.pack, arrays, rows, newest) for group, arrays in zip(plan.layout.groups, state, strict=True)]
+    if seen is not None:
+        parts.append(partial(seen.pack, rows, newest))
+    sections = [_section(write, len(rows)) for write in parts]
     ends = np.cumsum(np.full(len(rows), HEADER_BYTES) + sum(np.diff(edges) for _, edges in sections))
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(rows)]
     out = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
@@ -91,8 +98,11 @@ def unpack_records(
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
     blobs: Sequence[bytes],
+    seen: SeenIds | None = None,
 ) -> None:
     """Fill empty rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
+
+    Without `seen` the events that came lately are passed over: only a slab that takes events in needs them.
 
     Raises:
         LayoutError: written by another version of the view, or damaged.
@@ -117,6 +127,10 @@ def unpack_records(
     at = starts + HEADER_BYTES
     for group, arrays in zip(plan.layout.groups, state, strict=True):
         group.unpack(arrays, rows, newest, data, at, ends)
+    if seen is not None:
+        seen.unpack(rows, newest, data, at, ends)
+    elif plan.layout.dedupe_us:
+        skip_seen(data, at, ends)
     if (at != ends).any():
         raise _damaged(plan, int(np.flatnonzero(at != ends)[0]))
 
@@ -157,15 +171,15 @@ def read_packed(
 
 
 def _section(
-    group: Group, arrays: State, rows: NDArray[np.int64], newest: NDArray[np.int64]
+    write: Callable[[NDArray[np.uint8], NDArray[np.int64]], None], count: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """A group's part of rows (n,): bytes, and edges (n + 1,) of the rows in them."""
-    edges = np.zeros(len(rows) + 1, np.int64)
-    out = np.empty(_SECTION_BYTES * len(rows), np.uint8)
-    group.pack(arrays, rows, newest, out, edges[1:])
+    """A group's part of `count` rows, as its `pack` writes them: bytes, and edges (count + 1,) of the rows in them."""
+    edges = np.zeros(count + 1, np.int64)
+    out = np.empty(_SECTION_BYTES * count, np.uint8)
+    write(out, edges[1:])
     if edges[-1] > len(out):
         out = np.empty(int(edges[-1]), np.uint8)
-        group.pack(arrays, rows, newest, out, edges[1:])
+        write(out, edges[1:])
     return out, edges
 
 

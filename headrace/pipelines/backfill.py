@@ -64,7 +64,14 @@ def backfill(
     before = {plan.name: store.active(plan.name) for plan in plans}
     waiting = [view for view, plan in zip(views, plans, strict=True) if not _is_done(plan, store, ends)]
     if waiting:
-        step = Materializer(waiting, store, flush_s=(FLUSH_S, FLUSH_S), catch_up_s=FLUSH_S, dirty_max=DIRTY_MAX)
+        step = Materializer(
+            waiting,
+            store,
+            flush_s=(FLUSH_S, FLUSH_S),
+            catch_up_s=FLUSH_S,
+            dirty_max=DIRTY_MAX,
+            dead_letters=dead_letters,
+        )
         loop.run(history, Intake(step.events, dead_letters=dead_letters), [step], out=on_flush)
         if not history.exhausted:  # asked to stop: what was applied is kept, nothing is switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])

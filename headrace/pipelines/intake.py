@@ -74,10 +74,7 @@ class Intake:
         decoded = _decoded(batch, codec)
         checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
         letters = _letters(batch, decoded.bad) + _row_letters(batch, decoded, checked.bad, codec)
-        if letters:
-            count_letters(letters)
-            with _writing:
-                self._dead_letters.write(letters)
+        put_aside(letters, self._dead_letters)
         EVENTS.labels(batch.topic).inc(checked.frame.height)
         kept = decoded.payload_index[checked.kept]
         return EventBatch(
@@ -103,6 +100,14 @@ class Intake:
         if key not in self._codecs:
             self._codecs[key] = codec_for(event, batch.codec)
         return self._codecs[key]
+
+
+def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
+    """Count letters and write them to `place`, which the threads of a process may share."""
+    if letters:
+        count_letters(letters)
+        with _writing:
+            place.write(letters)
 
 
 def _decoded(batch: Batch, codec: Codec) -> Decoded:

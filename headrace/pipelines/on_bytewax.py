@@ -64,7 +64,7 @@ MakeStep = Callable[[int, int], Step]
 
 def batches(source: Source) -> DynamicSource[Batch]:
     """Input of raw batches, for steps that decode by themselves."""
-    return _Input(source, lambda: None)
+    return _Input(source, lambda: None, None)
 
 
 def events_in(
@@ -77,7 +77,8 @@ def events_in(
 ) -> DynamicSource[EventBatch]:
     """Input of decoded and checked batches of `events`; what is bad goes to `dead_letters`."""
     known = tuple(events)
-    return _Input(source, lambda: Intake(known, dead_letters=dead_letters, clock=clock, future_us=future_us))
+    make = functools.partial(Intake, known, dead_letters=dead_letters, clock=clock, future_us=future_us)
+    return _Input(source, make, dead_letters)
 
 
 @operator
@@ -94,11 +95,12 @@ def materialize(
 ) -> Stream[FlushSummary]:
     """Keep the records of `views` in `store` up to date; hands on one `FlushSummary` a flush and group.
 
-    `store` is a store, its URL, or a function that opens it; the latter two connect when the flow starts.
+    `store` is a store, its URL, or a function that opens it; the latter two connect when the flow starts. Events that
+    are too late for a view go to the dead letters of the flow's input.
     """
     del step_id
     open_store = _opener(store)
-    stop_of = _inputs(up.flow())[0]
+    first = _inputs(up.flow())[0]
 
     def make(group: int, groups: int) -> Materializer:
         return Materializer(
@@ -108,7 +110,8 @@ def materialize(
             flush_s=flush_s,
             catch_up_s=catch_up_s,
             records_max=records_max,
-            stop=stop_of.stop,
+            dead_letters=first.dead_letters,
+            stop=first.stop,
         )
 
     return consume("steps", up, make, lambda: make(0, 1).positions(), spread=True, on_status=on_status)
@@ -206,8 +209,11 @@ def run(flow: Dataflow, workers: int = 1) -> None:
 class _Input(DynamicSource[Any]):
     """A source spread over the workers. It knows the flow's steps, which tell it where to begin."""
 
-    def __init__(self, source: Source, make_intake: Callable[[], Intake | None]) -> None:
+    def __init__(
+        self, source: Source, make_intake: Callable[[], Intake | None], dead_letters: DeadLetters | None
+    ) -> None:
         self.source = source
+        self.dead_letters = dead_letters
         self.stop = _process_stop()
         self.readers: list[Callable[[], Mapping[str, int]]] = []
         self.heartbeats: list[Callable[[], object]] = []

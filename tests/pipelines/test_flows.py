@@ -191,14 +191,14 @@ source = KafkaSource(given["broker"], [event], rows_max=200)
 letters = FileDeadLetters(given["letters"])
 flow = Dataflow("materialize")
 events = op.input("in", flow, events_in(source, (event,), dead_letters=letters))
-materialize("features", events, views_of(event), given["redis"])
+materialize("features", events, views_of(event, given.get("dedupe")), given["redis"])
 """
 
 
 class Engine:
     """`python -m bytewax.run` on a project module, in a process of its own."""
 
-    def __init__(self, folder: Path, repo: Path, workers: int, **given: str) -> None:
+    def __init__(self, folder: Path, repo: Path, workers: int, **given: str | None) -> None:
         (folder / "flow_module.py").write_text(MODULE)
         environment = {**os.environ, "PYTHONPATH": f"{repo}", "FLOW": json.dumps(given), "NUMBA_NUM_THREADS": "2"}
         self.errors = folder / "stderr.txt"
@@ -219,10 +219,10 @@ class Engine:
         return self.process.wait(20)
 
 
-def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30) -> None:
+def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30, dedupe: str | None = None) -> None:
     """Until `count` passages are in the store."""
     deadline = time.monotonic() + seconds
-    while (found := read_doors(store, event, frame)["passages_lifetime"].sum()) < count:
+    while (found := read_doors(store, event, frame, dedupe)["passages_lifetime"].sum()) < count:
         assert time.monotonic() < deadline, f"{found} of {count} after {seconds} s"
         time.sleep(0.02)
 

@@ -145,10 +145,17 @@ def clear_out(items: Ints, out: Floats) -> None:
 
 
 @lean_kernel
-def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints) -> None:
-    """Keep each row's newest event time; a read copies it into out[ops[i]]."""
+def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints, older: Ints) -> None:
+    """Keep each row's newest event time; a read copies it to out[ops[i]].
+
+    `older` (e, 2) gets the time of an event and its row's newest, where the event is older; else it is left as it is.
+    """
     for i in range(rows.size):
         if ops[i] < 0:
-            newest[rows[i]] = max(newest[rows[i]], times[i])
+            if times[i] < newest[rows[i]]:
+                older[~ops[i], 0] = times[i]
+                older[~ops[i], 1] = newest[rows[i]]
+            else:
+                newest[rows[i]] = times[i]
         elif rows[i] >= 0:
             out[ops[i]] = newest[rows[i]]
