@@ -24,8 +24,11 @@ _OFFSETS = "offsets.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EventFile:
-    """A file to read. `url` is what messages call it; `version` changes when its content does; `size` in bytes, -1 where
-    the server does not tell."""
+    """A file to read.
+
+    `url` is what messages call it; `version` changes when its content does; `size` in bytes, -1 where
+    the server does not tell.
+    """
 
     url: str
     name: str
