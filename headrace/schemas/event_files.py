@@ -12,6 +12,7 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from headrace.errors import DecodeError, SchemaError, SourceError
 from headrace.schemas.avro_files import iter_avro_file, read_avro_file
@@ -95,6 +96,49 @@ def rows_of(file: EventFile) -> int | None:
         return None
     with _named(file):
         return int(pl.scan_parquet(file.path, glob=False).select(pl.len()).collect().item())
+
+
+def row_groups(file: EventFile, rows_max: int) -> list[tuple[int, int]]:
+    """(first row, rows) of the row groups of a Parquet file on this disk, small ones joined up to `rows_max` rows.
+
+    Raises:
+        SourceError: the file is damaged.
+    """
+    with _named(file):
+        about = pq.read_metadata(file.path)
+    found: list[tuple[int, int]] = []
+    for index in range(about.num_row_groups):
+        count = about.row_group(index).num_rows
+        start, rows = found.pop() if found else (0, 0)
+        found += (
+            [(start, rows + count)] if rows + count <= rows_max or not rows else [(start, rows), (start + rows, count)]
+        )
+    return found
+
+
+def time_range(file: EventFile, time: pl.Expr, start: int, rows: int) -> tuple[int | None, int | None]:
+    """Least and greatest value of `time` over some rows of a Parquet file on this disk; None where all are null.
+
+    Read from the column: a file's statistics may be absent, or of another unit.
+
+    Raises:
+        SourceError: the file is damaged, or lacks the column.
+    """
+    with _named(file):
+        part = pl.scan_parquet(file.path, glob=False).slice(start, rows)
+        low, high = part.select(time.min().alias("low"), time.max().alias("high")).collect().row(0)
+    return low, high
+
+
+def read_range(file: EventFile, event: type[Event], start: int, rows: int) -> pl.DataFrame:
+    """Some rows of a Parquet file on this disk; they are read fast where they are whole row groups.
+
+    Raises:
+        SourceError, SchemaError: as `read_events`.
+    """
+    with _named(file):
+        found = _scan_parquet(Path(file.path), spec_of(event).polars).slice(start, rows).collect()
+    return _fitted(file, event, found)
 
 
 def format_of(file: EventFile) -> Format:
