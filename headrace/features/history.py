@@ -112,7 +112,15 @@ def open_log(
         SchemaError: events do not fit their declaration.
     """
     budget = max(memory_rows // len(tables), 1)
-    return {event: _blocks(table, event, span, budget, folder) for event, table in tables.items()}
+
+    def room(event: type[Event]) -> Path:
+        place = folder() / spec_of(event).name
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    return {
+        event: _blocks(table, event, span, budget, functools.partial(room, event)) for event, table in tables.items()
+    }
 
 
 def read_spine(table: Table) -> pl.DataFrame:
@@ -145,7 +153,7 @@ def _blocks(table: Table, event: type[Event], span: Span, budget: int, folder: C
         rows = [rows_of(file) for file in files]
         known = [count for count in rows if count is not None]
         if len(known) == len(files) and sum(known) > budget:
-            blocks = _row_groups(files, event, span)
+            blocks = _row_groups(files, event, span, min(PIECE_ROWS, budget // 8))
             if overlap(blocks) <= budget:
                 return blocks
         pieces = _checked(files, rows, event, budget)
@@ -188,11 +196,11 @@ def _quality(event: type[Event]) -> Quality:
     return Quality(spec_of(event))
 
 
-def _row_groups(files: Sequence[EventFile], event: type[Event], span: Span) -> list[Block]:
+def _row_groups(files: Sequence[EventFile], event: type[Event], span: Span, rows_max: int) -> list[Block]:
     """Blocks that are read from the files themselves when they are needed."""
     blocks = []
     for file in files:
-        for start, rows in row_groups(file, PIECE_ROWS):
+        for start, rows in row_groups(file, rows_max):
             low, high = time_range(file, time_of(event), start, rows)
             if low is not None and high is not None:
                 blocks.append(Block(low, high, rows, functools.partial(_read_group, file, event, span, start, rows)))
