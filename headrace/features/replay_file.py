@@ -196,7 +196,9 @@ def _work_in_processes(parts: Sequence[Part], workers: int, report: Report, prep
     with ProcessPoolExecutor(workers, context, _start_worker, (told, stop, prepare)) as pool:
         futures = [pool.submit(_work, part) for part in parts]
         try:
-            while not _are_done(futures):
+            is_done = False
+            while not is_done:
+                is_done = _are_done(futures)
                 with contextlib.suppress(queue.Empty):
                     while True:
                         report(*told.get(timeout=0.1))

@@ -69,8 +69,8 @@ def replay_views(
         if topics:
             _spool(topics, events, room, settings, bar, resume=resume)
             for event in events:
-                spooled = (room / event.__name__).glob("*.parquet")
-                tables.setdefault(event, []).extend(sorted(spooled, key=lambda path: int(path.stem)))
+                spooled: list[Path] = sorted((room / event.__name__).glob("*.parquet"), key=_number)
+                tables.setdefault(event, []).extend(spooled)
         rows = replay_to_file(
             views,
             {event: found for event, found in tables.items() if found},
@@ -136,6 +136,10 @@ def _write(frames: list[pl.DataFrame], folder: Path) -> None:
     count = sum(1 for _ in folder.glob("*.parquet"))
     pl.concat(frames).write_parquet(folder / f"{count}.parquet")
     frames.clear()
+
+
+def _number(path: Path) -> int:
+    return int(path.stem)
 
 
 class _Counted:
