@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from headrace.features.history import MEMORY_ROWS
-from headrace.features.replay_file import CHECKPOINT_S, refuse_unfinished, replay_to_file
+from headrace.features.replay_file import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.source_url import KAFKA, named_url, source_of_url
@@ -65,26 +65,28 @@ def replay_views(
         else:
             tables.setdefault(named[0], []).append(place)
     room = out.with_name(f"{out.name}.topics")
-    with _Bar() as bar:
-        if topics:
-            _spool(topics, events, room, settings, bar, resume=resume)
-            for event in events:
-                spooled: list[Path] = sorted((room / event.__name__).glob("*.parquet"), key=_number)
-                tables.setdefault(event, []).extend(spooled)
-        rows = replay_to_file(
-            views,
-            {event: found for event, found in tables.items() if found},
-            spine,
-            out,
-            workers=workers,
-            resume=resume,
-            memory_rows=memory_rows,
-            checkpoint_s=checkpoint_s,
-            report=bar.show,
-            prepare=_configure,
-        )
-    shutil.rmtree(room, ignore_errors=True)
-    return rows
+    try:
+        with _Bar() as bar:
+            if topics:
+                _spool(topics, events, room, settings, bar, resume=resume)
+                for event in events:
+                    spooled: list[Path] = sorted((room / event.__name__).glob("*.parquet"), key=_number)
+                    tables.setdefault(event, []).extend(spooled)
+            return replay_to_file(
+                views,
+                tables,
+                spine,
+                out,
+                workers=workers,
+                resume=resume,
+                memory_rows=memory_rows,
+                checkpoint_s=checkpoint_s,
+                report=bar.show,
+                prepare=_configure,
+            )
+    finally:
+        if not parts_folder(out).exists():  # else the run can be taken up, and needs them
+            shutil.rmtree(room, ignore_errors=True)
 
 
 def _configure() -> None:
