@@ -133,7 +133,15 @@ def read_spine(table: Table) -> pl.DataFrame:
         return table
     if isinstance(table, pl.LazyFrame):
         return table.collect()
-    files = find_files(table)
+    return read_files(find_files(table))
+
+
+def read_files(files: Sequence[EventFile]) -> pl.DataFrame:
+    """All rows of the files of a spine.
+
+    Raises:
+        SourceError: there are none, or one cannot be read.
+    """
     if not files:
         raise SourceError("spine: no files given")
     return pl.concat([read_file(file) for file in files], how="vertical_relaxed")

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import inspect
 import multiprocessing
+import os
 import queue
 import shutil
 import signal
@@ -19,7 +20,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from os import _exit as exit_now
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from headrace.features.history import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
 from headrace.features.replay import CHUNK_ROWS, Replay, joined
 from headrace.features.replay_part import ROW, Part, Progress, Report, StoppedError, spine_pieces, work_on
 from headrace.features.spine import check_spine
+from headrace.features.threads import VARIABLE, thread_count
 from headrace.features.view import FeatureView, plan_of
 from headrace.schemas import Event, spec_of
 from headrace.schemas.event_files import read_file
@@ -193,7 +194,8 @@ def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool)
 def _work_in_processes(parts: Sequence[Part], workers: int, report: Report, prepare: Callable[[], None] | None) -> None:
     context = multiprocessing.get_context("spawn")  # Polars' threads do not survive a fork
     told, stop = context.Queue(), context.Event()
-    with ProcessPoolExecutor(workers, context, _start_worker, (told, stop, prepare)) as pool:
+    threads = max(thread_count() // workers, 1)
+    with ProcessPoolExecutor(workers, context, _start_worker, (told, stop, prepare, threads)) as pool:
         futures = [pool.submit(_work, part) for part in parts]
         try:
             is_done = False
@@ -221,15 +223,16 @@ def _are_done(futures: Sequence["Future[None]"]) -> bool:
     return not running
 
 
-def _start_worker(told: Any, stop: Any, prepare: Callable[[], None] | None) -> None:
+def _start_worker(told: Any, stop: Any, prepare: Callable[[], None] | None, threads: int) -> None:
     """Called once in each worker. It ends with its parent, however that ends."""
+    os.environ[VARIABLE] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
     parent = multiprocessing.parent_process()
     assert parent is not None
 
     def follow() -> None:
         parent.join()
-        exit_now(1)
+        os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
     if prepare is not None:

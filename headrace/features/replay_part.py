@@ -24,7 +24,7 @@ import polars as pl
 
 from headrace.errors import ConfigError
 from headrace.features.external_sort import Block, read_block, write_blocks
-from headrace.features.history import PIECE_ROWS, Paths, Span, in_part, open_log, read_spine
+from headrace.features.history import PIECE_ROWS, Paths, Span, in_part, open_log, read_files
 from headrace.features.replay import Replay, chunks, joined
 from headrace.features.spine import TIME, check_spine, spine_times
 from headrace.features.view import FeatureView, plan_of
@@ -117,8 +117,7 @@ def spine_pieces(files: Sequence[EventFile], columns: Mapping[str, object] | Non
         for file in files:
             yield from iter_file(file, PIECE_ROWS, columns)
         return
-    whole = read_spine([file.url for file in files])
-    yield from whole.iter_slices(PIECE_ROWS)
+    yield from read_files(files).iter_slices(PIECE_ROWS)
 
 
 class _Walk:

@@ -2,11 +2,14 @@
 
 import functools
 import http.server
+import io
 import random
 import subprocess
 import sys
 import threading
+import urllib.parse
 import uuid
+from typing import ClassVar
 
 import fastavro
 import fsspec
@@ -160,6 +163,69 @@ def test_files_of_other_filesystems(tmp_path):
         assert_frame_equal(replay(Short, f"{url}/log.parquet", f"{url}/spine.csv"), wanted)
         with pytest.raises(SourceError, match=f"{url}/none.parquet"):
             replay(Short, f"{url}/none.parquet", rows)
+        server.shutdown()
+
+
+class Bucket(http.server.BaseHTTPRequestHandler):
+    """As much of S3 as reading takes: list, size, and bytes of objects; `objects` by key."""
+
+    protocol_version = "HTTP/1.1"
+    objects: ClassVar[dict[str, bytes]] = {}
+
+    def answer(self, code, body=b"", **headers):
+        self.send_response(code)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        url = urllib.parse.urlsplit(self.path)
+        words = urllib.parse.parse_qs(url.query)
+        key = urllib.parse.unquote(url.path).removeprefix("/bucket").lstrip("/")
+        if key in self.objects:
+            body, span = self.objects[key], self.headers.get("Range")
+            if span is None:
+                return self.answer(200, body, ETag='"1"', Last_Modified="Mon, 01 Jan 2024 00:00:00 GMT")
+            first, last = (int(edge) for edge in span.removeprefix("bytes=").split("-"))
+            about = f"bytes {first}-{min(last, len(body) - 1)}/{len(body)}"
+            return self.answer(206, body[first : last + 1], ETag='"1"', Content_Range=about)
+        if "list-type" not in words:
+            return self.answer(404)
+        found = [name for name in sorted(self.objects) if name.startswith(words.get("prefix", [""])[0])]
+        listed = "".join(
+            f"<Contents><Key>{name}</Key><Size>{len(self.objects[name])}</Size>"
+            "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
+            for name in found
+        )
+        text = f"<ListBucketResult><KeyCount>{len(found)}</KeyCount><IsTruncated>false</IsTruncated>{listed}"
+        return self.answer(200, f"{text}</ListBucketResult>".encode(), Content_Type="application/xml")
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+def test_an_s3_bucket_needs_no_further_package(monkeypatch):
+    """Through pyarrow, whose S3 client asks a server as small as can be."""
+    for name, value in (("AWS_ACCESS_KEY_ID", "who"), ("AWS_SECRET_ACCESS_KEY", "knows")):
+        monkeypatch.setenv(name, value)
+    frame, rows = rides(120), spine(40)
+    wanted = replay(Short, frame, rows)
+    for name, part in (("log/1/a.parquet", frame[:70]), ("log/2/b.parquet", frame[70:])):
+        out = io.BytesIO()
+        part.write_parquet(out)
+        Bucket.objects[name] = out.getvalue()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Bucket) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = f"endpoint_override=127.0.0.1:{server.server_port}&scheme=http&region=us-east-1"
+        assert_frame_equal(replay(Short, f"s3://bucket/log/*/*.parquet?{asked}", rows), wanted)
+        files = [f"s3://bucket/log/{name}.parquet?{asked}" for name in ("1/a", "2/b")]
+        assert_frame_equal(replay(Short, files, rows, memory_rows=50), wanted)
+        with pytest.raises(SourceError, match=r"file s3://bucket/log/none.parquet.* does not exist"):
+            replay(Short, f"s3://bucket/log/none.parquet?{asked}", rows)
         server.shutdown()
 
 
