@@ -9,12 +9,13 @@ import time
 import uuid
 
 import polars as pl
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from headrace.errors import ConfigError, SchemaError, SourceError, SpineError
+from headrace.errors import ConfigError, HeadraceError, SchemaError, SourceError, SpineError
 from headrace.features import Count, FeatureView, LastN, col, replay
 from headrace.features.replay_file import replay_to_file
 from headrace.features.replay_part import Progress
@@ -210,4 +211,20 @@ def test_killed_runs_are_taken_up(files, repo, tmp_path, workers):
     assert done or workers == "2"
     time.sleep(0.5)  # until workers have seen it
     subprocess.run(command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, check=True, capture_output=True)
+    assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
+
+
+def test_a_worker_that_dies_is_one_error_and_the_run_goes_on(files):
+    log, spine, out = files
+
+    def kill(place, done, total):
+        for child in psutil.Process().children():
+            if total is not None and "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+
+    options = {"chunk_rows": 5, "checkpoint_s": 0.0, "workers": 2}
+    with pytest.raises(HeadraceError, match="a worker died.*--resume"):
+        replay_to_file([Short], log, spine, out, report=kill, **options)
+    time.sleep(0.2)
+    replay_to_file([Short], log, spine, out, resume=True, chunk_rows=50)
     assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
