@@ -138,8 +138,8 @@ def live(given: argparse.Namespace, folder: Path, bootstrap: str, url: str, rate
         sent, took_s = producer.stdout.read().split()
     freshness = figures["freshness_ms"]
     print(
-        f"live: {int(sent) / float(took_s):,.0f} events/s sent (wanted {rate:,.0f}) for {float(took_s):.1f} s; freshness "
-        f"p50 {freshness['p50']:,.0f} ms, p99 {freshness['p99']:,.0f} ms of {freshness['count']:,} samples"
+        f"live: {int(sent) / float(took_s):,.0f} events/s sent (wanted {rate:,.0f}) for {float(took_s):.1f} s; "
+        f"freshness p50 {freshness['p50']:,.0f} ms, p99 {freshness['p99']:,.0f} ms of {freshness['count']:,} samples"
     )
 
 
