@@ -69,9 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
         }
         for label, rate in rates.items():
             print(f"{label:<48} {rate:>12,.0f} events/s  x {rate * rival_s / given.rival_events:.1f}")
-        if given.live_seconds:
-            rate = given.live_rate or given.live_share * given.events / large_s
-            live(given, folder, bootstrap, url, rate)
+    if given.live_seconds:
+        live(given, given.live_rate or given.live_share * given.events / large_s)
 
 
 def describe(given: argparse.Namespace) -> None:
@@ -111,9 +110,19 @@ def check_blocks(log: pl.DataFrame, url: str) -> None:
     print(f"equal as messages, as blocks and to the log: {len(users)} users")
 
 
-def live(given: argparse.Namespace, folder: Path, bootstrap: str, url: str, rate: float) -> None:
-    """Freshness while a process of its own sends `rate` events a second."""
-    path = write_log(folder, min(LIVE_LOG_ROWS, given.events), given.users, given.seed + 1)
+def live(given: argparse.Namespace, rate: float) -> None:
+    """Freshness from an empty store on, while a process of its own sends `rate` events a second."""
+    topic = spec_of(Engagement).topic
+    with (
+        tempfile.TemporaryDirectory() as name,
+        EmbeddedRedis(Path(name) / "redis") as server,
+        EmbeddedBroker(Path(name) / "broker", topics={topic: PARTITIONS}) as broker,
+    ):
+        path = write_log(Path(name), min(LIVE_LOG_ROWS, given.events), given.users, given.seed + 1)
+        follow(given, path, broker.bootstrap, server.url, rate)
+
+
+def follow(given: argparse.Namespace, path: Path, bootstrap: str, url: str, rate: float) -> None:
     topic = spec_of(Engagement).topic
     words = [sys.executable, "-m", "benchmarks.broker.producer", bootstrap, topic, str(path), str(rate)]
     words.append(str(given.live_seconds))
@@ -126,7 +135,7 @@ def live(given: argparse.Namespace, folder: Path, bootstrap: str, url: str, rate
         assert producer.stdout is not None
         assert producer.stdout.readline() == "ready\n"
 
-        def is_over(_seen: int) -> bool:
+        def is_over() -> bool:
             if not started_s:  # the flow reads: now something may come
                 started_s.append(time.monotonic())
                 producer.stdin.write("\n")
@@ -134,7 +143,7 @@ def live(given: argparse.Namespace, folder: Path, bootstrap: str, url: str, rate
             assert time.monotonic() - started_s[0] < given.live_seconds + WAIT_S, "the producer does not end"
             return producer.poll() is not None
 
-        figures = ours.run_live(bootstrap, UserActivity, url, "live", folder, is_over)
+        figures = ours.run_live(bootstrap, UserActivity, url, "live", path.parent, is_over)
         sent, took_s = producer.stdout.read().split()
     freshness = figures["freshness_ms"]
     print(

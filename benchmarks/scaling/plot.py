@@ -86,9 +86,10 @@ def _chart(chart: Chart, shift: float) -> str:
         out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{places}"/>')
         for x, y in points:
             out.append(f'<circle cx="{x_at(x)}" cy="{y_at(y)}" r="3" fill="{colour}"/>')
-            out.append(_text(x_at(x), y_at(y) - 7, f"{y:.3g}", "middle", "v"))
-        x, y = points[0]
-        out.append(f'<g style="fill:{colour}">{_text(x_at(x) + 8, y_at(y) + 18, name, "start")}</g>')
+            out.append(_text(x_at(x), y_at(y) - 7, f"{y:,.0f}", "middle", "v"))
+        name_y = TOP + 16 + 16 * list(chart.lines).index(name)
+        out.append(f'<rect x="{LEFT + 8}" y="{name_y - 9}" width="10" height="10" fill="{colour}"/>')
+        out.append(_text(LEFT + 24, name_y, name, "start"))
     return "\n".join([*out, "</g>"])
 
 
