@@ -2,6 +2,11 @@
 
 python -m benchmarks.scaling.run [--entities-max 1000000] [--features-max 50] [--feature-entities 10000]
                                  [--batches 30] [--out PLOT.svg] [--seed 7]
+
+Entities are drawn evenly, which no cache helps with: from 10,000 to 10 million of them an event's cost grows by the
+misses of its map entry, its record and its tile, three of some 100 ns each, and the page table's. That is the limit:
+the arithmetic of a count is a nanosecond. Features of one window share its look-up, so a feature costs less the more
+there are: on a shared and busy machine 66 ns for the first, 12 ns each for 50.
 """
 
 import argparse
