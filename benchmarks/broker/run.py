@@ -3,24 +3,28 @@
 python -m benchmarks.broker.run [--events 2000000] [--rival-events 50000] [--users 100000] [--block-rows 16384]
                                 [--live-seconds 20] [--live-share 0.7] [--live-rate N] [--seed 7]
 
-Where an event's processor time goes, in ns, measured on a shared and busy two-core machine (4 million events, 100,000
-users; times of threads, so that other processes' share is left out, but not what they do to the caches):
+Where an event's processor time goes, in ns: one pass over 4 million events of 100,000 users on a shared, busy machine
+of two cores (a load of 8). Processor time leaves out the others' share, but not what they do to the caches.
 
-                                     Avro messages   Arrow blocks of 16,384
-    poll (objects of the client)               730           10
-    decode and check                           350           35
-    new entities, and growing the slab         330          430
-    update (12 windows and two lists)          480          340
-    pack and write to Redis                    390          140
-    the client's threads                       400          100
-    broker                                     220          160
-    Redis                                      460          220
+                                           Avro messages   Arrow blocks of 16,384
+    poll (objects of the client)                     730           10
+    decode and check                                 360           35
+    new entities, and growing the slab               340          430
+    other columns of the view, offsets               170           50
+    update (12 windows and two lists)                480          340
+    pack and write to Redis                          390          140
+    other threads (the client's, kernels')           370          230
+    broker                                           220          160
+    Redis, append-only file on                       460          220
+    all                                            3,520        1,615
 
-So two cores that do nothing else can take in 0.6 million messages a second, or 1.5 million events in blocks. The limits
-beneath: decoding alone is 130 ns a message; a map look-up and 126 tiles a user, 6 kB, are some five cache misses, 300
-ns; a message of the client is an object, 0.5 us a message and more than all of decoding. Redis takes 5 us a record,
-however many events it came from: fewer flushes cost less and are less fresh. Freshness follows from that: a flush may
-take a fifth of the time (`FLUSH_SHARE`), so the oldest event in it has waited for five times what the flush takes.
+The first six follow each other on one thread, which bounds a flow at 0.4 million messages or 1.0 million events in
+blocks a second as long as that thread does not read ahead; both cores together would do 0.57 and 1.2 million. These are
+sums of the figures above, not rates that were reached. The limits beneath: decoding alone is 130 ns a message and a
+message of the client 400 to 500 (both measured in loops of their own); a user's record is 6 kB, so an update waits for
+memory; Redis takes 6 to 9 us a record, however many events it came from. Fewer flushes hence cost less and are less
+fresh: a flush may take a fifth of the time (`FLUSH_SHARE`), and its oldest event had waited some six times as long as
+the flush took.
 """
 
 import argparse

@@ -3,11 +3,11 @@
 python -m benchmarks.replay.run [--events 1000000] [--spine 500000] [--join-events 50000] [--join-spine 25000]
                                 [--users 100000] [--seed 7]
 
-Of the 1.3 us of processor time that an event or row costs us (1.5 million of them, a shared and busy machine) 0.5 goes
-to rings of tiles, 0.2 to sorting and joining columns in Polars, 0.15 to lists, 0.13 to copying records when the slab
-grows. The limit is memory: a record is some 5 kB, and a read adds up the tiles of three windows, so a row that comes
-after others' misses the caches. Polars took four times our processor time. A range join pairs each row with all events
-of its user, so its cost an event grows with the history: its figures hold for its own size, which is printed.
+Of the 1.3 us of processor time that an event or row cost us (1.5 million of them, a shared and busy machine) 0.5 went
+to rings of tiles, 0.2 to Polars (reading, sorting, selecting), 0.15 to lists, 0.13 to copying records when the slab
+grew. A user's record is 4.7 kB and a read adds up the tiles of three windows: the limit is memory, not arithmetic.
+Polars took three to four times our processor time. A range join pairs each row with all events of its user, so its
+cost grows with the history: its figures hold for its own size, which is printed.
 """
 
 import argparse

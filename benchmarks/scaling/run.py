@@ -3,10 +3,11 @@
 python -m benchmarks.scaling.run [--entities-max 1000000] [--features-max 50] [--feature-entities 10000]
                                  [--batches 30] [--out PLOT.svg] [--seed 7]
 
-Entities are drawn evenly, which no cache helps with: from 10,000 to 10 million of them an event's cost grows by the
-misses of its map entry, its record and its tile, three of some 100 ns each, and the page table's. That is the limit:
-the arithmetic of a count is a nanosecond. Features of one window share its look-up, so a feature costs less the more
-there are: on a shared and busy machine 66 ns for the first, 12 ns each for 50.
+Entities are drawn evenly, which no cache helps with: on a shared and busy machine an event took 54 ns with 10,000 of
+them and 422 ns with 10 million, where its map entry, its record and its tiles each come from memory. That is the limit:
+counting itself is a nanosecond or so. Features of one window share its look-up, so a feature costs less the more there
+are: 66 ns for one, 12 ns each for 50 (points between them were not even in order, so noisy was that run). The slab is
+given its size beforehand; growing it is not in these figures.
 """
 
 import argparse
