@@ -40,7 +40,7 @@ CATCH_UP_S = 5.0
 """Interval of flushes while events are taken in that are long past: nobody can wait for these."""
 BEHIND_S = 10.0
 """How long ago an event was appended that is long past; those of files are."""
-FLUSH_SHARE = 0.2
+FLUSH_SHARE = 0.5
 """Share of the time that flushes may take, between these two bounds."""
 DIRTY_MAX = 200_000
 """Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of script."""

@@ -45,6 +45,8 @@ from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after
 from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
+from headrace.pipelines.memory import keep_freed_memory
+from headrace.pipelines.read_ahead import ReadAhead
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 from headrace.pipelines.worker_keys import worker_keys
 from headrace.schemas import DeadLetters, Event
@@ -228,22 +230,22 @@ class _Input(DynamicSource[Any]):
         share = self.source.share(worker_index, worker_count)
         share.seek(least_positions(reader() for reader in self.readers))
         self.partitions = share.partitions()
+        keep_freed_memory()
         intake = self._make_intake()
         if intake is not None:
             intake.warm_up()
-        return _Part(self, share, intake, self.heartbeats if worker_index == 0 else [])
+        decode: Callable[[Batch], Any] = intake.decode if intake else _as_it_is
+        ahead = ReadAhead(share, decode, pause_after)
+        return _Part(self, ahead, self.heartbeats if worker_index == 0 else [])
 
 
 class _Part(StatelessSourcePartition[Any]):
     """One worker's share of a source."""
 
-    def __init__(
-        self, owner: _Input, source: Source, intake: Intake | None, heartbeats: Sequence[Callable[[], object]]
-    ) -> None:
+    def __init__(self, owner: _Input, ahead: ReadAhead[Any], heartbeats: Sequence[Callable[[], object]]) -> None:
         self._owner = owner
-        self._source = source
-        self._intake = intake
-        self._in_flight: weakref.WeakSet[EventBatch] = weakref.WeakSet()  # freed once every step is done with it
+        self._ahead = ahead
+        self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # freed once every step is done with it
         self._pause_s: float | None = None
         self._heartbeats = heartbeats
         self._beat_s = 0.0
@@ -254,27 +256,27 @@ class _Part(StatelessSourcePartition[Any]):
             self._beat_s = time.monotonic()
             for beat in self._heartbeats:
                 beat()
-        if self._owner.stop.is_set() or self._source.exhausted:
+        if self._owner.stop.is_set():
+            self._ahead.stop()
+        if self._ahead.exhausted:
             raise StopIteration
-        if len(self._in_flight) >= IN_FLIGHT_MAX:
-            self._pause_s = IDLE_S
-            return []
-        found = self._source.poll()
-        self._pause_s = pause_after(found)
-        if self._intake is None:
-            return found
-        decoded = [self._intake.decode(batch) for batch in found]
+        found = self._ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
+        self._pause_s = None if found else IDLE_S
         if self._owner.workers > 1:
-            self._in_flight.update(decoded)
-        return decoded
+            self._in_flight.update(found)
+        return found
 
     def next_awake(self) -> datetime | None:
-        """A few milliseconds ahead after a poll that brought little or nothing."""
+        """A few milliseconds ahead after a poll that brought nothing."""
         return None if self._pause_s is None else datetime.now(UTC) + timedelta(seconds=self._pause_s)
 
     def close(self) -> None:
         """Called by Bytewax at the end of the share, also after a failure."""
-        self._source.close()
+        self._ahead.close()
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
