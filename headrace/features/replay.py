@@ -206,7 +206,7 @@ def _cut(
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
     """The same for events in memory, sorted by time."""
     event_us = {event: keys_of(frame, time_of(event)) for event, frame in history.items()}
-    merged_us = np.sort(np.concatenate([spine_us, *event_us.values()]))
+    merged_us = np.sort(np.concatenate([spine_us, *event_us.values()]), kind="stable")  # of sorted runs: fast
     cuts = [*np.unique(merged_us[chunk_rows::chunk_rows]).tolist(), None]
     taken, answered = dict.fromkeys(history, 0), 0
     for cut in cuts:
