@@ -15,8 +15,6 @@ import os
 import platform
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,68 +26,18 @@ import polars as pl
 import redis
 
 from benchmarks.crashes.declaration import VIEWS, MeterLoad, SiteLoad, write_log
+from benchmarks.crashes.engine import WAIT_S, Engine, Job
 from headrace.features import plan_of
 from headrace.features.store import OnlineStore
 from headrace.features.verifier import verify
 from headrace.local import EmbeddedRedis
 
-ROOT = Path(__file__).resolve().parents[2]
 STORE_FAULTS = ("killed", "older", "flushall", "rival")
 OLDER_AT = 4
 """Kill after which the append-only file is kept, for the fault `older`."""
-WAIT_S = 120.0
+POLL_S = 0.01
+"""Between two looks at how far an engine is: each takes time from it."""
 HOUR_US = 3_600_000_000
-
-
-class Engine:
-    """One process of `benchmarks.crashes.engine`; it waits for `go`."""
-
-    def __init__(self, log: str, url: str, index: int, count: int) -> None:
-        words = [sys.executable, "-m", "benchmarks.crashes.engine", log, url, str(index), str(count), "1"]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
-        self._process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def go(self) -> None:
-        """Let it run, once it is ready."""
-        assert self._process.stdout is not None
-        assert self._process.stdin is not None
-        assert self._process.stdout.readline() == b"ready\n", self._words()
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs."""
-        return self._process.poll() is None
-
-    def kill(self) -> list[str]:
-        """End it with kill -9; return what it had said."""
-        self._process.kill()
-        return self.end()
-
-    def end(self) -> list[str]:
-        """Wait for its end; return what it had said. A death of its own making is an error."""
-        told, _ = self._process.communicate(timeout=WAIT_S)
-        assert self._process.returncode in {0, -9}, self._words()
-        self._errors.close()
-        return told.decode().split()
-
-    def close(self) -> None:
-        """Let go of it, whatever its state."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _words(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read().decode()[-3_000:]
 
 
 @dataclass
@@ -166,7 +114,7 @@ class Chaos:
         return self._report
 
     def _engine(self, index: int) -> Engine:
-        return Engine(self._log, self._server.url, index, self._count)
+        return Engine(Job(self._log, self._server.url, index, self._count))
 
     def _replace(self, index: int) -> None:
         """End an engine with kill -9; its standby takes over."""
@@ -192,7 +140,7 @@ class Chaos:
         deadline_s = time.monotonic() + WAIT_S
         while self._running[index].alive and min(self._applied(index)) < rows:
             assert time.monotonic() < deadline_s, f"engine {index} does not come to {rows:.0f} rows"
-            time.sleep(0.001)
+            time.sleep(POLL_S)
 
     def _applied(self, index: int) -> list[int]:
         return [sum(self._store.fence(plan_of(view), index).offsets.values()) for view in VIEWS]
