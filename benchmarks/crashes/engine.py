@@ -9,6 +9,7 @@ Importing all that an engine needs takes 2 s, being killed takes none. So engine
 done the imports (`NURSERY`), before Polars has any threads: declarations, which start them, are imported by the child.
 """
 
+import contextlib
 import multiprocessing
 import signal
 import tempfile
@@ -16,7 +17,6 @@ import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-
 
 NURSERY = multiprocessing.get_context("forkserver")
 NURSERY.set_forkserver_preload(["benchmarks.crashes.nursery"])
@@ -46,6 +46,7 @@ class Engine:
         self._words, theirs = NURSERY.Pipe()
         self._process = NURSERY.Process(target=main, args=(job, theirs))
         self._process.start()
+        self._told: list[str] = []
         theirs.close()
 
     def go(self) -> None:
@@ -57,6 +58,12 @@ class Engine:
     def alive(self) -> bool:
         """Whether it still runs."""
         return self._process.is_alive()
+
+    def hear(self, beginning: str) -> None:
+        """Return once it has said something that begins so."""
+        while not any(line.startswith(beginning) for line in self._told):
+            assert self._words.poll(WAIT_S), f"engine does not say {beginning!r}, only {self._told}"
+            self._told.append(self._words.recv())
 
     def kill(self) -> list[str]:
         """End it with kill -9; return what it had said."""
@@ -71,15 +78,12 @@ class Engine:
     def end(self) -> list[str]:
         """Wait for its end; return what it had said. A death of its own making is an error."""
         self._process.join(WAIT_S)
-        told = []
-        try:
+        with contextlib.suppress(EOFError):
             while self._words.poll():
-                told.append(self._words.recv())
-        except EOFError:
-            pass
-        assert self._process.exitcode in {0, -signal.SIGKILL}, "\n".join(told)
+                self._told.append(self._words.recv())
+        assert self._process.exitcode in {0, -signal.SIGKILL}, "\n".join(self._told)
         self._words.close()
-        return told
+        return self._told
 
     def close(self) -> None:
         """Let go of it, whatever its state."""
