@@ -18,7 +18,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -170,10 +170,7 @@ class Chaos:
 
     def _wait_for(self, index: int, rows: float) -> None:
         """Return once the shard `index`, which engine `index` owns, has applied `rows` of the log in every view."""
-        deadline_s = time.monotonic() + WAIT_S
-        while self._running[index].alive and min(self._applied(index)) < rows:
-            assert time.monotonic() < deadline_s, f"engine {index} does not come to {rows:.0f} rows"
-            time.sleep(POLL_S)
+        _until(lambda: not self._running[index].alive or min(self._applied(index)) >= rows)
 
     def _applied(self, index: int) -> list[int]:
         return [sum(self._store.fence(plan_of(view), index).offsets.values()) for view in VIEWS]
@@ -185,14 +182,18 @@ class Chaos:
                 self._log.freeze(seconds)
             else:
                 self._log.lose(seconds)
-                self._running[index].hear("source:")  # it must not take the empty log for one it has read
+                # It must not take the empty log for one that it has read.
+                _until(lambda: self._running[index].has_said("source:"))
                 self._log.publish()
         elif fault == "rival":  # the engine that runs is fenced by it, begins anew, and fences it in turn
             rival = self._waiting[index].pop()
             self._waiting[index].append(self._engine(index))
+            before = self._store.fence(plan_of(MeterLoad), index).writer
             rival.go()
-            time.sleep(self._moments.uniform(0.05, 0.3))
+            _until(lambda: self._store.fence(plan_of(MeterLoad), index).writer != before or not rival.alive)
+            time.sleep(self._moments.uniform(0.0, 0.2))
             self._report.note(rival.kill())
+            _until(lambda: self._running[index].has_said("fenced") or not self._running[index].alive)
         elif fault == "flushall":
             with redis.Redis.from_url(self._server.url) as client:
                 client.flushall()
@@ -203,6 +204,13 @@ class Chaos:
                 shutil.copy(self._older, self._server.folder / "appendonly.aof")
             self._server.start()
         self._report.faults.append(fault)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "what had to come did not come"
+        time.sleep(POLL_S)
 
 
 def check_values(store: OnlineStore, log: pl.DataFrame) -> None:

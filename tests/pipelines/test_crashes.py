@@ -5,7 +5,7 @@ import pytest
 from benchmarks.crashes.run import BROKER_FAULTS, STORE_FAULTS, crash_run
 
 KILLS = 26
-SPARE = 4  # an engine may be through with the log at its moment
+SPARE = 6  # an engine may be through with the log at its moment
 
 
 @pytest.mark.timeout(600)
