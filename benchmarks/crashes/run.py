@@ -183,7 +183,8 @@ class Chaos:
             else:
                 self._log.lose(seconds)
                 # It must not take the empty log for one that it has read.
-                _until(lambda: self._running[index].has_said("source:"))
+                _until(lambda: self._running[index].has_said("source:") or not self._running[index].alive)
+                assert self._running[index].alive, self._running[index].end()
                 self._log.publish()
         elif fault == "rival":  # the engine that runs is fenced by it, begins anew, and fences it in turn
             rival = self._waiting[index].pop()

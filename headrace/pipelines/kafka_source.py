@@ -33,6 +33,10 @@ ROWS_MAX = 16_384
 CONNECT_S_MAX = 30.0
 """Seconds that a start waits for a broker that does not answer."""
 
+ENDS_S = 0.25
+"""Seconds between two looks at whether the log still reaches as far as it has been read."""
+BEYOND_S = 1.0
+"""Seconds that a log may seem shorter than what was read of it: a new leader may not know its end at once."""
 PARTITIONS_S = 30.0
 """Interval of looks for partitions that a topic got meanwhile."""
 
@@ -103,6 +107,8 @@ class KafkaSource:
         self._listed_s = 0.0
         self._cursors: dict[tuple[str, int], _Cursor] = {}
         self._unfetched: set[tuple[str, int]] = set()
+        self._looked_s = 0.0
+        self._beyond_s: dict[tuple[str, int], float] = {}
         self._away = threading.Event()
         self._failure: KafkaError | None = None
 
@@ -252,15 +258,21 @@ class KafkaSource:
         )
 
     def _look_at_ends(self) -> None:
-        """Compare positions with the logs' ends: at the first fetch of each partition, and when the broker was away."""
+        """Compare positions with the logs' ends: at the first fetch of each partition, and from time to time."""
         # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
         # batch, and says nothing at all to a fetch beyond the end.
-        for key in list(self._cursors if self._away.is_set() else self._unfetched):
+        # That the broker was away does not tell when: what the client had fetched before is still handed out.
+        now_s = time.monotonic()
+        is_due = now_s - self._looked_s > ENDS_S
+        self._looked_s = now_s if is_due else self._looked_s
+        for key in list(self._cursors if is_due else self._unfetched):
             cursor = self._cursors[key]
             _, high = self._connect().get_watermark_offsets(TopicPartition(*key), cached=True)
             if high < 0:
                 continue
-            if cursor.position > high:
+            if cursor.position <= high:
+                self._beyond_s.pop(key, None)
+            elif key in self._unfetched or now_s - self._beyond_s.setdefault(key, now_s) > BEYOND_S:
                 raise OffsetLostError(_lost(cursor.name, cursor.position, high=high))
             if key in self._unfetched:
                 self._unfetched.discard(key)
