@@ -20,8 +20,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_file=".env", extra="ignore", frozen=True)
 
     brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma separated")
-    kafka: dict[str, str] = Field({}, description="further librdkafka options as JSON (SASL, TLS)")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="the online store")
+    kafka: dict[str, str] = Field({}, repr=False, description="further librdkafka options as JSON (SASL, TLS)")
+    registry_url: str = Field("", repr=False, description="Confluent schema registry; empty: none")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False, description="the online store")
     namespace: str = Field("hr", description="prefix of every Redis key")
     shards: int = Field(32, ge=1, le=16_384, description="virtual shards; fixed for the life of a store")
     dead_letter_topic: str = Field("dead-letters", description="topic for events that could not be used")
@@ -40,7 +41,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address that serving listens on")
     port: int = Field(8000, ge=0, le=65_535, description="port that serving listens on")
     replicas: int = Field(1, ge=1, description="Ray Serve replicas")
-    api_keys: tuple[str, ...] = Field((), description="accepted X-API-Key values as JSON; none: no key is asked")
+    api_keys: tuple[str, ...] = Field(
+        (), repr=False, description="accepted X-API-Key values as JSON; none: no key is asked"
+    )
     in_flight_max: int = Field(256, ge=1, description="requests in flight in a replica before it answers 429")
     frozen_version: int | None = Field(None, description="snapshot scored beside the live one, for comparison only")
     torch_threads: int = Field(1, ge=1, description="threads of one torch operation in a process")

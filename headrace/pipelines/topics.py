@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import SourceError
 from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
+from headrace.schemas.registry import SchemaRegistry
 
 log = structlog.get_logger(__name__)
 
@@ -33,11 +34,12 @@ class TopicWriter:
         *,
         topic: str | None = None,
         config: Mapping[str, Any] | None = None,
+        registry: SchemaRegistry | None = None,
     ) -> None:
         spec = spec_of(event)
         self.topic = topic or spec.topic
         self._spec = spec
-        self._codec = codec_for(event, codec)
+        self._codec = codec_for(event, codec, registry=registry, writes=True)
         self._producer = _Producer(bootstrap, config)
 
     def write(self, frame: pl.DataFrame) -> int:
