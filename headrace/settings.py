@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 from headrace.clock import Clock, parse_clock
 from headrace.errors import ConfigError
@@ -35,6 +36,8 @@ class Settings(BaseSettings):
     )
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")
+    archive_dir: Path = Field(Path(".headrace/archive"), description="the log as Parquet files by event day")
+    archive_flush_s: float = Field(60.0, gt=0, description="seconds between two files of the archive")
     models_kept: int = Field(20, ge=2, description="published snapshots that stay on disk")
     publish_s: float = Field(2.0, gt=0, description="seconds between two published snapshots")
     lateness_s: float = Field(60.0, ge=0, description="how far behind the newest an event may arrive, event time")
@@ -66,5 +69,10 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         first = exc.errors()[0]
-        name = "HEADRACE_" + "_".join(str(part) for part in first["loc"]).upper()
+        field = str(first["loc"][0])
+        name = "HEADRACE_" + field.upper() + "".join(f"[{part!r}]" for part in first["loc"][1:])
+        if not Settings.model_fields[field].repr:  # the value is a secret, and so is the cause's text
+            raise ConfigError(f"{name}: {first['msg']} (the value is not shown)") from None
         raise ConfigError(f"{name}={first['input']!r}: {first['msg']}") from exc
+    except SettingsError as exc:
+        raise ConfigError(f'{exc}: its HEADRACE_ variable wants JSON, such as \'{{"name": "value"}}\'') from None
