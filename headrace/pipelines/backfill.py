@@ -22,6 +22,7 @@ from headrace.pipelines.materializer import FlushSummary, Materializer
 from headrace.pipelines.shard import ShardSet
 from headrace.pipelines.source import Source
 from headrace.schemas import DeadLetters
+from headrace.schemas.registry import SchemaRegistry
 
 FLUSH_S = 5.0
 """Interval of flushes: nobody waits for fresh values, and what a crash loses is read again."""
@@ -48,6 +49,7 @@ def backfill(
     *,
     handover: Mapping[str, int] | None = None,
     dead_letters: DeadLetters,
+    registry: SchemaRegistry | None = None,
     on_flush: Callable[[FlushSummary], None] = lambda _summary: None,
 ) -> list[Backfilled]:
     """Bring `history`, a source that ends, into new versions of `views`, and switch readers to them.
@@ -72,7 +74,7 @@ def backfill(
             dirty_max=DIRTY_MAX,
             dead_letters=dead_letters,
         )
-        loop.run(history, Intake(step.events, dead_letters=dead_letters), [step], out=on_flush)
+        loop.run(history, Intake(step.events, dead_letters=dead_letters, registry=registry), [step], out=on_flush)
         if not history.exhausted:  # asked to stop: what was applied is kept, nothing is switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])
             return []

@@ -50,6 +50,7 @@ from headrace.pipelines.read_ahead import ReadAhead
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 from headrace.pipelines.worker_keys import worker_keys
 from headrace.schemas import DeadLetters, Event
+from headrace.schemas.registry import SchemaRegistry
 
 IN_FLIGHT_MAX = 32
 """Batches a worker's source may be ahead of the steps: within an epoch Bytewax bounds nothing between workers."""
@@ -76,10 +77,13 @@ def events_in(
     dead_letters: DeadLetters,
     clock: Clock | None = None,
     future_us: int = FUTURE_US,
+    registry: SchemaRegistry | None = None,
 ) -> DynamicSource[EventBatch]:
     """Input of decoded and checked batches of `events`; what is bad goes to `dead_letters`."""
     known = tuple(events)
-    make = functools.partial(Intake, known, dead_letters=dead_letters, clock=clock, future_us=future_us)
+    make = functools.partial(
+        Intake, known, dead_letters=dead_letters, clock=clock, future_us=future_us, registry=registry
+    )
     return _Input(source, make, dead_letters)
 
 

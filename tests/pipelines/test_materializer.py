@@ -25,8 +25,8 @@ LOG = passages(3_000)
 
 
 @pytest.fixture
-def store(redis_url):
-    with OnlineStore.open(redis_url) as opened:
+def store(store_url):
+    with OnlineStore.open(store_url) as opened:
         yield opened
 
 
