@@ -33,20 +33,34 @@ EventUrls = Annotated[
 @command(app, "replay")
 def replay(
     views: Views,
-    events: Annotated[Path, typer.Option(help="The log: Parquet, Arrow, Avro, JSONL or CSV.")],
-    spine: Annotated[Path, typer.Option(help="Rows of entity keys and event_time, in the same formats.")],
+    events: EventUrls,
+    spine: Annotated[str, typer.Option(metavar="URL", help="Files of rows: entity keys and event_time.")],
     to: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each for a part of the entities.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from what a run that did not end left.")] = False,
+    memory_rows: Annotated[
+        int, typer.Option(min=1, help="Events in memory at a time; a larger log is sorted on disk.")
+    ] = 10_000_000,
+    checkpoint: Annotated[float, typer.Option(min=0, help="Seconds of work that a run taken up does again.")] = 60.0,
 ) -> None:
     """Features as of each row of a spine.
 
     Example: `headrace replay VIEW --events LOG --spine ROWS --out FILE`
     """
-    from headrace.features import replay as replay_views
+    from headrace.pipelines.replay_views import replay_views
 
-    project.activate()
-    frame = replay_views([project.load_object(view) for view in views], events, spine)
-    frame.write_parquet(to)
-    err.print(f"{frame.height:,} rows, {frame.width} columns: {to}", highlight=False)
+    rows = replay_views(
+        _views(views),
+        events,
+        spine,
+        to,
+        load_settings(),
+        workers=workers,
+        resume=resume,
+        memory_rows=memory_rows,
+        checkpoint_s=checkpoint,
+    )
+    err.print(f"{rows:,} rows: {to}", highlight=False)
 
 
 @command(app, "materialize")

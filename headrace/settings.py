@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError
 
 from headrace.clock import Clock, parse_clock
 from headrace.errors import ConfigError
@@ -20,8 +21,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_file=".env", extra="ignore", frozen=True)
 
     brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma separated")
-    kafka: dict[str, str] = Field({}, description="further librdkafka options as JSON (SASL, TLS)")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="the online store")
+    kafka: dict[str, str] = Field({}, repr=False, description="further librdkafka options as JSON (SASL, TLS)")
+    registry_url: str = Field("", repr=False, description="Confluent schema registry; empty: none")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False, description="the online store")
     namespace: str = Field("hr", description="prefix of every Redis key")
     shards: int = Field(32, ge=1, le=16_384, description="virtual shards; fixed for the life of a store")
     dead_letter_topic: str = Field("dead-letters", description="topic for events that could not be used")
@@ -34,13 +36,17 @@ class Settings(BaseSettings):
     )
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")
+    archive_dir: Path = Field(Path(".headrace/archive"), description="the log as Parquet files by event day")
+    archive_flush_s: float = Field(60.0, gt=0, description="seconds between two files of the archive")
     models_kept: int = Field(20, ge=2, description="published snapshots that stay on disk")
     publish_s: float = Field(2.0, gt=0, description="seconds between two published snapshots")
     lateness_s: float = Field(60.0, ge=0, description="how far behind the newest an event may arrive, event time")
     host: str = Field("127.0.0.1", description="address that serving listens on")
     port: int = Field(8000, ge=0, le=65_535, description="port that serving listens on")
     replicas: int = Field(1, ge=1, description="Ray Serve replicas")
-    api_keys: tuple[str, ...] = Field((), description="accepted X-API-Key values as JSON; none: no key is asked")
+    api_keys: tuple[str, ...] = Field(
+        (), repr=False, description="accepted X-API-Key values as JSON; none: no key is asked"
+    )
     in_flight_max: int = Field(256, ge=1, description="requests in flight in a replica before it answers 429")
     frozen_version: int | None = Field(None, description="snapshot scored beside the live one, for comparison only")
     torch_threads: int = Field(1, ge=1, description="threads of one torch operation in a process")
@@ -63,5 +69,10 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as exc:
         first = exc.errors()[0]
-        name = "HEADRACE_" + "_".join(str(part) for part in first["loc"]).upper()
+        field = str(first["loc"][0])
+        name = "HEADRACE_" + field.upper() + "".join(f"[{part!r}]" for part in first["loc"][1:])
+        if not Settings.model_fields[field].repr:  # the value is a secret, and so is the cause's text
+            raise ConfigError(f"{name}: {first['msg']} (the value is not shown)") from None
         raise ConfigError(f"{name}={first['input']!r}: {first['msg']}") from exc
+    except SettingsError as exc:
+        raise ConfigError(f'{exc}: its HEADRACE_ variable wants JSON, such as \'{{"name": "value"}}\'') from None

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.local import EmbeddedBroker, EmbeddedRedis
+from tests.redis_cluster import RedisCluster
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,25 @@ def redis_url(_redis: EmbeddedRedis) -> str:
     with redis.Redis.from_url(_redis.url) as client:
         client.flushall()
     return _redis.url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """A real Redis Cluster of three masters."""
+    with RedisCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["server", "cluster"])
+def store_url(request: pytest.FixtureRequest) -> str:
+    """URL of an empty, real Redis: one server, then a cluster."""
+    if request.param == "server":
+        return str(request.getfixturevalue("redis_url"))
+    cluster: RedisCluster = request.getfixturevalue("redis_cluster")
+    for index in range(len(cluster.ports)):
+        with cluster.node(index) as client:
+            client.flushall()
+    return cluster.url
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Trams: rides and ticket checks of riders, views over them, and every feature's definition.
 
-`python -m tests.rides` writes tests/golden/record_v2.hex anew; do that only with a new record version.
+`python -m tests.rides` writes tests/golden/record_v2.hex and record_dedupe_v2.hex anew; do that only with a new record
+version.
 """
 
 import random
@@ -36,6 +37,7 @@ from tests import oracle
 
 BASE_US = 1_700_000_000_000_000
 GOLDEN = Path(__file__).parent / "golden" / "record_v2.hex"
+GOLDEN_ONCE = Path(__file__).parent / "golden" / "record_dedupe_v2.hex"
 
 
 class Ride(Event, topic="rides", key="rider", time="at", id="ride_id"):
@@ -97,6 +99,15 @@ class RiderFloats(FeatureView, source=Ride, entity="rider"):
     spent = DecayedSum("fare", half_life="1h", where=col("kind") == "ticket")
 
 
+class RiderOnce(FeatureView, source=(Ride, Check), entity="rider", dedupe="10m"):
+    """Each event once."""
+
+    all = Count(windows=("10s", "10m", "24h", "lifetime"))
+    fare = Sum("fare", source=Ride, windows="lifetime")
+    lines = LastN("line", n=4, distinct=True, source=Ride)
+    stops = LastN("stops", n=3, source=Ride)
+
+
 def _rides(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["class"] == "Ride"]
 
@@ -155,6 +166,9 @@ def _within(events: list[dict[str, Any]], now_us: int, span_s: int, value: str, 
 
 
 TRIPS = _definitions()
+ONCE = {
+    name: TRIPS[name] for name in ("all_10s", "all_10m", "all_24h", "all_lifetime", "fare_lifetime", "lines", "stops")
+}
 FLOATS = {
     "var_10m": lambda e, t: oracle.variance(oracle.window(e, "10m", t), "fare"),
     "var_lifetime": lambda e, t: oracle.variance(oracle.before(e, t), "fare"),
@@ -207,11 +221,11 @@ def add(slab: Slab, events: list[dict[str, Any]]) -> int:
     )
 
 
-def golden_records() -> list[str]:
+def golden_records(view: type[FeatureView] = RiderTrips, span_s: int = 7_200) -> list[str]:
     """Packed records of three riders, in hex: one without events, two with some."""
     rng = random.Random(7)
-    slab = Slab(plan_of(RiderTrips))
-    add(slab, [ride(i, BASE_US + rng.randrange(7_200) * 1_000_000, i % 2, rng) for i in range(24)])
+    slab = Slab(plan_of(view))
+    add(slab, [ride(i, BASE_US + rng.randrange(span_s) * 1_000_000, i % 2, rng) for i in range(24)])
     rows = slab.add(*_keys([0, 1, 2]))
     return [blob.hex() for blob in slab.pack(rows, sequence=3, arrival_us=BASE_US + 1)]
 
@@ -224,3 +238,4 @@ def _keys(riders: list[int]) -> tuple[Any, list[bytes]]:
 
 if __name__ == "__main__":
     GOLDEN.write_text("\n".join([plan_of(RiderTrips).fingerprint, *golden_records()]) + "\n")
+    GOLDEN_ONCE.write_text("\n".join([plan_of(RiderOnce).fingerprint, *golden_records(RiderOnce, 900)]) + "\n")

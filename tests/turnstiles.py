@@ -68,17 +68,17 @@ def passage_of(topic: str, codec: str = "avro") -> type[Event]:
     return Passage
 
 
-def views_of(event: type[Event]) -> tuple[type, type]:
+def views_of(event: type[Event], dedupe: str | None = None) -> tuple[type, type]:
     """Two views of passages: by door, and by door and way."""
     from headrace.features import Count, FeatureView, LastN, Sum, col
 
-    class DoorUse(FeatureView, source=event, entity="door"):
+    class DoorUse(FeatureView, source=event, entity="door", dedupe=dedupe):
         passages = Count(windows=("10m", "lifetime"))
         ins = Count(where=col("way") == "in", windows="lifetime")
         seconds = Sum("seconds", windows="lifetime")
         recent = LastN("passage_id", n=5)
 
-    class WayUse(FeatureView, source=event, entity=("door", "way")):
+    class WayUse(FeatureView, source=event, entity=("door", "way"), dedupe=dedupe):
         passages = Count(windows="lifetime")
 
     return DoorUse, WayUse
@@ -99,9 +99,9 @@ def door_use(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def read_doors(store, event: type[Event], frame: pl.DataFrame) -> pl.DataFrame:
+def read_doors(store, event: type[Event], frame: pl.DataFrame, dedupe: str | None = None) -> pl.DataFrame:
     """The same from the store, for the doors in `frame`."""
-    found = store.read(views_of(event)[0], frame.select("door").unique().sort("door"), now=START_US + 10**12)
+    found = store.read(views_of(event, dedupe)[0], frame.select("door").unique().sort("door"), now=START_US + 10**12)
     numbers = pl.col("passages_lifetime", "ins_lifetime", "seconds_lifetime").cast(pl.Float64)
     return found.select("door", numbers, pl.col("recent").list.sort())
 

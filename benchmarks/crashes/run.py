@@ -1,12 +1,13 @@
 """Processes killed at random moments while millions of events become records: at the end every value is exact.
 
-python -m benchmarks.crashes.run [--events 3000000] [--kills 50] [--layout bytewax|engines|both] [--seed 7]
+python -m benchmarks.crashes.run [--events 3000000] [--kills 50] [--layout bytewax|engines|broker|all] [--seed 7]
 
     engine 1 --flush--flush--x kill -9
                        engine 2 --flush--x          and in between, to the store: killed and restarted, put back to
                                   engine 3 ...      an older append-only file, FLUSHALL, a second engine on its shards
 
-Layouts: one engine (Bytewax, one worker), or two engines that share the shards. Values are compared with Polars over
+Layouts: one engine (Bytewax, one worker), two engines that share the shards, or one that follows a topic whose broker
+is frozen, and killed and filled again. Values are compared with Polars over
 the whole log, for every key and feature, and with a replay (`verify`). What is measured is not speed.
 """
 
@@ -15,81 +16,34 @@ import os
 import platform
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
 import redis
 
+from benchmarks.crashes.broker_log import BrokerLog
 from benchmarks.crashes.declaration import VIEWS, MeterLoad, SiteLoad, write_log
+from benchmarks.crashes.engine import WAIT_S, Engine, Job
 from headrace.features import plan_of
 from headrace.features.store import OnlineStore
 from headrace.features.verifier import verify
 from headrace.local import EmbeddedRedis
 
-ROOT = Path(__file__).resolve().parents[2]
 STORE_FAULTS = ("killed", "older", "flushall", "rival")
+BROKER_FAULTS = ("broker restarted", "broker frozen")
 OLDER_AT = 4
 """Kill after which the append-only file is kept, for the fault `older`."""
-WAIT_S = 120.0
+LAYOUTS = {"bytewax": (1, False), "engines": (2, False), "broker": (1, True)}
+"""Name -> number of engines, and whether they read a topic."""
+POLL_S = 0.01
+"""Between two looks at how far an engine is: each takes time from it."""
 HOUR_US = 3_600_000_000
-
-
-class Engine:
-    """One process of `benchmarks.crashes.engine`; it waits for `go`."""
-
-    def __init__(self, log: str, url: str, index: int, count: int) -> None:
-        words = [sys.executable, "-m", "benchmarks.crashes.engine", log, url, str(index), str(count), "1"]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
-        self._process = subprocess.Popen(
-            words,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-
-    def go(self) -> None:
-        """Let it run, once it is ready."""
-        assert self._process.stdout is not None
-        assert self._process.stdin is not None
-        assert self._process.stdout.readline() == b"ready\n", self._words()
-        self._process.stdin.write(b"\n")
-        self._process.stdin.flush()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs."""
-        return self._process.poll() is None
-
-    def kill(self) -> list[str]:
-        """End it with kill -9; return what it had said."""
-        self._process.kill()
-        return self.end()
-
-    def end(self) -> list[str]:
-        """Wait for its end; return what it had said. A death of its own making is an error."""
-        told, _ = self._process.communicate(timeout=WAIT_S)
-        assert self._process.returncode in {0, -9}, self._words()
-        self._errors.close()
-        return told.decode().split()
-
-    def close(self) -> None:
-        """Let go of it, whatever its state."""
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
-
-    def _words(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read().decode()[-3_000:]
 
 
 @dataclass
@@ -99,18 +53,38 @@ class Report:
     kills: int = 0
     fenced: int = 0
     faults: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    """Errors of the source that ended a start: the broker had not, or not yet again, what the store had counted."""
     seconds: float = 0.0
 
+    def note(self, told: list[str]) -> None:
+        """Count what an engine had said."""
+        self.fenced += told.count("fenced")
+        self.lost += [line for line in told if line.startswith("source:")]
 
-def crash_run(folder: Path, *, events: int, kills: int, engines: int, seed: int, faults: bool = False) -> Report:
+
+def crash_run(
+    folder: Path,
+    *,
+    events: int,
+    kills: int,
+    seed: int,
+    engines: int = 1,
+    faults: bool = False,
+    from_broker: bool = False,
+) -> Report:
     """Bring a log of `events` into a store with `engines` engines and `kills` kills; `faults`: the store suffers too.
 
+    `from_broker`: the log is a topic, which one engine follows, and with `faults` the broker suffers as well.
     Returns when everything has been counted and found exact; raises AssertionError where it is not.
     """
     log = write_log(folder / "log", events, seed)
+    if from_broker:
+        log = log.with_columns(pl.col("_partition").str.strip_suffix(".parquet"))
+    topic = BrokerLog(folder / "broker", log) if from_broker else None
     started_s = time.perf_counter()
-    with EmbeddedRedis(folder / "redis") as server, OnlineStore.open(server.url) as store:
-        chaos = Chaos(server, store, str(folder / "log" / "*.parquet"), engines, random.Random(seed))
+    with EmbeddedRedis(folder / "redis") as server, OnlineStore.open(server.url) as store, topic or nullcontext():
+        chaos = Chaos(server, store, topic or str(folder / "log" / "*.parquet"), engines, random.Random(seed))
         with chaos.standbys():
             report = chaos.run(events, kills, faults=faults)
         report.seconds = time.perf_counter() - started_s
@@ -122,16 +96,19 @@ def crash_run(folder: Path, *, events: int, kills: int, engines: int, seed: int,
 
 
 class Chaos:
-    """Runs engines over the log, ends them at random moments, and does what `STORE_FAULTS` names to the store."""
+    """Runs engines over the log, ends them at random moments, and does what `STORE_FAULTS` and `BROKER_FAULTS` name."""
 
     def __init__(
-        self, server: EmbeddedRedis, store: OnlineStore, log: str, engines: int, moments: random.Random
+        self, server: EmbeddedRedis, store: OnlineStore, log: str | BrokerLog, engines: int, moments: random.Random
     ) -> None:
         self._server, self._store, self._log, self._count, self._moments = server, store, log, engines, moments
         self._waiting: list[list[Engine]] = []
         self._running: list[Engine] = []
         self._older = server.folder / "older.aof"
         self._report = Report()
+        self._faults = STORE_FAULTS
+        if isinstance(log, BrokerLog):
+            self._faults = tuple(chain.from_iterable(zip(BROKER_FAULTS * 2, STORE_FAULTS, strict=True)))
 
     @contextmanager
     def standbys(self) -> Iterator[None]:
@@ -153,33 +130,37 @@ class Chaos:
             self._wait_for(index, events * (kill + self._moments.random()) / (kills + 1))
             time.sleep(self._moments.uniform(0, 0.02))
             if faults and kill % 5 == 2:
-                self._harm_store(STORE_FAULTS[kill // 5 % len(STORE_FAULTS)], index)
+                self._harm(self._faults[kill // 5 % len(self._faults)], index)
                 time.sleep(self._moments.uniform(0.1, 0.4))
                 self._restart_ended()
             self._replace(index)
             if kill == OLDER_AT:
                 shutil.copy(self._server.folder / "appendonly.aof", self._older)
+        if isinstance(self._log, BrokerLog):
+            self._wait_for(0, events)  # an engine that follows a topic does not end by itself
         for engine in self._running:
-            told = engine.end()
+            told = engine.terminate() if isinstance(self._log, BrokerLog) else engine.end()
             assert told[-1] == "done", told
-            self._report.fenced += told.count("fenced")
+            self._report.note(told)
         return self._report
 
     def _engine(self, index: int) -> Engine:
-        return Engine(self._log, self._server.url, index, self._count)
+        from_broker = isinstance(self._log, BrokerLog)
+        log = self._log.bootstrap if isinstance(self._log, BrokerLog) else self._log
+        return Engine(Job(log, self._server.url, index, self._count, from_broker))
 
     def _replace(self, index: int) -> None:
         """End an engine with kill -9; its standby takes over."""
         told = self._running[index].kill()
         self._report.kills += told[-1:] != ["done"]
-        self._report.fenced += told.count("fenced")
+        self._report.note(told)
         self._start_standby(index)
 
     def _restart_ended(self) -> None:
         """An engine that was through with the log cannot notice that the store lost what it had written."""
         for index, engine in enumerate(self._running):
             if not engine.alive:
-                self._report.fenced += engine.end().count("fenced")
+                self._report.note(engine.end())
                 self._start_standby(index)
 
     def _start_standby(self, index: int) -> None:
@@ -189,21 +170,31 @@ class Chaos:
 
     def _wait_for(self, index: int, rows: float) -> None:
         """Return once the shard `index`, which engine `index` owns, has applied `rows` of the log in every view."""
-        deadline_s = time.monotonic() + WAIT_S
-        while self._running[index].alive and min(self._applied(index)) < rows:
-            assert time.monotonic() < deadline_s, f"engine {index} does not come to {rows:.0f} rows"
-            time.sleep(0.001)
+        _until(lambda: not self._running[index].alive or min(self._applied(index)) >= rows)
 
     def _applied(self, index: int) -> list[int]:
         return [sum(self._store.fence(plan_of(view), index).offsets.values()) for view in VIEWS]
 
-    def _harm_store(self, fault: str, index: int) -> None:
-        if fault == "rival":  # the engine that runs is fenced by it, begins anew, and fences it in turn
+    def _harm(self, fault: str, index: int) -> None:
+        if isinstance(self._log, BrokerLog) and fault in BROKER_FAULTS:
+            seconds = self._moments.uniform(0.3, 1.0)
+            if fault == "broker frozen":
+                self._log.freeze(seconds)
+            else:
+                self._log.lose(seconds)
+                # It must not take the empty log for one that it has read.
+                _until(lambda: self._running[index].has_said("source:") or not self._running[index].alive)
+                assert self._running[index].alive, self._running[index].end()
+                self._log.publish()
+        elif fault == "rival":  # the engine that runs is fenced by it, begins anew, and fences it in turn
             rival = self._waiting[index].pop()
             self._waiting[index].append(self._engine(index))
+            before = self._store.fence(plan_of(MeterLoad), index).writer
             rival.go()
-            time.sleep(self._moments.uniform(0.05, 0.3))
-            self._report.fenced += rival.kill().count("fenced")
+            _until(lambda: self._store.fence(plan_of(MeterLoad), index).writer != before or not rival.alive)
+            time.sleep(self._moments.uniform(0.0, 0.2))
+            self._report.note(rival.kill())
+            _until(lambda: self._running[index].has_said("fenced") or not self._running[index].alive)
         elif fault == "flushall":
             with redis.Redis.from_url(self._server.url) as client:
                 client.flushall()
@@ -214,6 +205,13 @@ class Chaos:
                 shutil.copy(self._older, self._server.folder / "appendonly.aof")
             self._server.start()
         self._report.faults.append(fault)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "what had to come did not come"
+        time.sleep(POLL_S)
 
 
 def check_values(store: OnlineStore, log: pl.DataFrame) -> None:
@@ -255,20 +253,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--events", type=int, default=3_000_000)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--layout", choices=("bytewax", "engines", "both"), default="both")
+    parser.add_argument("--layout", choices=(*LAYOUTS, "all"), default="all")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given}")
-    for layout, engines in {"bytewax": 1, "engines": 2}.items():
-        if given.layout in {layout, "both"}:
-            with tempfile.TemporaryDirectory() as folder:
-                found = crash_run(
-                    Path(folder), events=given.events, kills=given.kills, engines=engines, seed=given.seed, faults=True
-                )
-            print(
-                f"{layout}: {given.events:,} events exact after {found.kills} kills, {found.fenced} fenced starts and "
-                f"{len(found.faults)} faults of the store ({', '.join(found.faults)}) in {found.seconds:.0f} s"
+    for layout, (engines, from_broker) in LAYOUTS.items():
+        if given.layout not in {layout, "all"}:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            found = crash_run(
+                Path(folder),
+                events=given.events,
+                kills=given.kills,
+                seed=given.seed,
+                engines=engines,
+                faults=True,
+                from_broker=from_broker,
             )
+        print(
+            f"{layout}: {given.events:,} events exact after {found.kills} kills, {found.fenced} fenced starts, "
+            f"{len(found.lost)} starts without enough of a log, and {len(found.faults)} faults "
+            f"({', '.join(found.faults)}) in {found.seconds:.0f} s"
+        )
 
 
 if __name__ == "__main__":

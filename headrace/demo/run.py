@@ -28,8 +28,8 @@ from headrace.demo.stack import Stack
 from headrace.errors import ConfigError, ServiceError
 from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory
-from headrace.pipelines import EventBatch, Intake, KafkaSource, TopicWriter
-from headrace.pipelines.wiring import dead_letters
+from headrace.pipelines import EventBatch, Intake, KafkaSource
+from headrace.pipelines.wiring import dead_letters, registry_of, topic_writer
 from headrace.schemas import spec_of
 from headrace.schemas.dead_letters import read as read_letters
 from headrace.settings import Settings
@@ -198,7 +198,7 @@ class _Run:
             self.times_us,
             asks,
             clock=clock,
-            writer=TopicWriter(settings.brokers, self.demo.event),
+            writer=topic_writer(settings, self.demo.event),
             url=stack.url,
             entity=self.demo.entity,
             request_id=self.demo.request_id,
@@ -335,7 +335,8 @@ def dead_letter_count(folder: Path) -> int:
 def read_topic(settings: Settings, event: Any) -> list[EventBatch]:
     """All events of a topic, from its start to its present end."""
     source = KafkaSource(settings.brokers, [event], until_end=True, config=settings.kafka)
-    intake = Intake([event], dead_letters=dead_letters(settings), clock=FixedClock(2**60))
+    letters, known = dead_letters(settings), registry_of(settings)
+    intake = Intake([event], dead_letters=letters, clock=FixedClock(2**60), registry=known)
     source.seek({})
     batches = []
     while not source.exhausted:

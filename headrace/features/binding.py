@@ -22,6 +22,7 @@ from headrace.features.expressions import Expressions
 from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
 from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
 from headrace.features.kernels.id_lists import TIME as TIME_KIND
+from headrace.features.kernels.seen_ids import KEEP_MAX as SEEN_MAX
 from headrace.features.layout import RECORD_VERSION, Derived, Group, Layout, Reading
 from headrace.features.lists import ListGroup
 from headrace.features.rings import RingGroup
@@ -116,16 +117,18 @@ class LayoutBuilder:
         self.parts.append(make())
         return len(self.parts) - 1, self.parts[-1]
 
-    def layout(self) -> Layout:
-        """What was collected."""
+    def layout(self, dedupe_us: int = 0) -> Layout:
+        """What was collected; `dedupe_us` is the span in which duplicates are known, 0 for none."""
         groups: list[Group] = []
         for part in self.parts:
             group = part.group() if isinstance(part, _Ring) else part
             groups.append(group.linked(groups) if isinstance(group, RingGroup | ListGroup) else group)
-        needs_ids = any(group.needs_ids for group in groups)
+        needs_ids = bool(dedupe_us) or any(group.needs_ids for group in groups)
         columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
         text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
-        return Layout(tuple(groups), tuple(self._readings), columns, needs_ids, text, self.request)
+        if dedupe_us:
+            text += f"\ndedupe {dedupe_us} keep {SEEN_MAX}"
+        return Layout(tuple(groups), tuple(self._readings), columns, needs_ids, text, self.request, dedupe_us)
 
 
 class Binder:

@@ -36,7 +36,8 @@ class Events:
 class Operations:
     """Events and reads in the order they happen: rows (n,), times (n,), ops (n,), late (e,).
 
-    `ops[i] >= 0` is the read with that number, else event `~ops[i]`. Groups set `late` to 1 where an event is too old.
+    `ops[i] >= 0` is the read with that number, else event `~ops[i]`. Groups set `late` to 1 where an event is too old;
+    lateness.py has its other marks.
     """
 
     rows: NDArray[np.int64]
@@ -82,6 +83,10 @@ class Group(Protocol):
 
     def run(self, state: State, ops: Operations, out: State) -> None:
         """Add events and answer reads, in order. The state must be a function of the set of events."""
+        ...
+
+    def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each event (e,) is wanted and not too old; newest (e,) is the entity's newest event time by then."""
         ...
 
     def pack(
@@ -150,7 +155,8 @@ class Derived:
 class Layout:
     """Groups and readings of a view; `columns` counts (flags, numbers, bits) of an event; `text` is what is hashed.
 
-    `request` are the fields that a read may bring along, and their types.
+    `request` are the fields that a read may bring along, and their types; `dedupe_us` the span in which duplicates are
+    known, 0 for none.
     """
 
     groups: tuple[Group, ...]
@@ -159,6 +165,7 @@ class Layout:
     needs_ids: bool
     text: str
     request: Mapping[str, pl.DataType] = field(default_factory=dict)
+    dedupe_us: int = 0
 
     def make(self, capacity: int) -> list[State]:
         """State of `capacity` rows, a tuple of arrays for each group; a row must be cleared before it is used."""

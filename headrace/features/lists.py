@@ -10,7 +10,7 @@ from headrace.features.kernels.compile import Floats, Ints
 from headrace.features.kernels.id_lists import TEXT, run_list
 from headrace.features.kernels.list_codec import pack_list, unpack_list
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Group, Operations, State
+from headrace.features.layout import Events, Group, Operations, State
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +80,15 @@ class ListGroup:
             out[1],
             out[2],
         )
+
+    def reaches(
+        self,
+        events: Events,
+        times: NDArray[np.int64],  # noqa: ARG002
+        newest: NDArray[np.int64],  # noqa: ARG002
+    ) -> NDArray[np.bool_]:
+        """Whether each event (e,) is wanted: none is too old, it may only be none of the newest."""
+        return np.asarray(events.flags[:, self.flag] != 0, np.bool_)
 
     def pack(
         self,

@@ -1,10 +1,12 @@
 """The record: one entity's state in one view, packed.
 
     version | sequence | newest event time | newest arrival | section of each group, in layout order
+    | events that came lately, where the view has dedupe=
 
 Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have left every window,
 and empty ones, are not written, nor twice what two groups hold. A quiet entity costs some tens of bytes. Header:
-kernels/record_codec.py; sections: kernels/ring_codec.py, list_codec.py, tally_codec.py; numbers: kernels/varints.py.
+kernels/record_codec.py; sections: kernels/ring_codec.py, list_codec.py, tally_codec.py, seen_ids.py; numbers:
+kernels/varints.py.
 """
 
 import threading
@@ -21,6 +23,7 @@ from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
 from headrace.features.layout import Operations, State
+from headrace.features.seen_ids import SeenIds, skip_seen
 from headrace.features.threads import run_all
 
 if TYPE_CHECKING:
@@ -70,14 +73,14 @@ def pack_records(
     rows: NDArray[np.int64],
     sequence: int,
     arrival_us: int,
+    seen: SeenIds | None = None,
 ) -> list[bytes]:
-    """Packed records of rows (n,); newest_us (rows of the state,)."""
+    """Packed records of rows (n,); newest_us (rows of the state,), `seen` what a view with dedupe= remembers."""
     newest = newest_us[rows]
-    heads = partial(pack_heads, _signed(plan.version), sequence, newest, arrival_us)
-    packers = [
-        heads,
-        *(partial(group.pack, own, donor, rows, newest) for group, own, donor in plan.layout.with_donors(state)),
-    ]
+    packers = [partial(pack_heads, _signed(plan.version), sequence, newest, arrival_us)]
+    packers += [partial(group.pack, own, donor, rows, newest) for group, own, donor in plan.layout.with_donors(state)]
+    if seen is not None:
+        packers.append(partial(seen.pack, rows, newest))
     works = [partial(_room_for, plan, number, len(rows), pack) for number, pack in enumerate(packers)]
     sections = run_all(works) if len(rows) >= BLOCK_ROWS else [work() for work in works]
     ends = np.cumsum(sum(np.diff(edges) for _, edges in sections))
@@ -96,8 +99,11 @@ def unpack_records(
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
     blobs: Sequence[bytes],
+    seen: SeenIds | None = None,
 ) -> None:
     """Fill rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
+
+    Without `seen` the events that came lately are passed over: only a slab that takes events in needs them.
 
     Raises:
         LayoutError: written by another version of the view, or damaged.
@@ -119,6 +125,10 @@ def unpack_records(
     newest_us[rows] = newest
     for group, own, donor in plan.layout.with_donors(state):
         group.unpack(own, donor, rows, newest, data, at, ends)
+    if seen is not None:
+        seen.unpack(rows, newest, data, at, ends)
+    elif plan.layout.dedupe_us:
+        skip_seen(data, at, ends)
     if (at != ends).any():
         raise _damaged(plan, int(np.flatnonzero(at != ends)[0]))
 

@@ -17,6 +17,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from headrace.errors import StoreError, StoreUnavailableError
+from headrace.features.redis_cluster import Command, by_hash_tag, send_to_cluster
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
@@ -32,8 +33,9 @@ PART_KEYS = 1_000
 _SEND_BYTES = 1 << 18
 """Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
 
-CLUSTER_SCHEME = "redis+cluster"
+_CLUSTER = "+cluster://"
 
+_ONE_OF_MANY = "this is one node of a cluster: write redis+cluster:// in the URL"
 _AWAY = "check that Redis runs there and that its port can be reached from here"
 
 _FORBIDDEN = "the user of the URL may not do this: it needs @read, @write and @scripting"
@@ -63,6 +65,7 @@ _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
     (theirs.ClusterDownError, StoreUnavailableError, _NO_QUORUM),
     (theirs.SlotNotCoveredError, StoreUnavailableError, _NO_QUORUM),
     (theirs.TryAgainError, StoreUnavailableError, "the cluster moves slots: try again"),
+    (theirs.MovedError, StoreUnavailableError, "the cluster moves slots: try again"),
     (theirs.AskError, StoreUnavailableError, "the cluster moves slots: try again"),
     (theirs.RedisClusterException, StoreUnavailableError, _AWAY),
     (theirs.RedisError, StoreError, "Redis 6.2 or newer is needed; the key space must be Headrace's own"),
@@ -96,11 +99,14 @@ class Script:
 
 
 class RedisLink:
-    """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, or `redis+cluster://host:port`."""
+    """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, or a node of a cluster.
+
+    A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`); the other nodes are found through it.
+    """
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.shown_url = without_password(url)
-        self.cluster = url.startswith(f"{CLUSTER_SCHEME}://")
+        self.cluster = _CLUSTER in url
         # One quick retry brings an idle connection back that the server had closed; waiting is the caller's business.
         options: dict[str, Any] = {
             "protocol": 2,
@@ -111,7 +117,7 @@ class RedisLink:
         self.client: Any
         with self.errors("connecting"):
             if self.cluster:
-                self.client = RedisCluster.from_url(url.replace(CLUSTER_SCHEME, "redis", 1), **options)
+                self.client = RedisCluster.from_url(url.replace(_CLUSTER, "://", 1), **options)
             else:
                 try:
                     self.client = redis.Redis.from_url(url, **options)
@@ -133,10 +139,11 @@ class RedisLink:
             StoreUnavailableError: Redis does not answer.
         """
         with self.errors(f"reading {len(keys)} records"):
+            if self.cluster:
+                return self._mget_cluster(keys)
             values: list[bytes | None] = []
             for start in range(0, len(keys), KEYS_MAX):
-                part = keys[start : start + KEYS_MAX]
-                values += self.client.mget_nonatomic(part) if self.cluster else self.client.mget(part)
+                values += self.client.mget(keys[start : start + KEYS_MAX])
             return values
 
     def mget_parts(self, keys: Sequence[bytes]) -> Iterator[list[bytes | None]]:
@@ -164,6 +171,33 @@ class RedisLink:
                 for start in starts[done:]:
                     yield self.mget(keys[start : start + PART_KEYS])
 
+    def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
+        """The hash at each of `keys`, empty where there is none, in one round trip.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        with self.errors(f"reading {len(keys)} hashes"):
+            if self.cluster:
+                flat = self._cluster_replies([("HGETALL", key) for key in keys], keys)
+                return [dict(zip(reply[::2], reply[1::2], strict=True)) for reply in flat]
+            with self.client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.hgetall(key)
+                return list(pipeline.execute())
+
+    def unlink(self, keys: Sequence[bytes]) -> int:
+        """Delete `keys`; return how many there were.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; some may be gone.
+        """
+        with self.errors(f"deleting {len(keys)} keys"):
+            if not self.cluster:
+                return int(self.client.unlink(*keys))
+            parts = [[keys[index] for index in indexes] for indexes in by_hash_tag(keys).values()]
+            return sum(self._cluster_replies([("UNLINK", *part) for part in parts], [part[0] for part in parts]))
+
     def run(self, script: Script, calls: Iterable[_Call]) -> list[Any]:
         """The replies of `script` for each (keys, arguments) of `calls`, in one round trip on a single server.
 
@@ -183,10 +217,7 @@ class RedisLink:
                 _, again = self._run_loaded(script, [made[index] for index in unknown])
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-            return replies
+            return _without_errors(replies)
 
     def close(self) -> None:
         """Close all connections."""
@@ -201,9 +232,10 @@ class RedisLink:
     def _run_loaded(self, script: Script, calls: Iterable[_Call]) -> tuple[list[_Call], list[Any]]:
         """The calls and their replies, errors among them."""
         made: list[_Call] = []
-        if self.cluster:  # redis-py's cluster pipelines refuse EVALSHA
+        if self.cluster:
             made.extend(calls)
-            return made, [self._run_one(script, keys, arguments) for keys, arguments in made]
+            commands: list[Command] = [("EVALSHA", script.sha, len(keys), *keys, *given) for keys, given in made]
+            return made, send_to_cluster(self.client, commands, [keys[0] for keys, _ in made])
         to_come = iter(calls)
         try:
             return made, list(self._replies(_commands(script, to_come, made)))
@@ -234,16 +266,29 @@ class RedisLink:
         finally:
             pool.release(connection)
 
-    def _run_one(self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
-        try:
-            return self.client.evalsha(script.sha, len(keys), *keys, *arguments)
-        except theirs.ResponseError as exc:
-            return exc
+    def _mget_cluster(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As `mget`: one MGET a hash tag and `KEYS_MAX` keys, all nodes at once."""
+        parts = [
+            indexes[start : start + KEYS_MAX]
+            for indexes in by_hash_tag(keys).values()
+            for start in range(0, len(indexes), KEYS_MAX)
+        ]
+        commands: list[Command] = [("MGET", *[keys[index] for index in part]) for part in parts]
+        values: list[bytes | None] = [None] * len(keys)
+        for part, found in zip(parts, self._cluster_replies(commands, [keys[part[0]] for part in parts]), strict=True):
+            for index, value in zip(part, found, strict=True):
+                values[index] = value
+        return values
+
+    def _cluster_replies(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
+        return _without_errors(send_to_cluster(self.client, commands, keys))
 
     def _ours(self, exc: Exception, doing: str) -> StoreError:
         quoted = [(our, advice) for text, our, advice in _REPLIES if text in str(exc)]
         known = [(our, advice) for kind, our, advice in _ERRORS if isinstance(exc, kind)]
         our, advice = (quoted + known)[0]
+        if isinstance(exc, theirs.MovedError) and not self.cluster:
+            our, advice = StoreError, _ONE_OF_MANY
         return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
 
 
@@ -260,6 +305,13 @@ def _reply(connection: Any) -> Any:
         return connection.read_response()
     except theirs.ResponseError as exc:
         return exc
+
+
+def _without_errors(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 def without_password(url: str) -> str:

@@ -9,34 +9,29 @@ is what a live read at that moment would have given, and no event leaks into a r
 Late events are applied when they come, as in the live flow; their place in windows and lists is that of their time.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.errors import DeclarationError, DecodeError, LayoutError, SchemaError, SourceError
+from headrace.errors import DeclarationError, LayoutError, SourceError
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.expressions import request_columns
+from headrace.features.external_sort import Block, keys_of, merged
+from headrace.features.history import MEMORY_ROWS, History, Span, Table, open_log, read_spine, tables_of, time_of
 from headrace.features.keys import ids_of_texts, key_columns
 from headrace.features.layout import Operations
 from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
-from headrace.features.view import FeatureView, ViewPlan, events_of, plan_of
-from headrace.schemas import Event, codec_for, conform, spec_of
-from headrace.schemas.avro_files import read_avro_file
+from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.schemas import Event
 
 CHUNK_ROWS = 500_000
 """Events and spine rows that `replay` walks at a time."""
-
-_JSON_LINES = (".jsonl", ".ndjson")
-
-Table: TypeAlias = pl.DataFrame | str | Path
-History: TypeAlias = Table | Mapping[type[Event], Table]
 
 
 class Replay:
@@ -111,41 +106,50 @@ def replay(
     spine: Table,
     *,
     chunk_rows: int = CHUNK_ROWS,
+    memory_rows: int = MEMORY_ROWS,
 ) -> pl.DataFrame:
     """The spine with every feature as of each row's time: columns `<view>.<feature>`, rows in the spine's order.
 
     Arguments:
         views: the views to read.
         events: history of their event classes: one table if there is one class, else a table each. A table is a frame,
-            or a path to Parquet, Arrow IPC, Avro, JSON lines or CSV. It need not be sorted.
+            a lazy frame, or files: Parquet, Arrow IPC, Avro, JSON lines or CSV, by path, glob, folder of an archive or
+            URL, or a list of these. It need not be sorted.
         spine: each view's entity columns and `event_time` (datetime, or int64 microseconds UTC), and the fields of the
             request that a view declares.
         chunk_rows: events and spine rows walked at a time; bounds memory, never changes the result.
+        memory_rows: events in memory at a time; a larger log is sorted on disk. Never changes the result.
 
     Raises:
         SpineError: the spine lacks a column, or has one of another type.
         SchemaError: events do not fit their declaration, or a class is missing.
-        SourceError: a file that cannot be read.
+        SourceError: a file that is not there or cannot be read.
     """
     wanted = [views] if isinstance(views, type) else list(views)
     walk = Replay(wanted)
-    history = _history(walk.plans, events)
-    rows = _read_table(spine, "spine")
+    tables = tables_of(walk.plans, events)
+    rows = read_spine(spine)
     check_spine(walk.plans, rows)
     times_us = spine_times(rows, walk.plans[0].name)
     order = None if (times_us[1:] >= times_us[:-1]).all() else np.argsort(times_us, kind="stable")
     parts = []
-    for chunk, part in _chunks(history, rows if order is None else rows[order], walk.plans[0].name, chunk_rows):
-        answers = walk.advance(chunk, part)
-        assert answers is not None
-        frames = [answers[plan.name].to_polars(f"{plan.name}.") for plan in walk.plans]
-        parts.append(pl.concat(frames, how="horizontal"))
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+        log = open_log(tables, Span(until_us=int(times_us.max(initial=0))), memory_rows, lambda: Path(folder))
+        for chunk, part, _ in chunks(log, rows if order is None else rows[order], chunk_rows, memory_rows):
+            answers = walk.advance(chunk, part)
+            assert answers is not None
+            parts.append(joined(walk.plans, answers))
     values = pl.concat(parts)
     if order is not None:
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         values = values[back]
     return pl.concat([rows, values], how="horizontal")
+
+
+def joined(plans: Sequence[ViewPlan], answers: Mapping[str, Answer]) -> pl.DataFrame:
+    """Answers of some views side by side, columns `<view>.<feature>`."""
+    return pl.concat([answers[plan.name].to_polars(f"{plan.name}.") for plan in plans], how="horizontal")
 
 
 def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame) -> Answer:
@@ -178,75 +182,32 @@ def _in_time(rows: Rows) -> Rows:
     return rows if ordered else rows.take(np.argsort(rows.time_us, kind="stable"))
 
 
-def _history(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], pl.DataFrame]:
-    """One frame for each event class that the views read, sorted by time."""
-    sources = list(events_of(plans))
-    names = ", ".join(event.__name__ for event in sources)
-    if not isinstance(events, Mapping):
-        if len(sources) > 1:
-            raise SchemaError(f"replay: the views read {names}; give events as a dict with a table for each")
-        events = {sources[0]: events}
-    absent = [event.__name__ for event in sources if event not in events]
-    if absent:
-        raise SchemaError(f"replay: the views read {names}; there are no events of {', '.join(absent)}")
-    return {event: _read_events(events[event], event) for event in sources}
+def chunks(
+    log: Mapping[type[Event], Sequence[Block]], spine: pl.DataFrame, chunk_rows: int, memory_rows: int
+) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
+    """Cut a log and a spine sorted by time at common times: events before a cut, spine rows up to and at it, the cut.
+
+    Only a part of the log is in memory at a time. It ends with the spine, at None where the log ends as well.
+    """
+    spine_us = spine_times(spine, "")
+    answered = 0
+    times = {event: time_of(event) for event in log}
+    for frames, cut in merged(log, times, max(memory_rows // 4, 1)):
+        end = spine.height if cut is None else int(np.searchsorted(spine_us, cut, "right"))
+        for chunk, part, inner in _cut(frames, spine[answered:end], spine_us[answered:end], chunk_rows):
+            yield chunk, part, cut if inner is None else inner
+        answered = end
+        if answered == spine.height:
+            return
 
 
-def _read_events(table: Table, event: type[Event]) -> pl.DataFrame:
-    spec = spec_of(event)
-    if isinstance(table, pl.DataFrame):
-        frame = table
-    elif Path(table).suffix in _JSON_LINES:
-        frame = _opened(lambda path: _decoded(path, event), Path(table), f"events {spec.name}")
-    else:
-        frame = conform(_read_table(table, f"events {spec.name}", spec.polars), spec)
-    if spec.time not in frame.columns:
-        raise SchemaError(f"event {spec.name}: no column {spec.time!r}; there are {', '.join(frame.columns)}")
-    return frame.sort(spec.time, maintain_order=True)
-
-
-def _decoded(path: Path, event: type[Event]) -> pl.DataFrame:
-    """A file of JSON lines, each an event."""
-    found = codec_for(event, "json").decode([line for line in path.read_bytes().splitlines() if line.strip()])
-    if found.bad:
-        bad = found.bad[0]
-        raise SchemaError(f"{path} · line {bad.index + 1}: {bad.detail}; {len(found.bad)} lines in all cannot be read")
-    return found.frame
-
-
-def _read_table(table: Table, role: str, schema: Mapping[str, pl.DataType] | None = None) -> pl.DataFrame:
-    """A frame, or the file of one; `schema` tells which columns of a CSV are texts."""
-    if isinstance(table, pl.DataFrame):
-        return table
-    texts = {name: dtype for name, dtype in (schema or {}).items() if dtype == pl.String}
-    readers: dict[str, Callable[[Path], pl.DataFrame]] = {
-        ".parquet": pl.read_parquet,
-        **dict.fromkeys((".arrow", ".ipc", ".feather"), pl.read_ipc),
-        **dict.fromkeys(_JSON_LINES, pl.read_ndjson),
-        ".avro": read_avro_file,
-        ".csv": partial(pl.read_csv, try_parse_dates=True, schema_overrides=texts, infer_schema_length=10_000),
-    }
-    path = Path(table)
-    if path.suffix not in readers:
-        raise SourceError(f"{role}: {path.name!r} is of no known kind; use one of {', '.join(readers)}")
-    return _opened(readers[path.suffix], path, role)
-
-
-def _opened(read: Callable[[Path], pl.DataFrame], path: Path, role: str) -> pl.DataFrame:
-    try:
-        return read(path)
-    except (OSError, DecodeError, pl.exceptions.PolarsError) as exc:
-        raise SourceError(f"{role}: cannot read {path}: {exc}") from exc
-
-
-def _chunks(
-    history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, view: str, chunk_rows: int
-) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame]]:
-    """Cut sorted history and spine at common times: events before a cut go with the spine rows up to and at it."""
-    event_us = {event: _times(frame, event) for event, frame in history.items()}
-    spine_us = spine_times(spine, view)
-    merged = np.sort(np.concatenate([spine_us, *event_us.values()]))
-    cuts = [*np.unique(merged[chunk_rows::chunk_rows]).tolist(), None]
+def _cut(
+    history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, spine_us: NDArray[np.int64], chunk_rows: int
+) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
+    """The same for events in memory, sorted by time."""
+    event_us = {event: keys_of(frame, time_of(event)) for event, frame in history.items()}
+    merged_us = np.sort(np.concatenate([spine_us, *event_us.values()]), kind="stable")  # of sorted runs: fast
+    cuts = [*np.unique(merged_us[chunk_rows::chunk_rows]).tolist(), None]
     taken, answered = dict.fromkeys(history, 0), 0
     for cut in cuts:
         chunk = {}
@@ -255,13 +216,5 @@ def _chunks(
             chunk[event] = frame[taken[event] : end]
             taken[event] = end
         end = spine.height if cut is None else int(np.searchsorted(spine_us, cut, "right"))
-        yield chunk, spine[answered:end]
+        yield chunk, spine[answered:end], cut
         answered = end
-
-
-def _times(frame: pl.DataFrame, event: type[Event]) -> NDArray[np.int64]:
-    return (
-        frame.select(pl.col(spec_of(event).time).cast(pl.Datetime("us")).cast(pl.Int64))
-        .to_series()
-        .to_numpy(writable=True)
-    )

@@ -10,7 +10,7 @@ from headrace.features.kernels.cells import FIRST, WIDTH
 from headrace.features.kernels.compile import Floats, Ints
 from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
 from headrace.features.kernels.rings import EMPTY, clear_out, run_ring
-from headrace.features.layout import Group, Operations, State
+from headrace.features.layout import Events, Group, Operations, State
 from headrace.features.windows import Window
 
 
@@ -102,6 +102,16 @@ class RingGroup:
             np.empty((1, 1, self.width), np.float64),
             out[0].reshape(len(out[0]), 1, self.width),
         )
+
+    def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each event (e,) is wanted and not too old."""
+        wanted = np.zeros(len(times), np.bool_)
+        for code, _, flag, column in self.items.tolist():
+            admits = events.flags[:, flag] != 0
+            if code != FIRST and column >= 0:
+                admits &= np.isfinite(events.numbers[:, column])
+            wanted |= admits
+        return np.asarray(wanted & (times >= self.window.start_us(newest)), np.bool_)
 
     def pack(
         self,

@@ -6,7 +6,7 @@ of a moment not earlier than the newest event that was added; an earlier read ma
 Not thread-safe.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -18,8 +18,10 @@ from headrace.features.event_rows import Rows
 from headrace.features.kernels.id_map import IdMap
 from headrace.features.kernels.rings import run_newest
 from headrace.features.keys import entity_ids, ids_of_texts, shard_of, texts_of
+from headrace.features.lateness import LATE, TOO_LATE, mark_too_late
 from headrace.features.layout import Operations, State
 from headrace.features.record import pack_records, unpack_records
+from headrace.features.seen_ids import SeenIds
 from headrace.features.threads import run_parts
 from headrace.features.view import ViewPlan
 
@@ -43,6 +45,7 @@ class Slab:
         self._ids = np.zeros(capacity, np.int64)
         self._texts: dict[int, bytes] = {}  # only keys that are texts
         self._order = EntityOrder()
+        self._seen = SeenIds(plan.layout.dedupe_us, capacity) if plan.layout.dedupe_us else None
 
     def __len__(self) -> int:
         return len(self._map)
@@ -51,7 +54,8 @@ class Slab:
     def nbytes(self) -> int:
         """Memory of the arrays, rows to spare included."""
         arrays = [array for state in self._state for array in state]
-        return sum(array.nbytes for array in (*arrays, self.newest_us, self._dirty, self._ids)) + self._map.nbytes
+        held = sum(array.nbytes for array in (*arrays, self.newest_us, self._dirty, self._ids))
+        return held + self._map.nbytes + (self._seen.nbytes if self._seen else 0)
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of each entity, -1 where absent: (n,) -> (n,)."""
@@ -73,28 +77,46 @@ class Slab:
         A late event is older than some window that ends at the entity's newest event. It is left out of that window
         only, and would be outside of it for every read from now on.
         """
+        marks = self.take_in(rows, at)
+        return int(np.count_nonzero((marks == LATE) | (marks == TOO_LATE)))
+
+    def take_in(self, rows: Rows, at: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
+        """Like `update`; returns what became of each event (n,), one of the marks of lateness.py."""
         if at is None:
             at = self.rows_of_events(rows)
         ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.uint8))
         self.run(ops, self.plan.layout.outputs(0), np.empty(0, np.int64))
         self.mark_dirty(at)
-        return int(ops.late.sum())
+        return ops.late
 
     def run(self, ops: Operations, outputs: list[State], newest: NDArray[np.int64]) -> None:
         """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest."""
         if len(ops.late) >= SORTED_MIN:
             sorted_ops, source = self._order.sorted(ops)
-            run_parts(
-                sorted_ops.rows, lambda begin, end: self._run_as_given(sorted_ops.part(begin, end), outputs, newest)
-            )
+            self._carry_out(sorted_ops, outputs, newest, run_parts)
             report_late(sorted_ops.late, source, ops.late)
         else:
-            self._run_as_given(ops, outputs, newest)
+            self._carry_out(ops, outputs, newest, lambda rows, work: work(0, len(rows)))
 
-    def _run_as_given(self, ops: Operations, outputs: list[State], newest: NDArray[np.int64]) -> None:
-        run_newest(self.newest_us, ops.rows, ops.times, ops.ops, newest)
-        for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
-            group.run(state, ops, out)
+    def _carry_out(
+        self,
+        ops: Operations,
+        outputs: list[State],
+        newest: NDArray[np.int64],
+        in_parts: Callable[[NDArray[np.int64], Callable[[int, int], None]], None],
+    ) -> None:
+        if self._seen is not None:
+            ops = self._seen.without_duplicates(ops)
+        older = np.empty((len(ops.late), 2), np.int64)
+
+        def work(begin: int, end: int) -> None:
+            part = ops.part(begin, end)
+            run_newest(self.newest_us, part.rows, part.times, part.ops, newest, older)
+            for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
+                group.run(state, part, out)
+
+        in_parts(ops.rows, work)
+        mark_too_late(self.plan.layout.groups, ops, older)
 
     def read(
         self,
@@ -123,7 +145,7 @@ class Slab:
         packed: list[bytes] = []
         for start in range(0, len(rows), _GROUP_ROWS):
             part = np.require(rows[start : start + _GROUP_ROWS], np.int64, ["C", "W"])
-            packed += pack_records(self.plan, self._state, self.newest_us, part, sequence, arrival_us)
+            packed += pack_records(self.plan, self._state, self.newest_us, part, sequence, arrival_us, self._seen)
         return packed
 
     def load(self, ids: NDArray[np.int64], texts: Sequence[bytes], blobs: Sequence[bytes | None]) -> None:
@@ -141,7 +163,7 @@ class Slab:
             for start in range(0, len(held), _GROUP_ROWS):
                 part = held[start : start + _GROUP_ROWS]
                 found = [blob for index in part if (blob := blobs[index]) is not None]
-                unpack_records(self.plan, self._state, self.newest_us, rows[part], found)
+                unpack_records(self.plan, self._state, self.newest_us, rows[part], found, self._seen)
         except BaseException:
             self.drop(rows)
             raise
@@ -149,6 +171,8 @@ class Slab:
     def drop(self, rows: NDArray[np.int64]) -> None:
         """Forget records (eviction); their rows are reused."""
         self._map.remove(self._ids[rows])
+        if self._seen is not None:
+            self._seen.clear(np.require(rows, np.int64, ["C", "W"]))
         self._dirty[rows] = False
         if self._texts:
             for row in rows.tolist():
@@ -202,6 +226,8 @@ class Slab:
         if rows.size:
             for group, state in zip(self.plan.layout.groups, self._state, strict=True):
                 group.clear(state, rows)
+            if self._seen is not None:
+                self._seen.clear(rows)
             self.newest_us[rows] = NEVER
             self._dirty[rows] = False
 
@@ -212,6 +238,8 @@ class Slab:
             for source, target in zip(old, new, strict=True):
                 target[:held] = source
         self._state = grown
+        if self._seen is not None:
+            self._seen.grow(capacity)
         added = capacity - held
         self.newest_us = np.concatenate([self.newest_us, np.full(added, NEVER, np.int64)])
         self._dirty = np.concatenate([self._dirty, np.zeros(added, np.bool_)])

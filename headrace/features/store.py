@@ -131,7 +131,7 @@ class OnlineStore:
 
     @classmethod
     def open(cls, url: str, shards: int = 32, namespace: str = "hr") -> Self:
-        """Connect to `url` (`redis://`, `rediss://`, `unix://`, `redis+cluster://`).
+        """Connect to `url` (`redis://`, `rediss://`, `unix://`, `redis+cluster://` for a node of a cluster).
 
         `shards` is fixed for a namespace when it is first opened: it decides where each record lives.
 
@@ -285,10 +285,8 @@ class OnlineStore:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        with self._link.errors("reading fences"), self._link.client.pipeline(transaction=False) as pipeline:
-            for shard in shards:
-                pipeline.hgetall(self._prefix(plan, shard) + b"!fence")
-            return {shard: _fence(held) for shard, held in zip(shards, pipeline.execute(), strict=True)}
+        held = self._link.hashes([self._prefix(plan, shard) + b"!fence" for shard in shards])
+        return {shard: _fence(each) for shard, each in zip(shards, held, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
         """Apply each write if its shard's fence is as expected: one script a shard, all in one pipeline.
@@ -348,13 +346,8 @@ class OnlineStore:
         if self.active(view_name) == fingerprint:
             raise StoreError(f"view {view_name} · version {fingerprint} is active; activate another one first")
         keys, dropped = self._scan_keys(view_name, fingerprint, b"[:!]"), 0
-        with self._link.errors(f"dropping {view_name} {fingerprint}"):
-            while part := list(islice(keys, KEYS_MAX)):
-                dropped += (
-                    sum(self._link.client.unlink(key) for key in part)
-                    if self._link.cluster
-                    else (self._link.client.unlink(*part))
-                )
+        while part := list(islice(keys, KEYS_MAX)):
+            dropped += self._link.unlink(part)
         return dropped
 
     def require_active(self, plan: ViewPlan) -> None:

@@ -10,7 +10,7 @@ from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.tallies import DISTINCT, TOP, run_tally
 from headrace.features.kernels.tally_codec import pack_tally, unpack_tally
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Operations, State
+from headrace.features.layout import Events, Operations, State
 from headrace.features.windows import Window
 
 ENTRIES_PER_KEEP = 4
@@ -95,6 +95,10 @@ class TallyGroup:
             out[2],
             out[3],
         )
+
+    def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each event (e,) is wanted and not too old."""
+        return np.asarray((events.flags[:, self.flag] != 0) & (times >= self.window.start_us(newest)), np.bool_)
 
     def pack(
         self,

@@ -1,13 +1,14 @@
 """The threads that carry out a large batch: its operations are sorted by entity, so a cut between two entities is safe.
 
 operations   a1 a2 b1 c1 c2 c3 | d1 e1 e2 f1
-             thread 1            thread 2        each touches rows of the slab that are its own; kernels hold no lock
+             thread 1            thread 2      each touches rows of the slab that are its own; kernels hold no lock
 """
 
 import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -45,7 +46,7 @@ def run_parts(rows: NDArray[np.int64], work: Callable[[int, int], None]) -> None
         return
     cuts = np.searchsorted(rows, rows[[len(rows) * part // parts for part in range(1, parts)]]).tolist()
     edges = [0, *cuts, len(rows)]
-    *others, last = [pair for pair in zip(edges, edges[1:], strict=False) if pair[0] < pair[1]]
+    *others, last = [pair for pair in pairwise(edges) if pair[0] < pair[1]]
     waiting = [_pool().submit(work, *part) for part in others]
     work(*last)
     for found in waiting:

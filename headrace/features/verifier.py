@@ -1,12 +1,13 @@
 """Does the store hold what the log says? Replay the log up to the store's offsets and compare, feature by feature.
 
 A shard's offsets say exactly which rows its records are made of: row r of partition p counts iff r's offset is below
-the shard's next offset of p. The replay applies those rows, in any order, to an empty slab; both sides are then read as
-of the same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all else
-is equal.
+the shard's next offset of p. The replay applies those rows, in any order, to an empty slab (with `dedupe=` in the
+order of each partition: a duplicate that came after the span counted there and counts here); both sides are then read
+as of the same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all
+else is equal.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,8 +16,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError, StoreError
-from headrace.features.answer import Answer, Column, Lists
-from headrace.features.event_rows import Rows
+from headrace.features.answer import NEVER, Answer, Column, Lists
+from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.keys import entity_ids, ids_of_texts, shard_of
 from headrace.features.reader import entity_frame
 from headrace.features.record import read_packed
@@ -216,19 +217,48 @@ def _compared(
     """Replay the rows of the entities whose offset is below `limit`, and compare."""
     ids, texts, blobs = entities
     slab, row_count, newest_us = Slab(plan), 0, 0
-    for part in log:
-        rows = plan.rows(part.event, part.frame)
-        rows = rows.take(np.isin(rows.ids, ids) & (part.offsets[rows.index] < limit(rows, part.partition)))
-        if len(rows):
-            row_count += len(rows)
-            newest_us = max(newest_us, int(rows.time_us.max()))
-            slab.update(rows)
+    for rows in _replayed(plan, log, ids, limit):
+        row_count += len(rows)
+        newest_us = max(newest_us, int(rows.time_us.max()))
+        slab.update(rows)
     at_us = newest_us + 1 if now_us is None else now_us
     expected = slab.read(slab.locate(ids), at_us)
     found = read_packed(plan, ids, texts, blobs, at_us)
     expired = expected.found & ~found.found if plan.ttl_us else np.zeros(ids.size, np.bool_)
     features, examples = _differences(expected, found, texts, ~expired)
     return Verification(plan.name, ids.size, row_count, int(expired.sum()), features, examples)
+
+
+def _replayed(
+    plan: ViewPlan,
+    log: Sequence[_Part],
+    ids: NDArray[np.int64],
+    limit: Callable[[Rows, str], NDArray[np.int64] | np.int64],
+) -> Iterator[Rows]:
+    """The rows that count of the entities `ids`; those of a view with `dedupe=` in one piece, as a flow takes them."""
+    kept: list[tuple[str, Rows]] = []
+    for part in log:
+        rows = plan.rows(part.event, part.frame)
+        rows = rows.take(np.isin(rows.ids, ids) & (part.offsets[rows.index] < limit(rows, part.partition)))
+        if not len(rows):
+            continue
+        if plan.layout.dedupe_us:
+            kept.append((part.partition, rows))
+        else:
+            yield rows
+    if kept:
+        yield _side_by_side(kept)
+
+
+def _side_by_side(parts: Sequence[tuple[str, Rows]]) -> Rows:
+    """All rows in one order: each partition's own, and the partitions abreast in event time, as a flow reads them."""
+    reached: dict[str, int] = {}
+    moments = []
+    for partition, rows in parts:
+        moments.append(np.maximum.accumulate(np.maximum(rows.time_us, reached.get(partition, NEVER))))
+        reached[partition] = int(moments[-1][-1])
+    order = np.argsort(np.concatenate(moments), kind="stable")
+    return concat_rows([rows for _, rows in parts]).take(order)
 
 
 def _differences(

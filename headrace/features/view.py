@@ -38,6 +38,11 @@ class FeatureView:
     Class arguments:
         source: event class, or tuple of classes, that the view reads. Without one the class is a base for other views.
         entity: column, or tuple of columns, that all sources have: one record for each of their values.
+        dedupe: span ("10m") in which an event that comes again is left out; None takes every delivery for an event of
+            its own. The events need an `id`. An event is known by its class, id and time, as long as its time is less
+            than the span before its entity's newest event; of an entity with more than 65,536 events in the span, only
+            the newest so many are known. A duplicate that comes later still is counted again. Each event of the span
+            costs the record 8 to 13 bytes, in every write.
         ttl: span ("30d") after which the store forgets a record that got no event; None keeps it.
         request: fields that a read brings along, {"price": float}; see features/expressions.py.
         name: name of the view; the class name in snake case if left out.
@@ -53,6 +58,7 @@ class FeatureView:
         *,
         source: type[Event] | Sequence[type[Event]] | None = None,
         entity: str | Sequence[str] | None = None,
+        dedupe: str | None = None,
         ttl: str | None = None,
         request: Mapping[str, type] | None = None,
         name: str | None = None,
@@ -68,7 +74,7 @@ class FeatureView:
         if not sources or not keys:
             role, example = ("source", "SomeEvent") if not sources else ("entity", '"some_column"')
             raise DeclarationError(f"view {view}: no {role}; add {role}={example} to the class arguments")
-        cls._plan = _plan(cls, view, sources, keys, ttl, request or {})
+        cls._plan = _plan(cls, view, sources, keys, dedupe, ttl, request or {})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +139,7 @@ def _plan(
     name: str,
     sources: tuple[type[Event], ...],
     keys: tuple[str, ...],
+    dedupe: str | None,
     ttl: str | None,
     request: Mapping[str, type],
 ) -> ViewPlan:
@@ -143,7 +150,7 @@ def _plan(
     for attribute, aggregation in sorted(declared.items(), key=lambda item: isinstance(item[1], Ratio)):
         builder.bind(attribute, aggregation)
     builder.bind_expressions(expressions)
-    layout = builder.layout()
+    layout = builder.layout(_dedupe_us(name, sources, dedupe))
     return ViewPlan(
         name=name,
         entity=keys,
@@ -156,6 +163,18 @@ def _plan(
         span_us=_span_us(layout),
         readers={event: EventReader(name, event, keys, key_dtype, builder, layout) for event in sources},
     )
+
+
+def _dedupe_us(name: str, sources: tuple[type[Event], ...], dedupe: str | None) -> int:
+    if dedupe is None:
+        return 0
+    for event in sources:
+        if spec_of(event).id is None:
+            raise DeclarationError(
+                f"view {name}: dedupe={dedupe!r} knows events by their id, and event {event.__name__} declares none; "
+                f'add id="some_column" to the class arguments of {event.__name__}, or leave dedupe= out',
+            )
+    return parse_span_s(dedupe, f"view {name} · dedupe") * SECOND_US
 
 
 def _aggregations(view: type[FeatureView], name: str) -> tuple[dict[str, Aggregation], dict[str, pl.Expr]]:

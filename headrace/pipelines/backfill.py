@@ -22,6 +22,7 @@ from headrace.pipelines.materializer import FlushSummary, Materializer
 from headrace.pipelines.shard import ShardSet
 from headrace.pipelines.source import Source
 from headrace.schemas import DeadLetters
+from headrace.schemas.registry import SchemaRegistry
 
 FLUSH_S = 5.0
 """Interval of flushes: nobody waits for fresh values, and what a crash loses is read again."""
@@ -48,6 +49,7 @@ def backfill(
     *,
     handover: Mapping[str, int] | None = None,
     dead_letters: DeadLetters,
+    registry: SchemaRegistry | None = None,
     on_flush: Callable[[FlushSummary], None] = lambda _summary: None,
 ) -> list[Backfilled]:
     """Bring `history`, a source that ends, into new versions of `views`, and switch readers to them.
@@ -64,8 +66,15 @@ def backfill(
     before = {plan.name: store.active(plan.name) for plan in plans}
     waiting = [view for view, plan in zip(views, plans, strict=True) if not _is_done(plan, store, ends)]
     if waiting:
-        step = Materializer(waiting, store, flush_s=(FLUSH_S, FLUSH_S), catch_up_s=FLUSH_S, dirty_max=DIRTY_MAX)
-        loop.run(history, Intake(step.events, dead_letters=dead_letters), [step], out=on_flush)
+        step = Materializer(
+            waiting,
+            store,
+            flush_s=(FLUSH_S, FLUSH_S),
+            catch_up_s=FLUSH_S,
+            dirty_max=DIRTY_MAX,
+            dead_letters=dead_letters,
+        )
+        loop.run(history, Intake(step.events, dead_letters=dead_letters, registry=registry), [step], out=on_flush)
         if not history.exhausted:  # asked to stop: what was applied is kept, nothing is switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])
             return []

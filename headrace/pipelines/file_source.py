@@ -6,8 +6,7 @@ event-time order first, ties in file order: its row numbers are those of the sor
 payloads, so that a bad line costs that line only; they keep their order.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,22 +14,22 @@ import numpy as np
 import polars as pl
 
 from headrace.clock import wall_us
-from headrace.errors import DecodeError, OffsetLostError, SchemaError, SourceError
+from headrace.errors import OffsetLostError, SourceError
 from headrace.pipelines.source import Batch
-from headrace.schemas import Event, EventSpec, conform, spec_of
-from headrace.schemas.avro_files import read_avro_file
+from headrace.schemas import Event, EventSpec, spec_of
+from headrace.schemas.event_files import format_of, is_lines, read_events, read_lines
+from headrace.schemas.file_finder import EventFile, find_files
 
 ROWS_MAX = 262_144
 """Rows a batch: the larger, the more events of one entity meet in it, and share the fetch of its record."""
-
-_MAGIC = frozenset("*?[")
 
 
 class FileSource:
     """Batches of the files of one event class.
 
-    `paths` are files or globs (`**` included). A partition is named "<topic>/<path below the glob's fixed part>", so
-    that it does not change with the working folder. `rows_max` bounds a batch.
+    `paths` are files, globs (`**` included) or folders of an archive, here or by URL (`file_finder`). A partition is
+    named "<topic>/<path below the glob's fixed part>", so that it does not change with the working folder. `rows_max`
+    bounds a batch.
 
     Raises:
         SourceError: from the first call on, when a file is missing, empty or unreadable; it names the file.
@@ -51,7 +50,7 @@ class FileSource:
         self._sort = sort
         self._rows_max = rows_max
         self._owner = (0, 1)
-        self._files: dict[str, Path] | None = None
+        self._files: dict[str, EventFile] | None = None
         self._pending: list[str] | None = None
         self._positions: dict[str, int] = {}
         self._open: tuple[str, pl.DataFrame | list[bytes]] | None = None
@@ -128,99 +127,31 @@ class FileSource:
 
     def _read(self, name: str) -> pl.DataFrame | list[bytes]:
         assert self._files is not None
-        path = self._files[name]
-        try:
-            rows = _READERS[path.suffix.lower()](path, self._spec)
-        except (OSError, DecodeError, pl.exceptions.PolarsError) as exc:
-            raise SourceError(f"file {path} cannot be read: {exc}") from exc
+        file = self._files[name]
+        rows = read_lines(file) if is_lines(file) else read_events(file, self._event)
         if not len(rows):
-            raise SourceError(f"file {path} has no rows")
+            raise SourceError(f"file {file.url} has no rows")
         if len(rows) < self._positions[name]:
             raise OffsetLostError(
-                f"file {path} has {len(rows)} rows, but {self._positions[name]} were read from it before: "
+                f"file {file.url} has {len(rows)} rows, but {self._positions[name]} were read from it before: "
                 "give a changed file a new name, or start a fresh store",
             )
-        if isinstance(rows, list):
-            return rows
-        try:
-            rows = conform(rows, self._spec)
-        except SchemaError as exc:
-            raise SchemaError(f"file {path}: {exc}") from exc
-        if not self._sort or rows[self._spec.time].is_sorted():
+        if isinstance(rows, list) or not self._sort or rows[self._spec.time].is_sorted():
             return rows
         return rows.sort(self._spec.time, maintain_order=True)
 
 
-def _find(paths: Sequence[str | Path], spec: EventSpec) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in paths:
-        for file, relative in _matches(str(path)):
-            name = f"{spec.topic}/{relative}"
-            if found.setdefault(name, file) != file:
-                raise SourceError(f"files {found[name]} and {file} would share the partition name {name!r}; rename one")
-            if file.suffix.lower() not in _READERS:
-                raise SourceError(f"file {file}: no reader for {file.suffix!r}; use one of {', '.join(_READERS)}")
-            if file.stat().st_size == 0:
-                raise SourceError(f"file {file} is empty")
+def _find(paths: Sequence[str | Path], spec: EventSpec) -> dict[str, EventFile]:
+    found: dict[str, EventFile] = {}
+    for file in find_files(paths, spec.topic):
+        name = f"{spec.topic}/{file.name}"
+        if found.setdefault(name, file).path != file.path:
+            raise SourceError(
+                f"files {found[name].url} and {file.url} would share the partition name {name!r}; rename one"
+            )
+        format_of(file)
+        if file.size == 0:
+            raise SourceError(f"file {file.url} is empty")
     if not found:
         raise SourceError(f"event {spec.name}: no files given")
     return found
-
-
-def _matches(path: str) -> list[tuple[Path, str]]:
-    """Files of a path or glob, each with its path below the part without wildcards."""
-    plain = Path(path)
-    if plain.is_file():
-        return [(plain, plain.name)]
-    fixed = Path(*itertools.takewhile(lambda part: not _MAGIC & set(part), plain.parts))
-    if fixed == plain:
-        raise SourceError(
-            f"file {path} does not exist"
-            if not plain.exists()
-            else f"{path} is a folder; add a pattern, as in {path}/*.parquet"
-        )
-    files = sorted(file for file in fixed.glob(str(plain.relative_to(fixed))) if file.is_file())
-    if not files:
-        raise SourceError(f"no file matches {path}")
-    return [(file, file.relative_to(fixed).as_posix()) for file in files]
-
-
-def _read_parquet(path: Path, spec: EventSpec) -> pl.DataFrame:
-    scan = pl.scan_parquet(path, glob=False)
-    return scan.select(name for name in scan.collect_schema().names() if name in spec.polars).collect()
-
-
-def _read_ipc(path: Path, spec: EventSpec) -> pl.DataFrame:
-    del spec
-    try:
-        return pl.read_ipc(path)
-    except pl.exceptions.ComputeError:
-        return pl.read_ipc_stream(path)
-
-
-def _read_avro(path: Path, spec: EventSpec) -> pl.DataFrame:
-    del spec
-    return read_avro_file(path)
-
-
-def _read_csv(path: Path, spec: EventSpec) -> pl.DataFrame:
-    texts = {name: dtype for name, dtype in spec.polars.items() if dtype == pl.String}
-    return pl.read_csv(path, try_parse_dates=True, schema_overrides=texts, infer_schema_length=10_000)
-
-
-def _read_lines(path: Path, spec: EventSpec) -> list[bytes]:
-    del spec
-    return [line for line in path.read_bytes().splitlines() if line.strip()]
-
-
-_READERS: dict[str, Callable[[Path, EventSpec], pl.DataFrame | list[bytes]]] = {
-    ".parquet": _read_parquet,
-    ".arrow": _read_ipc,
-    ".ipc": _read_ipc,
-    ".feather": _read_ipc,
-    ".avro": _read_avro,
-    ".csv": _read_csv,
-    ".jsonl": _read_lines,
-    ".ndjson": _read_lines,
-}
-"""File suffix -> reader. Blank JSON lines are not rows."""

@@ -5,7 +5,7 @@ before the good rows go on. After a crash a dead letter may be written twice.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -29,6 +29,7 @@ from headrace.schemas import (
     sample_frame,
     spec_of,
 )
+from headrace.schemas.registry import SchemaRegistry
 
 FUTURE_US = 600_000_000
 """How far ahead of the clock an event may be: 10 minutes of clock skew."""
@@ -42,7 +43,8 @@ class Intake:
     """Decodes the batches of some event classes.
 
     `clock` is asked for "now" when rows too far in the future are looked for: wall time for live streams, the event
-    clock when history is played.
+    clock when history is played. `registry` knows the schemas of Confluent-framed Avro. `codecs` read payloads that the
+    event's own codec cannot, such as plain Avro of an older declaration: `{Event: AvroCodec(spec, writer=old)}`.
     """
 
     def __init__(
@@ -52,12 +54,17 @@ class Intake:
         dead_letters: DeadLetters,
         clock: Clock | None = None,
         future_us: int = FUTURE_US,
+        registry: SchemaRegistry | None = None,
+        codecs: Mapping[type[Event], Codec] | None = None,
     ) -> None:
         self.events = {spec_of(event).topic: event for event in events}
         self._dead_letters = dead_letters
         self._clock = clock or WallClock()
         self._quality = {topic: Quality(spec_of(event), future_us=future_us) for topic, event in self.events.items()}
-        self._codecs: dict[tuple[str, str | None], Codec] = {}
+        self._registry = registry
+        self._codecs: dict[tuple[str, str | None], Codec] = {
+            (spec_of(event).topic, None): codec for event, codec in (codecs or {}).items()
+        }
 
     def decode(self, batch: Batch) -> EventBatch:
         """The good rows of `batch`; a batch with none still carries its next offset.
@@ -74,10 +81,7 @@ class Intake:
         decoded = _decoded(batch, codec)
         checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
         letters = _letters(batch, decoded.bad) + _row_letters(batch, decoded, checked.bad, codec)
-        if letters:
-            count_letters(letters)
-            with _writing:
-                self._dead_letters.write(letters)
+        put_aside(letters, self._dead_letters)
         EVENTS.labels(batch.topic).inc(checked.frame.height)
         kept = decoded.payload_index[checked.kept]
         return EventBatch(
@@ -101,8 +105,16 @@ class Intake:
     def _codec(self, event: type[Event], batch: Batch) -> Codec:
         key = (batch.topic, batch.codec)
         if key not in self._codecs:
-            self._codecs[key] = codec_for(event, batch.codec)
+            self._codecs[key] = codec_for(event, batch.codec, registry=self._registry)
         return self._codecs[key]
+
+
+def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
+    """Count letters and write them to `place`, which the threads of a process may share."""
+    if letters:
+        count_letters(letters)
+        with _writing:
+            place.write(letters)
 
 
 def _decoded(batch: Batch, codec: Codec) -> Decoded:

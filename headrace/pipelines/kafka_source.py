@@ -19,6 +19,8 @@ from prometheus_client import Counter
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
+from headrace.pipelines.broker_errors import FATAL, told
+from headrace.pipelines.fetch import Fetched, fetch
 from headrace.pipelines.source import Batch
 from headrace.pipelines.start_times import offset_at
 from headrace.schemas import Event, spec_of
@@ -28,10 +30,16 @@ log = structlog.get_logger(__name__)
 Start: TypeAlias = Literal["earliest", "latest"] | datetime | Mapping[str, int]
 
 ROWS_MAX = 16_384
-"""Messages a poll: larger batches fall off the allocator's fast path, smaller ones cost calls."""
+"""Messages a poll: more cost freshness, fewer cost calls of all that follows."""
 CONNECT_S_MAX = 30.0
 """Seconds that a start waits for a broker that does not answer."""
 
+ASK_S = 2.0
+"""Seconds of one question for the topics: what keeps it from being answered is heard between two of them."""
+ENDS_S = 0.25
+"""Seconds between two looks at whether the log still reaches as far as it has been read."""
+BEYOND_S = 1.0
+"""Seconds that a log may seem shorter than what was read of it: a new leader may not know its end at once."""
 PARTITIONS_S = 30.0
 """Interval of looks for partitions that a topic got meanwhile."""
 
@@ -39,18 +47,6 @@ BROKER_ERRORS = Counter("headrace_broker_errors_total", "Errors that the broker'
 
 LOST = frozenset({KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET})  # noqa: SLF001
 UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})  # noqa: SLF001
-FATAL = frozenset(
-    {
-        KafkaError._AUTHENTICATION,  # noqa: SLF001
-        KafkaError._SSL,  # noqa: SLF001
-        KafkaError._FATAL,  # noqa: SLF001
-        KafkaError.SASL_AUTHENTICATION_FAILED,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-        KafkaError.INVALID_MSG,
-    },
-)
-"""Codes that waiting does not cure. Every other one is passing: the client retries, we log once and go on."""
 
 
 @dataclass(slots=True)
@@ -102,6 +98,8 @@ class KafkaSource:
         self._listed_s = 0.0
         self._cursors: dict[tuple[str, int], _Cursor] = {}
         self._unfetched: set[tuple[str, int]] = set()
+        self._looked_s = 0.0
+        self._beyond_s: dict[tuple[str, int], float] = {}
         self._away = threading.Event()
         self._failure: KafkaError | None = None
 
@@ -157,21 +155,16 @@ class KafkaSource:
         """
         if not self._is_placed:
             self.seek({})
-        messages = self._connect().consume(self._rows_max, 0.0)
+        fetched, errors = fetch(self._connect(), self._rows_max)
         if self._failure is not None:
-            raise SourceError(f"broker {self.bootstrap}: {self._failure.str()}")
+            raise SourceError(f"broker {self.bootstrap}: {told(self._failure)}")
         if not self._until_end and time.monotonic() - self._listed_s > PARTITIONS_S and not self._away.is_set():
             self._take_new_partitions()
         running = [cursor for cursor in self._cursors.values() if not cursor.ended]
         self._look_at_ends()
-        by_partition: dict[tuple[str, int], list[Message]] = {}
-        for message in messages:
-            error = message.error()
-            if error is None:
-                by_partition.setdefault((message.topic(), message.partition()), []).append(message)
-            else:
-                self._on_message_error(error, message)
-        if by_partition and self._away.is_set():
+        for message in errors:
+            self._on_message_error(message.error(), message)
+        if fetched and self._away.is_set():
             self._away.clear()
             log.info("broker_back", bootstrap=self.bootstrap)
         arrival_us = wall_us()
@@ -179,7 +172,7 @@ class KafkaSource:
         return [
             self._batch(cursor, found, arrival_us)
             for cursor in running
-            if (found := by_partition.get((cursor.topic, cursor.number), [])) or cursor.ended
+            if (found := fetched.get((cursor.topic, cursor.number))) or cursor.ended
         ]
 
     def close(self) -> None:
@@ -231,22 +224,24 @@ class KafkaSource:
             self._connect().incremental_assign([self._place(*key, {}) for key in new])
             log.info("partitions_added", partitions=[f"{topic}/{number}" for topic, number in new])
 
-    def _batch(self, cursor: _Cursor, messages: list[Message], arrival_us: int) -> Batch:
-        offsets = np.fromiter((message.offset() for message in messages), np.int64, len(messages))
+    def _batch(self, cursor: _Cursor, fetched: Fetched | None, arrival_us: int) -> Batch:
+        none = np.empty(0, np.int64)
+        offsets = np.concatenate(fetched.offsets) if fetched else none
+        stamps_ms = np.concatenate(fetched.stamps_ms) if fetched else none
+        payloads = fetched.payloads if fetched else []
         if self._until_end and cursor.end is not None:
             kept = int(np.searchsorted(offsets, cursor.end))
-            messages, offsets = messages[:kept], offsets[:kept]
-        if messages:
+            offsets, stamps_ms, payloads = offsets[:kept], stamps_ms[:kept], payloads[:kept]
+        if len(offsets):
             cursor.position = int(offsets[-1]) + 1
         if self._until_end and cursor.end is not None:
             cursor.ended |= cursor.position >= cursor.end
-        stamps_ms = np.fromiter((message.timestamp()[1] for message in messages), np.int64, len(messages))
         return Batch(
             topic=cursor.topic,
             partition=cursor.name,
             offsets=offsets,
             next_offset=cursor.position,
-            payloads=[message.value() or b"" for message in messages],
+            payloads=payloads,
             frame=None,
             appended_us=np.where(stamps_ms > 0, stamps_ms * 1_000, arrival_us),
             arrival_us=arrival_us,
@@ -254,15 +249,21 @@ class KafkaSource:
         )
 
     def _look_at_ends(self) -> None:
-        """Compare positions with the logs' ends: at the first fetch of each partition, and when the broker was away."""
+        """Compare positions with the logs' ends: at the first fetch of each partition, and from time to time."""
         # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
         # batch, and says nothing at all to a fetch beyond the end.
-        for key in list(self._cursors if self._away.is_set() else self._unfetched):
+        # That the broker was away does not tell when: what the client had fetched before is still handed out.
+        now_s = time.monotonic()
+        is_due = now_s - self._looked_s > ENDS_S
+        self._looked_s = now_s if is_due else self._looked_s
+        for key in list(self._cursors if is_due else self._unfetched):
             cursor = self._cursors[key]
             _, high = self._connect().get_watermark_offsets(TopicPartition(*key), cached=True)
             if high < 0:
                 continue
-            if cursor.position > high:
+            if cursor.position <= high:
+                self._beyond_s.pop(key, None)
+            elif key in self._unfetched or now_s - self._beyond_s.setdefault(key, now_s) > BEYOND_S:
                 raise OffsetLostError(_lost(cursor.name, cursor.position, high=high))
             if key in self._unfetched:
                 self._unfetched.discard(key)
@@ -281,7 +282,7 @@ class KafkaSource:
         elif code in UNKNOWN:
             raise UnknownTopicError(f"topic {message.topic()!r} was deleted while it was read: {error.str()}")
         elif code in FATAL:
-            raise SourceError(f"broker {self.bootstrap}, topic {message.topic()!r}: {error.str()}")
+            raise SourceError(f"broker {self.bootstrap}, topic {message.topic()!r}: {told(error)}")
         else:
             self._on_error(error)
 
@@ -309,6 +310,7 @@ class KafkaSource:
             "log_level": 0,  # errors come through error_cb, once
             "reconnect.backoff.max.ms": 1_000,
             "fetch.wait.max.ms": 20,  # bounds what an idle fetch adds to freshness
+            "fetch.queue.backoff.ms": 10,  # the client's own second starves a reader that empties its queue sooner
             **self._config,
             "bootstrap.servers": self.bootstrap,
             "enable.auto.commit": False,
@@ -320,17 +322,20 @@ class KafkaSource:
     def _ask_partitions(self) -> list[str]:
         consumer = self._connect()
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_passing),
+            retry=tenacity.retry_if_exception(self._is_passing),
             stop=tenacity.stop_after_delay(self._connect_s),
             wait=tenacity.wait_exponential(0.1, max=2),
             reraise=True,
         )
         try:
-            return self._list_partitions(retrying(consumer.list_topics, timeout=min(5.0, self._connect_s)).topics)
+            return self._list_partitions(retrying(consumer.list_topics, timeout=min(ASK_S, self._connect_s)).topics)
         except KafkaException as exc:
-            raise SourceError(
-                f"broker {self.bootstrap} does not answer: {(self._failure or exc.args[0]).str()}"
-            ) from exc
+            raise SourceError(f"broker {self.bootstrap} does not answer: {told(self._failure or exc.args[0])}") from exc
+
+    def _is_passing(self, exc: BaseException) -> bool:
+        """May the broker answer later? What it told us is only heard in a poll."""
+        self._connect().poll(0)
+        return isinstance(exc, KafkaException) and exc.args[0].code() not in FATAL and self._failure is None
 
     def _list_partitions(self, known: Mapping[str, TopicMetadata]) -> list[str]:
         names = []
@@ -348,10 +353,6 @@ class KafkaSource:
         except KafkaException as exc:
             raise SourceError(f"broker {self.bootstrap}, {topic}/{number}: {exc.args[0].str()}") from exc
         return int(low), int(high)
-
-
-def _is_passing(exc: BaseException) -> bool:
-    return isinstance(exc, KafkaException) and exc.args[0].code() not in FATAL
 
 
 def _unknown(topic: str, bootstrap: str, existing: list[str]) -> str:

@@ -19,7 +19,7 @@ from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.on_bytewax import materialize_flow, run
 from headrace.pipelines.source import EventBatch
 from headrace.pipelines.source_url import KAFKA, archived_offsets, sources_of_urls
-from headrace.pipelines.wiring import intake_of
+from headrace.pipelines.wiring import intake_of, registry_of
 from headrace.schemas import DeadLetter, FileDeadLetters
 from headrace.settings import Settings
 
@@ -71,7 +71,8 @@ def backfill_views(
         ends |= _offsets(handover)
     progress = Progress()
     letters = FileDeadLetters(settings.dead_letter_dir)
-    return backfill(views, source, store, handover=ends, dead_letters=letters, on_flush=progress.add)
+    known = registry_of(settings)
+    return backfill(views, source, store, handover=ends, dead_letters=letters, registry=known, on_flush=progress.add)
 
 
 def verify_views(
@@ -84,7 +85,7 @@ def verify_views(
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
-    intake = Intake(events, dead_letters=_Known())
+    intake = Intake(events, dead_letters=_Known(), registry=registry_of(settings))
     batches: list[EventBatch] = []
     source.seek({})
     try:

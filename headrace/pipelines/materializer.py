@@ -30,7 +30,7 @@ from headrace.features.warm import warm_up
 from headrace.pipelines.freshness import Freshness
 from headrace.pipelines.shard import ShardSet
 from headrace.pipelines.source import EventBatch, least_positions
-from headrace.schemas import Event, spec_of
+from headrace.schemas import DeadLetters, Event, spec_of
 
 log = structlog.get_logger(__name__)
 
@@ -40,7 +40,7 @@ CATCH_UP_S = 5.0
 """Interval of flushes while events are taken in that are long past: nobody can wait for these."""
 BEHIND_S = 10.0
 """How long ago an event was appended that is long past; those of files are."""
-FLUSH_SHARE = 0.2
+FLUSH_SHARE = 0.5
 """Share of the time that flushes may take, between these two bounds."""
 DIRTY_MAX = 200_000
 """Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of script."""
@@ -66,7 +66,8 @@ class Materializer:
     """Keeps the records of `views` in `store` up to date with the batches it is given.
 
     It owns the shards `shards`, or with `owner` (index, count) those with shard % count == index. While the store is
-    away it blocks and tries again, for ever, or for 5 seconds once `stop` is set. It is a `Step` of the plain loop.
+    away it blocks and tries again, for ever, or for 5 seconds once `stop` is set. `dead_letters` gets events that are
+    too late for a view; see ShardSet. It is a `Step` of the plain loop.
 
     Raises:
         FencedError: another engine writes the same shards, or Redis went back in time. Start again.
@@ -83,6 +84,7 @@ class Materializer:
         catch_up_s: float = CATCH_UP_S,
         dirty_max: int = DIRTY_MAX,
         records_max: int | None = None,
+        dead_letters: DeadLetters | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         plans = [plan_of(view) for view in views]
@@ -100,7 +102,9 @@ class Materializer:
         self._sets: list[ShardSet] = []
         for plan in plans:
             warm_up(plan)
-            opening = functools.partial(ShardSet, plan, store, owned, records_max=records_max)
+            opening = functools.partial(
+                ShardSet, plan, store, owned, records_max=records_max, dead_letters=dead_letters
+            )
             self._sets.append(self._patiently(opening))
         self.events: tuple[type[Event], ...] = events_of(plans)
 

@@ -45,9 +45,12 @@ from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after
 from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
+from headrace.pipelines.memory import keep_freed_memory
+from headrace.pipelines.read_ahead import ReadAhead
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 from headrace.pipelines.worker_keys import worker_keys
 from headrace.schemas import DeadLetters, Event
+from headrace.schemas.registry import SchemaRegistry
 
 IN_FLIGHT_MAX = 32
 """Batches a worker's source may be ahead of the steps: within an epoch Bytewax bounds nothing between workers."""
@@ -64,7 +67,7 @@ MakeStep = Callable[[int, int], Step]
 
 def batches(source: Source) -> DynamicSource[Batch]:
     """Input of raw batches, for steps that decode by themselves."""
-    return _Input(source, lambda: None)
+    return _Input(source, lambda: None, None)
 
 
 def events_in(
@@ -74,10 +77,14 @@ def events_in(
     dead_letters: DeadLetters,
     clock: Clock | None = None,
     future_us: int = FUTURE_US,
+    registry: SchemaRegistry | None = None,
 ) -> DynamicSource[EventBatch]:
     """Input of decoded and checked batches of `events`; what is bad goes to `dead_letters`."""
     known = tuple(events)
-    return _Input(source, lambda: Intake(known, dead_letters=dead_letters, clock=clock, future_us=future_us))
+    make = functools.partial(
+        Intake, known, dead_letters=dead_letters, clock=clock, future_us=future_us, registry=registry
+    )
+    return _Input(source, make, dead_letters)
 
 
 @operator
@@ -94,11 +101,12 @@ def materialize(
 ) -> Stream[FlushSummary]:
     """Keep the records of `views` in `store` up to date; hands on one `FlushSummary` a flush and group.
 
-    `store` is a store, its URL, or a function that opens it; the latter two connect when the flow starts.
+    `store` is a store, its URL, or a function that opens it; the latter two connect when the flow starts. Events that
+    are too late for a view go to the dead letters of the flow's input.
     """
     del step_id
     open_store = _opener(store)
-    stop_of = _inputs(up.flow())[0]
+    first = _inputs(up.flow())[0]
 
     def make(group: int, groups: int) -> Materializer:
         return Materializer(
@@ -108,7 +116,8 @@ def materialize(
             flush_s=flush_s,
             catch_up_s=catch_up_s,
             records_max=records_max,
-            stop=stop_of.stop,
+            dead_letters=first.dead_letters,
+            stop=first.stop,
         )
 
     return consume("steps", up, make, lambda: make(0, 1).positions(), spread=True, on_status=on_status)
@@ -206,8 +215,11 @@ def run(flow: Dataflow, workers: int = 1) -> None:
 class _Input(DynamicSource[Any]):
     """A source spread over the workers. It knows the flow's steps, which tell it where to begin."""
 
-    def __init__(self, source: Source, make_intake: Callable[[], Intake | None]) -> None:
+    def __init__(
+        self, source: Source, make_intake: Callable[[], Intake | None], dead_letters: DeadLetters | None
+    ) -> None:
         self.source = source
+        self.dead_letters = dead_letters
         self.stop = _process_stop()
         self.readers: list[Callable[[], Mapping[str, int]]] = []
         self.heartbeats: list[Callable[[], object]] = []
@@ -222,22 +234,22 @@ class _Input(DynamicSource[Any]):
         share = self.source.share(worker_index, worker_count)
         share.seek(least_positions(reader() for reader in self.readers))
         self.partitions = share.partitions()
+        keep_freed_memory()
         intake = self._make_intake()
         if intake is not None:
             intake.warm_up()
-        return _Part(self, share, intake, self.heartbeats if worker_index == 0 else [])
+        decode: Callable[[Batch], Any] = intake.decode if intake else _as_it_is
+        ahead = ReadAhead(share, decode, pause_after)
+        return _Part(self, ahead, self.heartbeats if worker_index == 0 else [])
 
 
 class _Part(StatelessSourcePartition[Any]):
     """One worker's share of a source."""
 
-    def __init__(
-        self, owner: _Input, source: Source, intake: Intake | None, heartbeats: Sequence[Callable[[], object]]
-    ) -> None:
+    def __init__(self, owner: _Input, ahead: ReadAhead[Any], heartbeats: Sequence[Callable[[], object]]) -> None:
         self._owner = owner
-        self._source = source
-        self._intake = intake
-        self._in_flight: weakref.WeakSet[EventBatch] = weakref.WeakSet()  # freed once every step is done with it
+        self._ahead = ahead
+        self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # freed once every step is done with it
         self._pause_s: float | None = None
         self._heartbeats = heartbeats
         self._beat_s = 0.0
@@ -248,27 +260,27 @@ class _Part(StatelessSourcePartition[Any]):
             self._beat_s = time.monotonic()
             for beat in self._heartbeats:
                 beat()
-        if self._owner.stop.is_set() or self._source.exhausted:
+        if self._owner.stop.is_set():
+            self._ahead.stop()
+        if self._ahead.exhausted:
             raise StopIteration
-        if len(self._in_flight) >= IN_FLIGHT_MAX:
-            self._pause_s = IDLE_S
-            return []
-        found = self._source.poll()
-        self._pause_s = pause_after(found)
-        if self._intake is None:
-            return found
-        decoded = [self._intake.decode(batch) for batch in found]
+        found = self._ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
+        self._pause_s = None if found else IDLE_S
         if self._owner.workers > 1:
-            self._in_flight.update(decoded)
-        return decoded
+            self._in_flight.update(found)
+        return found
 
     def next_awake(self) -> datetime | None:
-        """A few milliseconds ahead after a poll that brought little or nothing."""
+        """A few milliseconds ahead after a poll that brought nothing."""
         return None if self._pause_s is None else datetime.now(UTC) + timedelta(seconds=self._pause_s)
 
     def close(self) -> None:
         """Called by Bytewax at the end of the share, also after a failure."""
-        self._source.close()
+        self._ahead.close()
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):

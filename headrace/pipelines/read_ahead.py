@@ -10,16 +10,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 from headrace.pipelines.source import Batch, EventBatch, Source
 
+T = TypeVar("T", bound=Batch | EventBatch)
+
 ROWS_AHEAD_MAX = 1_000_000
 """Decoded rows that may wait: about a second of work."""
+POLLS_AHEAD_MAX = 16
+"""Polls that may wait, whatever they brought."""
 STOP_S_MAX = 30.0
 """How long the thread may take to end what it is at."""
 
 
-class ReadAhead:
+class ReadAhead(Generic[T]):
     """Decoded batches of `source`, which has been placed by `seek`; used by one thread, closed by it.
 
     `pause_after` gives the seconds to wait after a poll, None for at once.
@@ -28,7 +33,7 @@ class ReadAhead:
     def __init__(
         self,
         source: Source,
-        decode: Callable[[Batch], EventBatch],
+        decode: Callable[[Batch], T],
         pause_after: Callable[[Sequence[Batch]], float | None],
         *,
         rows_max: int = ROWS_AHEAD_MAX,
@@ -38,7 +43,7 @@ class ReadAhead:
         self._pause_after = pause_after
         self._rows_max = rows_max
         self._lock = threading.Condition()
-        self._waiting: deque[list[EventBatch]] = deque()
+        self._waiting: deque[list[T]] = deque()
         self._rows = 0
         self._failure: BaseException | None = None
         self._ended = False
@@ -52,7 +57,7 @@ class ReadAhead:
         with self._lock:
             return self._ended and not self._waiting and self._failure is None
 
-    def poll(self, wait_s: float = 0.0) -> list[EventBatch]:
+    def poll(self, wait_s: float = 0.0) -> list[T]:
         """What one poll of the source brought; waits up to `wait_s` for it, [] when there is nothing yet.
 
         Raises:
@@ -97,13 +102,16 @@ class ReadAhead:
             self._ended = True
             self._lock.notify_all()
 
-    def _hand_on(self, found: list[EventBatch]) -> None:
+    def _hand_on(self, found: list[T]) -> None:
         with self._lock:
             self._waiting.append(found)
             self._rows += _rows_of(found)
             self._lock.notify_all()
-            self._lock.wait_for(lambda: self._rows <= self._rows_max or self._stop.is_set())
+            self._lock.wait_for(lambda: self._has_room() or self._stop.is_set())
+
+    def _has_room(self) -> bool:
+        return self._rows <= self._rows_max and len(self._waiting) <= POLLS_AHEAD_MAX
 
 
-def _rows_of(batches: Sequence[EventBatch]) -> int:
-    return sum(batch.frame.height for batch in batches)
+def _rows_of(batches: Sequence[Batch | EventBatch]) -> int:
+    return sum(len(batch.offsets) for batch in batches)

@@ -6,6 +6,10 @@
 The invariant: what Redis holds of a shard, records and offsets, is the effect of one and the same set of events. In
 memory the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the
 shard's next offset of that partition, so any overlap of what is read again does no harm.
+
+What changed nothing, being too late for every window that wanted it, is a dead letter of the reason "too_late": one an
+event and view, with the row as JSON. What is read again after a crash may be put aside again; events that reach the
+engine in another order then may be in time.
 """
 
 import time
@@ -23,10 +27,13 @@ from headrace.clock import Clock, WallClock
 from headrace.errors import FencedError
 from headrace.features.event_rows import Rows
 from headrace.features.keys import shard_of
+from headrace.features.lateness import DUPLICATE, LATE, TOO_LATE
 from headrace.features.slab import Slab
 from headrace.features.store import OnlineStore, ShardWrite
 from headrace.features.view import ViewPlan
+from headrace.pipelines.intake import put_aside
 from headrace.pipelines.source import EventBatch
+from headrace.schemas import DeadLetter, DeadLetters, codec_for, spec_of
 
 FLUSH_SECONDS = Histogram(
     "headrace_flush_seconds",
@@ -37,12 +44,15 @@ FLUSH_SECONDS = Histogram(
 RECORDS = Counter("headrace_records_written_total", "Records written to the store", ["view"])
 APPLIED = Counter("headrace_rows_applied_total", "Event rows applied to records", ["view"])
 SKIPPED = Counter("headrace_rows_skipped_total", "Event rows that a shard had applied before", ["view"])
-LATE = Counter("headrace_rows_late_total", "Event rows too old for at least one window", ["view"])
+LATE_ROWS = Counter("headrace_rows_late_total", "Event rows too old for at least one window", ["view"])
+TOO_LATE_ROWS = Counter("headrace_rows_too_late_total", "Event rows that changed nothing, too old", ["view"])
+DUPLICATES = Counter("headrace_rows_duplicate_total", "Event rows left out because the event came before", ["view"])
 LOADED = Counter("headrace_records_loaded_total", "Records asked for on first touch", ["view"])
 EVICTED = Counter("headrace_records_evicted_total", "Clean records dropped from memory", ["view"])
 
 _NEVER = -1
 """Offset of a partition that a shard has not seen; tick of a slab row that is not in use."""
+_NONE = np.zeros(0, np.int64)
 
 log = structlog.get_logger(__name__)
 
@@ -59,8 +69,9 @@ class ShardSet:
     """The `shards` of one view that this engine owns. Not thread-safe: one thread applies and flushes.
 
     `records_max` bounds the records in memory (clean ones go, least recently touched first); the entities of one batch
-    always fit. `clock` tells when a view's ttl has passed; one ahead of Redis's costs a load, no more. State that
-    survives a restart is in Redis: a new ShardSet carries on from its offsets.
+    always fit. `clock` tells when a view's ttl has passed; one ahead of Redis's costs a load, no more. `dead_letters`
+    gets events that are too late for the view; without it they are only counted. State that survives a restart is in
+    Redis: a new ShardSet carries on from its offsets.
 
     After `FencedError` the object is useless: open a new one and replay from its positions. After
     `StoreUnavailableError` nothing is lost: call the same method again.
@@ -74,6 +85,7 @@ class ShardSet:
         *,
         clock: Clock | None = None,
         records_max: int | None = None,
+        dead_letters: DeadLetters | None = None,
     ) -> None:
         assert len(set(shards)) == len(shards) > 0, f"shards {shards}"
         self.plan = plan
@@ -82,6 +94,7 @@ class ShardSet:
         self._slab = Slab(plan)
         self._clock = clock or WallClock()
         self._records_max = records_max
+        self._dead_letters = dead_letters
         self._token = uuid.uuid4().hex[:16]
         self._owned = np.full(store.shards, -1, np.int64)  # shard -> its row in the arrays below
         self._owned[self.shards] = np.arange(len(self.shards))
@@ -135,16 +148,20 @@ class ShardSet:
         self._require_unfenced()
         if batch.event not in self.plan.sources:
             return
-        column = self._column(batch.partition)
+        column, too_late = self._column(batch.partition), _NONE
         if (self._offsets[:, column] < batch.next_offset).any():
             rows = self._unapplied(self.plan.rows(batch.event, batch.frame), batch.offsets, column)
             if len(rows):
                 self._tick += 1
                 at = self._bring_in(rows)
-                LATE.labels(self.plan.name).inc(self._slab.update(rows, at))
-                APPLIED.labels(self.plan.name).inc(len(rows))
+                marks = self._slab.take_in(rows, at)
+                too_late = rows.index[marks == TOO_LATE]
+                self._count(marks)
                 self._arrival_us = max(self._arrival_us, batch.arrival_us)
             np.maximum(self._offsets[:, column], batch.next_offset, out=self._offsets[:, column])
+        # Last: the batch is done with, and must not be applied again should the letters not find room.
+        if too_late.size and self._dead_letters is not None:
+            put_aside(_letters(self.plan, batch, too_late), self._dead_letters)
 
     # Records out
 
@@ -208,6 +225,14 @@ class ShardSet:
         new_count = int(np.count_nonzero(new))
         SKIPPED.labels(self.plan.name).inc(int(np.count_nonzero(ours)) - new_count)
         return rows if new_count == len(rows) else rows.take(new)
+
+    def _count(self, marks: NDArray[np.uint8]) -> None:
+        """Add what became of rows (n,) to the metrics."""
+        late, too_late, duplicates = (int(np.count_nonzero(marks == mark)) for mark in (LATE, TOO_LATE, DUPLICATE))
+        APPLIED.labels(self.plan.name).inc(len(marks) - duplicates)
+        LATE_ROWS.labels(self.plan.name).inc(late + too_late)
+        TOO_LATE_ROWS.labels(self.plan.name).inc(too_late)
+        DUPLICATES.labels(self.plan.name).inc(duplicates)
 
     def _bring_in(self, rows: Rows) -> NDArray[np.int64]:
         """Have the records of all entities of `rows` in the slab; returns their slab rows (n,)."""
@@ -328,3 +353,21 @@ class ShardSet:
         self._slab.clear_dirty(clean)
         self._written_us[clean] = now_us
         return int(clean.size)
+
+
+def _letters(plan: ViewPlan, batch: EventBatch, index: NDArray[np.int64]) -> list[DeadLetter]:
+    """A letter for each too late row `index` (m,) of the batch, with the event as JSON."""
+    payloads = codec_for(batch.event, "json").encode(batch.frame[index])
+    detail = f"view {plan.name}: older than every window that wanted it, counted from its entity's newest event"
+    return [
+        DeadLetter(
+            source=spec_of(batch.event).topic,
+            partition=batch.partition,
+            offset=offset,
+            reason="too_late",
+            detail=detail,
+            payload=payload,
+            arrival_us=batch.arrival_us,
+        )
+        for offset, payload in zip(batch.offsets[index].tolist(), payloads, strict=True)
+    ]

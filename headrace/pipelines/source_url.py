@@ -3,6 +3,7 @@
 kafka://host:9092,host2:9092?start=2026-01-01T00:00:00        the events' topics; start: earliest, latest, a time
 data/*.parquet    Engagement=data/engagements/**/*.arrow      files of the view's event, or of the event named
 archive/                                                      a folder that the archiver wrote
+s3://bucket/log/*.parquet    memory://log.arrow               the same on any filesystem of fsspec or pyarrow
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,25 +83,30 @@ def source_of_url(
     config: Mapping[str, Any] | None = None,
 ) -> Source:
     """The source that one URL names; `sources_of_urls` says more."""
-    if url.startswith(KAFKA):
-        asked = urlsplit(url)
+    named, place = named_url(url, events)
+    if place.startswith(KAFKA):
+        asked = urlsplit(place)
         words = parse_qs(asked.query)
         unknown = set(words) - {"start"}
         if unknown:
             raise ConfigError(f"{url}: unknown {', '.join(sorted(unknown))}; only start= is known, see HEADRACE_KAFKA")
-        return KafkaSource(
-            asked.netloc, events, until_end=until_end, start=_start(words.get("start", ["earliest"])[0]), config=config
-        )
+        start = _start(words.get("start", ["earliest"])[0])
+        return KafkaSource(asked.netloc, named, until_end=until_end, start=start, config=config)
+    return FileSource(place, named[0], rows_max=rows_max)
+
+
+def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Event]], str]:
+    """The events that one URL is of, and the URL without the name: `Engagement=log.parquet`; a topic is of all.
+
+    Raises:
+        ConfigError: files for one event where there are several.
+    """
     name, equals, path = url.partition("=")
     named = [event for event in events if equals and event.__name__ == name]
-    if not named and len(events) > 1:
+    if not named and len(events) > 1 and not url.startswith(KAFKA):
         names = ", ".join(event.__name__ for event in events)
         raise ConfigError(f"events {url!r}: the views read {names}; write {events[0].__name__}=PATH for each of them")
-    event = (named or list(events))[0]
-    folder = Path(path if named else url)
-    if folder.is_dir() and archived_offsets(folder, [event]) is not None:
-        return FileSource(folder / spec_of(event).topic / "*" / "*.parquet", event, rows_max=rows_max)
-    return FileSource(folder, event, rows_max=rows_max)
+    return (named, path) if named else (list(events), url)
 
 
 def archived_offsets(folder: Path, events: Sequence[type[Event]]) -> dict[str, int] | None:

@@ -33,10 +33,10 @@ def offset_at(config: Mapping[str, Any], topic: str, number: int, ends: tuple[in
                 high = middle
             else:
                 low = found.offset() + 1
-        while (found := _message_at(consumer, topic, number, low)) is not None:
-            if found.timestamp()[1] * 1_000 >= moment_us:
-                break
+        found = _message_at(consumer, topic, number, low)
+        while found is not None and found.timestamp()[1] * 1_000 < moment_us:
             low = found.offset() + 1
+            found = _next(consumer, topic, number, low)
         return low
     finally:
         consumer.close()
@@ -45,6 +45,11 @@ def offset_at(config: Mapping[str, Any], topic: str, number: int, ends: tuple[in
 def _message_at(consumer: Consumer, topic: str, number: int, offset: int) -> Message | None:
     """The first message at or after `offset`, None at the end of the partition."""
     consumer.assign([TopicPartition(topic, number, offset)])
+    return _next(consumer, topic, number, offset)
+
+
+def _next(consumer: Consumer, topic: str, number: int, offset: int) -> Message | None:
+    """The message that follows, at or after `offset`; None at the end of the partition."""
     message = consumer.poll(FETCH_S_MAX)
     if message is None:
         raise SourceError(f"{topic}/{number}: no answer for offset {offset} within {FETCH_S_MAX:.0f} s")

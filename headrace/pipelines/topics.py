@@ -1,6 +1,7 @@
 """Writing to a broker: frames of events, dead letters, and new topics."""
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,16 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import SourceError
+from headrace.pipelines.broker_errors import FATAL, told
 from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
+from headrace.schemas.registry import SchemaRegistry
 
 log = structlog.get_logger(__name__)
 
 FLUSH_S_MAX = 30.0
 """Seconds that a flush waits for the broker's acknowledgements."""
+FLUSH_PART_S = 0.25
+"""Seconds between two looks, within a flush, at whether the broker refuses us for good."""
 
 
 class TopicWriter:
@@ -33,11 +38,12 @@ class TopicWriter:
         *,
         topic: str | None = None,
         config: Mapping[str, Any] | None = None,
+        registry: SchemaRegistry | None = None,
     ) -> None:
         spec = spec_of(event)
         self.topic = topic or spec.topic
         self._spec = spec
-        self._codec = codec_for(event, codec)
+        self._codec = codec_for(event, codec, registry=registry, writes=True)
         self._producer = _Producer(bootstrap, config)
 
     def write(self, frame: pl.DataFrame) -> int:
@@ -95,20 +101,34 @@ class KafkaDeadLetters:
         self._producer.flush()
 
 
-def create_topics(bootstrap: str, topics: Mapping[str, int], *, replicas: int = 1) -> None:
-    """Create the topics (name -> partition count) that are not there yet.
+def create_topics(
+    bootstrap: str, topics: Mapping[str, int], *, replicas: int = 1, config: Mapping[str, Any] | None = None
+) -> None:
+    """Create the topics (name -> partition count) that are not there yet. `config` is passed to librdkafka.
 
     Raises:
         SourceError: the broker refused one, or does not answer.
     """
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    failures: list[KafkaError] = []
+
+    def on_error(error: KafkaError) -> None:
+        failures.extend([error] if error.code() in FATAL else [])
+
+    options = {"log_level": 0, "error_cb": on_error, **(config or {}), "bootstrap.servers": bootstrap}
+    admin = AdminClient(options)
     wanted = [NewTopic(name, partitions, replicas) for name, partitions in topics.items()]
     for name, done in (admin.create_topics(wanted, operation_timeout=FLUSH_S_MAX) if wanted else {}).items():
-        try:
-            done.result(FLUSH_S_MAX)
-        except KafkaException as exc:
-            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise SourceError(f"broker {bootstrap}: cannot create topic {name!r}: {exc.args[0].str()}") from exc
+        deadline_s = time.monotonic() + FLUSH_S_MAX
+        while not done.done() and not failures and time.monotonic() < deadline_s:
+            admin.poll(0.02)
+        error = failures[0] if failures else done.exception(0) if done.done() else "no answer"
+        if isinstance(error, KafkaException):
+            error = error.args[0]
+        if isinstance(error, KafkaError) and error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+            continue
+        if error is not None:
+            shown = told(error) if isinstance(error, KafkaError) else error
+            raise SourceError(f"broker {bootstrap}: cannot create topic {name!r}: {shown}")
 
 
 class _Producer:
@@ -123,7 +143,7 @@ class _Producer:
                 "linger.ms": 5,
                 "log_level": 0,
                 "partitioner": "murmur2_random",  # as Java clients do, so that all writers agree
-                "error_cb": lambda error: log.debug("broker_error", code=error.name(), detail=error.str()),
+                "error_cb": self._on_error,
                 **(config or {}),
                 "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
@@ -143,10 +163,20 @@ class _Producer:
                 return
 
     def flush(self) -> None:
-        left = self._producer.flush(FLUSH_S_MAX)
+        deadline_s = time.monotonic() + FLUSH_S_MAX
+        while left := self._producer.flush(FLUSH_PART_S):
+            self._raise_refusal()
+            if time.monotonic() > deadline_s:
+                break
         self._raise_refusal()
         if left:
             raise SourceError(f"broker {self._bootstrap}: {left} messages not acknowledged after {FLUSH_S_MAX} s")
+
+    def _on_error(self, error: KafkaError) -> None:
+        log.debug("broker_error", code=error.name(), detail=error.str())
+        if error.code() in FATAL:
+            with self._lock:
+                self._refused = self._refused or f"broker {self._bootstrap}: {told(error)}"
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and self._refused is None:

@@ -9,8 +9,9 @@ from typing import Any, TypedDict
 from headrace.clock import Clock
 from headrace.features.store import OnlineStore
 from headrace.pipelines.kafka_source import KafkaSource
-from headrace.pipelines.topics import KafkaDeadLetters
+from headrace.pipelines.topics import KafkaDeadLetters, TopicWriter
 from headrace.schemas import DeadLetter, DeadLetters, Event, FileDeadLetters
+from headrace.schemas.registry import SchemaRegistry
 from headrace.settings import Settings
 from headrace.telemetry import StatusBoard
 
@@ -43,12 +44,33 @@ class IntakeOptions(TypedDict):
     dead_letters: DeadLetters
     clock: Clock
     future_us: int
+    registry: SchemaRegistry | None
 
 
 def intake_of(settings: Settings) -> IntakeOptions:
     """How events are checked, and where bad ones go."""
     future_us = int(settings.future_s * 1e6)
-    return IntakeOptions(dead_letters=dead_letters(settings), clock=settings.event_clock, future_us=future_us)
+    return IntakeOptions(
+        dead_letters=dead_letters(settings),
+        clock=settings.event_clock,
+        future_us=future_us,
+        registry=registry_of(settings),
+    )
+
+
+def registry_of(settings: Settings) -> SchemaRegistry | None:
+    """The schema registry; None where none is set."""
+    return SchemaRegistry(settings.registry_url) if settings.registry_url else None
+
+
+def topic_writer(settings: Settings, event: type[Event]) -> TopicWriter:
+    """A producer of `event`; with a registry it registers the event's schema.
+
+    Raises:
+        EvolutionError: the registry refuses the schema.
+        ServiceError: it does not answer.
+    """
+    return TopicWriter(settings.brokers, event, config=settings.kafka, registry=registry_of(settings))
 
 
 def status_of(settings: Settings, role: str) -> Callable[[Mapping[str, Any]], object]:

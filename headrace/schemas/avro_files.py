@@ -4,6 +4,9 @@ Polars reads records of plain types, of lists of them and of nullable ones. Enum
 fail, or stop the process; fastavro reads them, some ten times slower.
 """
 
+import contextlib
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,52 @@ def read_avro_file(path: str | Path) -> pl.DataFrame:
         DecodeError: it is no Avro container file of records, or it is damaged.
     """
     path = Path(path)
+    with path.open("rb") as file, _damage(path):
+        records = fastavro.reader(file)
+        schema: Any = records.writer_schema
+        rows = None if _is_columnar(schema) else list(records)
+    return pl.read_avro(path) if rows is None else _frame(rows, schema)
+
+
+def iter_avro_file(path: str | Path, rows: int) -> Iterator[pl.DataFrame]:
+    """The same, in pieces of whole blocks of the file, each of at least `rows` rows but the last."""
+    path = Path(path)
+    with path.open("rb") as file, path.open("rb") as raw:
+        with _damage(path):
+            blocks = fastavro.block_reader(file)
+            schema: Any = blocks.writer_schema
+            is_columnar, header = _is_columnar(schema), b""
+        held: list[Any] = []
+        while True:
+            with _damage(path):
+                block = next(blocks, None)
+            if block is not None:
+                header = header or raw.read(block.offset)
+                held.append(block)
+            if held and (block is None or sum(each.num_records for each in held) >= rows):
+                if is_columnar:
+                    raw.seek(held[0].offset)
+                    yield pl.read_avro(io.BytesIO(header + raw.read(sum(each.size for each in held))))
+                else:
+                    with _damage(path):
+                        found = [row for each in held for row in each]
+                    yield _frame(found, schema)
+                held = []
+            if block is None:
+                return
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            records = fastavro.reader(file)
-            schema: Any = records.writer_schema
-            rows = None if _is_columnar(schema) else list(records)
+        yield
     except OSError:
         raise
     except Exception as exc:  # fastavro raises whatever its decoding ran into
         raise DecodeError(f"{path.name} is no readable Avro file: {exc or type(exc).__name__}") from exc
-    if rows is None:
-        return pl.read_avro(path)
+
+
+def _frame(rows: list[Any], schema: Any) -> pl.DataFrame:
     names = [field["name"] for field in schema["fields"]]
     return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
 

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
 from headrace.schemas.event import CODECS, Event, spec_of
+from headrace.schemas.registry import SchemaRegistry
+
+_NO_ID = 0  # registries count from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,17 @@ class Codec(Protocol):
         ...
 
 
-def codec_for(event: type[Event], codec: str | None = None) -> Codec:
+def codec_for(
+    event: type[Event], codec: str | None = None, *, registry: SchemaRegistry | None = None, writes: bool = False
+) -> Codec:
     """The codec of `event`: the one it declares, or the one named.
 
-    Streams of older declarations, and registries, want more: see `AvroCodec`, `ConfluentAvroCodec` and `registry`.
+    With a `registry`, Confluent-framed Avro is read by the schema that each payload's id names; a codec that `writes`
+    registers the event's schema. A plain Avro stream of an older declaration wants `AvroCodec(spec, writer=...)`.
 
     Raises:
         DeclarationError: there is no codec of that name.
+        EvolutionError, ServiceError: the registry refuses the schema, or does not answer.
     """
     from headrace.schemas.arrow_ipc import ArrowCodec
     from headrace.schemas.avro import AvroCodec, ConfluentAvroCodec
@@ -68,7 +75,10 @@ def codec_for(event: type[Event], codec: str | None = None) -> Codec:
         case "avro":
             return AvroCodec(spec)
         case "confluent-avro":
-            return ConfluentAvroCodec(spec)
+            if registry is None:
+                return ConfluentAvroCodec(spec)
+            own_id = registry.register(spec) if writes else registry.id_of(spec) or _NO_ID
+            return ConfluentAvroCodec(spec, own_id, writers=registry.schema)
         case "json":
             return JsonCodec(spec)
         case "arrow":

@@ -1,6 +1,7 @@
 """Frames from files, made to fit a declaration without losing anything."""
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -15,7 +16,8 @@ def conform(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
     """The declared columns of `frame`, in order and of the declared types; others are left out.
 
     Casts are lossless: whole numbers to int and exact ones to float, categories to text, dates and other time units to
-    microseconds. A datetime without a zone is UTC. A column that is optional, or has a default, may be absent. Nulls
+    microseconds. A datetime without a zone is UTC. A column that is optional, or has a default, may be absent; one
+    that lacks its name is looked for under the field's old names. Nulls
     are left to `Quality`: they are bad rows, not a bad file.
 
     Raises:
@@ -24,12 +26,17 @@ def conform(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
     if list(frame.schema.items()) == list(spec.polars.items()):
         return frame
     columns = [
-        _fit(frame[name], found, f"event {spec.name}.{name}").alias(name)
-        if name in frame.columns
+        _fit(frame[there], found, f"event {spec.name}.{name}").alias(name)
+        if (there := _present(name, found, frame.columns))
         else _absent(frame.columns, frame.height, found, spec.name, name)
         for name, found in spec.types.items()
     ]
     return pl.DataFrame(columns)
+
+
+def _present(name: str, found: FieldType, columns: Sequence[str]) -> str | None:
+    """The name under which the field is there."""
+    return next((each for each in (name, *found.aliases) if each in columns), None)
 
 
 def _absent(present: list[str], height: int, found: FieldType, event: str, name: str) -> pl.Series:
@@ -52,8 +59,8 @@ def _fit(column: pl.Series, wanted: FieldType, path: str) -> pl.Series:
     if wanted.kind == "struct" and isinstance(column.dtype, pl.Struct):
         present = [field.name for field in column.dtype.fields]
         fields = [
-            _fit(column.struct.field(name), inner, f"{path}.{name}").alias(name)
-            if name in present
+            _fit(column.struct.field(there), inner, f"{path}.{name}").alias(name)
+            if (there := _present(name, inner, present))
             else _absent(present, len(column), inner, path, name)
             for name, inner in wanted.fields
         ]

@@ -55,7 +55,7 @@ class DeadLetter:
 
 
 class DeadLetters(Protocol):
-    """Where dead letters go. Called from the thread that decodes, once a batch that has any."""
+    """Where dead letters go. Called by the threads that decode and apply, one at a time, with what one batch has."""
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Keep the letters."""

@@ -2,9 +2,10 @@
 
 `<Event>.avsc` is an Avro schema, committed beside the project's events, with the event's topic, key, time, id and codec
 as attributes. A change is compatible when the new declaration reads all old events and, for fields that go away, when
-readers that still have the old declaration read the new ones. JSON and Arrow payloads carry their names, and payloads
-in the Confluent format their schema's id; plain Avro datums carry nothing, so where the fields change, a stream needs a
-new topic, or the old part of it `AvroCodec(spec, writer=<the old lock file>)`.
+readers that still have the old declaration read the new ones. A renamed field that names its old name as an alias is
+read under both; readers of the old declaration must have been brought up to date before. JSON and Arrow payloads carry
+their names, and payloads in the Confluent format their schema's id; plain Avro datums carry nothing, so where their
+layout changes, a stream needs a new topic, or the old part of it `AvroCodec(spec, writer=<the old lock file>)`.
 """
 
 import json
@@ -18,6 +19,7 @@ from headrace.schemas.event import Event, EventSpec, spec_of
 
 Verdict = Literal["compatible", "incompatible"]
 _ROLES = ("key", "time", "id", "codec")
+_LAYOUT_RULES = {"added", "removed", "renamed", "type", "null", "order"}
 _ABSENT = object()
 
 
@@ -25,7 +27,8 @@ _ABSENT = object()
 class Change:
     """One difference between a lock file and a declaration.
 
-    `field` is the path to it, `rule` one of topic, role, added, removed, type, null, allowed, default; `message` says
+    `field` is the path to it, `rule` one of topic, role, layout, added, removed, renamed, type, null, allowed, default,
+    order; `message` says
     what was found and what to do.
     """
 
@@ -86,6 +89,13 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """All differences between two locked schemas."""
     found = list(_roles(old, new))
     found += _fields(old, new, "")
+    is_plain = old.get("codec") == new["codec"] == "avro" and old.get("topic") == new["topic"]
+    if is_plain and any(change.rule in _LAYOUT_RULES for change in found):
+        message = (
+            "plain Avro does not tell which declaration wrote it, so old events of the topic would be misread; use a "
+            'new topic, or `codec="confluent-avro"` with a registry from a new topic on'
+        )
+        found.append(Change("codec", "layout", "incompatible", message))
     return found
 
 
@@ -108,18 +118,32 @@ def _roles(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
 def _fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterator[Change]:
     before = {field["name"]: field for field in old["fields"]}
     after = {field["name"]: field for field in new["fields"]}
+    renamed = {alias: name for name, field in after.items() for alias in field.get("aliases", ()) if name not in before}
     for name, field in before.items():
         place = f"{path}{name}"
-        if name not in after:
+        if name not in after and name not in renamed:
             yield _removed(place, field)
             continue
-        yield from _types(field["type"], after[name]["type"], place)
-        was, now = field.get("default", _ABSENT), after[name].get("default", _ABSENT)
-        if was != now:
-            yield Change(place, "default", "compatible", f"was {_shown(was)}, is {_shown(now)}; only new reads see it")
+        now = after[renamed.get(name, name)] if name not in after else after[name]
+        if name not in after:
+            yield _renamed(place, now["name"])
+        yield from _types(field["type"], now["type"], place)
+        was, default = field.get("default", _ABSENT), now.get("default", _ABSENT)
+        if was != default:
+            message = f"was {_shown(was)}, is {_shown(default)}; only new reads see it"
+            yield Change(place, "default", "compatible", message)
     for name, field in after.items():
-        if name not in before:
+        if name not in before and not set(field.get("aliases", ())) & (before.keys() - after.keys()):
             yield _added(f"{path}{name}", field)
+    kept = [renamed.get(name, name) for name in before if name in after or name in renamed]
+    if kept != [name for name in after if name in kept]:
+        message = "another order, which only plain Avro goes by"
+        yield Change(path.rstrip(".") or "fields", "order", "compatible", message)
+
+
+def _renamed(place: str, name: str) -> Change:
+    message = f"is {name!r} now, and read under both names; bring readers up to date before writers"
+    return Change(place, "renamed", "compatible", message)
 
 
 def _removed(place: str, field: Mapping[str, Any]) -> Change:

@@ -83,7 +83,7 @@ class FieldType:
 
     `allowed` is the closed set of a Literal or Enum; `fields` are a struct's, in order; `item` is a list's; a field
     without `default` (PydanticUndefined) that is not `nullable` must be there in every event. `null_branch` is null's
-    place in the Avro union, first in our own schemas.
+    place in the Avro union, first in our own schemas; `aliases` are names that older events have for the field.
     """
 
     kind: Kind
@@ -95,6 +95,7 @@ class FieldType:
     record: str = ""
     default: Any = PydanticUndefined
     null_branch: int = 0
+    aliases: tuple[str, ...] = ()
 
     @property
     def required(self) -> bool:
@@ -143,6 +144,8 @@ def avro_fields(fields: Iterable[tuple[str, FieldType]]) -> list[dict[str, Any]]
             entry["default"] = None
         elif not field.nullable and field.default is not PydanticUndefined:
             entry["default"] = plain(field.default)
+        if field.aliases:
+            entry["aliases"] = list(field.aliases)
         written.append(entry)
     return written
 
@@ -181,12 +184,17 @@ def struct_fields(model: type[pydantic.BaseModel], path: str, parents: tuple[typ
         )
     if not model.model_fields:
         raise DeclarationError(f"{path}: {model.__name__} has no field; declare at least one")
-    return {name: _of_field(info, f"{path}.{name}", (*parents, model)) for name, info in model.model_fields.items()}
+    found = {
+        name: _of_field(info, name, f"{path}.{name}", (*parents, model)) for name, info in model.model_fields.items()
+    }
+    names = [each for name, field in found.items() for each in (name, *field.aliases)]
+    if doubled := [name for name in names if names.count(name) > 1]:
+        raise DeclarationError(f"{path}: {doubled[0]!r} is the name or an old name of two fields; each needs its own")
+    return found
 
 
-def _of_field(info: FieldInfo, path: str, parents: tuple[type, ...]) -> FieldType:
-    if info.alias is not None or info.validation_alias is not None:
-        raise DeclarationError(f"{path}: aliases are not used on the wire; give the field the name that the wire has")
+def _of_field(info: FieldInfo, name: str, path: str, parents: tuple[type, ...]) -> FieldType:
+    aliases = _old_names(info, name, path)
     found = _of_annotation(info.annotation, tuple(info.metadata), path, parents)
     default = info.default
     if info.default_factory is not None:
@@ -195,7 +203,22 @@ def _of_field(info: FieldInfo, path: str, parents: tuple[type, ...]) -> FieldTyp
         default = []
     if default is None and not found.nullable:
         raise DeclarationError(f"{path}: the default is None; annotate the field as `... | None`")
-    return replace(found, default=default)
+    return replace(found, default=default, aliases=aliases)
+
+
+def _old_names(info: FieldInfo, name: str, path: str) -> tuple[str, ...]:
+    """Names that older events have for the field, in the order in which they are looked for."""
+    found = info.validation_alias
+    if info.alias is None and found is None:
+        return ()
+    choices = found.choices if isinstance(found, pydantic.AliasChoices) else []
+    old = tuple(choice for choice in choices[1:] if isinstance(choice, str))
+    if info.alias is not None or choices[:1] != [name] or len(old) != len(choices) - 1:
+        raise DeclarationError(
+            f"{path}: aliases are for old names only; give the field the name that new events have, and write "
+            f'Field(validation_alias=AliasChoices("{name}", "<the old name>"))'
+        )
+    return old
 
 
 def _of_annotation(annotation: Any, metadata: tuple[Any, ...], path: str, parents: tuple[type, ...]) -> FieldType:

@@ -37,6 +37,7 @@ from headrace.schemas.json_tokens import (
 from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, kernel, part, unescape
 from headrace.schemas.program import (
     ABSENT,
+    ALIASES,
     BOOL,
     BYTES,
     END,
@@ -57,17 +58,23 @@ from headrace.schemas.program import (
 
 @part
 def find_field(data: Bytes, at: int, end: int, op: int, hint: int, ops: Ints, names: Bytes) -> int:
-    """The op of the field of the struct at `op` that `data[at:end]` names, or -1; `hint` is tried first."""
+    """The op of the field of the struct at `op` that `data[at:end]` names, now or as an alias, or -1.
+
+    `hint` is tried first.
+    """
     for step in range(2):
         field = hint if step == 0 else op + 1
         while field < ops[op, END]:
-            if ops[field, NAME_BYTES] == end - at:
-                name = ops[field, NAME]
-                same = True
-                for i in range(end - at):
-                    if data[at + i] != names[name + i]:
-                        same = False
-                        break
+            name, size = ops[field, NAME], ops[field, NAME_BYTES]
+            for alias in range(ops[field, ALIASES] + 1):
+                if alias:
+                    name += size + 1
+                    size = np.int64(names[name - 1])
+                same = size == end - at
+                i = 0
+                while same and i < size:
+                    same = data[at + i] == names[name + i]
+                    i += 1
                 if same:
                     return field
             if step == 0:

@@ -29,11 +29,12 @@ from headrace.errors import DeclarationError
 from headrace.schemas.field_types import FieldType
 
 INT, FLOAT, BOOL, TEXT, BYTES, OPTION, LIST, STRUCT, TIME = range(9)
-OP, SLOT, END, SLOT_END, STRICT, NULL_BRANCH, NAME, NAME_BYTES = range(8)  # the table's columns
+OP, SLOT, END, SLOT_END, STRICT, NULL_BRANCH, NAME, NAME_BYTES, ALIASES = range(9)  # the table's columns
 
 PRESENT, ABSENT = 1, 2
 NESTS_MAX = 32  # options, lists and structs within each other; kernels keep the open ones in arrays of this length
 
+_ALIAS_BYTES_MAX = 255
 _OPS = {"int": INT, "float": FLOAT, "bool": BOOL, "text": TEXT, "bytes": BYTES, "time": TIME}
 
 
@@ -49,9 +50,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """`ops` int64 (n_ops, 8); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
+    """`ops` int64 (n_ops, 9); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
 
-    `names` uint8 are the field names that ops point into; `paths` name each op for people.
+    `names` uint8 are the field names that ops point into, each followed by its aliases, one byte of length before
+    each; `paths` name each op for people.
     """
 
     ops: NDArray[np.int64]
@@ -74,6 +76,11 @@ class _Builder:
         node = self.value(field, path, listed)
         self.ops[op][NAME], self.ops[op][NAME_BYTES] = len(self.names), len(name.encode())
         self.names += name.encode()
+        self.ops[op][ALIASES] = len(field.aliases)
+        for alias in field.aliases:
+            if len(alias.encode()) > _ALIAS_BYTES_MAX:
+                raise DeclarationError(f"{path}: the alias {alias!r} is longer than {_ALIAS_BYTES_MAX} bytes")
+            self.names += bytes([len(alias.encode())]) + alias.encode()
         return node
 
     def value(self, field: FieldType, path: str, listed: bool) -> Node:
@@ -101,7 +108,7 @@ class _Builder:
         slot = len(self.in_list)
         self.paths.append(path)
         self.in_list += [listed] * (2 if op in (TEXT, BYTES) else 1)
-        self.ops.append([op, slot, 0, 0, int(strict), 0, 0, 0])
+        self.ops.append([op, slot, 0, 0, int(strict), 0, 0, 0, 0])
         return slot
 
 

@@ -9,9 +9,13 @@ from typing import Any
 
 import httpx
 import orjson
+import tenacity
 
 from headrace.errors import EvolutionError, ServiceError
 from headrace.schemas.event import EventSpec
+
+PATIENCE_S = 60.0
+"""Seconds that a registry which is away holds up a flow before it is an error."""
 
 _TIMEOUT_S = 10.0
 _NOT_FOUND, _CONFLICT = 404, 409
@@ -24,9 +28,15 @@ class SchemaRegistry:
     Args:
         url: with user and password in it where the registry wants them.
         transport: another way to send requests, for tests.
+        patience_s: how long a registry that does not answer is asked again before that is an error.
     """
 
-    def __init__(self, url: str, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str, *, transport: httpx.BaseTransport | None = None, patience_s: float = PATIENCE_S
+    ) -> None:
+        parsed = httpx.URL(url)
+        self._shown_url = str(parsed.copy_with(username=None, password=None))
+        self._patience_s = patience_s
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_S, transport=transport)
         self._schemas: dict[int, Mapping[str, Any] | None] = {}
 
@@ -38,12 +48,21 @@ class SchemaRegistry:
             ServiceError: the registry does not answer as it should.
         """
         path = f"/subjects/{spec.topic}-value/versions"
-        answer = self._ask("POST", path, orjson.dumps({"schema": orjson.dumps(spec.avro).decode()}))
+        answer = self._ask("POST", path, _wanted(spec))
         if answer.status_code == _CONFLICT:
             raise EvolutionError(
                 f"event {spec.name}: the schema registry refuses it: {answer.text}; keep old fields readable"
             )
         return int(self._content(answer)["id"])
+
+    def id_of(self, spec: EventSpec) -> int | None:
+        """The id of the event's schema, or None where nobody has registered it.
+
+        Raises:
+            ServiceError: the registry does not answer as it should.
+        """
+        answer = self._ask("POST", f"/subjects/{spec.topic}-value", _wanted(spec))
+        return None if answer.status_code == _NOT_FOUND else int(self._content(answer)["id"])
 
     def schema(self, schema_id: int) -> Mapping[str, Any] | None:
         """The Avro schema of an id, or None where the registry knows none.
@@ -62,15 +81,26 @@ class SchemaRegistry:
         self._client.close()
 
     def _ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(httpx.TransportError),
+            stop=tenacity.stop_after_delay(self._patience_s),
+            wait=tenacity.wait_exponential(0.1, max=2),
+            reraise=True,
+        )
         try:
-            return self._client.request(method, path, content=content, headers=_CONTENT)
+            return retrying(self._client.request, method, path, content=content, headers=_CONTENT)
         except httpx.HTTPError as exc:
             raise ServiceError(
-                f"schema registry {self._client.base_url}: {exc!r}; check its URL and that it runs"
+                f"schema registry {self._shown_url}: {exc!r}; check HEADRACE_REGISTRY_URL and that it runs"
             ) from exc
 
     def _content(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_error:
-            raise ServiceError(f"schema registry {answer.request.url}: {answer.status_code} {answer.text}")
+            asked = answer.request.url.path
+            raise ServiceError(f"schema registry {self._shown_url}, {asked}: {answer.status_code} {answer.text}")
         content: dict[str, Any] = orjson.loads(answer.content)
         return content
+
+
+def _wanted(spec: EventSpec) -> bytes:
+    return orjson.dumps({"schema": orjson.dumps(spec.avro).decode()})

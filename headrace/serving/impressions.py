@@ -26,6 +26,7 @@ from prometheus_client import Counter
 from headrace.errors import DeclarationError
 from headrace.learners import Inputs
 from headrace.schemas import Event, codec_for, spec_of
+from headrace.schemas.registry import SchemaRegistry
 from headrace.serving.swap import Scores
 
 QUEUE_MAX = 4_096  # requests; at 20 kB each 80 MB
@@ -77,6 +78,7 @@ class ImpressionLog:
         bootstrap: broker addresses.
         shadow: a frozen model that scores the same inputs, in the background and for the log only; None = no shadow.
         config: further librdkafka settings.
+        registry: where the event's schema is registered, if it is Confluent-framed Avro.
 
     Raises:
         DeclarationError: the event lacks a column of `columns`.
@@ -92,12 +94,13 @@ class ImpressionLog:
         queue_max: int = QUEUE_MAX,
         batch_max: int = BATCH_MAX,
         config: Mapping[str, Any] | None = None,
+        registry: SchemaRegistry | None = None,
     ) -> None:
         self.logged = 0
         self.dropped = 0
         self._spec = spec_of(event)
         self._columns = columns or ImpressionColumns()
-        self._codec = codec_for(event)
+        self._codec = codec_for(event, registry=registry, writes=True)
         self._shadow = shadow
         self._queue: queue.Queue[Impression] = queue.Queue(maxsize=queue_max)
         self._batch_max = batch_max

@@ -9,6 +9,7 @@ from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
 from headrace.learners import Learner, ModelDirectory, Scorer
 from headrace.schemas import Event
+from headrace.schemas.registry import SchemaRegistry
 from headrace.serving.http_app import HttpLimits, build_http
 from headrace.serving.impressions import ImpressionColumns, ImpressionLog
 from headrace.serving.ranker import Ranker, RankingSpec
@@ -53,6 +54,7 @@ def build_replica(
         columns=columns,
         shadow=_frozen(directory, learner, settings.frozen_version, columns),
         config=settings.kafka,
+        registry=SchemaRegistry(settings.registry_url) if settings.registry_url else None,
     )
     swap = Swap(DirectoryReleases(directory, learner), probe=ranker.probe, fingerprints=ranker.fingerprints)
     swap.start(wait_s=MODEL_WAIT_S)

@@ -34,9 +34,16 @@ class Parcel(Event, topic="parcels", key="code", time="seen_at", id="scan"):
     tags: list[str]
 
 
-def declare(*, source=Ride, entity="rider", ttl=None, name=None, **features):
+class Note(Event, topic="notes", key="rider", time="at"):
+    """An event without an id."""
+
+    at: datetime
+    rider: int
+
+
+def declare(*, source=Ride, entity="rider", dedupe=None, ttl=None, name=None, **features):
     """A view made from its attributes."""
-    return type("Some", (FeatureView,), features, source=source, entity=entity, ttl=ttl, name=name)
+    return type("Some", (FeatureView,), features, source=source, entity=entity, dedupe=dedupe, ttl=ttl, name=name)
 
 
 def test_names_of_features_and_views():
@@ -168,6 +175,17 @@ def test_a_base_view_passes_its_features_on():
         (lambda: declare(n=Count), "feature n: Count is a class; call it"),
         (lambda: declare(n=Count(windows="1h"), entity=()), 'view some: no entity; add entity="some_column"'),
         (lambda: declare(n=Count(windows="1h"), ttl="soon"), "view some · ttl: 'soon' is no span"),
+        *[
+            (
+                lambda span=span: declare(n=Count(windows="1h"), dedupe=span),
+                f"view some · dedupe: '{span}' is no span of",
+            )
+            for span in ("soon", "0s", "-1m", "10", "1.5h")
+        ],
+        (
+            lambda: declare(source=(Ride, Note), n=Count(windows="1h"), dedupe="10m"),
+            'event Note declares none; add id="some_column" to the class arguments of Note, or leave dedupe= out',
+        ),
     ],
 )
 def test_errors_say_where_and_what_to_write(make, words):

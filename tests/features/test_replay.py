@@ -227,9 +227,9 @@ SPINE = pl.DataFrame({"rider": [1], "event_time": [BASE_US]})
         (
             lambda: replay(Short, "rides.xml", SPINE),
             SourceError,
-            "'rides.xml' is of no known kind; use one of .parquet",
+            "file rides.xml does not exist",
         ),
-        (lambda: replay(Short, "none.parquet", SPINE), SourceError, "cannot read none.parquet"),
+        (lambda: replay(Short, "none.parquet", SPINE), SourceError, "file none.parquet does not exist"),
         (lambda: Replay([Short, Short]), DeclarationError, "short, short: give at least one, and each once"),
         (lambda: plan_of(Short).rows(Check, _rides()), SchemaError, "view short: reads Ride, not Check"),
     ],

@@ -41,8 +41,8 @@ class Taste(FeatureView, source=Listen, entity="who"):
     artists = Distinct("artist", windows=WINDOWS, where=col("song") > 3)
     top = TopK("song", k=3, windows=WINDOWS)
     favourites = TopK("artist", k=2, windows="1h")
-    by_artist = CountBy("artist", keep=16, windows=WINDOWS)
-    ratings = CountBy("rating", windows="1h")
+    by_artist = CountBy("artist", keep=24, windows=WINDOWS)
+    ratings = CountBy("rating", keep=128, windows="1h")
     rated = Quantile("rating", q=(0, 0.25, 0.5, 1), windows=WINDOWS, error=0.01)
     tempo = VectorMean("tempo", dim=DIM, windows=WINDOWS)
 

@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import redis
 import redis.exceptions as theirs
 
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
@@ -23,8 +22,8 @@ PLAN = plan_of(MeterLoad)
 
 
 @pytest.fixture
-def store(redis_url):
-    with OnlineStore.open(redis_url) as opened:
+def store(store_url):
+    with OnlineStore.open(store_url) as opened:
         yield opened
 
 
@@ -53,13 +52,13 @@ def test_a_flush_writes_records_offsets_and_fence_together(store):
     assert store.fence(PLAN, 7) == Fence(2, "a", {"readings/0": 5, "readings/1": 10})
 
 
-def test_keys_are_as_documented_and_share_their_shards_hash_tag(store, redis_url):
+def test_keys_are_as_documented_and_share_their_shards_hash_tag(store, store_url):
     """Other tools may rely on the key names; a cluster needs the hash tag."""
     texts, blobs = records_of(7, 1)
     store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)])
-    with redis.Redis.from_url(redis_url) as client:
-        prefix = f"hr:{{7}}:meter_load:{PLAN.fingerprint[:8]}"
-        assert set(client.keys("hr:{*")) == {f"{prefix}!fence".encode(), f"{prefix}:".encode() + texts[0]}
+    with RedisLink(store_url) as link:
+        prefix = f"hr:{{7}}:meter_load:{PLAN.version}"
+        assert set(link.client.keys("hr:{*")) == {f"{prefix}!fence".encode(), f"{prefix}:".encode() + texts[0]}
 
 
 @pytest.mark.parametrize(
@@ -104,11 +103,11 @@ def test_the_same_flush_again_is_recognised_and_changes_nothing(store):
     assert [blob for _, blob in sorted(store.scan(PLAN))] == sorted(blobs)
 
 
-def test_a_flush_works_after_redis_forgot_its_scripts(store, redis_url):
+def test_a_flush_works_after_redis_forgot_its_scripts(store, store_url):
     """SCRIPT FLUSH, or a failover to a replica, costs one more round trip."""
     store.flush(PLAN, [write(7, 0)])
-    with redis.Redis.from_url(redis_url) as client:
-        client.script_flush()
+    with RedisLink(store_url) as link:
+        link.client.script_flush()
     assert store.flush(PLAN, [write(7, 1), write(8, 0)]).sequences == {7: 2, 8: 1}
 
 
@@ -119,45 +118,45 @@ def test_thousands_of_partitions_fit_a_flush(store):
     assert store.fence(PLAN, 7).offsets == offsets
 
 
-def test_records_of_a_view_with_ttl_expire(store, redis_url):
+def test_records_of_a_view_with_ttl_expire(store, store_url):
     """The record gets the ttl, the fence none."""
     plan = plan_of(BriefLoad)
     store.flush(plan, [write(7, 0, texts=[b"1"], blobs=[b"x"])])
-    with redis.Redis.from_url(redis_url) as client:
-        prefix = f"hr:{{7}}:brief_load:{plan.fingerprint[:8]}"
-        assert 0 < client.pttl(f"{prefix}:1") <= 1_000
-        assert client.pttl(f"{prefix}!fence") == -1
+    with RedisLink(store_url) as link:
+        prefix = f"hr:{{7}}:brief_load:{plan.version}"
+        assert 0 < link.client.pttl(f"{prefix}:1") <= 1_000
+        assert link.client.pttl(f"{prefix}!fence") == -1
 
 
-def test_redis_out_of_memory_writes_nothing_of_a_shard(store, redis_url):
+def test_redis_out_of_memory_writes_nothing_of_a_shard(store, store_url):
     """Refused before the first write: fence and records stay as they were, and the message says what to do."""
     texts, blobs = records_of(7)
-    with redis.Redis.from_url(redis_url) as client:
-        client.config_set("maxmemory", "100kb")
+    with RedisLink(store_url) as link:
+        link.client.config_set("maxmemory", "100kb")
         try:
             with pytest.raises(StoreError, match="raise its maxmemory"):
                 store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)])
         finally:
-            client.config_set("maxmemory", "0")
+            link.client.config_set("maxmemory", "0")
     assert store.fence(PLAN, 7) == Fence()
     assert store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)]).repeated == frozenset()
 
 
-def test_the_shard_count_of_a_namespace_is_fixed(redis_url):
+def test_the_shard_count_of_a_namespace_is_fixed(store_url):
     """It decides where records live, so another count is refused; another namespace is free."""
-    with OnlineStore.open(redis_url, shards=8):
+    with OnlineStore.open(store_url, shards=8):
         pass
     with pytest.raises(StoreError, match=r"shards = 8, not 16; open it with 8"):
-        OnlineStore.open(redis_url, shards=16)
-    with OnlineStore.open(redis_url, shards=16, namespace="other") as other:
+        OnlineStore.open(store_url, shards=16)
+    with OnlineStore.open(store_url, shards=16, namespace="other") as other:
         assert other.shards == 16
 
 
 @pytest.mark.parametrize("settings", [{"namespace": "a:b"}, {"namespace": "{a}"}, {"shards": 0}, {"shards": 20_000}])
-def test_settings_that_would_break_keys_are_refused(redis_url, settings):
+def test_settings_that_would_break_keys_are_refused(store_url, settings):
     """Colons and braces belong to the key layout."""
     with pytest.raises(StoreError, match="use"):
-        OnlineStore.open(redis_url, **settings)
+        OnlineStore.open(store_url, **settings)
 
 
 def test_a_store_that_is_away_is_named_without_its_password():
@@ -172,13 +171,13 @@ def test_a_store_that_is_away_is_named_without_its_password():
         OnlineStore.open("http://host")
 
 
-def test_every_error_of_redis_py_becomes_one_of_ours(redis_url):
+def test_every_error_of_redis_py_becomes_one_of_ours(store_url):
     """A user never needs the library beneath; what time heals is StoreUnavailableError."""
     roots = (theirs.RedisError, theirs.RedisClusterException)
     kinds = [kind for _, kind in inspect.getmembers(theirs, inspect.isclass) if issubclass(kind, roots)]
     assert len(kinds) > 20
     away = set()
-    with RedisLink(redis_url) as link:
+    with RedisLink(store_url) as link:
         for kind in kinds:
             error = kind.__new__(kind)
             Exception.__init__(error, "what happened")
@@ -204,9 +203,9 @@ def test_every_error_of_redis_py_becomes_one_of_ours(redis_url):
         ("WRONGTYPE Operation against a key holding the wrong kind of value", False, "Headrace's own"),
     ],
 )
-def test_replies_that_scripts_quote_are_told_apart(redis_url, reply, away, advice):
+def test_replies_that_scripts_quote_are_told_apart(store_url, reply, away, advice):
     """A script's error is a plain ResponseError; what time heals is still StoreUnavailableError."""
-    with RedisLink(redis_url) as link:
+    with RedisLink(store_url) as link:
         with pytest.raises(StoreError, match=advice) as caught, link.errors("flush"):
             raise theirs.ResponseError(reply)
         assert isinstance(caught.value, StoreUnavailableError) == away
@@ -272,13 +271,14 @@ def test_many_threads_read_what_was_written(store):
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(store, redis_url, lost):
+def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(redis_url, lost):
     """More keys than one MGET takes, null keys among them; a reply that is lost is asked for again."""
     slab = Slab(PLAN)
     slab.update(PLAN.rows(Reading, log_frame(200).drop("_partition", "_offset")))
     row = slab.rows()[:1]
     known = slab.ids(row)
-    store.flush(PLAN, [write(int(shard_of(known, 32)[0]), 0, texts=slab.texts(row), blobs=slab.pack(row))])
+    with OnlineStore.open(redis_url) as store:
+        store.flush(PLAN, [write(int(shard_of(known, 32)[0]), 0, texts=slab.texts(row), blobs=slab.pack(row))])
     ids = np.arange(10_000, 10_000 + 2 * PART_KEYS + 7)
     ids[[0, PART_KEYS - 1, PART_KEYS, -1]] = known[0]
     ids[[1, PART_KEYS + 1]] = NULL_ID

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from headrace.cli import app
 from headrace.features import plan_of
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "CHANGELOG.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/replay.md", "CHANGELOG.md")
 
 
 def blocks(repo: Path, language: str) -> list[str]:

@@ -4,12 +4,14 @@ import io
 import json
 
 import fastavro
+import fsspec
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
 from headrace.errors import OffsetLostError, SchemaError, SourceError
 from headrace.pipelines.file_source import FileSource
+from headrace.pipelines.source_url import source_of_url
 from headrace.schemas import spec_of
 from tests.turnstiles import Passage, drain, passages
 
@@ -81,6 +83,16 @@ def test_a_glob_names_files_below_its_fixed_part_whatever_the_working_folder(tmp
     assert FileSource(str(tmp_path / "logs" / "**" / "*.parquet"), Passage).partitions() == wanted
     monkeypatch.chdir(tmp_path)
     assert FileSource("logs/**/*.parquet", Passage).partitions() == wanted
+
+
+def test_files_of_another_filesystem_are_partitions_by_the_same_names(tmp_path):
+    frame = passages(40).sort("at", maintain_order=True)
+    for name, part in (("a/1", frame[:25]), ("b/2", frame[25:])):
+        with fsspec.open(f"memory://{tmp_path.name}/{name}/log.parquet", "wb") as file:
+            part.write_parquet(file)
+    source = source_of_url(f"memory://{tmp_path.name}/**/*.parquet", [Passage])
+    assert source.partitions() == ["passages/a/1/log.parquet", "passages/b/2/log.parquet"]
+    assert_frame_equal(pl.concat([batch.frame for batch in drain(source)]), frame)
 
 
 def test_shares_are_disjoint_and_whole(tmp_path):

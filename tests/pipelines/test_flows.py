@@ -31,6 +31,7 @@ from headrace.pipelines import (
     loop,
     on_bytewax,
 )
+from headrace.pipelines.read_ahead import POLLS_AHEAD_MAX
 from headrace.pipelines.worker_keys import worker_keys, worker_of
 from headrace.schemas import FileDeadLetters
 from headrace.schemas.dead_letters import read as read_letters
@@ -191,14 +192,14 @@ source = KafkaSource(given["broker"], [event], rows_max=200)
 letters = FileDeadLetters(given["letters"])
 flow = Dataflow("materialize")
 events = op.input("in", flow, events_in(source, (event,), dead_letters=letters))
-materialize("features", events, views_of(event), given["redis"])
+materialize("features", events, views_of(event, given.get("dedupe")), given["redis"])
 """
 
 
 class Engine:
     """`python -m bytewax.run` on a project module, in a process of its own."""
 
-    def __init__(self, folder: Path, repo: Path, workers: int, **given: str) -> None:
+    def __init__(self, folder: Path, repo: Path, workers: int, **given: str | None) -> None:
         (folder / "flow_module.py").write_text(MODULE)
         environment = {**os.environ, "PYTHONPATH": f"{repo}", "FLOW": json.dumps(given), "NUMBA_NUM_THREADS": "2"}
         self.errors = folder / "stderr.txt"
@@ -219,10 +220,10 @@ class Engine:
         return self.process.wait(20)
 
 
-def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30) -> None:
+def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30, dedupe: str | None = None) -> None:
     """Until `count` passages are in the store."""
     deadline = time.monotonic() + seconds
-    while (found := read_doors(store, event, frame)["passages_lifetime"].sum()) < count:
+    while (found := read_doors(store, event, frame, dedupe)["passages_lifetime"].sum()) < count:
         assert time.monotonic() < deadline, f"{found} of {count} after {seconds} s"
         time.sleep(0.02)
 
@@ -352,7 +353,7 @@ def test_sources_do_not_run_ahead_of_a_slow_step(tmp_path):
     on_bytewax.consume("slow", events, lambda _group, _groups: step, dict, spread=False)
     on_bytewax.run(flow, workers=2)
     assert len(step.taken) == 400
-    assert step.ahead <= 2 * (on_bytewax.IN_FLIGHT_MAX + 1)
+    assert step.ahead <= 2 * (on_bytewax.IN_FLIGHT_MAX + POLLS_AHEAD_MAX + 2)
 
 
 def test_an_authors_own_error_comes_through_as_it_is(tmp_path):

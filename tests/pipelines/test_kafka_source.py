@@ -51,6 +51,32 @@ def test_every_message_comes_once_with_its_offset_and_append_time(broker, topic)
         assert before_us <= stamps.min() <= stamps.max() <= wall_us()
 
 
+def test_offsets_stamps_and_payloads_stay_together_across_topics_and_partitions(broker, topic):
+    """6,000 messages of two topics, dealt out one by one; each says where it is and when; every tenth is empty."""
+    topics = [topic, f"{topic}-b"]
+    create_topics(broker, dict.fromkeys(topics, 3))
+    producer = Producer({"bootstrap.servers": broker, "log_level": 0})
+    for number in range(6_000):
+        name, partition, stamp_ms = topics[number % 2], number // 2 % 3, 1_700_000_000_000 + number
+        value = None if number % 10 == 9 else f"{name}/{partition} {number // 6} {stamp_ms}".encode()
+        producer.produce(name, value, partition=partition, timestamp=stamp_ms)
+    assert producer.flush(10) == 0
+    source = KafkaSource(broker, topics, until_end=True, rows_max=1_500)
+    batches = drain(source)
+    source.close()
+    told = [
+        (payload, f"{batch.partition} {offset} {stamp_us // 1_000}".encode())
+        for batch in batches
+        for payload, offset, stamp_us in zip(batch.payloads, batch.offsets, batch.appended_us, strict=True)
+    ]
+    assert len(told) == 6_000
+    assert all(payload in (b"", wanted) for payload, wanted in told)
+    assert sum(payload == b"" for payload, _ in told) == 600
+    for partition in source.partitions():
+        offsets = [offset for batch in batches if batch.partition == partition for offset in batch.offsets.tolist()]
+        assert offsets == list(range(1_000))
+
+
 def test_seek_begins_at_the_offset_and_the_rest_at_its_start(broker, topic):
     create_topics(broker, {topic: 2})
     send(broker, topic, 0, 100, partitions=2)

@@ -77,11 +77,10 @@ def test_no_more_waits_than_allowed():
 
 def test_what_came_before_an_error_is_handed_out_before_it():
     ahead = read(Counting(200, fails_after=7))
-    found = []
+    assert [len(ahead.poll(10.0)) for _ in range(7)] == [1] * 7
     with pytest.raises(SourceError, match="the disk is gone"):
-        while not ahead.exhausted:
-            found += ahead.poll(1.0)
-    assert len(found) == 7
+        ahead.poll(10.0)
+    assert not ahead.exhausted
     ahead.close()
 
 

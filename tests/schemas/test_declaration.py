@@ -121,7 +121,7 @@ def test_a_type_without_a_column_is_named_with_class_field_and_fix(annotation, m
 @pytest.mark.parametrize(
     ("default", "message"),
     [
-        (Field(alias="other"), "aliases are not used on the wire"),
+        (Field(alias="other"), "aliases are for old names only"),
         (Field(default_factory=int), "give a constant default or `list`"),
         (None, r"annotate the field as `\.\.\. \| None`"),
     ],

@@ -5,21 +5,21 @@ from datetime import datetime
 from typing import Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field
 
 from headrace.errors import EvolutionError
 from headrace.schemas import Change, Event, check_lock, write_lock
 from headrace.schemas.evolution import lock_path
 
 
-def declare(topic="things", key="number", time="event_time", event_id=None, codec="avro", **fields):
+def declare(topic="things", key="number", time="event_time", event_id=None, codec="json", **fields):
     """An event `Thing` with the fields."""
     annotations = {"event_time": datetime, "number": int}
     body = {}
     for name, field in fields.items():
         annotations[name], *default = field if isinstance(field, tuple) else (field,)
         if default:
-            body[name] = default[0]
+            body[name] = default[0](name) if callable(default[0]) else default[0]
     kwargs = {"topic": topic, "key": key, "time": time, "id": event_id, "codec": codec}
     return type(Event)("Thing", (Event,), {"__annotations__": annotations, "__module__": __name__, **body}, **kwargs)
 
@@ -38,6 +38,15 @@ class Loose(BaseModel):
     y: int | None
 
 
+class Renamed(BaseModel):
+    y: int = Field(validation_alias=AliasChoices("y", "x"))
+
+
+def was(old, annotation):
+    """A field that older events have under the name `old`."""
+    return annotation, lambda name: Field(validation_alias=AliasChoices(name, old))
+
+
 @pytest.mark.parametrize(
     ("old", "new", "wanted"),
     [
@@ -48,6 +57,12 @@ class Loose(BaseModel):
         ({"a": int | None}, {}, [("a", "removed", "compatible")]),
         ({"a": int}, {}, [("a", "removed", "incompatible")]),
         ({"a": int}, {"b": int}, [("a", "removed", "incompatible"), ("b", "added", "incompatible")]),
+        ({"a": int}, {"b": was("a", int)}, [("a", "renamed", "compatible")]),
+        ({"a": int}, {"b": was("a", float)}, [("a", "renamed", "compatible"), ("a", "type", "compatible")]),
+        ({"a": int}, {"b": was("a", str)}, [("a", "renamed", "compatible"), ("a", "type", "incompatible")]),
+        ({"a": int}, {"b": was("c", int)}, [("a", "removed", "incompatible"), ("b", "added", "incompatible")]),
+        ({"a": int, "b": str}, {"b": str, "a": int}, [("fields", "order", "compatible")]),
+        ({"a": Small}, {"a": Renamed}, [("a.x", "renamed", "compatible")]),
         ({"a": int}, {"a": float}, [("a", "type", "compatible")]),
         ({"a": float}, {"a": int}, [("a", "type", "incompatible")]),
         ({"a": int}, {"a": str}, [("a", "type", "incompatible")]),
@@ -69,7 +84,7 @@ class Loose(BaseModel):
         ({"a": str}, {"a": str, "key": "a"}, [("key", "role", "incompatible")]),
         ({"a": str}, {"a": str, "event_id": "a"}, [("id", "role", "incompatible")]),
         ({"a": datetime}, {"a": datetime, "time": "a"}, [("time", "role", "incompatible")]),
-        ({}, {"topic": "others", "codec": "json"}, [("topic", "topic", "compatible")]),
+        ({}, {"topic": "others", "codec": "arrow"}, [("topic", "topic", "compatible")]),
     ],
 )
 def test_each_rule(tmp_path, old, new, wanted):
@@ -83,6 +98,24 @@ def test_each_rule(tmp_path, old, new, wanted):
     else:
         write_lock(declare(**new), tmp_path)
     assert check_lock(declare(**new), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("new", "is_told"),
+    [
+        ({"a": int, "b": (int, 3)}, True),
+        ({"b": was("a", int)}, True),
+        ({"a": float}, True),
+        ({"a": int | None}, True),
+        ({"a": int}, False),
+        ({"a": (int, 7)}, False),
+        ({"topic": "others", "a": float}, False),
+    ],
+)
+def test_plain_avro_tells_nothing_so_no_change_of_its_layout_is_compatible(tmp_path, new, is_told):
+    write_lock(declare(codec="avro", a=int), tmp_path)
+    found = [change for change in check_lock(declare(codec="avro", **new), tmp_path) if change.rule == "layout"]
+    assert [change.verdict for change in found] == ["incompatible"] * is_told
 
 
 def test_a_refusal_names_field_rule_and_way_out(tmp_path):

@@ -133,7 +133,7 @@ def registry(status=200, broken=False):
             return httpx.Response(200, json={"schema": json.dumps(OLD)})
         return httpx.Response(404, json={"error_code": 40403})
 
-    return SchemaRegistry("http://registry", transport=httpx.MockTransport(answer)), asked
+    return SchemaRegistry("http://registry", transport=httpx.MockTransport(answer), patience_s=0), asked
 
 
 def test_the_registry_gives_ids_and_other_writers_schemas_once():

@@ -15,9 +15,12 @@ matter that two of 4 billion are alike.
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part, prefetch
 
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
+AHEAD, NEAR = 16, 6
+"""Operations between the prefetch of a list's span, and once it is there of its elements, and their use."""
+LINE_WORDS = 8
 
 
 @lean_kernel
@@ -45,8 +48,11 @@ def run_list(
     bits. out_times (reads, N) or (reads, 0), out_values (reads, N, m) are filled newest first, out_counts (reads,).
     `strict` leaves out elements that are not before `times[i]`.
     """
-    size, width = values.shape[1], values.shape[2]
     for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            prefetch(spans, 2 * max(rows[i + AHEAD], 0))
+        if i + NEAR < rows.size:
+            _prefetch_list(spans, stamps, values, out_values, max(rows[i + NEAR], 0), ops[i + NEAR])
         row = rows[i]
         event = ~ops[i]
         if event >= 0:
@@ -54,19 +60,78 @@ def run_list(
                 half = event_ids[event] >> np.int64(32)
                 _insert(spans, stamps, values, row, times[i], half, bits, event, columns, distinct)
         elif row >= 0:
-            q, count = ops[i], 0
-            p = spans[row, 0] + spans[row, 1]
-            for _ in range(spans[row, 1]):
-                p -= 1
-                place = p if p < size else p - size
-                if strict and stamps[row, place, 0] >= times[i]:
-                    continue
-                if out_times.shape[1] > 0:
-                    out_times[q, count] = stamps[row, place, 0]
-                for m in range(width):
-                    out_values[q, count, m] = values[row, place, m]
-                count += 1
-            out_counts[q] = count
+            q = ops[i]
+            if strict or out_times.shape[1] > 0:
+                out_counts[q] = _read_timed(spans, stamps, values, row, times[i], strict, out_times, out_values, q)
+            else:
+                out_counts[q] = _read(spans, values, row, out_values, q)
+
+
+@part
+def _prefetch_list(spans: Ints, stamps: Ints, values: Ints, out_values: Ints, row: Int, op: Int) -> None:
+    """Have what an operation to come will touch on its way from memory: the list's newer end, or what is read."""
+    size, width = values.shape[1], values.shape[2]
+    if op < 0:
+        last = spans[row, 0] + spans[row, 1] - 1
+        place = row * size + (last if last < size else last - size)
+        prefetch(stamps, 2 * place)
+        prefetch(values, width * place)
+    else:
+        for word in range(0, size * width, LINE_WORDS):
+            prefetch(values, row * size * width + word)
+            prefetch(out_values, op * size * width + word)
+
+
+@part
+def _read(spans: Ints, values: Ints, row: Int, out_values: Ints, q: Int) -> Int:
+    """Write a row's list into out_values[q], newest first: the elements of a circular buffer are two runs."""
+    size, start = values.shape[1], spans[row, 0]
+    count: Int = spans[row, 1]
+    wrapped = max(start + count - size, 0)
+    _reverse(values[row], wrapped, wrapped, out_values[q], 0)
+    _reverse(values[row], start + count - wrapped, count - wrapped, out_values[q], wrapped)
+    return count
+
+
+@part
+def _reverse(source: Ints, end: Int, count: Int, out: Ints, at: Int) -> None:
+    """Copy source[end - count : end] (N, m), last first, to out[at:]. Indexes are unsigned: a check less an element."""
+    width = source.shape[1]
+    if width == 1:
+        for j in range(count):
+            out[np.uint64(at + j), np.uint64(0)] = source[np.uint64(end - 1 - j), np.uint64(0)]
+    else:
+        for j in range(count):
+            for m in range(width):
+                out[at + j, m] = source[end - 1 - j, m]
+
+
+@part
+def _read_timed(
+    spans: Ints,
+    stamps: Ints,
+    values: Ints,
+    row: Int,
+    time: Int,
+    strict: bool,
+    out_times: Ints,
+    out_values: Ints,
+    q: Int,
+) -> Int:
+    """The same, with times where they are wanted; `strict` leaves out what is not before `time`."""
+    size, count = values.shape[1], np.int64(0)
+    p = spans[row, 0] + spans[row, 1]
+    for _ in range(spans[row, 1]):
+        p -= 1
+        place = p if p < size else p - size
+        if strict and stamps[row, place, 0] >= time:
+            continue
+        if out_times.shape[1] > 0:
+            out_times[q, count] = stamps[row, place, 0]
+        for m in range(values.shape[2]):
+            out_values[q, count, m] = values[row, place, m]
+        count += 1
+    return count
 
 
 @part

@@ -55,7 +55,7 @@ def run_ring(
     kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)
     for i in range(rows.size):
         if i + AHEAD < rows.size:
-            _prefetch_tile(tiles, cells, rows[i + AHEAD], times[i + AHEAD], hop)
+            _prefetch_tile(tiles, cells, out, rows[i + AHEAD], times[i + AHEAD], ops[i + AHEAD], hop)
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
@@ -70,7 +70,7 @@ def run_ring(
                 kept_row, kept_low, kept_tile = row, low, tile
             _merge_tile(closed, 0, 0, items, params, out, ops[i])
             slot = tile % slots
-            if tiles[row, slot] == tile:
+            if tile >= low and tiles[row, slot] == tile:  # a tile that left the windows may linger in its slot
                 _merge_tile(cells, row, slot, items, params, out, ops[i])
             continue
         if row == kept_row and tile != kept_tile:
@@ -109,14 +109,16 @@ def _clear_tile(cells: Floats, row: Int, slot: Int, items: Ints) -> None:
 
 
 @part
-def _prefetch_tile(tiles: Ints, cells: Floats, row: Int, time: Int, hop: Int) -> None:
-    """Have the tile of an operation to come on its way from memory: its latency is most of what an event costs."""
+def _prefetch_tile(tiles: Ints, cells: Floats, out: Floats, row: Int, time: Int, op: Int, hop: Int) -> None:
+    """Have what an operation to come will touch on its way from memory: latency is most of what it costs."""
     slots = tiles.shape[1]
     place = max(row, 0) * slots
     if hop > 0:
         place += time // hop % slots
     prefetch(tiles, place)
     prefetch(cells, place * cells.shape[2])
+    if op >= 0:
+        prefetch(out, op * out.shape[2])
 
 
 @part
@@ -143,10 +145,17 @@ def clear_out(items: Ints, out: Floats) -> None:
 
 
 @lean_kernel
-def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints) -> None:
-    """Keep each row's newest event time; a read copies it into out[ops[i]]."""
+def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints, older: Ints) -> None:
+    """Keep each row's newest event time; a read copies it to out[ops[i]].
+
+    `older` (e, 2) gets the time of an event and its row's newest, where the event is older; else it is left as it is.
+    """
     for i in range(rows.size):
         if ops[i] < 0:
-            newest[rows[i]] = max(newest[rows[i]], times[i])
+            if times[i] < newest[rows[i]]:
+                older[~ops[i], 0] = times[i]
+                older[~ops[i], 1] = newest[rows[i]]
+            else:
+                newest[rows[i]] = times[i]
         elif rows[i] >= 0:
             out[ops[i]] = newest[rows[i]]

@@ -1,0 +1,179 @@
+"""Broker to Redis: events a second on a backlog, as Avro messages and as Arrow blocks, and freshness under load.
+
+python -m benchmarks.broker.run [--events 2000000] [--rival-events 50000] [--users 100000] [--block-rows 16384]
+                                [--live-seconds 20] [--live-share 0.7] [--live-rate N] [--seed 7]
+
+Where an event's processor time goes, in ns: one pass over 4 million events of 100,000 users on a shared, busy machine
+of two cores (a load of 8). Processor time leaves out the others' share, but not what they do to the caches.
+
+                                           Avro messages   Arrow blocks of 16,384
+    poll (objects of the client)                     730           10
+    decode and check                                 360           35
+    new entities, and growing the slab               340          430
+    other columns of the view, offsets               170           50
+    update (12 windows and two lists)                480          340
+    pack and write to Redis                          390          140
+    other threads (the client's, kernels')           370          230
+    broker                                           220          160
+    Redis, append-only file on                       460          220
+    all                                            3,520        1,615
+
+The first six follow each other on one thread, which bounds a flow at 0.4 million messages or 1.0 million events in
+blocks a second as long as that thread does not read ahead; both cores together would do 0.57 and 1.2 million. These are
+sums of the figures above, not rates that were reached. The limits beneath: decoding alone is 130 ns a message and a
+message of the client 400 to 500 (both measured in loops of their own); a user's record is 6 kB, so an update waits for
+memory; Redis takes 6 to 9 us a record, however many events it came from. Fewer flushes hence cost less and are less
+fresh: a flush may take a fifth of the time (`FLUSH_SHARE`), and its oldest event had waited some six times as long as
+the flush took.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import polars as pl
+
+from benchmarks.broker import ours, rival_bytewax
+from benchmarks.broker.declaration import PARTITIONS, EngagementBlock, UserActivityOfBlocks, publish
+from benchmarks.materialize import rival_bytewax as rival_state
+from benchmarks.materialize.declaration import Engagement, UserActivity, write_log
+from headrace.local import EmbeddedBroker, EmbeddedRedis
+from headrace.schemas import spec_of
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLED = 300
+PACKAGES = ("bytewax", "confluent-kafka", "fastavro", "polars", "pyarrow", "numpy", "numba", "redis")
+LIVE_LOG_ROWS = 1_000_000
+WAIT_S = 30.0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--events", type=int, default=2_000_000)
+    parser.add_argument("--rival-events", type=int, default=50_000)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--block-rows", type=int, default=16_384)
+    parser.add_argument("--live-seconds", type=float, default=20.0)
+    parser.add_argument("--live-share", type=float, default=0.7, help="of the backlog's rate")
+    parser.add_argument("--live-rate", type=float, help="events a second, in place of --live-share")
+    parser.add_argument("--seed", type=int, default=7)
+    given = parser.parse_args(arguments)
+    describe(given)
+    avro, blocks = spec_of(Engagement).topic, spec_of(EngagementBlock).topic
+    with (
+        tempfile.TemporaryDirectory() as name,
+        EmbeddedRedis(Path(name) / "redis") as server,
+        EmbeddedBroker(Path(name) / "broker", topics={avro: PARTITIONS, blocks: PARTITIONS}) as broker,
+    ):
+        folder, url, bootstrap = Path(name), server.url, broker.bootstrap
+        path = write_log(folder, given.events, given.users, given.seed)
+        log = pl.read_parquet(path)
+        publish(bootstrap, avro, Engagement, log[: given.rival_events])
+        ours.run_backlog(bootstrap, UserActivity, url, "warm", folder)  # compiles the kernels; they are cached on disk
+        rival_s = rival_bytewax.run_backlog(bootstrap, avro, url, "rival")
+        small_s = ours.run_backlog(bootstrap, UserActivity, url, "small", folder)
+        check(log[: given.rival_events], url)
+        publish(bootstrap, avro, Engagement, log[given.rival_events :])
+        large_s = ours.run_backlog(bootstrap, UserActivity, url, "large", folder)
+        publish(bootstrap, blocks, EngagementBlock, log, given.block_rows)
+        blocks_s = ours.run_backlog(bootstrap, UserActivityOfBlocks, url, "blocks", folder)
+        check_blocks(log, url)
+        rates = {
+            f"plain Bytewax, Avro, {given.rival_events:,} events": given.rival_events / rival_s,
+            f"Headrace, Avro, {given.rival_events:,} events": given.rival_events / small_s,
+            f"Headrace, Avro, {given.events:,} events": given.events / large_s,
+            f"Headrace, Arrow x {given.block_rows:,}, {given.events:,} events": given.events / blocks_s,
+        }
+        for label, rate in rates.items():
+            print(f"{label:<48} {rate:>12,.0f} events/s  x {rate * rival_s / given.rival_events:.1f}")
+    if given.live_seconds:
+        live(given, given.live_rate or given.live_share * given.events / large_s)
+
+
+def describe(given: argparse.Namespace) -> None:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
+    print(f"command: python -m benchmarks.broker.run {' '.join(sys.argv[1:])}  ({given})")
+    print(f"broker, Redis (append-only file on) and engine on the same cores; {PARTITIONS} partitions, one worker")
+
+
+def sample(log: pl.DataFrame) -> tuple[list[int], int]:
+    """Some users, and the moment after the last event."""
+    everyone = log["user_id"].unique().sort()
+    users = everyone.sample(min(SAMPLED, len(everyone)), seed=0).to_list()
+    return users, int(log["event_time"].dt.epoch("us").max()) + 1
+
+
+def check(log: pl.DataFrame, url: str) -> None:
+    """Both sides hold the same values for a sample of users."""
+    users, now_us = sample(log)
+    mine, theirs = ours.read(UserActivity, url, "small", users, now_us), rival_state.read(url, "rival", users, now_us)
+    for user in users:
+        differing = [name for name in theirs[user] if mine[user][name] != theirs[user][name]]
+        assert not differing, (user, [(name, mine[user][name], theirs[user][name]) for name in differing])
+    print(f"equal to the rival: {len(theirs[users[0]]) - 1} features of {len(users)} users")
+
+
+def check_blocks(log: pl.DataFrame, url: str) -> None:
+    """Messages and blocks of the same log became the same values, and the log's own totals."""
+    users, now_us = sample(log)
+    mine = ours.read(UserActivity, url, "large", users, now_us)
+    assert mine == ours.read(UserActivityOfBlocks, url, "blocks", users, now_us)
+    # of an entity whose newest list is not full, the list is the log's
+    events = log.filter(pl.col("user_id").is_in(users)).sort("event_time", descending=True)
+    newest = {user: items for (user,), items in events.partition_by("user_id", as_dict=True).items()}
+    for user in users:
+        assert mine[user]["recent"] == newest[user]["item_id"].head(50).to_list(), user
+    print(f"equal as messages, as blocks and to the log: {len(users)} users")
+
+
+def live(given: argparse.Namespace, rate: float) -> None:
+    """Freshness from an empty store on, while a process of its own sends `rate` events a second."""
+    topic = spec_of(Engagement).topic
+    with (
+        tempfile.TemporaryDirectory() as name,
+        EmbeddedRedis(Path(name) / "redis") as server,
+        EmbeddedBroker(Path(name) / "broker", topics={topic: PARTITIONS}) as broker,
+    ):
+        path = write_log(Path(name), min(LIVE_LOG_ROWS, given.events), given.users, given.seed + 1)
+        follow(given, path, broker.bootstrap, server.url, rate)
+
+
+def follow(given: argparse.Namespace, path: Path, bootstrap: str, url: str, rate: float) -> None:
+    topic = spec_of(Engagement).topic
+    words = [sys.executable, "-m", "benchmarks.broker.producer", bootstrap, topic, str(path), str(rate)]
+    words.append(str(given.live_seconds))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started_s: list[float] = []
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, env=environment, text=True
+    ) as producer:
+        assert producer.stdin is not None
+        assert producer.stdout is not None
+        assert producer.stdout.readline() == "ready\n"
+
+        def is_over() -> bool:
+            if not started_s:  # the flow reads: now something may come
+                started_s.append(time.monotonic())
+                producer.stdin.write("\n")
+                producer.stdin.flush()
+            assert time.monotonic() - started_s[0] < given.live_seconds + WAIT_S, "the producer does not end"
+            return producer.poll() is not None
+
+        figures = ours.run_live(bootstrap, UserActivity, url, "live", path.parent, is_over)
+        sent, took_s = producer.stdout.read().split()
+    freshness = figures["freshness_ms"]
+    print(
+        f"live: {int(sent) / float(took_s):,.0f} events/s sent (wanted {rate:,.0f}) for {float(took_s):.1f} s; "
+        f"freshness p50 {freshness['p50']:,.0f} ms, p99 {freshness['p99']:,.0f} ms of {freshness['count']:,} samples"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""The history that a replay walks: frames or files of each event class in the order of time, whatever their size.
+
+What fits into the budget of rows is sorted in memory. Of a larger log, Parquet files on this disk whose row groups
+overlap little in time are read group by group; anything else is sorted on disk first (`external_sort`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import polars as pl
+import structlog
+
+from headrace.clock import wall_us
+from headrace.errors import SchemaError, SourceError
+from headrace.features.external_sort import Block, Sorter, memory_block, overlap
+from headrace.features.keys import ids_of_column, key_expr, shard_of
+from headrace.features.view import ViewPlan, events_of
+from headrace.schemas import Event, EventSpec, Quality, conform, spec_of
+from headrace.schemas.event_files import (
+    iter_events,
+    read_events,
+    read_file,
+    read_range,
+    row_groups,
+    rows_of,
+    time_range,
+)
+from headrace.schemas.file_finder import EventFile, find_files
+
+MEMORY_ROWS = 10_000_000
+"""Events that are in memory at a time; sorting them needs as much again."""
+
+PIECE_ROWS = 250_000
+_BYTES_A_ROW = 8
+"""An event takes more than this in a file, so a file of fewer bytes for each row of the budget is read as a whole."""
+
+Paths: TypeAlias = str | Path | Sequence[str | Path]
+Table: TypeAlias = pl.DataFrame | pl.LazyFrame | Paths
+History: TypeAlias = Table | Mapping[type[Event], Table]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which events count: from `since_us` on, before `until_us`, and of the entities of one of `parts` parts."""
+
+    since_us: int | None = None
+    until_us: int | None = None
+    plan: ViewPlan | None = None
+    part: int = 0
+    parts: int = 1
+
+    def of(self, frame: pl.DataFrame, time: pl.Expr) -> pl.DataFrame:
+        """The events of a frame that count."""
+        if self.since_us is not None:
+            frame = frame.filter(time >= self.since_us)
+        if self.until_us is not None:
+            frame = frame.filter(time < self.until_us)
+        if self.plan is not None and self.parts > 1:
+            frame = frame.filter(in_part(self.plan, frame, self.part, self.parts))
+        return frame
+
+
+def in_part(plan: ViewPlan, frame: pl.DataFrame, part: int, parts: int) -> pl.Series:
+    """Whether each row's entity belongs to a part: (n,) Boolean; null keys belong to one as well."""
+    keys = frame.select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
+    return pl.Series(shard_of(ids_of_column(keys, plan.key_dtype)[0], parts) == part)
+
+
+def time_of(event: type[Event]) -> pl.Expr:
+    """Event time in microseconds UTC."""
+    return pl.col(spec_of(event).time).cast(pl.Datetime("us")).cast(pl.Int64)
+
+
+def tables_of(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], Table]:
+    """A table for each event class that the views read.
+
+    Raises:
+        SchemaError: one table for several classes, or none for one of them, or a frame that lacks a column.
+    """
+    sources = list(events_of(plans))
+    names = ", ".join(event.__name__ for event in sources)
+    if not isinstance(events, Mapping):
+        if len(sources) > 1:
+            raise SchemaError(f"replay: the views read {names}; give events as a dict with a table for each")
+        events = {sources[0]: events}
+    absent = [event.__name__ for event in sources if event not in events]
+    if absent:
+        raise SchemaError(f"replay: the views read {names}; there are no events of {', '.join(absent)}")
+    for plan in plans:
+        for event in plan.sources:
+            frame = events[event]
+            if isinstance(frame, pl.DataFrame):
+                plan.rows(event, _timed(frame, spec_of(event)).head(0))
+    return {event: events[event] for event in sources}
+
+
+def open_log(
+    tables: Mapping[type[Event], Table], span: Span, memory_rows: int, folder: Callable[[], Path]
+) -> dict[type[Event], list[Block]]:
+    """Blocks of each class's events, to be merged by `time_of`; `folder` gives room for what must be sorted on disk.
+
+    Rows of files that break a rule of the event are left out, as they are in the live flow, and told in the log.
+
+    Raises:
+        SourceError: a file is not there or cannot be read.
+        SchemaError: events do not fit their declaration.
+    """
+    budget = max(memory_rows // len(tables), 1)
+
+    def room(event: type[Event]) -> Path:
+        place = folder() / spec_of(event).name
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
+    return {
+        event: _blocks(table, event, span, budget, functools.partial(room, event)) for event, table in tables.items()
+    }
+
+
+def read_spine(table: Table) -> pl.DataFrame:
+    """All rows of a spine.
+
+    Raises:
+        SourceError: a file is not there or cannot be read.
+    """
+    if isinstance(table, pl.DataFrame):
+        return table
+    if isinstance(table, pl.LazyFrame):
+        return table.collect()
+    return read_files(find_files(table))
+
+
+def read_files(files: Sequence[EventFile]) -> pl.DataFrame:
+    """All rows of the files of a spine.
+
+    Raises:
+        SourceError: there are none, or one cannot be read.
+    """
+    if not files:
+        raise SourceError("spine: no files given")
+    return pl.concat([read_file(file) for file in files], how="vertical_relaxed")
+
+
+def _blocks(table: Table, event: type[Event], span: Span, budget: int, folder: Callable[[], Path]) -> list[Block]:
+    time, spec = time_of(event), spec_of(event)
+    if isinstance(table, pl.DataFrame):
+        return memory_block(dataclasses.replace(span, until_us=None).of(_timed(table, spec), time), time)  # no copy
+    pieces: Iterator[pl.DataFrame]
+    if isinstance(table, pl.LazyFrame):
+        pieces = (conform(piece, spec) for piece in table.collect_batches(chunk_size=PIECE_ROWS, maintain_order=True))
+    else:
+        files = find_files(table, spec.topic)
+        if not files:
+            raise SourceError(f"events {spec.name}: no files given")
+        rows = [rows_of(file) for file in files]
+        known = [count for count in rows if count is not None]
+        if len(known) == len(files) and sum(known) > budget:
+            blocks = _row_groups(files, event, span, min(PIECE_ROWS, budget // 8))
+            if overlap(blocks) <= budget:
+                return blocks
+        pieces = _checked(files, rows, event, budget)
+    sorter = Sorter(time, budget, folder)
+    for piece in pieces:
+        sorter.add(span.of(_timed(piece, spec), time))
+    return sorter.blocks()
+
+
+def _timed(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
+    if spec.time not in frame.columns:
+        raise SchemaError(f"event {spec.name}: no column {spec.time!r}; there are {', '.join(frame.columns)}")
+    lacking = frame[spec.time].null_count()
+    if lacking:
+        raise SchemaError(f"event {spec.name}: {spec.time} is null in {lacking} rows; drop them")
+    return frame
+
+
+def _checked(
+    files: Sequence[EventFile], rows: Sequence[int | None], event: type[Event], budget: int
+) -> Iterator[pl.DataFrame]:
+    """Good rows of files, whole files where they are small."""
+    for file, count in zip(files, rows, strict=True):
+        is_small = count <= budget if count is not None else 0 <= file.size <= budget * _BYTES_A_ROW
+        found = [read_events(file, event)] if is_small else iter_events(file, event, min(PIECE_ROWS, budget))
+        for piece in found:
+            yield _good(piece, event, file.url)
+
+
+def _good(frame: pl.DataFrame, event: type[Event], place: str) -> pl.DataFrame:
+    checked = _quality(event).check(frame, wall_us())
+    if checked.bad:
+        first = checked.bad[0]
+        log.warning("bad_rows_left_out", file=place, rows=len(checked.bad), reason=first.reason, detail=first.detail)
+    return checked.frame
+
+
+@functools.cache
+def _quality(event: type[Event]) -> Quality:
+    return Quality(spec_of(event))
+
+
+def _row_groups(files: Sequence[EventFile], event: type[Event], span: Span, rows_max: int) -> list[Block]:
+    """Blocks that are read from the files themselves when they are needed."""
+    blocks = []
+    for file in files:
+        for start, rows in row_groups(file, rows_max):
+            low, high = time_range(file, time_of(event), start, rows)
+            if low is not None and high is not None:
+                blocks.append(Block(low, high, rows, functools.partial(_read_group, file, event, span, start, rows)))
+    since_us = -(2**63) if span.since_us is None else span.since_us
+    until_us = 2**63 if span.until_us is None else span.until_us
+    return [block for block in blocks if block.low < until_us and block.high >= since_us]
+
+
+def _read_group(file: EventFile, event: type[Event], span: Span, start: int, rows: int) -> pl.DataFrame:
+    good = _good(read_range(file, event, start, rows), event, file.url)
+    return span.of(_timed(good, spec_of(event)), time_of(event))

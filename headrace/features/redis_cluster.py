@@ -1,0 +1,85 @@
+"""Many commands to a Redis Cluster in one round trip: written to every node before any answer is read.
+
+redis-py's own cluster pipeline refuses EVALSHA and MGET, and tries each command of a dead node anew, one time-out after
+another. Here each node gets its commands as one packet, a node that is away is an error at once, and commands that a
+node refuses because their slot has moved are sent again after a look at the slots.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import redis.exceptions as theirs
+from redis.cluster import ClusterNode
+
+MOVES_MAX = 5
+"""Times that refused commands are sent again: each needs slots that moved between two looks at them."""
+
+Command = tuple[Any, ...]
+"""Name and arguments of one command, as redis-py's `execute_command` takes them."""
+
+
+def send_to_cluster(client: Any, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
+    """The raw reply, or the error reply, of each of `commands`; `keys`: a key of each, which says where it goes.
+
+    `client`: a `redis.cluster.RedisCluster`, half of whose methods are untyped.
+    All keys of a command must be in one slot. Replies are as RESP2 has them: HGETALL gives a flat list.
+
+    Raises:
+        redis.ConnectionError, redis.TimeoutError: a node is away; which commands ran is unknown.
+    """
+    replies: list[Any] = [None] * len(commands)
+    open_indexes: Sequence[int] = range(len(commands))
+    for _ in range(MOVES_MAX + 1):
+        by_node: dict[ClusterNode, list[int]] = {}
+        for index in open_indexes:
+            by_node.setdefault(client.get_node_from_key(keys[index]), []).append(index)
+        try:
+            _exchange(client, by_node, commands, replies)
+        except (theirs.ConnectionError, theirs.TimeoutError):
+            client.nodes_manager.initialize()  # a replica may have taken over: the caller's next try goes there
+            raise
+        open_indexes = [index for index in open_indexes if isinstance(replies[index], theirs.MovedError)]
+        if not open_indexes:
+            break
+        client.nodes_manager.initialize()
+    return replies
+
+
+def by_hash_tag(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
+    """Indexes of `keys` by what decides their slot: the text in braces, else all of the key.
+
+    >>> by_hash_tag([b"a:{7}:x", b"a:{8}:x", b"a:{7}:y", b"plain"])
+    {b'7': [0, 2], b'8': [1], b'plain': [3]}
+    """
+    tags: dict[bytes, list[int]] = {}
+    for index, key in enumerate(keys):
+        start = key.find(b"{")
+        end = key.find(b"}", start + 1) if start >= 0 else -1
+        tags.setdefault(key[start + 1 : end] if end > start + 1 else key, []).append(index)
+    return tags
+
+
+def _exchange(
+    client: Any, by_node: Mapping[ClusterNode, Sequence[int]], commands: Sequence[Command], replies: list[Any]
+) -> None:
+    """Fill `replies` at the indexes of `by_node`."""
+    taken: list[tuple[Any, Any]] = []
+    try:
+        for node, indexes in by_node.items():
+            pool = client.get_redis_connection(node).connection_pool
+            connection = pool.get_connection()
+            taken.append((pool, connection))
+            connection.send_packed_command(connection.pack_commands([commands[index] for index in indexes]))
+        for (_, connection), indexes in zip(taken, by_node.values(), strict=True):
+            for index in indexes:
+                try:
+                    replies[index] = connection.read_response()
+                except theirs.ResponseError as exc:
+                    replies[index] = exc
+    except BaseException:
+        for _, connection in taken:
+            connection.disconnect()  # answers not read yet would be taken for those of the next command
+        raise
+    finally:
+        for pool, connection in taken:
+            pool.release(connection)

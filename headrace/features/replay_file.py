@@ -1,0 +1,308 @@
+"""Replay into a Parquet file: in parts that are kept beside it until they are joined, so that a run can be taken up.
+
+    training.parquet.parts/
+        inputs.json          views, events, spine and number of parts: a run goes on only with the same
+        <views>-<part>/      one part (`replay_part`)
+
+Views of one entity are walked together, those of another entity on their own. At the end the answers of all are merged
+back into the spine's order, and written piece by piece beside the spine's own columns.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import multiprocessing
+import os
+import queue
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pyarrow.parquet as pq
+
+from headrace.errors import ConfigError, HeadraceError, SourceError
+from headrace.features.external_sort import Block, merged
+from headrace.features.history import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
+from headrace.features.replay import CHUNK_ROWS, Replay, joined
+from headrace.features.replay_part import ROW, Part, Progress, Report, StoppedError, spine_pieces, work_on
+from headrace.features.spine import check_spine
+from headrace.features.threads import VARIABLE, thread_count
+from headrace.features.view import FeatureView, plan_of
+from headrace.schemas import Event, spec_of
+from headrace.schemas.event_files import read_file
+from headrace.schemas.file_finder import EventFile, find_files
+
+CHECKPOINT_S = 60.0
+"""Seconds between two writes of the records: what a run that is taken up does again."""
+
+
+def replay_to_file(
+    views: Sequence[type[FeatureView]],
+    events: Paths | Mapping[type[Event], Paths],
+    spine: Paths,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    resume: bool = False,
+    memory_rows: int = MEMORY_ROWS,
+    chunk_rows: int = CHUNK_ROWS,
+    checkpoint_s: float = CHECKPOINT_S,
+    report: Report = lambda _place, _done, _total: None,
+    prepare: Callable[[], None] | None = None,
+) -> int:
+    """Write what `replay` returns to the Parquet file `out`; returns the number of rows.
+
+    Arguments:
+        events, spine: files, by path, glob, folder of an archive or URL.
+        workers: processes, each for a part of the entities; the budget of rows is divided among them.
+        resume: go on from what an earlier run with the same inputs left; without one, begin.
+        checkpoint_s: seconds between two moments from which a run can be taken up.
+        report: told how far each part is. Called in this process.
+        prepare: called first in each worker process; a function of a module.
+
+    Raises:
+        ConfigError: `resume` with other inputs than before, or parts of an earlier run and no `resume`.
+        SpineError, SchemaError, SourceError: as `replay`.
+        HeadraceError: a worker died.
+    """
+    plans = Replay(views).plans
+    tables: dict[type[Event], Any] = dict(tables_of(plans, events))
+    files = find_files(spine)
+    if not files:
+        raise SourceError("spine: no files given")
+    check_spine(plans, _head(files))
+    folder = parts_folder(out)
+    if not resume:
+        refuse_unfinished(out)
+    count = _begun(folder, _inputs(views, tables, files), workers, resume=resume)
+    groups = _groups(views)
+    parts = [
+        Part(
+            place=place,
+            folder=folder / f"{place // count}-{place % count}",
+            views=groups[place // count],
+            events={event: tables[event] for view in groups[place // count] for event in plan_of(view).sources},
+            spine=spine,
+            part=place % count,
+            parts=count,
+            memory_rows=max(memory_rows // workers, 1),
+            chunk_rows=chunk_rows,
+            checkpoint_s=checkpoint_s,
+        )
+        for place in range(len(groups) * count)
+    ]
+    try:
+        if workers == 1:
+            for part in parts:
+                work_on(part, report)
+        else:
+            _work_in_processes(parts, workers, report, prepare)
+    except BaseException:
+        if not any(folder.glob("*/progress.json")):
+            shutil.rmtree(folder)  # nothing to go on from
+        raise
+    rows = _join(views, parts, files, Path(out))
+    shutil.rmtree(folder)
+    return rows
+
+
+def refuse_unfinished(out: str | Path) -> None:
+    """Raise where an earlier run into `out` did not end.
+
+    Raises:
+        ConfigError: it could be taken up.
+    """
+    folder = parts_folder(out)
+    if any(folder.glob("*/progress.json")):
+        raise ConfigError(f"{folder} is left of a run that did not end: --resume goes on; or delete it")
+
+
+def parts_folder(out: str | Path) -> Path:
+    """Where the parts of a run into `out` are, until it ends."""
+    return Path(out).with_name(f"{Path(out).name}.parts")
+
+
+def _head(spine: Sequence[EventFile]) -> pl.DataFrame:
+    """No rows, and all columns."""
+    for piece in spine_pieces(spine):
+        return piece.head(0)
+    return read_file(spine[0]).head(0)
+
+
+def _groups(views: Sequence[type[FeatureView]]) -> list[tuple[type[FeatureView], ...]]:
+    """Views by entity: parts of entities are parts of each of them."""
+    found: dict[Any, list[type[FeatureView]]] = {}
+    for view in views:
+        found.setdefault((plan_of(view).entity, plan_of(view).key_dtype), []).append(view)
+    return [tuple(group) for group in found.values()]
+
+
+def _inputs(
+    views: Sequence[type[FeatureView]], tables: Mapping[type[Event], Paths], spine: Sequence[EventFile]
+) -> dict[str, Any]:
+    """What decides the answers."""
+    declared = {}
+    for view in views:
+        plan, source = plan_of(view), ""
+        with contextlib.suppress(OSError, TypeError):  # declared in a console
+            source = inspect.getsource(view)
+        declared[plan.name] = [plan.fingerprint, hashlib.sha256(source.encode()).hexdigest()]
+    return {
+        "views": declared,
+        "events": {
+            event.__name__: [_identity(file) for file in find_files(table, spec_of(event).topic)]
+            for event, table in tables.items()
+        },
+        "spine": [_identity(file) for file in spine],
+    }
+
+
+def _identity(file: EventFile) -> list[Any]:
+    return [file.url, file.size, file.version]
+
+
+def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool) -> int:
+    """Begin a run or take one up; the number of its parts."""
+    noted = folder / "inputs.json"
+    if folder.exists() and not noted.is_file() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is needed for the parts of the replay, and holds something else: move it away")
+    if noted.is_file() and not resume:
+        shutil.rmtree(folder)
+    if noted.is_file():
+        known = orjson.loads(noted.read_bytes())
+        changed = [name for name, value in inputs.items() if known["inputs"][name] != value]
+        if changed:
+            raise ConfigError(
+                f"--resume: {' and '.join(changed)} changed since {folder} was begun; delete it and begin anew"
+            )
+        return int(known["parts"])
+    folder.mkdir(parents=True, exist_ok=True)
+    noted.write_bytes(orjson.dumps({"inputs": inputs, "parts": parts}))
+    return parts
+
+
+# Workers
+
+
+def _work_in_processes(parts: Sequence[Part], workers: int, report: Report, prepare: Callable[[], None] | None) -> None:
+    context = multiprocessing.get_context("spawn")  # Polars' threads do not survive a fork
+    told, stop = context.Queue(), context.Event()
+    threads = max(thread_count() // workers, 1)
+    with ProcessPoolExecutor(workers, context, _start_worker, (told, stop, prepare, threads)) as pool:
+        futures = [pool.submit(_work, part) for part in parts]
+        try:
+            is_done = False
+            while not is_done:
+                is_done = _are_done(futures)
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        report(*told.get(timeout=0.1))
+        except BaseException as exc:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            if isinstance(exc, BrokenProcessPool):
+                raise HeadraceError(
+                    "replay: a worker died, of memory perhaps; go on with --resume and fewer workers or --memory-rows"
+                ) from exc
+            raise
+
+
+def _are_done(futures: Sequence["Future[None]"]) -> bool:
+    """Whether all parts have ended; raises what one of them failed with."""
+    done, running = wait(futures, 0, FIRST_EXCEPTION)
+    for future in done:
+        future.result()
+    return not running
+
+
+def _start_worker(told: Any, stop: Any, prepare: Callable[[], None] | None, threads: int) -> None:
+    """Called once in each worker. It ends with its parent, however that ends."""
+    os.environ[VARIABLE] = str(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    if prepare is not None:
+        prepare()
+    _worker.update(told=told, stop=stop)
+
+
+_worker: dict[str, Any] = {}
+
+
+def _work(part: Part) -> None:
+    with contextlib.suppress(StoppedError):  # nobody waits for it
+        work_on(part, lambda *words: _worker["told"].put(words), _worker["stop"].is_set)
+
+
+# The end: answers beside the spine
+
+
+def _join(views: Sequence[type[FeatureView]], parts: Sequence[Part], spine: Sequence[EventFile], out: Path) -> int:
+    plans = [plan_of(view) for view in views]
+    columns = [feature.full_name for plan in plans for feature in plan.features]
+    streams = []
+    for group in _groups(views):
+        mine = [part.folder for part in parts if part.views == group]
+        streams.append(_Answers([block for folder in mine for block in Progress.load(folder).blocks(folder)]))
+    new, rows, writer = out.with_name(f"{out.name}.new"), 0, None
+    try:
+        for piece in spine_pieces(spine):
+            found = [stream.take(piece.height) for stream in streams]
+            frame = pl.concat([piece, *found], how="horizontal").select(*piece.columns, *columns)
+            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer = writer or pq.ParquetWriter(new, table.schema, compression="zstd")
+            writer.write_table(table.cast(writer.schema))
+            rows += piece.height
+    finally:
+        if writer is not None:
+            writer.close()
+    if writer is None:
+        head = _head(spine)
+        answers = Replay(views).advance({}, head)
+        assert answers is not None
+        pl.concat([head, joined(plans, answers)], how="horizontal").write_parquet(new)
+    new.replace(out)
+    return rows
+
+
+class _Answers:
+    """The answers of the views of one entity, in the spine's order."""
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._stretches = self._in_order(blocks)
+        self._held: list[pl.DataFrame] = []
+
+    def take(self, rows: int) -> pl.DataFrame:
+        """The next rows' answers."""
+        held = sum(frame.height for frame in self._held)
+        while held < rows:
+            self._held.append(next(self._stretches))
+            held += self._held[-1].height
+        whole = pl.concat(self._held)
+        self._held = [whole[rows:]]
+        return whole[:rows].drop("row")
+
+    @staticmethod
+    def _in_order(blocks: Sequence[Block]) -> Iterator[pl.DataFrame]:
+        row = 0
+        for stretch, _ in merged({"": blocks}, {"": ROW}, PIECE_ROWS):
+            if stretch:
+                found = stretch[""]
+                assert found["row"][0] == row
+                assert found["row"][-1] == row + found.height - 1
+                row += found.height
+                yield found

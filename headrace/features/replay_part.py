@@ -1,0 +1,220 @@
+"""One part of a replay into a file: the views of one entity, over the entities whose hash modulo parts is the part's.
+
+    <folder>/progress.json        time up to which it is done, and the files of answers so far
+             answers<n>.arrow     answers by row of the spine
+             records<n>/          the records at that time, from which it goes on
+             log/                 what was sorted on disk
+
+It walks the log in the order of time and now and then writes records, answers and then, by one rename, its progress.
+The keys of its spine rows are in memory, other columns of the spine are not.
+"""
+
+import contextlib
+import fcntl
+import functools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TypeAlias
+
+import orjson
+import polars as pl
+
+from headrace.errors import ConfigError
+from headrace.features.external_sort import Block, read_block, write_blocks
+from headrace.features.history import PIECE_ROWS, Paths, Span, in_part, open_log, read_files
+from headrace.features.replay import Replay, chunks, joined
+from headrace.features.spine import TIME, check_spine, spine_times
+from headrace.features.view import FeatureView, plan_of
+from headrace.schemas import Event
+from headrace.schemas.event_files import iter_file
+from headrace.schemas.file_finder import EventFile, find_files
+
+ROW = pl.col("row")
+"""Row of the spine that an answer belongs to."""
+
+_BLOCK_ROWS = 2_048
+_PROGRESS = "progress.json"
+
+Report: TypeAlias = Callable[[int, int, int | None], None]
+"""Told (place of the part, rows done, rows in all): events and spine rows; None while the log is read and sorted."""
+
+
+class StoppedError(Exception):
+    """A part was asked to stop; it has written how far it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a worker needs to know. `place` counts the parts of all views."""
+
+    place: int
+    folder: Path
+    views: tuple[type[FeatureView], ...]
+    events: Mapping[type[Event], Paths]
+    spine: Paths
+    part: int
+    parts: int
+    memory_rows: int
+    chunk_rows: int
+    checkpoint_s: float
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a part is: all before `cut_us`; `answers`: file, and (least row, greatest row, rows) of each block."""
+
+    cut_us: int | None = None
+    is_done: bool = False
+    records: str | None = None
+    answers: list[tuple[str, list[tuple[int, int, int]]]] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Progress":
+        """What is known of a part; nothing if it was never begun."""
+        path = folder / _PROGRESS
+        return cls(**orjson.loads(path.read_bytes())) if path.is_file() else cls()
+
+    def save(self, folder: Path) -> None:
+        """Replace what was known."""
+        new = folder / f"{_PROGRESS}.new"
+        new.write_bytes(orjson.dumps(asdict(self)))
+        new.replace(folder / _PROGRESS)
+
+    def blocks(self, folder: Path) -> list[Block]:
+        """The answers, by row."""
+        return [
+            Block(low, high, rows, functools.partial(read_block, folder / name, index))
+            for name, listed in self.answers
+            for index, (low, high, rows) in enumerate(listed)
+        ]
+
+
+def work_on(part: Part, report: Report, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    """Bring a part to its end, from where it was left. `is_stopped` is asked after each chunk.
+
+    Raises:
+        StoppedError: it was asked to stop.
+        ConfigError: another process works on it.
+        SpineError, SchemaError, SourceError: as `replay`.
+    """
+    part.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(part.folder):
+        progress = Progress.load(part.folder)
+        if not progress.is_done:
+            room = part.folder / "log"
+            shutil.rmtree(room, ignore_errors=True)
+            total = _Walk(part, progress).run(room, report, is_stopped)
+            shutil.rmtree(room, ignore_errors=True)
+            report(part.place, total, total)
+
+
+def spine_pieces(files: Sequence[EventFile], columns: Mapping[str, object] | None = None) -> Iterator[pl.DataFrame]:
+    """A spine in pieces, in order; files that name no types are read as a whole, so that all pieces have the same."""
+    if all(file.suffix == ".parquet" for file in files):
+        for file in files:
+            yield from iter_file(file, PIECE_ROWS, columns)
+        return
+    yield from read_files(files).iter_slices(PIECE_ROWS)
+
+
+class _Walk:
+    """A part at work: its records, and answers that are not yet in a file."""
+
+    def __init__(self, part: Part, progress: Progress) -> None:
+        self._part = part
+        self._progress = progress
+        self._replay = Replay(part.views)
+        if progress.records is not None:
+            self._replay.load(part.folder / progress.records)
+        self._answers: list[pl.DataFrame] = []
+        self._files = list(progress.answers)
+
+    def run(self, room: Path, report: Report, is_stopped: Callable[[], bool]) -> int:
+        """Walk to the end; returns the rows there were in all."""
+        part, progress, total = self._part, self._progress, 0
+        report(part.place, 0, None)
+        spine = self._spine()
+        if spine.height:
+            until_us = int(spine_times(spine, "").max())
+            span = Span(progress.cut_us, until_us, plan_of(part.views[0]), part.part, part.parts)
+            log = open_log(part.events, span, part.memory_rows, lambda: room)
+            total = spine.height + sum(block.rows for blocks in log.values() for block in blocks)
+            done, saved_s = 0, monotonic()
+            for chunk, rows, cut_us in chunks(log, spine, part.chunk_rows, part.memory_rows):
+                self._advance(chunk, rows)
+                done += rows.height + sum(frame.height for frame in chunk.values())
+                report(part.place, min(done, total), total)
+                stopped = is_stopped()
+                if cut_us is not None and (stopped or monotonic() - saved_s >= part.checkpoint_s):
+                    self._checkpoint(cut_us)
+                    saved_s = monotonic()
+                if stopped:
+                    raise StoppedError
+        self._write_answers()
+        progress.is_done, progress.answers, progress.records = True, self._files, None
+        progress.save(part.folder)
+        self._drop_records()
+        return total
+
+    def _spine(self) -> pl.DataFrame:
+        """Our rows that are not answered, sorted by time: keys, time, fields of the request and the row."""
+        part, plan = self._part, plan_of(self._part.views[0])
+        names = [*plan.entity, TIME, *(name for view in part.views for name in plan_of(view).layout.request)]
+        needed = dict.fromkeys(names)
+        found, start = [], 0
+        for piece in spine_pieces(find_files(part.spine), needed):
+            rows = piece.select(list(needed)).with_columns(row=pl.int_range(start, start + piece.height))
+            start += piece.height
+            found.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))
+        if not found:
+            return pl.DataFrame()
+        spine = pl.concat(found, how="vertical_relaxed")
+        check_spine(self._replay.plans, spine)
+        times_us = pl.Series(spine_times(spine, plan.name))
+        if self._progress.cut_us is not None:
+            kept = times_us > self._progress.cut_us
+            spine, times_us = spine.filter(kept), times_us.filter(kept)
+        return spine[times_us.arg_sort()]
+
+    def _advance(self, chunk: Mapping[type[Event], pl.DataFrame], rows: pl.DataFrame) -> None:
+        answers = self._replay.advance(chunk, rows)
+        assert answers is not None
+        if rows.height:
+            self._answers.append(joined(self._replay.plans, answers).with_columns(rows["row"]))
+        if sum(frame.height for frame in self._answers) >= self._part.chunk_rows:
+            self._write_answers()
+
+    def _write_answers(self) -> None:
+        if self._answers:
+            name = f"answers{len(self._files)}.arrow"
+            frame = pl.concat(self._answers).sort(ROW)
+            blocks = write_blocks(frame, ROW, self._part.folder / name, _BLOCK_ROWS)
+            self._files.append((name, [(block.low, block.high, block.rows) for block in blocks]))
+            self._answers = []
+
+    def _checkpoint(self, cut_us: int) -> None:
+        self._write_answers()
+        records = f"records{len(self._files)}-{cut_us}"
+        self._replay.save(self._part.folder / records)
+        self._progress.cut_us, self._progress.records, self._progress.answers = cut_us, records, list(self._files)
+        self._progress.save(self._part.folder)
+        self._drop_records()
+
+    def _drop_records(self) -> None:
+        for old in self._part.folder.glob("records*"):
+            if old.name != self._progress.records:
+                shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes away; the lock ends with the process."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise ConfigError(f"{folder}: another process works on it; wait for its end or stop it") from exc
+        yield

@@ -1,0 +1,203 @@
+"""What the command `replay` does: from views and URLs to a Parquet file, with a bar on stderr.
+
+A topic is first written to files beside the output, since a replay reads its log in the order of time, in several
+processes perhaps, and once more when it is taken up:
+
+    training.parquet.topics/Engagement/0.parquet ...      and done.json with the URLs when all was read
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import orjson
+import polars as pl
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from headrace.features.history import MEMORY_ROWS
+from headrace.features.replay_file import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
+from headrace.features.view import FeatureView, events_of, plan_of
+from headrace.pipelines.intake import Intake
+from headrace.pipelines.source_url import KAFKA, named_url, source_of_url
+from headrace.pipelines.wiring import intake_of
+from headrace.schemas import DeadLetter, Event, spec_of
+from headrace.settings import Settings, load_settings
+from headrace.telemetry import configure_logs
+
+SPOOL_ROWS = 1_000_000
+"""Rows of a topic in one file."""
+
+
+def replay_views(
+    views: Sequence[type[FeatureView]],
+    urls: Sequence[str],
+    spine: str,
+    out: Path,
+    settings: Settings,
+    *,
+    workers: int = 1,
+    resume: bool = False,
+    memory_rows: int = MEMORY_ROWS,
+    checkpoint_s: float = CHECKPOINT_S,
+) -> int:
+    """Replay `views` over `urls`, topics to the end that they have now, into `out`; returns the number of rows.
+
+    `urls` are what `sources_of_urls` takes. Events of a topic that the live flow put aside are left out here as well.
+
+    Raises:
+        ConfigError: a URL that cannot be understood, or `resume` with other inputs.
+        HeadraceError: what the source or the replay failed with.
+    """
+    if not resume:
+        refuse_unfinished(out)
+    events = events_of(map(plan_of, views))
+    tables: dict[type[Event], list[str | Path]] = {}
+    topics = []
+    for url in urls:
+        named, place = named_url(url, events)
+        if place.startswith(KAFKA):
+            topics.append(url)
+        else:
+            tables.setdefault(named[0], []).append(place)
+    room = out.with_name(f"{out.name}.topics")
+    try:
+        with _Bar() as bar:
+            if topics:
+                _spool(topics, events, room, settings, bar, resume=resume)
+                for event in events:
+                    spooled: list[Path] = sorted((room / event.__name__).glob("*.parquet"), key=_number)
+                    tables.setdefault(event, []).extend(spooled)
+            return replay_to_file(
+                views,
+                tables,
+                spine,
+                out,
+                workers=workers,
+                resume=resume,
+                memory_rows=memory_rows,
+                checkpoint_s=checkpoint_s,
+                report=bar.show,
+                prepare=_configure,
+            )
+    finally:
+        if not parts_folder(out).exists():  # else the run can be taken up, and needs them
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def _configure() -> None:
+    settings = load_settings()
+    configure_logs(settings.log_level, as_json=settings.log_json)
+
+
+def _spool(
+    urls: Sequence[str], events: Sequence[type[Event]], room: Path, settings: Settings, bar: "_Bar", *, resume: bool
+) -> None:
+    """Write the good events of topics to `room/<event>/<n>.parquet`, unless an earlier run did."""
+    done = room / "done.json"
+    if resume and done.is_file() and orjson.loads(done.read_bytes()) == list(urls):
+        return
+    shutil.rmtree(room, ignore_errors=True)
+    letters = _Counted()
+    options = intake_of(settings)
+    options["dead_letters"] = letters
+    intake = Intake(events, **options)
+    held: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
+    read = 0
+    for url in urls:
+        source = source_of_url(url, events, until_end=True, config=settings.kafka)
+        source.seek({})
+        try:
+            while not source.exhausted:
+                found = source.poll()
+                for batch in map(intake.decode, found):
+                    held[batch.event].append(batch.frame)
+                    read += batch.frame.height
+                    if sum(frame.height for frame in held[batch.event]) >= SPOOL_ROWS:
+                        _write(held[batch.event], room / batch.event.__name__)
+                if found:
+                    bar.show(-1, read, None)
+                else:
+                    time.sleep(0.003)
+        finally:
+            source.close()
+    for event, frames in held.items():
+        _write(frames or [pl.DataFrame(schema=spec_of(event).polars)], room / event.__name__)
+    done.write_bytes(orjson.dumps(list(urls)))
+    if letters.count:
+        bar.say(f"{letters.count:,} events of the topics are bad, and left out")
+
+
+def _write(frames: list[pl.DataFrame], folder: Path) -> None:
+    """Write frames as the next file of a folder, and forget them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = sum(1 for _ in folder.glob("*.parquet"))
+    pl.concat(frames).write_parquet(folder / f"{count}.parquet")
+    frames.clear()
+
+
+def _number(path: Path) -> int:
+    return int(path.stem)
+
+
+class _Counted:
+    """Dead letters of events that the flow has put aside already: only how many."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Count them."""
+        self.count += len(letters)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s")
+
+
+class _Bar:
+    """Rows done of all parts, rows a second and time left, on stderr; nothing where that is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), _Rate())
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
+        )
+        self._task = self._progress.add_task("reading", total=None, words="")
+        self._parts: dict[int, tuple[int, int | None]] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.stop()
+
+    def show(self, place: int, done: int, total: int | None) -> None:
+        """Take how far a part is; -1 is the reading of topics."""
+        if place >= 0 and -1 in self._parts:
+            self._parts.clear()
+            self._progress.reset(self._task, total=None)
+        self._parts[place] = (done, total)
+        known = [part for _, part in self._parts.values() if part is not None]
+        rows = sum(part for part, _ in self._parts.values())
+        self._progress.update(
+            self._task,
+            description="replay" if known else "reading",
+            completed=rows,
+            total=sum(known) if len(known) == len(self._parts) else None,
+            words=f"{rows:,} rows",
+        )
+
+    def say(self, words: str) -> None:
+        """A line above the bar."""
+        self._console.print(words)

@@ -1,0 +1,230 @@
+"""Replay into a file is replay into a frame, in however many parts, and however often it was killed."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import polars as pl
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from headrace.errors import ConfigError, HeadraceError, SchemaError, SourceError, SpineError
+from headrace.features import Count, FeatureView, LastN, col, replay
+from headrace.features.replay_file import replay_to_file
+from headrace.features.replay_part import Progress
+from headrace.schemas import spec_of
+from tests.features.test_history import rides, spine
+from tests.features.test_law import history
+from tests.features.test_replay import Short, spine_of
+from tests.rides import BASE_US, Check, Ride, RiderTrips, frames
+
+
+class LineTrips(FeatureView, source=Ride, entity="line", request={"fare": float}):
+    """Another entity, a text, and a field of the request."""
+
+    rides = Count(windows=("10m", "24h"))
+    riders = LastN("rider", n=4)
+    dear = col("fare") * col("rides_24h")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A shuffled log, a spine that two views read, and where answers go."""
+    rides(400, seed=3).write_parquet(tmp_path / "log.parquet", row_group_size=30)
+    rows = spine(300, seed=4)
+    rng = random.Random(5)
+    rows = rows.with_columns(
+        (pl.col("event_time") - BASE_US) * 3 + BASE_US,
+        line=pl.Series([rng.choice(["1", "2", "3", "77", None]) for _ in range(rows.height)]),
+        fare=pl.Series([rng.random() for _ in range(rows.height)]),
+        note=pl.Series([f"row {place}" for place in range(rows.height)]).cast(pl.Categorical),
+    )
+    rows.write_parquet(tmp_path / "spine.parquet", row_group_size=70)
+    return tmp_path / "log.parquet", tmp_path / "spine.parquet", tmp_path / "out.parquet"
+
+
+def wanted(views, log, spine):
+    return replay(views, pl.read_parquet(log), pl.read_parquet(spine))
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32), memory_rows=st.integers(2, 80), chunk_rows=st.integers(1, 80))
+def test_a_file_is_what_a_frame_is(tmp_path, seed, memory_rows, chunk_rows):
+    """With a checkpoint after every chunk, so that records are packed all the time."""
+    rng = random.Random(seed)
+    events = history(rng, rng.randrange(2, 60))
+    folder = tmp_path / uuid.uuid4().hex
+    folder.mkdir()
+    tables = {event: pl.DataFrame(schema=spec_of(event).polars) for event in (Ride, Check)} | frames(events)
+    for event, frame in tables.items():
+        frame.write_parquet(folder / f"{event.__name__}.parquet")
+    rows = spine_of(rng, events, rng.randrange(25))
+    rows.write_parquet(folder / "spine.parquet")
+    paths = {event: folder / f"{event.__name__}.parquet" for event in tables}
+    options = {"memory_rows": memory_rows, "chunk_rows": chunk_rows, "checkpoint_s": 0.0}
+    assert replay_to_file([RiderTrips], paths, folder / "spine.parquet", folder / "out.parquet", **options) == len(rows)
+    assert_frame_equal(pl.read_parquet(folder / "out.parquet"), replay(RiderTrips, tables, rows), rel_tol=1e-9)
+    assert sorted(path.stem for path in folder.iterdir()) == ["Check", "Ride", "out", "spine"]
+
+
+def test_views_of_two_entities_in_two_processes(files):
+    """Columns come in the order of the views, carried columns as they were."""
+    log, spine, out = files
+    told = []
+    rows = replay_to_file(
+        [Short, LineTrips],
+        log,
+        spine,
+        out,
+        workers=2,
+        memory_rows=100,
+        chunk_rows=50,
+        report=lambda *words: told.append(words),
+    )
+    found = pl.read_parquet(out)
+    assert rows == 300
+    assert_frame_equal(found, wanted([Short, LineTrips], log, spine), rel_tol=1e-9, categorical_as_str=True)
+    assert {place for place, _, _ in told} == {0, 1, 2, 3}
+    totals = {place: total for place, _, total in told}
+    assert sum(totals.values()) > 2 * 600
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "arrow"])
+def test_spines_of_other_formats(files, tmp_path, suffix):
+    log, spine, out = files
+    rows = pl.read_parquet(spine).drop("note", "line", "fare")
+    path = tmp_path / f"rows.{suffix}"
+    {"csv": rows.write_csv, "jsonl": rows.write_ndjson, "arrow": rows.write_ipc}[suffix](path)
+    replay_to_file([Short], log, path, out)
+    assert_frame_equal(pl.read_parquet(out), replay(Short, log, rows))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6])
+def test_a_run_that_is_stopped_goes_on_where_it_was(files, stop_after):
+    """Whatever the chunk after which it stops; what was answered is not answered again."""
+    log, spine, out = files
+    options = {"memory_rows": 100, "chunk_rows": 50, "checkpoint_s": 0.0}
+    asked, left = [], []
+
+    def stop(place, done, total):
+        asked.append(done)
+        if len(asked) == stop_after + 1:  # the first report is before the first chunk
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay_to_file([Short], log, spine, out, report=stop, **options)
+    assert not out.exists()
+    if stop_after > 1:
+        with pytest.raises(ConfigError, match="left of a run that did not end: --resume goes on"):
+            replay_to_file([Short], log, spine, out, **options)
+    replay_to_file([Short], log, spine, out, resume=True, report=lambda *words: left.append(words), **options)
+    assert left[-1][2] < 700 or stop_after == 1
+    assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
+
+
+def test_a_run_goes_on_with_the_same_inputs_only(files):
+    log, spine, out = files
+
+    def stop(place, done, total):
+        if done > 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replay_to_file([Short], log, spine, out, chunk_rows=50, checkpoint_s=0.0, report=stop)
+    with pytest.raises(ConfigError, match="--resume: views changed since"):
+        replay_to_file([Short, LineTrips], log, spine, out, resume=True)
+    rides(401, seed=3).write_parquet(log)
+    with pytest.raises(ConfigError, match="--resume: events changed since"):
+        replay_to_file([Short], log, spine, out, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda log, spine: (log, spine.with_name("none.parquet")), SourceError, "none.parquet does not exist"),
+        (lambda log, spine: (log.with_name("none.parquet"), spine), SourceError, "none.parquet does not exist"),
+        (lambda log, spine: (spine, spine), SchemaError, "spine.parquet: event Ride.ride_id: no such column"),
+        (lambda log, spine: (log, log), SpineError, "view short: the spine has no column 'event_time'"),
+        (lambda log, spine: (log, []), SourceError, "spine: no files given"),
+    ],
+)
+def test_a_run_that_fails_leaves_nothing(files, change, error, message):
+    log, spine, out = files
+    log, spine = change(log, spine)
+    for workers in (1, 2):
+        with pytest.raises(error, match=message):
+            replay_to_file([Short], log, spine, out, workers=workers)
+        assert sorted(path.name for path in out.parent.iterdir()) == ["log.parquet", "spine.parquet"]
+
+
+def test_a_folder_of_somebody_else_is_left_alone(files):
+    log, spine, out = files
+    place = out.with_name("out.parquet.parts")
+    place.mkdir()
+    (place / "poem.txt").write_text("so much depends")
+    with pytest.raises(ConfigError, match="holds something else"):
+        replay_to_file([Short], log, spine, out)
+    assert (place / "poem.txt").exists()
+
+
+PROGRAM = """
+import sys, time
+from headrace.features.replay_file import replay_to_file
+from tests.features.test_replay import Short
+
+def slow(place, done, total):
+    print(done, flush=True)
+    time.sleep(0.1)
+
+if __name__ == "__main__":
+    log, spine, out = sys.argv[1:4]
+    options = {"resume": "resume" in sys.argv, "workers": int(sys.argv[4])}
+    replay_to_file([Short], log, spine, out, chunk_rows=20, checkpoint_s=0.0, report=slow, **options)
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_killed_runs_are_taken_up(files, repo, tmp_path, workers):
+    """SIGKILL again and again; workers die with their parent, so that the next run finds the parts free."""
+    log, spine, out = files
+    (tmp_path / "program.py").write_text(PROGRAM)
+    command = [sys.executable, tmp_path / "program.py", log, spine, out, workers, "resume"]
+    for _ in range(3 - int(workers)):
+        process = subprocess.Popen(
+            command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, stdout=subprocess.PIPE, text=True
+        )
+        for line in process.stdout:
+            if int(line) > 100 or (not int(line) and out.exists()):
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not out.exists()
+    parts = out.with_name("out.parquet.parts")
+    done = sum(Progress.load(folder).cut_us is not None for folder in parts.iterdir() if folder.is_dir())
+    assert done or workers == "2"
+    time.sleep(0.5)  # until workers have seen it
+    subprocess.run(command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, check=True, capture_output=True)
+    assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
+
+
+def test_a_worker_that_dies_is_one_error_and_the_run_goes_on(files):
+    log, spine, out = files
+
+    def kill(place, done, total):
+        for child in psutil.Process().children():
+            if total is not None and "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+
+    options = {"chunk_rows": 5, "checkpoint_s": 0.0, "workers": 2}
+    with pytest.raises(HeadraceError, match="a worker died.*--resume"):
+        replay_to_file([Short], log, spine, out, report=kill, **options)
+    time.sleep(0.2)
+    replay_to_file([Short], log, spine, out, resume=True, chunk_rows=50)
+    assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
