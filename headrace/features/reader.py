@@ -66,6 +66,8 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
         frame = entities
     elif isinstance(entities, Mapping):
         frame = pl.DataFrame(dict(entities))
+    elif len(plan.entity) == 1 and not {tuple, list} & set(map(type, entities)):
+        frame = pl.DataFrame({plan.entity[0]: entities}, strict=False)
     else:
         rows = [key if isinstance(key, tuple | list) else (key,) for key in entities]
         if any(len(row) != len(plan.entity) for row in rows):

@@ -30,6 +30,9 @@ KEYS_MAX = 10_000
 PART_KEYS = 1_000
 """Keys in one MGET of a read in parts."""
 
+_READ_BYTES = 1 << 18
+"""Bytes asked of the socket at a time: a read of thousands of records is some MB."""
+
 _SEND_BYTES = 1 << 18
 """Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
 
@@ -110,6 +113,7 @@ class RedisLink:
         # One quick retry brings an idle connection back that the server had closed; waiting is the caller's business.
         options: dict[str, Any] = {
             "protocol": 2,
+            "socket_read_size": _READ_BYTES,
             "socket_timeout": timeout_s,
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
             "retry": Retry(NoBackoff(), 1),

@@ -10,7 +10,7 @@ from bytewax.dataflow import Dataflow
 from polars.testing import assert_frame_equal
 from prometheus_client import REGISTRY
 
-from headrace.features import Count, FeatureView, OnlineStore, Sum, plan_of, verify
+from headrace.features import Count, FeatureView, OnlineStore, Sum, plan_of, read_header, verify
 from headrace.pipelines import FileSource, Intake, Materializer, ShardSet, create_topics, loop, on_bytewax
 from headrace.pipelines.backfill import backfill
 from headrace.schemas import codec_for
@@ -64,7 +64,8 @@ def metric(name, **labels):
 
 def bodies(store, view):
     """key -> record without what differs from run to run: sequence and arrival."""
-    return {text: blob[:8] + blob[16:24] + blob[32:] for text, blob in store.scan(plan_of(view))}
+    found = {text: (read_header(blob), blob) for text, blob in store.scan(plan_of(view))}
+    return {text: (head.version, head.newest_us, blob[head.size_bytes :]) for text, (head, blob) in found.items()}
 
 
 def with_duplicates(frame, seed):

@@ -19,7 +19,7 @@ from headrace.features.answer import Column, Lists, Maybe
 from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
-from headrace.features.kernels.id_lists import FLOAT
+from headrace.features.kernels.id_lists import FLOAT, reverse_lists
 from headrace.features.layout import Reading, State
 from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of
 
@@ -214,8 +214,9 @@ def _read_oldest_first(
     within_us: int | None, kind: int, index: int, outputs: State, now_us: NDArray[np.int64]
 ) -> Lists:
     lengths = _lengths(within_us, outputs, now_us)
-    source = np.maximum(lengths[:, None] - 1 - np.arange(outputs[1].shape[1]), 0)
-    return _lists(_zeroed(np.take_along_axis(outputs[1][:, :, index], source, axis=1), lengths), kind, lengths)
+    bits = np.zeros(outputs[1].shape[:2], np.int64)
+    reverse_lists(outputs[1], index, np.require(lengths, np.int64, ["C", "W"]), bits)
+    return _lists(bits, kind, lengths)
 
 
 def _zeroed(bits: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

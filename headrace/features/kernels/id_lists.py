@@ -236,3 +236,11 @@ def flatten_lists(values: Ints, lengths: Ints, out: Ints) -> None:
         for j in range(lengths[i]):
             out[place + j] = values[i, j]
         place += lengths[i]
+
+
+@lean_kernel
+def reverse_lists(values: Ints, column: Int, lengths: Ints, out: Ints) -> None:
+    """The first lengths[i] of values[i, :, column], (n, N, m), last first, into out[i], (n, N), zeros."""
+    for i in range(lengths.size):
+        for j in range(lengths[i]):
+            out[i, j] = values[i, lengths[i] - 1 - j, column]
