@@ -3,6 +3,7 @@
 Nothing is lost while the broker is away: the client reconnects by itself and fetches on from the same offset.
 """
 
+import difflib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ ASK_S = 2.0
 """Seconds of one question for the topics: what keeps it from being answered is heard between two of them."""
 ENDS_S = 0.25
 """Seconds between two looks at whether the log still reaches as far as it has been read."""
+TOPICS_NAMED = 20
+"""Topics, the likest first, that are named where one is unknown."""
 BEYOND_S = 1.0
 """Seconds that a log may seem shorter than what was read of it: a new leader may not know its end at once."""
 PARTITIONS_S = 30.0
@@ -356,7 +359,7 @@ class KafkaSource:
 
 
 def _unknown(topic: str, bootstrap: str, existing: list[str]) -> str:
-    have = ", ".join(existing[:20]) or "none at all"
+    have = ", ".join(difflib.get_close_matches(topic, existing, TOPICS_NAMED, 0.0)) or "none at all"
     return (
         f"broker {bootstrap} has no topic {topic!r}; it has {have}. Create it with "
         f"`kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions 4`, or "

@@ -99,16 +99,23 @@ def same(ours, theirs):
 @settings(max_examples=40, deadline=None)
 @given(made=rows(Everything, min_size=2, max_size=4), data=st.data())
 def test_cut_and_lengthened_datums_are_always_bad(made, data):
-    """Joined, a cut datum and the next one read on as if nothing were wrong; their bounds tell."""
+    """Joined, a cut datum and the next one read on as if nothing were wrong; their bounds tell.
+
+    A datum that is one by chance as well after what was put before it is another row, to any reader.
+    """
     frame = frame_of(Everything, made)
     wire = codec_for(Everything, "avro")
     payloads = wire.encode(frame)
     cut = data.draw(st.integers(1, len(payloads[0])))
     shifted = [payloads[0][:-cut], payloads[0][-cut:] + payloads[1], *payloads[2:]]
     decoded = wire.decode(shifted)
-    assert [bad.index for bad in decoded.bad] == [0, 1]
-    assert {bad.reason for bad in decoded.bad} == {"undecodable"}
-    assert decoded.frame.equals(frame[2:])
+    bad = {one.index: one.reason for one in decoded.bad}
+    assert bad.pop(0) == "undecodable"
+    if naive_avro(fastavro.parse_schema(physical(spec_of(Everything).avro)), shifted[1]) is None:
+        assert bad.pop(1) == "undecodable"
+        assert decoded.frame.equals(frame[2:])
+    assert bad.keys() <= {1}
+    assert decoded.frame[-len(payloads[2:]) :].equals(frame[2:]) or not payloads[2:]
 
 
 @settings(max_examples=20, deadline=None)
