@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Header", "Lists", "read_header", "read_packed"]
 
 VERSION_BYTES = 4
+THREADS_MIN = 2_048
+"""Records from which packing on several threads pays: fewer cost more in hand-over than they save."""
 BLOCK_ROWS = 256
 """Records that a read unpacks at a time, so that their dense form stays in the processor's cache."""
 
@@ -82,7 +84,7 @@ def pack_records(
     if seen is not None:
         packers.append(partial(seen.pack, rows, newest))
     works = [partial(_room_for, plan, number, len(rows), pack) for number, pack in enumerate(packers)]
-    sections = run_all(works) if len(rows) >= BLOCK_ROWS else [work() for work in works]
+    sections = run_all(works) if len(rows) >= THREADS_MIN else [work() for work in works]
     ends = np.cumsum(sum(np.diff(edges) for _, edges in sections))
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(rows)]
     out, at = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8), starts.copy()

@@ -19,7 +19,7 @@ from headrace.pipelines.memory import keep_freed_memory
 from headrace.pipelines.read_ahead import ReadAhead
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 
-FULL_ROWS = 1_024
+FULL_ROWS = 8_192
 """A poll with fewer rows is followed by a pause: each poll has a cost of its own, whatever it brings."""
 LINGER_S = 0.02
 """That pause; half of it is what it adds to freshness on average."""

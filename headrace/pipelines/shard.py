@@ -17,8 +17,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import structlog
 from numpy.typing import NDArray
 from prometheus_client import Counter, Histogram
@@ -136,32 +138,48 @@ class ShardSet:
 
     # Events in
 
-    def apply(self, batch: EventBatch) -> None:
-        """Bring the batch's rows into the records; events of other classes are none of this view's business.
+    def apply(self, *batches: EventBatch) -> None:
+        """Bring the rows of batches of one event class into the records; classes that the view does not read are left.
 
-        All or nothing: after an error the same batch can be applied again.
+        Batches of one partition come in the order of their offsets, without overlap. All or nothing: after an error the
+        same batches can be applied again.
 
         Raises:
             StoreUnavailableError: records of entities not in memory cannot be loaded.
             FencedError: an earlier flush was fenced; or, with `records_max`, the flush that makes room is.
         """
         self._require_unfenced()
-        if batch.event not in self.plan.sources:
+        if not batches or batches[0].event not in self.plan.sources:
             return
-        column, too_late = self._column(batch.partition), _NONE
-        if (self._offsets[:, column] < batch.next_offset).any():
-            rows = self._unapplied(self.plan.rows(batch.event, batch.frame), batch.offsets, column)
-            if len(rows):
-                self._tick += 1
-                at = self._bring_in(rows)
-                marks = self._slab.take_in(rows, at)
-                too_late = rows.index[marks == TOO_LATE]
-                self._count(marks)
-                self._arrival_us = max(self._arrival_us, batch.arrival_us)
+        columns = [(batch, self._column(batch.partition)) for batch in batches]
+        wanted = [pair for pair in columns if (self._offsets[:, pair[1]] < pair[0].next_offset).any()]
+        if not wanted:
+            return
+        starts = np.cumsum([0, *(batch.frame.height for batch, _ in wanted)])
+        too_late = self._take_in([batch for batch, _ in wanted], np.repeat([c for _, c in wanted], np.diff(starts)))
+        for batch, column in wanted:
             np.maximum(self._offsets[:, column], batch.next_offset, out=self._offsets[:, column])
-        # Last: the batch is done with, and must not be applied again should the letters not find room.
+        # Last: the batches are done with, and must not be applied again should the letters not find room.
         if too_late.size and self._dead_letters is not None:
-            put_aside(_letters(self.plan, batch, too_late), self._dead_letters)
+            for (batch, _), (start, end) in zip(wanted, pairwise(starts), strict=True):
+                of_batch = too_late[(too_late >= start) & (too_late < end)] - start
+                if of_batch.size:
+                    put_aside(_letters(self.plan, batch, of_batch), self._dead_letters)
+
+    def _take_in(self, batches: Sequence[EventBatch], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of all batches (n,), each of the partition `columns` (n,); returns which of them were too late."""
+        frame = batches[0].frame if len(batches) == 1 else pl.concat([batch.frame for batch in batches])
+        offsets = np.concatenate([batch.offsets for batch in batches])
+        rows = self._unapplied(self.plan.rows(batches[0].event, frame), offsets, columns)
+        if not len(rows):
+            return _NONE
+        self._tick += 1
+        at = self._bring_in(rows)
+        marks = self._slab.take_in(rows, at)
+        self._count(marks)
+        self._arrival_us = max(self._arrival_us, *(batch.arrival_us for batch in batches))
+        too_late: NDArray[np.int64] = rows.index[marks == TOO_LATE]
+        return too_late
 
     # Records out
 
@@ -217,11 +235,11 @@ class ShardSet:
             self._stored = np.hstack([self._stored, unseen])
         return self._columns[partition]
 
-    def _unapplied(self, rows: Rows, offsets: NDArray[np.int64], column: int) -> Rows:
-        """The rows (n,) of our shards that their shard has not applied; `offsets` (frame rows,)."""
+    def _unapplied(self, rows: Rows, offsets: NDArray[np.int64], columns: NDArray[np.int64]) -> Rows:
+        """The rows (n,) of our shards that their shard has not applied; `offsets`, `columns` (frame rows,)."""
         owned = self._owned[shard_of(rows.ids, self._store.shards)]
         ours = owned >= 0
-        new = ours & (offsets[rows.index] >= self._offsets[owned, column])
+        new = ours & (offsets[rows.index] >= self._offsets[owned, columns[rows.index]])
         new_count = int(np.count_nonzero(new))
         SKIPPED.labels(self.plan.name).inc(int(np.count_nonzero(ours)) - new_count)
         return rows if new_count == len(rows) else rows.take(new)

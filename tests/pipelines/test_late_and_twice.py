@@ -208,8 +208,9 @@ def test_letters_that_find_no_room_stop_the_flow_before_anything_is_kept(store):
     log = passages(2, doors=1)
     frame = log.with_columns(pl.Series([log["at"][0], log["at"][0]]).dt.offset_by(pl.Series(["0h", "-3h"])).alias("at"))
     step = Materializer([Recent], store, dead_letters=Full())
+    step.apply(as_batch(Passage, frame))
     with pytest.raises(OSError, match="no space left"):
-        step.apply(as_batch(Passage, frame))
+        step.finish()
     shelf = Shelf()
     again = Materializer([Recent], store, dead_letters=shelf)
     assert again.positions() == {}

@@ -79,6 +79,20 @@ def test_a_batch_of_nothing_but_bad_rows_moves_the_offsets(store):
     assert Materializer(VIEWS, store).positions() == {"passages/0": 40}
 
 
+def test_small_batches_are_applied_together_also_when_offsets_come_again(store):
+    """Two partitions in turn, one of them read again from the middle: each row counts once, and positions follow."""
+    engine = Materializer(VIEWS, store)
+    halves = {"passages/0": LOG[:1_500], "passages/1": LOG[1_500:]}
+    for first in range(0, 1_500, 100):
+        for partition, rows in halves.items():
+            engine.apply(as_batch(Passage, rows[first : first + 100], first, partition))
+    engine.apply(as_batch(Passage, halves["passages/0"][700:], 700, "passages/0"))
+    engine.apply(as_batch(Passage, halves["passages/1"][:50], 0, "passages/1"))
+    assert [summary.events for summary in engine.finish()] == [3_000 + 800 + 50]
+    assert_frame_equal(read_doors(store, Passage, LOG), door_use(LOG))
+    assert engine.positions() == {"passages/0": 1_500, "passages/1": 1_500}
+
+
 def test_owners_share_the_shards_and_each_key_is_counted_once(store):
     engines = [Materializer(VIEWS, store, owner=(index, 3)) for index in range(3)]
     for engine in engines:
