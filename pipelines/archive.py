@@ -3,8 +3,6 @@
 Run it: `headrace run pipelines.archive`. The folder is a source for `headrace backfill`, `verify` and replays.
 """
 
-import functools
-
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
@@ -18,12 +16,10 @@ EVENTS = (Impression, Engagement)
 settings = load_settings()
 flow = Dataflow("archive")
 events = op.input("events", flow, events_in(kafka_source(settings, EVENTS), EVENTS, **intake_of(settings)))
-archiver = functools.cache(lambda: Archiver(settings.archive_dir, flush_s=settings.archive_flush_s))
 consume(
     "archive",
     events,
-    make=lambda _group, _groups: archiver(),
-    positions=lambda: archiver().positions(),
+    make=lambda _group, _groups: Archiver(settings.archive_dir, flush_s=settings.archive_flush_s),
     spread=False,
     on_status=status_of(settings, "archive"),
 )

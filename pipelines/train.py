@@ -1,7 +1,5 @@
 """Labelled requests and all other purchases train `NextItem`. Run it: `headrace run pipelines.train`."""
 
-import functools
-
 import bytewax.operators as op
 from bytewax.dataflow import Dataflow
 
@@ -40,12 +38,10 @@ EVENTS = (Impression, Engagement)
 settings = load_settings()
 flow = Dataflow("train")
 events = op.input("events", flow, events_in(kafka_source(settings, EVENTS), EVENTS, **intake_of(settings)))
-step = functools.cache(lambda: make_step(settings))  # loads its state once, when the flow starts
 consume(
     "train",
     events,
-    make=lambda _group, _groups: step(),
-    positions=lambda: step().positions(),
+    make=lambda _group, _groups: make_step(settings),
     spread=False,
     on_status=status_of(settings, "train"),
 )

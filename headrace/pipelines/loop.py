@@ -19,10 +19,10 @@ from headrace.pipelines.memory import keep_freed_memory
 from headrace.pipelines.read_ahead import ReadAhead
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 
-FULL_ROWS = 8_192
+FULL_ROWS, BUSY_ROWS = 16_384, 1_024
 """A poll with fewer rows is followed by a pause: each poll has a cost of its own, whatever it brings."""
-LINGER_S = 0.02
-"""That pause; half of it is what it adds to freshness on average."""
+LINGER_S, BUSY_LINGER_S = 0.02, 0.05
+"""That pause, the longer one from BUSY_ROWS on; half of it is what it adds to freshness on average."""
 IDLE_S = 0.003
 """Pause after a poll that brought nothing; what it adds to freshness at most."""
 WAIT_S_MAX = 0.1
@@ -109,7 +109,9 @@ def pause_after(batches: Sequence[Batch]) -> float | None:
         return IDLE_S
     rows = sum(len(batch.offsets) for batch in batches)
     ended = any(batch.ended for batch in batches)
-    return LINGER_S if rows < FULL_ROWS and not ended else None
+    if ended or rows >= FULL_ROWS:
+        return None
+    return LINGER_S if rows < BUSY_ROWS else BUSY_LINGER_S
 
 
 @contextlib.contextmanager

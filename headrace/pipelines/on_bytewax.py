@@ -46,6 +46,7 @@ from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after
 from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
 from headrace.pipelines.memory import keep_freed_memory
+from headrace.pipelines.placed_steps import MakeStep, PlacedSteps
 from headrace.pipelines.read_ahead import ReadAhead
 from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
 from headrace.pipelines.worker_keys import worker_keys
@@ -61,8 +62,6 @@ STATUS_S = 0.5
 """Interval of the figures that a flow shows of itself."""
 OnStatus = Callable[[Mapping[str, Any]], object]
 """Takes {"steps": [figures of each step]}; called twice a second by the input of worker 0, also when nothing flows."""
-MakeStep = Callable[[int, int], Step]
-"""Makes the step of one group: (group index, group count) -> Step."""
 
 
 def batches(source: Source) -> DynamicSource[Batch]:
@@ -120,7 +119,7 @@ def materialize(
             stop=first.stop,
         )
 
-    return consume("steps", up, make, lambda: make(0, 1).positions(), spread=True, on_status=on_status)
+    return consume("steps", up, make, spread=True, on_status=on_status)
 
 
 def materialize_flow(
@@ -148,7 +147,7 @@ def join_examples(
     def make(_group: int, _groups: int) -> JoinStep:
         return JoinStep(Joiner(spec), state=state, idle_s=idle_s)
 
-    return consume("steps", up, make, lambda: make(0, 1).positions(), spread=False)
+    return consume("steps", up, make, spread=False)
 
 
 @operator
@@ -163,30 +162,28 @@ def consume(
     step_id: str,
     up: Stream[EventBatch],
     make: MakeStep,
-    positions: Callable[[], Mapping[str, int]],
     *,
     spread: bool,
     on_status: OnStatus | None = None,
 ) -> Stream[Any]:
     """Run any `Step`: one a worker, each given every batch (`spread`), or one for the whole flow.
 
-    `positions` is asked once a worker at the start, over all groups. Hands on what `tick` and `finish` return.
-    `on_status` is given the figures of the steps, none before the first batch.
+    The steps are made when the flow starts, and the source begins where they stand. Hands on what `tick` and `finish`
+    return. `on_status` is given the figures of the steps.
     """
     del step_id
-    inputs = _inputs(up.flow())
+    inputs, steps = _inputs(up.flow()), PlacedSteps(make)
     for found in inputs:
-        found.readers.append(positions)
-    made: list[Step] = []
+        found.readers.append((steps, spread))
     if on_status is not None:
-        inputs[0].heartbeats.append(lambda: on_status({"steps": [step.status() for step in made]}))
+        inputs[0].heartbeats.append(lambda: on_status({"steps": [step.status() for step in steps.made]}))
 
-    def route(items: list[EventBatch]) -> list[tuple[str, tuple[int, int, EventBatch]]]:
+    def route(items: list[EventBatch]) -> list[tuple[str, tuple[int, EventBatch]]]:
         keys = worker_keys(inputs[0].workers if spread else 1)
-        return [(key, (group, len(keys), batch)) for batch in items for group, key in enumerate(keys)]
+        return [(key, (group, batch)) for batch in items for group, key in enumerate(keys)]
 
     keyed = op.flat_map_batch("route", up, route)
-    results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(make, inputs, made)))
+    results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(steps, inputs)))
     op.output("end", results, _Discard())  # Bytewax wants an output; an author may add others
     return results
 
@@ -221,7 +218,7 @@ class _Input(DynamicSource[Any]):
         self.source = source
         self.dead_letters = dead_letters
         self.stop = _process_stop()
-        self.readers: list[Callable[[], Mapping[str, int]]] = []
+        self.readers: list[tuple[PlacedSteps, bool]] = []
         self.heartbeats: list[Callable[[], object]] = []
         self.workers = 1
         self.partitions: list[str] = []
@@ -232,7 +229,12 @@ class _Input(DynamicSource[Any]):
         del step_id
         self.workers = worker_count
         share = self.source.share(worker_index, worker_count)
-        share.seek(least_positions(reader() for reader in self.readers))
+        asker = (id(self), worker_index)
+        share.seek(
+            least_positions(
+                steps.positions(asker, worker_count if is_spread else 1) for steps, is_spread in self.readers
+            )
+        )
         self.partitions = share.partitions()
         keep_freed_memory()
         intake = self._make_intake()
@@ -286,20 +288,17 @@ def _as_it_is(batch: Batch) -> Batch:
 class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
     """One group's step. Bytewax does not tell it its key, so it learns its group from the first batch."""
 
-    def __init__(self, make: MakeStep, inputs: Sequence[_Input], made: list[Step]) -> None:
-        self._make = make
+    def __init__(self, steps: PlacedSteps, inputs: Sequence[_Input]) -> None:
+        self._steps = steps
         self._inputs = inputs
-        self._made = made
         self._step: Step | None = None
 
-    def on_batch(self, values: list[tuple[int, int, EventBatch]]) -> tuple[Sequence[Any], bool]:
+    def on_batch(self, values: list[tuple[int, EventBatch]]) -> tuple[Sequence[Any], bool]:
         """Called with all batches that wait for this group."""
         if self._step is None:
-            group, groups, _ = values[0]
-            self._step = self._make(group, groups)
-            self._made.append(self._step)
+            self._step = self._steps.made[values[0][0]]
             self._step.expect([name for found in self._inputs for name in found.partitions])
-        for _, _, batch in values:
+        for _, batch in values:
             self._step.apply(batch)
         return self._step.tick(), self.RETAIN
 

@@ -14,6 +14,7 @@ import bytewax.operators as op
 import numpy as np
 import polars as pl
 import pytest
+import redis
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink
 from polars.testing import assert_frame_equal
@@ -137,6 +138,35 @@ def test_a_second_engine_is_fenced_off_through_every_runner(runner, broker, topi
     Usurped.usurp = usurp
     with pytest.raises(FencedError, match="Another engine owns the shard"):
         run_flow(runner, Usurped(broker, [event]), event, redis_url, Shelf())
+
+
+class Emptied(FileSource):
+    """A source whose reader's store loses everything after the reader has said where to begin."""
+
+    url: ClassVar = ""
+
+    def seek(self, positions):
+        super().seek(positions)
+        if positions and Emptied.url:
+            with redis.Redis.from_url(Emptied.url) as client:
+                client.flushall()
+                client.hset("hr:meta", "shards", 32)
+            Emptied.url = ""
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_store_that_goes_back_while_a_flow_starts_leaves_no_gap(runner, tmp_path, redis_url):
+    """1,000 passages flushed | seek to 1,000, the store is emptied: the flow stops | begun again: all counted."""
+    log = passages(2_000)
+    log[:1_000].write_parquet(tmp_path / "1.parquet")
+    run_flow(runner, FileSource(tmp_path / "*.parquet", Passage), Passage, redis_url, Shelf())
+    log[1_000:].write_parquet(tmp_path / "2.parquet")
+    Emptied.url = redis_url
+    with pytest.raises(FencedError, match="Redis lost data"):
+        run_flow(runner, Emptied(tmp_path / "*.parquet", Passage), Passage, redis_url, Shelf())
+    run_flow(runner, Emptied(tmp_path / "*.parquet", Passage), Passage, redis_url, Shelf())
+    with OnlineStore.open(redis_url) as store:
+        assert_frame_equal(read_doors(store, Passage, log), door_use(log))
 
 
 def test_a_flow_without_our_input_is_refused():
@@ -350,7 +380,7 @@ def test_sources_do_not_run_ahead_of_a_slow_step(tmp_path):
     flow = Dataflow("slow")
     source = Counted(tmp_path / "*.parquet", Passage, rows_max=10)
     events = op.input("in", flow, on_bytewax.events_in(source, (Passage,), dead_letters=Shelf()))
-    on_bytewax.consume("slow", events, lambda _group, _groups: step, dict, spread=False)
+    on_bytewax.consume("slow", events, lambda _group, _groups: step, spread=False)
     on_bytewax.run(flow, workers=2)
     assert len(step.taken) == 400
     assert step.ahead <= 2 * (on_bytewax.IN_FLIGHT_MAX + POLLS_AHEAD_MAX + 2)
