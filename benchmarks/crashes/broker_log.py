@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 import polars as pl
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from benchmarks.crashes.declaration import FILES, Reading
 from headrace.local import EmbeddedBroker
@@ -33,11 +33,22 @@ class BrokerLog:
         return self._server.bootstrap
 
     def publish(self) -> None:
-        """Append every event, in the order of offsets."""
+        """Append every event, in the order of offsets.
+
+        Raises AssertionError where the broker put one elsewhere: counts of the whole log would then prove nothing.
+        """
         options = {"bootstrap.servers": self.bootstrap, "enable.idempotence": True, "linger.ms": 20, "log_level": 0}
         producer = Producer({**options, "queue.buffering.max.messages": 2 * _QUEUE_ROWS})
+        ends = [0] * FILES
+
+        def placed(error: KafkaError | None, message: Message) -> None:
+            assert error is None, error
+            number = message.partition()
+            assert message.offset() == ends[number], f"{number}: offset {message.offset()} in place of {ends[number]}"
+            ends[number] += 1
+
         for row, (number, payload) in enumerate(zip(self._numbers, self._payloads, strict=True)):
-            producer.produce(TOPIC, payload, partition=number)
+            producer.produce(TOPIC, payload, partition=number, on_delivery=placed)
             if row % _QUEUE_ROWS == 0:
                 producer.flush()
         assert producer.flush(60) == 0

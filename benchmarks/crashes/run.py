@@ -243,7 +243,9 @@ def check_values(store: OnlineStore, log: pl.DataFrame) -> None:
         assert (found["_status"] == "fresh").all(), f"{view.__name__} as of {now} lacks keys"
         for name in truth.columns:
             if name in found.columns and name != "recent":
-                assert found[name].cast(truth[name].dtype).equals(truth[name]), (view.__name__, name)
+                pair = truth.select(key, truth=name, found=found[name].cast(truth[name].dtype))
+                wrong = pair.filter(pl.col("truth").ne_missing(pl.col("found")))
+                assert wrong.is_empty(), f"{view.__name__}.{name}: {wrong}, in all {wrong.sum()}"
         if "recent" in truth.columns:
             differing = found.filter((found["recent"] != truth["recent"]) & ~truth["ties"])
             assert differing.is_empty(), differing
