@@ -7,7 +7,7 @@ time, id and the values that the donor has; links (m,) tell which of the donor's
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_lists import FLOAT, INT, TEXT, TIME
 from headrace.features.kernels.id_map import find_row
@@ -22,6 +22,9 @@ from headrace.features.kernels.varints import (
     put_signed,
     put_varint,
 )
+
+AHEAD = 4
+"""Rows between a prefetch and its use."""
 
 
 @lean_kernel
@@ -53,6 +56,10 @@ def pack_list(
     """
     position: Int = 0
     for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            _prefetch_row(spans, stamps, values, rows[i + AHEAD])
+            if linked:
+                _prefetch_row(donor_spans, donor_stamps, donor_values, rows[i + AHEAD])
         row = rows[i]
         count = np.uint64(spans[row, 1])
         refer = False
@@ -96,6 +103,16 @@ def pack_list(
                     for b in range(start, end):
                         position = put_byte(out, position, text_data[b])
         ends[i] = position
+
+
+@part
+def _prefetch_row(spans: Ints, stamps: Ints, values: Ints, row: Int) -> None:
+    """Ask for the elements of a row, as if they did not go round the end."""
+    size, width = values.shape[1], values.shape[2]
+    first, end = spans[row, 0], min(spans[row, 0] + spans[row, 1], size)
+    for element in range(first, end, 4):  # a line holds four stamps
+        prefetch(stamps, 2 * (row * size + element))
+        prefetch(values, width * (row * size + element))
 
 
 @part

@@ -10,9 +10,12 @@ before it, its donor: a tile that equals the newest donor tile inside its time i
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.varints import get_number, get_varint, put_bits, put_nothing, put_varint
+
+AHEAD, NEAR = 6, 3
+"""Rows between the prefetch of a row's tile numbers, and once they are there of its cells, and their use."""
 
 _EMPTY = np.int64(EMPTY)
 
@@ -46,6 +49,12 @@ def pack_ring(
     slots = tiles.shape[1]
     position: Int = 0
     for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            _prefetch_row(tiles, heads, cells, rows[i + AHEAD])
+            if donor_hop > 0:
+                _prefetch_row(donor_tiles, donor_heads, donor_cells, rows[i + AHEAD])
+        if i + NEAR < rows.size:
+            _prefetch_cells(tiles, heads, cells, rows[i + NEAR])
         row, head = rows[i], heads[rows[i]]
         before = head
         slot = head % slots
@@ -142,6 +151,25 @@ def unpack_ring(
             tile += 1
             slot = slot + 1 if slot + 1 < slots else 0
         at[i] = position
+
+
+@part
+def _prefetch_row(tiles: Ints, heads: Ints, cells: Floats, row: Int) -> None:
+    """Ask for a row's tile numbers and its newest tile."""
+    slots = tiles.shape[1]
+    for slot in range(0, slots, 8):  # a line holds eight
+        prefetch(tiles, row * slots + slot)
+    if heads[row] != _EMPTY:
+        prefetch(cells, (row * slots + heads[row] % slots) * cells.shape[2])
+
+
+@part
+def _prefetch_cells(tiles: Ints, heads: Ints, cells: Floats, row: Int) -> None:
+    """Ask for the cells of a row's tiles inside the window."""
+    slots, width = tiles.shape[1], cells.shape[2]
+    for slot in range(slots):
+        if tiles[row, slot] > heads[row] - slots:
+            prefetch(cells, (row * slots + slot) * width)
 
 
 @part
