@@ -27,13 +27,13 @@ CONNECT_TIMEOUT_S = 2.0
 KEYS_MAX = 10_000
 """Keys in one MGET: more would hold up every other client for longer than some 10 ms."""
 
-PART_KEYS = 1_000
+PART_KEYS = 250
 """Keys in one MGET of a read in parts."""
 
 _READ_BYTES = 1 << 18
 """Bytes asked of the socket at a time: a read of thousands of records is some MB."""
 
-_SEND_BYTES = 1 << 18
+_SEND_BYTES = 1 << 14
 """Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
 
 _CLUSTER = "+cluster://"
