@@ -1,14 +1,15 @@
 """Files of one event as a source: Parquet, Arrow IPC, Avro, CSV and JSON lines.
 
 A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does. Files are
-read one after the other in the order given, each wholly in memory. With `sort`, the rows of a file are put into
-event-time order first, ties in file order: its row numbers are those of the sorted file. JSON lines are passed on as
-payloads, so that a bad line costs that line only; they keep their order.
+read one after the other in the order given. With `sort`, the rows of a file are put into event-time order first, ties
+in file order: its row numbers are those of the sorted file. A Parquet file on this disk that need not be sorted is read
+a few row groups at a time, any other wholly. JSON lines are passed on as payloads, so that a bad line costs that line
+only; they keep their order.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
 from headrace.pipelines.source import Batch
 from headrace.schemas import Event, EventSpec, spec_of
-from headrace.schemas.event_files import format_of, is_lines, read_events, read_lines
+from headrace.schemas.event_files import RowGroups, format_of, is_in_order, is_lines, read_events, read_lines
 from headrace.schemas.file_finder import EventFile, find_files
 
 ROWS_MAX = 262_144
@@ -53,7 +54,7 @@ class FileSource:
         self._files: dict[str, EventFile] | None = None
         self._pending: list[str] | None = None
         self._positions: dict[str, int] = {}
-        self._open: tuple[str, pl.DataFrame | list[bytes]] | None = None
+        self._open: tuple[str, _Rows] | None = None
 
     def share(self, index: int, count: int) -> Self:
         """A fresh source that reads every `count`-th file, from `index` on."""
@@ -84,7 +85,7 @@ class FileSource:
         self._open = None
 
     def poll(self) -> list[Batch]:
-        """The next rows of the file at hand; the whole file is read when it is opened.
+        """The next rows of the file at hand.
 
         Raises:
             SourceError: a file is unreadable or has no rows.
@@ -99,36 +100,38 @@ class FileSource:
             self._open = (name, self._read(name))
         rows = self._open[1]
         begin = self._positions[name]
-        end = min(begin + self._rows_max, len(rows))
-        self._positions[name] = end
-        if end == len(rows):
+        part = _part(rows, begin, self._rows_max)
+        self._positions[name] = begin + len(part)
+        is_end = begin + len(part) == len(rows)
+        if is_end:
             self._pending.pop(0)
             self._open = None
-        return [self._batch(name, rows, begin, end)]
+        return [self._batch(name, part, begin, is_end)]
 
     def close(self) -> None:
         """Let go of the file at hand."""
         self._open = None
 
-    def _batch(self, name: str, rows: pl.DataFrame | list[bytes], begin: int, end: int) -> Batch:
-        lines = rows[begin:end] if isinstance(rows, list) else None
+    def _batch(self, name: str, part: pl.DataFrame | list[bytes], begin: int, is_end: bool) -> Batch:
+        end = begin + len(part)
+        lines = part if isinstance(part, list) else None
         return Batch(
             topic=self._spec.topic,
             partition=name,
             offsets=np.arange(begin, end, dtype=np.int64),
             next_offset=end,
             payloads=lines,
-            frame=None if isinstance(rows, list) else rows[begin:end],
+            frame=part if isinstance(part, pl.DataFrame) else None,
             appended_us=None,
             arrival_us=wall_us(),
             codec=None if lines is None else "json",
-            ended=end == len(rows),
+            ended=is_end,
         )
 
-    def _read(self, name: str) -> pl.DataFrame | list[bytes]:
+    def _read(self, name: str) -> "_Rows":
         assert self._files is not None
         file = self._files[name]
-        rows = read_lines(file) if is_lines(file) else read_events(file, self._event)
+        rows = self._rows_of(file)
         if not len(rows):
             raise SourceError(f"file {file.url} has no rows")
         if len(rows) < self._positions[name]:
@@ -136,9 +139,26 @@ class FileSource:
                 f"file {file.url} has {len(rows)} rows, but {self._positions[name]} were read from it before: "
                 "give a changed file a new name, or start a fresh store",
             )
-        if isinstance(rows, list) or not self._sort or rows[self._spec.time].is_sorted():
+        return rows
+
+    def _rows_of(self, file: EventFile) -> "_Rows":
+        if is_lines(file):
+            return read_lines(file)
+        time = self._spec.time
+        if file.is_local and file.suffix == ".parquet" and (not self._sort or is_in_order(file, time)):
+            return RowGroups(file, self._event, self._rows_max)
+        rows = read_events(file, self._event)
+        if not self._sort or rows[time].is_sorted():
             return rows
-        return rows.sort(self._spec.time, maintain_order=True)
+        return rows.sort(time, maintain_order=True)
+
+
+_Rows: TypeAlias = pl.DataFrame | list[bytes] | RowGroups
+
+
+def _part(rows: _Rows, begin: int, rows_max: int) -> pl.DataFrame | list[bytes]:
+    """Some rows from `begin` on."""
+    return rows.take(begin, rows_max) if isinstance(rows, RowGroups) else rows[begin : begin + rows_max]
 
 
 def _find(paths: Sequence[str | Path], spec: EventSpec) -> dict[str, EventFile]:

@@ -141,6 +141,48 @@ def read_range(file: EventFile, event: type[Event], start: int, rows: int) -> pl
     return _fitted(file, event, found)
 
 
+class RowGroups:
+    """The events of a Parquet file on this disk in the file's order, of which a few row groups are in memory."""
+
+    def __init__(self, file: EventFile, event: type[Event], rows_max: int) -> None:
+        self._file = file
+        self._event = event
+        self._groups = row_groups(file, rows_max)
+        self._held = (0, pl.DataFrame())
+
+    def __len__(self) -> int:
+        start, rows = self._groups[-1] if self._groups else (0, 0)
+        return start + rows
+
+    def take(self, begin: int, rows_max: int) -> pl.DataFrame:
+        """Rows from `begin` on, at most `rows_max`; fewer where row groups end, none at the end of the file.
+
+        Raises:
+            SourceError, SchemaError: as `read_events`.
+        """
+        start, held = self._held
+        if not start <= begin < start + held.height:
+            holds = ((start, rows) for start, rows in self._groups if start <= begin < start + rows)
+            start, rows = next(holds, (begin, 0))
+            held = read_range(self._file, self._event, start, rows)
+            self._held = (start, held)
+        return held[begin - start : begin - start + rows_max]
+
+
+def is_in_order(file: EventFile, column: str) -> bool:
+    """Whether a Parquet file on this disk is sorted by a column of times or integers; False where it has none such.
+
+    Raises:
+        SourceError: the file is damaged.
+    """
+    with _named(file):
+        scan = pl.scan_parquet(file.path, glob=False)
+        dtype = scan.collect_schema().get(column, pl.Null())
+        if not (dtype.is_integer() or dtype.is_temporal()):
+            return False
+        return bool(scan.select(column).collect()[column].is_sorted())
+
+
 def format_of(file: EventFile) -> Format:
     """The format that a file's suffix tells.
 

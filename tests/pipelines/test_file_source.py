@@ -7,6 +7,8 @@ import fastavro
 import fsspec
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from headrace.errors import OffsetLostError, SchemaError, SourceError
@@ -51,6 +53,23 @@ def test_unsorted_keeps_the_file_order(tmp_path):
     frame.write_parquet(tmp_path / "log.parquet")
     [batch] = drain(FileSource(tmp_path / "log.parquet", Passage, sort=False))
     assert_frame_equal(batch.frame, frame)
+
+
+@given(group_rows=st.integers(1, 120), rows_max=st.integers(1, 120), begin=st.integers(0, 100), is_sorted=st.booleans())
+@settings(max_examples=60)
+def test_row_groups_of_any_size_come_whole_from_any_row_on(tmp_path_factory, group_rows, rows_max, begin, is_sorted):
+    frame = passages(100).sort("at", maintain_order=True)
+    path = tmp_path_factory.mktemp("files") / "log.parquet"
+    (frame if is_sorted else frame.reverse()).write_parquet(path, row_group_size=group_rows)
+    source = FileSource(path, Passage, rows_max=rows_max)
+    source.seek({"passages/log.parquet": begin})
+    batches = drain(source)
+    assert_frame_equal(
+        pl.concat([batch.frame for batch in batches]).sort("at", "passage_id"), frame[begin:].sort("at", "passage_id")
+    )
+    assert [offset for batch in batches for offset in batch.offsets.tolist()] == list(range(begin, 100))
+    assert all(len(batch.offsets) <= rows_max for batch in batches)
+    assert [batch.ended for batch in batches] == [False] * (len(batches) - 1) + [True]
 
 
 def test_json_lines_are_payloads_with_their_line_numbers(tmp_path):
