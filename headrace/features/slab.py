@@ -27,8 +27,11 @@ from headrace.features.view import ViewPlan
 
 __all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
 
-GROWTH = 4
-"""Rows to spare cost address space, not memory; growing copies all rows."""
+GROWTH, SPARE_BYTES = 4, 1 << 30
+"""How many times the rows, and of how many bytes at least, a slab that grows makes room for.
+
+Rows to spare cost address space, not memory; growing copies all rows, a second a GiB.
+"""
 _GROUP_ROWS = 8_192
 """Records that are packed or loaded at a time, so that scratch room stays small."""
 
@@ -52,10 +55,13 @@ class Slab:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays, rows to spare included."""
+        """Memory of the rows that have been in use so far; rows to spare are address space only."""
+        return self._row_bytes * self._map.high + self._map.nbytes + (self._seen.nbytes if self._seen else 0)
+
+    @property
+    def _row_bytes(self) -> int:
         arrays = [array for state in self._state for array in state]
-        held = sum(array.nbytes for array in (*arrays, self.newest_us, self._dirty, self._ids))
-        return held + self._map.nbytes + (self._seen.nbytes if self._seen else 0)
+        return sum(array.nbytes for array in (*arrays, self.newest_us, self._dirty, self._ids)) // len(self._ids)
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of each entity, -1 where absent: (n,) -> (n,)."""
@@ -215,7 +221,8 @@ class Slab:
     def _admit(self, ids: NDArray[np.int64], rows: NDArray[np.int64], texts: Sequence[bytes] | None) -> None:
         """Give new rows (n,) an empty record."""
         if self._map.high > len(self._ids):
-            self._grow(max(self._map.high + self._map.high // 4, GROWTH * len(self._ids)))
+            spare = SPARE_BYTES // self._row_bytes
+            self._grow(max(self._map.high + self._map.high // 4, GROWTH * len(self._ids), spare))
         self._clear(rows)
         self._ids[rows] = ids
         if texts is not None:
