@@ -4,8 +4,10 @@ import time
 
 import numpy as np
 import pytest
+import redis
 
 from headrace.errors import DeclarationError
+from headrace.features.redis_link import PART_KEYS
 from headrace.learners import Categorical, DeepFM, Dense, InputSpec, Learner
 from headrace.serving import Ranker, RankingSpec
 from headrace.serving.ranker import best
@@ -24,15 +26,15 @@ def test_inputs_hold_what_the_events_say(ranker):
     assert (inputs.bags[0] == inputs.bags[0][0]).all()
 
 
-def test_a_request_asks_redis_once_a_view(ranker, monkeypatch):
-    """Three views, three MGETs, whatever the number of candidates."""
-    calls = []
-    records = ranker.store.records
-    monkeypatch.setattr(
-        ranker.store, "records", lambda plan, ids, texts: calls.append(len(texts)) or records(plan, ids, texts)
-    )
-    ranker.read({"reader": 7}, [f"t{i}" for i in range(500)], NOW_US, {})
-    assert sorted(calls) == [1, 500, 500]
+def test_a_request_asks_redis_once_a_view(ranker, redis_url):
+    """Three views: one MGET for the reader, one for every PART_KEYS candidates of the others, and nothing else."""
+    ranker.read({"reader": 7}, CANDIDATES, NOW_US, {})  # connects, and finds the views' versions
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_resetstat()
+        ranker.read({"reader": 7}, [f"t{i}" for i in range(500)], NOW_US, {})
+        commands = client.info("commandstats").items()
+    asked = {name: stats["calls"] for name, stats in commands if not name.startswith("cmdstat_config")}
+    assert asked == {"cmdstat_mget": 1 + 2 * -(-500 // PART_KEYS)}
 
 
 def test_resident_candidates_are_fetched_again_after_their_time(store):
