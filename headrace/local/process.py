@@ -8,10 +8,13 @@ parent keeps open: when the pipe closes, it ends the child. (Linux's parent-deat
     parent --pipe--> watchdog (sh: read; kill)
        \--Popen--> service (own session: Ctrl-C in a terminal does not reach it before the parent has drained)
 
+What the child has started in its own process group is killed once the child has ended: it had its time to end that.
+
 The child inherits a lock on the pid file, so the folder is taken for exactly as long as the child lives.
 """
 
 import atexit
+import contextlib
 import fcntl
 import os
 import signal
@@ -38,6 +41,7 @@ kill -TERM "$1" 2>/dev/null || exit 0
 n=0
 while kill -0 "$1" 2>/dev/null && [ "$n" -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
 kill -KILL "$1" 2>/dev/null
+kill -KILL "-$1" 2>/dev/null
 """
 
 log = structlog.get_logger(__name__)
@@ -151,6 +155,8 @@ class ServiceProcess:
             log.warning("service_killed", service=self.name, pid=self._child.pid, waited_s=STOP_S_MAX)
             self._child.kill()
             self._child.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
         if self._watchdog is not None:
             # Killed before its pipe closes: otherwise it would signal a process id that may be another's by now.
             self._watchdog.kill()

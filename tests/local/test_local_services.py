@@ -162,6 +162,29 @@ def test_services_end_with_their_parent(tmp_path, end):
     assert wait_until_gone(broker_pid)
 
 
+HELPED = """
+import sys, time
+from pathlib import Path
+from headrace.local.process import ServiceProcess
+process = ServiceProcess("helped", Path(sys.argv[1]))
+process.start(["/bin/sh", "-c", "sleep 600 & echo $!; exec sleep 600"])
+while not process.log_path.read_text():
+    time.sleep(0.01)
+exec(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("code", ["process.stop()", "process.kill()", "import os; os.kill(os.getpid(), 9)"])
+def test_what_a_service_started_ends_with_it(tmp_path, code):
+    """A helper in the background that nobody asked to end: gone after a stop, a kill, and its parent's death."""
+    subprocess.run(
+        [sys.executable, "-c", HELPED, str(tmp_path), code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        check=False,
+    )
+    assert wait_until_gone(int((tmp_path / "helped.log").read_text()))
+
+
 def test_a_service_outlives_the_thread_that_started_it(tmp_path):
     """The end of a thread is not the end of its process."""
     server = EmbeddedRedis(tmp_path)
