@@ -7,10 +7,12 @@ the lines are used. Removal shifts later lines back, so there are no tombstones 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Int, Ints, lean_kernel, part
+from headrace.features.kernels.compile import Int, Ints, lean_kernel, part, prefetch
 from headrace.features.kernels.hashing import mix
 
 _SIZE, _HIGH, _FREE = 0, 1, 2
+AHEAD = 16
+"""Ids between the prefetch of a line and its use: in a large table each is a miss of its own."""
 
 
 class IdMap:
@@ -96,6 +98,11 @@ def _line_of(table: Ints, key: Int) -> Int:
 
 
 @part
+def _prefetch_line(table: Ints, key: Int) -> None:
+    prefetch(table, 2 * np.int64(mix(key) & np.uint64(table.shape[0] - 1)))
+
+
+@part
 def find_row(table: Ints, key: Int) -> Int:
     """Row of one id, -1 where absent."""
     return np.int64(table[_line_of(table, key), 1] - 1)
@@ -105,6 +112,8 @@ def find_row(table: Ints, key: Int) -> Int:
 def find_rows(table: Ints, ids: Ints, rows: Ints) -> None:
     """`rows[i]` = row of `ids[i]`, -1 where absent."""
     for i in range(ids.size):
+        if i + AHEAD < ids.size:
+            _prefetch_line(table, ids[i + AHEAD])
         rows[i] = table[_line_of(table, ids[i]), 1] - 1
 
 
@@ -120,6 +129,8 @@ def add_rows(
 ) -> Int:
     """Find or add `ids[start:]`; stops where one more would fill more than half of the table, returns where."""
     for i in range(start, ids.size):
+        if i + AHEAD < ids.size:
+            _prefetch_line(table, ids[i + AHEAD])
         line = _line_of(table, ids[i])
         if table[line, 1] == 0:
             if 2 * (counts[_SIZE] + 1) > table.shape[0]:

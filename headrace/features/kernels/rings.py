@@ -55,7 +55,7 @@ def run_ring(
     kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)
     for i in range(rows.size):
         if i + AHEAD < rows.size:
-            _prefetch_tile(tiles, cells, out, rows[i + AHEAD], times[i + AHEAD], ops[i + AHEAD], hop)
+            _prefetch_tile(tiles, heads, cells, out, rows[i + AHEAD], times[i + AHEAD], ops[i + AHEAD], hop)
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
@@ -109,13 +109,16 @@ def _clear_tile(cells: Floats, row: Int, slot: Int, items: Ints) -> None:
 
 
 @part
-def _prefetch_tile(tiles: Ints, cells: Floats, out: Floats, row: Int, time: Int, op: Int, hop: Int) -> None:
+def _prefetch_tile(
+    tiles: Ints, heads: Ints, cells: Floats, out: Floats, row: Int, time: Int, op: Int, hop: Int
+) -> None:
     """Have what an operation to come will touch on its way from memory: latency is most of what it costs."""
     slots = tiles.shape[1]
     place = max(row, 0) * slots
     if hop > 0:
         place += time // hop % slots
     prefetch(tiles, place)
+    prefetch(heads, max(row, 0))
     prefetch(cells, place * cells.shape[2])
     if op >= 0:
         prefetch(out, op * out.shape[2])
