@@ -135,7 +135,7 @@ def test_a_flow_that_is_behind_flushes_rarely_and_once_it_has_caught_up_at_once(
 
 
 def test_the_interval_grows_with_the_time_a_flush_takes(store, monkeypatch):
-    """A flush of 0.9 s is followed by 0.1 s without, a tenth of the time; after one of 18 s the longest interval counts."""
+    """A flush of 0.9 s is followed by 0.1 s without, a tenth of the time; after 18 s the longest interval counts."""
     engine = Materializer(VIEWS[:1], store, flush_s=(0.02, 1.0))
     clock = {"s": 100.0}
     for took_s, interval_s in ((0.0001, 0.02), (0.9, 0.1), (18.0, 1.0)):
