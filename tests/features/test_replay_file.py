@@ -1,5 +1,6 @@
 """Replay into a file is replay into a frame, in however many parts, and however often it was killed."""
 
+import contextlib
 import os
 import random
 import signal
@@ -219,8 +220,9 @@ def test_a_worker_that_dies_is_one_error_and_the_run_goes_on(files):
 
     def kill(place, done, total):
         for child in psutil.Process().children():
-            if total is not None and "spawn_main" in " ".join(child.cmdline()):
-                child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # killed before
+                if total is not None and "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
 
     options = {"chunk_rows": 5, "checkpoint_s": 0.0, "workers": 2}
     with pytest.raises(HeadraceError, match="a worker died.*--resume"):
