@@ -18,6 +18,8 @@ T = TypeVar("T", bound=Batch | EventBatch)
 
 ROWS_AHEAD_MAX = 1_000_000
 """Decoded rows that may wait: about a second of work."""
+TAKEN_ROWS = 131_072
+"""Rows from which no further poll is handed out with those before it."""
 POLLS_AHEAD_MAX = 16
 """Polls that may wait, whatever they brought."""
 STOP_S_MAX = 30.0
@@ -58,7 +60,9 @@ class ReadAhead(Generic[T]):
             return self._ended and not self._waiting and self._failure is None
 
     def poll(self, wait_s: float = 0.0) -> list[T]:
-        """What one poll of the source brought; waits up to `wait_s` for it, [] when there is nothing yet.
+        """What is there of the source, some 100,000 rows of it; waits up to `wait_s`, [] when there is nothing yet.
+
+        All of it, not one poll: a step that is busy with a flush has several to catch up with before the next one.
 
         Raises:
             HeadraceError: what the source failed with, after everything that came before it.
@@ -69,8 +73,13 @@ class ReadAhead(Generic[T]):
                 if self._failure is not None:
                     raise self._failure
                 return []
-            found = self._waiting.popleft()
-            self._rows -= _rows_of(found)
+            found: list[T] = []
+            taken = 0
+            while self._waiting and taken < TAKEN_ROWS:
+                polled = self._waiting.popleft()
+                taken += _rows_of(polled)
+                found += polled
+            self._rows -= taken
             self._lock.notify_all()
             return found
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import SourceError
+from headrace.pipelines import read_ahead
 from headrace.pipelines.read_ahead import ReadAhead
 from tests.turnstiles import Passage, as_batch, passages
 
@@ -70,14 +71,26 @@ def test_no_more_waits_than_allowed():
     wait_until(lambda: source.read == 4)
     time.sleep(0.05)
     assert source.read == 4
-    ahead.poll()
-    wait_until(lambda: source.read == 5)
+    assert len(ahead.poll()) == 4
+    wait_until(lambda: source.read == 8)
+    ahead.close()
+
+
+def test_a_poll_hands_out_all_that_waits_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(read_ahead, "TAKEN_ROWS", 2 * STEP)
+    ahead = read(Counting(5))
+    wait_until(lambda: ahead._ended)
+    assert [len(ahead.poll()) for _ in range(3)] == [2, 2, 1]
+    assert ahead.exhausted
     ahead.close()
 
 
 def test_what_came_before_an_error_is_handed_out_before_it():
     ahead = read(Counting(200, fails_after=7))
-    assert [len(ahead.poll(10.0)) for _ in range(7)] == [1] * 7
+    found = []
+    while len(found) < 7:
+        found += ahead.poll(10.0)
+    assert len(found) == 7
     with pytest.raises(SourceError, match="the disk is gone"):
         ahead.poll(10.0)
     assert not ahead.exhausted
