@@ -127,11 +127,16 @@ def test_a_flow_that_is_behind_flushes_rarely_and_once_it_has_caught_up_at_once(
         engine.apply(appended(first, ago_s=3_600))
         assert engine.tick() == []
         assert 25 < engine.due_s - time.monotonic() <= 30
-    engine.apply(appended(30, ago_s=0))
-    assert engine.tick()[0].events == 40
-    engine.apply(as_batch(Passage, LOG[40:], first=40))  # nobody knows when: a file
+    engine.apply(appended(30, ago_s=2))  # nearly
     assert engine.tick() == []
-    assert engine.finish()[0].events == LOG.height - 40
+    engine.apply(appended(40, ago_s=0))
+    assert engine.tick()[0].events == 50
+    time.sleep(0.01)
+    engine.apply(appended(50, ago_s=2))  # late, not yet behind
+    assert engine.tick()[0].events == 10
+    engine.apply(as_batch(Passage, LOG[60:], first=60))  # nobody knows when: a file
+    assert engine.tick() == []
+    assert engine.finish()[0].events == LOG.height - 60
 
 
 def test_the_interval_grows_with_the_time_a_flush_takes(store, monkeypatch):
