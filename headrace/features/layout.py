@@ -17,8 +17,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer, Column, Feature, Maybe
+from headrace.features.states import State
 
-State: TypeAlias = tuple[NDArray[Any], ...]
+Outputs: TypeAlias = tuple[NDArray[Any], ...]
+"""Answers of a group to some reads: arrays whose first axis is the read."""
 RECORD_VERSION = 2
 
 
@@ -52,7 +54,7 @@ class Operations:
 
 
 class Group(Protocol):
-    """One kind of state, for all entities: arrays whose first axis is the row of the entity."""
+    """One kind of state, for all entities by the row of the entity; states are what the group's own `make` gave."""
 
     @property
     def text(self) -> str:
@@ -73,16 +75,19 @@ class Group(Protocol):
         """State of `capacity` rows; `clear` is called on a row before it is used."""
         ...
 
-    def clear(self, state: State, rows: NDArray[np.int64]) -> None:
+    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
         """Empty rows (n,)."""
         ...
 
-    def outputs(self, reads: int) -> State:
+    def outputs(self, reads: int) -> Outputs:
         """Room for the answers of `reads` reads, as an empty row would give them."""
         ...
 
-    def run(self, state: State, ops: Operations, out: State) -> None:
-        """Add events and answer reads, in order. The state must be a function of the set of events."""
+    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
+        """Add events and answer reads, in order; parts, that share no row, may be carried out side by side.
+
+        The state must be a function of the set of events.
+        """
         ...
 
     def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -91,8 +96,8 @@ class Group(Protocol):
 
     def pack(
         self,
-        state: State,
-        donor: State,
+        state: Any,
+        donor: Any,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
@@ -106,15 +111,15 @@ class Group(Protocol):
 
     def unpack(
         self,
-        state: State,
-        donor: State,
+        state: Any,
+        donor: Any,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill row i from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
+        """Fill row i, which is empty, from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
 
         The donor's rows are filled before.
         """
@@ -127,7 +132,7 @@ class Reading:
 
     feature: Feature
     group: int
-    read: Callable[[State, NDArray[np.int64]], Column | Maybe]
+    read: Callable[[Outputs, NDArray[np.int64]], Column | Maybe]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +173,7 @@ class Layout:
     dedupe_us: int = 0
 
     def make(self, capacity: int) -> list[State]:
-        """State of `capacity` rows, a tuple of arrays for each group; a row must be cleared before it is used."""
+        """State of `capacity` rows for each group; a row must be cleared before it is used."""
         return [group.make(capacity) for group in self.groups]
 
     def with_donors(self, states: Sequence[State]) -> Iterator[tuple[Group, State, State]]:
@@ -176,7 +181,7 @@ class Layout:
         for group, state in zip(self.groups, states, strict=True):
             yield group, state, state if group.donor is None else states[group.donor]
 
-    def outputs(self, reads: int) -> list[State]:
+    def outputs(self, reads: int) -> list[Outputs]:
         """Room for `reads` reads."""
         return [group.outputs(reads) for group in self.groups]
 
@@ -196,7 +201,7 @@ class Layout:
 
     def answer(
         self,
-        outputs: list[State],
+        outputs: list[Outputs],
         newest_us: NDArray[np.int64],
         now_us: NDArray[np.int64],
         request: Mapping[str, pl.Series] | None = None,

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Floats, Ints
-from headrace.features.kernels.id_lists import TEXT, run_list
+from headrace.features.kernels.compile import Int, Ints
+from headrace.features.kernels.id_lists import STAMP, TEXT, run_list
 from headrace.features.kernels.list_codec import pack_list, unpack_list
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Events, Group, Operations, State
+from headrace.features.layout import Events, Group, Operations, Outputs
+from headrace.features.states import Blocks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,8 +20,8 @@ class ListGroup:
     """Group of one list; see kernels/id_lists.py for the arrays.
 
     `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) what they
-    are; `timed` whether reads tell times. Its packed form refers to the list `donor`; links (m,) tell which of the
-    donor's values each of ours is, -1 none.
+    are; `timed` whether reads tell times. Its packed form refers to the list `donor` of donor_size elements with
+    donor_width values; links (m,) tell which of the donor's values each of ours is, -1 none.
     """
 
     size: int
@@ -32,6 +34,8 @@ class ListGroup:
     needs_ids: bool = True
     timed: bool = False
     donor: int | None = None
+    donor_size: int = 0
+    donor_width: int = 0
     links: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def linked(self, earlier: Sequence[Group]) -> "ListGroup":
@@ -40,46 +44,51 @@ class ListGroup:
         if not lists:
             return self
         found = {number: _links(self, other) for number, other in lists}
-        best, _ = max(lists, key=lambda known: (int((found[known[0]] >= 0).sum()), known[1].size))
-        return replace(self, donor=best, links=found[best])
+        best, donor = max(lists, key=lambda known: (int((found[known[0]] >= 0).sum()), known[1].size))
+        return replace(self, donor=best, donor_size=donor.size, donor_width=len(donor.columns), links=found[best])
 
-    def make(self, capacity: int) -> State:
-        """State of `capacity` rows, to be cleared before use: memory that no row uses is never touched."""
-        stamps = np.empty((capacity, self.size, 2), np.int64)
-        return np.empty((capacity, 2), np.int64), stamps, np.empty((capacity, self.size, len(self.columns)), np.int64)
+    def make(self, capacity: int) -> Blocks:
+        """State of `capacity` rows; a row must be cleared before it is used."""
+        return Blocks(capacity, self.size * (STAMP + len(self.columns)), 0)
 
-    def clear(self, state: State, rows: NDArray[np.int64]) -> None:
+    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
-        state[0][rows] = 0
+        state.clear(rows)
 
-    def outputs(self, reads: int) -> State:
+    def outputs(self, reads: int) -> Outputs:
         """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,)."""
         times = np.zeros((reads, self.size if self.timed else 0), np.int64)
         values = np.zeros((reads, self.size, len(self.columns)), np.int64)
         return times, values, np.zeros(reads, np.int64)
 
-    def run(self, state: State, ops: Operations, out: State) -> None:
+    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
         """Add events and answer reads, in order."""
-        spans, stamps, values = state
-        events = ops.events
-        run_list(
-            spans,
-            stamps,
-            values,
-            self.flag,
-            self.columns,
-            self.distinct,
-            self.strict,
-            ops.rows,
-            ops.times,
-            events.event_ids,
-            ops.ops,
-            events.flags,
-            events.bits,
-            out[0],
-            out[1],
-            out[2],
-        )
+
+        def walk(number: int, begin: int) -> Int:
+            ops, events = parts[number], parts[number].events
+            return run_list(
+                state.heads,
+                state.words,
+                state.rooms,
+                number,
+                self.size,
+                self.flag,
+                self.columns,
+                self.distinct,
+                self.strict,
+                ops.rows,
+                ops.times,
+                events.event_ids,
+                ops.ops,
+                begin,
+                events.flags,
+                events.bits,
+                out[0],
+                out[1],
+                out[2],
+            )
+
+        state.fill([len(part.rows) for part in parts], STAMP + len(self.columns), walk)
 
     def reaches(
         self,
@@ -92,41 +101,69 @@ class ListGroup:
 
     def pack(
         self,
-        state: State,
-        donor: State,
+        state: Any,
+        donor: Any,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        pack_list(*self._arrays(state, donor), rows, newest, *POOL.arrays(), out, ends)
+        pack_list(
+            state.heads,
+            state.words,
+            state.floats,
+            self.size,
+            self.kinds,
+            *self._donated(donor),
+            rows,
+            newest,
+            *POOL.arrays(),
+            out,
+            ends,
+        )
 
     def unpack(
         self,
-        state: State,
-        donor: State,
+        state: Any,
+        donor: Any,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill rows from `data[at:ends]`, and teach the pool the texts."""
+        """Fill empty rows from `data[at:ends]`, and teach the pool the texts."""
         texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
-        count = unpack_list(*self._arrays(state, donor), rows, newest, data, at, ends, texts)
-        if count:
-            hashes, starts, stops = np.ascontiguousarray(texts[:count].T)
+        found = np.zeros(1, np.int64)
+
+        def walk(_number: int, begin: int) -> Int:
+            return unpack_list(
+                state.heads,
+                state.words,
+                state.floats,
+                state.rooms,
+                self.size,
+                self.kinds,
+                *self._donated(donor),
+                rows,
+                newest,
+                data,
+                at,
+                ends,
+                begin,
+                texts,
+                found,
+            )
+
+        state.fill([len(rows)], STAMP + len(self.columns), walk)
+        if found[0]:
+            hashes, starts, stops = np.ascontiguousarray(texts[: found[0]].T)
             POOL.learn(hashes, data, starts, stops)
 
-    def _arrays(
-        self, state: State, donor: State
-    ) -> tuple[Ints, Ints, Ints, Floats, Ints, Ints, Ints, Ints, bool, Ints]:
-        """What both directions of kernels/list_codec.py begin with."""
-        spans, stamps, values = state
-        ours = (spans, stamps, values, values.view(np.float64), self.kinds)
-        spans, stamps, values = donor
-        return *ours, spans, stamps, values, self.donor is not None, self.links
+    def _donated(self, donor: Any) -> tuple[Ints, Ints, int, int, bool, Ints]:
+        """What kernels/list_codec.py wants to know of the donor."""
+        return donor.heads, donor.words, self.donor_size, self.donor_width, self.donor is not None, self.links
 
 
 def _links(group: ListGroup, donor: ListGroup) -> NDArray[np.int64]:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
-from headrace.features.layout import Operations, State
+from headrace.features.layout import Operations
 from headrace.features.seen_ids import SeenIds, skip_seen
+from headrace.features.states import State
 from headrace.features.threads import run_all
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def unpack_records(
     blobs: Sequence[bytes],
     seen: SeenIds | None = None,
 ) -> None:
-    """Fill rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
+    """Fill empty rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
 
     Without `seen` the events that came lately are passed over: only a slab that takes events in needs them.
 
@@ -183,11 +184,13 @@ class PackedReader:
     def _add_block(self, reads: NDArray[np.int64], blobs: Sequence[bytes]) -> None:
         """The records of the entities `reads` (m,)."""
         layout, (state, newest_us), rows = self._plan.layout, _scratch(self._plan), np.arange(len(reads))
+        for group, held in zip(layout.groups, state, strict=True):
+            group.clear(held, rows)
         unpack_records(self._plan, state, newest_us, rows, blobs)
         self._newest_us[reads] = newest_us[rows]
         ops = Operations(rows, self._now_us[reads], reads, layout.no_events(), np.zeros(0, np.uint8))
-        for group, arrays, out in zip(layout.groups, state, self._outputs, strict=True):
-            group.run(arrays, ops, out)
+        for group, held, out in zip(layout.groups, state, self._outputs, strict=True):
+            group.run(held, [ops], out)
 
     def answer(self, request: Mapping[str, pl.Series] | None = None) -> Answer:
         """The features of all; `request` has fields of the request, (count,)."""

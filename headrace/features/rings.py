@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.cells import FIRST, WIDTH
-from headrace.features.kernels.compile import Floats, Ints
+from headrace.features.kernels.compile import Floats, Int, Ints
 from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
-from headrace.features.kernels.rings import EMPTY, clear_out, run_ring
-from headrace.features.layout import Events, Group, Operations, State
+from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_ring
+from headrace.features.layout import Events, Group, Operations, Outputs
+from headrace.features.states import Blocks
 from headrace.features.windows import Window
 
 
@@ -19,8 +21,8 @@ class RingGroup:
     """Group of a window's cells; see kernels/rings.py for the arrays.
 
     items (m, 4) int64: code, first cell, flag column, value column; params (m,) float64; `text` describes them. Its
-    packed form refers to the ring `donor` with hop `donor_hop` and empty tile donor_starts (d,); links (k,) tell which
-    of the donor's cells each of ours is, -1 none.
+    packed form refers to the ring `donor` with hop `donor_hop`, span `donor_span` and empty tile donor_starts (d,);
+    links (k,) tell which of the donor's cells each of ours is, -1 none.
     """
 
     window: Window
@@ -30,15 +32,16 @@ class RingGroup:
     starts: NDArray[np.float64]
     donor: int | None = None
     donor_hop: int = 0
+    donor_span: int = 0
     donor_starts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
     links: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def of(cls, window: Window, items: NDArray[np.int64], params: NDArray[np.float64], text: str) -> "RingGroup":
         """A ring without a donor."""
-        starts = np.empty((1, 1, sum(WIDTH[code] for code in items[:, 0].tolist())), np.float64)
-        clear_out(items, starts)
-        return cls(window, items, params, text, starts[0, 0])
+        starts = np.empty(sum(WIDTH[code] for code in items[:, 0].tolist()), np.float64)
+        clear_cells(items, starts)
+        return cls(window, items, params, text, starts)
 
     def linked(self, earlier: Sequence[Group]) -> "RingGroup":
         """The ring with the donor among `earlier` that has most of its cells, the longest such; itself if none has."""
@@ -48,8 +51,14 @@ class RingGroup:
                 links = _links(self, other)
                 count = int((links >= 0).sum())
                 if count > most or (count == most > 0 and other.window.window_us >= _window_us(best, earlier)):
-                    hop_us = other.window.hop_us
-                    best = replace(self, donor=number, donor_hop=hop_us, donor_starts=other.starts, links=links)
+                    best = replace(
+                        self,
+                        donor=number,
+                        donor_hop=other.window.hop_us,
+                        donor_span=other.window.span,
+                        donor_starts=other.starts,
+                        links=links,
+                    )
                     most = count
         return best
 
@@ -63,45 +72,52 @@ class RingGroup:
         """Cells of a tile."""
         return len(self.starts)
 
-    def make(self, capacity: int) -> State:
-        """State of `capacity` rows, to be cleared before use: memory that no row uses is never touched."""
-        tiles = (capacity, self.window.tiles)
-        return np.empty(tiles, np.int64), np.empty(capacity, np.int64), np.empty((*tiles, self.width), np.float64)
+    def make(self, capacity: int) -> Blocks:
+        """State of `capacity` rows; a row must be cleared before it is used."""
+        return Blocks(capacity, self._most * (self.width + 1), EMPTY)
 
-    def clear(self, state: State, rows: NDArray[np.int64]) -> None:
+    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
-        state[0][rows] = EMPTY
-        state[1][rows] = EMPTY
+        state.clear(rows)
 
-    def outputs(self, reads: int) -> State:
+    def outputs(self, reads: int) -> Outputs:
         """Answers of `reads` reads, empty: cells (reads, k)."""
         out = np.empty((reads, self.width), np.float64)
         out[:] = self.starts
         return (out,)
 
-    def run(self, state: State, ops: Operations, out: State) -> None:
+    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
         """Add events and answer reads, in order."""
-        tiles, heads, cells = state
-        events = ops.events
-        run_ring(
-            tiles,
-            heads,
-            cells,
-            self.items,
-            self.params,
-            self.window.hop_us,
-            self.window.span,
-            ops.rows,
-            ops.times,
-            events.event_ids,
-            ops.ops,
-            events.flags,
-            events.numbers,
-            events.bits,
-            ops.late,
-            np.empty((1, 1, self.width), np.float64),
-            out[0].reshape(len(out[0]), 1, self.width),
-        )
+        answers = out[0].reshape(-1)
+
+        def walk(number: int, begin: int) -> Int:
+            ops, events = parts[number], parts[number].events
+            return run_ring(
+                state.heads,
+                state.words,
+                state.floats,
+                state.rooms,
+                number,
+                self._most,
+                self.width,
+                self.items,
+                self.params,
+                self.window.hop_us,
+                self.window.span,
+                ops.rows,
+                ops.times,
+                events.event_ids,
+                ops.ops,
+                begin,
+                events.flags,
+                events.numbers,
+                events.bits,
+                ops.late,
+                np.empty(self.width, np.float64),
+                answers,
+            )
+
+        state.fill([len(part.rows) for part in parts], self.width + 1, walk)
 
     def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each event (e,) is wanted and not too old."""
@@ -115,37 +131,60 @@ class RingGroup:
 
     def pack(
         self,
-        state: State,
-        donor: State,
+        state: Any,
+        donor: Any,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],  # noqa: ARG002
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        pack_ring(*self._arrays(state, donor), rows, out, ends)
+        ours = state.heads, state.words, state.floats, self.starts, self.window.hop_us, self.window.span
+        pack_ring(*ours, *self._donated(donor), rows, out, ends)
 
     def unpack(
         self,
-        state: State,
-        donor: State,
+        state: Any,
+        donor: Any,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
     ) -> None:
-        """Fill rows from `data[at:ends]`."""
-        unpack_ring(*self._arrays(state, donor), rows, newest, data, at, ends)
+        """Fill empty rows from `data[at:ends]`."""
+        tiles = np.empty(self.window.tiles * (self.width + 1), np.int64)
 
-    def _arrays(
-        self, state: State, donor: State
-    ) -> tuple[Ints, Ints, Floats, Ints, Floats, int, Ints, Ints, Floats, Ints, Floats, int, Ints]:
-        """What both directions of kernels/ring_codec.py begin with."""
-        tiles, heads, cells = state
-        ours = (tiles, heads, cells, cells.view(np.int64), self.starts, self.window.hop_us)
-        tiles, heads, cells = donor
-        return *ours, tiles, heads, cells, cells.view(np.int64), self.donor_starts, self.donor_hop, self.links
+        def walk(_number: int, begin: int) -> Int:
+            return unpack_ring(
+                state.heads,
+                state.words,
+                state.rooms,
+                self._most,
+                self.starts,
+                self.window.hop_us,
+                self.window.span,
+                *self._donated(donor),
+                rows,
+                newest,
+                data,
+                at,
+                ends,
+                begin,
+                tiles,
+                tiles.view(np.float64),
+            )
+
+        state.fill([len(rows)], self.width + 1, walk)
+
+    @property
+    def _most(self) -> int:
+        return most_tiles(self.window.span)
+
+    def _donated(self, donor: Any) -> tuple[Ints, Ints, Floats, Floats, int, int, Ints]:
+        """What kernels/ring_codec.py wants to know of the donor."""
+        facts = self.donor_starts, self.donor_hop, self.donor_span, self.links
+        return donor.heads, donor.words, donor.floats, *facts
 
 
 def _links(ring: RingGroup, donor: RingGroup) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ Not thread-safe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import polars as pl
@@ -19,19 +20,17 @@ from headrace.features.kernels.id_map import IdMap
 from headrace.features.kernels.rings import run_newest
 from headrace.features.keys import entity_ids, ids_of_texts, shard_of, texts_of
 from headrace.features.lateness import LATE, TOO_LATE, mark_too_late
-from headrace.features.layout import Operations, State
+from headrace.features.layout import Operations, Outputs
 from headrace.features.record import pack_records, unpack_records
 from headrace.features.seen_ids import SeenIds
-from headrace.features.threads import run_parts
+from headrace.features.states import State
+from headrace.features.threads import cut_parts, run_all
 from headrace.features.view import ViewPlan
 
 __all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
 
-GROWTH, SPARE_BYTES = 4, 1 << 30
-"""How many times the rows, and of how many bytes at least, a slab that grows makes room for.
-
-Rows to spare cost address space, not memory; growing copies all rows, a second a GiB.
-"""
+GROWTH = 4
+"""How many times the rows a slab that grows makes room for: rows to spare cost address space, not memory."""
 _GROUP_ROWS = 8_192
 """Records that are packed or loaded at a time, so that scratch room stays small."""
 
@@ -56,12 +55,9 @@ class Slab:
     @property
     def nbytes(self) -> int:
         """Memory of the rows that have been in use so far; rows to spare are address space only."""
-        return self._row_bytes * self._map.high + self._map.nbytes + (self._seen.nbytes if self._seen else 0)
-
-    @property
-    def _row_bytes(self) -> int:
-        arrays = [array for state in self._state for array in state]
-        return sum(array.nbytes for array in (*arrays, self.newest_us, self._dirty, self._ids)) // len(self._ids)
+        rows, columns = self._map.high, (self.newest_us, self._dirty, self._ids)
+        held = sum(state.nbytes(rows) for state in self._state) + sum(column[:rows].nbytes for column in columns)
+        return held + self._map.nbytes + (self._seen.nbytes if self._seen else 0)
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of each entity, -1 where absent: (n,) -> (n,)."""
@@ -95,33 +91,29 @@ class Slab:
         self.mark_dirty(at)
         return ops.late
 
-    def run(self, ops: Operations, outputs: list[State], newest: NDArray[np.int64]) -> None:
+    def run(self, ops: Operations, outputs: list[Outputs], newest: NDArray[np.int64]) -> None:
         """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest."""
         if len(ops.late) >= SORTED_MIN:
             sorted_ops, source = self._order.sorted(ops)
-            self._carry_out(sorted_ops, outputs, newest, run_parts)
+            self._carry_out(sorted_ops, outputs, newest, cut_parts)
             report_late(sorted_ops.late, source, ops.late)
         else:
-            self._carry_out(ops, outputs, newest, lambda rows, work: work(0, len(rows)))
+            self._carry_out(ops, outputs, newest, lambda rows: [(0, len(rows))])
 
     def _carry_out(
         self,
         ops: Operations,
-        outputs: list[State],
+        outputs: list[Outputs],
         newest: NDArray[np.int64],
-        in_parts: Callable[[NDArray[np.int64], Callable[[int, int], None]], None],
+        cut: Callable[[NDArray[np.int64]], list[tuple[int, int]]],
     ) -> None:
         if self._seen is not None:
             ops = self._seen.without_duplicates(ops)
         older = np.empty((len(ops.late), 2), np.int64)
-
-        def work(begin: int, end: int) -> None:
-            part = ops.part(begin, end)
-            run_newest(self.newest_us, part.rows, part.times, part.ops, newest, older)
-            for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
-                group.run(state, part, out)
-
-        in_parts(ops.rows, work)
+        parts = [ops.part(begin, end) for begin, end in cut(ops.rows)]
+        run_all([partial(run_newest, self.newest_us, part.rows, part.times, part.ops, newest, older) for part in parts])
+        for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
+            group.run(state, parts, out)
         mark_too_late(self.plan.layout.groups, ops, older)
 
     def read(
@@ -177,9 +169,7 @@ class Slab:
     def drop(self, rows: NDArray[np.int64]) -> None:
         """Forget records (eviction); their rows are reused."""
         self._map.remove(self._ids[rows])
-        if self._seen is not None:
-            self._seen.clear(np.require(rows, np.int64, ["C", "W"]))
-        self._dirty[rows] = False
+        self._clear(np.require(rows, np.int64, ["C", "W"]))
         if self._texts:
             for row in rows.tolist():
                 self._texts.pop(row, None)
@@ -221,8 +211,7 @@ class Slab:
     def _admit(self, ids: NDArray[np.int64], rows: NDArray[np.int64], texts: Sequence[bytes] | None) -> None:
         """Give new rows (n,) an empty record."""
         if self._map.high > len(self._ids):
-            spare = SPARE_BYTES // self._row_bytes
-            self._grow(max(self._map.high + self._map.high // 4, GROWTH * len(self._ids), spare))
+            self._grow(max(self._map.high + self._map.high // 4, GROWTH * len(self._ids)))
         self._clear(rows)
         self._ids[rows] = ids
         if texts is not None:
@@ -239,15 +228,11 @@ class Slab:
             self._dirty[rows] = False
 
     def _grow(self, capacity: int) -> None:
-        held = len(self._ids)
-        grown = self.plan.layout.make(capacity)
-        for old, new in zip(self._state, grown, strict=True):
-            for source, target in zip(old, new, strict=True):
-                target[:held] = source
-        self._state = grown
+        for state in self._state:
+            state.grow(capacity)
         if self._seen is not None:
             self._seen.grow(capacity)
-        added = capacity - held
+        added = capacity - len(self._ids)
         self.newest_us = np.concatenate([self.newest_us, np.full(added, NEVER, np.int64)])
         self._dirty = np.concatenate([self._dirty, np.zeros(added, np.bool_)])
         self._ids = np.concatenate([self._ids, np.zeros(added, np.int64)])

@@ -1,6 +1,9 @@
 """A tally group: how often each value came, by tiles of one window, in bounded room."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +13,9 @@ from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.tallies import DISTINCT, TOP, run_tally
 from headrace.features.kernels.tally_codec import pack_tally, unpack_tally
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Events, Operations, State
+from headrace.features.layout import Events, Operations, Outputs
+from headrace.features.states import Arrays
+from headrace.features.threads import run_all
 from headrace.features.windows import Window
 
 ENTRIES_PER_KEEP = 4
@@ -45,27 +50,35 @@ class TallyGroup:
         """Entries of a row, and one to spare."""
         return ENTRIES_PER_KEEP * self.keep + 1
 
-    def make(self, capacity: int) -> State:
+    def make(self, capacity: int) -> Arrays:
         """State of `capacity` rows, to be cleared before use: memory that no row uses is never touched."""
-        words = [np.empty(capacity, np.int64) for _ in range(3)]
-        tiles, keys = (np.empty((capacity, self._room), np.int64) for _ in range(2))
-        return *words, tiles, keys, np.empty((capacity, self._room), np.float64)
 
-    def clear(self, state: State, rows: NDArray[np.int64]) -> None:
+        def arrays(count: int) -> Outputs:
+            words = [np.empty(count, np.int64) for _ in range(3)]
+            tiles, keys = (np.empty((count, self._room), np.int64) for _ in range(2))
+            return *words, tiles, keys, np.empty((count, self._room), np.float64)
+
+        return Arrays(arrays, capacity)
+
+    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
-        state[0][rows] = EMPTY
-        state[1][rows] = EMPTY
-        state[2][rows] = 0
+        heads, floors, sizes, *_ = state.arrays
+        heads[rows] = EMPTY
+        floors[rows] = EMPTY
+        sizes[rows] = 0
 
-    def outputs(self, reads: int) -> State:
+    def outputs(self, reads: int) -> Outputs:
         """Answers of `reads` reads, empty: keys (reads, k), counts (reads, k), lengths (reads,), estimates (reads,)."""
         width = 0 if self.mode == DISTINCT else self.width
         counts = np.zeros((reads, width if self.mode == TOP else 0), np.float64)
         return np.zeros((reads, width), np.int64), counts, np.zeros(reads, np.int64), np.zeros(reads, np.float64)
 
-    def run(self, state: State, ops: Operations, out: State) -> None:
+    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
         """Add events and answer reads, in order."""
-        heads, floors, sizes, tiles, keys, counts = state
+        run_all([partial(self._run, state, ops, out) for ops in parts])
+
+    def _run(self, state: Any, ops: Operations, out: Outputs) -> None:
+        heads, floors, sizes, tiles, keys, counts = state.arrays
         events = ops.events
         run_tally(
             heads,
@@ -102,23 +115,23 @@ class TallyGroup:
 
     def pack(
         self,
-        state: State,
-        donor: State,  # noqa: ARG002
+        state: Any,
+        donor: Any,  # noqa: ARG002
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],  # noqa: ARG002
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        heads, floors, sizes, tiles, keys, counts = state
+        heads, floors, sizes, tiles, keys, counts = state.arrays
         pool = POOL.arrays()
         span = self.window.span
         pack_tally(heads, floors, sizes, tiles, keys, counts, self.kind, span, rows, *pool, out, ends)
 
     def unpack(
         self,
-        state: State,
-        donor: State,  # noqa: ARG002
+        state: Any,
+        donor: Any,  # noqa: ARG002
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         data: NDArray[np.uint8],
@@ -126,7 +139,7 @@ class TallyGroup:
         ends: NDArray[np.int64],
     ) -> None:
         """Fill rows from `data[at:ends]`, and teach the pool the texts."""
-        heads, floors, sizes, tiles, keys, counts = state
+        heads, floors, sizes, tiles, keys, counts = state.arrays
         texts = np.empty((len(rows) * self._room if self.kind == TEXT else 0, 3), np.int64)
         found = unpack_tally(
             heads,

@@ -38,19 +38,13 @@ def thread_count() -> int:
     return int(given)
 
 
-def run_parts(rows: NDArray[np.int64], work: Callable[[int, int], None]) -> None:
-    """Call `work(begin, end)` for parts of the sorted `rows` (n,) that share no row, on as many threads as pay."""
+def cut_parts(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Begin and end of parts of the sorted `rows` (n,) that share no row, as many as pay; none is empty."""
     parts = min(thread_count(), len(rows) // PART_MIN)
     if parts < 2:
-        work(0, len(rows))
-        return
+        return [(0, len(rows))]
     cuts = np.searchsorted(rows, rows[[len(rows) * part // parts for part in range(1, parts)]]).tolist()
-    edges = [0, *cuts, len(rows)]
-    *others, last = [pair for pair in pairwise(edges) if pair[0] < pair[1]]
-    waiting = [_pool().submit(work, *part) for part in others]
-    work(*last)
-    for found in waiting:
-        found.result()
+    return [pair for pair in pairwise([0, *cuts, len(rows)]) if pair[0] < pair[1]]
 
 
 def run_all(works: Sequence[Callable[[], T]]) -> list[T]:

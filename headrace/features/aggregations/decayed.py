@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headrace.features.aggregation import Cell, Source, Value
 from headrace.features.binding import Binder
 from headrace.features.kernels.cells import DECAYED, ONE
-from headrace.features.layout import Reading, State
+from headrace.features.layout import Outputs, Reading
 from headrace.features.windows import LIFETIME, SECOND_US, parse_span_s, window_of
 
 
@@ -53,7 +53,7 @@ def _bind(binder: Binder, column: int, half_life: str, where: Value | None, sour
     cells = (Cell(DECAYED, column, half_life_us),)
     group, picked = binder.ring(window_of(LIFETIME), cells, binder.flag(where, source))
 
-    def read(outputs: State, now_us: NDArray[np.int64]) -> NDArray[np.float64]:
+    def read(outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.float64]:
         time, value = outputs[0][:, picked].T
         age_us = np.maximum(now_us - np.where(np.isinf(time), now_us, time), 0.0)
         return np.asarray(value * np.exp2(-age_us / half_life_us), np.float64)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.binding import Binder
 from headrace.features.kernels.tallies import DISTINCT
-from headrace.features.layout import Reading, State
+from headrace.features.layout import Outputs, Reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,5 +39,5 @@ class Distinct:
         ]
 
 
-def _read(outputs: State, now_us: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG001
+def _read(outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG001
     return np.rint(outputs[3]).astype(np.int64)

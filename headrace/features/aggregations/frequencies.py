@@ -14,7 +14,7 @@ from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND
 from headrace.features.kernels.id_lists import FLOAT
 from headrace.features.kernels.tallies import TOP
-from headrace.features.layout import Reading, State
+from headrace.features.layout import Outputs, Reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,10 +79,10 @@ def _readings(binder: Binder, aggregation: TopK | CountBy, width: int, keep: int
     return found
 
 
-def _read_keys(kind: int, outputs: State, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
+def _read_keys(kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
     keys, _, lengths, _ = outputs
     return Lists(keys.view(np.float64) if kind == FLOAT else keys, lengths)
 
 
-def _read_counts(outputs: State, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
+def _read_counts(outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
     return Lists(outputs[1].astype(np.int64), outputs[2])

@@ -14,7 +14,7 @@ from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.binding import Binder
 from headrace.features.event_columns import as_expr
 from headrace.features.kernels.tallies import QUANTILE
-from headrace.features.layout import Reading, State
+from headrace.features.layout import Outputs, Reading
 
 SMALLEST = 1e-12
 """Numbers nearer to zero count as zero."""
@@ -83,7 +83,7 @@ def _bucket(value: pl.Expr, log_gamma: float) -> pl.Expr:
     return pl.when(number.is_finite()).then(bucket).cast(pl.Int64)
 
 
-def _read(index: int, log_gamma: float, outputs: State, now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG001
+def _read(index: int, log_gamma: float, outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG001
     """The middle, by relative error, of the quantile's bucket: (n,)."""
     bucket = outputs[0][:, index]
     size = np.exp((np.abs(bucket) - _shift(log_gamma)) * log_gamma) * 2 / (1 + math.exp(log_gamma))

@@ -20,7 +20,7 @@ from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
 from headrace.features.kernels.id_lists import FLOAT, reverse_lists
-from headrace.features.layout import Reading, State
+from headrace.features.layout import Outputs, Reading
 from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of
 
 _HALF = float(2**32)
@@ -169,28 +169,28 @@ def _typed(bits: NDArray[np.int64], kind: int, empty: NDArray[np.bool_]) -> Colu
     return Maybe(np.where(empty, 0, bits), empty)
 
 
-def _read_first(picked: NDArray[np.int64], kind: int, outputs: State, _: NDArray[np.int64]) -> Column | Maybe:
+def _read_first(picked: NDArray[np.int64], kind: int, outputs: Outputs, _: NDArray[np.int64]) -> Column | Maybe:
     cells = outputs[0][:, picked]
     empty = np.isinf(cells[:, 0])
     high, low = np.where(empty[:, None], 0.0, cells[:, 3:5]).astype(np.int64).T
     return _typed((high << 32) | low, kind, empty)
 
 
-def _read_last(window: Window, kind: int, outputs: State, now_us: NDArray[np.int64]) -> Column | Maybe:
+def _read_last(window: Window, kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Column | Maybe:
     times, values, counts = outputs
     empty = (counts == 0) | (times[:, 0] < window.start_us(now_us))
     return _typed(values[:, 0, 0], kind, empty)
 
 
 def _read_since(
-    window: Window, picked: NDArray[np.int64], outputs: State, now_us: NDArray[np.int64]
+    window: Window, picked: NDArray[np.int64], outputs: Outputs, now_us: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     newest_us = outputs[0][:, picked[0]]
     missing = np.isinf(newest_us) | (newest_us < window.start_us(now_us))
     return np.where(missing, np.nan, np.maximum(now_us - newest_us, 0.0) / SECOND_US)
 
 
-def _lengths(within_us: int | None, outputs: State, now_us: NDArray[np.int64]) -> NDArray[np.int64]:
+def _lengths(within_us: int | None, outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.int64]:
     """Elements (n,) that are not too old; they are the first of each row, newest first."""
     times, _, counts = outputs
     if within_us is None:
@@ -204,14 +204,14 @@ def _lists(bits: NDArray[np.int64], kind: int, lengths: NDArray[np.int64]) -> Li
     return Lists(bits.view(np.float64) if kind == FLOAT else bits, lengths)
 
 
-def _read_newest_first(within_us: int | None, kind: int, outputs: State, now_us: NDArray[np.int64]) -> Lists:
+def _read_newest_first(within_us: int | None, kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:
     lengths = _lengths(within_us, outputs, now_us)
     bits = np.ascontiguousarray(outputs[1][:, :, 0])
     return _lists(bits if within_us is None else _zeroed(bits, lengths), kind, lengths)
 
 
 def _read_oldest_first(
-    within_us: int | None, kind: int, index: int, outputs: State, now_us: NDArray[np.int64]
+    within_us: int | None, kind: int, index: int, outputs: Outputs, now_us: NDArray[np.int64]
 ) -> Lists:
     lengths = _lengths(within_us, outputs, now_us)
     bits = np.zeros(outputs[1].shape[:2], np.int64)

@@ -14,7 +14,7 @@ from headrace.features.answer import Lists
 from headrace.features.binding import Binder
 from headrace.features.event_columns import as_expr
 from headrace.features.kernels.cells import ADD
-from headrace.features.layout import Reading, State
+from headrace.features.layout import Outputs, Reading
 
 DIM_MAX = 1_024
 
@@ -62,7 +62,7 @@ class VectorMean:
         return readings
 
 
-def _read(picked: NDArray[np.int64], outputs: State, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
+def _read(picked: NDArray[np.int64], outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
     """Cells (n, 1 + dim), the count first, -> lists of dim numbers."""
     cells = outputs[0][:, picked]
     counts = cells[:, :1]

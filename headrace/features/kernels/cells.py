@@ -8,7 +8,8 @@
     DECAYED   newest time, sum as of that time       scale the older side, add            the same
 
 All are associative and commutative, MIN, MAX and FIRST to the bit, ADD to the bit for whole numbers, the rest to float
-rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, so they are exact.
+rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, so they are exact. The cells of one code
+follow each other, from `cells[at]` on.
 """
 
 import numpy as np
@@ -43,39 +44,26 @@ def start_value(code: Int, cell: Int) -> float:
 
 
 @part
-def init(cells: Floats, row: Int, slot: Int, first: Int, code: Int) -> None:
-    """Empty the cells of one code, `cells[row, slot, first:]`; cells (rows, slots, k)."""
+def init(cells: Floats, at: Int, code: Int) -> None:
+    """Empty the cells of one code."""
     for j in range(width_of(code)):
-        cells[row, slot, first + j] = start_value(code, j)
+        cells[at + j] = start_value(code, j)
 
 
 @part
-def update(
-    cells: Floats,
-    row: Int,
-    slot: Int,
-    first: Int,
-    code: Int,
-    param: float,
-    value: float,
-    bits: Int,
-    time: Int,
-    event_id: Int,
-) -> None:
-    """Add one event to `cells[row, slot, first:]`: its number `value` (FIRST: its `bits`), time and id."""
+def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: Int, time: Int, event_id: Int) -> None:
+    """Add one event: its number `value` (FIRST: its `bits`), time and id."""
     if code == ADD:
-        cells[row, slot, first] += value
+        cells[at] += value
     elif code == MIN:
-        cells[row, slot, first] = min(cells[row, slot, first], value)
+        cells[at] = min(cells[at], value)
     elif code == MAX:
-        cells[row, slot, first] = max(cells[row, slot, first], value)
+        cells[at] = max(cells[at], value)
     elif code == FIRST:
-        if np.float64(time) <= cells[row, slot, first]:
+        if np.float64(time) <= cells[at]:
             keep_smaller(
                 cells,
-                row,
-                slot,
-                first,
+                at,
                 np.float64(time),
                 np.float64((event_id >> np.int64(32)) & _LOW),
                 np.float64(event_id & _LOW),
@@ -83,81 +71,69 @@ def update(
                 np.float64(bits & _LOW),
             )
     elif code == MOMENTS:
-        add_moments(cells, row, slot, first, 1.0, value, 0.0)
+        add_moments(cells, at, 1.0, value, 0.0)
     else:
-        add_decayed(cells, row, slot, first, param, np.float64(time), value)
+        add_decayed(cells, at, param, np.float64(time), value)
 
 
 @part
-def merge(into: Floats, row: Int, cells: Floats, source: Int, slot: Int, first: Int, code: Int, param: float) -> None:
-    """Add `cells[source, slot, first:]` to `into[row, 0, first:]`, cells of the same code."""
-    value = cells[source, slot, first]
+def merge(into: Floats, to: Int, cells: Floats, at: Int, code: Int, param: float) -> None:
+    """Add the cells at `cells[at]` to those at `into[to]`, of the same code."""
+    value = cells[at]
     if code == ADD:
-        into[row, 0, first] += value
+        into[to] += value
     elif code == MIN:
-        into[row, 0, first] = min(into[row, 0, first], value)
+        into[to] = min(into[to], value)
     elif code == MAX:
-        into[row, 0, first] = max(into[row, 0, first], value)
+        into[to] = max(into[to], value)
     elif code == FIRST:
-        keep_smaller(
-            into,
-            row,
-            0,
-            first,
-            value,
-            cells[source, slot, first + 1],
-            cells[source, slot, first + 2],
-            cells[source, slot, first + 3],
-            cells[source, slot, first + 4],
-        )
+        keep_smaller(into, to, value, cells[at + 1], cells[at + 2], cells[at + 3], cells[at + 4])
     elif code == MOMENTS:
         if value > 0.0:
-            add_moments(into, row, 0, first, value, cells[source, slot, first + 1], cells[source, slot, first + 2])
+            add_moments(into, to, value, cells[at + 1], cells[at + 2])
     elif value > -_INF:
-        add_decayed(into, row, 0, first, param, value, cells[source, slot, first + 1])
+        add_decayed(into, to, param, value, cells[at + 1])
 
 
 @lean_kernel
-def keep_smaller(
-    cells: Floats, row: Int, slot: Int, first: Int, c0: float, c1: float, c2: float, c3: float, c4: float
-) -> None:
+def keep_smaller(cells: Floats, at: Int, c0: float, c1: float, c2: float, c3: float, c4: float) -> None:
     """Replace the FIRST cells if (c0, ..., c4) is smaller."""
     smaller = False
-    if c0 != cells[row, slot, first]:
-        smaller = c0 < cells[row, slot, first]
-    elif c1 != cells[row, slot, first + 1]:
-        smaller = c1 < cells[row, slot, first + 1]
-    elif c2 != cells[row, slot, first + 2]:
-        smaller = c2 < cells[row, slot, first + 2]
-    elif c3 != cells[row, slot, first + 3]:
-        smaller = c3 < cells[row, slot, first + 3]
+    if c0 != cells[at]:
+        smaller = c0 < cells[at]
+    elif c1 != cells[at + 1]:
+        smaller = c1 < cells[at + 1]
+    elif c2 != cells[at + 2]:
+        smaller = c2 < cells[at + 2]
+    elif c3 != cells[at + 3]:
+        smaller = c3 < cells[at + 3]
     else:
-        smaller = c4 < cells[row, slot, first + 4]
+        smaller = c4 < cells[at + 4]
     if smaller:
-        cells[row, slot, first] = c0
-        cells[row, slot, first + 1] = c1
-        cells[row, slot, first + 2] = c2
-        cells[row, slot, first + 3] = c3
-        cells[row, slot, first + 4] = c4
+        cells[at] = c0
+        cells[at + 1] = c1
+        cells[at + 2] = c2
+        cells[at + 3] = c3
+        cells[at + 4] = c4
 
 
 @lean_kernel
-def add_moments(cells: Floats, row: Int, slot: Int, first: Int, count: float, mean: float, squares: float) -> None:
+def add_moments(cells: Floats, at: Int, count: float, mean: float, squares: float) -> None:
     """Add a sample of `count` numbers to the MOMENTS cells; a single number is (1, x, 0)."""
-    held = cells[row, slot, first]
-    step = mean - cells[row, slot, first + 1]
+    held = cells[at]
+    step = mean - cells[at + 1]
     share = count / (held + count)
-    cells[row, slot, first] = held + count
-    cells[row, slot, first + 1] += step * share
-    cells[row, slot, first + 2] += squares + step * step * (held * share)
+    cells[at] = held + count
+    cells[at + 1] += step * share
+    cells[at + 2] += squares + step * step * (held * share)
 
 
 @lean_kernel
-def add_decayed(cells: Floats, row: Int, slot: Int, first: Int, half_life: float, time: float, value: float) -> None:
+def add_decayed(cells: Floats, at: Int, half_life: float, time: float, value: float) -> None:
     """Add `value` as of `time` to the DECAYED cells."""
-    held = cells[row, slot, first]
+    held = cells[at]
     if time >= held:
-        cells[row, slot, first + 1] = cells[row, slot, first + 1] * np.exp2((held - time) / half_life) + value
-        cells[row, slot, first] = time
+        cells[at + 1] = cells[at + 1] * np.exp2((held - time) / half_life) + value
+        cells[at] = time
     else:
-        cells[row, slot, first + 1] += value * np.exp2((time - held) / half_life)
+        cells[at + 1] += value * np.exp2((time - held) / half_life)

@@ -1,10 +1,11 @@
 """Lists of the N newest events of an entity, ordered by (time, event id, values).
 
-A list's state, for `rows` entities, N elements, m values an element:
+A row's block holds its elements in a circle, so that the newest event costs one write:
 
-    spans (rows, 2) int64    physical start and length: a circular buffer, so the newest event costs one write
-    stamps (rows, N, 2)      event time, upper half of the event id
-    values (rows, N, m)      int64: whole numbers, bits of floats, hashes of texts, times
+    heads (rows, 4)    see kernels/blocks.py; its own number is the place of the oldest element in the circle
+    words (a,) int64   of a block with room for c elements of m values:
+                       c times (event time, upper half of the event id), then
+                       c times the values: whole numbers, bits of floats, hashes of texts, times
 
 A late event is moved into its right place. `distinct`: of events with equal values only the newest stays, which is
 exact with N elements kept: a value that was pushed out has N newer ones before it for good.
@@ -15,19 +16,26 @@ matter that two of 4 billion are alike.
 
 import numpy as np
 
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
 from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part, prefetch
 
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
+LEAST = 2
+"""Elements of the smallest block."""
+STAMP = 2
+"""Words of an element beside its values."""
 AHEAD, NEAR = 16, 6
-"""Operations between the prefetch of a list's span, and once it is there of its elements, and their use."""
+"""Operations between the prefetch of a list's head, and once it is there of its elements, and their use."""
 LINE_WORDS = 8
 
 
 @lean_kernel
 def run_list(
-    spans: Ints,
-    stamps: Ints,
-    values: Ints,
+    heads: Ints,
+    words: Ints,
+    rooms: Ints,
+    number: Int,
+    size: Int,
     flag: Int,
     columns: Ints,
     distinct: bool,
@@ -36,81 +44,98 @@ def run_list(
     times: Ints,
     event_ids: Ints,
     ops: Ints,
+    begin: Int,
     flags: Bytes,
     bits: Ints,
     out_times: Ints,
     out_values: Ints,
     out_counts: Ints,
-) -> None:
+) -> Int:
     """Walk the operations (n,): `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
 
-    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks
-    bits. out_times (reads, N) or (reads, 0), out_values (reads, N, m) are filled newest first, out_counts (reads,).
-    `strict` leaves out elements that are not before `times[i]`.
+    Begins at operation `begin` and returns the first that found no room, n when all are done. `size` is N. rows, times
+    (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks bits. out_times
+    (reads, N) or (reads, 0), out_values (reads, N, m) are filled newest first, out_counts (reads,). `strict` leaves out
+    elements that are not before `times[i]`.
     """
-    for i in range(rows.size):
+    width = columns.size
+    for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
-            prefetch(spans, 2 * max(rows[i + AHEAD], 0))
+            prefetch(heads, 4 * max(rows[i + AHEAD], 0))
         if i + NEAR < rows.size:
-            _prefetch_list(spans, stamps, values, out_values, max(rows[i + NEAR], 0), ops[i + NEAR])
+            _prefetch_list(heads, words, out_values, max(rows[i + NEAR], 0), ops[i + NEAR], size)
         row = rows[i]
         event = ~ops[i]
         if event >= 0:
             if flags[event, flag] != 0:
                 half = event_ids[event] >> np.int64(32)
-                _insert(spans, stamps, values, row, times[i], half, bits, event, columns, distinct)
+                if not _insert(
+                    heads, words, rooms, number, size, width, row, times[i], half, bits, event, columns, distinct
+                ):
+                    return i
         elif row >= 0:
             q = ops[i]
             if strict or out_times.shape[1] > 0:
-                out_counts[q] = _read_timed(spans, stamps, values, row, times[i], strict, out_times, out_values, q)
+                out_counts[q] = _read_timed(heads, words, size, row, times[i], strict, out_times, out_values, q)
             else:
-                out_counts[q] = _read(spans, values, row, out_values, q)
+                out_counts[q] = _read(heads, words, size, row, out_values, q)
+    return rows.size
 
 
 @part
-def _prefetch_list(spans: Ints, stamps: Ints, values: Ints, out_values: Ints, row: Int, op: Int) -> None:
+def _prefetch_list(heads: Ints, words: Ints, out_values: Ints, row: Int, op: Int, size: Int) -> None:
     """Have what an operation to come will touch on its way from memory: the list's newer end, or what is read."""
-    size, width = values.shape[1], values.shape[2]
+    start, count, width = heads[row, START], heads[row, COUNT], out_values.shape[2]
+    if count == 0:
+        return
+    room = room_of(heads[row, ORDER], LEAST, size)
     if op < 0:
-        last = spans[row, 0] + spans[row, 1] - 1
-        place = row * size + (last if last < size else last - size)
-        prefetch(stamps, 2 * place)
-        prefetch(values, width * place)
+        place = place_of(heads[row, OWN], count - 1, room)
+        prefetch(words, start + STAMP * place)
+        prefetch(words, start + STAMP * room + width * place)
     else:
-        for word in range(0, size * width, LINE_WORDS):
-            prefetch(values, row * size * width + word)
+        for word in range(0, count * width, LINE_WORDS):
+            prefetch(words, start + STAMP * room + word)
             prefetch(out_values, op * size * width + word)
 
 
 @part
-def _read(spans: Ints, values: Ints, row: Int, out_values: Ints, q: Int) -> Int:
-    """Write a row's list into out_values[q], newest first: the elements of a circular buffer are two runs."""
-    size, start = values.shape[1], spans[row, 0]
-    count: Int = spans[row, 1]
-    wrapped = max(start + count - size, 0)
-    _reverse(values[row], wrapped, wrapped, out_values[q], 0)
-    _reverse(values[row], start + count - wrapped, count - wrapped, out_values[q], wrapped)
+def place_of(first: Int, index: Int, room: Int) -> Int:
+    """Place in the circle of the element with that index, oldest first."""
+    place = first + index
+    return place if place < room else place - room
+
+
+@part
+def _read(heads: Ints, words: Ints, size: Int, row: Int, out_values: Ints, q: Int) -> Int:
+    """Write a row's list into out_values[q], newest first: the elements of a circle are two runs."""
+    count, first = heads[row, COUNT], heads[row, OWN]
+    room = room_of(heads[row, ORDER], LEAST, size)
+    values = heads[row, START] + STAMP * room
+    wrapped = max(first + count - room, 0)
+    _reverse(words, values, wrapped, wrapped, out_values[q], 0)
+    _reverse(words, values, first + count - wrapped, count - wrapped, out_values[q], wrapped)
     return count
 
 
 @part
-def _reverse(source: Ints, end: Int, count: Int, out: Ints, at: Int) -> None:
-    """Copy source[end - count : end] (N, m), last first, to out[at:]. Indexes are unsigned: a check less an element."""
-    width = source.shape[1]
+def _reverse(words: Ints, values: Int, end: Int, count: Int, out: Ints, at: Int) -> None:
+    """Copy the values of the elements end - count to end, last first, to out[at:] (N, m)."""
+    width = out.shape[1]
     if width == 1:
-        for j in range(count):
-            out[np.uint64(at + j), np.uint64(0)] = source[np.uint64(end - 1 - j), np.uint64(0)]
+        for j in range(count):  # indexes are unsigned: a check less an element
+            out[np.uint64(at + j), np.uint64(0)] = words[np.uint64(values + end - 1 - j)]
     else:
         for j in range(count):
             for m in range(width):
-                out[at + j, m] = source[end - 1 - j, m]
+                out[at + j, m] = words[values + (end - 1 - j) * width + m]
 
 
 @part
 def _read_timed(
-    spans: Ints,
-    stamps: Ints,
-    values: Ints,
+    heads: Ints,
+    words: Ints,
+    size: Int,
     row: Int,
     time: Int,
     strict: bool,
@@ -119,87 +144,114 @@ def _read_timed(
     q: Int,
 ) -> Int:
     """The same, with times where they are wanted; `strict` leaves out what is not before `time`."""
-    size, count = values.shape[1], np.int64(0)
-    p = spans[row, 0] + spans[row, 1]
-    for _ in range(spans[row, 1]):
-        p -= 1
-        place = p if p < size else p - size
-        if strict and stamps[row, place, 0] >= time:
+    start, width, count = heads[row, START], out_values.shape[2], np.int64(0)
+    room = room_of(heads[row, ORDER], LEAST, size)
+    for index in range(heads[row, COUNT] - 1, -1, -1):
+        place = place_of(heads[row, OWN], index, room)
+        stamp = words[start + STAMP * place]
+        if strict and stamp >= time:
             continue
         if out_times.shape[1] > 0:
-            out_times[q, count] = stamps[row, place, 0]
-        for m in range(values.shape[2]):
-            out_values[q, count, m] = values[row, place, m]
+            out_times[q, count] = stamp
+        for m in range(width):
+            out_values[q, count, m] = words[start + STAMP * room + width * place + m]
         count += 1
     return count
 
 
 @part
 def _insert(
-    spans: Ints,
-    stamps: Ints,
-    values: Ints,
+    heads: Ints,
+    words: Ints,
+    rooms: Ints,
+    number: Int,
+    size: Int,
+    width: Int,
     row: Int,
     time: Int,
-    event_id: Int,
+    half: Int,
     bits: Ints,
     event: Int,
     columns: Ints,
     distinct: bool,
-) -> None:
-    """Put one element into its place; drop the oldest when full, or the element itself when older than all."""
-    size = values.shape[1]
-    start, count = spans[row, 0], spans[row, 1]
+) -> bool:
+    """Put one element into its place; drop the oldest when full, or the element itself when older than all.
+
+    False, and nothing is changed, where there is no room.
+    """
+    count = heads[row, COUNT]
+    room = room_of(heads[row, ORDER], LEAST, size)
+    if count == room and room < size:
+        if not _grow(heads, words, rooms, number, size, width, row):
+            return False
+        room = room_of(heads[row, ORDER], LEAST, size)
+    start, first = heads[row, START], heads[row, OWN]
     if distinct:
-        held = _find(values, row, start, count, bits, event, columns)
+        held = _find(words, start, room, first, count, bits, event, columns)
         if held >= 0:
-            p = (start + held) % size
-            if _compare(stamps, values, row, p, time, event_id, bits, event, columns) >= 0:
-                return
+            if _compare(words, start, room, place_of(first, held, room), time, half, bits, event, columns) >= 0:
+                return True
             for j in range(held, count - 1):
-                _move(stamps, values, row, (start + j + 1) % size, (start + j) % size)
+                _move(words, start, room, width, place_of(first, j + 1, room), place_of(first, j, room))
             count -= 1
-            spans[row, 1] = count
-    place = count
-    while place > 0:
-        p = start + place - 1
-        if p >= size:
-            p -= size
-        order = _compare(stamps, values, row, p, time, event_id, bits, event, columns)
+            heads[row, COUNT] = count
+    index = count
+    while index > 0:
+        order = _compare(words, start, room, place_of(first, index - 1, room), time, half, bits, event, columns)
         if order == 0:
-            return
+            return True
         if order < 0:
             break
-        place -= 1
+        index -= 1
     if count == size:
-        if place == 0:
-            return
-        start = start + 1 if start + 1 < size else 0
+        if index == 0:
+            return True
+        first = first + 1 if first + 1 < room else 0
         count -= 1
-        place -= 1
-    for j in range(count, place, -1):
-        _move(stamps, values, row, (start + j - 1) % size, (start + j) % size)
-    p = start + place
-    if p >= size:
-        p -= size
-    stamps[row, p, 0] = time
-    stamps[row, p, 1] = event_id
-    for m in range(columns.size):
-        values[row, p, m] = bits[event, columns[m]]
-    spans[row, 0] = start
-    spans[row, 1] = count + 1
+        index -= 1
+    for j in range(count, index, -1):
+        _move(words, start, room, width, place_of(first, j - 1, room), place_of(first, j, room))
+    place = place_of(first, index, room)
+    words[start + STAMP * place] = time
+    words[start + STAMP * place + 1] = half
+    for m in range(width):
+        words[start + STAMP * room + width * place + m] = bits[event, columns[m]]
+    heads[row, OWN] = first
+    heads[row, COUNT] = count + 1
+    return True
 
 
 @part
-def _find(values: Ints, row: Int, start: Int, count: Int, bits: Ints, event: Int, columns: Ints) -> Int:
-    """Logical index of the element with the event's values, -1 where none."""
+def _grow(heads: Ints, words: Ints, rooms: Ints, number: Int, size: Int, width: Int, row: Int) -> bool:
+    """Move a row's elements to a block of the next order; false where there is no room."""
+    start, order, count, first = heads[row, START], heads[row, ORDER], heads[row, COUNT], heads[row, OWN]
+    room, larger = room_of(order, LEAST, size), room_of(order + 1, LEAST, size)
+    target = take_block(words, rooms, number, order + 1, larger * (STAMP + width))
+    if target < 0:
+        return False
+    for index in range(count):
+        place = place_of(first, index, room)
+        words[target + STAMP * index] = words[start + STAMP * place]
+        words[target + STAMP * index + 1] = words[start + STAMP * place + 1]
+        for m in range(width):
+            words[target + STAMP * larger + width * index + m] = words[start + STAMP * room + width * place + m]
+    if order > 0:
+        give_block(words, rooms, number, order, start)
+    heads[row, START] = target
+    heads[row, ORDER] = order + 1
+    heads[row, OWN] = 0
+    return True
+
+
+@part
+def _find(words: Ints, start: Int, room: Int, first: Int, count: Int, bits: Ints, event: Int, columns: Ints) -> Int:
+    """Index of the element with the event's values, -1 where none."""
+    width = columns.size
     for j in range(count):
-        p = start + j
-        if p >= values.shape[1]:
-            p -= values.shape[1]
+        at = start + STAMP * room + width * place_of(first, j, room)
         same = True
-        for m in range(columns.size):
-            same &= values[row, p, m] == bits[event, columns[m]]
+        for m in range(width):
+            same &= words[at + m] == bits[event, columns[m]]
         if same:
             return j
     return -1
@@ -207,25 +259,44 @@ def _find(values: Ints, row: Int, start: Int, count: Int, bits: Ints, event: Int
 
 @part
 def _compare(
-    stamps: Ints, values: Ints, row: Int, p: Int, time: Int, event_id: Int, bits: Ints, event: Int, columns: Ints
+    words: Ints, start: Int, room: Int, place: Int, time: Int, half: Int, bits: Ints, event: Int, columns: Ints
 ) -> Int:
-    """-1, 0, 1 as element p is before, equal to or after the event, by (time, id as unsigned, values)."""
-    if stamps[row, p, 0] != time:
-        return -1 if stamps[row, p, 0] < time else 1
-    if stamps[row, p, 1] != event_id:
-        return -1 if np.uint64(stamps[row, p, 1]) < np.uint64(event_id) else 1
+    """-1, 0, 1 as the element is before, equal to or after the event, by (time, id as unsigned, values)."""
+    at = start + STAMP * place
+    if words[at] != time:
+        return -1 if words[at] < time else 1
+    if words[at + 1] != half:
+        return -1 if np.uint64(words[at + 1]) < np.uint64(half) else 1
+    values = start + STAMP * room + columns.size * place
     for m in range(columns.size):
-        if values[row, p, m] != bits[event, columns[m]]:
-            return -1 if values[row, p, m] < bits[event, columns[m]] else 1
+        if words[values + m] != bits[event, columns[m]]:
+            return -1 if words[values + m] < bits[event, columns[m]] else 1
     return 0
 
 
 @part
-def _move(stamps: Ints, values: Ints, row: Int, source: Int, target: Int) -> None:
-    stamps[row, target, 0] = stamps[row, source, 0]
-    stamps[row, target, 1] = stamps[row, source, 1]
-    for m in range(values.shape[2]):
-        values[row, target, m] = values[row, source, m]
+def _move(words: Ints, start: Int, room: Int, width: Int, source: Int, target: Int) -> None:
+    for j in range(STAMP):
+        words[start + STAMP * target + j] = words[start + STAMP * source + j]
+    values = start + STAMP * room
+    for m in range(width):
+        words[values + width * target + m] = words[values + width * source + m]
+
+
+@part
+def make_list(heads: Ints, words: Ints, rooms: Ints, size: Int, width: Int, row: Int, count: Int) -> bool:
+    """Have a block for `count` elements in an empty row; false where there is no room."""
+    order = order_of(count, LEAST, size)
+    start: Int = np.int64(0)
+    if order > 0:
+        start = take_block(words, rooms, 0, order, room_of(order, LEAST, size) * (STAMP + width))
+        if start < 0:
+            return False
+    heads[row, START] = start
+    heads[row, ORDER] = order
+    heads[row, COUNT] = count
+    heads[row, OWN] = 0
+    return True
 
 
 @lean_kernel

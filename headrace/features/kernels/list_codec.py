@@ -7,9 +7,10 @@ time, id and the values that the donor has; links (m,) tell which of the donor's
 
 import numpy as np
 
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, room_of
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 from headrace.features.kernels.hashing import xxh64
-from headrace.features.kernels.id_lists import FLOAT, INT, TEXT, TIME
+from headrace.features.kernels.id_lists import FLOAT, INT, LEAST, STAMP, TEXT, TIME, make_list, place_of
 from headrace.features.kernels.id_map import find_row
 from headrace.features.kernels.varints import (
     get_half,
@@ -23,20 +24,21 @@ from headrace.features.kernels.varints import (
     put_varint,
 )
 
-AHEAD = 4
-"""Rows between a prefetch and its use."""
+AHEAD, NEAR = 6, 3
+"""Rows between the prefetch of a row's head, and once it is there of its elements, and their use."""
 
 
 @lean_kernel
 def pack_list(
-    spans: Ints,
-    stamps: Ints,
-    values: Ints,
-    value_floats: Floats,
+    heads: Ints,
+    words: Ints,
+    floats: Floats,
+    size: Int,
     kinds: Ints,
-    donor_spans: Ints,
-    donor_stamps: Ints,
-    donor_values: Ints,
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_size: Int,
+    donor_width: Int,
     linked: bool,
     links: Ints,
     rows: Ints,
@@ -55,28 +57,33 @@ def pack_list(
     out; `table`, `text_offsets`, `text_data` are the pool.
     """
     position: Int = 0
+    width = kinds.size
     for i in range(rows.size):
         if i + AHEAD < rows.size:
-            _prefetch_row(spans, stamps, values, rows[i + AHEAD])
-            if linked:
-                _prefetch_row(donor_spans, donor_stamps, donor_values, rows[i + AHEAD])
+            prefetch(heads, 4 * rows[i + AHEAD])
+            prefetch(donor_heads, 4 * rows[i + AHEAD])
+        if i + NEAR < rows.size:
+            _prefetch_elements(heads, words, size, rows[i + NEAR], width)
         row = rows[i]
-        count = np.uint64(spans[row, 1])
+        start, first, room = heads[row, START], heads[row, OWN], room_of(heads[row, ORDER], LEAST, size)
+        count = np.uint64(heads[row, COUNT])
         refer = False
         if linked:
-            refer = _shared(spans, stamps, values, donor_spans, donor_stamps, donor_values, links, row)
+            refer = _shared(heads, words, size, donor_heads, donor_words, donor_size, donor_width, links, row)
             count = (count << np.uint64(1)) | np.uint64(refer)
         position = put_varint(out, position, count)
         before = newest[i]
         seen: Int = np.int64(0)
         after: Int = np.int64(0)
-        for j in range(spans[row, 1] - 1, -1, -1):
-            p = spans[row, 0] + j
-            p = p if p < values.shape[1] else p - values.shape[1]
-            time = stamps[row, p, 0]
+        for j in range(heads[row, COUNT] - 1, -1, -1):
+            place = place_of(first, j, room)
+            stamp, values = start + STAMP * place, start + STAMP * room + width * place
+            time = words[stamp]
             found: Int = np.int64(-1)
             if refer:
-                found, seen = _find(stamps, values, p, donor_spans, donor_stamps, donor_values, links, row, seen)
+                found, seen = _find(
+                    words, stamp, values, donor_heads, donor_words, donor_size, donor_width, links, row, seen
+                )
                 if found < after:  # two elements of ours are one of the donor's
                     found = np.int64(-1)
                 position = put_varint(out, position, np.uint64(found - after + 1 if found >= 0 else 0))
@@ -84,87 +91,91 @@ def pack_list(
                 after = found + 1
             else:
                 position = put_varint(out, position, np.uint64(before - time))
-                position = put_half(out, position, stamps[row, p, 1])
+                position = put_half(out, position, words[stamp + 1])
             before = time
-            for m in range(kinds.size):
+            for m in range(width):
                 if found >= 0 and links[m] >= 0:
                     continue
-                word = values[row, p, m]
+                word = words[values + m]
                 if kinds[m] == INT:
                     position = put_signed(out, position, word)
                 elif kinds[m] == FLOAT:
-                    position = put_bits(out, position, word, value_floats[row, p, m])
+                    position = put_bits(out, position, word, floats[values + m])
                 elif kinds[m] == TIME:
                     position = put_signed(out, position, time - word)
                 else:
                     text = find_row(table, word)
-                    start, end = text_offsets[text], text_offsets[text + 1]
-                    position = put_varint(out, position, np.uint64(end - start))
-                    for b in range(start, end):
+                    begin, end = text_offsets[text], text_offsets[text + 1]
+                    position = put_varint(out, position, np.uint64(end - begin))
+                    for b in range(begin, end):
                         position = put_byte(out, position, text_data[b])
         ends[i] = position
 
 
 @part
-def _prefetch_row(spans: Ints, stamps: Ints, values: Ints, row: Int) -> None:
-    """Ask for the elements of a row, as if they did not go round the end."""
-    size, width = values.shape[1], values.shape[2]
-    first, end = spans[row, 0], min(spans[row, 0] + spans[row, 1], size)
-    for element in range(first, end, 4):  # a line holds four stamps
-        prefetch(stamps, 2 * (row * size + element))
-        prefetch(values, width * (row * size + element))
+def _prefetch_elements(heads: Ints, words: Ints, size: Int, row: Int, width: Int) -> None:
+    """Ask for a row's elements, a line of eight words at a time."""
+    start = heads[row, START]
+    for word in range(start, start + room_of(heads[row, ORDER], LEAST, size) * (STAMP + width), 8):
+        prefetch(words, word)
 
 
 @part
 def _shared(
-    spans: Ints,
-    stamps: Ints,
-    values: Ints,
-    donor_spans: Ints,
-    donor_stamps: Ints,
-    donor_values: Ints,
+    heads: Ints,
+    words: Ints,
+    size: Int,
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_size: Int,
+    donor_width: Int,
     links: Ints,
     row: Int,
 ) -> bool:
     """Whether so many elements are the donor's that referring to it pays: a reference saves some 8 bytes, costs 1."""
     shared = np.int64(0)
     seen: Int = np.int64(0)
-    for j in range(spans[row, 1] - 1, -1, -1):
-        p = spans[row, 0] + j
-        p = p if p < values.shape[1] else p - values.shape[1]
-        found, seen = _find(stamps, values, p, donor_spans, donor_stamps, donor_values, links, row, seen)
+    start, room = heads[row, START], room_of(heads[row, ORDER], LEAST, size)
+    for j in range(heads[row, COUNT] - 1, -1, -1):
+        place = place_of(heads[row, OWN], j, room)
+        stamp, values = start + STAMP * place, start + STAMP * room + links.size * place
+        found, seen = _find(words, stamp, values, donor_heads, donor_words, donor_size, donor_width, links, row, seen)
         shared += found >= 0
-    return bool(8 * shared > spans[row, 1])
+    return bool(8 * shared > heads[row, COUNT])
 
 
 @part
 def _find(
-    stamps: Ints,
-    values: Ints,
-    p: Int,
-    donor_spans: Ints,
-    donor_stamps: Ints,
-    donor_values: Ints,
+    words: Ints,
+    stamp: Int,
+    values: Int,
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_size: Int,
+    donor_width: Int,
     links: Ints,
     row: Int,
     seen: Int,
 ) -> tuple[Int, Int]:
-    """Where the donor holds element p, counted from its newest, -1 where it does not; and what of it is newer.
+    """Where the donor holds our element, counted from its newest, -1 where it does not; and what of it is newer.
 
-    `seen` of the donor's elements are known to be newer.
+    `stamp` and `values` are where the element's words begin. `seen` of the donor's elements are known to be newer.
     """
-    time, event_id = stamps[row, p, 0], np.uint64(stamps[row, p, 1])
+    time, event_id = words[stamp], np.uint64(words[stamp + 1])
+    start, count, first = donor_heads[row, START], donor_heads[row, COUNT], donor_heads[row, OWN]
+    room = room_of(donor_heads[row, ORDER], LEAST, donor_size)
     place = seen
-    while place < donor_spans[row, 1]:
-        q = donor_spans[row, 0] + donor_spans[row, 1] - 1 - place
-        q = q if q < donor_values.shape[1] else q - donor_values.shape[1]
-        if donor_stamps[row, q, 0] < time:
+    while place < count:
+        other = place_of(first, count - 1 - place, room)
+        donor_time = donor_words[start + STAMP * other]
+        if donor_time < time:
             break
-        if donor_stamps[row, q, 0] == time:
-            donor_id = np.uint64(donor_stamps[row, q, 1])
+        if donor_time == time:
+            donor_id = np.uint64(donor_words[start + STAMP * other + 1])
             if donor_id < event_id:
                 break
-            if donor_id == event_id and _equal(values, p, donor_values, q, links, row):
+            donor_values = start + STAMP * room + donor_width * other
+            if donor_id == event_id and _equal(words, values, donor_words, donor_values, links):
                 return place, seen
             if donor_id > event_id and place == seen:
                 seen += 1
@@ -175,24 +186,26 @@ def _find(
 
 
 @part
-def _equal(values: Ints, p: Int, donor_values: Ints, q: Int, links: Ints, row: Int) -> bool:
+def _equal(words: Ints, values: Int, donor_words: Ints, donor_values: Int, links: Ints) -> bool:
     same = True
     for m in range(links.size):
         if links[m] >= 0:
-            same &= values[row, p, m] == donor_values[row, q, links[m]]
+            same &= words[values + m] == donor_words[donor_values + links[m]]
     return same
 
 
 @lean_kernel
 def unpack_list(
-    spans: Ints,
-    stamps: Ints,
-    values: Ints,
-    value_floats: Floats,
+    heads: Ints,
+    words: Ints,
+    floats: Floats,
+    rooms: Ints,
+    size: Int,
     kinds: Ints,
-    donor_spans: Ints,
-    donor_stamps: Ints,
-    donor_values: Ints,
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_size: Int,
+    donor_width: Int,
     linked: bool,
     links: Ints,
     rows: Ints,
@@ -200,15 +213,18 @@ def unpack_list(
     data: Bytes,
     at: Ints,
     ends: Ints,
+    begin: Int,
     texts: Ints,
+    texts_found: Ints,
 ) -> Int:
-    """Fill rows from what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
+    """Fill empty rows from what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
-    The donor's rows are filled before. texts (room for one line a text, 3) gets (hash, start, end) of each text met, so
-    that the pool can learn them; returns how many. With a room of 0 lines only the hashes are used.
+    The donor's rows are filled before. Begins at row `begin` and returns the first that found no room, n when all are
+    done. texts (room for one line a text, 3) gets (hash, start, end) of each text met, so that the pool can learn them;
+    texts_found (1,) counts its lines. With a room of 0 lines only the hashes are used.
     """
-    texts_found: Int = 0
-    for i in range(rows.size):
+    width = kinds.size
+    for i in range(begin, rows.size):
         if at[i] < 0:
             continue
         row = rows[i]
@@ -216,49 +232,51 @@ def unpack_list(
         refer = linked and count & np.uint64(1) != np.uint64(0)
         if linked:
             count >>= np.uint64(1)
-        if position < 0 or count > np.uint64(values.shape[1]):
+        if position < 0 or count > np.uint64(size):
             at[i] = -1
             continue
-        spans[row, 0] = 0
-        spans[row, 1] = np.int64(count)
+        if not make_list(heads, words, rooms, size, width, row, np.int64(count)):
+            return i
+        start, room = heads[row, START], room_of(heads[row, ORDER], LEAST, size)
+        donor_start, donor_room = donor_heads[row, START], room_of(donor_heads[row, ORDER], LEAST, donor_size)
         time: Int = newest[i]
         after: Int = np.int64(0)
-        for j in range(spans[row, 1] - 1, -1, -1):
+        for j in range(heads[row, COUNT] - 1, -1, -1):
+            stamp, values, theirs = start + STAMP * j, start + STAMP * room + width * j, np.int64(-1)
             step = np.uint64(0)
             if refer:
                 step, position = get_varint(data, position, ends[i])
-            q = np.int64(-1)
             if step != np.uint64(0):
-                if step > np.uint64(donor_spans[row, 1] - after):
+                if step > np.uint64(donor_heads[row, COUNT] - after):
                     position = -1
                     break
                 after += np.int64(step)
-                q = donor_spans[row, 0] + donor_spans[row, 1] - after
-                q = q if q < donor_values.shape[1] else q - donor_values.shape[1]
-                time = donor_stamps[row, q, 0]
-                stamps[row, j, 1] = donor_stamps[row, q, 1]
+                other = place_of(donor_heads[row, OWN], donor_heads[row, COUNT] - after, donor_room)
+                theirs = donor_start + STAMP * donor_room + donor_width * other
+                time = donor_words[donor_start + STAMP * other]
+                words[stamp + 1] = donor_words[donor_start + STAMP * other + 1]
             else:
                 delta, position = get_varint(data, position, ends[i])
                 time -= np.int64(delta)
                 event_id, position = get_half(data, position, ends[i])
-                stamps[row, j, 1] = event_id
-            stamps[row, j, 0] = time
-            for m in range(kinds.size):
-                if q >= 0 and links[m] >= 0:
-                    values[row, j, m] = donor_values[row, q, links[m]]
+                words[stamp + 1] = event_id
+            words[stamp] = time
+            for m in range(width):
+                if theirs >= 0 and links[m] >= 0:
+                    words[values + m] = donor_words[theirs + links[m]]
                 elif kinds[m] == TEXT:
-                    word, position, texts_found = _get_text(data, position, ends[i], texts, texts_found)
-                    values[row, j, m] = word
+                    word, position, texts_found[0] = _get_text(data, position, ends[i], texts, texts_found[0])
+                    words[values + m] = word
                 elif kinds[m] == FLOAT:
                     number, position = get_number(data, position, ends[i], 0.0)
-                    value_floats[row, j, m] = number
+                    floats[values + m] = number
                 else:
                     whole, position = get_signed(data, position, ends[i])
-                    values[row, j, m] = time - whole if kinds[m] == TIME else whole
+                    words[values + m] = time - whole if kinds[m] == TIME else whole
             if position < 0:
                 break
         at[i] = position
-    return texts_found
+    return rows.size
 
 
 @part

@@ -10,30 +10,31 @@ before it, its donor: a tile that equals the newest donor tile inside its time i
 
 import numpy as np
 
+from headrace.features.kernels.blocks import COUNT, OWN, START
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
-from headrace.features.kernels.rings import EMPTY
+from headrace.features.kernels.rings import EMPTY, put_tiles
 from headrace.features.kernels.varints import get_number, get_varint, put_bits, put_nothing, put_varint
 
 AHEAD, NEAR = 6, 3
-"""Rows between the prefetch of a row's tile numbers, and once they are there of its cells, and their use."""
+"""Rows between the prefetch of a row's head, and once it is there of its tiles, and their use."""
 
 _EMPTY = np.int64(EMPTY)
 
 
 @lean_kernel
 def pack_ring(
-    tiles: Ints,
     heads: Ints,
-    cells: Floats,
-    cell_bits: Ints,
+    words: Ints,
+    floats: Floats,
     starts: Floats,
     hop: Int,
-    donor_tiles: Ints,
+    span: Int,
     donor_heads: Ints,
-    donor_cells: Floats,
-    donor_bits: Ints,
+    donor_words: Ints,
+    donor_floats: Floats,
     donor_starts: Floats,
     donor_hop: Int,
+    donor_span: Int,
     links: Ints,
     rows: Ints,
     out: Bytes,
@@ -46,166 +47,175 @@ def pack_ring(
     tiles that hold nothing, are left out: the bytes follow from the set of events. starts (k,) is an empty tile,
     donor_starts (d,) one of the donor; without a donor donor_hop is 0 and its arrays are not looked at.
     """
-    slots = tiles.shape[1]
+    width = starts.size
     position: Int = 0
     for i in range(rows.size):
         if i + AHEAD < rows.size:
-            _prefetch_row(tiles, heads, cells, rows[i + AHEAD])
-            if donor_hop > 0:
-                _prefetch_row(donor_tiles, donor_heads, donor_cells, rows[i + AHEAD])
+            prefetch(heads, 4 * rows[i + AHEAD])
+            prefetch(donor_heads, 4 * rows[i + AHEAD])
         if i + NEAR < rows.size:
-            _prefetch_cells(tiles, heads, cells, rows[i + NEAR])
-        row, head = rows[i], heads[rows[i]]
+            _prefetch_tiles(heads, words, rows[i + NEAR], width)
+        row = rows[i]
+        head = heads[row, OWN]
         before = head
-        slot = head % slots
-        for step in range(slots if head != _EMPTY else 0):
-            tile = head - step
-            if tiles[row, slot] == tile and _holds(cells, row, slot, starts):
-                delta, same = np.uint64(before - tile + 1), False
-                if donor_hop > 0:
-                    place = _donor_slot(
-                        donor_tiles, donor_cells, donor_starts, row, donor_heads[row], tile, hop, donor_hop
-                    )
-                    same = bool(place >= 0 and _equal(cell_bits, row, slot, donor_bits, place, links))
-                    delta = (delta << np.uint64(1)) | np.uint64(same)
-                position = put_varint(out, position, delta)
-                before = tile
-                for cell in range(starts.size):
-                    if same and links[cell] >= 0:
-                        continue
-                    if cells[row, slot, cell] == starts[cell]:
-                        position = put_nothing(out, position)
-                    else:
-                        position = put_bits(out, position, cell_bits[row, slot, cell], cells[row, slot, cell])
-            slot -= 1
-            if slot < 0:
-                slot = slots - 1
+        beyond = donor_heads[row, COUNT]
+        for place in range(heads[row, COUNT] - 1, -1, -1):
+            at = heads[row, START] + place * (width + 1)
+            tile = words[at + width]
+            if tile < head - span:
+                break
+            if not _holds(floats, at, starts):
+                continue
+            delta, same, found = np.uint64(before - tile + 1), False, np.int64(-1)
+            if donor_hop > 0:
+                found, beyond = _donor_tile(
+                    donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond
+                )
+                same = bool(found >= 0 and _equal(words, at, donor_words, found, links))
+                delta = (delta << np.uint64(1)) | np.uint64(same)
+            position = put_varint(out, position, delta)
+            before = tile
+            for cell in range(width):
+                if same and links[cell] >= 0:
+                    continue
+                if floats[at + cell] == starts[cell]:
+                    position = put_nothing(out, position)
+                else:
+                    position = put_bits(out, position, words[at + cell], floats[at + cell])
         position = put_varint(out, position, np.uint64(0))
         ends[i] = position
 
 
 @lean_kernel
 def unpack_ring(
-    tiles: Ints,
     heads: Ints,
-    cells: Floats,
-    cell_bits: Ints,
+    words: Ints,
+    rooms: Ints,
+    most: Int,
     starts: Floats,
     hop: Int,
-    donor_tiles: Ints,
+    span: Int,
     donor_heads: Ints,
-    donor_cells: Floats,
-    donor_bits: Ints,
+    donor_words: Ints,
+    donor_floats: Floats,
     donor_starts: Floats,
     donor_hop: Int,
+    donor_span: Int,
     links: Ints,
     rows: Ints,
     newest: Ints,
     data: Bytes,
     at: Ints,
     ends: Ints,
-) -> None:
-    """Fill rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
+    begin: Int,
+    tiles: Ints,
+    numbers: Floats,
+) -> Int:
+    """Fill empty rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
-    newest (n,) is each record's newest event time; the donor's rows are filled before.
+    newest (n,) is each record's newest event time; the donor's rows are filled before. Begins at row `begin` and
+    returns the first that found no room, n when all are done. tiles, as int64 and as float64, is scratch of a whole
+    window's words.
     """
-    slots = tiles.shape[1]
-    for i in range(rows.size):
+    width = starts.size
+    for i in range(begin, rows.size):
         row, position = rows[i], at[i]
-        if newest[i] == _EMPTY:
-            heads[row] = _EMPTY
-        else:
-            heads[row] = newest[i] // hop if hop > 0 else 0
-        head = heads[row]
-        for other in range(slots):
-            tiles[row, other] = _EMPTY
-        tile = head + 1
-        slot = tile % slots
+        head = _EMPTY
+        if newest[i] != _EMPTY:
+            head = newest[i] // hop if hop > 0 else np.int64(0)
+        tile, count = head + 1, np.int64(0)
+        beyond = donor_heads[row, COUNT]
         while position >= 0:
             delta, position = get_varint(data, position, ends[i])
             if delta == np.uint64(0):
                 break
-            place: Int = np.int64(-1)
             same = donor_hop > 0 and delta & np.uint64(1) != np.uint64(0)
             if donor_hop > 0:
                 delta >>= np.uint64(1)
             tile -= np.int64(delta)
-            if delta == np.uint64(0) or delta > np.uint64(slots) or tile <= head - slots:
+            if delta == np.uint64(0) or delta > np.uint64(span + 1) or tile < head - span:
                 position = -1
                 break
-            slot -= np.int64(delta)
-            if slot < 0:
-                slot += slots
+            found = np.int64(-1)
             if same:
-                place = _donor_slot(donor_tiles, donor_cells, donor_starts, row, donor_heads[row], tile, hop, donor_hop)
-                if place < 0:
+                found, beyond = _donor_tile(
+                    donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond
+                )
+                if found < 0:
                     position = -1
                     break
-            tiles[row, slot] = tile
-            for cell in range(starts.size):
+            count += 1
+            to = tiles.size - count * (width + 1)
+            tiles[to + width] = tile
+            for cell in range(width):
                 if same and links[cell] >= 0:
-                    cell_bits[row, slot, cell] = donor_bits[row, place, links[cell]]
+                    tiles[to + cell] = donor_words[found + links[cell]]
                 else:
                     number, position = get_number(data, position, ends[i], starts[cell])
-                    cells[row, slot, cell] = number
+                    numbers[to + cell] = number
             tile += 1
-            slot = slot + 1 if slot + 1 < slots else 0
+        if not put_tiles(heads, words, rooms, 0, most, width + 1, row, tiles, count):
+            return i
+        heads[row, OWN] = head
         at[i] = position
+    return rows.size
 
 
 @part
-def _prefetch_row(tiles: Ints, heads: Ints, cells: Floats, row: Int) -> None:
-    """Ask for a row's tile numbers and its newest tile."""
-    slots = tiles.shape[1]
-    for slot in range(0, slots, 8):  # a line holds eight
-        prefetch(tiles, row * slots + slot)
-    if heads[row] != _EMPTY:
-        prefetch(cells, (row * slots + heads[row] % slots) * cells.shape[2])
+def _prefetch_tiles(heads: Ints, words: Ints, row: Int, width: Int) -> None:
+    """Ask for a row's tiles, a line of eight words at a time."""
+    start = heads[row, START]
+    for word in range(start, start + min(heads[row, COUNT] * (width + 1), 64), 8):
+        prefetch(words, word)
 
 
 @part
-def _prefetch_cells(tiles: Ints, heads: Ints, cells: Floats, row: Int) -> None:
-    """Ask for the cells of a row's tiles inside the window."""
-    slots, width = tiles.shape[1], cells.shape[2]
-    for slot in range(slots):
-        if tiles[row, slot] > heads[row] - slots:
-            prefetch(cells, (row * slots + slot) * width)
-
-
-@part
-def _holds(cells: Floats, row: Int, slot: Int, starts: Floats) -> bool:
+def _holds(floats: Floats, at: Int, starts: Floats) -> bool:
     found = False
     for cell in range(starts.size):
-        found |= cells[row, slot, cell] != starts[cell]
+        found |= floats[at + cell] != starts[cell]
     return found
 
 
 @part
-def _equal(bits: Ints, row: Int, slot: Int, donor_bits: Ints, place: Int, links: Ints) -> bool:
+def _equal(words: Ints, at: Int, donor_words: Ints, found: Int, links: Ints) -> bool:
     """Whether the linked cells of a tile are the donor's, to the bit."""
     same = True
     for cell in range(links.size):
         if links[cell] >= 0:
-            same &= bits[row, slot, cell] == donor_bits[row, place, links[cell]]
+            same &= words[at + cell] == donor_words[found + links[cell]]
     return same
 
 
 @part
-def _donor_slot(
-    tiles: Ints, cells: Floats, starts: Floats, row: Int, head: Int, tile: Int, hop: Int, donor_hop: Int
-) -> Int:
-    """Slot of the donor's newest tile that holds something and lies inside our tile of that number; -1 if none."""
-    slots = tiles.shape[1]
-    low, high = head - slots + 1, head
+def _donor_tile(
+    heads: Ints,
+    words: Ints,
+    floats: Floats,
+    starts: Floats,
+    row: Int,
+    tile: Int,
+    hop: Int,
+    donor_hop: Int,
+    donor_span: Int,
+    beyond: Int,
+) -> tuple[Int, Int]:
+    """The donor's newest tile that holds something and lies inside our tile of that number.
+
+    Its first word, -1 if there is none; and how many of the donor's tiles are older than ours or inside it, for the
+    next question, which is about an older tile. Of `beyond` tiles that is known already.
+    """
+    width = starts.size
+    low, high = heads[row, OWN] - donor_span, heads[row, OWN]
     if hop > 0:
         ratio = hop // donor_hop
         low, high = max(low, tile * ratio), min(high, tile * ratio + ratio - 1)
-    slot = high % slots
-    while high >= low:
-        if tiles[row, slot] == high and _holds(cells, row, slot, starts):
-            return np.int64(slot)
-        high -= 1
-        slot -= 1
-        if slot < 0:
-            slot = slots - 1
-    return np.int64(-1)
+    while beyond > 0 and words[heads[row, START] + beyond * (width + 1) - 1] > high:
+        beyond -= 1
+    for place in range(beyond - 1, -1, -1):
+        at = heads[row, START] + place * (width + 1)
+        if words[at + width] < low:
+            break
+        if _holds(floats, at, starts):
+            return np.int64(at), beyond
+    return np.int64(-1), beyond

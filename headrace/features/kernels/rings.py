@@ -1,32 +1,44 @@
 """Rings of tiles: one pass that adds events and answers reads in the order they come. Packed: kernels/ring_codec.py.
 
-A ring's state, for `rows` entities, R tiles, k cells a tile:
+A row's block holds the tiles that have events, oldest first, each k cells and the tile's number:
 
-    tiles (rows, R) int64     tile number in slot `tile % R`; EMPTY where none
-    heads (rows,) int64       newest tile of any event of the entity
-    cells (rows, R, k)        float64, see kernels/cells.py
+    heads (rows, 4)       see kernels/blocks.py; its own number is the newest tile of any event of the entity
+    words, floats (a,)    the same memory as int64 and as float64; see kernels/cells.py for the cells
 
-`items` (m, 4) int64 are the codes on the ring: code, first cell, flag column, value column (cells.ONE: the number 1,
-cells.TIME: the event's time); `params` (m,) float64. An event older than `head - span` tiles is in no window that may
-still be asked for and is refused. `hop` 0 means one tile for ever.
+So a quiet entity takes one tile a window, a busy one as many as the window has. `items` (m, 4) int64 are the codes on
+the ring: code, first cell, flag column, value column (cells.ONE: the number 1, cells.TIME: the event's time); `params`
+(m,) float64. An event older than `head - span` tiles is in no window that may still be asked for and is refused; tiles
+that old are dropped when a block is full. `hop` 0 means one tile for ever.
 """
 
 import numpy as np
 
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
 from headrace.features.kernels.cells import FIRST, TIME, init, merge, update
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 EMPTY = -(2**62)
-AHEAD = 12
-"""Operations between a prefetch and its use."""
+LEAST = 1
+"""Tiles of the smallest block."""
+AHEAD, NEAR = 16, 8
+"""Operations between the prefetch of a row's head, and once it is there of its newest tile, and their use."""
 _EMPTY = np.int64(EMPTY)
+
+
+def most_tiles(span: int) -> int:
+    """Tiles of the largest block: a window's, and some more, so that old ones are dropped several at a time."""
+    return span + 1 + span // 4
 
 
 @lean_kernel
 def run_ring(
-    tiles: Ints,
     heads: Ints,
-    cells: Floats,
+    words: Ints,
+    floats: Floats,
+    rooms: Ints,
+    number: Int,
+    most: Int,
+    width: Int,
     items: Ints,
     params: Floats,
     hop: Int,
@@ -35,27 +47,32 @@ def run_ring(
     times: Ints,
     event_ids: Ints,
     ops: Ints,
+    begin: Int,
     flags: Bytes,
     numbers: Floats,
     bits: Ints,
     late: Bytes,
     closed: Floats,
     out: Floats,
-) -> None:
+) -> Int:
     """Walk the operations (n,): `ops[i] >= 0` reads the row as of `times[i]` into out[ops[i]], else adds event ~ops[i].
 
-    rows, times (n,) belong to operations; event_ids (e,), flags (e, f), numbers (e, v), bits (e, d), late (e,) to
-    events. `late` is set where an event is refused; out is (reads, 1, k) and already holds empty cells, a read of row
-    -1 leaves them. Numbers that are not finite are left out.
+    Begins at operation `begin` and returns the first that found no room, n when all are done. rows, times (n,) belong
+    to operations; event_ids (e,), flags (e, f), numbers (e, v), bits (e, d), late (e,) to events. `late` is set where
+    an event is refused; out, (reads, k) as one row, already holds empty cells, a read of row -1 leaves them. Numbers
+    that are not finite are left out.
 
-    Cost: an event m cells, a read R tiles. Of reads of one row that follow each other inside a hop the later ones cost
-    two: `closed` (1, 1, k), scratch, keeps what all tiles before the newest come to, until an event changes one.
+    Cost: an event m cells, a read the tiles there are. Of reads of one row that follow each other inside a hop the
+    later ones cost two: `closed` (k,), scratch, keeps what all tiles before the newest come to, until an event changes
+    one.
     """
-    slots = tiles.shape[1]
+    stride = width + 1
     kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)
-    for i in range(rows.size):
+    for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
-            _prefetch_tile(tiles, heads, cells, out, rows[i + AHEAD], times[i + AHEAD], ops[i + AHEAD], hop)
+            prefetch(heads, 4 * max(rows[i + AHEAD], 0))
+        if i + NEAR < rows.size:
+            _prefetch_tile(heads, words, out, max(rows[i + NEAR], 0), ops[i + NEAR], width)
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
@@ -63,21 +80,23 @@ def run_ring(
         if ops[i] >= 0:
             if row < 0:
                 continue
-            low = max(tile, heads[row]) - span
+            low = max(tile, heads[row, OWN]) - span
             if kept_row != row or kept_low != low or kept_tile != tile:
-                _clear_tile(closed, 0, 0, items)
-                _merge_tiles(tiles, cells, items, params, row, low, tile - 1, closed, 0)
+                _clear_tile(closed, 0, items)
+                _merge_tiles(heads, words, floats, items, params, width, row, low, tile - 1, closed, 0)
                 kept_row, kept_low, kept_tile = row, low, tile
-            _merge_tile(closed, 0, 0, items, params, out, ops[i])
-            slot = tile % slots
-            if tile >= low and tiles[row, slot] == tile:  # a tile that left the windows may linger in its slot
-                _merge_tile(cells, row, slot, items, params, out, ops[i])
+            _merge_tile(closed, 0, items, params, out, ops[i] * width)
+            place = _place(words, heads[row, START], heads[row, COUNT], stride, tile)
+            if place < heads[row, COUNT]:
+                at = heads[row, START] + place * stride
+                if words[at + width] == tile and tile >= low:  # a tile that left the windows may linger
+                    _merge_tile(floats, at, items, params, out, ops[i] * width)
             continue
         if row == kept_row and tile != kept_tile:
             kept_row = np.int64(-1)
         event = ~ops[i]
-        heads[row] = max(heads[row], tile)
-        slot = np.int64(-1)
+        heads[row, OWN] = max(heads[row, OWN], tile)
+        at = np.int64(-1)
         for m in range(items.shape[0]):
             if flags[event, items[m, 2]] == 0:
                 continue
@@ -91,60 +110,174 @@ def run_ring(
                     continue
             elif column == TIME:
                 value = np.float64(times[i])
-            if slot < 0:
-                if tile < heads[row] - span:
+            if at < 0:
+                if tile < heads[row, OWN] - span:
                     late[event] = 1
                     break
-                slot = tile % slots
-                if tiles[row, slot] != tile:
-                    tiles[row, slot] = tile
-                    _clear_tile(cells, row, slot, items)
-            update(cells, row, slot, items[m, 1], code, params[m], value, word, times[i], event_ids[event])
+                at = _tile_of(heads, words, floats, rooms, number, most, width, items, span, row, tile)
+                if at < 0:
+                    return i
+            update(floats, at + items[m, 1], code, params[m], value, word, times[i], event_ids[event])
+    return rows.size
 
 
 @part
-def _clear_tile(cells: Floats, row: Int, slot: Int, items: Ints) -> None:
-    for m in range(items.shape[0]):
-        init(cells, row, slot, items[m, 1], items[m, 0])
-
-
-@part
-def _prefetch_tile(
-    tiles: Ints, heads: Ints, cells: Floats, out: Floats, row: Int, time: Int, op: Int, hop: Int
-) -> None:
+def _prefetch_tile(heads: Ints, words: Ints, out: Floats, row: Int, op: Int, width: Int) -> None:
     """Have what an operation to come will touch on its way from memory: latency is most of what it costs."""
-    slots = tiles.shape[1]
-    place = max(row, 0) * slots
-    if hop > 0:
-        place += time // hop % slots
-    prefetch(tiles, place)
-    prefetch(heads, max(row, 0))
-    prefetch(cells, place * cells.shape[2])
+    count, stride = heads[row, COUNT], width + 1
     if op >= 0:
-        prefetch(out, op * out.shape[2])
+        prefetch(out, op * width)
+        for word in range(0, min(count * stride, 64), 8):  # a line holds eight
+            prefetch(words, heads[row, START] + word)
+    elif count > 0:
+        last = heads[row, START] + (count - 1) * stride
+        prefetch(words, last)
+        prefetch(words, last + width)
+
+
+@part
+def _place(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> Int:
+    """First of `count` tiles that is not before `tile`; mostly it is the newest, or newer than all."""
+    last = start + count * stride - 1
+    if count == 0 or words[last] < tile:
+        return count
+    low: Int = 0
+    high: Int = count - 1
+    if words[last] == tile:
+        low = high
+    while low < high:
+        middle = (low + high) >> np.int64(1)
+        if words[start + middle * stride + stride - 1] < tile:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@part
+def _tile_of(
+    heads: Ints,
+    words: Ints,
+    floats: Floats,
+    rooms: Ints,
+    number: Int,
+    most: Int,
+    width: Int,
+    items: Ints,
+    span: Int,
+    row: Int,
+    tile: Int,
+) -> Int:
+    """First word of the row's tile, made if it is not there; -1 where that finds no room."""
+    stride = width + 1
+    count = heads[row, COUNT]
+    place = _place(words, heads[row, START], count, stride, tile)
+    if place < count and words[heads[row, START] + place * stride + width] == tile:
+        return heads[row, START] + place * stride
+    if count == room_of(heads[row, ORDER], LEAST, most):
+        oldest = heads[row, OWN] - span
+        if not _make_room(heads, words, rooms, number, most, stride, row, oldest):
+            return np.int64(-1)
+        count = heads[row, COUNT]
+        place = _place(words, heads[row, START], count, stride, tile)
+    at = heads[row, START] + place * stride
+    for word in range(heads[row, START] + count * stride - 1, at - 1, -1):
+        words[word + stride] = words[word]
+    _clear_tile(floats, at, items)
+    words[at + width] = tile
+    heads[row, COUNT] = count + 1
+    return at
+
+
+@part
+def _make_room(
+    heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, stride: Int, row: Int, oldest: Int
+) -> bool:
+    """Have room for one more tile in the row's full block, the next larger if need be; false where there is none."""
+    start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
+    gone = _place(words, start, count, stride, oldest)
+    target = start
+    grows = bool(order == 0 or 2 * gone < count < most)
+    if grows:
+        target = take_block(words, rooms, number, order + 1, room_of(order + 1, LEAST, most) * stride)
+        if target < 0:
+            return False
+    first = start + gone * stride
+    for word in range((count - gone) * stride):
+        words[target + word] = words[first + word]
+    if grows:
+        if order > 0:
+            give_block(words, rooms, number, order, start)
+        heads[row, START] = target
+        heads[row, ORDER] = order + 1
+    heads[row, COUNT] = count - gone
+    return True
+
+
+@part
+def _clear_tile(floats: Floats, at: Int, items: Ints) -> None:
+    for m in range(items.shape[0]):
+        init(floats, at + items[m, 1], items[m, 0])
 
 
 @part
 def _merge_tiles(
-    tiles: Ints, cells: Floats, items: Ints, params: Floats, row: Int, low: Int, high: Int, out: Floats, read: Int
+    heads: Ints,
+    words: Ints,
+    floats: Floats,
+    items: Ints,
+    params: Floats,
+    width: Int,
+    row: Int,
+    low: Int,
+    high: Int,
+    out: Floats,
+    to: Int,
 ) -> None:
-    """Merge the tiles `low <= tile <= high` of a row into out[read]."""
-    for slot in range(tiles.shape[1]):
-        if low <= tiles[row, slot] <= high:
-            _merge_tile(cells, row, slot, items, params, out, read)
+    """Merge the tiles `low <= tile <= high` of a row into out[to:], oldest first."""
+    at = heads[row, START]
+    for _ in range(heads[row, COUNT]):
+        tile = words[at + width]
+        if tile > high:
+            break
+        if tile >= low:
+            _merge_tile(floats, at, items, params, out, to)
+        at += width + 1
 
 
 @part
-def _merge_tile(cells: Floats, row: Int, slot: Int, items: Ints, params: Floats, out: Floats, read: Int) -> None:
+def _merge_tile(floats: Floats, at: Int, items: Ints, params: Floats, out: Floats, to: Int) -> None:
     for m in range(items.shape[0]):
-        merge(out, read, cells, row, slot, items[m, 1], items[m, 0], params[m])
+        merge(out, to + items[m, 1], floats, at + items[m, 1], items[m, 0], params[m])
+
+
+@part
+def put_tiles(
+    heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, stride: Int, row: Int, tiles: Ints, count: Int
+) -> bool:
+    """Give an empty row the last `count` tiles, oldest first, of `tiles`, words one after the other.
+
+    False where there is no room.
+    """
+    order = order_of(count, LEAST, most)
+    start = np.int64(0)
+    if order > 0:
+        start = take_block(words, rooms, number, order, room_of(order, LEAST, most) * stride)
+        if start < 0:
+            return False
+    first = tiles.size - count * stride
+    for word in range(count * stride):
+        words[start + word] = tiles[first + word]
+    heads[row, START] = start
+    heads[row, ORDER] = order
+    heads[row, COUNT] = count
+    return True
 
 
 @lean_kernel
-def clear_out(items: Ints, out: Floats) -> None:
-    """Fill out (n, 1, k) with empty cells."""
-    for i in range(out.shape[0]):
-        _clear_tile(out, i, 0, items)
+def clear_cells(items: Ints, out: Floats) -> None:
+    """Fill out (k,) with empty cells."""
+    _clear_tile(out, 0, items)
 
 
 @lean_kernel
