@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Self, TypeAlias
 
+import hiredis
 import redis
 import redis.exceptions as theirs
 from redis.backoff import NoBackoff
@@ -256,7 +257,7 @@ class RedisLink:
             count = 0
             for command in commands:
                 count += 1
-                waiting += connection.pack_command(*command)
+                waiting.append(hiredis.pack_command(command))  # as redis-py does, less a look at each argument
                 if sum(map(len, waiting)) >= _SEND_BYTES:
                     connection.send_packed_command(waiting)
                     waiting = []
