@@ -139,8 +139,18 @@ class RingGroup:
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        ours = state.heads, state.words, state.floats, self.starts, self.window.hop_us, self.window.span
-        pack_ring(*ours, *self._donated(donor), rows, out, ends)
+        pack_ring(
+            state.heads,
+            state.words,
+            state.floats,
+            self.starts,
+            self.window.hop_us,
+            self.window.span,
+            *self._donated(donor),
+            rows,
+            out,
+            ends,
+        )
 
     def unpack(
         self,

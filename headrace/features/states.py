@@ -88,9 +88,9 @@ class Blocks:
         It returns where it found no room, and is then called again from there. An element takes `width` words.
         """
         if len(counts) == 1:
-            begin: Int = 0
-            while (begin := work(0, begin)) < counts[0]:
-                self._extend(0, (counts[0] - int(begin)) * width)
+            begin = 0
+            while (begin := int(work(0, begin))) < counts[0]:
+                self._extend(0, (counts[0] - begin) * width)
             return
         if len(counts) > len(self.rooms):
             self.rooms = np.concatenate([self.rooms, _rooms(len(counts) - len(self.rooms))])

@@ -37,7 +37,7 @@ def order_of(count: Int, least: Int, most: Int) -> Int:
 @part
 def take_block(words: Ints, rooms: Ints, number: Int, order: Int, size: Int) -> Int:
     """First word of a free block of `size` words for the part `number`; -1 where there is no room."""
-    block = rooms[number, FREE + order]
+    block: Int = rooms[number, FREE + order]
     if block >= 0:
         rooms[number, FREE + order] = words[block]
         return block

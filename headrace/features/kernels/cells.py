@@ -14,7 +14,7 @@ follow each other, from `cells[at]` on.
 
 import numpy as np
 
-from headrace.features.kernels.compile import Floats, Int, lean_kernel, part
+from headrace.features.kernels.compile import Float, Floats, Int, lean_kernel, part
 
 ADD, MIN, MAX, FIRST, MOMENTS, DECAYED = 0, 1, 2, 3, 4, 5
 WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2}
@@ -96,19 +96,19 @@ def merge(into: Floats, to: Int, cells: Floats, at: Int, code: Int, param: float
 
 
 @lean_kernel
-def keep_smaller(cells: Floats, at: Int, c0: float, c1: float, c2: float, c3: float, c4: float) -> None:
+def keep_smaller(cells: Floats, at: Int, c0: Float, c1: Float, c2: Float, c3: Float, c4: Float) -> None:
     """Replace the FIRST cells if (c0, ..., c4) is smaller."""
     smaller = False
     if c0 != cells[at]:
-        smaller = c0 < cells[at]
+        smaller = bool(c0 < cells[at])
     elif c1 != cells[at + 1]:
-        smaller = c1 < cells[at + 1]
+        smaller = bool(c1 < cells[at + 1])
     elif c2 != cells[at + 2]:
-        smaller = c2 < cells[at + 2]
+        smaller = bool(c2 < cells[at + 2])
     elif c3 != cells[at + 3]:
-        smaller = c3 < cells[at + 3]
+        smaller = bool(c3 < cells[at + 3])
     else:
-        smaller = c4 < cells[at + 4]
+        smaller = bool(c4 < cells[at + 4])
     if smaller:
         cells[at] = c0
         cells[at + 1] = c1
@@ -118,7 +118,7 @@ def keep_smaller(cells: Floats, at: Int, c0: float, c1: float, c2: float, c3: fl
 
 
 @lean_kernel
-def add_moments(cells: Floats, at: Int, count: float, mean: float, squares: float) -> None:
+def add_moments(cells: Floats, at: Int, count: Float, mean: Float, squares: Float) -> None:
     """Add a sample of `count` numbers to the MOMENTS cells; a single number is (1, x, 0)."""
     held = cells[at]
     step = mean - cells[at + 1]
@@ -129,7 +129,7 @@ def add_moments(cells: Floats, at: Int, count: float, mean: float, squares: floa
 
 
 @lean_kernel
-def add_decayed(cells: Floats, at: Int, half_life: float, time: float, value: float) -> None:
+def add_decayed(cells: Floats, at: Int, half_life: float, time: Float, value: Float) -> None:
     """Add `value` as of `time` to the DECAYED cells."""
     held = cells[at]
     if time >= held:

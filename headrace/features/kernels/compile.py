@@ -22,6 +22,8 @@ Ints: TypeAlias = NDArray[np.int64]
 Floats: TypeAlias = NDArray[np.float64]
 Bytes: TypeAlias = NDArray[np.uint8]
 Int: TypeAlias = int | np.integer[Any]
+Float: TypeAlias = Any
+"""A number of an array of floats: mypy does not tell it from an array."""
 
 _SOURCES = tuple(
     (path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(Path(__file__).parent.glob("*.py"))

@@ -109,7 +109,8 @@ def place_of(first: Int, index: Int, room: Int) -> Int:
 @part
 def _read(heads: Ints, words: Ints, size: Int, row: Int, out_values: Ints, q: Int) -> Int:
     """Write a row's list into out_values[q], newest first: the elements of a circle are two runs."""
-    count, first = heads[row, COUNT], heads[row, OWN]
+    count: Int = heads[row, COUNT]
+    first = heads[row, OWN]
     room = room_of(heads[row, ORDER], LEAST, size)
     values = heads[row, START] + STAMP * room
     wrapped = max(first + count - room, 0)

@@ -58,7 +58,7 @@ def pack_ring(
         row = rows[i]
         head = heads[row, OWN]
         before = head
-        beyond = donor_heads[row, COUNT]
+        beyond: Int = donor_heads[row, COUNT]
         for place in range(heads[row, COUNT] - 1, -1, -1):
             at = heads[row, START] + place * (width + 1)
             tile = words[at + width]
@@ -66,7 +66,8 @@ def pack_ring(
                 break
             if not _holds(floats, at, starts):
                 continue
-            delta, same, found = np.uint64(before - tile + 1), False, np.int64(-1)
+            delta, same = np.uint64(before - tile + 1), False
+            found: Int = np.int64(-1)
             if donor_hop > 0:
                 found, beyond = _donor_tile(
                     donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond
@@ -124,7 +125,7 @@ def unpack_ring(
         if newest[i] != _EMPTY:
             head = newest[i] // hop if hop > 0 else np.int64(0)
         tile, count = head + 1, np.int64(0)
-        beyond = donor_heads[row, COUNT]
+        beyond: Int = donor_heads[row, COUNT]
         while position >= 0:
             delta, position = get_varint(data, position, ends[i])
             if delta == np.uint64(0):
@@ -136,7 +137,7 @@ def unpack_ring(
             if delta == np.uint64(0) or delta > np.uint64(span + 1) or tile < head - span:
                 position = -1
                 break
-            found = np.int64(-1)
+            found: Int = np.int64(-1)
             if same:
                 found, beyond = _donor_tile(
                     donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond

@@ -140,7 +140,7 @@ def _place(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> Int:
     """First of `count` tiles that is not before `tile`; mostly it is the newest, or newer than all."""
     last = start + count * stride - 1
     if count == 0 or words[last] < tile:
-        return count
+        return np.int64(count)
     low: Int = 0
     high: Int = count - 1
     if words[last] == tile:
@@ -151,7 +151,7 @@ def _place(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> Int:
             low = middle + 1
         else:
             high = middle
-    return low
+    return np.int64(low)
 
 
 @part
@@ -173,14 +173,14 @@ def _tile_of(
     count = heads[row, COUNT]
     place = _place(words, heads[row, START], count, stride, tile)
     if place < count and words[heads[row, START] + place * stride + width] == tile:
-        return heads[row, START] + place * stride
+        return np.int64(heads[row, START] + place * stride)
     if count == room_of(heads[row, ORDER], LEAST, most):
         oldest = heads[row, OWN] - span
         if not _make_room(heads, words, rooms, number, most, stride, row, oldest):
             return np.int64(-1)
         count = heads[row, COUNT]
         place = _place(words, heads[row, START], count, stride, tile)
-    at = heads[row, START] + place * stride
+    at: Int = np.int64(heads[row, START] + place * stride)
     for word in range(heads[row, START] + count * stride - 1, at - 1, -1):
         words[word + stride] = words[word]
     _clear_tile(floats, at, items)
@@ -260,7 +260,7 @@ def put_tiles(
     False where there is no room.
     """
     order = order_of(count, LEAST, most)
-    start = np.int64(0)
+    start: Int = np.int64(0)
     if order > 0:
         start = take_block(words, rooms, number, order, room_of(order, LEAST, most) * stride)
         if start < 0:
