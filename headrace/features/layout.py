@@ -53,6 +53,28 @@ class Operations:
         return Operations(self.rows[begin:end], self.times[begin:end], self.ops[begin:end], self.events, self.late)
 
 
+@dataclass(frozen=True, slots=True)
+class PackedReads:
+    """Reads of n packed rows as of moments (n,): row i is answered in `out[...][reads[i]]`; or none, as `NO_READS`.
+
+    `keeps`: the rows are wanted as well, for what refers to them.
+    """
+
+    moments: NDArray[np.int64]
+    reads: NDArray[np.int64]
+    keeps: bool
+    out: Outputs
+
+    def operations(self, rows: NDArray[np.int64]) -> Operations:
+        """The same as reads of rows (n,) that have been filled."""
+        none = Events(_NONE, np.zeros((0, 0), np.uint8), np.zeros((0, 0)), np.zeros((0, 0), np.int64))
+        return Operations(rows, self.moments, self.reads, none, np.zeros(0, np.uint8))
+
+
+_NONE = np.zeros(0, np.int64)
+NO_READS = PackedReads(_NONE, _NONE, True, ())
+
+
 class Group(Protocol):
     """One kind of state, for all entities by the row of the entity; states are what the group's own `make` gave."""
 
@@ -118,10 +140,11 @@ class Group(Protocol):
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
+        reading: PackedReads | None = None,
     ) -> None:
         """Fill row i, which is empty, from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
 
-        The donor's rows are filled before.
+        The donor's rows are filled before. With `reading` the rows are read as `run` would, and filled if need be.
         """
         ...
 

@@ -11,7 +11,7 @@ from headrace.features.kernels.compile import Int, Ints
 from headrace.features.kernels.id_lists import STAMP, TEXT, run_list
 from headrace.features.kernels.list_codec import pack_list, unpack_list
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Events, Group, Operations, Outputs
+from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
 
 
@@ -132,10 +132,12 @@ class ListGroup:
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
+        reading: PackedReads | None = None,
     ) -> None:
-        """Fill empty rows from `data[at:ends]`, and teach the pool the texts."""
+        """Fill empty rows from `data[at:ends]`, or read them, and teach the pool the texts."""
         texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
-        found = np.zeros(1, np.int64)
+        found, scratch = np.zeros(1, np.int64), np.empty(self.size * (STAMP + len(self.columns)), np.int64)
+        read = reading or replace(NO_READS, out=self.outputs(0))
 
         def walk(_number: int, begin: int) -> Int:
             return unpack_list(
@@ -154,6 +156,15 @@ class ListGroup:
                 begin,
                 texts,
                 found,
+                self.strict,
+                read.keeps,
+                read.moments,
+                read.reads,
+                scratch,
+                scratch.view(np.float64),
+                read.out[0],
+                read.out[1],
+                read.out[2],
             )
 
         state.fill([len(rows)], STAMP + len(self.columns), walk)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
-from headrace.features.layout import Operations
+from headrace.features.layout import PackedReads
 from headrace.features.seen_ids import SeenIds, skip_seen
 from headrace.features.states import State
 from headrace.features.threads import run_all
@@ -103,10 +103,12 @@ def unpack_records(
     rows: NDArray[np.int64],
     blobs: Sequence[bytes],
     seen: SeenIds | None = None,
+    readings: Sequence[PackedReads | None] | None = None,
 ) -> None:
     """Fill empty rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
 
-    Without `seen` the events that came lately are passed over: only a slab that takes events in needs them.
+    Without `seen` the events that came lately are passed over: only a slab that takes events in needs them. With
+    `readings`, one a group, the records are read, and only what others refer to is filled.
 
     Raises:
         LayoutError: written by another version of the view, or damaged.
@@ -126,8 +128,10 @@ def unpack_records(
             "the view was changed; backfill the new version, then switch to it",
         )
     newest_us[rows] = newest
-    for group, own, donor in plan.layout.with_donors(state):
-        group.unpack(own, donor, rows, newest, data, at, ends)
+    for (group, own, donor), reading in zip(
+        plan.layout.with_donors(state), readings or [None] * len(state), strict=True
+    ):
+        group.unpack(own, donor, rows, newest, data, at, ends, reading)
     if seen is not None:
         seen.unpack(rows, newest, data, at, ends)
     elif plan.layout.dedupe_us:
@@ -184,13 +188,12 @@ class PackedReader:
     def _add_block(self, reads: NDArray[np.int64], blobs: Sequence[bytes]) -> None:
         """The records of the entities `reads` (m,)."""
         layout, (state, newest_us), rows = self._plan.layout, _scratch(self._plan), np.arange(len(reads))
+        moments, donors = self._now_us[reads], {group.donor for group in layout.groups}
+        readings = [PackedReads(moments, reads, number in donors, out) for number, out in enumerate(self._outputs)]
         for group, held in zip(layout.groups, state, strict=True):
             group.clear(held, rows)
-        unpack_records(self._plan, state, newest_us, rows, blobs)
+        unpack_records(self._plan, state, newest_us, rows, blobs, readings=readings)
         self._newest_us[reads] = newest_us[rows]
-        ops = Operations(rows, self._now_us[reads], reads, layout.no_events(), np.zeros(0, np.uint8))
-        for group, held, out in zip(layout.groups, state, self._outputs, strict=True):
-            group.run(held, [ops], out)
 
     def answer(self, request: Mapping[str, pl.Series] | None = None) -> Answer:
         """The features of all; `request` has fields of the request, (count,)."""

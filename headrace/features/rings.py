@@ -11,7 +11,7 @@ from headrace.features.kernels.cells import FIRST, WIDTH
 from headrace.features.kernels.compile import Floats, Int, Ints
 from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
 from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_ring
-from headrace.features.layout import Events, Group, Operations, Outputs
+from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
 from headrace.features.windows import Window
 
@@ -161,9 +161,12 @@ class RingGroup:
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
+        reading: PackedReads | None = None,
     ) -> None:
-        """Fill empty rows from `data[at:ends]`."""
+        """Fill empty rows from `data[at:ends]`, or read them."""
         tiles = np.empty(self.window.tiles * (self.width + 1), np.int64)
+        read = reading or NO_READS
+        out = read.out[0].reshape(-1) if reading else np.empty(0, np.float64)
 
         def walk(_number: int, begin: int) -> Int:
             return unpack_ring(
@@ -183,6 +186,12 @@ class RingGroup:
                 begin,
                 tiles,
                 tiles.view(np.float64),
+                self.items,
+                self.params,
+                read.keeps,
+                read.moments,
+                read.reads,
+                out,
             )
 
         state.fill([len(rows)], self.width + 1, walk)

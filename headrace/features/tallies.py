@@ -13,7 +13,7 @@ from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.tallies import DISTINCT, TOP, run_tally
 from headrace.features.kernels.tally_codec import pack_tally, unpack_tally
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Events, Operations, Outputs
+from headrace.features.layout import Events, Operations, Outputs, PackedReads
 from headrace.features.states import Arrays
 from headrace.features.threads import run_all
 from headrace.features.windows import Window
@@ -137,6 +137,7 @@ class TallyGroup:
         data: NDArray[np.uint8],
         at: NDArray[np.int64],
         ends: NDArray[np.int64],
+        reading: PackedReads | None = None,
     ) -> None:
         """Fill rows from `data[at:ends]`, and teach the pool the texts."""
         heads, floors, sizes, tiles, keys, counts = state.arrays
@@ -161,3 +162,5 @@ class TallyGroup:
         if found:
             hashes, starts, stops = np.ascontiguousarray(texts[:found].T)
             POOL.learn(hashes, data, starts, stops)
+        if reading is not None:
+            self.run(state, [reading.operations(rows)], reading.out)

@@ -216,67 +216,157 @@ def unpack_list(
     begin: Int,
     texts: Ints,
     texts_found: Ints,
+    strict: bool,
+    keeps: bool,
+    moments: Ints,
+    reads: Ints,
+    scratch: Ints,
+    scratch_floats: Floats,
+    out_times: Ints,
+    out_values: Ints,
+    out_counts: Ints,
 ) -> Int:
-    """Fill empty rows from what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
+    """Read what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
-    The donor's rows are filled before. Begins at row `begin` and returns the first that found no room, n when all are
-    done. texts (room for one line a text, 3) gets (hash, start, end) of each text met, so that the pool can learn them;
-    texts_found (1,) counts its lines. With a room of 0 lines only the hashes are used.
+    `keeps`: fill rows, which are empty. moments (n,), or none: read row i as of `moments[i]` into out_*[reads[i]], as
+    `run_list` does. The donor's rows are filled before. Begins at row `begin` and returns the first that found no room,
+    n when all are done. texts (room for one line a text, 3) gets (hash, start, end) of each text met, so that the pool
+    can learn them; texts_found (1,) counts its lines. With a room of 0 lines only the hashes are used. scratch, as
+    int64 and as float64, holds the words of the largest block.
     """
     width = kinds.size
     for i in range(begin, rows.size):
         if at[i] < 0:
             continue
         row = rows[i]
-        count, position = get_varint(data, at[i], ends[i])
-        refer = linked and count & np.uint64(1) != np.uint64(0)
+        found, position = get_varint(data, at[i], ends[i])
+        refer = linked and found & np.uint64(1) != np.uint64(0)
         if linked:
-            count >>= np.uint64(1)
-        if position < 0 or count > np.uint64(size):
+            found >>= np.uint64(1)
+        if position < 0 or found > np.uint64(size):
             at[i] = -1
             continue
-        if not make_list(heads, words, rooms, size, width, row, np.int64(count)):
-            return i
-        start, room = heads[row, START], room_of(heads[row, ORDER], LEAST, size)
-        donor_start, donor_room = donor_heads[row, START], room_of(donor_heads[row, ORDER], LEAST, donor_size)
-        time: Int = newest[i]
-        after: Int = np.int64(0)
-        for j in range(heads[row, COUNT] - 1, -1, -1):
-            stamp, values, theirs = start + STAMP * j, start + STAMP * room + width * j, np.int64(-1)
-            step = np.uint64(0)
-            if refer:
-                step, position = get_varint(data, position, ends[i])
-            if step != np.uint64(0):
-                if step > np.uint64(donor_heads[row, COUNT] - after):
-                    position = -1
-                    break
-                after += np.int64(step)
-                other = place_of(donor_heads[row, OWN], donor_heads[row, COUNT] - after, donor_room)
-                theirs = donor_start + STAMP * donor_room + donor_width * other
-                time = donor_words[donor_start + STAMP * other]
-                words[stamp + 1] = donor_words[donor_start + STAMP * other + 1]
-            else:
-                delta, position = get_varint(data, position, ends[i])
-                time -= np.int64(delta)
-                event_id, position = get_half(data, position, ends[i])
-                words[stamp + 1] = event_id
-            words[stamp] = time
-            for m in range(width):
-                if theirs >= 0 and links[m] >= 0:
-                    words[values + m] = donor_words[theirs + links[m]]
-                elif kinds[m] == TEXT:
-                    word, position, texts_found[0] = _get_text(data, position, ends[i], texts, texts_found[0])
-                    words[values + m] = word
-                elif kinds[m] == FLOAT:
-                    number, position = get_number(data, position, ends[i], 0.0)
-                    floats[values + m] = number
-                else:
-                    whole, position = get_signed(data, position, ends[i])
-                    words[values + m] = time - whole if kinds[m] == TIME else whole
-            if position < 0:
-                break
+        count = np.int64(found)
+        start: Int = np.int64(0)
+        room: Int = size
+        if keeps:
+            if not make_list(heads, words, rooms, size, width, row, count):
+                return i
+            start, room = heads[row, START], room_of(heads[row, ORDER], LEAST, size)
+        to, to_floats = (words, floats) if keeps else (scratch, scratch_floats)
+        position = _get_elements(
+            to,
+            to_floats,
+            start,
+            room,
+            count,
+            kinds,
+            donor_heads,
+            donor_words,
+            donor_size,
+            donor_width,
+            refer,
+            links,
+            row,
+            newest[i],
+            data,
+            position,
+            ends[i],
+            texts,
+            texts_found,
+        )
+        if moments.size > 0:
+            out_counts[reads[i]] = _answer(
+                to, start, room, width, count, moments[i], strict, out_times, out_values, reads[i]
+            )
         at[i] = position
     return rows.size
+
+
+@part
+def _answer(
+    words: Ints,
+    start: Int,
+    room: Int,
+    width: Int,
+    count: Int,
+    moment: Int,
+    strict: bool,
+    out_times: Ints,
+    out_values: Ints,
+    q: Int,
+) -> Int:
+    """Write `count` elements, the oldest first in their block, newest first into out_*[q]; returns how many."""
+    found: Int = np.int64(0)
+    for j in range(count - 1, -1, -1):
+        time = words[start + STAMP * j]
+        if strict and time >= moment:
+            continue
+        if out_times.shape[1] > 0:
+            out_times[q, found] = time
+        for m in range(width):
+            out_values[q, found, m] = words[start + STAMP * room + width * j + m]
+        found += 1
+    return found
+
+
+@part
+def _get_elements(
+    words: Ints,
+    floats: Floats,
+    start: Int,
+    room: Int,
+    count: Int,
+    kinds: Ints,
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_size: Int,
+    donor_width: Int,
+    refer: bool,
+    links: Ints,
+    row: Int,
+    newest: Int,
+    data: Bytes,
+    at: Int,
+    end: Int,
+    texts: Ints,
+    texts_found: Ints,
+) -> Int:
+    """Read `count` packed elements into a block with that room, oldest first; returns the next position or -1."""
+    width, position, time = kinds.size, at, newest
+    donor_start, donor_room = donor_heads[row, START], room_of(donor_heads[row, ORDER], LEAST, donor_size)
+    after: Int = np.int64(0)
+    for j in range(count - 1, -1, -1):
+        stamp, values, theirs = start + STAMP * j, start + STAMP * room + width * j, np.int64(-1)
+        step = np.uint64(0)
+        if refer:
+            step, position = get_varint(data, position, end)
+        if step != np.uint64(0):
+            if step > np.uint64(donor_heads[row, COUNT] - after):
+                return np.int64(-1)
+            after += np.int64(step)
+            other = place_of(donor_heads[row, OWN], donor_heads[row, COUNT] - after, donor_room)
+            theirs = donor_start + STAMP * donor_room + donor_width * other
+            time = donor_words[donor_start + STAMP * other]
+            words[stamp + 1] = donor_words[donor_start + STAMP * other + 1]
+        else:
+            delta, position = get_varint(data, position, end)
+            time -= np.int64(delta)
+            words[stamp + 1], position = get_half(data, position, end)
+        words[stamp] = time
+        for m in range(width):
+            if theirs >= 0 and links[m] >= 0:
+                words[values + m] = donor_words[theirs + links[m]]
+            elif kinds[m] == TEXT:
+                words[values + m], position, texts_found[0] = _get_text(data, position, end, texts, texts_found[0])
+            elif kinds[m] == FLOAT:
+                floats[values + m], position = get_number(data, position, end, 0.0)
+            else:
+                whole, position = get_signed(data, position, end)
+                words[values + m] = time - whole if kinds[m] == TIME else whole
+        if position < 0:
+            return np.int64(-1)
+    return position
 
 
 @part

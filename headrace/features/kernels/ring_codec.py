@@ -12,7 +12,7 @@ import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, OWN, START
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
-from headrace.features.kernels.rings import EMPTY, put_tiles
+from headrace.features.kernels.rings import EMPTY, merge_tiles, put_tiles
 from headrace.features.kernels.varints import get_number, get_varint, put_bits, put_nothing, put_varint
 
 AHEAD, NEAR = 6, 3
@@ -111,55 +111,110 @@ def unpack_ring(
     begin: Int,
     tiles: Ints,
     numbers: Floats,
+    items: Ints,
+    params: Floats,
+    keeps: bool,
+    moments: Ints,
+    reads: Ints,
+    out: Floats,
 ) -> Int:
-    """Fill empty rows from what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
+    """Read what `pack_ring` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
-    newest (n,) is each record's newest event time; the donor's rows are filled before. Begins at row `begin` and
-    returns the first that found no room, n when all are done. tiles, as int64 and as float64, is scratch of a whole
-    window's words.
+    `keeps`: fill rows, which are empty. moments (n,), or none: read row i as of `moments[i]` into out[reads[i]], as
+    `run_ring` does. newest (n,) is each record's newest event time; the donor's rows are filled before. Begins at row
+    `begin` and returns the first that found no room, n when all are done. tiles, as int64 and as float64, is scratch of
+    a whole window's words.
     """
     width = starts.size
     for i in range(begin, rows.size):
-        row, position = rows[i], at[i]
         head = _EMPTY
         if newest[i] != _EMPTY:
             head = newest[i] // hop if hop > 0 else np.int64(0)
-        tile, count = head + 1, np.int64(0)
-        beyond: Int = donor_heads[row, COUNT]
-        while position >= 0:
-            delta, position = get_varint(data, position, ends[i])
-            if delta == np.uint64(0):
-                break
-            same = donor_hop > 0 and delta & np.uint64(1) != np.uint64(0)
-            if donor_hop > 0:
-                delta >>= np.uint64(1)
-            tile -= np.int64(delta)
-            if delta == np.uint64(0) or delta > np.uint64(span + 1) or tile < head - span:
-                position = -1
-                break
-            found: Int = np.int64(-1)
-            if same:
-                found, beyond = _donor_tile(
-                    donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond
-                )
-                if found < 0:
-                    position = -1
-                    break
-            count += 1
-            to = tiles.size - count * (width + 1)
-            tiles[to + width] = tile
-            for cell in range(width):
-                if same and links[cell] >= 0:
-                    tiles[to + cell] = donor_words[found + links[cell]]
-                else:
-                    number, position = get_number(data, position, ends[i], starts[cell])
-                    numbers[to + cell] = number
-            tile += 1
-        if not put_tiles(heads, words, rooms, 0, most, width + 1, row, tiles, count):
-            return i
-        heads[row, OWN] = head
+        count, position = _get_tiles(
+            starts,
+            hop,
+            span,
+            donor_heads,
+            donor_words,
+            donor_floats,
+            donor_starts,
+            donor_hop,
+            donor_span,
+            links,
+            rows[i],
+            head,
+            data,
+            at[i],
+            ends[i],
+            tiles,
+            numbers,
+        )
+        first = tiles.size - count * (width + 1)
+        if keeps:
+            if not put_tiles(heads, words, rooms, 0, most, width + 1, rows[i], tiles, count):
+                return i
+            heads[rows[i], OWN] = head
+        if moments.size > 0:
+            tile = moments[i] // hop if hop > 0 else np.int64(0)
+            merge_tiles(tiles, numbers, first, count, items, params, width, max(tile, head) - span, tile, out, reads[i])
         at[i] = position
     return rows.size
+
+
+@part
+def _get_tiles(
+    starts: Floats,
+    hop: Int,
+    span: Int,
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_floats: Floats,
+    donor_starts: Floats,
+    donor_hop: Int,
+    donor_span: Int,
+    links: Ints,
+    row: Int,
+    head: Int,
+    data: Bytes,
+    at: Int,
+    end: Int,
+    tiles: Ints,
+    numbers: Floats,
+) -> tuple[Int, Int]:
+    """Read a packed row's tiles to the end of `tiles`, oldest first; returns how many, and the next position or -1."""
+    width, position, tile = starts.size, at, head + 1
+    count: Int = np.int64(0)
+    beyond: Int = donor_heads[row, COUNT]
+    while position >= 0:
+        delta, position = get_varint(data, position, end)
+        if delta == np.uint64(0):
+            break
+        same = donor_hop > 0 and delta & np.uint64(1) != np.uint64(0)
+        if donor_hop > 0:
+            delta >>= np.uint64(1)
+        tile -= np.int64(delta)
+        if delta == np.uint64(0) or delta > np.uint64(span + 1) or tile < head - span:
+            position = -1
+            break
+        found: Int = np.int64(-1)
+        if same:
+            found, beyond = _donor_tile(
+                donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond
+            )
+            if found < 0:
+                position = -1
+                break
+        count += 1
+        to = tiles.size - count * (width + 1)
+        tiles[to + width] = tile
+        for cell in range(width):
+            if same and links[cell] >= 0:
+                tiles[to + cell] = donor_words[found + links[cell]]
+            else:
+                number, position = get_number(data, position, end, starts[cell])
+                numbers[to + cell] = number
+        tile += 1
+    return count, position
 
 
 @part

@@ -83,7 +83,8 @@ def run_ring(
             low = max(tile, heads[row, OWN]) - span
             if kept_row != row or kept_low != low or kept_tile != tile:
                 _clear_tile(closed, 0, items)
-                _merge_tiles(heads, words, floats, items, params, width, row, low, tile - 1, closed, 0)
+                start, count = heads[row, START], heads[row, COUNT]
+                merge_tiles(words, floats, start, count, items, params, width, low, tile - 1, closed, 0)
                 kept_row, kept_low, kept_tile = row, low, tile
             _merge_tile(closed, 0, items, params, out, ops[i] * width)
             place = _place(words, heads[row, START], heads[row, COUNT], stride, tile)
@@ -221,27 +222,27 @@ def _clear_tile(floats: Floats, at: Int, items: Ints) -> None:
 
 
 @part
-def _merge_tiles(
-    heads: Ints,
+def merge_tiles(
     words: Ints,
     floats: Floats,
+    start: Int,
+    count: Int,
     items: Ints,
     params: Floats,
     width: Int,
-    row: Int,
     low: Int,
     high: Int,
     out: Floats,
-    to: Int,
+    q: Int,
 ) -> None:
-    """Merge the tiles `low <= tile <= high` of a row into out[to:], oldest first."""
-    at = heads[row, START]
-    for _ in range(heads[row, COUNT]):
+    """Merge those of `count` tiles, oldest first from `words[start]` on, with low <= tile <= high into out[q]."""
+    at = start
+    for _ in range(count):
         tile = words[at + width]
         if tile > high:
             break
         if tile >= low:
-            _merge_tile(floats, at, items, params, out, to)
+            _merge_tile(floats, at, items, params, out, q * width)
         at += width + 1
 
 
