@@ -28,9 +28,6 @@ CONNECT_TIMEOUT_S = 2.0
 KEYS_MAX = 10_000
 """Keys in one MGET: more would hold up every other client for longer than some 10 ms."""
 
-PART_KEYS = 250
-"""Keys in one MGET of a read in parts."""
-
 _READ_BYTES = 1 << 18
 """Bytes asked of the socket at a time: a read of thousands of records is some MB."""
 
@@ -151,30 +148,22 @@ class RedisLink:
                 values += self.client.mget(keys[start : start + KEYS_MAX])
             return values
 
-    def mget_parts(self, keys: Sequence[bytes]) -> Iterator[list[bytes | None]]:
-        """The values of `keys` as `mget`, in parts of up to `PART_KEYS`, in one round trip.
+    def replies(self, requests: Sequence[bytes]) -> Iterator[Any]:
+        """The replies of a single server to packed commands that only read, in one round trip.
 
-        Redis works on the next part while the caller works on this one.
+        Redis works on the next command while the caller works on the reply of this one.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        if self.cluster or len(keys) <= PART_KEYS:
-            yield self.mget(keys)
-            return
-        starts = range(0, len(keys), PART_KEYS)
         done = 0
-        with self.errors(f"reading {len(keys)} records"):
-            commands = (("MGET", *keys[start : start + PART_KEYS]) for start in starts)
+        with self.errors(f"reading in {len(requests)} parts"):
             try:
-                for values in self._replies(commands):
+                for reply in _without_errors(self._replies(requests)):
                     done += 1
-                    if isinstance(values, Exception):
-                        raise values
-                    yield values
+                    yield reply
             except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with single commands
-                for start in starts[done:]:
-                    yield self.mget(keys[start : start + PART_KEYS])
+                yield from _without_errors(self._replies(requests[done:]))
 
     def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
         """The hash at each of `keys`, empty where there is none, in one round trip.
@@ -222,7 +211,7 @@ class RedisLink:
                 _, again = self._run_loaded(script, [made[index] for index in unknown])
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
-            return _without_errors(replies)
+            return list(_without_errors(replies))
 
     def close(self) -> None:
         """Close all connections."""
@@ -248,8 +237,8 @@ class RedisLink:
             again: list[_Call] = []
             return again, list(self._replies(_commands(script, chain(made, to_come), again)))
 
-    def _replies(self, commands: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-        """Send all commands over one connection, the first while later ones are made; then their replies, or errors."""
+    def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
+        """Send packed commands over one connection, the first while later ones are made; then replies, or errors."""
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
@@ -257,7 +246,7 @@ class RedisLink:
             count = 0
             for command in commands:
                 count += 1
-                waiting.append(hiredis.pack_command(command))  # as redis-py does, less a look at each argument
+                waiting.append(command)
                 if sum(map(len, waiting)) >= _SEND_BYTES:
                     connection.send_packed_command(waiting)
                     waiting = []
@@ -286,7 +275,7 @@ class RedisLink:
         return values
 
     def _cluster_replies(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
-        return _without_errors(send_to_cluster(self.client, commands, keys))
+        return list(_without_errors(send_to_cluster(self.client, commands, keys)))
 
     def _ours(self, exc: Exception, doing: str) -> StoreError:
         quoted = [(our, advice) for text, our, advice in _REPLIES if text in str(exc)]
@@ -297,12 +286,13 @@ class RedisLink:
         return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
 
 
-def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iterator[tuple[Any, ...]]:
-    """The script's commands; what is drawn from `calls` is noted in `made`."""
+def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iterator[bytes]:
+    """The script's commands, packed; what is drawn from `calls` is noted in `made`."""
     for call in calls:
         made.append(call)
         keys, arguments = call
-        yield "EVALSHA", script.sha, len(keys), *keys, *arguments
+        # What redis-py calls as well, after a look at each argument.
+        yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
 
 
 def _reply(connection: Any) -> Any:
@@ -312,11 +302,11 @@ def _reply(connection: Any) -> Any:
         return exc
 
 
-def _without_errors(replies: list[Any]) -> list[Any]:
+def _without_errors(replies: Iterable[Any]) -> Iterator[Any]:
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
-    return replies
+        yield reply
 
 
 def without_password(url: str) -> str:

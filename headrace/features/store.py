@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 
 from headrace.errors import FencedError, LayoutError, StoreError
 from headrace.features.answer import Answer
+from headrace.features.kernels.requests import LENGTH_MAX, put_keys
 from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.reader import read_frame
 from headrace.features.record import PackedReader, read_packed
-from headrace.features.redis_link import KEYS_MAX, PART_KEYS, RedisLink, Script
+from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
 from headrace.features.view import FeatureView, ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
@@ -41,7 +42,11 @@ ACTIVE_S_MAX = 1.0
 SNAPSHOT_KEYS_MAX = 50_000
 """Keys in one atomic snapshot: reading them holds up Redis for some 50 ms."""
 
+PART_KEYS = 250
+"""Keys in one MGET of a large read: Redis finds some while the ones before are decoded."""
+
 _APPLIED, _REPEATED = 1, 2
+_NOTHING = np.zeros(1, np.int64)
 
 # ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
 # then these, then the records. unpack() is limited to some 8,000 values, hence the steps.
@@ -222,10 +227,10 @@ class OnlineStore:
             StoreUnavailableError: Redis does not answer.
         """
         self.require_active(plan)
-        if len(ids) <= PART_KEYS:
+        if len(ids) <= PART_KEYS or self._link.cluster:
             return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
         reader, start = PackedReader(plan, len(ids), now_us), 0
-        for blobs in self._link.mget_parts(self._keys(plan, ids, texts)):
+        for blobs in self._link.replies(self._requests(plan, ids, texts)):
             # A null key shares the empty text with the entity "".
             nulls = np.flatnonzero(ids[start : start + len(blobs)] == NULL_ID)
             for index in nulls.tolist():
@@ -364,6 +369,28 @@ class OnlineStore:
     def _keys(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
         prefix = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
         return [prefix[shard] + text for shard, text in zip(shard_of(ids, self.shards).tolist(), texts, strict=True)]
+
+    def _requests(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
+        """Packed MGETs of `PART_KEYS` keys each."""
+        prefixes = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        out = np.empty(int(lengths.sum()) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
+        ends = np.zeros(len(texts) + 1, np.int64)
+        joined = [np.frombuffer(bytearray().join(parts), np.uint8) for parts in (prefixes, texts)]
+        put_keys(
+            joined[0],
+            np.cumsum([0, *map(len, prefixes)]),
+            shard_of(ids, self.shards),
+            joined[1],
+            np.concatenate([_NOTHING, np.cumsum(lengths)]),
+            out,
+            ends[1:],
+        )
+        packed = out[: ends[-1]].tobytes()
+        starts = range(0, len(texts), PART_KEYS)
+        parts = [(start, min(start + PART_KEYS, len(texts))) for start in starts]
+        heads = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in {end - start for start, end in parts}}
+        return [heads[end - start] + packed[ends[start] : ends[end]] for start, end in parts]
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
         return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.version}".encode()

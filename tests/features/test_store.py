@@ -11,9 +11,9 @@ import redis.exceptions as theirs
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
 from headrace.features import plan_of
 from headrace.features.keys import NULL_ID, shard_of, texts_of
-from headrace.features.redis_link import PART_KEYS, RedisLink, without_password
+from headrace.features.redis_link import RedisLink, without_password
 from headrace.features.slab import Slab
-from headrace.features.store import Fence, OnlineStore, ShardWrite
+from headrace.features.store import PART_KEYS, Fence, OnlineStore, ShardWrite
 from headrace.local import free_port
 from tests.faults import Wire
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame

@@ -63,6 +63,19 @@ def prefetch(_context: Any, array: Any, index: Any) -> Any:
     return types.void(array, index), generate
 
 
+@intrinsic
+def load_word(_context: Any, data: Any, at: Any) -> Any:
+    """In a kernel: the 8 bytes from `data[at]` on, an array of bytes, as uint64, low byte first; all must be inside."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type, index_type = signature.args
+        made = context.make_array(array_type)(context, builder, arguments[0])
+        place = builder.gep(made.data, [context.cast(builder, arguments[1], index_type, types.intp)])
+        return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(data, at), generate
+
+
 def _compiled(function: Callable[..., Any], **flags: bool) -> Any:
     compiled = njit(cache=True, nogil=True, error_model="numpy", **flags)(function)
     # Numba's cache looks at the file of the function alone: a part that changed in another file would live on in it.

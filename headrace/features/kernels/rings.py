@@ -87,11 +87,10 @@ def run_ring(
                 merge_tiles(words, floats, start, count, items, params, width, low, tile - 1, closed, 0)
                 kept_row, kept_low, kept_tile = row, low, tile
             _merge_tile(closed, 0, items, params, out, ops[i] * width)
-            place = _place(words, heads[row, START], heads[row, COUNT], stride, tile)
-            if place < heads[row, COUNT]:
-                at = heads[row, START] + place * stride
-                if words[at + width] == tile and tile >= low:  # a tile that left the windows may linger
-                    _merge_tile(floats, at, items, params, out, ops[i] * width)
+            if tile >= low:  # a tile that left the windows may linger
+                newest = _place(words, heads[row, START], heads[row, COUNT], stride, tile)
+                start, count = heads[row, START] + newest * stride, heads[row, COUNT] - newest
+                merge_tiles(words, floats, start, count, items, params, width, tile, tile, out, ops[i])
             continue
         if row == kept_row and tile != kept_tile:
             kept_row = np.int64(-1)

@@ -11,11 +11,13 @@ A reader never leaves `data[:end]`: it returns position -1 where bytes run out, 
 """
 
 import numpy as np
+from numba.cpython.unsafe.numbers import trailing_zeros
 
-from headrace.features.kernels.compile import Bytes, Int, part
+from headrace.features.kernels.compile import Bytes, Int, lean_kernel, load_word, part
 
 _WHOLE_MAX = 2.0**53
 _SCALE, _SCALED_MAX, _STEPS_MAX = 100.0, 2.0**40, 64
+_MORE, _MORES, _ALL = np.uint64(0x80), np.uint64(0x8080808080808080), np.uint64(0xFFFFFFFFFFFFFFFF)
 _RAW, _NOTHING = np.uint8(1), np.uint8(3)
 
 
@@ -94,14 +96,38 @@ def put_nothing(out: Bytes, at: Int) -> Int:
 
 @part
 def get_varint(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
-    """Read an unsigned number: (value, next position or -1)."""
+    """Read an unsigned number: (value, next position or -1).
+
+    Up to 8 bytes at once, for a loop over bytes waits for each guess of where the number ends.
+    """
     if not 0 <= at < end:
         return np.uint64(0), -1
-    value, shift = np.uint64(data[at]), np.uint64(7)
-    at += 1
-    if value < np.uint64(128):  # most are
-        return value, at
-    value &= np.uint64(127)
+    if at + 8 <= data.size:
+        word = load_word(data, at)
+        if word & _MORE == np.uint64(0):  # most are a byte
+            return word & np.uint64(127), at + 1
+        stops = ~word & _MORES
+        if stops != np.uint64(0):
+            last = trailing_zeros(stops)  # the number's last bit is the one below
+            at += np.int64(last >> np.uint64(3)) + 1
+            if at > end:
+                return np.uint64(0), -1
+            return _joined(word & (_ALL >> (np.uint64(63) - last))), at
+    return _get_bytes(data, at, end)
+
+
+@part
+def _joined(word: np.uint64) -> np.uint64:
+    """The low 7 bits of each byte side by side."""
+    word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x7F007F007F007F00)) >> np.uint64(1))
+    word = (word & np.uint64(0x00003FFF00003FFF)) | ((word & np.uint64(0x3FFF00003FFF0000)) >> np.uint64(2))
+    return (word & np.uint64(0x0FFFFFFF)) | ((word & np.uint64(0x0FFFFFFF00000000)) >> np.uint64(4))
+
+
+@lean_kernel
+def _get_bytes(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
+    """The same byte by byte: numbers of more than 8 bytes, and the last bytes of all."""
+    value, shift = np.uint64(0), np.uint64(0)
     while at < end and shift < np.uint64(70):
         byte = np.uint64(data[at])
         at += 1
@@ -124,10 +150,7 @@ def get_word(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
     """Read 8 bytes, little-endian: (value, next position or -1)."""
     if at < 0 or at + 8 > end:
         return np.int64(0), -1
-    value = np.uint64(0)
-    for j in range(8):
-        value |= np.uint64(data[at + j]) << np.uint64(8 * j)
-    return np.int64(value), at + 8
+    return np.int64(load_word(data, at)), at + 8
 
 
 @part
@@ -135,6 +158,8 @@ def get_half(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
     """Read 4 bytes, little-endian: (value with its sign, next position or -1)."""
     if at < 0 or at + 4 > end:
         return np.int64(0), -1
+    if at + 8 <= data.size:
+        return np.int64(load_word(data, at) << np.uint64(32)) >> np.int64(32), at + 4
     value = np.uint64(0)
     for j in range(4):
         value |= np.uint64(data[at + j]) << np.uint64(8 * j + 32)
