@@ -1,8 +1,8 @@
 """The online store: records in Redis, written with the offsets that produced them.
 
 Each shard of a view has a fence: a hash with a sequence number, the token of its last writer, and the next offset of
-every source partition. A flush is one script per shard, which compares the fence, writes the records and moves the
-fence on, all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that
+every source partition. A flush is one step per shard, which compares the fence, writes the records and moves the fence
+on, all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that
 went back in time, is found out at the next flush.
 
     <ns>:{<shard>}:<view>:<version>:<key text>       one record, packed          {..} is the hash tag: a shard's keys
@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
-from typing import Any, Self
+from itertools import chain, islice
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -33,7 +33,7 @@ from headrace.features.kernels.requests import LENGTH_MAX, put_keys
 from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.reader import read_frame
 from headrace.features.record import PackedReader, read_packed
-from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
+from headrace.features.redis_link import KEYS_MAX, Guarded, RedisLink, Script
 from headrace.features.view import FeatureView, ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
@@ -45,8 +45,9 @@ SNAPSHOT_KEYS_MAX = 50_000
 PART_KEYS = 250
 """Keys in one MGET of a large read: Redis finds some while the ones before are decoded."""
 
-_APPLIED, _REPEATED = 1, 2
+_FENCED, _APPLIED, _REPEATED = 0, 1, 2
 _NOTHING = np.zeros(1, np.int64)
+_Flushed: TypeAlias = tuple[int, bytes, bytes]
 
 # ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
 # then these, then the records. unpack() is limited to some 8,000 values, hence the steps.
@@ -63,7 +64,14 @@ for i = 7, first - 1, 2000 do
   redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 1999, first - 1)))
 end
 if ttl == '0' then
-  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2]) end
+  local pairs, n = {}, 0
+  for i = 2, #KEYS do
+    pairs[n + 1], pairs[n + 2], n = KEYS[i], ARGV[first + i - 2], n + 2
+    if n == 4000 or i == #KEYS then
+      redis.call('MSET', unpack(pairs, 1, n))
+      n = 0
+    end
+  end
 else
   for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2], 'PX', ttl) end
 end
@@ -274,7 +282,7 @@ class OnlineStore:
         if len(texts) > SNAPSHOT_KEYS_MAX:
             raise StoreError(f"snapshot of {len(texts)} keys: at most {SNAPSHOT_KEYS_MAX} at one moment")
         prefix = self._prefix(plan, shard)
-        keys = [prefix + b"!fence", *(prefix + b":" + text for text in texts)]
+        keys = [self._fence_key(plan, shard), *(prefix + b":" + text for text in texts)]
         [(flat, records)] = self._link.run(_SNAPSHOT, [(keys, ())])
         return _fence(dict(zip(flat[::2], flat[1::2], strict=True))).offsets, records
 
@@ -290,11 +298,11 @@ class OnlineStore:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        held = self._link.hashes([self._prefix(plan, shard) + b"!fence" for shard in shards])
+        held = self._link.hashes([self._fence_key(plan, shard) for shard in shards])
         return {shard: _fence(each) for shard, each in zip(shards, held, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
-        """Apply each write if its shard's fence is as expected: one script a shard, all in one pipeline.
+        """Apply each write if its shard's fence is as expected: a transaction a shard, all over one connection.
 
         Each shard is all or nothing. After `StoreUnavailableError` the outcome is unknown: call again with the same
         sequences and writers, and what had been applied is recognised (`FlushReport.repeated`).
@@ -304,8 +312,8 @@ class OnlineStore:
             written. StoreUnavailableError: Redis does not answer.
             StoreError: Redis refused, for instance for lack of memory.
         """
-        replies = self._link.run(_FLUSH, (self._flush_call(plan, write) for write in writes))
-        for write, (state, sequence, writer) in zip(writes, replies, strict=True):
+        found = self._flush_cluster(plan, writes) if self._link.cluster else self._flush_server(plan, writes)
+        for write, (state, sequence, writer) in zip(writes, found, strict=True):
             if state not in {_APPLIED, _REPEATED}:
                 raise FencedError(
                     f"view {plan.name} · shard {write.shard}: expected sequence {write.expected_sequence} of writer "
@@ -315,8 +323,48 @@ class OnlineStore:
                 )
         return FlushReport(
             {write.shard: write.expected_sequence + 1 for write in writes},
-            frozenset(write.shard for write, reply in zip(writes, replies, strict=True) if reply[0] == _REPEATED),
+            frozenset(write.shard for write, reply in zip(writes, found, strict=True) if reply[0] == _REPEATED),
         )
+
+    def _flush_server(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> list[_Flushed]:
+        """State, sequence and writer found, of each write, on a single server."""
+        replies = self._link.guarded("flush", (self._guarded(plan, write) for write in writes))
+        found = []
+        for write, (held, done) in zip(writes, replies, strict=True):
+            sequence, writer = _held(held)
+            repeated = (sequence, writer) == (b"%d" % (write.expected_sequence + 1), write.writer.encode())
+            found.append((_APPLIED if done else _REPEATED if repeated else _FENCED, sequence, writer))
+        return found
+
+    def _flush_cluster(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> list[_Flushed]:
+        """The same on a cluster, where one script a shard goes to all nodes at once."""
+        calls = []
+        for write in writes:
+            keys, blobs, offsets = self._records_of(plan, write)
+            expected = write.expected_sequence
+            fence = [expected, expected + 1, _expected_writer(write), write.writer, _ttl_ms(plan), len(offsets)]
+            calls.append(([self._fence_key(plan, write.shard), *keys], [*fence, *offsets, *blobs]))
+        return list(self._link.run(_FLUSH, calls))
+
+    def _guarded(self, plan: ViewPlan, write: ShardWrite) -> Guarded:
+        keys, blobs, offsets = self._records_of(plan, write)
+        fence = self._fence_key(plan, write.shard)
+        moved = ("HSET", fence, "sequence", write.expected_sequence + 1, "writer", write.writer, *offsets)
+        records: list[tuple[Any, ...]]
+        if ttl_ms := _ttl_ms(plan):
+            records = [("SET", key, blob, "PX", ttl_ms) for key, blob in zip(keys, blobs, strict=True)]
+        else:
+            records = [("MSET", *chain.from_iterable(zip(keys, blobs, strict=True)))] if keys else []
+        expected = (b"%d" % write.expected_sequence, _expected_writer(write).encode())
+        return Guarded(fence, ("sequence", "writer"), lambda held: _held(held) == expected, [moved, *records])
+
+    def _records_of(self, plan: ViewPlan, write: ShardWrite) -> tuple[list[bytes], Sequence[bytes], list[Any]]:
+        """Keys and records of a write, and the fence's fields of its offsets with their values."""
+        blobs = write.blobs() if callable(write.blobs) else write.blobs
+        assert len(write.texts) == len(blobs), f"shard {write.shard}: {len(write.texts)} keys for {len(blobs)}"
+        prefix = self._prefix(plan, write.shard) + b":"
+        offsets = [part for name, offset in write.offsets.items() for part in (f"o:{name}", offset)]
+        return [prefix + text for text in write.texts], blobs, offsets
 
     # Versions of views
 
@@ -400,24 +448,17 @@ class OnlineStore:
         with self._link.errors(f"scanning {view_name}"):
             yield from self._link.client.scan_iter(match=pattern, count=1_000)
 
-    def _flush_call(self, plan: ViewPlan, write: ShardWrite) -> tuple[list[bytes], list[Any]]:
-        blobs = write.blobs() if callable(write.blobs) else write.blobs
-        assert len(write.texts) == len(blobs), f"shard {write.shard}: {len(write.texts)} keys for {len(blobs)}"
-        prefix = self._prefix(plan, write.shard)
-        record_prefix = prefix + b":"
-        expected, ttl_ms = write.expected_sequence, max(1, plan.ttl_us // 1_000) if plan.ttl_us else 0
-        arguments: list[Any] = [
-            expected,
-            expected + 1,
-            _expected_writer(write),
-            write.writer,
-            ttl_ms,
-            2 * len(write.offsets),
-        ]
-        for partition, next_offset in write.offsets.items():
-            arguments += (f"o:{partition}", next_offset)
-        arguments += blobs
-        return [prefix + b"!fence", *[record_prefix + text for text in write.texts]], arguments
+    def _fence_key(self, plan: ViewPlan, shard: int) -> bytes:
+        return self._prefix(plan, shard) + b"!fence"
+
+
+def _held(held: Sequence[bytes | None]) -> tuple[bytes, bytes]:
+    """Sequence and writer of a fence; nobody's is at 0."""
+    return held[0] or b"0", held[1] or b""
+
+
+def _ttl_ms(plan: ViewPlan) -> int:
+    return max(1, plan.ttl_us // 1_000) if plan.ttl_us else 0
 
 
 def _expected_writer(write: ShardWrite) -> str:

@@ -96,7 +96,7 @@ def run_ring(
             kept_row = np.int64(-1)
         event = ~ops[i]
         heads[row, OWN] = max(heads[row, OWN], tile)
-        at = np.int64(-1)
+        at: Int = np.int64(-1)
         for m in range(items.shape[0]):
             if flags[event, items[m, 2]] == 0:
                 continue
