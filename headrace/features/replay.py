@@ -30,7 +30,7 @@ from headrace.features.spine import check_spine, spine_times
 from headrace.features.view import FeatureView, ViewPlan, plan_of
 from headrace.schemas import Event
 
-CHUNK_ROWS = 1_000_000
+CHUNK_ROWS = 262_144
 """Events and spine rows that `replay` walks at a time."""
 
 

@@ -141,6 +141,7 @@ class OnlineStore:
         self.namespace = namespace
         self._link = link
         self._active: dict[str, tuple[str | None, float]] = {}
+        self._known_prefixes: dict[tuple[str, str], list[bytes]] = {}
 
     @classmethod
     def open(cls, url: str, shards: int = 32, namespace: str = "hr") -> Self:
@@ -415,12 +416,12 @@ class OnlineStore:
             )
 
     def _keys(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
-        prefix = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
+        prefix = self._prefixes(plan)
         return [prefix[shard] + text for shard, text in zip(shard_of(ids, self.shards).tolist(), texts, strict=True)]
 
     def _requests(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
         """Packed MGETs of `PART_KEYS` keys each."""
-        prefixes = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
+        prefixes = self._prefixes(plan)
         lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         out = np.empty(int(lengths.sum()) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
         ends = np.zeros(len(texts) + 1, np.int64)
@@ -439,6 +440,13 @@ class OnlineStore:
         parts = [(start, min(start + PART_KEYS, len(texts))) for start in starts]
         heads = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in {end - start for start, end in parts}}
         return [heads[end - start] + packed[ends[start] : ends[end]] for start, end in parts]
+
+    def _prefixes(self, plan: ViewPlan) -> list[bytes]:
+        """What the keys of the records of each shard begin with."""
+        version = plan.name, plan.version
+        if version not in self._known_prefixes:
+            self._known_prefixes[version] = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
+        return self._known_prefixes[version]
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
         return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.version}".encode()

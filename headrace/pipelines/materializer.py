@@ -44,8 +44,10 @@ Events of files are long past."""
 FLUSH_SHARE = 0.9
 """Share of the time that flushes may take, between these two bounds. Waiting longer saves few writes: with half of the
 time, 280,000 events a second of 100,000 keys were half as fresh, for a tenth less work."""
-APPLY_ROWS = 32_768
-"""Rows of small batches that are gathered before they are applied."""
+APPLY_ROWS, CATCH_UP_ROWS = 32_768, 524_288
+"""Rows of small batches that are gathered before they are applied; the second while the flow is behind: an entity's
+record then comes from memory once for several of its events. Not with `records_max`, which a batch's entities exceed.
+"""
 DIRTY_MAX = 200_000
 """Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of script."""
 STOP_PATIENCE_S = 5.0
@@ -97,6 +99,7 @@ class Materializer:
         self._stop = stop or threading.Event()
         self._flush_s = flush_s
         self._catch_up_s = max(catch_up_s, flush_s[1])
+        self._catch_up_rows = CATCH_UP_ROWS if records_max is None else APPLY_ROWS
         self._is_behind = False
         self._dirty_max = dirty_max
         self._freshness = Freshness("materialize")
@@ -146,11 +149,11 @@ class Materializer:
         self._waiting.setdefault(batch.event, []).append(batch)
         self._waiting_ends[batch.partition] = batch.next_offset
         self._waiting_rows += batch.frame.height
-        if self._waiting_rows >= APPLY_ROWS:
-            self._bring_in()
         self._events += batch.frame.height
         self._freshness.add(batch)
         self._follow_pace(batch)
+        if self._waiting_rows >= (self._catch_up_rows if self._is_behind else APPLY_ROWS):
+            self._bring_in()
         self._pending = True
 
     def _bring_in(self) -> None:
