@@ -26,8 +26,9 @@ from headrace.features.kernels.seen_ids import KEEP_MAX as SEEN_MAX
 from headrace.features.layout import RECORD_VERSION, Derived, Group, Layout, Reading
 from headrace.features.lists import ListGroup
 from headrace.features.rings import RingGroup
+from headrace.features.row_wise import row_type
 from headrace.features.tallies import KEEP_MAX, TallyGroup
-from headrace.features.windows import LIFETIME, Window, window_of
+from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of, written_span
 from headrace.schemas import Event, spec_of
 
 
@@ -72,6 +73,8 @@ class LayoutBuilder:
         self.bits = EventColumns({source: {} for source in sources})
         self._entity = entity
         self.parts: list[_Ring | Group] = []
+        self.spans: dict[str, int] = {}
+        """What looks back, and how far in microseconds: for `ttl`."""
         self._readings: list[Reading | Derived] = []
 
     @property
@@ -160,8 +163,25 @@ class Binder:
         found = []
         for index, label in enumerate(labels):
             own_hop = None if label == LIFETIME and len(labels) > 1 else hop
-            found.append(window_of(label, own_hop, f"{self.path} · window[{index}]"))
+            window = window_of(label, own_hop, f"{self.path} · window[{index}]")
+            if window.hop_us:
+                hop_text = written_span(window.hop_us // SECOND_US)
+                words = f"window {label!r} of feature {self.name} with its hop of {hop_text}"
+                self.builder.spans[words] = window.window_us + window.hop_us
+            found.append(window)
         return found
+
+    def within_us(self, within: str | None) -> int | None:
+        """How old what is read may be, in microseconds; None: of any age.
+
+        Raises:
+            DeclarationError: no span.
+        """
+        if within is None:
+            return None
+        span_us = parse_span_s(within, f"{self.path} · within") * SECOND_US
+        self.builder.spans[f"within={within!r} of feature {self.name}"] = span_us
+        return span_us
 
     def sources(self, source: Source) -> tuple[type[Event], ...]:
         """The event classes that count: those of the view, or `source`.
@@ -359,21 +379,7 @@ class Binder:
                 f"{self.path}: {role} names {unknown[0]!r}, which event {event.__name__} lacks; {hint}"
                 f"there are {', '.join(schema)}{limit}",
             )
-        if expression.meta.has_multiple_outputs():
-            raise DeclarationError(
-                f"{self.path}: {role} {expression!s} gives several columns; write one expression for one"
-            )
-        try:
-            if not expression.meta.is_row_separable() or '{"Agg":' in expr_text(expression):
-                raise DeclarationError(
-                    f"{self.path}: {role} {expression!s} looks at other rows, so it would depend on how events are "
-                    "batched; write an expression of one row's columns",
-                )
-            return pl.DataFrame(schema=schema).select(expression).dtypes[0]
-        except (pl.exceptions.PolarsError, IndexError) as exc:
-            raise DeclarationError(
-                f"{self.path}: {role} {expression!s} does not fit event {event.__name__}: {exc}"
-            ) from exc
+        return row_type(expression, schema, f"{self.path}: {role}", f"event {event.__name__}")
 
 
 def _same(group: TallyGroup) -> TallyGroup:
