@@ -16,7 +16,7 @@ from headrace.clock import wall_us
 from headrace.errors import SpineError
 from headrace.features.expressions import request_columns
 from headrace.features.keys import entity_ids
-from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
 from headrace.schemas import spec_of
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FRESH = "fresh"
 MISSING = "missing"
-_STATUS = pl.Series("_status", [MISSING, FRESH])
+_STATUS = pl.Series(STATUS, [MISSING, FRESH])
 
 
 def read_frame(
@@ -53,7 +53,7 @@ def read_frame(
     age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
     status = _STATUS[answer.found.astype(np.int64)]
     features = answer.to_polars().get_columns()
-    return frame.hstack([*features, status, pl.Series("_age_s", age_s, nan_to_null=True)])
+    return frame.hstack([*features, status, pl.Series(AGE_S, age_s, nan_to_null=True)])
 
 
 def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]) -> pl.DataFrame:
