@@ -23,11 +23,12 @@ from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
 from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
 from headrace.features.kernels.id_lists import TIME as TIME_KIND
 from headrace.features.kernels.seen_ids import KEEP_MAX as SEEN_MAX
+from headrace.features.kernels.tallies import most_entries
 from headrace.features.layout import RECORD_VERSION, Derived, Group, Layout, Reading
 from headrace.features.lists import ListGroup
 from headrace.features.rings import RingGroup
 from headrace.features.row_wise import row_type
-from headrace.features.tallies import KEEP_MAX, TallyGroup
+from headrace.features.tallies import ENTRIES_MAX, KEEP_MAX, KEEP_MIN, TallyGroup
 from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of, written_span
 from headrace.schemas import Event, spec_of
 
@@ -330,17 +331,23 @@ class Binder:
         """Open a tally for each window: (window, group, kind of its keys); `key` is what is counted, else the value.
 
         Raises:
-            DeclarationError: `keep` is not from 2 to 4096, or the value cannot be a key.
+            DeclarationError: `keep` is not from 3 to 4096, too many for the tiles, or the value cannot be a key.
         """
-        if not 2 <= keep <= KEEP_MAX:
-            raise DeclarationError(f"{self.path}: keep={keep}; write 2 to {KEEP_MAX}")
+        if not KEEP_MIN <= keep <= KEEP_MAX:
+            raise DeclarationError(f"{self.path}: keep={keep}; write {KEEP_MIN} to {KEEP_MAX}")
         counted = aggregation.value if key is None else key
         column, kind = self.bits(counted, aggregation.source)
         flag = self.flag(aggregation.where, aggregation.source, (counted,))
         found = []
         for window in self.windows(aggregation.windows, aggregation.hop):
             what = f"{self.builder.bits.texts[column]} if {self.builder.flags.texts[flag]}"
-            text = f"tally {mode} {keep} {width} {list(quantiles)} {window.window_us}/{window.hop_us}: {what}"
+            if most_entries(window.span, keep) > ENTRIES_MAX:
+                fits = ENTRIES_MAX // most_entries(window.span, 1)
+                raise DeclarationError(
+                    f"{self.path}: keep={keep} in each of the {window.tiles} hops of {window.label!r} is more than an "
+                    f"entity may take; write at most keep={fits}, or a longer hop"
+                )
+            text = f"tally by tiles {mode} {keep} {width} {list(quantiles)} {window.window_us}/{window.hop_us}: {what}"
             group = TallyGroup(
                 _unnamed(window),
                 flag,
