@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Aggregation, Cell, Source, Tallied, Value, Windowed, Windows
 from headrace.features.answer import Feature
+from headrace.features.argument_types import check_arguments
 from headrace.features.event_columns import DTYPE_OF_KIND, EventColumns, as_expr, expr_text, kind_of
 from headrace.features.expressions import Expressions
 from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
@@ -87,9 +88,12 @@ class LayoutBuilder:
         """Add one attribute of the view.
 
         Raises:
-            DeclarationError: what the aggregation's own rules refuse, or a feature name that is taken.
+            DeclarationError: an argument of another type than the aggregation declares, what its own rules refuse, or
+                a feature name that is taken.
         """
-        self._take(name, aggregation.bind(Binder(self, name, aggregation)))
+        binder = Binder(self, name, aggregation)
+        check_arguments(binder.path, aggregation)
+        self._take(name, aggregation.bind(binder))
 
     def bind_expressions(self, declared: Mapping[str, pl.Expr]) -> None:
         """Add attributes that are expressions over other features and the request.

@@ -15,9 +15,12 @@ from headrace.features import (
     LastN,
     Mean,
     Min,
+    Quantile,
     Ratio,
     Sequence,
+    Std,
     Sum,
+    Var,
     col,
     plan_of,
 )
@@ -205,6 +208,43 @@ def test_class_arguments_of_the_wrong_kind_are_told():
         type("Some", (FeatureView,), {"n": Count(windows="1h")}, ttl="30d")
     with pytest.raises(DeclarationError, match="view größe: a view's name"):
         type("Größe", (FeatureView,), {"n": Count(windows="1h")}, source=Ride, entity="rider")
+
+
+@pytest.mark.parametrize(
+    ("feature", "words"),
+    [
+        (Count(windows=None), r'windows=None is NoneType; write "1h", \("1h", "24h"\) or "lifetime"'),
+        (Count(windows=3600), "windows=3600 is int; write"),
+        (Count(windows=("1h", 5)), "windows=.* is tuple; write"),
+        (Count(windows="1h", where=True), r"where=True is bool; write a column's name or an expression, such as col"),
+        (Count(windows="1h", where=lambda row: row), "where=<function .* is function; write a column"),
+        (Count(windows="1h", hop=5), "hop=5 is int; write a span such as"),
+        (Count(windows="1h", source="Ride"), "source='Ride' is str; write an event class of the view"),
+        (Count(windows="1h", source=(Ride, int)), "source=.* is tuple; write an event class"),
+        (Sum(1, windows="1h"), "value=1 is int; write a column's name"),
+        (Sum(None, windows="1h"), "value=None is NoneType; write a column's name"),
+        (LastN("line", n="5"), "n='5' is str; write a whole number"),
+        (LastN("line", n=5.0), "n=5.0 is float; write a whole number"),
+        (LastN("line", n=True), "n=True is bool; write a whole number"),
+        (LastN("line", n=5, distinct=1), "distinct=1 is int; write True or False"),
+        (LastN("line", n=5, within=5), "within=5 is int; write a span"),
+        (Sequence("line", 7, n=5), "values=7 is int; write a column's name"),
+        (Sequence(["line"], n=5), "values=.* is list; write a column's name"),
+        (DecayedCount(half_life=60), "half_life=60 is int; write a span"),
+        (Quantile("stops", q="0.5", windows="1h"), "q='0.5' is str; write quantiles from 0 to 1"),
+        (Quantile("stops", q=1.5, windows="1h"), "q=1.5; write quantiles from 0 to 1"),
+        (Ratio("n", "n", prior=1), "prior=1 is int; write two numbers"),
+        (Ratio("n", "n", prior=(1, 2, 3)), "prior=.* is tuple; write two numbers"),
+        (Ratio("n", "n", prior=(float("nan"), 1)), "prior=.* both must be 0 or more, and finite"),
+        (Ratio(Count(windows="1h"), "n"), "part=Count.* is Count; write a text"),
+        (Var("stops", windows="1h", ddof="a"), "ddof='a' is str; write a whole number"),
+        (Std("stops", windows="1h", ddof=-1), "ddof=-1; write 0 or 1"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_told(feature, words):
+    """Which, what was found and what to write, of every aggregation by its own signature."""
+    with pytest.raises(DeclarationError, match=f"view some · feature wrong: {words}"):
+        declare(n=Count(windows="1h"), wrong=feature)
 
 
 @pytest.mark.parametrize("found", [Ride, Count(windows="1h"), Count, "view", None])
