@@ -93,6 +93,9 @@ def backfill(
     handover: Annotated[
         Path | None, typer.Option(help="JSON file {partition: next offset} of the live topic, for plain files.")
     ] = None,
+    files_only: Annotated[
+        bool, typer.Option("--no-handover", help="No topic ever feeds these views: plain files need no hand-over.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build views, or new versions of changed ones, from history; readers are switched to them at the end.
@@ -103,10 +106,9 @@ def backfill(
 
     declared, opened = _views(views), _store(store)
     with opened:
-        done = backfill_views(declared, events, opened, load_settings(), handover)
-    print_rows(
-        [{"view": row.view, "before": row.before, "after": row.after, "records": row.records} for row in done], as_json
-    )
+        done = backfill_views(declared, events, opened, load_settings(), handover, files_only=files_only)
+    rows = [{"view": row.view, "before": row.before, "after": row.after, "records": row.records} for row in done]
+    print_rows([{**row, "handed_over": one.handed_over} for row, one in zip(rows, done, strict=True)], as_json)
 
 
 @command(app, "verify")

@@ -85,6 +85,7 @@ def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
     assert row["view"] == "customer_activity"
     assert row["after"] == plan_of(CustomerActivity).fingerprint
     assert row["records"] == log["customer_id"].drop_nulls().n_unique()
+    assert row["handed_over"] == {"engagements/0": 20_000}
     with OnlineStore.open(redis_url) as store:
         assert bought(store, log) > 0
         fences = store.fences(plan_of(CustomerActivity), range(store.shards))
@@ -93,6 +94,9 @@ def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
     code, _, words = headrace(repo, *arguments, "--handover", str(tmp_path / "ends.json"), **letters)
     assert code == 1
     assert "write a JSON object" in words
+    code, out, words = headrace(repo, *arguments, **letters)
+    assert (code, out) == (1, "")
+    assert words.startswith("error: plain files do not say up to which offset of topic 'engagements' they reach")
 
 
 def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, broker, log, tmp_path):
