@@ -130,6 +130,7 @@ class ViewPlan:
     Attributes:
         entity: the key columns.
         key_dtype: "int" for a single integer column, else "str".
+        key_kinds: of each key column, "int" or "text" as the events declare it, "any" where they differ.
         features: in declared order, derived ones last.
         fingerprint: 16 hex characters, of all that decides the meaning of a record's bytes; feature names do not.
         ttl_us: life of a record without events, None for ever.
@@ -138,6 +139,7 @@ class ViewPlan:
     name: str
     entity: tuple[str, ...]
     key_dtype: str
+    key_kinds: tuple[str, ...]
     sources: tuple[type[Event], ...]
     features: tuple[Feature, ...]
     layout: Layout
@@ -193,7 +195,8 @@ def _plan(
     request: Mapping[str, type],
 ) -> ViewPlan:
     _check_names(name, sources, keys)
-    key_dtype = _key_dtype(name, sources, keys)
+    key_kinds = _key_kinds(name, sources, keys)
+    key_dtype = "int" if key_kinds == ("int",) else "str"
     entity = f"{key_dtype} {','.join(keys)} of {','.join(source.__name__ for source in sources)}"
     builder = LayoutBuilder(name, sources, entity, request_types(name, request))
     declared, expressions = _aggregations(view, name)
@@ -211,6 +214,7 @@ def _plan(
         name=name,
         entity=keys,
         key_dtype=key_dtype,
+        key_kinds=key_kinds,
         sources=sources,
         features=tuple(builder.features),
         layout=layout,
@@ -303,11 +307,12 @@ def _place(event: type[Event]) -> str:
     return f"{event.__module__}:{event.__qualname__}"
 
 
-def _key_dtype(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> str:
-    kinds = set()
-    for event in sources:
-        schema = spec_of(event).polars
-        for key in keys:
+def _key_kinds(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> tuple[str, ...]:
+    found = []
+    for key in keys:
+        kinds = set()
+        for event in sources:
+            schema = spec_of(event).polars
             if key not in schema:
                 raise DeclarationError(
                     f"view {name}: event {event.__name__} has no entity column {key!r}; it has {', '.join(schema)}",
@@ -317,12 +322,13 @@ def _key_dtype(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...
                 raise DeclarationError(
                     f"view {name}: entity column {event.__name__}.{key} is {dtype}; use an int or a str"
                 )
-            kinds.add("int" if dtype.is_integer() and len(keys) == 1 else "str")
-    if len(kinds) > 1 and len(keys) == 1:
-        raise DeclarationError(
-            f"view {name}: entity {keys[0]!r} is an int in one source and a str in another; make them alike"
-        )
-    return kinds.pop()
+            kinds.add("int" if dtype.is_integer() else "text")
+        if len(kinds) > 1 and len(keys) == 1:
+            raise DeclarationError(
+                f"view {name}: entity {key!r} is an int in one source and a str in another; make them alike"
+            )
+        found.append("any" if len(kinds) > 1 else kinds.pop())
+    return tuple(found)
 
 
 def events_of(plans: Iterable[ViewPlan]) -> tuple[type[Event], ...]:
