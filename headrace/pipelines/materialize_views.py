@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from headrace.errors import ConfigError
 from headrace.features.store import Fence, OnlineStore
-from headrace.features.verifier import Verification, verify
+from headrace.features.verifier import Verification, verify_all
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.backfill import Backfilled, backfill
 from headrace.pipelines.intake import Intake
@@ -126,18 +126,27 @@ def verify_views(
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
-    intake = Intake(events, dead_letters=_Known(), registry=registry_of(settings))
-    batches: list[EventBatch] = []
-    source.seek({})
-    try:
-        while not source.exhausted:
-            found = source.poll()
-            batches += [intake.decode(batch) for batch in found]
-            if not found:
-                time.sleep(0.003)
-    finally:
-        source.close()
-    return [verify(view, batches, store) for view in views]
+    return verify_all(views, _Log(source, Intake(events, dead_letters=_Known(), registry=registry_of(settings))), store)
+
+
+class _Log:
+    """The good rows of a source, read from its start to the end that it has then, each time they are asked for."""
+
+    def __init__(self, source: Source, intake: Intake) -> None:
+        self._source = source
+        self._intake = intake
+
+    def __iter__(self) -> Iterator[EventBatch]:
+        source = self._source.share(0, 1)
+        source.seek({})
+        try:
+            while not source.exhausted:
+                found = source.poll()
+                yield from map(self._intake.decode, found)
+                if not found:
+                    time.sleep(0.003)
+        finally:
+            source.close()
 
 
 class Progress:

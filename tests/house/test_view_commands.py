@@ -62,9 +62,13 @@ def test_files_are_materialised_verified_and_a_difference_is_found(repo, redis_u
     assert "customer_activity, item_activity" in words
     code, out, words = headrace(repo, "verify", VIEW, ITEMS, *events, *place, "--json", **letters)
     assert code == 0, words
-    rows = orjson.loads(out)
-    assert {row["view"] for row in rows} == {"customer_activity", "item_activity"}
-    assert sum(row["checked"] for row in rows) > 0 == sum(row["mismatches"] for row in rows)
+    found = orjson.loads(out)
+    assert [view["view"] for view in found] == ["customer_activity", "item_activity"]
+    assert [view["rows"] for view in found] == [log["customer_id"].count(), log.height]
+    for view in found:
+        assert view["entities"] > 0 == view["waiting"] == view["mismatches"]
+        assert sum(view["offsets"].values()) == log.height
+        assert {row["checked"] for row in view["features"]} == {view["entities"]}
     with OnlineStore.open(redis_url) as store, redis.Redis.from_url(redis_url) as client:
         assert bought(store, log) > 0
         key = next(key for key in client.scan_iter("hr:*customer_activity*") if not key.endswith(b"!fence"))
@@ -73,6 +77,12 @@ def test_files_are_materialised_verified_and_a_difference_is_found(repo, redis_u
     assert code == 1
     assert "bought_30d" in out
     assert f"key {key.decode().split(':')[-1]}: stored missing" in words
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    code, out, words = headrace(repo, "verify", VIEW, *events, *place, **letters)
+    assert (code, out) == (1, "")
+    assert "the store has never read engagements/a.parquet@" in words
+    assert "it has read nothing at all" in words
 
 
 def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
