@@ -7,7 +7,7 @@
         is_dear = col("price") > 2 * col("mean_price")
 
 They are worked out by Polars when a record is read. A feature without a value is null in them, and a null result is no
-value; numbers that are not finite have no value either.
+value; numbers that are not finite have no value either. A truth value is an int of 0 and 1.
 """
 
 import difflib

@@ -99,7 +99,7 @@ class LastN:
 class Sequence:
     """The `n` newest events in order of time, some values of each.
 
-    Features are <name>_<value>, or <name> for a single value. Values are column names or expressions (named by
+    Features are `<name>_<value>`, or `<name>` for a single value. Values are column names or expressions (named by
     `.alias`). `within` ("30d") leaves out what is older when read.
     """
 
