@@ -18,7 +18,6 @@ from headrace.console import (
     out,
     print_rows,
 )
-from headrace.errors import ConfigError
 from headrace.settings import load_settings
 
 Views = Annotated[list[str], typer.Argument(metavar="VIEW...", help="module:Class, one or more")]
@@ -93,6 +92,9 @@ def backfill(
     handover: Annotated[
         Path | None, typer.Option(help="JSON file {partition: next offset} of the live topic, for plain files.")
     ] = None,
+    files_only: Annotated[
+        bool, typer.Option("--no-handover", help="No topic ever feeds these views: plain files need no hand-over.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Build views, or new versions of changed ones, from history; readers are switched to them at the end.
@@ -103,10 +105,9 @@ def backfill(
 
     declared, opened = _views(views), _store(store)
     with opened:
-        done = backfill_views(declared, events, opened, load_settings(), handover)
-    print_rows(
-        [{"view": row.view, "before": row.before, "after": row.after, "records": row.records} for row in done], as_json
-    )
+        done = backfill_views(declared, events, opened, load_settings(), handover, files_only=files_only)
+    rows = [{"view": row.view, "before": row.before, "after": row.after, "records": row.records} for row in done]
+    print_rows([{**row, "handed_over": one.handed_over} for row, one in zip(rows, done, strict=True)], as_json)
 
 
 @command(app, "verify")
@@ -120,8 +121,10 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
     declared, opened = _views(views), _store(store)
     with opened:
         found = verify_views(declared, events, opened, load_settings())
-    rows = [{"view": result.view, **row} for result in found for row in result.features.iter_rows(named=True)]
-    print_rows(rows, as_json)
+    if as_json:
+        print_rows([result.as_dict() for result in found], as_json)
+    else:
+        print_rows([{"view": one.view, **row} for one in found for row in one.features.iter_rows(named=True)], as_json)
     for result in found:
         for example in result.examples.iter_rows(named=True):
             err.print(
@@ -131,6 +134,7 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
                 markup=False,
             )
         words = f"{result.entities:,} entities, {result.rows:,} rows replayed, {result.mismatches:,} differences"
+        words += f", {result.waiting:,} rows not applied yet" * bool(result.waiting)
         err.print(f"{result.view}: {words}", highlight=False)
     if not all(result.ok for result in found):
         raise typer.Exit(1)
@@ -139,9 +143,19 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
 @command(app, "get")
 def get(
     view: View,
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="entity keys; a composite key is written a,b")],
+    keys: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY...", help="entity keys; a composite key is written a,b, or as JSON '[\"a,b\", 3]'"),
+    ],
     store: StoreUrl = None,
     now: Annotated[str | None, typer.Option(help="As of this time, ISO 8601. Default: the clock's now.")] = None,
+    request: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="A field of the request, for a view with request=; once each. Without any, features of it are null.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Read records from the online store.
@@ -149,12 +163,13 @@ def get(
     Example: `headrace get features.customer:CustomerActivity 13085`
     """
     from headrace.features import plan_of
-    from headrace.features.reader import frame_of_texts
+    from headrace.features.reader import frame_of_texts, instant_us
 
     [declared] = _views([view])
+    asked = frame_of_texts(plan_of(declared), keys, request or ())
+    at_us = load_settings().event_clock.now_us() if now is None else instant_us(now)
     with _store(store) as opened:
-        at_us = load_settings().event_clock.now_us() if now is None else _instant(now)
-        frame = opened.read(declared, frame_of_texts(plan_of(declared), keys), at_us)
+        frame = opened.read(declared, asked if request else asked.rows(), at_us)
     if as_json:
         typer.echo(frame.write_json())
     else:
@@ -204,18 +219,6 @@ def _plans() -> list[tuple[type, Any]]:
 
     root = project.activate()
     return [(view, plan_of(view)) for view in project.subclasses_in("features", FeatureView, root)]
-
-
-def _instant(text: str) -> int:
-    """Microseconds of an ISO 8601 time; a time without a zone is UTC."""
-    from datetime import UTC, datetime
-
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise ConfigError(f"--now {text!r}: write ISO 8601, e.g. 2011-10-01T12:00:00") from exc
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(aware.timestamp() * 1e6)
 
 
 def _print_records(frame: Any) -> None:

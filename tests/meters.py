@@ -44,7 +44,7 @@ class SiteKind(FeatureView, source=Reading, entity=("site", "kind")):
 class BriefLoad(FeatureView, source=Reading, entity="meter", ttl="1s"):
     """Kept for a second."""
 
-    readings = Count(windows=("10s", "lifetime"))
+    readings = Count(windows="lifetime")
 
 
 def log_frame(n: int, *, meters: int = 500, seed: int = 0, partitions: int = 4) -> pl.DataFrame:

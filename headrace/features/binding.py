@@ -17,17 +17,20 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Aggregation, Cell, Source, Tallied, Value, Windowed, Windows
 from headrace.features.answer import Feature
+from headrace.features.argument_types import check_arguments
 from headrace.features.event_columns import DTYPE_OF_KIND, EventColumns, as_expr, expr_text, kind_of
 from headrace.features.expressions import Expressions
 from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
 from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
 from headrace.features.kernels.id_lists import TIME as TIME_KIND
 from headrace.features.kernels.seen_ids import KEEP_MAX as SEEN_MAX
+from headrace.features.kernels.tallies import most_entries
 from headrace.features.layout import RECORD_VERSION, Derived, Group, Layout, Reading
 from headrace.features.lists import ListGroup
 from headrace.features.rings import RingGroup
-from headrace.features.tallies import KEEP_MAX, TallyGroup
-from headrace.features.windows import LIFETIME, Window, window_of
+from headrace.features.row_wise import row_type
+from headrace.features.tallies import ENTRIES_MAX, KEEP_MAX, KEEP_MIN, TallyGroup
+from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of, written_span
 from headrace.schemas import Event, spec_of
 
 
@@ -72,6 +75,8 @@ class LayoutBuilder:
         self.bits = EventColumns({source: {} for source in sources})
         self._entity = entity
         self.parts: list[_Ring | Group] = []
+        self.spans: dict[str, int] = {}
+        """What looks back, and how far in microseconds: for `ttl`."""
         self._readings: list[Reading | Derived] = []
 
     @property
@@ -83,9 +88,12 @@ class LayoutBuilder:
         """Add one attribute of the view.
 
         Raises:
-            DeclarationError: what the aggregation's own rules refuse, or a feature name that is taken.
+            DeclarationError: an argument of another type than the aggregation declares, what its own rules refuse, or
+                a feature name that is taken.
         """
-        self._take(name, aggregation.bind(Binder(self, name, aggregation)))
+        binder = Binder(self, name, aggregation)
+        check_arguments(binder.path, aggregation)
+        self._take(name, aggregation.bind(binder))
 
     def bind_expressions(self, declared: Mapping[str, pl.Expr]) -> None:
         """Add attributes that are expressions over other features and the request.
@@ -160,8 +168,25 @@ class Binder:
         found = []
         for index, label in enumerate(labels):
             own_hop = None if label == LIFETIME and len(labels) > 1 else hop
-            found.append(window_of(label, own_hop, f"{self.path} · window[{index}]"))
+            window = window_of(label, own_hop, f"{self.path} · window[{index}]")
+            if window.hop_us:
+                hop_text = written_span(window.hop_us // SECOND_US)
+                words = f"window {label!r} of feature {self.name} with its hop of {hop_text}"
+                self.builder.spans[words] = window.window_us + window.hop_us
+            found.append(window)
         return found
+
+    def within_us(self, within: str | None) -> int | None:
+        """How old what is read may be, in microseconds; None: of any age.
+
+        Raises:
+            DeclarationError: no span.
+        """
+        if within is None:
+            return None
+        span_us = parse_span_s(within, f"{self.path} · within") * SECOND_US
+        self.builder.spans[f"within={within!r} of feature {self.name}"] = span_us
+        return span_us
 
     def sources(self, source: Source) -> tuple[type[Event], ...]:
         """The event classes that count: those of the view, or `source`.
@@ -310,17 +335,23 @@ class Binder:
         """Open a tally for each window: (window, group, kind of its keys); `key` is what is counted, else the value.
 
         Raises:
-            DeclarationError: `keep` is not from 2 to 4096, or the value cannot be a key.
+            DeclarationError: `keep` is not from 3 to 4096, too many for the tiles, or the value cannot be a key.
         """
-        if not 2 <= keep <= KEEP_MAX:
-            raise DeclarationError(f"{self.path}: keep={keep}; write 2 to {KEEP_MAX}")
+        if not KEEP_MIN <= keep <= KEEP_MAX:
+            raise DeclarationError(f"{self.path}: keep={keep}; write {KEEP_MIN} to {KEEP_MAX}")
         counted = aggregation.value if key is None else key
         column, kind = self.bits(counted, aggregation.source)
         flag = self.flag(aggregation.where, aggregation.source, (counted,))
         found = []
         for window in self.windows(aggregation.windows, aggregation.hop):
             what = f"{self.builder.bits.texts[column]} if {self.builder.flags.texts[flag]}"
-            text = f"tally {mode} {keep} {width} {list(quantiles)} {window.window_us}/{window.hop_us}: {what}"
+            if most_entries(window.span, keep) > ENTRIES_MAX:
+                fits = ENTRIES_MAX // most_entries(window.span, 1)
+                raise DeclarationError(
+                    f"{self.path}: keep={keep} in each of the {window.tiles} hops of {window.label!r} is more than an "
+                    f"entity may take; write at most keep={fits}, or a longer hop"
+                )
+            text = f"tally by tiles {mode} {keep} {width} {list(quantiles)} {window.window_us}/{window.hop_us}: {what}"
             group = TallyGroup(
                 _unnamed(window),
                 flag,
@@ -359,21 +390,7 @@ class Binder:
                 f"{self.path}: {role} names {unknown[0]!r}, which event {event.__name__} lacks; {hint}"
                 f"there are {', '.join(schema)}{limit}",
             )
-        if expression.meta.has_multiple_outputs():
-            raise DeclarationError(
-                f"{self.path}: {role} {expression!s} gives several columns; write one expression for one"
-            )
-        try:
-            if not expression.meta.is_row_separable() or '{"Agg":' in expr_text(expression):
-                raise DeclarationError(
-                    f"{self.path}: {role} {expression!s} looks at other rows, so it would depend on how events are "
-                    "batched; write an expression of one row's columns",
-                )
-            return pl.DataFrame(schema=schema).select(expression).dtypes[0]
-        except (pl.exceptions.PolarsError, IndexError) as exc:
-            raise DeclarationError(
-                f"{self.path}: {role} {expression!s} does not fit event {event.__name__}: {exc}"
-            ) from exc
+        return row_type(expression, schema, f"{self.path}: {role}", f"event {event.__name__}")
 
 
 def _same(group: TallyGroup) -> TallyGroup:

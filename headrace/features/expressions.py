@@ -7,7 +7,7 @@
         is_dear = col("price") > 2 * col("mean_price")
 
 They are worked out by Polars when a record is read. A feature without a value is null in them, and a null result is no
-value; numbers that are not finite have no value either.
+value; numbers that are not finite have no value either. A truth value is an int of 0 and 1.
 """
 
 import difflib
@@ -23,6 +23,7 @@ import polars as pl
 from headrace.errors import DeclarationError, SpineError
 from headrace.features.answer import Column, Feature, Maybe, column_series
 from headrace.features.layout import Derived, Known
+from headrace.features.row_wise import row_type
 
 REQUEST_TYPES: dict[Any, pl.DataType] = {
     int: pl.Int64(),
@@ -46,7 +47,7 @@ def request_types(view: str, declared: Mapping[str, Any]) -> dict[str, pl.DataTy
         DeclarationError: a type that a request cannot have.
     """
     for name, kind in declared.items():
-        if kind not in REQUEST_TYPES:
+        if kind not in list(REQUEST_TYPES):  # a list: a type that cannot be hashed is wrong too
             known = ", ".join(found.__name__ for found in REQUEST_TYPES)
             raise DeclarationError(f"view {view} · request field {name}: type {kind!r}; use one of {known}")
     return {name: REQUEST_TYPES[kind] for name, kind in declared.items()}
@@ -128,20 +129,10 @@ def _polars_type(dtype: str) -> pl.DataType:
 
 
 def _result_type(path: str, expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.DataType:
-    if not expression.meta.is_row_separable():
-        raise DeclarationError(
-            f"{path}: {expression!s} looks at other rows, so it would depend on what is read together; write an "
-            "expression of one row"
-        )
-    try:
-        dtypes = pl.DataFrame(schema=dict(schema)).select(expression).dtypes
-    except pl.exceptions.PolarsError as exc:
-        raise DeclarationError(f"{path}: {expression!s} does not fit: {exc}") from exc
-    if len(dtypes) != 1:
-        raise DeclarationError(f"{path}: {expression!s} gives {len(dtypes)} columns; write an expression for one")
-    if not (dtypes[0].is_numeric() or dtypes[0] == pl.Boolean):
-        raise DeclarationError(f"{path}: {expression!s} is {dtypes[0]}; make it a number or a truth value")
-    return dtypes[0]
+    dtype = row_type(expression, schema, f"{path}:", "the features")
+    if not (dtype.is_numeric() or dtype == pl.Boolean):
+        raise DeclarationError(f"{path}: {expression!s} is {dtype}; make it a number or a truth value")
+    return dtype
 
 
 def _evaluate(

@@ -4,10 +4,13 @@ A single integer column is its own id, and its decimal digits are its text. Anyt
 or for a composite entity the values joined by the unit separator 0x1f (a 0x1f or backslash inside a value gets a
 backslash before it); its id is the XXH64 of the text. That any two of 10 million keys share an id has a
 probability of 3 in a million.
+
+A key that is asked for is cast to the type that the events declare, without loss or not at all: another key's record is
+never read in its place.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
 SEPARATOR = "\x1f"
 NULL_ID = -(2**63)
-"""Id of a null key in a read: no event has it, so it is never found."""
+"""Id of a null key: never found. An integer key of this value, to which NumPy casts NaN and NaT, counts as null."""
+_WORDS = {"int": "an int", "text": "a str", "any": "an int or a str"}
+_CASTS = {"int": "pl.Int64", "text": "pl.String", "any": "pl.String"}
 
 
 def shard_of(ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
@@ -50,26 +55,87 @@ def key_columns(plan: "ViewPlan", frame: pl.DataFrame) -> tuple[NDArray[np.int64
     Raises:
         SpineError: as `entity_ids`.
     """
+    parts = fitted_keys(plan, frame)
+    if len(parts) == 1:  # without a select, which would start Polars' engine
+        return ids_of_column(parts[0], plan.key_dtype)
+    column = pl.DataFrame(parts).select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
+    return ids_of_column(column, plan.key_dtype)
+
+
+def fitted_keys(plan: "ViewPlan", frame: pl.DataFrame) -> list[pl.Series]:
+    """The key columns, each as Int64 or String as its events declare it.
+
+    Raises:
+        SpineError: as `entity_ids`.
+    """
     lacking = [name for name in plan.entity if name not in frame.columns]
     if lacking:
         raise SpineError(
             f"view {plan.name}: no column {lacking[0]!r} for the entity ({', '.join(plan.entity)}); "
             f"there are {', '.join(frame.columns) or 'none'}",
         )
+    return [_fitted(plan, index, frame[name]) for index, name in enumerate(plan.entity)]
+
+
+def key_series(plan: "ViewPlan", index: int, values: Sequence[Any]) -> pl.Series:
+    """Values of key column `index`, as Python has them, as a series of the declared type.
+
+    Raises:
+        SpineError: one is of another type; names view, column and value.
+    """
+    name, kind = plan.entity[index], plan.key_kinds[index]
+    wanted = int if kind == "int" else str
+    if not set(map(type, values)) <= {wanted, type(None)}:
+        values = [_as_declared(plan, index, value) for value in values]
     try:
-        if len(plan.entity) == 1:  # a cast of a series does not start Polars' engine, a select does
-            column = frame[plan.entity[0]].cast(pl.Int64 if plan.key_dtype == "int" else pl.String)
-        else:
-            column = frame.select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
-    except pl.exceptions.PolarsError as exc:
-        raise SpineError(f"view {plan.name}: entity {', '.join(plan.entity)} is no {plan.key_dtype}: {exc}") from exc
-    return ids_of_column(column, plan.key_dtype)
+        return pl.Series(name, values, pl.Int64 if kind == "int" else pl.String)
+    except (TypeError, OverflowError) as exc:
+        wrong = next(value for value in values if value is not None and not -(2**63) <= value < 2**63)
+        raise _refused(plan, index, f"{wrong!r} is beyond 64 bits", "leave it out") from exc
+
+
+def _as_declared(plan: "ViewPlan", index: int, value: Any) -> Any:
+    """A value as an int or a str, whichever is declared."""
+    kind = plan.key_kinds[index]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or (isinstance(value, str) and kind != "int"):
+        return value
+    if kind != "text" and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
+        return int(value) if kind == "int" else str(int(value))
+    raise _refused(plan, index, f"{value!r} is {type(value).__name__}")
+
+
+def _fitted(plan: "ViewPlan", index: int, column: pl.Series) -> pl.Series:
+    """A key column as Int64 or String, whichever is declared."""
+    kind, dtype = plan.key_kinds[index], column.dtype
+    if dtype == (pl.Int64 if kind == "int" else pl.String):
+        return column
+    if dtype == pl.Null or (kind != "int" and dtype in (pl.Categorical, pl.Enum)):
+        return column.cast(pl.Int64 if kind == "int" else pl.String)
+    if kind == "text" or not (dtype.is_integer() or dtype.is_float()):
+        examples = "".join(f", such as {value!r}" for value in column.drop_nulls().head(1))
+        raise _refused(plan, index, f"the column is {dtype}{examples}")
+    whole = column.cast(pl.Int64, strict=False)
+    lost = whole.is_null() & column.is_not_null()
+    if dtype.is_float():
+        lost |= (whole.cast(pl.Float64) != column.cast(pl.Float64)).fill_null(value=False)
+    if lost.any():
+        raise _refused(plan, index, f"{column.filter(lost)[0]!r} is no whole number of 64 bits", "drop such rows")
+    return whole if kind == "int" else whole.cast(pl.String)
+
+
+def _refused(plan: "ViewPlan", index: int, found: str, fix: str = "") -> SpineError:
+    name, kind = plan.entity[index], plan.key_kinds[index]
+    fix = fix or f"give {_WORDS[kind]}, for a frame pl.col({name!r}).cast({_CASTS[kind]})"
+    return SpineError(f"view {plan.name}: entity column {name}: {found}, and the events have {_WORDS[kind]}; {fix}")
 
 
 def key_expr(parts: Sequence[pl.Expr], key_dtype: str) -> pl.Expr:
-    """The key as one column: Int64, or String; null where any part is."""
+    """The key as one column: Int64, or String; null where any part is, or the integer is `NULL_ID`."""
     if key_dtype == "int":
-        return parts[0].cast(pl.Int64)
+        key = parts[0].cast(pl.Int64)
+        return pl.when(key != NULL_ID).then(key)
     if len(parts) == 1:
         return parts[0].cast(pl.String)
     escaped = [

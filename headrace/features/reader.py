@@ -5,43 +5,47 @@ user_id | clicks_10m  recent     | _status  _age_s
 8       | 0.0         []         | missing  null
 """
 
+import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from headrace.clock import wall_us
 from headrace.errors import SpineError
 from headrace.features.expressions import request_columns
-from headrace.features.keys import entity_ids
-from headrace.features.view import FeatureView, ViewPlan, plan_of
-from headrace.schemas import spec_of
+from headrace.features.keys import entity_ids, key_series
+from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
 
 if TYPE_CHECKING:
     from headrace.features.store import OnlineStore
 
 FRESH = "fresh"
 MISSING = "missing"
-_STATUS = pl.Series("_status", [MISSING, FRESH])
+NOW_US_MAX = 2**62
+"""Microseconds, 146,000 years: beyond, times of windows would overflow."""
+_STATUS = pl.Series(STATUS, [MISSING, FRESH])
 
 
 def read_frame(
     store: "OnlineStore",
     view: type[FeatureView],
     entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any],
-    now: datetime | int | None = None,
+    now: datetime | int | str | None = None,
 ) -> pl.DataFrame:
     """Feature values of `entities` as of `now`; `OnlineStore.read` says more.
 
     Raises:
-        SpineError: an entity column is missing or of another type.
+        SpineError: an entity column is missing or of another type, or `now` is no time.
         LayoutError: the view was changed and its new version is not active yet.
         StoreUnavailableError: Redis does not answer.
     """
     plan = plan_of(view)
-    given = pl.DataFrame(dict(entities)) if isinstance(entities, Mapping) else entities
+    given = _frame_of_lists(plan, entities) if isinstance(entities, Mapping) else entities
     frame = entity_frame(plan, given)
     ids, texts = entity_ids(plan, frame)
     request = (
@@ -53,21 +57,26 @@ def read_frame(
     age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
     status = _STATUS[answer.found.astype(np.int64)]
     features = answer.to_polars().get_columns()
-    return frame.hstack([*features, status, pl.Series("_age_s", age_s, nan_to_null=True)])
+    return frame.hstack([*features, status, pl.Series(AGE_S, age_s, nan_to_null=True)])
 
 
 def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]) -> pl.DataFrame:
     """The entity columns of `entities`: a frame, a dict of lists, or a list of keys (tuples for a composite entity).
 
     Raises:
-        SpineError: a column is missing, or a key has not as many values as there are columns.
+        SpineError: a column is missing, or a key has not as many values as there are columns, or one of another type.
     """
     if isinstance(entities, pl.DataFrame):
         frame = entities
     elif isinstance(entities, Mapping):
-        frame = pl.DataFrame(dict(entities))
+        frame = _frame_of_lists(plan, entities)
+    elif isinstance(entities, str) or not isinstance(entities, Sequence | pl.Series | np.ndarray):
+        raise SpineError(
+            f"view {plan.name}: entities {entities!r}: give a list of keys, a dict of lists, or a Polars frame with "
+            f"{_listed(plan.entity)}"
+        )
     elif len(plan.entity) == 1 and not {tuple, list} & set(map(type, entities)):
-        frame = pl.DataFrame({plan.entity[0]: entities}, strict=False)
+        frame = pl.DataFrame(_column(plan, 0, entities))
     else:
         rows = [key if isinstance(key, tuple | list) else (key,) for key in entities]
         if any(len(row) != len(plan.entity) for row in rows):
@@ -75,7 +84,7 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
                 f"view {plan.name}: each key needs {len(plan.entity)} value(s), for {_listed(plan.entity)}; "
                 "give a composite key as a tuple"
             )
-        frame = pl.DataFrame({name: [row[i] for row in rows] for i, name in enumerate(plan.entity)}, strict=False)
+        frame = pl.DataFrame([key_series(plan, i, [row[i] for row in rows]) for i in range(len(plan.entity))])
     lacking = [name for name in plan.entity if name not in frame.columns]
     if lacking:
         raise SpineError(
@@ -86,40 +95,115 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
     return pl.DataFrame([frame[name] for name in plan.entity])
 
 
-def frame_of_texts(plan: ViewPlan, keys: Sequence[str]) -> pl.DataFrame:
-    """Keys as typed on a command line; a composite key is its values joined by commas.
+def _column(plan: ViewPlan, index: int, values: Sequence[Any] | pl.Series | NDArray[Any]) -> pl.Series:
+    """Values of key column `index` as a series; series and arrays keep their type, which is looked at when read."""
+    if isinstance(values, pl.Series | np.ndarray):
+        return pl.Series(plan.entity[index], values)
+    return key_series(plan, index, values)
+
+
+def _frame_of_lists(plan: ViewPlan, lists: Mapping[str, Sequence[Any]]) -> pl.DataFrame:
+    columns = {
+        name: _column(plan, plan.entity.index(name), values)
+        if name in plan.entity and isinstance(values, Sequence) and not isinstance(values, str)
+        else values
+        for name, values in lists.items()
+    }
+    try:
+        return pl.DataFrame(columns)
+    except (TypeError, ValueError, pl.exceptions.PolarsError) as exc:
+        raise SpineError(f"view {plan.name}: the entities' lists make no frame: {exc}") from exc
+
+
+def frame_of_texts(plan: ViewPlan, keys: Sequence[str], request: Sequence[str] = ()) -> pl.DataFrame:
+    """Keys as typed on a command line, and fields of the request, "name=value", which go with each of them.
+
+    A composite key is its values joined by commas, or a JSON array where a value holds a comma: '["a,b", 3]'.
 
     Raises:
-        SpineError: a key has another number of values than the entity has columns, or is no integer where it must be.
+        SpineError: a key has another number of values than the entity has columns, or is no integer where it must be;
+            a field is not the view's, is of another type, or is missing while others are there.
     """
-    rows = [key.split(",") if len(plan.entity) > 1 else [key] for key in keys]
-    wrong = next((key for key, row in zip(keys, rows, strict=True) if len(row) != len(plan.entity)), None)
-    if wrong is not None:
-        raise SpineError(f"view {plan.name}: key {wrong!r}: write {','.join(plan.entity)}")
-    schema = spec_of(plan.sources[0]).polars
+    rows = [_parts(plan, key) for key in keys]
     columns = []
-    for index, name in enumerate(plan.entity):
-        column = pl.Series(name, [row[index] for row in rows], dtype=pl.String).cast(schema[name], strict=False)
-        if column.null_count():
-            bad = rows[int(column.is_null().arg_max() or 0)][index]
-            raise SpineError(f"view {plan.name}: {name} {bad!r} is no {schema[name]}")
+    for index, (name, kind) in enumerate(zip(plan.entity, plan.key_kinds, strict=True)):
+        column = pl.Series(name, [row[index] for row in rows], dtype=pl.String)
+        if kind == "int":
+            column = _parsed(column, pl.Int64(), f"view {plan.name}: {name}")
         columns.append(column)
-    return pl.DataFrame(columns)
+    fields = [field.new_from_index(0, len(keys)) for field in _request_fields(plan, request)]
+    return pl.DataFrame([*columns, *fields])
 
 
-def instant_us(now: datetime | int | None) -> int:
-    """`now` in microseconds UTC: None is the wall clock, a naive datetime is taken as UTC.
+def _parts(plan: ViewPlan, key: str) -> list[str]:
+    """The values of a key, as texts."""
+    if len(plan.entity) == 1:
+        return [key]
+    parts: list[Any] = key.split(",")
+    if key.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # a value may begin so
+            parts = [part if isinstance(part, str) else json.dumps(part) for part in json.loads(key)]
+    if len(parts) != len(plan.entity):
+        example = json.dumps([f"<{name}>" for name in plan.entity])
+        raise SpineError(
+            f"view {plan.name}: key {key!r}: write {','.join(plan.entity)}, or {example} where a value holds a comma"
+        )
+    return parts
 
-    >>> instant_us(datetime(1970, 1, 1, 0, 0, 1)), instant_us(5)
-    (1000000, 5)
+
+def _request_fields(plan: ViewPlan, words: Sequence[str]) -> list[pl.Series]:
+    """Fields of the request, one value each; none without words, and else all that the view declares."""
+    known, found = plan.layout.request, dict[str, pl.Series]()
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or name not in known or name in found:
+            raise SpineError(
+                f"view {plan.name}: request {word!r}: write name=value, once each of {_listed(list(known)) or '(none)'}"
+            )
+        found[name] = _parsed(pl.Series(name, [text]), known[name], f"view {plan.name}: request field {name}")
+    lacking = [name for name in known if name not in found]
+    if found and lacking:
+        raise SpineError(f"view {plan.name}: request field {lacking[0]} is missing; write {lacking[0]}=value too")
+    return list(found.values())
+
+
+def _parsed(texts: pl.Series, dtype: pl.DataType, what: str) -> pl.Series:
+    """Texts as values of a type."""
+    if dtype == pl.Boolean:
+        found = texts.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+    elif isinstance(dtype, pl.Datetime):
+        found = pl.Series(texts.name, [instant_us(text) for text in texts]).cast(dtype)
+    else:
+        found = texts.cast(dtype, strict=False)
+    if found.null_count():
+        bad = texts[int(found.is_null().arg_max() or 0)]
+        raise SpineError(f"{what} {bad!r} is no {dtype}" + "; write true or false" * (dtype == pl.Boolean))
+    return found
+
+
+def instant_us(now: datetime | int | str | None) -> int:
+    """`now` in microseconds UTC: None is the wall clock, a text is ISO 8601, a time without a zone is taken as UTC.
+
+    Raises:
+        SpineError: it is none of these.
+
+    >>> instant_us(datetime(1970, 1, 1, 0, 0, 1)), instant_us(5), instant_us("1970-01-01T00:00:01")
+    (1000000, 5, 1000000)
     """
     if now is None:
         return wall_us()
+    if isinstance(now, str):
+        try:
+            now = datetime.fromisoformat(now)
+        except ValueError as exc:
+            raise SpineError(f"now={now!r} is no time; write ISO 8601, as 2011-10-01T12:00:00") from exc
     if isinstance(now, datetime):
         aware = now if now.tzinfo else now.replace(tzinfo=UTC)
         since = aware - datetime(1970, 1, 1, tzinfo=UTC)
         return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
-    return now
+    if isinstance(now, bool) or not isinstance(now, int | np.integer) or not -NOW_US_MAX <= now <= NOW_US_MAX:
+        raise SpineError(f"now={now!r} ({type(now).__name__}) is no time; give a datetime, or int microseconds UTC")
+    return int(now)
 
 
 def _listed(names: Sequence[str]) -> str:

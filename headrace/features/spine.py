@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import SpineError
 from headrace.features.expressions import request_columns
-from headrace.features.keys import key_columns
+from headrace.features.keys import fitted_keys
 from headrace.features.view import ViewPlan
 
 TIME = "event_time"
@@ -46,11 +46,24 @@ def check_spine(plans: Sequence[ViewPlan], spine: pl.DataFrame) -> None:
     """See that the spine can be answered by every view.
 
     Raises:
-        SpineError: a column that a view needs is missing or of another type; names view, column and the columns found.
+        SpineError: a column that a view needs is missing or of another type, or one has the name of a feature; names
+            view, column and the columns found.
     """
     head = spine.head(0)
     for plan in plans:
-        key_columns(plan, head)
+        fitted_keys(plan, spine)
+        floats = [name for name in plan.entity if len(plan.entity) > 1 and spine.schema[name].is_float()]
+        if floats:  # parts of a replay are cut by the text of the key
+            raise SpineError(
+                f"view {plan.name}: entity column {floats[0]} is {spine.schema[floats[0]]}; cast it before, as "
+                f'pl.col("{floats[0]}").cast(pl.Int64)'
+            )
+        taken = [feature.full_name for feature in plan.features if feature.full_name in spine.columns]
+        if taken:
+            raise SpineError(
+                f"view {plan.name}: the spine has a column {taken[0]!r} already; drop or rename it, as "
+                f"spine.drop({', '.join(map(repr, taken))})"
+            )
         request_columns(plan.name, plan.layout.request, head)
         spine_times(head, plan.name)
     spine_times(spine, plans[0].name)

@@ -5,9 +5,16 @@ the shard's next offset of p. The replay applies those rows, in any order, to an
 order of each partition: a duplicate that came after the span counted there and counts here); both sides are then read
 as of the same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all
 else is equal.
+
+    snapshot of the records that a scan finds, with each shard's offsets --> log, batch by batch, up to these offsets
+    entities of the log that the scan did not show: lost, or written since --> the same again for them alone
+
+The log is read after the snapshot, so that it holds every row below the offsets, and is never in memory as a whole
+(but for the rows of views with `dedupe=`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,7 +56,8 @@ class LogBatch(Protocol):
 
 
 Log = pl.DataFrame | Mapping[type[Event], pl.DataFrame] | Iterable[LogBatch]
-"""A log: batches, or a frame an event class (one frame for a view of one source) with `_partition` and `_offset`."""
+"""A log: batches, or a frame an event class (one frame for a view of one source) with `_partition` and `_offset`.
+Batches are asked for once or twice."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,14 +65,17 @@ class Verification:
     """Outcome of a comparison.
 
     `features`: one row a feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
-    differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed.
-    `expired`: entities left out because the view has a ttl and Redis has let them go.
+    differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed;
+    `waiting`: rows of the log that the store has not applied yet; `offsets`: partition -> next offset that every shard
+    has applied. `expired`: entities left out because the view has a ttl and Redis has let them go.
     """
 
     view: str
     entities: int
     rows: int
+    waiting: int
     expired: int
+    offsets: dict[str, int]
     features: pl.DataFrame
     examples: pl.DataFrame
 
@@ -77,6 +88,12 @@ class Verification:
     def ok(self) -> bool:
         """Whether nothing differs."""
         return self.mismatches == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, plain enough for JSON."""
+        figures = {name: getattr(self, name) for name in ("view", "entities", "rows", "waiting", "expired", "offsets")}
+        tables = {"features": self.features.to_dicts(), "examples": self.examples.to_dicts()}
+        return {**figures, "mismatches": self.mismatches, **tables}
 
 
 def verify(
@@ -94,28 +111,45 @@ def verify(
     store may be written to meanwhile: each shard is taken at one moment.
 
     Raises:
+        LayoutError: readers get another version of the view.
         StoreUnavailableError: Redis does not answer.
-        StoreError: a shard moves on faster than it can be read; stop its engine, or give `keys`.
+        StoreError: a shard moves on faster than it can be read: stop its engine, or give `keys`. Or the store has never
+            read a partition of this log.
         SchemaError: `events` lacks offsets or is of no event of the view.
     """
-    plan = plan_of(view)
-    log = _log(plan, events)
-    texts = _texts_of(plan, log, store) if keys is None else entity_ids(plan, entity_frame(plan, keys))[1]
-    texts = list(dict.fromkeys(texts))
-    ids = ids_of_texts(plan, texts)
-    shards = shard_of(ids, store.shards)
-    limits: dict[str, NDArray[np.int64]] = {}
-    blobs: list[bytes | None] = [None] * len(texts)
-    for shard in range(store.shards):
-        members = np.flatnonzero(shards == shard)
-        offsets, records = _steady_snapshot(plan, store, shard, [texts[index] for index in members])
-        for partition, next_offset in offsets.items():
-            limits.setdefault(partition, np.zeros(store.shards, np.int64))[shard] = next_offset
-        for index, record in zip(members, records, strict=True):
-            blobs[index] = record
-    return _compared(
-        plan, log, (ids, texts, blobs), now_us, lambda rows, partition: _below(rows.ids, limits, partition, store)
-    )
+    return verify_all([view], events, store, keys=keys, now_us=now_us)[0]
+
+
+def verify_all(
+    views: Sequence[type[FeatureView]],
+    events: Log,
+    store: OnlineStore,
+    *,
+    keys: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any] | None = None,
+    now_us: int | None = None,
+) -> list[Verification]:
+    """`verify` of several views in one pass over the log.
+
+    Raises:
+        as `verify`.
+    """
+    plans = [plan_of(view) for view in views]
+    for plan in plans:
+        store.require_active(plan)
+    log = _log(plans, events)
+    given = [None if keys is None else entity_ids(plan, entity_frame(plan, keys))[1] for plan in plans]
+    checks = [_Check.of_store(plan, store, texts, now_us) for plan, texts in zip(plans, given, strict=True)]
+    seen = _replay(log, checks)
+    for check in checks:
+        _require_known(check, seen, store)
+    results = [check.result() for check in checks]
+    again = {
+        place: _Check.of_store(check.plan, store, texts, check.at_us)
+        for place, check in enumerate(checks)
+        if (texts := check.unseen())
+    }
+    _replay(log, list(again.values()))
+    return [_both(result, again[place].result()) if place in again else result for place, result in enumerate(results)]
 
 
 def compare(
@@ -133,11 +167,10 @@ def compare(
     Raises:
         SchemaError: `events` lacks offsets or is of no event of the view.
     """
-    limits = {partition: np.int64(next_offset) for partition, next_offset in offsets.items()}
-    entities = (ids_of_texts(plan, texts), list(texts), list(blobs))
-    return _compared(
-        plan, _log(plan, events), entities, now_us, lambda _rows, partition: limits.get(partition, np.int64(0))
-    )
+    limits = {partition: np.array([next_offset]) for partition, next_offset in offsets.items()}
+    check = _Check(plan, list(texts), list(blobs), limits, now_us, is_closed=True)
+    _replay(_log([plan], events), [check])
+    return check.result()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,19 +183,146 @@ class _Part:
     frame: pl.DataFrame
 
 
-def _log(plan: ViewPlan, events: Log) -> list[_Part]:
+class _Check:
+    """One view at work: a snapshot of its records, and a slab that the log is replayed into.
+
+    `limits`: partition -> next offset of each shard (shards,). `is_closed`: rows of other entities are passed over.
+    """
+
+    def __init__(
+        self,
+        plan: ViewPlan,
+        texts: list[bytes],
+        blobs: list[bytes | None],
+        limits: Mapping[str, NDArray[np.int64]],
+        at_us: int | None,
+        *,
+        is_closed: bool,
+    ) -> None:
+        self.plan = plan
+        self.limits = limits
+        self._texts, self._blobs, self._is_closed = texts, blobs, is_closed
+        self._ids = ids_of_texts(plan, texts)
+        self._slab = Slab(plan)
+        self._kept: list[tuple[str, Rows]] = []
+        self._rows, self._waiting, self._newest_us = 0, 0, 0
+        self._at_us = at_us
+
+    @classmethod
+    def of_store(cls, plan: ViewPlan, store: OnlineStore, given: Sequence[bytes] | None, at_us: int | None) -> "_Check":
+        """With the records that the store holds now, of the entities `given` or all that a scan finds."""
+        texts = list(dict.fromkeys((text for text, _ in store.scan(plan)) if given is None else given))
+        shards = shard_of(ids_of_texts(plan, texts), store.shards)
+        limits: dict[str, NDArray[np.int64]] = {}
+        blobs: list[bytes | None] = [None] * len(texts)
+        for shard in range(store.shards):
+            members = np.flatnonzero(shards == shard)
+            offsets, records = _steady_snapshot(plan, store, shard, [texts[index] for index in members])
+            for partition, next_offset in offsets.items():
+                limits.setdefault(partition, np.zeros(store.shards, np.int64))[shard] = next_offset
+            for index, record in zip(members, records, strict=True):
+                blobs[index] = record
+        return cls(plan, texts, blobs, limits, at_us, is_closed=given is not None)
+
+    @property
+    def at_us(self) -> int:
+        """The moment that both sides are read as of."""
+        return self._newest_us + 1 if self._at_us is None else self._at_us
+
+    def add(self, part: LogBatch) -> None:
+        """Replay the rows that count; those of a view with `dedupe=` in one piece at the end, as a flow takes them."""
+        rows = self.plan.rows(part.event, part.frame)
+        if self._is_closed:
+            rows = rows.take(np.isin(rows.ids, self._ids))
+        limit = self.limits.get(part.partition, np.zeros(1, np.int64))
+        counts = part.offsets[rows.index] < limit[shard_of(rows.ids, limit.size)]
+        self._waiting += int(np.count_nonzero(~counts))
+        rows = rows if counts.all() else rows.take(counts)
+        if not len(rows):
+            return
+        self._rows += len(rows)
+        self._newest_us = max(self._newest_us, int(rows.time_us.max()))
+        if self.plan.layout.dedupe_us:
+            self._kept.append((part.partition, rows))
+        else:
+            self._slab.update(rows)
+
+    def result(self) -> Verification:
+        """The comparison, of the entities of the snapshot."""
+        if self._kept:
+            self._slab.update(_side_by_side(self._kept))
+            self._kept = []
+        expected = self._slab.read(self._slab.locate(self._ids), self.at_us)
+        found = read_packed(self.plan, self._ids, self._texts, self._blobs, self.at_us)
+        expired = expected.found & ~found.found if self.plan.ttl_us else np.zeros(self._ids.size, np.bool_)
+        features, examples = _differences(expected, found, self._texts, ~expired)
+        return Verification(
+            view=self.plan.name,
+            entities=self._ids.size,
+            rows=self._rows,
+            waiting=self._waiting,
+            expired=int(expired.sum()),
+            offsets={partition: int(limit.min()) for partition, limit in sorted(self.limits.items())},
+            features=features,
+            examples=examples,
+        )
+
+    def unseen(self) -> list[bytes]:
+        """Entities that were replayed and are not in the snapshot."""
+        rows = self._slab.rows()
+        return list(self._slab.texts(rows[~np.isin(self._slab.ids(rows), self._ids)]))
+
+
+def _replay(log: Iterable[LogBatch], checks: Sequence[_Check]) -> set[str]:
+    """Bring the log into each check; the partitions that had rows."""
+    seen = set()
+    for part in log if checks else ():
+        for check in checks:
+            if part.event in check.plan.sources and part.frame.height:
+                check.add(part)
+                seen.add(part.partition)
+    return seen
+
+
+def _require_known(check: _Check, seen: set[str], store: OnlineStore) -> None:
+    """Else nothing would be compared, and nothing differ."""
+    if seen and not seen & check.limits.keys():
+        held = f"it has read {', '.join(sorted(check.limits))}" if check.limits else "it has read nothing at all"
+        raise StoreError(
+            f"view {check.plan.name} · version {check.plan.version} in {store.url}: the store has never read "
+            f"{', '.join(sorted(seen))} of this log; {held}. Check store, namespace and log, or fill it with "
+            "`headrace materialize` or `headrace backfill`"
+        )
+
+
+def _both(first: Verification, rest: Verification) -> Verification:
+    """The verification of some entities, and that of others, which replayed some of the same rows."""
+    features = first.features.with_columns(
+        checked=first.features["checked"] + rest.features["checked"],
+        mismatches=first.features["mismatches"] + rest.features["mismatches"],
+    )
+    return dataclasses.replace(
+        first,
+        entities=first.entities + rest.entities,
+        expired=first.expired + rest.expired,
+        features=features,
+        examples=pl.concat([first.examples, rest.examples])[:EXAMPLES_MAX],
+    )
+
+
+def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[LogBatch]:
     if isinstance(events, pl.DataFrame):
+        [plan] = plans
         if len(plan.sources) != 1:
             names = ", ".join(event.__name__ for event in plan.sources)
             raise SchemaError(f"view {plan.name} has several sources: give a frame for each, as a dict of {names}")
         events = {plan.sources[0]: events}
     if not isinstance(events, Mapping):
-        batches = [batch for batch in events if batch.event in plan.sources]
-        return [_Part(batch.event, batch.partition, batch.offsets, batch.frame) for batch in batches]
-    parts = []
+        return list(events) if isinstance(events, Iterator) else events
+    parts: list[LogBatch] = []
     for event, frame in events.items():
-        if event not in plan.sources:
-            raise SchemaError(f"view {plan.name} does not read {event.__name__}")
+        if not any(event in plan.sources for plan in plans):
+            raise SchemaError(f"view {', '.join(plan.name for plan in plans)} does not read {event.__name__}")
         lacking = [name for name in ("_partition", "_offset") if name not in frame.columns]
         if lacking:
             raise SchemaError(
@@ -172,15 +332,6 @@ def _log(plan: ViewPlan, events: Log) -> list[_Part]:
             offsets = part["_offset"].cast(pl.Int64).to_numpy()
             parts.append(_Part(event, str(partition), offsets, part.drop("_partition", "_offset")))
     return parts
-
-
-def _texts_of(plan: ViewPlan, log: Sequence[_Part], store: OnlineStore) -> list[bytes]:
-    texts = {text for text, _ in store.scan(plan)}
-    for part in log:
-        rows = plan.rows(part.event, part.frame)
-        first = np.unique(rows.ids, return_index=True)[1]
-        texts.update(rows.texts(first))
-    return sorted(texts)
 
 
 def _steady_snapshot(
@@ -197,57 +348,6 @@ def _steady_snapshot(
         if all(moment == moments[0] for moment in moments):
             return moments[0], records
     raise StoreError(f"view {plan.name} · shard {shard}: it moves on while it is read; stop its engine, or give keys")
-
-
-def _below(
-    ids: NDArray[np.int64], limits: Mapping[str, NDArray[np.int64]], partition: str, store: OnlineStore
-) -> NDArray[np.int64] | np.int64:
-    if partition not in limits:
-        return np.int64(0)
-    return limits[partition][shard_of(ids, store.shards)]
-
-
-def _compared(
-    plan: ViewPlan,
-    log: Sequence[_Part],
-    entities: tuple[NDArray[np.int64], list[bytes], list[bytes | None]],
-    now_us: int | None,
-    limit: Callable[[Rows, str], NDArray[np.int64] | np.int64],
-) -> Verification:
-    """Replay the rows of the entities whose offset is below `limit`, and compare."""
-    ids, texts, blobs = entities
-    slab, row_count, newest_us = Slab(plan), 0, 0
-    for rows in _replayed(plan, log, ids, limit):
-        row_count += len(rows)
-        newest_us = max(newest_us, int(rows.time_us.max()))
-        slab.update(rows)
-    at_us = newest_us + 1 if now_us is None else now_us
-    expected = slab.read(slab.locate(ids), at_us)
-    found = read_packed(plan, ids, texts, blobs, at_us)
-    expired = expected.found & ~found.found if plan.ttl_us else np.zeros(ids.size, np.bool_)
-    features, examples = _differences(expected, found, texts, ~expired)
-    return Verification(plan.name, ids.size, row_count, int(expired.sum()), features, examples)
-
-
-def _replayed(
-    plan: ViewPlan,
-    log: Sequence[_Part],
-    ids: NDArray[np.int64],
-    limit: Callable[[Rows, str], NDArray[np.int64] | np.int64],
-) -> Iterator[Rows]:
-    """The rows that count of the entities `ids`; those of a view with `dedupe=` in one piece, as a flow takes them."""
-    kept: list[tuple[str, Rows]] = []
-    for part in log:
-        rows = plan.rows(part.event, part.frame)
-        rows = rows.take(np.isin(rows.ids, ids) & (part.offsets[rows.index] < limit(rows, part.partition)))
-        if not len(rows):
-            continue
-        if plan.layout.dedupe_us:
-            kept.append((part.partition, rows))
-        else:
-            yield rows
-    if kept:
-        yield _side_by_side(kept)
 
 
 def _side_by_side(parts: Sequence[tuple[str, Rows]]) -> Rows:

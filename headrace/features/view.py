@@ -5,9 +5,10 @@
         recent = LastN("item_id", n=50, distinct=True)
 
 has the features `clicks_10m`, `clicks_1h` and `recent`, full names `user_activity.clicks_10m` and so on. A view is
-checked when Python reads it.
+checked when Python reads it; docs/views.md shows all that one can say.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +26,39 @@ from headrace.features.event_rows import EventReader, Rows
 from headrace.features.expressions import request_types
 from headrace.features.kernels.text_pool import hash_text
 from headrace.features.layout import Layout
-from headrace.features.rings import RingGroup
-from headrace.features.windows import SECOND_US, parse_span_s
+from headrace.features.windows import SECOND_US, parse_span_s, written_span
 from headrace.schemas import Event, spec_of
 
 __all__ = ["FeatureView", "Rows", "ViewPlan", "plan_of"]
 
+STATUS, AGE_S = "_status", "_age_s"
+"""Columns of a read beside the entity's and the features'."""
+_CLASS_ARGUMENTS = ("source", "entity", "dedupe", "ttl", "request", "name")
 
-class FeatureView:
+
+class _Body(dict[str, Any]):
+    """The attributes of a view while Python reads its body, each feature written once."""
+
+    def __init__(self, class_name: str, view: str | None) -> None:
+        super().__init__()
+        self._class_name, self._view = class_name, view
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in self and (_is_feature(self[name]) or _is_feature(value)):
+            view = self._view or _snake_case(self._class_name)
+            raise DeclarationError(f"view {view} · feature {name}: written twice in one class; rename one of them")
+        super().__setitem__(name, value)
+
+
+class _ViewType(type):
+    """Type of the views: it sees a name that is written twice, of which a class would keep the last."""
+
+    @classmethod
+    def __prepare__(cls, name: str, bases: tuple[type, ...], /, **kwargs: Any) -> _Body:
+        return _Body(name, kwargs.get("name"))
+
+
+class FeatureView(metaclass=_ViewType):
     """Base of every view.
 
     Class arguments:
@@ -43,9 +69,13 @@ class FeatureView:
             than the span before its entity's newest event; of an entity with more than 65,536 events in the span, only
             the newest so many are known. A duplicate that comes later still is counted again. Each event of the span
             costs the record 8 to 13 bytes, in every write.
-        ttl: span ("30d") after which the store forgets a record that got no event; None keeps it.
+        ttl: span ("30d") after which the store forgets a record that got no event; None keeps it. No window is longer,
+            so windowed values never lack an event for it. What looks back for ever (lifetime windows, lists, decayed
+            sums) starts anew with an entity's next event; a replay knows no ttl and remembers.
         request: fields that a read brings along, {"price": float}; see features/expressions.py.
-        name: name of the view; the class name in snake case if left out.
+        name: name of the view, of lower-case letters, digits and _; the class name in snake case if left out.
+
+    A subclass has the features of its bases; an attribute written again replaces that of a base, and None removes it.
 
     Raises:
         DeclarationError: the declaration is wrong; names view, feature and what to write.
@@ -62,18 +92,34 @@ class FeatureView:
         ttl: str | None = None,
         request: Mapping[str, type] | None = None,
         name: str | None = None,
-        **kwargs: Any,
+        **unknown: Any,
     ) -> None:
-        super().__init_subclass__(**kwargs)
+        super().__init_subclass__()
         cls._plan = None
-        if source is None and entity is None:
+        view = _snake_case(cls.__name__) if name is None else name
+        if unknown:
+            wrong = next(iter(unknown))
+            near = difflib.get_close_matches(wrong, _CLASS_ARGUMENTS, 1)
+            hint = f"did you mean {near[0]}=? " if near else ""
+            raise DeclarationError(
+                f"view {view}: no class argument {wrong}=; {hint}there are {', '.join(_CLASS_ARGUMENTS)}"
+            )
+        if all(given is None for given in (source, entity, dedupe, ttl, request, name)):
             return
-        view = name or _snake_case(cls.__name__)
-        sources = (source,) if isinstance(source, type) else tuple(source or ())
-        keys = (entity,) if isinstance(entity, str) else tuple(entity or ())
+        if not isinstance(view, str) or not re.fullmatch("[a-z0-9_]+", view):
+            raise DeclarationError(
+                f"view {view}: a view's name is part of the store's keys; give it one of lower-case letters, digits "
+                'and _, as name="some_view"'
+            )
+        sources = _several(f"view {view}: source", source, type, "SomeEvent")
+        keys = _several(f"view {view}: entity", entity, str, '"some_column"')
         if not sources or not keys:
             role, example = ("source", "SomeEvent") if not sources else ("entity", '"some_column"')
             raise DeclarationError(f"view {view}: no {role}; add {role}={example} to the class arguments")
+        if request is not None and not isinstance(request, Mapping):
+            raise DeclarationError(
+                f'view {view}: request={request!r}; write a dict of types, such as {{"price": float}}'
+            )
         cls._plan = _plan(cls, view, sources, keys, dedupe, ttl, request or {})
 
 
@@ -84,21 +130,21 @@ class ViewPlan:
     Attributes:
         entity: the key columns.
         key_dtype: "int" for a single integer column, else "str".
+        key_kinds: of each key column, "int" or "text" as the events declare it, "any" where they differ.
         features: in declared order, derived ones last.
         fingerprint: 16 hex characters, of all that decides the meaning of a record's bytes; feature names do not.
         ttl_us: life of a record without events, None for ever.
-        span_us: how far back a record looks, None if for ever (lifetime windows, lists).
     """
 
     name: str
     entity: tuple[str, ...]
     key_dtype: str
+    key_kinds: tuple[str, ...]
     sources: tuple[type[Event], ...]
     features: tuple[Feature, ...]
     layout: Layout
     fingerprint: str
     ttl_us: int | None
-    span_us: int | None
     readers: dict[type[Event], EventReader]
 
     @property
@@ -127,8 +173,13 @@ def plan_of(view: type[FeatureView]) -> ViewPlan:
     """The plan of a view; worked out once, when the class is made.
 
     Raises:
-        DeclarationError: a base class without a source.
+        DeclarationError: no view, or a base class without a source.
     """
+    if not (isinstance(view, type) and issubclass(view, FeatureView)):
+        found = f"class {view.__module__}:{view.__qualname__}" if isinstance(view, type) else repr(view)
+        raise DeclarationError(
+            f"{found} is no view; name a class declared as `class SomeView(FeatureView, source=..., entity=...)`"
+        )
     if view._plan is None:  # noqa: SLF001
         raise DeclarationError(f"view {view.__name__}: no source; add source=SomeEvent to the class arguments")
     return view._plan  # noqa: SLF001
@@ -143,24 +194,32 @@ def _plan(
     ttl: str | None,
     request: Mapping[str, type],
 ) -> ViewPlan:
-    key_dtype = _key_dtype(name, sources, keys)
+    _check_names(name, sources, keys)
+    key_kinds = _key_kinds(name, sources, keys)
+    key_dtype = "int" if key_kinds == ("int",) else "str"
     entity = f"{key_dtype} {','.join(keys)} of {','.join(source.__name__ for source in sources)}"
     builder = LayoutBuilder(name, sources, entity, request_types(name, request))
     declared, expressions = _aggregations(view, name)
     for attribute, aggregation in sorted(declared.items(), key=lambda item: isinstance(item[1], Ratio)):
         builder.bind(attribute, aggregation)
     builder.bind_expressions(expressions)
+    for feature in builder.features:
+        if feature.name in (*keys, STATUS, AGE_S):
+            raise DeclarationError(
+                f"view {name} · feature {feature.declared}: a read has a column {feature.name!r} beside the features; "
+                "rename the feature"
+            )
     layout = builder.layout(_dedupe_us(name, sources, dedupe))
     return ViewPlan(
         name=name,
         entity=keys,
         key_dtype=key_dtype,
+        key_kinds=key_kinds,
         sources=sources,
         features=tuple(builder.features),
         layout=layout,
         fingerprint=f"{int(hash_text([layout.text]).view(np.uint64)[0]):016x}",
-        ttl_us=None if ttl is None else parse_span_s(ttl, f"view {name} · ttl") * SECOND_US,
-        span_us=_span_us(layout),
+        ttl_us=None if ttl is None else _ttl_us(name, ttl, builder.spans, layout.dedupe_us),
         readers={event: EventReader(name, event, keys, key_dtype, builder, layout) for event in sources},
     )
 
@@ -177,28 +236,83 @@ def _dedupe_us(name: str, sources: tuple[type[Event], ...], dedupe: str | None) 
     return parse_span_s(dedupe, f"view {name} · dedupe") * SECOND_US
 
 
+def _ttl_us(name: str, ttl: str, spans: Mapping[str, int], dedupe_us: int) -> int:
+    ttl_us = parse_span_s(ttl, f"view {name} · ttl") * SECOND_US
+    longest, span_us = max({**spans, "its dedupe=": dedupe_us}.items(), key=lambda item: item[1])
+    if ttl_us < span_us:
+        raise DeclarationError(
+            f"view {name}: ttl={ttl!r} is shorter than {longest} looks back: the store would forget events that still "
+            f"count; write ttl={written_span(span_us // SECOND_US)!r} or more, or leave ttl= out"
+        )
+    return ttl_us
+
+
 def _aggregations(view: type[FeatureView], name: str) -> tuple[dict[str, Aggregation], dict[str, pl.Expr]]:
     """Attributes that are aggregations, and those that are expressions over features."""
     found: dict[str, Aggregation] = {}
     expressions: dict[str, pl.Expr] = {}
     for base in reversed(view.__mro__):
         for attribute, value in vars(base).items():
+            path = f"view {name} · feature {attribute}"
+            if isinstance(value, tuple | list) and any(_is_feature(item) for item in value):
+                raise DeclarationError(f"{path}: a {type(value).__name__}; write one feature, with no comma behind it")
             if isinstance(value, pl.Expr):
+                found.pop(attribute, None)
                 expressions[attribute] = value
-            elif hasattr(value, "bind") and not isinstance(value, type):
+            elif _is_feature(value):
+                if isinstance(value, type):
+                    raise DeclarationError(f"{path}: {value.__name__} is a class; call it")
+                expressions.pop(attribute, None)
                 found[attribute] = value
-            elif hasattr(value, "bind"):
-                raise DeclarationError(f"view {name} · feature {attribute}: {value.__name__} is a class; call it")
+            elif attribute in found or attribute in expressions:
+                if value is not None:
+                    raise DeclarationError(
+                        f"{path}: {value!r} hides a feature of a base; write None to remove it, or rename one"
+                    )
+                found.pop(attribute, None)
+                expressions.pop(attribute, None)
     if not found:
         raise DeclarationError(f'view {name}: no features; write for example: events = Count(windows=("1h", "24h"))')
     return found, expressions
 
 
-def _key_dtype(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> str:
-    kinds = set()
+def _is_feature(value: Any) -> bool:
+    return isinstance(value, pl.Expr) or hasattr(value, "bind")
+
+
+def _several(what: str, given: Any, kind: type, example: str) -> tuple[Any, ...]:
+    """None, one or several of a kind, as a tuple."""
+    found = () if given is None else (given,) if isinstance(given, str | type) else given
+    if not isinstance(found, tuple | list) or not all(isinstance(item, kind) for item in found):
+        raise DeclarationError(f"{what}={given!r}; write {example} or a tuple of such")
+    return tuple(found)
+
+
+def _check_names(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> None:
+    known: dict[str, type[Event]] = {}
     for event in sources:
-        schema = spec_of(event).polars
-        for key in keys:
+        if not issubclass(event, Event):
+            raise DeclarationError(f"view {name}: source {event.__name__} is no event; write an event class")
+        other = known.setdefault(event.__name__, event)
+        if other is not event:
+            raise DeclarationError(
+                f"view {name}: sources {_place(other)} and {_place(event)} have one name, by which a view tells its "
+                "events apart; rename one of the classes"
+            )
+    if len(set(keys)) < len(keys):
+        raise DeclarationError(f"view {name}: entity {keys} names one column twice; write each once")
+
+
+def _place(event: type[Event]) -> str:
+    return f"{event.__module__}:{event.__qualname__}"
+
+
+def _key_kinds(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> tuple[str, ...]:
+    found = []
+    for key in keys:
+        kinds = set()
+        for event in sources:
+            schema = spec_of(event).polars
             if key not in schema:
                 raise DeclarationError(
                     f"view {name}: event {event.__name__} has no entity column {key!r}; it has {', '.join(schema)}",
@@ -208,26 +322,18 @@ def _key_dtype(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...
                 raise DeclarationError(
                     f"view {name}: entity column {event.__name__}.{key} is {dtype}; use an int or a str"
                 )
-            kinds.add("int" if dtype.is_integer() and len(keys) == 1 else "str")
-    if len(kinds) > 1 and len(keys) == 1:
-        raise DeclarationError(
-            f"view {name}: entity {keys[0]!r} is an int in one source and a str in another; make them alike"
-        )
-    return kinds.pop()
+            kinds.add("int" if dtype.is_integer() else "text")
+        if len(kinds) > 1 and len(keys) == 1:
+            raise DeclarationError(
+                f"view {name}: entity {key!r} is an int in one source and a str in another; make them alike"
+            )
+        found.append("any" if len(kinds) > 1 else kinds.pop())
+    return tuple(found)
 
 
 def events_of(plans: Iterable[ViewPlan]) -> tuple[type[Event], ...]:
     """The event classes that views read, each once."""
     return tuple(dict.fromkeys(event for plan in plans for event in plan.sources))
-
-
-def _span_us(layout: Layout) -> int | None:
-    spans: list[int] = []
-    for group in layout.groups:
-        if not isinstance(group, RingGroup) or not group.window.hop_us:
-            return None
-        spans.append(group.window.window_us + group.window.hop_us)
-    return max(spans, default=None)
 
 
 def _snake_case(name: str) -> str:

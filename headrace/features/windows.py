@@ -71,6 +71,16 @@ def parse_span_s(text: str, where: str) -> int:
     return int(found[1]) * UNIT_S[found[2]]
 
 
+def written_span(seconds: int) -> str:
+    """Seconds in the largest unit that fits, as `parse_span_s` reads them.
+
+    >>> written_span(5_400)
+    '90m'
+    """
+    unit = max((unit for unit in UNIT_S if seconds % UNIT_S[unit] == 0), key=lambda unit: UNIT_S[unit])
+    return f"{seconds // UNIT_S[unit]}{unit}"
+
+
 def window_of(label: str, hop: str | None = None, where: str = "window") -> Window:
     """The window that `label` names, with its hop chosen, or with `hop`.
 
@@ -99,7 +109,7 @@ def _chosen_hop_s(length_s: int, label: str, where: str) -> int:
         near = round(length_s / wanted) * wanted
         raise DeclarationError(
             f"{where}: {label!r} divides only into {length_s // hop_s} tiles of {hop_s} s; write a length that is a "
-            f"multiple of {_written(wanted)}, such as {_written(near)!r}, or give hop=",
+            f"multiple of {written_span(wanted)}, such as {written_span(near)!r}, or give hop=",
         )
     return hop_s
 
@@ -111,15 +121,10 @@ def _given_hop_s(length_s: int, label: str, hop: str, where: str) -> int:
             f"{where}: window {label!r} is shorter than its hop {hop!r}; write a hop that divides it"
         )
     if length_s % hop_s:
-        fits = [_written(found) for found in HOPS_S if length_s % found == 0]
+        fits = [written_span(found) for found in HOPS_S if length_s % found == 0]
         raise DeclarationError(f"{where}: hop {hop!r} does not divide window {label!r}; use one of {', '.join(fits)}")
     if length_s // hop_s > TILES_MAX:
         raise DeclarationError(
             f"{where}: hop {hop!r} makes {length_s // hop_s} tiles, at most {TILES_MAX}; write a longer hop"
         )
     return hop_s
-
-
-def _written(seconds: int) -> str:
-    unit = max((unit for unit in UNIT_S if seconds % UNIT_S[unit] == 0), key=lambda unit: UNIT_S[unit])
-    return f"{seconds // UNIT_S[unit]}{unit}"

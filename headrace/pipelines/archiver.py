@@ -1,18 +1,18 @@
 """The log as Parquet files, by event day: what a backfill or an analyst reads when the broker has let go of it.
 
-    <folder>/<topic>/2024-05-01/<partition>.<first offset>-<next offset>.parquet
+    <folder>/<topic>/2024-05-01/<partition>.<first offset>-<next offset>.parquet       names: schemas/archive_names
     <folder>/<topic>/offsets.json                                                      what is committed
 
-Each event is in exactly one file. A flush writes its files first and then the offsets, by one rename; files past the
-committed offsets are left from a crash, and the next start deletes them before it writes those rows again.
+Each event is in exactly one file. A flush writes its files first, each under another name until it is whole and on
+disk, and then the offsets, by one rename. Files past the committed offsets are being written or left from a crash:
+readers pass them over, and the next start deletes them before it writes those rows again.
 """
 
-import re
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import IO, Any
 
 import orjson
 import polars as pl
@@ -21,6 +21,7 @@ from prometheus_client import Counter
 
 from headrace.pipelines.source import EventBatch
 from headrace.schemas import Event, spec_of
+from headrace.schemas.archive_names import OFFSETS, archive_name, named_rows
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +30,7 @@ FLUSH_S = 60.0
 ROWS_MAX = 1_000_000
 """Rows in memory that cause a flush."""
 
-_NAME = re.compile(r"(?P<partition>.+)\.(?P<first>\d+)-\d+\.parquet")
+_UNFINISHED = ".new"
 
 ARCHIVED = Counter("headrace_archived_rows_total", "Rows written to the archive", ["topic"])
 
@@ -45,7 +46,7 @@ class Archiver:
         self._rows = 0
         self._since_s = time.monotonic()
         self._positions: dict[str, int] = {}
-        for committed in self.folder.glob("*/offsets.json"):
+        for committed in self.folder.glob(f"*/{OFFSETS}"):
             offsets: dict[str, int] = orjson.loads(committed.read_bytes())
             self._positions |= offsets
         self._delete_uncommitted()
@@ -115,13 +116,13 @@ class Archiver:
         if frame.is_empty():
             return []
         first = next(int(batch.offsets[0]) for batch in batches if len(batch.offsets))
-        name = f"{_place(partition)[1]}.{first}-{batches[-1].next_offset}.parquet"
+        name = archive_name(partition, first, batches[-1].next_offset)
         written = []
         days = frame.with_columns(pl.col(spec.time).dt.date().alias("__day"))
         for (day,), part in days.partition_by("__day", as_dict=True, include_key=False, maintain_order=True).items():
             path = self.folder / spec.topic / str(day) / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_parquet(path)
+            _write_whole(path, part.write_parquet)
             written.append(path)
         ARCHIVED.labels(spec.topic).inc(frame.height)
         return written
@@ -130,20 +131,23 @@ class Archiver:
         folder = self.folder / topic
         folder.mkdir(parents=True, exist_ok=True)
         offsets = {name: offset for name, offset in self._positions.items() if name.startswith(f"{topic}/")}
-        new = folder / "offsets.json.new"
-        new.write_bytes(orjson.dumps(offsets))
-        new.replace(folder / "offsets.json")
+        _write_whole(folder / OFFSETS, lambda file: file.write(orjson.dumps(offsets)))
 
     def _delete_uncommitted(self) -> None:
-        committed = {_place(name): offset for name, offset in self._positions.items()}
         for path in self.folder.glob("*/*/*.parquet"):
-            named = _NAME.fullmatch(path.name)
-            if named and int(named["first"]) >= committed.get((path.parent.parent.name, named["partition"]), 0):
+            rows = named_rows(path.parent.parent.name, path.name)
+            if rows and rows[1] >= self._positions.get(rows[0], 0):
                 log.warning("uncommitted_archive_file_deleted", path=str(path))
                 path.unlink()
+        for path in self.folder.glob(f"*/*/*.parquet{_UNFINISHED}"):
+            path.unlink()
 
 
-def _place(partition: str) -> tuple[str, str]:
-    """(topic, the rest as a file name of one level)."""
-    topic, _, rest = partition.partition("/")
-    return topic, quote(rest, safe="")
+def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that has its name only once it is whole and on disk."""
+    new = path.with_name(path.name + _UNFINISHED)
+    with new.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

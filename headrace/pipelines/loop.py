@@ -104,12 +104,11 @@ def _wait_s(steps: Sequence[Step]) -> float:
 
 
 def pause_after(batches: Sequence[Batch]) -> float | None:
-    """Seconds until the next poll is worth its cost; None: at once."""
+    """Seconds until the next poll is worth its cost; None: at once, as for files, where no more comes by waiting."""
     if not batches:
         return IDLE_S
     rows = sum(len(batch.offsets) for batch in batches)
-    ended = any(batch.ended for batch in batches)
-    if ended or rows >= FULL_ROWS:
+    if rows >= FULL_ROWS or any(batch.ended or batch.appended_us is None for batch in batches):
         return None
     return LINGER_S if rows < BUSY_ROWS else BUSY_LINGER_S
 

@@ -1,8 +1,9 @@
 """What the commands `materialize`, `backfill` and `verify` do: from views and URLs to a flow and its words."""
 
+import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ import orjson
 from rich.console import Console
 
 from headrace.errors import ConfigError
-from headrace.features.store import OnlineStore
-from headrace.features.verifier import Verification, verify
+from headrace.features.store import Fence, OnlineStore
+from headrace.features.verifier import Verification, verify_all
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.backfill import Backfilled, backfill
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.on_bytewax import materialize_flow, run
-from headrace.pipelines.source import EventBatch
-from headrace.pipelines.source_url import KAFKA, archived_offsets, sources_of_urls
+from headrace.pipelines.source import EventBatch, Source, least_positions
+from headrace.pipelines.source_url import KAFKA, file_sources, named_url, sources_of_urls
 from headrace.pipelines.wiring import intake_of, registry_of
 from headrace.schemas import DeadLetter, FileDeadLetters
 from headrace.settings import Settings
@@ -35,17 +36,22 @@ def materialize_views(
     *,
     until_end: bool = False,
     workers: int = 1,
+    records_max: int | None = None,
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
+
+    `records_max`: records of each view in memory, all when None.
 
     Raises:
         HeadraceError: what the source or the store failed with.
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka)
+    _refuse_changed_files(source, views, store)
     intake = {**intake_of(settings), "dead_letters": FileDeadLetters(settings.dead_letter_dir)}
     progress = Progress()
-    run(materialize_flow(source, views, store, intake, on_status=progress.show), workers)
+    options = {"records_max": records_max, "on_status": progress.show}
+    run(materialize_flow(source, views, store, intake, **options), workers)
     progress.end(store, views)
 
 
@@ -55,24 +61,59 @@ def backfill_views(
     store: OnlineStore,
     settings: Settings,
     handover: Path | None = None,
+    *,
+    files_only: bool = False,
 ) -> list[Backfilled]:
     """Backfill `views` from `urls`; an archive says itself where the live topic goes on, else `handover` does.
 
+    `files_only`: the views are never fed by a topic, so there is nowhere to go on.
+
     Raises:
-        ConfigError: a hand-over that is no JSON object of offsets.
+        ConfigError: files that do not say where the topic goes on, or a hand-over that is no JSON object of offsets.
         HeadraceError: what the source or the store failed with.
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
-    ends: dict[str, int] = {}
-    for url in urls:
-        ends |= {} if url.startswith(KAFKA) else archived_offsets(Path(url.rpartition("=")[2]), events) or {}
+    ends = {name: offset for files in file_sources(source) for name, offset in files.ends().items()}
     if handover is not None:
         ends |= _offsets(handover)
+    has_topic = any(named_url(url, events)[1].startswith(KAFKA) for url in urls)
+    if not (files_only or has_topic):
+        _require_ends(source, ends)
+    _refuse_changed_files(source, views, store)
     progress = Progress()
     letters = FileDeadLetters(settings.dead_letter_dir)
     known = registry_of(settings)
-    return backfill(views, source, store, handover=ends, dead_letters=letters, registry=known, on_flush=progress.add)
+    done = backfill(views, source, store, handover=ends, dead_letters=letters, registry=known, on_flush=progress.add)
+    if not has_topic:
+        return done
+    files = {name for part in file_sources(source) for name in part.partitions()}
+    return [
+        dataclasses.replace(row, handed_over={name: at for name, at in reached.items() if name not in files})
+        for row, view in zip(done, views, strict=False)  # none are done if it was stopped
+        for reached in [least_positions(fence.offsets for fence in _fences(view, store))]
+    ]
+
+
+def _require_ends(source: Source, ends: Mapping[str, int]) -> None:
+    for files in file_sources(source):
+        if not any(name.startswith(f"{files.topic}/") for name in ends):
+            raise ConfigError(
+                f"plain files do not say up to which offset of topic {files.topic!r} they reach, so the live flow "
+                f'would count their events again: give --handover FILE with {{"{files.topic}/0": <next offset>, ...}}, '
+                "use the folder of an archive, or say --no-handover if no topic ever feeds these views"
+            )
+
+
+def _refuse_changed_files(source: Source, views: Sequence[type[FeatureView]], store: OnlineStore) -> None:
+    """Look at what each shard has read: the flow itself asks only for what all of them know."""
+    known = {name: offset for view in views for fence in _fences(view, store) for name, offset in fence.offsets.items()}
+    for files in file_sources(source):
+        files.refuse_changed(known)
+
+
+def _fences(view: type[FeatureView], store: OnlineStore) -> list[Fence]:
+    return list(store.fences(plan_of(view), range(store.shards)).values())
 
 
 def verify_views(
@@ -85,18 +126,27 @@ def verify_views(
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
-    intake = Intake(events, dead_letters=_Known(), registry=registry_of(settings))
-    batches: list[EventBatch] = []
-    source.seek({})
-    try:
-        while not source.exhausted:
-            found = source.poll()
-            batches += [intake.decode(batch) for batch in found]
-            if not found:
-                time.sleep(0.003)
-    finally:
-        source.close()
-    return [verify(view, batches, store) for view in views]
+    return verify_all(views, _Log(source, Intake(events, dead_letters=_Known(), registry=registry_of(settings))), store)
+
+
+class _Log:
+    """The good rows of a source, read from its start to the end that it has then, each time they are asked for."""
+
+    def __init__(self, source: Source, intake: Intake) -> None:
+        self._source = source
+        self._intake = intake
+
+    def __iter__(self) -> Iterator[EventBatch]:
+        source = self._source.share(0, 1)
+        source.seek({})
+        try:
+            while not source.exhausted:
+                found = source.poll()
+                yield from map(self._intake.decode, found)
+                if not found:
+                    time.sleep(0.003)
+        finally:
+            source.close()
 
 
 class Progress:

@@ -14,6 +14,7 @@ cleanly.
 # To mypy, Bytewax's base classes and decorators are Any.
 # mypy: disable-error-code="misc, untyped-decorator"
 
+import contextlib
 import functools
 import os
 import signal
@@ -195,18 +196,37 @@ def run(flow: Dataflow, workers: int = 1) -> None:
         HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
     """
     os.environ["RUST_BACKTRACE"] = "0"  # a failed step is raised as itself: the engine's trace of it is noise
-    failure: BaseException | None = None
+    failure = _Failure()
     with graceful_stop() as stopping:
         for found in _inputs(flow):
-            found.stop = stopping
+            found.stop, found.failure = stopping, failure
         try:
             cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH)
         except BaseException as exc:
             if not _is_bytewax(exc):
                 raise
-            failure = _original(exc)
-    if failure is not None:
-        raise failure  # out of the handler: what caused it stays its cause
+            failure.note(_original(exc))
+        finally:
+            for found in _inputs(flow):
+                found.failure = None
+    if failure.first is not None:
+        raise failure.first  # out of the handler: what caused it stays its cause
+
+
+class _Failure:
+    """The first error of our inputs and steps under `run`, which ends the flow by itself once it is noted.
+
+    An error that Bytewax sees becomes a panic of its engine, which writes to stderr before anybody can say a word.
+    """
+
+    def __init__(self) -> None:
+        self.first: BaseException | None = None
+        self._lock = threading.Lock()
+
+    def note(self, exc: BaseException) -> None:
+        """Keep an error, unless there is one."""
+        with self._lock:
+            self.first = self.first or exc
 
 
 class _Input(DynamicSource[Any]):
@@ -218,15 +238,38 @@ class _Input(DynamicSource[Any]):
         self.source = source
         self.dead_letters = dead_letters
         self.stop = _process_stop()
+        self.failure: _Failure | None = None
         self.readers: list[tuple[PlacedSteps, bool]] = []
         self.heartbeats: list[Callable[[], object]] = []
         self.workers = 1
         self.partitions: list[str] = []
         self._make_intake = make_intake
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the flow must end, here or elsewhere, without a flush."""
+        return self.failure is not None and self.failure.first is not None
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep an error from Bytewax where `run` will raise it; else let it through."""
+        try:
+            yield
+        except StopIteration:
+            raise
+        except Exception as exc:
+            if self.failure is None:
+                raise
+            self.failure.note(exc)
+
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_Part":
         """Called by Bytewax once a worker and run, on the worker's thread, before any batch."""
         del step_id
+        with self.noting():
+            return self._opened(worker_index, worker_count)
+        return _Part(self, None, ())
+
+    def _opened(self, worker_index: int, worker_count: int) -> "_Part":
         self.workers = worker_count
         share = self.source.share(worker_index, worker_count)
         asker = (id(self), worker_index)
@@ -246,9 +289,9 @@ class _Input(DynamicSource[Any]):
 
 
 class _Part(StatelessSourcePartition[Any]):
-    """One worker's share of a source."""
+    """One worker's share of a source; without `ahead` it could not be opened."""
 
-    def __init__(self, owner: _Input, ahead: ReadAhead[Any], heartbeats: Sequence[Callable[[], object]]) -> None:
+    def __init__(self, owner: _Input, ahead: ReadAhead[Any] | None, heartbeats: Sequence[Callable[[], object]]) -> None:
         self._owner = owner
         self._ahead = ahead
         self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # freed once every step is done with it
@@ -258,15 +301,21 @@ class _Part(StatelessSourcePartition[Any]):
 
     def next_batch(self) -> list[Any]:
         """Called by Bytewax when the last items are on their way and `next_awake` has passed; must not block."""
+        with self._owner.noting():
+            if self._ahead is not None and not self._owner.has_failed:
+                return self._next(self._ahead)
+        raise StopIteration
+
+    def _next(self, ahead: ReadAhead[Any]) -> list[Any]:
         if self._heartbeats and time.monotonic() - self._beat_s >= STATUS_S:
             self._beat_s = time.monotonic()
             for beat in self._heartbeats:
                 beat()
         if self._owner.stop.is_set():
-            self._ahead.stop()
-        if self._ahead.exhausted:
+            ahead.stop()
+        if ahead.exhausted:
             raise StopIteration
-        found = self._ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
+        found = ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
         self._pause_s = None if found else IDLE_S
         if self._owner.workers > 1:
             self._in_flight.update(found)
@@ -278,7 +327,8 @@ class _Part(StatelessSourcePartition[Any]):
 
     def close(self) -> None:
         """Called by Bytewax at the end of the share, also after a failure."""
-        self._ahead.close()
+        if self._ahead is not None:
+            self._ahead.close()
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -295,25 +345,34 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
 
     def on_batch(self, values: list[tuple[int, EventBatch]]) -> tuple[Sequence[Any], bool]:
         """Called with all batches that wait for this group."""
+        return self._done(lambda: self._take(values))
+
+    def on_notify(self) -> tuple[Sequence[Any], bool]:
+        """Called when `notify_at` has passed, sometimes without need."""
+        return self._done(lambda: self._step.tick() if self._step else ())
+
+    def on_eof(self) -> tuple[Sequence[Any], bool]:
+        """Called once when all sources have ended or were asked to stop; after a failure nothing is flushed."""
+        return self._done(lambda: self._step.finish() if self._step else ())
+
+    def notify_at(self) -> datetime | None:
+        """Wall time of the step's next due moment."""
+        due_s = None if self._step is None or self._inputs[0].has_failed else self._step.due_s
+        return None if due_s is None else datetime.now(UTC) + timedelta(seconds=max(0.0, due_s - time.monotonic()))
+
+    def _take(self, values: list[tuple[int, EventBatch]]) -> Sequence[Any]:
         if self._step is None:
             self._step = self._steps.made[values[0][0]]
             self._step.expect([name for found in self._inputs for name in found.partitions])
         for _, batch in values:
             self._step.apply(batch)
-        return self._step.tick(), self.RETAIN
+        return self._step.tick()
 
-    def on_notify(self) -> tuple[Sequence[Any], bool]:
-        """Called when `notify_at` has passed, sometimes without need."""
-        return self._step.tick() if self._step else (), self.RETAIN
-
-    def on_eof(self) -> tuple[Sequence[Any], bool]:
-        """Called once when all sources have ended or were asked to stop; not after a failure."""
-        return self._step.finish() if self._step else (), self.RETAIN
-
-    def notify_at(self) -> datetime | None:
-        """Wall time of the step's next due moment."""
-        due_s = self._step.due_s if self._step else None
-        return None if due_s is None else datetime.now(UTC) + timedelta(seconds=max(0.0, due_s - time.monotonic()))
+    def _done(self, act: Callable[[], Sequence[Any]]) -> tuple[Sequence[Any], bool]:
+        with self._inputs[0].noting():
+            if not self._inputs[0].has_failed:
+                return act(), self.RETAIN
+        return (), self.RETAIN
 
     def snapshot(self) -> None:
         """Nothing: state and offsets are in the step's own store."""

@@ -8,17 +8,15 @@ s3://bucket/log/*.parquet    memory://log.arrow               the same on any fi
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
-
-import orjson
 
 from headrace.errors import ConfigError
 from headrace.pipelines.file_source import ROWS_MAX, FileSource
 from headrace.pipelines.kafka_source import KafkaSource
 from headrace.pipelines.source import Batch, Source
-from headrace.schemas import Event, spec_of
+from headrace.pipelines.time_merge import TimeMerge
+from headrace.schemas import Event
 
 KAFKA = "kafka://"
 
@@ -27,33 +25,33 @@ class MergedSource:
     """Several sources as one: their partitions one after the other, polled in turn."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = list(sources)
+        self.sources = list(sources)
 
     @property
     def exhausted(self) -> bool:
         """Whether nothing more will ever come from any."""
-        return all(source.exhausted for source in self._sources)
+        return all(source.exhausted for source in self.sources)
 
     def partitions(self) -> list[str]:
         """Every partition of all."""
-        return [name for source in self._sources for name in source.partitions()]
+        return [name for source in self.sources for name in source.partitions()]
 
     def share(self, index: int, count: int) -> Self:
         """A fresh source of one part of each."""
-        return type(self)([source.share(index, count) for source in self._sources])
+        return type(self)([source.share(index, count) for source in self.sources])
 
     def seek(self, positions: Mapping[str, int]) -> None:
         """Read each partition from its offset there on."""
-        for source in self._sources:
+        for source in self.sources:
             source.seek(positions)
 
     def poll(self) -> list[Batch]:
         """What there is now."""
-        return [batch for source in self._sources if not source.exhausted for batch in source.poll()]
+        return [batch for source in self.sources if not source.exhausted for batch in source.poll()]
 
     def close(self) -> None:
         """Let go of all."""
-        for source in self._sources:
+        for source in self.sources:
             source.close()
 
 
@@ -65,13 +63,26 @@ def sources_of_urls(
     rows_max: int = ROWS_MAX,
     config: Mapping[str, Any] | None = None,
 ) -> Source:
-    """The source that `urls` name, of `events`; `config` goes to librdkafka.
+    """The source that `urls` name, of `events`; several of files are read side by side in event time.
+
+    `config` goes to librdkafka.
 
     Raises:
         ConfigError: a URL that cannot be understood, or files for one event where there are several.
     """
     found = [source_of_url(url, events, until_end=until_end, rows_max=rows_max, config=config) for url in urls]
+    files = [source for source in found if isinstance(source, FileSource)]
+    if len(files) > 1:
+        found = [TimeMerge(files), *(source for source in found if not isinstance(source, FileSource))]
     return found[0] if len(found) == 1 else MergedSource(found)
+
+
+def file_sources(source: Source) -> list[FileSource]:
+    """The sources of files that `sources_of_urls` made a source of."""
+    if isinstance(source, FileSource):
+        return [source]
+    parts = source.sources if isinstance(source, (MergedSource, TimeMerge)) else []
+    return [file for part in parts for file in file_sources(part)]
 
 
 def source_of_url(
@@ -107,13 +118,6 @@ def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Ev
         names = ", ".join(event.__name__ for event in events)
         raise ConfigError(f"events {url!r}: the views read {names}; write {events[0].__name__}=PATH for each of them")
     return (named, path) if named else (list(events), url)
-
-
-def archived_offsets(folder: Path, events: Sequence[type[Event]]) -> dict[str, int] | None:
-    """Where an archive ends: next offset of each partition of the events' topics; None: it is no archive."""
-    files = [folder / spec_of(event).topic / "offsets.json" for event in events]
-    known = [orjson.loads(file.read_bytes()) for file in files if file.is_file()]
-    return {name: int(offset) for part in known for name, offset in part.items()} if known else None
 
 
 def _start(text: str) -> Any:

@@ -208,6 +208,8 @@ def _named(file: EventFile) -> Iterator[None]:
 
 
 def _fitted(file: EventFile, event: type[Event], rows: pl.DataFrame) -> pl.DataFrame:
+    if rows.is_empty():
+        rows = pl.DataFrame(schema=dict.fromkeys(rows.columns, pl.Null))  # a CSV of no rows tells no types
     try:
         return conform(rows, spec_of(event))
     except SchemaError as exc:
@@ -239,7 +241,8 @@ def _iter_lines(path: Path, rows: int) -> Iterator[list[bytes]]:
 
 
 def _known(scan: pl.LazyFrame, columns: Columns) -> pl.LazyFrame:
-    return scan.select(name for name in scan.collect_schema().names() if name in columns) if columns else scan
+    """The declared columns; all of them where one is lacking, for it may have an old name, or else they are told."""
+    return scan.select(list(columns)) if columns and set(columns) <= set(scan.collect_schema().names()) else scan
 
 
 def _scan_parquet(path: Path, columns: Columns) -> pl.LazyFrame:

@@ -2,24 +2,32 @@
 
 Here and on any filesystem that fsspec or pyarrow opens: `s3://bucket/log/*.parquet`, `gs://`, `https://`, `memory://`.
 A file's `name` is its path below the glob's fixed part, so that it does not change with the working folder.
+Of an archive those files are found that its committed offsets cover; files that a pattern finds empty are left out.
 """
 
 import contextlib
 import itertools
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import orjson
+import structlog
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import FileSystem
 
 from headrace.errors import SourceError
+from headrace.schemas.archive_names import OFFSETS, is_committed
 
 _MAGIC = frozenset("*?[")
-_OFFSETS = "offsets.json"
+_ENDS_BYTES = 65_536
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +35,7 @@ class EventFile:
     """A file to read.
 
     `url` is what messages call it; `version` changes when its content does; `size` in bytes, -1 where
-    the server does not tell.
+    the server does not tell. `is_archived`: an archive's, which is never written again.
     """
 
     url: str
@@ -36,6 +44,7 @@ class EventFile:
     version: str
     path: str
     filesystem: Any = None
+    is_archived: bool = False
 
     @property
     def suffix(self) -> str:
@@ -46,6 +55,20 @@ class EventFile:
     def is_local(self) -> bool:
         """Whether it lies on this machine's disk."""
         return self.filesystem is None
+
+    def fingerprint(self) -> str:
+        """8 hex digits that change with the content: of size and both ends, elsewhere of what the server tells.
+
+        Raises:
+            SourceError: it cannot be read.
+        """
+        told = f"{self.size} {self.version}".encode()
+        if self.is_local:
+            with _refusals(self.url), Path(self.path).open("rb") as file:
+                head = file.read(_ENDS_BYTES)
+                file.seek(max(self.size - _ENDS_BYTES, 0))
+                told = b"%d " % self.size + head + file.read(_ENDS_BYTES)
+        return f"{zlib.crc32(told):08x}"
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
@@ -69,6 +92,14 @@ def is_url(path: str | Path) -> bool:
     return "://" in str(path) or "::" in str(path)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """Files, and where the archives among the paths end: next offset of each partition, {} where there is none."""
+
+    files: list[EventFile]
+    ends: dict[str, int]
+
+
 def find_files(paths: str | Path | Sequence[str | Path], topic: str | None = None) -> list[EventFile]:
     """The files that `paths` name, in the order given, those of a glob sorted.
 
@@ -77,55 +108,98 @@ def find_files(paths: str | Path | Sequence[str | Path], topic: str | None = Non
     Raises:
         SourceError: a path or glob finds nothing or a plain folder, or a filesystem cannot be reached.
     """
-    found = []
+    return find_log(paths, topic).files
+
+
+def find_log(paths: str | Path | Sequence[str | Path], topic: str | None = None) -> Found:
+    """The same, and where archives end: files and ends are of one moment, whatever an archiver does meanwhile.
+
+    Raises:
+        SourceError: as `find_files`.
+    """
+    all_found = Found([], {})
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        if is_url(path):
-            found += _remote(str(path), topic)
-        else:
-            found += _local(str(path), topic)
-    return found
+        found = _remote(str(path), topic) if is_url(path) else _local(str(path), topic)
+        all_found.files.extend(found.files)
+        all_found.ends.update(found.ends)
+    return all_found
 
 
-def _local(path: str, topic: str | None) -> list[EventFile]:
+def _local(path: str, topic: str | None) -> Found:
     plain = Path(path)
     if plain.is_file():
-        return [_local_file(plain, plain.name)]
-    if topic is not None and (plain / topic / _OFFSETS).is_file():
-        fixed, pattern = plain / topic, "*/*.parquet"
-    else:
-        fixed = Path(*itertools.takewhile(lambda part: not _MAGIC & set(part), plain.parts))
-        if fixed == plain:
-            raise SourceError(_nothing(path, plain.exists()))
-        pattern = str(plain.relative_to(fixed))
-    files = sorted(file for file in fixed.glob(pattern) if file.is_file())
-    if not files:
-        raise SourceError(f"no file matches {path}")
-    return [_local_file(file, file.relative_to(fixed).as_posix()) for file in files]
+        return Found([_local_file(plain, plain.name)], {})
+    if topic is not None and (plain / topic / OFFSETS).is_file():
+        ends = _ends((plain / topic / OFFSETS).read_bytes(), path)  # first: every file they cover is there
+        files = sorted((plain / topic).glob("*/*.parquet"))
+        kept = [file for file in files if is_committed(file.as_posix(), topic, ends)]
+        names = [file.relative_to(plain / topic).as_posix() for file in kept]
+        return Found([_local_file(*one, is_archived=True) for one in zip(kept, names, strict=True)], ends)
+    fixed = Path(*itertools.takewhile(lambda part: not _MAGIC & set(part), plain.parts))
+    if fixed == plain:
+        raise SourceError(_nothing(path, plain.exists()))
+    files = sorted(file for file in fixed.glob(str(plain.relative_to(fixed))) if file.is_file())
+    found = [_local_file(file, file.relative_to(fixed).as_posix()) for file in files]
+    return Found(_not_empty(found, path), {})
 
 
-def _local_file(path: Path, name: str) -> EventFile:
+def _local_file(path: Path, name: str, *, is_archived: bool = False) -> EventFile:
     about = path.stat()
-    return EventFile(str(path), name, about.st_size, str(about.st_mtime_ns), str(path))
+    return EventFile(str(path), name, about.st_size, str(about.st_mtime_ns), str(path), is_archived=is_archived)
 
 
-def _remote(url: str, topic: str | None) -> list[EventFile]:
+def _remote(url: str, topic: str | None) -> Found:
     with _refusals(url):
         filesystem, path = _opened(url)
         if _is_disk(filesystem):
             return _local(path, topic)
         if filesystem.isfile(path):
-            return [_remote_file(filesystem, path, PurePosixPath(path).name.partition("?")[0], url)]
-        if topic is not None and filesystem.isfile(f"{path.rstrip('/')}/{topic}/{_OFFSETS}"):
-            path = f"{path.rstrip('/')}/{topic}/*/*.parquet"
-        parts = path.split("/")
-        fixed = "/".join(itertools.takewhile(lambda part: not _MAGIC & set(part), parts))
+            return Found([_remote_file(filesystem, path, PurePosixPath(path).name.partition("?")[0], url)], {})
+        fixed = f"{path.rstrip('/')}/{topic}"
+        if topic is not None and filesystem.isfile(f"{fixed}/{OFFSETS}"):
+            ends = _ends(filesystem.cat_file(f"{fixed}/{OFFSETS}"), url)
+            kept = [file for file in sorted(filesystem.glob(f"{fixed}/*/*.parquet")) if is_committed(file, topic, ends)]
+            return Found([_below(filesystem, file, fixed, is_archived=True) for file in kept], ends)
+        fixed = "/".join(itertools.takewhile(lambda part: not _MAGIC & set(part), path.split("/")))
         if fixed == path:
-            raise SourceError(_nothing(url, filesystem.exists(path)))
+            raise SourceError(_nothing(url, _is_there(filesystem, path)))
         files = [file for file in sorted(filesystem.glob(path)) if filesystem.isfile(file)]
-        if not files:
-            raise SourceError(f"no file matches {url}")
-        start = len(fixed.strip("/"))
-        return [_remote_file(filesystem, file, file.strip("/")[start:].lstrip("/")) for file in files]
+        return Found(_not_empty([_below(filesystem, file, fixed) for file in files], url), {})
+
+
+def _not_empty(files: list[EventFile], path: str) -> list[EventFile]:
+    """What a pattern found, without files of no bytes: a writer has only begun them."""
+    if not files:
+        raise SourceError(f"no file matches {path}")
+    for file in files:
+        if file.size == 0:
+            log.warning("empty_file_left_out", file=file.url)
+    return [file for file in files if file.size]
+
+
+def _is_there(filesystem: Any, path: str) -> bool:
+    """Whether there is anything; a server that refuses to tell is no answer.
+
+    Raises:
+        OSError: the refusal, which fsspec's HTTP calls a missing file.
+    """
+    try:
+        filesystem.info(path)
+    except FileNotFoundError as exc:
+        cause = exc.__cause__
+        unreachable = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+        if unreachable or getattr(cause, "status", HTTPStatus.NOT_FOUND) != HTTPStatus.NOT_FOUND:
+            raise OSError(str(cause)) from exc
+        return False
+    return True
+
+
+def _ends(text: bytes, path: str) -> dict[str, int]:
+    try:
+        found: dict[str, int] = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise SourceError(f"archive {path}: its {OFFSETS} is damaged ({exc}); restore it, or archive anew") from exc
+    return found
 
 
 def _opened(url: str) -> tuple[Any, str]:
@@ -142,11 +216,21 @@ def _is_disk(filesystem: Any) -> bool:
     return "file" in ([filesystem.protocol] if isinstance(filesystem.protocol, str) else filesystem.protocol)
 
 
-def _remote_file(filesystem: Any, path: str, name: str, url: str | None = None) -> EventFile:
+def _below(filesystem: Any, path: str, fixed: str, *, is_archived: bool = False) -> EventFile:
+    """A file, named by its path below `fixed`."""
+    name = path.strip("/")[len(fixed.strip("/")) :].lstrip("/")
+    return _remote_file(filesystem, path, name, is_archived=is_archived)
+
+
+def _remote_file(
+    filesystem: Any, path: str, name: str, url: str | None = None, *, is_archived: bool = False
+) -> EventFile:
     about = filesystem.info(path)
-    known = [str(about[key]) for key in ("ETag", "etag", "mtime", "created", "LastModified") if about.get(key)]
+    known = [str(about[key]) for key in ("ETag", "etag", "mtime", "created", "LastModified") if about.get(key)][:1]
     size = -1 if about.get("size") is None else int(about["size"])
-    return EventFile(url or filesystem.unstrip_protocol(path), name, size, "".join(known), path, filesystem)
+    return EventFile(
+        url or filesystem.unstrip_protocol(path), name, size, "".join(known), path, filesystem, is_archived
+    )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Declarations: names, sharing, fingerprints, and errors that say what to write."""
 
+import pickle
 from datetime import datetime
 
+import polars as pl
 import pytest
 
 from headrace.errors import DeclarationError
@@ -13,9 +15,12 @@ from headrace.features import (
     LastN,
     Mean,
     Min,
+    Quantile,
     Ratio,
     Sequence,
+    Std,
     Sum,
+    Var,
     col,
     plan_of,
 )
@@ -42,7 +47,7 @@ class Note(Event, topic="notes", key="rider", time="at"):
 
 
 def declare(*, source=Ride, entity="rider", dedupe=None, ttl=None, name=None, **features):
-    """A view made from its attributes."""
+    """A view made from its attributes. `type` reads no class body, so a name written twice needs `class`."""
     return type("Some", (FeatureView,), features, source=source, entity=entity, dedupe=dedupe, ttl=ttl, name=name)
 
 
@@ -101,14 +106,178 @@ def test_a_base_view_passes_its_features_on():
 
     assert [feature.name for feature in plan_of(Child).features] == ["rides_1h", "stops_1h"]
     assert plan_of(Child).ttl_us == 30 * 86_400_000_000
-    assert plan_of(Child).span_us == 3_600_000_000 + 120_000_000
     with pytest.raises(DeclarationError, match="view Base: no source"):
         plan_of(Base)
+
+
+def namesake(topic):
+    """Another event class of the name Ride."""
+
+    class Ride(Event, topic=topic, key="rider", time="at"):
+        at: datetime
+        rider: int
+
+    return Ride
+
+
+def test_two_event_classes_of_one_name_are_refused():
+    """Columns and ids of events are told apart by the class's name: the two would be counted as one."""
+    with pytest.raises(
+        DeclarationError, match=r"view some: sources tests\.rides:Ride and .*namesake.*Ride have one name"
+    ):
+        declare(source=(Ride, namesake("a")), n=Count(windows="1h"), own=Count(windows="1h", source=Ride))
+
+
+def test_a_name_written_twice_in_a_class_is_refused():
+    """Python would keep the last and say nothing."""
+    with pytest.raises(DeclarationError, match="view twice · feature n: written twice in one class; rename one"):
+
+        class Twice(FeatureView, source=Ride, entity="rider"):
+            n = Count(windows="1h")
+            n = Sum("stops", windows="1h")  # noqa: PIE794
+
+    with pytest.raises(DeclarationError, match="view other · feature n: written twice"):
+
+        class Method(FeatureView, source=Ride, entity="rider", name="other"):
+            n = Count(windows="1h")
+
+            def n(self):  # noqa: F811
+                """Hides the count."""
+
+
+def test_a_subclass_replaces_or_removes_what_a_base_has():
+    """Wholly: an expression takes the place of windows, an aggregation that of an expression, None leaves nothing."""
+
+    class Base(FeatureView):
+        a = Count(windows=("1h", "2h"))
+        b = Sum("stops", windows="1h")
+        c = col("b_1h") + 1
+        d = Last("line")
+
+    class Child(Base, source=Ride, entity="rider"):
+        a = col("b_1h") * 2
+        c = Count(windows="1h")
+        d = None
+
+    assert [feature.name for feature in plan_of(Child).features] == ["b_1h", "c_1h", "a"]
+    with pytest.raises(DeclarationError, match="feature a: 5 hides a feature of a base; write None to remove it"):
+        type("Hides", (Base,), {"a": 5}, source=Ride, entity="rider")
+
+
+def test_a_view_can_be_pickled():
+    """By name, as workers of a replay get it."""
+    assert pickle.loads(pickle.dumps(RiderTrips)) is RiderTrips
+
+
+def test_a_ttl_is_no_shorter_than_what_looks_back():
+    """Else the store would forget what a window still holds, and a replay would not; what looks back for ever may."""
+    assert plan_of(declare(n=Count(windows="1h"), ttl="62m")).ttl_us == 62 * 60_000_000
+    assert plan_of(declare(n=Count(windows="lifetime"), last=LastN("line", n=3), ttl="1m")).ttl_us == 60_000_000
+    wrong = {
+        "ttl='1h' is shorter than window '1h' of feature n with its hop of 2m looks back.*write ttl='62m' or more": {
+            "n": Count(windows=("10m", "1h"))
+        },
+        "window '2h' of feature last with its hop of 5m": {"last": Last("line", windows="2h")},
+        "within='2h' of feature lines": {"lines": LastN("line", n=2, within="2h")},
+        "than its dedupe= looks back": {"n": Count(windows="lifetime"), "dedupe": "2h"},
+    }
+    for words, features in wrong.items():
+        with pytest.raises(DeclarationError, match=words):
+            declare(ttl="1h", **features)
+
+
+def test_class_arguments_of_the_wrong_kind_are_told():
+    """One message each, that says what to write."""
+    wrong = {
+        "no class argument dedup=; did you mean dedupe=": {"dedup": "10m"},
+        "source='Ride'; write SomeEvent or a tuple": {"source": "Ride"},
+        "source int is no event": {"source": int},
+        r"entity=<Expr .*; write \"some_column\"": {"entity": col("rider")},
+        "names one column twice": {"entity": ("rider", "rider")},
+        r"request=\['x'\]; write a dict": {"request": ["x"]},
+        "request field x: type": {"request": {"x": [int]}},
+        "view some.thing: a view's name is part": {"name": "some.thing"},
+        "view Some: a view's name": {"name": "Some"},
+        "view : a view's name": {"name": ""},
+        "view 5: a view's name": {"name": 5},
+    }
+    for words, arguments in wrong.items():
+        with pytest.raises(DeclarationError, match=words):
+            type("Some", (FeatureView,), {"n": Count(windows="1h")}, **{"source": Ride, "entity": "rider", **arguments})
+    with pytest.raises(DeclarationError, match="view some: no source"):
+        type("Some", (FeatureView,), {"n": Count(windows="1h")}, ttl="30d")
+    with pytest.raises(DeclarationError, match="view größe: a view's name"):
+        type("Größe", (FeatureView,), {"n": Count(windows="1h")}, source=Ride, entity="rider")
+
+
+@pytest.mark.parametrize(
+    ("feature", "words"),
+    [
+        (Count(windows=None), r'windows=None is NoneType; write "1h", \("1h", "24h"\) or "lifetime"'),
+        (Count(windows=3600), "windows=3600 is int; write"),
+        (Count(windows=("1h", 5)), "windows=.* is tuple; write"),
+        (Count(windows="1h", where=True), r"where=True is bool; write a column's name or an expression, such as col"),
+        (Count(windows="1h", where=lambda row: row), "where=<function .* is function; write a column"),
+        (Count(windows="1h", hop=5), "hop=5 is int; write a span such as"),
+        (Count(windows="1h", source="Ride"), "source='Ride' is str; write an event class of the view"),
+        (Count(windows="1h", source=(Ride, int)), "source=.* is tuple; write an event class"),
+        (Sum(1, windows="1h"), "value=1 is int; write a column's name"),
+        (Sum(None, windows="1h"), "value=None is NoneType; write a column's name"),
+        (LastN("line", n="5"), "n='5' is str; write a whole number"),
+        (LastN("line", n=5.0), "n=5.0 is float; write a whole number"),
+        (LastN("line", n=True), "n=True is bool; write a whole number"),
+        (LastN("line", n=5, distinct=1), "distinct=1 is int; write True or False"),
+        (LastN("line", n=5, within=5), "within=5 is int; write a span"),
+        (Sequence("line", 7, n=5), "values=7 is int; write a column's name"),
+        (Sequence(["line"], n=5), "values=.* is list; write a column's name"),
+        (DecayedCount(half_life=60), "half_life=60 is int; write a span"),
+        (Quantile("stops", q="0.5", windows="1h"), "q='0.5' is str; write quantiles from 0 to 1"),
+        (Quantile("stops", q=1.5, windows="1h"), "q=1.5; write quantiles from 0 to 1"),
+        (Ratio("n", "n", prior=1), "prior=1 is int; write two numbers"),
+        (Ratio("n", "n", prior=(1, 2, 3)), "prior=.* is tuple; write two numbers"),
+        (Ratio("n", "n", prior=(float("nan"), 1)), "prior=.* both must be 0 or more, and finite"),
+        (Ratio(Count(windows="1h"), "n"), "part=Count.* is Count; write a text"),
+        (Var("stops", windows="1h", ddof="a"), "ddof='a' is str; write a whole number"),
+        (Std("stops", windows="1h", ddof=-1), "ddof=-1; write 0 or 1"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_told(feature, words):
+    """Which, what was found and what to write, of every aggregation by its own signature."""
+    with pytest.raises(DeclarationError, match=f"view some · feature wrong: {words}"):
+        declare(n=Count(windows="1h"), wrong=feature)
+
+
+@pytest.mark.parametrize("found", [Ride, Count(windows="1h"), Count, "view", None])
+def test_what_is_no_view_is_told(found):
+    with pytest.raises(DeclarationError, match="is no view; name a class declared as"):
+        plan_of(found)
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (lambda: declare(n=(Count(windows="1h"),)), "view some · feature n: a tuple; write one feature, with no comma"),
+        (lambda: declare(m=Count(windows="1h"), n=[col("m_1h")]), "feature n: a list; write one feature"),
+        *[
+            (lambda name=name: declare(**{name: Last("line")}), f"a read has a column '{name}' beside")
+            for name in ("rider", "_status", "_age_s")
+        ],
+        (lambda: declare(n=Count(where=col("stops").shuffle() > 1, windows="1h")), "where .* is drawn by lot"),
+        (
+            lambda: declare(n=Last(col("tags").list.sample(1).list.first()), source=Parcel),
+            "drawn by lot|looks at other",
+        ),
+        *[
+            (lambda value=value: declare(source=Parcel, entity="code", n=Count(where=value > 1, windows="1h")), words)
+            for value, words in [
+                (col("tags").explode().str.len_chars(), "another number of rows than it gets; .*list.sum"),
+                (col("tags").list.explode().str.len_chars(), "another number of rows"),
+                (col("weight").filter(col("weight") > 0), "another number of rows"),
+                (col("weight").drop_nulls(), "another number of rows"),
+                (col("weight") + pl.Series([1.0, 2.0]), "another number of rows"),
+                (col("weight").map_elements(abs, pl.Float64), "runs a function"),
+            ]
+        ],
         (lambda: declare(n=Count()), r'view some · feature n: no windows; write windows=\("1h", "24h"\)'),
         (lambda: declare(n=Count(windows="1x")), r"feature n · window\[0\]: '1x' is no span of time"),
         (lambda: declare(n=Count(windows="5s")), "a window is 10s to 400d long; '5s' is not"),

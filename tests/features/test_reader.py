@@ -1,12 +1,14 @@
 """Reading a view: every form of entities, status and age, and errors that name the fix."""
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
 from headrace.errors import SpineError
 from headrace.features import Count, FeatureView, plan_of
+from headrace.features.reader import instant_us
 from headrace.features.store import OnlineStore
 from headrace.pipelines.shard import ShardSet
 from tests.meters import START_US, MeterLoad, Reading, SiteKind, at, batches, log_frame
@@ -21,10 +23,16 @@ class Site(FeatureView, source=Reading, entity="site"):
     readings = Count(windows="lifetime")
 
 
+class MeterKind(FeatureView, source=Reading, entity=("meter", "kind")):
+    """An integer and a text."""
+
+    readings = Count(windows="lifetime")
+
+
 @pytest.fixture
 def store(redis_url):
     with OnlineStore.open(redis_url) as opened:
-        for view in (MeterLoad, SiteKind):
+        for view in (MeterLoad, SiteKind, MeterKind):
             shards = ShardSet(plan_of(view), opened, range(32))
             for batch in batches(LOG, 500):
                 shards.apply(batch)
@@ -105,12 +113,86 @@ def test_no_entities_give_an_empty_frame_of_the_same_columns(store):
     assert empty.height == 0
 
 
+def test_keys_of_another_type_are_read_where_nothing_is_lost(store):
+    """Whole floats, as a column with gaps has in pandas; small and NumPy integers; categories."""
+    truth = store.read(MeterLoad, [3], now=NOW)["readings_lifetime"].to_list()
+    asked = [[3.0], [np.int64(3)], np.array([3], np.int32), {"meter": pl.Series([3.0])}, pl.Series([3], dtype=pl.UInt8)]
+    for keys in asked:
+        assert store.read(MeterLoad, keys, now=NOW)["readings_lifetime"].to_list() == truth
+    both = store.read(MeterKind, [(3, "heat")], now=NOW)["readings_lifetime"].to_list()
+    assert both == [LOG.filter(meter=3, kind="heat").height]
+    frame = pl.DataFrame({"meter": [3.0], "kind": pl.Series(["heat"], dtype=pl.Categorical)})
+    for keys in ([(3.0, "heat")], frame, {"meter": [3.0], "kind": ["heat"]}):
+        assert store.read(MeterKind, keys, now=NOW)["readings_lifetime"].to_list() == both
+
+
+def test_the_id_of_a_null_key_belongs_to_no_entity(redis_url):
+    """What NaN becomes as int64 is a guest like null: left out of events, never found."""
+    strange = LOG.with_columns(meter=pl.lit(-(2**63)))
+    with OnlineStore.open(redis_url, namespace="strange") as store:
+        shards = ShardSet(plan_of(MeterLoad), store, range(32))
+        for batch in batches(
+            strange.with_columns(meter=pl.when(pl.int_range(pl.len()) > 0).then("meter").otherwise(3)), 500
+        ):
+            shards.apply(batch)
+        shards.flush()
+        asked = store.read(MeterLoad, [None, -(2**63), 3], now=NOW)
+        assert asked["_status"].to_list() == ["missing", "missing", "fresh"]
+        assert len(list(store.scan(plan_of(MeterLoad)))) == 1
+
+
+@pytest.mark.parametrize("now", [1.5, date(2024, 1, 1), True, "noon", 2**80, np.datetime64("2024-01-01")])
+def test_a_now_that_is_no_time_is_told(store, now):
+    with pytest.raises(SpineError, match="now=.* is no time; "):
+        store.read(MeterLoad, [3], now=now)
+
+
+def test_now_may_be_text(store):
+    """ISO 8601, as on the command line, to the microsecond."""
+    assert store.read(MeterLoad, [3], now=NOW.isoformat()).equals(store.read(MeterLoad, [3], now=NOW))
+    assert instant_us("2011-10-01T12:00:00.000001+02:00") == 1_317_463_200_000_001
+    assert instant_us("2011-10-01") == instant_us("2011-10-01T00:00:00Z") == 1_317_427_200_000_000
+
+
 @pytest.mark.parametrize(
     ("view", "entities", "message"),
     [
         (MeterLoad, {"id": [1]}, r"entities lack meter; there are id\. Rename .*rename\(\{'\.\.\.': 'meter'\}\)"),
         (MeterLoad, pl.DataFrame(), "entities lack meter; there are no columns"),
-        (MeterLoad, ["one"], "entity meter is no int"),
+        (MeterLoad, 5, "entities 5: give a list of keys, a dict of lists, or a Polars frame with meter"),
+        (MeterLoad, "3", "entities '3': give a list of keys"),
+        *[
+            (
+                MeterLoad,
+                given,
+                f"view meter_load: entity column meter: {words}.*, and the events have an int; ",
+            )
+            for given, words in [
+                (["one"], "'one' is str"),
+                (["3"], "'3' is str"),
+                ([3, 3.7], "3.7 is float"),
+                ([3.0, float("nan")], "nan is float"),
+                ([3, True], "True is bool"),
+                ([2**63], "9223372036854775808 is beyond 64 bits"),
+                ({"meter": [1, 3.7]}, "3.7 is float"),
+                ({"meter": pl.Series([3.0, 3.7])}, "3.7 is no whole number"),
+                (pl.DataFrame({"meter": [3.0, None, 3.7]}), "3.7 is no whole number"),
+                (pl.DataFrame({"meter": [3.0, float("nan")]}), "nan is no whole number"),
+                (
+                    pl.DataFrame({"meter": pl.Series([2**63], dtype=pl.UInt64)}),
+                    "9223372036854775808 is no whole number",
+                ),
+                (pl.DataFrame({"meter": [True]}), "the column is Boolean, such as True"),
+                (pl.DataFrame({"meter": [None, "3"]}), "the column is String, such as '3'"),
+                (np.array([3.7]), "3.7 is no whole number"),
+            ]
+        ],
+        (MeterKind, [("heat", 3)], "entity column meter: 'heat' is str, and the events have an int"),
+        (MeterKind, [(3, 3)], "entity column kind: 3 is int, and the events have a str; give a str.*pl.String"),
+        (MeterKind, [(3.5, "heat")], "entity column meter: 3.5 is float"),
+        (MeterKind, {"meter": ["3"], "kind": ["heat"]}, "entity column meter: '3' is str"),
+        (MeterKind, pl.DataFrame({"meter": [3], "kind": [1]}), "entity column kind: the column is Int64, such as 1"),
+        (MeterKind, {"meter": [3, 4], "kind": ["heat"]}, "the entities' lists make no frame"),
         (SiteKind, ["3"], r"each key needs 2 value\(s\), for site, kind; give a composite key as a tuple"),
         (SiteKind, {"site": ["3"]}, "entities lack kind; there are site"),
     ],

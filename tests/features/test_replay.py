@@ -70,6 +70,12 @@ def test_replay_is_the_oracle_and_the_live_flow(seed):
         assert live.equals(whole.filter(pl.col("note") == row["note"]).select(live.columns)), row
 
 
+class Pair(FeatureView, source=Ride, entity=("rider", "line")):
+    """A composite entity, of an integer and a text."""
+
+    rides = Count(windows="lifetime")
+
+
 class Short(FeatureView, source=Ride, entity="rider"):
     """A few features, for a large history."""
 
@@ -213,8 +219,26 @@ SPINE = pl.DataFrame({"rider": [1], "event_time": [BASE_US]})
         (
             lambda: replay(Short, _rides(), SPINE.with_columns(rider=pl.lit("x"))),
             SpineError,
-            "view short: entity rider is no int",
+            "view short: entity column rider: the column is String, such as 'x', and the events have an int",
         ),
+        (
+            lambda: replay(
+                Short, _rides(), pl.concat([SPINE.cast({"rider": pl.Float64})] * 2).with_columns(rider=pl.lit(1.7))
+            ),
+            SpineError,
+            "view short: entity column rider: 1.7 is no whole number",
+        ),
+        (
+            lambda: replay(Pair, _rides(), SPINE.with_columns(rider=pl.lit(1.0), line=pl.lit("1"))),
+            SpineError,
+            r"view pair: entity column rider is Float64; cast it before, as pl\.col\(.rider.\)\.cast\(pl.Int64\)",
+        ),
+        (
+            lambda: replay(Short, _rides(), SPINE.with_columns(pl.lit(0).alias("short.rides_10m"))),
+            SpineError,
+            "view short: the spine has a column 'short.rides_10m' already; drop or rename it, as spine.drop",
+        ),
+        (lambda: replay(Ride, _rides(), SPINE), DeclarationError, "class tests.rides:Ride is no view"),
         (
             lambda: replay(Short, _rides(), SPINE.with_columns(event_time=pl.lit(None, pl.Int64))),
             SpineError,

@@ -222,7 +222,8 @@ def test_damaged_bytes_are_refused_not_read():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Distinct("song", windows="1h", keep=1), "keep=1; write 2 to"),
+        (lambda: Distinct("song", windows="1h", keep=2), "keep=2; write 3 to"),
+        (lambda: Distinct("song", windows="400d", hop="1h", keep=4096), "hops of '400d' .* at most keep=174"),
         (lambda: TopK("song", k=0, windows="1h"), "k=0; write 1 to"),
         (lambda: Quantile("rating", q=2, windows="1h"), "q=2; write quantiles"),
         (lambda: Quantile("artist", windows="1h"), "Quantile needs a number"),

@@ -4,8 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headrace.errors import SchemaError
-from headrace.features import plan_of
+from headrace.errors import LayoutError, SchemaError, StoreError
+from headrace.features import Count, FeatureView, plan_of
 from headrace.features.keys import shard_of
 from headrace.features.slab import Slab
 from headrace.features.store import OnlineStore
@@ -124,11 +124,67 @@ def test_records_that_expired_are_counted_apart(store):
     assert result.features["checked"].unique().to_list() == [0]
 
 
-def test_an_empty_store_and_an_empty_log_agree(store):
-    """Nothing is compared with nothing."""
+def test_an_empty_store_agrees_with_an_empty_log_and_with_no_other(store):
+    """Nothing compared with nothing is no proof: a store that was emptied, or never read this log, is an error."""
     result = verify(MeterLoad, LOG.clear(), store)
     assert (result.ok, result.entities, result.rows) == (True, 0, 0)
-    assert verify(MeterLoad, LOG, store).rows == 0
+    with pytest.raises(StoreError, match=r"has never read readings/0, .*; it has read nothing at all. Check store"):
+        verify(MeterLoad, LOG, store)
+    fill(store, MeterLoad, batches(LOG, 300))
+    elsewhere = LOG.with_columns(pl.format("{}.parquet", "_partition").alias("_partition"))
+    with pytest.raises(StoreError, match=r"has never read readings/0.parquet, .*; it has read readings/0, "):
+        verify(MeterLoad, elsewhere, store)
+    store._link.client.flushall()
+    with pytest.raises(StoreError, match="it has read nothing at all"):
+        verify(MeterLoad, LOG, store, keys=[3])
+
+
+def test_a_changed_view_that_was_not_backfilled_is_refused(store):
+    """Readers get the old version."""
+    fill(store, MeterLoad, batches(LOG, 300))
+
+    class Other(FeatureView, source=Reading, entity="meter", name=PLAN.name):
+        readings = Count(windows="lifetime")
+
+    with pytest.raises(LayoutError, match="run `headrace backfill`"):
+        verify(Other, LOG, store)
+
+
+def test_what_the_store_has_not_applied_yet_is_told(store):
+    log_batches = batches(LOG, 300)
+    fill(store, MeterLoad, log_batches[:9])
+    result = verify(MeterLoad, iter(log_batches), store)
+    assert result.waiting == LOG.height - result.rows > 0
+    assert result.offsets == {
+        name: max(batch.next_offset for batch in log_batches[:9] if batch.partition == name)
+        for name in {batch.partition for batch in log_batches[:9]}
+    }
+    told = result.as_dict()
+    assert (told["rows"], told["waiting"], told["mismatches"]) == (result.rows, result.waiting, 0)
+    assert len(told["features"]) == result.features.height
+
+
+def test_an_engine_that_writes_meanwhile_makes_no_difference(store):
+    """It brings in further rows, and entities that no scan has shown, whenever the log is asked for a batch."""
+    log_batches = batches(LOG, 100)
+    shards = ShardSet(PLAN, store, range(8))
+
+    class Growing:
+        at = 0
+
+        def __iter__(self):
+            for index, batch in enumerate(log_batches):
+                while self.at < min(index + 5, len(log_batches)):
+                    shards.apply(log_batches[self.at])
+                    shards.flush()
+                    self.at += 1
+                yield batch
+
+    growing = Growing()
+    next(iter(growing))
+    result = verify(MeterLoad, growing, store)
+    assert result.ok, result.examples
+    assert result.entities > 0
 
 
 def test_logs_that_cannot_be_replayed_are_refused(store):

@@ -19,6 +19,8 @@ from headrace.local import free_port
 from headrace.pipelines import EventBatch, Materializer
 from pipelines.demo import LOG, load
 from schemas.retail import Engagement
+from tests.features.test_expressions import Sale, Shop, sales
+from tests.meters import Reading, SiteKind, log_frame
 
 
 def headrace(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +63,55 @@ def test_get_prints_json(stored):
     assert unknown["bought_30d"] == 0
 
 
+def stored_of(redis_url, view, event, frame):
+    with OnlineStore.open(redis_url) as store:
+        materializer = Materializer([view], store)
+        offsets = np.arange(frame.height)
+        materializer.apply(EventBatch(event, "events/0", offsets, frame.height, frame, None, wall_us()))
+        materializer.flush()
+    return ("--store", redis_url, "--json")
+
+
+def test_get_takes_fields_of_the_request(redis_url):
+    """Typed as the view declares them; without any, the features made of them are null."""
+    options = stored_of(redis_url, Shop, Sale, sales())
+    get = ("get", "tests.features.test_expressions:Shop", "1", "2", "--now", "2026-01-01T02:00:00", *options)
+    fields = ("--request", "price=7.0", "--request", "code=SEK")
+    done = headrace(*get, *fields)
+    assert done.returncode == 0, done.stderr
+    assert [(row["is_dear"], row["is_home"], row["mean_24h"]) for row in orjson.loads(done.stdout)] == [
+        (1, 1, 3.0),
+        (0, 0, 4.0),
+    ]
+    assert [row["is_dear"] for row in orjson.loads(headrace(*get).stdout)] == [None, None]
+    wrong = {
+        ("--request", "price=much", "--request", "code=SEK"): "request field price 'much' is no Float64",
+        ("--request", "price=7.0"): "request field code is missing; write code=value too",
+        ("--request", "prize=7.0"): "request 'prize=7.0': write name=value, once each of price, code",
+        (*fields, "--request", "code=EUR"): "request 'code=EUR': write name=value, once each",
+    }
+    for words, message in wrong.items():
+        done = headrace(*get, *words)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert message in done.stderr
+
+
+def test_get_takes_composite_keys_whose_values_hold_a_comma(redis_url):
+    """As a JSON array; with too many or too few values the message shows it."""
+    frame = (
+        log_frame(3)
+        .drop("_partition", "_offset")
+        .with_columns(site=pl.Series(["a,b", "c", '["d"']), kind=pl.lit("heat"))
+    )
+    options = stored_of(redis_url, SiteKind, Reading, frame)
+    get = ("get", "tests.meters:SiteKind")
+    done = headrace(*get, '["a,b", "heat"]', "c,heat", '["d",heat', *options)
+    assert done.returncode == 0, done.stderr
+    assert [row["readings_lifetime"] for row in orjson.loads(done.stdout)] == [1, 1, 1]
+    done = headrace(*get, "a,b,heat", *options)
+    assert """key 'a,b,heat': write site,kind, or ["<site>", "<kind>"] where a value holds a comma""" in done.stderr
+
+
 def test_get_starts_without_heavy_packages(stored):
     """Reading a record loads neither torch nor Ray: it takes a fraction of a second."""
     program = (
@@ -93,6 +144,10 @@ def test_get_starts_without_heavy_packages(stored):
     [
         (("get", "features.customer:CustomerActivity", "abc"), "customer_id 'abc' is no Int64"),
         (("get", "features.customer:Nobody", "1"), "has no 'Nobody'"),
+        (("get", "features.customer:Count", "1"), "class headrace.features.aggregations.sums:Count is no view; name a"),
+        (("get", "features.customer:Engagement", "1"), "class schemas.retail:Engagement is no view"),
+        (("features", "show", "features.customer:col"), "is no view"),
+        (("get", "features.customer:CustomerActivity", "1", "--request", "a=1"), "request 'a=1': write name=value"),
         (("get", "features.nothing:Nobody", "1"), "no module 'features.nothing'"),
         (("get", "features.customer:CustomerActivity", "1", "--now", "noon"), "write ISO 8601"),
         (("run", "pipelines.nothing"), "no module 'pipelines.nothing'"),

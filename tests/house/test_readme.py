@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 from headrace.cli import app
 from headrace.features import plan_of
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/replay.md", "CHANGELOG.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/replay.md", "docs/views.md", "CHANGELOG.md")
 
 
-def blocks(repo: Path, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (repo / "README.md").read_text(), re.DOTALL)
+def blocks(repo: Path, language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (repo / page).read_text(), re.DOTALL)
 
 
 def test_python_blocks_run(repo):
@@ -27,6 +27,42 @@ def test_python_blocks_run(repo):
     features = {feature.name for feature in plan_of(names["CustomerActivity"]).features}
     assert {"bought_30d", "cancel_rate_360d", "recent"} <= features
     assert names["NextItem"].name == "next_item"
+
+
+def test_the_page_on_views_runs(repo):
+    """Its blocks one after the other, and what they say of names and values is so."""
+    found = blocks(repo, "python", "docs/views.md")
+    assert len(found) == 7
+    names: dict = {"__name__": "views"}
+    for block in found:
+        exec(block, names)
+    features = {
+        name: [feature.name for feature in plan_of(names[name]).features]
+        for name in ("UserActivity", "UserOffer", "Users", "Countries")
+    }
+    said = {"clicks_10m", "clicks_1h", "clicks_24h", "orders_item_id", "orders_price", "bought", "minutes_lifetime"}
+    assert said <= set(features["UserActivity"])
+    assert {"rate_1h", "rate_7d"} <= set(features["UserOffer"])
+    assert (features["Users"], features["Countries"]) == (["clicks_24h", "seen"], ["clicks_1h", "clicks_24h"])
+    assert plan_of(names["Recent"]).name == "recent_clicks"
+    answer = names["found"]
+    assert answer["user_offer.mean_price"].to_list() == [3.0, None]
+    assert answer["user_offer.is_dear"].to_list() == [1, None]
+    assert answer["user_offer.rate_7d"].to_list() == [3 / 21, 1 / 21]
+
+
+def test_generated_pages_are_whole(repo):
+    """Arguments as Python takes them, whole summaries, nothing that Markdown would take for HTML."""
+    page = (repo / "docs" / "aggregations.md").read_text()
+    assert {
+        "Ratio(part, whole, prior=(0.0, 0.0))",
+        "Sequence(*values, n, within=None, where=None, source=None)",
+    } <= set(page.splitlines())
+    assert "Quantile(value, *, q=(0.5, 0.9, 0.99), windows=()" in page
+    assert "<" not in re.sub(r"```.*?```|`[^`]*`", "", page, flags=re.DOTALL)
+    page = (repo / "docs" / "cli.md").read_text()
+    assert re.findall(r"&#?\w+;", page) == []
+    assert [line for line in page.splitlines() if line.startswith("* `") and line.endswith("...")] == []
 
 
 def test_shell_blocks_name_real_commands(repo):

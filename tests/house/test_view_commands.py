@@ -1,5 +1,7 @@
 """`materialize`, `backfill`, `verify`: real processes on real files, a real store and a real broker."""
 
+import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -12,6 +14,8 @@ import redis
 
 from features.customer import CustomerActivity
 from headrace.features import OnlineStore, plan_of
+from headrace.features.store import ShardWrite
+from headrace.local import EmbeddedBroker
 from headrace.pipelines import TopicWriter, create_topics
 from pipelines.demo import load
 from schemas.retail import Engagement
@@ -62,9 +66,13 @@ def test_files_are_materialised_verified_and_a_difference_is_found(repo, redis_u
     assert "customer_activity, item_activity" in words
     code, out, words = headrace(repo, "verify", VIEW, ITEMS, *events, *place, "--json", **letters)
     assert code == 0, words
-    rows = orjson.loads(out)
-    assert {row["view"] for row in rows} == {"customer_activity", "item_activity"}
-    assert sum(row["checked"] for row in rows) > 0 == sum(row["mismatches"] for row in rows)
+    found = orjson.loads(out)
+    assert [view["view"] for view in found] == ["customer_activity", "item_activity"]
+    assert [view["rows"] for view in found] == [log["customer_id"].count(), log.height]
+    for view in found:
+        assert view["entities"] > 0 == view["waiting"] == view["mismatches"]
+        assert sum(view["offsets"].values()) == log.height
+        assert {row["checked"] for row in view["features"]} == {view["entities"]}
     with OnlineStore.open(redis_url) as store, redis.Redis.from_url(redis_url) as client:
         assert bought(store, log) > 0
         key = next(key for key in client.scan_iter("hr:*customer_activity*") if not key.endswith(b"!fence"))
@@ -73,6 +81,12 @@ def test_files_are_materialised_verified_and_a_difference_is_found(repo, redis_u
     assert code == 1
     assert "bought_30d" in out
     assert f"key {key.decode().split(':')[-1]}: stored missing" in words
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    code, out, words = headrace(repo, "verify", VIEW, *events, *place, **letters)
+    assert (code, out) == (1, "")
+    assert "the store has never read engagements/a.parquet@" in words
+    assert "it has read nothing at all" in words
 
 
 def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
@@ -85,6 +99,7 @@ def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
     assert row["view"] == "customer_activity"
     assert row["after"] == plan_of(CustomerActivity).fingerprint
     assert row["records"] == log["customer_id"].drop_nulls().n_unique()
+    assert row["handed_over"] == {"engagements/0": 20_000}
     with OnlineStore.open(redis_url) as store:
         assert bought(store, log) > 0
         fences = store.fences(plan_of(CustomerActivity), range(store.shards))
@@ -93,6 +108,9 @@ def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
     code, _, words = headrace(repo, *arguments, "--handover", str(tmp_path / "ends.json"), **letters)
     assert code == 1
     assert "write a JSON object" in words
+    code, out, words = headrace(repo, *arguments, **letters)
+    assert (code, out) == (1, "")
+    assert words.startswith("error: plain files do not say up to which offset of topic 'engagements' they reach")
 
 
 def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, broker, log, tmp_path):
@@ -127,12 +145,46 @@ def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, b
     [
         (("materialize", "features.customer:Nobody", "--events", "x.parquet"), "has no 'Nobody'"),
         (("materialize", VIEW, "--events", "nowhere.parquet"), "nowhere.parquet does not exist"),
+        (("materialize", VIEW, "--events", "nowhere.parquet", "--workers", "2"), "nowhere.parquet does not exist"),
+        (("materialize", VIEW, "--events", "{tmp}/damaged.parquet"), "damaged.parquet cannot be read"),
+        (("materialize", VIEW, "--events", "{tmp}/other.csv", "--workers", "2"), "Engagement.event_id: no such column"),
+        (("materialize", VIEW, "--events", "kafka://{broker}"), "has no topic 'engagements'"),
         (("verify", VIEW, "--events", "kafka://127.0.0.1:1?speed=2"), "unknown speed"),
         (("backfill", VIEW, "--events", "data/*.nothing"), "no file matches"),
     ],
 )
-def test_mistakes_are_one_line(repo, redis_url, arguments, message):
-    code, out, words = headrace(repo, *arguments, "--store", redis_url)
+def test_mistakes_are_one_line(repo, redis_url, tmp_path, arguments, message):
+    """And nothing else: not a word of the engine beneath, whose steps fail in the middle of a flow."""
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and nothing else")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with contextlib.ExitStack() as stack:
+        filled = {"{tmp}": str(tmp_path)}
+        if any("{broker}" in word for word in arguments):
+            filled["{broker}"] = stack.enter_context(EmbeddedBroker(tmp_path / "broker")).bootstrap
+        words = [functools.reduce(lambda text, pair: text.replace(*pair), filled.items(), word) for word in arguments]
+        code, out, told = headrace(repo, *words, "--store", redis_url)
     assert (code, out) == (1, "")
-    assert message in words
-    assert "Traceback" not in words
+    assert message in told
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1, told
+
+
+def test_a_fenced_engine_says_so_in_one_line(repo, redis_url, log, tmp_path):
+    """Another one writes one of its shards, which it finds out at a flush, in the middle of the flow."""
+    plan = plan_of(CustomerActivity)
+    with EmbeddedBroker(tmp_path / "broker", topics={"engagements": 1}) as broker, OnlineStore.open(redis_url) as store:
+        writer = TopicWriter(broker.bootstrap, Engagement)
+        urls = ("--events", f"kafka://{broker.bootstrap}", "--store", redis_url)
+        process = start(repo, "materialize", VIEW, *urls, HEADRACE_DEAD_LETTER_DIR=str(tmp_path / "letters"))
+        writer.write(log[:1_000])
+        writer.flush()
+        deadline = time.monotonic() + 60
+        while not (fence := store.fence(plan, 0)).sequence and time.monotonic() < deadline:
+            time.sleep(0.05)
+        store.flush(plan, [ShardWrite(0, fence.sequence, "another", [], [], {}, fence.writer)])
+        writer.write(log[1_000:2_000])
+        writer.flush()
+        out, told = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, "")
+    assert told.startswith("error: view customer_activity"), told
+    assert told.count("\n") == 1, told

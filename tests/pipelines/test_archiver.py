@@ -1,8 +1,15 @@
 """The archive holds each event once, also after a crash between the files and the offsets."""
 
+import subprocess
+import sys
+import uuid
+
+import fsspec
 import polars as pl
+import pytest
 from polars.testing import assert_frame_equal
 
+from headrace.errors import SourceError
 from headrace.pipelines.archiver import Archiver
 from headrace.pipelines.file_source import FileSource
 from tests.turnstiles import Passage, as_batch, drain, passage_of, passages
@@ -78,3 +85,69 @@ def test_topics_with_partitions_of_one_number_are_kept_apart(tmp_path):
     again = Archiver(tmp_path)
     assert again.positions() == {"passages/0": 1_000, "others/0": 10}
     assert archived(tmp_path).height == 1_000
+
+
+KILLED = """
+import os, signal, sys
+from headrace.pipelines import archiver
+from tests.pipelines.test_archiver import LOG
+from tests.turnstiles import Passage, as_batch
+
+def half(path, write):
+    archiver_write(path.with_name(path.name + archiver._UNFINISHED), lambda file: file.write(b"PAR1 half of it"))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+step, archiver_write = archiver.Archiver(sys.argv[1]), archiver._write_whole
+step.apply(as_batch(Passage, LOG[:500]))
+step.finish()
+step.apply(as_batch(Passage, LOG[500:700], first=500))
+if sys.argv[2] == "files":
+    archiver._write_whole = half
+else:
+    step._commit = die
+step.finish()
+"""
+
+
+@pytest.mark.parametrize("amid", ["files", "offsets"])
+def test_readers_pass_over_what_a_kill_left(tmp_path, repo, amid):
+    """files 0..500 | offsets | files 500..700, the first of them by half or all of them | kill -9"""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), amid], cwd=repo, check=False)
+    assert done.returncode == -9
+    place = f"memory://{uuid.uuid4().hex}"
+    fsspec.filesystem("memory").put(str(tmp_path), place, recursive=True)
+    for folder in (tmp_path, place):
+        source = FileSource(folder, Passage)
+        assert source.ends() == {"passages/0": 500}
+        found = pl.concat([batch.frame for batch in drain(source)]).sort("passage_id")
+        assert_frame_equal(found, LOG[:500].sort("passage_id"))
+    again = Archiver(tmp_path)
+    again.apply(as_batch(Passage, LOG[500:], first=500))
+    again.finish()
+    assert not list(tmp_path.rglob("*.new"))
+    assert_frame_equal(archived(tmp_path), LOG.sort("passage_id"))
+
+
+def test_shares_of_an_archive_that_grows_are_those_of_one_moment(tmp_path):
+    archiver = Archiver(tmp_path)
+    archiver.apply(as_batch(Passage, LOG[:500]))
+    archiver.finish()
+    source = FileSource(tmp_path, Passage)
+    first = source.share(0, 2)
+    archiver.apply(as_batch(Passage, LOG[500:], first=500))
+    archiver.finish()
+    second = source.share(1, 2)
+    rows = [pl.concat([batch.frame for batch in drain(share)]) for share in (first, second)]
+    assert_frame_equal(pl.concat(rows).sort("passage_id"), LOG[:500].sort("passage_id"))
+
+
+def test_a_file_that_is_not_the_archivers_is_named(tmp_path):
+    archiver = Archiver(tmp_path)
+    archiver.apply(as_batch(Passage, LOG))
+    [path, *_] = archiver.finish()
+    path.rename(path.with_name("compacted.parquet"))
+    with pytest.raises(SourceError, match=r"compacted.parquet lies in an archive and is not named as its files are"):
+        FileSource(tmp_path, Passage).partitions()

@@ -10,16 +10,21 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 
+import fsspec
+import orjson
 import polars as pl
 import pytest
 
-from headrace.errors import ConfigError, FencedError, LayoutError
+from headrace.errors import ConfigError, FencedError, LayoutError, SourceError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
-from headrace.pipelines import Archiver, FileSource, Intake, Materializer, loop
+from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, loop
 from headrace.pipelines.backfill import backfill
-from headrace.pipelines.source_url import MergedSource, archived_offsets, source_of_url, sources_of_urls
+from headrace.pipelines.materialize_views import backfill_views, materialize_views
+from headrace.pipelines.source_url import MergedSource, source_of_url, sources_of_urls
 from headrace.schemas import FileDeadLetters
+from headrace.settings import Settings
 from tests.meters import Reading, batches, log_frame
 
 ROWS = 8_000
@@ -54,7 +59,7 @@ def archived(folder, rows):
         if index % 3 == 0:
             archiver.finish()
     archiver.finish()
-    return archived_offsets(folder, [Reading])
+    return FileSource(folder, Reading).ends()
 
 
 def live(view, store, until=ROWS):
@@ -110,12 +115,56 @@ def test_a_second_backfill_of_what_was_handed_over_changes_nothing(store, tmp_pa
     assert_exact(Load, store)
 
 
+@pytest.mark.parametrize("kind", ["a folder with =", "memory"])
+def test_any_archive_hands_over_to_the_live_flow(store, tmp_path, kind):
+    """Wherever it is and whatever it is called: rows of the archive are not counted again."""
+    place = str(tmp_path / "year=2024")
+    ends = archived(place, 700)
+    if kind == "memory":
+        local, place = place, f"memory://{uuid.uuid4().hex}"
+        fsspec.filesystem("memory").put(local, place, recursive=True)
+    settings = Settings(dead_letter_dir=tmp_path / "letters")
+    [done] = backfill_views([Load], [f"Reading={place}"], store, settings)
+    assert done.handed_over == ends
+    live(Load, store)
+    assert_exact(Load, store)
+
+
+def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path):
+    """Else the live flow would count their rows again."""
+    LOG.filter(pl.col("_offset") < 700).drop("_partition", "_offset").write_parquet(tmp_path / "log.parquet")
+    urls, settings = [str(tmp_path / "log.parquet")], Settings(dead_letter_dir=tmp_path / "letters")
+    with pytest.raises(ConfigError, match=r"topic 'readings' .* give --handover FILE with .* or say --no-handover"):
+        backfill_views([Load], urls, store, settings)
+    assert store.active("load") is None
+    ends = tmp_path / "ends.json"
+    ends.write_bytes(orjson.dumps(dict.fromkeys(LOG["_partition"].unique(), 700)))
+    [done] = backfill_views([Load], urls, store, settings, ends)
+    assert done.handed_over == orjson.loads(ends.read_bytes())
+    live(Load, store)
+    assert_exact(Load, store)
+    [done] = backfill_views([LoadToo], urls, store, settings, files_only=True)
+    assert (done.records, done.handed_over) == (LOG.filter(pl.col("_offset") < 700)["meter"].n_unique(), {})
+
+
+def test_a_file_that_only_some_shards_have_read_must_not_change_either(store, tmp_path):
+    """The flow asks where all shards stand; one that knows the file as it was is found all the same."""
+    rows, path = LOG.drop("_partition", "_offset"), tmp_path / "log.parquet"
+    rows[:500].write_parquet(path)
+    shards = ShardSet(plan_of(Load), store, [3])
+    shards.start_at({FileSource(path, Reading).partitions()[0]: 500})
+    shards.flush()
+    rows[:600].write_parquet(path)
+    with pytest.raises(SourceError, match=r"log.parquet has changed since 500 of its rows were read"):
+        materialize_views([Load], [str(path)], store, Settings(dead_letter_dir=tmp_path / "letters"))
+
+
 ENGINE = """
 import sys
 from headrace.features.store import OnlineStore
 from headrace.pipelines import backfill as module
 from headrace.pipelines.backfill import backfill
-from headrace.pipelines.source_url import archived_offsets, source_of_url
+from headrace.pipelines.source_url import source_of_url
 from headrace.schemas import FileDeadLetters
 from pathlib import Path
 from tests.meters import Reading
@@ -125,8 +174,8 @@ archive = Path(sys.argv[2])
 history = source_of_url(str(archive), [Reading], rows_max=200)
 with OnlineStore.open(sys.argv[1]) as store:
     told = lambda summary: print("flushed", flush=True)
-    ends = archived_offsets(archive, [Reading])
-    backfill([LoadToo], history, store, handover=ends, dead_letters=FileDeadLetters(archive / "x"), on_flush=told)
+    letters = FileDeadLetters(archive / "x")
+    backfill([LoadToo], history, store, handover=history.ends(), dead_letters=letters, on_flush=told)
 print("done", flush=True)
 """
 

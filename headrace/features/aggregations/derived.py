@@ -1,6 +1,7 @@
 """Features made of others when read: nothing of them is stored."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -34,8 +35,8 @@ class Ratio:
             DeclarationError: a feature that the view lacks or that is no number, no common window, a negative prior.
         """
         alpha, beta = self.prior
-        if min(alpha, beta) < 0:
-            raise DeclarationError(f"{binder.path}: prior={self.prior}; both must be 0 or more")
+        if not (0 <= alpha < math.inf and 0 <= beta < math.inf):
+            raise DeclarationError(f"{binder.path}: prior={self.prior}; both must be 0 or more, and finite")
         parts, wholes = self._numbers(binder, self.part), self._numbers(binder, self.whole)
         common = [window for window in parts if window in wholes]
         if not common:

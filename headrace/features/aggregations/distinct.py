@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.binding import Binder
-from headrace.features.kernels.tallies import DISTINCT
+from headrace.features.kernels.tally_reads import DISTINCT
 from headrace.features.layout import Outputs, Reading
 
 
@@ -16,11 +16,13 @@ from headrace.features.layout import Outputs, Reading
 class Distinct:
     """Number of different values that are not null; int.
 
-    Exact while each hop of the window brings fewer than `keep` different values, and the window 4 * `keep` pairs of hop
-    and value. Of a fuller hop the `keep` values with the smallest hashes are kept, and the number is estimated from
-    them with a standard error of 1 / sqrt(keep - 2), 9 % for 128 (Beyer et al. 2007, "On synopses for distinct-value
-    estimation under multiset operations", section 3.3). A window with more pairs is cut short to its newest hops that
-    fit. An entity takes 96 bytes of memory for each of `keep`, in Redis what it holds.
+    Exact while no hop of the window brings more than `keep` different values. Of a fuller hop the `keep` values with
+    the smallest hashes are kept, and the number is estimated from the values of all hops whose hashes are as small: a
+    standard error of 1 / sqrt(keep - 2) at most, 9 % for 128, 3 % for 1024 (Beyer et al. 2007, "On synopses for
+    distinct-value estimation under multiset operations", sections 3.3 and 4).
+
+    An entity takes 24 bytes of memory for each value in each hop of the window, at most `keep` of them, and up to as
+    much again to grow; in Redis what the values take: texts as they are, numbers some bytes each.
     """
 
     value: Value

@@ -13,7 +13,7 @@ from headrace.features.answer import Lists
 from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND
 from headrace.features.kernels.id_lists import FLOAT
-from headrace.features.kernels.tallies import TOP
+from headrace.features.kernels.tally_reads import TOP
 from headrace.features.layout import Outputs, Reading
 
 
@@ -22,11 +22,12 @@ class TopK:
     """The `k` most frequent values, most frequent first, and their counts, as two lists: <name>_<window> and
     <name>_count_<window>.
 
-    Equal counts are in a fixed order: numbers ascending, texts by their hashes. Exact while each hop of the window
-    brings fewer than `keep` different values, and the window 4 * `keep` pairs of hop and value. Of a fuller hop the
-    `keep` values with the smallest hashes are counted, exactly, and the others not at all: the list is then that of a
-    random sample of the values. A window with more pairs is cut short to its newest hops that fit. An entity takes 96
-    bytes of memory for each of `keep`, in Redis what it holds.
+    Equal counts are in a fixed order: numbers ascending, texts by their hashes. Exact while no hop of the window brings
+    more than `keep` different values. Of a fuller hop the `keep` values with the smallest hashes are counted, exactly,
+    and the others not at all: the list is then that of a random sample of the values.
+
+    An entity takes 24 bytes of memory for each value in each hop of the window, at most `keep` of them, and up to as
+    much again to grow; in Redis what the values take, texts as they are and numbers some bytes each, and a byte or two.
     """  # noqa: D205
 
     value: Value
@@ -85,4 +86,4 @@ def _read_keys(kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:
 
 
 def _read_counts(outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:  # noqa: ARG001
-    return Lists(outputs[1].astype(np.int64), outputs[2])
+    return Lists(outputs[1], outputs[2])

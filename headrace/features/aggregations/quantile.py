@@ -13,11 +13,13 @@ from headrace.errors import DeclarationError
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.binding import Binder
 from headrace.features.event_columns import as_expr
-from headrace.features.kernels.tallies import QUANTILE
+from headrace.features.kernels.tally_reads import QUANTILE
 from headrace.features.layout import Outputs, Reading
 
 SMALLEST = 1e-12
 """Numbers nearer to zero count as zero."""
+ERROR_MIN = 1e-6
+"""Of a smaller error the buckets' numbers would need more bits than they have."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,12 +27,18 @@ class Quantile:
     """Quantiles of a number, as features <name>_p50_<window> for 0.5; none where no event has one.
 
     The q-quantile of n numbers is the one with rank floor(q * (n - 1)), counted from 0. The answer is within `error`,
-    relative, of it, as long as each hop of the window fills fewer than `keep` buckets and the window 4 * `keep`: with
-    an error of 1 %, 128 buckets span a factor of 13, with 2 % one of 165. In a fuller hop the lowest numbers count as
-    the least of the `keep` greatest buckets, so low quantiles come out too high; a fuller window is cut short to its
-    newest hops that fit. Buckets are powers of (1 + error) / (1 - error): DDSketch (Masson, Rim, Lee 2019, "DDSketch: a
-    fast and fully-mergeable quantile sketch with relative-error guarantees"). An entity takes 96 bytes of memory for
-    each of `keep`, in Redis what it holds.
+    relative, of it while no hop of the window fills more than `keep` buckets, which are powers of g = (1 + error) /
+    (1 - error); with an error of 2 %, 256 buckets span a factor of 28,000, with 1 % one of 167. Negative numbers have
+    buckets of their own, and those nearer to zero than 1e-12 one in common, which is 0.
+
+    In a fuller hop two buckets become one, for all numbers alike, as often as needed until they fit, and the window is
+    read as coarsely as the coarsest of its hops: after L times buckets are powers of g ** (2 ** L), so that they span
+    2 ** L times as many powers of ten, and the relative error is tanh(2 ** L * atanh(error)): 4 %, 8 %, 16 % for
+    L = 1, 2, 3 and 2 % (DDSketch: Masson, Rim, Lee 2019; UDDSketch: Epicoco et al. 2020, "UDDSketch: accurate tracking
+    of quantiles in data streams").
+
+    An entity takes 24 bytes of memory for each bucket in each hop of the window, at most `keep` of them, and up to as
+    much again to grow; in Redis 2 to 4 bytes each.
     """
 
     value: Value
@@ -38,7 +46,7 @@ class Quantile:
     q: float | Sequence[float] = (0.5, 0.9, 0.99)
     windows: Windows = ()
     error: float = 0.02
-    keep: int = 128
+    keep: int = 256
     where: Value | None = None
     hop: str | None = None
     source: Source = None
@@ -47,15 +55,17 @@ class Quantile:
         """One feature a quantile and window.
 
         Raises:
-            DeclarationError: a quantile outside [0, 1] or written twice, an error outside (0, 0.5), no number.
+            DeclarationError: a quantile outside [0, 1] or written twice, an error outside [1e-6, 0.5), no number.
         """
         wanted = [self.q] if isinstance(self.q, int | float) else list(self.q)
         if not wanted or len(set(wanted)) < len(wanted) or not all(0 <= q <= 1 for q in wanted):
             raise DeclarationError(
                 f"{binder.path}: q={self.q}; write quantiles from 0 to 1, each once, as q=(0.5, 0.9)"
             )
-        if not 0 < self.error < 0.5:
-            raise DeclarationError(f"{binder.path}: error={self.error}; write a relative error such as 0.02")
+        if not ERROR_MIN <= self.error < 0.5:
+            raise DeclarationError(
+                f"{binder.path}: error={self.error}; write a relative error from {ERROR_MIN} to 0.5, such as 0.02"
+            )
         binder.number(self.value, self.source)  # for its refusal of what is no number
         log_gamma = math.log((1 + self.error) / (1 - self.error))
         found = binder.tallies(self, QUANTILE, self.keep, key=_bucket(as_expr(self.value), log_gamma), quantiles=wanted)
@@ -84,8 +94,9 @@ def _bucket(value: pl.Expr, log_gamma: float) -> pl.Expr:
 
 
 def _read(index: int, log_gamma: float, outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG001
-    """The middle, by relative error, of the quantile's bucket: (n,)."""
-    bucket = outputs[0][:, index]
-    size = np.exp((np.abs(bucket) - _shift(log_gamma)) * log_gamma) * 2 / (1 + math.exp(log_gamma))
+    """The middle, by relative error, of the quantile's bucket, which at level L spans 2**L of the first: (n,)."""
+    bucket, wide = outputs[0][:, index], 2.0 ** outputs[3]
+    upper = (np.abs(bucket) * wide - _shift(log_gamma)) * log_gamma
+    size = np.exp(upper + math.log(2) - np.logaddexp(0, wide * log_gamma))
     found = np.where(bucket == 0, 0.0, np.sign(bucket) * size)
     return np.where(outputs[2] == 0, np.nan, found)

@@ -21,7 +21,7 @@ from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
 from headrace.features.kernels.id_lists import FLOAT, reverse_lists
 from headrace.features.layout import Outputs, Reading
-from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of
+from headrace.features.windows import LIFETIME, SECOND_US, Window, window_of
 
 _HALF = float(2**32)
 
@@ -93,13 +93,13 @@ class LastN:
         flag = binder.flag(self.where, self.source, (self.value,))
         group = binder.list_of([column], flag, self.n, distinct=self.distinct, timed=self.within is not None)
         feature = binder.feature(f"list[{DTYPE_OF_KIND[column[1]]}]", width=self.n)
-        return (Reading(feature, group, partial(_read_newest_first, _within_us(binder, self.within), column[1])),)
+        return (Reading(feature, group, partial(_read_newest_first, binder.within_us(self.within), column[1])),)
 
 
 class Sequence:
     """The `n` newest events in order of time, some values of each.
 
-    Features are <name>_<value>, or <name> for a single value. Values are column names or expressions (named by
+    Features are `<name>_<value>`, or `<name>` for a single value. Values are column names or expressions (named by
     `.alias`). `within` ("30d") leaves out what is older when read.
     """
 
@@ -125,7 +125,7 @@ class Sequence:
         present = [value for value, (_, kind) in zip(self.values, columns, strict=True) if kind != FLOAT]
         flag = binder.flag(self.where, self.source, present)
         group = binder.list_of(columns, flag, self.n, timed=self.within is not None)
-        within_us = _within_us(binder, self.within)
+        within_us = binder.within_us(self.within)
         readings = []
         for index, (value, (_, kind)) in enumerate(zip(self.values, columns, strict=True)):
             suffix = as_expr(value).meta.output_name() if len(self.values) > 1 else ""
@@ -156,10 +156,6 @@ def _windows(binder: Binder, windows: Windows | None, hop: str | None) -> list[t
     if windows is None:
         return [(window_of(LIFETIME, hop, binder.path), None)]
     return [(window, window.label) for window in binder.windows(windows, hop)]
-
-
-def _within_us(binder: Binder, within: str | None) -> int | None:
-    return None if within is None else parse_span_s(within, f"{binder.path} · within") * SECOND_US
 
 
 def _typed(bits: NDArray[np.int64], kind: int, empty: NDArray[np.bool_]) -> Column | Maybe:

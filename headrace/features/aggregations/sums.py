@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.binding import Binder
 from headrace.features.kernels.cells import ADD, MOMENTS
@@ -106,7 +107,7 @@ class Var:
 
     def cells(self, binder: Binder) -> Sequence[Cell]:
         """Count, mean and squared deviations."""
-        return (Cell(MOMENTS, binder.number(self.value, self.source)),)
+        return _moments(binder, self)
 
     def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
         """Cells (n, 3) -> (n,)."""
@@ -132,7 +133,7 @@ class Std:
 
     def cells(self, binder: Binder) -> Sequence[Cell]:
         """Count, mean and squared deviations."""
-        return (Cell(MOMENTS, binder.number(self.value, self.source)),)
+        return _moments(binder, self)
 
     def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
         """Cells (n, 3) -> (n,)."""
@@ -141,6 +142,12 @@ class Std:
     def bind(self, binder: Binder) -> Sequence[Reading]:
         """One feature a window."""
         return binder.windowed(self)
+
+
+def _moments(binder: Binder, declared: Var | Std) -> Sequence[Cell]:
+    if declared.ddof < 0:
+        raise DeclarationError(f"{binder.path}: ddof={declared.ddof}; write 0 or 1")
+    return (Cell(MOMENTS, binder.number(declared.value, declared.source)),)
 
 
 def _divided(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

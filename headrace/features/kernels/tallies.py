@@ -1,38 +1,56 @@
-"""Tallies: how often each value came, tile by tile, in bounded room. Packed: kernels/tally_codec.py.
+"""Tallies: how often each value came, tile by tile, in bounded room. Reads: tally_reads.py, packed: tally_codec.py.
 
-A tally's state, for `rows` entities and C entries:
+A row's block holds its entries in the order of (tile, key), of ENTRY = 3 words each, so a quiet entity takes what it
+has, a busy one `keep` entries for each tile of its window:
 
-    heads (rows,) int64       newest tile of any event of the entity
-    floors (rows,) int64      newest tile that was given up for lack of room; EMPTY where none
-    sizes (rows,) int64       entries in use
-    tiles, keys (rows, C + 1) int64, counts (rows, C + 1) float64, in the order of (tile, key)
+    heads (rows, 4)    see kernels/blocks.py; its own number is the newest tile of any event of the entity
+    words (a,) int64   mark: tile * LEVELS + level of the tile | key | how often it came
 
-Two bounds, both functions of the set of events, whatever their order. A tile keeps `keep` keys: those with the smallest
-hashes (a bottom-k sample: Beyer et al. 2007, "On synopses for distinct-value estimation under multiset operations"), or
-with `collapse` the greatest keys, the rest counted at the least of them (DDSketch: Masson, Rim, Lee 2019, section 3).
-Within a tile keys never become fewer, so a key that was turned away could never have come back. A row keeps the newest
-tiles that fit into C entries; what a newer tile displaced would still be displaced at any later time.
+A tile keeps `keep` keys, and its level tells what became of the others: a function of the set of its events, in
+whatever order they come. Level 0 is all of them. Else with `collapse`, for keys that are numbers of buckets, buckets
+2i - 1 and 2i of one level are bucket i of the next, and negative ones alike: the level is the least at which all fit
+(UDDSketch: Epicoco, Melle, Cafaro, Pulimeno, Sansebastiano 2020, "UDDSketch: accurate tracking of quantiles in data
+streams", section 3; it differs in that each tile has its own level). Without, at level 1 those with the smallest hashes
+are kept, a bottom-k sample (Beyer et al. 2007, "On synopses for distinct-value estimation under multiset operations"):
+a key that was turned away has `keep` others before it for good. Tiles that left the window are dropped when a block is
+full.
 """
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
+from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 from headrace.features.kernels.hashing import mix
-from headrace.features.kernels.rings import EMPTY
+from headrace.features.kernels.tally_reads import (
+    DISTINCT,
+    ENTRY,
+    LEVELS,
+    answer,
+    merge_window,
+    place_of_key,
+    place_of_mark,
+)
 
-DISTINCT, TOP, QUANTILE = 0, 1, 2
-_EMPTY = np.int64(EMPTY)
-_NO_LIMIT = np.uint64(0xFFFFFFFFFFFFFFFF)
+LEAST = 2
+"""Entries of the smallest block."""
+AHEAD, NEAR = 16, 8
+"""Operations between the prefetch of a row's head, and once it is there of its newest entries, and their use."""
+_LEVEL_MASK = np.int64(LEVELS - 1)
+_LEVELS = np.int64(LEVELS)
+
+
+def most_entries(span: int, keep: int) -> int:
+    """Entries of the largest block: a full window's, and some more, so that old tiles are dropped several at a time."""
+    return (span + 1 + span // 4) * keep
 
 
 @lean_kernel
 def run_tally(
     heads: Ints,
-    floors: Ints,
-    sizes: Ints,
-    tiles: Ints,
-    keys: Ints,
-    counts: Floats,
+    words: Ints,
+    rooms: Ints,
+    number: Int,
+    most: Int,
     flag: Int,
     column: Int,
     keep: Int,
@@ -42,275 +60,246 @@ def run_tally(
     rows: Ints,
     times: Ints,
     ops: Ints,
+    begin: Int,
     flags: Bytes,
     bits: Ints,
     late: Bytes,
     mode: Int,
     quantiles: Floats,
     merged_keys: Ints,
-    merged_counts: Floats,
+    merged_counts: Ints,
+    runs: Ints,
     out_keys: Ints,
-    out_counts: Floats,
+    out_counts: Ints,
     out_lengths: Ints,
     out_estimates: Floats,
-) -> None:
+) -> Int:
     """Walk the operations (n,): `ops[i] >= 0` reads the row as of `times[i]` into out_*[ops[i]], else adds ~ops[i].
 
-    The event's key is bits[event, column]. What a read writes, by `mode`: DISTINCT the estimate (reads,); TOP the k
-    most frequent keys and their counts (reads, k), and how many (reads,); QUANTILE the keys of `quantiles` (k,), and k
-    where there are any. merged_* (C + 1,) are scratch. Cost: an event log C and what it moves, a read C log C at most.
+    Begins at operation `begin` and returns the first that found no room, n when all are done. The event's key is
+    bits[event, column]. What a read writes, by `mode`: see `answer`. merged_* (2, most) and runs (span + 2,) are
+    scratch. Cost: an event log C of C entries and what it moves, which for the newest tile is at most `keep`; a read C
+    log T of T tiles at most.
     """
-    for i in range(rows.size):
+    for i in range(begin, rows.size):
+        if i + AHEAD < rows.size:
+            prefetch(heads, 4 * max(rows[i + AHEAD], 0))
+        if i + NEAR < rows.size:
+            _prefetch_entries(heads, words, max(rows[i + NEAR], 0), ops[i + NEAR])
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
             tile = times[i] // hop
         if ops[i] >= 0:
             if row >= 0:
-                low = max(tile, heads[row]) - span
-                found, limit = _merge_window(
-                    sizes[row], tiles[row], keys[row], counts[row], low, tile, keep, merged_keys, merged_counts
+                low = max(tile, heads[row, OWN]) - span
+                side, found, level, limit = merge_window(
+                    words, heads[row, START], heads[row, COUNT], low, tile, mode, merged_keys, merged_counts, runs
                 )
-                _answer(
-                    mode, found, limit, quantiles, merged_keys, merged_counts, ops[i], out_keys, out_counts,
-                    out_lengths, out_estimates,
+                answer(
+                    mode, found, level, limit, quantiles, merged_keys[side], merged_counts[side], ops[i], out_keys,
+                    out_counts, out_lengths, out_estimates,
                 )  # fmt: skip
             continue
-        heads[row] = max(heads[row], tile)
+        heads[row, OWN] = max(heads[row, OWN], tile)
         event = ~ops[i]
         if flags[event, flag] == 0:
             continue
-        oldest, key = heads[row] - span, bits[event, column]
-        if tile < oldest or tile <= floors[row]:
+        if tile < heads[row, OWN] - span:
             late[event] = 1
-        else:
-            late[event] |= not _add(floors, sizes, tiles, keys, counts, row, tile, key, keep, collapse, oldest)
+        elif not _add(
+            heads, words, rooms, number, most, span, row, tile, bits[event, column], keep, collapse, mode == DISTINCT
+        ):
+            return i
+    return rows.size
 
 
 @part
-def _place(tiles: Ints, keys: Ints, size: Int, tile: Int, key: Int) -> Int:
-    """First entry that is not before (tile, key)."""
-    low: Int = 0
-    high: Int = size
-    while low < high:
-        middle = (low + high) >> np.int64(1)
-        if tiles[middle] < tile or (tiles[middle] == tile and keys[middle] < key):
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _prefetch_entries(heads: Ints, words: Ints, row: Int, op: Int) -> None:
+    """Have what an operation to come will touch on its way from memory: the newest entries, for a read some more."""
+    count = heads[row, COUNT]
+    lines = 4 if op < 0 else 16
+    end = heads[row, START] + ENTRY * count
+    for word in range(end - 1, max(end - 8 * lines, heads[row, START]) - 1, -8):
+        prefetch(words, word)
 
 
-@lean_kernel
+@part
 def _add(
-    floors: Ints,
-    sizes: Ints,
-    tiles: Ints,
-    keys: Ints,
-    counts: Floats,
+    heads: Ints,
+    words: Ints,
+    rooms: Ints,
+    number: Int,
+    most: Int,
+    span: Int,
     row: Int,
     tile: Int,
     key: Int,
     keep: Int,
     collapse: bool,
-    oldest: Int,
+    distinct: bool,
 ) -> bool:
-    """Count one event; False where its tile had to be given up."""
-    size = sizes[row]
-    at = _place(tiles[row], keys[row], size, tile, key)
-    if at < size and tiles[row, at] == tile and keys[row, at] == key:
-        counts[row, at] += 1.0
+    """Count one event; False where there is no room."""
+    start, count = heads[row, START], heads[row, COUNT]
+    first, end = count, count
+    mark: Int = tile * _LEVELS
+    if count > 0 and words[start + ENTRY * (count - 1)] >= mark:
+        first = place_of_mark(words, start, count, mark)
+        end = place_of_mark(words, start, count, mark + _LEVELS)
+        if first < end:
+            mark = words[start + ENTRY * first]
+    if collapse:
+        key = _bucket_at(key, mark & _LEVEL_MASK)
+    at = place_of_key(words, start, first, end, key)
+    if at < end and words[start + ENTRY * at + 1] == key:
+        if not distinct:
+            words[start + ENTRY * at + 2] += 1
         return True
-    first = at
-    while first > 0 and tiles[row, first - 1] == tile:
-        first -= 1
-    end = at
-    while end < size and tiles[row, end] == tile:
-        end += 1
+    while collapse and end - first >= keep:
+        mark, key = mark + 1, _bucket_at(key, 1)
+        fewer = end - _collapse(words, start, first, end, count)
+        heads[row, COUNT] -= fewer
+        count, end = count - fewer, end - fewer
+        at = place_of_key(words, start, first, end, key)
+        if at < end and words[start + ENTRY * at + 1] == key:
+            words[start + ENTRY * at + 2] += 1
+            return True
     if end - first >= keep:
-        _add_to_full(tiles, keys, counts, row, first, end, at, tile, key, collapse, size)
+        _add_to_full(words, start, first, end, at, key, distinct)
         return True
-    if size == tiles.shape[1] - 1:
-        if at == 0 and tiles[row, 0] != tile and tiles[row, 0] >= oldest:
-            floors[row] = tile
+    if count == room_of(heads[row, ORDER], LEAST, most):
+        if not _make_room(heads, words, rooms, number, most, row, (heads[row, OWN] - span) * _LEVELS):
             return False
-        dropped = _give_up_oldest(floors, sizes, tiles, keys, counts, row, oldest)
-        if tile <= floors[row]:
-            return False
-        at -= dropped
-        size = sizes[row]
-    _insert(tiles, keys, counts, row, at, size, tile, key, 1.0)
-    sizes[row] = size + 1
+        at -= count - heads[row, COUNT]
+        start, count = heads[row, START], heads[row, COUNT]
+    _shift(words, start, at, count, 1)
+    _write(words, start + ENTRY * at, mark, key, 1)
+    heads[row, COUNT] = count + 1
     return True
 
 
 @part
-def _add_to_full(
-    tiles: Ints,
-    keys: Ints,
-    counts: Floats,
-    row: Int,
-    first: Int,
-    end: Int,
-    at: Int,
-    tile: Int,
-    key: Int,
-    collapse: bool,
-    size: Int,
-) -> None:
-    """Count a new key in a tile whose entries [first, end) are all that it may have."""
-    if collapse:
-        if at == first:
-            counts[row, first] += 1.0
-            return
-        _insert(tiles, keys, counts, row, at, size, tile, key, 1.0)
-        counts[row, first + 1] += counts[row, first]
-        _remove(tiles, keys, counts, row, first, size + 1)
+def _bucket_at(key: Int, level: Int) -> Int:
+    """The bucket at a level of bucket `key` of level 0: |key| / 2**level, rounded up, with the sign of the key."""
+    if key > 0:
+        key += (np.int64(1) << level) - np.int64(1)
+    return key >> level
+
+
+@part
+def _collapse(words: Ints, start: Int, first: Int, end: Int, count: Int) -> Int:
+    """Bring the tile of the entries [first, end), of `count`, to its next level; returns where it ends then."""
+    to = first
+    for j in range(first, end):
+        at = start + ENTRY * j
+        mark: Int = np.int64(words[at] + 1)
+        key, times = _bucket_at(words[at + 1], 1), words[at + 2]
+        if to > first and words[start + ENTRY * (to - 1) + 1] == key:
+            words[start + ENTRY * (to - 1) + 2] += times
+        else:
+            _write(words, start + ENTRY * to, mark, key, times)
+            to += 1
+    _shift(words, start, end, count, to - end)
+    return to
+
+
+@part
+def _add_to_full(words: Ints, start: Int, first: Int, end: Int, at: Int, key: Int, distinct: bool) -> None:
+    """Count a new key, whose place is `at`, in a tile whose entries [first, end) are all that it may have."""
+    mark: Int = np.int64(words[start + ENTRY * first])
+    if mark & _LEVEL_MASK == 0:
+        mark += 1
+        for j in range(first, end):
+            words[start + ENTRY * j] = mark
+        if distinct:
+            keep_limit(words, start, first, end)
+    own = mix(key)
+    if distinct and own > np.uint64(words[start + ENTRY * first + 2]):
         return
-    worst, most = first, mix(keys[row, first])
+    worst, most = first, mix(words[start + ENTRY * first + 1])
     for j in range(first + 1, end):
-        found = mix(keys[row, j])
+        found = mix(words[start + ENTRY * j + 1])
         if found > most:
             worst, most = j, found
-    if mix(key) < most:
-        _remove(tiles, keys, counts, row, worst, size)
-        _insert(tiles, keys, counts, row, at - 1 if worst < at else at, size - 1, tile, key, 1.0)
+    if own > most:
+        return
+    if worst < at:
+        at -= 1
+        for word in range(start + ENTRY * worst, start + ENTRY * at):
+            words[word] = words[word + ENTRY]
+    else:
+        for word in range(start + ENTRY * worst - 1, start + ENTRY * at - 1, -1):
+            words[word + ENTRY] = words[word]
+    _write(words, start + ENTRY * at, mark, key, 1)
+    if distinct:
+        keep_limit(words, start, first, end)
 
 
 @part
-def _insert(
-    tiles: Ints, keys: Ints, counts: Floats, row: Int, at: Int, size: Int, tile: Int, key: Int, count: float
-) -> None:
-    for j in range(size, at, -1):
-        tiles[row, j], keys[row, j], counts[row, j] = tiles[row, j - 1], keys[row, j - 1], counts[row, j - 1]
-    tiles[row, at], keys[row, at], counts[row, at] = tile, key, count
+def keep_limit(words: Ints, start: Int, first: Int, end: Int) -> None:
+    """Where keys are not counted, the first entry of a tile at level 1 holds the greatest hash instead of a count."""
+    most = np.uint64(0)
+    for j in range(first, end):
+        most = max(most, mix(words[start + ENTRY * j + 1]))
+        words[start + ENTRY * j + 2] = 1
+    words[start + ENTRY * first + 2] = np.int64(most)
 
 
 @part
-def _remove(tiles: Ints, keys: Ints, counts: Floats, row: Int, at: Int, size: Int) -> None:
-    for j in range(at, size - 1):
-        tiles[row, j], keys[row, j], counts[row, j] = tiles[row, j + 1], keys[row, j + 1], counts[row, j + 1]
+def _write(words: Ints, at: Int, mark: Int, key: Int, times: Int) -> None:
+    words[at] = mark
+    words[at + 1] = key
+    words[at + 2] = times
 
 
 @part
-def _give_up_oldest(floors: Ints, sizes: Ints, tiles: Ints, keys: Ints, counts: Floats, row: Int, oldest: Int) -> Int:
-    """Drop the tiles that have left the window, or else the oldest one; returns how many entries that were."""
-    size, dropped = sizes[row], np.int64(0)
-    while dropped < size and tiles[row, dropped] < oldest:
-        dropped += 1
-    if dropped == 0:
-        floors[row] = tiles[row, 0]
-        while dropped < size and tiles[row, dropped] == floors[row]:
-            dropped += 1
-    for j in range(dropped, size):
-        k = j - dropped
-        tiles[row, k], keys[row, k], counts[row, k] = tiles[row, j], keys[row, j], counts[row, j]
-    sizes[row] = size - dropped
-    return dropped
+def _shift(words: Ints, start: Int, at: Int, count: Int, by: Int) -> None:
+    """Move the entries [at, count) by some places, down or up."""
+    low, high, by = start + ENTRY * at, start + ENTRY * count, ENTRY * by
+    if by < 0:
+        for word in range(low, high):
+            words[word + by] = words[word]
+    else:
+        for word in range(high - 1, low - 1, -1):
+            words[word + by] = words[word]
 
 
 @part
-def _merge_window(
-    size: Int,
-    tiles: Ints,
-    keys: Ints,
-    counts: Floats,
-    low: Int,
-    high: Int,
-    keep: Int,
-    merged_keys: Ints,
-    merged_counts: Floats,
-) -> tuple[Int, np.uint64]:
-    """Counts by key of the tiles `low <= tile <= high`, keys ascending; returns (keys, greatest hash fully kept)."""
-    found, limit, j = np.int64(0), _NO_LIMIT, np.int64(0)
-    while j < size and tiles[j] < low:
-        j += 1
-    begin = j
-    while j < size and tiles[j] <= high:
-        tile, most, start = tiles[j], np.uint64(0), j
-        while j < size and tiles[j] == tile:
-            merged_keys[j - begin], merged_counts[j - begin] = keys[j], counts[j]
-            most = max(most, mix(keys[j]))
-            j += 1
-        if j - start >= keep:
-            limit = min(limit, most)
-    if j == begin:
-        return found, limit
-    if tiles[begin] == tiles[j - 1]:
-        return j - begin, limit
-    _sort(merged_keys, merged_counts, j - begin)
-    for k in range(1, j - begin):
-        if merged_keys[k] == merged_keys[found]:
-            merged_counts[found] += merged_counts[k]
-        else:
-            found += 1
-            merged_keys[found], merged_counts[found] = merged_keys[k], merged_counts[k]
-    return found + 1, limit
+def _make_room(heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, row: Int, oldest: Int) -> bool:
+    """Have room for one more entry in the row's full block, the next larger if need be; false where there is none.
+
+    Entries with marks before `oldest` may go.
+    """
+    start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
+    gone = place_of_mark(words, start, count, oldest)
+    target = start
+    grows = bool(order == 0 or 2 * gone < count < most)
+    if grows:
+        target = take_block(words, rooms, number, order + 1, room_of(order + 1, LEAST, most) * ENTRY)
+        if target < 0:
+            return False
+    first = start + gone * ENTRY
+    for word in range((count - gone) * ENTRY):
+        words[target + word] = words[first + word]
+    if grows:
+        if order > 0:
+            give_block(words, rooms, number, order, start)
+        heads[row, START] = target
+        heads[row, ORDER] = order + 1
+    heads[row, COUNT] = count - gone
+    return True
 
 
 @part
-def _sort(keys: Ints, counts: Floats, size: Int) -> None:
-    """Shell's sort, with gaps of 2.25: short lists, no room needed."""
-    gap: Int = 1
-    while gap < size:
-        gap = np.int64(gap * 2.25) + 1
-    while gap > 0:
-        for i in range(gap, size):
-            key, count, j = keys[i], counts[i], i
-            while j >= gap and keys[j - gap] > key:
-                keys[j], counts[j] = keys[j - gap], counts[j - gap]
-                j -= gap
-            keys[j], counts[j] = key, count
-        gap = np.int64(gap / 2.25)
-
-
-@part
-def _answer(
-    mode: Int,
-    found: Int,
-    limit: np.uint64,
-    quantiles: Floats,
-    keys: Ints,
-    counts: Floats,
-    read: Int,
-    out_keys: Ints,
-    out_counts: Floats,
-    out_lengths: Ints,
-    out_estimates: Floats,
-) -> None:
-    if mode == DISTINCT:
-        out_estimates[read] = _estimate(found, limit, keys)
-    elif mode == TOP:
-        length = min(found, out_keys.shape[1])
-        for place in range(length):
-            best: Int = 0
-            for j in range(1, found):
-                if counts[j] > counts[best]:
-                    best = j
-            out_keys[read, place], out_counts[read, place] = keys[best], counts[best]
-            counts[best] = -1.0
-        out_lengths[read] = length
-    elif found > 0:
-        total = 0.0
-        for j in range(found):
-            total += counts[j]
-        for q in range(quantiles.size):
-            rank, below = quantiles[q] * (total - 1.0), counts[0]
-            j = 0
-            while below <= rank and j < found - 1:
-                j += 1
-                below += counts[j]
-            out_keys[read, q] = keys[j]
-        out_lengths[read] = quantiles.size
-
-
-@part
-def _estimate(found: Int, limit: np.uint64, keys: Ints) -> float:
-    """Distinct keys: as many as there are, or from those whose hash is within the limit of every tile."""
-    if limit == _NO_LIMIT:
-        return np.float64(found)
-    within = 0
-    for j in range(found):
-        if mix(keys[j]) <= limit:
-            within += 1
-    return (within - 1) / ((np.float64(limit) + 1.0) / 2.0**64)
+def make_tally(heads: Ints, words: Ints, rooms: Ints, most: Int, row: Int, count: Int) -> bool:
+    """Have a block for `count` entries in an empty row; false where there is no room."""
+    order = order_of(count, LEAST, most)
+    start: Int = np.int64(0)
+    if order > 0:
+        start = take_block(words, rooms, 0, order, room_of(order, LEAST, most) * ENTRY)
+        if start < 0:
+            return False
+    heads[row, START] = start
+    heads[row, ORDER] = order
+    heads[row, COUNT] = 0
+    return True
