@@ -192,11 +192,13 @@ class Binder:
         """The event classes that count: those of the view, or `source`.
 
         Raises:
-            DeclarationError: one that the view does not read.
+            DeclarationError: none, or one that the view does not read.
         """
         if source is None:
             return self.builder.sources
         wanted = (source,) if isinstance(source, type) else tuple(source)
+        if not wanted:
+            raise DeclarationError(f"{self.path}: source=() counts nothing; leave it out, or name an event class")
         for event in wanted:
             if event not in self.builder.sources:
                 names = ", ".join(known.__name__ for known in self.builder.sources)
