@@ -245,7 +245,7 @@ SPINE = pl.DataFrame({"rider": [1], "event_time": [BASE_US]})
             "null in 1 of 1",
         ),
         (lambda: replay(Short, _rides().drop("line"), SPINE), SchemaError, "view short · event Ride.*line.*there are"),
-        (lambda: replay(Short, _rides().drop("at"), SPINE), SchemaError, "event Ride: no column 'at'"),
+        (lambda: replay(Short, _rides().drop("at"), SPINE), SchemaError, "event Ride.at: no such column"),
         (lambda: replay(RiderTrips, _rides(), SPINE), SchemaError, "Ride, Check; give events as a dict"),
         (lambda: replay(RiderTrips, {Ride: _rides()}, SPINE), SchemaError, "no events of Check"),
         (
