@@ -97,20 +97,10 @@ class FeatureView(metaclass=_ViewType):
         super().__init_subclass__()
         cls._plan = None
         view = _snake_case(cls.__name__) if name is None else name
-        if unknown:
-            wrong = next(iter(unknown))
-            near = difflib.get_close_matches(wrong, _CLASS_ARGUMENTS, 1)
-            hint = f"did you mean {near[0]}=? " if near else ""
-            raise DeclarationError(
-                f"view {view}: no class argument {wrong}=; {hint}there are {', '.join(_CLASS_ARGUMENTS)}"
-            )
+        _refuse_unknown(view, unknown)
         if all(given is None for given in (source, entity, dedupe, ttl, request, name)):
             return
-        if not isinstance(view, str) or not re.fullmatch("[a-z0-9_]+", view):
-            raise DeclarationError(
-                f"view {view}: a view's name is part of the store's keys; give it one of lower-case letters, digits "
-                'and _, as name="some_view"'
-            )
+        _require_plain(view)
         sources = _several(f"view {view}: source", source, type, "SomeEvent")
         keys = _several(f"view {view}: entity", entity, str, '"some_column"')
         if not sources or not keys:
@@ -287,6 +277,24 @@ def _refuse_lost(name: str, base: type) -> None:
 
 def _is_feature(value: Any) -> bool:
     return isinstance(value, pl.Expr) or hasattr(value, "bind")
+
+
+def _refuse_unknown(view: str, unknown: Mapping[str, Any]) -> None:
+    if unknown:
+        wrong = next(iter(unknown))
+        near = difflib.get_close_matches(wrong, _CLASS_ARGUMENTS, 1)
+        hint = f"did you mean {near[0]}=? " if near else ""
+        raise DeclarationError(
+            f"view {view}: no class argument {wrong}=; {hint}there are {', '.join(_CLASS_ARGUMENTS)}"
+        )
+
+
+def _require_plain(view: object) -> None:
+    if not isinstance(view, str) or not re.fullmatch("[a-z0-9_]+", view):
+        raise DeclarationError(
+            f"view {view}: a view's name is part of the store's keys; give it one of lower-case letters, digits and "
+            '_, as name="some_view"'
+        )
 
 
 def _several(what: str, given: Any, kind: type, example: str) -> tuple[Any, ...]:
