@@ -24,6 +24,7 @@ from headrace.errors import SchemaError, SourceError
 from headrace.features import replay
 from headrace.features.external_sort import Sorter, keys_of, merged, overlap
 from headrace.features.history import Span, open_log
+from headrace.local import free_port
 from headrace.pipelines import Archiver, EventBatch
 from headrace.schemas import spec_of
 from tests.features.test_law import history
@@ -165,6 +166,28 @@ def test_files_of_other_filesystems(tmp_path):
         with pytest.raises(SourceError, match=f"{url}/none.parquet"):
             replay(Short, f"{url}/none.parquet", rows)
         server.shutdown()
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Nobody may read."""
+
+    def do_GET(self):
+        self.send_error(403)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_refuses_is_told_from_a_missing_file():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SourceError, match=r"/log.parquet cannot be read: 403, .*Forbidden"):
+            replay(Short, f"http://127.0.0.1:{server.server_port}/log.parquet", spine(3))
+        server.shutdown()
+    with pytest.raises(SourceError, match=r"/log.parquet cannot be read: Cannot connect to host 127.0.0.1"):
+        replay(Short, f"http://127.0.0.1:{free_port()}/log.parquet", spine(3))
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):
