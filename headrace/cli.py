@@ -127,7 +127,7 @@ def schemas_check(as_json: Json = False) -> None:
 
     Example: `headrace schemas check`
     """
-    from headrace.schemas.evolution import check_lock
+    from headrace.schemas.evolution import check_lock, stale_locks
 
     root, events = _events()
     rows = [
@@ -135,6 +135,9 @@ def schemas_check(as_json: Json = False) -> None:
         for event in events
         for change in check_lock(event, root / "schemas")
     ]
+    for path in stale_locks(events, root / "schemas"):
+        message = f"no event of this name is declared any more; delete {path.name}, or declare the event again"
+        rows.append({"event": path.stem, "field": "", "verdict": "stale", "message": message})
     print_rows(rows, as_json)
     if any(row["verdict"] == "incompatible" for row in rows):
         raise typer.Exit(1)

@@ -69,6 +69,13 @@ def materialize(
     store: StoreUrl = None,
     until_end: Annotated[bool, typer.Option("--until-end", help="Stop at the end that a topic has now.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Bytewax workers: threads of this process.")] = 1,
+    memory_records: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Records of a view in memory, others are fetched when touched. Default: HEADRACE_MEMORY_RECORDS.",
+        ),
+    ] = None,
 ) -> None:
     """Keep the records of views in the store up to date with their events, until stopped or at the files' end.
 
@@ -77,11 +84,14 @@ def materialize(
     from headrace.features import plan_of
     from headrace.pipelines.materialize_views import materialize_views
 
-    declared, opened = _views(views), _store(store)
+    declared, opened, settings = _views(views), _store(store), load_settings()
+    records_max = memory_records or settings.memory_records
     with opened:
         for view in declared:
             opened.require_active(plan_of(view))
-        materialize_views(declared, events, opened, load_settings(), until_end=until_end, workers=workers)
+        materialize_views(
+            declared, events, opened, settings, until_end=until_end, workers=workers, records_max=records_max
+        )
 
 
 @command(app, "backfill")

@@ -34,6 +34,11 @@ class Settings(BaseSettings):
     clock: str = Field(
         "wall", description="wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed>, paced:... or file:<path>"
     )
+    memory_records: int | None = Field(
+        None,
+        ge=1,
+        description="records of a view that a flow keeps in memory; others are fetched when they are touched",
+    )
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")
     archive_dir: Path = Field(Path(".headrace/archive"), description="the log as Parquet files by event day")

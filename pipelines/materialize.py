@@ -20,5 +20,6 @@ materialize(
     [CustomerActivity, ItemActivity],
     lambda: open_store(settings),
     flush_s=(0.05, 1.0),
+    records_max=settings.memory_records,
     on_status=status_of(settings, "materialize"),
 )

@@ -183,6 +183,20 @@ def quantile(events: Sequence[Event], value: str, q: float) -> float | None:
     return found[math.floor(q * (len(found) - 1))] if found else None
 
 
+def coarsest(hops: Sequence[int], values: Sequence[float], error: float, keep: int) -> int:
+    """How often pairs of a quantile's buckets become one until those of every hop are at most `keep`."""
+    log_gamma = math.log((1 + error) / (1 - error))
+    shift = 1 - math.ceil(math.log(1e-12) / log_gamma)
+    buckets: dict[int, set[int]] = {}
+    for hop, value in zip(hops, values, strict=True):
+        size = math.ceil(math.log(abs(value)) / log_gamma) + shift
+        buckets.setdefault(int(hop), set()).add(size if value > 0 else -size)
+    level = 0
+    while any(len({math.copysign(-(-abs(b) // 2**level), b) for b in held}) > keep for held in buckets.values()):
+        level += 1
+    return level
+
+
 def vector_mean(events: Sequence[Event], value: str, dim: int) -> list[float]:
     """Mean of the vectors that are whole, [] where there is none."""
     held = [

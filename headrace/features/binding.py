@@ -192,11 +192,13 @@ class Binder:
         """The event classes that count: those of the view, or `source`.
 
         Raises:
-            DeclarationError: one that the view does not read.
+            DeclarationError: none, or one that the view does not read.
         """
         if source is None:
             return self.builder.sources
         wanted = (source,) if isinstance(source, type) else tuple(source)
+        if not wanted:
+            raise DeclarationError(f"{self.path}: source=() counts nothing; leave it out, or name an event class")
         for event in wanted:
             if event not in self.builder.sources:
                 names = ", ".join(known.__name__ for known in self.builder.sources)
@@ -345,8 +347,8 @@ class Binder:
         found = []
         for window in self.windows(aggregation.windows, aggregation.hop):
             what = f"{self.builder.bits.texts[column]} if {self.builder.flags.texts[flag]}"
-            if most_entries(window.span, keep) > ENTRIES_MAX:
-                fits = ENTRIES_MAX // most_entries(window.span, 1)
+            if most_entries(window.span, mode, keep) > ENTRIES_MAX:
+                fits = keep * ENTRIES_MAX // most_entries(window.span, mode, keep)
                 raise DeclarationError(
                     f"{self.path}: keep={keep} in each of the {window.tiles} hops of {window.label!r} is more than an "
                     f"entity may take; write at most keep={fits}, or a longer hop"
@@ -358,7 +360,6 @@ class Binder:
                 column,
                 kind,
                 keep,
-                bool(quantiles),
                 mode,
                 width or len(quantiles),
                 np.array(quantiles, np.float64),

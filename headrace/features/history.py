@@ -78,10 +78,11 @@ def time_of(event: type[Event]) -> pl.Expr:
 
 
 def tables_of(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], Table]:
-    """A table for each event class that the views read.
+    """A table for each event class that the views read; frames with the declared types.
 
     Raises:
-        SchemaError: one table for several classes, or none for one of them, or a frame that lacks a column.
+        SchemaError: one table for several classes, or none for one of them, or a frame that lacks a column or has one
+            of another type.
     """
     sources = list(events_of(plans))
     names = ", ".join(event.__name__ for event in sources)
@@ -92,12 +93,16 @@ def tables_of(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], T
     absent = [event.__name__ for event in sources if event not in events]
     if absent:
         raise SchemaError(f"replay: the views read {names}; there are no events of {', '.join(absent)}")
+    tables: dict[type[Event], Table] = {}
+    for event in sources:
+        table = events[event]
+        tables[event] = _declared(table, event) if isinstance(table, pl.DataFrame) else table
     for plan in plans:
         for event in plan.sources:
-            frame = events[event]
+            frame = tables[event]
             if isinstance(frame, pl.DataFrame):
-                plan.rows(event, _timed(frame, spec_of(event)).head(0))
-    return {event: events[event] for event in sources}
+                plan.rows(event, frame.head(0))
+    return tables
 
 
 def open_log(
@@ -105,7 +110,7 @@ def open_log(
 ) -> dict[type[Event], list[Block]]:
     """Blocks of each class's events, to be merged by `time_of`; `folder` gives room for what must be sorted on disk.
 
-    Rows of files that break a rule of the event are left out, as they are in the live flow, and told in the log.
+    Rows that break a rule of the event are left out, as they are in the live flow, and told in the log.
 
     Raises:
         SourceError: a file is not there or cannot be read.
@@ -150,10 +155,12 @@ def read_files(files: Sequence[EventFile]) -> pl.DataFrame:
 def _blocks(table: Table, event: type[Event], span: Span, budget: int, folder: Callable[[], Path]) -> list[Block]:
     time, spec = time_of(event), spec_of(event)
     if isinstance(table, pl.DataFrame):
-        return memory_block(dataclasses.replace(span, until_us=None).of(_timed(table, spec), time), time)  # no copy
+        good = _good(_declared(table, event), event, "a frame")
+        return memory_block(dataclasses.replace(span, until_us=None).of(good, time), time)  # no copy
     pieces: Iterator[pl.DataFrame]
     if isinstance(table, pl.LazyFrame):
-        pieces = (conform(piece, spec) for piece in table.collect_batches(chunk_size=PIECE_ROWS, maintain_order=True))
+        batches = table.collect_batches(chunk_size=PIECE_ROWS, maintain_order=True)
+        pieces = (_good(_declared(piece, event), event, "a lazy frame") for piece in batches)
     else:
         files = find_files(table, spec.topic)
         if not files:
@@ -167,17 +174,27 @@ def _blocks(table: Table, event: type[Event], span: Span, budget: int, folder: C
         pieces = _checked(files, rows, event, budget)
     sorter = Sorter(time, budget, folder)
     for piece in pieces:
-        sorter.add(span.of(_timed(piece, spec), time))
+        sorter.add(span.of(piece, time))
     return sorter.blocks()
 
 
-def _timed(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
-    if spec.time not in frame.columns:
-        raise SchemaError(f"event {spec.name}: no column {spec.time!r}; there are {', '.join(frame.columns)}")
-    lacking = frame[spec.time].null_count()
-    if lacking:
-        raise SchemaError(f"event {spec.name}: {spec.time} is null in {lacking} rows; drop them")
-    return frame
+def _declared(frame: pl.DataFrame, event: type[Event]) -> pl.DataFrame:
+    """The declared columns of a frame; of those that events must have, it may lack what no view reads."""
+    return conform(frame, _spec_for(event, tuple(frame.columns)))
+
+
+@functools.lru_cache(maxsize=64)
+def _spec_for(event: type[Event], columns: tuple[str, ...]) -> EventSpec:
+    """What is declared of an event, without columns that are neither there nor can be left away."""
+    spec = spec_of(event)
+    types = {
+        name: found
+        for name, found in spec.types.items()
+        if name == spec.time or not found.required or {name, *found.aliases} & {*columns}
+    }
+    if len(types) == len(spec.types):
+        return spec
+    return dataclasses.replace(spec, types=types, polars={name: spec.polars[name] for name in types})
 
 
 def _checked(
@@ -192,16 +209,16 @@ def _checked(
 
 
 def _good(frame: pl.DataFrame, event: type[Event], place: str) -> pl.DataFrame:
-    checked = _quality(event).check(frame, wall_us())
+    checked = _quality(event, tuple(frame.columns)).check(frame, wall_us())
     if checked.bad:
         first = checked.bad[0]
-        log.warning("bad_rows_left_out", file=place, rows=len(checked.bad), reason=first.reason, detail=first.detail)
+        log.warning("bad_rows_left_out", log=place, rows=len(checked.bad), reason=first.reason, detail=first.detail)
     return checked.frame
 
 
-@functools.cache
-def _quality(event: type[Event]) -> Quality:
-    return Quality(spec_of(event))
+@functools.lru_cache(maxsize=64)
+def _quality(event: type[Event], columns: tuple[str, ...]) -> Quality:
+    return Quality(_spec_for(event, columns))
 
 
 def _row_groups(files: Sequence[EventFile], event: type[Event], span: Span, rows_max: int) -> list[Block]:
@@ -219,4 +236,4 @@ def _row_groups(files: Sequence[EventFile], event: type[Event], span: Span, rows
 
 def _read_group(file: EventFile, event: type[Event], span: Span, start: int, rows: int) -> pl.DataFrame:
     good = _good(read_range(file, event, start, rows), event, file.url)
-    return span.of(_timed(good, spec_of(event)), time_of(event))
+    return span.of(good, time_of(event))

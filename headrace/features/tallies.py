@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.compile import Int
+from headrace.features.kernels.count_sketch import ENTRY, ROWS
 from headrace.features.kernels.id_lists import TEXT
 from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.tallies import most_entries, run_tally
 from headrace.features.kernels.tally_codec import pack_tally, unpack_tally
-from headrace.features.kernels.tally_reads import DISTINCT, ENTRY, TOP
+from headrace.features.kernels.tally_reads import DISTINCT, TOP
 from headrace.features.kernels.text_pool import POOL
 from headrace.features.layout import Events, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
@@ -28,9 +29,9 @@ ENTRIES_MAX = 2_097_152
 class TallyGroup:
     """Group of one tally of one window; see kernels/tallies.py for the arrays and bounds.
 
-    `flag` admits an event, bit column `column` of kind `kind` is its key; a tile keeps `keep` keys; `collapse` is for
-    keys that are numbers of buckets. `mode` is what a read gives: `width` keys and counts, an estimate, or the buckets
-    of `quantiles`. A row takes 24 bytes for each pair of tile and key that it holds, and as much again to grow.
+    `flag` admits an event, bit column `column` of kind `kind` is its key; a tile keeps `keep` keys. `mode` is what a
+    read gives: TOP `width` keys and counts, DISTINCT an estimate, QUANTILE the buckets of `quantiles`. A row takes 24
+    bytes for each pair of tile and key that it holds, and up to as much again to grow.
     """
 
     window: Window
@@ -38,7 +39,6 @@ class TallyGroup:
     column: int
     kind: int
     keep: int
-    collapse: bool
     mode: int
     width: int
     quantiles: NDArray[np.float64]
@@ -75,7 +75,6 @@ class TallyGroup:
                 self.flag,
                 self.column,
                 self.keep,
-                self.collapse,
                 self.window.hop_us,
                 self.window.span,
                 ops.rows,
@@ -90,6 +89,7 @@ class TallyGroup:
                 np.empty((2, room), np.int64),
                 np.empty((2, room), np.int64),
                 np.empty(self.window.tiles + 1, np.int64),
+                np.empty((2, ROWS * self.keep + 2 if self.mode == TOP else 0), np.int64),
                 out[0],
                 out[1],
                 out[2],
@@ -113,8 +113,8 @@ class TallyGroup:
     ) -> None:
         """Write rows one after the other."""
         table, offsets, texts = POOL.arrays()
-        span = self.window.span
-        pack_tally(state.heads, state.words, self.kind, self.mode, span, rows, table, offsets, texts, out, ends)
+        facts = self.kind, self.mode, self.keep, self.window.span
+        pack_tally(state.heads, state.words, *facts, rows, table, offsets, texts, out, ends)
 
     def unpack(
         self,
@@ -161,4 +161,4 @@ class TallyGroup:
 
     @property
     def _most(self) -> int:
-        return most_entries(self.window.span, self.keep)
+        return most_entries(self.window.span, self.mode, self.keep)

@@ -97,20 +97,10 @@ class FeatureView(metaclass=_ViewType):
         super().__init_subclass__()
         cls._plan = None
         view = _snake_case(cls.__name__) if name is None else name
-        if unknown:
-            wrong = next(iter(unknown))
-            near = difflib.get_close_matches(wrong, _CLASS_ARGUMENTS, 1)
-            hint = f"did you mean {near[0]}=? " if near else ""
-            raise DeclarationError(
-                f"view {view}: no class argument {wrong}=; {hint}there are {', '.join(_CLASS_ARGUMENTS)}"
-            )
+        _refuse_unknown(view, unknown)
         if all(given is None for given in (source, entity, dedupe, ttl, request, name)):
             return
-        if not isinstance(view, str) or not re.fullmatch("[a-z0-9_]+", view):
-            raise DeclarationError(
-                f"view {view}: a view's name is part of the store's keys; give it one of lower-case letters, digits "
-                'and _, as name="some_view"'
-            )
+        _require_plain(view)
         sources = _several(f"view {view}: source", source, type, "SomeEvent")
         keys = _several(f"view {view}: entity", entity, str, '"some_column"')
         if not sources or not keys:
@@ -249,35 +239,62 @@ def _ttl_us(name: str, ttl: str, spans: Mapping[str, int], dedupe_us: int) -> in
 
 def _aggregations(view: type[FeatureView], name: str) -> tuple[dict[str, Aggregation], dict[str, pl.Expr]]:
     """Attributes that are aggregations, and those that are expressions over features."""
-    found: dict[str, Aggregation] = {}
-    expressions: dict[str, pl.Expr] = {}
+    declared: dict[str, Any] = {}
     for base in reversed(view.__mro__):
+        _refuse_lost(name, base)
         for attribute, value in vars(base).items():
-            path = f"view {name} · feature {attribute}"
-            if isinstance(value, tuple | list) and any(_is_feature(item) for item in value):
-                raise DeclarationError(f"{path}: a {type(value).__name__}; write one feature, with no comma behind it")
-            if isinstance(value, pl.Expr):
-                found.pop(attribute, None)
-                expressions[attribute] = value
-            elif _is_feature(value):
-                if isinstance(value, type):
-                    raise DeclarationError(f"{path}: {value.__name__} is a class; call it")
-                expressions.pop(attribute, None)
-                found[attribute] = value
-            elif attribute in found or attribute in expressions:
+            if _is_feature(value):
+                declared[attribute] = value
+            elif attribute in declared:
                 if value is not None:
                     raise DeclarationError(
-                        f"{path}: {value!r} hides a feature of a base; write None to remove it, or rename one"
+                        f"view {name} · feature {attribute}: {value!r} hides a feature of a base; write None to "
+                        "remove it, or rename one"
                     )
-                found.pop(attribute, None)
-                expressions.pop(attribute, None)
+                del declared[attribute]
+    expressions = {attribute: value for attribute, value in declared.items() if isinstance(value, pl.Expr)}
+    found = {attribute: value for attribute, value in declared.items() if attribute not in expressions}
     if not found:
         raise DeclarationError(f'view {name}: no features; write for example: events = Count(windows=("1h", "24h"))')
     return found, expressions
 
 
+def _refuse_lost(name: str, base: type) -> None:
+    """Raise where a class holds a feature in a form that would be passed over."""
+    for attribute, annotation in vars(base).get("__annotations__", {}).items():
+        if _is_feature(annotation) and not isinstance(annotation, type):
+            raise DeclarationError(
+                f"view {name} · feature {attribute}: write {attribute} = ... instead of {attribute}: ..."
+            )
+    for attribute, value in vars(base).items():
+        path = f"view {name} · feature {attribute}"
+        if _is_feature(value) and isinstance(value, type):
+            raise DeclarationError(f"{path}: {value.__name__} is a class; call it")
+        held = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list | set) else ()
+        if attribute != "__annotations__" and any(_is_feature(item) for item in held):
+            raise DeclarationError(f"{path}: a {type(value).__name__}; write one feature, with no comma behind it")
+
+
 def _is_feature(value: Any) -> bool:
     return isinstance(value, pl.Expr) or hasattr(value, "bind")
+
+
+def _refuse_unknown(view: str, unknown: Mapping[str, Any]) -> None:
+    if unknown:
+        wrong = next(iter(unknown))
+        near = difflib.get_close_matches(wrong, _CLASS_ARGUMENTS, 1)
+        hint = f"did you mean {near[0]}=? " if near else ""
+        raise DeclarationError(
+            f"view {view}: no class argument {wrong}=; {hint}there are {', '.join(_CLASS_ARGUMENTS)}"
+        )
+
+
+def _require_plain(view: object) -> None:
+    if not isinstance(view, str) or not re.fullmatch("[a-z0-9_]+", view):
+        raise DeclarationError(
+            f"view {view}: a view's name is part of the store's keys; give it one of lower-case letters, digits and "
+            '_, as name="some_view"'
+        )
 
 
 def _several(what: str, given: Any, kind: type, example: str) -> tuple[Any, ...]:

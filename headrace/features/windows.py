@@ -24,6 +24,7 @@ UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 HOPS_S = (1, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 HOPS_MIN = 24
 WINDOW_MIN_S, WINDOW_MAX_S = 10, 400 * 86_400
+SPAN_MAX_S = 36_500 * 86_400  # a century: far below what overflows times, or what Redis takes as a ttl
 TILES_CHOSEN_MAX = 4_000  # beyond that an odd length costs more memory than anyone meant
 TILES_MAX = 100_000
 LIFETIME = "lifetime"
@@ -60,7 +61,7 @@ def parse_span_s(text: str, where: str) -> int:
     """Seconds of a span such as "30s", "10m", "24h", "7d".
 
     Raises:
-        DeclarationError: `text` is no such span; `where` says what it was written for.
+        DeclarationError: `text` is no such span, or longer than a century; `where` says what it was written for.
 
     >>> parse_span_s("10m", "")
     600
@@ -68,7 +69,10 @@ def parse_span_s(text: str, where: str) -> int:
     found = re.fullmatch(r"([1-9][0-9]*)([smhd])", text) if isinstance(text, str) else None
     if not found:
         raise DeclarationError(f'{where}: {text!r} is no span of time; write "30s", "10m", "24h" or "7d"')
-    return int(found[1]) * UNIT_S[found[2]]
+    seconds = int(found[1]) * UNIT_S[found[2]] if len(found[1]) < 20 else SPAN_MAX_S + 1
+    if seconds > SPAN_MAX_S:
+        raise DeclarationError(f"{where}: {text!r} is longer than {SPAN_MAX_S // 86_400}d; write a shorter span")
+    return seconds
 
 
 def written_span(seconds: int) -> str:

@@ -28,7 +28,7 @@ from headrace.schemas import Event, spec_of
 
 log = structlog.get_logger(__name__)
 
-Start: TypeAlias = Literal["earliest", "latest"] | datetime | Mapping[str, int]
+Start: TypeAlias = Literal["earliest", "latest", "stored"] | datetime | int | Mapping[str, int]
 
 ROWS_MAX = 16_384
 """Messages a poll: more cost freshness, fewer cost calls of all that follows."""
@@ -72,7 +72,8 @@ class KafkaSource:
 
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
     start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (what comes from now on),
-    a moment of append (a naive datetime is UTC), or an offset for each partition by name.
+    a moment of append (a naive datetime is UTC), an offset, or an offset for each partition by name; "stored": such a
+    partition is an error, so that a store which has lost its offsets is not filled anew unasked.
     `config` is passed to librdkafka (TLS, SASL).
     """
 
@@ -204,6 +205,13 @@ class KafkaSource:
     def _start_of(self, topic: str, number: int, low: int, high: int) -> int:
         if self._start == "earliest":
             return low
+        if self._start == "stored":
+            raise OffsetLostError(
+                f"{topic}/{number}: start=stored, and the store has no offset of it; begin once with start=earliest, "
+                "or another start, or restore the store"
+            )
+        if isinstance(self._start, int):
+            return self._start
         if isinstance(self._start, Mapping):
             return self._start.get(f"{topic}/{number}", low)
         if isinstance(self._start, datetime):

@@ -40,7 +40,7 @@ def materialize_views(
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
 
-    `records_max`: records of each view in memory, all when None.
+    `records_max`: records of a view in memory; None: all that were touched.
 
     Raises:
         HeadraceError: what the source or the store failed with.

@@ -102,7 +102,8 @@ def materialize(
     """Keep the records of `views` in `store` up to date; hands on one `FlushSummary` a flush and group.
 
     `store` is a store, its URL, or a function that opens it; the latter two connect when the flow starts. Events that
-    are too late for a view go to the dead letters of the flow's input.
+    are too late for a view go to the dead letters of the flow's input. `records_max` bounds the records of each view in
+    memory, of all workers together; others are fetched from the store when an event of theirs comes.
     """
     del step_id
     open_store = _opener(store)
@@ -115,7 +116,7 @@ def materialize(
             owner=(group, groups),
             flush_s=flush_s,
             catch_up_s=catch_up_s,
-            records_max=records_max,
+            records_max=None if records_max is None else max(records_max // groups, 1),
             dead_letters=first.dead_letters,
             stop=first.stop,
         )

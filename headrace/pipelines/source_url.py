@@ -1,11 +1,20 @@
 """Sources from what a person types: `kafka://host:9092`, a file, a glob, the folder of an archive.
 
-kafka://host:9092,host2:9092?start=2026-01-01T00:00:00        the events' topics; start: earliest, latest, a time
+kafka://host:9092,host2:9092?start=2026-01-01T00:00:00        the events' topics, from a start on (below)
 data/*.parquet    Engagement=data/engagements/**/*.arrow      files of the view's event, or of the event named
 archive/                                                      a folder that the archiver wrote
 s3://bucket/log/*.parquet    memory://log.arrow               the same on any filesystem of fsspec or pyarrow
+
+Where the store has read a partition already, the flow goes on there. Else it begins at `start`:
+
+earliest    latest             the default: the first event that is kept; what comes from now on
+2026-01-01T00:00:00            what was appended since; UTC unless it says another zone
+1200    0:1200,1:900           an offset of every partition, or of each by its number
+stored                         nowhere: a partition that the store does not know is an error
 """
 
+import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -13,10 +22,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from headrace.errors import ConfigError
 from headrace.pipelines.file_source import ROWS_MAX, FileSource
-from headrace.pipelines.kafka_source import KafkaSource
+from headrace.pipelines.kafka_source import KafkaSource, Start
 from headrace.pipelines.source import Batch, Source
 from headrace.pipelines.time_merge import TimeMerge
-from headrace.schemas import Event
+from headrace.schemas import Event, spec_of
 
 KAFKA = "kafka://"
 
@@ -101,7 +110,7 @@ def source_of_url(
         unknown = set(words) - {"start"}
         if unknown:
             raise ConfigError(f"{url}: unknown {', '.join(sorted(unknown))}; only start= is known, see HEADRACE_KAFKA")
-        start = _start(words.get("start", ["earliest"])[0])
+        start = _start(words.get("start", ["earliest"])[0], named)
         return KafkaSource(asked.netloc, named, until_end=until_end, start=start, config=config)
     return FileSource(place, named[0], rows_max=rows_max)
 
@@ -120,11 +129,19 @@ def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Ev
     return (named, path) if named else (list(events), url)
 
 
-def _start(text: str) -> Any:
-    if text in {"earliest", "latest"}:
-        return text
-    try:
+def _start(text: str, events: Sequence[type[Event]]) -> Start:
+    words: dict[str, Start] = {"earliest": "earliest", "latest": "latest", "stored": "stored"}
+    if text in words:
+        return words[text]
+    with contextlib.suppress(ValueError):
+        if text.isdecimal():
+            return int(text)
+        if re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text):
+            offsets = [part.split(":") for part in text.split(",")]
+            return {f"{spec_of(event).topic}/{int(number)}": int(at) for event in events for number, at in offsets}
         moment = datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise ConfigError(f"start={text}: write earliest, latest, or a time such as 2026-01-01T00:00:00") from exc
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    raise ConfigError(
+        f"start={text}: write earliest, latest, stored, a time such as 2026-01-01T00:00:00, an offset such as 1200, or "
+        "one of each partition such as 0:1200,1:900"
+    )

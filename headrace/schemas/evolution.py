@@ -9,7 +9,7 @@ layout changes, a stream needs a new topic, or the old part of it `AvroCodec(spe
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,13 +76,19 @@ def check_lock(event: type[Event], folder: str | Path) -> list[Change]:
         old = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise EvolutionError(
-            f"event {spec.name}: no lock file {path.name}; write it with write_lock and commit it"
+            f"event {spec.name}: no lock file {path.name}; write it with `headrace schemas lock` and commit it"
         ) from exc
     except ValueError as exc:
         raise EvolutionError(f"event {spec.name}: {path.name} is not JSON: {exc}; restore the committed file") from exc
     if not isinstance(old, dict) or not isinstance(old.get("fields"), list):
         raise EvolutionError(f"event {spec.name}: {path.name} is no Avro record; restore the committed file")
     return changes(old, _locked(spec))
+
+
+def stale_locks(events: Iterable[type[Event]], folder: str | Path) -> list[Path]:
+    """Lock files of events that are none of `events`: removed, or renamed."""
+    names = {spec_of(event).name for event in events}
+    return [path for path in sorted(Path(folder).glob("*.avsc")) if path.stem not in names]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

@@ -258,6 +258,14 @@ def test_what_is_no_view_is_told(found):
     [
         (lambda: declare(n=(Count(windows="1h"),)), "view some · feature n: a tuple; write one feature, with no comma"),
         (lambda: declare(m=Count(windows="1h"), n=[col("m_1h")]), "feature n: a list; write one feature"),
+        (lambda: declare(m=Count(windows="1h"), n={"a": Count(windows="1h")}), "feature n: a dict; write one feature"),
+        (
+            lambda: declare(m=Count(windows="1h"), __annotations__={"n": Count(windows="1h")}),
+            "feature n: write n = ... instead of n: ...",
+        ),
+        (lambda: declare(n=Count(windows="1h", source=())), r"feature n: source=\(\) counts nothing"),
+        (lambda: declare(n=Count(windows="1h"), ttl="9" * 5_000 + "d"), "ttl: '9*d' is longer than 36500d"),
+        (lambda: declare(n=LastN("line", n=3, within="36501d")), "within: '36501d' is longer than 36500d"),
         *[
             (lambda name=name: declare(**{name: Last("line")}), f"a read has a column '{name}' beside")
             for name in ("rider", "_status", "_age_s")

@@ -15,6 +15,7 @@ import fastavro
 import fsspec
 import polars as pl
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -23,6 +24,7 @@ from headrace.errors import SchemaError, SourceError
 from headrace.features import replay
 from headrace.features.external_sort import Sorter, keys_of, merged, overlap
 from headrace.features.history import Span, open_log
+from headrace.local import free_port
 from headrace.pipelines import Archiver, EventBatch
 from headrace.schemas import spec_of
 from tests.features.test_law import history
@@ -166,6 +168,28 @@ def test_files_of_other_filesystems(tmp_path):
         server.shutdown()
 
 
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Nobody may read."""
+
+    def do_GET(self):
+        self.send_error(403)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_server_that_refuses_is_told_from_a_missing_file():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SourceError, match=r"/log.parquet cannot be read: 403, .*Forbidden"):
+            replay(Short, f"http://127.0.0.1:{server.server_port}/log.parquet", spine(3))
+        server.shutdown()
+    with pytest.raises(SourceError, match=r"/log.parquet cannot be read: Cannot connect to host 127.0.0.1"):
+        replay(Short, f"http://127.0.0.1:{free_port()}/log.parquet", spine(3))
+
+
 class Bucket(http.server.BaseHTTPRequestHandler):
     """As much of S3 as reading takes: list, size, and bytes of objects; `objects` by key."""
 
@@ -247,11 +271,34 @@ def test_an_archive_is_a_log(tmp_path):
     assert_frame_equal(replay(Short, place, rows), wanted)
 
 
-def test_rows_that_break_a_rule_are_left_out_as_in_the_live_flow(tmp_path):
+@pytest.mark.parametrize("kind", ["file", "frame", "lazy"])
+def test_rows_that_break_a_rule_are_left_out_as_in_the_live_flow(tmp_path, kind):
+    """Whatever the log is; told with how many, and why."""
     frame = rides(50)
     bad = frame[:5].with_columns(kind=pl.lit("stolen"))
-    pl.concat([frame[:20], bad, frame[20:]]).write_parquet(tmp_path / "log.parquet")
-    assert_frame_equal(replay(Short, tmp_path / "log.parquet", spine(30)), replay(Short, frame, spine(30)))
+    log = pl.concat([frame[:20], bad, frame[20:]])
+    log.write_parquet(tmp_path / "log.parquet")
+    table = {"file": tmp_path / "log.parquet", "frame": log, "lazy": log.lazy()}[kind]
+    with structlog.testing.capture_logs() as logs:
+        found = replay(Short, table, spine(30))
+    assert_frame_equal(found, replay(Short, frame, spine(30)))
+    assert [(line["event"], line["rows"], line["reason"]) for line in logs] == [("bad_rows_left_out", 5, "not_allowed")]
+
+
+def test_a_frame_is_fitted_to_its_declaration_as_a_file_is(tmp_path):
+    """Other units of time and widths of integers; a column that no view reads may be absent; no digit is lost."""
+    frame, rows = rides(50), spine(30)
+    wanted = replay(Short, frame, rows)
+    other = frame.with_columns(pl.col("at").dt.cast_time_unit("ms"), pl.col("stops").cast(pl.Int8)).drop("zone")
+    assert_frame_equal(replay(Short, other, rows), wanted)
+    assert_frame_equal(replay(Short, other.lazy(), rows), wanted)
+    broken = frame.with_columns(pl.col("stops") + 0.7)
+    broken.write_parquet(tmp_path / "log.parquet")
+    for table in (broken, broken.lazy(), tmp_path / "log.parquet"):
+        with pytest.raises(SchemaError, match=r"Ride.stops: found Float64, wanted Int64; the cast would lose digits"):
+            replay(Short, table, rows)
+    with pytest.raises(SchemaError, match=r"event Ride.at: no such column"):
+        replay(Short, frame.drop("at"), rows)
 
 
 def empty_line(folder):

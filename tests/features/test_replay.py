@@ -245,7 +245,7 @@ SPINE = pl.DataFrame({"rider": [1], "event_time": [BASE_US]})
             "null in 1 of 1",
         ),
         (lambda: replay(Short, _rides().drop("line"), SPINE), SchemaError, "view short · event Ride.*line.*there are"),
-        (lambda: replay(Short, _rides().drop("at"), SPINE), SchemaError, "event Ride: no column 'at'"),
+        (lambda: replay(Short, _rides().drop("at"), SPINE), SchemaError, "event Ride.at: no such column"),
         (lambda: replay(RiderTrips, _rides(), SPINE), SchemaError, "Ride, Check; give events as a dict"),
         (lambda: replay(RiderTrips, {Ride: _rides()}, SPINE), SchemaError, "no events of Check"),
         (
@@ -262,6 +262,13 @@ def test_errors_name_the_place_and_the_fix(call, error, words):
     """What was found, where, and what is allowed."""
     with pytest.raises(error, match=words):
         call()
+
+
+def test_a_null_key_of_a_spine_is_nobody():
+    """Also beside events whose key is what NaN becomes as int64."""
+    events = _rides().with_columns(rider=pl.when(pl.int_range(pl.len()) > 2).then(-(2**63)).otherwise("rider"))
+    spine = pl.DataFrame({"rider": [1, None, -(2**63)], "event_time": [BASE_US + 100] * 3})
+    assert replay(Short, events, spine)["short.rides_10m"].to_list() == [3, 0, 0]
 
 
 def test_load_refuses_what_is_not_there_or_of_another_version(tmp_path):

@@ -19,7 +19,7 @@ import pytest
 
 from headrace.errors import ConfigError, FencedError, LayoutError, SourceError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
-from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, loop
+from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, loop, on_bytewax
 from headrace.pipelines.backfill import backfill
 from headrace.pipelines.materialize_views import backfill_views, materialize_views
 from headrace.pipelines.source_url import MergedSource, source_of_url, sources_of_urls
@@ -147,6 +147,25 @@ def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path):
     assert (done.records, done.handed_over) == (LOG.filter(pl.col("_offset") < 700)["meter"].n_unique(), {})
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_records_in_memory_are_bounded(store, tmp_path, monkeypatch, workers):
+    """The bound is that of all workers; what was let go of is fetched again, so nothing is lost."""
+    asked = []
+
+    class Told(Materializer):
+        def __init__(self, *arguments, **options):
+            asked.append(options["records_max"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(on_bytewax, "Materializer", Told)
+    rows = LOG.drop("_partition", "_offset")
+    rows.write_parquet(tmp_path / "log.parquet")
+    settings = Settings(dead_letter_dir=tmp_path / "letters")
+    materialize_views([Load], [str(tmp_path / "log.parquet")], store, settings, workers=workers, records_max=60)
+    assert asked == [60 // workers] * workers
+    assert_exact(Load, store)
+
+
 def test_a_file_that_only_some_shards_have_read_must_not_change_either(store, tmp_path):
     """The flow asks where all shards stand; one that knows the file as it was is found all the same."""
     rows, path = LOG.drop("_partition", "_offset"), tmp_path / "log.parquet"
@@ -248,7 +267,7 @@ def test_urls_name_sources(tmp_path):
     assert {name for half in halves for name in half.partitions()} == set(both.partitions())
     with pytest.raises(ConfigError, match="unknown speed"):
         source_of_url("kafka://somewhere:9092?speed=3", [Reading])
-    with pytest.raises(ConfigError, match="write earliest, latest, or a time"):
+    with pytest.raises(ConfigError, match="write earliest, latest, stored, a time"):
         source_of_url("kafka://somewhere:9092?start=noon", [Reading])
     with pytest.raises(ConfigError, match="write Reading=PATH"):
         source_of_url("some.parquet", [Reading, Reading])

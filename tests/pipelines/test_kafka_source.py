@@ -15,8 +15,9 @@ from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.local import EmbeddedBroker, free_port
 from headrace.pipelines import kafka_source
 from headrace.pipelines.kafka_source import KafkaSource
+from headrace.pipelines.source_url import source_of_url
 from headrace.pipelines.topics import create_topics
-from tests.turnstiles import drain
+from tests.turnstiles import drain, passage_of
 
 
 def send(bootstrap: str, topic: str, first: int, count: int, partitions: int = 3) -> None:
@@ -94,6 +95,30 @@ def test_start_names_where_an_unknown_partition_begins(broker, topic):
     source.seek({f"{topic}/1": 49})
     assert numbers(drain(source)) == [99]
     source.close()
+
+
+def test_a_url_says_where_to_begin(broker, topic):
+    """At an offset of all partitions or of each, or nowhere else than where the store stands."""
+    create_topics(broker, {topic: 2})
+    send(broker, topic, 0, 100, partitions=2)
+    event = passage_of(topic)
+
+    def read(start, positions=None):
+        source = source_of_url(f"kafka://{broker}?start={start}", [event], until_end=True)
+        try:
+            source.seek(positions or {})
+            return numbers(drain(source))
+        finally:
+            source.close()
+
+    assert read(48) == [96, 97, 98, 99]
+    assert read("0:49,1:47") == [95, 97, 98, 99]
+    assert read("48", {f"{topic}/1": 50}) == [96, 98]
+    assert read("stored", {f"{topic}/0": 49, f"{topic}/1": 49}) == [98, 99]
+    with pytest.raises(OffsetLostError, match=f"{topic}/1: start=stored, and the store has no offset"):
+        read("stored", {f"{topic}/0": 49})
+    with pytest.raises(OffsetLostError, match=f"{topic}/0: offset 51 is lost; the log ends at 50"):
+        read(51)
 
 
 def test_shares_are_disjoint_and_whole(broker, topic):

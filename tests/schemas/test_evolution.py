@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from headrace.errors import EvolutionError
 from headrace.schemas import Change, Event, check_lock, write_lock
-from headrace.schemas.evolution import lock_path
+from headrace.schemas.evolution import lock_path, stale_locks
 
 
 def declare(topic="things", key="number", time="event_time", event_id=None, codec="json", **fields):
@@ -147,5 +147,12 @@ def test_a_broken_lock_file_is_told(tmp_path, text, message):
 
 
 def test_no_lock_file_is_told(tmp_path):
-    with pytest.raises(EvolutionError, match=r"no lock file Thing\.avsc; write it with write_lock"):
+    with pytest.raises(EvolutionError, match=r"no lock file Thing\.avsc; write it with `headrace schemas lock`"):
         check_lock(declare(), tmp_path)
+
+
+def test_locks_of_events_that_are_gone_are_told(tmp_path):
+    write_lock(declare(a=int), tmp_path)
+    (tmp_path / "Former.avsc").write_text("{}")
+    assert stale_locks([declare(a=int)], tmp_path) == [tmp_path / "Former.avsc"]
+    assert stale_locks([], tmp_path) == [tmp_path / "Former.avsc", tmp_path / "Thing.avsc"]

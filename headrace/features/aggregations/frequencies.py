@@ -23,11 +23,15 @@ class TopK:
     <name>_count_<window>.
 
     Equal counts are in a fixed order: numbers ascending, texts by their hashes. Exact while no hop of the window brings
-    more than `keep` different values. Of a fuller hop the `keep` values with the smallest hashes are counted, exactly,
-    and the others not at all: the list is then that of a random sample of the values.
+    more than `keep` different values. Of a fuller hop `keep` values are known, a sample in which one with a share s of
+    the hop's events is with a probability of at least 1 - exp(-s * keep / 2), for a share of 5 % and 128: 96 %, and it
+    needs to be in one hop of the window only; how often they came is told by a sketch, to within 1 / keep of the events
+    of the fuller hops nearly always, mostly to much less (kernels/count_sketch.py). So let `keep`, up to 4096, be what
+    a hop mostly brings, or some times 1 / s of the least share that matters.
 
-    An entity takes 24 bytes of memory for each value in each hop of the window, at most `keep` of them, and up to as
-    much again to grow; in Redis what the values take, texts as they are and numbers some bytes each, and a byte or two.
+    An entity takes 24 bytes of memory for each value in each hop of the window, 72 for each of `keep` in fuller hops,
+    and up to as much again to grow; in Redis what the values take, texts as they are and numbers some bytes each, a
+    byte or two for the count of each, and in fuller hops 4 to 8 bytes for each of `keep`.
     """  # noqa: D205
 
     value: Value

@@ -7,24 +7,36 @@ has, a busy one `keep` entries for each tile of its window:
     words (a,) int64   mark: tile * LEVELS + level of the tile | key | how often it came
 
 A tile keeps `keep` keys, and its level tells what became of the others: a function of the set of its events, in
-whatever order they come. Level 0 is all of them. Else with `collapse`, for keys that are numbers of buckets, buckets
-2i - 1 and 2i of one level are bucket i of the next, and negative ones alike: the level is the least at which all fit
-(UDDSketch: Epicoco, Melle, Cafaro, Pulimeno, Sansebastiano 2020, "UDDSketch: accurate tracking of quantiles in data
-streams", section 3; it differs in that each tile has its own level). Without, at level 1 those with the smallest hashes
-are kept, a bottom-k sample (Beyer et al. 2007, "On synopses for distinct-value estimation under multiset operations"):
-a key that was turned away has `keep` others before it for good. Tiles that left the window are dropped when a block is
-full.
+whatever order they come. Level 0 is all of them. Else, by the mode,
+
+    QUANTILE   keys are numbers of buckets: buckets 2i - 1 and 2i of one level are bucket i of the next, negative ones
+               alike, and the level is the least at which all fit (UDDSketch: Epicoco, Melle, Cafaro, Pulimeno,
+               Sansebastiano 2020, "UDDSketch: accurate tracking of quantiles in data streams", section 3; it differs in
+               that each tile has its own level)
+    DISTINCT   at level 1 those with the smallest hashes are kept, a bottom-k sample (Beyer et al. 2007, "On synopses
+               for distinct-value estimation under multiset operations"); how often they came is not counted
+    TOP        at level 1 those are kept of which some event has the smallest hash, by the power of two, then those with
+               the smallest hashes: a sample in which frequent keys are likely (Cohen and Kaplan 2007, "Summarizing data
+               using bottom-k sketches"). How often they came is told by a sketch of all events, kernels/
+               count_sketch.py, in entries of level 2 after them. The third word of a key is 32 times how often it came,
+               0 at level 1, and its rank: how many zeros the smallest hash of its events begins with.
+
+A key that was turned away has `keep` others before it for good, until another event of its own has a smaller hash.
+Tiles that left the window are dropped when a block is full.
 """
 
 import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
+from headrace.features.kernels.count_sketch import ENTRY, ROWS, count_in, sketch_entries, word_of
 from headrace.features.kernels.hashing import mix
 from headrace.features.kernels.tally_reads import (
     DISTINCT,
-    ENTRY,
     LEVELS,
+    QUANTILE,
+    RANKS,
+    TOP,
     answer,
     merge_window,
     place_of_key,
@@ -37,11 +49,17 @@ AHEAD, NEAR = 16, 8
 """Operations between the prefetch of a row's head, and once it is there of its newest entries, and their use."""
 _LEVEL_MASK = np.int64(LEVELS - 1)
 _LEVELS = np.int64(LEVELS)
+_HALF = np.uint64(1 << 63)
 
 
-def most_entries(span: int, keep: int) -> int:
+def most_entries(span: int, mode: int, keep: int) -> int:
     """Entries of the largest block: a full window's, and some more, so that old tiles are dropped several at a time."""
-    return (span + 1 + span // 4) * keep
+    return (span + 1 + span // 4) * most_of_tile(mode, keep)
+
+
+def most_of_tile(mode: int, keep: int) -> int:
+    """Entries of a tile at most."""
+    return keep + int(sketch_entries(keep)) if mode == TOP else keep
 
 
 @lean_kernel
@@ -54,7 +72,6 @@ def run_tally(
     flag: Int,
     column: Int,
     keep: Int,
-    collapse: bool,
     hop: Int,
     span: Int,
     rows: Ints,
@@ -69,6 +86,7 @@ def run_tally(
     merged_keys: Ints,
     merged_counts: Ints,
     runs: Ints,
+    sums: Ints,
     out_keys: Ints,
     out_counts: Ints,
     out_lengths: Ints,
@@ -77,9 +95,9 @@ def run_tally(
     """Walk the operations (n,): `ops[i] >= 0` reads the row as of `times[i]` into out_*[ops[i]], else adds ~ops[i].
 
     Begins at operation `begin` and returns the first that found no room, n when all are done. The event's key is
-    bits[event, column]. What a read writes, by `mode`: see `answer`. merged_* (2, most) and runs (span + 2,) are
-    scratch. Cost: an event log C of C entries and what it moves, which for the newest tile is at most `keep`; a read C
-    log T of T tiles at most.
+    bits[event, column]. What a read writes, by `mode`: see `answer`. merged_* (2, most), runs (span + 2,) and sums (2,
+    4 keep + 2) are scratch. Cost: an event log C of C entries and what it moves, which for the newest tile is at most
+    `keep`; a read C log T of T tiles at most.
     """
     for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
@@ -94,11 +112,20 @@ def run_tally(
             if row >= 0:
                 low = max(tile, heads[row, OWN]) - span
                 side, found, level, limit = merge_window(
-                    words, heads[row, START], heads[row, COUNT], low, tile, mode, merged_keys, merged_counts, runs
+                    words,
+                    heads[row, START],
+                    heads[row, COUNT],
+                    low,
+                    tile,
+                    mode,
+                    merged_keys,
+                    merged_counts,
+                    runs,
+                    sums,
                 )
                 answer(
-                    mode, found, level, limit, quantiles, merged_keys[side], merged_counts[side], ops[i], out_keys,
-                    out_counts, out_lengths, out_estimates,
+                    mode, found, level, limit, keep, quantiles, merged_keys[side], merged_counts[side],
+                    merged_counts[1 - side], sums, ops[i], out_keys, out_counts, out_lengths, out_estimates,
                 )  # fmt: skip
             continue
         heads[row, OWN] = max(heads[row, OWN], tile)
@@ -107,9 +134,7 @@ def run_tally(
             continue
         if tile < heads[row, OWN] - span:
             late[event] = 1
-        elif not _add(
-            heads, words, rooms, number, most, span, row, tile, bits[event, column], keep, collapse, mode == DISTINCT
-        ):
+        elif not _add(heads, words, rooms, number, most, span, row, tile, times[i], bits[event, column], keep, mode):
             return i
     return rows.size
 
@@ -134,10 +159,10 @@ def _add(
     span: Int,
     row: Int,
     tile: Int,
+    time: Int,
     key: Int,
     keep: Int,
-    collapse: bool,
-    distinct: bool,
+    mode: Int,
 ) -> bool:
     """Count one event; False where there is no room."""
     start, count = heads[row, START], heads[row, COUNT]
@@ -148,14 +173,20 @@ def _add(
         end = place_of_mark(words, start, count, mark + _LEVELS)
         if first < end:
             mark = words[start + ENTRY * first]
-    if collapse:
+    times: Int = np.int64(1)
+    if mode == TOP:
+        rank = _rank(key, time)
+        if mark & _LEVEL_MASK > 0:
+            _add_to_sketch(words, start, first, end - sketch_entries(keep), keep, key, rank)
+            return True
+        times = RANKS + rank
+    elif mode == QUANTILE:
         key = _bucket_at(key, mark & _LEVEL_MASK)
     at = place_of_key(words, start, first, end, key)
     if at < end and words[start + ENTRY * at + 1] == key:
-        if not distinct:
-            words[start + ENTRY * at + 2] += 1
+        _count_more(words, start + ENTRY * at + 2, times, mode)
         return True
-    while collapse and end - first >= keep:
+    while mode == QUANTILE and end - first >= keep:
         mark, key = mark + 1, _bucket_at(key, 1)
         fewer = end - _collapse(words, start, first, end, count)
         heads[row, COUNT] -= fewer
@@ -164,18 +195,46 @@ def _add(
         if at < end and words[start + ENTRY * at + 1] == key:
             words[start + ENTRY * at + 2] += 1
             return True
-    if end - first >= keep:
-        _add_to_full(words, start, first, end, at, key, distinct)
+    is_full = end - first >= keep
+    if is_full and mode == DISTINCT:
+        _add_to_sample(words, start, first, end, at, key)
         return True
-    if count == room_of(heads[row, ORDER], LEAST, most):
+    more = sketch_entries(keep) if is_full else np.int64(1)
+    while room_of(heads[row, ORDER], LEAST, most) < count + more:
         if not _make_room(heads, words, rooms, number, most, row, (heads[row, OWN] - span) * _LEVELS):
             return False
-        at -= count - heads[row, COUNT]
+        gone = count - heads[row, COUNT]
+        at, first, end = at - gone, first - gone, end - gone
         start, count = heads[row, START], heads[row, COUNT]
-    _shift(words, start, at, count, 1)
-    _write(words, start + ENTRY * at, mark, key, 1)
-    heads[row, COUNT] = count + 1
+    heads[row, COUNT] = count + more
+    if is_full:
+        _start_sketch(words, start, first, end, count, keep)
+        _add_to_sketch(words, start, first, end, keep, key, times - RANKS)
+    else:
+        _shift(words, start, at, count, 1)
+        _write(words, start + ENTRY * at, mark, key, times)
     return True
+
+
+@part
+def _rank(key: Int, time: Int) -> Int:
+    """How many zeros the hash of an event begins with, 31 at most."""
+    found = mix(np.int64(np.uint64(key) + mix(time)))
+    rank: Int = np.int64(0)
+    while rank < RANKS - 1 and found < _HALF:
+        found <<= np.uint64(1)
+        rank += 1
+    return rank
+
+
+@part
+def _count_more(words: Ints, at: Int, times: Int, mode: Int) -> None:
+    """Count another event of a key at level 0, or of a bucket."""
+    if mode == QUANTILE:
+        words[at] += 1
+    elif mode == TOP:
+        held = words[at]
+        words[at] = held - held % RANKS + RANKS + max(held % RANKS, times % RANKS)
 
 
 @part
@@ -204,35 +263,85 @@ def _collapse(words: Ints, start: Int, first: Int, end: Int, count: Int) -> Int:
 
 
 @part
-def _add_to_full(words: Ints, start: Int, first: Int, end: Int, at: Int, key: Int, distinct: bool) -> None:
-    """Count a new key, whose place is `at`, in a tile whose entries [first, end) are all that it may have."""
+def _add_to_sample(words: Ints, start: Int, first: Int, end: Int, at: Int, key: Int) -> None:
+    """Take a new key, whose place is `at`, into a tile with the entries [first, end), if its hash is small enough."""
     mark: Int = np.int64(words[start + ENTRY * first])
     if mark & _LEVEL_MASK == 0:
         mark += 1
         for j in range(first, end):
             words[start + ENTRY * j] = mark
-        if distinct:
-            keep_limit(words, start, first, end)
-    own = mix(key)
-    if distinct and own > np.uint64(words[start + ENTRY * first + 2]):
+        keep_limit(words, start, first, end)
+    limit = np.uint64(words[start + ENTRY * first + 2])
+    if mix(key) > limit:
         return
-    worst, most = first, mix(words[start + ENTRY * first + 1])
-    for j in range(first + 1, end):
-        found = mix(words[start + ENTRY * j + 1])
-        if found > most:
-            worst, most = j, found
-    if own > most:
+    worst: Int = first
+    while mix(words[start + ENTRY * worst + 1]) != limit:
+        worst += 1
+    _replace(words, start, worst, at, mark, key, 1)
+    keep_limit(words, start, first, end)
+
+
+@part
+def _start_sketch(words: Ints, start: Int, first: Int, end: Int, count: Int, keep: Int) -> None:
+    """Bring the tile of the entries [first, end), of `count`, to level 1, with room for the sketch."""
+    more = sketch_entries(keep)
+    mark: Int = np.int64(words[start + ENTRY * first])
+    _shift(words, start, end, count, more)
+    for j in range(end, end + more):
+        _write(words, start + ENTRY * j, mark + 2, 0, 0)
+    base = start + ENTRY * end
+    for j in range(first, end):
+        at = start + ENTRY * j
+        count_in(words, base, keep, words[at + 1], words[at + 2] // RANKS)
+        words[at] = mark + 1
+        words[at + 2] %= RANKS
+    keep_least_rank(words, start, first, end, keep)
+
+
+@part
+def keep_least_rank(words: Ints, start: Int, first: Int, end: Int, keep: Int) -> None:
+    """The sketch's spare counter is the least rank of the tile's keys, entries [first, end), to turn others away at."""
+    least = np.int64(RANKS)
+    for j in range(first, end):
+        least = min(least, words[start + ENTRY * j + 2])
+    words[word_of(start + ENTRY * end, ROWS * keep)] = least
+
+
+@part
+def _add_to_sketch(words: Ints, start: Int, first: Int, end: Int, keep: Int, key: Int, rank: Int) -> None:
+    """Count an event in a tile at level 1 with the keys [first, end) and the sketch after them."""
+    base = start + ENTRY * end
+    count_in(words, base, keep, key, 1)
+    least = words[word_of(base, ROWS * keep)]
+    if rank < least:
         return
+    at = place_of_key(words, start, first, end, key)
+    if at < end and words[start + ENTRY * at + 1] == key:
+        if rank > words[start + ENTRY * at + 2]:
+            words[start + ENTRY * at + 2] = rank
+            keep_least_rank(words, start, first, end, keep)
+        return
+    worst: Int = np.int64(-1)
+    most = np.uint64(0)
+    for j in range(first, end):
+        if words[start + ENTRY * j + 2] == least:
+            found = mix(words[start + ENTRY * j + 1])
+            if worst < 0 or found > most:
+                worst, most = j, found
+    if rank > least or mix(key) < most:
+        _replace(words, start, worst, at, np.int64(words[start + ENTRY * first]), key, rank)
+        keep_least_rank(words, start, first, end, keep)
+
+
+@part
+def _replace(words: Ints, start: Int, worst: Int, at: Int, mark: Int, key: Int, times: Int) -> None:
+    """Put a key to its place `at` and take out the entry `worst`, both of one tile."""
     if worst < at:
         at -= 1
-        for word in range(start + ENTRY * worst, start + ENTRY * at):
-            words[word] = words[word + ENTRY]
+        _shift(words, start, worst + 1, at + 1, -1)
     else:
-        for word in range(start + ENTRY * worst - 1, start + ENTRY * at - 1, -1):
-            words[word + ENTRY] = words[word]
-    _write(words, start + ENTRY * at, mark, key, 1)
-    if distinct:
-        keep_limit(words, start, first, end)
+        _shift(words, start, at, worst, 1)
+    _write(words, start + ENTRY * at, mark, key, times)
 
 
 @part
@@ -273,7 +382,7 @@ def _make_room(heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, ro
     start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
     gone = place_of_mark(words, start, count, oldest)
     target = start
-    grows = bool(order == 0 or 2 * gone < count < most)
+    grows = bool(order == 0 or (2 * gone < count and room_of(order, LEAST, most) < most))
     if grows:
         target = take_block(words, rooms, number, order + 1, room_of(order + 1, LEAST, most) * ENTRY)
         if target < 0:

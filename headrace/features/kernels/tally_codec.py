@@ -4,12 +4,13 @@ import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, OWN, START
 from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.features.kernels.count_sketch import ENTRY, ROWS, sketch_entries, word_of
 from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_lists import FLOAT, TEXT
 from headrace.features.kernels.id_map import find_row
 from headrace.features.kernels.rings import EMPTY
-from headrace.features.kernels.tallies import keep_limit, make_tally
-from headrace.features.kernels.tally_reads import DISTINCT, ENTRY, LEVELS, QUANTILE, place_of_mark
+from headrace.features.kernels.tallies import keep_least_rank, keep_limit, make_tally
+from headrace.features.kernels.tally_reads import DISTINCT, LEVELS, QUANTILE, TOP, place_of_mark
 from headrace.features.kernels.varints import (
     get_signed,
     get_varint,
@@ -20,8 +21,8 @@ from headrace.features.kernels.varints import (
     put_word,
 )
 
-LEVEL_MAX, BUCKET_MAX = 31, 2**31
-"""Level of a tile and bucket at most: beyond them bytes are damaged."""
+LEVEL_MAX, BUCKET_MAX, TILES_MAX = 31, 2**31, 2**31
+"""Level of a tile, bucket, and tiles from one to the next at most: beyond them bytes are damaged."""
 _EMPTY, _LEVELS = np.int64(EMPTY), np.int64(LEVELS)
 
 
@@ -31,6 +32,7 @@ def pack_tally(
     words: Ints,
     kind: Int,
     mode: Int,
+    keep: Int,
     span: Int,
     rows: Ints,
     table: Ints,
@@ -41,9 +43,10 @@ def pack_tally(
 ) -> None:
     """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
 
-    A row is how many entries it has, then, oldest tile first, (tiles since the one before, twice the entries, and odd
-    above level 0; the level where it is, for QUANTILE; key and count of each, for DISTINCT without the count). Tiles
-    outside the window at the head are left out. `table`, `text_offsets`, `text_data` are the pool.
+    A row is how many entries it has, then, oldest tile first, (tiles since the one before, twice the keys, odd above
+    level 0; for QUANTILE above level 0 the level; each key and its third word, for DISTINCT the key alone; for TOP
+    above level 0 the counters of the sketch). Tiles outside the window at the head are left out. `table`,
+    `text_offsets`, `text_data` are the pool.
     """
     position: Int = np.int64(0)
     for i in range(rows.size):
@@ -80,6 +83,11 @@ def pack_tally(
                 if mode != DISTINCT:
                     position = put_varint(out, position, np.uint64(words[start + ENTRY * j + 2]))
                 j += 1
+            if mode == TOP and level > 0:
+                for counter in range(ROWS * keep):
+                    held = words[word_of(start + ENTRY * j, counter)]
+                    position = put_varint(out, position, np.uint64(held))
+                j += sketch_entries(keep)
         ends[i] = position
 
 
@@ -117,7 +125,7 @@ def unpack_tally(
         if newest[i] != _EMPTY:
             head = newest[i] // hop if hop > 0 else np.int64(0)
         count, position = get_varint(data, at[i], ends[i])
-        if position < 0 or count > np.uint64(min((span + 1) * keep, ends[i] - position)):
+        if position < 0 or count > np.uint64(min(most, ends[i] - position)):
             at[i] = -1
             continue
         if not make_tally(heads, words, rooms, most, row, np.int64(count)):
@@ -126,37 +134,81 @@ def unpack_tally(
         entry: Int = np.int64(0)
         tile = head - span - 1
         while position >= 0 and entry < np.int64(count):
-            delta, position = get_varint(data, position, ends[i])
-            head_of_tile, position = get_varint(data, position, ends[i])
-            entries, level = head_of_tile >> np.uint64(1), head_of_tile & np.uint64(1)
-            if mode == QUANTILE and level > np.uint64(0):
-                level, position = get_varint(data, position, ends[i])
-            tile += np.int64(delta)
-            wrong = delta == np.uint64(0) or delta > np.uint64(span + 1) or tile > head
-            wrong |= entries == np.uint64(0) or entries > np.uint64(min(keep, np.int64(count) - entry))
-            if position < 0 or wrong or level > np.uint64(LEVEL_MAX):
+            before = tile
+            tile, entry, position = _get_tile(
+                data, position, ends[i], words, heads[row, START], entry, np.int64(count), before, kind, mode, keep,
+                texts, texts_found,
+            )  # fmt: skip
+            if tile > head or tile <= before:
                 position = -1
-                break
-            first: Int = entry
-            last: Int = np.int64(0)
-            for _ in range(np.int64(entries)):
-                last, position, texts_found[0] = _get_key(data, position, ends[i], kind, last, texts, texts_found[0])
-                times = np.uint64(1)
-                if mode != DISTINCT:
-                    times, position = get_varint(data, position, ends[i])
-                if position < 0 or (mode == QUANTILE and not -BUCKET_MAX < last < BUCKET_MAX):
-                    position = -1
-                    break
-                to = heads[row, START] + ENTRY * entry
-                words[to] = tile * _LEVELS + np.int64(level)
-                words[to + 1] = last
-                words[to + 2] = np.int64(times)
-                entry += 1
-            if mode == DISTINCT and level > np.uint64(0) and position >= 0:
-                keep_limit(words, heads[row, START], first, entry)
         heads[row, COUNT] = entry
         at[i] = position
     return rows.size
+
+
+@part
+def _get_tile(
+    data: Bytes,
+    at: Int,
+    end: Int,
+    words: Ints,
+    start: Int,
+    entry: Int,
+    count: Int,
+    before: Int,
+    kind: Int,
+    mode: Int,
+    keep: Int,
+    texts: Ints,
+    texts_found: Ints,
+) -> tuple[Int, Int, Int]:
+    """Read a tile into the entries from `entry` on, of `count`: (its number, entries in use, next position or -1)."""
+    delta, at = get_varint(data, at, end)
+    entries, at = get_varint(data, at, end)
+    level, entries = entries & np.uint64(1), entries >> np.uint64(1)
+    is_full = mode != QUANTILE and level > np.uint64(0)
+    if mode == QUANTILE and level > np.uint64(0):
+        level, at = get_varint(data, at, end)
+    own = np.int64(entries) + (sketch_entries(keep) if mode == TOP and is_full else np.int64(0))
+    wrong = entries == np.uint64(0) or entries > np.uint64(keep) or (is_full and entries < np.uint64(keep))
+    if at < 0 or wrong or own > count - entry or level > np.uint64(LEVEL_MAX) or delta > np.uint64(TILES_MAX):
+        return before, entry, np.int64(-1)
+    tile, first = before + np.int64(delta), entry
+    last: Int = np.int64(0)
+    for _ in range(np.int64(entries)):
+        key, at, texts_found[0] = _get_key(data, at, end, kind, last, texts, texts_found[0])
+        times = np.uint64(1)
+        if mode != DISTINCT:
+            times, at = get_varint(data, at, end)
+        wrong = entry > first and key <= last
+        if at < 0 or wrong or (mode == QUANTILE and not -BUCKET_MAX < key < BUCKET_MAX):
+            return tile, entry, np.int64(-1)
+        to, last = start + ENTRY * entry, key
+        words[to] = tile * _LEVELS + np.int64(level)
+        words[to + 1] = key
+        words[to + 2] = np.int64(times)
+        entry += 1
+    if mode == DISTINCT and is_full:
+        keep_limit(words, start, first, entry)
+    elif is_full:
+        at = _get_sketch(data, at, end, words, start, entry, keep, tile)
+        keep_least_rank(words, start, first, entry, keep)
+        entry += sketch_entries(keep)
+    return tile, entry, at
+
+
+@part
+def _get_sketch(data: Bytes, at: Int, end: Int, words: Ints, start: Int, entry: Int, keep: Int, tile: Int) -> Int:
+    """Read the counters of a sketch into the entries from `entry` on; returns the next position or -1."""
+    base = start + ENTRY * entry
+    for j in range(sketch_entries(keep)):
+        words[base + ENTRY * j] = tile * _LEVELS + 2
+        words[base + ENTRY * j + 1] = 0
+        words[base + ENTRY * j + 2] = 0
+    for counter in range(ROWS * keep):
+        held, at = get_varint(data, at, end)
+        words[word_of(base, counter)] = np.int64(held)
+    return at
 
 
 @part

@@ -3,11 +3,12 @@
 import numpy as np
 
 from headrace.features.kernels.compile import Floats, Int, Ints, part
+from headrace.features.kernels.count_sketch import ENTRY, others_of
 from headrace.features.kernels.hashing import mix
+from headrace.features.kernels.most_frequent import most_frequent
 
 DISTINCT, TOP, QUANTILE = 0, 1, 2
-ENTRY = 3
-LEVELS = 64
+LEVELS, RANKS = 64, 32
 _LEVELS = np.int64(LEVELS)
 _NO_LIMIT = np.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -51,12 +52,14 @@ def merge_window(
     keys: Ints,
     counts: Ints,
     runs: Ints,
+    sums: Ints,
 ) -> tuple[Int, Int, Int, np.uint64]:
     """Counts by key of the tiles `low <= tile <= high`, keys ascending: keys, counts (2, most), in one side of them.
 
     Returns (side, keys, level, limit): the greatest level of any tile, to which buckets are brought; and for DISTINCT
-    the least hash up to which a tile at level 1 has all keys, beyond which keys are left out. runs (tiles + 1,) is
-    scratch. The tiles are sorted, so they are merged two by two, and equal keys are one from the first time they meet.
+    the least hash up to which a tile at level 1 has all keys, beyond which keys are left out. For TOP above level 0
+    sums[0] gets the sum of all sketches; runs (tiles + 1,) is scratch. The tiles are sorted, so they are merged two by
+    two, and equal keys are one from the first time they meet.
     """
     begin, end = place_of_mark(words, start, count, low * _LEVELS), count
     if count > 0 and words[start + ENTRY * (count - 1)] >= (high + 1) * _LEVELS:
@@ -65,9 +68,13 @@ def merge_window(
     tiles: Int = np.int64(0)
     found: Int = np.int64(0)
     mark: Int = np.int64(0)
+    if mode == TOP and level > 0:
+        _add_sketches(words, start, begin, end, sums[0])
     for j in range(begin, end):
         at = start + ENTRY * j
         key: Int = np.int64(words[at + 1])
+        if mode == TOP and words[at] % _LEVELS > 1:
+            continue
         if limit < _NO_LIMIT and mix(key) > limit:
             continue
         if tiles == 0 or words[at] != mark:
@@ -80,13 +87,16 @@ def merge_window(
             if found > runs[tiles - 1] and keys[0, found - 1] == key:
                 counts[0, found - 1] += words[at + 2]
                 continue
-        keys[0, found], counts[0, found] = key, words[at + 2]
+        keys[0, found], counts[0, found] = key, words[at + 2] - (words[at + 2] % RANKS if mode == TOP else 0)
         found += 1
     runs[tiles] = found
     side = np.int64(0)
     while tiles > 1:
         tiles = _merge_pairs(keys[side], counts[side], runs, tiles, keys[1 - side], counts[1 - side])
         side = 1 - side
+    if mode == TOP:
+        for j in range(runs[tiles]):
+            counts[side, j] //= RANKS
     return side, runs[tiles], level, limit
 
 
@@ -104,6 +114,21 @@ def _common(words: Ints, start: Int, begin: Int, end: Int, mode: Int) -> tuple[I
             if mode == DISTINCT and mark % _LEVELS > 0:
                 limit = min(limit, np.uint64(words[start + ENTRY * j + 2]))
     return level, limit
+
+
+@part
+def _add_sketches(words: Ints, start: Int, begin: Int, end: Int, sums: Ints) -> None:
+    """Add up the sketches among the entries [begin, end) into sums (4 keep + 2,)."""
+    sums[:] = 0
+    counter: Int = np.int64(0)
+    for j in range(begin, end):
+        at = start + ENTRY * j
+        if words[at] % _LEVELS < 2:
+            counter = np.int64(0)
+        else:
+            sums[counter] += words[at + 1]
+            sums[counter + 1] += words[at + 2]
+            counter += 2
 
 
 @part
@@ -139,16 +164,19 @@ def answer(
     found: Int,
     level: Int,
     limit: np.uint64,
+    keep: Int,
     quantiles: Floats,
     keys: Ints,
     counts: Ints,
+    spare: Ints,
+    sums: Ints,
     read: Int,
     out_keys: Ints,
     out_counts: Ints,
     out_lengths: Ints,
     out_estimates: Floats,
 ) -> None:
-    """Write what a read tells of `found` keys, ascending, and their counts.
+    """Write what a read tells of `found` keys, ascending, and their counts, as `merge_window` gives them.
 
     DISTINCT: the estimate (reads,). TOP: the k most frequent keys and their counts (reads, k), of equally frequent ones
     the least first, and how many. QUANTILE: the buckets of `quantiles` (k,), and the level, k where there are any.
@@ -158,7 +186,10 @@ def answer(
         if limit < _NO_LIMIT:
             out_estimates[read] = (found - 1) / ((np.float64(limit) + 1.0) / 2.0**64)
     elif mode == TOP:
-        out_lengths[read] = _most_frequent(found, keys, counts, out_keys[read], out_counts[read])
+        others = others_of(sums[0], keep, sums[1]) if level > 0 else np.int64(0)
+        out_lengths[read] = most_frequent(
+            found, keys, counts, spare, bool(level > 0), sums[0], keep, others, out_keys[read], out_counts[read]
+        )
     elif found > 0:
         total = np.int64(0)
         for j in range(found):
@@ -172,22 +203,3 @@ def answer(
             out_keys[read, q] = keys[j]
         out_lengths[read] = quantiles.size
         out_estimates[read] = level
-
-
-@part
-def _most_frequent(found: Int, keys: Ints, counts: Ints, out_keys: Ints, out_counts: Ints) -> Int:
-    """Put the keys with the greatest counts into out_* (k,), in order; returns how many."""
-    length = np.int64(0)
-    for j in range(found):
-        place: Int = length
-        if length == out_keys.size:
-            if counts[j] <= out_counts[length - 1]:
-                continue
-            place = length - 1
-        else:
-            length += 1
-        while place > 0 and out_counts[place - 1] < counts[j]:
-            out_keys[place], out_counts[place] = out_keys[place - 1], out_counts[place - 1]
-            place -= 1
-        out_keys[place], out_counts[place] = keys[j], counts[j]
-    return length
