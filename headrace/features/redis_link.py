@@ -1,4 +1,4 @@
-"""The connection to Redis: one server or a cluster, pipelines of scripts, and redis-py's errors in our tree.
+"""The connection to Redis: one server or a cluster, guarded transactions, scripts, and redis-py's errors in our tree.
 
 Nothing above this module imports redis. A link is thread-safe: redis-py's pool gives each call its own connection.
 """
@@ -41,7 +41,7 @@ _CLUSTER = "+cluster://"
 _ONE_OF_MANY = "this is one node of a cluster: write redis+cluster:// in the URL"
 _AWAY = "check that Redis runs there and that its port can be reached from here"
 
-_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write and @scripting"
+_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write, @transaction and @scripting"
 _FULL = "raise its maxmemory (with the policy noeviction), or give views a ttl"
 _NO_QUORUM = "the cluster has no quorum or lacks slots: see CLUSTER INFO"
 _REPLICA = "this is a replica: a failover is under way, or the URL is wrong"

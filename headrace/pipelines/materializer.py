@@ -49,7 +49,7 @@ APPLY_ROWS, CATCH_UP_ROWS = 32_768, 524_288
 record then comes from memory once for several of its events. Not with `records_max`, which a batch's entities exceed.
 """
 DIRTY_MAX = 200_000
-"""Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of script."""
+"""Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of commands."""
 STOP_PATIENCE_S = 5.0
 """How long a store that is away is waited for once the flow was asked to stop."""
 
