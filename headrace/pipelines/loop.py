@@ -10,9 +10,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.memory import keep_freed_memory
@@ -62,6 +62,20 @@ class Step(Protocol):
         ...
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """A step of whose work some can be done ahead, on the source's thread."""
+
+    def prepare(self, batch: EventBatch) -> None:
+        """Called for a batch while batches before it wait; `apply` works without it."""
+        ...
+
+
+def prepares(steps: Iterable[Step]) -> list[Callable[[EventBatch], None]]:
+    """What can be done ahead for `steps`."""
+    return [step.prepare for step in steps if isinstance(step, Prepares)]
+
+
 def run(
     source: Source,
     intake: Intake,
@@ -81,7 +95,7 @@ def run(
         source.seek(least_positions(step.positions() for step in steps))
         for step in steps:
             step.expect(source.partitions())
-        ahead = ReadAhead(source, intake.decode, pause_after)
+        ahead = ReadAhead(source, intake.decode, pause_after, prepare=prepares(steps))
         try:
             while not ahead.exhausted:
                 if stopping.is_set():

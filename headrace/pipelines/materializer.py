@@ -156,6 +156,11 @@ class Materializer:
             self._bring_in()
         self._pending = True
 
+    def prepare(self, batch: EventBatch) -> None:
+        """Make ahead what `apply` needs of a batch. Called on the source's thread, while this step is busy."""
+        for shard_set in self._sets:
+            shard_set.prepare(batch)
+
     def _bring_in(self) -> None:
         """Apply the batches that wait: a call costs a millisecond however few its rows are."""
         for batches in self._waiting.values():
@@ -169,6 +174,9 @@ class Materializer:
     def dirty_count(self) -> int:
         """Records that differ from the store's."""
         self._bring_in()
+        return self._applied_dirty()
+
+    def _applied_dirty(self) -> int:
         return sum(shard_set.dirty_count for shard_set in self._sets)
 
     @property
@@ -236,7 +244,8 @@ class Materializer:
         self._is_behind = is_behind
 
     def _is_full(self) -> bool:
-        return self._events >= self._dirty_max and self.dirty_count >= self._dirty_max  # counting costs a pass
+        applied = self._events - self._waiting_rows
+        return applied >= self._dirty_max and self._applied_dirty() >= self._dirty_max  # counting costs a pass
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """`call`, again and again while the store does not answer. One log line a pause, not one an attempt."""

@@ -24,6 +24,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from headrace.pipelines.join_spec import JoinSpec
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
-from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after
+from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after, prepares
 from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
 from headrace.pipelines.memory import keep_freed_memory
 from headrace.pipelines.placed_steps import MakeStep, PlacedSteps
@@ -285,7 +286,8 @@ class _Input(DynamicSource[Any]):
         if intake is not None:
             intake.warm_up()
         decode: Callable[[Batch], Any] = intake.decode if intake else _as_it_is
-        ahead = ReadAhead(share, decode, pause_after)
+        made = chain.from_iterable(steps.made for steps, _ in self.readers)
+        ahead = ReadAhead(share, decode, pause_after, prepare=prepares(made) if intake else ())
         return _Part(self, ahead, self.heartbeats if worker_index == 0 else [])
 
 

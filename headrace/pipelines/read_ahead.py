@@ -3,6 +3,8 @@
     thread    poll decode | poll decode | poll decode ...     Polars and the broker's client work without the GIL
     steps        apply        apply        flush   apply ...  and so do the kernels
 
+While batches wait the steps are what is slow, and the thread does some of their work ahead: `prepare`.
+
 What is ahead is bounded by rows. Order is kept; an error of the source comes out where it happened.
 """
 
@@ -10,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Generic, TypeVar
 
 from headrace.pipelines.source import Batch, EventBatch, Source
@@ -29,7 +32,8 @@ STOP_S_MAX = 30.0
 class ReadAhead(Generic[T]):
     """Decoded batches of `source`, which has been placed by `seek`; used by one thread, closed by it.
 
-    `pause_after` gives the seconds to wait after a poll, None for at once.
+    `pause_after` gives the seconds to wait after a poll, None for at once. `prepare` are called, if batches wait
+    already, with each batch.
     """
 
     def __init__(
@@ -39,11 +43,13 @@ class ReadAhead(Generic[T]):
         pause_after: Callable[[Sequence[Batch]], float | None],
         *,
         rows_max: int = ROWS_AHEAD_MAX,
+        prepare: Sequence[Callable[[T], None]] = (),
     ) -> None:
         self._source = source
         self._decode = decode
         self._pause_after = pause_after
         self._rows_max = rows_max
+        self._prepare = prepare
         self._lock = threading.Condition()
         self._waiting: deque[list[T]] = deque()
         self._rows = 0
@@ -100,6 +106,9 @@ class ReadAhead(Generic[T]):
             while not (self._stop.is_set() or self._source.exhausted):
                 batches = self._source.poll()
                 found = [self._decode(batch) for batch in batches]
+                if self._waiting:
+                    for batch, prepare in product(found, self._prepare):
+                        prepare(batch)
                 if found:
                     self._hand_on(found)
                 pause_s = self._pause_after(batches)

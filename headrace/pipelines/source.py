@@ -5,13 +5,14 @@ there when it starts again: offsets live with the data. A partition's name is "<
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from headrace.features.event_rows import Rows
 from headrace.schemas import Event
 
 
@@ -41,7 +42,8 @@ class EventBatch:
     """The good rows of one `Batch`.
 
     `frame` has the event's declared columns, (n_rows,), possibly none; `offsets` and `appended_us` are int64 (n_rows,)
-    and rows of one payload share an offset. `next_offset` counts bad rows too: they are done with.
+    and rows of one payload share an offset. `next_offset` counts bad rows too: they are done with. `prepared` is what
+    views need of the rows, by fingerprint, where it was made ahead.
     """
 
     event: type[Event]
@@ -52,6 +54,7 @@ class EventBatch:
     appended_us: NDArray[np.int64] | None
     arrival_us: int
     ended: bool = False
+    prepared: dict[str, Rows] = field(default_factory=dict)
 
 
 class Source(Protocol):

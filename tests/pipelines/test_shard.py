@@ -6,6 +6,7 @@ slab  -------------------^ applied; lost in a crash, read again
 """
 
 import shutil
+from itertools import cycle, islice
 
 import numpy as np
 import pytest
@@ -57,11 +58,33 @@ def expected(tmp_path_factory):
         return found
 
 
+def batched(items, count):
+    """The items, `count` at a time."""
+    to_come = iter(items)
+    while part := list(islice(to_come, count)):
+        yield part
+
+
 def replay(shards):
     """What a restarted engine does: read on from its positions."""
     for batch in batches(LOG, 250, shards.positions()):
         shards.apply(batch)
     shards.flush()
+
+
+@pytest.mark.parametrize("view", [MeterLoad, SiteKind])
+@pytest.mark.parametrize("ahead", [(True,), (True, False), (False, True, True)])
+def test_what_was_prepared_ahead_gives_the_same_records(store, expected, view, ahead):
+    """Batches applied together, all or some of them prepared before."""
+    shards = shard_set(store, view)
+    for together in batched(batches(LOG, 250), 3):
+        for batch, is_ahead in zip(together, cycle(ahead), strict=False):
+            if is_ahead:
+                shards.prepare(batch)
+                assert plan_of(view).fingerprint in batch.prepared
+        shards.apply(*together)
+    shards.flush()
+    assert bodies(store, view) == expected[view]
 
 
 @pytest.mark.parametrize("view", [MeterLoad, SiteKind])
