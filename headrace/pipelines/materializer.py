@@ -44,7 +44,7 @@ Events of files are long past."""
 FLUSH_SHARE = 0.9
 """Share of the time that flushes may take, between these two bounds. Waiting longer saves few writes: with half of the
 time, 280,000 events a second of 100,000 keys were half as fresh, for a tenth less work."""
-APPLY_ROWS, CATCH_UP_ROWS = 32_768, 524_288
+APPLY_ROWS, CATCH_UP_ROWS = 32_768, 196_608
 """Rows of small batches that are gathered before they are applied; the second while the flow is behind: an entity's
 record then comes from memory once for several of its events. Not with `records_max`, which a batch's entities exceed.
 """
