@@ -45,7 +45,7 @@ def demo(
         raise typer.Exit(1)
 
 
-@command(app, "run")
+@command(app, "run", uses_redis=True)
 def run(
     module: Annotated[str, typer.Argument(help="A module with a `flow`, e.g. pipelines.materialize")],
     workers: Annotated[int, typer.Option(min=1, help="Bytewax workers: threads of this process.")] = 1,
@@ -60,7 +60,7 @@ def run(
     run_flow(project.load_object(f"{module}:flow"), workers)
 
 
-@command(app, "serve")
+@command(app, "serve", uses_redis=True)
 def serve(
     module: Annotated[str, typer.Argument(help="A module with a `make_app` for Ray Serve")] = "serving.app",
     plain: Annotated[bool, typer.Option("--plain", help="Under uvicorn in this process, without Ray.")] = False,
@@ -90,7 +90,7 @@ def init(directory: Annotated[Path, typer.Argument(help="A new or empty folder."
     err.print(f"{len(files)} files in {directory}. Next: cd {directory} && headrace doctor", highlight=False)
 
 
-@command(app, "doctor")
+@command(app, "doctor", uses_redis=True)
 def doctor(as_json: Json = False) -> None:
     """Check versions, project, ports, Redis, broker and disk, and say what to do.
 
@@ -110,7 +110,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@command(app, "health")
+@command(app, "health", uses_redis=True)
 def health(role: Annotated[str, typer.Argument(help="materialize, train or serve")]) -> None:
     """Exit 0 if a process of this installation is well, for container health checks.
 

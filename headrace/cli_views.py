@@ -1,5 +1,6 @@
 """Commands about views and what is stored of them."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -199,6 +200,34 @@ def features_list(as_json: Json = False) -> None:
     print_rows(rows, as_json)
 
 
+@command(features_app, "versions")
+def features_versions(view: View, store: StoreUrl = None, as_json: Json = False) -> None:
+    """List the versions of a view that the store holds; the active one is what readers get.
+
+    Example: `headrace features versions features.customer:CustomerActivity`
+    """
+    from headrace.features.versions import versions
+
+    [declared] = _views([view])
+    with _store(store) as opened:
+        print_rows([asdict(version) for version in versions(declared, opened)], as_json)
+
+
+@command(features_app, "drop")
+def features_drop(
+    view: View, version: Annotated[str, typer.Argument(help="as `features versions` tells")], store: StoreUrl = None
+) -> None:
+    """Delete an old version of a view from the store, records and offsets; the active one is refused.
+
+    Example: `headrace features drop features.customer:CustomerActivity 1f0c9a2b`
+    """
+    from headrace.features.versions import drop
+
+    [declared] = _views([view])
+    with _store(store) as opened:
+        err.print(f"{drop(declared, version, opened):,} keys deleted", highlight=False)
+
+
 @command(features_app, "show")
 def features_show(view: View, as_json: Json = False) -> None:
     """Show a view's features.
@@ -221,7 +250,12 @@ def _store(url: str | None) -> Any:
     from headrace.features import OnlineStore
 
     settings = load_settings()
-    return OnlineStore.open(url or settings.redis_url, settings.shards, settings.namespace)
+    place = url or settings.redis_url
+    if place.startswith("embedded://"):
+        from headrace.local import service_url
+
+        place = service_url(place)
+    return OnlineStore.open(place, settings.shards, settings.namespace)
 
 
 def _plans() -> list[tuple[type, Any]]:

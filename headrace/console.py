@@ -31,12 +31,19 @@ out, err = Console(), Console(stderr=True)
 P = ParamSpec("P")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="Redis URL. Default: HEADRACE_REDIS_URL.")]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", help="Redis URL, or embedded://DIR. Default: HEADRACE_REDIS_URL.")
+]
 View = Annotated[str, typer.Argument(metavar="VIEW", help="module:Class, e.g. features.customer:CustomerActivity")]
 
 
-def command(group: typer.Typer, name: str) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose `HeadraceError`s become one line on stderr and exit code 1."""
+def command(
+    group: typer.Typer, name: str, *, uses_redis: bool = False
+) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Register a command whose `HeadraceError`s become one line on stderr and exit code 1.
+
+    `uses_redis`: HEADRACE_REDIS_URL may be `embedded://DIR`; then its Redis runs as long as the command does.
+    """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
@@ -44,6 +51,10 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[P, None]], Call
             try:
                 settings = load_settings()
                 configure_logs(settings.log_level, as_json=settings.log_json)
+                if uses_redis and settings.redis_url.startswith("embedded://"):
+                    from headrace.local import service_url
+
+                    os.environ["HEADRACE_REDIS_URL"] = service_url(settings.redis_url)
                 function(*args, **kwargs)
             except HeadraceError as exc:
                 err.print(f"[bold red]error:[/] {escaped(exc)}", highlight=False, soft_wrap=True)

@@ -316,12 +316,8 @@ class OnlineStore:
         found = self._flush_cluster(plan, writes) if self._link.cluster else self._flush_server(plan, writes)
         for write, (state, sequence, writer) in zip(writes, found, strict=True):
             if state not in {_APPLIED, _REPEATED}:
-                raise FencedError(
-                    f"view {plan.name} · shard {write.shard}: expected sequence {write.expected_sequence} of writer "
-                    f"{_expected_writer(write) or 'nobody'}, found {int(sequence)} of {writer.decode() or 'nobody'}. "
-                    "Another engine owns the shard, or Redis lost data: stop, open the shards again and replay from "
-                    "their offsets"
-                )
+                expected = write.expected_sequence, _expected_writer(write)
+                raise fenced(plan, write.shard, expected, (int(sequence), writer.decode()))
         return FlushReport(
             {write.shard: write.expected_sequence + 1 for write in writes},
             frozenset(write.shard for write, reply in zip(writes, found, strict=True) if reply[0] == _REPEATED),
@@ -458,6 +454,15 @@ class OnlineStore:
 
     def _fence_key(self, plan: ViewPlan, shard: int) -> bytes:
         return self._prefix(plan, shard) + b"!fence"
+
+
+def fenced(plan: ViewPlan, shard: int, expected: tuple[int, str], found: tuple[int, str]) -> FencedError:
+    """The error of an engine whose shard's fence shows another (sequence, writer) than it left there."""
+    return FencedError(
+        f"view {plan.name} · shard {shard}: expected sequence {expected[0]} of writer {expected[1] or 'nobody'}, "
+        f"found {found[0]} of {found[1] or 'nobody'}. Another engine owns the shard, or Redis lost data: stop, open the "
+        "shards again and replay from their offsets"
+    )
 
 
 def _held(held: Sequence[bytes | None]) -> tuple[bytes, bytes]:

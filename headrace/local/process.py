@@ -10,7 +10,8 @@ parent keeps open: when the pipe closes, it ends the child. (Linux's parent-deat
 
 What the child has started in its own process group is killed once the child has ended: it had its time to end that.
 
-The child inherits a lock on the pid file, so the folder is taken for exactly as long as the child lives.
+The child inherits a lock on the pid file, so the folder is taken for exactly as long as the child lives. The file holds
+the process id, and what other processes must know to join it.
 """
 
 import atexit
@@ -50,12 +51,14 @@ log = structlog.get_logger(__name__)
 class ServiceProcess:
     """A service's process, its log file `<folder>/<name>.log` and its pid file `<folder>/<name>.pid`.
 
-    Not thread-safe: one thread starts and stops it. In a forked child `stop` and `kill` do nothing.
+    Not thread-safe: one thread starts and stops it. In a forked child `stop` and `kill` do nothing. A start waits up to
+    `orphan_s` seconds (None: `ORPHAN_S_MAX`) for another process to leave the folder.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, *, orphan_s: float | None = None) -> None:
         self.name = name
         self.folder = folder
+        self._orphan_s = orphan_s
         self.log_path = folder / f"{name}.log"
         self.pid_path = folder / f"{name}.pid"
         self._owner_pid = os.getpid()
@@ -73,11 +76,17 @@ class ServiceProcess:
         return None if self._child is None else self._child.pid
 
     def start(
-        self, command: Sequence[str], env: Mapping[str, str] | None = None, *, check: Callable[[], None] | None = None
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        *,
+        check: Callable[[], None] | None = None,
+        note: str = "",
     ) -> None:
         """Run `command` with the folder as its working directory.
 
         `env` is added to this process's environment. `check` runs once the folder is ours, before the program does.
+        `note` is for `held_by` of other processes.
 
         Raises:
             ServiceError: an earlier run's process still lives in the folder, or the program cannot be executed.
@@ -99,7 +108,7 @@ class ServiceProcess:
                     start_new_session=True,
                     pass_fds=[lock],
                 )
-            os.write(lock, b"%d\n" % self._child.pid)
+            os.write(lock, f"{self._child.pid} {note}".encode().rstrip() + b"\n")
         except OSError as exc:
             raise ServiceError(f"{self.name}: cannot run {command[0]}: {exc.strerror}") from exc
         finally:
@@ -113,6 +122,21 @@ class ServiceProcess:
         )
         self._owner_pid = os.getpid()
         atexit.register(self.stop)
+
+    def held_by(self) -> str | None:
+        """The note of the process that has the folder, of whichever run; None: the folder is free."""
+        try:
+            lock = os.open(self.pid_path, os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return os.read(lock, 256).decode().partition(" ")[2].strip()
+        else:
+            return None
+        finally:
+            os.close(lock)
 
     def stop(self) -> None:
         """End the process: ask, wait `STOP_S_MAX` seconds, then kill. Does nothing when it does not run."""
@@ -169,13 +193,13 @@ class ServiceProcess:
     def _lock(self) -> int:
         """An open, locked and empty pid file. Waits for a service whose parent was killed to leave the folder."""
         lock = os.open(self.pid_path, os.O_RDWR | os.O_CREAT, 0o644)
-        deadline_s = time.monotonic() + ORPHAN_S_MAX
+        deadline_s = time.monotonic() + (ORPHAN_S_MAX if self._orphan_s is None else self._orphan_s)
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline_s:
-                    pid = os.read(lock, 32).decode().strip()
+                    pid = os.read(lock, 256).decode().strip().partition(" ")[0]
                     os.close(lock)
                     raise ServiceError(
                         f"{self.name}: process {pid} of another run uses {self.folder}; "

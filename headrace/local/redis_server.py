@@ -53,13 +53,21 @@ class EmbeddedRedis:
     True
     """
 
-    def __init__(self, folder: str | Path, port: int = 0, *, aof: bool = True, flag: str = "port=") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        port: int = 0,
+        *,
+        aof: bool = True,
+        flag: str = "port=",
+        orphan_s: float | None = None,
+    ) -> None:
         self.folder = Path(folder).absolute()
         self.port = port
         self.aof = aof
         self._wanted_port = port
         self._flag = flag
-        self._process = ServiceProcess("redis", self.folder)
+        self._process = ServiceProcess("redis", self.folder, orphan_s=orphan_s)
 
     @property
     def url(self) -> str:
@@ -86,7 +94,7 @@ class EmbeddedRedis:
         binary = redis_binary()
         for attempt in range(1, _STARTS_MAX + 1):
             self.port = self._wanted_port or free_port()
-            self._process.start([binary, *self._arguments()], check=self._check_port)
+            self._process.start([binary, *self._arguments()], check=self._check_port, note=self.url)
             try:
                 self._wait_until_ready()
             except ServiceError:
@@ -101,6 +109,10 @@ class EmbeddedRedis:
                 self._wanted_port = self.port  # a restart keeps the address that clients know
                 break
         return self
+
+    def held_by(self) -> str | None:
+        """URL of the server that runs in the folder, whoever started it; None: there is none."""
+        return self._process.held_by()
 
     def stop(self) -> None:
         """Stop the server; with `aof` all acknowledged writes are on disk afterwards."""

@@ -50,6 +50,8 @@ record then comes from memory once for several of its events. Not with `records_
 """
 DIRTY_MAX = 200_000
 """Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of commands."""
+CHECK_S = 1.0
+"""Interval at which an engine that has nothing to write looks whether the store is still what it left."""
 STOP_PATIENCE_S = 5.0
 """How long a store that is away is waited for once the flow was asked to stop."""
 
@@ -109,6 +111,7 @@ class Materializer:
         self._waiting_ends: dict[str, int] = {}
         self._waiting_rows = 0
         self._due_s = 0.0
+        self._check_s = time.monotonic() + CHECK_S
         self._sets: list[ShardSet] = []
         for plan in plans:
             warm_up(plan)
@@ -181,8 +184,8 @@ class Materializer:
 
     @property
     def due_s(self) -> float | None:
-        """Monotonic time of the next flush; None when there is nothing to flush."""
-        return self._due_s if self._pending else None
+        """Monotonic time of the next flush, or of the next look at the store when there is nothing to flush."""
+        return self._due_s if self._pending else self._check_s
 
     def maybe_flush(self) -> FlushSummary | None:
         """Flush if it is time."""
@@ -203,11 +206,19 @@ class Materializer:
             max(took_s * (1 / FLUSH_SHARE - 1), self._catch_up_s * self._is_behind, shortest_s), pace_s
         )
         summary = FlushSummary(records, self._events, took_s, self._freshness.visible(wall_us()))
-        self._events, self._pending = 0, False
+        self._events, self._pending, self._check_s = 0, False, ended_s + CHECK_S
         return summary
 
     def tick(self) -> list[FlushSummary]:
-        """`maybe_flush` for the runners."""
+        """`maybe_flush` for the runners; without events it finds out that the store went back in time.
+
+        Raises:
+            FencedError: see `flush`.
+        """
+        if not self._pending and time.monotonic() >= self._check_s:
+            for shard_set in self._sets:
+                self._patiently(shard_set.check)
+            self._check_s = time.monotonic() + CHECK_S
         summary = self.maybe_flush()
         return [] if summary is None else [summary]
 

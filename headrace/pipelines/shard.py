@@ -31,7 +31,7 @@ from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.keys import shard_of
 from headrace.features.lateness import DUPLICATE, LATE, TOO_LATE
 from headrace.features.slab import Slab
-from headrace.features.store import OnlineStore, ShardWrite
+from headrace.features.store import OnlineStore, ShardWrite, fenced
 from headrace.features.view import ViewPlan
 from headrace.pipelines.intake import put_aside
 from headrace.pipelines.source import EventBatch
@@ -224,6 +224,21 @@ class ShardSet:
         self._flush_seconds.observe(seconds)
         RECORDS.labels(self.plan.name).inc(records)
         return Flushed(records, seconds)
+
+    def check(self) -> None:
+        """Return if the store is what this engine left; an engine without events would not notice at a flush.
+
+        Raises:
+            FencedError: another engine owns a shard, or Redis went back in time. Discard this object.
+            StoreUnavailableError: Redis does not answer. Call again.
+        """
+        self._require_unfenced()
+        fences = self._store.fences(self.plan, self.shards)
+        for row, shard in enumerate(self.shards):
+            expected, found = (int(self._sequences[row]), self._writers[row]), fences[shard]
+            if (found.sequence, found.writer) != expected:
+                self._fenced = True
+                raise fenced(self.plan, shard, expected, (found.sequence, found.writer))
 
     def _load_fences(self) -> None:
         fences = self._store.fences(self.plan, self.shards)

@@ -265,6 +265,33 @@ def test_a_quiet_entity_takes_little_memory():
     assert slab.nbytes < 10_000 * 600
 
 
+class Small(FeatureView, source=Listen, entity="who"):
+    """Hops that are fuller than `keep`, some of them."""
+
+    songs = Distinct("song", windows=("24h", "7d"), keep=40)
+    top = TopK("song", k=5, windows=("24h", "7d", "lifetime"), keep=37)
+    rated = Quantile("rating", windows=("24h", "7d"), keep=12)
+
+
+def test_large_batches_leave_the_same_bytes_in_any_order():
+    """130,000 events over ten days: at once on several threads, oldest or newest first, and shuffled with reloads."""
+    rng, count = np.random.default_rng(9), 130_000
+    moments = MIDNIGHT_US + rng.integers(0, 240 * HOUR_US, count)
+    frame = heard(moments, rng.zipf(1.5, count) % 300, rng.zipf(1.2, count) % 9_973, rng.normal(0, 50, count))
+    packed = []
+    for order, size in ((frame, count), (frame.sort("at"), 20_000), (frame.sort("at", descending=True), 50_000)):
+        slab = Slab(plan_of(Small), 1)
+        for batch in order.iter_slices(size):
+            slab.update(slab.plan.rows(Listen, batch))
+        packed.append(slab.pack(slab.locate(np.arange(1, 300))))
+    slab = Slab(plan_of(Small), 1)
+    for batch in frame.sample(fraction=1, shuffle=True, seed=4).iter_slices(30_011):
+        slab.update(slab.plan.rows(Listen, batch))
+        slab = reloaded(slab)
+    packed.append(slab.pack(slab.locate(np.arange(1, 300))))
+    assert packed[1:] == packed[:1] * 3
+
+
 @pytest.mark.parametrize("span", ["10m", "24h", "7d"])
 @pytest.mark.parametrize("rate", [5, 60, 200, 2_000])
 def test_distinct_errs_as_stated(span, rate):

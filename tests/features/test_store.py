@@ -196,7 +196,11 @@ def test_every_error_of_redis_py_becomes_one_of_ours(store_url):
             False,
             "raise its maxmemory",
         ),
-        ("-NOPERM this user has no permissions to run the 'set' command", False, "needs @read, @write, @transaction and @scripting"),
+        (
+            "-NOPERM this user has no permissions to run the 'set' command",
+            False,
+            "needs @read, @write, @transaction and @scripting",
+        ),
         ("-READONLY You can't write against a read only replica.", True, "a failover is under way"),
         ("MISCONF Errors writing to the AOF file: No space left on device", True, "free space"),
         ("BUSY Redis is busy running a script.", True, "SCRIPT KILL"),

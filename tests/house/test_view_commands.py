@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import orjson
 import pytest
 import redis
@@ -16,7 +17,7 @@ from features.customer import CustomerActivity
 from headrace.features import OnlineStore, plan_of
 from headrace.features.store import ShardWrite
 from headrace.local import EmbeddedBroker
-from headrace.pipelines import TopicWriter, create_topics
+from headrace.pipelines import EventBatch, ShardSet, TopicWriter, create_topics
 from pipelines.demo import load
 from schemas.retail import Engagement
 
@@ -188,3 +189,54 @@ def test_a_fenced_engine_says_so_in_one_line(repo, redis_url, log, tmp_path):
     assert (process.returncode, out) == (1, "")
     assert told.startswith("error: view customer_activity"), told
     assert told.count("\n") == 1, told
+
+
+def test_a_store_in_a_folder_keeps_its_data_from_command_to_command(repo, log, tmp_path):
+    """embedded://DIR: each command starts the Redis of the folder, and ends it."""
+    events = ("--events", str(tmp_path / "*.parquet"))
+    letters = {"HEADRACE_DEAD_LETTER_DIR": str(tmp_path / "letters")}
+    url = f"embedded://{tmp_path}/redis"
+    code, _, words = headrace(repo, "materialize", VIEW, *events, "--store", url, **letters)
+    assert code == 0, words
+    code, out, words = headrace(repo, "verify", VIEW, *events, "--json", HEADRACE_REDIS_URL=url, **letters)
+    assert code == 0, words
+    assert orjson.loads(out)[0]["rows"] == log["customer_id"].count()
+    code, out, words = headrace(repo, "get", VIEW, str(log["customer_id"].drop_nulls()[0]), "--store", url, "--json")
+    assert (code, len(orjson.loads(out))) == (0, 1), words
+    code, out, words = headrace(repo, "materialize", VIEW, *events, "--store", "embedded://")
+    assert (code, out) == (1, "")
+    assert words.startswith("error: embedded:// names no folder"), words
+
+
+def test_old_versions_are_listed_and_dropped(repo, redis_url, log, tmp_path):
+    """The active one is refused, and one that is not there is told with those that are."""
+    plan = plan_of(CustomerActivity)
+    with OnlineStore.open(redis_url) as store:
+        rows = EventBatch(Engagement, "engagements/0", np.arange(100), 100, log[:100], None, 1)
+        shards = ShardSet(plan, store, range(32))
+        shards.apply(rows)
+        shards.flush()
+        with redis.Redis.from_url(redis_url) as client:
+            for key in list(client.scan_iter("hr:{*}:customer_activity:*")):
+                client.copy(key, key.replace(plan.version.encode(), b"01234567"))
+    place = ("--store", redis_url)
+    code, out, words = headrace(repo, "features", "versions", VIEW, *place, "--json")
+    assert code == 0, words
+    found = orjson.loads(out)
+    assert [(one["version"], one["is_active"], one["is_declared"]) for one in found] == [
+        (plan.version, True, True),
+        ("01234567", False, False),
+    ]
+    assert found[0]["records"] == found[1]["records"] == log[:100]["customer_id"].drop_nulls().n_unique()
+    for version, message in (
+        (plan.version, "is active, readers get it"),
+        ("fedcba98", f"it holds {plan.version}, 0123"),
+    ):
+        code, out, words = headrace(repo, "features", "drop", VIEW, version, *place)
+        assert (code, out) == (1, "")
+        assert message in words
+    code, _, words = headrace(repo, "features", "drop", VIEW, "01234567", *place)
+    assert code == 0
+    assert f"{found[1]['records'] + 32:,} keys deleted" in words
+    code, out, words = headrace(repo, "features", "versions", VIEW, *place, "--json")
+    assert orjson.loads(out) == found[:1]

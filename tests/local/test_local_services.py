@@ -13,8 +13,8 @@ import pytest
 import redis
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from headrace.errors import PortBusyError, ServiceError
-from headrace.local import EmbeddedBroker, EmbeddedRedis, free_port
+from headrace.errors import ConfigError, PortBusyError, ServiceError
+from headrace.local import EmbeddedBroker, EmbeddedRedis, free_port, service_url
 from headrace.local.process import ServiceProcess
 
 
@@ -99,7 +99,7 @@ def test_a_stale_pid_file_is_no_obstacle(tmp_path):
     """A pid file whose process is gone, or is another program's, does not stop a start."""
     (tmp_path / "redis.pid").write_text(f"{os.getpid()}\n")
     with EmbeddedRedis(tmp_path) as server:
-        assert (tmp_path / "redis.pid").read_text() == f"{server.pid}\n"
+        assert (tmp_path / "redis.pid").read_text() == f"{server.pid} {server.url}\n"
 
 
 def test_a_service_that_dies_is_reported_with_its_log(tmp_path):
@@ -228,3 +228,38 @@ def test_free_ports_can_be_listened_on():
     """A port that `free_port` names is free."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", free_port()))
+
+
+USER = """
+import sys
+import redis
+from headrace.local import service_url
+with redis.Redis.from_url(service_url(sys.argv[1])) as client:
+    print(client.incr("users"), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_processes_that_name_one_folder_share_its_redis(tmp_path):
+    """Five at once: one starts it, the others join; the next one finds the data; a killed one leaves nothing behind."""
+    url = f"embedded://{tmp_path}/redis"
+
+    def use():
+        return subprocess.Popen([sys.executable, "-c", USER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    users = [use() for _ in range(5)]
+    assert sorted(int(user.stdout.readline()) for user in users) == [1, 2, 3, 4, 5]
+    for user in users:
+        user.communicate(b"\n", timeout=30)
+    pid = int((tmp_path / "redis" / "redis.pid").read_text().split()[0])
+    assert wait_until_gone(pid)
+    killed = use()
+    assert killed.stdout.readline() == b"6\n"
+    killed.kill()
+    killed.communicate()
+    last = use()
+    assert last.stdout.readline() == b"7\n"
+    last.communicate(b"\n", timeout=30)
+    assert service_url("redis://somewhere:1/0") == "redis://somewhere:1/0"
+    with pytest.raises(ConfigError, match="names no folder: write embedded://DIR"):
+        service_url("embedded://")

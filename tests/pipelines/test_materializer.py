@@ -110,7 +110,7 @@ def appended(first: int, ago_s: float):
 def test_a_quiet_stream_is_flushed_at_once_and_a_busy_one_at_intervals(store):
     engine = Materializer(VIEWS, store, flush_s=(0.2, 1.0))
     assert engine.maybe_flush() is None
-    assert engine.due_s is None
+    assert engine.due_s > time.monotonic() + 0.5
     engine.apply(appended(0, 0))
     assert engine.tick()[0].events == 10
     engine.apply(appended(10, 0))
@@ -119,6 +119,27 @@ def test_a_quiet_stream_is_flushed_at_once_and_a_busy_one_at_intervals(store):
     assert 0 < engine.due_s - time.monotonic() <= 0.2
     time.sleep(0.2)
     assert engine.tick()[0].events == 20
+
+
+@pytest.mark.parametrize("lost", ["everything", "a shard to another engine"])
+def test_an_engine_without_events_notices_that_its_store_is_another(store, monkeypatch, lost):
+    """FLUSHALL, or a second engine, while nothing comes: loud within a second, not at the next event."""
+    monkeypatch.setattr(materializer, "CHECK_S", 0.05)
+    engine = Materializer(VIEWS, store)
+    engine.apply(appended(0, 0))
+    engine.tick()
+    time.sleep(0.06)
+    assert engine.tick() == []
+    if lost == "everything":
+        store._link.client.flushall()
+    else:
+        other = Materializer(VIEWS, store)
+        other.apply(appended(10, 0))
+        other.flush()
+    assert engine.due_s <= time.monotonic() + 0.05
+    time.sleep(0.06)
+    with pytest.raises(FencedError, match="Another engine owns the shard, or Redis lost data"):
+        engine.tick()
 
 
 def test_a_flow_that_is_behind_flushes_rarely_and_once_it_has_caught_up_at_once(store):
