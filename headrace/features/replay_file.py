@@ -73,7 +73,7 @@ def replay_to_file(
         HeadraceError: a worker died.
     """
     plans = Replay(views).plans
-    tables: dict[type[Event], Any] = dict(tables_of(plans, events))
+    tables = {event: _pinned(table, event) for event, table in tables_of(plans, events).items()}
     files = find_files(spine)
     if not files:
         raise SourceError("spine: no files given")
@@ -162,6 +162,12 @@ def _inputs(
         },
         "spine": [_identity(file) for file in spine],
     }
+
+
+def _pinned(table: Any, event: type[Event]) -> Any:
+    """The very files that a pattern or an archive on this disk has now: all parts read the same, though it grows."""
+    files = find_files(table, spec_of(event).topic)
+    return [file.path for file in files] if files and all(file.is_local for file in files) else table
 
 
 def _identity(file: EventFile) -> list[Any]:

@@ -21,7 +21,7 @@ from headrace.pipelines.on_bytewax import materialize_flow, run
 from headrace.pipelines.source import EventBatch, Source, least_positions
 from headrace.pipelines.source_url import KAFKA, file_sources, named_url, sources_of_urls
 from headrace.pipelines.wiring import intake_of, registry_of
-from headrace.schemas import DeadLetter, FileDeadLetters
+from headrace.schemas import DeadLetter, FileDeadLetters, spec_of
 from headrace.settings import Settings
 
 BACKFILL_ROWS = 262_144
@@ -43,11 +43,13 @@ def materialize_views(
     `records_max`: records of a view in memory; None: all that were touched.
 
     Raises:
+        ConfigError: a topic whose events the views may have got from files.
         HeadraceError: what the source or the store failed with.
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka)
     _refuse_changed_files(source, views, store)
+    _refuse_rows_of_files_again(urls, views, store)
     intake = {**intake_of(settings), "dead_letters": FileDeadLetters(settings.dead_letter_dir)}
     progress = Progress()
     options = {"records_max": records_max, "on_status": progress.show}
@@ -110,6 +112,22 @@ def _refuse_changed_files(source: Source, views: Sequence[type[FeatureView]], st
     known = {name: offset for view in views for fence in _fences(view, store) for name, offset in fence.offsets.items()}
     for files in file_sources(source):
         files.refuse_changed(known)
+
+
+def _refuse_rows_of_files_again(urls: Sequence[str], views: Sequence[type[FeatureView]], store: OnlineStore) -> None:
+    """A topic that is read from its start holds, as a rule, what files of the same events held."""
+    if not any(url.startswith(KAFKA) and "start=" not in url for url in urls):
+        return
+    for view in views:
+        known = {name for fence in _fences(view, store) for name in fence.offsets}
+        for topic in {spec_of(event).topic for event in plan_of(view).sources}:
+            names = sorted(name for name in known if name.startswith(f"{topic}/"))
+            if names and not any(name.rpartition("/")[2].isdecimal() for name in names):
+                raise ConfigError(
+                    f"view {plan_of(view).name} was filled from files ({names[0]}, {len(names)} in all) and has never "
+                    f"read topic {topic!r}: from its start, events of the files would be counted again. Say where it "
+                    "goes on, kafka://...?start=<offset, time or latest>, or start=earliest if it holds none of them"
+                )
 
 
 def _fences(view: type[FeatureView], store: OnlineStore) -> list[Fence]:

@@ -55,6 +55,20 @@ def wanted(views, log, spine):
     return replay(views, pl.read_parquet(log), pl.read_parquet(spine))
 
 
+def test_all_parts_read_the_log_that_there_was_at_the_start(tmp_path, files):
+    """An archiver goes on meanwhile: the views of the second entity do not see more than those of the first."""
+    log, rows, out = files
+    (tmp_path / "log").mkdir()
+    frame = pl.read_parquet(log)
+    frame[:200].write_parquet(tmp_path / "log" / "a.parquet")
+
+    def grow(*_):
+        frame[200:].write_parquet(tmp_path / "log" / "b.parquet")
+
+    replay_to_file([Short, LineTrips], f"{tmp_path}/log/*.parquet", rows, out, report=grow)
+    assert_frame_equal(pl.read_parquet(out), replay([Short, LineTrips], frame[:200], pl.read_parquet(rows)))
+
+
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), memory_rows=st.integers(2, 80), chunk_rows=st.integers(1, 80))
 def test_a_file_is_what_a_frame_is(tmp_path, seed, memory_rows, chunk_rows):

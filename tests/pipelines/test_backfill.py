@@ -130,8 +130,8 @@ def test_any_archive_hands_over_to_the_live_flow(store, tmp_path, kind):
     assert_exact(Load, store)
 
 
-def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path):
-    """Else the live flow would count their rows again."""
+def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path, monkeypatch):
+    """Else the live flow would count their rows again; it asks once more where it is not said."""
     LOG.filter(pl.col("_offset") < 700).drop("_partition", "_offset").write_parquet(tmp_path / "log.parquet")
     urls, settings = [str(tmp_path / "log.parquet")], Settings(dead_letter_dir=tmp_path / "letters")
     with pytest.raises(ConfigError, match=r"topic 'readings' .* give --handover FILE with .* or say --no-handover"):
@@ -143,8 +143,15 @@ def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path):
     assert done.handed_over == orjson.loads(ends.read_bytes())
     live(Load, store)
     assert_exact(Load, store)
+    monkeypatch.setattr("headrace.pipelines.materialize_views.run", lambda *_: None)
+    materialize_views([Load], ["kafka://127.0.0.1:1"], store, settings)  # it was handed over
     [done] = backfill_views([LoadToo], urls, store, settings, files_only=True)
     assert (done.records, done.handed_over) == (LOG.filter(pl.col("_offset") < 700)["meter"].n_unique(), {})
+    with pytest.raises(
+        ConfigError, match=r"load was filled from files \(readings/log.parquet@.*, 1 in all\) .* start="
+    ):
+        materialize_views([LoadToo], ["kafka://127.0.0.1:1"], store, settings)
+    materialize_views([LoadToo], ["kafka://127.0.0.1:1?start=latest"], store, settings)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
