@@ -460,8 +460,8 @@ def fenced(plan: ViewPlan, shard: int, expected: tuple[int, str], found: tuple[i
     """The error of an engine whose shard's fence shows another (sequence, writer) than it left there."""
     return FencedError(
         f"view {plan.name} · shard {shard}: expected sequence {expected[0]} of writer {expected[1] or 'nobody'}, "
-        f"found {found[0]} of {found[1] or 'nobody'}. Another engine owns the shard, or Redis lost data: stop, open the "
-        "shards again and replay from their offsets"
+        f"found {found[0]} of {found[1] or 'nobody'}. Another engine owns the shard, or Redis lost data: stop, open "
+        "the shards again and replay from their offsets"
     )
 
 

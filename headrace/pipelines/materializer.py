@@ -107,7 +107,7 @@ class Materializer:
         self._freshness = Freshness("materialize")
         self._events = 0
         self._pending = False
-        self._waiting: dict[type[Event], list[EventBatch]] = {}
+        self._waiting: list[EventBatch] = []
         self._waiting_ends: dict[str, int] = {}
         self._waiting_rows = 0
         self._due_s = 0.0
@@ -149,7 +149,7 @@ class Materializer:
         """
         if len(batch.offsets) and int(batch.offsets[0]) < self._waiting_ends.get(batch.partition, 0):
             self._bring_in()  # read again: the records must know what they have
-        self._waiting.setdefault(batch.event, []).append(batch)
+        self._waiting.append(batch)
         self._waiting_ends[batch.partition] = batch.next_offset
         self._waiting_rows += batch.frame.height
         self._events += batch.frame.height
@@ -166,9 +166,8 @@ class Materializer:
 
     def _bring_in(self) -> None:
         """Apply the batches that wait: a call costs a millisecond however few its rows are."""
-        for batches in self._waiting.values():
-            for shard_set in self._sets:
-                self._patiently(functools.partial(shard_set.apply, *batches))
+        for shard_set in self._sets:
+            self._patiently(functools.partial(shard_set.apply, *self._waiting))
         self._waiting.clear()
         self._waiting_ends.clear()
         self._waiting_rows = 0

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import polars as pl
@@ -139,19 +139,18 @@ class ShardSet:
     # Events in
 
     def apply(self, *batches: EventBatch) -> None:
-        """Bring the rows of batches of one event class into the records; classes that the view does not read are left.
+        """Bring the rows of batches into the records; event classes that the view does not read are left.
 
-        Batches of one partition come in the order of their offsets, without overlap. All or nothing: after an error the
-        same batches can be applied again.
+        Batches of one partition come in the order of their offsets, without overlap. Rows of several classes are
+        applied in the order of their times, whatever was read first. All or nothing: after an error the same batches
+        can be applied again.
 
         Raises:
             StoreUnavailableError: records of entities not in memory cannot be loaded.
             FencedError: an earlier flush was fenced; or, with `records_max`, the flush that makes room is.
         """
         self._require_unfenced()
-        if not batches or batches[0].event not in self.plan.sources:
-            return
-        columns = [(batch, self._column(batch.partition)) for batch in batches]
+        columns = [(batch, self._column(batch.partition)) for batch in batches if batch.event in self.plan.sources]
         wanted = [pair for pair in columns if (self._offsets[:, pair[1]] < pair[0].next_offset).any()]
         if not wanted:
             return
@@ -186,16 +185,23 @@ class ShardSet:
             batch.prepared[self.plan.fingerprint] = self.plan.rows(batch.event, batch.frame)
 
     def _rows(self, batches: Sequence[EventBatch]) -> Rows:
-        """The rows of all batches; of many small ones together, for a call costs a millisecond however few they are."""
-        event, fingerprint = batches[0].event, self.plan.fingerprint
-        if not any(fingerprint in batch.prepared for batch in batches):
-            return self.plan.rows(event, pl.concat([batch.frame for batch in batches]))
+        """The rows of all batches, `index` counted through; in the order of their times if of several classes.
+
+        Small ones are made together, for a call costs a millisecond however few its rows are.
+        """
         parts, start = [], 0
-        for batch in batches:
-            part = batch.prepared.get(fingerprint) or self.plan.rows(event, batch.frame)
-            parts.append(replace(part, index=part.index + start))
-            start += batch.frame.height
-        return concat_rows(parts)
+        ahead = [(batch, batch.prepared.get(self.plan.fingerprint)) for batch in batches]
+        for (event, _), found in groupby(ahead, lambda pair: (pair[0].event, pair[1] is not None and id(pair[1]))):
+            together = list(found)
+            frame, made = pl.concat([batch.frame for batch, _ in together]), together[0][1]
+            if made is None:
+                made = self.plan.rows(event, frame)
+            parts.append(replace(made, index=made.index + start))
+            start += frame.height
+        rows = concat_rows(parts)
+        if all(batch.event is batches[0].event for batch in batches):
+            return rows
+        return rows.take(np.argsort(rows.time_us, kind="stable"))
 
     # Records out
 

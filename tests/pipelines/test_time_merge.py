@@ -4,6 +4,8 @@ first   |------ rows 0..a ------|---- ...      poll 1: all below t1    poll 2: t
 second  |--- rows 0..b ---|------- ...
 """
 
+from datetime import datetime
+
 import polars as pl
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +15,7 @@ from polars.testing import assert_frame_equal
 from headrace.features import Count, FeatureView, OnlineStore
 from headrace.pipelines import Intake, KafkaSource, Materializer, loop, time_merge
 from headrace.pipelines.source_url import file_sources, sources_of_urls
-from headrace.schemas import codec_for
+from headrace.schemas import Event, codec_for
 from tests.turnstiles import Passage, Shelf, drain, passages
 
 WRITERS = {
@@ -89,6 +91,34 @@ def test_rows_of_the_second_file_are_not_too_late(tmp_path, redis_url):
         source = sources_of_urls([str(whole)], [Passage])
         loop.run(source, Intake((Passage,), dead_letters=shelf), [Materializer([Daily], store, dead_letters=shelf)])
     assert (apart, len(shelf.letters)) == (0, 0)
+
+
+class Alarm(Event, topic="alarms", key="door", time="at"):
+    """A door was left open."""
+
+    at: datetime
+    door: int
+
+
+class Watched(FeatureView, source=(Passage, Alarm), entity="door"):
+    """A window that some ten rows of both classes fall into."""
+
+    happened = Count(windows="10m")
+
+
+def test_rows_of_another_class_are_not_too_late(tmp_path, redis_url):
+    """Many rows are gathered before they are applied: those of two classes go together, in the order of time."""
+    both = passages(20_000, span_us=10 * 86_400_000_000).sort("at")
+    both[::2].write_parquet(tmp_path / "passages.parquet")
+    both[1::2].select("at", "door").write_parquet(tmp_path / "alarms.parquet")
+    shelf = Shelf()
+    urls = [f"Passage={tmp_path / 'passages.parquet'}", f"Alarm={tmp_path / 'alarms.parquet'}"]
+    with OnlineStore.open(redis_url) as store:
+        source = sources_of_urls(urls, [Passage, Alarm])
+        step = Materializer([Watched], store, dead_letters=shelf)
+        loop.run(source, Intake((Passage, Alarm), dead_letters=shelf), [step])
+        assert store.read(Watched, [0], now=both["at"][-1])["happened_10m"].len() == 1
+    assert not shelf.letters
 
 
 def test_shares_are_whole_and_topics_stay_apart(tmp_path):
