@@ -9,7 +9,8 @@ A key that is asked for is cast to the type that the events declare, without los
 never read in its place.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import SpineError
 from headrace.features.kernels.hashing import splitmix64
-from headrace.features.kernels.text_pool import hash_text
+from headrace.features.kernels.text_pool import hash_text, text_buffers
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
@@ -157,6 +158,46 @@ def ids_of_column(column: pl.Series, key_dtype: str) -> tuple[NDArray[np.int64],
         ids[column.is_null().to_numpy()] = NULL_ID
         column = column.fill_null("")
     return ids, column
+
+
+class KeyTexts(Sequence[bytes]):
+    """Texts of n keys, a list only when one is asked for: a large read needs no more than their bytes.
+
+    ids (n,) and keys are as `key_columns` gives them.
+    """
+
+    def __init__(self, ids: NDArray[np.int64], keys: pl.Series | None) -> None:
+        self._ids, self._keys = ids, keys
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._texts[index]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._texts)
+
+    def spans(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The bytes of all texts, one after the other, and where each begins: (n + 1,)."""
+        if self._keys is not None:
+            return text_buffers(self._keys)
+        texts = pl.Series(self._ids).cast(pl.String)
+        nulls = self._ids == NULL_ID
+        return text_buffers(texts.set(pl.Series(nulls), None) if nulls.any() else texts)
+
+    @functools.cached_property
+    def _texts(self) -> list[bytes]:
+        return texts_of(self._ids, self._keys)
+
+
+def spans_of(texts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The bytes of texts, one after the other, and where each begins: (n + 1,)."""
+    if isinstance(texts, KeyTexts):
+        return texts.spans()
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
+    return np.frombuffer(bytearray().join(texts), np.uint8), offsets
 
 
 def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from headrace.clock import wall_us
 from headrace.errors import SpineError
 from headrace.features.expressions import request_columns
-from headrace.features.keys import entity_ids, key_series
+from headrace.features.keys import KeyTexts, key_columns, key_series
 from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def read_frame(
     plan = plan_of(view)
     given = _frame_of_lists(plan, entities) if isinstance(entities, Mapping) else entities
     frame = entity_frame(plan, given)
-    ids, texts = entity_ids(plan, frame)
+    ids, keys = key_columns(plan, frame)
     request = (
         request_columns(plan.name, plan.layout.request, given)
         if plan.layout.request and isinstance(given, pl.DataFrame)
         else None
     )
-    answer = store.answer(plan, ids, texts, instant_us(now), request)
+    answer = store.answer(plan, ids, KeyTexts(ids, keys), instant_us(now), request)
     age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
     status = _STATUS[answer.found.astype(np.int64)]
     features = answer.to_polars().get_columns()

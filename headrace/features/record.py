@@ -35,7 +35,7 @@ __all__ = ["Answer", "Header", "Lists", "read_header", "read_packed"]
 VERSION_BYTES = 4
 THREADS_MIN = 2_048
 """Records from which packing on several threads pays: fewer cost more in hand-over than they save."""
-BLOCK_ROWS = 256
+BLOCK_ROWS = 1024
 """Records that a read unpacks at a time, so that their dense form stays in the processor's cache."""
 
 _SECTION_BYTES = 64
@@ -177,9 +177,10 @@ class PackedReader:
         Raises:
             LayoutError: a record was written by another version of the view, or is damaged.
         """
-        held = [blob for blob in blobs if blob is not None]
+        held: Sequence[bytes] = blobs  # type: ignore[assignment]
         present = np.arange(start, start + len(blobs))
-        if len(held) < len(blobs):
+        if None in blobs:
+            held = [blob for blob in blobs if blob is not None]
             present = present[[blob is not None for blob in blobs]]
         # On one thread: another core is Redis's meanwhile; several threads of short kernels gained nothing (measured).
         for cut in range(0, len(held), BLOCK_ROWS):

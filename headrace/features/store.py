@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from headrace.errors import FencedError, LayoutError, StoreError
 from headrace.features.answer import Answer
 from headrace.features.kernels.requests import LENGTH_MAX, put_keys
-from headrace.features.keys import NULL_ID, shard_of
+from headrace.features.keys import NULL_ID, shard_of, spans_of
 from headrace.features.reader import read_frame
 from headrace.features.record import PackedReader, read_packed
 from headrace.features.redis_link import KEYS_MAX, Guarded, RedisLink, Script
@@ -42,11 +42,10 @@ ACTIVE_S_MAX = 1.0
 SNAPSHOT_KEYS_MAX = 50_000
 """Keys in one atomic snapshot: reading them holds up Redis for some 50 ms."""
 
-PART_KEYS = 250
+PART_KEYS = 500
 """Keys in one MGET of a large read: Redis finds some while the ones before are decoded."""
 
 _FENCED, _APPLIED, _REPEATED = 0, 1, 2
-_NOTHING = np.zeros(1, np.int64)
 _Flushed: TypeAlias = tuple[int, bytes, bytes]
 
 # ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
@@ -418,19 +417,10 @@ class OnlineStore:
     def _requests(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
         """Packed MGETs of `PART_KEYS` keys each."""
         prefixes = self._prefixes(plan)
-        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        out = np.empty(int(lengths.sum()) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
+        data, offsets = spans_of(texts)
+        out = np.empty(len(data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
         ends = np.zeros(len(texts) + 1, np.int64)
-        joined = [np.frombuffer(bytearray().join(parts), np.uint8) for parts in (prefixes, texts)]
-        put_keys(
-            joined[0],
-            np.cumsum([0, *map(len, prefixes)]),
-            shard_of(ids, self.shards),
-            joined[1],
-            np.concatenate([_NOTHING, np.cumsum(lengths)]),
-            out,
-            ends[1:],
-        )
+        put_keys(*spans_of(prefixes), shard_of(ids, self.shards), data, offsets, out, ends[1:])
         packed = out[: ends[-1]].tobytes()
         starts = range(0, len(texts), PART_KEYS)
         parts = [(start, min(start + PART_KEYS, len(texts))) for start in starts]
