@@ -3,6 +3,8 @@
 python -m benchmarks.broker.run [--events 8000000] [--rival-events 50000] [--users 100000] [--block-rows 16384]
                                 [--live-seconds 20] [--live-rate 280000] [--seed 7]
 
+Rivals: plain Bytewax and, where it is installed (pip install quixstreams), Quix Streams.
+
 Where an event's processor time goes, in ns: one pass over 4 million events of 100,000 users on a shared, busy machine
 of two cores (a load of 8). Processor time leaves out the others' share, but not what they do to the caches.
 
@@ -29,6 +31,7 @@ the flush took.
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
@@ -49,6 +52,7 @@ from headrace.schemas import spec_of
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = 300
 PACKAGES = ("bytewax", "confluent-kafka", "fastavro", "polars", "pyarrow", "numpy", "numba", "redis")
+HAS_QUIX = importlib.util.find_spec("quixstreams") is not None
 LIVE_LOG_ROWS = 1_000_000
 WAIT_S = 30.0
 
@@ -75,31 +79,47 @@ def main(arguments: list[str] | None = None) -> None:
         log = pl.read_parquet(path)
         publish(bootstrap, avro, Engagement, log[: given.rival_events])
         ours.run_backlog(bootstrap, UserActivity, url, "warm", folder)  # compiles the kernels; they are cached on disk
-        rival_s = rival_bytewax.run_backlog(bootstrap, avro, url, "rival")
+        rivals_s = {"plain Bytewax": rival_bytewax.run_backlog(bootstrap, avro, url, "plain Bytewax")}
+        rivals_s |= quix_backlog(bootstrap, avro, url, given.rival_events, folder)
         small_s = ours.run_backlog(bootstrap, UserActivity, url, "small", folder)
-        check(log[: given.rival_events], url)
+        for rival in rivals_s:
+            check(log[: given.rival_events], url, rival)
         publish(bootstrap, avro, Engagement, log[given.rival_events :])
         large_s = ours.run_backlog(bootstrap, UserActivity, url, "large", folder)
         publish(bootstrap, blocks, EngagementBlock, log, given.block_rows)
         blocks_s = ours.run_backlog(bootstrap, UserActivityOfBlocks, url, "blocks", folder)
         check_blocks(log, url)
         rates = {
-            f"plain Bytewax, Avro, {given.rival_events:,} events": given.rival_events / rival_s,
+            **{
+                f"{rival}, Avro, {given.rival_events:,} events": given.rival_events / s for rival, s in rivals_s.items()
+            },
             f"Headrace, Avro, {given.rival_events:,} events": given.rival_events / small_s,
             f"Headrace, Avro, {given.events:,} events": given.events / large_s,
             f"Headrace, Arrow x {given.block_rows:,}, {given.events:,} events": given.events / blocks_s,
         }
+        baseline = given.rival_events / rivals_s["plain Bytewax"]
         for label, rate in rates.items():
-            print(f"{label:<48} {rate:>12,.0f} events/s  x {rate * rival_s / given.rival_events:.1f}")
+            print(f"{label:<48} {rate:>12,.0f} events/s  x {rate / baseline:.1f}")
     if given.live_seconds:
         live(given, given.live_rate)
 
 
 def describe(given: argparse.Namespace) -> None:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    packages = (*PACKAGES, *(["quixstreams"] if HAS_QUIX else []))
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     print(f"command: python -m benchmarks.broker.run {' '.join(sys.argv[1:])}  ({given})")
     print(f"broker, Redis (append-only file on) and engine on the same cores; {PARTITIONS} partitions, one worker")
+
+
+def quix_backlog(bootstrap: str, topic: str, url: str, events: int, folder: Path) -> dict[str, float]:
+    """Seconds of Quix Streams on a topic of `events`, by its name; nothing where it is not installed."""
+    if not HAS_QUIX:
+        print("no Quix Streams beside it: quixstreams is not installed")
+        return {}
+    from benchmarks.broker import rival_quix
+
+    return {"Quix Streams": rival_quix.run_backlog(bootstrap, topic, url, "Quix Streams", events, folder)}
 
 
 def sample(log: pl.DataFrame) -> tuple[list[int], int]:
@@ -109,14 +129,14 @@ def sample(log: pl.DataFrame) -> tuple[list[int], int]:
     return users, int(log["event_time"].dt.epoch("us").max()) + 1
 
 
-def check(log: pl.DataFrame, url: str) -> None:
-    """Both sides hold the same values for a sample of users."""
+def check(log: pl.DataFrame, url: str, rival: str) -> None:
+    """We and `rival`, which wrote to a namespace of its name, hold the same values for a sample of users."""
     users, now_us = sample(log)
-    mine, theirs = ours.read(UserActivity, url, "small", users, now_us), rival_state.read(url, "rival", users, now_us)
+    mine, theirs = ours.read(UserActivity, url, "small", users, now_us), rival_state.read(url, rival, users, now_us)
     for user in users:
         differing = [name for name in theirs[user] if mine[user][name] != theirs[user][name]]
         assert not differing, (user, [(name, mine[user][name], theirs[user][name]) for name in differing])
-    print(f"equal to the rival: {len(theirs[users[0]]) - 1} features of {len(users)} users")
+    print(f"equal to {rival}: {len(theirs[users[0]]) - 1} features of {len(users)} users")
 
 
 def check_blocks(log: pl.DataFrame, url: str) -> None:

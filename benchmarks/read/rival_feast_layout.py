@@ -1,4 +1,4 @@
-"""Feast's layout of its Redis online store, written and read as its own code does; Feast itself is not installed.
+"""Feast's layout of its Redis online store, written and read as its own code does; Feast itself is rival_feast.
 
 One hash an entity: field murmur3("view:feature"), 4 bytes little-endian, value a protobuf ValueProto; and a field
 "_ts:view" with the event's Timestamp. A read is one pipeline of HMGETs, each value is parsed as a message. Source: the
