@@ -2,12 +2,12 @@
 
 python -m benchmarks.materialize.run [--events 12000000] [--rival-events 100000] [--users 100000] [--seed 7]
 
-Where an event's processor time goes, of 500 ns on both cores (6 million events of 100,000 users): Polars reads and checks
-it, 130; the view's columns and hashes of its id, 80; finding its entity and putting a batch in the order of entities,
-90; four windows and two lists, 170; packing and writing a record that 60 events came from, 30. Each of the 100,000
-records is written at least once, which is half a second for the first 3 million events as for 12 million: shorter logs
-come out slower. The limits beneath: an update is 30 ns a window, most of it memory that is not in the cache; Redis
-takes 1.2 us a record.
+Where an event's processor time goes, of 500 ns on both cores (6 million events of 100,000 users): Polars reads and
+checks it, 130; the view's columns and hashes of its id, 80; finding its entity and putting a batch in the order of
+entities, 90; four windows and two lists, 170; packing and writing a record that 60 events came from, 30. Each of the
+100,000 records is written at least once, which is half a second for the first 3 million events as for 12 million:
+shorter logs come out slower. The limits beneath: an update is 30 ns a window, most of it memory that is not in the
+cache; Redis takes 1.2 us a record.
 """
 
 import argparse
