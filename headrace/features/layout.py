@@ -75,6 +75,20 @@ _NONE = np.zeros(0, np.int64)
 NO_READS = PackedReads(_NONE, _NONE, True, ())
 
 
+class Room:
+    """Memory for answers that is used again for the next ones: what a machine gives a process anew costs most."""
+
+    def __init__(self) -> None:
+        self._words: dict[str, NDArray[np.int64]] = {}
+
+    def words(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """An array of that shape, of any content; it holds until the next call with this name."""
+        size = int(np.prod(shape))
+        if name not in self._words or len(self._words[name]) < size:
+            self._words[name] = np.empty(size, np.int64)
+        return self._words[name][:size].reshape(shape)
+
+
 class Group(Protocol):
     """One kind of state, for all entities by the row of the entity; states are what the group's own `make` gave."""
 
@@ -101,8 +115,11 @@ class Group(Protocol):
         """Empty rows (n,)."""
         ...
 
-    def outputs(self, reads: int) -> Outputs:
-        """Room for the answers of `reads` reads, as an empty row would give them."""
+    def outputs(self, reads: int, room: Room | None = None) -> Outputs:
+        """Arrays for the answers of `reads` reads, as an empty row would give them; large ones from `room`.
+
+        Those may hold anything beyond the lengths of an answer's lists.
+        """
         ...
 
     def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
@@ -204,9 +221,9 @@ class Layout:
         for group, state in zip(self.groups, states, strict=True):
             yield group, state, state if group.donor is None else states[group.donor]
 
-    def outputs(self, reads: int) -> list[Outputs]:
-        """Room for `reads` reads."""
-        return [group.outputs(reads) for group in self.groups]
+    def outputs(self, reads: int, room: Room | None = None) -> list[Outputs]:
+        """Arrays for the answers of `reads` reads; see `Group.outputs`."""
+        return [group.outputs(reads, room) for group in self.groups]
 
     def no_events(self) -> Events:
         """Events of a run that only reads."""

@@ -11,8 +11,11 @@ from headrace.features.kernels.compile import Int, Ints
 from headrace.features.kernels.id_lists import STAMP, TEXT, run_list
 from headrace.features.kernels.list_codec import pack_list, unpack_list
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
+from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads, Room
 from headrace.features.states import Blocks
+
+ROOM_MIN = 8
+"""Elements from which answers are large enough for a room; fewer are read in place, as the newest value is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,10 +58,15 @@ class ListGroup:
         """Empty rows."""
         state.clear(rows)
 
-    def outputs(self, reads: int) -> Outputs:
+    def outputs(self, reads: int, room: Room | None = None) -> Outputs:
         """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,)."""
-        times = np.zeros((reads, self.size if self.timed else 0), np.int64)
-        values = np.zeros((reads, self.size, len(self.columns)), np.int64)
+        shapes = {"times": (reads, self.size if self.timed else 0), "values": (reads, self.size, len(self.columns))}
+        times, values = (
+            np.zeros(shape, np.int64)
+            if room is None or self.size < ROOM_MIN
+            else room.words(f"{what} {self.text}", shape)
+            for what, shape in shapes.items()
+        )
         return times, values, np.zeros(reads, np.int64)
 
     def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:

@@ -24,7 +24,7 @@ from headrace.features.expressions import request_columns
 from headrace.features.external_sort import Block, keys_of, merged
 from headrace.features.history import MEMORY_ROWS, History, Span, Table, open_log, read_spine, tables_of, time_of
 from headrace.features.keys import ids_of_texts, key_columns
-from headrace.features.layout import Operations
+from headrace.features.layout import Operations, Room
 from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
 from headrace.features.view import FeatureView, ViewPlan, plan_of
@@ -43,6 +43,7 @@ class Replay:
         if not names or len(set(names)) < len(names):
             raise DeclarationError(f"replay of views {', '.join(names) or '(none)'}: give at least one, and each once")
         self.slabs: dict[str, Slab] = {plan.name: Slab(plan) for plan in self.plans}
+        self._room = Room()
 
     def advance(
         self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame | None = None
@@ -56,6 +57,17 @@ class Replay:
             SpineError: the spine lacks a column, or has one of another type.
             SchemaError: events do not fit their declaration.
         """
+        return self._advance(events, spine, None)
+
+    def frames(self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame) -> pl.DataFrame:
+        """As `advance`, side by side in one frame: columns `<view>.<feature>`."""
+        answers = self._advance(events, spine, self._room)
+        assert answers is not None
+        return pl.concat([answers[plan.name].to_polars(f"{plan.name}.") for plan in self.plans], how="horizontal")
+
+    def _advance(
+        self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame | None, room: Room | None
+    ) -> dict[str, Answer] | None:
         if spine is not None:
             check_spine(self.plans, spine)
         answers = {}
@@ -63,7 +75,7 @@ class Replay:
             parts = [plan.rows(event, frame) for event, frame in events.items() if event in plan.sources]
             rows = concat_rows(parts) if parts else None
             if spine is not None:
-                answers[plan.name] = _merged(self.slabs[plan.name], rows, spine)
+                answers[plan.name] = _merged(self.slabs[plan.name], rows, spine, room)
             elif rows is not None:
                 self.slabs[plan.name].update(_in_time(rows))
         return None if spine is None else answers
@@ -136,9 +148,7 @@ def replay(
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         log = open_log(tables, Span(until_us=int(times_us.max(initial=0))), memory_rows, lambda: Path(folder))
         for chunk, part, _ in chunks(log, rows if order is None else rows[order], chunk_rows, memory_rows):
-            answers = walk.advance(chunk, part)
-            assert answers is not None
-            parts.append(joined(walk.plans, answers))
+            parts.append(walk.frames(chunk, part))
     values = pl.concat(parts)
     if order is not None:
         back = np.empty(len(order), np.int64)
@@ -147,13 +157,8 @@ def replay(
     return pl.concat([rows, values], how="horizontal")
 
 
-def joined(plans: Sequence[ViewPlan], answers: Mapping[str, Answer]) -> pl.DataFrame:
-    """Answers of some views side by side, columns `<view>.<feature>`."""
-    return pl.concat([answers[plan.name].to_polars(f"{plan.name}.") for plan in plans], how="horizontal")
-
-
-def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame) -> Answer:
-    """Walk events and spine rows of one view; the answer is in the spine's order."""
+def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room | None) -> Answer:
+    """Walk events and spine rows of one view; the answer is in the spine's order, and may be in `room`."""
     plan = slab.plan
     now_us, ids = spine_times(spine, plan.name), key_columns(plan, spine)[0]
     request = request_columns(plan.name, plan.layout.request, spine) if plan.layout.request else None
@@ -170,7 +175,7 @@ def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame) -> Answer:
         rows.events,
         np.zeros(len(rows), np.uint8),
     )
-    outputs, newest = plan.layout.outputs(reads), np.full(reads, NEVER, np.int64)
+    outputs, newest = plan.layout.outputs(reads, room), np.full(reads, NEVER, np.int64)
     slab.run(ops, outputs, newest)
     slab.mark_dirty(at)
     return plan.layout.answer(outputs, newest, now_us, request)

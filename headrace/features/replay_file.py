@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from headrace.errors import ConfigError, HeadraceError, SourceError
 from headrace.features.external_sort import Block, merged
 from headrace.features.history import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
-from headrace.features.replay import CHUNK_ROWS, Replay, joined
+from headrace.features.replay import CHUNK_ROWS, Replay
 from headrace.features.replay_part import ROW, Part, Progress, Report, StoppedError, spine_pieces, work_on
 from headrace.features.spine import check_spine
 from headrace.features.threads import VARIABLE, thread_count
@@ -278,9 +278,7 @@ def _join(views: Sequence[type[FeatureView]], parts: Sequence[Part], spine: Sequ
             writer.close()
     if writer is None:
         head = _head(spine)
-        answers = Replay(views).advance({}, head)
-        assert answers is not None
-        pl.concat([head, joined(plans, answers)], how="horizontal").write_parquet(new)
+        pl.concat([head, Replay(views).frames({}, head)], how="horizontal").write_parquet(new)
     new.replace(out)
     return rows
 

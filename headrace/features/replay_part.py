@@ -25,7 +25,7 @@ import polars as pl
 from headrace.errors import ConfigError
 from headrace.features.external_sort import Block, read_block, write_blocks
 from headrace.features.history import PIECE_ROWS, Paths, Span, in_part, open_log, read_files
-from headrace.features.replay import Replay, chunks, joined
+from headrace.features.replay import Replay, chunks
 from headrace.features.spine import TIME, check_spine, spine_times
 from headrace.features.view import FeatureView, plan_of
 from headrace.schemas import Event
@@ -180,10 +180,9 @@ class _Walk:
         return spine[times_us.arg_sort()]
 
     def _advance(self, chunk: Mapping[type[Event], pl.DataFrame], rows: pl.DataFrame) -> None:
-        answers = self._replay.advance(chunk, rows)
-        assert answers is not None
+        answers = self._replay.frames(chunk, rows)
         if rows.height:
-            self._answers.append(joined(self._replay.plans, answers).with_columns(rows["row"]))
+            self._answers.append(answers.with_columns(rows["row"]))
         if sum(frame.height for frame in self._answers) >= self._part.chunk_rows:
             self._write_answers()
 

@@ -11,7 +11,7 @@ from headrace.features.kernels.cells import FIRST, WIDTH
 from headrace.features.kernels.compile import Floats, Int, Ints
 from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
 from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_ring
-from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
+from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads, Room
 from headrace.features.states import Blocks
 from headrace.features.windows import Window
 
@@ -80,7 +80,7 @@ class RingGroup:
         """Empty rows."""
         state.clear(rows)
 
-    def outputs(self, reads: int) -> Outputs:
+    def outputs(self, reads: int, room: Room | None = None) -> Outputs:  # noqa: ARG002
         """Answers of `reads` reads, empty: cells (reads, k)."""
         out = np.empty((reads, self.width), np.float64)
         out[:] = self.starts

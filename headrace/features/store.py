@@ -201,9 +201,9 @@ class OnlineStore:
         self,
         view: type[FeatureView],
         entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any],
-        now: datetime | int | None = None,
+        now: datetime | str | int | None = None,
     ) -> pl.DataFrame:
-        """Feature values of `entities` as of `now` (None: the wall clock; an int is µs UTC), in their order.
+        """Feature values of `entities` as of `now` (None: the wall clock; ISO 8601; an int is µs UTC), in their order.
 
         Fields of the request that the view declares are further columns of `entities`; a list of keys has none, and the
         features that need them are null then.

@@ -15,7 +15,7 @@ from headrace.features.kernels.tallies import most_entries, run_tally
 from headrace.features.kernels.tally_codec import pack_tally, unpack_tally
 from headrace.features.kernels.tally_reads import DISTINCT, TOP
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Events, Operations, Outputs, PackedReads
+from headrace.features.layout import Events, Operations, Outputs, PackedReads, Room
 from headrace.features.states import Blocks
 from headrace.features.windows import Window
 
@@ -54,7 +54,7 @@ class TallyGroup:
         """Empty rows."""
         state.clear(rows)
 
-    def outputs(self, reads: int) -> Outputs:
+    def outputs(self, reads: int, room: Room | None = None) -> Outputs:  # noqa: ARG002
         """Answers of `reads` reads, empty: keys (reads, k), counts (reads, k), lengths (reads,), estimates (reads,)."""
         width = 0 if self.mode == DISTINCT else self.width
         counts = np.zeros((reads, width if self.mode == TOP else 0), np.int64)
