@@ -4,7 +4,7 @@ Nothing above this module imports redis. A link is thread-safe: redis-py's pool 
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from headrace.errors import StoreError, StoreUnavailableError
 from headrace.features.redis_cluster import Command, by_hash_tag, send_to_cluster
+from headrace.features.redis_guard import Guarded, carry_out, reply_of, without_errors
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
@@ -33,8 +34,6 @@ _READ_BYTES = 1 << 18
 
 _SEND_BYTES = 1 << 14
 """Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
-
-_EXEC, _DISCARD = (hiredis.pack_command((name,)) for name in ("EXEC", "DISCARD"))
 
 _CLUSTER = "+cluster://"
 
@@ -101,16 +100,6 @@ class Script:
         object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
 
 
-@dataclass(frozen=True, slots=True)
-class Guarded:
-    """Commands that are carried out together if `accepts` what `fields` of the hash `guard` hold then."""
-
-    guard: bytes
-    fields: tuple[str, ...]
-    accepts: Callable[[list[bytes | None]], bool]
-    commands: Sequence[tuple[Any, ...]]
-
-
 class RedisLink:
     """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, or a node of a cluster.
 
@@ -171,11 +160,11 @@ class RedisLink:
         done = 0
         with self.errors(f"reading in {len(requests)} parts"):
             try:
-                for reply in _without_errors(self._replies(requests)):
+                for reply in without_errors(self._replies(requests)):
                     done += 1
                     yield reply
             except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with single commands
-                yield from _without_errors(self._replies(requests[done:]))
+                yield from without_errors(self._replies(requests[done:]))
 
     def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
         """The hash at each of `keys`, empty where there is none, in one round trip.
@@ -223,7 +212,7 @@ class RedisLink:
                 _, again = self._run_loaded(script, [made[index] for index in unknown])
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
-            return list(_without_errors(replies))
+            return list(without_errors(replies))
 
     def guarded(self, doing: str, calls: Iterable[Guarded]) -> list[tuple[list[bytes | None], bool]]:
         """What the guard of each call held, and whether its commands were carried out; on a single server.
@@ -240,9 +229,9 @@ class RedisLink:
         to_come = iter(calls)
         with self.errors(doing):
             try:
-                return self._carry_out(to_come, made)
+                return carry_out(self.client.connection_pool, to_come, made)
             except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
-                return self._carry_out(chain(list(made), to_come), [])
+                return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
 
     def close(self) -> None:
         """Close all connections."""
@@ -268,40 +257,6 @@ class RedisLink:
             again: list[_Call] = []
             return again, list(self._replies(_commands(script, chain(made, to_come), again)))
 
-    def _carry_out(self, calls: Iterable[Guarded], made: list[Guarded]) -> list[tuple[list[bytes | None], bool]]:
-        """As `guarded`, over one connection; what is drawn from `calls` is noted in `made`.
-
-        sent       guard 1, commands 1      EXEC 1, guard 2, commands 2      EXEC 2
-        answered           guard 1                  commands 1, EXEC 1, guard 2       ...
-        """
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        done: list[tuple[list[bytes | None], bool]] = []
-        asked: Guarded | None = None
-        before: tuple[Guarded, list[bytes | None], bool] | None = None
-        try:
-            for call in chain(calls, (None,)):
-                body = [] if call is None else _packed(call)
-                if call is not None:
-                    made.append(call)
-                if asked is not None:
-                    if before is not None:
-                        done.append(_ended(connection, *before))
-                    held = _guard_of(connection)
-                    before = (asked, held, asked.accepts(held))
-                    body.insert(0, _EXEC if before[2] else _DISCARD)
-                if body:
-                    connection.send_packed_command(body)
-                asked = call
-            if before is not None:
-                done.append(_ended(connection, *before))
-        except BaseException:
-            connection.disconnect()  # replies may be under way that nobody will read, and keys watched
-            raise
-        finally:
-            pool.release(connection)
-        return done
-
     def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
         """Send packed commands over one connection, the first while later ones are made; then replies, or errors."""
         pool = self.client.connection_pool
@@ -318,7 +273,7 @@ class RedisLink:
             if waiting:
                 connection.send_packed_command(waiting)
             for _ in range(count):
-                yield _reply(connection)
+                yield reply_of(connection)
         except BaseException:
             connection.disconnect()  # replies may be under way that nobody will read
             raise
@@ -340,7 +295,7 @@ class RedisLink:
         return values
 
     def _cluster_replies(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
-        return list(_without_errors(send_to_cluster(self.client, commands, keys)))
+        return list(without_errors(send_to_cluster(self.client, commands, keys)))
 
     def _ours(self, exc: Exception, doing: str) -> StoreError:
         quoted = [(our, advice) for text, our, advice in _REPLIES if text in str(exc)]
@@ -358,40 +313,6 @@ def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iter
         keys, arguments = call
         # What redis-py calls as well, after a look at each argument.
         yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
-
-
-def _packed(call: Guarded) -> list[bytes]:
-    """The guard's question and the commands, all but the end."""
-    guard = [("WATCH", call.guard), ("HMGET", call.guard, *call.fields), ("MULTI",)]
-    return [hiredis.pack_command(command) for command in (*guard, *call.commands)]
-
-
-def _guard_of(connection: Any) -> list[bytes | None]:
-    """What the guard's fields hold."""
-    _, held = _without_errors([_reply(connection), _reply(connection)])
-    return list(held)
-
-
-def _ended(connection: Any, call: Guarded, held: list[bytes | None], accepted: bool) -> tuple[list[bytes | None], bool]:
-    """The rest of a call's replies: to MULTI, to each command, to the end."""
-    *_, last = _without_errors([_reply(connection) for _ in range(len(call.commands) + 2)])
-    if accepted and last is not None:
-        list(_without_errors(last))
-    return held, accepted and last is not None
-
-
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except theirs.ResponseError as exc:
-        return exc
-
-
-def _without_errors(replies: Iterable[Any]) -> Iterator[Any]:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-        yield reply
 
 
 def without_password(url: str) -> str:

@@ -66,12 +66,6 @@ class Blocks:
         """Empty rows (n,)."""
         clear_blocks(self.heads, self.words, self.rooms, self._own, rows)
 
-    def reset(self) -> None:
-        """Empty all rows."""
-        self.rooms[:] = _rooms(len(self.rooms))
-        self._used = 0
-        self.heads[:] = (0, 0, 0, self._own)
-
     def grow(self, capacity: int) -> None:
         """See `State`."""
         heads = np.zeros((capacity, 4), np.int64)

@@ -13,27 +13,38 @@ went back in time, is found out at the next flush.
 A version is the first half of the fingerprint: keys are a good part of what Redis holds of a quiet entity.
 """
 
+import functools
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import chain, islice
-from typing import Any, Self, TypeAlias
+from itertools import islice
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
 import structlog
 from numpy.typing import NDArray
 
-from headrace.errors import FencedError, LayoutError, StoreError
+from headrace.errors import LayoutError, StoreError
 from headrace.features.answer import Answer
+from headrace.features.fences import (
+    APPLIED,
+    REPEATED,
+    Fence,
+    FlushReport,
+    ShardWrite,
+    fence_key,
+    fence_of,
+    fenced,
+    write_shards,
+)
 from headrace.features.kernels.requests import LENGTH_MAX, put_keys
 from headrace.features.keys import NULL_ID, shard_of, spans_of
 from headrace.features.reader import read_frame
 from headrace.features.record import PackedReader, read_packed
-from headrace.features.redis_link import KEYS_MAX, Guarded, RedisLink, Script
+from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
 from headrace.features.view import FeatureView, ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
@@ -45,39 +56,6 @@ SNAPSHOT_KEYS_MAX = 50_000
 PART_KEYS = 500
 """Keys in one MGET of a large read: Redis finds some while the ones before are decoded."""
 
-_FENCED, _APPLIED, _REPEATED = 0, 1, 2
-_Flushed: TypeAlias = tuple[int, bytes, bytes]
-
-# ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
-# then these, then the records. unpack() is limited to some 8,000 values, hence the steps.
-_FLUSH = Script(
-    "flush",
-    """
-local held = redis.call('HMGET', KEYS[1], 'sequence', 'writer')
-local sequence, writer = held[1] or '0', held[2] or ''
-if sequence == ARGV[2] and writer == ARGV[4] then return {2, sequence, writer} end
-if sequence ~= ARGV[1] or writer ~= ARGV[3] then return {0, sequence, writer} end
-local ttl, first = ARGV[5], 7 + tonumber(ARGV[6])
-redis.call('HSET', KEYS[1], 'sequence', ARGV[2], 'writer', ARGV[4])
-for i = 7, first - 1, 2000 do
-  redis.call('HSET', KEYS[1], unpack(ARGV, i, math.min(i + 1999, first - 1)))
-end
-if ttl == '0' then
-  local pairs, n = {}, 0
-  for i = 2, #KEYS do
-    pairs[n + 1], pairs[n + 2], n = KEYS[i], ARGV[first + i - 2], n + 2
-    if n == 4000 or i == #KEYS then
-      redis.call('MSET', unpack(pairs, 1, n))
-      n = 0
-    end
-  end
-else
-  for i = 2, #KEYS do redis.call('SET', KEYS[i], ARGV[first + i - 2], 'PX', ttl) end
-end
-return {1, ARGV[2], ARGV[4]}
-""",
-)
-
 _SNAPSHOT = Script(
     "snapshot",
     """
@@ -88,45 +66,6 @@ return {redis.call('HGETALL', KEYS[1]), records}
 )
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """Where a shard of a view stands. `offsets`: partition -> next offset to apply. Sequence 0: never written."""
-
-    sequence: int = 0
-    writer: str = ""
-    offsets: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ShardWrite:
-    """One shard's part of a flush: the fence as the writer knows it, and what to write.
-
-    `expected_writer` is the token on the fence that the writer loaded; None means `writer` itself, or nobody at
-    sequence 0. `offsets` need only hold partitions that moved. `blobs` are the records of `texts`, or what makes them:
-    then Redis writes one shard while the next one is packed.
-    """
-
-    shard: int
-    expected_sequence: int
-    writer: str
-    texts: Sequence[bytes]
-    blobs: Sequence[bytes] | Callable[[], Sequence[bytes]]
-    offsets: Mapping[str, int]
-    expected_writer: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FlushReport:
-    """What a flush did. `sequences`: shard -> its new sequence number.
-
-    `repeated`: shards whose fence already showed this writer and the new sequence, because an earlier try had been
-    applied although its reply was lost. What this try carried was not written again.
-    """
-
-    sequences: dict[int, int]
-    repeated: frozenset[int]
 
 
 class OnlineStore:
@@ -282,9 +221,9 @@ class OnlineStore:
         if len(texts) > SNAPSHOT_KEYS_MAX:
             raise StoreError(f"snapshot of {len(texts)} keys: at most {SNAPSHOT_KEYS_MAX} at one moment")
         prefix = self._prefix(plan, shard)
-        keys = [self._fence_key(plan, shard), *(prefix + b":" + text for text in texts)]
+        keys = [fence_key(self._prefix(plan, shard)), *(prefix + b":" + text for text in texts)]
         [(flat, records)] = self._link.run(_SNAPSHOT, [(keys, ())])
-        return _fence(dict(zip(flat[::2], flat[1::2], strict=True))).offsets, records
+        return fence_of(dict(zip(flat[::2], flat[1::2], strict=True))).offsets, records
 
     # Writing
 
@@ -298,8 +237,8 @@ class OnlineStore:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        held = self._link.hashes([self._fence_key(plan, shard) for shard in shards])
-        return {shard: _fence(each) for shard, each in zip(shards, held, strict=True)}
+        held = self._link.hashes([fence_key(self._prefix(plan, shard)) for shard in shards])
+        return {shard: fence_of(each) for shard, each in zip(shards, held, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
         """Apply each write if its shard's fence is as expected: a transaction a shard, all over one connection.
@@ -312,55 +251,14 @@ class OnlineStore:
             written. StoreUnavailableError: Redis does not answer.
             StoreError: Redis refused, for instance for lack of memory.
         """
-        found = self._flush_cluster(plan, writes) if self._link.cluster else self._flush_server(plan, writes)
+        found = write_shards(self._link, functools.partial(self._prefix, plan), _ttl_ms(plan), writes)
         for write, (state, sequence, writer) in zip(writes, found, strict=True):
-            if state not in {_APPLIED, _REPEATED}:
-                expected = write.expected_sequence, _expected_writer(write)
-                raise fenced(plan, write.shard, expected, (int(sequence), writer.decode()))
+            if state not in {APPLIED, REPEATED}:
+                raise fenced(plan, write.shard, write.expected, (sequence, writer))
         return FlushReport(
             {write.shard: write.expected_sequence + 1 for write in writes},
-            frozenset(write.shard for write, reply in zip(writes, found, strict=True) if reply[0] == _REPEATED),
+            frozenset(write.shard for write, (state, *_) in zip(writes, found, strict=True) if state == REPEATED),
         )
-
-    def _flush_server(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> list[_Flushed]:
-        """State, sequence and writer found, of each write, on a single server."""
-        replies = self._link.guarded("flush", (self._guarded(plan, write) for write in writes))
-        found = []
-        for write, (held, done) in zip(writes, replies, strict=True):
-            sequence, writer = _held(held)
-            repeated = (sequence, writer) == (b"%d" % (write.expected_sequence + 1), write.writer.encode())
-            found.append((_APPLIED if done else _REPEATED if repeated else _FENCED, sequence, writer))
-        return found
-
-    def _flush_cluster(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> list[_Flushed]:
-        """The same on a cluster, where one script a shard goes to all nodes at once."""
-        calls = []
-        for write in writes:
-            keys, blobs, offsets = self._records_of(plan, write)
-            expected = write.expected_sequence
-            fence = [expected, expected + 1, _expected_writer(write), write.writer, _ttl_ms(plan), len(offsets)]
-            calls.append(([self._fence_key(plan, write.shard), *keys], [*fence, *offsets, *blobs]))
-        return list(self._link.run(_FLUSH, calls))
-
-    def _guarded(self, plan: ViewPlan, write: ShardWrite) -> Guarded:
-        keys, blobs, offsets = self._records_of(plan, write)
-        fence = self._fence_key(plan, write.shard)
-        moved = ("HSET", fence, "sequence", write.expected_sequence + 1, "writer", write.writer, *offsets)
-        records: list[tuple[Any, ...]]
-        if ttl_ms := _ttl_ms(plan):
-            records = [("SET", key, blob, "PX", ttl_ms) for key, blob in zip(keys, blobs, strict=True)]
-        else:
-            records = [("MSET", *chain.from_iterable(zip(keys, blobs, strict=True)))] if keys else []
-        expected = (b"%d" % write.expected_sequence, _expected_writer(write).encode())
-        return Guarded(fence, ("sequence", "writer"), lambda held: _held(held) == expected, [moved, *records])
-
-    def _records_of(self, plan: ViewPlan, write: ShardWrite) -> tuple[list[bytes], Sequence[bytes], list[Any]]:
-        """Keys and records of a write, and the fence's fields of its offsets with their values."""
-        blobs = write.blobs() if callable(write.blobs) else write.blobs
-        assert len(write.texts) == len(blobs), f"shard {write.shard}: {len(write.texts)} keys for {len(blobs)}"
-        prefix = self._prefix(plan, write.shard) + b":"
-        offsets = [part for name, offset in write.offsets.items() for part in (f"o:{name}", offset)]
-        return [prefix + text for text in write.texts], blobs, offsets
 
     # Versions of views
 
@@ -442,34 +340,6 @@ class OnlineStore:
         with self._link.errors(f"scanning {view_name}"):
             yield from self._link.client.scan_iter(match=pattern, count=1_000)
 
-    def _fence_key(self, plan: ViewPlan, shard: int) -> bytes:
-        return self._prefix(plan, shard) + b"!fence"
-
-
-def fenced(plan: ViewPlan, shard: int, expected: tuple[int, str], found: tuple[int, str]) -> FencedError:
-    """The error of an engine whose shard's fence shows another (sequence, writer) than it left there."""
-    return FencedError(
-        f"view {plan.name} · shard {shard}: expected sequence {expected[0]} of writer {expected[1] or 'nobody'}, "
-        f"found {found[0]} of {found[1] or 'nobody'}. Another engine owns the shard, or Redis lost data: stop, open "
-        "the shards again and replay from their offsets"
-    )
-
-
-def _held(held: Sequence[bytes | None]) -> tuple[bytes, bytes]:
-    """Sequence and writer of a fence; nobody's is at 0."""
-    return held[0] or b"0", held[1] or b""
-
 
 def _ttl_ms(plan: ViewPlan) -> int:
     return max(1, plan.ttl_us // 1_000) if plan.ttl_us else 0
-
-
-def _expected_writer(write: ShardWrite) -> str:
-    if write.expected_writer is not None:
-        return write.expected_writer
-    return write.writer if write.expected_sequence else ""
-
-
-def _fence(held: Mapping[bytes, bytes]) -> Fence:
-    offsets = {name[2:].decode(): int(value) for name, value in held.items() if name.startswith(b"o:")}
-    return Fence(int(held.get(b"sequence", 0)), held.get(b"writer", b"").decode(), offsets)

@@ -11,7 +11,8 @@ import orjson
 from rich.console import Console
 
 from headrace.errors import ConfigError
-from headrace.features.store import Fence, OnlineStore
+from headrace.features.fences import Fence
+from headrace.features.store import OnlineStore
 from headrace.features.verifier import Verification, verify_all
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.backfill import Backfilled, backfill

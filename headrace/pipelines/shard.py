@@ -28,10 +28,11 @@ from prometheus_client import Counter, Histogram
 from headrace.clock import Clock, WallClock
 from headrace.errors import FencedError
 from headrace.features.event_rows import Rows, concat_rows
+from headrace.features.fences import ShardWrite, fenced
 from headrace.features.keys import shard_of
 from headrace.features.lateness import DUPLICATE, LATE, TOO_LATE
 from headrace.features.slab import Slab
-from headrace.features.store import OnlineStore, ShardWrite, fenced
+from headrace.features.store import OnlineStore
 from headrace.features.view import ViewPlan
 from headrace.pipelines.intake import put_aside
 from headrace.pipelines.source import EventBatch
