@@ -218,6 +218,7 @@ class _Run:
         """Play, and meanwhile look at everything twice a second and read online records now and then."""
         loop = asyncio.get_running_loop()
         task = asyncio.create_task(player.play())
+        before = signal.getsignal(signal.SIGINT)
         loop.add_signal_handler(signal.SIGINT, task.cancel)
         last_read_s = time.monotonic()
         async with httpx.AsyncClient(base_url=stack.url, timeout=10.0) as client:
@@ -231,6 +232,7 @@ class _Run:
                     last_read_s = time.monotonic()
                     await asyncio.to_thread(reads.take, clock.now_us())
         loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
         if task.cancelled():
             raise KeyboardInterrupt
         return task.result()

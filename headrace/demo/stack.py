@@ -4,10 +4,13 @@
     jobs                     `headrace run <module>`, one process each
     serving                  `headrace serve`
 
-All of them read the same environment. A service that dies stops the whole stack loudly: `check` raises.
+All of them read the same environment. A service that dies stops the whole stack loudly: `check` raises. So does Ctrl-C,
+also if it came where an exception is not passed on, such as in a callback of a library or a finalizer.
 """
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -48,10 +51,13 @@ class Stack:
         self._project = project
         self._env = dict(env)
         self._processes: list[ServiceProcess] = []
+        self._interrupted = threading.Event()
         self._cleanup = ExitStack()
 
     def __enter__(self) -> Self:
         with self._cleanup as cleanup:
+            if threading.current_thread() is threading.main_thread():
+                cleanup.callback(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, self._interrupt))
             cleanup.enter_context(self.redis)
             cleanup.enter_context(self.broker)
             self._cleanup = cleanup.pop_all()
@@ -95,11 +101,17 @@ class Stack:
             time.sleep(0.2)
 
     def check(self) -> None:
-        """Return if every service runs."""
+        """Return if every service runs and nobody has pressed Ctrl-C."""
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
         self.redis.check()
         self.broker.check()
         for process in self._processes:
             process.check()
+
+    def _interrupt(self, _number: int, _frame: object) -> None:
+        self._interrupted.set()
+        raise KeyboardInterrupt
 
     def stop(self, name: str) -> None:
         """Let the job `name` drain and end, before the others."""
