@@ -1,4 +1,4 @@
-"""The connection to Redis: one server or a cluster, guarded transactions, scripts, and redis-py's errors in our tree.
+"""The connection to Redis: one server or a cluster, pipelines of scripts, and redis-py's errors in our tree.
 
 Nothing above this module imports redis. A link is thread-safe: redis-py's pool gives each call its own connection.
 """
@@ -19,7 +19,6 @@ from redis.retry import Retry
 
 from headrace.errors import StoreError, StoreUnavailableError
 from headrace.features.redis_cluster import Command, by_hash_tag, send_to_cluster
-from headrace.features.redis_guard import Guarded, carry_out, reply_of, without_errors
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
@@ -40,7 +39,7 @@ _CLUSTER = "+cluster://"
 _ONE_OF_MANY = "this is one node of a cluster: write redis+cluster:// in the URL"
 _AWAY = "check that Redis runs there and that its port can be reached from here"
 
-_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write, @transaction and @scripting"
+_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write and @scripting"
 _FULL = "raise its maxmemory (with the policy noeviction), or give views a ttl"
 _NO_QUORUM = "the cluster has no quorum or lacks slots: see CLUSTER INFO"
 _REPLICA = "this is a replica: a failover is under way, or the URL is wrong"
@@ -160,11 +159,11 @@ class RedisLink:
         done = 0
         with self.errors(f"reading in {len(requests)} parts"):
             try:
-                for reply in without_errors(self._replies(requests)):
+                for reply in _without_errors(self._replies(requests)):
                     done += 1
                     yield reply
             except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with single commands
-                yield from without_errors(self._replies(requests[done:]))
+                yield from _without_errors(self._replies(requests[done:]))
 
     def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
         """The hash at each of `keys`, empty where there is none, in one round trip.
@@ -212,26 +211,7 @@ class RedisLink:
                 _, again = self._run_loaded(script, [made[index] for index in unknown])
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
-            return list(without_errors(replies))
-
-    def guarded(self, doing: str, calls: Iterable[Guarded]) -> list[tuple[list[bytes | None], bool]]:
-        """What the guard of each call held, and whether its commands were carried out; on a single server.
-
-        Each call is all or nothing: WATCH, and MULTI only ends in EXEC once the guard's answer is here. A script that
-        did the same would cost Redis three times as much a key (measured: 4.2 against 1.2 us). The commands of a call
-        are on their way while the next one is drawn from `calls`.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer; which calls were carried out is unknown.
-            StoreError: Redis refused a command.
-        """
-        made: list[Guarded] = []
-        to_come = iter(calls)
-        with self.errors(doing):
-            try:
-                return carry_out(self.client.connection_pool, to_come, made)
-            except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
-                return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
+            return list(_without_errors(replies))
 
     def close(self) -> None:
         """Close all connections."""
@@ -273,7 +253,7 @@ class RedisLink:
             if waiting:
                 connection.send_packed_command(waiting)
             for _ in range(count):
-                yield reply_of(connection)
+                yield _reply(connection)
         except BaseException:
             connection.disconnect()  # replies may be under way that nobody will read
             raise
@@ -295,7 +275,7 @@ class RedisLink:
         return values
 
     def _cluster_replies(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
-        return list(without_errors(send_to_cluster(self.client, commands, keys)))
+        return list(_without_errors(send_to_cluster(self.client, commands, keys)))
 
     def _ours(self, exc: Exception, doing: str) -> StoreError:
         quoted = [(our, advice) for text, our, advice in _REPLIES if text in str(exc)]
@@ -313,6 +293,20 @@ def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iter
         keys, arguments = call
         # What redis-py calls as well, after a look at each argument.
         yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+
+
+def _reply(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except theirs.ResponseError as exc:
+        return exc
+
+
+def _without_errors(replies: Iterable[Any]) -> Iterator[Any]:
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+        yield reply
 
 
 def without_password(url: str) -> str:

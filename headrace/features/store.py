@@ -241,7 +241,7 @@ class OnlineStore:
         return {shard: fence_of(each) for shard, each in zip(shards, held, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
-        """Apply each write if its shard's fence is as expected: a transaction a shard, all over one connection.
+        """Apply each write if its shard's fence is as expected: one script a shard, all in one pipeline.
 
         Each shard is all or nothing. After `StoreUnavailableError` the outcome is unknown: call again with the same
         sequences and writers, and what had been applied is recognised (`FlushReport.repeated`).

@@ -1,7 +1,7 @@
 """The shards of one view that one engine owns: events in, records and offsets out, each event exactly once.
 
     batch --> skip what a shard has applied --> load unknown entities --> update the slab --> offsets move on
-    flush --> one transaction a shard: compare the fence, write dirty records, write offsets
+    flush --> one script a shard: compare the fence, write dirty records, write offsets
 
 The invariant: what Redis holds of a shard, records and offsets, is the effect of one and the same set of events. In
 memory the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the

@@ -9,10 +9,9 @@ import pytest
 import redis.exceptions as theirs
 
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
-from headrace.features import fences, plan_of
+from headrace.features import plan_of
 from headrace.features.fences import Fence, ShardWrite
 from headrace.features.keys import NULL_ID, shard_of, texts_of
-from headrace.features.redis_guard import Guarded
 from headrace.features.redis_link import RedisLink, without_password
 from headrace.features.slab import Slab
 from headrace.features.store import PART_KEYS, OnlineStore
@@ -201,7 +200,7 @@ def test_every_error_of_redis_py_becomes_one_of_ours(store_url):
         (
             "-NOPERM this user has no permissions to run the 'set' command",
             False,
-            "needs @read, @write, @transaction and @scripting",
+            "needs @read, @write and @scripting",
         ),
         ("-READONLY You can't write against a read only replica.", True, "a failover is under way"),
         ("MISCONF Errors writing to the AOF file: No space left on device", True, "free space"),
@@ -296,40 +295,3 @@ def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(redis_url, lost):
         answer = reader.answer(PLAN, ids, texts_of(ids, None), START_US)
         assert wire.lost_replies == lost
     assert np.flatnonzero(answer.found).tolist() == [0, PART_KEYS - 1, PART_KEYS, len(ids) - 1]
-
-
-def test_commands_are_carried_out_only_against_the_guard_that_was_accepted(redis_url):
-    """One guard changes after the answer, one is as wanted, one is refused; none is in the way of another."""
-    with RedisLink(redis_url) as link:
-
-        def overtaken(held):
-            assert held == [None]
-            link.client.hset("guard", "sequence", "2")
-            return True
-
-        calls = [
-            Guarded(b"guard", ("sequence",), accepts, [("SET", "record", number)])
-            for number, accepts in enumerate((overtaken, lambda held: held == [b"2"], lambda _held: False))
-        ]
-        assert link.guarded("test", calls) == [([None], False), ([b"2"], True), ([b"2"], False)]
-        assert link.client.get("record") == b"1"
-
-
-def test_a_fence_that_moves_between_question_and_write_is_told_as_it_is(redis_url, monkeypatch):
-    """Another engine writes while a flush is under way: it is fenced, and the message names the other."""
-    with OnlineStore.open(redis_url) as store:
-        late, early = write(3, 0, writer="late"), write(3, 0, writer="early")
-
-        def overtaken():
-            monkeypatch.undo()
-            store.flush(PLAN, [early])
-            return late.blobs
-
-        accepts = fences.Guarded
-
-        def guarded(guard, fields, accepts_held, commands):
-            return accepts(guard, fields, lambda held: bool(overtaken()) and accepts_held(held), commands)
-
-        monkeypatch.setattr(fences, "Guarded", guarded)
-        with pytest.raises(FencedError, match="expected sequence 0 of writer nobody, found 1 of early"):
-            store.flush(PLAN, [late])
