@@ -3,11 +3,10 @@
 python -m benchmarks.scaling.run [--entities-max 1000000] [--features-max 50] [--feature-entities 10000]
                                  [--batches 30] [--out PLOT.svg] [--seed 7]
 
-Entities are drawn evenly, which no cache helps with: on a shared and busy machine an event took 54 ns with 10,000 of
-them and 422 ns with 10 million, where its map entry, its record and its tiles each come from memory. That is the limit:
-counting itself is a nanosecond or so. Features of one window share its look-up, so a feature costs less the more there
-are: 66 ns for one, 12 ns each for 50 (points between them were not even in order, so noisy was that run). The slab is
-given its size beforehand; growing it is not in these figures.
+Entities are drawn evenly, which no cache helps with: on a shared machine an event took 66 ns with 10,000 of them and 140
+ns with 10 million, where its map entry, its record and its tiles each come from memory, fetched ahead. That is the
+limit: counting itself is a nanosecond or so. Features of one window share its look-up, so a feature costs less the more
+there are: 63 ns for one, 9 ns each for 50. The map is given its size beforehand; growing it is not in these figures.
 """
 
 import argparse
@@ -34,9 +33,9 @@ Points = list[tuple[float, float]]
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--entities-max", type=int, default=1_000_000, help="180 bytes each")
+    parser.add_argument("--entities-max", type=int, default=1_000_000, help="some 130 bytes each")
     parser.add_argument("--features-max", type=int, default=FEATURES_MAX)
-    parser.add_argument("--feature-entities", type=int, default=10_000, help="16 kB each at 50 features")
+    parser.add_argument("--feature-entities", type=int, default=10_000, help="17 kB each at 50 features")
     parser.add_argument("--batches", type=int, default=30, help=f"of {ours.BATCH_ROWS:,} events")
     parser.add_argument("--out", type=Path, help="an SVG file")
     parser.add_argument("--seed", type=int, default=7)
