@@ -16,10 +16,10 @@ from headrace.features.redis_link import RedisLink, Script
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
 
-FENCED, APPLIED, REPEATED = 0, 1, 2
-"""What became of a write: another's fence, done, or done by an earlier try whose answer was lost."""
+APPLIED, REPEATED = 1, 2
+"""What became of a write: done, or done by an earlier try whose answer was lost; else the fence is another's."""
 Outcome: TypeAlias = tuple[int, int, str]
-"""One of these, and the sequence and writer that the fence showed."""
+"""One of these or 0, and the sequence and writer that the fence showed."""
 
 # ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
 # then these, then the records. unpack() is limited to some 8,000 values, hence the steps.
@@ -132,15 +132,10 @@ def fenced(plan: "ViewPlan", shard: int, expected: tuple[int, str], found: tuple
 
 
 def _script_call(write: ShardWrite, prefix: bytes, ttl_ms: int) -> tuple[list[bytes], list[Any]]:
-    keys, blobs, offsets = _parts(write, prefix)
-    sequence, writer = write.expected
-    fence = [sequence, sequence + 1, writer, write.writer, ttl_ms, len(offsets)]
-    return [fence_key(prefix), *keys], [*fence, *offsets, *blobs]
-
-
-def _parts(write: ShardWrite, prefix: bytes) -> tuple[list[bytes], Sequence[bytes], list[Any]]:
-    """Keys and records of a write, and the fence's fields of its offsets with their values."""
+    """Keys and arguments of the script; the records are made only now."""
     blobs = write.blobs() if callable(write.blobs) else write.blobs
     assert len(write.texts) == len(blobs), f"shard {write.shard}: {len(write.texts)} keys for {len(blobs)}"
+    sequence, writer = write.expected
     offsets = [part for name, offset in write.offsets.items() for part in (f"o:{name}", offset)]
-    return [prefix + b":" + text for text in write.texts], blobs, offsets
+    fence = [sequence, sequence + 1, writer, write.writer, ttl_ms, len(offsets)]
+    return [fence_key(prefix), *(prefix + b":" + text for text in write.texts)], [*fence, *offsets, *blobs]
