@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 class Wire:
     """A TCP proxy before Redis.
 
-    `lose_next_reply()`: the next request reaches Redis, its reply is dropped with the connection. `cut()` refuses
-    everything until `mend()`.
+    `lose_next_reply()`: the next request reaches Redis, its reply is dropped with the connection; with `holding` the
+    next reply with these bytes. `cut()` refuses everything until `mend()`.
     """
 
     def __init__(self, url: str) -> None:
         self._target = (urlsplit(url).hostname, urlsplit(url).port)
         self._lose_reply = self._then_cut = False
-        self._is_cut = False
+        self._is_cut, self._holding = False, b""
         self._links: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
@@ -32,9 +32,9 @@ class Wire:
         self.cut()
         self._listener.close()
 
-    def lose_next_reply(self, *, then_cut: bool = False) -> None:
+    def lose_next_reply(self, *, holding: bytes = b"", then_cut: bool = False) -> None:
         """Redis will do what it is asked, and nobody will hear of it; `then_cut` refuses what follows."""
-        self._lose_reply, self._then_cut = True, then_cut
+        self._lose_reply, self._holding, self._then_cut = True, holding, then_cut
 
     def cut(self) -> None:
         """Close all connections and refuse new ones."""
@@ -72,7 +72,7 @@ class Wire:
     def _pump_back(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(1 << 16):
-                if self._lose_reply:
+                if self._lose_reply and self._holding in data:
                     self._lose_reply = False
                     self.lost_replies += 1
                     self._is_cut = self._then_cut

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from headrace.errors import SpineError
 from headrace.features.kernels.hashing import splitmix64
 from headrace.features.kernels.text_pool import hash_text, text_buffers
+from headrace.features.spans import Spans
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
@@ -178,26 +179,17 @@ class KeyTexts(Sequence[bytes]):
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._texts)
 
-    def spans(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The bytes of all texts, one after the other, and where each begins: (n + 1,)."""
+    def spans(self) -> Spans:
+        """The bytes of all texts."""
         if self._keys is not None:
-            return text_buffers(self._keys)
+            return Spans(*text_buffers(self._keys))
         texts = pl.Series(self._ids).cast(pl.String)
         nulls = self._ids == NULL_ID
-        return text_buffers(texts.set(pl.Series(nulls), None) if nulls.any() else texts)
+        return Spans(*text_buffers(texts.set(pl.Series(nulls), None) if nulls.any() else texts))
 
     @functools.cached_property
     def _texts(self) -> list[bytes]:
         return texts_of(self._ids, self._keys)
-
-
-def spans_of(texts: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of texts, one after the other, and where each begins: (n + 1,)."""
-    if isinstance(texts, KeyTexts):
-        return texts.spans()
-    offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
-    return np.frombuffer(bytearray().join(texts), np.uint8), offsets
 
 
 def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:

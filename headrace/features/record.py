@@ -24,6 +24,7 @@ from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
 from headrace.features.layout import PackedReads
 from headrace.features.seen_ids import SeenIds, skip_seen
+from headrace.features.spans import Spans
 from headrace.features.states import State
 from headrace.features.threads import run_all
 
@@ -74,26 +75,27 @@ def pack_records(
     state: Sequence[State],
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
-    sequence: int,
+    sequences: NDArray[np.int64],
     arrival_us: int,
     seen: SeenIds | None = None,
-) -> list[bytes]:
-    """Packed records of rows (n,); newest_us (rows of the state,), `seen` what a view with dedupe= remembers."""
+) -> Spans:
+    """Packed records of rows (n,), with sequences (n,) in their headers.
+
+    newest_us (rows of the state,); `seen` is what a view with dedupe= remembers.
+    """
     newest = newest_us[rows]
-    packers = [partial(pack_heads, _signed(plan.version), sequence, newest, arrival_us)]
+    packers = [partial(pack_heads, _signed(plan.version), sequences, newest, arrival_us)]
     packers += [partial(group.pack, own, donor, rows, newest) for group, own, donor in plan.layout.with_donors(state)]
     if seen is not None:
         packers.append(partial(seen.pack, rows, newest))
     works = [partial(_room_for, plan, number, len(rows), pack) for number, pack in enumerate(packers)]
     sections = run_all(works) if len(rows) >= THREADS_MIN else [work() for work in works]
-    ends = np.cumsum(sum(np.diff(edges) for _, edges in sections))
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(rows)]
-    out, at = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8), starts.copy()
+    offsets = sum((edges for _, edges in sections), np.zeros(len(rows) + 1, np.int64))
+    out, at = np.empty(int(offsets[-1]), np.uint8), offsets[:-1].copy()
     for part, edges in sections:
         join_sections(part, edges[:-1], edges[1:], out, at)
-    assert (at == ends).all(), f"view {plan.name}: the sections do not fill their records"
-    packed = out.tobytes()
-    return [packed[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    assert (at == offsets[1:]).all(), f"view {plan.name}: the sections do not fill their records"
+    return Spans(out, offsets)
 
 
 def unpack_records(

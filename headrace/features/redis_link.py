@@ -1,4 +1,4 @@
-"""The connection to Redis: one server or a cluster, pipelines of scripts, and redis-py's errors in our tree.
+"""The connection to Redis: one server or a cluster, guarded transactions, scripts, and redis-py's errors in our tree.
 
 Nothing above this module imports redis. A link is thread-safe: redis-py's pool gives each call its own connection.
 """
@@ -19,6 +19,7 @@ from redis.retry import Retry
 
 from headrace.errors import StoreError, StoreUnavailableError
 from headrace.features.redis_cluster import Command, by_hash_tag, send_to_cluster
+from headrace.features.redis_guard import Guarded, Held, carry_out, in_pieces, reply_of, without_errors
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
@@ -31,15 +32,12 @@ KEYS_MAX = 10_000
 _READ_BYTES = 1 << 18
 """Bytes asked of the socket at a time: a read of thousands of records is some MB."""
 
-_SEND_BYTES = 1 << 14
-"""Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
-
 _CLUSTER = "+cluster://"
 
 _ONE_OF_MANY = "this is one node of a cluster: write redis+cluster:// in the URL"
 _AWAY = "check that Redis runs there and that its port can be reached from here"
 
-_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write and @scripting"
+_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write, @transaction and @scripting"
 _FULL = "raise its maxmemory (with the policy noeviction), or give views a ttl"
 _NO_QUORUM = "the cluster has no quorum or lacks slots: see CLUSTER INFO"
 _REPLICA = "this is a replica: a failover is under way, or the URL is wrong"
@@ -159,11 +157,11 @@ class RedisLink:
         done = 0
         with self.errors(f"reading in {len(requests)} parts"):
             try:
-                for reply in _without_errors(self._replies(requests)):
+                for reply in without_errors(self._replies(requests)):
                     done += 1
                     yield reply
             except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with single commands
-                yield from _without_errors(self._replies(requests[done:]))
+                yield from without_errors(self._replies(requests[done:]))
 
     def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
         """The hash at each of `keys`, empty where there is none, in one round trip.
@@ -211,7 +209,25 @@ class RedisLink:
                 _, again = self._run_loaded(script, [made[index] for index in unknown])
                 for index, reply in zip(unknown, again, strict=True):
                     replies[index] = reply
-            return list(_without_errors(replies))
+            return list(without_errors(replies))
+
+    def guarded(self, doing: str, calls: Iterable[Guarded]) -> list[tuple[Held, bool]]:
+        """What the guards of each call held, and whether its commands were carried out; on a single server.
+
+        Each call is all or nothing: WATCH, and MULTI only ends in EXEC once the guards' answer is here. The commands of
+        a call are on their way while the next one is drawn from `calls`.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; which calls were carried out is unknown.
+            StoreError: Redis refused a command.
+        """
+        made: list[Guarded] = []
+        to_come = iter(calls)
+        with self.errors(doing):
+            try:
+                return carry_out(self.client.connection_pool, to_come, made)
+            except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
+                return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
 
     def close(self) -> None:
         """Close all connections."""
@@ -242,18 +258,12 @@ class RedisLink:
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
-            waiting: list[bytes] = []
             count = 0
-            for command in commands:
-                count += 1
-                waiting.append(command)
-                if sum(map(len, waiting)) >= _SEND_BYTES:
-                    connection.send_packed_command(waiting)
-                    waiting = []
-            if waiting:
-                connection.send_packed_command(waiting)
+            for piece in in_pieces(commands):
+                count += len(piece)
+                connection.send_packed_command(piece)
             for _ in range(count):
-                yield _reply(connection)
+                yield reply_of(connection)
         except BaseException:
             connection.disconnect()  # replies may be under way that nobody will read
             raise
@@ -275,13 +285,13 @@ class RedisLink:
         return values
 
     def _cluster_replies(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
-        return list(_without_errors(send_to_cluster(self.client, commands, keys)))
+        return list(without_errors(send_to_cluster(self.client, commands, keys)))
 
     def _ours(self, exc: Exception, doing: str) -> StoreError:
         quoted = [(our, advice) for text, our, advice in _REPLIES if text in str(exc)]
         known = [(our, advice) for kind, our, advice in _ERRORS if isinstance(exc, kind)]
         our, advice = (quoted + known)[0]
-        if isinstance(exc, theirs.MovedError) and not self.cluster:
+        if isinstance(exc, theirs.MovedError | theirs.ClusterCrossSlotError) and not self.cluster:
             our, advice = StoreError, _ONE_OF_MANY
         return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
 
@@ -293,20 +303,6 @@ def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iter
         keys, arguments = call
         # What redis-py calls as well, after a look at each argument.
         yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
-
-
-def _reply(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except theirs.ResponseError as exc:
-        return exc
-
-
-def _without_errors(replies: Iterable[Any]) -> Iterator[Any]:
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-        yield reply
 
 
 def without_password(url: str) -> str:

@@ -18,11 +18,12 @@ from headrace.features.entity_order import SORTED_MIN, EntityOrder, report_late
 from headrace.features.event_rows import Rows
 from headrace.features.kernels.id_map import IdMap
 from headrace.features.kernels.rings import run_newest
-from headrace.features.keys import entity_ids, ids_of_texts, shard_of, texts_of
+from headrace.features.keys import KeyTexts, entity_ids, ids_of_texts, shard_of
 from headrace.features.lateness import LATE, TOO_LATE, mark_too_late
 from headrace.features.layout import Operations, Outputs
 from headrace.features.record import pack_records, unpack_records
 from headrace.features.seen_ids import SeenIds
+from headrace.features.spans import Spans
 from headrace.features.states import State
 from headrace.features.threads import cut_parts, run_all
 from headrace.features.view import ViewPlan
@@ -140,11 +141,14 @@ class Slab:
 
     def pack(self, rows: NDArray[np.int64], sequence: int = 0, arrival_us: int = 0) -> list[bytes]:
         """Packed records of rows (n,), with the flush's sequence number and the newest arrival in their headers."""
-        packed: list[bytes] = []
-        for start in range(0, len(rows), _GROUP_ROWS):
-            part = np.require(rows[start : start + _GROUP_ROWS], np.int64, ["C", "W"])
-            packed += pack_records(self.plan, self._state, self.newest_us, part, sequence, arrival_us, self._seen)
-        return packed
+        sequences = np.full(len(rows), sequence)
+        cuts = [slice(start, start + _GROUP_ROWS) for start in range(0, len(rows), _GROUP_ROWS)]
+        return [blob for cut in cuts for blob in self.pack_spans(rows[cut], sequences[cut], arrival_us)]
+
+    def pack_spans(self, rows: NDArray[np.int64], sequences: NDArray[np.int64], arrival_us: int) -> Spans:
+        """As `pack`, for rows of several flushes' sequences (n,); some thousand at most, for the scratch room."""
+        rows = np.require(rows, np.int64, ["C", "W"])
+        return pack_records(self.plan, self._state, self.newest_us, rows, sequences, arrival_us, self._seen)
 
     def load(self, ids: NDArray[np.int64], texts: Sequence[bytes], blobs: Sequence[bytes | None]) -> None:
         """Put packed records into the slab; None is an entity without one, which gets an empty record. All are clean.
@@ -196,8 +200,12 @@ class Slab:
 
     def texts(self, rows: NDArray[np.int64]) -> list[bytes]:
         """Key text of each row."""
+        return list(self.key_texts(rows))
+
+    def key_texts(self, rows: NDArray[np.int64]) -> Sequence[bytes]:
+        """As `texts`, without an object a text where that is possible."""
         if self.plan.key_dtype == "int":
-            return texts_of(self._ids[rows], None)
+            return KeyTexts(self._ids[rows], None)
         return [self._texts[row] for row in rows.tolist()]
 
     def rows_of_events(self, rows: Rows) -> NDArray[np.int64]:

@@ -41,10 +41,11 @@ from headrace.features.fences import (
     write_shards,
 )
 from headrace.features.kernels.requests import LENGTH_MAX, put_keys
-from headrace.features.keys import NULL_ID, shard_of, spans_of
+from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.reader import read_frame
 from headrace.features.record import PackedReader, read_packed
 from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
+from headrace.features.spans import spans_of
 from headrace.features.view import FeatureView, ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
@@ -241,7 +242,7 @@ class OnlineStore:
         return {shard: fence_of(each) for shard, each in zip(shards, held, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
-        """Apply each write if its shard's fence is as expected: one script a shard, all in one pipeline.
+        """Apply each write if its shard's fence is as expected; transactions, or scripts on a cluster, over one connection.
 
         Each shard is all or nothing. After `StoreUnavailableError` the outcome is unknown: call again with the same
         sequences and writers, and what had been applied is recognised (`FlushReport.repeated`).
@@ -315,15 +316,15 @@ class OnlineStore:
     def _requests(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
         """Packed MGETs of `PART_KEYS` keys each."""
         prefixes = self._prefixes(plan)
-        data, offsets = spans_of(texts)
-        out = np.empty(len(data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
+        keys, heads = spans_of(texts), spans_of(prefixes)
+        out = np.empty(len(keys.data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
         ends = np.zeros(len(texts) + 1, np.int64)
-        put_keys(*spans_of(prefixes), shard_of(ids, self.shards), data, offsets, out, ends[1:])
+        put_keys(heads.data, heads.offsets, shard_of(ids, self.shards), keys.data, keys.offsets, out, ends[1:])
         packed = out[: ends[-1]].tobytes()
         starts = range(0, len(texts), PART_KEYS)
         parts = [(start, min(start + PART_KEYS, len(texts))) for start in starts]
-        heads = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in {end - start for start, end in parts}}
-        return [heads[end - start] + packed[ends[start] : ends[end]] for start, end in parts]
+        names = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in {end - start for start, end in parts}}
+        return [names[end - start] + packed[ends[start] : ends[end]] for start, end in parts]
 
     def _prefixes(self, plan: ViewPlan) -> list[bytes]:
         """What the keys of the records of each shard begin with."""

@@ -1,6 +1,6 @@
 """Events into the online store: the shards of some views, flushed in a cadence that follows the load.
 
-    apply  apply  apply ...  flush ------- all dirty records and their offsets, one atomic write a shard
+    apply  apply  apply ...  flush ------- all dirty records and their offsets, all or nothing a shard
     |<---- interval ---->|
 
 Under little load a flush takes a millisecond and comes every 20 ms, so that readers are fresh; under load it takes

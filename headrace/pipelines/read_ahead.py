@@ -8,6 +8,7 @@ While batches wait the steps are what is slow, and the thread does some of their
 What is ahead is bounded by rows. Order is kept; an error of the source comes out where it happened.
 """
 
+import sys
 import threading
 import time
 from collections import deque
@@ -25,6 +26,9 @@ TAKEN_ROWS = 131_072
 """Rows from which no further poll is handed out with those before it."""
 POLLS_AHEAD_MAX = 16
 """Polls that may wait, whatever they brought."""
+SWITCH_S = 0.0005
+"""How long the interpreter lets one thread go on while another waits for it. Python's own 5 ms would be waited for at
+every return from a kernel or a socket: a flush has a hundred of them."""
 STOP_S_MAX = 30.0
 """How long the thread may take to end what it is at."""
 
@@ -56,6 +60,7 @@ class ReadAhead(Generic[T]):
         self._failure: BaseException | None = None
         self._ended = False
         self._stop = threading.Event()
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self._thread = threading.Thread(target=self._run, name="headrace-read-ahead", daemon=True)
         self._thread.start()
 

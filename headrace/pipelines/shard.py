@@ -1,7 +1,7 @@
 """The shards of one view that one engine owns: events in, records and offsets out, each event exactly once.
 
     batch --> skip what a shard has applied --> load unknown entities --> update the slab --> offsets move on
-    flush --> one script a shard: compare the fence, write dirty records, write offsets
+    flush --> compare the fences, write dirty records and offsets, all or nothing a shard
 
 The invariant: what Redis holds of a shard, records and offsets, is the effect of one and the same set of events. In
 memory the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the
@@ -28,10 +28,11 @@ from prometheus_client import Counter, Histogram
 from headrace.clock import Clock, WallClock
 from headrace.errors import FencedError
 from headrace.features.event_rows import Rows, concat_rows
-from headrace.features.fences import ShardWrite, fenced
+from headrace.features.fences import PIECE_MAX, ShardWrite, fenced
 from headrace.features.keys import shard_of
 from headrace.features.lateness import DUPLICATE, LATE, TOO_LATE
 from headrace.features.slab import Slab
+from headrace.features.spans import Spans, spans_of
 from headrace.features.store import OnlineStore
 from headrace.features.view import ViewPlan
 from headrace.pipelines.intake import put_aside
@@ -375,21 +376,21 @@ class ShardSet:
         order = np.argsort(owned, kind="stable")
         edges = np.searchsorted(owned[order], np.arange(len(self.shards) + 1))
         names = sorted(self._columns, key=self._columns.__getitem__)
+        packing = _Packing(self._slab, dirty[order], self._sequences[owned[order]] + 1, self._arrival_us)
         writes = []
         for row, shard in enumerate(self.shards):
             moved = np.flatnonzero(self._offsets[row] != self._stored[row])
-            at = dirty[order[edges[row] : edges[row + 1]]]
-            if not (at.size or moved.size):
+            begin, end = int(edges[row]), int(edges[row + 1])
+            if begin == end and not moved.size:
                 continue
-            sequence = int(self._sequences[row])
             writes.append(
                 ShardWrite(
                     shard=shard,
-                    expected_sequence=sequence,
+                    expected_sequence=int(self._sequences[row]),
                     expected_writer=self._writers[row],
                     writer=self._token,
-                    texts=self._slab.texts(at) if at.size else [],
-                    blobs=partial(self._slab.pack, at, sequence + 1, self._arrival_us),
+                    texts=packing.texts.part(begin, end),
+                    blobs=partial(packing.part, begin),
                     offsets={names[column]: int(self._offsets[row, column]) for column in moved},
                 )
             )
@@ -409,6 +410,30 @@ class ShardSet:
         self._slab.clear_dirty(clean)
         self._written_us[clean] = now_us
         return int(clean.size)
+
+
+class _Packing:
+    """Records of a slab, packed as they are asked for: some hundred at a time, for each call costs something.
+
+    rows (n,), with the sequences (n,) of their shards' flush. `texts` (n,) are their keys.
+    """
+
+    def __init__(self, slab: Slab, rows: NDArray[np.int64], sequences: NDArray[np.int64], arrival_us: int) -> None:
+        self.texts = spans_of(slab.key_texts(rows))
+        self._rows = rows
+        self._slab = slab
+        self._sequences = sequences
+        self._arrival_us = arrival_us
+        self._packed, self._begin, self._end = Spans(np.zeros(0, np.uint8), np.zeros(1, np.int64)), 0, 0
+
+    def part(self, shard_begin: int, begin: int, end: int) -> Spans:
+        """Records `begin` to `end`, counted from row `shard_begin`; best asked for in order."""
+        begin, end = shard_begin + begin, shard_begin + end
+        if not self._begin <= begin <= end <= self._end:
+            self._begin, self._end = begin, max(end, min(begin + PIECE_MAX, len(self._rows)))
+            cut = slice(self._begin, self._end)
+            self._packed = self._slab.pack_spans(self._rows[cut], self._sequences[cut], self._arrival_us)
+        return self._packed.part(begin - self._begin, end - self._begin)
 
 
 def _letters(plan: ViewPlan, batch: EventBatch, index: NDArray[np.int64]) -> list[DeadLetter]:

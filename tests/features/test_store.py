@@ -3,15 +3,18 @@
 import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import hiredis
 import numpy as np
 import pytest
 import redis.exceptions as theirs
 
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
-from headrace.features import plan_of
+from headrace.features import fences, plan_of
 from headrace.features.fences import Fence, ShardWrite
 from headrace.features.keys import NULL_ID, shard_of, texts_of
+from headrace.features.redis_guard import Guarded
 from headrace.features.redis_link import RedisLink, without_password
 from headrace.features.slab import Slab
 from headrace.features.store import PART_KEYS, OnlineStore
@@ -34,7 +37,7 @@ def write(shard, sequence, writer="a", *, texts=(), blobs=(), offsets=None, expe
 
 def records_of(shard, count=3):
     """Keys of `shard` with made-up records."""
-    ids = np.arange(5_000)
+    ids = np.arange(5_000 + 64 * count)
     texts = [b"%d" % i for i in ids[shard_of(ids, 32) == shard][:count]]
     return texts, [b"record-" + text for text in texts]
 
@@ -200,7 +203,7 @@ def test_every_error_of_redis_py_becomes_one_of_ours(store_url):
         (
             "-NOPERM this user has no permissions to run the 'set' command",
             False,
-            "needs @read, @write and @scripting",
+            "needs @read, @write, @transaction and @scripting",
         ),
         ("-READONLY You can't write against a read only replica.", True, "a failover is under way"),
         ("MISCONF Errors writing to the AOF file: No space left on device", True, "free space"),
@@ -295,3 +298,63 @@ def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(redis_url, lost):
         answer = reader.answer(PLAN, ids, texts_of(ids, None), START_US)
         assert wire.lost_replies == lost
     assert np.flatnonzero(answer.found).tolist() == [0, PART_KEYS - 1, PART_KEYS, len(ids) - 1]
+
+
+def test_commands_are_carried_out_only_against_the_guards_that_were_accepted(redis_url):
+    """One guard changes after the answer, one is as wanted, one is refused; none is in the way of another."""
+    with RedisLink(redis_url) as link:
+
+        def overtaken(held):
+            assert held == [[None], [None]]
+            link.client.hset("guard", "sequence", "2")
+            return True
+
+        def commands(number):
+            return [hiredis.pack_command(("SET", "record", number))], 1
+
+        calls = [
+            Guarded([b"other", b"guard"], ("sequence",), accepts, partial(commands, number))
+            for number, accepts in enumerate((overtaken, lambda held: held[1] == [b"2"], lambda _held: False))
+        ]
+        held = [[None], [b"2"]]
+        assert link.guarded("test", calls) == [([[None], [None]], False), (held, True), (held, False)]
+        assert link.client.get("record") == b"1"
+
+
+def test_a_fence_that_moves_between_question_and_write_is_told_as_it_is(redis_url, monkeypatch):
+    """Another engine writes while a flush is under way: it is fenced, and the message names the other."""
+    with OnlineStore.open(redis_url) as store:
+        late, early = write(3, 0, writer="late"), write(3, 0, writer="early")
+        guarded = fences.Guarded
+
+        def overtaken(guards, fields, accepts, commands):
+            def accepts_late(held):
+                monkeypatch.undo()
+                store.flush(PLAN, [early])
+                return accepts(held)
+
+            return guarded(guards, fields, accepts_late, commands)
+
+        monkeypatch.setattr(fences, "Guarded", overtaken)
+        with pytest.raises(FencedError, match="expected sequence 0 of writer nobody, found 1 of early"):
+            store.flush(PLAN, [late])
+
+
+@pytest.mark.parametrize("count", [3, fences.PIECE_MAX + 1, fences.TOGETHER_MAX + 5])
+def test_a_fenced_shard_is_not_in_the_way_of_others_in_its_transaction(store, count):
+    """Three shards in one flush, the middle one another's: it is named, and the others are written, whole."""
+    kept = {shard: records_of(shard, count) for shard in (7, 8, 9)}
+    store.flush(PLAN, [write(8, 0, writer="other")])
+    with pytest.raises(FencedError, match="shard 8: expected sequence 0 of writer nobody, found 1 of other"):
+        store.flush(PLAN, [write(shard, 0, texts=texts, blobs=blobs) for shard, (texts, blobs) in kept.items()])
+    written = [pair for shard in (7, 9) for pair in zip(*kept[shard], strict=True)]
+    assert dict(store.scan(PLAN)) == dict(written)
+    assert [store.fence(PLAN, shard).sequence for shard in (7, 8, 9)] == [1, 1, 1]
+
+
+def test_records_of_every_length_are_written_as_they_are(store):
+    """Empty ones, ones with line ends, ones longer than any buffer; keys are texts of any length."""
+    texts = [b"", b"\r\n", "s\u00e9l\u00e8ne".encode(), b"k" * 1_000]
+    blobs = [b"", b"$3\r\nfoo\r\n", bytes(range(256)) * 400, b"x"]
+    store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)])
+    assert dict(store.scan(PLAN)) == dict(zip(texts, blobs, strict=True))

@@ -271,14 +271,15 @@ def _apply_and_flush(shards, batch):
 
 
 @pytest.mark.parametrize("then_cut", [False, True])
-def test_a_flush_with_an_unknown_outcome_is_applied_once(redis_url, expected, then_cut):
+@pytest.mark.parametrize("holding", [b"", b"\r\n:"], ids=["the fence", "what EXEC did"])
+def test_a_flush_with_an_unknown_outcome_is_applied_once(redis_url, expected, holding, then_cut):
     """The reply is lost: retried at once by the connection, or, with the wire cut, by a later flush that holds more."""
     with Wire(redis_url) as wire, OnlineStore.open(wire.url, shards=SHARDS) as store:
         shards = shard_set(store)
         for index, batch in enumerate(BATCHES):
             shards.apply(batch)
             if index % 6 == 5:
-                wire.lose_next_reply(then_cut=then_cut)
+                wire.lose_next_reply(holding=holding, then_cut=then_cut)
                 if then_cut:
                     with pytest.raises(StoreUnavailableError):
                         shards.flush()

@@ -76,6 +76,39 @@ def load_word(_context: Any, data: Any, at: Any) -> Any:
     return types.uint64(data, at), generate
 
 
+@intrinsic
+def store_word(_context: Any, data: Any, at: Any, word: Any) -> Any:
+    """In a kernel: write a uint64 as the 8 bytes from `data[at]` on, low byte first; all must be inside."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type, index_type, word_type = signature.args
+        made = context.make_array(array_type)(context, builder, arguments[0])
+        place = builder.gep(made.data, [context.cast(builder, arguments[1], index_type, types.intp)])
+        value = context.cast(builder, arguments[2], word_type, types.uint64)
+        builder.store(value, builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(data, at, word), generate
+
+
+@intrinsic
+def copy_bytes(_context: Any, data: Any, begin: Any, out: Any, at: Any, size: Any) -> Any:
+    """In a kernel: copy `size` bytes from `data[begin]` on to `out[at]` on; all must be inside."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def place(array: int, index: int) -> Any:
+            made = context.make_array(signature.args[array])(context, builder, arguments[array])
+            return builder.gep(made.data, [wide(index)])
+
+        def wide(index: int) -> Any:
+            return context.cast(builder, arguments[index], signature.args[index], types.intp)
+
+        cgutils.raw_memcpy(builder, place(2, 3), place(0, 1), wide(4), 1)
+        return context.get_dummy_value()
+
+    return types.void(data, begin, out, at, size), generate
+
+
 def _compiled(function: Callable[..., Any], **flags: bool) -> Any:
     compiled = njit(cache=True, nogil=True, error_model="numpy", **flags)(function)
     # Numba's cache looks at the file of the function alone: a part that changed in another file would live on in it.

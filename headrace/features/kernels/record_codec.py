@@ -9,7 +9,7 @@ fingerprint.
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.features.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, part
 from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.varints import get_half, get_signed, get_varint, put_half, put_signed, put_varint
 
@@ -24,12 +24,12 @@ def _unit_us(unit: Int) -> Int:
 
 
 @lean_kernel
-def pack_heads(version: Int, sequence: Int, newest: Ints, arrival: Int, out: Bytes, ends: Ints) -> None:
-    """Write a header for each of newest (n,), one after the other; `ends` (n,) is where each ends."""
+def pack_heads(version: Int, sequences: Ints, newest: Ints, arrival: Int, out: Bytes, ends: Ints) -> None:
+    """Write a header for each of sequences and newest (n,), one after the other; `ends` (n,) is where each ends."""
     position: Int = np.int64(0)
     for i in range(newest.size):
         position = put_half(out, position, version)
-        position = put_varint(out, position, np.uint64(sequence))
+        position = put_varint(out, position, np.uint64(sequences[i]))
         if newest[i] == _EMPTY:
             position = put_signed(out, put_varint(out, position, np.uint64(0)), arrival)
         else:
@@ -64,8 +64,6 @@ def unpack_heads(
 def join_sections(parts: Bytes, starts: Ints, ends: Ints, out: Bytes, at: Ints) -> None:
     """Copy `parts[starts[i]:ends[i]]` to `out[at[i]:]` and move `at[i]` to its end: sections into records."""
     for i in range(at.size):
-        position = at[i]
-        for b in range(starts[i], ends[i]):
-            out[position] = parts[b]
-            position += 1
-        at[i] = position
+        size = ends[i] - starts[i]
+        copy_bytes(parts, starts[i], out, at[i], size)
+        at[i] += size

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel
+from headrace.features.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
 from headrace.features.kernels.hashing import hash_spans
 from headrace.features.kernels.id_map import IdMap
 
@@ -141,6 +141,5 @@ def copy_spans(
 ) -> None:
     """Write `data[starts[i]:ends[i]]` for every i, one after the other, from `out[at]` on."""
     for i in range(starts.size):
-        for b in range(starts[i], ends[i]):
-            out[at] = data[b]
-            at += 1
+        copy_bytes(data, starts[i], out, at, ends[i] - starts[i])
+        at += ends[i] - starts[i]

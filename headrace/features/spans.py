@@ -1,0 +1,49 @@
+"""Many byte strings in one buffer: as objects each of them would cost more than what is done with it."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Spans(Sequence[bytes]):
+    """n byte strings: number i is `data[offsets[i]:offsets[i + 1]]`, offsets (n + 1,). Objects are made as asked for.
+
+    >>> spans = Spans(np.frombuffer(b"teajam", np.uint8), np.array([0, 3, 6]))
+    >>> list(spans), spans[-1], spans.part(1, 2)[0]
+    ([b'tea', b'jam'], b'jam', b'jam')
+    """
+
+    def __init__(self, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        self.data, self.offsets = data, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+    def __iter__(self) -> Iterator[bytes]:
+        edges = self.offsets.tolist()
+        base = edges[0]
+        packed = self.data[base : edges[-1]].tobytes()
+        return (packed[start - base : end - base] for start, end in pairwise(edges))
+
+    def part(self, begin: int, end: int) -> "Spans":
+        """Numbers `begin` to `end`, of the same buffer."""
+        return Spans(self.data, self.offsets[begin : end + 1])
+
+
+def spans_of(texts: Sequence[bytes]) -> Spans:
+    """Any byte strings as spans; those that are spans, or can tell theirs, are not copied one by one."""
+    if isinstance(texts, Spans):
+        return texts
+    told = getattr(texts, "spans", None)
+    if told is not None:
+        found: Spans = told()
+        return found
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
+    return Spans(np.frombuffer(bytearray().join(texts), np.uint8), offsets)
