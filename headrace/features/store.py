@@ -242,7 +242,7 @@ class OnlineStore:
         return {shard: fence_of(each) for shard, each in zip(shards, held, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
-        """Apply each write if its shard's fence is as expected; transactions, or scripts on a cluster, over one connection.
+        """Apply each write if its shard's fence is as expected: in transactions, on a cluster in scripts.
 
         Each shard is all or nothing. After `StoreUnavailableError` the outcome is unknown: call again with the same
         sequences and writers, and what had been applied is recognised (`FlushReport.repeated`).
