@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SpineError
-from headrace.features.kernels.hashing import splitmix64
+from headrace.features.kernels.hashing import shards_of
 from headrace.features.kernels.text_pool import hash_text, text_buffers
 from headrace.features.spans import Spans
 
@@ -38,7 +38,9 @@ def shard_of(ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
     >>> shard_of(np.array([1, 2, 3]), 32)
     array([ 1, 14, 13])
     """
-    return (splitmix64(ids) % np.uint64(shards)).astype(np.int64)
+    out = np.empty(len(ids), np.int64)
+    shards_of(np.require(ids, np.int64, ["C", "W"]), shards, out)
+    return out
 
 
 def entity_ids(plan: "ViewPlan", frame: pl.DataFrame) -> tuple[NDArray[np.int64], list[bytes]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.seen_ids import DUPLICATE as DUPLICATE  # noqa: PLC0414
-from headrace.features.layout import Events, Group, Operations
+from headrace.features.layout import Group, Operations
 
 TAKEN, LATE, TOO_LATE = 0, 1, 2
 """Marks of an event in `Operations.late`, beside DUPLICATE; LATE: left out of some window, TOO_LATE: of all."""
@@ -18,11 +18,9 @@ TAKEN, LATE, TOO_LATE = 0, 1, 2
 def mark_too_late(groups: tuple[Group, ...], ops: Operations, older: NDArray[np.int64]) -> None:
     """Make LATE events TOO_LATE that no group reaches; `older` (e, 2) as `run_newest` wrote it."""
     left = np.flatnonzero(ops.late == LATE)
-    found = ops.events
     for group in reversed(groups):  # lists and the longest windows tend to come last, and reach most
         if not left.size:
             return
-        events = Events(found.event_ids[left], found.flags[left], found.numbers[left], found.bits[left])
         times, newest = older[left].T
-        left = left[~group.reaches(events, times, newest)]
+        left = left[~group.reaches(ops.events, left, times, newest)]
     ops.late[left] = TOO_LATE

@@ -17,7 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer, Column, Feature, Maybe
-from headrace.features.states import State
+from headrace.features.kernels.compile import Int
+from headrace.features.states import Blocks
 
 Outputs: TypeAlias = tuple[NDArray[Any], ...]
 """Answers of a group to some reads: arrays whose first axis is the read."""
@@ -107,7 +108,7 @@ class Group(Protocol):
         """Number of an earlier group of the view whose rows the packed form may refer to."""
         ...
 
-    def make(self, capacity: int) -> State:
+    def make(self, capacity: int) -> Blocks:
         """State of `capacity` rows; `clear` is called on a row before it is used."""
         ...
 
@@ -122,15 +123,21 @@ class Group(Protocol):
         """
         ...
 
-    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
-        """Add events and answer reads, in order; parts, that share no row, may be carried out side by side.
+    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
+        """Add events and answer reads, in order, from operation `begin` on, as part `number` of those side by side.
 
-        The state must be a function of the set of events.
+        Returns the first that found no room, their count when all are done. The state must be a function of the set of
+        events.
         """
         ...
 
-    def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each event (e,) is wanted and not too old; newest (e,) is the entity's newest event time by then."""
+    def reaches(
+        self, events: Events, picked: NDArray[np.int64], times: NDArray[np.int64], newest: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether each event picked (m,) is wanted and not too old.
+
+        newest (m,) is the entity's newest event time by then, times (m,) the event's own.
+        """
         ...
 
     def pack(
@@ -161,7 +168,7 @@ class Group(Protocol):
     ) -> None:
         """Fill row i, which is empty, from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
 
-        The donor's rows are filled before. With `reading` the rows are read as `run` would, and filled if need be.
+        The donor's rows are filled before. With `reading` the rows are read as `walk` would, and filled if need be.
         """
         ...
 
@@ -212,11 +219,11 @@ class Layout:
     request: Mapping[str, pl.DataType] = field(default_factory=dict)
     dedupe_us: int = 0
 
-    def make(self, capacity: int) -> list[State]:
+    def make(self, capacity: int) -> list[Blocks]:
         """State of `capacity` rows for each group; a row must be cleared before it is used."""
         return [group.make(capacity) for group in self.groups]
 
-    def with_donors(self, states: Sequence[State]) -> Iterator[tuple[Group, State, State]]:
+    def with_donors(self, states: Sequence[Blocks]) -> Iterator[tuple[Group, Blocks, Blocks]]:
         """Each group with its state and its donor's, of `states` as `make` gives them."""
         for group, state in zip(self.groups, states, strict=True):
             yield group, state, state if group.donor is None else states[group.donor]

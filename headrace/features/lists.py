@@ -52,7 +52,12 @@ class ListGroup:
 
     def make(self, capacity: int) -> Blocks:
         """State of `capacity` rows; a row must be cleared before it is used."""
-        return Blocks(capacity, self.size * (STAMP + len(self.columns)), 0)
+        return Blocks(capacity, self.size * self._stride, self._stride, 0)
+
+    @property
+    def _stride(self) -> int:
+        """Words of an element."""
+        return STAMP + len(self.columns)
 
     def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
@@ -69,43 +74,40 @@ class ListGroup:
         )
         return times, values, np.zeros(reads, np.int64)
 
-    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
-        """Add events and answer reads, in order."""
-
-        def walk(number: int, begin: int) -> Int:
-            ops, events = parts[number], parts[number].events
-            return run_list(
-                state.heads,
-                state.words,
-                state.rooms,
-                number,
-                self.size,
-                self.flag,
-                self.columns,
-                self.distinct,
-                self.strict,
-                ops.rows,
-                ops.times,
-                events.event_ids,
-                ops.ops,
-                begin,
-                events.flags,
-                events.bits,
-                out[0],
-                out[1],
-                out[2],
-            )
-
-        state.fill([len(part.rows) for part in parts], STAMP + len(self.columns), walk)
+    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
+        """Add events and answer reads, in order, from operation `begin` on."""
+        events = ops.events
+        return run_list(
+            state.heads,
+            state.words,
+            state.rooms,
+            number,
+            self.size,
+            self.flag,
+            self.columns,
+            self.distinct,
+            self.strict,
+            ops.rows,
+            ops.times,
+            events.event_ids,
+            ops.ops,
+            begin,
+            events.flags,
+            events.bits,
+            out[0],
+            out[1],
+            out[2],
+        )
 
     def reaches(
         self,
         events: Events,
+        picked: NDArray[np.int64],
         times: NDArray[np.int64],  # noqa: ARG002
         newest: NDArray[np.int64],  # noqa: ARG002
     ) -> NDArray[np.bool_]:
-        """Whether each event (e,) is wanted: none is too old, it may only be none of the newest."""
-        return np.asarray(events.flags[:, self.flag] != 0, np.bool_)
+        """Whether each event picked (m,) is wanted: none is too old, it may only be none of the newest."""
+        return np.asarray(events.flags[picked, self.flag] != 0, np.bool_)
 
     def pack(
         self,
@@ -144,10 +146,10 @@ class ListGroup:
     ) -> None:
         """Fill empty rows from `data[at:ends]`, or read them, and teach the pool the texts."""
         texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
-        found, scratch = np.zeros(1, np.int64), np.empty(self.size * (STAMP + len(self.columns)), np.int64)
+        found, scratch = np.zeros(1, np.int64), np.empty(self.size * self._stride, np.int64)
         read = reading or replace(NO_READS, out=self.outputs(0))
 
-        def walk(_number: int, begin: int) -> Int:
+        def walk(begin: int) -> Int:
             return unpack_list(
                 state.heads,
                 state.words,
@@ -175,7 +177,7 @@ class ListGroup:
                 read.out[2],
             )
 
-        state.fill([len(rows)], STAMP + len(self.columns), walk)
+        state.fill(len(rows), walk)
         if found[0]:
             hashes, starts, stops = np.ascontiguousarray(texts[: found[0]].T)
             POOL.learn(hashes, data, starts, stops)

@@ -25,7 +25,7 @@ from headrace.features.kernels.record_codec import join_sections, pack_heads, un
 from headrace.features.layout import PackedReads
 from headrace.features.seen_ids import SeenIds, skip_seen
 from headrace.features.spans import Spans
-from headrace.features.states import State
+from headrace.features.states import Blocks
 from headrace.features.threads import run_all
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_header(blob: bytes) -> Header:
 
 def pack_records(
     plan: "ViewPlan",
-    state: Sequence[State],
+    state: Sequence[Blocks],
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
     sequences: NDArray[np.int64],
@@ -100,7 +100,7 @@ def pack_records(
 
 def unpack_records(
     plan: "ViewPlan",
-    state: Sequence[State],
+    state: Sequence[Blocks],
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
     blobs: Sequence[bytes],
@@ -235,9 +235,9 @@ def _hex(version: int) -> str:
     return f"{version & (2**32 - 1):08x}"
 
 
-def _scratch(plan: "ViewPlan") -> tuple[list[State], NDArray[np.int64]]:
+def _scratch(plan: "ViewPlan") -> tuple[list[Blocks], NDArray[np.int64]]:
     """This thread's room for BLOCK_ROWS unpacked records of the view."""
-    held: dict[str, tuple[list[State], NDArray[np.int64]]] = _SCRATCH.__dict__.setdefault("held", {})
+    held: dict[str, tuple[list[Blocks], NDArray[np.int64]]] = _SCRATCH.__dict__.setdefault("held", {})
     if plan.fingerprint not in held:
         held[plan.fingerprint] = (plan.layout.make(BLOCK_ROWS), np.full(BLOCK_ROWS, NEVER, np.int64))
     return held[plan.fingerprint]

@@ -74,7 +74,7 @@ class RingGroup:
 
     def make(self, capacity: int) -> Blocks:
         """State of `capacity` rows; a row must be cleared before it is used."""
-        return Blocks(capacity, self._most * (self.width + 1), EMPTY)
+        return Blocks(capacity, self._most * (self.width + 1), self.width + 1, EMPTY)
 
     def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
@@ -86,46 +86,43 @@ class RingGroup:
         out[:] = self.starts
         return (out,)
 
-    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
-        """Add events and answer reads, in order."""
-        answers = out[0].reshape(-1)
+    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
+        """Add events and answer reads, in order, from operation `begin` on."""
+        events, answers = ops.events, out[0].reshape(-1)
+        return run_ring(
+            state.heads,
+            state.words,
+            state.floats,
+            state.rooms,
+            number,
+            self._most,
+            self.width,
+            self.items,
+            self.params,
+            self.window.hop_us,
+            self.window.span,
+            ops.rows,
+            ops.times,
+            events.event_ids,
+            ops.ops,
+            begin,
+            events.flags,
+            events.numbers,
+            events.bits,
+            ops.late,
+            np.empty(self.width, np.float64),
+            answers,
+        )
 
-        def walk(number: int, begin: int) -> Int:
-            ops, events = parts[number], parts[number].events
-            return run_ring(
-                state.heads,
-                state.words,
-                state.floats,
-                state.rooms,
-                number,
-                self._most,
-                self.width,
-                self.items,
-                self.params,
-                self.window.hop_us,
-                self.window.span,
-                ops.rows,
-                ops.times,
-                events.event_ids,
-                ops.ops,
-                begin,
-                events.flags,
-                events.numbers,
-                events.bits,
-                ops.late,
-                np.empty(self.width, np.float64),
-                answers,
-            )
-
-        state.fill([len(part.rows) for part in parts], self.width + 1, walk)
-
-    def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each event (e,) is wanted and not too old."""
+    def reaches(
+        self, events: Events, picked: NDArray[np.int64], times: NDArray[np.int64], newest: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether each event picked (m,) is wanted and not too old."""
         wanted = np.zeros(len(times), np.bool_)
         for code, _, flag, column in self.items.tolist():
-            admits = events.flags[:, flag] != 0
+            admits = events.flags[picked, flag] != 0
             if code != FIRST and column >= 0:
-                admits &= np.isfinite(events.numbers[:, column])
+                admits &= np.isfinite(events.numbers[picked, column])
             wanted |= admits
         return np.asarray(wanted & (times >= self.window.start_us(newest)), np.bool_)
 
@@ -168,7 +165,7 @@ class RingGroup:
         read = reading or NO_READS
         out = read.out[0].reshape(-1) if reading else np.empty(0, np.float64)
 
-        def walk(_number: int, begin: int) -> Int:
+        def walk(begin: int) -> Int:
             return unpack_ring(
                 state.heads,
                 state.words,
@@ -194,7 +191,7 @@ class RingGroup:
                 out,
             )
 
-        state.fill([len(rows)], self.width + 1, walk)
+        state.fill(len(rows), walk)
 
     @property
     def _most(self) -> int:

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from headrace.features.answer import NEVER, Answer
 from headrace.features.entity_order import SORTED_MIN, EntityOrder, report_late
 from headrace.features.event_rows import Rows
+from headrace.features.kernels.compile import Int
 from headrace.features.kernels.id_map import IdMap
 from headrace.features.kernels.rings import run_newest
 from headrace.features.keys import KeyTexts, entity_ids, ids_of_texts, shard_of
 from headrace.features.lateness import LATE, TOO_LATE, mark_too_late
-from headrace.features.layout import Operations, Outputs
+from headrace.features.layout import Group, Operations, Outputs
 from headrace.features.record import pack_records, unpack_records
 from headrace.features.seen_ids import SeenIds
 from headrace.features.spans import Spans
-from headrace.features.states import State
+from headrace.features.states import Blocks, run_parts
 from headrace.features.threads import cut_parts, run_all
 from headrace.features.view import ViewPlan
 
@@ -42,7 +43,7 @@ class Slab:
     def __init__(self, plan: ViewPlan, capacity: int = 1024) -> None:
         self.plan = plan
         self._map = IdMap(capacity)
-        self._state: list[State] = plan.layout.make(capacity)
+        self._state: list[Blocks] = plan.layout.make(capacity)
         self.newest_us = np.full(capacity, NEVER, np.int64)
         self._dirty = np.zeros(capacity, np.bool_)
         self._ids = np.zeros(capacity, np.int64)
@@ -113,8 +114,9 @@ class Slab:
         older = np.empty((len(ops.late), 2), np.int64)
         parts = [ops.part(begin, end) for begin, end in cut(ops.rows)]
         run_all([partial(run_newest, self.newest_us, part.rows, part.times, part.ops, newest, older) for part in parts])
-        for group, state, out in zip(self.plan.layout.groups, self._state, outputs, strict=True):
-            group.run(state, parts, out)
+        groups = zip(self.plan.layout.groups, self._state, outputs, strict=True)
+        walks = [partial(_walk, group, state, parts, out) for group, state, out in groups]
+        run_parts(self._state, walks, [len(part.rows) for part in parts])
         mark_too_late(self.plan.layout.groups, ops, older)
 
     def read(
@@ -244,3 +246,7 @@ class Slab:
         self.newest_us = np.concatenate([self.newest_us, np.full(added, NEVER, np.int64)])
         self._dirty = np.concatenate([self._dirty, np.zeros(added, np.bool_)])
         self._ids = np.concatenate([self._ids, np.zeros(added, np.int64)])
+
+
+def _walk(group: Group, state: Blocks, parts: Sequence[Operations], out: Outputs, number: int, begin: int) -> Int:
+    return group.walk(state, number, parts[number], begin, out)

@@ -1,8 +1,9 @@
-"""What the groups of a view keep for the rows of a slab: plain arrays by row, or blocks of words that rows share."""
+"""What the groups of a view keep for the rows of a slab: blocks of words that the rows share."""
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,45 +19,20 @@ Room to spare costs address space, not memory; growing copies what is in use.
 """
 
 
-class State(Protocol):
-    """State of some rows."""
-
-    def grow(self, capacity: int) -> None:
-        """Have `capacity` rows; those that there were keep what they hold."""
-        ...
-
-    def nbytes(self, rows: int) -> int:
-        """Memory, of which rows past the first `rows` take none."""
-        ...
-
-
-class Arrays:
-    """Arrays whose first axis is the row, as `make(capacity)` makes them."""
-
-    def __init__(self, make: Callable[[int], tuple[NDArray[Any], ...]], capacity: int) -> None:
-        self._make = make
-        self.arrays = make(capacity)
-
-    def grow(self, capacity: int) -> None:
-        """See `State`."""
-        grown = self._make(capacity)
-        for old, new in zip(self.arrays, grown, strict=True):
-            new[: len(old)] = old
-        self.arrays = grown
-
-    def nbytes(self, rows: int) -> int:
-        """See `State`."""
-        return sum(array[:rows].nbytes for array in self.arrays)
+Walk: TypeAlias = Callable[[int, int], Int]
+"""(number of a part, first operation) -> the first operation that found no room, their count when all are done."""
 
 
 class Blocks:
     """Rows with a block each, of up to `largest` words, see kernels/blocks.py; a row must be cleared before it is used.
 
-    `own` is the group's number of an empty row. Several threads may work on rows of their own, each as another part.
+    An element takes `width` words; `own` is the group's number of an empty row. Several threads may work on rows of
+    their own, each as another part.
     """
 
-    def __init__(self, capacity: int, largest: int, own: int) -> None:
-        self._own, self._largest = own, largest
+    def __init__(self, capacity: int, largest: int, width: int, own: int) -> None:
+        self._own, self._largest, self._width = own, largest, width
+        self._lock = threading.Lock()
         self.heads = np.zeros((capacity, 4), np.int64)
         self.rooms = _rooms(1)
         self._used = 0
@@ -67,48 +43,74 @@ class Blocks:
         clear_blocks(self.heads, self.words, self.rooms, self._own, rows)
 
     def grow(self, capacity: int) -> None:
-        """See `State`."""
+        """Have `capacity` rows; those that there were keep what they hold."""
         heads = np.zeros((capacity, 4), np.int64)
         heads[: len(self.heads)] = self.heads
         self.heads = heads
 
     def nbytes(self, rows: int) -> int:
-        """See `State`."""
+        """Memory, of which rows past the first `rows` take none."""
         return self.heads[:rows].nbytes + 8 * self._used
 
-    def fill(self, counts: Sequence[int], width: int, work: Callable[[int, int], Int]) -> None:
-        """Have `work(part, begin)` done for every part, side by side, from 0 to its count.
+    def fill(self, count: int, work: Callable[[int], Int]) -> None:
+        """Have `work(begin)` done from 0 to `count`; it returns where it found no room, and goes on there."""
+        begin = 0
+        while (begin := int(work(begin))) < count:
+            self.extend(0, count - begin)
 
-        It returns where it found no room, and is then called again from there. An element takes `width` words.
+    def have_parts(self, count: int) -> None:
+        """Let there be parts 0 to `count`; while no thread is at work."""
+        if count > len(self.rooms):
+            self.rooms = np.concatenate([self.rooms, _rooms(count - len(self.rooms))])
+
+    def extend(self, number: int, elements: int, *, in_place: bool = False) -> bool:
+        """Give a part another extent, for as many elements if there can be; whether it was given.
+
+        Others may be at work meanwhile only if it is `in_place`: then there must be room for it already.
         """
-        if len(counts) == 1:
-            begin = 0
-            while (begin := int(work(0, begin))) < counts[0]:
-                self._extend(0, (counts[0] - begin) * width)
-            return
-        if len(counts) > len(self.rooms):
-            self.rooms = np.concatenate([self.rooms, _rooms(len(counts) - len(self.rooms))])
-        waiting = {number: 0 for number, count in enumerate(counts) if count}
-        while waiting:
-            stops = run_all([partial(work, number, begin) for number, begin in waiting.items()])
-            waiting = {number: int(stop) for number, stop in zip(waiting, stops, strict=True) if stop < counts[number]}
-            for number, begin in waiting.items():
-                self._extend(number, (counts[number] - begin) * width)
-
-    def _extend(self, number: int, likely: int) -> None:
-        """Give a part another extent, of the words that it is likely to need."""
-        size = max(EXTENT_MIN, self._largest, likely)
-        if self._used + size > len(self.words):
-            grown = np.empty(max(GROWTH * len(self.words), GROWTH_MIN, self._used + size), np.int64)
-            grown[: self._used] = self.words[: self._used]
-            self._adopt(grown)
-        if self.rooms[number, END] != self._used:  # another part's is in between
-            self.rooms[number, NEXT] = self._used
-        self._used += size
-        self.rooms[number, END] = self._used
+        size = max(EXTENT_MIN, self._largest, elements * self._width)
+        with self._lock:
+            if self._used + size > len(self.words):
+                if in_place:
+                    return False
+                grown = np.empty(max(GROWTH * len(self.words), GROWTH_MIN, self._used + size), np.int64)
+                grown[: self._used] = self.words[: self._used]
+                self._adopt(grown)
+            if self.rooms[number, END] != self._used:  # another part's is in between
+                self.rooms[number, NEXT] = self._used
+            self._used += size
+            self.rooms[number, END] = self._used
+            return True
 
     def _adopt(self, words: NDArray[np.int64]) -> None:
         self.words, self.floats = words, words.view(np.float64)
+
+
+def run_parts(states: Sequence[Blocks], walks: Sequence[Walk], counts: Sequence[int]) -> None:
+    """Have every walk, one a state, done for every part, from 0 to its count; the parts side by side."""
+    for state in states:
+        state.have_parts(len(counts))
+    to_come = {number: (0, 0) for number, count in enumerate(counts) if count}
+    while to_come:
+        works = [partial(_run_part, states, walks, number, counts[number], *at) for number, at in to_come.items()]
+        to_come = {number: at for number, at in zip(to_come, run_all(works), strict=True) if at is not None}
+        for number, (which, begin) in to_come.items():
+            states[which].extend(number, counts[number] - begin)
+
+
+def _run_part(
+    states: Sequence[Blocks], walks: Sequence[Walk], number: int, count: int, which: int, begin: int
+) -> tuple[int, int] | None:
+    """The walks of a part from number `which` on; returns where one waits for its state to grow, None at the end.
+
+    Blocks cannot grow while others are at work in them.
+    """
+    for index in range(which, len(walks)):
+        while (begin := int(walks[index](number, begin))) < count:
+            if not states[index].extend(number, count - begin, in_place=True):
+                return index, begin
+        begin = 0
+    return None
 
 
 def _rooms(parts: int) -> NDArray[np.int64]:

@@ -1,6 +1,5 @@
 """A tally group: how often each value came, by tiles of one window, in bounded room."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +47,7 @@ class TallyGroup:
 
     def make(self, capacity: int) -> Blocks:
         """State of `capacity` rows; a row must be cleared before it is used."""
-        return Blocks(capacity, self._most * ENTRY, EMPTY)
+        return Blocks(capacity, self._most * ENTRY, ENTRY, EMPTY)
 
     def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
         """Empty rows."""
@@ -60,47 +59,45 @@ class TallyGroup:
         counts = np.zeros((reads, width if self.mode == TOP else 0), np.int64)
         return np.zeros((reads, width), np.int64), counts, np.zeros(reads, np.int64), np.zeros(reads, np.float64)
 
-    def run(self, state: Any, parts: Sequence[Operations], out: Outputs) -> None:
-        """Add events and answer reads, in order."""
+    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
+        """Add events and answer reads, in order, from operation `begin` on."""
+        events = ops.events
+        room = self._most if len(out[2]) else 0
+        return run_tally(
+            state.heads,
+            state.words,
+            state.rooms,
+            number,
+            self._most,
+            self.flag,
+            self.column,
+            self.keep,
+            self.window.hop_us,
+            self.window.span,
+            ops.rows,
+            ops.times,
+            ops.ops,
+            begin,
+            events.flags,
+            events.bits,
+            ops.late,
+            self.mode,
+            self.quantiles,
+            np.empty((2, room), np.int64),
+            np.empty((2, room), np.int64),
+            np.empty(self.window.tiles + 1, np.int64),
+            np.empty((2, ROWS * self.keep + 2 if self.mode == TOP else 0), np.int64),
+            out[0],
+            out[1],
+            out[2],
+            out[3],
+        )
 
-        def walk(number: int, begin: int) -> Int:
-            ops, events = parts[number], parts[number].events
-            room = self._most if len(out[2]) else 0
-            return run_tally(
-                state.heads,
-                state.words,
-                state.rooms,
-                number,
-                self._most,
-                self.flag,
-                self.column,
-                self.keep,
-                self.window.hop_us,
-                self.window.span,
-                ops.rows,
-                ops.times,
-                ops.ops,
-                begin,
-                events.flags,
-                events.bits,
-                ops.late,
-                self.mode,
-                self.quantiles,
-                np.empty((2, room), np.int64),
-                np.empty((2, room), np.int64),
-                np.empty(self.window.tiles + 1, np.int64),
-                np.empty((2, ROWS * self.keep + 2 if self.mode == TOP else 0), np.int64),
-                out[0],
-                out[1],
-                out[2],
-                out[3],
-            )
-
-        state.fill([len(part.rows) for part in parts], ENTRY, walk)
-
-    def reaches(self, events: Events, times: NDArray[np.int64], newest: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each event (e,) is wanted and not too old."""
-        return np.asarray((events.flags[:, self.flag] != 0) & (times >= self.window.start_us(newest)), np.bool_)
+    def reaches(
+        self, events: Events, picked: NDArray[np.int64], times: NDArray[np.int64], newest: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Whether each event picked (m,) is wanted and not too old."""
+        return np.asarray((events.flags[picked, self.flag] != 0) & (times >= self.window.start_us(newest)), np.bool_)
 
     def pack(
         self,
@@ -131,7 +128,7 @@ class TallyGroup:
         bytes_left = int(np.sum(ends - at, where=at >= 0)) if self.kind == TEXT else 0
         texts, found = np.empty((bytes_left, 3), np.int64), np.zeros(1, np.int64)
 
-        def walk(_number: int, begin: int) -> Int:
+        def walk(begin: int) -> Int:
             return unpack_tally(
                 state.heads,
                 state.words,
@@ -152,12 +149,13 @@ class TallyGroup:
                 found,
             )
 
-        state.fill([len(rows)], ENTRY, walk)
+        state.fill(len(rows), walk)
         if found[0]:
             hashes, starts, stops = np.ascontiguousarray(texts[: found[0]].T)
             POOL.learn(hashes, data, starts, stops)
         if reading is not None:
-            self.run(state, [reading.operations(rows)], reading.out)
+            ops = reading.operations(rows)
+            state.fill(len(rows), lambda begin: self.walk(state, 0, ops, begin, reading.out))
 
     @property
     def _most(self) -> int:

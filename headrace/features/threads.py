@@ -19,6 +19,9 @@ VARIABLE = "HEADRACE_THREADS"
 """Environment variable: threads of the kernels; without it one a core, at most 8."""
 PART_MIN = 32_768
 """Operations of a part: smaller ones cost more in hand-over than they save."""
+PARTS_A_THREAD = 3
+"""Parts for each thread, who takes the next when done with one: cores are also others', and halves would be waited for.
+"""
 _DEFAULT_MAX = 8
 
 
@@ -40,7 +43,7 @@ def thread_count() -> int:
 
 def cut_parts(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
     """Begin and end of parts of the sorted `rows` (n,) that share no row, as many as pay; none is empty."""
-    parts = min(thread_count(), len(rows) // PART_MIN)
+    parts = min(PARTS_A_THREAD * thread_count(), len(rows) // PART_MIN) if thread_count() > 1 else 1
     if parts < 2:
         return [(0, len(rows))]
     cuts = np.searchsorted(rows, rows[[len(rows) * part // parts for part in range(1, parts)]]).tolist()
@@ -49,11 +52,22 @@ def cut_parts(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
     """What each of `works` returns, carried out side by side; they must not wait for each other."""
-    if thread_count() < 2 or len(works) < 2:
+    helpers = min(thread_count(), len(works)) - 1
+    if helpers < 1:
         return [work() for work in works]
-    waiting = [_pool().submit(work) for work in works[1:]]
-    first = works[0]()
-    return [first, *(found.result() for found in waiting)]
+    found: dict[int, T] = {}
+    to_come = iter(enumerate(works))
+
+    def carry_out() -> None:
+        for number, work in to_come:  # the interpreter hands each out once
+            found[number] = work()
+
+    waiting = [_pool().submit(carry_out) for _ in range(helpers)]
+    carry_out()
+    for helper in waiting:
+        if not helper.cancel():
+            helper.result()
+    return [found[number] for number in range(len(works))]
 
 
 @functools.cache

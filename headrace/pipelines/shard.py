@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, pairwise
+from operator import ge
 
 import numpy as np
 import polars as pl
@@ -157,7 +158,7 @@ class ShardSet:
         if not wanted:
             return
         starts = np.cumsum([0, *(batch.frame.height for batch, _ in wanted)])
-        too_late = self._take_in([batch for batch, _ in wanted], np.repeat([c for _, c in wanted], np.diff(starts)))
+        too_late = self._take_in([batch for batch, _ in wanted], [column for _, column in wanted])
         for batch, column in wanted:
             np.maximum(self._offsets[:, column], batch.next_offset, out=self._offsets[:, column])
         # Last: the batches are done with, and must not be applied again should the letters not find room.
@@ -167,10 +168,12 @@ class ShardSet:
                 if of_batch.size:
                     put_aside(_letters(self.plan, batch, of_batch), self._dead_letters)
 
-    def _take_in(self, batches: Sequence[EventBatch], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows of all batches (n,), each of the partition `columns` (n,); returns which of them were too late."""
-        offsets = np.concatenate([batch.offsets for batch in batches])
-        rows = self._unapplied(self._rows(batches), offsets, columns)
+    def _take_in(self, batches: Sequence[EventBatch], columns: Sequence[int]) -> NDArray[np.int64]:
+        """The rows of all batches, of the partitions `columns`; returns which of them were too late."""
+        rows = self._rows(batches)
+        if not self._are_new(batches, columns):
+            row_columns = np.repeat(columns, [batch.frame.height for batch in batches])
+            rows = self._unapplied(rows, np.concatenate([batch.offsets for batch in batches]), row_columns)
         if not len(rows):
             return _NONE
         self._tick += 1
@@ -273,6 +276,16 @@ class ShardSet:
             self._offsets = np.hstack([self._offsets, unseen])
             self._stored = np.hstack([self._stored, unseen])
         return self._columns[partition]
+
+    def _are_new(self, batches: Sequence[EventBatch], columns: Sequence[int]) -> bool:
+        """Whether every row is of our shards and none was applied, as mostly; offsets of a batch ascend."""
+        first = [int(batch.offsets[0]) for batch in batches if len(batch.offsets)]
+        known = [
+            int(self._offsets[:, column].max())
+            for batch, column in zip(batches, columns, strict=True)
+            if len(batch.offsets)
+        ]
+        return len(self.shards) == self._store.shards and all(map(ge, first, known))
 
     def _unapplied(self, rows: Rows, offsets: NDArray[np.int64], columns: NDArray[np.int64]) -> Rows:
         """The rows (n,) of our shards that their shard has not applied; `offsets`, `columns` (frame rows,)."""

@@ -29,15 +29,28 @@ def mix(key: Int) -> np.uint64:
 
 
 def splitmix64(keys: Ints) -> NDArray[np.uint64]:
-    """splitmix64 of each key, in NumPy; (n,) int64 -> (n,) uint64.
+    """splitmix64 of each key; (n,) int64 -> (n,) uint64.
 
     >>> int(splitmix64(np.array([0]))[0])
     16294208416658607535
     """
-    x = keys.astype(np.int64, copy=False).view(np.uint64) + _GOLDEN
-    x = (x ^ (x >> np.uint64(30))) * _MIX1
-    x = (x ^ (x >> np.uint64(27))) * _MIX2
-    return x ^ (x >> np.uint64(31))
+    out = np.empty(len(keys), np.uint64)
+    _mix_all(np.require(keys, np.int64, ["C", "W"]), out)
+    return out
+
+
+@lean_kernel
+def _mix_all(keys: Ints, out: NDArray[np.uint64]) -> None:
+    for i in range(keys.size):
+        out[i] = mix(keys[i])
+
+
+@lean_kernel
+def shards_of(keys: Ints, shards: Int, out: Ints) -> None:
+    """splitmix64 of each key modulo `shards`: (n,) -> out (n,)."""
+    count = np.uint64(shards)
+    for i in range(keys.size):
+        out[i] = np.int64(mix(keys[i]) % count)
 
 
 @part
