@@ -23,6 +23,7 @@ from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
 from headrace.features.layout import PackedReads
+from headrace.features.redis_values import Values, values_of
 from headrace.features.seen_ids import SeenIds, skip_seen
 from headrace.features.spans import Spans
 from headrace.features.states import Blocks
@@ -103,27 +104,25 @@ def unpack_records(
     state: Sequence[Blocks],
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
-    blobs: Sequence[bytes],
+    blobs: Values,
     seen: SeenIds | None = None,
     readings: Sequence[PackedReads | None] | None = None,
 ) -> None:
-    """Fill empty rows (n,) of the state from packed records; newest_us (rows of the state,) gets their newest times.
+    """Fill empty rows (n,) of the state from packed records, of which none is missing.
 
-    Without `seen` the events that came lately are passed over: only a slab that takes events in needs them. With
-    `readings`, one a group, the records are read, and only what others refer to is filled.
+    newest_us (rows of the state,) gets their newest times. Without `seen` the events that came lately are passed over:
+    only a slab that takes events in needs them. With `readings`, one a group, the records are read, and only what
+    others refer to is filled.
 
     Raises:
         LayoutError: written by another version of the view, or damaged.
     """
-    lengths = np.fromiter(map(len, blobs), np.int64, len(blobs))
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    data = np.frombuffer(bytearray().join(blobs), np.uint8)
-    (versions, _, newest, _), at = _heads(data, starts, ends)
+    data, ends = blobs.data, blobs.ends
+    (versions, _, newest, _), at = _heads(data, blobs.starts, ends)
     others = np.flatnonzero(versions != _signed(plan.version))
     if others.size:
         first = int(others[0])
-        if lengths[first] < VERSION_BYTES:
+        if ends[first] - blobs.starts[first] < VERSION_BYTES:
             raise _damaged(plan, first)
         raise LayoutError(
             f"view {plan.name}: a record has layout {_hex(int(versions[first]))}, this declaration is {plan.version}: "
@@ -159,7 +158,7 @@ def read_packed(
     """
     assert len(ids) == len(texts) == len(blobs), f"{len(ids)} ids, {len(texts)} texts, {len(blobs)} records"
     reader = PackedReader(plan, len(blobs), now_us)
-    reader.add(0, blobs)
+    reader.add(0, values_of(blobs))
     return reader.answer(request)
 
 
@@ -173,22 +172,19 @@ class PackedReader:
         self._newest_us = np.full(count, NEVER, np.int64)
         self._outputs = plan.layout.outputs(count)
 
-    def add(self, start: int, blobs: Sequence[bytes | None]) -> None:
-        """The records of the entities from `start` on; None is an entity without one.
+    def add(self, start: int, blobs: Values) -> None:
+        """The records of the entities from `start` on; a missing one is an entity without.
 
         Raises:
             LayoutError: a record was written by another version of the view, or is damaged.
         """
-        held: Sequence[bytes] = blobs  # type: ignore[assignment]
-        present = np.arange(start, start + len(blobs))
-        if None in blobs:
-            held = [blob for blob in blobs if blob is not None]
-            present = present[[blob is not None for blob in blobs]]
+        held = np.flatnonzero(blobs.starts >= 0)
         # On one thread: another core is Redis's meanwhile; several threads of short kernels gained nothing (measured).
-        for cut in range(0, len(held), BLOCK_ROWS):
-            self._add_block(present[cut : cut + BLOCK_ROWS], held[cut : cut + BLOCK_ROWS])
+        for begin in range(0, len(held), BLOCK_ROWS):
+            cut = held[begin : begin + BLOCK_ROWS]
+            self._add_block(start + cut, Values(blobs.data, blobs.starts[cut], blobs.ends[cut]))
 
-    def _add_block(self, reads: NDArray[np.int64], blobs: Sequence[bytes]) -> None:
+    def _add_block(self, reads: NDArray[np.int64], blobs: Values) -> None:
         """The records of the entities `reads` (m,)."""
         layout, (state, newest_us), rows = self._plan.layout, _scratch(self._plan), np.arange(len(reads))
         moments, donors = self._now_us[reads], {group.donor for group in layout.groups}

@@ -20,6 +20,7 @@ from redis.retry import Retry
 from headrace.errors import StoreError, StoreUnavailableError
 from headrace.features.redis_cluster import Command, by_hash_tag, send_to_cluster
 from headrace.features.redis_guard import Guarded, Held, carry_out, in_pieces, reply_of, without_errors
+from headrace.features.redis_values import NotValuesError, Values, read_values, values_of
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
@@ -146,22 +147,24 @@ class RedisLink:
                 values += self.client.mget(keys[start : start + KEYS_MAX])
             return values
 
-    def replies(self, requests: Sequence[bytes]) -> Iterator[Any]:
-        """The replies of a single server to packed commands that only read, in one round trip.
+    def values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
+        """Replies to packed MGETs of `counts` keys, in one round trip to a single server; good until the next is drawn.
 
-        Redis works on the next command while the caller works on the reply of this one.
+        Redis works on the next request while the caller works on the reply to this one.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
         done = 0
-        with self.errors(f"reading in {len(requests)} parts"):
+        with self.errors(f"reading {sum(counts)} records"):
             try:
-                for reply in without_errors(self._replies(requests)):
+                for values in self._values(requests, counts):
                     done += 1
-                    yield reply
+                    yield values
             except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with single commands
-                yield from without_errors(self._replies(requests[done:]))
+                yield from self._values(requests[done:], counts[done:])
+            except NotValuesError:  # redis-py tells what it is
+                yield from map(values_of, without_errors(self._replies(requests[done:])))
 
     def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
         """The hash at each of `keys`, empty where there is none, in one round trip.
@@ -252,6 +255,18 @@ class RedisLink:
         except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
             again: list[_Call] = []
             return again, list(self._replies(_commands(script, chain(made, to_come), again)))
+
+    def _values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(requests)
+            yield from read_values(connection, counts)
+        except BaseException:
+            connection.disconnect()  # replies may be under way that nobody will read
+            raise
+        finally:
+            pool.release(connection)
 
     def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
         """Send packed commands over one connection, the first while later ones are made; then replies, or errors."""

@@ -23,6 +23,7 @@ from headrace.features.keys import KeyTexts, entity_ids, ids_of_texts, shard_of
 from headrace.features.lateness import LATE, TOO_LATE, mark_too_late
 from headrace.features.layout import Group, Operations, Outputs
 from headrace.features.record import pack_records, unpack_records
+from headrace.features.redis_values import values_of
 from headrace.features.seen_ids import SeenIds
 from headrace.features.spans import Spans
 from headrace.features.states import Blocks, run_parts
@@ -166,7 +167,7 @@ class Slab:
         try:
             for start in range(0, len(held), _GROUP_ROWS):
                 part = held[start : start + _GROUP_ROWS]
-                found = [blob for index in part if (blob := blobs[index]) is not None]
+                found = values_of([blobs[index] for index in part])
                 unpack_records(self.plan, self._state, self.newest_us, rows[part], found, self._seen)
         except BaseException:
             self.drop(rows)

@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -175,16 +175,14 @@ class OnlineStore:
             StoreUnavailableError: Redis does not answer.
         """
         self.require_active(plan)
-        if len(ids) <= PART_KEYS or self._link.cluster:
+        if self._link.cluster:
             return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
         reader, start = PackedReader(plan, len(ids), now_us), 0
-        for blobs in self._link.replies(self._requests(plan, ids, texts)):
-            # A null key shares the empty text with the entity "".
-            nulls = np.flatnonzero(ids[start : start + len(blobs)] == NULL_ID)
-            for index in nulls.tolist():
-                blobs[index] = None
-            reader.add(start, blobs)
-            start += len(blobs)
+        for values in self._link.values(*self._requests(plan, ids, texts)):
+            count = len(values.starts)
+            values.starts[ids[start : start + count] == NULL_ID] = -1  # it shares the empty text with the entity ""
+            reader.add(start, values)
+            start += count
         return reader.answer(request)
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
@@ -313,18 +311,21 @@ class OnlineStore:
         prefix = self._prefixes(plan)
         return [prefix[shard] + text for shard, text in zip(shard_of(ids, self.shards).tolist(), texts, strict=True)]
 
-    def _requests(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
-        """Packed MGETs of `PART_KEYS` keys each."""
+    def _requests(
+        self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]
+    ) -> tuple[list[bytes], list[int]]:
+        """Packed MGETs of `PART_KEYS` keys each, and how many keys each has."""
         prefixes = self._prefixes(plan)
         keys, heads = spans_of(texts), spans_of(prefixes)
         out = np.empty(len(keys.data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
         ends = np.zeros(len(texts) + 1, np.int64)
         put_keys(heads.data, heads.offsets, shard_of(ids, self.shards), keys.data, keys.offsets, out, ends[1:])
         packed = out[: ends[-1]].tobytes()
-        starts = range(0, len(texts), PART_KEYS)
-        parts = [(start, min(start + PART_KEYS, len(texts))) for start in starts]
-        names = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in {end - start for start, end in parts}}
-        return [names[end - start] + packed[ends[start] : ends[end]] for start, end in parts]
+        cuts = [*range(0, len(texts), PART_KEYS), len(texts)]
+        counts = [end - start for start, end in pairwise(cuts)]
+        names = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in set(counts)}
+        parts = [packed[begin:end] for begin, end in pairwise(ends[cuts].tolist())]
+        return [names[count] + part for count, part in zip(counts, parts, strict=True)], counts
 
     def _prefixes(self, plan: ViewPlan) -> list[bytes]:
         """What the keys of the records of each shard begin with."""
