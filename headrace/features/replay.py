@@ -147,14 +147,15 @@ def replay(
     parts = []
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         log = open_log(tables, Span(until_us=int(times_us.max(initial=0))), memory_rows, lambda: Path(folder))
-        for chunk, part, _ in chunks(log, rows if order is None else rows[order], chunk_rows, memory_rows):
-            parts.append(walk.frames(chunk, part))
-    values = pl.concat(parts)
-    if order is not None:
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        values = values[back]
-    return pl.concat([rows, values], how="horizontal")
+        # Each part is put beside its own rows: all at once Polars would copy the answers into one piece.
+        for chunk, part, _ in chunks(log, rows.rechunk() if order is None else rows[order], chunk_rows, memory_rows):
+            parts.append(part.hstack(walk.frames(chunk, part)))
+    answers = pl.concat(parts)
+    if order is None:
+        return answers
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return answers[back]
 
 
 def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room | None) -> Answer:

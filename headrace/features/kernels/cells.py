@@ -95,31 +95,6 @@ def merge(into: Floats, to: Int, cells: Floats, at: Int, code: Int, param: float
         add_decayed(into, to, param, value, cells[at + 1])
 
 
-@part
-def merge_column(
-    into: Floats, to: Int, cells: Floats, begin: Int, end: Int, stride: Int, code: Int, param: float
-) -> None:
-    """Add the cells at `begin`, `begin + stride` and so on before `end` to those at `into[to]`, all of one code."""
-    if code == ADD:
-        total = into[to]
-        for at in range(begin, end, stride):
-            total += cells[at]
-        into[to] = total
-    elif code == MIN:
-        least = into[to]
-        for at in range(begin, end, stride):
-            least = min(least, cells[at])
-        into[to] = least
-    elif code == MAX:
-        most = into[to]
-        for at in range(begin, end, stride):
-            most = max(most, cells[at])
-        into[to] = most
-    else:
-        for at in range(begin, end, stride):
-            merge(into, to, cells, at, code, param)
-
-
 @lean_kernel
 def keep_smaller(cells: Floats, at: Int, c0: Float, c1: Float, c2: Float, c3: Float, c4: Float) -> None:
     """Replace the FIRST cells if (c0, ..., c4) is smaller."""

@@ -14,7 +14,7 @@ that old are dropped when a block is full. `hop` 0 means one tile for ever.
 import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
-from headrace.features.kernels.cells import FIRST, TIME, init, merge, merge_column, update
+from headrace.features.kernels.cells import FIRST, TIME, init, merge, update
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 EMPTY = -(2**62)
@@ -235,16 +235,14 @@ def merge_tiles(
     q: Int,
 ) -> None:
     """Merge those of `count` tiles, oldest first from `words[start]` on, with low <= tile <= high into out[q]."""
-    stride = width + 1
-    begin: Int = np.int64(start)
-    end: Int = np.int64(start + count * stride)
-    while begin < end and words[begin + width] < low:
-        begin += stride
-    while end > begin and words[end - 1] > high:
-        end -= stride
-    if begin < end:
-        for m in range(items.shape[0]):
-            merge_column(out, q * width + items[m, 1], floats, begin + items[m, 1], end, stride, items[m, 0], params[m])
+    at = start
+    for _ in range(count):
+        tile = words[at + width]
+        if tile > high:
+            break
+        if tile >= low:
+            _merge_tile(floats, at, items, params, out, q * width)
+        at += width + 1
 
 
 @part
