@@ -13,19 +13,18 @@ from numpy.typing import NDArray
 from headrace.features.kernels.compile import Int
 from headrace.features.kernels.seen_ids import (
     DUPLICATE,
+    ENTRY,
     KEEP_MAX,
-    ORDERS,
-    clear_seen,
+    MOST,
     mark_duplicates,
     pack_seen,
     skip_seen,
     unpack_seen,
 )
 from headrace.features.layout import Operations
+from headrace.features.states import Blocks
 
 __all__ = ["KEEP_MAX", "SeenIds", "skip_seen"]
-
-_ENTRIES = 1_024
 
 
 class SeenIds:
@@ -36,46 +35,40 @@ class SeenIds:
 
     def __init__(self, span_us: int, capacity: int) -> None:
         self._span_us = span_us
-        self._blocks = np.zeros((capacity, 3), np.int64)
-        self._entries = np.empty((_ENTRIES, 2), np.int64)
-        self._free = np.full(ORDERS + 1, -1, np.int64)
-        self._free[0] = 0
+        self._state = Blocks(capacity, ENTRY * MOST, ENTRY, 0)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the arrays."""
-        return self._blocks.nbytes + self._entries.nbytes
+    def nbytes(self, rows: int) -> int:
+        """Memory, of which rows past the first `rows` take none."""
+        return self._state.nbytes(rows)
 
     def grow(self, capacity: int) -> None:
         """Have `capacity` rows."""
-        blocks = np.zeros((capacity, 3), np.int64)
-        blocks[: len(self._blocks)] = self._blocks
-        self._blocks = blocks
+        self._state.grow(capacity)
 
     def clear(self, rows: NDArray[np.int64]) -> None:
         """Empty rows (n,)."""
-        clear_seen(self._blocks, self._entries, self._free, rows)
+        self._state.clear(rows)
 
     def without_duplicates(self, ops: Operations) -> Operations:
         """The operations less events that came before, whose `late` becomes DUPLICATE; the others are remembered."""
-        done: Int = 0
-        while len(ops.late):
-            done = mark_duplicates(
-                self._blocks,
-                self._entries,
-                self._free,
+        state = self._state
+
+        def mark(begin: int) -> Int:
+            return mark_duplicates(
+                state.heads,
+                state.words,
+                state.rooms,
                 self._span_us,
                 KEEP_MAX,
                 ops.rows,
                 ops.times,
                 ops.events.event_ids,
                 ops.ops,
-                done,
+                begin,
                 ops.late,
             )
-            if done == len(ops.rows):
-                break
-            self._double()
+
+        state.fill(len(ops.rows), mark)
         if not (ops.late == DUPLICATE).any():
             return ops
         kept = ops.ops >= 0
@@ -90,7 +83,7 @@ class SeenIds:
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other, as `Group.pack`; newest (n,) are their newest event times."""
-        pack_seen(self._blocks, self._entries, self._span_us, KEEP_MAX, rows, newest, out, ends)
+        pack_seen(self._state.heads, self._state.words, self._span_us, KEEP_MAX, rows, newest, out, ends)
 
     def unpack(
         self,
@@ -101,14 +94,9 @@ class SeenIds:
         ends: NDArray[np.int64],
     ) -> None:
         """Fill empty rows from `data[at:ends]`, as `Group.unpack`."""
-        done: Int = 0
-        while True:
-            done = unpack_seen(self._blocks, self._entries, self._free, KEEP_MAX, rows, newest, data, at, ends, done)
-            if done == len(rows):
-                return
-            self._double()
+        state = self._state
 
-    def _double(self) -> None:
-        entries = np.empty((2 * len(self._entries), 2), np.int64)
-        entries[: len(self._entries)] = self._entries
-        self._entries = entries
+        def fill(begin: int) -> Int:
+            return unpack_seen(state.heads, state.words, state.rooms, KEEP_MAX, rows, newest, data, at, ends, begin)
+
+        state.fill(len(rows), fill)

@@ -60,7 +60,7 @@ class Slab:
         """Memory of the rows that have been in use so far; rows to spare are address space only."""
         rows, columns = self._map.high, (self.newest_us, self._dirty, self._ids)
         held = sum(state.nbytes(rows) for state in self._state) + sum(column[:rows].nbytes for column in columns)
-        return held + self._map.nbytes + (self._seen.nbytes if self._seen else 0)
+        return held + self._map.nbytes + (self._seen.nbytes(rows) if self._seen else 0)
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of each entity, -1 where absent: (n,) -> (n,)."""

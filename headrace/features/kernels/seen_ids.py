@@ -1,34 +1,31 @@
 """Which events of an entity came lately, by (time, id), in memory and packed.
 
-The state, for `rows` entities, in memory of A entries that all of them share:
-
-    blocks (rows, 3) int64    first entry, entries in use, order of the block: room for 4 << (order - 1), 0 for none
-    entries (A, 2) int64      event time, event id; each block in the order of (time, id)
-    free (ORDERS + 1,) int64  entries ever used; then, by order, the first block that is free, -1 for none. A free block
-                              holds the next one in its first word.
-
-A block that is full first loses what has left the span, and is moved to one twice as large if that does not help. So an
-entity takes the room that its own events need. Entries that have left the span count no more, but may stay for a while.
+A row's block holds (event time, event id) of its entries, in that order; see kernels/blocks.py. A block that is full
+first loses what has left the span, and is moved to one twice as large if that does not help. So an entity takes the
+room that its own events need. Entries that have left the span count no more, but may stay for a while.
 """
 
 import numpy as np
 
+from headrace.features.kernels.blocks import COUNT, ORDER, START, give_block, order_of, room_of, take_block
 from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
 from headrace.features.kernels.varints import get_varint, get_word, put_varint, put_word
 
-ROOM_MIN = 4
-ORDERS = 16
-KEEP_MAX = ROOM_MIN << (ORDERS - 2)
+LEAST, MOST = 4, 1 << 17
+"""Entries of the smallest and the largest block."""
+ENTRY = 2
+"""Words of an entry."""
+KEEP_MAX = MOST // 2
 """Entries that count at most: half of the largest block, so that what is dropped from it is dropped seldom."""
 DUPLICATE = 3
-_LEAST = np.int64(-(2**63))
+_FIRST = np.int64(-(2**63))
 
 
 @lean_kernel
 def mark_duplicates(
-    blocks: Ints,
-    entries: Ints,
-    free: Ints,
+    heads: Ints,
+    words: Ints,
+    rooms: Ints,
     span: Int,
     keep: Int,
     rows: Ints,
@@ -41,51 +38,40 @@ def mark_duplicates(
     """Set `late[~ops[i]]` to DUPLICATE where the event came before, else remember it; reads, `ops[i] >= 0`, are passed.
 
     rows, times, ops (n,); event_ids, late (e,). What came is known of the `keep` newest entries with a time after the
-    row's newest less `span`, in microseconds. Begins at operation `begin` and returns the first that found no memory,
-    n when all are done. Cost: a binary search, and what a late event moves.
+    row's newest less `span`, in microseconds. Begins at operation `begin` and returns the first that found no room, n
+    when all are done. Cost: a binary search, and what a late event moves.
     """
     for i in range(begin, rows.size):
         if ops[i] >= 0:
             continue
         row, event, time = rows[i], ~ops[i], times[i]
         event_id = event_ids[event]
-        start, count = blocks[row, 0], blocks[row, 1]
-        newest = time if count == 0 else max(time, entries[start + count - 1, 0])
+        start, count = heads[row, START], heads[row, COUNT]
+        newest = time if count == 0 else max(time, words[start + ENTRY * (count - 1)])
         if time <= newest - span:
             continue
-        at = _place(entries, start, count, time, event_id)
-        known = at < count and entries[start + at, 0] == time and entries[start + at, 1] == event_id
-        if known and at >= count - keep:
+        place = _place(words, start, count, time, event_id)
+        at = start + ENTRY * place
+        known = place < count and words[at] == time and words[at + 1] == event_id
+        if known and place >= count - keep:
             late[event] = DUPLICATE
             continue
-        if known or (count >= keep and at <= count - keep):
+        if known or (count >= keep and place <= count - keep):
             continue
-        if count == _room(blocks[row, 2]):
-            if not _make_room(blocks, entries, free, row, newest - span, keep):
+        if count == room_of(heads[row, ORDER], LEAST, MOST):
+            if not _make_room(heads, words, rooms, row, newest - span, keep):
                 return i
-            start, count = blocks[row, 0], blocks[row, 1]
-            at = _place(entries, start, count, time, event_id)
-        for j in range(start + count, start + at, -1):
-            entries[j, 0], entries[j, 1] = entries[j - 1, 0], entries[j - 1, 1]
-        entries[start + at, 0], entries[start + at, 1] = time, event_id
-        blocks[row, 1] = count + 1
+            start, count = heads[row, START], heads[row, COUNT]
+            at = start + ENTRY * _place(words, start, count, time, event_id)
+        for word in range(start + ENTRY * count - 1, at - 1, -1):
+            words[word + ENTRY] = words[word]
+        words[at], words[at + 1] = time, event_id
+        heads[row, COUNT] = count + 1
     return rows.size
 
 
 @lean_kernel
-def clear_seen(blocks: Ints, entries: Ints, free: Ints, rows: Ints) -> None:
-    """Empty rows (n,) and free their blocks."""
-    for i in range(rows.size):
-        row = rows[i]
-        if blocks[row, 2] > 0:
-            _give_back(entries, free, blocks[row, 0], blocks[row, 2])
-        blocks[row, 0], blocks[row, 1], blocks[row, 2] = 0, 0, 0
-
-
-@lean_kernel
-def pack_seen(
-    blocks: Ints, entries: Ints, span: Int, keep: Int, rows: Ints, newest: Ints, out: Bytes, ends: Ints
-) -> None:
+def pack_seen(heads: Ints, words: Ints, span: Int, keep: Int, rows: Ints, newest: Ints, out: Bytes, ends: Ints) -> None:
     """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
 
     A row is the bytes that follow, then, newest first, (time since the one before, id) of each entry that counts; the
@@ -93,25 +79,25 @@ def pack_seen(
     """
     position: Int = np.int64(0)
     for i in range(rows.size):
-        start, count = blocks[rows[i], 0], blocks[rows[i], 1]
-        first = max(_place(entries, start, count, newest[i] - span + 1, _LEAST), count - keep)
+        start, count = heads[rows[i], START], heads[rows[i], COUNT]
+        first = start + ENTRY * max(_place(words, start, count, newest[i] - span + 1, _FIRST), count - keep)
         size, before = np.uint64(0), newest[i]
-        for j in range(start + count - 1, start + first - 1, -1):
-            size += _varint_bytes(np.uint64(before - entries[j, 0])) + np.uint64(8)
-            before = entries[j, 0]
+        for at in range(start + ENTRY * (count - 1), first - 1, -ENTRY):
+            size += _varint_bytes(np.uint64(before - words[at])) + np.uint64(8)
+            before = words[at]
         position, before = put_varint(out, position, size), newest[i]
-        for j in range(start + count - 1, start + first - 1, -1):
-            position = put_varint(out, position, np.uint64(before - entries[j, 0]))
-            position = put_word(out, position, entries[j, 1])
-            before = entries[j, 0]
+        for at in range(start + ENTRY * (count - 1), first - 1, -ENTRY):
+            position = put_varint(out, position, np.uint64(before - words[at]))
+            position = put_word(out, position, words[at + 1])
+            before = words[at]
         ends[i] = position
 
 
 @lean_kernel
 def unpack_seen(
-    blocks: Ints,
-    entries: Ints,
-    free: Ints,
+    heads: Ints,
+    words: Ints,
+    rooms: Ints,
     keep: Int,
     rows: Ints,
     newest: Ints,
@@ -122,7 +108,7 @@ def unpack_seen(
 ) -> Int:
     """Fill empty rows from what `pack_seen` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
-    Begins at row `begin` of the n and returns the first that found no memory, n when all are done.
+    Begins at row `begin` of the n and returns the first that found no room, n when all are done.
     """
     for i in range(begin, rows.size):
         row, (body, stop) = rows[i], _body(data, at[i], ends[i])
@@ -137,19 +123,19 @@ def unpack_seen(
         if position < 0 or count > keep:
             at[i] = -1
             continue
-        order = np.int64(0)
-        while _room(order) < count:
-            order += 1
-        start = np.int64(0) if order == 0 else _take(entries, free, order)
-        if start < 0:
-            return i
-        blocks[row, 0], blocks[row, 1], blocks[row, 2] = start, count, order
+        order = order_of(count, LEAST, MOST)
+        start: Int = np.int64(0)
+        if order > 0:
+            start = take_block(words, rooms, 0, order, ENTRY * room_of(order, LEAST, MOST))
+            if start < 0:
+                return i
+        heads[row, START], heads[row, COUNT], heads[row, ORDER] = start, count, order
         time, position = newest[i], body
-        for j in range(start + count - 1, start - 1, -1):
+        for to in range(start + ENTRY * (count - 1), start - 1, -ENTRY):
             delta, position = get_varint(data, position, stop)
             event_id, position = get_word(data, position, stop)
             time -= np.int64(delta)
-            entries[j, 0], entries[j, 1] = time, event_id
+            words[to], words[to + 1] = time, event_id
         at[i] = stop
     return rows.size
 
@@ -173,17 +159,15 @@ def _body(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
 
 
 @part
-def _place(entries: Ints, start: Int, count: Int, time: Int, event_id: Int) -> Int:
+def _place(words: Ints, start: Int, count: Int, time: Int, event_id: Int) -> Int:
     """First of `count` entries that is not before (time, event_id); most events are newer than all."""
     low: Int = 0
     high: Int = count
-    last = start + count - 1
-    if count > 0 and (entries[last, 0] < time or (entries[last, 0] == time and entries[last, 1] < event_id)):
+    if count > 0 and _is_before(words, start + ENTRY * (count - 1), time, event_id):
         low = count
     while low < high:
         middle = (low + high) >> np.int64(1)
-        found = entries[start + middle, 0]
-        if found < time or (found == time and entries[start + middle, 1] < event_id):
+        if _is_before(words, start + ENTRY * middle, time, event_id):
             low = middle + 1
         else:
             high = middle
@@ -191,46 +175,29 @@ def _place(entries: Ints, start: Int, count: Int, time: Int, event_id: Int) -> I
 
 
 @part
-def _make_room(blocks: Ints, entries: Ints, free: Ints, row: Int, oldest: Int, keep: Int) -> bool:
-    """Have room for one more entry in the row's full block; false where that takes memory that is not there."""
-    start, count, order = blocks[row, 0], blocks[row, 1], blocks[row, 2]
-    first = max(_place(entries, start, count, oldest + 1, _LEAST), count - keep)
+def _is_before(words: Ints, at: Int, time: Int, event_id: Int) -> bool:
+    return bool(words[at] < time or (words[at] == time and words[at + 1] < event_id))
+
+
+@part
+def _make_room(heads: Ints, words: Ints, rooms: Ints, row: Int, oldest: Int, keep: Int) -> bool:
+    """Have room for one more entry in the row's full block; false where there is none."""
+    start, count, order = heads[row, START], heads[row, COUNT], heads[row, ORDER]
+    first = max(_place(words, start, count, oldest + 1, _FIRST), count - keep)
     target = start
-    if order == 0 or 2 * first < count:
-        target = _take(entries, free, order + 1)
+    grows = bool(order == 0 or 2 * first < count)
+    if grows:
+        target = take_block(words, rooms, 0, order + 1, ENTRY * room_of(order + 1, LEAST, MOST))
         if target < 0:
             return False
-        blocks[row, 0], blocks[row, 2] = target, order + 1
-    for j in range(first, count):
-        to = target + j - first
-        entries[to, 0], entries[to, 1] = entries[start + j, 0], entries[start + j, 1]
-    blocks[row, 1] = count - first
-    if order > 0 and target != start:
-        _give_back(entries, free, start, order)
+    for word in range(ENTRY * (count - first)):
+        words[target + word] = words[start + ENTRY * first + word]
+    if grows:
+        if order > 0:
+            give_block(words, rooms, 0, order, start)
+        heads[row, START], heads[row, ORDER] = target, order + 1
+    heads[row, COUNT] = count - first
     return True
-
-
-@part
-def _room(order: Int) -> Int:
-    return np.int64(ROOM_MIN << (order - 1)) if order > 0 else np.int64(0)
-
-
-@part
-def _take(entries: Ints, free: Ints, order: Int) -> Int:
-    """First entry of a free block, -1 where there is no memory."""
-    block: Int = free[order]
-    if block >= 0:
-        free[order] = entries[block, 0]
-    elif free[0] + _room(order) <= entries.shape[0]:
-        block = free[0]
-        free[0] += _room(order)
-    return block
-
-
-@part
-def _give_back(entries: Ints, free: Ints, start: Int, order: Int) -> None:
-    entries[start, 0] = free[order]
-    free[order] = start
 
 
 @part
