@@ -55,6 +55,58 @@ def give_block(words: Ints, rooms: Ints, number: Int, order: Int, block: Int) ->
     rooms[number, FREE + order] = block
 
 
+@part
+def make_block(
+    heads: Ints, words: Ints, rooms: Ints, number: Int, row: Int, count: Int, least: Int, most: Int, width: Int
+) -> bool:
+    """Give an empty row a block for `count` elements of `width` words, all in use; false where there is no room."""
+    order = order_of(count, least, most)
+    start: Int = 0
+    if order > 0:
+        start = take_block(words, rooms, number, order, room_of(order, least, most) * width)
+        if start < 0:
+            return False
+    heads[row, START] = start
+    heads[row, ORDER] = order
+    heads[row, COUNT] = count
+    return True
+
+
+@part
+def drop_first(
+    heads: Ints,
+    words: Ints,
+    rooms: Ints,
+    number: Int,
+    row: Int,
+    gone: Int,
+    grows: bool,
+    least: Int,
+    most: Int,
+    width: Int,
+) -> bool:
+    """Drop the first `gone` elements of a row's block; if it `grows`, move the others to one of the next order.
+
+    False, and nothing is changed, where there is no room.
+    """
+    start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
+    target = start
+    if grows:
+        target = take_block(words, rooms, number, order + 1, room_of(order + 1, least, most) * width)
+        if target < 0:
+            return False
+    first = start + gone * width
+    for word in range((count - gone) * width):
+        words[target + word] = words[first + word]
+    if grows:
+        if order > 0:
+            give_block(words, rooms, number, order, start)
+        heads[row, START] = target
+        heads[row, ORDER] = order + 1
+    heads[row, COUNT] = count - gone
+    return True
+
+
 @lean_kernel
 def clear_blocks(heads: Ints, words: Ints, rooms: Ints, own: Int, rows: Ints) -> None:
     """Empty rows (n,) and free their blocks; `own` is the group's number of an empty row."""

@@ -16,7 +16,7 @@ matter that two of 4 billion are alike.
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, room_of, take_block
 from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part, prefetch
 
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
@@ -282,22 +282,6 @@ def _move(words: Ints, start: Int, room: Int, width: Int, source: Int, target: I
     values = start + STAMP * room
     for m in range(width):
         words[values + width * target + m] = words[values + width * source + m]
-
-
-@part
-def make_list(heads: Ints, words: Ints, rooms: Ints, size: Int, width: Int, row: Int, count: Int) -> bool:
-    """Have a block for `count` elements in an empty row; false where there is no room."""
-    order = order_of(count, LEAST, size)
-    start: Int = np.int64(0)
-    if order > 0:
-        start = take_block(words, rooms, 0, order, room_of(order, LEAST, size) * (STAMP + width))
-        if start < 0:
-            return False
-    heads[row, START] = start
-    heads[row, ORDER] = order
-    heads[row, COUNT] = count
-    heads[row, OWN] = 0
-    return True
 
 
 @lean_kernel

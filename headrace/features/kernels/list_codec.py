@@ -7,10 +7,10 @@ time, id and the values that the donor has; links (m,) tell which of the donor's
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, room_of
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, make_block, room_of
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 from headrace.features.kernels.hashing import xxh64
-from headrace.features.kernels.id_lists import FLOAT, INT, LEAST, STAMP, TEXT, TIME, make_list, place_of
+from headrace.features.kernels.id_lists import FLOAT, INT, LEAST, STAMP, TEXT, TIME, place_of
 from headrace.features.kernels.id_map import find_row
 from headrace.features.kernels.varints import (
     get_half,
@@ -250,8 +250,9 @@ def unpack_list(
         start: Int = np.int64(0)
         room: Int = size
         if keeps:
-            if not make_list(heads, words, rooms, size, width, row, count):
+            if not make_block(heads, words, rooms, 0, row, count, LEAST, size, STAMP + width):
                 return i
+            heads[row, OWN] = 0
             start, room = heads[row, START], room_of(heads[row, ORDER], LEAST, size)
         to, to_floats = (words, floats) if keeps else (scratch, scratch_floats)
         position = _get_elements(

@@ -13,7 +13,7 @@ that old are dropped when a block is full. `hop` 0 means one tile for ever.
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, make_block, room_of
 from headrace.features.kernels.cells import FIRST, TIME, init, merge, update
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
@@ -194,24 +194,10 @@ def _make_room(
     heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, stride: Int, row: Int, oldest: Int
 ) -> bool:
     """Have room for one more tile in the row's full block, the next larger if need be; false where there is none."""
-    start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
-    gone = _place(words, start, count, stride, oldest)
-    target = start
-    grows = bool(order == 0 or 2 * gone < count < most)
-    if grows:
-        target = take_block(words, rooms, number, order + 1, room_of(order + 1, LEAST, most) * stride)
-        if target < 0:
-            return False
-    first = start + gone * stride
-    for word in range((count - gone) * stride):
-        words[target + word] = words[first + word]
-    if grows:
-        if order > 0:
-            give_block(words, rooms, number, order, start)
-        heads[row, START] = target
-        heads[row, ORDER] = order + 1
-    heads[row, COUNT] = count - gone
-    return True
+    count = heads[row, COUNT]
+    gone = _place(words, heads[row, START], count, stride, oldest)
+    grows = bool(heads[row, ORDER] == 0 or 2 * gone < count < most)
+    return drop_first(heads, words, rooms, number, row, gone, grows, LEAST, most, stride)
 
 
 @part
@@ -259,18 +245,11 @@ def put_tiles(
 
     False where there is no room.
     """
-    order = order_of(count, LEAST, most)
-    start: Int = np.int64(0)
-    if order > 0:
-        start = take_block(words, rooms, number, order, room_of(order, LEAST, most) * stride)
-        if start < 0:
-            return False
-    first = tiles.size - count * stride
+    if not make_block(heads, words, rooms, number, row, count, LEAST, most, stride):
+        return False
+    start, first = heads[row, START], tiles.size - count * stride
     for word in range(count * stride):
         words[start + word] = tiles[first + word]
-    heads[row, START] = start
-    heads[row, ORDER] = order
-    heads[row, COUNT] = count
     return True
 
 

@@ -7,7 +7,7 @@ room that its own events need. Entries that have left the span count no more, bu
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, START, give_block, order_of, room_of, take_block
+from headrace.features.kernels.blocks import COUNT, ORDER, START, drop_first, make_block, room_of
 from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
 from headrace.features.kernels.varints import get_varint, get_word, put_varint, put_word
 
@@ -123,13 +123,9 @@ def unpack_seen(
         if position < 0 or count > keep:
             at[i] = -1
             continue
-        order = order_of(count, LEAST, MOST)
-        start: Int = np.int64(0)
-        if order > 0:
-            start = take_block(words, rooms, 0, order, ENTRY * room_of(order, LEAST, MOST))
-            if start < 0:
-                return i
-        heads[row, START], heads[row, COUNT], heads[row, ORDER] = start, count, order
+        if not make_block(heads, words, rooms, 0, row, count, LEAST, MOST, ENTRY):
+            return i
+        start = heads[row, START]
         time, position = newest[i], body
         for to in range(start + ENTRY * (count - 1), start - 1, -ENTRY):
             delta, position = get_varint(data, position, stop)
@@ -182,22 +178,10 @@ def _is_before(words: Ints, at: Int, time: Int, event_id: Int) -> bool:
 @part
 def _make_room(heads: Ints, words: Ints, rooms: Ints, row: Int, oldest: Int, keep: Int) -> bool:
     """Have room for one more entry in the row's full block; false where there is none."""
-    start, count, order = heads[row, START], heads[row, COUNT], heads[row, ORDER]
-    first = max(_place(words, start, count, oldest + 1, _FIRST), count - keep)
-    target = start
-    grows = bool(order == 0 or 2 * first < count)
-    if grows:
-        target = take_block(words, rooms, 0, order + 1, ENTRY * room_of(order + 1, LEAST, MOST))
-        if target < 0:
-            return False
-    for word in range(ENTRY * (count - first)):
-        words[target + word] = words[start + ENTRY * first + word]
-    if grows:
-        if order > 0:
-            give_block(words, rooms, 0, order, start)
-        heads[row, START], heads[row, ORDER] = target, order + 1
-    heads[row, COUNT] = count - first
-    return True
+    count = heads[row, COUNT]
+    gone = max(_place(words, heads[row, START], count, oldest + 1, _FIRST), count - keep)
+    grows = bool(heads[row, ORDER] == 0 or 2 * gone < count)
+    return drop_first(heads, words, rooms, 0, row, gone, grows, LEAST, MOST, ENTRY)
 
 
 @part

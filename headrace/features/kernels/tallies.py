@@ -27,7 +27,7 @@ Tiles that left the window are dropped when a block is full.
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, order_of, room_of, take_block
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 from headrace.features.kernels.count_sketch import ENTRY, ROWS, count_in, sketch_entries, word_of
 from headrace.features.kernels.hashing import mix
@@ -386,36 +386,7 @@ def _make_room(heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, ro
 
     Entries with marks before `oldest` may go.
     """
-    start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
-    gone = place_of_mark(words, start, count, oldest)
-    target = start
+    order, count = heads[row, ORDER], heads[row, COUNT]
+    gone = place_of_mark(words, heads[row, START], count, oldest)
     grows = bool(order == 0 or (2 * gone < count and room_of(order, LEAST, most) < most))
-    if grows:
-        target = take_block(words, rooms, number, order + 1, room_of(order + 1, LEAST, most) * ENTRY)
-        if target < 0:
-            return False
-    first = start + gone * ENTRY
-    for word in range((count - gone) * ENTRY):
-        words[target + word] = words[first + word]
-    if grows:
-        if order > 0:
-            give_block(words, rooms, number, order, start)
-        heads[row, START] = target
-        heads[row, ORDER] = order + 1
-    heads[row, COUNT] = count - gone
-    return True
-
-
-@part
-def make_tally(heads: Ints, words: Ints, rooms: Ints, most: Int, row: Int, count: Int) -> bool:
-    """Have a block for `count` entries in an empty row; false where there is no room."""
-    order = order_of(count, LEAST, most)
-    start: Int = np.int64(0)
-    if order > 0:
-        start = take_block(words, rooms, 0, order, room_of(order, LEAST, most) * ENTRY)
-        if start < 0:
-            return False
-    heads[row, START] = start
-    heads[row, ORDER] = order
-    heads[row, COUNT] = 0
-    return True
+    return drop_first(heads, words, rooms, number, row, gone, grows, LEAST, most, ENTRY)

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, OWN, START
+from headrace.features.kernels.blocks import COUNT, OWN, START, make_block
 from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
 from headrace.features.kernels.count_sketch import ENTRY, ROWS, sketch_entries, word_of
 from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_lists import FLOAT, TEXT
 from headrace.features.kernels.id_map import find_row
 from headrace.features.kernels.rings import EMPTY
-from headrace.features.kernels.tallies import keep_least_rank, keep_limit, make_tally
+from headrace.features.kernels.tallies import LEAST, keep_least_rank, keep_limit
 from headrace.features.kernels.tally_reads import DISTINCT, LEVELS, QUANTILE, TOP, place_of_mark
 from headrace.features.kernels.varints import (
     get_signed,
@@ -128,7 +128,7 @@ def unpack_tally(
         if position < 0 or count > np.uint64(min(most, ends[i] - position)):
             at[i] = -1
             continue
-        if not make_tally(heads, words, rooms, most, row, np.int64(count)):
+        if not make_block(heads, words, rooms, 0, row, np.int64(count), LEAST, most, ENTRY):
             return i
         heads[row, OWN] = head
         entry: Int = np.int64(0)
