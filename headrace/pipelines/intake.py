@@ -117,6 +117,24 @@ def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
             place.write(letters)
 
 
+def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]) -> list[DeadLetter]:
+    """A letter for each too late row `index` (m,) of the batch, with the event as JSON."""
+    payloads = codec_for(batch.event, "json").encode(batch.frame[index])
+    detail = f"view {view_name}: older than every window that wanted it, counted from its entity's newest event"
+    return [
+        DeadLetter(
+            source=spec_of(batch.event).topic,
+            partition=batch.partition,
+            offset=offset,
+            reason="too_late",
+            detail=detail,
+            payload=payload,
+            arrival_us=batch.arrival_us,
+        )
+        for offset, payload in zip(batch.offsets[index].tolist(), payloads, strict=True)
+    ]
+
+
 def _decoded(batch: Batch, codec: Codec) -> Decoded:
     if batch.payloads is not None:
         return codec.decode(batch.payloads)

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, pairwise
-from operator import ge
 
 import numpy as np
 import polars as pl
@@ -29,16 +28,17 @@ from prometheus_client import Counter, Histogram
 from headrace.clock import Clock, WallClock
 from headrace.errors import FencedError
 from headrace.features.event_rows import Rows, concat_rows
-from headrace.features.fences import PIECE_MAX, ShardWrite, fenced
+from headrace.features.fences import ShardWrite, fenced
 from headrace.features.keys import shard_of
 from headrace.features.lateness import DUPLICATE, LATE, TOO_LATE
+from headrace.features.packing import Packing
 from headrace.features.slab import Slab
-from headrace.features.spans import Spans, spans_of
 from headrace.features.store import OnlineStore
 from headrace.features.view import ViewPlan
-from headrace.pipelines.intake import put_aside
+from headrace.pipelines.intake import put_aside, too_late_letters
+from headrace.pipelines.offset_table import OffsetTable
 from headrace.pipelines.source import EventBatch
-from headrace.schemas import DeadLetter, DeadLetters, codec_for, spec_of
+from headrace.schemas import DeadLetters
 
 FLUSH_SECONDS = Histogram(
     "headrace_flush_seconds",
@@ -56,7 +56,7 @@ LOADED = Counter("headrace_records_loaded_total", "Records asked for on first to
 EVICTED = Counter("headrace_records_evicted_total", "Clean records dropped from memory", ["view"])
 
 _NEVER = -1
-"""Offset of a partition that a shard has not seen; tick of a slab row that is not in use."""
+"""Tick of a slab row that is not in use."""
 _NONE = np.zeros(0, np.int64)
 
 log = structlog.get_logger(__name__)
@@ -120,14 +120,12 @@ class ShardSet:
 
         A partition that some shard has never seen is left out: it must be read from its start.
         """
-        least = self._offsets.min(axis=0, initial=np.iinfo(np.int64).max)
-        return {name: int(least[column]) for name, column in sorted(self._columns.items()) if least[column] != _NEVER}
+        return self._offsets.positions()
 
     def start_at(self, positions: Mapping[str, int]) -> None:
         """Take rows before `positions` (partition -> next offset) as applied: a backfill hands over so."""
         for partition, next_offset in positions.items():
-            column = self._column(partition)
-            np.maximum(self._offsets[:, column], next_offset, out=self._offsets[:, column])
+            self._offsets.advance(partition, next_offset)
 
     @property
     def dirty_count(self) -> int:
@@ -153,27 +151,26 @@ class ShardSet:
             FencedError: an earlier flush was fenced; or, with `records_max`, the flush that makes room is.
         """
         self._require_unfenced()
-        columns = [(batch, self._column(batch.partition)) for batch in batches if batch.event in self.plan.sources]
-        wanted = [pair for pair in columns if (self._offsets[:, pair[1]] < pair[0].next_offset).any()]
+        ours = [batch for batch in batches if batch.event in self.plan.sources]
+        wanted = [batch for batch in ours if self._offsets.span(batch.partition)[0] < batch.next_offset]
         if not wanted:
             return
-        starts = np.cumsum([0, *(batch.frame.height for batch, _ in wanted)])
-        too_late = self._take_in([batch for batch, _ in wanted], [column for _, column in wanted])
-        for batch, column in wanted:
-            np.maximum(self._offsets[:, column], batch.next_offset, out=self._offsets[:, column])
+        starts = np.cumsum([0, *(batch.frame.height for batch in wanted)])
+        too_late = self._take_in(wanted)
+        for batch in wanted:
+            self._offsets.advance(batch.partition, batch.next_offset)
         # Last: the batches are done with, and must not be applied again should the letters not find room.
         if too_late.size and self._dead_letters is not None:
-            for (batch, _), (start, end) in zip(wanted, pairwise(starts), strict=True):
+            for batch, (start, end) in zip(wanted, pairwise(starts), strict=True):
                 of_batch = too_late[(too_late >= start) & (too_late < end)] - start
                 if of_batch.size:
-                    put_aside(_letters(self.plan, batch, of_batch), self._dead_letters)
+                    put_aside(too_late_letters(self.plan.name, batch, of_batch), self._dead_letters)
 
-    def _take_in(self, batches: Sequence[EventBatch], columns: Sequence[int]) -> NDArray[np.int64]:
-        """The rows of all batches, of the partitions `columns`; returns which of them were too late."""
+    def _take_in(self, batches: Sequence[EventBatch]) -> NDArray[np.int64]:
+        """The rows of all batches; returns which of them were too late."""
         rows = self._rows(batches)
-        if not self._are_new(batches, columns):
-            row_columns = np.repeat(columns, [batch.frame.height for batch in batches])
-            rows = self._unapplied(rows, np.concatenate([batch.offsets for batch in batches]), row_columns)
+        if not self._are_new(batches):
+            rows = self._unapplied(rows, batches)
         if not len(rows):
             return _NONE
         self._tick += 1
@@ -257,41 +254,26 @@ class ShardSet:
         self._writers = [fences[shard].writer for shard in self.shards]
         # Of a shard that was never written nothing need be loaded, until something of it has left the memory.
         self._complete = self._sequences == 0
-        names = sorted({name for fence in fences.values() for name in fence.offsets})
-        self._columns = {name: column for column, name in enumerate(names)}
-        self._offsets = np.full((len(self.shards), len(names)), _NEVER, np.int64)  # (shards, partitions) next offset
-        for row, shard in enumerate(self.shards):
-            for name, next_offset in fences[shard].offsets.items():
-                self._offsets[row, self._columns[name]] = next_offset
-        self._stored = self._offsets.copy()  # what Redis holds
+        self._offsets = OffsetTable([fences[shard].offsets for shard in self.shards])
 
     def _require_unfenced(self) -> None:
         if self._fenced:
             raise FencedError(f"view {self.plan.name}: these shards were fenced before; open them again and replay")
 
-    def _column(self, partition: str) -> int:
-        if partition not in self._columns:
-            self._columns[partition] = len(self._columns)
-            unseen = np.full((len(self.shards), 1), _NEVER, np.int64)
-            self._offsets = np.hstack([self._offsets, unseen])
-            self._stored = np.hstack([self._stored, unseen])
-        return self._columns[partition]
+    def _are_new(self, batches: Sequence[EventBatch]) -> bool:
+        """Whether every row is of our shards and none was applied, as mostly."""
+        return len(self.shards) == self._store.shards and all(
+            batch.offsets.min(initial=batch.next_offset) >= self._offsets.span(batch.partition)[1] for batch in batches
+        )
 
-    def _are_new(self, batches: Sequence[EventBatch], columns: Sequence[int]) -> bool:
-        """Whether every row is of our shards and none was applied, as mostly; offsets of a batch ascend."""
-        first = [int(batch.offsets[0]) for batch in batches if len(batch.offsets)]
-        known = [
-            int(self._offsets[:, column].max())
-            for batch, column in zip(batches, columns, strict=True)
-            if len(batch.offsets)
-        ]
-        return len(self.shards) == self._store.shards and all(map(ge, first, known))
-
-    def _unapplied(self, rows: Rows, offsets: NDArray[np.int64], columns: NDArray[np.int64]) -> Rows:
-        """The rows (n,) of our shards that their shard has not applied; `offsets`, `columns` (frame rows,)."""
+    def _unapplied(self, rows: Rows, batches: Sequence[EventBatch]) -> Rows:
+        """The rows (n,) of our shards that their shard has not applied."""
+        offsets = np.concatenate([batch.offsets for batch in batches])
+        heights = [batch.frame.height for batch in batches]
+        columns = np.repeat([self._offsets.column(batch.partition) for batch in batches], heights)
         owned = self._owned[shard_of(rows.ids, self._store.shards)]
         ours = owned >= 0
-        new = ours & (offsets[rows.index] >= self._offsets[owned, columns[rows.index]])
+        new = ours & ~self._offsets.applied(owned, columns[rows.index], offsets[rows.index])
         new_count = int(np.count_nonzero(new))
         SKIPPED.labels(self.plan.name).inc(int(np.count_nonzero(ours)) - new_count)
         return rows if new_count == len(rows) else rows.take(new)
@@ -388,13 +370,11 @@ class ShardSet:
         owned = self._owned[shard_of(self._slab.ids(dirty), self._store.shards)]
         order = np.argsort(owned, kind="stable")
         edges = np.searchsorted(owned[order], np.arange(len(self.shards) + 1))
-        names = sorted(self._columns, key=self._columns.__getitem__)
-        packing = _Packing(self._slab, dirty[order], self._sequences[owned[order]] + 1, self._arrival_us)
+        packing = Packing(self._slab, dirty[order], self._sequences[owned[order]] + 1, self._arrival_us)
         writes = []
         for row, shard in enumerate(self.shards):
-            moved = np.flatnonzero(self._offsets[row] != self._stored[row])
-            begin, end = int(edges[row]), int(edges[row + 1])
-            if begin == end and not moved.size:
+            moved, (begin, end) = self._offsets.moved(row), edges[row : row + 2].tolist()
+            if begin == end and not moved:
                 continue
             writes.append(
                 ShardWrite(
@@ -404,7 +384,7 @@ class ShardSet:
                     writer=self._token,
                     texts=packing.texts.part(begin, end),
                     blobs=partial(packing.part, begin),
-                    offsets={names[column]: int(self._offsets[row, column]) for column in moved},
+                    offsets=moved,
                 )
             )
         return writes
@@ -418,50 +398,8 @@ class ShardSet:
             self._sequences[row] += 1
             self._writers[row] = self._token
             written[row] = write.shard not in repeated
-        self._stored[written] = self._offsets[written]
+        self._offsets.settle(written)
         clean = dirty[written[self._owned[shard_of(self._slab.ids(dirty), self._store.shards)]]]
         self._slab.clear_dirty(clean)
         self._written_us[clean] = now_us
         return int(clean.size)
-
-
-class _Packing:
-    """Records of a slab, packed as they are asked for: some hundred at a time, for each call costs something.
-
-    rows (n,), with the sequences (n,) of their shards' flush. `texts` (n,) are their keys.
-    """
-
-    def __init__(self, slab: Slab, rows: NDArray[np.int64], sequences: NDArray[np.int64], arrival_us: int) -> None:
-        self.texts = spans_of(slab.key_texts(rows))
-        self._rows = rows
-        self._slab = slab
-        self._sequences = sequences
-        self._arrival_us = arrival_us
-        self._packed, self._begin, self._end = Spans(np.zeros(0, np.uint8), np.zeros(1, np.int64)), 0, 0
-
-    def part(self, shard_begin: int, begin: int, end: int) -> Spans:
-        """Records `begin` to `end`, counted from row `shard_begin`; best asked for in order."""
-        begin, end = shard_begin + begin, shard_begin + end
-        if not self._begin <= begin <= end <= self._end:
-            self._begin, self._end = begin, max(end, min(begin + PIECE_MAX, len(self._rows)))
-            cut = slice(self._begin, self._end)
-            self._packed = self._slab.pack_spans(self._rows[cut], self._sequences[cut], self._arrival_us)
-        return self._packed.part(begin - self._begin, end - self._begin)
-
-
-def _letters(plan: ViewPlan, batch: EventBatch, index: NDArray[np.int64]) -> list[DeadLetter]:
-    """A letter for each too late row `index` (m,) of the batch, with the event as JSON."""
-    payloads = codec_for(batch.event, "json").encode(batch.frame[index])
-    detail = f"view {plan.name}: older than every window that wanted it, counted from its entity's newest event"
-    return [
-        DeadLetter(
-            source=spec_of(batch.event).topic,
-            partition=batch.partition,
-            offset=offset,
-            reason="too_late",
-            detail=detail,
-            payload=payload,
-            arrival_us=batch.arrival_us,
-        )
-        for offset, payload in zip(batch.offsets[index].tolist(), payloads, strict=True)
-    ]
