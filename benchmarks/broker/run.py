@@ -7,15 +7,17 @@ Rivals: plain Bytewax and, where it is installed (pip install quixstreams), Quix
 
 Where an event's processor time goes: a message costs 1.1 us on the thread that reads ahead, two thirds of it for the
 client's objects and the rest for decoding; an event in a block costs that thread next to nothing. Finding its entity,
-putting a batch in the order of entities, four windows and two lists are 0.3 us on the other thread. Redis takes 3 to 4
-us a record, append-only file included, and packing one 2 to 3 us, however many events it came from. Broker and Redis
-take their share of the same two cores.
+putting a batch in the order of entities, four windows and two lists are 0.25 us on other threads. A record of 600 bytes
+is packed and sent in 2.5 to 3 us, and costs Redis 1.5 to 2.5 us, append-only file included, however many events it came
+from. Broker and Redis take their share of the same two cores. Of blocks every sixth second goes to pages of memory that
+the machine is given anew: 160 bytes of state an entity and window, and the client's and Polars' buffers.
 
 The limits beneath: decoding alone is 130 ns a message and a message of the client 400 to 500 (both measured in loops of
 their own), so messages of one event each stay below a million a second however fast the rest is. Freshness under load
-is a matter of distinct keys: 280,000 events a second of 100,000 keys are some 150,000 records a second, half a second
-of Redis. Flushes may take nine tenths of the time (`FLUSH_SHARE`); waiting longer saves few writes. On a machine with
-noisy neighbours p99 went from 450 ms to twice that, minute by minute.
+is a matter of distinct keys: 280,000 events a second of 100,000 keys are 60,000 to 100,000 records a second. Of 170 ms
+at the median the broker, its client and the pause between polls have 90, a batch waits 35 for the flush before it, and
+its own takes 40. Flushes may take nine tenths of the time (`FLUSH_SHARE`); waiting longer saves few writes. All four
+processes leave a quarter of two cores, so a machine with noisy neighbours can double p99 for a minute.
 """
 
 import argparse
