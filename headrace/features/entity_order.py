@@ -24,6 +24,7 @@ from headrace.features.layout import Events, Operations
 
 SORTED_MIN = 2_048
 """Operations from which sorting pays."""
+_AS_THEY_ARE = np.zeros(0, np.int64)
 _KEPT_MAX = 1 << 20
 """Operations for which the room is kept from batch to batch; more would hold memory for a rare case."""
 
@@ -35,8 +36,11 @@ class EntityOrder:
         self._counts = np.zeros(1 << DIGIT_BITS, np.int64)
         self._room: tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
 
-    def sorted(self, ops: Operations) -> tuple[Operations, NDArray[np.int64]]:
-        """The operations entity by entity, and for each of its events (e,) which it was; valid until the next call."""
+    def sorted(self, ops: Operations, first: NDArray[np.int64] | None = None) -> tuple[Operations, NDArray[np.int64]]:
+        """The operations entity by entity, and for each of its events (e,) which it was; valid until the next call.
+
+        `first` (n,) is the order in which they happen, where it is not the one that they have.
+        """
         count, events = len(ops.rows), len(ops.events.event_ids)
         held, order, other, source = self._room_for(count, events, ops.events)
         found = Operations(
@@ -52,7 +56,7 @@ class EntityOrder:
             held.late[:events],
         )
         found.late[:] = 0
-        sort_by_row(ops.rows, order[:count], other[:count], self._counts)
+        sort_by_row(ops.rows, _AS_THEY_ARE if first is None else first, order[:count], other[:count], self._counts)
         gather_operations(
             order[:count],
             ops.rows,

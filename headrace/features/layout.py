@@ -49,6 +49,10 @@ class Operations:
     events: Events
     late: NDArray[np.uint8]
 
+    def taken(self, order: NDArray[np.int64]) -> "Operations":
+        """The operations of these numbers, of the same events."""
+        return Operations(self.rows[order], self.times[order], self.ops[order], self.events, self.late)
+
     def part(self, begin: int, end: int) -> "Operations":
         """Operations `begin` to `end`, of the same events."""
         return Operations(self.rows[begin:end], self.times[begin:end], self.ops[begin:end], self.events, self.late)

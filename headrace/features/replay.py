@@ -168,16 +168,17 @@ def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room | Non
         return slab.read(slab.locate(ids), now_us, request)
     at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
     spine_at = slab.locate(ids)
-    order = np.argsort(np.concatenate([now_us, rows.time_us]), kind="stable")  # spine rows lead: they win ties
+    times_us = np.concatenate([now_us, rows.time_us])
+    order = np.argsort(times_us, kind="stable")  # spine rows lead: they win ties
     ops = Operations(
-        np.concatenate([spine_at, at])[order],
-        np.concatenate([now_us, rows.time_us])[order],
-        np.concatenate([np.arange(reads), ~np.arange(len(rows))])[order],
+        np.concatenate([spine_at, at]),
+        times_us,
+        np.concatenate([np.arange(reads), ~np.arange(len(rows))]),
         rows.events,
         np.zeros(len(rows), np.uint8),
     )
     outputs, newest = plan.layout.outputs(reads, room), np.full(reads, NEVER, np.int64)
-    slab.run(ops, outputs, newest)
+    slab.run(ops, outputs, newest, order)
     slab.mark_dirty(at)
     return plan.layout.answer(outputs, newest, now_us, request)
 

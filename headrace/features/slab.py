@@ -94,13 +94,23 @@ class Slab:
         self.mark_dirty(at)
         return ops.late
 
-    def run(self, ops: Operations, outputs: list[Outputs], newest: NDArray[np.int64]) -> None:
-        """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest."""
+    def run(
+        self,
+        ops: Operations,
+        outputs: list[Outputs],
+        newest: NDArray[np.int64],
+        order: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest.
+
+        `order` (n,) is the one in which the operations happen, where it is not the one that they have.
+        """
         if len(ops.late) >= SORTED_MIN:
-            sorted_ops, source = self._order.sorted(ops)
+            sorted_ops, source = self._order.sorted(ops, order)
             self._carry_out(sorted_ops, outputs, newest, cut_parts)
             report_late(sorted_ops.late, source, ops.late)
         else:
+            ops = ops if order is None else ops.taken(order)
             self._carry_out(ops, outputs, newest, lambda rows: [(0, len(rows))])
 
     def _carry_out(

@@ -10,15 +10,17 @@ _INDEX = np.int64(0xFFFFFFFF)
 
 
 @lean_kernel
-def sort_by_row(rows: Ints, order: Ints, other: Ints, counts: Ints) -> None:
+def sort_by_row(rows: Ints, first: Ints, order: Ints, other: Ints, counts: Ints) -> None:
     """`order` (n,) becomes the indexes that sort rows (n,), -1 <= row < 2**31, stably; n < 2**32.
 
-    `other` (n,) and `counts` (2**DIGIT_BITS,) are scratch. Knuth, The Art of Computer Programming 3, 5.2.5: least
-    significant digit first. Row and index travel in one word, so each pass reads and writes 8 bytes a row.
+    What is equal keeps the order `first` (n,), or with none of it the one it has. `other` (n,) and `counts`
+    (2**DIGIT_BITS,) are scratch. Knuth, The Art of Computer Programming 3, 5.2.5: least significant digit first. Row
+    and index travel in one word, so each pass reads and writes 8 bytes a row.
     """
     highest: Int = 0
     for i in range(rows.size):
-        order[i] = ((rows[i] + 1) << np.int64(32)) | i
+        index = first[i] if first.size > 0 else i
+        order[i] = ((rows[index] + 1) << np.int64(32)) | index
         highest = max(highest, rows[i] + 1)
     bits = 1
     while highest >> bits:
