@@ -130,7 +130,7 @@ class Chaos:
             self._wait_for(index, events * (kill + self._moments.random()) / (kills + 1))
             time.sleep(self._moments.uniform(0, 0.02))
             if faults and kill % 5 == 2:
-                self._harm(self._faults[kill // 5 % len(self._faults)], index)
+                self._harm(self._faults[kill // 5 % len(self._faults)], index, events)
                 time.sleep(self._moments.uniform(0.1, 0.4))
                 self._restart_ended()
             self._replace(index)
@@ -175,7 +175,7 @@ class Chaos:
     def _applied(self, index: int) -> list[int]:
         return [sum(self._store.fence(plan_of(view), index).offsets.values()) for view in VIEWS]
 
-    def _harm(self, fault: str, index: int) -> None:
+    def _harm(self, fault: str, index: int, events: int) -> None:
         if isinstance(self._log, BrokerLog) and fault in BROKER_FAULTS:
             seconds = self._moments.uniform(0.3, 1.0)
             if fault == "broker frozen":
@@ -191,10 +191,16 @@ class Chaos:
             self._waiting[index].append(self._engine(index))
             before = self._store.fence(plan_of(MeterLoad), index).writer
             rival.go()
-            _until(lambda: self._store.fence(plan_of(MeterLoad), index).writer != before or not rival.alive)
+
+            def has_taken_over() -> bool:
+                return self._store.fence(plan_of(MeterLoad), index).writer != before
+
+            # An engine that follows a topic may be through with it before the rival has read anything.
+            _until(lambda: has_taken_over() or not rival.alive or min(self._applied(index)) >= events)
             time.sleep(self._moments.uniform(0.0, 0.2))
             self._report.note(rival.kill())
-            _until(lambda: self._running[index].has_said("fenced") or not self._running[index].alive)
+            if has_taken_over():
+                _until(lambda: self._running[index].has_said("fenced") or not self._running[index].alive)
         elif fault == "flushall":
             with redis.Redis.from_url(self._server.url) as client:
                 client.flushall()
