@@ -3,7 +3,8 @@
     thread    poll decode | poll decode | poll decode ...     Polars and the broker's client work without the GIL
     steps        apply        apply        flush   apply ...  and so do the kernels
 
-While batches wait the steps are what is slow, and the thread does some of their work ahead: `prepare`.
+While batches wait, or the steps are at large ones, the steps are what is slow, and the thread does some of their work
+ahead: `prepare`.
 
 What is ahead is bounded by rows. Order is kept; an error of the source comes out where it happened.
 """
@@ -24,6 +25,8 @@ ROWS_AHEAD_MAX = 1_000_000
 """Decoded rows that may wait: about a second of work."""
 TAKEN_ROWS = 131_072
 """Rows from which no further poll is handed out with those before it."""
+PREPARED_ROWS = 8_192
+"""Rows of a batch that is prepared while the steps are busy: several small ones cost less together, in the steps."""
 POLLS_AHEAD_MAX = 16
 """Polls that may wait, whatever they brought."""
 SWITCH_S = 0.0005
@@ -36,8 +39,8 @@ STOP_S_MAX = 30.0
 class ReadAhead(Generic[T]):
     """Decoded batches of `source`, which has been placed by `seek`; used by one thread, closed by it.
 
-    `pause_after` gives the seconds to wait after a poll, None for at once. `prepare` are called, if batches wait
-    already, with each batch.
+    `pause_after` gives the seconds to wait after a poll, None for at once. `prepare` are called with a batch if others
+    wait already, or it is large and the steps do not wait for it.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class ReadAhead(Generic[T]):
         self._lock = threading.Condition()
         self._waiting: deque[list[T]] = deque()
         self._rows = 0
+        self._is_awaited = True
         self._failure: BaseException | None = None
         self._ended = False
         self._stop = threading.Event()
@@ -79,11 +83,13 @@ class ReadAhead(Generic[T]):
             HeadraceError: what the source failed with, after everything that came before it.
         """
         with self._lock:
+            self._is_awaited = not self._waiting
             self._lock.wait_for(lambda: self._waiting or self._failure or self._ended, wait_s)
             if not self._waiting:
                 if self._failure is not None:
                     raise self._failure
                 return []
+            self._is_awaited = False
             found: list[T] = []
             taken = 0
             while self._waiting and taken < TAKEN_ROWS:
@@ -111,8 +117,8 @@ class ReadAhead(Generic[T]):
             while not (self._stop.is_set() or self._source.exhausted):
                 batches = self._source.poll()
                 found = [self._decode(batch) for batch in batches]
-                if self._waiting:
-                    for batch, prepare in product(found, self._prepare):
+                for batch, prepare in product(found, self._prepare):
+                    if self._waiting or (not self._is_awaited and len(batch.offsets) >= PREPARED_ROWS):
                         prepare(batch)
                 if found:
                     self._hand_on(found)

@@ -118,3 +118,24 @@ def test_an_idle_source_costs_the_wait_and_gives_nothing():
     assert time.monotonic() - started_s >= 0.05
     assert not ahead.exhausted
     ahead.close()
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_batches_are_prepared_while_the_steps_are_busy(monkeypatch, large):
+    """A large batch that nobody waits for, a small one only behind others; what is awaited comes as it is."""
+    monkeypatch.setattr(read_ahead, "PREPARED_ROWS", STEP if large else STEP + 1)
+    prepared, gate = [], threading.Semaphore(0)
+
+    class Gated(Counting):
+        def poll(self):
+            gate.acquire()
+            return super().poll()
+
+    source = Gated(4)
+    ahead = read(source, prepare=[lambda batch: prepared.append(int(batch.offsets[0]))])
+    gate.release()  # nobody has asked yet, which counts as waiting
+    assert [int(batch.offsets[0]) for batch in ahead.poll(10.0)] == [0]
+    gate.release(3)  # the steps are at the first one
+    wait_until(lambda: prepared == ([STEP] if large else []) + [2 * STEP, 3 * STEP])
+    assert taken(ahead) == [STEP, 2 * STEP, 3 * STEP]
+    ahead.close()
