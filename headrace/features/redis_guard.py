@@ -64,9 +64,9 @@ def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[
                 asked = (call, count)
                 head += _question(call)
                 for piece in in_pieces(chain(head, commands)):
-                    connection.send_packed_command(piece)
+                    connection.send_packed_command(piece, check_health=False)  # its PING would come between
             elif head:
-                connection.send_packed_command(head)
+                connection.send_packed_command(head, check_health=False)
         if before is not None:
             done.append(_ended(connection, *before))
     except BaseException:

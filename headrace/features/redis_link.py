@@ -276,7 +276,7 @@ class RedisLink:
             count = 0
             for piece in in_pieces(commands):
                 count += len(piece)
-                connection.send_packed_command(piece)
+                connection.send_packed_command(piece, check_health=False)  # its PING would come between
             for _ in range(count):
                 yield reply_of(connection)
         except BaseException:

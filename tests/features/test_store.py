@@ -2,6 +2,7 @@
 
 import inspect
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -358,3 +359,18 @@ def test_records_of_every_length_are_written_as_they_are(store):
     blobs = [b"", b"$3\r\nfoo\r\n", bytes(range(256)) * 400, b"x"]
     store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)])
     assert dict(store.scan(PLAN)) == dict(zip(texts, blobs, strict=True))
+
+
+def test_a_health_check_never_comes_between_the_pieces_of_a_flush(redis_url):
+    """redis-py would send a PING into the middle of a command that takes longer to make than the URL's interval."""
+    texts, _ = records_of(7, fences.PIECE_MAX + 1)
+    blobs = [b"%05d" % number * 20 for number in range(len(texts))]
+
+    def slowly(begin, end):
+        if begin:
+            time.sleep(1.2)
+        return blobs[begin:end]
+
+    with OnlineStore.open(f"{redis_url}?health_check_interval=1") as store:
+        store.flush(PLAN, [write(7, 0, texts=texts, blobs=slowly)])
+        assert dict(store.scan(PLAN)) == dict(zip(texts, blobs, strict=True))
