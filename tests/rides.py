@@ -1,6 +1,6 @@
 """Trams: rides and ticket checks of riders, views over them, and every feature's definition.
 
-`python -m tests.rides` writes tests/golden/record_v2.hex and record_dedupe_v2.hex anew; do that only with a new record
+`python -m tests.rides` writes tests/golden/record_v3.hex and record_dedupe_v3.hex anew; do that only with a new record
 version.
 """
 
@@ -36,8 +36,8 @@ from headrace.schemas import Event
 from tests import oracle
 
 BASE_US = 1_700_000_000_000_000
-GOLDEN = Path(__file__).parent / "golden" / "record_v2.hex"
-GOLDEN_ONCE = Path(__file__).parent / "golden" / "record_dedupe_v2.hex"
+GOLDEN = Path(__file__).parent / "golden" / "record_v3.hex"
+GOLDEN_ONCE = Path(__file__).parent / "golden" / "record_dedupe_v3.hex"
 
 
 class Ride(Event, topic="rides", key="rider", time="at", id="ride_id"):

@@ -22,7 +22,7 @@ from headrace.features.states import Blocks
 
 Outputs: TypeAlias = tuple[NDArray[Any], ...]
 """Answers of a group to some reads: arrays whose first axis is the read."""
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,8 @@ class Group(Protocol):
     ) -> None:
         """Write rows into `out` one after the other; `ends[i]` is where row i ends, also where `out` is too short.
 
-        `donor` is the donor's state, the group's own if it has none.
+        Bytes of `out` beyond may be written as well, of which ROOM_BYTES are not counted in what is needed. `donor` is
+        the donor's state, the group's own if it has none.
         """
         ...
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.features.kernels.bit_columns import SPARE
 from headrace.features.kernels.compile import Int, Ints
 from headrace.features.kernels.id_lists import STAMP, TEXT, run_list
 from headrace.features.kernels.list_codec import pack_list, unpack_list
@@ -122,13 +123,14 @@ class ListGroup:
         pack_list(
             state.heads,
             state.words,
-            state.floats,
             self.size,
             self.kinds,
             *self._donated(donor),
             rows,
             newest,
             *POOL.arrays(),
+            np.empty((6, self.size), np.int64),
+            np.empty(self.size, np.float64),
             out,
             ends,
         )
@@ -146,14 +148,14 @@ class ListGroup:
     ) -> None:
         """Fill empty rows from `data[at:ends]`, or read them, and teach the pool the texts."""
         texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
-        found, scratch = np.zeros(1, np.int64), np.empty(self.size * self._stride, np.int64)
+        found, room = np.zeros(1, np.int64), self.size + SPARE
+        scratch, column = np.empty((3, room), np.int64), np.empty(room, np.float64)
         read = reading or replace(NO_READS, out=self.outputs(0))
 
         def walk(begin: int) -> Int:
             return unpack_list(
                 state.heads,
                 state.words,
-                state.floats,
                 state.rooms,
                 self.size,
                 self.kinds,
@@ -171,7 +173,7 @@ class ListGroup:
                 read.moments,
                 read.reads,
                 scratch,
-                scratch.view(np.float64),
+                column,
                 read.out[0],
                 read.out[1],
                 read.out[2],

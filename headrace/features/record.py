@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
+from headrace.features.kernels.bit_columns import ROOM_BYTES
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
 from headrace.features.layout import PackedReads
 from headrace.features.redis_values import Values, values_of
@@ -204,9 +205,9 @@ def _room_for(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """What `pack` writes of `count` rows: bytes, and edges (count + 1,) of the rows in them."""
     key, edges = (plan.fingerprint, number), np.zeros(count + 1, np.int64)
-    out = np.empty(_NEEDED.get(key, _SECTION_BYTES) * count, np.uint8)
+    out = np.empty(_NEEDED.get(key, _SECTION_BYTES) * count + ROOM_BYTES, np.uint8)
     pack(out, edges[1:])
-    need = int(edges[-1])
+    need = int(edges[-1]) + ROOM_BYTES
     if need > len(out):
         _NEEDED[key] = need * 5 // (4 * count) + 1
         out = np.empty(need, np.uint8)

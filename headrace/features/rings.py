@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.features.kernels.bit_columns import SPARE
 from headrace.features.kernels.cells import FIRST, WIDTH
 from headrace.features.kernels.compile import Floats, Int, Ints
 from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
@@ -145,6 +146,8 @@ class RingGroup:
             self.window.span,
             *self._donated(donor),
             rows,
+            np.empty((4, self.window.tiles), np.int64),
+            np.empty(self.window.tiles, np.float64),
             out,
             ends,
         )
@@ -161,7 +164,6 @@ class RingGroup:
         reading: PackedReads | None = None,
     ) -> None:
         """Fill empty rows from `data[at:ends]`, or read them."""
-        tiles = np.empty(self.window.tiles * (self.width + 1), np.int64)
         read = reading or NO_READS
         out = read.out[0].reshape(-1) if reading else np.empty(0, np.float64)
 
@@ -169,6 +171,7 @@ class RingGroup:
             return unpack_ring(
                 state.heads,
                 state.words,
+                state.floats,
                 state.rooms,
                 self._most,
                 self.starts,
@@ -181,8 +184,9 @@ class RingGroup:
                 at,
                 ends,
                 begin,
-                tiles,
-                tiles.view(np.float64),
+                np.empty((3, self.window.tiles), np.int64),
+                np.empty((self.width, self.window.tiles + SPARE), np.float64),
+                np.empty(self.width, np.float64),
                 self.items,
                 self.params,
                 read.keeps,

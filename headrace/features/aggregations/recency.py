@@ -167,7 +167,7 @@ def _typed(bits: NDArray[np.int64], kind: int, empty: NDArray[np.bool_]) -> Colu
 
 def _read_first(picked: NDArray[np.int64], kind: int, outputs: Outputs, _: NDArray[np.int64]) -> Column | Maybe:
     cells = outputs[0][:, picked]
-    empty = np.isinf(cells[:, 0])
+    empty = np.asarray(np.isinf(cells).any(axis=1))
     high, low = np.where(empty[:, None], 0.0, cells[:, 3:5]).astype(np.int64).T
     return _typed((high << 32) | low, kind, empty)
 

@@ -9,18 +9,12 @@ fingerprint.
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, part
+from headrace.features.kernels.bit_columns import unit_of, unit_us
+from headrace.features.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
 from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.varints import get_half, get_signed, get_varint, put_half, put_signed, put_varint
 
 _EMPTY = np.int64(EMPTY)
-
-
-@part
-def _unit_us(unit: Int) -> Int:
-    if unit < 2:
-        return np.int64(1) if unit == 0 else np.int64(1_000)
-    return np.int64(1_000_000) if unit == 2 else np.int64(60_000_000)
 
 
 @lean_kernel
@@ -33,10 +27,8 @@ def pack_heads(version: Int, sequences: Ints, newest: Ints, arrival: Int, out: B
         if newest[i] == _EMPTY:
             position = put_signed(out, put_varint(out, position, np.uint64(0)), arrival)
         else:
-            unit = np.int64(0)
-            while unit < 3 and newest[i] % _unit_us(unit + 1) == 0:
-                unit += 1
-            time = newest[i] // _unit_us(unit)
+            unit = unit_of(newest[i], 3)
+            time = newest[i] // unit_us(unit)
             zigzag = np.uint64((time << np.int64(1)) ^ (time >> np.int64(63)))
             position = put_varint(out, position, (zigzag << np.uint64(2)) | np.uint64(unit))
             position = put_signed(out, position, arrival - newest[i])
@@ -53,7 +45,7 @@ def unpack_heads(
         sequence, position = get_varint(data, position, ends[i])
         number, position = get_varint(data, position, ends[i])
         unit, zigzag = np.int64(number & np.uint64(3)), number >> np.uint64(2)
-        time = (np.int64(zigzag >> np.uint64(1)) ^ -np.int64(zigzag & np.uint64(1))) * _unit_us(unit)
+        time = (np.int64(zigzag >> np.uint64(1)) ^ -np.int64(zigzag & np.uint64(1))) * unit_us(unit)
         after, position = get_signed(data, position, ends[i])
         versions[i], sequences[i] = version, np.int64(sequence)
         newest[i], arrivals[i] = time if number != np.uint64(0) else _EMPTY, time + after

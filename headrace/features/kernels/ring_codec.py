@@ -1,19 +1,39 @@
-"""The packed form of a ring's row: newest tile first, numbers in their shortest form, nothing for what is empty.
+"""The packed form of a ring's row: columns of bits, newest tile first, nothing for what is empty.
+
+    count     tiles, in as many bits as the window's number of tiles needs; of 0 nothing follows
+    ages      unsigned column: tiles between the head and the newest, then between each and the one after it
+    same      with a donor, 1 bit a tile
+    cells     a column of floats for each cell of a tile
 
 Rings of one view keep the same cells over several windows, and most entities are quiet: the newest tile of 1 h often
 holds what the newest tile of 10 min does, and the tiles of 30 d are those of 360 d. So a ring may be linked to one
-before it, its donor: a tile that equals the newest donor tile inside its time is written as that, without its cells.
+before it, its donor: a tile whose linked cells equal those of the newest donor tile inside its time is marked `same`,
+and they are left out of its columns.
 
     donor, hop 15 s    ..|##|..|##|..        links (k,): the donor's cell for each of ours, -1 where it has none
     ours,  hop 2 min   [    ##   ][   ##  ]
+
+Columns: kernels/bit_columns.py. A row begins and ends with a byte.
 """
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, OWN, START
+from headrace.features.kernels.bit_columns import (
+    bits_of,
+    get_codes,
+    get_field,
+    get_numbers,
+    get_width,
+    put_codes,
+    put_field,
+    put_numbers,
+    put_unsigned,
+    to_byte,
+)
+from headrace.features.kernels.blocks import COUNT, OWN, START, make_block
+from headrace.features.kernels.cells import ADD, MAX, MIN, merge, width_of
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
-from headrace.features.kernels.rings import EMPTY, merge_tiles, put_tiles
-from headrace.features.kernels.varints import get_number, get_varint, put_bits, put_nothing, put_varint
+from headrace.features.kernels.rings import EMPTY, LEAST
 
 AHEAD, NEAR = 6, 3
 """Rows between the prefetch of a row's head, and once it is there of its tiles, and their use."""
@@ -37,60 +57,129 @@ def pack_ring(
     donor_span: Int,
     links: Ints,
     rows: Ints,
+    scratch: Ints,
+    column: Floats,
     out: Bytes,
     ends: Ints,
 ) -> None:
     """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
 
-    A row is, newest tile first, (1 + tiles since the one before, cells) each, then 0; with a donor the first number is
-    doubled, and odd where the linked cells are the donor's and left out. Tiles outside the window at the head, and
-    tiles that hold nothing, are left out: the bytes follow from the set of events. starts (k,) is an empty tile,
-    donor_starts (d,) one of the donor; without a donor donor_hop is 0 and its arrays are not looked at.
+    Tiles outside the window at the head, and tiles that hold nothing, are left out: the bytes follow from the set of
+    events. starts (k,) is an empty tile, donor_starts (d,) one of the donor; without a donor donor_hop is 0 and its
+    arrays are not looked at. scratch (4, t) and column (t,) have room for the tiles of a window.
     """
-    width = starts.size
-    position: Int = 0
+    width, count_bits = starts.size, bits_of(np.uint64(span + 1))
+    places, others, codes, steps = scratch[0], scratch[1], scratch[2], scratch[3]
+    at: Int = np.int64(0)
     for i in range(rows.size):
         if i + AHEAD < rows.size:
             prefetch(heads, 4 * rows[i + AHEAD])
             prefetch(donor_heads, 4 * rows[i + AHEAD])
         if i + NEAR < rows.size:
             _prefetch_tiles(heads, words, rows[i + NEAR], width)
-        row = rows[i]
-        head = heads[row, OWN]
-        before = head
-        beyond: Int = donor_heads[row, COUNT]
-        for place in range(heads[row, COUNT] - 1, -1, -1):
-            at = heads[row, START] + place * (width + 1)
-            tile = words[at + width]
-            if tile < head - span:
-                break
-            if not _holds(floats, at, starts):
-                continue
-            delta, same = np.uint64(before - tile + 1), False
-            found: Int = np.int64(-1)
-            if donor_hop > 0:
-                found, beyond = _donor_tile(
-                    donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond
-                )
-                same = bool(found >= 0 and _equal(words, at, donor_words, found, links))
-                delta = (delta << np.uint64(1)) | np.uint64(same)
-            position = put_varint(out, position, delta)
-            before = tile
-            for cell in range(width):
-                if same and links[cell] >= 0:
-                    continue
-                if floats[at + cell] == starts[cell]:
-                    position = put_nothing(out, position)
-                else:
-                    position = put_bits(out, position, words[at + cell], floats[at + cell])
-        position = put_varint(out, position, np.uint64(0))
-        ends[i] = position
+        count = _find_tiles(heads, words, floats, starts, span, rows[i], places, codes)
+        at = put_field(out, at, np.uint64(count), count_bits)
+        at = put_unsigned(out, at, codes, count)
+        own, own_count = places, count
+        if donor_hop > 0:
+            own, own_count = (
+                others,
+                _mark_same(
+                    words,
+                    width,
+                    donor_heads,
+                    donor_words,
+                    donor_floats,
+                    donor_starts,
+                    donor_hop,
+                    donor_span,
+                    links,
+                    hop,
+                    rows[i],
+                    places,
+                    count,
+                    others,
+                    codes,
+                ),
+            )
+            at = put_codes(out, at, codes, count, 1)
+        for cell in range(width):
+            linked = donor_hop > 0 and links[cell] >= 0
+            written, written_count = (own, own_count) if linked else (places, count)
+            for j in range(written_count):
+                column[np.uint64(j)] = floats[np.uint64(written[np.uint64(j)] + cell)]
+            at = put_numbers(out, at, column, written_count, starts[cell], codes, steps)
+        at = to_byte(at)
+        ends[i] = at >> np.int64(3)
+
+
+@part
+def _find_tiles(
+    heads: Ints, words: Ints, floats: Floats, starts: Floats, span: Int, row: Int, places: Ints, ages: Ints
+) -> Int:
+    """Find a row's tiles that are written, newest first: their first words, and tiles between each two; how many."""
+    stride, head = starts.size + 1, heads[row, OWN]
+    after = head
+    count: Int = np.int64(0)
+    for place in range(heads[row, COUNT] - 1, -1, -1):
+        at = heads[row, START] + place * stride
+        tile = words[at + starts.size]
+        if tile < head - span:
+            break
+        if _holds(floats, at, starts):
+            places[count] = at
+            ages[count] = after - tile
+            after = tile - 1
+            count += 1
+    return count
+
+
+@part
+def _mark_same(
+    words: Ints,
+    width: Int,
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_floats: Floats,
+    donor_starts: Floats,
+    donor_hop: Int,
+    donor_span: Int,
+    links: Ints,
+    hop: Int,
+    row: Int,
+    places: Ints,
+    count: Int,
+    own: Ints,
+    same: Ints,
+) -> Int:
+    """Set same[j] where tile j's linked cells are the donor's; the first words of the others go to `own`: how many."""
+    own_count: Int = np.int64(0)
+    beyond: Int = donor_heads[row, COUNT]
+    for j in range(count):
+        found, beyond = _donor_tile(
+            donor_heads,
+            donor_words,
+            donor_floats,
+            donor_starts,
+            row,
+            words[places[j] + width],
+            hop,
+            donor_hop,
+            donor_span,
+            beyond,
+        )
+        same[j] = np.int64(found >= 0 and _equal(words, places[j], donor_words, found, links))
+        if same[j] == 0:
+            own[own_count] = places[j]
+            own_count += 1
+    return own_count
 
 
 @lean_kernel
 def unpack_ring(
     heads: Ints,
     words: Ints,
+    floats: Floats,
     rooms: Ints,
     most: Int,
     starts: Floats,
@@ -109,8 +198,9 @@ def unpack_ring(
     at: Ints,
     ends: Ints,
     begin: Int,
-    tiles: Ints,
-    numbers: Floats,
+    scratch: Ints,
+    columns: Floats,
+    cells: Floats,
     items: Ints,
     params: Floats,
     keeps: bool,
@@ -122,10 +212,10 @@ def unpack_ring(
 
     `keeps`: fill rows, which are empty. moments (n,), or none: read row i as of `moments[i]` into out[reads[i]], as
     `run_ring` does. newest (n,) is each record's newest event time; the donor's rows are filled before. Begins at row
-    `begin` and returns the first that found no room, n when all are done. tiles, as int64 and as float64, is scratch of
-    a whole window's words.
+    `begin` and returns the first that found no room, n when all are done. scratch (3, t) and columns (k, t + 7) have
+    room for the tiles of a window, cells (k,) for a tile.
     """
-    width = starts.size
+    width, tiles = starts.size, scratch[0]
     for i in range(begin, rows.size):
         head = _EMPTY
         if newest[i] != _EMPTY:
@@ -147,18 +237,72 @@ def unpack_ring(
             at[i],
             ends[i],
             tiles,
-            numbers,
+            scratch[1],
+            scratch[2],
+            columns,
         )
-        first = tiles.size - count * (width + 1)
         if keeps:
-            if not put_tiles(heads, words, rooms, 0, most, width + 1, rows[i], tiles, count):
+            if not make_block(heads, words, rooms, 0, rows[i], count, LEAST, most, width + 1):
                 return i
             heads[rows[i], OWN] = head
+            _keep_tiles(words, floats, heads[rows[i], START], tiles, columns, count, width)
         if moments.size > 0:
             tile = moments[i] // hop if hop > 0 else np.int64(0)
-            merge_tiles(tiles, numbers, first, count, items, params, width, max(tile, head) - span, tile, out, reads[i])
+            _merge_columns(
+                tiles, columns, count, max(tile, head) - span, tile, items, params, cells, out, reads[i] * width
+            )
         at[i] = position
     return rows.size
+
+
+@part
+def _keep_tiles(words: Ints, floats: Floats, start: Int, tiles: Ints, columns: Floats, count: Int, width: Int) -> None:
+    """Write `count` tiles, given newest first, into a row's block, oldest first."""
+    at: Int = start
+    for j in range(count - 1, -1, -1):
+        for cell in range(width):
+            floats[np.uint64(at + cell)] = columns[cell, j]
+        words[np.uint64(at + width)] = tiles[np.uint64(j)]
+        at += width + 1
+
+
+@part
+def _merge_columns(
+    tiles: Ints,
+    columns: Floats,
+    count: Int,
+    low: Int,
+    high: Int,
+    items: Ints,
+    params: Floats,
+    cells: Floats,
+    out: Floats,
+    to: Int,
+) -> None:
+    """Merge those of `count` tiles, newest first, with low <= tile <= high into the cells at out[to], oldest first."""
+    first: Int = np.int64(0)
+    while first < count and tiles[np.uint64(first)] > high:
+        first += 1
+    while count > first and tiles[np.uint64(count - 1)] < low:
+        count -= 1
+    for m in range(items.shape[0]):
+        code, cell = items[m, 0], items[m, 1]
+        if code <= MAX:  # one cell, which stays in a register
+            column, value = columns[cell], out[to + cell]
+            for j in range(count - 1, first - 1, -1):
+                other = column[np.uint64(j)]
+                if code == ADD:
+                    value += other
+                elif code == MIN:
+                    value = min(value, other)
+                else:
+                    value = max(value, other)
+            out[to + cell] = value
+        else:
+            for j in range(count - 1, first - 1, -1):
+                for place in range(width_of(code)):
+                    cells[place] = columns[cell + place, j]
+                merge(out, to + cell, cells, 0, code, params[m])
 
 
 @part
@@ -179,42 +323,112 @@ def _get_tiles(
     at: Int,
     end: Int,
     tiles: Ints,
-    numbers: Floats,
+    same: Ints,
+    codes: Ints,
+    columns: Floats,
 ) -> tuple[Int, Int]:
-    """Read a packed row's tiles to the end of `tiles`, oldest first; returns how many, and the next position or -1."""
-    width, position, tile = starts.size, at, head + 1
-    count: Int = np.int64(0)
+    """Read the numbers and cells of a row's tiles, newest first; returns how many, and the next position or -1."""
+    found, bit = get_field(data, 8 * at, end, bits_of(np.uint64(span + 1)))
+    count, tile = np.int64(found), head + 1
+    if at < 0 or count > span + 1:
+        return np.int64(0), np.int64(-1)
+    width, bit = get_width(data, bit, end, count)
+    if bit < 0 or bit + count * (width + (donor_hop > 0)) > 8 * end:
+        return np.int64(0), np.int64(-1)
+    get_codes(data, bit, width, codes, count)
+    for j in range(count):
+        age = codes[np.uint64(j)]
+        if np.uint64(age) > np.uint64(span):
+            return np.int64(0), np.int64(-1)
+        tile -= age + 1
+        tiles[np.uint64(j)] = tile
+    if tile < head - span:
+        return np.int64(0), np.int64(-1)
+    bit += count * width
+    own: Int = count
+    if donor_hop > 0:
+        own = _find_same(
+            donor_heads,
+            donor_words,
+            donor_floats,
+            donor_starts,
+            donor_hop,
+            donor_span,
+            hop,
+            row,
+            data,
+            bit,
+            tiles,
+            count,
+            same,
+        )
+        if own < 0:
+            return np.int64(0), np.int64(-1)
+        bit += count
+    for cell in range(starts.size):
+        linked = donor_hop > 0 and links[cell] >= 0
+        bit = get_numbers(data, bit, end, columns[cell], own if linked else count, starts[cell], codes)
+        if linked and own < count:
+            _spread(columns[cell], same, count, own, donor_floats, links[cell])
+    bit = to_byte(bit)
+    return count, bit >> np.int64(3)
+
+
+@part
+def _spread(column: Floats, same: Ints, count: Int, own: Int, donor_floats: Floats, link: Int) -> None:
+    """Put the first `own` cells where they belong, and the donor's between them."""
+    for j in range(count - 1, -1, -1):
+        if same[j] >= 0:
+            column[np.uint64(j)] = donor_floats[same[j] + link]
+        else:
+            own -= 1
+            column[np.uint64(j)] = column[np.uint64(own)]
+
+
+@part
+def _find_same(
+    donor_heads: Ints,
+    donor_words: Ints,
+    donor_floats: Floats,
+    donor_starts: Floats,
+    donor_hop: Int,
+    donor_span: Int,
+    hop: Int,
+    row: Int,
+    data: Bytes,
+    bit: Int,
+    tiles: Ints,
+    count: Int,
+    same: Ints,
+) -> Int:
+    """Set same[j] to the first word of the donor's tile that tile j is marked to equal, else -1.
+
+    Returns how many are not marked; -1 where the donor has no such tile.
+    """
+    own: Int = np.int64(0)
     beyond: Int = donor_heads[row, COUNT]
-    while position >= 0:
-        delta, position = get_varint(data, position, end)
-        if delta == np.uint64(0):
-            break
-        same = donor_hop > 0 and delta & np.uint64(1) != np.uint64(0)
-        if donor_hop > 0:
-            delta >>= np.uint64(1)
-        tile -= np.int64(delta)
-        if delta == np.uint64(0) or delta > np.uint64(span + 1) or tile < head - span:
-            position = -1
-            break
-        found: Int = np.int64(-1)
-        if same:
-            found, beyond = _donor_tile(
-                donor_heads, donor_words, donor_floats, donor_starts, row, tile, hop, donor_hop, donor_span, beyond
-            )
-            if found < 0:
-                position = -1
-                break
-        count += 1
-        to = tiles.size - count * (width + 1)
-        tiles[to + width] = tile
-        for cell in range(width):
-            if same and links[cell] >= 0:
-                tiles[to + cell] = donor_words[found + links[cell]]
-            else:
-                number, position = get_number(data, position, end, starts[cell])
-                numbers[to + cell] = number
-        tile += 1
-    return count, position
+    get_codes(data, bit, 1, same, count)
+    for j in range(count):
+        if same[np.uint64(j)] == 0:
+            same[np.uint64(j)] = -1
+            own += 1
+            continue
+        found, beyond = _donor_tile(
+            donor_heads,
+            donor_words,
+            donor_floats,
+            donor_starts,
+            row,
+            tiles[np.uint64(j)],
+            hop,
+            donor_hop,
+            donor_span,
+            beyond,
+        )
+        if found < 0:
+            return np.int64(-1)
+        same[np.uint64(j)] = found
+    return own
 
 
 @part

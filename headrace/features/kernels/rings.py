@@ -13,7 +13,7 @@ that old are dropped when a block is full. `hop` 0 means one tile for ever.
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, make_block, room_of
+from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
 from headrace.features.kernels.cells import FIRST, TIME, init, merge, update
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
@@ -235,22 +235,6 @@ def merge_tiles(
 def _merge_tile(floats: Floats, at: Int, items: Ints, params: Floats, out: Floats, to: Int) -> None:
     for m in range(items.shape[0]):
         merge(out, to + items[m, 1], floats, at + items[m, 1], items[m, 0], params[m])
-
-
-@part
-def put_tiles(
-    heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, stride: Int, row: Int, tiles: Ints, count: Int
-) -> bool:
-    """Give an empty row the last `count` tiles, oldest first, of `tiles`, words one after the other.
-
-    False where there is no room.
-    """
-    if not make_block(heads, words, rooms, number, row, count, LEAST, most, stride):
-        return False
-    start, first = heads[row, START], tiles.size - count * stride
-    for word in range(count * stride):
-        words[start + word] = tiles[first + word]
-    return True
 
 
 @lean_kernel
