@@ -7,7 +7,7 @@ operations   a1 a2 b1 c1 c2 c3 | d1 e1 e2 f1
 import functools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import TypeVar
 
@@ -51,7 +51,7 @@ def cut_parts(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
-    """What each of `works` returns, carried out side by side; they must not wait for each other."""
+    """What each of `works` returns, carried out side by side; none may need that another has begun."""
     helpers = min(thread_count(), len(works)) - 1
     if helpers < 1:
         return [work() for work in works]
@@ -63,9 +63,12 @@ def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
             found[number] = work()
 
     waiting = [_pool().submit(carry_out) for _ in range(helpers)]
-    carry_out()
+    try:
+        carry_out()
+    finally:  # whatever happened: what they work on must not be used meanwhile
+        wait([helper for helper in waiting if not helper.cancel()])
     for helper in waiting:
-        if not helper.cancel():
+        if not helper.cancelled():
             helper.result()
     return [found[number] for number in range(len(works))]
 

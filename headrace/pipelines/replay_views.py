@@ -23,6 +23,7 @@ from headrace.features.history import MEMORY_ROWS
 from headrace.features.replay_file import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.intake import Intake
+from headrace.pipelines.memory import keep_freed_memory
 from headrace.pipelines.source_url import KAFKA, named_url, source_of_url
 from headrace.pipelines.wiring import intake_of
 from headrace.schemas import DeadLetter, Event, spec_of
@@ -55,6 +56,7 @@ def replay_views(
     """
     if not resume:
         refuse_unfinished(out)
+    keep_freed_memory()
     events = events_of(map(plan_of, views))
     tables: dict[type[Event], list[str | Path]] = {}
     topics = []
@@ -90,6 +92,7 @@ def replay_views(
 
 
 def _configure() -> None:
+    keep_freed_memory()
     settings = load_settings()
     configure_logs(settings.log_level, as_json=settings.log_json)
 
