@@ -10,10 +10,10 @@ _INDEX = np.int64(0xFFFFFFFF)
 
 
 @lean_kernel
-def sort_by_row(rows: Ints, first: Ints, order: Ints, other: Ints, counts: Ints) -> None:
-    """`order` (n,) becomes the indexes that sort rows (n,), -1 <= row < 2**31, stably; n < 2**32.
+def sort_by_row(rows: Ints, first: Ints, order: Ints, to_rows: Ints, other: Ints, counts: Ints) -> None:
+    """`order` (n,) becomes the indexes that sort rows (n,), -1 <= row < 2**31, stably, to_rows (n,) the rows so sorted.
 
-    What is equal keeps the order `first` (n,), or with none of it the one it has. `other` (n,) and `counts`
+    n < 2**32. What is equal keeps the order `first` (n,), or with none of it the one it has. `other` (n,) and `counts`
     (2**DIGIT_BITS,) are scratch. Knuth, The Art of Computer Programming 3, 5.2.5: least significant digit first. Row
     and index travel in one word, so each pass reads and writes 8 bytes a row.
     """
@@ -45,27 +45,24 @@ def sort_by_row(rows: Ints, first: Ints, order: Ints, other: Ints, counts: Ints)
             counts[value] += 1
         source, target = target, source
     for i in range(rows.size):
+        to_rows[i] = (source[i] >> np.int64(32)) - 1
         order[i] = source[i] & _INDEX
 
 
 @lean_kernel
-def gather_operations(
-    order: Ints, rows: Ints, times: Ints, ops: Ints, to_rows: Ints, to_times: Ints, to_ops: Ints, source: Ints
-) -> None:
-    """Write the operations in `order` (n,), their events numbered anew as they come; `source` (e,) is what they were.
+def gather_operations(order: Ints, ops: Ints, to_ops: Ints, source: Ints) -> None:
+    """Write the operations ops (n,) in `order` (n,), their events numbered anew as they come; reads keep their numbers.
 
-    rows, times, ops (n,). Reads keep their numbers.
+    `source` (e,) is which events they were.
     """
-    event = 0
+    event: Int = np.int64(0)
     for i in range(order.size):
-        j = order[i]
-        to_rows[i], to_times[i] = rows[j], times[j]
-        if ops[j] >= 0:
-            to_ops[i] = ops[j]
-        else:
-            to_ops[i] = ~event
-            source[event] = ~ops[j]
+        op = ops[order[i]]
+        if op < 0:
+            source[event] = ~op
+            op = ~event
             event += 1
+        to_ops[i] = op
 
 
 @lean_kernel
