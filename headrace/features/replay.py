@@ -167,16 +167,12 @@ def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room | Non
     if rows is None:
         return slab.read(slab.locate(ids), now_us, request)
     at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
-    spine_at = slab.locate(ids)
-    times_us = np.concatenate([now_us, rows.time_us])
+    where, times_us, numbers = (room or Room()).words("operations", (3, reads + len(rows)))
+    np.concatenate([slab.locate(ids), at], out=where)
+    np.concatenate([now_us, rows.time_us], out=times_us)
+    np.concatenate([np.arange(reads), ~np.arange(len(rows))], out=numbers)
     order = np.argsort(times_us, kind="stable")  # spine rows lead: they win ties
-    ops = Operations(
-        np.concatenate([spine_at, at]),
-        times_us,
-        np.concatenate([np.arange(reads), ~np.arange(len(rows))]),
-        rows.events,
-        np.zeros(len(rows), np.uint8),
-    )
+    ops = Operations(where, times_us, numbers, rows.events, np.zeros(len(rows), np.uint8))
     outputs, newest = plan.layout.outputs(reads, room), np.full(reads, NEVER, np.int64)
     slab.run(ops, outputs, newest, order)
     slab.mark_dirty(at)
