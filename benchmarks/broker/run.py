@@ -7,8 +7,8 @@ Rivals: plain Bytewax and, where it is installed (pip install quixstreams), Quix
 
 Where an event's processor time goes: a message costs 1.1 us on the thread that reads ahead, two thirds of it for the
 client's objects and the rest for decoding; an event in a block costs that thread next to nothing. Finding its entity,
-putting a batch in the order of entities, four windows and two lists are 0.25 us on other threads. A record of 600 bytes
-is packed and sent in 2.5 to 3 us, and costs Redis 1.5 to 2.5 us, append-only file included, however many events it came
+putting a batch in the order of entities, four windows and two lists are 0.25 us on other threads. A record of 450 bytes
+is packed and sent in 2.5 us, and costs Redis 1.5 to 2.5 us, append-only file included, however many events it came
 from. Broker and Redis take their share of the same two cores. Of blocks every sixth second goes to pages of memory that
 the machine is given anew: 160 bytes of state an entity and window, and the client's and Polars' buffers.
 

@@ -4,7 +4,7 @@ python -m benchmarks.memory.run [--log data/online_retail.parquet]
 
 The log is UCI Online Retail (data/README.md): 5,900 customers in two years. `MEMORY USAGE key SAMPLES 0` of every key.
 The rival holds the final values, as of the end of the log; ours the tiles from which the values follow at any moment,
-without being written again. A record is 70 bytes at the median; its key, Redis's entry and object take another 80, the
+without being written again. A record is 76 bytes at the median; its key, Redis's entry and object take another 80, the
 floor for anything that has a key of its own. Each allocation is rounded up to a step of some 16 bytes, and the names of
 view and entity count on both sides: what is below a step shows in no median.
 """
