@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from headrace.features.kernels.bit_columns import SPARE
 from headrace.features.kernels.compile import Int, Ints
 from headrace.features.kernels.id_lists import STAMP, TEXT, run_list
-from headrace.features.kernels.list_codec import pack_list, unpack_list
+from headrace.features.kernels.list_packing import pack_list
+from headrace.features.kernels.list_unpacking import unpack_list
 from headrace.features.kernels.text_pool import POOL
 from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads, Room
 from headrace.features.states import Blocks
@@ -185,7 +186,7 @@ class ListGroup:
             POOL.learn(hashes, data, starts, stops)
 
     def _donated(self, donor: Any) -> tuple[Ints, Ints, int, int, bool, Ints]:
-        """What kernels/list_codec.py wants to know of the donor."""
+        """What kernels/list_packing.py wants to know of the donor."""
         return donor.heads, donor.words, self.donor_size, self.donor_width, self.donor is not None, self.links
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from headrace.features.kernels.bit_columns import SPARE
 from headrace.features.kernels.cells import FIRST, WIDTH
 from headrace.features.kernels.compile import Floats, Int, Ints
-from headrace.features.kernels.ring_codec import pack_ring, unpack_ring
+from headrace.features.kernels.ring_packing import pack_ring
+from headrace.features.kernels.ring_unpacking import unpack_ring
 from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_ring
 from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads, Room
 from headrace.features.states import Blocks
@@ -202,7 +203,7 @@ class RingGroup:
         return most_tiles(self.window.span)
 
     def _donated(self, donor: Any) -> tuple[Ints, Ints, Floats, Floats, int, int, Ints]:
-        """What kernels/ring_codec.py wants to know of the donor."""
+        """What kernels/ring_packing.py wants to know of the donor."""
         facts = self.donor_starts, self.donor_hop, self.donor_span, self.links
         return donor.heads, donor.words, donor.floats, *facts
 

@@ -25,15 +25,31 @@ from headrace.features.kernels import (
     hashing,
     id_lists,
     id_map,
-    list_codec,
+    list_packing,
+    list_unpacking,
     ordering,
     record_codec,
-    ring_codec,
+    ring_packing,
+    ring_unpacking,
     rings,
     text_pool,
 )
 from headrace.schemas import Event
 from tests.rides import BASE_US, GOLDEN, RiderTrips, golden_records
+
+KERNELS = (
+    hashing,
+    id_lists,
+    id_map,
+    list_packing,
+    list_unpacking,
+    ordering,
+    record_codec,
+    ring_packing,
+    ring_unpacking,
+    rings,
+    text_pool,
+)
 
 
 class Parcel(Event, topic="parcels", key="code", time="seen_at"):
@@ -239,7 +255,7 @@ def test_every_kernel_is_compiled_once():
     read_packed(slab.plan, ids, texts, blobs, BASE_US)
     found = {
         name: len(value.signatures)
-        for module in (hashing, id_lists, id_map, list_codec, ordering, record_codec, ring_codec, rings, text_pool)
+        for module in KERNELS
         for name, value in vars(module).items()
         if hasattr(value, "signatures") and not value.targetoptions.get("forceinline")
     }

@@ -1,4 +1,4 @@
-"""Rings of tiles: one pass that adds events and answers reads in the order they come. Packed: kernels/ring_codec.py.
+"""Rings of tiles: one pass that adds events and answers reads in the order they come. Packed: kernels/ring_packing.py.
 
 A row's block holds the tiles that have events, oldest first, each k cells and the tile's number:
 
