@@ -6,7 +6,7 @@
 Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have left every window,
 and empty ones, are not written, nor twice what two groups hold. A quiet entity costs some tens of bytes. Header:
 kernels/record_codec.py; sections: kernels/ring_packing.py, list_packing.py, tally_codec.py, seen_ids.py; numbers:
-kernels/varints.py.
+kernels/bit_columns.py and varints.py.
 """
 
 import threading

@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 from datetime import datetime
 
 import numpy as np
@@ -246,6 +247,18 @@ def test_no_hop_of_a_window_is_forgotten(span):
     moments = MIDNIGHT_US + songs // 20 * HOUR_US + rng.integers(0, HOUR_US, len(songs))
     many = read(Kinds, heard(moments, song=songs), MIDNIGHT_US + LENGTH_US[span])
     assert many.columns[f"songs_{span}"].tolist() == [hours * 20]
+
+
+def test_quantiles_of_the_largest_floats_are_floats():
+    """In a bucket that reaches beyond them, of a hop that is crowded as well."""
+    most = sys.float_info.max
+    ratings = most * np.array([1e-300, 0.5, 0.6, 0.7, 0.8, 1.0, 1.0, -1.0])
+    frame = heard(np.full(len(ratings), MIDNIGHT_US), rating=ratings)
+    answer = read(Rated, frame, MIDNIGHT_US + 1)
+    assert (answer.columns["rated_p1_24h"][0], answer.columns["rated_p99_24h"][0]) == pytest.approx(
+        (-most, most), rel=0.02
+    )
+    assert np.isfinite(read(Crowded, frame, MIDNIGHT_US + 1).columns["rated_p50_1h"]).all()
 
 
 def test_reads_in_the_past_leave_later_tiles_out():

@@ -1,6 +1,7 @@
 """Quantile: a sketch whose relative error is known."""
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -20,6 +21,8 @@ SMALLEST = 1e-12
 """Numbers nearer to zero count as zero."""
 ERROR_MIN = 1e-6
 """Of a smaller error the buckets' numbers would need more bits than they have."""
+_LOG_MAX = math.nextafter(math.log(sys.float_info.max), 0)
+"""Of the largest float: the bucket of the largest ones reaches beyond it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,6 +100,6 @@ def _read(index: int, log_gamma: float, outputs: Outputs, now_us: NDArray[np.int
     """The middle, by relative error, of the quantile's bucket, which at level L spans 2**L of the first: (n,)."""
     bucket, wide = outputs[0][:, index], 2.0 ** outputs[3]
     upper = (np.abs(bucket) * wide - _shift(log_gamma)) * log_gamma
-    size = np.exp(upper + math.log(2) - np.logaddexp(0, wide * log_gamma))
+    size = np.exp(np.minimum(upper + math.log(2) - np.logaddexp(0, wide * log_gamma), _LOG_MAX))
     found = np.where(bucket == 0, 0.0, np.sign(bucket) * size)
     return np.where(outputs[2] == 0, np.nan, found)

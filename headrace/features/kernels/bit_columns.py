@@ -47,6 +47,13 @@ def to_byte(at: Int) -> Int:
 
 
 @part
+def pass_padding(data: Bytes, at: Int, end: Int) -> Int:
+    """Where the next byte begins; -1 where the bits before it are not as `to_byte` leaves them, all zero."""
+    rest, at = get_field(data, at, end, -at & np.int64(7))
+    return at if rest == np.uint64(0) else np.int64(-1)
+
+
+@part
 def zigzag(value: Int) -> np.uint64:
     """A signed number as an unsigned one, small if it is small."""
     return np.uint64((value << np.int64(1)) ^ (value >> np.int64(63)))
@@ -135,28 +142,52 @@ def put_codes(out: Bytes, at: Int, codes: Ints, count: Int, width: Int) -> Int:
 
 
 @part
+def _joined(codes: Ints, count: Int) -> np.uint64:
+    """All bits that any of the first `count` codes has."""
+    every = np.uint64(0)
+    for j in range(count):
+        every |= np.uint64(codes[np.uint64(j)])
+    return every
+
+
+@part
 def put_unsigned(out: Bytes, at: Int, codes: Ints, count: Int) -> Int:
     """Write an unsigned column of the first `count` codes, none if that is 0; returns the next position."""
     if count == 0:
         return at
-    every = np.uint64(0)
-    for j in range(count):
-        every |= np.uint64(codes[np.uint64(j)])
-    width = bits_of(every)
+    width = bits_of(_joined(codes, count))
     at = put_field(out, at, np.uint64(min(width, 63)), _WIDTH_BITS)
     return put_codes(out, at, codes, count, width)
 
 
 @part
-def get_width(data: Bytes, at: Int, end: Int, count: Int) -> tuple[Int, Int]:
+def get_unsigned(data: Bytes, at: Int, end: Int, codes: Ints, count: Int) -> Int:
+    """Read an unsigned column into the first `count` codes; returns the next position or -1."""
+    width, at = _get_width(data, at, end, count)
+    if at < 0:
+        return at
+    get_codes(data, at, width, codes, count)
+    return at + count * width if bits_of(_joined(codes, count)) == width else np.int64(-1)
+
+
+@part
+def _get_width(data: Bytes, at: Int, end: Int, count: Int) -> tuple[Int, Int]:
     """Read how wide each number of an unsigned column is: (width, position of the first or -1); all are inside."""
     if count == 0:
         return np.int64(0), at
     found, at = get_field(data, at, end, _WIDTH_BITS)
-    width = np.int64(found) if found <= np.uint64(_WIDE) else np.int64(_WORD)
-    if at < 0 or at + count * width > 8 * end:
+    width = _width_of(found)
+    if at < 0 or width < 0 or at + count * width > 8 * end:
         return np.int64(0), np.int64(-1)
     return width, at
+
+
+@part
+def _width_of(found: np.uint64) -> Int:
+    """The width that 6 bits tell, -1 where none is written so."""
+    if found <= np.uint64(_WIDE):
+        return np.int64(found)
+    return np.int64(_WORD) if found == np.uint64(63) else np.int64(-1)
 
 
 @part
@@ -179,10 +210,13 @@ def get_signed(data: Bytes, at: Int, end: Int, codes: Ints, count: Int) -> Int:
     if count == 0:
         return at
     negative, at = get_field(data, at, end, 1)
-    width, at = get_width(data, at, end, count)
+    width, at = _get_width(data, at, end, count)
     if at < 0:
         return at
     get_codes(data, at, width, codes, count)
+    every = _joined(codes, count)
+    if bits_of(every) != width or (negative & ~every) != np.uint64(0):
+        return np.int64(-1)  # nothing is written wider than it need be, nor as signed that is not
     if negative != np.uint64(0):
         for j in range(count):
             codes[np.uint64(j)] = unzigzag(np.uint64(codes[np.uint64(j)]))
@@ -317,14 +351,14 @@ def get_numbers(data: Bytes, at: Int, end: Int, column: Floats, count: Int, noth
     if count == 0:
         return at
     head, at = get_field(data, at, end, 10)
-    form = np.int64(head & _SEVEN)
-    width = np.int64(head >> np.uint64(4))
-    width = width if width <= _WIDE else np.int64(_WORD)
+    form, width = np.int64(head & _SEVEN), _width_of(head >> np.uint64(4))
     extra: Int = np.int64(0)
     if form > _RAW:
         found, at = get_field(data, at, end, 3)
         extra = np.int64(found)
-    if at < 0 or at + count * (width + extra) > 8 * end:
+    if at < 0 or width < 0 or at + count * (width + extra) > 8 * end:
+        return np.int64(-1)
+    if (form == _RAW) != (width == _WORD) or (form > _RAW) != (extra > 0):
         return np.int64(-1)
     if form == _RAW:
         get_codes(data, at, width, codes, count)

@@ -9,14 +9,14 @@ from headrace.features.kernels.bit_columns import (
     get_numbers,
     get_signed,
     get_spans,
-    get_width,
-    to_byte,
+    get_unsigned,
+    pass_padding,
 )
 from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, make_block, room_of
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
-from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_lists import INT, LEAST, STAMP, TEXT, TIME, place_of
 from headrace.features.kernels.list_packing import HALF_BITS
+from headrace.features.kernels.packed_texts import read_text
 
 
 @lean_kernel
@@ -79,7 +79,7 @@ def unpack_list(
         if linked and count > 0:
             own, bit = _get_steps(data, bit, end, donor_heads, donor_size, row, count, theirs, codes)
         bit = get_spans(data, bit, end, codes, own)
-        if bit < 0 or bit + HALF_BITS * own > 8 * end:
+        if bit < 0 or bit + HALF_BITS * own > 8 * end or _any_negative(codes, own):
             at[i] = -1
             continue
         _add_up(codes, own, count, newest[i], donor_words, donor_stamps, theirs, times)
@@ -112,7 +112,7 @@ def unpack_list(
             if moments.size > 0:
                 for j in range(first, count):
                     out_values[np.uint64(reads[i]), np.uint64(j - first), np.uint64(m)] = codes[np.uint64(j)]
-        at[i] = to_byte(bit) >> np.int64(3)
+        at[i] = pass_padding(data, bit, end) >> np.int64(3)
     return rows.size
 
 
@@ -127,10 +127,9 @@ def _get_steps(
     refers, bit = get_field(data, bit, end, 1)
     if refers == np.uint64(0):
         return count, bit
-    width, bit = get_width(data, bit, end, count)
+    bit = get_unsigned(data, bit, end, codes, count)
     if bit < 0:
         return count, bit
-    get_codes(data, bit, width, codes, count)
     first, donor_count = donor_heads[row, OWN], donor_heads[row, COUNT]
     room = room_of(donor_heads[row, ORDER], LEAST, donor_size)
     own: Int = np.int64(0)
@@ -144,7 +143,16 @@ def _get_steps(
         else:
             after += codes[j]
             theirs[j] = place_of(first, donor_count - after, room)
-    return own, bit + count * width
+    return own, bit
+
+
+@part
+def _any_negative(spans: Ints, count: Int) -> bool:
+    """Whether an element is newer than the one before it: none is written so."""
+    every = np.int64(0)
+    for j in range(count):
+        every |= spans[np.uint64(j)]
+    return bool(every < 0)
 
 
 @part
@@ -235,20 +243,18 @@ def _get_column(
 @part
 def _get_texts(data: Bytes, bit: Int, end: Int, codes: Ints, count: Int, texts: Ints, found: Int) -> tuple[Int, Int]:
     """Read the hashes of `count` texts into `codes`: (next position or -1, lines of `texts` in use)."""
-    width, bit = get_width(data, bit, end, count)
+    bit = get_unsigned(data, bit, end, codes, count)
     if bit < 0:
         return bit, found
-    get_codes(data, bit, width, codes, count)
-    at = to_byte(bit + count * width) >> np.int64(3)
+    at = pass_padding(data, bit, end) >> np.int64(3)
+    if at < 0:
+        return np.int64(-1), found
     for j in range(count):
         if np.uint64(codes[j]) > np.uint64(end - at):
             return np.int64(-1), found
         stop = at + codes[j]
-        codes[j] = np.int64(xxh64(data, at, stop, np.uint64(0)))
-        if found < texts.shape[0]:
-            texts[found, 0] = codes[j]
-            texts[found, 1] = at
-            texts[found, 2] = stop
-            found += 1
-        at = stop
+        codes[j], lines = read_text(data, at, stop, texts, found)
+        if lines < 0:
+            return np.int64(-1), found
+        found, at = lines, stop
     return 8 * at, found

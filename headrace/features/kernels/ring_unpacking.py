@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headrace.features.kernels.bit_columns import bits_of, get_codes, get_field, get_numbers, get_width, to_byte
+from headrace.features.kernels.bit_columns import bits_of, get_codes, get_field, get_numbers, get_unsigned, pass_padding
 from headrace.features.kernels.blocks import COUNT, OWN, START, make_block
 from headrace.features.kernels.cells import ADD, MAX, MIN, merge, width_of
 from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
@@ -169,10 +169,9 @@ def _get_tiles(
     count, tile = np.int64(found), head + 1
     if at < 0 or count > span + 1:
         return np.int64(0), np.int64(-1)
-    width, bit = get_width(data, bit, end, count)
-    if bit < 0 or bit + count * (width + (donor_hop > 0)) > 8 * end:
+    bit = get_unsigned(data, bit, end, codes, count)
+    if bit < 0 or bit + count * (donor_hop > 0) > 8 * end:
         return np.int64(0), np.int64(-1)
-    get_codes(data, bit, width, codes, count)
     for j in range(count):
         age = codes[np.uint64(j)]
         if np.uint64(age) > np.uint64(span):
@@ -181,7 +180,6 @@ def _get_tiles(
         tiles[np.uint64(j)] = tile
     if tile < head - span:
         return np.int64(0), np.int64(-1)
-    bit += count * width
     own: Int = count
     if donor_hop > 0:
         own = _find_same(
@@ -207,8 +205,7 @@ def _get_tiles(
         bit = get_numbers(data, bit, end, columns[cell], own if linked else count, starts[cell], codes)
         if linked and own < count:
             _spread(columns[cell], same, count, own, donor_floats, links[cell])
-    bit = to_byte(bit)
-    return count, bit >> np.int64(3)
+    return count, pass_padding(data, bit, end) >> np.int64(3)
 
 
 @part

@@ -5,9 +5,9 @@ import numpy as np
 from headrace.features.kernels.blocks import COUNT, OWN, START, make_block
 from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
 from headrace.features.kernels.count_sketch import ENTRY, ROWS, sketch_entries, word_of
-from headrace.features.kernels.hashing import xxh64
 from headrace.features.kernels.id_lists import FLOAT, TEXT
 from headrace.features.kernels.id_map import find_row
+from headrace.features.kernels.packed_texts import read_text
 from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.tallies import LEAST, keep_least_rank, keep_limit
 from headrace.features.kernels.tally_reads import DISTINCT, LEVELS, QUANTILE, TOP, place_of_mark
@@ -224,10 +224,5 @@ def _get_key(data: Bytes, at: Int, end: Int, kind: Int, before: Int, texts: Ints
     if at < 0 or length > np.uint64(end - at):
         return np.int64(0), -1, found
     stop = at + np.int64(length)
-    key = np.int64(xxh64(data, at, stop, np.uint64(0)))
-    if found < texts.shape[0]:
-        texts[found, 0] = key
-        texts[found, 1] = at
-        texts[found, 2] = stop
-        found += 1
-    return key, stop, found
+    key, lines = read_text(data, at, stop, texts, found)
+    return (key, stop, lines) if lines >= 0 else (key, np.int64(-1), found)
