@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.features.kernels.id_lists import flatten_lists
+from headrace.features.kernels.id_lists import copy_lists
 from headrace.features.kernels.rings import EMPTY
 from headrace.features.kernels.text_pool import POOL
 
@@ -40,7 +40,10 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """Lists of up to N elements: values (n, N) int64 or float64, zero beyond lengths (n,) int64."""
+    """Lists of up to N elements: values (n, N) int64 or float64, zero beyond lengths (n,) int64.
+
+    Or values (sum of lengths,), list after list, as they go into a frame.
+    """
 
     values: NDArray[np.int64] | NDArray[np.float64]
     lengths: NDArray[np.int64]
@@ -127,9 +130,13 @@ def column_series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_
 def _list_series(name: str, dtype: str, lists: Lists) -> pl.Series:
     offsets = np.zeros(len(lists.lengths) + 1, np.int64)
     np.cumsum(lists.lengths, out=offsets[1:])
-    flat = np.empty(int(offsets[-1]), np.int64)
-    values = np.require(lists.values, lists.values.dtype, ["C", "W"])
-    flatten_lists(values.view(np.int64), np.require(lists.lengths, np.int64, ["C", "W"]), flat)
+    words = np.require(lists.values, lists.values.dtype, ["C", "W"]).view(np.int64)
+    if words.ndim == 1:
+        flat = words
+    else:
+        flat, lengths = np.empty(int(offsets[-1]), np.int64), np.require(lists.lengths, np.int64, ["C", "W"])
+        starts = np.arange(len(words)) * words.shape[1]
+        copy_lists(words.reshape(-1), 1, 0, starts, lengths, False, flat, offsets)
     array = pa.LargeListArray.from_arrays(pa.array(offsets), _elements(dtype, flat))
     series = pl.Series(name, array)
     return series.cast(pl.List(_TIME)) if dtype == "time" else series

@@ -49,10 +49,6 @@ class Operations:
     events: Events
     late: NDArray[np.uint8]
 
-    def taken(self, order: NDArray[np.int64]) -> "Operations":
-        """The operations of these numbers, of the same events."""
-        return Operations(self.rows[order], self.times[order], self.ops[order], self.events, self.late)
-
     def part(self, begin: int, end: int) -> "Operations":
         """Operations `begin` to `end`, of the same events."""
         return Operations(self.rows[begin:end], self.times[begin:end], self.ops[begin:end], self.events, self.late)
@@ -81,7 +77,7 @@ NO_READS = PackedReads(_NONE, _NONE, True, ())
 
 
 class Room:
-    """Memory for answers that is used again for the next ones: what a machine gives a process anew costs most."""
+    """Memory that is used again for the next call: what a machine gives a process anew costs most."""
 
     def __init__(self) -> None:
         self._words: dict[str, NDArray[np.int64]] = {}
@@ -120,11 +116,15 @@ class Group(Protocol):
         """Empty rows (n,)."""
         ...
 
-    def outputs(self, reads: int, room: Room | None = None) -> Outputs:
-        """Arrays for the answers of `reads` reads, as an empty row would give them; large ones from `room`.
+    def outputs(self, reads: int, *, close: bool = False) -> Outputs:
+        """Arrays for the answers of `reads` reads, as an empty row would give them; if `close`, lists may follow close.
 
-        Those may hold anything beyond the lengths of an answer's lists.
+        Those have their place from `placed` only.
         """
+        ...
+
+    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:
+        """The arrays `out` with room for all that operations sorted by row, cut into parts, can find."""
         ...
 
     def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
@@ -233,9 +233,9 @@ class Layout:
         for group, state in zip(self.groups, states, strict=True):
             yield group, state, state if group.donor is None else states[group.donor]
 
-    def outputs(self, reads: int, room: Room | None = None) -> list[Outputs]:
+    def outputs(self, reads: int, *, close: bool = False) -> list[Outputs]:
         """Arrays for the answers of `reads` reads; see `Group.outputs`."""
-        return [group.outputs(reads, room) for group in self.groups]
+        return [group.outputs(reads, close=close) for group in self.groups]
 
     def no_events(self) -> Events:
         """Events of a run that only reads."""

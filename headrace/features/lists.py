@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,18 @@ from numpy.typing import NDArray
 
 from headrace.features.kernels.bit_columns import SPARE
 from headrace.features.kernels.compile import Int, Ints
-from headrace.features.kernels.id_lists import STAMP, TEXT, run_list
+from headrace.features.kernels.id_lists import STAMP, TEXT, copy_lists, count_lists, run_list
 from headrace.features.kernels.list_packing import pack_list
 from headrace.features.kernels.list_unpacking import unpack_list
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads, Room
+from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
+from headrace.features.threads import run_all
 
-ROOM_MIN = 8
-"""Elements from which answers are large enough for a room; fewer are read in place, as the newest value is."""
+DENSE_MAX = 8
+"""Elements up to which lists are always in rows of their own: copying them to their place costs little."""
+_DENSE = 3
+"""Arrays of answers whose lists are in rows of their own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,20 +69,35 @@ class ListGroup:
         """Empty rows."""
         state.clear(rows)
 
-    def outputs(self, reads: int, room: Room | None = None) -> Outputs:
-        """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,)."""
-        shapes = {"times": (reads, self.size if self.timed else 0), "values": (reads, self.size, len(self.columns))}
-        times, values = (
-            np.zeros(shape, np.int64)
-            if room is None or self.size < ROOM_MIN
-            else room.words(f"{what} {self.text}", shape)
-            for what, shape in shapes.items()
+    def outputs(self, reads: int, *, close: bool = False) -> Outputs:
+        """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,).
+
+        If `close`: times (0,), values (slots, m), counts (reads,) and starts (reads,), the slot of each list's first.
+        """
+        counts = np.zeros(reads, np.int64)
+        if close and not self.timed and self.size > DENSE_MAX:
+            return np.zeros(0, np.int64), np.zeros((0, len(self.columns)), np.int64), counts, np.zeros(reads, np.int64)
+        times = np.zeros((reads, self.size if self.timed else 0), np.int64)
+        return times, np.zeros((reads, self.size, len(self.columns)), np.int64), counts
+
+    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:
+        """`outputs` with a slot for each element that a read may find; `parts` are sorted by row."""
+        if len(out) == _DENSE:
+            return out
+        times, _, counts, starts = out
+        run_all(
+            [
+                partial(count_lists, state.heads, self.size, self.flag, part.rows, part.ops, part.events.flags, counts)
+                for part in parts
+            ]
         )
-        return times, values, np.zeros(reads, np.int64)
+        np.cumsum(counts[:-1], out=starts[1:])
+        return times, np.empty((int(counts.sum()), len(self.columns)), np.int64), counts, starts
 
     def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
         events = ops.events
+        times, values, counts, *_ = out
         return run_list(
             state.heads,
             state.words,
@@ -96,9 +115,10 @@ class ListGroup:
             begin,
             events.flags,
             events.bits,
-            out[0],
-            out[1],
-            out[2],
+            times.reshape(-1),
+            values.reshape(-1),
+            starts_of(out),
+            counts,
         )
 
     def reaches(
@@ -188,6 +208,24 @@ class ListGroup:
     def _donated(self, donor: Any) -> tuple[Ints, Ints, int, int, bool, Ints]:
         """What kernels/list_packing.py wants to know of the donor."""
         return donor.heads, donor.words, self.donor_size, self.donor_width, self.donor is not None, self.links
+
+
+def starts_of(out: Outputs) -> NDArray[np.int64]:
+    """Slot (reads,) of the first element of each list, in the answers of a list group."""
+    return out[_DENSE] if len(out) > _DENSE else np.arange(len(out[2])) * out[1].shape[1]
+
+
+def close_lists(out: Outputs, column: int, *, reverses: bool) -> NDArray[np.int64] | None:
+    """One value of all elements, list after list, if the answers are close; newest first, or `reverses`."""
+    if len(out) == _DENSE:
+        return None
+    _, values, counts, starts = out
+    total, width = int(counts.sum()), values.shape[1]
+    if not reverses and width == 1 and total == len(values):
+        return values.reshape(-1)
+    found = np.empty(total, np.int64)
+    copy_lists(values.reshape(-1), width, column, starts, counts, reverses, found, np.cumsum(counts) - counts)
+    return found
 
 
 def _links(group: ListGroup, donor: ListGroup) -> NDArray[np.int64]:

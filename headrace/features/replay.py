@@ -57,16 +57,16 @@ class Replay:
             SpineError: the spine lacks a column, or has one of another type.
             SchemaError: events do not fit their declaration.
         """
-        return self._advance(events, spine, None)
+        return self._advance(events, spine)
 
     def frames(self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame) -> pl.DataFrame:
         """As `advance`, side by side in one frame: columns `<view>.<feature>`."""
-        answers = self._advance(events, spine, self._room)
+        answers = self._advance(events, spine, close=True)
         assert answers is not None
         return pl.concat([answers[plan.name].to_polars(f"{plan.name}.") for plan in self.plans], how="horizontal")
 
     def _advance(
-        self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame | None, room: Room | None
+        self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame | None, *, close: bool = False
     ) -> dict[str, Answer] | None:
         if spine is not None:
             check_spine(self.plans, spine)
@@ -75,7 +75,7 @@ class Replay:
             parts = [plan.rows(event, frame) for event, frame in events.items() if event in plan.sources]
             rows = concat_rows(parts) if parts else None
             if spine is not None:
-                answers[plan.name] = _merged(self.slabs[plan.name], rows, spine, room)
+                answers[plan.name] = _merged(self.slabs[plan.name], rows, spine, self._room, close=close)
             elif rows is not None:
                 self.slabs[plan.name].update(_in_time(rows))
         return None if spine is None else answers
@@ -158,8 +158,8 @@ def replay(
     return answers[back]
 
 
-def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room | None) -> Answer:
-    """Walk events and spine rows of one view; the answer is in the spine's order, and may be in `room`."""
+def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room, *, close: bool) -> Answer:
+    """Walk events and spine rows of one view; the answer is in the spine's order, its lists may be `close`."""
     plan = slab.plan
     now_us, ids = spine_times(spine, plan.name), key_columns(plan, spine)[0]
     request = request_columns(plan.name, plan.layout.request, spine) if plan.layout.request else None
@@ -167,14 +167,14 @@ def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room | Non
     if rows is None:
         return slab.read(slab.locate(ids), now_us, request)
     at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
-    where, times_us, numbers = (room or Room()).words("operations", (3, reads + len(rows)))
+    where, times_us, numbers = room.words("operations", (3, reads + len(rows)))
     np.concatenate([slab.locate(ids), at], out=where)
     np.concatenate([now_us, rows.time_us], out=times_us)
     np.concatenate([np.arange(reads), ~np.arange(len(rows))], out=numbers)
     order = np.argsort(times_us, kind="stable")  # spine rows lead: they win ties
     ops = Operations(where, times_us, numbers, rows.events, np.zeros(len(rows), np.uint8))
-    outputs, newest = plan.layout.outputs(reads, room), np.full(reads, NEVER, np.int64)
-    slab.run(ops, outputs, newest, order)
+    newest = np.full(reads, NEVER, np.int64)
+    outputs = slab.run(ops, plan.layout.outputs(reads, close=close), newest, order)
     slab.mark_dirty(at)
     return plan.layout.answer(outputs, newest, now_us, request)
 

@@ -13,7 +13,7 @@ from headrace.features.kernels.compile import Floats, Int, Ints
 from headrace.features.kernels.ring_packing import pack_ring
 from headrace.features.kernels.ring_unpacking import unpack_ring
 from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_ring
-from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads, Room
+from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
 from headrace.features.windows import Window
 
@@ -82,11 +82,15 @@ class RingGroup:
         """Empty rows."""
         state.clear(rows)
 
-    def outputs(self, reads: int, room: Room | None = None) -> Outputs:  # noqa: ARG002
+    def outputs(self, reads: int, *, close: bool = False) -> Outputs:  # noqa: ARG002
         """Answers of `reads` reads, empty: cells (reads, k)."""
         out = np.empty((reads, self.width), np.float64)
         out[:] = self.starts
         return (out,)
+
+    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
+        """The same: every answer has its place."""
+        return out
 
     def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""

@@ -100,18 +100,18 @@ class Slab:
         outputs: list[Outputs],
         newest: NDArray[np.int64],
         order: NDArray[np.int64] | None = None,
-    ) -> None:
-        """Carry out events and reads in order; a read's answers go to `outputs`, its newest event time to newest.
+    ) -> list[Outputs]:
+        """Carry out events and reads in order; returns `outputs` with the answers, newest gets the newest event times.
 
-        `order` (n,) is the one in which the operations happen, where it is not the one that they have.
+        `order` (n,) is the one in which the operations happen, where it is not the one that they have; close outputs
+        need one.
         """
-        if len(ops.late) >= SORTED_MIN:
-            sorted_ops, source = self._order.sorted(ops, order)
-            self._carry_out(sorted_ops, outputs, newest, cut_parts)
-            report_late(sorted_ops.late, source, ops.late)
-        else:
-            ops = ops if order is None else ops.taken(order)
-            self._carry_out(ops, outputs, newest, lambda rows: [(0, len(rows))])
+        if order is None and len(ops.late) < SORTED_MIN:
+            return self._carry_out(ops, outputs, newest, lambda rows: [(0, len(rows))])
+        sorted_ops, source = self._order.sorted(ops, order)
+        found = self._carry_out(sorted_ops, outputs, newest, cut_parts)
+        report_late(sorted_ops.late, source, ops.late)
+        return found
 
     def _carry_out(
         self,
@@ -119,16 +119,23 @@ class Slab:
         outputs: list[Outputs],
         newest: NDArray[np.int64],
         cut: Callable[[NDArray[np.int64]], list[tuple[int, int]]],
-    ) -> None:
+    ) -> list[Outputs]:
         if self._seen is not None:
             ops = self._seen.without_duplicates(ops)
         older = np.empty((len(ops.late), 2), np.int64)
         parts = [ops.part(begin, end) for begin, end in cut(ops.rows)]
         run_all([partial(run_newest, self.newest_us, part.rows, part.times, part.ops, newest, older) for part in parts])
-        groups = zip(self.plan.layout.groups, self._state, outputs, strict=True)
-        walks = [partial(_walk, group, state, parts, out) for group, state, out in groups]
+        groups = self.plan.layout.groups
+        found = [
+            group.placed(state, parts, out) for group, state, out in zip(groups, self._state, outputs, strict=True)
+        ]
+        walks = [
+            partial(_walk, group, state, parts, out)
+            for group, state, out in zip(groups, self._state, found, strict=True)
+        ]
         run_parts(self._state, walks, [len(part.rows) for part in parts])
-        mark_too_late(self.plan.layout.groups, ops, older)
+        mark_too_late(groups, ops, older)
+        return found
 
     def read(
         self,

@@ -1,5 +1,6 @@
 """A tally group: how often each value came, by tiles of one window, in bounded room."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from headrace.features.kernels.tallies import most_entries, run_tally
 from headrace.features.kernels.tally_codec import pack_tally, unpack_tally
 from headrace.features.kernels.tally_reads import DISTINCT, TOP
 from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Events, Operations, Outputs, PackedReads, Room
+from headrace.features.layout import Events, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
 from headrace.features.windows import Window
 
@@ -53,11 +54,15 @@ class TallyGroup:
         """Empty rows."""
         state.clear(rows)
 
-    def outputs(self, reads: int, room: Room | None = None) -> Outputs:  # noqa: ARG002
+    def outputs(self, reads: int, *, close: bool = False) -> Outputs:  # noqa: ARG002
         """Answers of `reads` reads, empty: keys (reads, k), counts (reads, k), lengths (reads,), estimates (reads,)."""
         width = 0 if self.mode == DISTINCT else self.width
         counts = np.zeros((reads, width if self.mode == TOP else 0), np.int64)
         return np.zeros((reads, width), np.int64), counts, np.zeros(reads, np.int64), np.zeros(reads, np.float64)
+
+    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
+        """The same: every answer has its place."""
+        return out
 
     def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""

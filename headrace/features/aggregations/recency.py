@@ -19,8 +19,9 @@ from headrace.features.answer import Column, Lists, Maybe
 from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
-from headrace.features.kernels.id_lists import FLOAT, reverse_lists
+from headrace.features.kernels.id_lists import FLOAT, copy_lists
 from headrace.features.layout import Outputs, Reading
+from headrace.features.lists import close_lists, starts_of
 from headrace.features.windows import LIFETIME, SECOND_US, Window, window_of
 
 _HALF = float(2**32)
@@ -196,11 +197,14 @@ def _lengths(within_us: int | None, outputs: Outputs, now_us: NDArray[np.int64])
 
 
 def _lists(bits: NDArray[np.int64], kind: int, lengths: NDArray[np.int64]) -> Lists:
-    """Bits (n, N), zero beyond their lengths, as lists of their kind."""
+    """Bits as lists of their kind, in either form of `Lists`."""
     return Lists(bits.view(np.float64) if kind == FLOAT else bits, lengths)
 
 
 def _read_newest_first(within_us: int | None, kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:
+    close = close_lists(outputs, 0, reverses=False)
+    if close is not None:
+        return _lists(close, kind, outputs[2])
     lengths = _lengths(within_us, outputs, now_us)
     bits = np.ascontiguousarray(outputs[1][:, :, 0])
     return _lists(bits if within_us is None else _zeroed(bits, lengths), kind, lengths)
@@ -209,9 +213,13 @@ def _read_newest_first(within_us: int | None, kind: int, outputs: Outputs, now_u
 def _read_oldest_first(
     within_us: int | None, kind: int, index: int, outputs: Outputs, now_us: NDArray[np.int64]
 ) -> Lists:
-    lengths = _lengths(within_us, outputs, now_us)
-    bits = np.zeros(outputs[1].shape[:2], np.int64)
-    reverse_lists(outputs[1], index, np.require(lengths, np.int64, ["C", "W"]), bits)
+    close = close_lists(outputs, index, reverses=True)
+    if close is not None:
+        return _lists(close, kind, outputs[2])
+    lengths = np.require(_lengths(within_us, outputs, now_us), np.int64, ["C", "W"])
+    _, values, _ = outputs
+    bits, starts = np.zeros(values.shape[:2], np.int64), starts_of(outputs)
+    copy_lists(values.reshape(-1), values.shape[2], index, starts, lengths, True, bits.reshape(-1), starts)
     return _lists(bits, kind, lengths)
 
 

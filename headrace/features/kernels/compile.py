@@ -92,6 +92,25 @@ def store_word(_context: Any, data: Any, at: Any, word: Any) -> Any:
 
 
 @intrinsic
+def reverse_eight(_context: Any, words: Any, begin: Any, out: Any, at: Any) -> Any:
+    """In a kernel: write the 8 words from `words[begin]` on, last first, to `out[at]` on; all must be inside."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        def place(array: int, index: int) -> Any:
+            made = context.make_array(signature.args[array])(context, builder, arguments[array])
+            at = context.cast(builder, arguments[index], signature.args[index], types.intp)
+            return builder.bitcast(builder.gep(made.data, [at]), eight.as_pointer())
+
+        eight = ir.VectorType(ir.IntType(64), 8)
+        last_first = ir.Constant(ir.VectorType(ir.IntType(32), 8), list(range(7, -1, -1)))
+        found = builder.load(place(0, 1), align=8)
+        builder.store(builder.shuffle_vector(found, found, last_first), place(2, 3), align=8)
+        return context.get_dummy_value()
+
+    return types.void(words, begin, out, at), generate
+
+
+@intrinsic
 def copy_bytes(_context: Any, data: Any, begin: Any, out: Any, at: Any, size: Any) -> Any:
     """In a kernel: copy `size` bytes from `data[begin]` on to `out[at]` on; all must be inside."""
 

@@ -17,7 +17,7 @@ matter that two of 4 billion are alike.
 import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, room_of, take_block
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part, prefetch
+from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part, prefetch, reverse_eight
 
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
 LEAST = 2
@@ -27,6 +27,7 @@ STAMP = 2
 AHEAD, NEAR = 16, 6
 """Operations between the prefetch of a list's head, and once it is there of its elements, and their use."""
 LINE_WORDS = 8
+_EIGHT = 8
 
 
 @lean_kernel
@@ -49,21 +50,22 @@ def run_list(
     bits: Ints,
     out_times: Ints,
     out_values: Ints,
+    out_starts: Ints,
     out_counts: Ints,
 ) -> Int:
     """Walk the operations (n,): `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
 
     Begins at operation `begin` and returns the first that found no room, n when all are done. `size` is N. rows, times
     (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks bits. out_times
-    (reads, N) or (reads, 0), out_values (reads, N, m) are filled newest first, out_counts (reads,). `strict` leaves out
-    elements that are not before `times[i]`.
+    (slots,) or (0,), out_values (slots * m,) are filled newest first from slot out_starts (reads,) of the read on, and
+    out_counts (reads,). `strict` leaves out elements that are not before `times[i]`.
     """
     width = columns.size
     for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
             prefetch(heads, 4 * max(rows[i + AHEAD], 0))
         if i + NEAR < rows.size:
-            _prefetch_list(heads, words, out_values, max(rows[i + NEAR], 0), ops[i + NEAR], size)
+            _prefetch_list(heads, words, out_values, out_starts, max(rows[i + NEAR], 0), ops[i + NEAR], size, width)
         row = rows[i]
         event = ~ops[i]
         if event >= 0:
@@ -75,28 +77,29 @@ def run_list(
                     return i
         elif row >= 0:
             q = ops[i]
-            if strict or out_times.shape[1] > 0:
-                out_counts[q] = _read_timed(heads, words, size, row, times[i], strict, out_times, out_values, q)
-            else:
-                out_counts[q] = _read(heads, words, size, row, out_values, q)
+            out_counts[q] = _read(
+                heads, words, size, width, row, times[i], strict, out_times, out_values, out_starts[q]
+            )
     return rows.size
 
 
 @part
-def _prefetch_list(heads: Ints, words: Ints, out_values: Ints, row: Int, op: Int, size: Int) -> None:
+def _prefetch_list(
+    heads: Ints, words: Ints, out_values: Ints, out_starts: Ints, row: Int, op: Int, size: Int, width: Int
+) -> None:
     """Have what an operation to come will touch on its way from memory: the list's newer end, or what is read."""
-    start, count, width = heads[row, START], heads[row, COUNT], out_values.shape[2]
+    start, count = heads[row, START], heads[row, COUNT]
     if count == 0:
         return
     room = room_of(heads[row, ORDER], LEAST, size)
+    place = place_of(heads[row, OWN], count - 1, room)
+    prefetch(words, start + STAMP * place)
     if op < 0:
-        place = place_of(heads[row, OWN], count - 1, room)
-        prefetch(words, start + STAMP * place)
         prefetch(words, start + STAMP * room + width * place)
     else:
         for word in range(0, count * width, LINE_WORDS):
             prefetch(words, start + STAMP * room + word)
-            prefetch(out_values, op * size * width + word)
+            prefetch(out_values, out_starts[op] * width + word)
 
 
 @part
@@ -107,57 +110,58 @@ def place_of(first: Int, index: Int, room: Int) -> Int:
 
 
 @part
-def _read(heads: Ints, words: Ints, size: Int, row: Int, out_values: Ints, q: Int) -> Int:
-    """Write a row's list into out_values[q], newest first: the elements of a circle are two runs."""
-    count: Int = heads[row, COUNT]
-    first = heads[row, OWN]
-    room = room_of(heads[row, ORDER], LEAST, size)
-    values = heads[row, START] + STAMP * room
-    wrapped = max(first + count - room, 0)
-    _reverse(words, values, wrapped, wrapped, out_values[q], 0)
-    _reverse(words, values, first + count - wrapped, count - wrapped, out_values[q], wrapped)
-    return count
-
-
-@part
-def _reverse(words: Ints, values: Int, end: Int, count: Int, out: Ints, at: Int) -> None:
-    """Copy the values of the elements end - count to end, last first, to out[at:] (N, m)."""
-    width = out.shape[1]
-    if width == 1:
-        for j in range(count):  # indexes are unsigned: a check less an element
-            out[np.uint64(at + j), np.uint64(0)] = words[np.uint64(values + end - 1 - j)]
-    else:
-        for j in range(count):
-            for m in range(width):
-                out[at + j, m] = words[values + (end - 1 - j) * width + m]
-
-
-@part
-def _read_timed(
+def _read(
     heads: Ints,
     words: Ints,
     size: Int,
+    width: Int,
     row: Int,
     time: Int,
     strict: bool,
     out_times: Ints,
     out_values: Ints,
-    q: Int,
+    slot: Int,
 ) -> Int:
-    """The same, with times where they are wanted; `strict` leaves out what is not before `time`."""
-    start, width, count = heads[row, START], out_values.shape[2], np.int64(0)
+    """Write a row's list to `slot` on, newest first: the elements of a circle are two runs.
+
+    `strict` leaves out what is not before `time`.
+    """
+    start, first = heads[row, START], heads[row, OWN]
+    count: Int = heads[row, COUNT]
     room = room_of(heads[row, ORDER], LEAST, size)
-    for index in range(heads[row, COUNT] - 1, -1, -1):
-        place = place_of(heads[row, OWN], index, room)
-        stamp = words[start + STAMP * place]
-        if strict and stamp >= time:
-            continue
-        if out_times.shape[1] > 0:
-            out_times[q, count] = stamp
-        for m in range(width):
-            out_values[q, count, m] = words[start + STAMP * room + width * place + m]
-        count += 1
+    while strict and count > 0 and words[start + STAMP * place_of(first, count - 1, room)] >= time:
+        count -= 1
+    wrapped = max(first + count - room, 0)
+    values = start + STAMP * room
+    _reverse(words, values, width, wrapped, wrapped, out_values, slot)
+    _reverse(words, values, width, first + count - wrapped, count - wrapped, out_values, slot + wrapped)
+    if out_times.size > 0:
+        for j in range(count):
+            out_times[slot + j] = words[start + STAMP * place_of(first, count - 1 - j, room)]
     return count
+
+
+@part
+def _reverse(words: Ints, values: Int, width: Int, end: Int, count: Int, out: Ints, slot: Int) -> None:
+    """Copy the values of the elements end - count to end, last first, to `out` from a slot on."""
+    if width == 1:
+        reverse_words(words, values + end - count, count, out, slot)
+    else:
+        for j in range(count):
+            for m in range(width):
+                out[(slot + j) * width + m] = words[values + (end - 1 - j) * width + m]
+
+
+@part
+def reverse_words(words: Ints, begin: Int, count: Int, out: Ints, at: Int) -> None:
+    """Copy `count` words from `begin` on, last first, to `out` from `at` on: eight by eight, the last eight overlap."""
+    if count < _EIGHT:
+        for j in range(count):
+            out[at + j] = words[begin + count - 1 - j]
+        return
+    for j in range(0, count - _EIGHT, _EIGHT):
+        reverse_eight(words, begin + count - _EIGHT - j, out, at + j)
+    reverse_eight(words, begin, out, at + count - _EIGHT)
 
 
 @part
@@ -285,18 +289,41 @@ def _move(words: Ints, start: Int, room: Int, width: Int, source: Int, target: I
 
 
 @lean_kernel
-def flatten_lists(values: Ints, lengths: Ints, out: Ints) -> None:
-    """The first lengths[i] words of each row of values (n, N), one row after the other, into out (sum of lengths,)."""
-    place = 0
-    for i in range(lengths.size):
-        for j in range(lengths[i]):
-            out[place + j] = values[i, j]
-        place += lengths[i]
+def count_lists(heads: Ints, size: Int, flag: Int, rows: Ints, ops: Ints, flags: Bytes, out_counts: Ints) -> None:
+    """The most elements that each read of `run_list` can find, where operations of one row follow each other.
+
+    That is what it does find, unless an event comes twice, or has values of another that is `distinct`.
+    """
+    held = np.int64(-1)
+    count: Int = np.int64(0)
+    for i in range(rows.size):
+        row, op = rows[i], ops[i]
+        if row != held:
+            held = row
+            count = heads[row, COUNT] if row >= 0 else np.int64(0)
+        if op >= 0:
+            out_counts[op] = count
+        elif flags[~op, flag] != 0:
+            count = min(count + 1, size)
 
 
 @lean_kernel
-def reverse_lists(values: Ints, column: Int, lengths: Ints, out: Ints) -> None:
-    """The first lengths[i] of values[i, :, column], (n, N, m), last first, into out[i], (n, N), zeros."""
-    for i in range(lengths.size):
-        for j in range(lengths[i]):
-            out[i, j] = values[i, lengths[i] - 1 - j, column]
+def copy_lists(
+    values: Ints, width: Int, column: Int, starts: Ints, counts: Ints, reverses: bool, out: Ints, out_starts: Ints
+) -> None:
+    """One value of each element of lists: counts (n,) elements of slots starts (n,) on, to out[out_starts (n,):].
+
+    A slot of `values` has `width` of them. `reverses`: last first.
+    """
+    for i in range(counts.size):
+        first, step, to = np.uint64(starts[i] * width + column), np.uint64(width), np.uint64(out_starts[i])
+        count = np.uint64(counts[i])
+        if reverses:
+            for j in range(count):
+                out[to + count - np.uint64(1) - j] = values[first + j * step]
+        elif width == 1:
+            for j in range(count):
+                out[to + j] = values[first + j]
+        else:
+            for j in range(count):
+                out[to + j] = values[first + j * step]
