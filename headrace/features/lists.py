@@ -18,8 +18,6 @@ from headrace.features.layout import NO_READS, Events, Group, Operations, Output
 from headrace.features.states import Blocks
 from headrace.features.threads import run_all
 
-DENSE_MAX = 8
-"""Elements up to which lists are always in rows of their own: copying them to their place costs little."""
 _DENSE = 3
 """Arrays of answers whose lists are in rows of their own."""
 
@@ -75,7 +73,7 @@ class ListGroup:
         If `close`: times (0,), values (slots, m), counts (reads,) and starts (reads,), the slot of each list's first.
         """
         counts = np.zeros(reads, np.int64)
-        if close and not self.timed and self.size > DENSE_MAX:
+        if close and not self.timed:
             return np.zeros(0, np.int64), np.zeros((0, len(self.columns)), np.int64), counts, np.zeros(reads, np.int64)
         times = np.zeros((reads, self.size if self.timed else 0), np.int64)
         return times, np.zeros((reads, self.size, len(self.columns)), np.int64), counts

@@ -89,6 +89,14 @@ class Guest(FeatureView, source=Visit, entity="guest"):
     per_visit = col("spent_24h") / col("visits_24h")
 
 
+class Path(FeatureView, source=Visit, entity="guest"):
+    """Lists as long as the history of most guests."""
+
+    rooms = LastN("room", n=23)
+    walk = Sequence("room", "spent", n=12)
+    different = LastN("room", n=10, distinct=True)
+
+
 def history():
     rng = np.random.default_rng(11)
     at_us = START_US + rng.choice(SPAN_US, EVENTS, replace=False)
@@ -237,6 +245,20 @@ def test_lists_and_what_fades_read_as_defined(found, pairs):
         assert found[f"guest.{name}"].to_list() == [x or [] for x in truth[name].to_list()], name
     assert_same(found, truth, "fading")
     assert_same(found, truth, "faded")
+
+
+def test_long_lists_read_as_defined_also_where_events_come_twice(pairs):
+    events = history()
+    found = replay(Path, pl.concat([events, events.sample(EVENTS // 5, seed=3)]), spine())
+    truth = reads_of(
+        pairs,
+        pl.col("room").reverse().head(23).alias("rooms"),
+        pl.col("room").tail(12).alias("walk_room"),
+        pl.col("spent").tail(12).alias("walk_spent"),
+        pl.col("room").reverse().unique(maintain_order=True).head(10).alias("different"),
+    )
+    for name in ("rooms", "walk_room", "walk_spent", "different"):
+        assert found[f"path.{name}"].to_list() == [x or [] for x in truth[name].to_list()], name
 
 
 def test_packed_records_read_like_the_slab():
