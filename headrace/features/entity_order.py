@@ -60,9 +60,9 @@ class EntityOrder:
         )
         found.late[:] = 0
         first = _AS_THEY_ARE if first is None else first
-        order, source = order[:count], source[:events]
+        order, places, source = order[:count], source[: events + 1], source[:events]
         sort_by_row(ops.rows, first, order, found.rows, other[:count], self._counts)
-        gather_operations(order, ops.ops, found.ops, source)
+        gather_operations(order, ops.ops, found.ops, places)
         works = [
             partial(gather_words, order, _column(ops.times), _column(found.times)),
             partial(gather_words, source, _column(ops.events.event_ids), _column(found.events.event_ids)),
@@ -76,7 +76,7 @@ class EntityOrder:
     def _room_for(
         self, count: int, events: int, like: Events
     ) -> tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        if self._room is not None and len(self._room[1]) >= count and len(self._room[3]) >= events:
+        if self._room is not None and len(self._room[1]) >= count and len(self._room[3]) > events:
             return self._room
         count, events = max(count, SORTED_MIN), max(events, SORTED_MIN)
         columns = Events(
@@ -87,7 +87,7 @@ class EntityOrder:
         )
         words = [np.empty(count, np.int64) for _ in range(5)]
         held = Operations(words[0], words[1], words[2], columns, np.empty(events, np.uint8))
-        room = (held, words[3], words[4], np.empty(events, np.int64))
+        room = (held, words[3], words[4], np.empty(events + 1, np.int64))
         self._room = room if count <= _KEPT_MAX else None
         return room
 

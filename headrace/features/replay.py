@@ -204,13 +204,33 @@ def chunks(
             return
 
 
+def _cut_times(times_us: Sequence[NDArray[np.int64]], chunk_rows: int) -> list[int]:
+    """The times of every `chunk_rows`-th of all rows, without putting them in order; each column is sorted."""
+    held = [column for column in times_us if len(column)]
+    if not held:
+        return []
+    least, most = min(int(column[0]) for column in held), max(int(column[-1]) for column in held)
+
+    def time_of_row(number: int) -> int:
+        low, high = least, most
+        while low < high:
+            middle = (low + high) // 2
+            if sum(int(np.searchsorted(column, middle, "right")) for column in held) > number:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    rows = sum(len(column) for column in held)
+    return sorted({time_of_row(number) for number in range(chunk_rows, rows, chunk_rows)})
+
+
 def _cut(
     history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, spine_us: NDArray[np.int64], chunk_rows: int
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
     """The same for events in memory, sorted by time."""
     event_us = {event: keys_of(frame, time_of(event)) for event, frame in history.items()}
-    merged_us = np.sort(np.concatenate([spine_us, *event_us.values()]), kind="stable")  # of sorted runs: fast
-    cuts = [*np.unique(merged_us[chunk_rows::chunk_rows]).tolist(), None]
+    cuts = [*_cut_times([spine_us, *event_us.values()], chunk_rows), None]
     taken, answered = dict.fromkeys(history, 0), 0
     for cut in cuts:
         chunk = {}

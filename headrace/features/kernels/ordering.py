@@ -53,16 +53,14 @@ def sort_by_row(rows: Ints, first: Ints, order: Ints, to_rows: Ints, other: Ints
 def gather_operations(order: Ints, ops: Ints, to_ops: Ints, source: Ints) -> None:
     """Write the operations ops (n,) in `order` (n,), their events numbered anew as they come; reads keep their numbers.
 
-    `source` (e,) is which events they were.
+    `source` (e + 1,) is which events they were; its last is scratch, so that none need be jumped over.
     """
     event: Int = np.int64(0)
     for i in range(order.size):
         op = ops[order[i]]
-        if op < 0:
-            source[event] = ~op
-            op = ~event
-            event += 1
-        to_ops[i] = op
+        source[event] = ~op
+        to_ops[i] = ~event if op < 0 else op
+        event += np.int64(op < 0)
 
 
 @lean_kernel
