@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.bit_columns import SPARE
-from headrace.features.kernels.cells import FIRST, WIDTH
+from headrace.features.kernels.cells import FIRST, MAX, WIDTH
 from headrace.features.kernels.compile import Floats, Int, Ints
 from headrace.features.kernels.ring_packing import pack_ring
 from headrace.features.kernels.ring_unpacking import unpack_ring
-from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_ring
+from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_number_ring, run_ring
 from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
 from headrace.features.windows import Window
@@ -95,7 +95,9 @@ class RingGroup:
     def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
         events, answers = ops.events, out[0].reshape(-1)
-        return run_ring(
+        plain = bool((self.items[:, 0] <= MAX).all())
+        run = run_number_ring if plain else run_ring
+        return run(
             state.heads,
             state.words,
             state.floats,
@@ -104,7 +106,7 @@ class RingGroup:
             self._most,
             self.width,
             self.items,
-            self.params,
+            None if plain else self.params,
             self.window.hop_us,
             self.window.span,
             ops.rows,

@@ -51,14 +51,21 @@ def init(cells: Floats, at: Int, code: Int) -> None:
 
 
 @part
-def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: Int, time: Int, event_id: Int) -> None:
-    """Add one event: its number `value` (FIRST: its `bits`), time and id."""
+def add_number(cells: Floats, at: Int, code: Int, value: Float) -> None:
+    """Add a number, of an event or of another tile, to the one cell of ADD, MIN or MAX."""
     if code == ADD:
         cells[at] += value
     elif code == MIN:
         cells[at] = min(cells[at], value)
-    elif code == MAX:
+    else:
         cells[at] = max(cells[at], value)
+
+
+@part
+def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: Int, time: Int, event_id: Int) -> None:
+    """Add one event: its number `value` (FIRST: its `bits`), time and id."""
+    if code <= MAX:
+        add_number(cells, at, code, value)
     elif code == FIRST:
         if np.float64(time) <= cells[at]:
             keep_smaller(
@@ -80,12 +87,8 @@ def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: 
 def merge(into: Floats, to: Int, cells: Floats, at: Int, code: Int, param: float) -> None:
     """Add the cells at `cells[at]` to those at `into[to]`, of the same code."""
     value = cells[at]
-    if code == ADD:
-        into[to] += value
-    elif code == MIN:
-        into[to] = min(into[to], value)
-    elif code == MAX:
-        into[to] = max(into[to], value)
+    if code <= MAX:
+        add_number(into, to, code, value)
     elif code == FIRST:
         keep_smaller(into, to, value, cells[at + 1], cells[at + 2], cells[at + 3], cells[at + 4])
     elif code == MOMENTS:
