@@ -70,11 +70,13 @@ class ListGroup:
     def outputs(self, reads: int, *, close: bool = False) -> Outputs:
         """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,).
 
-        If `close`: times (0,), values (slots, m), counts (reads,) and starts (reads,), the slot of each list's first.
+        If `close`: times (0,), values (slots, m), counts (reads,), starts (reads,), the slot of each list's first, and
+        how many slots are in use, (1,).
         """
         counts = np.zeros(reads, np.int64)
         if close and not self.timed:
-            return np.zeros(0, np.int64), np.zeros((0, len(self.columns)), np.int64), counts, np.zeros(reads, np.int64)
+            values = np.empty((reads * self.size, len(self.columns)), np.int64)
+            return np.zeros(0, np.int64), values, counts, np.zeros(reads, np.int64), np.zeros(1, np.int64)
         times = np.zeros((reads, self.size if self.timed else 0), np.int64)
         return times, np.zeros((reads, self.size, len(self.columns)), np.int64), counts
 
@@ -82,7 +84,7 @@ class ListGroup:
         """`outputs` with a slot for each element that a read may find; `parts` are sorted by row."""
         if len(out) == _DENSE:
             return out
-        times, _, counts, starts = out
+        times, _, counts, starts, filled = out
         run_all(
             [
                 partial(count_lists, state.heads, self.size, self.flag, part.rows, part.ops, part.events.flags, counts)
@@ -90,7 +92,8 @@ class ListGroup:
             ]
         )
         np.cumsum(counts[:-1], out=starts[1:])
-        return times, np.empty((int(counts.sum()), len(self.columns)), np.int64), counts, starts
+        filled[0] = counts.sum()
+        return times, np.empty((int(filled[0]), len(self.columns)), np.int64), counts, starts, filled
 
     def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
@@ -170,6 +173,9 @@ class ListGroup:
         found, room = np.zeros(1, np.int64), self.size + SPARE
         scratch, column = np.empty((3, room), np.int64), np.empty(room, np.float64)
         read = reading or replace(NO_READS, out=self.outputs(0))
+        times, values, counts, *places = read.out
+        filled = places[1] if places else np.zeros(0, np.int64)
+        starts = starts_of(read.out)
 
         def walk(begin: int) -> Int:
             return unpack_list(
@@ -193,9 +199,11 @@ class ListGroup:
                 read.reads,
                 scratch,
                 column,
-                read.out[0],
-                read.out[1],
-                read.out[2],
+                times.reshape(-1),
+                values.reshape(-1),
+                starts,
+                counts,
+                filled,
             )
 
         state.fill(len(rows), walk)
@@ -214,13 +222,16 @@ def starts_of(out: Outputs) -> NDArray[np.int64]:
 
 
 def close_lists(out: Outputs, column: int, *, reverses: bool) -> NDArray[np.int64] | None:
-    """One value of all elements, list after list, if the answers are close; newest first, or `reverses`."""
+    """One value of all elements, list after list, if the answers are close; newest first, or `reverses`.
+
+    Lists lie in the order of the reads, so where every slot in use is one of theirs there is nothing to do.
+    """
     if len(out) == _DENSE:
         return None
-    _, values, counts, starts = out
+    _, values, counts, starts, filled = out
     total, width = int(counts.sum()), values.shape[1]
-    if not reverses and width == 1 and total == len(values):
-        return values.reshape(-1)
+    if not reverses and width == 1 and total == filled[0]:
+        return values.reshape(-1)[:total]
     found = np.empty(total, np.int64)
     copy_lists(values.reshape(-1), width, column, starts, counts, reverses, found, np.cumsum(counts) - counts)
     return found

@@ -53,7 +53,7 @@ def read_frame(
         if plan.layout.request and isinstance(given, pl.DataFrame)
         else None
     )
-    answer = store.answer(plan, ids, KeyTexts(ids, keys), instant_us(now), request)
+    answer = store.answer(plan, ids, KeyTexts(ids, keys), instant_us(now), request, close=True)
     age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
     status = _STATUS[answer.found.astype(np.int64)]
     features = answer.to_polars().get_columns()

@@ -164,17 +164,20 @@ def read_packed(
 
 
 class PackedReader:
-    """Reads packed records of `count` entities as of `now_us`, one moment or one for each (count,), as they come."""
+    """Reads packed records of `count` entities as of `now_us`, one moment or one for each (count,), as they come.
 
-    def __init__(self, plan: "ViewPlan", count: int, now_us: int | NDArray[np.int64]) -> None:
+    If `close`, lists of the answer follow each other where that is possible; see `Lists`.
+    """
+
+    def __init__(self, plan: "ViewPlan", count: int, now_us: int | NDArray[np.int64], *, close: bool = False) -> None:
         self._plan = plan
         moments = np.full(count, now_us, np.int64) if isinstance(now_us, int) else now_us
         self._now_us = np.require(moments, np.int64, ["C", "W"])
         self._newest_us = np.full(count, NEVER, np.int64)
-        self._outputs = plan.layout.outputs(count)
+        self._outputs = plan.layout.outputs(count, close=close)
 
     def add(self, start: int, blobs: Values) -> None:
-        """The records of the entities from `start` on; a missing one is an entity without.
+        """The records of the entities from `start` on, which are next; a missing one is an entity without.
 
         Raises:
             LayoutError: a record was written by another version of the view, or is damaged.

@@ -165,10 +165,13 @@ class OnlineStore:
         texts: Sequence[bytes],
         now_us: int,
         request: Mapping[str, pl.Series] | None = None,
+        *,
+        close: bool = False,
     ) -> Answer:
         """Values of the entities `ids` (n,) with key `texts` as of `now_us`, numeric: for serving. One MGET.
 
-        `request`: fields of the request, (n,); without it, features that need one have no value.
+        `request`: fields of the request, (n,); without it, features that need one have no value. `close`: lists may
+        follow each other, as they go into a frame.
 
         Raises:
             LayoutError: the view was changed and its new version is not active yet.
@@ -177,7 +180,7 @@ class OnlineStore:
         self.require_active(plan)
         if self._link.cluster:
             return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
-        reader, start = PackedReader(plan, len(ids), now_us), 0
+        reader, start = PackedReader(plan, len(ids), now_us, close=close), 0
         for values in self._link.values(*self._requests(plan, ids, texts)):
             count = len(values.starts)
             values.starts[ids[start : start + count] == NULL_ID] = -1  # it shares the empty text with the entity ""

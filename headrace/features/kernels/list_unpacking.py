@@ -48,7 +48,9 @@ def unpack_list(
     column: Floats,
     out_times: Ints,
     out_values: Ints,
+    out_starts: Ints,
     out_counts: Ints,
+    filled: Ints,
 ) -> Int:
     """Read what `pack_list` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 where bytes are wrong.
 
@@ -57,6 +59,9 @@ def unpack_list(
     first that found no room, n when all are done. texts (room for one line a text, 3) gets (hash, start, end) of each
     text met, so that the pool can learn them; texts_found (1,) counts its lines. With a room of 0 lines only the hashes
     are used. scratch (3, N + SPARE) and column (N + SPARE,) are used.
+
+    Lists that are read have their slots from out_starts; or with filled (1,), slots in use, each follows the one before
+    and out_starts is told where. Else it is (0,).
     """
     width, theirs, times, codes = kinds.size, scratch[0], scratch[1], scratch[2]
     for i in range(begin, rows.size):
@@ -90,9 +95,7 @@ def unpack_list(
                 get_codes(data, bit, HALF_BITS, codes, own)
                 _keep_ids(words, start, codes, own, count, donor_words, donor_stamps, theirs)
         bit += HALF_BITS * own
-        first: Int = np.int64(0)
-        if moments.size > 0:
-            first = _answer_times(times, count, moments[i], strict, out_times, out_counts, reads[i])
+        first, slot = _place(times, count, moments, reads, i, strict, out_times, out_starts, out_counts, filled)
         for m in range(width):
             some = own < count and links[m] >= 0
             read = own if some else count
@@ -111,7 +114,7 @@ def unpack_list(
                     words[np.uint64(values + width * (count - 1 - j))] = codes[np.uint64(j)]
             if moments.size > 0:
                 for j in range(first, count):
-                    out_values[np.uint64(reads[i]), np.uint64(j - first), np.uint64(m)] = codes[np.uint64(j)]
+                    out_values[np.uint64((slot + j - first) * width + m)] = codes[np.uint64(j)]
         at[i] = pass_padding(data, bit, end) >> np.int64(3)
     return rows.size
 
@@ -177,15 +180,33 @@ def _add_up(
 
 
 @part
-def _answer_times(times: Ints, count: Int, moment: Int, strict: bool, out_times: Ints, out_counts: Ints, q: Int) -> Int:
-    """Write times, where they are wanted, and how many elements are read; returns the first, as of the moment."""
+def _place(
+    times: Ints,
+    count: Int,
+    moments: Ints,
+    reads: Ints,
+    i: Int,
+    strict: bool,
+    out_times: Ints,
+    out_starts: Ints,
+    out_counts: Ints,
+    filled: Ints,
+) -> tuple[Int, Int]:
+    """The first element that row i is read with, and its slot; writes how many there are, and times where wanted."""
     first: Int = np.int64(0)
-    while strict and first < count and times[first] >= moment:
+    if moments.size == 0:
+        return first, np.int64(0)
+    while strict and first < count and times[first] >= moments[i]:
         first += 1
+    q = reads[i]
+    if filled.size > 0:
+        out_starts[q] = filled[0]
+        filled[0] += count - first
     out_counts[q] = count - first
-    for j in range(first, count if out_times.shape[1] > 0 else first):
-        out_times[q, j - first] = times[j]
-    return first
+    slot: Int = out_starts[q]
+    for j in range(first, count if out_times.size > 0 else first):
+        out_times[slot + j - first] = times[j]
+    return first, slot
 
 
 @part
