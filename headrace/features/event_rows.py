@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
-from headrace.features.kernels.hashing import hash_spans
+from headrace.features.kernels.hashing import hash_spans, hash_words
 from headrace.features.kernels.id_lists import FLOAT, TEXT
 from headrace.features.kernels.text_pool import POOL, hash_text, text_buffers
 from headrace.features.keys import ids_of_column, key_expr, texts_of
@@ -174,16 +174,14 @@ class EventReader:
 
     def _event_ids(self, found: pl.DataFrame, frame: pl.DataFrame) -> NDArray[np.int64]:
         out = np.empty(found.height, np.int64)
-        if self._spec.id and found["id"].dtype == pl.String:
-            data, offsets = text_buffers(found["id"])
-        else:
-            columns = (
-                [found["id"]] if self._spec.id else [frame[name] for name in self._spec.polars if name in frame.columns]
-            )
+        if not self._spec.id:
+            columns = [frame[name] for name in self._spec.polars if name in frame.columns]
             words = np.stack([_column_words(column) for column in columns], axis=1)
-            data = words.view(np.uint8).reshape(-1)
-            offsets = np.arange(len(words) + 1) * (8 * len(columns))
-        hash_spans(data, offsets, self._seed, out)
+            hash_spans(words.view(np.uint8).reshape(-1), np.arange(len(words) + 1) * 8 * len(columns), self._seed, out)
+        elif found["id"].dtype == pl.String:
+            hash_spans(*text_buffers(found["id"]), self._seed, out)
+        else:
+            hash_words(_column_words(found["id"]), self._seed, out)
         return out
 
 

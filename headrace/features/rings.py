@@ -85,7 +85,10 @@ class RingGroup:
     def outputs(self, reads: int, *, close: bool = False) -> Outputs:  # noqa: ARG002
         """Answers of `reads` reads, empty: cells (reads, k)."""
         out = np.empty((reads, self.width), np.float64)
-        out[:] = self.starts
+        out[:1], done = self.starts, 1
+        while done < reads:  # copies that double: NumPy writes a short row, again and again, at a seventh of the speed
+            out[done : 2 * done] = out[: min(done, reads - done)]
+            done *= 2
         return (out,)
 
     def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002

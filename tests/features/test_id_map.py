@@ -1,6 +1,7 @@
 """The id map against a dict, and hashes against the published algorithms."""
 
 import random
+from datetime import UTC, datetime
 
 import numpy as np
 import polars as pl
@@ -8,9 +9,10 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.features import IdMap, hash_text, shard_of
+from headrace.features import FeatureView, IdMap, LastN, hash_text, plan_of, shard_of
 from headrace.features.kernels.hashing import mix, splitmix64
 from headrace.features.kernels.text_pool import TextPool
+from headrace.schemas import Event
 
 
 @settings(max_examples=30, deadline=None)
@@ -55,6 +57,30 @@ def test_text_hash_is_xxh64():
     series = pl.Series(["skipped", *texts, None])[1:]
     assert hash_text(series).tolist() == [*expected, hash_text([""])[0]]
     assert hash_text([]).tolist() == []
+
+
+class Numbered(Event, topic="numbered", key="user", time="at", id="number"):
+    """An event whose id is a number."""
+
+    number: int
+    at: datetime
+    user: int
+
+
+class ByNumber(FeatureView, source=Numbered, entity="user"):
+    """A view that needs ids."""
+
+    newest = LastN("number", n=2)
+
+
+def test_the_hash_of_a_number_is_xxh64_of_its_bytes():
+    numbers = [0, 1, -1, 2**63 - 1, -(2**63), *range(7, 1_000, 13)]
+    frame = pl.DataFrame({"number": numbers, "at": [datetime(2024, 1, 1, tzinfo=UTC)] * len(numbers)}).with_columns(
+        user=pl.lit(5)
+    )
+    seed = xxhash.xxh64_intdigest(b"Numbered")
+    expected = [xxhash.xxh64_intdigest(number.to_bytes(8, "little", signed=True), seed=seed) for number in numbers]
+    assert plan_of(ByNumber).rows(Numbered, frame).event_id.tolist() == expected
 
 
 def test_splitmix_in_numpy_and_compiled_agree():

@@ -7,7 +7,7 @@ Collet, "xxHash fast digest algorithm", version 0.1.1, XXH64.
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, load_word, part
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -54,14 +54,6 @@ def shards_of(keys: Ints, shards: Int, out: Ints) -> None:
 
 
 @part
-def _load64(data: Bytes, at: Int) -> np.uint64:
-    word = np.uint64(0)
-    for j in range(8):
-        word |= np.uint64(data[at + j]) << np.uint64(8 * j)
-    return word
-
-
-@part
 def _rotl(x: np.uint64, by: Int) -> np.uint64:
     return (x << np.uint64(by)) | (x >> np.uint64(64 - by))
 
@@ -83,10 +75,10 @@ def xxh64(data: Bytes, start: Int, end: Int, seed: np.uint64) -> np.uint64:
     if end - start >= 32:
         v1, v2, v3, v4 = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
         while at + 32 <= end:
-            v1 = _round(v1, _load64(data, at))
-            v2 = _round(v2, _load64(data, at + 8))
-            v3 = _round(v3, _load64(data, at + 16))
-            v4 = _round(v4, _load64(data, at + 24))
+            v1 = _round(v1, load_word(data, at))
+            v2 = _round(v2, load_word(data, at + 8))
+            v3 = _round(v3, load_word(data, at + 16))
+            v4 = _round(v4, load_word(data, at + 24))
             at += 32
         h = _rotl(v1, 1) + _rotl(v2, 7) + _rotl(v3, 12) + _rotl(v4, 18)
         h = _merge_round(_merge_round(_merge_round(_merge_round(h, v1), v2), v3), v4)
@@ -94,7 +86,7 @@ def xxh64(data: Bytes, start: Int, end: Int, seed: np.uint64) -> np.uint64:
         h = seed + _P5
     h += np.uint64(end - start)
     while at + 8 <= end:
-        h = _rotl(h ^ _round(np.uint64(0), _load64(data, at)), 27) * _P1 + _P4
+        h = _rotl(h ^ _round(np.uint64(0), load_word(data, at)), 27) * _P1 + _P4
         at += 8
     if at + 4 <= end:
         word = np.uint64(0)
@@ -105,6 +97,11 @@ def xxh64(data: Bytes, start: Int, end: Int, seed: np.uint64) -> np.uint64:
     while at < end:
         h = _rotl(h ^ (np.uint64(data[at]) * _P5), 11) * _P1
         at += 1
+    return _spread(h)
+
+
+@part
+def _spread(h: np.uint64) -> np.uint64:
     h = (h ^ (h >> np.uint64(33))) * _P2
     h = (h ^ (h >> np.uint64(29))) * _P3
     return h ^ (h >> np.uint64(32))
@@ -115,3 +112,12 @@ def hash_spans(data: Bytes, offsets: Ints, seed: np.uint64, out: Ints) -> None:
     """`out[i]` = XXH64 of `data[offsets[i]:offsets[i + 1]]` as int64; offsets (n + 1,), out (n,)."""
     for i in range(out.size):
         out[i] = np.int64(xxh64(data, offsets[i], offsets[i + 1], seed))
+
+
+@lean_kernel
+def hash_words(words: Ints, seed: np.uint64, out: Ints) -> None:
+    """`out[i]` = XXH64 of the 8 bytes of `words[i]`, low byte first, as int64: (n,) -> (n,)."""
+    start = seed + _P5 + np.uint64(8)
+    for i in range(words.size):
+        h = _rotl(start ^ _round(np.uint64(0), np.uint64(words[i])), 27) * _P1 + _P4
+        out[i] = np.int64(_spread(h))
