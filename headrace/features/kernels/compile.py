@@ -25,6 +25,9 @@ Int: TypeAlias = int | np.integer[Any]
 Float: TypeAlias = Any
 """A number of an array of floats: mypy does not tell it from an array."""
 
+LINE_WORDS = 8
+"""Words of a line of memory, which is what a prefetch brings."""
+
 _SOURCES = tuple(
     (path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(Path(__file__).parent.glob("*.py"))
 )

@@ -17,7 +17,7 @@ matter that two of 4 billion are alike.
 import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, room_of, take_block
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part, prefetch, reverse_eight
+from headrace.features.kernels.compile import LINE_WORDS, Bytes, Int, Ints, lean_kernel, part, prefetch, reverse_eight
 
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
 LEAST = 2
@@ -26,7 +26,6 @@ STAMP = 2
 """Words of an element beside its values."""
 AHEAD, NEAR = 16, 6
 """Operations between the prefetch of a list's head, and once it is there of its elements, and their use."""
-LINE_WORDS = 8
 _EIGHT = 8
 
 

@@ -15,14 +15,14 @@ import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
 from headrace.features.kernels.cells import FIRST, TIME, add_number, init, merge, update
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
+from headrace.features.kernels.compile import LINE_WORDS, Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 EMPTY = -(2**62)
 LEAST = 1
 """Tiles of the smallest block."""
 AHEAD, NEAR = 16, 8
 """Operations between the prefetch of a row's head, and once it is there of its newest tile, and their use."""
-LINES, LINE_WORDS = 3, 8
+LINES = 3
 """Lines of memory of the newest tiles that are fetched ahead; the processor itself goes on with those beside them."""
 _EMPTY = np.int64(EMPTY)
 
