@@ -50,6 +50,8 @@ def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[
     before: tuple[int, Held, bool] | None = None
     try:
         for call in chain(calls, (None,)):
+            if call is not None:
+                made.append(call)  # at once: it can be drawn only once, and what follows may break
             head: list[Packed] = []
             if asked is not None:
                 if before is not None:
@@ -59,7 +61,6 @@ def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[
                 head.append(_EXEC if before[2] else _DISCARD)
             asked = None
             if call is not None:
-                made.append(call)
                 commands, count = call.commands()
                 asked = (call, count)
                 head += _question(call)

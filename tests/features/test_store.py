@@ -1,6 +1,8 @@
 """The online store: all or nothing a shard, fences that catch everyone else, errors in our words."""
 
 import inspect
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,7 @@ from headrace.features.redis_guard import Guarded
 from headrace.features.redis_link import RedisLink, without_password
 from headrace.features.slab import Slab
 from headrace.features.store import PART_KEYS, OnlineStore
-from headrace.local import free_port
+from headrace.local import EmbeddedRedis, free_port
 from tests.faults import Wire
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame
 
@@ -320,6 +322,25 @@ def test_commands_are_carried_out_only_against_the_guards_that_were_accepted(red
         held = [[None], [b"2"]]
         assert link.guarded("test", calls) == [([[None], [None]], False), (held, True), (held, False)]
         assert link.client.get("record") == b"1"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_every_call_is_carried_out_though_redis_died_while_one_was_drawn(tmp_path, number):
+    """The connection breaks while an answer is waited for, and the next call is there already."""
+    with EmbeddedRedis(tmp_path, aof=False) as server, RedisLink(server.url) as link:
+
+        def calls():
+            for index in range(4):
+                if index == number - 1:
+                    os.kill(server.pid, signal.SIGSTOP)  # so that nothing of this call is answered
+                if index == number:
+                    server.kill()
+                    server.start()
+                commands = [hiredis.pack_command(("SET", f"record {index}", index))], 1
+                yield Guarded([b"guard %d" % index], ("sequence",), lambda _: True, partial(tuple, commands))
+
+        assert link.guarded("test", calls()) == [([[None]], True)] * 4
+        assert link.mget([f"record {index}".encode() for index in range(4)]) == [b"0", b"1", b"2", b"3"]
 
 
 def test_a_fence_that_moves_between_question_and_write_is_told_as_it_is(redis_url, monkeypatch):
