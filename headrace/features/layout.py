@@ -21,7 +21,7 @@ from headrace.features.kernels.compile import Int
 from headrace.features.states import Blocks
 
 Outputs: TypeAlias = tuple[NDArray[Any], ...]
-"""Answers of a group to some reads: arrays whose first axis is the read."""
+"""Answers of a group to some reads: arrays whose first axis is the read, but for lists that follow each other."""
 RECORD_VERSION = 3
 
 
@@ -74,20 +74,6 @@ class PackedReads:
 
 _NONE = np.zeros(0, np.int64)
 NO_READS = PackedReads(_NONE, _NONE, True, ())
-
-
-class Room:
-    """Memory that is used again for the next call: what a machine gives a process anew costs most."""
-
-    def __init__(self) -> None:
-        self._words: dict[str, NDArray[np.int64]] = {}
-
-    def words(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """An array of that shape, of any content; it holds until the next call with this name."""
-        size = int(np.prod(shape))
-        if name not in self._words or len(self._words[name]) < size:
-            self._words[name] = np.empty(size, np.int64)
-        return self._words[name][:size].reshape(shape)
 
 
 class Group(Protocol):

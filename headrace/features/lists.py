@@ -18,9 +18,6 @@ from headrace.features.layout import NO_READS, Events, Group, Operations, Output
 from headrace.features.states import Blocks
 from headrace.features.threads import run_all
 
-_DENSE = 3
-"""Arrays of answers whose lists are in rows of their own."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListGroup:
@@ -70,21 +67,22 @@ class ListGroup:
     def outputs(self, reads: int, *, close: bool = False) -> Outputs:
         """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,).
 
-        If `close`: times (0,), values (slots, m), counts (reads,), starts (reads,), the slot of each list's first, and
-        how many slots are in use, (1,).
+        And starts (reads,), the slot of each list's first element, and an empty array. If `close`, times are (0,),
+        values (slots, m), and the last array tells how many slots are in use, (1,).
         """
-        counts = np.zeros(reads, np.int64)
+        counts, none = np.zeros(reads, np.int64), np.zeros(0, np.int64)
         if close and not self.timed:
             values = np.empty((reads * self.size, len(self.columns)), np.int64)
-            return np.zeros(0, np.int64), values, counts, np.zeros(reads, np.int64), np.zeros(1, np.int64)
+            return none, values, counts, np.zeros(reads, np.int64), np.zeros(1, np.int64)
         times = np.zeros((reads, self.size if self.timed else 0), np.int64)
-        return times, np.zeros((reads, self.size, len(self.columns)), np.int64), counts
+        values = np.zeros((reads, self.size, len(self.columns)), np.int64)
+        return times, values, counts, np.arange(reads) * self.size, none
 
     def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:
         """`outputs` with a slot for each element that a read may find; `parts` are sorted by row."""
-        if len(out) == _DENSE:
-            return out
         times, _, counts, starts, filled = out
+        if not filled.size:
+            return out
         run_all(
             [
                 partial(count_lists, state.heads, self.size, self.flag, part.rows, part.ops, part.events.flags, counts)
@@ -98,7 +96,7 @@ class ListGroup:
     def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
         events = ops.events
-        times, values, counts, *_ = out
+        times, values, counts, starts, _ = out
         return run_list(
             state.heads,
             state.words,
@@ -118,7 +116,7 @@ class ListGroup:
             events.bits,
             times.reshape(-1),
             values.reshape(-1),
-            starts_of(out),
+            starts,
             counts,
         )
 
@@ -173,9 +171,7 @@ class ListGroup:
         found, room = np.zeros(1, np.int64), self.size + SPARE
         scratch, column = np.empty((3, room), np.int64), np.empty(room, np.float64)
         read = reading or replace(NO_READS, out=self.outputs(0))
-        times, values, counts, *places = read.out
-        filled = places[1] if places else np.zeros(0, np.int64)
-        starts = starts_of(read.out)
+        times, values, counts, starts, filled = read.out
 
         def walk(begin: int) -> Int:
             return unpack_list(
@@ -216,25 +212,25 @@ class ListGroup:
         return donor.heads, donor.words, self.donor_size, self.donor_width, self.donor is not None, self.links
 
 
-def starts_of(out: Outputs) -> NDArray[np.int64]:
-    """Slot (reads,) of the first element of each list, in the answers of a list group."""
-    return out[_DENSE] if len(out) > _DENSE else np.arange(len(out[2])) * out[1].shape[1]
+def read_lists(out: Outputs, column: int, lengths: NDArray[np.int64], *, reverses: bool) -> NDArray[np.int64]:
+    """One value of the first lengths (n,) elements of each list, newest first or `reverses`, in a form of `Lists`.
 
-
-def close_lists(out: Outputs, column: int, *, reverses: bool) -> NDArray[np.int64] | None:
-    """One value of all elements, list after list, if the answers are close; newest first, or `reverses`.
-
-    Lists lie in the order of the reads, so where every slot in use is one of theirs there is nothing to do.
+    Close lists lie in the order of the reads, so where no slot in use is left out there is nothing to do.
     """
-    if len(out) == _DENSE:
-        return None
     _, values, counts, starts, filled = out
-    total, width = int(counts.sum()), values.shape[1]
-    if not reverses and width == 1 and total == filled[0]:
-        return values.reshape(-1)[:total]
-    found = np.empty(total, np.int64)
-    copy_lists(values.reshape(-1), width, column, starts, counts, reverses, found, np.cumsum(counts) - counts)
-    return found
+    width = values.shape[-1]
+    is_whole = width == 1 and not reverses and lengths is counts
+    if filled.size:
+        total = int(lengths.sum())
+        if is_whole and total == filled[0]:
+            return values.reshape(-1)[:total]
+        bits, places = np.empty(total, np.int64), np.cumsum(lengths) - lengths
+    elif is_whole:
+        return values.reshape(values.shape[:2])
+    else:
+        bits, places = np.zeros(values.shape[:2], np.int64), starts
+    copy_lists(values.reshape(-1), width, column, starts, lengths, reverses, bits.reshape(-1), places)
+    return bits
 
 
 def _links(group: ListGroup, donor: ListGroup) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from headrace.features.expressions import request_columns
 from headrace.features.external_sort import Block, keys_of, merged
 from headrace.features.history import MEMORY_ROWS, History, Span, Table, open_log, read_spine, tables_of, time_of
 from headrace.features.keys import ids_of_texts, key_columns
-from headrace.features.layout import Operations, Room
+from headrace.features.layout import Operations
 from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
 from headrace.features.view import FeatureView, ViewPlan, plan_of
@@ -43,7 +43,7 @@ class Replay:
         if not names or len(set(names)) < len(names):
             raise DeclarationError(f"replay of views {', '.join(names) or '(none)'}: give at least one, and each once")
         self.slabs: dict[str, Slab] = {plan.name: Slab(plan) for plan in self.plans}
-        self._room = Room()
+        self._words = np.empty(0, np.int64)  # used again: memory that is new to a process costs most
 
     def advance(
         self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame | None = None
@@ -75,10 +75,36 @@ class Replay:
             parts = [plan.rows(event, frame) for event, frame in events.items() if event in plan.sources]
             rows = concat_rows(parts) if parts else None
             if spine is not None:
-                answers[plan.name] = _merged(self.slabs[plan.name], rows, spine, self._room, close=close)
+                answers[plan.name] = self._answer(self.slabs[plan.name], rows, spine, close=close)
             elif rows is not None:
                 self.slabs[plan.name].update(_in_time(rows))
         return None if spine is None else answers
+
+    def _answer(self, slab: Slab, rows: Rows | None, spine: pl.DataFrame, *, close: bool) -> Answer:
+        """Walk events and spine rows of one view; the answer is in the spine's order, its lists may be `close`."""
+        plan = slab.plan
+        now_us, ids = spine_times(spine, plan.name), key_columns(plan, spine)[0]
+        request = request_columns(plan.name, plan.layout.request, spine) if plan.layout.request else None
+        reads = len(now_us)
+        if rows is None:
+            return slab.read(slab.locate(ids), now_us, request)
+        at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
+        where, times_us, numbers = self._columns(reads + len(rows))
+        np.concatenate([slab.locate(ids), at], out=where)
+        np.concatenate([now_us, rows.time_us], out=times_us)
+        np.concatenate([np.arange(reads), ~np.arange(len(rows))], out=numbers)
+        order = np.argsort(times_us, kind="stable")  # spine rows lead: they win ties
+        ops = Operations(where, times_us, numbers, rows.events, np.zeros(len(rows), np.uint8))
+        newest = np.full(reads, NEVER, np.int64)
+        outputs = slab.run(ops, plan.layout.outputs(reads, close=close), newest, order)
+        slab.mark_dirty(at)
+        return plan.layout.answer(outputs, newest, now_us, request)
+
+    def _columns(self, count: int) -> NDArray[np.int64]:
+        """Three columns of `count` numbers, of any content; they hold until the next call."""
+        if self._words.size < 3 * count:
+            self._words = np.empty(3 * count, np.int64)
+        return self._words[: 3 * count].reshape(3, count)
 
     def save(self, folder: str | Path) -> None:
         """Write each view's records to `folder/<view>.arrow`: key text and packed record, and the fingerprint."""
@@ -156,27 +182,6 @@ def replay(
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     return answers[back]
-
-
-def _merged(slab: Slab, rows: Rows | None, spine: pl.DataFrame, room: Room, *, close: bool) -> Answer:
-    """Walk events and spine rows of one view; the answer is in the spine's order, its lists may be `close`."""
-    plan = slab.plan
-    now_us, ids = spine_times(spine, plan.name), key_columns(plan, spine)[0]
-    request = request_columns(plan.name, plan.layout.request, spine) if plan.layout.request else None
-    reads = len(now_us)
-    if rows is None:
-        return slab.read(slab.locate(ids), now_us, request)
-    at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
-    where, times_us, numbers = room.words("operations", (3, reads + len(rows)))
-    np.concatenate([slab.locate(ids), at], out=where)
-    np.concatenate([now_us, rows.time_us], out=times_us)
-    np.concatenate([np.arange(reads), ~np.arange(len(rows))], out=numbers)
-    order = np.argsort(times_us, kind="stable")  # spine rows lead: they win ties
-    ops = Operations(where, times_us, numbers, rows.events, np.zeros(len(rows), np.uint8))
-    newest = np.full(reads, NEVER, np.int64)
-    outputs = slab.run(ops, plan.layout.outputs(reads, close=close), newest, order)
-    slab.mark_dirty(at)
-    return plan.layout.answer(outputs, newest, now_us, request)
 
 
 def _in_time(rows: Rows) -> Rows:

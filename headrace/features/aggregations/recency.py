@@ -19,9 +19,9 @@ from headrace.features.answer import Column, Lists, Maybe
 from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
-from headrace.features.kernels.id_lists import FLOAT, copy_lists
+from headrace.features.kernels.id_lists import FLOAT
 from headrace.features.layout import Outputs, Reading
-from headrace.features.lists import close_lists, starts_of
+from headrace.features.lists import read_lists
 from headrace.features.windows import LIFETIME, SECOND_US, Window, window_of
 
 _HALF = float(2**32)
@@ -94,7 +94,7 @@ class LastN:
         flag = binder.flag(self.where, self.source, (self.value,))
         group = binder.list_of([column], flag, self.n, distinct=self.distinct, timed=self.within is not None)
         feature = binder.feature(f"list[{DTYPE_OF_KIND[column[1]]}]", width=self.n)
-        return (Reading(feature, group, partial(_read_newest_first, binder.within_us(self.within), column[1])),)
+        return (Reading(feature, group, partial(_read_list, binder.within_us(self.within), column[1], 0, False)),)
 
 
 class Sequence:
@@ -131,7 +131,7 @@ class Sequence:
         for index, (value, (_, kind)) in enumerate(zip(self.values, columns, strict=True)):
             suffix = as_expr(value).meta.output_name() if len(self.values) > 1 else ""
             feature = binder.feature(f"list[{DTYPE_OF_KIND[kind]}]", suffix=suffix, width=self.n)
-            readings.append(Reading(feature, group, partial(_read_oldest_first, within_us, kind, index)))
+            readings.append(Reading(feature, group, partial(_read_list, within_us, kind, index, True)))
         return readings
 
 
@@ -174,7 +174,7 @@ def _read_first(picked: NDArray[np.int64], kind: int, outputs: Outputs, _: NDArr
 
 
 def _read_last(window: Window, kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Column | Maybe:
-    times, values, counts = outputs
+    times, values, counts, *_ = outputs
     empty = (counts == 0) | (times[:, 0] < window.start_us(now_us))
     return _typed(values[:, 0, 0], kind, empty)
 
@@ -189,40 +189,16 @@ def _read_since(
 
 def _lengths(within_us: int | None, outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.int64]:
     """Elements (n,) that are not too old; they are the first of each row, newest first."""
-    times, _, counts = outputs
+    times, _, counts, *_ = outputs
     if within_us is None:
         return counts
     held = np.arange(times.shape[1]) < counts[:, None]
     return np.asarray((held & (times >= (now_us - within_us)[:, None])).sum(axis=1), np.int64)
 
 
-def _lists(bits: NDArray[np.int64], kind: int, lengths: NDArray[np.int64]) -> Lists:
-    """Bits as lists of their kind, in either form of `Lists`."""
-    return Lists(bits.view(np.float64) if kind == FLOAT else bits, lengths)
-
-
-def _read_newest_first(within_us: int | None, kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Lists:
-    close = close_lists(outputs, 0, reverses=False)
-    if close is not None:
-        return _lists(close, kind, outputs[2])
-    lengths = _lengths(within_us, outputs, now_us)
-    bits = np.ascontiguousarray(outputs[1][:, :, 0])
-    return _lists(bits if within_us is None else _zeroed(bits, lengths), kind, lengths)
-
-
-def _read_oldest_first(
-    within_us: int | None, kind: int, index: int, outputs: Outputs, now_us: NDArray[np.int64]
+def _read_list(
+    within_us: int | None, kind: int, column: int, reverses: bool, outputs: Outputs, now_us: NDArray[np.int64]
 ) -> Lists:
-    close = close_lists(outputs, index, reverses=True)
-    if close is not None:
-        return _lists(close, kind, outputs[2])
-    lengths = np.require(_lengths(within_us, outputs, now_us), np.int64, ["C", "W"])
-    _, values, _ = outputs
-    bits, starts = np.zeros(values.shape[:2], np.int64), starts_of(outputs)
-    copy_lists(values.reshape(-1), values.shape[2], index, starts, lengths, True, bits.reshape(-1), starts)
-    return _lists(bits, kind, lengths)
-
-
-def _zeroed(bits: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bits (n, N) with zeros from lengths (n,) on."""
-    return np.where(np.arange(bits.shape[1]) < lengths[:, None], bits, 0)
+    lengths = _lengths(within_us, outputs, now_us)
+    bits = read_lists(outputs, column, lengths, reverses=reverses)
+    return Lists(bits.view(np.float64) if kind == FLOAT else bits, lengths)
