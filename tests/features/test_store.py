@@ -328,16 +328,19 @@ def test_commands_are_carried_out_only_against_the_guards_that_were_accepted(red
 def test_every_call_is_carried_out_though_redis_died_while_one_was_drawn(tmp_path, number):
     """The connection breaks while an answer is waited for, and the next call is there already."""
     with EmbeddedRedis(tmp_path, aof=False) as server, RedisLink(server.url) as link:
+        first = server.pid
+
+        def commands(index):
+            if index == number - 1 and server.pid == first:
+                os.kill(first, signal.SIGSTOP)  # all before this call is answered, and nothing of it will be
+            return [hiredis.pack_command(("SET", f"record {index}", index))], 1
 
         def calls():
             for index in range(4):
-                if index == number - 1:
-                    os.kill(server.pid, signal.SIGSTOP)  # so that nothing of this call is answered
                 if index == number:
                     server.kill()
                     server.start()
-                commands = [hiredis.pack_command(("SET", f"record {index}", index))], 1
-                yield Guarded([b"guard %d" % index], ("sequence",), lambda _: True, partial(tuple, commands))
+                yield Guarded([b"guard %d" % index], ("sequence",), lambda _: True, partial(commands, index))
 
         assert link.guarded("test", calls()) == [([[None]], True)] * 4
         assert link.mget([f"record {index}".encode() for index in range(4)]) == [b"0", b"1", b"2", b"3"]
