@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 import uuid
 
 import polars as pl
@@ -218,29 +217,37 @@ def test_killed_runs_are_taken_up(files, repo, tmp_path, workers):
         for line in process.stdout:
             if int(line) > 100 or (not int(line) and out.exists()):
                 break
+        helpers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert psutil.wait_procs(helpers, timeout=10)[1] == []
         assert not out.exists()
     parts = out.with_name("out.parquet.parts")
     done = sum(Progress.load(folder).cut_us is not None for folder in parts.iterdir() if folder.is_dir())
     assert done or workers == "2"
-    time.sleep(0.5)  # until workers have seen it
     subprocess.run(command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, check=True, capture_output=True)
     assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
+
+
+def worker_processes():
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            if "spawn_main" in " ".join(child.cmdline()):
+                yield child
 
 
 def test_a_worker_that_dies_is_one_error_and_the_run_goes_on(files):
     log, spine, out = files
 
     def kill(place, done, total):
-        for child in psutil.Process().children():
-            with contextlib.suppress(psutil.NoSuchProcess):  # killed before
-                if total is not None and "spawn_main" in " ".join(child.cmdline()):
-                    child.kill()
+        if total is not None:
+            for worker in worker_processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worker.kill()
 
     options = {"chunk_rows": 5, "checkpoint_s": 0.0, "workers": 2}
     with pytest.raises(HeadraceError, match="a worker died.*--resume"):
         replay_to_file([Short], log, spine, out, report=kill, **options)
-    time.sleep(0.2)
+    assert psutil.wait_procs(list(worker_processes()), timeout=10)[1] == []
     replay_to_file([Short], log, spine, out, resume=True, chunk_rows=50)
     assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
