@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.blocks import END, FREE, NEXT, ORDERS, clear_blocks
-from headrace.features.kernels.compile import Int
+from headrace.features.kernels.compile import LINE_WORDS, Int
 from headrace.features.threads import run_all
 
 EXTENT_MIN, GROWTH_MIN, GROWTH = 4_096, 1 << 24, 4
@@ -33,10 +33,10 @@ class Blocks:
     def __init__(self, capacity: int, largest: int, width: int, own: int) -> None:
         self._own, self._largest, self._width = own, largest, width
         self._lock = threading.Lock()
-        self.heads = np.zeros((capacity, 4), np.int64)
+        self.heads = _from_a_line(np.zeros, 4 * capacity).reshape(capacity, 4)
         self.rooms = _rooms(1)
         self._used = 0
-        self._adopt(np.empty(max(EXTENT_MIN, largest), np.int64))
+        self._adopt(_from_a_line(np.empty, max(EXTENT_MIN, largest)))
 
     def clear(self, rows: NDArray[np.int64]) -> None:
         """Empty rows (n,)."""
@@ -44,7 +44,7 @@ class Blocks:
 
     def grow(self, capacity: int) -> None:
         """Have `capacity` rows; those that there were keep what they hold."""
-        heads = np.zeros((capacity, 4), np.int64)
+        heads = _from_a_line(np.zeros, 4 * capacity).reshape(capacity, 4)
         heads[: len(self.heads)] = self.heads
         self.heads = heads
 
@@ -73,7 +73,7 @@ class Blocks:
             if self._used + size > len(self.words):
                 if in_place:
                     return False
-                grown = np.empty(max(GROWTH * len(self.words), GROWTH_MIN, self._used + size), np.int64)
+                grown = _from_a_line(np.empty, max(GROWTH * len(self.words), GROWTH_MIN, self._used + size))
                 grown[: self._used] = self.words[: self._used]
                 self._adopt(grown)
             if self.rooms[number, END] != self._used:  # another part's is in between
@@ -111,6 +111,16 @@ def _run_part(
                 return index, begin
         begin = 0
     return None
+
+
+def _from_a_line(make: Callable[..., NDArray[np.int64]], count: int) -> NDArray[np.int64]:
+    """Words (count,) by np.zeros or np.empty, from the beginning of a line of memory on.
+
+    Large arrays begin 16 bytes into one, where every second head is in two: two misses in place of one.
+    """
+    words = make(count + LINE_WORDS, np.int64)
+    skip = -(words.ctypes.data // words.itemsize) % LINE_WORDS
+    return words[skip : skip + count]
 
 
 def _rooms(parts: int) -> NDArray[np.int64]:
