@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -56,6 +56,8 @@ SNAPSHOT_KEYS_MAX = 50_000
 
 PART_KEYS = 500
 """Keys in one MGET of a large read: Redis finds some while the ones before are decoded."""
+FIRST_KEYS = 100, 200
+"""Keys in the first ones of a read that needs several, so that there is soon something to decode."""
 
 _SNAPSHOT = Script(
     "snapshot",
@@ -317,14 +319,15 @@ class OnlineStore:
     def _requests(
         self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]
     ) -> tuple[list[bytes], list[int]]:
-        """Packed MGETs of `PART_KEYS` keys each, and how many keys each has."""
+        """Packed MGETs of up to `PART_KEYS` keys each, and how many keys each has."""
         prefixes = self._prefixes(plan)
         keys, heads = spans_of(texts), spans_of(prefixes)
         out = np.empty(len(keys.data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
         ends = np.zeros(len(texts) + 1, np.int64)
         put_keys(heads.data, heads.offsets, shard_of(ids, self.shards), keys.data, keys.offsets, out, ends[1:])
         packed = out[: ends[-1]].tobytes()
-        cuts = [*range(0, len(texts), PART_KEYS), len(texts)]
+        starts = [0, *accumulate(FIRST_KEYS)] if len(texts) > PART_KEYS else [0]
+        cuts = [*starts[:-1], *range(starts[-1], len(texts), PART_KEYS), len(texts)]
         counts = [end - start for start, end in pairwise(cuts)]
         names = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in set(counts)}
         parts = [packed[begin:end] for begin, end in pairwise(ends[cuts].tolist())]

@@ -20,7 +20,7 @@ from headrace.features.keys import NULL_ID, shard_of, texts_of
 from headrace.features.redis_guard import Guarded
 from headrace.features.redis_link import RedisLink, without_password
 from headrace.features.slab import Slab
-from headrace.features.store import PART_KEYS, OnlineStore
+from headrace.features.store import FIRST_KEYS, PART_KEYS, OnlineStore
 from headrace.local import EmbeddedRedis, free_port
 from tests.faults import Wire
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame
@@ -291,8 +291,9 @@ def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(redis_url, lost):
     with OnlineStore.open(redis_url) as store:
         store.flush(PLAN, [write(int(shard_of(known, 32)[0]), 0, texts=slab.texts(row), blobs=slab.pack(row))])
     ids = np.arange(10_000, 10_000 + 2 * PART_KEYS + 7)
-    ids[[0, PART_KEYS - 1, PART_KEYS, -1]] = known[0]
-    ids[[1, PART_KEYS + 1]] = NULL_ID
+    first = FIRST_KEYS[0]
+    ids[[0, first - 1, first, PART_KEYS - 1, PART_KEYS, -1]] = known[0]
+    ids[[1, first + 1, PART_KEYS + 1]] = NULL_ID
     with Wire(redis_url) as wire, OnlineStore.open(wire.url) as reader:
         reader.ping()
         reader.require_active(PLAN)
@@ -300,7 +301,7 @@ def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(redis_url, lost):
             wire.lose_next_reply()
         answer = reader.answer(PLAN, ids, texts_of(ids, None), START_US)
         assert wire.lost_replies == lost
-    assert np.flatnonzero(answer.found).tolist() == [0, PART_KEYS - 1, PART_KEYS, len(ids) - 1]
+    assert np.flatnonzero(answer.found).tolist() == [0, first - 1, first, PART_KEYS - 1, PART_KEYS, len(ids) - 1]
 
 
 def test_commands_are_carried_out_only_against_the_guards_that_were_accepted(redis_url):
