@@ -11,10 +11,12 @@ done the imports (`NURSERY`), before Polars has any threads: declarations, which
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -61,7 +63,7 @@ class Engine:
 
     def has_said(self, beginning: str) -> bool:
         """Whether it has said something that begins so."""
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, ConnectionResetError):  # reset: it was killed before it had read its word
             while self._words.poll():
                 self._told.append(self._words.recv())
         return any(line.startswith(beginning) for line in self._told)
@@ -70,6 +72,15 @@ class Engine:
         """End it with kill -9; return what it had said."""
         self._process.kill()
         return self.end()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have it stand still, as in a long pause of its machine, if it still runs."""
+        self._signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGCONT)
 
     def terminate(self) -> list[str]:
         """Ask it to end by SIGTERM; return what it had said."""
@@ -88,6 +99,12 @@ class Engine:
         """Let go of it, whatever its state."""
         self._process.kill()
         self._process.join()
+
+    def _signal(self, number: int) -> None:
+        assert self._process.pid
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
 
 def main(job: Job, words: Connection) -> None:

@@ -31,6 +31,7 @@ from benchmarks.crashes.broker_log import BrokerLog
 from benchmarks.crashes.declaration import VIEWS, MeterLoad, SiteLoad, write_log
 from benchmarks.crashes.engine import WAIT_S, Engine, Job
 from headrace.features import plan_of
+from headrace.features.fences import Fence
 from headrace.features.store import OnlineStore
 from headrace.features.verifier import verify
 from headrace.local import EmbeddedRedis
@@ -43,6 +44,8 @@ LAYOUTS = {"bytewax": (1, False), "engines": (2, False), "broker": (1, True)}
 """Name -> number of engines, and whether they read a topic."""
 POLL_S = 0.01
 """Between two looks at how far an engine is: each takes time from it."""
+UNDER_WAY_S = 0.05
+"""Until Redis has carried out what an engine that stands still had sent."""
 HOUR_US = 3_600_000_000
 
 
@@ -186,21 +189,8 @@ class Chaos:
                 _until(lambda: self._running[index].has_said("source:") or not self._running[index].alive)
                 assert self._running[index].alive, self._running[index].end()
                 self._log.publish()
-        elif fault == "rival":  # the engine that runs is fenced by it, begins anew, and fences it in turn
-            rival = self._waiting[index].pop()
-            self._waiting[index].append(self._engine(index))
-            before = self._store.fence(plan_of(MeterLoad), index).writer
-            rival.go()
-
-            def has_taken_over() -> bool:
-                return self._store.fence(plan_of(MeterLoad), index).writer != before
-
-            # An engine that follows a topic may be through with it before the rival has read anything.
-            _until(lambda: has_taken_over() or not rival.alive or min(self._applied(index)) >= events)
-            time.sleep(self._moments.uniform(0.0, 0.2))
-            self._report.note(rival.kill())
-            if has_taken_over():
-                _until(lambda: self._running[index].has_said("fenced") or not self._running[index].alive)
+        elif fault == "rival":
+            self._run_rival(index, events)
         elif fault == "flushall":
             with redis.Redis.from_url(self._server.url) as client:
                 client.flushall()
@@ -211,6 +201,31 @@ class Chaos:
                 shutil.copy(self._older, self._server.folder / "appendonly.aof")
             self._server.start()
         self._report.faults.append(fault)
+
+    def _run_rival(self, index: int, events: int) -> None:
+        """A second engine takes over while the first stands still, which then is fenced, begins anew, and fences it."""
+        running, rival = self._running[index], self._waiting[index].pop()
+        self._waiting[index].append(self._engine(index))
+
+        def through() -> bool:
+            return min(self._applied(index)) >= events
+
+        # It must have written: two steps, for one can be of an engine that was killed.
+        written = self._fence(index).sequence + 2
+        _until(lambda: self._fence(index).sequence >= written or through() or not running.alive)
+        with running.frozen():
+            time.sleep(UNDER_WAY_S)
+            before = self._fence(index).writer
+            rival.go()
+            # An engine that follows a topic may be through with it before the rival has read anything.
+            _until(lambda: self._fence(index).writer != before or through() or not rival.alive)
+        time.sleep(self._moments.uniform(0.0, 0.2))
+        self._report.note(rival.kill())
+        if self._fence(index).writer != before:
+            _until(lambda: running.has_said("fenced") or not running.alive)
+
+    def _fence(self, index: int) -> Fence:
+        return self._store.fence(plan_of(MeterLoad), index)
 
 
 def _until(condition: Callable[[], bool]) -> None:
