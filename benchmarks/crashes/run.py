@@ -210,7 +210,7 @@ class Chaos:
         def through() -> bool:
             return min(self._applied(index)) >= events
 
-        # It must have written: two steps, for one can be of an engine that was killed.
+        # The first must have written: two steps, for one can be of an engine that was killed.
         written = self._fence(index).sequence + 2
         _until(lambda: self._fence(index).sequence >= written or through() or not running.alive)
         with running.frozen():

@@ -6,7 +6,7 @@ python -m benchmarks.scaling.run [--entities-max 1000000] [--features-max 50] [-
 Entities are drawn evenly, which no cache helps with: on a shared machine an event took 45 to 60 ns with 10,000 of them,
 which lie in its cache, and 95 to 120 ns with a million or ten, where its map entry, its record and its tiles each come
 from memory, fetched ahead, at 10 ns a line that is read and written (measured alone). That is the limit: counting
-itself is a nanosecond or so. Features of one window share its look-up, so a feature costs less the more there are: 50
+itself is a nanosecond or so. Features of one window share its look-up, so a feature costs less the more there are: 58
 ns for one, 4 to 6 ns each for 50. The map is given its size beforehand; growing it is not in these figures.
 """
 

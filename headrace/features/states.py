@@ -33,7 +33,7 @@ class Blocks:
     def __init__(self, capacity: int, largest: int, width: int, own: int) -> None:
         self._own, self._largest, self._width = own, largest, width
         self._lock = threading.Lock()
-        self.heads = _from_a_line(np.zeros, 4 * capacity).reshape(capacity, 4)
+        self.heads = _heads(capacity)
         self.rooms = _rooms(1)
         self._used = 0
         self._adopt(_from_a_line(np.empty, max(EXTENT_MIN, largest)))
@@ -44,7 +44,7 @@ class Blocks:
 
     def grow(self, capacity: int) -> None:
         """Have `capacity` rows; those that there were keep what they hold."""
-        heads = _from_a_line(np.zeros, 4 * capacity).reshape(capacity, 4)
+        heads = _heads(capacity)
         heads[: len(self.heads)] = self.heads
         self.heads = heads
 
@@ -116,11 +116,16 @@ def _run_part(
 def _from_a_line(make: Callable[..., NDArray[np.int64]], count: int) -> NDArray[np.int64]:
     """Words (count,) by np.zeros or np.empty, from the beginning of a line of memory on.
 
-    Large arrays begin 16 bytes into one, where every second head is in two: two misses in place of one.
+    NumPy's large arrays begin 16 bytes into one, where every second head is in two: two misses in place of one.
     """
     words = make(count + LINE_WORDS, np.int64)
     skip = -(words.ctypes.data // words.itemsize) % LINE_WORDS
     return words[skip : skip + count]
+
+
+def _heads(capacity: int) -> NDArray[np.int64]:
+    """Heads (capacity, 4) of rows that have nothing yet; none is in two lines."""
+    return _from_a_line(np.zeros, 4 * capacity).reshape(capacity, 4)
 
 
 def _rooms(parts: int) -> NDArray[np.int64]:

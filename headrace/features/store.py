@@ -170,10 +170,10 @@ class OnlineStore:
         *,
         close: bool = False,
     ) -> Answer:
-        """Values of the entities `ids` (n,) with key `texts` as of `now_us`, numeric: for serving. One MGET.
+        """Values of the entities `ids` (n,) with key `texts` as of `now_us`, numeric: for serving.
 
-        `request`: fields of the request, (n,); without it, features that need one have no value. `close`: lists may
-        follow each other, as they go into a frame.
+        One round trip; a single server gets MGETs of up to `PART_KEYS` keys. `request`: fields of the request, (n,);
+        without it, features that need one have no value. `close`: lists may follow each other, as they go into a frame.
 
         Raises:
             LayoutError: the view was changed and its new version is not active yet.
