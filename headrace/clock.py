@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+MOMENT_US_MAX = 2**61
+"""Microseconds, 73,000 years."""
+SPEED_MAX = 1e9
+"""Event seconds in a second of the wall: 30 years."""
+
+
 class Clock(Protocol):
     """Anything that tells the time."""
 
@@ -171,11 +177,11 @@ def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | PacedC
             case "wall", []:
                 return WallClock()
             case "fixed", [event_us]:
-                return FixedClock(int(event_us))
+                return FixedClock(_moment(event_us))
             case "accelerated", [event_us, started_us, speed]:
-                return AcceleratedClock(int(event_us), int(started_us), float(speed))
+                return AcceleratedClock(_moment(event_us), _moment(started_us), _speed(speed))
             case "paced", [started_us, *_]:
-                return PacedClock.load(int(started_us), Path(text.removeprefix(f"paced:{started_us}:")))
+                return PacedClock.load(_moment(started_us), Path(text.removeprefix(f"paced:{started_us}:")))
             case "file", [_, *_]:
                 return FileClock(Path(text.removeprefix("file:")))
     except ValueError as exc:
@@ -184,3 +190,18 @@ def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | PacedC
         f"clock {text!r}: write wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed>, "
         "paced:<wall_us>:<path> or file:<path>"
     )
+
+
+def _moment(text: str) -> int:
+    """Microseconds since 1970, as far from overflow as a read allows."""
+    moment_us = int(text)
+    if abs(moment_us) > MOMENT_US_MAX:
+        raise ValueError(f"{text} is no time in microseconds: use at most {MOMENT_US_MAX}")
+    return moment_us
+
+
+def _speed(text: str) -> float:
+    speed = float(text)
+    if not 0 < speed <= SPEED_MAX:
+        raise ValueError(f"speed {text}: use a number above 0, at most {SPEED_MAX:g}")
+    return speed

@@ -5,17 +5,27 @@ import importlib.util
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rich.markup import escape
 
 from headrace import project
-from headrace.errors import ConfigError, HeadraceError, ServiceError
+from headrace.errors import (
+    ConfigError,
+    EvictionError,
+    HeadraceError,
+    ServiceError,
+    StoreError,
+    StoreUnavailableError,
+)
+from headrace.features.eviction import ADVICE, ALLOW, Eviction
+from headrace.features.redis_link import RedisLink
 from headrace.settings import Settings
+from headrace.telemetry import StatusBoard
 
 PACKAGES = (
     "bytewax",
@@ -34,6 +44,7 @@ PACKAGES = (
 DISK_BYTES_MIN = 2_000_000_000  # a store's append-only file, snapshots and logs of a day's work
 SILENT_S_MAX = 30.0  # a process that posts no status for so long is not well
 ANSWER_S_MAX = 3.0
+ANSWER_CHARS_MAX = 300  # of a service's answer in a message
 
 State = Literal["good", "note", "bad"]
 _MARKS = {"good": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
@@ -61,7 +72,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything; never raises for what it finds."""
     findings = [_python(), _packages(), _embedded(), _project(), _disk(settings.model_dir)]
-    findings += [_redis(settings), _broker(settings), _port(settings)]
+    findings += [*_redis(settings), _broker(settings), _port(settings)]
     return findings
 
 
@@ -70,22 +81,29 @@ def check_health(role: str, settings: Settings) -> None:
 
     Raises:
         ServiceError: it does not answer, or has not shown its status for `SILENT_S_MAX` seconds.
+        StoreUnavailableError: Redis does not answer.
+        EvictionError: Redis may drop records of any view.
     """
     from headrace.clock import wall_us
-    from headrace.telemetry import StatusBoard
 
     if role == "serve":
         import httpx
 
-        host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104 - compared, not bound
-        url = f"http://{host}:{settings.port}/readyz"
+        url = f"{settings.serving_url}/readyz"
         try:
-            httpx.get(url, timeout=ANSWER_S_MAX).raise_for_status()
+            answer = httpx.get(url, timeout=ANSWER_S_MAX)
         except httpx.HTTPError as exc:
-            raise ServiceError(f"serve: {url}: {exc}") from exc
+            raise ServiceError(f"serve: {url} does not answer: {exc}") from exc
+        if answer.is_error:
+            raise ServiceError(f"serve: {url} answers {answer.status_code}: {answer.text[:ANSWER_CHARS_MAX]}")
         return
-    _ask_redis(settings)
-    shown = StatusBoard(settings.redis_url, settings.namespace).read()
+    with RedisLink(settings.redis_url, timeout_s=ANSWER_S_MAX) as link, link.errors("PING"):
+        link.client.ping()
+        eviction = _eviction(link, is_allowed=settings.allow_eviction)
+    if eviction.state == "bad":
+        raise EvictionError(f"{role}: Redis at {eviction.found}; {eviction.advice}, or allow it: {ALLOW}")
+    with closing(StatusBoard(settings.redis_url, settings.namespace)) as board:
+        shown = board.read()
     if role not in shown:
         raise ServiceError(f"{role}: shows no status; there are {', '.join(sorted(shown)) or 'none'}")
     silent_s = (wall_us() - shown[role]["posted_us"]) / 1e6
@@ -144,33 +162,73 @@ def _disk(folder: Path) -> Finding:
     return Finding("disk", "good", found)
 
 
-def _redis(settings: Settings) -> Finding:
-    return _service("redis", lambda: _ask_redis(settings), "set HEADRACE_REDIS_URL; `headrace demo` brings its own")
+def _redis(settings: Settings) -> Iterator[Finding]:
+    try:
+        with RedisLink(settings.redis_url, timeout_s=ANSWER_S_MAX) as link:
+            yield Finding("redis", "good", _server(link))
+            yield _eviction(link, is_allowed=settings.allow_eviction)
+    except StoreUnavailableError as exc:
+        yield Finding("redis", "note", str(exc), "set HEADRACE_REDIS_URL; `headrace demo` brings its own")
+    except StoreError as exc:
+        yield Finding("redis", "bad", str(exc), "set HEADRACE_REDIS_URL")
+
+
+def _server(link: RedisLink) -> str:
+    with link.errors("PING"):
+        link.client.ping()
+    try:
+        server, persistence = (next(iter(link.info(section).values())) for section in ("server", "persistence"))
+    except StoreUnavailableError:
+        raise
+    except StoreError:
+        return f"{link.shown_url} answers; its user may not ask for more (+info)"
+    aof = "on" if persistence.get("aof_enabled") else "off"
+    return f"{link.shown_url}, version {server.get('redis_version', 'unknown')}, AOF {aof}"
+
+
+def _eviction(link: RedisLink, *, is_allowed: bool) -> Finding:
+    """What Redis does when its memory is full, and whether it has done so."""
+    try:
+        dropped = sum(int(info.get("evicted_keys", 0)) for info in link.info("stats").values())
+        state, found = _eviction_risk(link)
+    except StoreUnavailableError:
+        raise
+    except StoreError:
+        dropped, (state, found) = 0, _UNKNOWN_EVICTION
+    advice = "" if state == "good" else ADVICE
+    if state == "bad" and is_allowed:
+        state, advice = "note", "HEADRACE_ALLOW_EVICTION is set: entities may begin at 0 again"
+    if dropped:
+        state = "note" if state == "good" else state
+        found += f"; {dropped:,} keys were dropped since it started"
+        advice = advice or "compare the store with `headrace verify`"
+    return Finding("redis memory", state, found, advice)
+
+
+_UNKNOWN_EVICTION: tuple[State, str] = ("note", "the user of the URL may not ask for its maxmemory-policy (+info)")
+
+
+def _eviction_risk(link: RedisLink) -> tuple[State, str]:
+    """How grave it is, of the worst node, and in words."""
+    found: tuple[State, str] = ("good", "keeps all records")
+    for node, info in link.info("memory").items():
+        eviction = Eviction.of_info(info)
+        if eviction is None:
+            found = "note", f"{node} does not tell its maxmemory-policy"
+        elif eviction.may_drop(has_ttl=False):
+            return "bad", f"{node} may drop any record: {eviction}"
+        elif eviction.may_drop(has_ttl=True):
+            found = "note", f"{node} may drop records of views with a ttl: {eviction}"
+    return found
 
 
 def _broker(settings: Settings) -> Finding:
-    return _service("broker", lambda: _ask_broker(settings), "set HEADRACE_BROKERS; `headrace demo` brings its own")
-
-
-def _service(name: str, ask: Callable[[], str], advice: str) -> Finding:
     try:
-        return Finding(name, "good", ask())
+        return Finding("broker", "good", _ask_broker(settings))
+    except ConfigError as exc:
+        return Finding("broker", "bad", str(exc), "set HEADRACE_BROKERS and HEADRACE_KAFKA")
     except HeadraceError as exc:
-        return Finding(name, "note", str(exc), advice)
-
-
-def _ask_redis(settings: Settings) -> str:
-    import redis
-
-    client = redis.Redis.from_url(settings.redis_url, socket_timeout=ANSWER_S_MAX, socket_connect_timeout=ANSWER_S_MAX)
-    shown = settings.redis_url.rpartition("@")[2].removeprefix("redis://")
-    try:
-        info: dict[str, Any] = client.info()
-    except redis.RedisError as exc:
-        raise ServiceError(f"redis {shown} does not answer: {exc}") from exc
-    finally:
-        client.close()
-    return f"{shown}, version {info['redis_version']}, AOF {'on' if info['aof_enabled'] else 'off'}"
+        return Finding("broker", "note", str(exc), "set HEADRACE_BROKERS; `headrace demo` brings its own")
 
 
 def _ask_broker(settings: Settings) -> str:

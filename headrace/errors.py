@@ -16,6 +16,7 @@ Catch `HeadraceError` for all of them, or a branch::
         StoreUnavailableError  Redis does not answer
         FencedError          another engine wrote, or Redis went back in time: stop, reload, replay
         LayoutError          a record was written by another layout of the view
+        EvictionError        Redis may drop records to make room
       SpineError             rows of entity keys and times that cannot be read as of
       ModelError             learners and snapshots
         SnapshotError        a snapshot that is incomplete, corrupt or of another learner
@@ -80,6 +81,10 @@ class FencedError(StoreError):
 
 class LayoutError(StoreError):
     """A record was written by another layout of the view."""
+
+
+class EvictionError(StoreError):
+    """Redis may drop records to make room, so entities would begin at 0 again unseen."""
 
 
 class SpineError(HeadraceError, ValueError):

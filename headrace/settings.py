@@ -3,36 +3,100 @@
 Command-line flags override these values; engine classes take plain arguments and never read settings themselves.
 """
 
+import difflib
+import os
+import re
+import warnings
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+import orjson
+from dotenv import dotenv_values
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
 from headrace.clock import Clock, parse_clock
 from headrace.errors import ConfigError
 
+PREFIX = "HEADRACE_"
+ENV_FILE = ".env"
+OTHER_VARIABLES = frozenset({"PROJECT"})
+"""Variables that are no settings: HEADRACE_PROJECT says where the project is."""
+SPAN_S_MAX = 315_360_000.0
+"""Ten years: a longer span is a slip of units, and would leave the range of times."""
+
+
+class SettingsWarning(UserWarning):
+    """A variable of the environment that looks like a setting and is none."""
+
+
+def _key_list(value: Any) -> Any:
+    """Keys as a JSON list, or separated by commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip()[:1] in {"[", "{", '"'}:
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            raise ValueError('begins like JSON and is none; write key1,key2 or ["key1", "key2"]') from None
+    if not value.strip():
+        raise ValueError("set, but holds no key; write key1,key2, or leave it unset to ask for none")
+    return [key.strip() for key in value.split(",")]
+
+
+def _none_if_empty(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _as_text(value: Any) -> Any:
+    """Numbers and truth values of a JSON object as librdkafka writes them."""
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: str(option).lower() if isinstance(option, bool) else str(option) if isinstance(option, int) else option
+        for name, option in value.items()
+    }
+
+
+Key = Annotated[str, Field(min_length=1, pattern=r"^[!-~]+$")]  # what an HTTP header can carry
+Keys = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_key_list)]
+Threads = Annotated[int | None, BeforeValidator(_none_if_empty)]
+KafkaOptions = Annotated[dict[str, str], BeforeValidator(_as_text)]
+
+
+def _span_s(default: float, description: str, **bounds: float) -> Any:
+    """A field of seconds, finite."""
+    return Field(default, le=SPAN_S_MAX, allow_inf_nan=False, description=description, **bounds)  # type: ignore[call-overload]
+
 
 class Settings(BaseSettings):
     """What differs between a laptop, a test and production."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
 
-    brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma separated")
-    kafka: dict[str, str] = Field({}, repr=False, description="further librdkafka options as JSON (SASL, TLS)")
-    registry_url: str = Field("", repr=False, description="Confluent schema registry; empty: none")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", repr=False, description="the online store")
-    namespace: str = Field("hr", description="prefix of every Redis key")
-    shards: int = Field(32, ge=1, le=16_384, description="virtual shards; fixed for the life of a store")
-    dead_letter_topic: str = Field("dead-letters", description="topic for events that could not be used")
-    dead_letter_dir: Path = Field(Path(".headrace/dead_letters"), description="folder for the same, as JSON lines")
-    future_s: float = Field(
-        600.0, ge=0, description="how far ahead of the clock an event may be, in seconds of event time"
+    brokers: str = Field(
+        "127.0.0.1:9092", pattern=r"^[^@\s]+$", description="Kafka bootstrap servers, host:port, comma separated"
     )
+    kafka: KafkaOptions = Field({}, repr=False, description="further librdkafka options as JSON (SASL, TLS)")
+    registry_url: str = Field("", repr=False, description="Confluent schema registry; empty: none")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", min_length=1, repr=False, description="the online store")
+    allow_eviction: bool = Field(
+        False, description="write although Redis may drop records when its memory is full (maxmemory-policy)"
+    )
+    namespace: str = Field("hr", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of every Redis key")
+    shards: int = Field(32, ge=1, le=16_384, description="virtual shards; fixed for the life of a store")
+    dead_letter_topic: str = Field(
+        "dead-letters", pattern=r"^[A-Za-z0-9_.-]{1,249}$", description="topic for events that could not be used"
+    )
+    dead_letter_dir: Path = Field(Path(".headrace/dead_letters"), description="folder for the same, as JSON lines")
+    future_s: float = _span_s(600.0, "how far ahead of the clock an event may be, in seconds of event time", ge=0)
     clock: str = Field(
         "wall", description="wall, fixed:<event_us>, accelerated:<event_us>:<wall_us>:<speed>, paced:... or file:<path>"
+    )
+    threads: Threads = Field(
+        None, ge=1, le=1_024, description="threads of the kernels in a process; default: one a core, at most 8"
     )
     memory_records: int | None = Field(
         None,
@@ -42,42 +106,87 @@ class Settings(BaseSettings):
     model_dir: Path = Field(Path(".headrace/models"), description="published snapshots")
     state_dir: Path = Field(Path(".headrace/state"), description="training state")
     archive_dir: Path = Field(Path(".headrace/archive"), description="the log as Parquet files by event day")
-    archive_flush_s: float = Field(60.0, gt=0, description="seconds between two files of the archive")
+    archive_flush_s: float = _span_s(60.0, "seconds between two files of the archive", gt=0)
     models_kept: int = Field(20, ge=2, description="published snapshots that stay on disk")
-    publish_s: float = Field(2.0, gt=0, description="seconds between two published snapshots")
-    lateness_s: float = Field(60.0, ge=0, description="how far behind the newest an event may arrive, event time")
-    host: str = Field("127.0.0.1", description="address that serving listens on")
+    publish_s: float = _span_s(2.0, "seconds between two published snapshots", gt=0)
+    lateness_s: float = _span_s(60.0, "how far behind the newest an event may arrive, event time", ge=0)
+    host: str = Field("127.0.0.1", min_length=1, description="address that serving listens on")
     port: int = Field(8000, ge=0, le=65_535, description="port that serving listens on")
-    replicas: int = Field(1, ge=1, description="Ray Serve replicas")
-    api_keys: tuple[str, ...] = Field(
-        (), repr=False, description="accepted X-API-Key values as JSON; none: no key is asked"
+    replicas: int = Field(1, ge=1, le=1_024, description="Ray Serve replicas")
+    api_keys: Keys = Field(
+        (), repr=False, description="accepted X-API-Key values, separated by commas or as JSON; none: no key is asked"
     )
     in_flight_max: int = Field(256, ge=1, description="requests in flight in a replica before it answers 429")
-    frozen_version: int | None = Field(None, description="snapshot scored beside the live one, for comparison only")
-    torch_threads: int = Field(1, ge=1, description="threads of one torch operation in a process")
+    frozen_version: int | None = Field(None, ge=1, description="snapshot scored beside the live one, for comparison")
+    torch_threads: int = Field(1, ge=1, le=1_024, description="threads of one torch operation in a process")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = Field(False, description="logs as JSON lines instead of text")
 
+    @property
+    def serving_url(self) -> str:
+        """Where this machine reaches what is served on `host` and `port`."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
     @cached_property
     def event_clock(self) -> Clock:
-        """The clock that `clock` describes."""
-        return parse_clock(self.clock)
+        """The clock that `clock` describes.
+
+        Raises:
+            ConfigError: it describes none.
+        """
+        try:
+            return parse_clock(self.clock)
+        except ConfigError as exc:
+            raise ConfigError(f"{PREFIX}CLOCK: {exc}") from exc
 
 
 def load_settings() -> Settings:
-    """Settings of this process's environment.
+    """Settings of this process's environment; a variable that is no setting is warned of, once.
 
     Raises:
         ConfigError: a variable does not fit; the message names it and what it wants.
     """
     try:
-        return Settings()
+        settings = Settings()
+        _warn_of_unknown({*os.environ, *dotenv_values(ENV_FILE)})
     except ValidationError as exc:
-        first = exc.errors()[0]
-        field = str(first["loc"][0])
-        name = "HEADRACE_" + field.upper() + "".join(f"[{part!r}]" for part in first["loc"][1:])
-        if not Settings.model_fields[field].repr:  # the value is a secret, and so is the cause's text
-            raise ConfigError(f"{name}: {first['msg']} (the value is not shown)") from None
-        raise ConfigError(f"{name}={first['input']!r}: {first['msg']}") from exc
+        fault = _described(exc)
     except SettingsError as exc:
-        raise ConfigError(f'{exc}: its HEADRACE_ variable wants JSON, such as \'{{"name": "value"}}\'') from None
+        named = re.search('field "([a-z_]+)"', str(exc))
+        fault = f'{PREFIX}{named[1].upper() if named else "..."}: no JSON; write it as \'{{"name": "value"}}\''
+    except (OSError, UnicodeDecodeError) as exc:
+        fault = f"{ENV_FILE} cannot be read: {exc}"
+    else:
+        if settings.threads is not None:
+            os.environ[f"{PREFIX}THREADS"] = str(settings.threads)  # kernels read it there; `.env` may have named it
+        return settings
+    raise ConfigError(fault)  # out of the handlers: what is quoted there may be a secret
+
+
+def _described(exc: ValidationError) -> str:
+    """The first thing that does not fit."""
+    first = exc.errors()[0]
+    field = str(first["loc"][0])
+    name = PREFIX + field.upper() + "".join(f"[{part!r}]" for part in first["loc"][1:])
+    reason = first["msg"].removeprefix("Value error, ")
+    about = Settings.model_fields[field]
+    meaning = f"; its meaning: {about.description}" if about.description else ""
+    if not about.repr or "@" in str(first["input"]):
+        return f"{name}: {reason} (the value is not shown){meaning}"
+    return f"{name}={first['input']!r}: {reason}{meaning}"
+
+
+def _warn_of_unknown(names: set[str]) -> None:
+    known = {*(field.upper() for field in Settings.model_fields), *OTHER_VARIABLES}
+    for name in sorted(names - _WARNED):
+        if not re.match(PREFIX, name, re.IGNORECASE) or name.upper().removeprefix(PREFIX) in known:
+            continue
+        _WARNED.add(name)
+        nearest = difflib.get_close_matches(name.upper().removeprefix(PREFIX), sorted(known), n=1, cutoff=0.0)[0]
+        warnings.warn(
+            f"{name} is no setting and is ignored; did you mean {PREFIX}{nearest}?", SettingsWarning, stacklevel=3
+        )
+
+
+_WARNED: set[str] = set()

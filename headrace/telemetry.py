@@ -7,12 +7,16 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import structlog
 
 from headrace.clock import wall_us
+from headrace.errors import StoreError
+
+TIMEOUT_S = 2.0
+"""Seconds that Redis may take to answer before a status is given up."""
 
 
 def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
@@ -37,33 +41,44 @@ def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
 class StatusBoard:
     """Small JSON documents in Redis, one a process, that expire when their process falls silent.
 
-    `headrace doctor` and the demo's view read them; nothing depends on them.
+    `headrace doctor` and the demo's view read them; nothing depends on them. Connects at the first use.
+
+    Raises:
+        StoreError: `redis_url` does not say which Redis is meant.
     """
 
     def __init__(self, redis_url: str, namespace: str = "hr", *, expire_s: float = 60.0) -> None:
-        import redis
+        from headrace.features.redis_link import RedisLink
 
-        self._redis = redis.Redis.from_url(redis_url, socket_timeout=2.0, socket_connect_timeout=2.0)
+        self._link = RedisLink(redis_url, timeout_s=TIMEOUT_S)
         self._prefix = f"{namespace}:status:"
         self._expire_ms = int(expire_s * 1_000)
 
     def post(self, role: str, document: Mapping[str, Any]) -> bool:
-        """Show `document` as the state of `role`; False when Redis is away (a status is never worth a crash)."""
-        import redis
-
+        """Show `document` as the state of `role`; False when Redis did not take it (it is never worth a crash)."""
         body = orjson.dumps(
             {"role": role, "pid": os.getpid(), "posted_us": wall_us(), **document}, option=orjson.OPT_SERIALIZE_NUMPY
         )
         try:
-            self._redis.set(self._prefix + role, body, px=self._expire_ms)
-        except redis.RedisError as exc:
+            with self._link.errors("posting a status"):
+                self._link.client.set(self._prefix + role, body, px=self._expire_ms)
+        except StoreError as exc:
             structlog.get_logger(__name__).debug("status_not_posted", role=role, error=str(exc))
             return False
         return True
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """The newest document of every role."""
-        names = list(self._redis.scan_iter(self._prefix + "*", count=1_000))
-        bodies = cast("list[bytes | None]", self._redis.mget(names)) if names else []
-        documents = [cast("dict[str, Any]", orjson.loads(body)) for body in bodies if body is not None]
+        """The newest document of every role.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        with self._link.errors("reading statuses"):
+            names = list(self._link.client.scan_iter(match=self._prefix + "*", count=1_000))
+        bodies = self._link.mget(names) if names else []
+        documents: list[dict[str, Any]] = [orjson.loads(body) for body in bodies if body is not None]
         return {document["role"]: document for document in documents}
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._link.close()

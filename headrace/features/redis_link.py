@@ -4,6 +4,7 @@ Nothing above this module imports redis. A link is thread-safe: redis-py's pool 
 """
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from redis.retry import Retry
 from headrace.errors import StoreError, StoreUnavailableError
 from headrace.features.redis_cluster import Command, by_hash_tag, send_to_cluster
 from headrace.features.redis_guard import Guarded, Held, carry_out, in_pieces, reply_of, without_errors
+from headrace.features.redis_url import parse_store_url
 from headrace.features.redis_values import NotValuesError, Values, read_values, values_of
+from headrace.redaction import redacted
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
@@ -33,18 +36,17 @@ KEYS_MAX = 10_000
 _READ_BYTES = 1 << 18
 """Bytes asked of the socket at a time: a read of thousands of records is some MB."""
 
-_CLUSTER = "+cluster://"
-
 _ONE_OF_MANY = "this is one node of a cluster: write redis+cluster:// in the URL"
 _AWAY = "check that Redis runs there and that its port can be reached from here"
 
+_CREDENTIALS = "check user and password in the URL, where / ? # @ : and % must be percent-encoded"
 _FORBIDDEN = "the user of the URL may not do this: it needs @read, @write, @transaction and @scripting"
 _FULL = "raise its maxmemory (with the policy noeviction), or give views a ttl"
 _NO_QUORUM = "the cluster has no quorum or lacks slots: see CLUSTER INFO"
 _REPLICA = "this is a replica: a failover is under way, or the URL is wrong"
 
 _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
-    (theirs.AuthenticationError, StoreError, "check user and password in the URL"),
+    (theirs.AuthenticationError, StoreError, _CREDENTIALS),
     (theirs.AuthorizationError, StoreError, "the user of the URL may not do this"),
     (
         theirs.NoPermissionError,
@@ -102,28 +104,50 @@ class RedisLink:
     """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, or a node of a cluster.
 
     A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`); the other nodes are found through it.
+    Nothing connects before the first command.
+
+    Raises:
+        StoreError: `url` does not say which Redis is meant.
     """
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self.shown_url = without_password(url)
-        self.cluster = _CLUSTER in url
+        self._place = parse_store_url(url)
+        self._timeout_s = timeout_s
+        self._opening = threading.Lock()
+        self._client: Any = None
+
+    @property
+    def shown_url(self) -> str:
+        """Where Redis is, without secrets."""
+        return self._place.shown
+
+    @property
+    def cluster(self) -> bool:
+        """Whether Redis is a cluster."""
+        return self._place.is_cluster
+
+    @property
+    def client(self) -> Any:
+        """redis-py's client, made at the first use: that of a cluster asks a node for the others.
+
+        Raises:
+            StoreUnavailableError: no node of the cluster answers.
+        """
+        if self._client is None:
+            with self._opening, self.errors("connecting"):
+                self._client = self._client or self._open()
+        return self._client
+
+    def _open(self) -> Any:
         # One quick retry brings an idle connection back that the server had closed; waiting is the caller's business.
         options: dict[str, Any] = {
             "protocol": 2,
             "socket_read_size": _READ_BYTES,
-            "socket_timeout": timeout_s,
-            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_timeout": self._timeout_s,
+            "socket_connect_timeout": min(CONNECT_TIMEOUT_S, self._timeout_s),
             "retry": Retry(NoBackoff(), 1),
         }
-        self.client: Any
-        with self.errors("connecting"):
-            if self.cluster:
-                self.client = RedisCluster.from_url(url.replace(_CLUSTER, "://", 1), **options)
-            else:
-                try:
-                    self.client = redis.Redis.from_url(url, **options)
-                except ValueError as exc:
-                    raise StoreError(f"store URL {self.shown_url!r}: {exc}") from exc
+        return (RedisCluster if self.cluster else redis.Redis).from_url(self._place.url, **options)
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
@@ -232,9 +256,24 @@ class RedisLink:
             except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
                 return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
 
+    def info(self, section: str) -> dict[str, dict[str, Any]]:
+        """The server's INFO on a section, by node; of a cluster that of each master.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+            StoreError: the user may not ask.
+        """
+        with self.errors(f"INFO {section}"):
+            if not self.cluster:
+                return {self.shown_url: self.client.info(section)}
+            by_node = self.client.info(section, target_nodes=RedisCluster.PRIMARIES)
+            is_one = not all(isinstance(value, dict) for value in by_node.values())
+            return {self.shown_url: by_node} if is_one else by_node
+
     def close(self) -> None:
         """Close all connections."""
-        self.client.close()
+        if self._client is not None:
+            self._client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -308,7 +347,8 @@ class RedisLink:
         our, advice = (quoted + known)[0]
         if isinstance(exc, theirs.MovedError | theirs.ClusterCrossSlotError) and not self.cluster:
             our, advice = StoreError, _ONE_OF_MANY
-        return our(f"{doing}: Redis at {self.shown_url} failed ({type(exc).__name__}: {exc}); {advice}")
+        reason = redacted(f"{type(exc).__name__}: {exc}", self._place.url)
+        return our(f"{doing}: Redis at {self.shown_url} failed ({reason}); {advice}")
 
 
 def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iterator[bytes]:
@@ -318,16 +358,3 @@ def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iter
         keys, arguments = call
         # What redis-py calls as well, after a look at each argument.
         yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
-
-
-def without_password(url: str) -> str:
-    """`url` for messages.
-
-    >>> without_password("redis://me:secret@host:6379/0")
-    'redis://me:***@host:6379/0'
-    >>> without_password("unix:///tmp/redis.sock?password=secret")
-    'unix:///tmp/redis.sock'
-    """
-    scheme, _, rest = url.partition("?")[0].partition("://")
-    user, found, host = rest.rpartition("@")
-    return f"{scheme}://{user.split(':')[0]}:***@{host}" if found else f"{scheme}://{host}"

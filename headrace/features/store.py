@@ -27,8 +27,9 @@ import polars as pl
 import structlog
 from numpy.typing import NDArray
 
-from headrace.errors import LayoutError, StoreError
+from headrace.errors import EvictionError, LayoutError, StoreError, StoreUnavailableError
 from headrace.features.answer import Answer
+from headrace.features.eviction import ADVICE, ALLOW, Eviction
 from headrace.features.fences import (
     APPLIED,
     REPEATED,
@@ -50,6 +51,9 @@ from headrace.features.view import FeatureView, ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
 """Seconds that a reader may believe which version of a view is active before it asks again."""
+
+EVICTION_S = 5.0
+"""Seconds between two looks, while records are written, at whether Redis may evict them."""
 
 SNAPSHOT_KEYS_MAX = 50_000
 """Keys in one atomic snapshot: reading them holds up Redis for some 50 ms."""
@@ -77,22 +81,27 @@ class OnlineStore:
     Open it with `OnlineStore.open`; close it, or use it as a context manager.
     """
 
-    def __init__(self, link: RedisLink, shards: int, namespace: str) -> None:
+    def __init__(self, link: RedisLink, shards: int, namespace: str, *, allow_eviction: bool = False) -> None:
         self.shards = shards
         self.namespace = namespace
         self._link = link
+        self._allow_eviction = allow_eviction
+        self._evictions: dict[str, Eviction] = {}
+        self._evictions_s = -math.inf
         self._active: dict[str, tuple[str | None, float]] = {}
         self._known_prefixes: dict[tuple[str, str], list[bytes]] = {}
 
     @classmethod
-    def open(cls, url: str, shards: int = 32, namespace: str = "hr") -> Self:
+    def open(cls, url: str, shards: int = 32, namespace: str = "hr", *, allow_eviction: bool = False) -> Self:
         """Connect to `url` (`redis://`, `rediss://`, `unix://`, `redis+cluster://` for a node of a cluster).
 
         `shards` is fixed for a namespace when it is first opened: it decides where each record lives.
+        `allow_eviction`: write although Redis may evict records, whose entities then begin at 0 again unseen.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
-            StoreError: the namespace has another number of shards, or its name is not made of letters, digits, `_.-`.
+            StoreError: `url` does not say which Redis is meant; the namespace has another number of shards, or its name
+                is not made of letters, digits, `_.-`.
         """
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", namespace):
             raise StoreError(f"namespace {namespace!r}: use letters, digits, underscore, dot and hyphen")
@@ -111,7 +120,7 @@ class OnlineStore:
         except BaseException:
             link.close()
             raise
-        return cls(link, shards, namespace)
+        return cls(link, shards, namespace, allow_eviction=allow_eviction)
 
     def close(self) -> None:
         """Close all connections."""
@@ -253,8 +262,10 @@ class OnlineStore:
         Raises:
             FencedError: another writer moved a shard on, or Redis went back in time. Other shards may have been
             written. StoreUnavailableError: Redis does not answer.
+            EvictionError: see `require_kept`; nothing was written.
             StoreError: Redis refused, for instance for lack of memory.
         """
+        self.require_kept(plan)
         found = write_shards(self._link, functools.partial(self._prefix, plan), _ttl_ms(plan), writes)
         for write, (state, sequence, writer) in zip(writes, found, strict=True):
             if state not in {APPLIED, REPEATED}:
@@ -263,6 +274,45 @@ class OnlineStore:
             {write.shard: write.expected_sequence + 1 for write in writes},
             frozenset(write.shard for write, (state, *_) in zip(writes, found, strict=True) if state == REPEATED),
         )
+
+    def require_kept(self, plan: ViewPlan) -> None:
+        """Return if Redis keeps the view's records until their ttl; asks Redis at most every `EVICTION_S` seconds.
+
+        A user who may not ask, or a managed Redis that does not tell, is only logged, once.
+
+        Raises:
+            EvictionError: its maxmemory-policy may drop them, and that was not allowed when the store was opened.
+            StoreUnavailableError: Redis does not answer.
+        """
+        if time.monotonic() - self._evictions_s > EVICTION_S:
+            self._look_at_evictions()
+        if self._allow_eviction:
+            return
+        for node, eviction in self._evictions.items():
+            if eviction.may_drop(has_ttl=bool(plan.ttl_us)):
+                self._evictions_s = -math.inf  # the next call asks anew
+                raise EvictionError(
+                    f"view {plan.name}: Redis at {node} has {eviction}, so it may drop records to make room, and their "
+                    f"entities begin at 0 again; {ADVICE}, or allow it: {ALLOW}. What was dropped before is found by "
+                    "`headrace verify` and comes back by a backfill"
+                )
+
+    def _look_at_evictions(self) -> None:
+        is_first = self._evictions_s == -math.inf
+        by_node: dict[str, Eviction | None]
+        try:
+            by_node = {node: Eviction.of_info(info) for node, info in self._link.info("memory").items()}
+        except StoreUnavailableError:
+            raise
+        except StoreError as exc:
+            log.debug("eviction_not_told", detail=str(exc))
+            by_node = {self.url: None}
+        self._evictions_s = time.monotonic()
+        self._evictions = {node: eviction for node, eviction in by_node.items() if eviction is not None}
+        if is_first and None in by_node.values():
+            log.warning("eviction_unknown", store=self.url, advice="grant the user +info, or make sure of noeviction")
+        if is_first and self._allow_eviction and any(each.may_drop(has_ttl=True) for each in self._evictions.values()):
+            log.warning("eviction_allowed", store=self.url, policies={str(each) for each in self._evictions.values()})
 
     # Versions of views
 
@@ -282,7 +332,12 @@ class OnlineStore:
         self.active(plan.name)
 
     def register(self, plan: ViewPlan) -> bool:
-        """Activate the view's version if none is active; return whether it is the active one now."""
+        """Activate the view's version if none is active; return whether it is the active one now.
+
+        Raises:
+            EvictionError: see `require_kept`.
+        """
+        self.require_kept(plan)
         with self._link.errors(f"registering {plan.name}"):
             self._link.client.hsetnx(f"{self.namespace}:views", plan.name, plan.fingerprint)
         return self.active(plan.name) == plan.fingerprint

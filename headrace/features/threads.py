@@ -14,6 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.errors import ConfigError
+
 T = TypeVar("T")
 VARIABLE = "HEADRACE_THREADS"
 """Environment variable: threads of the kernels; without it one a core, at most 8."""
@@ -23,6 +25,7 @@ PARTS_A_THREAD = 3
 """Parts for each thread, who takes the next when done with one: cores are also others', and halves would be waited for.
 """
 _DEFAULT_MAX = 8
+THREADS_MAX = 1_024
 
 
 @functools.cache
@@ -30,14 +33,16 @@ def thread_count() -> int:
     """How many threads kernels may use.
 
     Raises:
-        ValueError: HEADRACE_THREADS is not a positive whole number.
+        ConfigError: HEADRACE_THREADS is no whole number from 1 to 1024.
     """
     given = os.environ.get(VARIABLE, "")
     if not given:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, _DEFAULT_MAX)
-    if not given.isdecimal() or int(given) < 1:
-        raise ValueError(f"{VARIABLE}={given!r}: give a positive whole number, or leave it unset for one a core")
+    if not given.isdecimal() or not 1 <= int(given) <= THREADS_MAX:
+        raise ConfigError(
+            f"{VARIABLE}={given!r}: give a whole number from 1 to {THREADS_MAX}, or leave it unset for one a core"
+        )
     return int(given)
 
 

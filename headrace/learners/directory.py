@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import redis
 import structlog
 from prometheus_client import Counter, Gauge
 
 from headrace.clock import wall_us
-from headrace.errors import SnapshotError
+from headrace.errors import SnapshotError, StoreError
+from headrace.features.redis_link import RedisLink
 from headrace.learners.learner import Learner
 from headrace.learners.snapshot import Manifest, Snapshot, move, read_manifest
 
@@ -56,6 +56,9 @@ class ModelDirectory:
         redis_url: where notices go; None: followers poll the folder.
         stream: name of the Redis stream.
         keep: published versions that stay, the newest ones.
+
+    Raises:
+        StoreError: `redis_url` does not say which Redis is meant.
     """
 
     def __init__(
@@ -65,8 +68,7 @@ class ModelDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.stream = stream
         self._keep = max(keep, 1)
-        self._redis_url = redis_url
-        self._redis = redis.Redis.from_url(redis_url, socket_timeout=5) if redis_url else None
+        self._link = RedisLink(redis_url) if redis_url else None
 
     def versions(self) -> list[int]:
         """Published versions, ascending."""
@@ -157,7 +159,7 @@ class ModelDirectory:
                 yield version
 
     def _notice(self, manifest: Manifest) -> None:
-        if self._redis is None:
+        if self._link is None:
             return
         notice: dict[Any, Any] = {
             "name": manifest.learner,
@@ -166,8 +168,9 @@ class ModelDirectory:
             "created": manifest.created_us,
         }
         try:
-            self._redis.xadd(self.stream, notice, maxlen=NOTICES_MAX, approximate=True)
-        except redis.RedisError as exc:
+            with self._link.errors("sending a notice"):
+                self._link.client.xadd(self.stream, notice, maxlen=NOTICES_MAX, approximate=True)
+        except StoreError as exc:
             NOTICE_FAILED.inc()
             log.warning("model_notice_failed", model_version=manifest.version, reason=str(exc))
 
@@ -178,7 +181,7 @@ class Follower:
     def __init__(self, directory: ModelDirectory) -> None:
         self.seen = 0
         self._directory = directory
-        self._redis = directory._redis  # noqa: SLF001  (a follower is the directory's own reader)
+        self._link = directory._link  # noqa: SLF001  (a follower is the directory's own reader)
         self._last_id: Any = self._newest_id()
         self._idle = threading.Event()
 
@@ -197,11 +200,12 @@ class Follower:
 
     def wait(self, timeout_s: float) -> None:
         """Return at a notice or after `timeout_s` seconds; without Redis, or while it is away, in POLL_S at most."""
-        if self._redis is not None:
+        if self._link is not None:
             try:
                 block_ms = max(int(min(timeout_s, 1.0) * 1_000), 1)
-                found: Any = self._redis.xread({self._directory.stream: self._last_id}, block=block_ms)
-            except redis.RedisError as exc:
+                with self._link.errors("waiting for a notice"):
+                    found: Any = self._link.client.xread({self._directory.stream: self._last_id}, block=block_ms)
+            except StoreError as exc:
                 log.warning("model_stream_unreadable", reason=str(exc))
             else:
                 if found:
@@ -211,11 +215,12 @@ class Follower:
 
     def _newest_id(self) -> Any:
         """Where to read notices from: an id, not "$", for what comes between two reads must not be lost."""
-        if self._redis is None:
+        if self._link is None:
             return "0-0"
         try:
-            newest: Any = self._redis.xrevrange(self._directory.stream, count=1)
-        except redis.RedisError as exc:
+            with self._link.errors("reading the newest notice"):
+                newest: Any = self._link.client.xrevrange(self._directory.stream, count=1)
+        except StoreError as exc:
             log.warning("model_stream_unreadable", reason=str(exc))
             return "0-0"
         return newest[0][0] if newest else "0-0"

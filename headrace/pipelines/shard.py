@@ -238,9 +238,11 @@ class ShardSet:
 
         Raises:
             FencedError: another engine owns a shard, or Redis went back in time. Discard this object.
+            EvictionError: Redis may drop records by now.
             StoreUnavailableError: Redis does not answer. Call again.
         """
         self._require_unfenced()
+        self._store.require_kept(self.plan)
         fences = self._store.fences(self.plan, self.shards)
         for row, shard in enumerate(self.shards):
             expected, found = (int(self._sequences[row]), self._writers[row]), fences[shard]

@@ -18,7 +18,7 @@ from headrace.features import fences, plan_of
 from headrace.features.fences import Fence, ShardWrite
 from headrace.features.keys import NULL_ID, shard_of, texts_of
 from headrace.features.redis_guard import Guarded
-from headrace.features.redis_link import RedisLink, without_password
+from headrace.features.redis_link import RedisLink
 from headrace.features.slab import Slab
 from headrace.features.store import FIRST_KEYS, PART_KEYS, OnlineStore
 from headrace.local import EmbeddedRedis, free_port
@@ -173,7 +173,6 @@ def test_a_store_that_is_away_is_named_without_its_password():
         OnlineStore.open(f"redis://me:secret@127.0.0.1:{port}/0")
     assert "secret" not in str(caught.value)
     assert f"me:***@127.0.0.1:{port}" in str(caught.value)
-    assert without_password("redis://:secret@host/1?password=secret") == "redis://:***@host/1"
     with pytest.raises(StoreError, match="store URL 'http://host'"):
         OnlineStore.open("http://host")
 

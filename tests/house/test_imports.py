@@ -17,7 +17,7 @@ ROOMS = {
     "serving": {"schemas", "features", "learners", "serving", "local"},
     "local": {"local"},
 }
-SHARED = {"errors", "clock", "settings", "telemetry"}
+SHARED = {"errors", "clock", "redaction", "settings", "telemetry"}
 DOMAIN = re.compile(r"(users?|items?)_ids?|(customer|purchase|click|shop|basket)s?(_\w+)?", re.IGNORECASE)
 
 

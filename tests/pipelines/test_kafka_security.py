@@ -88,7 +88,7 @@ def test_no_secret_is_told_by_settings(monkeypatch):
     assert Settings.model_fields["kafka"].repr is False
     for wrong, message in (
         ('{"sasl.password": [77001]}', r"HEADRACE_KAFKA\['sasl.password'\]: .*not shown"),
-        ("sasl.password=77001", "kafka.*wants JSON"),
+        ("sasl.password=77001", "HEADRACE_KAFKA: no JSON; write it as"),
     ):
         monkeypatch.setenv("HEADRACE_KAFKA", wrong)
         with pytest.raises(ConfigError, match=message) as caught:
