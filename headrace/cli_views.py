@@ -19,6 +19,7 @@ from headrace.console import (
     out,
     print_rows,
 )
+from headrace.errors import ConfigError
 from headrace.settings import load_settings
 
 Views = Annotated[list[str], typer.Argument(metavar="VIEW...", help="module:Class, one or more")]
@@ -27,6 +28,10 @@ EventUrls = Annotated[
     typer.Option(
         "--events", metavar="URL", help="kafka://HOST:PORT, files, a glob or an archive; Class=URL for one of several."
     ),
+]
+BesideTopic = Annotated[
+    bool,
+    typer.Option("--files-beside-topic", help="Files and the topic of their event hold different events: count both."),
 ]
 
 
@@ -77,21 +82,26 @@ def materialize(
             help="Records of a view in memory, others are fetched when touched. Default: HEADRACE_MEMORY_RECORDS.",
         ),
     ] = None,
+    beside_topic: BesideTopic = False,
 ) -> None:
     """Keep the records of views in the store up to date with their events, until stopped or at the files' end.
 
     Example: `headrace materialize features.customer:CustomerActivity --events kafka://127.0.0.1:9092`
     """
-    from headrace.features import plan_of
     from headrace.pipelines.materialize_views import materialize_views
 
     declared, opened, settings = _views(views), _store(store), load_settings()
     records_max = memory_records or settings.memory_records
     with opened:
-        for view in declared:
-            opened.require_active(plan_of(view))
         materialize_views(
-            declared, events, opened, settings, until_end=until_end, workers=workers, records_max=records_max
+            declared,
+            events,
+            opened,
+            settings,
+            until_end=until_end,
+            workers=workers,
+            records_max=records_max,
+            beside_topic=beside_topic,
         )
 
 
@@ -106,6 +116,7 @@ def backfill(
     files_only: Annotated[
         bool, typer.Option("--no-handover", help="No topic ever feeds these views: plain files need no hand-over.")
     ] = False,
+    beside_topic: BesideTopic = False,
     as_json: Json = False,
 ) -> None:
     """Build views, or new versions of changed ones, from history; readers are switched to them at the end.
@@ -116,7 +127,11 @@ def backfill(
 
     declared, opened = _views(views), _store(store)
     with opened:
-        done = backfill_views(declared, events, opened, load_settings(), handover, files_only=files_only)
+        done = backfill_views(
+            declared, events, opened, load_settings(), handover, files_only=files_only, beside_topic=beside_topic
+        )
+    if not done:
+        raise ConfigError("stopped before the end of the history, so nothing was switched; the same command goes on")
     rows = [{"view": row.view, "before": row.before, "after": row.after, "records": row.records} for row in done]
     print_rows([{**row, "handed_over": one.handed_over} for row, one in zip(rows, done, strict=True)], as_json)
 

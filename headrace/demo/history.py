@@ -15,6 +15,7 @@ from headrace.demo.declaration import Demo
 from headrace.errors import ModelError
 from headrace.features.store import OnlineStore
 from headrace.pipelines import Batch, EventBatch, Intake, Materializer
+from headrace.pipelines.backfill import hand_over
 from headrace.pipelines.wiring import dead_letters
 from headrace.schemas import spec_of
 from headrace.settings import Settings
@@ -41,13 +42,15 @@ def history_batches(demo: Demo, frame: pl.DataFrame, settings: Settings, golive_
 
 
 def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, say: Say) -> None:
-    """Run the history through the views into the store; the live flow goes on from there."""
+    """Run the history through the views into the store; the live flow goes on from there, at the topic's start."""
     started = time.monotonic()
     materializer = Materializer(demo.learner.views, store, flush_s=BACKFILL_FLUSH_S)
     for batch in batches:
         materializer.apply(batch)
         materializer.maybe_flush()
     materializer.flush()
+    topic = spec_of(demo.event).topic
+    hand_over(demo.learner.views, store, {f"{topic}/{number}": 0 for number in range(demo.partitions)})
     rows = sum(batch.frame.height for batch in batches)
     seconds = time.monotonic() - started
     say(f"backfill: {rows:,} events into the online store in {seconds:.1f} s ({rows / seconds:,.0f}/s)")

@@ -16,11 +16,11 @@ from headrace.pipelines.loop import Step as Step
 from headrace.pipelines.loop import graceful_stop as graceful_stop
 from headrace.pipelines.materializer import FlushSummary as FlushSummary
 from headrace.pipelines.materializer import Materializer as Materializer
+from headrace.pipelines.positions import least_positions as least_positions
 from headrace.pipelines.shard import ShardSet as ShardSet
 from headrace.pipelines.source import Batch as Batch
 from headrace.pipelines.source import EventBatch as EventBatch
 from headrace.pipelines.source import Source as Source
-from headrace.pipelines.source import least_positions as least_positions
 from headrace.pipelines.topics import KafkaDeadLetters as KafkaDeadLetters
 from headrace.pipelines.topics import TopicWriter as TopicWriter
 from headrace.pipelines.topics import create_topics as create_topics

@@ -19,6 +19,7 @@ import polars as pl
 import structlog
 from prometheus_client import Counter
 
+from headrace.pipelines.positions import Positions, positions_of
 from headrace.pipelines.source import EventBatch
 from headrace.schemas import Event, spec_of
 from headrace.schemas.archive_names import OFFSETS, archive_name, named_rows
@@ -51,9 +52,9 @@ class Archiver:
             self._positions |= offsets
         self._delete_uncommitted()
 
-    def positions(self) -> dict[str, int]:
+    def positions(self) -> Positions:
         """Next offset of each partition archived."""
-        return dict(self._positions)
+        return positions_of("the archive", dict(self._positions))
 
     def expect(self, partitions: Sequence[str]) -> None:
         """Nothing to prepare."""

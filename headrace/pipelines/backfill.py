@@ -73,17 +73,15 @@ def backfill(
             catch_up_s=FLUSH_S,
             dirty_max=DIRTY_MAX,
             dead_letters=dead_letters,
+            handover=ends,
         )
         loop.run(history, Intake(step.events, dead_letters=dead_letters, registry=registry), [step], out=on_flush)
         if not history.exhausted:  # asked to stop: what was applied is kept, nothing is switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])
             return []
+    hand_over(waiting, store, ends)
     for view in waiting:
-        plan = plan_of(view)
-        shards = ShardSet(plan, store, range(store.shards))
-        shards.start_at(ends)
-        shards.flush()
-        store.activate(plan)
+        store.activate(plan_of(view))
     return [
         Backfilled(
             plan.name,
@@ -94,6 +92,19 @@ def backfill(
         )
         for view, plan in zip(views, plans, strict=True)
     ]
+
+
+def hand_over(views: Sequence[type[FeatureView]], store: OnlineStore, positions: Mapping[str, int]) -> None:
+    """Take the rows before `positions` (partition -> next offset) as applied, in every shard of each view.
+
+    Raises:
+        FencedError: another engine writes the view.
+        StoreUnavailableError: Redis does not answer; call again.
+    """
+    for view in views:
+        shards = ShardSet(plan_of(view), store, range(store.shards))
+        shards.start_at(positions)
+        shards.flush()
 
 
 def _is_done(plan: ViewPlan, store: OnlineStore, handover: Mapping[str, int]) -> bool:

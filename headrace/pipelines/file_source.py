@@ -25,6 +25,7 @@ import polars as pl
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
+from headrace.pipelines.positions import Positions, refuse_files_of_topic
 from headrace.pipelines.source import Batch
 from headrace.schemas import Event, EventSpec, spec_of
 from headrace.schemas.event_files import RowGroups, format_of, is_in_order, is_lines, read_events, read_lines
@@ -39,7 +40,8 @@ class FileSource:
 
     `paths` are files, globs (`**` included) or folders of an archive, here or by URL (`file_finder`). A partition is
     named "<topic>/<path below the glob's fixed part>", so that it does not change with the working folder. `rows_max`
-    bounds a batch. Files without rows are passed over where there are others.
+    bounds a batch. Files without rows are passed over where there are others. `beside_topic`: the files hold other
+    events than the topic, so they are read although a reader has read the topic.
 
     Raises:
         SourceError: from the first call on, when a file is missing, unreadable or changed since it was read, or when
@@ -54,7 +56,9 @@ class FileSource:
         *,
         sort: bool = True,
         rows_max: int = ROWS_MAX,
+        beside_topic: bool = False,
     ) -> None:
+        self.beside_topic = beside_topic
         self._paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
         self.event = event
         self._spec = spec_of(event)
@@ -71,7 +75,9 @@ class FileSource:
     def share(self, index: int, count: int) -> Self:
         """A fresh source that reads every `count`-th file, from `index` on; all shares know the same files."""
         files = self._listed()
-        fresh = type(self)(self._paths, self.event, sort=self._sort, rows_max=self._rows_max)
+        fresh = type(self)(
+            self._paths, self.event, sort=self._sort, rows_max=self._rows_max, beside_topic=self.beside_topic
+        )
         fresh._owner, fresh._files, fresh._ends = (index, count), files, self._ends  # noqa: SLF001
         return fresh
 
@@ -123,8 +129,11 @@ class FileSource:
 
         Raises:
             SourceError: as `partitions`, or a file has changed since.
+            ConfigError: a reader of the positions has read the topic itself.
         """
-        self.refuse_changed(positions)
+        self.refuse_changed(positions.known if isinstance(positions, Positions) else positions)
+        if not self.beside_topic:
+            refuse_files_of_topic(self.topic, self.partitions(), positions)
         index, count = self._owner
         self._pending = self.partitions()[index::count]
         self._positions = {name: positions.get(name, 0) for name in self._pending}

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from headrace.pipelines.joiner import Joiner
+from headrace.pipelines.positions import Positions, positions_of
 from headrace.pipelines.source import EventBatch
 from headrace.pipelines.watermark import Watermark
 
@@ -46,9 +47,9 @@ class JoinStep:
         if self._state is not None and (self._state / "LATEST").is_file():
             joiner.load(self._state / (self._state / "LATEST").read_text())
 
-    def positions(self) -> dict[str, int]:
+    def positions(self) -> Positions:
         """Next offset of each partition in the joiner's state."""
-        return self.joiner.positions()
+        return positions_of("the joiner", self.joiner.positions())
 
     def expect(self, partitions: Sequence[str]) -> None:
         """The watermark waits for each of these."""

@@ -22,6 +22,7 @@ from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.pipelines.broker_errors import FATAL, told
 from headrace.pipelines.fetch import Fetched, fetch
+from headrace.pipelines.positions import refuse_topic_of_files
 from headrace.pipelines.source import Batch
 from headrace.pipelines.start_times import offset_at
 from headrace.schemas import Event, spec_of
@@ -73,7 +74,8 @@ class KafkaSource:
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
     start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (what comes from now on),
     a moment of append (a naive datetime is UTC), an offset, or an offset for each partition by name; "stored": such a
-    partition is an error, so that a store which has lost its offsets is not filled anew unasked.
+    partition is an error, so that a store which has lost its offsets is not filled anew unasked. None is "earliest" as
+    well, but refused where a reader was filled from files of the topic.
     `config` is passed to librdkafka (TLS, SASL).
     """
 
@@ -84,7 +86,7 @@ class KafkaSource:
         *,
         until_end: bool = False,
         rows_max: int = ROWS_MAX,
-        start: Start = "earliest",
+        start: Start | None = None,
         config: Mapping[str, Any] | None = None,
         connect_s: float = CONNECT_S_MAX,
     ) -> None:
@@ -92,7 +94,7 @@ class KafkaSource:
         self.topics = tuple(topic if isinstance(topic, str) else spec_of(topic).topic for topic in topics)
         self._until_end = until_end
         self._rows_max = rows_max
-        self._start = start
+        self.start = start
         self._config = dict(config or {})
         self._connect_s = connect_s
         self._owner = (0, 1)
@@ -114,7 +116,7 @@ class KafkaSource:
             self.topics,
             until_end=self._until_end,
             rows_max=self._rows_max,
-            start=self._start,
+            start=self.start,
             config=self._config,
             connect_s=self._connect_s,
         )
@@ -142,11 +144,14 @@ class KafkaSource:
 
         Raises:
             OffsetLostError: an offset is below what the broker keeps. One beyond the end shows at the first fetch.
+            ConfigError: no start was given, and a reader of the positions was filled from files of a topic.
         """
+        if self.start is None:
+            refuse_topic_of_files(self.topics, positions)
         self._is_placed = True
         self._listed_s = time.monotonic()
         placed = [self._place(*key, positions) for key in self._owned(self.partitions())]
-        self._start = "earliest"  # a partition that the topic gets later on is new as a whole
+        self.start = "earliest"  # a partition that the topic gets later on is new as a whole
         self._connect().assign(placed)
 
     def poll(self) -> list[Batch]:
@@ -203,19 +208,19 @@ class KafkaSource:
         return TopicPartition(topic, number, position)
 
     def _start_of(self, topic: str, number: int, low: int, high: int) -> int:
-        if self._start == "earliest":
+        if self.start is None or self.start == "earliest":
             return low
-        if self._start == "stored":
+        if self.start == "stored":
             raise OffsetLostError(
                 f"{topic}/{number}: start=stored, and the store has no offset of it; begin once with start=earliest, "
                 "or another start, or restore the store"
             )
-        if isinstance(self._start, int):
-            return self._start
-        if isinstance(self._start, Mapping):
-            return self._start.get(f"{topic}/{number}", low)
-        if isinstance(self._start, datetime):
-            moment = self._start if self._start.tzinfo else self._start.replace(tzinfo=UTC)
+        if isinstance(self.start, int):
+            return self.start
+        if isinstance(self.start, Mapping):
+            return self.start.get(f"{topic}/{number}", low)
+        if isinstance(self.start, datetime):
+            moment = self.start if self.start.tzinfo else self.start.replace(tzinfo=UTC)
             moment_us = int(moment.timestamp() * 1e6)
         else:
             moment_us = wall_us()

@@ -16,8 +16,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.memory import keep_freed_memory
+from headrace.pipelines.positions import least_positions
 from headrace.pipelines.read_ahead import ReadAhead
-from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
+from headrace.pipelines.source import Batch, EventBatch, Source
 
 FULL_ROWS, BUSY_ROWS = 16_384, 1_024
 """A poll with fewer rows is followed by a pause: each poll has a cost of its own, whatever it brings."""

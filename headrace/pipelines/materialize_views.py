@@ -19,10 +19,11 @@ from headrace.pipelines.backfill import Backfilled, backfill
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.on_bytewax import materialize_flow, run
-from headrace.pipelines.source import EventBatch, Source, least_positions
+from headrace.pipelines.positions import least_positions
+from headrace.pipelines.source import EventBatch, Source
 from headrace.pipelines.source_url import KAFKA, file_sources, named_url, sources_of_urls
 from headrace.pipelines.wiring import intake_of, registry_of
-from headrace.schemas import DeadLetter, FileDeadLetters, spec_of
+from headrace.schemas import DeadLetter, FileDeadLetters
 from headrace.settings import Settings
 
 BACKFILL_ROWS = 262_144
@@ -38,19 +39,19 @@ def materialize_views(
     until_end: bool = False,
     workers: int = 1,
     records_max: int | None = None,
+    beside_topic: bool = False,
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
 
-    `records_max`: records of a view in memory; None: all that were touched.
+    `records_max`: records of a view in memory; None: all that were touched. `beside_topic`: files and topics hold
+    different events, so both count.
 
     Raises:
-        ConfigError: a topic whose events the views may have got from files.
+        ConfigError: a topic whose events the views may have got from files, or the other way round.
         HeadraceError: what the source or the store failed with.
     """
     events = events_of(map(plan_of, views))
-    source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka)
-    _refuse_changed_files(source, views, store)
-    _refuse_rows_of_files_again(urls, views, store)
+    source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka, beside_topic=beside_topic)
     intake = {**intake_of(settings), "dead_letters": FileDeadLetters(settings.dead_letter_dir)}
     progress = Progress()
     options = {"records_max": records_max, "on_status": progress.show}
@@ -66,24 +67,27 @@ def backfill_views(
     handover: Path | None = None,
     *,
     files_only: bool = False,
+    beside_topic: bool = False,
 ) -> list[Backfilled]:
     """Backfill `views` from `urls`; an archive says itself where the live topic goes on, else `handover` does.
 
-    `files_only`: the views are never fed by a topic, so there is nowhere to go on.
+    `files_only`: the views are never fed by a topic, so there is nowhere to go on. `beside_topic`: files and topics
+    hold different events, so both count. Returns [] if it was stopped.
 
     Raises:
         ConfigError: files that do not say where the topic goes on, or a hand-over that is no JSON object of offsets.
         HeadraceError: what the source or the store failed with.
     """
     events = events_of(map(plan_of, views))
-    source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
+    source = sources_of_urls(
+        urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka, beside_topic=beside_topic
+    )
     ends = {name: offset for files in file_sources(source) for name, offset in files.ends().items()}
     if handover is not None:
         ends |= _offsets(handover)
     has_topic = any(named_url(url, events)[1].startswith(KAFKA) for url in urls)
     if not (files_only or has_topic):
         _require_ends(source, ends)
-    _refuse_changed_files(source, views, store)
     progress = Progress()
     letters = FileDeadLetters(settings.dead_letter_dir)
     known = registry_of(settings)
@@ -106,29 +110,6 @@ def _require_ends(source: Source, ends: Mapping[str, int]) -> None:
                 f'would count their events again: give --handover FILE with {{"{files.topic}/0": <next offset>, ...}}, '
                 "use the folder of an archive, or say --no-handover if no topic ever feeds these views"
             )
-
-
-def _refuse_changed_files(source: Source, views: Sequence[type[FeatureView]], store: OnlineStore) -> None:
-    """Look at what each shard has read: the flow itself asks only for what all of them know."""
-    known = {name: offset for view in views for fence in _fences(view, store) for name, offset in fence.offsets.items()}
-    for files in file_sources(source):
-        files.refuse_changed(known)
-
-
-def _refuse_rows_of_files_again(urls: Sequence[str], views: Sequence[type[FeatureView]], store: OnlineStore) -> None:
-    """A topic that is read from its start holds, as a rule, what files of the same events held."""
-    if not any(url.startswith(KAFKA) and "start=" not in url for url in urls):
-        return
-    for view in views:
-        known = {name for fence in _fences(view, store) for name in fence.offsets}
-        for topic in {spec_of(event).topic for event in plan_of(view).sources}:
-            names = sorted(name for name in known if name.startswith(f"{topic}/"))
-            if names and not any(name.rpartition("/")[2].isdecimal() for name in names):
-                raise ConfigError(
-                    f"view {plan_of(view).name} was filled from files ({names[0]}, {len(names)} in all) and has never "
-                    f"read topic {topic!r}: from its start, events of the files would be counted again. Say where it "
-                    "goes on, kafka://...?start=<offset, time or latest>, or start=earliest if it holds none of them"
-                )
 
 
 def _fences(view: type[FeatureView], store: OnlineStore) -> list[Fence]:

@@ -12,7 +12,7 @@ store.
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,8 +28,16 @@ from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.features.warm import warm_up
 from headrace.pipelines.freshness import Freshness
+from headrace.pipelines.positions import (
+    Positions,
+    Reader,
+    is_live,
+    least_positions,
+    refuse_files_of_topic,
+    refuse_topic_of_files,
+)
 from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import EventBatch, least_positions
+from headrace.pipelines.source import EventBatch
 from headrace.schemas import DeadLetters, Event, spec_of
 
 log = structlog.get_logger(__name__)
@@ -75,9 +83,12 @@ class Materializer:
 
     It owns the shards `shards`, or with `owner` (index, count) those with shard % count == index. While the store is
     away it blocks and tries again, for ever, or for 5 seconds once `stop` is set. `dead_letters` gets events that are
-    too late for a view; see ShardSet. It is a `Step` of the plain loop.
+    too late for a view; see ShardSet. `handover`, of a backfill alone: partition of a topic -> offset that the topic is
+    read from afterwards; without it readers must get this version of each view. It is a `Step` of the plain loop.
 
     Raises:
+        LayoutError: readers get another version of a view, which this flow would not update.
+        EvictionError: Redis may drop records.
         FencedError: another engine writes the same shards, or Redis went back in time. Start again.
     """
 
@@ -94,7 +105,10 @@ class Materializer:
         records_max: int | None = None,
         dead_letters: DeadLetters | None = None,
         stop: threading.Event | None = None,
+        handover: Mapping[str, int] | None = None,
     ) -> None:
+        self._handover = handover
+        self._met: set[str] | None = set()  # partitions that came; None: the source was told our positions
         plans = [plan_of(view) for view in views]
         index, count = owner
         owned = list(shards) if shards is not None else list(range(index, store.shards, count))
@@ -114,6 +128,8 @@ class Materializer:
         self._check_s = time.monotonic() + CHECK_S
         self._sets: list[ShardSet] = []
         for plan in plans:
+            if handover is None:
+                self._patiently(functools.partial(store.require_active, plan))
             warm_up(plan)
             opening = functools.partial(
                 ShardSet, plan, store, owned, records_max=records_max, dead_letters=dead_letters
@@ -121,10 +137,11 @@ class Materializer:
             self._sets.append(self._patiently(opening))
         self.events: tuple[type[Event], ...] = events_of(plans)
 
-    def positions(self) -> dict[str, int]:
+    def positions(self) -> Positions:
         """Next offset of each partition: where a source must begin so that no view misses a row.
 
-        A partition that a view of its topic has never seen is left out: it must be read from its start.
+        A partition that a view of its topic has never seen is left out: it must be read from its start. What each view
+        has read goes with them, so that a source refuses what would be counted twice.
         """
         readers: dict[str, list[dict[str, int]]] = {}
         for shard_set in self._sets:
@@ -132,12 +149,18 @@ class Materializer:
             for event in shard_set.plan.sources:
                 readers.setdefault(spec_of(event).topic, []).append(known)
         least = [least_positions(found) for found in readers.values()]
-        return {
+        self._met = None
+        begins = {
             partition: offset
             for topic, positions in zip(readers, least, strict=True)
             for partition, offset in positions.items()
             if partition.startswith(f"{topic}/")
         }
+        return Positions(begins, [self._reader(shard_set) for shard_set in self._sets])
+
+    def _reader(self, shard_set: ShardSet) -> Reader:
+        topics = frozenset(spec_of(event).topic for event in shard_set.plan.sources)
+        return Reader(f"view {shard_set.plan.name}", topics, shard_set.known(), self._handover or {})
 
     def expect(self, partitions: Sequence[str]) -> None:
         """Nothing to prepare: shards learn partitions from the batches."""
@@ -146,7 +169,13 @@ class Materializer:
         """Update the records in memory, small batches together, at the latest before the next flush.
 
         Waits while the store is away and unknown entities must be loaded.
+
+        Raises:
+            ConfigError: nobody asked for our positions, and the batch is of a topic whose files we have read, or of
+                files whose topic we have read.
         """
+        if self._met is not None and batch.partition not in self._met:
+            self._meet(batch, self._met)
         if len(batch.offsets) and int(batch.offsets[0]) < self._waiting_ends.get(batch.partition, 0):
             self._bring_in()  # read again: the records must know what they have
         self._waiting.append(batch)
@@ -158,6 +187,16 @@ class Materializer:
         if self._waiting_rows >= (self._catch_up_rows if self._is_behind else APPLY_ROWS):
             self._bring_in()
         self._pending = True
+
+    def _meet(self, batch: EventBatch, met: set[str]) -> None:
+        """Look at a partition that comes for the first time as a source would that had been told our positions."""
+        topic = spec_of(batch.event).topic
+        positions = Positions({}, map(self._reader, self._sets))
+        if is_live(batch.partition, topic):
+            refuse_topic_of_files([topic], positions)
+        else:
+            refuse_files_of_topic(topic, [batch.partition], positions)
+        met.add(batch.partition)
 
     def prepare(self, batch: EventBatch) -> None:
         """Make ahead what `apply` needs of a batch. Called on the source's thread, while this step is busy."""

@@ -31,6 +31,11 @@ class OffsetTable:
         least = self._next.min(axis=0, initial=np.iinfo(np.int64).max)
         return {name: int(least[column]) for name, column in sorted(self._columns.items()) if least[column] != _NEVER}
 
+    def furthest(self) -> dict[str, int]:
+        """Partition -> the greatest next offset over the shards, where any shard has seen it."""
+        furthest = self._next.max(axis=0, initial=_NEVER)
+        return {name: int(furthest[column]) for name, column in sorted(self._columns.items())}
+
     def column(self, partition: str) -> int:
         """Column of a partition, for `applied`."""
         if partition not in self._columns:

@@ -49,8 +49,9 @@ from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after, pr
 from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
 from headrace.pipelines.memory import keep_freed_memory
 from headrace.pipelines.placed_steps import MakeStep, PlacedSteps
+from headrace.pipelines.positions import least_positions
 from headrace.pipelines.read_ahead import ReadAhead
-from headrace.pipelines.source import Batch, EventBatch, Source, least_positions
+from headrace.pipelines.source import Batch, EventBatch, Source
 from headrace.pipelines.worker_keys import worker_keys
 from headrace.schemas import DeadLetters, Event
 from headrace.schemas.registry import SchemaRegistry

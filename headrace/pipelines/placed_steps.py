@@ -9,10 +9,10 @@ that nothing shows.
 """
 
 import threading
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from headrace.pipelines.loop import Step
-from headrace.pipelines.source import least_positions
+from headrace.pipelines.positions import Positions, least_positions
 
 MakeStep = Callable[[int, int], Step]
 """Makes the step of one group: (group index, group count) -> Step."""
@@ -25,10 +25,10 @@ class PlacedSteps:
         self._make = make
         self._lock = threading.Lock()
         self._asked: set[Hashable] = set()
-        self._positions: dict[str, int] = {}
+        self._positions = Positions()
         self.made: Sequence[Step] = ()
 
-    def positions(self, asker: Hashable, groups: int) -> Mapping[str, int]:
+    def positions(self, asker: Hashable, groups: int) -> Positions:
         """Where a source must begin. An `asker` asks once a run: asking again, it begins the next run."""
         with self._lock:
             if not self.made or asker in self._asked:
@@ -36,4 +36,4 @@ class PlacedSteps:
                 self.made = [self._make(group, groups) for group in range(groups)]
                 self._positions = least_positions(step.positions() for step in self.made)
             self._asked.add(asker)
-            return dict(self._positions)
+            return self._positions

@@ -4,7 +4,7 @@ A source never commits anything. Its reader keeps `{partition: next offset}` bes
 there when it starts again: offsets live with the data. A partition's name is "<topic>/<rest>".
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
@@ -78,6 +78,7 @@ class Source(Protocol):
 
         Raises:
             OffsetLostError: an offset is no longer there.
+            ConfigError: a reader of the positions would get events again; see `positions`.
         """
         ...
 
@@ -88,16 +89,3 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of files and connections."""
         ...
-
-
-def least_positions(positions: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Where to begin so that every reader gets what it lacks: the least offset of each partition that all of them know.
-
-    A partition that one of them has never seen must be read from its start, so it is left out.
-
-    >>> least_positions([{"a/0": 5, "a/1": 7}, {"a/0": 3}])
-    {'a/0': 3}
-    """
-    readers = list(positions)
-    known = set.intersection(*(set(reader) for reader in readers)) if readers else set()
-    return {partition: min(reader[partition] for reader in readers) for partition in sorted(known)}

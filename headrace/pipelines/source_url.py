@@ -7,7 +7,7 @@ s3://bucket/log/*.parquet    memory://log.arrow               the same on any fi
 
 Where the store has read a partition already, the flow goes on there. Else it begins at `start`:
 
-earliest    latest             the default: the first event that is kept; what comes from now on
+earliest    latest             the first event that is kept, which is the default; what comes from now on
 2026-01-01T00:00:00            what was appended since; UTC unless it says another zone
 1200    0:1200,1:900           an offset of every partition, or of each by its number
 stored                         nowhere: a partition that the store does not know is an error
@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from headrace.errors import ConfigError
 from headrace.pipelines.file_source import ROWS_MAX, FileSource
 from headrace.pipelines.kafka_source import KafkaSource, Start
+from headrace.pipelines.positions import refuse_both
 from headrace.pipelines.source import Batch, Source
 from headrace.pipelines.time_merge import TimeMerge
 from headrace.schemas import Event, spec_of
@@ -50,7 +51,14 @@ class MergedSource:
         return type(self)([source.share(index, count) for source in self.sources])
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read each partition from its offset there on."""
+        """Read each partition from its offset there on.
+
+        Raises:
+            ConfigError: as each source, or files and their topic are read from their start side by side.
+        """
+        files = {source.topic for source in file_sources(self) if not source.beside_topic}
+        topics = [source for source in self.sources if isinstance(source, KafkaSource) and source.start is None]
+        refuse_both(files.intersection(topic for source in topics for topic in source.topics), positions)
         for source in self.sources:
             source.seek(positions)
 
@@ -71,15 +79,19 @@ def sources_of_urls(
     until_end: bool = False,
     rows_max: int = ROWS_MAX,
     config: Mapping[str, Any] | None = None,
+    beside_topic: bool = False,
 ) -> Source:
     """The source that `urls` name, of `events`; several of files are read side by side in event time.
 
-    `config` goes to librdkafka.
+    `config` goes to librdkafka. `beside_topic`: files and topics hold different events, so both count.
 
     Raises:
         ConfigError: a URL that cannot be understood, or files for one event where there are several.
     """
-    found = [source_of_url(url, events, until_end=until_end, rows_max=rows_max, config=config) for url in urls]
+    found = [
+        source_of_url(url, events, until_end=until_end, rows_max=rows_max, config=config, beside_topic=beside_topic)
+        for url in urls
+    ]
     files = [source for source in found if isinstance(source, FileSource)]
     if len(files) > 1:
         found = [TimeMerge(files), *(source for source in found if not isinstance(source, FileSource))]
@@ -101,6 +113,7 @@ def source_of_url(
     until_end: bool = False,
     rows_max: int = ROWS_MAX,
     config: Mapping[str, Any] | None = None,
+    beside_topic: bool = False,
 ) -> Source:
     """The source that one URL names; `sources_of_urls` says more."""
     named, place = named_url(url, events)
@@ -110,9 +123,10 @@ def source_of_url(
         unknown = set(words) - {"start"}
         if unknown:
             raise ConfigError(f"{url}: unknown {', '.join(sorted(unknown))}; only start= is known, see HEADRACE_KAFKA")
-        start = _start(words.get("start", ["earliest"])[0], named)
+        default = ["earliest"] if beside_topic else [None]
+        start = _start(words.get("start", default)[0], named)
         return KafkaSource(asked.netloc, named, until_end=until_end, start=start, config=config)
-    return FileSource(place, named[0], rows_max=rows_max)
+    return FileSource(place, named[0], rows_max=rows_max, beside_topic=beside_topic)
 
 
 def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Event]], str]:
@@ -129,7 +143,9 @@ def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Ev
     return (named, path) if named else (list(events), url)
 
 
-def _start(text: str, events: Sequence[type[Event]]) -> Start:
+def _start(text: str | None, events: Sequence[type[Event]]) -> Start | None:
+    if text is None:
+        return None
     words: dict[str, Start] = {"earliest": "earliest", "latest": "latest", "stored": "stored"}
     if text in words:
         return words[text]

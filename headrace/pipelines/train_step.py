@@ -24,6 +24,7 @@ import structlog
 
 from headrace.learners import Verdict
 from headrace.pipelines.joiner import Joiner
+from headrace.pipelines.positions import Positions, positions_of
 from headrace.pipelines.source import EventBatch
 from headrace.pipelines.trainer import Trainer
 from headrace.pipelines.watermark import Watermark
@@ -71,9 +72,9 @@ class TrainStep:
         if state is not None:
             self._load(state)
 
-    def positions(self) -> dict[str, int]:
+    def positions(self) -> Positions:
         """Next offset of each partition that the state has taken in."""
-        return self.joiner.positions() | self._held.positions
+        return positions_of("the trainer", self.joiner.positions() | self._held.positions)
 
     def expect(self, partitions: Sequence[str]) -> None:
         """The watermark waits for each of these."""

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from headrace.clock import Clock
 from headrace.features.store import OnlineStore
-from headrace.pipelines.kafka_source import KafkaSource
+from headrace.pipelines.kafka_source import KafkaSource, Start
 from headrace.pipelines.topics import KafkaDeadLetters, TopicWriter
 from headrace.schemas import DeadLetter, DeadLetters, Event, FileDeadLetters
 from headrace.schemas.registry import SchemaRegistry
@@ -16,9 +16,9 @@ from headrace.settings import Settings
 from headrace.telemetry import StatusBoard
 
 
-def kafka_source(settings: Settings, events: Sequence[type[Event]]) -> KafkaSource:
-    """The topics of `events`."""
-    return KafkaSource(settings.brokers, events, config=settings.kafka)
+def kafka_source(settings: Settings, events: Sequence[type[Event]], *, start: Start | None = None) -> KafkaSource:
+    """The topics of `events`; `start` as for `KafkaSource`, where a partition begins that the flow has not read yet."""
+    return KafkaSource(settings.brokers, events, start=start, config=settings.kafka)
 
 
 def open_store(settings: Settings) -> OnlineStore:
