@@ -13,23 +13,28 @@ from headrace import (
     cli_views,  # noqa: F401 - it registers its commands
     project,
 )
-from headrace.console import Json, app, command, err, models_app, print_rows, schemas_app
+from headrace.console import Json, app, command, err, finite, models_app, print_rows, say, schemas_app
 from headrace.errors import ConfigError
 from headrace.settings import load_settings
 
 
 @command(app, "demo")
 def demo(
-    seconds: Annotated[float, typer.Option(min=5, help="Length of the live part.")] = 90.0,
+    seconds: Annotated[float, typer.Option(min=5, callback=finite, help="Seconds to play live.")] = 90.0,
     speed: Annotated[
-        float | None, typer.Option(help="Event clock against the wall, constant. Default: evenly through the log.")
+        float | None,
+        typer.Option(
+            min=1,
+            callback=finite,
+            help="Event-time seconds per wall-clock second. Default: pace the rest of the log evenly.",
+        ),
     ] = None,
-    requests_per_s: Annotated[float, typer.Option(min=0.1, help="Rankings asked for.")] = 60.0,
+    requests_per_s: Annotated[float, typer.Option(min=0.1, callback=finite, help="Rankings asked for.")] = 60.0,
     warm_rows: Annotated[int, typer.Option(min=1_000, help="Newest history rows the model is warmed on.")] = 300_000,
     folder: Annotated[Path, typer.Option(help="Where data, logs and the warm start are kept.")] = Path(
         ".headrace/demo"
     ),
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the report there as JSON.")] = None,
 ) -> None:
     """Run the main job on real input.
@@ -57,12 +62,14 @@ def run(
     from headrace.pipelines.on_bytewax import run as run_flow
 
     project.activate()
-    run_flow(project.load_object(f"{module}:flow"), workers)
+    run_flow(project.load_object(f"{module}:flow"), workers, say=lambda line: say(f"{module} is up: {line}"))
 
 
 @command(app, "serve", uses_redis=True)
 def serve(
-    module: Annotated[str, typer.Argument(help="A module with a `make_app` for Ray Serve")] = "serving.app",
+    module: Annotated[
+        str, typer.Argument(help="A module with a function `make_http` that returns the HTTP application")
+    ] = "serving.app",
     plain: Annotated[bool, typer.Option("--plain", help="Under uvicorn in this process, without Ray.")] = False,
 ) -> None:
     """Serve the project's app on HEADRACE_HOST and HEADRACE_PORT until stopped.
@@ -74,10 +81,12 @@ def serve(
     root = project.activate()
     settings = load_settings()
     factory = project.load_object(f"{module}:make_http")
+    if not callable(factory):
+        raise ConfigError(f"{module}:make_http is no function; write `def make_http() -> FastAPI` in {module}")
     if plain:
-        serve_plain(factory, settings)
+        serve_plain(factory, settings, say=say)
     else:
-        serve_on_ray(factory, settings, root)
+        serve_on_ray(factory, settings, root, say=say)
 
 
 @command(app, "init")
@@ -138,10 +147,12 @@ def schemas_check(as_json: Json = False) -> None:
     for path in stale_locks(events, root / "schemas"):
         message = f"no event of this name is declared any more; delete {path.name}, or declare the event again"
         rows.append({"event": path.stem, "field": "", "verdict": "stale", "message": message})
-    print_rows(rows, as_json)
+    counts = f"{len(events)} events, {len(rows)} differences"
+    print_rows(rows, as_json, empty=counts)
     if any(row["verdict"] == "incompatible" for row in rows):
         raise typer.Exit(1)
-    err.print(f"{len(events)} events, {len(rows)} differences", highlight=False)
+    if rows:
+        say(counts)
 
 
 @command(schemas_app, "lock")
@@ -174,7 +185,7 @@ def models_list(as_json: Json = False) -> None:
         known = {"rows": 0, "auc": float("nan"), "logloss": float("nan")} | manifest.metrics
         figures = {"rows": known["rows"], "auc": round(known["auc"], 4), "logloss": round(known["logloss"], 4)}
         rows.append({"version": version, "learner": manifest.learner, "created": _iso(manifest.created_us), **figures})
-    print_rows(rows, as_json)
+    print_rows(rows, as_json, empty=f"no models in {directory.path}: run pipelines.train, or set HEADRACE_MODEL_DIR")
 
 
 @command(models_app, "show")

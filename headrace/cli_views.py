@@ -1,14 +1,18 @@
 """Commands about views and what is stored of them."""
 
+import math
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
+import orjson
 import typer
 
 from headrace import project
 from headrace.console import (
     Json,
+    KeysCommand,
     StoreUrl,
     View,
     app,
@@ -16,8 +20,10 @@ from headrace.console import (
     err,
     escaped,
     features_app,
+    finite,
     out,
     print_rows,
+    say,
 )
 from headrace.errors import ConfigError
 from headrace.settings import load_settings
@@ -46,7 +52,9 @@ def replay(
     memory_rows: Annotated[
         int, typer.Option(min=1, help="Events in memory at a time; a larger log is sorted on disk.")
     ] = 10_000_000,
-    checkpoint: Annotated[float, typer.Option(min=0, help="Seconds of work that a run taken up does again.")] = 60.0,
+    checkpoint: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Seconds of work that a run taken up does again.")
+    ] = 60.0,
 ) -> None:
     """Features as of each row of a spine.
 
@@ -102,6 +110,7 @@ def materialize(
             workers=workers,
             records_max=records_max,
             beside_topic=beside_topic,
+            say=lambda line: say(f"materialize is up: {line}"),
         )
 
 
@@ -166,12 +175,16 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
         raise typer.Exit(1)
 
 
-@command(app, "get")
+@command(app, "get", kind=KeysCommand)
 def get(
     view: View,
     keys: Annotated[
         list[str],
-        typer.Argument(metavar="KEY...", help="entity keys; a composite key is written a,b, or as JSON '[\"a,b\", 3]'"),
+        typer.Argument(
+            metavar="KEY...",
+            help="entity keys; a composite key is written a,b, or as JSON '[\"a,b\", 3]'. Keys that begin with a "
+            "hyphen and are no numbers follow --",
+        ),
     ],
     store: StoreUrl = None,
     now: Annotated[str | None, typer.Option(help="As of this time, ISO 8601. Default: the clock's now.")] = None,
@@ -197,7 +210,7 @@ def get(
     with _store(store) as opened:
         frame = opened.read(declared, asked if request else asked.rows(), at_us)
     if as_json:
-        typer.echo(frame.write_json())
+        typer.echo(orjson.dumps([_plain(record) for record in frame.iter_rows(named=True)]))
     else:
         _print_records(frame)
 
@@ -212,7 +225,7 @@ def features_list(as_json: Json = False) -> None:
         {"view": f"{view.__module__}:{view.__name__}", "entity": ", ".join(plan.entity), "features": len(plan.features)}
         for view, plan in _plans()
     ]
-    print_rows(rows, as_json)
+    print_rows(rows, as_json, empty="no views: declare a FeatureView in a module of features/")
 
 
 @command(features_app, "versions")
@@ -225,7 +238,8 @@ def features_versions(view: View, store: StoreUrl = None, as_json: Json = False)
 
     [declared] = _views([view])
     with _store(store) as opened:
-        print_rows([asdict(version) for version in versions(declared, opened)], as_json)
+        rows = [asdict(version) for version in versions(declared, opened)]
+        print_rows(rows, as_json, empty=f"no version of {view} in {opened.url}: materialize or backfill it")
 
 
 @command(features_app, "drop")
@@ -270,7 +284,7 @@ def _store(url: str | None) -> Any:
         from headrace.local import service_url
 
         place = service_url(place)
-    return OnlineStore.open(place, settings.shards, settings.namespace)
+    return OnlineStore.open(place, settings.shards, settings.namespace, allow_eviction=settings.allow_eviction)
 
 
 def _plans() -> list[tuple[type, Any]]:
@@ -284,8 +298,42 @@ def _print_records(frame: Any) -> None:
     """One record a block, a feature a line: lists are too wide for a table."""
     from rich.table import Table
 
+    from headrace.features.view import AGE_S
+
     for record in frame.iter_rows(named=True):
         table = Table(box=None, show_header=False, padding=(0, 2))
-        for name, value in record.items():
-            table.add_row(f"[cyan]{name}[/]", escaped(value))
+        for name, value in _plain(record).items():
+            table.add_row(f"[cyan]{name}[/]", escaped(readable_age(value) if name == AGE_S else value))
         out.print(table)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a record as JSON holds it: times as ISO 8601 in UTC, bytes as hex, what is not finite as null."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    if isinstance(value, datetime):
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def readable_age(age_s: float | None) -> str:
+    """Seconds with the unit that suits them, in two parts at most.
+
+    >>> readable_age(0.4), readable_age(75), readable_age(3 * 86_400 + 7_300), readable_age(-5), readable_age(None)
+    ('0.4 s', '1 min 15 s', '3 d 2 h', '-5 s', 'None')
+    """
+    if age_s is None or abs(age_s) < 60:
+        return "None" if age_s is None else f"{age_s:.3g} s"
+    left, parts = int(abs(age_s)), list[str]()
+    for unit, seconds in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, seconds)
+        if count or parts:
+            parts.append(f"{count} {unit}" if count else "")
+    return "-" * (age_s < 0) + " ".join(filter(None, parts[:2]))

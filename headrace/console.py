@@ -4,15 +4,20 @@ Data goes to stdout, words to stderr; an error is one line and exit code 1.
 """
 
 import functools
+import importlib.metadata
+import math
 import os
+import re
+import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
+from typer.core import TyperCommand
 
-from headrace.errors import HeadraceError
-from headrace.settings import load_settings
+from headrace.errors import HeadraceError, ServiceError
+from headrace.settings import Settings, SettingsWarning, load_settings
 from headrace.telemetry import configure_logs
 
 app = typer.Typer(
@@ -30,6 +35,52 @@ app.add_typer(models_app, name="models")
 out, err = Console(), Console(stderr=True)
 P = ParamSpec("P")
 
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        out.print(f"headrace {importlib.metadata.version('headrace')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version  # its callback prints it
+
+
+def finite(number: float | None) -> float | None:
+    """Callback of an option that is a number: "inf" and "nan" are numbers to Python."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is not finite")
+    return number
+
+
+class KeysCommand(TyperCommand):
+    """A command whose arguments may be negative numbers: `get VIEW -5 -7,books --json`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Called by click, which takes a word with a hyphen for an option, with the words of the command line."""
+        end = args.index("--") if "--" in args else len(args)
+        marked = [_MARK + word if _NEGATIVE.match(word) else word for word in args[:end]] + args[end:]
+        rest = super().parse_args(ctx, marked)
+        ctx.params = {name: _unmarked(value) for name, value in ctx.params.items()}
+        return rest
+
+
+_NEGATIVE = re.compile(r"-[0-9.]")
+_MARK = "\0"
+"""Before a word that click must not take for an option; no word of a command line can hold it."""
+
+
+def _unmarked(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.removeprefix(_MARK)
+    return [_unmarked(each) for each in value] if isinstance(value, list | tuple) else value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreUrl = Annotated[
     str | None, typer.Option("--store", help="Redis URL, or embedded://DIR. Default: HEADRACE_REDIS_URL.")
@@ -38,18 +89,19 @@ View = Annotated[str, typer.Argument(metavar="VIEW", help="module:Class, e.g. fe
 
 
 def command(
-    group: typer.Typer, name: str, *, uses_redis: bool = False
+    group: typer.Typer, name: str, *, uses_redis: bool = False, kind: type[TyperCommand] = TyperCommand
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose `HeadraceError`s become one line on stderr and exit code 1.
+    """Register a command whose `HeadraceError`s, and the operating system's, become one line and exit code 1.
 
     `uses_redis`: HEADRACE_REDIS_URL may be `embedded://DIR`; then its Redis runs as long as the command does.
+    `kind`: click's class of the command.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
             try:
-                settings = load_settings()
+                settings = _settings()
                 configure_logs(settings.log_level, as_json=settings.log_json)
                 if uses_redis and settings.redis_url.startswith("embedded://"):
                     from headrace.local import service_url
@@ -57,20 +109,45 @@ def command(
                     os.environ["HEADRACE_REDIS_URL"] = service_url(settings.redis_url)
                 function(*args, **kwargs)
             except HeadraceError as exc:
-                err.print(f"[bold red]error:[/] {escaped(exc)}", highlight=False, soft_wrap=True)
-                raise typer.Exit(1) from exc
+                _fail(
+                    exc, str(exc) if isinstance(exc, ServiceError) else " ".join(str(exc).split())
+                )  # a log's tail stays
             except BrokenPipeError as exc:  # `headrace get ... | head` closes our stdout
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise typer.Exit(0) from exc
+            except OSError as exc:
+                _fail(exc, f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}")
 
-        group.command(name)(run)
+        group.command(name, cls=kind)(run)
         return function
 
     return register
 
 
-def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """A table for people, or JSON."""
+def _settings() -> Settings:
+    """Settings of the environment; what is no setting is said."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SettingsWarning)
+        settings = load_settings()
+    for warning in caught:
+        if issubclass(warning.category, SettingsWarning):
+            say(f"warning: {warning.message}")
+    return settings
+
+
+def say(line: str) -> None:
+    """One line of words."""
+    err.print(escaped(line), highlight=False, soft_wrap=True)
+
+
+def _fail(exc: Exception, line: str) -> NoReturn:
+    """End the command with one line."""
+    err.print(f"[bold red]error:[/] {escaped(line)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from exc
+
+
+def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "nothing") -> None:
+    """A table for people, or JSON; `empty` is said where there is no row."""
     from rich.table import Table
 
     if as_json:
@@ -79,6 +156,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         typer.echo(orjson.dumps(rows))
         return
     if not rows:
+        say(empty)
         return
     table = Table(box=None)
     for name in rows[0]:

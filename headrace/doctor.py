@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,12 +17,15 @@ from headrace.errors import (
     ConfigError,
     EvictionError,
     HeadraceError,
+    PortBusyError,
     ServiceError,
     StoreError,
     StoreUnavailableError,
 )
 from headrace.features.eviction import ADVICE, ALLOW, Eviction
 from headrace.features.redis_link import RedisLink
+from headrace.kafka_clients import connected
+from headrace.listening import require_free
 from headrace.settings import Settings
 from headrace.telemetry import StatusBoard
 
@@ -235,7 +237,7 @@ def _ask_broker(settings: Settings) -> str:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
-    client = AdminClient({**settings.kafka, "bootstrap.servers": settings.brokers, "log_level": 0})
+    client = connected(AdminClient, settings.brokers, {**settings.kafka, "log_level": 0})
     try:
         topics = client.list_topics(timeout=ANSWER_S_MAX).topics
     except KafkaException as exc:
@@ -244,11 +246,8 @@ def _ask_broker(settings: Settings) -> str:
 
 
 def _port(settings: Settings) -> Finding:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as exc:
-            found = f"{settings.host}:{settings.port} cannot be used: {exc.strerror}"
-            return Finding("serving port", "note", found, "serving may run already; else set HEADRACE_PORT")
+    try:
+        require_free(settings.host, settings.port)
+    except PortBusyError as exc:
+        return Finding("serving port", "note", str(exc), "serving may run already; else set HEADRACE_PORT")
     return Finding("serving port", "good", f"{settings.host}:{settings.port} is free")

@@ -10,11 +10,12 @@ import os
 import shutil
 import sys
 import tomllib
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, HeadraceError
 
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
 _TEMPLATE_PYPROJECT = """\
@@ -80,14 +81,31 @@ def load_module(name: str) -> ModuleType:
     """Import `name`, a dotted module of the project.
 
     Raises:
-        ConfigError: there is no such module; errors inside the module itself are raised as they are.
+        ConfigError: there is no such module, or it fails while it is imported; the message says where.
+        HeadraceError: a declaration or a setting in it is wrong.
     """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"no module {name!r}: write it as folder.file, e.g. features.customer")
     try:
         return importlib.import_module(name)
+    except HeadraceError:
+        raise
     except ModuleNotFoundError as exc:
         if exc.name is None or not (name == exc.name or name.startswith(exc.name + ".")):
-            raise
+            raise ConfigError(f"module {name} cannot be imported: {_fault(exc)}") from exc
         raise ConfigError(f"no module {name!r}: write it as folder.file, e.g. features.customer") from exc
+    except (Exception, SystemExit) as exc:
+        raise ConfigError(f"module {name} cannot be imported: {_fault(exc)}") from exc
+
+
+def _fault(exc: BaseException) -> str:
+    """What an import failed with, and the line of the project that it came from, as far as there is one."""
+    if isinstance(exc, SyntaxError):
+        return f"{exc.filename}:{exc.lineno}: {exc.msg}"
+    ours = [frame for frame in traceback.extract_tb(exc.__traceback__) if frame.filename != __file__]
+    written = [frame for frame in ours if not frame.filename.startswith("<") and "site-packages" not in frame.filename]
+    where = f"{written[-1].filename}:{written[-1].lineno}: " if written else ""
+    return f"{where}{type(exc).__name__}: {exc}"
 
 
 def load_object(reference: str) -> Any:
@@ -95,9 +113,10 @@ def load_object(reference: str) -> Any:
 
     Raises:
         ConfigError: the reference has no colon, or the module has no such name; the message lists what it has.
+        HeadraceError: as `load_module`.
     """
     module_name, colon, name = reference.partition(":")
-    if not colon:
+    if not (colon and module_name and name):
         raise ConfigError(f"{reference!r}: write module:name, e.g. features.customer:CustomerActivity")
     module = load_module(module_name)
     if not hasattr(module, name):

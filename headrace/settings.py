@@ -125,8 +125,12 @@ class Settings(BaseSettings):
     @property
     def serving_url(self) -> str:
         """Where this machine reaches what is served on `host` and `port`."""
+        return self.serving_url_of(self.port)
+
+    def serving_url_of(self, port: int) -> str:
+        """`serving_url` with another port: that which was given for port 0."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @cached_property
     def event_clock(self) -> Clock:

@@ -52,6 +52,10 @@ class Archiver:
             self._positions |= offsets
         self._delete_uncommitted()
 
+    def describe(self) -> str:
+        """The archive."""
+        return f"the archive {self.folder}"
+
     def positions(self) -> Positions:
         """Next offset of each partition archived."""
         return positions_of("the archive", dict(self._positions))

@@ -27,6 +27,7 @@ from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
 from headrace.pipelines.positions import Positions, refuse_files_of_topic
 from headrace.pipelines.source import Batch
+from headrace.redaction import shown_url
 from headrace.schemas import Event, EventSpec, spec_of
 from headrace.schemas.event_files import RowGroups, format_of, is_in_order, is_lines, read_events, read_lines
 from headrace.schemas.file_finder import EventFile, Found, find_log
@@ -80,6 +81,10 @@ class FileSource:
         )
         fresh._owner, fresh._files, fresh._ends = (index, count), files, self._ends  # noqa: SLF001
         return fresh
+
+    def describe(self) -> str:
+        """Event and paths."""
+        return f"{self._spec.name} from {', '.join(shown_url(str(path)) for path in self._paths)}"
 
     @property
     def exhausted(self) -> bool:

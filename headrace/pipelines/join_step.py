@@ -47,6 +47,10 @@ class JoinStep:
         if self._state is not None and (self._state / "LATEST").is_file():
             joiner.load(self._state / (self._state / "LATEST").read_text())
 
+    def describe(self) -> str:
+        """Requests, and where the joiner's state is."""
+        return f"labelled requests, with the joiner's state in {self._state or 'memory alone'}"
+
     def positions(self) -> Positions:
         """Next offset of each partition in the joiner's state."""
         return positions_of("the joiner", self.joiner.positions())

@@ -20,6 +20,7 @@ from prometheus_client import Counter
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
+from headrace.kafka_clients import connected
 from headrace.pipelines.broker_errors import FATAL, told
 from headrace.pipelines.fetch import Fetched, fetch
 from headrace.pipelines.positions import refuse_topic_of_files
@@ -77,6 +78,9 @@ class KafkaSource:
     partition is an error, so that a store which has lost its offsets is not filled anew unasked. None is "earliest" as
     well, but refused where a reader was filled from files of the topic.
     `config` is passed to librdkafka (TLS, SASL).
+
+    Raises:
+        ConfigError: from the first call on, if `config` or `bootstrap` are not as librdkafka takes them.
     """
 
     def __init__(
@@ -122,6 +126,10 @@ class KafkaSource:
         )
         fresh._owner = (index, count)  # noqa: SLF001
         return fresh
+
+    def describe(self) -> str:
+        """Topics and brokers."""
+        return f"{_listed('topic', self.topics)} at {self.bootstrap}"
 
     @property
     def exhausted(self) -> bool:
@@ -224,7 +232,7 @@ class KafkaSource:
             moment_us = int(moment.timestamp() * 1e6)
         else:
             moment_us = wall_us()
-        return offset_at(self._settings(), topic, number, (low, high), moment_us)
+        return offset_at(self.bootstrap, self._settings(), topic, number, (low, high), moment_us)
 
     def _take_new_partitions(self) -> None:
         """Read partitions that a topic got since we last looked, from their start; the wait is short and rare."""
@@ -315,7 +323,7 @@ class KafkaSource:
 
     def _connect(self) -> Consumer:
         if self._consumer is None:
-            consumer = Consumer({**self._settings(), "error_cb": self._on_error})
+            consumer = connected(Consumer, self.bootstrap, {**self._settings(), "error_cb": self._on_error})
             consumer.poll(0)  # an OAuth token is only asked for inside a poll
             self._consumer = consumer
         return self._consumer
@@ -328,7 +336,6 @@ class KafkaSource:
             "fetch.wait.max.ms": 20,  # bounds what an idle fetch adds to freshness
             "fetch.queue.backoff.ms": 10,  # the client's own second starves a reader that empties its queue sooner
             **self._config,
-            "bootstrap.servers": self.bootstrap,
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "enable.partition.eof": self._until_end,
@@ -369,6 +376,10 @@ class KafkaSource:
         except KafkaException as exc:
             raise SourceError(f"broker {self.bootstrap}, {topic}/{number}: {exc.args[0].str()}") from exc
         return int(low), int(high)
+
+
+def _listed(noun: str, names: Sequence[str]) -> str:
+    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _unknown(topic: str, bootstrap: str, existing: list[str]) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ def materialize_views(
     workers: int = 1,
     records_max: int | None = None,
     beside_topic: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
 
     `records_max`: records of a view in memory; None: all that were touched. `beside_topic`: files and topics hold
-    different events, so both count.
+    different events, so both count. `say` is given one line once the flow runs.
 
     Raises:
         ConfigError: a topic whose events the views may have got from files, or the other way round.
@@ -55,7 +56,7 @@ def materialize_views(
     intake = {**intake_of(settings), "dead_letters": FileDeadLetters(settings.dead_letter_dir)}
     progress = Progress()
     options = {"records_max": records_max, "on_status": progress.show}
-    run(materialize_flow(source, views, store, intake, **options), workers)
+    run(materialize_flow(source, views, store, intake, **options), workers, say=say)
     progress.end(store, views)
 
 

@@ -107,6 +107,7 @@ class Materializer:
         stop: threading.Event | None = None,
         handover: Mapping[str, int] | None = None,
     ) -> None:
+        self._store = store
         self._handover = handover
         self._met: set[str] | None = set()  # partitions that came; None: the source was told our positions
         plans = [plan_of(view) for view in views]
@@ -136,6 +137,11 @@ class Materializer:
             )
             self._sets.append(self._patiently(opening))
         self.events: tuple[type[Event], ...] = events_of(plans)
+
+    def describe(self) -> str:
+        """Views and store."""
+        names = ", ".join(shard_set.plan.name for shard_set in self._sets)
+        return f"view{'s' if len(self._sets) > 1 else ''} {names} in {self._store.url}"
 
     def positions(self) -> Positions:
         """Next offset of each partition: where a source must begin so that no view misses a row.

@@ -30,6 +30,7 @@ from typing import Any
 
 import bytewax.operators as op
 import polars as pl
+import structlog
 from bytewax.dataflow import Dataflow, Operator, Stream, operator
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
@@ -51,10 +52,12 @@ from headrace.pipelines.memory import keep_freed_memory
 from headrace.pipelines.placed_steps import MakeStep, PlacedSteps
 from headrace.pipelines.positions import least_positions
 from headrace.pipelines.read_ahead import ReadAhead
-from headrace.pipelines.source import Batch, EventBatch, Source
+from headrace.pipelines.source import Batch, EventBatch, Source, described
 from headrace.pipelines.worker_keys import worker_keys
 from headrace.schemas import DeadLetters, Event
 from headrace.schemas.registry import SchemaRegistry
+
+log = structlog.get_logger(__name__)
 
 IN_FLIGHT_MAX = 32
 """Batches a worker's source may be ahead of the steps: within an epoch Bytewax bounds nothing between workers."""
@@ -192,17 +195,22 @@ def consume(
     return results
 
 
-def run(flow: Dataflow, workers: int = 1) -> None:
+def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None = None) -> None:
     """Run `flow` until its sources end, or SIGTERM or SIGINT arrives; then everything applied is flushed.
 
+    `say` is given one line for each input once it reads: from where, and what its steps write; default: a log line.
+
     Raises:
+        ConfigError: `flow` is no dataflow, or has no input of ours.
         HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
     """
+    if not isinstance(flow, Dataflow):
+        raise ConfigError(f"flow is a {type(flow).__name__}, not a Dataflow of bytewax: flow = Dataflow(<name>)")
     os.environ["RUST_BACKTRACE"] = "0"  # a failed step is raised as itself: the engine's trace of it is noise
     failure = _Failure()
     with graceful_stop() as stopping:
         for found in _inputs(flow):
-            found.stop, found.failure = stopping, failure
+            found.stop, found.failure, found.say = stopping, failure, say or found.say
         try:
             cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH)
         except BaseException as exc:
@@ -244,6 +252,7 @@ class _Input(DynamicSource[Any]):
         self.failure: _Failure | None = None
         self.readers: list[tuple[PlacedSteps, bool]] = []
         self.heartbeats: list[Callable[[], object]] = []
+        self.say: Callable[[str], object] = _log_line
         self.workers = 1
         self.partitions: list[str] = []
         self._make_intake = make_intake
@@ -289,6 +298,9 @@ class _Input(DynamicSource[Any]):
         decode: Callable[[Batch], Any] = intake.decode if intake else _as_it_is
         made = chain.from_iterable(steps.made for steps, _ in self.readers)
         ahead = ReadAhead(share, decode, pause_after, prepare=prepares(made) if intake else ())
+        if worker_index == 0:
+            written = [described(steps.made[0]) for steps, _ in self.readers]
+            self.say(f"reads {described(self.source)}; writes {', '.join(written) or 'nothing'}")
         return _Part(self, ahead, self.heartbeats if worker_index == 0 else [])
 
 
@@ -333,6 +345,10 @@ class _Part(StatelessSourcePartition[Any]):
         """Called by Bytewax at the end of the share, also after a failure."""
         if self._ahead is not None:
             self._ahead.close()
+
+
+def _log_line(line: str) -> None:
+    log.info("flow_up", detail=line)
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ there when it starts again: offsets live with the data. A partition's name is "<
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 import polars as pl
@@ -89,3 +89,17 @@ class Source(Protocol):
     def close(self) -> None:
         """Let go of files and connections."""
         ...
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A source or a step that can say in a few words what it reads or writes, and where, without secrets."""
+
+    def describe(self) -> str:
+        """Called once, when a flow has started."""
+        ...
+
+
+def described(thing: object) -> str:
+    """What a source reads or a step writes, for people."""
+    return thing.describe() if isinstance(thing, Described) else type(thing).__name__

@@ -18,17 +18,19 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl
 
 from headrace.errors import ConfigError
 from headrace.pipelines.file_source import ROWS_MAX, FileSource
 from headrace.pipelines.kafka_source import KafkaSource, Start
 from headrace.pipelines.positions import refuse_both
-from headrace.pipelines.source import Batch, Source
+from headrace.pipelines.source import Batch, Source, described
 from headrace.pipelines.time_merge import TimeMerge
+from headrace.redaction import shown_url
 from headrace.schemas import Event, spec_of
 
 KAFKA = "kafka://"
+OFFSET_MAX = 2**63 - 1
 
 
 class MergedSource:
@@ -36,6 +38,10 @@ class MergedSource:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = list(sources)
+
+    def describe(self) -> str:
+        """All of them."""
+        return ", ".join(map(described, self.sources))
 
     @property
     def exhausted(self) -> bool:
@@ -118,15 +124,31 @@ def source_of_url(
     """The source that one URL names; `sources_of_urls` says more."""
     named, place = named_url(url, events)
     if place.startswith(KAFKA):
-        asked = urlsplit(place)
-        words = parse_qs(asked.query)
-        unknown = set(words) - {"start"}
-        if unknown:
-            raise ConfigError(f"{url}: unknown {', '.join(sorted(unknown))}; only start= is known, see HEADRACE_KAFKA")
-        default = ["earliest"] if beside_topic else [None]
-        start = _start(words.get("start", default)[0], named)
-        return KafkaSource(asked.netloc, named, until_end=until_end, start=start, config=config)
+        brokers, text = _kafka_parts(place)
+        start = _start(text, named) if text is not None else "earliest" if beside_topic else None
+        return KafkaSource(brokers, named, until_end=until_end, start=start, config=config)
     return FileSource(place, named[0], rows_max=rows_max, beside_topic=beside_topic)
+
+
+def _kafka_parts(url: str) -> tuple[str, str | None]:
+    """Brokers and start of a topic's URL, once it holds nothing that would be left out unseen."""
+    brokers, _, query = url.removeprefix(KAFKA).partition("?")
+    words = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(set(words) - {"start"})
+    if "@" in url:
+        raise ConfigError(
+            f"{shown_url(url)}: user and password are options of the client: HEADRACE_KAFKA="
+            '\'{"sasl.username": ..., "sasl.password": ...}\', with security.protocol and sasl.mechanism'
+        )
+    if not brokers or re.search(r"[/#\s]", brokers):
+        raise ConfigError(
+            f"{shown_url(url)}: write kafka://HOST:PORT, several separated by commas; topics are the events' own"
+        )
+    if unknown:
+        raise ConfigError(
+            f"{shown_url(url)}: unknown {', '.join(unknown)}; only start= is known, others are HEADRACE_KAFKA's"
+        )
+    return brokers, words.get("start")
 
 
 def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Event]], str]:
@@ -139,18 +161,18 @@ def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Ev
     named = [event for event in events if equals and event.__name__ == name]
     if not named and len(events) > 1 and not url.startswith(KAFKA):
         names = ", ".join(event.__name__ for event in events)
-        raise ConfigError(f"events {url!r}: the views read {names}; write {events[0].__name__}=PATH for each of them")
+        raise ConfigError(
+            f"events {shown_url(url)!r}: the views read {names}; write {events[0].__name__}=PATH for each of them"
+        )
     return (named, path) if named else (list(events), url)
 
 
-def _start(text: str | None, events: Sequence[type[Event]]) -> Start | None:
-    if text is None:
-        return None
+def _start(text: str, events: Sequence[type[Event]]) -> Start:
     words: dict[str, Start] = {"earliest": "earliest", "latest": "latest", "stored": "stored"}
     if text in words:
         return words[text]
     with contextlib.suppress(ValueError):
-        if text.isdecimal():
+        if text.isdecimal() and int(text) <= OFFSET_MAX:
             return int(text)
         if re.fullmatch(r"\d+:\d+(,\d+:\d+)*", text):
             offsets = [part.split(":") for part in text.split(",")]

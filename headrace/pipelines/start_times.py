@@ -10,12 +10,15 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from headrace.errors import SourceError
+from headrace.kafka_clients import connected
 
 FETCH_S_MAX = 10.0
 """Seconds that the fetch of one message may take."""
 
 
-def offset_at(config: Mapping[str, Any], topic: str, number: int, ends: tuple[int, int], moment_us: int) -> int:
+def offset_at(
+    bootstrap: str, config: Mapping[str, Any], topic: str, number: int, ends: tuple[int, int], moment_us: int
+) -> int:
     """First offset of `topic`/`number` whose append time is at least `moment_us`; the end where there is none yet.
 
     `config` is that of a consumer, `ends` (low, high) are watermarks; messages past `high` are looked at one by one.
@@ -23,7 +26,8 @@ def offset_at(config: Mapping[str, Any], topic: str, number: int, ends: tuple[in
     Raises:
         SourceError: the broker does not answer.
     """
-    consumer = Consumer({**config, "enable.partition.eof": True, "fetch.message.max.bytes": 65_536})
+    options = {**config, "enable.partition.eof": True, "fetch.message.max.bytes": 65_536}
+    consumer = connected(Consumer, bootstrap, options)
     try:
         low, high = ends
         while low < high:

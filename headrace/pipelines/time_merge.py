@@ -43,6 +43,10 @@ class TimeMerge:
         self._heads: list[_Head | None] = [None] * len(self.sources)
         self._codecs: dict[type[Event], Codec] = {}
 
+    def describe(self) -> str:
+        """All of them."""
+        return ", ".join(source.describe() for source in self.sources)
+
     @property
     def exhausted(self) -> bool:
         """Whether all rows of all have been handed out."""

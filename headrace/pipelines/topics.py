@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import SourceError
+from headrace.kafka_clients import connected
 from headrace.pipelines.broker_errors import FATAL, told
 from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
 from headrace.schemas.registry import SchemaRegistry
@@ -108,14 +109,14 @@ def create_topics(
 
     Raises:
         SourceError: the broker refused one, or does not answer.
+        ConfigError: `config` or `bootstrap` are not as librdkafka takes them.
     """
     failures: list[KafkaError] = []
 
     def on_error(error: KafkaError) -> None:
         failures.extend([error] if error.code() in FATAL else [])
 
-    options = {"log_level": 0, "error_cb": on_error, **(config or {}), "bootstrap.servers": bootstrap}
-    admin = AdminClient(options)
+    admin = connected(AdminClient, bootstrap, {"log_level": 0, "error_cb": on_error, **(config or {})})
     wanted = [NewTopic(name, partitions, replicas) for name, partitions in topics.items()]
     for name, done in (admin.create_topics(wanted, operation_timeout=FLUSH_S_MAX) if wanted else {}).items():
         deadline_s = time.monotonic() + FLUSH_S_MAX
@@ -138,14 +139,15 @@ class _Producer:
         self._bootstrap = bootstrap
         self._refused: str | None = None
         self._lock = threading.Lock()
-        self._producer = Producer(
+        self._producer = connected(
+            Producer,
+            bootstrap,
             {
                 "linger.ms": 5,
                 "log_level": 0,
                 "partitioner": "murmur2_random",  # as Java clients do, so that all writers agree
                 "error_cb": self._on_error,
                 **(config or {}),
-                "bootstrap.servers": bootstrap,
                 "enable.idempotence": True,
             },
         )

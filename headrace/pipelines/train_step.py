@@ -72,6 +72,11 @@ class TrainStep:
         if state is not None:
             self._load(state)
 
+    def describe(self) -> str:
+        """Learner, models and state."""
+        directory = self.trainer.directory
+        return f"models of {self.trainer.learner.name} to {directory.path if directory else 'memory alone'}"
+
     def positions(self) -> Positions:
         """Next offset of each partition that the state has taken in."""
         return positions_of("the trainer", self.joiner.positions() | self._held.positions)

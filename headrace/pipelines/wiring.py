@@ -27,7 +27,9 @@ def open_store(settings: Settings) -> OnlineStore:
     Raises:
         StoreUnavailableError: Redis does not answer.
     """
-    return OnlineStore.open(settings.redis_url, settings.shards, settings.namespace)
+    return OnlineStore.open(
+        settings.redis_url, settings.shards, settings.namespace, allow_eviction=settings.allow_eviction
+    )
 
 
 def dead_letters(settings: Settings) -> DeadLetters:

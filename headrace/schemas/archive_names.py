@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from urllib.parse import quote, unquote
 
 from headrace.errors import SourceError
+from headrace.redaction import shown_url
 
 OFFSETS = "offsets.json"
 
@@ -41,8 +42,8 @@ def is_committed(place: str, topic: str, offsets: Mapping[str, int]) -> bool:
     rows = named_rows(topic, place.rpartition("/")[2])
     if rows is None:
         raise SourceError(
-            f"{place} lies in an archive and is not named as its files are, PARTITION.FIRST-NEXT.parquet, so nobody "
-            "can say which offsets it holds; move it out, or name the files by a pattern instead of the folder"
+            f"{shown_url(place)} lies in an archive and is not named as its files are, PARTITION.FIRST-NEXT.parquet, "
+            "so nobody can say which offsets it holds; move it out, or name the files by a pattern, not the folder"
         )
     partition, _, next_offset = rows
     return next_offset <= offsets.get(partition, 0)

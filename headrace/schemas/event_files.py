@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.errors import DecodeError, SchemaError, SourceError
+from headrace.redaction import has_secrets, redacted
 from headrace.schemas.avro_files import iter_avro_file, read_avro_file
 from headrace.schemas.codec import codec_for
 from headrace.schemas.conform import conform
@@ -204,7 +205,8 @@ def _named(file: EventFile) -> Iterator[None]:
     try:
         yield
     except (OSError, DecodeError, pl.exceptions.PolarsError, pa.ArrowInvalid) as exc:
-        raise SourceError(f"file {file.url} cannot be read: {exc}") from exc
+        reason = redacted(str(exc), file.path)
+        raise SourceError(f"file {file.url} cannot be read: {reason}") from (None if has_secrets(file.path) else exc)
 
 
 def _fitted(file: EventFile, event: type[Event], rows: pl.DataFrame) -> pl.DataFrame:

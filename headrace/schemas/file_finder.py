@@ -22,6 +22,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import FileSystem
 
 from headrace.errors import SourceError
+from headrace.redaction import has_secrets, redacted, shown_url
 from headrace.schemas.archive_names import OFFSETS, is_committed
 
 _MAGIC = frozenset("*?[")
@@ -34,7 +35,7 @@ log = structlog.get_logger(__name__)
 class EventFile:
     """A file to read.
 
-    `url` is what messages call it; `version` changes when its content does; `size` in bytes, -1 where
+    `url` is what messages call it, without secrets; `version` changes when its content does; `size` in bytes, -1 where
     the server does not tell. `is_archived`: an archive's, which is never written again.
     """
 
@@ -64,7 +65,7 @@ class EventFile:
         """
         told = f"{self.size} {self.version}".encode()
         if self.is_local:
-            with _refusals(self.url), Path(self.path).open("rb") as file:
+            with _refusals(self.url, self.path), Path(self.path).open("rb") as file:
                 head = file.read(_ENDS_BYTES)
                 file.seek(max(self.size - _ENDS_BYTES, 0))
                 told = b"%d " % self.size + head + file.read(_ENDS_BYTES)
@@ -82,7 +83,7 @@ class EventFile:
             return
         with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
             copy = Path(folder) / f"copy{self.suffix}"
-            with _refusals(self.url):
+            with _refusals(self.url, self.path):
                 self.filesystem.get_file(self.path, str(copy))
             yield copy
 
@@ -137,10 +138,10 @@ def _local(path: str, topic: str | None) -> Found:
         return Found([_local_file(*one, is_archived=True) for one in zip(kept, names, strict=True)], ends)
     fixed = Path(*itertools.takewhile(lambda part: not _MAGIC & set(part), plain.parts))
     if fixed == plain:
-        raise SourceError(_nothing(path, plain.exists()))
+        raise SourceError(_nothing(shown_url(path), plain.exists()))
     files = sorted(file for file in fixed.glob(str(plain.relative_to(fixed))) if file.is_file())
     found = [_local_file(file, file.relative_to(fixed).as_posix()) for file in files]
-    return Found(_not_empty(found, path), {})
+    return Found(_not_empty(found, shown_url(path)), {})
 
 
 def _local_file(path: Path, name: str, *, is_archived: bool = False) -> EventFile:
@@ -149,7 +150,8 @@ def _local_file(path: Path, name: str, *, is_archived: bool = False) -> EventFil
 
 
 def _remote(url: str, topic: str | None) -> Found:
-    with _refusals(url):
+    shown = shown_url(url)
+    with _refusals(shown, url):
         filesystem, path = _opened(url)
         if _is_disk(filesystem):
             return _local(path, topic)
@@ -157,14 +159,14 @@ def _remote(url: str, topic: str | None) -> Found:
             return Found([_remote_file(filesystem, path, PurePosixPath(path).name.partition("?")[0], url)], {})
         fixed = f"{path.rstrip('/')}/{topic}"
         if topic is not None and filesystem.isfile(f"{fixed}/{OFFSETS}"):
-            ends = _ends(filesystem.cat_file(f"{fixed}/{OFFSETS}"), url)
+            ends = _ends(filesystem.cat_file(f"{fixed}/{OFFSETS}"), shown)
             kept = [file for file in sorted(filesystem.glob(f"{fixed}/*/*.parquet")) if is_committed(file, topic, ends)]
             return Found([_below(filesystem, file, fixed, is_archived=True) for file in kept], ends)
         fixed = "/".join(itertools.takewhile(lambda part: not _MAGIC & set(part), path.split("/")))
         if fixed == path:
-            raise SourceError(_nothing(url, _is_there(filesystem, path)))
+            raise SourceError(_nothing(shown, _is_there(filesystem, path)))
         files = [file for file in sorted(filesystem.glob(path)) if filesystem.isfile(file)]
-        return Found(_not_empty([_below(filesystem, file, fixed) for file in files], url), {})
+        return Found(_not_empty([_below(filesystem, file, fixed) for file in files], shown), {})
 
 
 def _not_empty(files: list[EventFile], path: str) -> list[EventFile]:
@@ -229,19 +231,20 @@ def _remote_file(
     known = [str(about[key]) for key in ("ETag", "etag", "mtime", "created", "LastModified") if about.get(key)][:1]
     size = -1 if about.get("size") is None else int(about["size"])
     return EventFile(
-        url or filesystem.unstrip_protocol(path), name, size, "".join(known), path, filesystem, is_archived
+        shown_url(url or filesystem.unstrip_protocol(path)), name, size, "".join(known), path, filesystem, is_archived
     )
 
 
 @contextlib.contextmanager
-def _refusals(url: str) -> Iterator[None]:
-    """Each filesystem raises what its own library does; all of it is one error."""
+def _refusals(shown: str, url: str) -> Iterator[None]:
+    """Each filesystem raises what its own library does; all of it is one error, without the secrets of `url`."""
     try:
         yield
     except SourceError:
         raise
-    except Exception as exc:
-        raise SourceError(f"{url} cannot be read: {exc or type(exc).__name__}") from exc
+    except Exception as exc:  # noqa: BLE001 - whatever the library of a filesystem raises
+        reason = redacted(str(exc), url) or type(exc).__name__
+        raise SourceError(f"{shown} cannot be read: {reason}") from (None if has_secrets(url) else exc)
 
 
 def _nothing(path: str, exists: bool) -> str:

@@ -4,6 +4,7 @@ Source: Confluent Schema Registry API, `POST /subjects/{subject}/versions` and `
 `<topic>-value`, the registry's own default. The registry applies its own compatibility rule on registration.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ import httpx
 import orjson
 import tenacity
 
-from headrace.errors import EvolutionError, ServiceError
+from headrace.errors import ConfigError, EvolutionError, ServiceError
+from headrace.redaction import has_secrets, redacted, shown_url
 from headrace.schemas.event import EventSpec
 
 PATIENCE_S = 60.0
@@ -29,14 +31,22 @@ class SchemaRegistry:
         url: with user and password in it where the registry wants them.
         transport: another way to send requests, for tests.
         patience_s: how long a registry that does not answer is asked again before that is an error.
+
+    Raises:
+        ConfigError: `url` is no URL of a registry.
     """
 
     def __init__(
         self, url: str, *, transport: httpx.BaseTransport | None = None, patience_s: float = PATIENCE_S
     ) -> None:
-        parsed = httpx.URL(url)
-        self._shown_url = str(parsed.copy_with(username=None, password=None))
+        self._url = url
+        self._shown_url = shown_url(url)
         self._patience_s = patience_s
+        if not _is_url(url):
+            raise ConfigError(
+                f"HEADRACE_REGISTRY_URL {self._shown_url!r}: write https://user:password@host:port, with / ? # @ : and "
+                "% in user and password percent-encoded"
+            )
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_S, transport=transport)
         self._schemas: dict[int, Mapping[str, Any] | None] = {}
 
@@ -91,8 +101,9 @@ class SchemaRegistry:
             return retrying(self._client.request, method, path, content=content, headers=_CONTENT)
         except httpx.HTTPError as exc:
             raise ServiceError(
-                f"schema registry {self._shown_url}: {exc!r}; check HEADRACE_REGISTRY_URL and that it runs"
-            ) from exc
+                f"schema registry {self._shown_url}: {redacted(repr(exc), self._url)}; check HEADRACE_REGISTRY_URL and "
+                "that it runs"
+            ) from (None if has_secrets(self._url) else exc)
 
     def _content(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_error:
@@ -100,6 +111,17 @@ class SchemaRegistry:
             raise ServiceError(f"schema registry {self._shown_url}, {asked}: {answer.status_code} {answer.text}")
         content: dict[str, Any] = orjson.loads(answer.content)
         return content
+
+
+def _is_url(url: str) -> bool:
+    """Whether the place is clear: a password that is not percent-encoded may make a path of half of the URL."""
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"http", "https"} or re.search("[/?#]", rest.rpartition("@")[0]):
+        return False
+    try:
+        return bool(httpx.URL(url).host)
+    except (httpx.InvalidURL, UnicodeError):
+        return False
 
 
 def _wanted(spec: EventSpec) -> bytes:

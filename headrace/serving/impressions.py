@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from headrace.errors import DeclarationError
+from headrace.kafka_clients import connected
 from headrace.learners import Inputs
 from headrace.schemas import Event, codec_for, spec_of
 from headrace.schemas.registry import SchemaRegistry
@@ -82,6 +83,7 @@ class ImpressionLog:
 
     Raises:
         DeclarationError: the event lacks a column of `columns`.
+        ConfigError: `config` or `bootstrap` are not as librdkafka takes them.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class ImpressionLog:
             "log_level": 0,  # the client's own lines on stderr; its errors come by the callback
             "error_cb": lambda error: log.debug("broker_error", code=error.name(), detail=error.str()),
         }
-        self._producer = Producer({"bootstrap.servers": bootstrap, **settings, **(config or {})})
+        self._producer = connected(Producer, bootstrap, {**settings, **(config or {})})
         self._thread = threading.Thread(target=self._drain, name="headrace-impressions", daemon=True)
         self._thread.start()
 

@@ -20,12 +20,10 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -34,7 +32,8 @@ from typing import Any, Self
 import structlog
 from fastapi import FastAPI
 
-from headrace.errors import ConfigError, PortBusyError, ServiceError
+from headrace.errors import ConfigError, ServiceError
+from headrace.listening import require_free
 
 FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
 OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it
@@ -134,7 +133,7 @@ class RayServe:
         options = self.options
         if ray.is_initialized():
             raise ConfigError("Ray runs in this process already: stop it first")
-        _require_free(options.host, options.port)
+        require_free(options.host, options.port)
         folder = self._folder = options.folder or self._temporary("hr-ray-")
         if len(str(folder)) > FOLDER_CHARS_MAX:
             raise ConfigError(
@@ -318,12 +317,3 @@ def _remove(folder: Path) -> None:
             return
         time.sleep(0.2)
     log.warning("folder_not_removed", folder=str(folder))
-
-
-def _require_free(host: str, port: int) -> None:
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            raise PortBusyError(f"serving: {host}:{port} cannot be used ({exc.strerror}); choose another port") from exc

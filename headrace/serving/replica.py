@@ -45,7 +45,9 @@ def build_replica(
     """
     settings = settings or load_settings()
     configure_logs(settings.log_level, as_json=settings.log_json)
-    store = OnlineStore.open(settings.redis_url, settings.shards, settings.namespace)
+    store = OnlineStore.open(
+        settings.redis_url, settings.shards, settings.namespace, allow_eviction=settings.allow_eviction
+    )
     ranker = Ranker(RankingSpec(learner, entity, candidate), store)
     directory = ModelDirectory(settings.model_dir, settings.redis_url)
     impressions = ImpressionLog(

@@ -1,20 +1,29 @@
 """Serve until told to stop: under Ray Serve, or under uvicorn in this process."""
 
+import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+import uvicorn
 from fastapi import FastAPI
 
+from headrace.errors import ConfigError
+from headrace.listening import require_free
+from headrace.redaction import shown_url
 from headrace.settings import Settings
 
 log = structlog.get_logger(__name__)
 
+Say = Callable[[str], object]
+"""Takes one line, once the application answers."""
 
-def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path) -> None:
+
+def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path, *, say: Say) -> None:
     """Serve `factory`'s application on Ray Serve; `root` is the project that its replicas import from.
 
     Returns after SIGTERM or SIGINT, once requests in flight are answered.
@@ -39,12 +48,42 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path)
     )
     with RayServe(options) as served:
         url = served.deploy(build_app(factory, num_replicas=settings.replicas))
-        log.info("serving", url=url, replicas=settings.replicas)
+        say(_up(url, f"Ray Serve, {settings.replicas} replica(s)", settings))
         stopping.wait()
 
 
-def serve_plain(factory: Callable[[], FastAPI], settings: Settings) -> None:
-    """Serve `factory`'s application under uvicorn in this process, until SIGTERM or SIGINT."""
-    import uvicorn
+def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say) -> None:
+    """Serve `factory`'s application under uvicorn in this process, until SIGTERM or SIGINT.
 
-    uvicorn.run(factory(), host=settings.host, port=settings.port, log_level="warning", access_log=False)
+    Raises:
+        PortBusyError: the port is taken.
+        ConfigError: `factory` makes no application.
+    """
+    require_free(settings.host, settings.port)
+    app = factory()
+    if not isinstance(app, FastAPI):
+        raise ConfigError(f"make_http returns {type(app).__name__}, not an application: return build_replica(...)")
+    config = uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
+    with contextlib.suppress(KeyboardInterrupt):
+        _Announced(config, lambda port: say(_up(settings.serving_url_of(port), "uvicorn", settings))).run()
+
+
+def _up(url: str, runner: str, settings: Settings) -> str:
+    return (
+        f"{url} is up ({runner}): reads features from {shown_url(settings.redis_url)} and models from "
+        f"{settings.model_dir}; logs impressions to {settings.brokers}"
+    )
+
+
+class _Announced(uvicorn.Server):
+    """A server that calls `on_up` with its port once it answers requests."""
+
+    def __init__(self, config: uvicorn.Config, on_up: Callable[[int], object]) -> None:
+        super().__init__(config)
+        self._on_up = on_up
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn once, before its loop; returns without having started if the application fails."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_up(self.servers[0].sockets[0].getsockname()[1])

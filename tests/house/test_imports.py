@@ -17,7 +17,7 @@ ROOMS = {
     "serving": {"schemas", "features", "learners", "serving", "local"},
     "local": {"local"},
 }
-SHARED = {"errors", "clock", "redaction", "settings", "telemetry"}
+SHARED = {"errors", "clock", "kafka_clients", "listening", "redaction", "settings", "telemetry"}
 DOMAIN = re.compile(r"(users?|items?)_ids?|(customer|purchase|click|shop|basket)s?(_\w+)?", re.IGNORECASE)
 
 
