@@ -272,14 +272,14 @@ def features_show(view: View, as_json: Json = False) -> None:
 
 def _views(names: list[str]) -> list[Any]:
     project.activate()
-    return [project.load_object(name) for name in names]
+    return [project.load_object(name) for name in dict.fromkeys(names)]
 
 
 def _store(url: str | None) -> Any:
     from headrace.features import OnlineStore
 
     settings = load_settings()
-    place = url or settings.redis_url
+    place = settings.redis_url if url is None else url
     if place.startswith("embedded://"):
         from headrace.local import service_url
 

@@ -8,6 +8,7 @@ import importlib.metadata
 import math
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn, ParamSpec
@@ -116,7 +117,7 @@ def command(
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise typer.Exit(0) from exc
             except OSError as exc:
-                _fail(exc, f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}")
+                _fail(exc, _words_of(exc))
 
         group.command(name, cls=kind)(run)
         return function
@@ -138,6 +139,13 @@ def _settings() -> Settings:
 def say(line: str) -> None:
     """One line of words."""
     err.print(escaped(line), highlight=False, soft_wrap=True)
+
+
+def _words_of(exc: OSError) -> str:
+    """What the operating system refused, and where."""
+    if isinstance(exc, shutil.Error):  # a list of all files that could not be copied
+        return str(exc.args[0][0][2])
+    return f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}"
 
 
 def _fail(exc: Exception, line: str) -> NoReturn:

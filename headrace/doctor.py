@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -156,9 +157,14 @@ def _project() -> Finding:
 
 
 def _disk(folder: Path) -> Finding:
-    existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    try:
+        existing = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+    except OSError as exc:
+        return Finding("disk", "bad", f"{folder}: {exc.strerror}", "set HEADRACE_MODEL_DIR to a folder of yours")
     found = f"{free / 1e9:.0f} GB free below {existing}"
+    if not os.access(existing, os.W_OK):
+        return Finding("disk", "bad", f"{existing} cannot be written to", "set HEADRACE_MODEL_DIR to a folder of yours")
     if free < DISK_BYTES_MIN:
         return Finding("disk", "bad", found, f"free at least {DISK_BYTES_MIN / 1e9:.0f} GB, or set HEADRACE_MODEL_DIR")
     return Finding("disk", "good", found)

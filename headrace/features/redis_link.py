@@ -80,6 +80,7 @@ _REPLIES: tuple[tuple[str, type[StoreError], str], ...] = (
     ("READONLY ", StoreUnavailableError, _REPLICA),
     ("CLUSTERDOWN ", StoreUnavailableError, _NO_QUORUM),
     ("MISCONF ", StoreUnavailableError, "it cannot write to its disk: free space there, see its log"),
+    ("DB index is out of range", StoreError, "use a smaller number in the URL, or raise its setting databases"),
     ("BUSY Redis", StoreUnavailableError, "a script of another client holds it up: wait, or SCRIPT KILL"),
 )
 """Text of a reply -> ours and what to do, asked first: a script's error is a plain ResponseError that quotes it."""

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from headrace.pipelines.backfill import Backfilled, backfill
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.on_bytewax import materialize_flow, run
-from headrace.pipelines.positions import least_positions
+from headrace.pipelines.positions import is_live, least_positions
 from headrace.pipelines.source import EventBatch, Source
-from headrace.pipelines.source_url import KAFKA, file_sources, named_url, sources_of_urls
+from headrace.pipelines.source_url import KAFKA, OFFSET_MAX, file_sources, named_url, sources_of_urls
 from headrace.pipelines.wiring import intake_of, registry_of
-from headrace.schemas import DeadLetter, FileDeadLetters
+from headrace.schemas import DeadLetter, FileDeadLetters, spec_of
 from headrace.settings import Settings
 
 BACKFILL_ROWS = 262_144
@@ -85,7 +85,7 @@ def backfill_views(
     )
     ends = {name: offset for files in file_sources(source) for name, offset in files.ends().items()}
     if handover is not None:
-        ends |= _offsets(handover)
+        ends |= _offsets(handover, {spec_of(event).topic for event in events})
     has_topic = any(named_url(url, events)[1].startswith(KAFKA) for url in urls)
     if not (files_only or has_topic):
         _require_ends(source, ends)
@@ -201,11 +201,21 @@ class _Known:
         """Nothing is open."""
 
 
-def _offsets(path: Path) -> dict[str, int]:
+def _offsets(path: Path, topics: Collection[str]) -> dict[str, int]:
+    """The offsets of a hand-over file; one that names another topic would hand nothing over."""
     try:
-        found = orjson.loads(path.read_bytes())
+        offsets = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as exc:
         raise ConfigError(f"--handover {path}: {exc}") from exc
-    if not isinstance(found, dict) or not all(isinstance(value, int) for value in found.values()):
-        raise ConfigError(f'--handover {path}: write a JSON object such as {{"engagements/0": 1200}}')
-    return found
+    example = f'{{"{min(topics)}/0": 1200}}'
+    if not isinstance(offsets, dict) or not offsets:
+        raise ConfigError(f"--handover {path}: write a JSON object such as {example}")
+    for partition, offset in offsets.items():
+        topic = partition.rpartition("/")[0]
+        if topic not in topics or not is_live(partition, topic):
+            raise ConfigError(
+                f"--handover {path}: {partition!r} is no partition of {', '.join(sorted(topics))}; write {example}"
+            )
+        if type(offset) is not int or not 0 <= offset <= OFFSET_MAX:
+            raise ConfigError(f"--handover {path}: {partition}: {offset!r} is no offset; write {example}")
+    return dict(offsets)

@@ -110,7 +110,7 @@ class Materializer:
         self._store = store
         self._handover = handover
         self._met: set[str] | None = set()  # partitions that came; None: the source was told our positions
-        plans = [plan_of(view) for view in views]
+        plans = [plan_of(view) for view in dict.fromkeys(views)]
         index, count = owner
         owned = list(shards) if shards is not None else list(range(index, store.shards, count))
         self._stop = stop or threading.Event()

@@ -205,7 +205,7 @@ def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None
         HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
     """
     if not isinstance(flow, Dataflow):
-        raise ConfigError(f"flow is a {type(flow).__name__}, not a Dataflow of bytewax: flow = Dataflow(<name>)")
+        raise ConfigError(f"flow is of type {type(flow).__name__}, not a Dataflow of bytewax")
     os.environ["RUST_BACKTRACE"] = "0"  # a failed step is raised as itself: the engine's trace of it is noise
     failure = _Failure()
     with graceful_stop() as stopping:

@@ -157,6 +157,8 @@ def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Ev
     Raises:
         ConfigError: files for one event where there are several.
     """
+    if not url.strip():
+        raise ConfigError("events '': write kafka://HOST:PORT, a file, a glob such as log/*.parquet, or an archive")
     name, equals, path = url.partition("=")
     named = [event for event in events if equals and event.__name__ == name]
     if not named and len(events) > 1 and not url.startswith(KAFKA):

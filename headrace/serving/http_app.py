@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
@@ -40,10 +41,11 @@ from headrace.serving.messages import (
     ScoreResponse,
 )
 from headrace.serving.ranker import Ranker
-from headrace.serving.refusals import Refusal, no_model, parse, refusal_of, too_large
+from headrace.serving.refusals import STORE_AWAY, Refusal, no_model, parse, refusal_of, too_large
 from headrace.serving.report import Report
 from headrace.serving.swap import LiveModel, Swap
 
+log = structlog.get_logger(__name__)
 Ask = TypeVar("Ask", bound=BaseModel)
 P = ParamSpec("P")
 
@@ -236,7 +238,8 @@ class _Face:
         try:
             await asyncio.get_running_loop().run_in_executor(self._pool, self._answers.ping)
         except HeadraceError as exc:
-            problems.append(str(exc))
+            log.warning("store_not_ready", reason=str(exc))
+            problems.append(STORE_AWAY)
         ready = not problems
         version = live.version if live is not None else None
         return _json({"ready": ready, "model_version": version, "problems": problems}, 200 if ready else 503)

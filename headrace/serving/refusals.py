@@ -8,10 +8,12 @@ import orjson
 import structlog
 from pydantic import BaseModel, ValidationError
 
-from headrace.errors import HeadraceError, LayoutError, StoreUnavailableError
+from headrace.errors import HeadraceError, LayoutError, StoreError, StoreUnavailableError
 from headrace.serving.messages import ErrorResponse
 
 RETRY_AFTER_S = 1
+STORE_AWAY = "the online store does not answer"
+"""What callers are told of a store that is away; its address is in the log alone."""
 
 log = structlog.get_logger(__name__)
 Ask = TypeVar("Ask", bound=BaseModel)
@@ -97,11 +99,14 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
         case StoreUnavailableError():
             log.warning("store_unavailable", route=route, reason=str(exc))
             return Refusal(
-                503, "store_unavailable", str(exc), f"try again after {RETRY_AFTER_S} s; it recovers by itself"
+                503, "store_unavailable", STORE_AWAY, f"try again after {RETRY_AFTER_S} s; the replica's log says more"
             )
         case LayoutError():
             log.error("layout_differs", route=route, reason=str(exc))
             return Refusal(503, "layout_differs", str(exc), "backfill the view's present layout, or serve the old one")
+        case StoreError():
+            log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
+            return Refusal(500, "failed", "the online store refused the request", "see the replica's log")
         case HeadraceError():
             log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
             return Refusal(500, "failed", str(exc), "see the replica's log")

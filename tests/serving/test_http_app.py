@@ -206,7 +206,12 @@ def test_redis_away_and_back(tmp_path, serve):
         response = client.post("/v1/rank", ASK)
         assert (response.status_code, response.json()["error"]) == (503, "store_unavailable")
         assert response.headers["retry-after"] == "1"
-        assert client.get("/readyz").status_code == 503
+        ready = client.get("/readyz")
+        assert ready.status_code == 503
+        assert ready.json()["problems"] == ["the online store does not answer"]
+        for body in (response.text, ready.text):  # callers are not told where Redis is
+            assert "127.0.0.1" not in body
+            assert str(redis.port) not in body
         assert client.get("/healthz").status_code == 200
         redis.start()
         assert client.post("/v1/rank", ASK).json()["status"] == "partial"
