@@ -64,11 +64,11 @@ class ModelDirectory:
     def __init__(
         self, path: str | Path, redis_url: str | None = None, stream: str = STREAM, *, keep: int = KEEP
     ) -> None:
+        self._link = RedisLink(redis_url) if redis_url else None
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self.stream = stream
         self._keep = max(keep, 1)
-        self._link = RedisLink(redis_url) if redis_url else None
 
     def versions(self) -> list[int]:
         """Published versions, ascending."""

@@ -198,7 +198,8 @@ def consume(
 def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None = None) -> None:
     """Run `flow` until its sources end, or SIGTERM or SIGINT arrives; then everything applied is flushed.
 
-    `say` is given one line for each input once it reads: from where, and what its steps write; default: a log line.
+    `say` is given one line for each input, once it has read something or has waited for it: from where, and what its
+    steps write; default: a log line.
 
     Raises:
         ConfigError: `flow` is no dataflow, or has no input of ours.
@@ -298,16 +299,23 @@ class _Input(DynamicSource[Any]):
         decode: Callable[[Batch], Any] = intake.decode if intake else _as_it_is
         made = chain.from_iterable(steps.made for steps, _ in self.readers)
         ahead = ReadAhead(share, decode, pause_after, prepare=prepares(made) if intake else ())
-        if worker_index == 0:
-            written = [described(steps.made[0]) for steps, _ in self.readers]
-            self.say(f"reads {described(self.source)}; writes {', '.join(written) or 'nothing'}")
-        return _Part(self, ahead, self.heartbeats if worker_index == 0 else [])
+        written = [described(steps.made[0]) for steps, _ in self.readers]
+        line = f"reads {described(self.source)}; writes {', '.join(written) or 'nothing'}"
+        return _Part(self, ahead, self.heartbeats, line) if worker_index == 0 else _Part(self, ahead, [])
 
 
 class _Part(StatelessSourcePartition[Any]):
-    """One worker's share of a source; without `ahead` it could not be opened."""
+    """One worker's share of a source; without `ahead` it could not be opened. `line` is said once it reads."""
 
-    def __init__(self, owner: _Input, ahead: ReadAhead[Any] | None, heartbeats: Sequence[Callable[[], object]]) -> None:
+    def __init__(
+        self,
+        owner: _Input,
+        ahead: ReadAhead[Any] | None,
+        heartbeats: Sequence[Callable[[], object]],
+        line: str | None = None,
+    ) -> None:
+        self._line = line
+        self._opened_s = time.monotonic()
         self._owner = owner
         self._ahead = ahead
         self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # freed once every step is done with it
@@ -332,6 +340,9 @@ class _Part(StatelessSourcePartition[Any]):
         if ahead.exhausted:
             raise StopIteration
         found = ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
+        if self._line is not None and (found or time.monotonic() - self._opened_s > STATUS_S):
+            self._owner.say(self._line)
+            self._line = None
         self._pause_s = None if found else IDLE_S
         if self._owner.workers > 1:
             self._in_flight.update(found)

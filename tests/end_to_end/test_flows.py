@@ -97,6 +97,9 @@ def test_materialize_counts_puts_aside_and_drains(repo, redis_url, bootstrap, en
     _, words = process.communicate(timeout=30)
     assert total == good.height, words
     assert process.returncode == 0, words
+    if runner == "headrace":
+        written = f"writes views customer_activity, item_activity in {redis_url}"
+        assert f"pipelines.materialize is up: reads topic engagements at {bootstrap}; {written}\n" in words
     wanted = {"future", "out_of_range", "undecodable"}
     assert set(read_letters(tmp_path / "letters")["reason"]) == wanted
     source = KafkaSource(bootstrap, ["dead-letters"], until_end=True)
