@@ -40,7 +40,7 @@ _ONE_OF_MANY = "this is one node of a cluster: write redis+cluster:// in the URL
 _AWAY = "check that Redis runs there and that its port can be reached from here"
 
 _CREDENTIALS = "check user and password in the URL, where / ? # @ : and % must be percent-encoded"
-_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write, @transaction and @scripting"
+_FORBIDDEN = "the user of the URL may not do this: it needs @read, @write, @transaction and @scripting, and +info"
 _FULL = "raise its maxmemory (with the policy noeviction), or give views a ttl"
 _NO_QUORUM = "the cluster has no quorum or lacks slots: see CLUSTER INFO"
 _REPLICA = "this is a replica: a failover is under way, or the URL is wrong"
