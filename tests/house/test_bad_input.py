@@ -31,6 +31,11 @@ FILES = {
         "from headrace import Count, FeatureView\nfrom schemas.ev import Ev\n\n\n"
         'class V(FeatureView, source=Ev, entity="user"):\n    n = Count(windows="lifetime")\n'
     ),
+    "features/times.py": (
+        "from headrace import FeatureView, Last, Sequence\nfrom schemas.ev import Ev\n\n\n"
+        'class Times(FeatureView, source=Ev, entity="user"):\n    last = Last("event_time")\n'
+        '    steps = Sequence("eid", "event_time", n=2)\n'
+    ),
     "pipelines/live.py": FLOW,
     "pipelines/raises.py": "\n1/0\n",
     "pipelines/exits.py": "import sys\nsys.exit(0)\n",
@@ -248,4 +253,24 @@ def test_words_that_are_no_mistake(commands, project, redis_url):
     assert (ran.code, ran.out, ran.err.startswith("no version of features.v:V in redis://")) == (0, "", True)
     ran = run("features", "list", "--json", HEADRACE_BROKER="x")
     assert ran.err == "warning: HEADRACE_BROKER is no setting and is ignored; did you mean HEADRACE_BROKERS?\n"
-    assert orjson.loads(ran.out) == [{"view": VIEW, "entity": "user", "features": 1}]
+    assert orjson.loads(ran.out)[1] == {"view": VIEW, "entity": "user", "features": 1}
+
+
+def test_times_are_iso_8601_and_ages_readable(commands, project, redis_url):
+    """In JSON and for people, also inside of lists."""
+    store = ("--store", redis_url)
+    ran = commands.run(Ask(("materialize", "features.times:Times", "--events", "log.jsonl", *store)), project)
+    assert ran.code == 0, ran
+    get = ("get", "features.times:Times", "1", "--now", "2026-01-03T07:30:00", *store)
+    [record] = orjson.loads(commands.run(Ask((*get, "--json")), project).out)
+    assert record == {
+        "user": 1,
+        "last": "2026-01-01T00:00:00Z",
+        "steps_eid": ["a"],
+        "steps_event_time": ["2026-01-01T00:00:00Z"],
+        "_status": "fresh",
+        "_age_s": 55 * 3_600 + 1_800,
+    }
+    shown = commands.run(Ask(get), project).out
+    assert "2026-01-01T00:00:00Z" in shown
+    assert "2 d 7 h" in shown

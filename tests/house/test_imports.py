@@ -61,6 +61,17 @@ def test_runners_are_behind_one_adapter(repo, package, home):
     assert {str(path.relative_to(repo / "headrace")) for path in users} == {home}
 
 
+def test_redis_is_behind_one_client(repo):
+    """The store's link and the embedded server import redis; everybody else goes through the link."""
+    users = set()
+    for path in sorted((repo / "headrace").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            users |= {str(path.relative_to(repo / "headrace")) for name in names if name.split(".")[0] == "redis"}
+    assert all(user.startswith(("features/redis_", "local/")) for user in users), users
+
+
 @pytest.mark.parametrize("module", ["headrace", "headrace.cli", "headrace.features.store"])
 def test_light_modules_load_no_heavy_package(module):
     """Reading features needs neither torch nor Ray, Bytewax or a Kafka client."""
