@@ -110,9 +110,8 @@ def command(
                     os.environ["HEADRACE_REDIS_URL"] = service_url(settings.redis_url)
                 function(*args, **kwargs)
             except HeadraceError as exc:
-                _fail(
-                    exc, str(exc) if isinstance(exc, ServiceError) else " ".join(str(exc).split())
-                )  # a log's tail stays
+                is_log = isinstance(exc, ServiceError)  # it may end with the last lines of a log
+                _fail(exc, str(exc) if is_log else " ".join(str(exc).split()))
             except BrokenPipeError as exc:  # `headrace get ... | head` closes our stdout
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise typer.Exit(0) from exc

@@ -218,16 +218,16 @@ _UNKNOWN_EVICTION: tuple[State, str] = ("note", "the user of the URL may not ask
 
 def _eviction_risk(link: RedisLink) -> tuple[State, str]:
     """How grave it is, of the worst node, and in words."""
-    found: tuple[State, str] = ("good", "keeps all records")
+    risk: tuple[State, str] = ("good", "keeps all records")
     for node, info in link.info("memory").items():
         eviction = Eviction.of_info(info)
         if eviction is None:
-            found = "note", f"{node} does not tell its maxmemory-policy"
+            risk = "note", f"{node} does not tell its maxmemory-policy"
         elif eviction.may_drop(has_ttl=False):
             return "bad", f"{node} may drop any record: {eviction}"
         elif eviction.may_drop(has_ttl=True):
-            found = "note", f"{node} may drop records of views with a ttl: {eviction}"
-    return found
+            risk = "note", f"{node} may drop records of views with a ttl: {eviction}"
+    return risk
 
 
 def _broker(settings: Settings) -> Finding:

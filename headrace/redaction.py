@@ -18,9 +18,7 @@ from urllib.parse import quote, unquote
 
 MASK = "***"
 
-SHOWN_PARAMETERS = frozenset(
-    {"db", "start", "region", "protocol", "timeout", "socket_timeout", "health_check_interval"}
-)
+SHOWN_PARAMETERS = frozenset({"db", "start", "region", "client_name", "socket_timeout", "health_check_interval"})
 """Names of query parameters whose values are shown; all others are masked."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -47,12 +45,12 @@ def shown_url(url: str) -> str:
     >>> shown_url("s3://bucket/log/*.parquet?secret_key=x"), shown_url("log/a.parquet")
     ('s3://bucket/log/*.parquet?secret_key=***', 'log/a.parquet')
     """
-    found = _SCHEME.search(url)
-    if found is None:
+    scheme = _SCHEME.search(url)
+    if scheme is None:
         return re.sub(r":.*@", f":{MASK}@", url, flags=re.DOTALL)
-    named, rest = url[: found.start()], url[found.end() :]
-    head = (named if _NAMED.fullmatch(named) else MASK) + found[0]
-    user, tail = _split_user(found[0].removesuffix("://").lower(), rest)
+    named, rest = url[: scheme.start()], url[scheme.end() :]
+    head = (named if _NAMED.fullmatch(named) else MASK) + scheme[0]
+    user, tail = _split_user(scheme[0].removesuffix("://").lower(), rest)
     return head + user + (_shown_tail(tail) if tail else "")
 
 
@@ -114,8 +112,8 @@ def _secrets_of(url: str) -> list[str]:
     """Whatever `shown_url` hides, whole and in the pieces that a parser makes of it, longest first."""
     if not has_secrets(url):
         return []
-    found = _SCHEME.search(url)
-    named, rest = (url[: found.start()], url[found.end() :]) if found else ("", url)
+    scheme = _SCHEME.search(url)
+    named, rest = (url[: scheme.start()], url[scheme.end() :]) if scheme else ("", url)
     before, at, after = rest.rpartition("@")
     user, colon, _ = before.partition(":")
     tail = after if at else rest

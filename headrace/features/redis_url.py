@@ -1,7 +1,9 @@
 """A store's URL, checked before redis-py sees it, which takes much as something else and quotes secrets in its errors.
 
-redis://user:password@host:6379/0      rediss:// with TLS      unix:///path/to/socket
-redis+cluster://host:6379              any node of a cluster; rediss+cluster:// with TLS
+    redis://user:password@host:6379/0      rediss:// with TLS      unix:///path/to/socket
+    redis+cluster://host:6379              any node of a cluster; rediss+cluster:// with TLS
+
+Special characters in user and password are percent-encoded; options of the connection follow as `?name=value`.
 """
 
 import contextlib

@@ -149,20 +149,22 @@ class Materializer:
         A partition that a view of its topic has never seen is left out: it must be read from its start. What each view
         has read goes with them, so that a source refuses what would be counted twice.
         """
+        self._met = None
+        return Positions(self._begins(), map(self._reader, self._sets))
+
+    def _begins(self) -> dict[str, int]:
         readers: dict[str, list[dict[str, int]]] = {}
         for shard_set in self._sets:
             known = shard_set.positions()
             for event in shard_set.plan.sources:
                 readers.setdefault(spec_of(event).topic, []).append(known)
         least = [least_positions(found) for found in readers.values()]
-        self._met = None
-        begins = {
+        return {
             partition: offset
             for topic, positions in zip(readers, least, strict=True)
             for partition, offset in positions.items()
             if partition.startswith(f"{topic}/")
         }
-        return Positions(begins, [self._reader(shard_set) for shard_set in self._sets])
 
     def _reader(self, shard_set: ShardSet) -> Reader:
         topics = frozenset(spec_of(event).topic for event in shard_set.plan.sources)
@@ -275,7 +277,7 @@ class Materializer:
         samples = self.freshness_ms()
         p50, p99 = np.percentile(samples, (50, 99)).tolist() if len(samples) else (None, None)
         return {
-            "positions": self.positions(),
+            "positions": self._begins(),
             "records": sum(shard_set.record_count for shard_set in self._sets),
             "freshness_ms": {"p50": p50, "p99": p99, "count": len(samples)},
         }
