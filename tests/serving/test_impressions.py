@@ -62,7 +62,7 @@ def test_a_ranking_is_logged_as_it_was_served(serve, broker):
 
 
 def test_a_full_queue_drops_and_counts_and_never_waits():
-    """The broker is away and the queue holds one. A log that waited for the broker would take 100 ms, all of them 100 s."""
+    """The broker is away and the queue holds one. A log that waited for it would take 100 ms, all of them 100 s."""
     log = ImpressionLog(Shown, NOWHERE, queue_max=1, batch_max=1, config={"message.timeout.ms": 100, "log_level": 0})
     one = impression()
     started = time.monotonic()
