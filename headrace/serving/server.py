@@ -36,8 +36,7 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
     from headrace.serving.on_ray import RayOptions, RayServe, build_app
 
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    _on_signals(stopping)
     path = os.pathsep.join(part for part in (str(root), os.environ.get("PYTHONPATH")) if part)
     options = RayOptions(
         host=settings.host,
@@ -48,8 +47,15 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
     )
     with RayServe(options) as served:
         url = served.deploy(build_app(factory, num_replicas=settings.replicas))
+        _on_signals(stopping)  # again: Ray puts a handler of its own in place, which ends the process by SIGABRT
         say(_up(url, f"Ray Serve, {settings.replicas} replica(s)", settings))
         stopping.wait()
+
+
+def _on_signals(stopping: threading.Event) -> None:
+    """Let SIGTERM and SIGINT set an event."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
 
 
 def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say) -> None:

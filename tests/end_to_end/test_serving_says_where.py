@@ -1,5 +1,6 @@
-"""`headrace serve --plain` says one line once it answers: where, what it reads and logs, without a secret."""
+"""`headrace serve` says one line once it answers: where, what it reads and logs, without a secret."""
 
+import os
 import re
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import sys
 
 import httpx
 import pytest
+
+from headrace.local import free_port
 
 APP = """
 from fastapi import FastAPI
@@ -18,36 +21,58 @@ def make_http():
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_line_once_it_answers(repo, tmp_path, number):
-    """Port 0 takes a free one, which the line names; a signal ends it without another word."""
-    (tmp_path / "serving").mkdir()
-    (tmp_path / "serving" / "__init__.py").write_text("")
-    (tmp_path / "serving" / "app.py").write_text(APP)
-    (tmp_path / "pyproject.toml").write_text("[tool.headrace]\n")
+WHERE = (
+    r"reads features from redis://me:\*\*\*@10\.1\.2\.3:6379/0 and models from \.headrace/models; "
+    r"logs impressions to 10\.1\.2\.3:9092\n"
+)
+
+
+def start(repo, folder, *words, port):
+    (folder / "serving").mkdir()
+    (folder / "serving" / "__init__.py").write_text("")
+    (folder / "serving" / "app.py").write_text(APP)
+    (folder / "pyproject.toml").write_text("[tool.headrace]\n")
     environment = {
-        "PATH": "/usr/bin:/bin",
+        "PATH": os.environ["PATH"],
         "PYTHONPATH": str(repo),
-        "HEADRACE_PORT": "0",
+        "HEADRACE_PORT": str(port),
         "HEADRACE_REDIS_URL": "redis://me:TOPSECRET@10.1.2.3:6379/0",
         "HEADRACE_BROKERS": "10.1.2.3:9092",
+        "HEADRACE_LOG_LEVEL": "warning",
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "headrace.cli", "serve", "--plain"],
-        cwd=tmp_path,
+    return subprocess.Popen(
+        [sys.executable, "-m", "headrace.cli", "serve", *words],
+        cwd=folder,
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_line_once_it_answers(repo, tmp_path, number):
+    """Port 0 takes a free one, which the line names; a signal ends it without another word."""
+    process = start(repo, tmp_path, "--plain", port=0)
     line = process.stderr.readline()
-    found = re.fullmatch(
-        r"(http://127\.0\.0\.1:\d+) is up \(uvicorn\): reads features from redis://me:\*\*\*@10\.1\.2\.3:6379/0 and "
-        r"models from \.headrace/models; logs impressions to 10\.1\.2\.3:9092\n",
-        line,
-    )
+    found = re.fullmatch(rf"(http://127\.0\.0\.1:\d+) is up \(uvicorn\): {WHERE}", line)
     assert found, line
     assert httpx.get(f"{found[1]}/healthz").json() == {"status": "ok"}
     process.send_signal(number)
     _, words = process.communicate(timeout=30)
     assert words == ""
     assert process.returncode in {0, -signal.SIGTERM}
+
+
+@pytest.mark.timeout(300)
+def test_on_ray_it_says_the_same_and_sigterm_ends_it_well(repo, tmp_path):
+    """Ray's own handler of SIGTERM ended the process by SIGABRT, with a trace of C++."""
+    port = free_port()
+    process = start(repo, tmp_path, port=port)
+    lines = [process.stderr.readline()]
+    while lines[-1] and " is up " not in lines[-1]:
+        lines.append(process.stderr.readline())
+    assert re.fullmatch(rf"http://127\.0\.0\.1:{port} is up \(Ray Serve, 1 replica\(s\)\): {WHERE}", lines[-1]), lines
+    assert httpx.get(f"http://127.0.0.1:{port}/healthz").json() == {"status": "ok"}
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
