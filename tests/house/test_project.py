@@ -76,10 +76,13 @@ def test_wrong_reference_is_one_clear_error(reference, message):
 
 
 def test_errors_inside_a_module_are_not_hidden(new_project, monkeypatch):
-    """A module that imports something missing fails with its own error."""
+    """A module that imports something missing is told with its own error and line, which is also the cause."""
     (Path(new_project) / "features" / "broken_view.py").write_text("import no_such_package_at_all\n")
     monkeypatch.syspath_prepend(str(new_project))
     for name in [name for name in sys.modules if name.split(".")[0] == "features"]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
+    with pytest.raises(
+        ConfigError, match=r"broken_view\.py:1: ModuleNotFoundError: .*no_such_package_at_all"
+    ) as caught:
         project.load_module("features.broken_view")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
