@@ -1,24 +1,69 @@
-"""Expressions of one row: what a view may be asked to work out, whatever else comes in the same batch.
+"""Row-wise expressions: what a view may compute, whichever rows share its batch and whichever process runs it.
 
-How events are batched, and which entities are read together, is chance. So an expression must give each row its value
-from that row alone: no aggregate or neighbour, no row more or less, nothing drawn by lot.
+Batching is chance: which events come together, and which entities are read together, changes from run to run. So each
+row's value must follow from that row alone, in every process alike. An expression is judged by its form, never by its
+values on made-up rows: each node is of a kind that is computed row by row, and so are the nodes below it.
+
+The test of this module tries every method of Polars' expressions: what is allowed here gives each row the same value
+alone, in any batch and in another process.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 
 import polars as pl
 
+from headrace.clock import wall_us
 from headrace.errors import DeclarationError
-from headrace.features.event_columns import expr_text
+from headrace.features.expression_nodes import Node, expr_of, function_name, inputs_of, kind_of_node, node_of, walk
 
-_SAMPLE_ROWS = 7
-"""A count that no list, and hardly a series, of an expression has as well."""
-_OTHER_ROWS = ('{"Agg":',)
-_ROW_COUNT = ('{"Explode":', '{"Filter":', '"function":"DropNulls"', '"function":"DropNans"')
-_BY_LOT = ('{"Random":', '{"Sample":')
+_IS_IN = ("Boolean", "IsIn")
+_CODES = {("ToPhysical",), ("Categorical", "Physical")}
+_LOOKS_UP = {"IsIn", "Business"}
+"""Functions that look values up in a Series, which is not laid beside the rows."""
+_COMPARISONS = {"Eq", "NotEq", "Lt", "LtEq", "Gt", "GtEq"}
+_NOW_US = 60_000_000
+_ZONE_US = 900_000_000
+"""A literal time to the microsecond is the clock's at its declaration if the difference, but for whole quarters of an
+hour (zones, `now() - timedelta(days=30)`), is as short as that."""
+
+_OTHER_ROWS = (
+    "looks at other rows, so its value would depend on what comes together; write an expression of one row's columns"
+)
+_ROW_COUNT = (
+    "gives another number of rows than it gets; write an expression of one value a row, for lists such as "
+    'col("x").list.sum() or col("x").list.len()'
+)
+_OPAQUE = (
+    "runs a function, or an expression over a list's elements, that Polars cannot look into; write it with Polars' "
+    "expressions of one row"
+)
+_RANDOM = "is random, so a replay would not reproduce it; remove the random or sampling call"
+_HASH = (
+    "hashes with Polars' own function, whose values change with its version; use the value itself: lists, keys and "
+    "categorical inputs take texts as they are"
+)
+_JSON = (
+    "decodes a column as lines of JSON, so an empty text or one with a line break shifts the values of the rows after "
+    'it; write col("x").str.json_path_match("$.a")'
+)
+_STRUCT = (
+    "makes a struct of a value, which Polars does for one row and not for several; use a struct's fields, "
+    'col("x").struct.field("a")'
+)
+_REFUSED: dict[str, str] = {
+    "Random": _RANDOM,
+    "Sample": _RANDOM,
+    "AnonymousFunction": _OPAQUE,
+    "FfiPlugin": _OPAQUE,
+    "Eval": _OPAQUE,
+    "StructEval": _OPAQUE,
+    "Hash": _HASH,
+    "JsonDecode": _JSON,
+    "Explode": _ROW_COUNT,
+    "Filter": _ROW_COUNT,
+}
+"""Names of nodes and functions, and what is wrong with them."""
 
 
 def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, wanted: str) -> pl.DataType:
@@ -27,69 +72,161 @@ def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, 
     `role` says in errors what it is ("view shop · feature dear: where"), `wanted` what it does not fit ("event Sale").
 
     Raises:
-        DeclarationError: it does not fit the columns, gives several, looks at other rows, changes their number, or is
-            not the same each time.
+        DeclarationError: it does not fit the columns, gives several, looks at other rows, changes their number, differs
+            between processes, or is null for every row.
     """
     what = f"{role} {expression!s}"
     if expression.meta.has_multiple_outputs():
         raise DeclarationError(f"{what} gives several columns; write one expression for one")
     try:
-        text, separable = expr_text(expression), expression.meta.is_row_separable()
+        tree = node_of(expression)
+        _check(tree, what)
     except (pl.exceptions.ComputeError, pl.exceptions.ColumnNotFoundError) as exc:
-        raise DeclarationError(
-            f"{what} runs a function, or an expression over a list's elements, that Polars cannot look into; write it "
-            "with Polars' expressions of one row"
-        ) from exc
+        raise DeclarationError(f"{what} {_OPAQUE}") from exc
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as exc:
+        raise DeclarationError(f"{what} does not fit {wanted}: {exc}") from exc
     try:
-        if any(node in text for node in _BY_LOT):
-            raise DeclarationError(f"{what} is drawn by lot, so a replay would give another value; take the lot out")
-        if not separable or any(node in text for node in _OTHER_ROWS):
-            raise DeclarationError(
-                f"{what} looks at other rows, so its value would depend on what comes together; write an expression of "
-                "one row's columns",
-            )
-        if any(node in text for node in _ROW_COUNT) or not _keeps_rows(expression, schema):
-            raise DeclarationError(
-                f"{what} gives another number of rows than it gets; write an expression of one value a row, for lists "
-                'such as col("x").list.sum() or col("x").list.len()',
-            )
         dtypes = pl.DataFrame(schema=dict(schema)).select(expression).dtypes
-    except (pl.exceptions.PolarsError, IndexError) as exc:
+        if not expression.meta.root_names():
+            pl.select(expression)  # a constant has its one value now, or none for any row
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, IndexError) as exc:
         raise DeclarationError(f"{what} does not fit {wanted}: {exc}") from exc
     if len(dtypes) != 1:
         raise DeclarationError(f"{what} gives {len(dtypes)} columns; write one expression for one")
+    _check_types(tree, schema, what)
     return dtypes[0]
 
 
-def _keeps_rows(expression: pl.Expr, schema: Mapping[str, pl.DataType]) -> bool:
-    """Whether some rows come out as many as they go in. Values that an expression refuses are no matter of its form."""
-    roots = expression.meta.root_names()
-    if not roots:
-        return pl.select(expression).height == 1
-    sample = pl.DataFrame([_sample(root, schema[root]) for root in dict.fromkeys(roots)])
-    try:
-        return sample.select(expression).height == _SAMPLE_ROWS
-    except pl.exceptions.ShapeError:
-        return False
-    except pl.exceptions.PolarsError:
-        return True
+def _check(node: Node, what: str) -> None:
+    """Raise where the value of a node, or of one below it, does not follow from one row, the same in each process."""
+    _check_node(node, what)
+    inputs = inputs_of(node) or []
+    for child in inputs:
+        if not (_LOOKS_UP & set(function_name(node)) and _literal_values(child) is not None):
+            _check(child, what)
 
 
-@lru_cache(maxsize=1_000)
-def _sample(name: str, dtype: pl.DataType) -> pl.Series:
-    """Some values of a type, and a null."""
-    return pl.Series(name, [None, *(_value(dtype, i) for i in range(1, _SAMPLE_ROWS))], dtype=dtype)
+def _check_node(node: Node, what: str) -> None:
+    kind, content = kind_of_node(node)
+    for name in (kind, *function_name(node)):
+        if name in _REFUSED:
+            raise DeclarationError(f"{what} {_REFUSED[name]}")
+    if inputs_of(node) is None:
+        raise DeclarationError(f"{what} {_ROW_COUNT if kind in ('Slice', 'Gather') else _OTHER_ROWS}")
+    match kind:
+        case "Literal":
+            _check_literal(content, what)
+        case "Cast" if "Struct" in str(content["dtype"]):
+            raise DeclarationError(f"{what} {_STRUCT}")
+        case "BinaryExpr" if content["op"] in _COMPARISONS:
+            _check_comparison(content, what)
+        case "Function":
+            _check_function(node, what)
 
 
-def _value(dtype: Any, i: int) -> Any:
-    if isinstance(dtype, pl.List):
-        return [_value(dtype.inner, i)] * (i % 3)
-    if isinstance(dtype, pl.Struct):
-        return {field.name: _value(field.dtype, i) for field in dtype.fields}
-    if isinstance(dtype, pl.Datetime):
-        return datetime(2000, 1, 1, tzinfo=UTC) + timedelta(hours=i)
-    if dtype == pl.Binary:
-        return b"x" * i
-    if dtype == pl.Boolean:
-        return i % 2 == 0
-    return f"x{i}" if dtype == pl.String else i
+def _check_literal(content: Any, what: str) -> None:
+    scalar = content.get("Scalar")
+    if "Series" in content:
+        raise DeclarationError(f"{what} {_ROW_COUNT}; a Series has a length of its own")
+    if not isinstance(scalar, dict):
+        return
+    if {"Struct", "StructOwned"} & scalar.keys():
+        raise DeclarationError(f"{what} {_STRUCT}")
+    if "Datetime" in scalar and _is_of_clock(*scalar["Datetime"][:2]):
+        raise DeclarationError(
+            f"{what} holds the clock's time of its declaration, which every process has another of; use a fixed time, "
+            "or TimeSince and windows, which are read as of now"
+        )
+
+
+def _is_of_clock(time: int, unit: str) -> bool:
+    return unit == "Microseconds" and time % 1_000 not in (0, 999) and (wall_us() - time) % _ZONE_US < _NOW_US
+
+
+def _check_comparison(content: Mapping[str, Any], what: str) -> None:
+    for side, other in ((content["left"], content["right"]), (content["right"], content["left"])):
+        if _is_null(side):
+            column = expr_of(other)
+            raise DeclarationError(
+                f"{what} compares with None, which is null for every row, never true; write {column!s}.is_null() or "
+                f"{column!s}.is_not_null()"
+            )
+
+
+def _is_null(node: Node) -> bool:
+    """Whether a node is a null literal, of any type."""
+    kind, content = kind_of_node(node)
+    if kind in ("Cast", "Alias"):
+        return _is_null((inputs_of(node) or [""])[0])
+    return kind == "Literal" and isinstance(content.get("Scalar"), dict) and "Null" in content["Scalar"]
+
+
+def _check_function(node: Node, what: str) -> None:
+    """Raise for a function that looks at other rows or changes their number; its inputs are judged on their own."""
+    if function_name(node)[:2] == _IS_IN:
+        _check_members(node, what)
+    elif function_name(node) == ("ArrayExpr", "Get") and kind_of_node((inputs_of(node) or [])[1])[0] != "Literal":
+        raise DeclarationError(f"{what} takes an array's index from a column, which Polars refuses for several rows")
+    alone = expr_of(node)
+    if not alone.meta.is_row_separable():
+        raise DeclarationError(f"{what} {_OTHER_ROWS}")
+    if not (alone.meta.is_length_preserving() or alone.meta.is_scalar()):
+        raise DeclarationError(f"{what} {_ROW_COUNT}")
+
+
+def _check_members(node: Node, what: str) -> None:
+    """Raise where `is_in` lists None and would never match it."""
+    assert isinstance(node, dict)
+    value, members = node["Function"]["input"]
+    listed = _literal_values(members)
+    if (
+        listed is not None
+        and listed.null_count()
+        and not node["Function"]["function"]["Boolean"]["IsIn"]["nulls_equal"]
+    ):
+        column = expr_of(value)
+        raise DeclarationError(
+            f"{what} looks for None with is_in, which never matches it; write {column!s}.is_null() | "
+            f"{column!s}.is_in([...]), or is_in([...], nulls_equal=True)"
+        )
+
+
+def _literal_values(node: Node) -> pl.Series | None:
+    """The values of a literal list or Series, None for other nodes."""
+    kind, content = kind_of_node(node)
+    if kind != "Literal":
+        return None
+    if "Series" in content:
+        return pl.select(expr_of(node)).to_series()
+    if isinstance(content.get("Scalar"), dict) and "List" in content["Scalar"]:
+        values: pl.Series = pl.select(expr_of(node)).to_series()[0]
+        return values
+    return None
+
+
+def _check_types(tree: Node, schema: Mapping[str, pl.DataType], what: str) -> None:
+    """Raise for what the types of a node's inputs decide."""
+    empty = pl.DataFrame(schema=dict(schema))
+    for node in walk(tree):
+        name = function_name(node)
+        if name in _CODES and _is_categorical(_dtype_of_input(node, 0, empty)):
+            raise DeclarationError(
+                f"{what} uses the codes of a Categorical, which every process counts in its own order; use the text "
+                "itself, or cast to pl.Enum([...]), whose codes are fixed"
+            )
+        if (
+            name[:2] == _IS_IN
+            and _literal_values((inputs_of(node) or [])[1]) is None
+            and not isinstance(_dtype_of_input(node, 1, empty), pl.List | pl.Array)
+        ):
+            raise DeclarationError(f"{what} {_OTHER_ROWS}")
+
+
+def _dtype_of_input(node: Node, index: int, empty: pl.DataFrame) -> pl.DataType:
+    return empty.select(expr_of((inputs_of(node) or [])[index])).dtypes[0]
+
+
+def _is_categorical(dtype: Any) -> bool:
+    """Whether a type, or one nested in it, is Categorical."""
+    nested = [getattr(dtype, "inner", None), *(field.dtype for field in getattr(dtype, "fields", ()))]
+    return dtype == pl.Categorical or any(_is_categorical(found) for found in nested if found is not None)

@@ -270,10 +270,10 @@ def test_what_is_no_view_is_told(found):
             (lambda name=name: declare(**{name: Last("line")}), f"a read has a column '{name}' beside")
             for name in ("rider", "_status", "_age_s")
         ],
-        (lambda: declare(n=Count(where=col("stops").shuffle() > 1, windows="1h")), "where .* is drawn by lot"),
+        (lambda: declare(n=Count(where=col("stops").shuffle() > 1, windows="1h")), "where .* is random"),
         (
             lambda: declare(n=Last(col("tags").list.sample(1).list.first()), source=Parcel),
-            "drawn by lot|looks at other",
+            "is random",
         ),
         *[
             (lambda value=value: declare(source=Parcel, entity="code", n=Count(where=value > 1, windows="1h")), words)

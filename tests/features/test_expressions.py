@@ -118,7 +118,7 @@ def test_they_are_not_part_of_what_is_stored():
         (lambda: col("currency"), "is String; make it a number"),
         (lambda: col("sales_1h") + col("currency"), "does not fit|is String"),
         (lambda: col("sales_1h").sum(), "looks at other rows"),
-        (lambda: col("sales_1h").shuffle(), "is drawn by lot, so a replay would give another value"),
+        (lambda: col("sales_1h").shuffle(), "is random, so a replay would not reproduce it"),
         (lambda: col("recent").explode(), "gives another number of rows than it gets"),
         (lambda: col("other") + 1, "are made of each other|no feature"),
     ],

@@ -1,0 +1,92 @@
+"""Polars expressions as trees: what `Expr.meta.serialize(format="json")` writes, node by node.
+
+    col("x").cast(pl.Int64) > 1     {"BinaryExpr": {"left": {"Cast": {"expr": {"Column": "x"}, ...}}, "op": "Gt", ...}}
+
+A node is a dict of one name and its content, or a bare name. Only the kinds in `_PLACES`, and functions, give each row
+a value from that row alone, so no other kind needs to be understood.
+"""
+
+import copy
+import io
+import json
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+import polars as pl
+
+from headrace.features.event_columns import expr_text
+
+Node: TypeAlias = dict[str, Any] | str
+
+_PLACES: dict[str, tuple[str | int, ...]] = {
+    "Column": (),
+    "Literal": (),
+    "Alias": (0,),
+    "RenameAlias": ("expr",),
+    "Cast": ("expr",),
+    "BinaryExpr": ("left", "right"),
+    "Ternary": ("predicate", "truthy", "falsy"),
+}
+"""Where the inputs of a kind are in its content; a function has a list of them."""
+
+
+def node_of(expression: pl.Expr) -> Node:
+    """The tree of an expression.
+
+    Raises:
+        polars.exceptions.ComputeError: it calls a Python function.
+    """
+    found: Node = json.loads(expr_text(expression))
+    return found
+
+
+def expr_of(node: Node) -> pl.Expr:
+    """The expression of a tree."""
+    return pl.Expr.deserialize(io.StringIO(json.dumps(node)), format="json")
+
+
+def kind_of_node(node: Node) -> tuple[str, Any]:
+    """(name, content) of a node; a bare name has no content."""
+    return (node, None) if isinstance(node, str) else next(iter(node.items()))
+
+
+def inputs_of(node: Node) -> list[Node] | None:
+    """The expressions that a node is computed from, None for kinds that are not computed row by row."""
+    kind, content = kind_of_node(node)
+    if kind == "Function":
+        return list(content["input"])
+    if kind == "KeepName":
+        return [content]
+    places = _PLACES.get(kind)
+    return None if places is None else [content[place] for place in places]
+
+
+def with_inputs(node: Node, inputs: list[Node]) -> Node:
+    """The node computed from other expressions, given in the order of `inputs_of`."""
+    kind, content = kind_of_node(node)
+    if kind == "Function":
+        return {kind: {**content, "input": inputs}}
+    if kind == "KeepName":
+        return {kind: inputs[0]}
+    changed = copy.copy(content)
+    for place, child in zip(_PLACES[kind], inputs, strict=True):
+        changed[place] = child
+    return {kind: changed}
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """The node and all that it is computed from, outermost first; not the inputs of unknown kinds."""
+    yield node
+    for child in inputs_of(node) or ():
+        yield from walk(child)
+
+
+def function_name(node: Node) -> tuple[str, ...]:
+    """The names of a function node from the outside in, such as ("ListExpr", "Get"); () for other nodes."""
+    kind, content = kind_of_node(node)
+    names: list[str] = []
+    found = content["function"] if kind == "Function" else None
+    while isinstance(found, dict) and len(found) == 1:
+        name, found = next(iter(found.items()))
+        names.append(name)
+    return (*names, found) if isinstance(found, str) else tuple(names)
