@@ -170,6 +170,7 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
             )
         words = f"{result.entities:,} entities, {result.rows:,} rows replayed, {result.mismatches:,} differences"
         words += f", {result.waiting:,} rows not applied yet" * bool(result.waiting)
+        words += f", {result.failed:,} rows left out, as live: an expression has no value" * bool(result.failed)
         err.print(f"{result.view}: {words}", highlight=False)
     if not all(result.ok for result in found):
         raise typer.Exit(1)

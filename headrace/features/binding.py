@@ -246,7 +246,7 @@ class Binder:
         expression = conditions[0] if conditions else pl.lit(value=True)
         for condition in conditions[1:]:
             expression &= condition
-        return self.builder.flags.add(text, self.sources(source), expression)
+        return self.builder.flags.add(text, self.sources(source), expression, self.name)
 
     def number(self, value: Value, source: Source) -> int:
         """Number column of `value` as float64, null as NaN.
@@ -261,7 +261,8 @@ class Binder:
                 f"{self.path}: {kind} needs a number, {as_expr(value)!s} is {dtype}; cast it, or use Last or LastN",
             )
         expression = as_expr(value)
-        return self.builder.numbers.add(expr_text(expression), self.sources(source), expression.cast(pl.Float64))
+        sources = self.sources(source)
+        return self.builder.numbers.add(expr_text(expression), sources, expression.cast(pl.Float64), self.name)
 
     def bits(self, value: Value, source: Source) -> tuple[int, int]:
         """(bit column, kind) of `value`: whole number, float, text or time.
@@ -282,7 +283,7 @@ class Binder:
         if kind == TIME_KIND:
             expression = expression.cast(pl.Int64)
         text = f"{DTYPE_OF_KIND[kind]} {expr_text(as_expr(value))}"
-        return self.builder.bits.add(text, self.sources(source), expression, kind), kind
+        return self.builder.bits.add(text, self.sources(source), expression, self.name, kind), kind
 
     def ring(self, window: Window, cells: Iterable[Cell], flag: int) -> tuple[int, NDArray[np.int64]]:
         """Put cells on the ring of `window`: (group, indexes of the cells (k,) in its outputs)."""

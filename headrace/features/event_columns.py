@@ -15,19 +15,26 @@ DTYPE_OF_KIND = {INT: "int", FLOAT: "float", TEXT: "text", TIME_KIND: "time"}
 
 @dataclass(slots=True)
 class EventColumns:
-    """Expressions of one kind of event columns: per event class, column -> expression; `texts` describe the columns."""
+    """Expressions of one kind of event columns: per event class, column -> expression; `texts` describe the columns.
+
+    `users` are the features, by attribute, that each column was added for.
+    """
 
     expressions: dict[type[Event], dict[int, pl.Expr]]
     texts: list[str] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
+    users: list[list[str]] = field(default_factory=list)
 
-    def add(self, text: str, sources: Sequence[type[Event]], expression: pl.Expr, kind: int = FLOAT) -> int:
-        """Column of `expression` over `sources`, an equal one if there is one."""
+    def add(self, text: str, sources: Sequence[type[Event]], expression: pl.Expr, user: str, kind: int = FLOAT) -> int:
+        """Column of `expression` over `sources` for the feature `user`, an equal one if there is one."""
         text = f"{text} @ {','.join(source.__name__ for source in sources)}"
         if text in self.texts:
-            return self.texts.index(text)
+            column = self.texts.index(text)
+            self.users[column] += [user] * (user not in self.users[column])
+            return column
         self.texts.append(text)
         self.kinds.append(kind)
+        self.users.append([user])
         for source in sources:
             self.expressions[source][len(self.texts) - 1] = expression
         return len(self.texts) - 1

@@ -1,7 +1,7 @@
 """From a frame of events to the arrays that a view's groups take: one Polars select, then NumPy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,17 +9,70 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
+from headrace.features.failing_rows import VALUE_ERRORS, Failures, select_rows
 from headrace.features.kernels.hashing import hash_spans, hash_words
 from headrace.features.kernels.id_lists import FLOAT, TEXT
 from headrace.features.kernels.text_pool import POOL, hash_text, text_buffers
-from headrace.features.keys import ids_of_column, key_expr, texts_of
+from headrace.features.keys import NULL_ID, ids_of_column, key_expr, texts_of
 from headrace.features.layout import Events, Layout
 from headrace.schemas import Event, EventSpec, spec_of
 
 if TYPE_CHECKING:
     from headrace.features.binding import LayoutBuilder
 
+_VALUES_CHARS = 160
+"""Characters of an event's values that a message quotes."""
 _NULL_HASH = np.int64(-0x6A09E667F3BCC909)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRows:
+    """Events that a view leaves out, since one of its expressions has no value for them; m of them.
+
+    Attributes:
+        index: (m,) int64, row in the frame; rows with a null key are not here.
+        ids: (m,) int64, entity.
+        causes: (m,) int64, which of `expressions` failed first.
+        expressions: what failed, and for which features.
+    """
+
+    index: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    causes: NDArray[np.int64]
+    expressions: tuple["FailedExpression", ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, mask: NDArray[np.bool_]) -> "FailedRows":
+        """The rows that a mask (m,) picks."""
+        return replace(self, index=self.index[mask], ids=self.ids[mask], causes=self.causes[mask])
+
+    def shifted(self, start: int) -> "FailedRows":
+        """The same rows, of a frame that follows `start` others."""
+        return replace(self, index=self.index + start)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedExpression:
+    """An expression over events that has no value for some: `columns` it reads, `message` what Polars says of one."""
+
+    features: tuple[str, ...]
+    text: str
+    columns: tuple[str, ...]
+    message: str
+
+    @property
+    def summary(self) -> str:
+        """Which features, which expression, and what Polars says."""
+        return f"feature {', '.join(self.features)}: {self.text} has no value: {self.message}"
+
+    def details(self, events: pl.DataFrame) -> list[str]:
+        """For each event that it fails for (m,), the values that it has none for."""
+        words = f"feature {', '.join(self.features)}: {self.text} has no value for "
+        inputs = events.select(self.columns).with_columns(pl.col(pl.Binary).bin.encode("hex"))
+        values = inputs.select(pl.struct(self.columns).struct.json_encode().str.slice(0, _VALUES_CHARS)).to_series()
+        return (words + values + f": {self.message}").to_list()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +86,8 @@ class Rows:
             name; zeros where no feature of the view needs it.
         index: (n,) int64, row in the frame; rows with a null key are not here.
         events: what the groups take.
+        failed: rows that are not here, since an expression of the view has no value for them; at most one part for each
+            frame that the rows come from.
     """
 
     ids: NDArray[np.int64]
@@ -41,6 +96,7 @@ class Rows:
     index: NDArray[np.int64]
     events: Events
     keys: pl.Series | None
+    failed: tuple[FailedRows, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,7 +118,12 @@ class Rows:
             self.index[picked],
             Events(events.event_ids[picked], events.flags[picked], events.numbers[picked], events.bits[picked]),
             None if self.keys is None else self.keys.gather(picked),
+            self.failed,
         )
+
+    def shifted(self, start: int) -> "Rows":
+        """The same rows, of a frame that follows `start` others."""
+        return replace(self, index=self.index + start, failed=tuple(part.shifted(start) for part in self.failed))
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
@@ -82,6 +143,7 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
             np.concatenate([part.events.bits for part in parts]),
         ),
         pl.concat(keys) if keys else None,
+        tuple(failed for part in parts for failed in part.failed),
     )
 
 
@@ -114,39 +176,88 @@ class EventReader:
             .cast(pl.Datetime("us") if _is_naive(self._spec) else pl.Datetime("us", "UTC"))
             .cast(pl.Int64)
             .alias("time"),
-            *[expression.alias(f"flag{j}") for j, expression in self._flags.items() if j not in self._always],
-            *[expression.alias(f"number{j}") for j, expression in self._numbers.items()],
-            *[expression.alias(f"bits{j}") for j, expression in self._bits.items()],
         ]
         if layout.needs_ids and self._spec.id:
             self._select.append(pl.col(self._spec.id).alias("id"))
+        self._facts = len(self._select)
+        self._users: list[tuple[str, ...]] = [()] * self._facts
+        for kind, columns in (("flag", builder.flags), ("number", builder.numbers), ("bits", builder.bits)):
+            for column, expression in columns.expressions[event].items():
+                if kind != "flag" or column not in self._always:
+                    self._select.append(expression.alias(f"{kind}{column}"))
+                    self._users.append(tuple(columns.users[column]))
 
     def rows(self, frame: pl.DataFrame) -> Rows:
         """Rows of a frame; see `ViewPlan.rows`."""
-        found = self._selected(frame)
-        index = np.arange(found.height)
+        found, failures = self._selected(frame)
+        index, failed = np.arange(frame.height), tuple[FailedRows, ...]()
+        if failures is not None:
+            failed = (self._failed(frame, failures),)
+            index = np.delete(index, failures.index)
+            frame = frame[index]
         if found["key"].null_count():
             present = found["key"].is_not_null()
-            index = np.flatnonzero(present.to_numpy())
+            index = index[present.to_numpy()]
             found, frame = found.filter(present), frame.filter(present)
         ids, keys = ids_of_column(found["key"], self._key_dtype)
         event_ids = self._event_ids(found, frame) if self._layout.needs_ids else np.zeros(len(ids), np.int64)
         events = Events(event_ids, self._flag_matrix(found), self._number_matrix(found), self._bit_matrix(found))
-        return Rows(ids, found["time"].to_numpy(writable=True), event_ids.view(np.uint64), index, events, keys)
+        return Rows(ids, found["time"].to_numpy(writable=True), event_ids.view(np.uint64), index, events, keys, failed)
 
-    def _selected(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def sample(self) -> Rows:
+        """A row of made-up state, for running kernels once: no expression of the view is evaluated."""
+        flags, numbers, bits = self._layout.columns
+        texts = pl.Series(["x"])
+        ids, keys = ids_of_column(pl.Series([1]) if self._key_dtype == "int" else texts, self._key_dtype)
+        words = [POOL.intern(texts)[0] if kind == TEXT else 1 for kind in self._kinds]
+        events = Events(
+            np.ones(1, np.int64), np.ones((1, flags), np.uint8), np.ones((1, numbers)), np.array([words], np.int64)
+        )
+        assert events.bits.shape == (1, bits)
+        return Rows(ids, np.ones(1, np.int64), np.ones(1, np.uint64), np.zeros(1, np.int64), events, keys)
+
+    def _selected(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, Failures | None]:
+        """Key, time and the view's columns of the rows that have all of them; and which rows have not.
+
+        Raises:
+            SchemaError: it is the frame's types that do not fit, not single values.
+        """
         try:
-            found = frame.select(self._select)
+            found, failures = frame.select(self._select), None
         except pl.exceptions.ColumnNotFoundError as exc:
             name = str(exc).split("\n", 1)[0]
             raise SchemaError(f"{self._path}: column not found: {name}; there are {', '.join(frame.columns)}") from exc
-        except pl.exceptions.PolarsError as exc:
-            raise SchemaError(f"{self._path}: {exc}") from exc
+        except VALUE_ERRORS:
+            self._require_types(frame)
+            found, failures = select_rows(frame, self._select)
         if found["time"].null_count():
             raise SchemaError(
                 f"{self._path}: {self._spec.time} is null in {found['time'].null_count()} rows; drop them"
             )
-        return found
+        return found, failures
+
+    def _require_types(self, frame: pl.DataFrame) -> None:
+        """Raise where no expression of the view could be at fault."""
+        try:
+            frame.head(0).select(self._select)
+            frame.select(self._select[: self._facts])
+        except VALUE_ERRORS as exc:
+            raise SchemaError(f"{self._path}: {exc}") from exc
+
+    def _failed(self, frame: pl.DataFrame, failures: Failures) -> FailedRows:
+        keys = frame[failures.index].select(self._select[0]).to_series()
+        ids, _ = ids_of_column(keys, self._key_dtype)
+        known = ids != NULL_ID
+        expressions = tuple(
+            FailedExpression(
+                users,
+                str(expression.meta.undo_aliases()),
+                tuple(dict.fromkeys(expression.meta.root_names())),
+                failures.messages.get(position, ""),
+            )
+            for position, (users, expression) in enumerate(zip(self._users, self._select, strict=True))
+        )
+        return FailedRows(failures.index[known], ids[known], failures.causes[known], expressions)
 
     def _flag_matrix(self, found: pl.DataFrame) -> NDArray[np.uint8]:
         matrix = np.zeros((found.height, self._layout.columns[0]), np.uint8)

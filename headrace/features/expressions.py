@@ -6,8 +6,10 @@
         mean_price = col("spent_24h") / col("bought_24h")
         is_dear = col("price") > 2 * col("mean_price")
 
-They are worked out by Polars when a record is read. A feature without a value is null in them, and a null result is no
-value; numbers that are not finite have no value either. A truth value is an int of 0 and 1.
+They are computed by Polars when a record is read. A feature without a value is null in them, and a null result is no
+value; numbers that are not finite have no value either. A truth value is an int of 0 and 1. Where an expression fails
+for an entity, as a strict cast of a value that it cannot take, that entity's value is null and is counted; the others
+have theirs.
 """
 
 import difflib
@@ -19,9 +21,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SpineError
 from headrace.features.answer import Column, Feature, Maybe, column_series
+from headrace.features.failing_rows import select_rows
+from headrace.features.failure_counts import count_failed_features
 from headrace.features.layout import Derived, Known
 from headrace.features.row_wise import row_type
 
@@ -119,7 +124,7 @@ class Expressions:
         feature = Feature(name, f"{self.view}.{name}", "float" if dtype.is_float() else "int", "expression", name)
         used = {root: known[root].dtype for root in roots if root in known}
         needed = [root for root in roots if root in self.request]
-        return Derived(feature, partial(_evaluate, expression, used, needed, feature.dtype))
+        return Derived(feature, partial(_evaluate, self.view, feature, expression, used, needed))
 
 
 def _polars_type(dtype: str) -> pl.DataType:
@@ -136,25 +141,37 @@ def _result_type(path: str, expression: pl.Expr, schema: Mapping[str, pl.DataTyp
 
 
 def _evaluate(
-    expression: pl.Expr, used: Mapping[str, str], needed: list[str], dtype: str, known: Known
+    view: str, feature: Feature, expression: pl.Expr, used: Mapping[str, str], needed: list[str], known: Known
 ) -> Column | Maybe:
     if needed and known.request is None:
-        none = pl.Series([None], dtype=pl.Float64).new_from_index(0, known.count)
-        return _column(none, dtype)
+        none = pl.repeat(None, known.count, dtype=pl.Float64 if feature.dtype == "float" else pl.Int64, eager=True)
+        return _column(none, feature.dtype)
     series = [column_series(name, kind, known.columns[name], known.empty.get(name)) for name, kind in used.items()]
     if needed:
         assert known.request is not None
         series += [known.request[name].alias(name) for name in needed]
     frame = pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(known.count)})
-    found = frame.select(expression.alias("value"))["value"]
-    return _column(found if len(found) == known.count else found.new_from_index(0, known.count), dtype)
+    kept = expression.cast(pl.Float64 if feature.dtype == "float" else pl.Int64)
+    values, failures = select_rows(frame, [kept.alias("value")])
+    found = values["value"]
+    if failures is not None:
+        count_failed_features(view, feature.name, len(failures.index), f"{expression!s}: {failures.messages.get(0)}")
+        found = _with_nulls(found, failures.index, known.count)
+    return _column(found if len(found) == known.count else found.new_from_index(0, known.count), feature.dtype)
+
+
+def _with_nulls(values: pl.Series, missing: NDArray[np.int64], count: int) -> pl.Series:
+    """Values (n - m,) and a null in each of the places `missing` (m,), ascending: (n,)."""
+    places = np.full(count, len(values))
+    places[np.delete(np.arange(count), missing)] = np.arange(len(values))
+    return values.extend_constant(None, 1).gather(places)
 
 
 def _column(series: pl.Series, dtype: str) -> Column | Maybe:
-    """A column of the answer; booleans are 0 and 1."""
+    """A column of the answer from floats or whole numbers."""
     if dtype == "float":
-        floats = series.cast(pl.Float64).fill_null(np.nan).to_numpy(writable=True)
+        floats = series.fill_null(np.nan).to_numpy(writable=True)
         floats[~np.isfinite(floats)] = np.nan
         return floats
-    values = series.cast(pl.Int64).fill_null(0).to_numpy(writable=True)
+    values = series.fill_null(0).to_numpy(writable=True)
     return Maybe(values, series.is_null().to_numpy()) if series.null_count() else values

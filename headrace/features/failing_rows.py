@@ -9,6 +9,7 @@ them; only where an expression raises in a way that strictness.py does not know 
 once. A row fails if the expression raises on that row alone, so what else is in a batch decides nothing.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Failures:
     Attributes:
         index: (m,) int64, rows of the frame, ascending.
         causes: (m,) int64, for each row the position of the first expression that raises on it.
-        messages: position of an expression -> what Polars says of its first row.
+        messages: position of an expression -> what Polars says of it, without the values.
     """
 
     index: NDArray[np.int64]
@@ -144,5 +145,15 @@ def _messages(frame: pl.DataFrame, expressions: Sequence[pl.Expr], causes: NDArr
         try:
             frame[row : row + 1].select(expressions[position])
         except VALUE_ERRORS as exc:
-            messages[position] = str(exc).split("\n", 1)[0][:_MESSAGE_CHARS]
+            messages[position] = _without_values(str(exc))
     return messages
+
+
+def _without_values(message: str) -> str:
+    """Polars' words without the values of one row, for they are said of others too.
+
+    >>> _without_values("conversion from `str` to `i64` failed in column 'x' for 1 out of 1 values")
+    'conversion from `str` to `i64` failed'
+    """
+    first = re.sub(r" (in column '|for \d+ value|supplied).*", "", message.split("\n", 1)[0])
+    return re.sub(r"""\s?(\(.*?\)|'.*?'|".*?"|\[.*?\])""", "", first)[:_MESSAGE_CHARS]

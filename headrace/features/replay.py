@@ -7,6 +7,7 @@ is what a live read at that moment would have given, and no event leaks into a r
     spine    ------s1-----s2---------s3------->      s3 is at the time of e4: it sees e1 e2 e3
 
 Late events are applied when they come, as in the live flow; their place in windows and lists is that of their time.
+Events that an expression of a view has no value for are left out of it, as there, and counted.
 """
 
 import tempfile
@@ -22,6 +23,7 @@ from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.expressions import request_columns
 from headrace.features.external_sort import Block, keys_of, merged
+from headrace.features.failure_counts import FailedEvents
 from headrace.features.history import MEMORY_ROWS, History, Span, Table, open_log, read_spine, tables_of, time_of
 from headrace.features.keys import ids_of_texts, key_columns
 from headrace.features.layout import Operations
@@ -35,7 +37,10 @@ CHUNK_ROWS = 262_144
 
 
 class Replay:
-    """An incremental pass over history for one or more views; `slabs` holds their records by view name."""
+    """An incremental pass over history for one or more views.
+
+    `slabs` holds their records by view name, `failed_events` what was left out since an expression had no value for it.
+    """
 
     def __init__(self, views: Sequence[type[FeatureView]]) -> None:
         self.plans: list[ViewPlan] = [plan_of(view) for view in views]
@@ -43,6 +48,7 @@ class Replay:
         if not names or len(set(names)) < len(names):
             raise DeclarationError(f"replay of views {', '.join(names) or '(none)'}: give at least one, and each once")
         self.slabs: dict[str, Slab] = {plan.name: Slab(plan) for plan in self.plans}
+        self.failed_events = FailedEvents()
         self._words = np.empty(0, np.int64)  # used again: memory that is new to a process costs most
 
     def advance(
@@ -74,6 +80,8 @@ class Replay:
         for plan in self.plans:
             parts = [plan.rows(event, frame) for event, frame in events.items() if event in plan.sources]
             rows = concat_rows(parts) if parts else None
+            if rows is not None:
+                self.failed_events.add(plan.name, rows.failed)
             if spine is not None:
                 answers[plan.name] = self._answer(self.slabs[plan.name], rows, spine, close=close)
             elif rows is not None:
@@ -176,6 +184,7 @@ def replay(
         # Each part is put beside its own rows: all at once Polars would copy the answers into one piece.
         for chunk, part, _ in chunks(log, rows.rechunk() if order is None else rows[order], chunk_rows, memory_rows):
             parts.append(part.hstack(walk.frames(chunk, part)))
+    walk.failed_events.log()
     answers = pl.concat(parts)
     if order is None:
         return answers

@@ -153,6 +153,7 @@ class _Walk:
                     saved_s = monotonic()
                 if stopped:
                     raise StoppedError
+        self._replay.failed_events.log()
         self._write_answers()
         progress.is_done, progress.answers, progress.records = True, self._files, None
         progress.save(part.folder)

@@ -40,6 +40,7 @@ EXAMPLES_MAX = 20
 """Differences that a report shows."""
 
 _SNAPSHOT_TRIES = 10
+_FIGURES = ("view", "entities", "rows", "waiting", "expired", "failed", "offsets")
 
 
 class LogBatch(Protocol):
@@ -67,7 +68,8 @@ class Verification:
     `features`: one row a feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
     differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed;
     `waiting`: rows of the log that the store has not applied yet; `offsets`: partition -> next offset that every shard
-    has applied. `expired`: entities left out because the view has a ttl and Redis has let them go.
+    has applied. `expired`: entities left out because the view has a ttl and Redis has let them go. `failed`: log rows
+    left out, as the flow leaves them out, since an expression of the view has no value for them.
     """
 
     view: str
@@ -78,6 +80,7 @@ class Verification:
     offsets: dict[str, int]
     features: pl.DataFrame
     examples: pl.DataFrame
+    failed: int = 0
 
     @property
     def mismatches(self) -> int:
@@ -91,7 +94,7 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, plain enough for JSON."""
-        figures = {name: getattr(self, name) for name in ("view", "entities", "rows", "waiting", "expired", "offsets")}
+        figures = {name: getattr(self, name) for name in _FIGURES}
         tables = {"features": self.features.to_dicts(), "examples": self.examples.to_dicts()}
         return {**figures, "mismatches": self.mismatches, **tables}
 
@@ -205,7 +208,7 @@ class _Check:
         self._ids = ids_of_texts(plan, texts)
         self._slab = Slab(plan)
         self._kept: list[tuple[str, Rows]] = []
-        self._rows, self._waiting, self._newest_us = 0, 0, 0
+        self._rows, self._waiting, self._failed, self._newest_us = 0, 0, 0, 0
         self._at_us = at_us
 
     @classmethod
@@ -232,10 +235,12 @@ class _Check:
     def add(self, part: LogBatch) -> None:
         """Replay the rows that count; those of a view with `dedupe=` in one piece at the end, as a flow takes them."""
         rows = self.plan.rows(part.event, part.frame)
+        failed = [found.take(self._are_applied(part, found.index, found.ids)) for found in rows.failed]
         if self._is_closed:
             rows = rows.take(np.isin(rows.ids, self._ids))
-        limit = self.limits.get(part.partition, np.zeros(1, np.int64))
-        counts = part.offsets[rows.index] < limit[shard_of(rows.ids, limit.size)]
+            failed = [found.take(np.isin(found.ids, self._ids)) for found in failed]
+        self._failed += sum(map(len, failed))
+        counts = self._are_applied(part, rows.index, rows.ids)
         self._waiting += int(np.count_nonzero(~counts))
         rows = rows if counts.all() else rows.take(counts)
         if not len(rows):
@@ -246,6 +251,11 @@ class _Check:
             self._kept.append((part.partition, rows))
         else:
             self._slab.update(rows)
+
+    def _are_applied(self, part: LogBatch, index: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) whether the shard of each row's entity has applied it."""
+        limit = self.limits.get(part.partition, np.zeros(1, np.int64))
+        return np.asarray(part.offsets[index] < limit[shard_of(ids, limit.size)], np.bool_)
 
     def result(self) -> Verification:
         """The comparison, of the entities of the snapshot."""
@@ -265,6 +275,7 @@ class _Check:
             offsets={partition: int(limit.min()) for partition, limit in sorted(self.limits.items())},
             features=features,
             examples=examples,
+            failed=self._failed,
         )
 
     def unseen(self) -> list[bytes]:

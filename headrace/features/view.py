@@ -145,6 +145,9 @@ class ViewPlan:
     def rows(self, event: type[Event], frame: pl.DataFrame) -> Rows:
         """What the view needs of events: one Polars select, then arrays. Events whose key is null are left out.
 
+        So are those that an expression of the view has no value for, as a text that a strict cast cannot convert; they
+        are listed in `Rows.failed`.
+
         Raises:
             SchemaError: the view does not read `event`, a column is missing or of another type, or a time is null.
         """

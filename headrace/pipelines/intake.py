@@ -14,6 +14,7 @@ from prometheus_client import Counter
 
 from headrace.clock import Clock, WallClock
 from headrace.errors import SourceError
+from headrace.features.event_rows import FailedRows
 from headrace.pipelines.source import Batch, EventBatch
 from headrace.schemas import (
     BadPayload,
@@ -119,19 +120,36 @@ def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
 
 def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]) -> list[DeadLetter]:
     """A letter for each too late row `index` (m,) of the batch, with the event as JSON."""
+    detail = (
+        f"view {view_name}: too late: outside every window that would include it, relative to its entity's newest event"
+    )
+    return _view_letters(batch, index, "too_late", [detail] * len(index))
+
+
+def failed_letters(view_name: str, batch: EventBatch, failed: FailedRows) -> list[DeadLetter]:
+    """A letter for each row of the batch that an expression of the view has no value for, with the event as JSON."""
+    details = np.empty(len(failed), object)
+    for cause in np.unique(failed.causes).tolist():
+        here = np.flatnonzero(failed.causes == cause)
+        details[here] = failed.expressions[cause].details(batch.frame[failed.index[here]])
+    prefix = f"view {view_name} · "
+    return _view_letters(batch, failed.index, "expression_failed", [prefix + detail for detail in details])
+
+
+def _view_letters(batch: EventBatch, index: NDArray[np.int64], reason: str, details: Sequence[str]) -> list[DeadLetter]:
+    """Letters of rows `index` (m,) of the batch, which one view does not use."""
     payloads = codec_for(batch.event, "json").encode(batch.frame[index])
-    detail = f"view {view_name}: older than every window that wanted it, counted from its entity's newest event"
     return [
         DeadLetter(
             source=spec_of(batch.event).topic,
             partition=batch.partition,
             offset=offset,
-            reason="too_late",
+            reason=reason,
             detail=detail,
             payload=payload,
             arrival_us=batch.arrival_us,
         )
-        for offset, payload in zip(batch.offsets[index].tolist(), payloads, strict=True)
+        for offset, detail, payload in zip(batch.offsets[index].tolist(), details, payloads, strict=True)
     ]
 
 

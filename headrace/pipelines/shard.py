@@ -9,13 +9,14 @@ shard's next offset of that partition, so any overlap of what is read again does
 
 What changed nothing, being too late for every window that wanted it, is a dead letter of the reason "too_late": one an
 event and view, with the row as JSON. What is read again after a crash may be put aside again; events that reach the
-engine in another order then may be in time.
+engine in another order then may be in time. So is an event for which an expression of the view has no value, with the
+reason "expression_failed"; it counts for other views.
 """
 
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, pairwise
 
@@ -27,7 +28,8 @@ from prometheus_client import Counter, Histogram
 
 from headrace.clock import Clock, WallClock
 from headrace.errors import FencedError
-from headrace.features.event_rows import Rows, concat_rows
+from headrace.features.event_rows import FailedRows, Rows, concat_rows
+from headrace.features.failure_counts import count_failed_rows
 from headrace.features.fences import ShardWrite, fenced
 from headrace.features.keys import shard_of
 from headrace.features.lateness import DUPLICATE, LATE, TOO_LATE
@@ -35,10 +37,10 @@ from headrace.features.packing import Packing
 from headrace.features.slab import Slab
 from headrace.features.store import OnlineStore
 from headrace.features.view import ViewPlan
-from headrace.pipelines.intake import put_aside, too_late_letters
+from headrace.pipelines.intake import failed_letters, put_aside, too_late_letters
 from headrace.pipelines.offset_table import OffsetTable
 from headrace.pipelines.source import EventBatch
-from headrace.schemas import DeadLetters
+from headrace.schemas import DeadLetter, DeadLetters
 
 FLUSH_SECONDS = Histogram(
     "headrace_flush_seconds",
@@ -75,8 +77,8 @@ class ShardSet:
 
     `records_max` bounds the records in memory (clean ones go, least recently touched first); the entities of one batch
     always fit. `clock` tells when a view's ttl has passed; one ahead of Redis's costs a load, no more. `dead_letters`
-    gets events that are too late for the view; without it they are only counted. State that survives a restart is in
-    Redis: a new ShardSet carries on from its offsets.
+    gets events that are too late for the view, or that one of its expressions has no value for; without it they are
+    only counted. State that survives a restart is in Redis: a new ShardSet carries on from its offsets.
 
     After `FencedError` the object is useless: open a new one and replay from its positions. After
     `StoreUnavailableError` nothing is lost: call the same method again.
@@ -159,31 +161,38 @@ class ShardSet:
         wanted = [batch for batch in ours if self._offsets.span(batch.partition)[0] < batch.next_offset]
         if not wanted:
             return
-        starts = np.cumsum([0, *(batch.frame.height for batch in wanted)])
-        too_late = self._take_in(wanted)
+        too_late, failed = self._take_in(wanted)
         for batch in wanted:
             self._offsets.advance(batch.partition, batch.next_offset)
         # Last: the batches are done with, and must not be applied again should the letters not find room.
-        if too_late.size and self._dead_letters is not None:
-            for batch, (start, end) in zip(wanted, pairwise(starts), strict=True):
-                of_batch = too_late[(too_late >= start) & (too_late < end)] - start
-                if of_batch.size:
-                    put_aside(too_late_letters(self.plan.name, batch, of_batch), self._dead_letters)
+        if count_failed_rows(self.plan.name, failed) + too_late.size and self._dead_letters is not None:
+            starts = np.cumsum([0, *(batch.frame.height for batch in wanted)])
+            for batch, (start, end) in zip(wanted, pairwise(starts.tolist()), strict=True):
+                letters = too_late_letters(self.plan.name, batch, _between(too_late, start, end))
+                letters += [letter for part in failed for letter in self._failed_letters(batch, part, start, end)]
+                put_aside(letters, self._dead_letters)
 
-    def _take_in(self, batches: Sequence[EventBatch]) -> NDArray[np.int64]:
-        """The rows of all batches; returns which of them were too late."""
+    def _failed_letters(self, batch: EventBatch, failed: FailedRows, start: int, end: int) -> list[DeadLetter]:
+        """Letters of the failed rows that are the batch's rows, `start` to `end` of all batches."""
+        mine = failed.take((failed.index >= start) & (failed.index < end)).shifted(-start)
+        return failed_letters(self.plan.name, batch, mine) if len(mine) else []
+
+    def _take_in(self, batches: Sequence[EventBatch]) -> tuple[NDArray[np.int64], list[FailedRows]]:
+        """The rows of all batches; returns which of them were too late, and for which an expression failed."""
         rows = self._rows(batches)
+        failed = list(rows.failed)
         if not self._are_new(batches):
+            failed = [part.take(self._are_unapplied(part.ids, part.index, batches)) for part in failed]
             rows = self._unapplied(rows, batches)
         if not len(rows):
-            return _NONE
+            return _NONE, failed
         self._tick += 1
         at = self._bring_in(rows)
         marks = self._slab.take_in(rows, at)
         self._count(marks)
         self._arrival_us = max(self._arrival_us, *(batch.arrival_us for batch in batches))
         too_late: NDArray[np.int64] = rows.index[marks == TOO_LATE]
-        return too_late
+        return too_late, failed
 
     def prepare(self, batch: EventBatch) -> None:
         """Make ahead what `apply` needs of a batch's rows. Any thread may call it, before the batch is applied."""
@@ -202,7 +211,7 @@ class ShardSet:
             frame, made = pl.concat([batch.frame for batch, _ in together]), together[0][1]
             if made is None:
                 made = self.plan.rows(event, frame)
-            parts.append(replace(made, index=made.index + start))
+            parts.append(made.shifted(start))
             start += frame.height
         rows = concat_rows(parts)
         if all(batch.event is batches[0].event for batch in batches):
@@ -274,15 +283,21 @@ class ShardSet:
 
     def _unapplied(self, rows: Rows, batches: Sequence[EventBatch]) -> Rows:
         """The rows (n,) of our shards that their shard has not applied."""
-        offsets = np.concatenate([batch.offsets for batch in batches])
-        heights = [batch.frame.height for batch in batches]
-        columns = np.repeat([self._offsets.column(batch.partition) for batch in batches], heights)
-        owned = self._owned[shard_of(rows.ids, self._store.shards)]
-        ours = owned >= 0
-        new = ours & ~self._offsets.applied(owned, columns[rows.index], offsets[rows.index])
+        ours = self._owned[shard_of(rows.ids, self._store.shards)] >= 0
+        new = self._are_unapplied(rows.ids, rows.index, batches)
         new_count = int(np.count_nonzero(new))
         SKIPPED.labels(self.plan.name).inc(int(np.count_nonzero(ours)) - new_count)
         return rows if new_count == len(rows) else rows.take(new)
+
+    def _are_unapplied(
+        self, ids: NDArray[np.int64], index: NDArray[np.int64], batches: Sequence[EventBatch]
+    ) -> NDArray[np.bool_]:
+        """(n,) whether a row is of our shards and its shard has not applied it; `index` counts through all batches."""
+        offsets = np.concatenate([batch.offsets for batch in batches])
+        heights = [batch.frame.height for batch in batches]
+        columns = np.repeat([self._offsets.column(batch.partition) for batch in batches], heights)
+        owned = self._owned[shard_of(ids, self._store.shards)]
+        return np.asarray((owned >= 0) & ~self._offsets.applied(owned, columns[index], offsets[index]), np.bool_)
 
     def _count(self, marks: NDArray[np.uint8]) -> None:
         """Add what became of rows (n,) to the metrics."""
@@ -409,3 +424,8 @@ class ShardSet:
         self._slab.clear_dirty(clean)
         self._written_us[clean] = now_us
         return int(clean.size)
+
+
+def _between(index: NDArray[np.int64], start: int, end: int) -> NDArray[np.int64]:
+    """The rows from `start` to `end`, counted from there."""
+    return index[(index >= start) & (index < end)] - start

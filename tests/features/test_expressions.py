@@ -2,8 +2,11 @@
 
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
 from headrace import Count, Event, FeatureView, Last, LastN, OnlineStore, Sum, col, replay
 from headrace.errors import DeclarationError, SpineError
@@ -139,3 +142,54 @@ def test_a_circle_a_taken_name_and_an_unknown_type_are_told():
     made = {"x": col("sales_1h") + 1}
     with pytest.raises(DeclarationError, match="'sales_1h' is a feature and a request field"):
         type("Both", (ShopPlain,), made, source=Sale, entity="shop", request={"sales_1h": float})
+
+
+class Odd(ShopPlain, source=Sale, entity="shop", name="odd", request={"code": str}):
+    """Expressions that have no value for some entities."""
+
+    third = col("recent").list.get(2) > 1
+    small = col("sales_24h").cast(pl.UInt8) * 100
+    known = col("currency").replace_strict({"SEK": 1})
+    asked = col("code").cast(pl.Int64)
+    huge = col("sales_24h").cast(pl.UInt64) * 2**62
+    ratio = col("small") / col("known")
+
+
+def test_an_entity_that_an_expression_fails_for_has_no_value_and_the_others_have(store):
+    """Live and on replay, each counted."""
+    frame = pl.concat([sales(), sales()[-1:].with_columns(shop=pl.lit(3, pl.Int64))])
+    asked = pl.DataFrame({"shop": [1, 2, 3, 4], "code": ["5", "x", "7", "8"]})
+    expected = {
+        "third": [1, None, None, None],
+        "small": [144, 200, 100, 0],  # of eight bits
+        "known": [1, None, None, None],
+        "asked": [5, None, 7, 8],
+        "huge": [0, None, 2**62, 0],  # of 64 bits, without a sign
+    }
+    names = [*expected, "ratio"]
+    before = {name: failed(name) for name in names}
+    shards = ShardSet(plan_of(Odd), store, range(store.shards))
+    shards.apply(EventBatch(Sale, "sales/0", np.arange(7), 7, frame, None, 0))
+    shards.flush()
+    live = store.read(Odd, asked, NOW)
+    found = replay(Odd, frame, asked.with_columns(event_time=pl.lit(NOW)))
+    for name, values in expected.items():
+        assert live[name].to_list() == found[f"odd.{name}"].to_list() == values, name
+    assert live["ratio"].to_list() == [144.0, None, None, None]
+    counts = {name: failed(name) - before[name] for name in names}
+    assert counts == {"third": 6, "small": 0, "known": 4, "asked": 2, "huge": 2, "ratio": 0}
+
+
+def failed(feature):
+    return REGISTRY.get_sample_value("headrace_features_failed_total", {"view": "odd", "feature": feature}) or 0
+
+
+def test_failing_features_are_logged_a_line_a_second_at_most(store):
+    noisy = type("Noisy", (ShopPlain,), {"asked": Odd.asked}, source=Sale, entity="shop", request={"code": str})
+    with capture_logs() as logs:
+        for _ in range(50):
+            store.read(noisy, pl.DataFrame({"shop": [2] * 10, "code": ["x"] * 10}), NOW)
+    lines = [line for line in logs if line["event"] == "feature_expression_failed" and line["feature"] == "asked"]
+    assert 1 <= len(lines) <= 3
+    assert (lines[0]["view"], lines[0]["count"]) == ("noisy", 10)
+    assert "conversion from `str` to `i64` failed" in lines[0]["detail"]

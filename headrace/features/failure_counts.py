@@ -1,0 +1,78 @@
+"""Counts and log lines of what the expressions of views have no value for: events left out, features that are null."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+from prometheus_client import Counter
+
+from headrace.features.event_rows import FailedRows
+
+ROWS_FAILED = Counter(
+    "headrace_rows_failed_total", "Event rows left out, for which an expression of the view has no value", ["view"]
+)
+FEATURES_FAILED = Counter(
+    "headrace_features_failed_total",
+    "Values of a feature that are null, since its expression failed",
+    ["view", "feature"],
+)
+LINE_S = 1.0
+"""Seconds between two log lines of one view and feature; the counters are exact."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Line:
+    due_s: float = 0.0
+    count: int = 0
+
+
+_lines: dict[tuple[str, str], _Line] = {}
+_lock = threading.Lock()
+
+
+def count_failed_features(view: str, feature: str, count: int, detail: str) -> None:
+    """Count values of a feature that its expression does not have; a log line a second at most says so."""
+    FEATURES_FAILED.labels(view, feature).inc(count)
+    with _lock:
+        line = _lines.setdefault((view, feature), _Line())
+        line.count += count
+        now_s = time.monotonic()
+        if now_s < line.due_s:
+            return
+        line.due_s, count, line.count = now_s + LINE_S, line.count, 0
+    log.warning("feature_expression_failed", view=view, feature=feature, count=count, detail=detail)
+
+
+def count_failed_rows(view: str, failed: Sequence[FailedRows]) -> int:
+    """Count events that a view leaves out; returns how many."""
+    count = sum(map(len, failed))
+    if count:
+        ROWS_FAILED.labels(view).inc(count)
+    return count
+
+
+class FailedEvents:
+    """Events that a pass over history leaves out, by view, with one log line a view at its end."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._details: dict[str, str] = {}
+
+    def add(self, view: str, failed: Sequence[FailedRows]) -> None:
+        """Count the events of one frame."""
+        count = count_failed_rows(view, failed)
+        if count:
+            self.counts[view] = self.counts.get(view, 0) + count
+            first = next(part for part in failed if len(part))
+            self._details.setdefault(view, first.expressions[int(first.causes[0])].summary)
+
+    def log(self) -> None:
+        """Say how many events were left out, and why the first was."""
+        for view, count in self.counts.items():
+            log.warning(
+                "events_left_out", view=view, reason="expression_failed", count=count, detail=self._details[view]
+            )
