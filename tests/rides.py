@@ -5,10 +5,12 @@ version.
 """
 
 import random
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import polars as pl
 
 from headrace.features import (
@@ -32,9 +34,12 @@ from headrace.features import (
     col,
     plan_of,
 )
+from headrace.features.aggregation import Cell
+from headrace.features.kernels.cells import MAX
 from headrace.schemas import Event
 from tests import oracle
 
+LARGE = 2**59 + 1
 BASE_US = 1_700_000_000_000_000
 GOLDEN = Path(__file__).parent / "golden" / "record_v3.hex"
 GOLDEN_ONCE = Path(__file__).parent / "golden" / "record_dedupe_v3.hex"
@@ -62,6 +67,27 @@ class Check(Event, topic="checks", key="rider", time="at", id="check_id"):
     fine: float
 
 
+@dataclass(frozen=True, eq=False)
+class FloatMax:
+    """Largest value as a float, as `Max` keeps numbers with a fraction: the golden records have it of whole ones."""
+
+    value: str
+    windows: tuple[str, ...]
+    source: type[Event]
+    where: None = None
+    hop: None = None
+    dtype: ClassVar[str] = "float"
+
+    def cells(self, binder):
+        return (Cell(MAX, binder.number(self.value, self.source)),)
+
+    def read(self, cells, now_us):
+        return np.where(np.isinf(cells[:, 0]), np.nan, cells[:, 0])
+
+    def bind(self, binder):
+        return binder.windowed(self)
+
+
 class RiderTrips(FeatureView, source=(Ride, Check), entity="rider"):
     """Every aggregation, over two sources."""
 
@@ -72,7 +98,7 @@ class RiderTrips(FeatureView, source=(Ride, Check), entity="rider"):
     far = Sum(col("stops") * 2, where=col("zone") == "A", source=Ride, windows="1h")
     mean = Mean("fare", source=Ride, windows=("10m", "lifetime"))
     low = Min("fare", source=Ride, windows=("10m", "24h"))
-    high = Max("stops", source=Ride, windows=("10m", "24h"))
+    high = FloatMax("stops", ("10m", "24h"), Ride)
     first = First("line", source=Ride)
     entry = First("stops", source=Ride, windows=("10m", "24h"))
     price = First("fare", source=Ride, windows="1h")
@@ -97,6 +123,17 @@ class RiderFloats(FeatureView, source=Ride, entity="rider"):
     std = Std("fare", windows="24h", ddof=0)
     fresh = DecayedCount(half_life="10m")
     spent = DecayedSum("fare", half_life="1h", where=col("kind") == "ticket")
+
+
+class RiderWhole(FeatureView, source=Ride, entity="rider"):
+    """Extremes of whole numbers, also beyond what a float holds, of truth values, and of some that are null."""
+
+    high = Max(col("stops") * LARGE, windows=("10m", "24h", "lifetime"))
+    low = Min(col("stops") * LARGE, where=col("zone") == "A", windows=("10m", "lifetime"))
+    fewest = Min("stops", windows=("10m", "24h"))
+    even = Max(col("stops") % 2 == 0, windows="1h")
+    some = Max(pl.when(col("stops") > 6).then(col("stops") - 9), windows=("10m", "24h"))
+    events = Count(windows=("10m", "24h"))
 
 
 class RiderOnce(FeatureView, source=(Ride, Check), entity="rider", dedupe="10m"):
@@ -176,6 +213,33 @@ FLOATS = {
     "fresh": lambda e, t: oracle.decayed(oracle.before(e, t), "10m", t),
     "spent": lambda e, t: oracle.decayed(_is(oracle.before(e, t), kind="ticket"), "1h", t, "fare"),
 }
+
+
+def _wholes() -> dict[str, Any]:
+    def most(value, pick=lambda _: True, best=max):
+        return lambda e, t, w: best((value(x) for x in oracle.window(e, w, t) if pick(x)), default=None)
+
+    features = {
+        "high": (most(lambda x: x["stops"] * LARGE), ("10m", "24h")),
+        "low": (most(lambda x: x["stops"] * LARGE, lambda x: x["zone"] == "A", min), ("10m",)),
+        "fewest": (most(lambda x: x["stops"], best=min), ("10m", "24h")),
+        "even": (most(lambda x: int(x["stops"] % 2 == 0)), ("1h",)),
+        "some": (most(lambda x: x["stops"] - 9, lambda x: x["stops"] > 6), ("10m", "24h")),
+        "events": (lambda e, t, w: len(oracle.window(e, w, t)), ("10m", "24h")),
+    }
+    found = {
+        f"{name}_{span}": lambda e, t, f=define, w=span: f(e, t, w)
+        for name, (define, spans) in features.items()
+        for span in spans
+    }
+    found["high_lifetime"] = lambda e, t: max((x["stops"] * LARGE for x in oracle.before(e, t)), default=None)
+    found["low_lifetime"] = lambda e, t: min(
+        (x["stops"] * LARGE for x in oracle.before(e, t) if x["zone"] == "A"), default=None
+    )
+    return found
+
+
+WHOLES = _wholes()
 
 
 def ride(number: int, time_us: int, rider: int, rng: random.Random) -> dict[str, Any]:

@@ -94,7 +94,7 @@ class Tallied(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A code of kernels/cells.py: `column` an event's number (FIRST: bits), `flag` what admits it (None: `where`)."""
+    """A code of kernels/cells.py: `column` an event's number (or bits), `flag` what admits it (None: `where`)."""
 
     code: int
     column: int = ONE

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Aggregation, Cell, Source, Tallied, Value, Windowed, Windows
-from headrace.features.answer import Feature
+from headrace.features.answer import Column, Feature, Maybe
 from headrace.features.argument_types import check_arguments
 from headrace.features.event_columns import DTYPE_OF_KIND, EventColumns, as_expr, expr_text, kind_of
 from headrace.features.expressions import Expressions
-from headrace.features.kernels.cells import FIRST, ONE, TIME, WIDTH
+from headrace.features.kernels.cells import ONE, TAKES_BITS, TIME, WIDTH
 from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
 from headrace.features.kernels.id_lists import TIME as TIME_KIND
 from headrace.features.kernels.seen_ids import KEEP_MAX as SEEN_MAX
@@ -292,7 +292,7 @@ class Binder:
         found: list[int] = []
         for cell in cells:
             admits = flag if cell.flag is None else cell.flag
-            columns = self.builder.bits if cell.code == FIRST else self.builder.numbers
+            columns = self.builder.bits if cell.code in TAKES_BITS else self.builder.numbers
             value = {ONE: "1", TIME: "time"}.get(cell.column) or columns.texts[cell.column]
             text = f"{cell.code}({cell.param!r}) {value} if {self.builder.flags.texts[admits]}"
             first = part.add(cell, admits, text)
@@ -373,12 +373,23 @@ class Binder:
         """One reading a window of an aggregation whose state is cells."""
         flag = self.flag(aggregation.where, aggregation.source)
         cells = aggregation.cells(self)
-        readings = []
-        for window in self.windows(aggregation.windows, aggregation.hop):
+        return self.readings(aggregation.windows, aggregation.hop, cells, flag, aggregation.dtype, aggregation.read)
+
+    def readings(
+        self,
+        windows: Windows,
+        hop: str | None,
+        cells: Sequence[Cell],
+        flag: int,
+        dtype: str,
+        read: Callable[[NDArray[np.float64], NDArray[np.int64]], Column | Maybe],
+    ) -> list[Reading]:
+        """One reading of type `dtype` a window: `read(merged cells (n, k), now_us (n,))`."""
+        found = []
+        for window in self.windows(windows, hop):
             group, picked = self.ring(window, cells, flag)
-            feature = self.feature(aggregation.dtype, window.label)
-            readings.append(Reading(feature, group, partial(_read_cells, aggregation.read, picked)))
-        return readings
+            found.append(Reading(self.feature(dtype, window.label), group, partial(_read_cells, read, picked)))
+        return found
 
     def _dtype_in(self, expression: pl.Expr, event: type[Event], role: str) -> pl.DataType:
         schema = spec_of(event).polars

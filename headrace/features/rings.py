@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.bit_columns import SPARE
-from headrace.features.kernels.cells import FIRST, MAX, WIDTH
+from headrace.features.kernels.cells import FIRST, MAX, TAKES_BITS, WIDTH
 from headrace.features.kernels.compile import Floats, Int, Ints
 from headrace.features.kernels.ring_packing import pack_ring
 from headrace.features.kernels.ring_unpacking import unpack_ring
@@ -132,7 +132,7 @@ class RingGroup:
         wanted = np.zeros(len(times), np.bool_)
         for code, _, flag, column in self.items.tolist():
             admits = events.flags[picked, flag] != 0
-            if code != FIRST and column >= 0:
+            if code not in TAKES_BITS and column >= 0:
                 admits &= np.isfinite(events.numbers[picked, column])
             wanted |= admits
         return np.asarray(wanted & (times >= self.window.start_us(newest)), np.bool_)

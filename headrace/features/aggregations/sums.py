@@ -43,7 +43,7 @@ class Count:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sum:
-    """Sum of a number; 0 where none."""
+    """Sum of a number, a float; 0 where none. Sums of whole numbers are exact up to 2**53."""
 
     value: Value
     _: KW_ONLY

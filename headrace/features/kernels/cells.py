@@ -6,18 +6,23 @@
     FIRST     time, id (2 halves), bits (2 halves)   the smaller tuple                    the same
     MOMENTS   count, mean, sum of squared deviations Chan et al. 1979, eq. 2.1            the same
     DECAYED   newest time, sum as of that time       scale the older side, add            the same
+    INT_MIN   upper half, lower half, of whole       the smaller pair, INT_MAX:           the same
+    INT_MAX   numbers                                the larger
 
-All are associative and commutative, MIN, MAX and FIRST to the bit, ADD to the bit for whole numbers, the rest to float
-rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, so they are exact. The cells of one code
-follow each other, from `cells[at]` on.
+All are associative and commutative, MIN, MAX, FIRST, INT_MIN and INT_MAX to the bit, ADD to the bit for whole numbers,
+the rest to float rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, so they are exact. The
+halves of INT_MIN and INT_MAX are those of the nearest multiple of 2**32 and the signed rest, so that small numbers of
+either sign are short when packed. The cells of one code follow each other, from `cells[at]` on.
 """
 
 import numpy as np
 
 from headrace.features.kernels.compile import Float, Floats, Int, lean_kernel, part
 
-ADD, MIN, MAX, FIRST, MOMENTS, DECAYED = 0, 1, 2, 3, 4, 5
-WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2}
+ADD, MIN, MAX, FIRST, MOMENTS, DECAYED, INT_MIN, INT_MAX = 0, 1, 2, 3, 4, 5, 6, 7
+WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2, INT_MIN: 2, INT_MAX: 2}
+TAKES_BITS = frozenset({FIRST, INT_MIN, INT_MAX})
+"""Codes whose value is a bit column of the event, not a number."""
 ONE, TIME = -1, -2
 _INF = np.inf
 _LOW = np.int64(0xFFFFFFFF)
@@ -30,15 +35,21 @@ def width_of(code: Int) -> Int:
         return 5
     if code == MOMENTS:
         return 3
-    return 2 if code == DECAYED else 1
+    return 2 if code >= DECAYED else 1
+
+
+@part
+def takes_bits(code: Int) -> bool:
+    """Whether a code is one of `TAKES_BITS`."""
+    return bool(code == FIRST or code >= INT_MIN)
 
 
 @part
 def start_value(code: Int, cell: Int) -> float:
     """What a cell holds before its first event."""
-    if code in (MIN, FIRST):
+    if code in (MIN, FIRST) or (code == INT_MIN and cell == 0):
         return _INF
-    if code == MAX or (code == DECAYED and cell == 0):
+    if code == MAX or (code in (DECAYED, INT_MAX) and cell == 0):
         return -_INF
     return 0.0
 
@@ -63,7 +74,7 @@ def add_number(cells: Floats, at: Int, code: Int, value: Float) -> None:
 
 @part
 def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: Int, time: Int, event_id: Int) -> None:
-    """Add one event: its number `value` (FIRST: its `bits`), time and id."""
+    """Add one event: its number `value` (codes that take bits: its `bits`), time and id."""
     if code <= MAX:
         add_number(cells, at, code, value)
     elif code == FIRST:
@@ -79,8 +90,11 @@ def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: 
             )
     elif code == MOMENTS:
         add_moments(cells, at, 1.0, value, 0.0)
-    else:
+    elif code == DECAYED:
         add_decayed(cells, at, param, np.float64(time), value)
+    else:
+        upper = (bits >> np.int64(32)) + ((bits >> np.int64(31)) & np.int64(1))
+        keep_extreme(cells, at, code, np.float64(upper), np.float64(bits - (upper << np.int64(32))))
 
 
 @part
@@ -94,6 +108,8 @@ def merge(into: Floats, to: Int, cells: Floats, at: Int, code: Int, param: float
     elif code == MOMENTS:
         if value > 0.0:
             add_moments(into, to, value, cells[at + 1], cells[at + 2])
+    elif code >= INT_MIN:
+        keep_extreme(into, to, code, value, cells[at + 1])
     elif value > -_INF:
         add_decayed(into, to, param, value, cells[at + 1])
 
@@ -118,6 +134,17 @@ def keep_smaller(cells: Floats, at: Int, c0: Float, c1: Float, c2: Float, c3: Fl
         cells[at + 2] = c2
         cells[at + 3] = c3
         cells[at + 4] = c4
+
+
+@lean_kernel
+def keep_extreme(cells: Floats, at: Int, code: Int, upper: Float, lower: Float) -> None:
+    """Replace the INT_MIN or INT_MAX cells if the number of these halves is smaller, or larger."""
+    is_equal = bool(upper == cells[at])
+    is_less = bool(upper < cells[at]) or (is_equal and bool(lower < cells[at + 1]))
+    is_more = bool(upper > cells[at]) or (is_equal and bool(lower > cells[at + 1]))
+    if is_less if code == INT_MIN else is_more:
+        cells[at] = upper
+        cells[at + 1] = lower
 
 
 @lean_kernel

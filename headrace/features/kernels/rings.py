@@ -14,7 +14,7 @@ may still be asked for and is refused; tiles that old are dropped when a block i
 import numpy as np
 
 from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
-from headrace.features.kernels.cells import FIRST, TIME, add_number, init, merge, update
+from headrace.features.kernels.cells import TIME, add_number, init, merge, takes_bits, update
 from headrace.features.kernels.compile import LINE_WORDS, Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 EMPTY = -(2**62)
@@ -103,7 +103,7 @@ def _run_ring(
                 continue
             code, column = items[m, 0], items[m, 3]
             value, word = 1.0, np.int64(0)
-            if params is not None and code == FIRST:
+            if params is not None and takes_bits(code):
                 word = bits[event, column]
             else:
                 value = _number_of(numbers, event, column, times[i])
