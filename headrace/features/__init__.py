@@ -25,7 +25,6 @@ from headrace.features.aggregations import VectorMean as VectorMean
 from headrace.features.answer import Answer as Answer
 from headrace.features.answer import Feature as Feature
 from headrace.features.answer import Lists as Lists
-from headrace.features.answer import concat_answers as concat_answers
 from headrace.features.event_rows import Rows as Rows
 from headrace.features.kernels.id_map import IdMap as IdMap
 from headrace.features.kernels.text_pool import hash_text as hash_text

@@ -1,10 +1,10 @@
 """What a read returns: one column a feature, numeric, ready for a model; and the same as a frame.
 
-Nothing is hidden: `found` tells which entities have a record, `age_us` how old its newest event is, `empty` which
-integer values stand for "none".
+Nothing is hidden: `found` tells which entities have a record, `age_us` how old its newest event is, `ahead` where that
+event is not before the moment of the read, `empty` which integer values stand for "none".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -69,6 +69,9 @@ class Answer:
             hashes (`hash_text`), times int64 microseconds.
         found: (n,) whether the entity has a record.
         age_us: (n,) int64 now - newest event time, at least 0; -1 where not found.
+        ahead: (n,) whether the record holds an event at or after now. Values that keep no times of single events
+            (counts, sums, extremes, frequencies, Last, decayed sums) may have taken it in, and windows may lack their
+            oldest hop.
         features: the declarations, in the order of `columns`.
         empty: int64 feature name -> (n,) where its 0 means "no value", for those that can be absent.
     """
@@ -76,6 +79,7 @@ class Answer:
     columns: dict[str, Column]
     found: NDArray[np.bool_]
     age_us: NDArray[np.int64]
+    ahead: NDArray[np.bool_]
     features: tuple[Feature, ...] = ()
     empty: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
@@ -90,28 +94,6 @@ class Answer:
                 for found in self.features
             ]
         )
-
-
-def concat_answers(answers: Sequence[Answer]) -> Answer:
-    """One answer of all rows, in order; `answers` come from one view and are at least one."""
-    first = answers[0]
-    if len(answers) == 1:
-        return first
-
-    def column(name: str) -> Column:
-        parts = [answer.columns[name] for answer in answers]
-        lists = [part for part in parts if isinstance(part, Lists)]
-        if lists:
-            return Lists(np.concatenate([x.values for x in lists]), np.concatenate([x.lengths for x in lists]))
-        return np.concatenate([part for part in parts if not isinstance(part, Lists)])
-
-    return Answer(
-        {name: column(name) for name in first.columns},
-        np.concatenate([answer.found for answer in answers]),
-        np.concatenate([answer.age_us for answer in answers]),
-        first.features,
-        {name: np.concatenate([answer.empty[name] for answer in answers]) for name in first.empty},
-    )
 
 
 def column_series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_] | None) -> pl.Series:

@@ -1,13 +1,15 @@
-"""Counts and log lines of what the expressions of views have no value for: events left out, features that are null."""
+"""Counts and log lines of what reads and replays cannot give: events left out, features that are null, reads ahead."""
 
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import structlog
 from prometheus_client import Counter
 
+from headrace.features.answer import Answer
 from headrace.features.event_rows import FailedRows
 
 ROWS_FAILED = Counter(
@@ -17,6 +19,9 @@ FEATURES_FAILED = Counter(
     "headrace_features_failed_total",
     "Values of a feature that are null, since its expression failed",
     ["view", "feature"],
+)
+READS_AHEAD = Counter(
+    "headrace_reads_ahead_total", "Records read as of a moment at or before their newest event", ["view"]
 )
 LINE_S = 1.0
 """Seconds between two log lines of one view and feature; the counters are exact."""
@@ -45,6 +50,13 @@ def count_failed_features(view: str, feature: str, count: int, detail: str) -> N
             return
         line.due_s, count, line.count = now_s + LINE_S, line.count, 0
     log.warning("feature_expression_failed", view=view, feature=feature, count=count, detail=detail)
+
+
+def count_ahead(view: str, answer: Answer) -> None:
+    """Count the records of an answer that hold an event at or after its moment."""
+    count = int(np.count_nonzero(answer.ahead))
+    if count:
+        READS_AHEAD.labels(view).inc(count)
 
 
 def count_failed_rows(view: str, failed: Sequence[FailedRows]) -> int:

@@ -3,6 +3,7 @@
 user_id | clicks_10m  recent     | _status  _age_s
 7       | 3.0         [12, 5]    | fresh    0.4
 8       | 0.0         []         | missing  null
+9       | 2.0         [31]       | ahead    0.0       its newest event is not before the moment of the read
 """
 
 import contextlib
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
 FRESH = "fresh"
 MISSING = "missing"
+AHEAD = "ahead"
 NOW_US_MAX = 2**62
 """Microseconds, 146,000 years: beyond, times of windows would overflow."""
-_STATUS = pl.Series(STATUS, [MISSING, FRESH])
+_STATUS = pl.Series(STATUS, [MISSING, FRESH, AHEAD])
 
 
 def read_frame(
@@ -55,7 +57,7 @@ def read_frame(
     )
     answer = store.answer(plan, ids, KeyTexts(ids, keys), instant_us(now), request, close=True)
     age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
-    status = _STATUS[answer.found.astype(np.int64)]
+    status = _STATUS[answer.found.astype(np.int64) + answer.ahead]
     features = answer.to_polars().get_columns()
     return frame.hstack([*features, status, pl.Series(AGE_S, age_s, nan_to_null=True)])
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
+from headrace.features.failure_counts import count_ahead
 from headrace.features.kernels.bit_columns import ROOM_BYTES
 from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
 from headrace.features.layout import PackedReads
@@ -200,7 +201,9 @@ class PackedReader:
 
     def answer(self, request: Mapping[str, pl.Series] | None = None) -> Answer:
         """The features of all; `request` has fields of the request, (count,)."""
-        return self._plan.layout.answer(self._outputs, self._newest_us, self._now_us, request)
+        answer = self._plan.layout.answer(self._outputs, self._newest_us, self._now_us, request)
+        count_ahead(self._plan.name, answer)
+        return answer
 
 
 def _room_for(

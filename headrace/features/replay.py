@@ -23,7 +23,7 @@ from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.expressions import request_columns
 from headrace.features.external_sort import Block, keys_of, merged
-from headrace.features.failure_counts import FailedEvents
+from headrace.features.failure_counts import FailedEvents, count_ahead
 from headrace.features.history import MEMORY_ROWS, History, Span, Table, open_log, read_spine, tables_of, time_of
 from headrace.features.keys import ids_of_texts, key_columns
 from headrace.features.layout import Operations
@@ -95,7 +95,9 @@ class Replay:
         request = request_columns(plan.name, plan.layout.request, spine) if plan.layout.request else None
         reads = len(now_us)
         if rows is None:
-            return slab.read(slab.locate(ids), now_us, request)
+            answer = slab.read(slab.locate(ids), now_us, request)
+            count_ahead(plan.name, answer)
+            return answer
         at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
         where, times_us, numbers = self._columns(reads + len(rows))
         np.concatenate([slab.locate(ids), at], out=where)
@@ -106,7 +108,9 @@ class Replay:
         newest = np.full(reads, NEVER, np.int64)
         outputs = slab.run(ops, plan.layout.outputs(reads, close=close), newest, order)
         slab.mark_dirty(at)
-        return plan.layout.answer(outputs, newest, now_us, request)
+        answer = plan.layout.answer(outputs, newest, now_us, request)
+        count_ahead(plan.name, answer)
+        return answer
 
     def _columns(self, count: int) -> NDArray[np.int64]:
         """Three columns of `count` numbers, of any content; they hold until the next call."""

@@ -1,8 +1,8 @@
 """A slab: many records of one view in memory, each a row of the groups' arrays.
 
 A record is a function of the set of its events: not of their order, nor of how they were batched, nor of whether the
-record was packed and loaded in between. Float sums agree to 1e-9 relative, all else to the byte. Windows are exact as
-of a moment not earlier than the newest event that was added; an earlier read may see later events of the same hop.
+record was packed and loaded in between. Float sums agree to 1e-9 relative, all else to the byte. Values are exact as
+of a moment after the newest event that was added; an earlier read may see later events, and `Answer.ahead` says so.
 Not thread-safe.
 """
 

@@ -159,8 +159,9 @@ class OnlineStore:
         Fields of the request that the view declares are further columns of `entities`; a list of keys has none, and the
         features that need them are null then.
 
-        Columns: the entity's, the features (short names), `_status` ("fresh" or "missing") and `_age_s` (now minus the
-        newest event time, in seconds; null when missing).
+        Columns: the entity's, the features (short names), `_status` and `_age_s` (now minus the newest event time, in
+        seconds, at least 0; null when missing). The status is "fresh", "missing" (no record), or "ahead": the record
+        holds an event at or after `now`, which some of its values may have taken in (docs/views.md says which).
 
         Raises:
             SpineError: an entity column is missing or of another type.

@@ -116,8 +116,13 @@ def _reading(request_id: str, live: LiveModel, scored: Scored) -> dict[str, Any]
         "features_age_s": None if scored.entity_age_us is None else scored.entity_age_us / 1e6,
         "status": scored.status,
         "views": {
-            name: {"asked": v.asked, "found": v.found, "age_s": None if v.age_us is None else v.age_us / 1e6}
-            for name, v in scored.views.items()
+            name: {
+                "asked": read.asked,
+                "found": read.found,
+                "ahead": read.ahead,
+                "age_s": None if read.age_us is None else read.age_us / 1e6,
+            }
+            for name, read in scored.views.items()
         },
     }
 

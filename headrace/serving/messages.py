@@ -61,6 +61,7 @@ class ViewRead(BaseModel):
 
     asked: int = Field(description="Records asked for.")
     found: int = Field(description="Records that exist.")
+    ahead: int = Field(description="Records with an event at or after the request's time, which values may include.")
     age_s: float | None = Field(
         description="Age of the newest event among the found records, in seconds; null: none found."
     )
@@ -101,7 +102,9 @@ class FeaturesResponse(BaseModel):
 
     view: str
     entity: dict[str, int | str]
-    status: Literal["fresh", "missing"]
+    status: Literal["fresh", "ahead", "missing"] = Field(
+        description="missing: no record; ahead: it holds an event at or after now, which values may include."
+    )
     age_s: float | None
     features: dict[str, object]
 

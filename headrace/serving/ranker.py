@@ -68,11 +68,15 @@ class RankingSpec:
 
 @dataclass(frozen=True, slots=True)
 class ViewFound:
-    """Records of one view in one request: asked for, found, and the newest event's age in µs, or None."""
+    """Records of one view in one request: asked for, found, and the newest event's age in µs, or None.
+
+    `ahead` of them hold an event at or after the request's time.
+    """
 
     asked: int
     found: int
     age_us: int | None
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +288,8 @@ def _column(values: Sequence[Any]) -> NDArray[Any]:
 
 def _found(answer: Answer) -> ViewFound:
     found = int(answer.found.sum())
-    return ViewFound(len(answer.found), found, int(answer.age_us[answer.found].min()) if found else None)
+    age_us = int(answer.age_us[answer.found].min()) if found else None
+    return ViewFound(len(answer.found), found, age_us, int(answer.ahead.sum()))
 
 
 def _status(views: Sequence[ViewFound], entity_views: Sequence[ViewFound]) -> str:

@@ -1,6 +1,6 @@
 """Reading a view: every form of entities, status and age, and errors that name the fix."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ from headrace.pipelines.shard import ShardSet
 from tests.meters import START_US, MeterLoad, Reading, SiteKind, at, batches, log_frame
 
 LOG = log_frame(3_000, meters=50)
-NOW = LOG["at"].max()
+NOW = LOG["at"].max() + timedelta(microseconds=1)
 
 
 class Site(FeatureView, source=Reading, entity="site"):

@@ -96,6 +96,15 @@ def test_get_takes_fields_of_the_request(redis_url):
         assert message in done.stderr
 
 
+def test_get_says_which_records_are_ahead_of_the_moment(redis_url):
+    """Shop 1's newest event is at 1 o'clock, shop 2's later; the table and the JSON say so."""
+    options = stored_of(redis_url, Shop, Sale, sales())
+    for now, expected in {"01:00:00": ["ahead", "ahead"], "01:00:01": ["fresh", "ahead"]}.items():
+        words = ("get", "tests.features.test_expressions:Shop", "1", "2", "--now", f"2026-01-01T{now}")
+        assert [row["_status"] for row in orjson.loads(headrace(*words, *options).stdout)] == expected
+        assert "ahead" in headrace(*words, *options[:-1]).stdout
+
+
 def test_get_takes_composite_keys_whose_values_hold_a_comma(redis_url):
     """As a JSON array; with too many or too few values the message shows it."""
     frame = (

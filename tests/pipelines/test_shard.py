@@ -6,6 +6,7 @@ slab  -------------------^ applied; lost in a crash, read again
 """
 
 import shutil
+from datetime import timedelta
 from itertools import cycle, islice
 
 import numpy as np
@@ -341,7 +342,7 @@ def test_a_changed_view_materialises_beside_the_active_one(store):
     beside.flush()
     assert store.active("meter_load") == plan_of(MeterLoad).fingerprint
     store.activate(beside.plan)
-    assert store.read(changed, [1], now=START_US)["_status"].to_list() == ["fresh"]
+    assert store.read(changed, [1], now=LOG["at"].max() + timedelta(seconds=1))["_status"].to_list() == ["fresh"]
 
 
 KEYS = {"source": Reading, "entity": "meter"}

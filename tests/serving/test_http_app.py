@@ -25,7 +25,7 @@ def test_rank_orders_by_score_and_names_the_version(serve):
     assert response.headers["x-model-version"] == "3"
     assert body.status == "partial"
     assert body.features_age_s == 300.0
-    assert body.views["thing_activity"].model_dump() == {"asked": 4, "found": 3, "age_s": 300.0}
+    assert body.views["thing_activity"].model_dump() == {"asked": 4, "found": 3, "ahead": 0, "age_s": 300.0}
 
 
 def test_scores_come_in_the_requests_order(serve):
@@ -234,3 +234,24 @@ def test_a_model_that_raises_costs_one_answer(serve):
     assert client.post("/v1/rank", ASK).json()["error"] == "internal"
     assert client.post("/v1/rank", ASK).status_code == 200
     assert client.get("/v1/report").json()["requests"]["failed"] == 1
+
+
+def test_events_after_the_requests_time_are_said(serve):
+    """Reader 7 read a at 5 minutes before now; things a, b and c were read at 5, 10 and 30 minutes before it."""
+    then = NOW_US - 600_000_000
+    body = serve(Ranks()).post("/v1/rank", {**ASK, "event_time": then}).json()
+    assert {name: view["ahead"] for name, view in body["views"].items()} == {
+        "reader_activity": 1,
+        "thing_activity": 2,
+        "pair_activity": 2,
+    }
+    body = serve(Ranks()).post("/v1/score", ASK).json()
+    assert {view["ahead"] for view in body["views"].values()} == {0}
+
+
+def test_a_record_ahead_of_the_services_clock_is_said(serve, store):
+    """An event a minute ahead of the clock, as of a producer whose clock is fast."""
+    stage.fill(store, stage.readings((7, "a", -1), skip=5))
+    body = serve().get("/v1/features/reader_activity/7").json()
+    assert (body["status"], body["age_s"]) == ("ahead", 0.0)
+    assert serve().get("/v1/features/reader_activity/8").json()["status"] == "fresh"

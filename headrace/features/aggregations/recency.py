@@ -3,7 +3,8 @@
 Events are ordered by (event time, event id, values), so which one is last never depends on the order of arrival. Values
 are numbers, texts or times. Events whose value is null are left out; a null float inside a Sequence is NaN.
 
-Last and TimeSince tell the newest event that was applied, also when its time is a little ahead of the reader's clock.
+First, LastN and Sequence leave out events at or after the moment of the read. Last and TimeSince tell the newest event
+that was applied, also where that one is not before the moment: the read's status is "ahead" then.
 """
 
 from collections.abc import Sequence as Sequence_
@@ -166,9 +167,10 @@ def _typed(bits: NDArray[np.int64], kind: int, empty: NDArray[np.bool_]) -> Colu
     return Maybe(np.where(empty, 0, bits), empty)
 
 
-def _read_first(picked: NDArray[np.int64], kind: int, outputs: Outputs, _: NDArray[np.int64]) -> Column | Maybe:
+def _read_first(picked: NDArray[np.int64], kind: int, outputs: Outputs, now_us: NDArray[np.int64]) -> Column | Maybe:
+    """The oldest event's value; if that event is not before now, none is."""
     cells = outputs[0][:, picked]
-    empty = np.asarray(np.isinf(cells).any(axis=1))
+    empty = np.asarray(cells[:, 0] >= now_us)
     high, low = np.where(empty[:, None], 0.0, cells[:, 3:5]).astype(np.int64).T
     return _typed((high << 32) | low, kind, empty)
 

@@ -85,9 +85,10 @@ def unpack_ring(
             _keep_tiles(words, floats, heads[rows[i], START], tiles, columns, count, width)
         if moments.size > 0:
             tile = moments[i] // hop if hop > 0 else np.int64(0)
-            _merge_columns(
-                tiles, columns, count, max(tile, head) - span, tile, items, params, cells, out, reads[i] * width
-            )
+            low, high = max(tile, head) - span, tile
+            if hop > 0 and tile * hop == moments[i]:
+                high = tile - 1  # all events of the tile are at or after the read
+            _merge_columns(tiles, columns, count, low, high, items, params, cells, out, reads[i] * width)
         at[i] = position
     return rows.size
 

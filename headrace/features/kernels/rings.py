@@ -81,6 +81,7 @@ def _run_ring(
         if ops[i] >= 0:
             if row < 0:
                 continue
+            begins = hop > 0 and tile * hop == times[i]  # all events of the tile are at or after the read
             low = max(tile, heads[row, OWN]) - span
             if kept_row != row or kept_low != low or kept_tile != tile:
                 _clear_tile(closed, 0, items)
@@ -88,7 +89,7 @@ def _run_ring(
                 merge_tiles(words, floats, start, count, items, params, width, low, tile - 1, closed, 0)
                 kept_row, kept_low, kept_tile = row, low, tile
             _merge_tile(closed, 0, items, params, out, ops[i] * width)
-            if tile >= low:  # a tile that left the windows may linger
+            if tile >= low and not begins:  # a tile that left the windows may linger
                 newest = _place(words, heads[row, START], heads[row, COUNT], stride, tile)
                 start, count = heads[row, START] + newest * stride, heads[row, COUNT] - newest
                 merge_tiles(words, floats, start, count, items, params, width, tile, tile, out, ops[i])

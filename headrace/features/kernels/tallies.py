@@ -112,6 +112,8 @@ def run_tally(
         if ops[i] >= 0:
             if row >= 0:
                 low = max(tile, heads[row, OWN]) - span
+                if hop > 0 and tile * hop == times[i]:
+                    tile -= 1  # all events of the tile are at or after the read
                 side, found, level, limit = merge_window(
                     words,
                     heads[row, START],
