@@ -13,7 +13,18 @@ from headrace import (
     cli_views,  # noqa: F401 - it registers its commands
     project,
 )
-from headrace.console import Json, app, command, err, finite, models_app, print_rows, say, schemas_app
+from headrace.console import (
+    Json,
+    app,
+    command,
+    err,
+    finite,
+    models_app,
+    print_rows,
+    report_broken,
+    say,
+    schemas_app,
+)
 from headrace.errors import ConfigError
 from headrace.settings import load_settings
 
@@ -138,17 +149,18 @@ def schemas_check(as_json: Json = False) -> None:
     """
     from headrace.schemas.evolution import check_lock, stale_locks
 
-    root, events = _events()
+    root, events, broken = _events()
     rows = [
         {"event": event.__name__, "field": change.field, "verdict": change.verdict, "message": change.message}
         for event in events
         for change in check_lock(event, root / "schemas")
     ]
-    for path in stale_locks(events, root / "schemas"):
+    for path in [] if broken else stale_locks(events, root / "schemas"):
         message = f"no event of this name is declared any more; delete {path.name}, or declare the event again"
         rows.append({"event": path.stem, "field": "", "verdict": "stale", "message": message})
     counts = f"{len(events)} events, {len(rows)} differences"
     print_rows(rows, as_json, empty=counts)
+    report_broken(broken)
     if any(row["verdict"] == "incompatible" for row in rows):
         raise typer.Exit(1)
     if rows:
@@ -165,9 +177,10 @@ def schemas_lock(
     """
     from headrace.schemas.evolution import write_lock
 
-    root, events = _events()
+    root, events, broken = _events()
     for event in events:
         err.print(str(write_lock(event, root / "schemas", force=force)), highlight=False)
+    report_broken(broken)
 
 
 @command(models_app, "list")
@@ -205,11 +218,12 @@ def models_show(version: Annotated[int | None, typer.Argument(help="Default: the
     typer.echo(orjson.dumps(asdict(directory.manifest(version)), option=orjson.OPT_INDENT_2))
 
 
-def _events() -> tuple[Path, list[type]]:
+def _events() -> tuple[Path, list[type], list[str]]:
+    """The project's folder, its events, and what is wrong with modules of events that cannot be imported."""
     from headrace.schemas import Event
 
     root = project.activate()
-    return root, project.subclasses_in("schemas", Event, root)
+    return root, *project.subclasses_in("schemas", Event, root)
 
 
 def _iso(moment_us: int) -> str:

@@ -23,6 +23,7 @@ from headrace.console import (
     finite,
     out,
     print_rows,
+    report_broken,
     say,
 )
 from headrace.errors import ConfigError
@@ -222,11 +223,18 @@ def features_list(as_json: Json = False) -> None:
 
     Example: `headrace features list`
     """
+    from headrace.features import FeatureView, is_base, plan_of, plans_of
+
+    root = project.activate()
+    views, broken = project.subclasses_in("features", FeatureView, root)
+    plans = [plan_of(view) for view in views if not is_base(view)]
     rows = [
-        {"view": f"{view.__module__}:{view.__name__}", "entity": ", ".join(plan.entity), "features": len(plan.features)}
-        for view, plan in _plans()
+        {"view": plan.declared_in, "entity": ", ".join(plan.entity), "features": len(plan.features)} for plan in plans
     ]
     print_rows(rows, as_json, empty="no views: declare a FeatureView in a module of features/")
+    report_broken(broken)
+    if plans:
+        plans_of([view for view in views if not is_base(view)], "features of this project")
 
 
 @command(features_app, "versions")
@@ -241,6 +249,21 @@ def features_versions(view: View, store: StoreUrl = None, as_json: Json = False)
     with _store(store) as opened:
         rows = [asdict(version) for version in versions(declared, opened)]
         print_rows(rows, as_json, empty=f"no version of {view} in {opened.url}: materialize or backfill it")
+
+
+@command(features_app, "adopt")
+def features_adopt(view: View, store: StoreUrl = None) -> None:
+    """Make a class that was moved or renamed the owner of its view's name in the store.
+
+    Example: `headrace features adopt features.customer:CustomerActivity`
+    """
+    from headrace.features import plan_of
+
+    [declared] = _views([view])
+    plan = plan_of(declared)
+    with _store(store) as opened:
+        before = opened.adopt(plan)
+    err.print(f"{plan.name}: owned by {plan.declared_in}, before by {before or 'nobody'}", highlight=False)
 
 
 @command(features_app, "drop")
@@ -286,13 +309,6 @@ def _store(url: str | None) -> Any:
 
         place = service_url(place)
     return OnlineStore.open(place, settings.shards, settings.namespace, allow_eviction=settings.allow_eviction)
-
-
-def _plans() -> list[tuple[type, Any]]:
-    from headrace.features import FeatureView, plan_of
-
-    root = project.activate()
-    return [(view, plan_of(view)) for view in project.subclasses_in("features", FeatureView, root)]
 
 
 def _print_records(frame: Any) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn, ParamSpec
 
 import typer
@@ -171,6 +171,14 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "nothi
     for row in rows:
         table.add_row(*(escaped(value) for value in row.values()))
     out.print(table)
+
+
+def report_broken(broken: Sequence[str]) -> None:
+    """Say which modules of the project cannot be imported, a line each, and exit with 1 if there are any."""
+    for words in broken:
+        err.print(f"[bold red]error:[/] {escaped(' '.join(words.split()))}", highlight=False, soft_wrap=True)
+    if broken:
+        raise typer.Exit(1)
 
 
 def escaped(value: object) -> str:

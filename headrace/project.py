@@ -102,7 +102,8 @@ def _fault(exc: BaseException) -> str:
     """What an import failed with, and the line of the project that it came from, as far as there is one."""
     if isinstance(exc, SyntaxError):
         return f"{exc.filename}:{exc.lineno}: {exc.msg}"
-    ours = [frame for frame in traceback.extract_tb(exc.__traceback__) if frame.filename != __file__]
+    engine = str(Path(__file__).parent)
+    ours = [frame for frame in traceback.extract_tb(exc.__traceback__) if not frame.filename.startswith(engine)]
     written = [frame for frame in ours if not frame.filename.startswith("<") and "site-packages" not in frame.filename]
     where = f"{written[-1].filename}:{written[-1].lineno}: " if written else ""
     return f"{where}{type(exc).__name__}: {exc}"
@@ -125,13 +126,27 @@ def load_object(reference: str) -> Any:
     return getattr(module, name)
 
 
-def subclasses_in(folder: str, base: type, root: Path) -> list[type]:
-    """Every subclass of `base` that the modules of one project folder define, in the order of their names."""
+def subclasses_in(folder: str, base: type, root: Path) -> tuple[list[type], list[str]]:
+    """Every subclass of `base` that the modules of one project folder define, by name; and what is wrong with others.
+
+    A module that cannot be imported does not hide what the others define.
+    """
     found: dict[str, type] = {}
+    broken: list[str] = []
     for file in sorted((root / folder).glob("*.py")):
         if file.stem == "__init__":
             continue
-        module = load_module(f"{folder}.{file.stem}")
+        name = f"{folder}.{file.stem}"
+        try:
+            module = load_module(name)
+        except KeyboardInterrupt:
+            raise
+        except ConfigError as exc:
+            broken.append(str(exc))
+            continue
+        except BaseException as exc:  # noqa: BLE001 - a panic of a library too
+            broken.append(f"module {name} cannot be imported: {_fault(exc)}")
+            continue
         for value in vars(module).values():
             if (
                 isinstance(value, type)
@@ -140,7 +155,7 @@ def subclasses_in(folder: str, base: type, root: Path) -> list[type]:
                 and value.__module__ == module.__name__
             ):
                 found[f"{module.__name__}:{value.__qualname__}"] = value
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found)], broken
 
 
 def template() -> Path:

@@ -43,4 +43,6 @@ from headrace.features.verifier import compare as compare
 from headrace.features.verifier import verify as verify
 from headrace.features.view import FeatureView as FeatureView
 from headrace.features.view import ViewPlan as ViewPlan
+from headrace.features.view import is_base as is_base
 from headrace.features.view import plan_of as plan_of
+from headrace.features.view import plans_of as plans_of

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.errors import DeclarationError, LayoutError, SourceError
+from headrace.errors import LayoutError, SourceError
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.expressions import request_columns
@@ -29,7 +29,7 @@ from headrace.features.keys import ids_of_texts, key_columns
 from headrace.features.layout import Operations
 from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
-from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.schemas import Event
 
 CHUNK_ROWS = 262_144
@@ -43,10 +43,7 @@ class Replay:
     """
 
     def __init__(self, views: Sequence[type[FeatureView]]) -> None:
-        self.plans: list[ViewPlan] = [plan_of(view) for view in views]
-        names = [plan.name for plan in self.plans]
-        if not names or len(set(names)) < len(names):
-            raise DeclarationError(f"replay of views {', '.join(names) or '(none)'}: give at least one, and each once")
+        self.plans: list[ViewPlan] = plans_of(views, "replay")
         self.slabs: dict[str, Slab] = {plan.name: Slab(plan) for plan in self.plans}
         self.failed_events = FailedEvents()
         self._words = np.empty(0, np.int64)  # used again: memory that is new to a process costs most

@@ -8,6 +8,7 @@ went back in time, is found out at the next flush.
     <ns>:{<shard>}:<view>:<version>:<key text>       one record, packed          {..} is the hash tag: a shard's keys
     <ns>:{<shard>}:<view>:<version>!fence            its shard's fence               are in one slot of a cluster
     <ns>:views                                       view name -> active fingerprint
+    <ns>:owners                                      view name -> module:Class, see owners.py
     <ns>:meta                                        shards: fixed when the namespace is first opened
 
 A version is the first half of the fingerprint: keys are a good part of what Redis holds of a quiet entity.
@@ -43,6 +44,7 @@ from headrace.features.fences import (
 )
 from headrace.features.kernels.requests import LENGTH_MAX, put_keys
 from headrace.features.keys import NULL_ID, shard_of
+from headrace.features.owners import ViewOwners
 from headrace.features.reader import read_frame
 from headrace.features.record import PackedReader, read_packed
 from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
@@ -88,6 +90,7 @@ class OnlineStore:
         self._allow_eviction = allow_eviction
         self._evictions: dict[str, Eviction] = {}
         self._evictions_s = -math.inf
+        self._owners = ViewOwners(link, namespace)
         self._active: dict[str, tuple[str | None, float]] = {}
         self._known_prefixes: dict[tuple[str, str], list[bytes]] = {}
 
@@ -326,7 +329,13 @@ class OnlineStore:
         return fingerprint
 
     def activate(self, plan: ViewPlan) -> None:
-        """Let readers of the view get this version; other processes notice within `ACTIVE_S_MAX` seconds."""
+        """Let readers of the view get this version; other processes notice within `ACTIVE_S_MAX` seconds.
+
+        Raises:
+            LayoutError: another class owns the view's name.
+            StoreUnavailableError: Redis does not answer.
+        """
+        self._owners.claim(plan, self.active(plan.name))
         with self._link.errors(f"activating {plan.name}"):
             self._link.client.hset(f"{self.namespace}:views", plan.name, plan.fingerprint)
         log.info("view_activated", view=plan.name, fingerprint=plan.fingerprint)
@@ -337,11 +346,25 @@ class OnlineStore:
 
         Raises:
             EvictionError: see `require_kept`.
+            LayoutError: another class owns the view's name.
+            StoreUnavailableError: Redis does not answer.
         """
         self.require_kept(plan)
+        self._owners.claim(plan, self.active(plan.name))
         with self._link.errors(f"registering {plan.name}"):
             self._link.client.hsetnx(f"{self.namespace}:views", plan.name, plan.fingerprint)
         return self.active(plan.name) == plan.fingerprint
+
+    def adopt(self, plan: ViewPlan) -> str | None:
+        """Make the view's class the owner of its name, as after it was moved; return who was, None if nobody.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        owner = self._owners.of(plan.name)
+        self._owners.adopt(plan)
+        log.info("view_adopted", view=plan.name, owner=plan.declared_in, before=owner)
+        return owner
 
     def drop(self, view_name: str, fingerprint: str) -> int:
         """Delete a version of a view, records and fences; return how many keys.
@@ -363,6 +386,7 @@ class OnlineStore:
         if time.monotonic() - asked_s > ACTIVE_S_MAX:
             fingerprint = self.active(plan.name)
         if fingerprint not in {None, plan.fingerprint}:
+            self._owners.require(plan)
             raise LayoutError(
                 f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the "
                 "view was changed and its new version is not active; run `headrace backfill`, which activates it"

@@ -30,7 +30,7 @@ from headrace.features.reader import entity_frame
 from headrace.features.record import read_packed
 from headrace.features.slab import Slab
 from headrace.features.store import SNAPSHOT_KEYS_MAX, OnlineStore
-from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.schemas import Event
 
 TOLERANCE = 1e-9
@@ -136,7 +136,7 @@ def verify_all(
     Raises:
         as `verify`.
     """
-    plans = [plan_of(view) for view in views]
+    plans = plans_of(views, "verify")
     for plan in plans:
         store.require_active(plan)
     log = _log(plans, events)

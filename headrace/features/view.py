@@ -124,6 +124,7 @@ class ViewPlan:
         features: in declared order, derived ones last.
         fingerprint: 16 hex characters, of all that decides the meaning of a record's bytes; feature names do not.
         ttl_us: life of a record without events, None for ever.
+        declared_in: `module:Class` of the view.
     """
 
     name: str
@@ -136,6 +137,7 @@ class ViewPlan:
     fingerprint: str
     ttl_us: int | None
     readers: dict[type[Event], EventReader]
+    declared_in: str
 
     @property
     def version(self) -> str:
@@ -178,6 +180,34 @@ def plan_of(view: type[FeatureView]) -> ViewPlan:
     return view._plan  # noqa: SLF001
 
 
+def is_base(view: type[FeatureView]) -> bool:
+    """Whether a view has no source: a base that hands its features on, with no plan of its own."""
+    return view._plan is None  # noqa: SLF001
+
+
+def plans_of(views: Iterable[type[FeatureView]], role: str) -> list[ViewPlan]:
+    """The plans of views that are used together; `role` says in errors what uses them ("replay").
+
+    Raises:
+        DeclarationError: as `plan_of`; none, one given twice, or two of one name.
+    """
+    plans = [plan_of(view) for view in views]
+    if not plans:
+        raise DeclarationError(f"{role}: no views; give at least one")
+    known: dict[str, ViewPlan] = {}
+    for plan in plans:
+        other = known.get(plan.name)
+        if other is not None and other.declared_in == plan.declared_in:
+            raise DeclarationError(f"{role}: view {plan.name} ({plan.declared_in}) is given twice; give it once")
+        if other is not None:
+            raise DeclarationError(
+                f"{role}: {other.declared_in} and {plan.declared_in} have one name, {plan.name!r}, under which the "
+                'store keeps their records; give one of them another name="..." in its class arguments'
+            )
+        known[plan.name] = plan
+    return plans
+
+
 def _plan(
     view: type[FeatureView],
     name: str,
@@ -214,6 +244,7 @@ def _plan(
         fingerprint=f"{int(hash_text([layout.text]).view(np.uint64)[0]):016x}",
         ttl_us=None if ttl is None else _ttl_us(name, ttl, builder.spans, layout.dedupe_us),
         readers={event: EventReader(name, event, keys, key_dtype, builder, layout) for event in sources},
+        declared_in=_place(view),
     )
 
 
@@ -323,8 +354,8 @@ def _check_names(name: str, sources: tuple[type[Event], ...], keys: tuple[str, .
         raise DeclarationError(f"view {name}: entity {keys} names one column twice; write each once")
 
 
-def _place(event: type[Event]) -> str:
-    return f"{event.__module__}:{event.__qualname__}"
+def _place(declared: type) -> str:
+    return f"{declared.__module__}:{declared.__qualname__}"
 
 
 def _key_kinds(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> tuple[str, ...]:

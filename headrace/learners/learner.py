@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
-from headrace.features import Answer, FeatureView, ViewPlan, plan_of
+from headrace.features import Answer, FeatureView, ViewPlan, plans_of
 from headrace.learners import embedding
 from headrace.learners.input_spec import Column, InputSpec
 from headrace.learners.inputs import PAD, Inputs
@@ -91,7 +91,7 @@ class Learner:
 
     @classmethod
     def _plans(cls) -> list[ViewPlan]:
-        return [plan_of(view) for view in cls.views]
+        return plans_of(cls.views, f"learner {cls.name}") if cls.views else []
 
 
 def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import structlog
 
 from headrace.features.store import OnlineStore
-from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.features.view import FeatureView, ViewPlan, plan_of, plans_of
 from headrace.pipelines import loop
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.materializer import FlushSummary, Materializer
@@ -62,7 +62,7 @@ def backfill(
         StoreUnavailableError: Redis does not answer at the start or the end.
     """
     ends = dict(handover or {})
-    plans = [plan_of(view) for view in views]
+    plans = plans_of(views, "backfill")
     before = {plan.name: store.active(plan.name) for plan in plans}
     waiting = [view for view, plan in zip(views, plans, strict=True) if not _is_done(plan, store, ends)]
     if waiting:

@@ -25,7 +25,7 @@ from prometheus_client import Counter
 from headrace.clock import wall_us
 from headrace.errors import StoreUnavailableError
 from headrace.features.store import OnlineStore
-from headrace.features.view import FeatureView, events_of, plan_of
+from headrace.features.view import FeatureView, events_of, plans_of
 from headrace.features.warm import warm_up
 from headrace.pipelines.freshness import Freshness
 from headrace.pipelines.positions import (
@@ -87,7 +87,9 @@ class Materializer:
     read from afterwards; without it readers must get this version of each view. It is a `Step` of the plain loop.
 
     Raises:
-        LayoutError: readers get another version of a view, which this flow would not update.
+        DeclarationError: no views, or two of one name.
+        LayoutError: readers get another version of a view, which this flow would not update, or another class owns the
+            name of one in the store.
         EvictionError: Redis may drop records.
         FencedError: another engine writes the same shards, or Redis went back in time. Start again.
     """
@@ -110,7 +112,7 @@ class Materializer:
         self._store = store
         self._handover = handover
         self._met: set[str] | None = set()  # partitions that came; None: the source was told our positions
-        plans = [plan_of(view) for view in dict.fromkeys(views)]
+        plans = plans_of(dict.fromkeys(views), "materialize")
         index, count = owner
         owned = list(shards) if shards is not None else list(range(index, store.shards, count))
         self._stop = stop or threading.Event()

@@ -238,7 +238,7 @@ def test_the_first_version_of_a_view_is_activated_a_changed_one_is_not(store):
         store.answer(PLAN, ids, texts, START_US)
 
 
-CHANGED = {"__module__": __name__, "readings": MeterLoad.readings}
+CHANGED = {"__module__": MeterLoad.__module__, "readings": MeterLoad.readings}
 
 
 def test_an_inactive_version_can_be_dropped_the_active_one_cannot(store):

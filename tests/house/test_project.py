@@ -1,8 +1,12 @@
 """Finding a project, loading from it, and starting a new one."""
 
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from headrace import project
@@ -86,3 +90,117 @@ def test_errors_inside_a_module_are_not_hidden(new_project, monkeypatch):
     ) as caught:
         project.load_module("features.broken_view")
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+PROJECT = {
+    "schemas/ev.py": """
+from datetime import datetime
+from headrace import Event
+
+class Ev(Event, topic="ev", key="user", id="eid", codec="json"):
+    eid: str
+    event_time: datetime
+    user: int
+""",
+    "features/good.py": """
+from headrace import Count, FeatureView
+from schemas.ev import Ev
+
+class Base(FeatureView):
+    n = Count(windows="1h")
+
+class Good(Base, source=Ev, entity="user"):
+    pass
+""",
+}
+BROKEN = {
+    "syntax": ("class (", r".*bad\.py:1: invalid syntax"),
+    "import": ("\nimport no_such_package_at_all", r".*bad\.py:2: ModuleNotFoundError: .*no_such_package"),
+    "declaration": (
+        PROJECT["features/good.py"].replace("1h", "1x"),
+        r".*bad\.py:8: DeclarationError: view good · feature n .*'1x' is no span",
+    ),
+    "exit": ("raise SystemExit(3)", r".*bad\.py:1: SystemExit: 3"),
+    "name": ("print(undefined_thing)", r".*bad\.py:1: NameError: name 'undefined_thing'"),
+    "panic": (
+        "import polars as pl\nraise pl.exceptions.PanicException('of a library')",
+        r".*bad\.py:2: PanicException: of a library",
+    ),
+}
+
+
+def command(root, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "headrace.cli", *words],
+        cwd=root,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def written(root, files):
+    root.mkdir()
+    for folder in ("schemas", "features"):
+        (root / folder).mkdir()
+        (root / folder / "__init__.py").touch()
+    (root / "pyproject.toml").write_text('[project]\nname = "p"\nversion = "0"\n[tool.headrace]\n')
+    for name, text in files.items():
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_module_does_not_hide_the_others(tmp_path, kind):
+    """`features list` shows the good views, then which module failed, why and where; the exit code is 1."""
+    text, words = BROKEN[kind]
+    root = written(tmp_path / "p", {**PROJECT, "features/bad.py": text})
+    done = command(root, "features", "list")
+    assert done.returncode == 1
+    assert "features.good:Good" in done.stdout
+    assert re.search(f"error: module features.bad cannot be imported: {words}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    done = command(root, "features", "list", "--json")
+    assert [row["view"] for row in orjson.loads(done.stdout)] == ["features.good:Good"]
+    assert done.returncode == 1
+
+
+def test_a_broken_module_of_events_does_not_hide_the_others(tmp_path):
+    """`schemas lock` and `check` do what they can; locks of what is not seen are not called stale."""
+    other = PROJECT["schemas/ev.py"].replace("class Ev(", "class Other(")
+    root = written(tmp_path / "p", {**PROJECT, "schemas/other.py": other})
+    assert command(root, "schemas", "lock").returncode == 0
+    (root / "schemas" / "other.py").write_text("import no_such_package_at_all")
+    for words in (("schemas", "check"), ("schemas", "lock")):
+        done = command(root, *words)
+        assert done.returncode == 1
+        assert re.search(r"module schemas.other cannot be imported: .*other\.py:1: ModuleNotFoundError", done.stderr)
+        assert "stale" not in done.stdout
+    assert "Ev.avsc" in done.stderr
+
+
+def test_two_views_of_one_name_in_a_project_are_told(tmp_path):
+    root = written(tmp_path / "p", {**PROJECT, "features/second.py": PROJECT["features/good.py"]})
+    done = command(root, "features", "list")
+    assert done.returncode == 1
+    assert "features.good:Good" in done.stdout
+    assert "features.second:Good" in done.stdout
+    assert "features.good:Good and features.second:Good have one name, 'good'" in done.stderr
+
+
+def test_adopt_takes_a_name_over(tmp_path, redis_url):
+    """A view that moved and changed at once is refused until then; the message names the command."""
+    root = written(tmp_path / "p", PROJECT)
+    (root / "log.jsonl").write_text('{"eid": "a", "event_time": "2026-01-01T00:00:00Z", "user": 1}\n')
+    words = ("--events", str(root / "log.jsonl"), "--store", redis_url, "--no-handover")
+    done = command(root, "backfill", "features.good:Good", *words)
+    assert done.returncode == 0, done.stderr
+    (root / "features" / "moved.py").write_text(PROJECT["features/good.py"].replace('"1h"', '"2h"'))
+    done = command(root, "backfill", "features.moved:Good", *words)
+    assert done.returncode == 1
+    assert "run `headrace features adopt features.moved:Good`" in done.stderr
+    done = command(root, "features", "adopt", "features.moved:Good", "--store", redis_url)
+    assert "good: owned by features.moved:Good, before by features.good:Good" in done.stderr
+    done = command(root, "backfill", "features.moved:Good", *words)
+    assert done.returncode == 0, done.stderr

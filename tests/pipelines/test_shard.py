@@ -335,7 +335,9 @@ def test_a_view_with_a_ttl_starts_anew_in_memory_when_redis_forgets(store):
 def test_a_changed_view_materialises_beside_the_active_one(store):
     """A warning says that readers do not get it yet."""
     shard_set(store)
-    changed = type("MeterLoad", (MeterLoad.__base__,), {"__module__": __name__, "readings": MeterLoad.readings}, **KEYS)
+    changed = type(
+        "MeterLoad", (MeterLoad.__base__,), {"__module__": MeterLoad.__module__, "readings": MeterLoad.readings}, **KEYS
+    )
     beside = ShardSet(plan_of(changed), store, range(SHARDS))
     for batch in BATCHES[:3]:
         beside.apply(batch)
