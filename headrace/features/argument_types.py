@@ -1,10 +1,19 @@
-"""Arguments of an aggregation against the types that its own signature declares: one check for all of them."""
+"""Arguments of a declaration against its own signature: which there are, and of what types; one check for all.
 
+class UserActivity(FeatureView, source=Engagement, entity="user_id"):
+recent = LastN("item_id")        class UserActivity · feature recent: LastN: argument n is missing; write ...
+"""
+
+import difflib
+import functools
 import inspect
+import linecache
+import re
+import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Source, Value, Windows
@@ -25,6 +34,83 @@ _WANTED_BY_NAME = {
     "prior": "two numbers, as (1, 20)",
     "q": "quantiles from 0 to 1, as (0.5, 0.9)",
 }
+
+_EXAMPLES = {
+    "value": '"column"',
+    "values": '"column"',
+    "n": "10",
+    "k": "3",
+    "dim": "64",
+    "half_life": '"1h"',
+    "part": '"clicks"',
+    "whole": '"views"',
+    "name": '"item"',
+    "candidate": '"item_id"',
+    "column": '"user_activity.recent"',
+    "function": "some_function",
+    "columns": '("user_activity.clicks_1h",)',
+    "event": "SomeEvent",
+    "within": '"10m"',
+}
+"""Values of arguments in the examples of errors."""
+
+T = TypeVar("T", bound=type)
+
+
+def declared(cls: T) -> T:
+    """Class decorator: a constructor called with wrong arguments raises a `DeclarationError` with an example.
+
+    The error names the class and the attribute whose line calls the constructor, where that can be seen.
+    """
+    init, signature = cls.__init__, inspect.signature(cls)  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise DeclarationError(
+                f"{_place(sys._getframe(1))}{cls.__name__}: {_wrong(exc, kwargs, signature)}; "  # noqa: SLF001
+                f"write for example {_example(cls.__name__, signature)}"
+            ) from None
+        init(self, *args, **kwargs)
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
+
+
+def _place(frame: types.FrameType) -> str:
+    """`class X · feature y: ` of the line of a class body that a frame is at, as far as is known."""
+    owner = frame.f_locals.get("__qualname__")
+    if owner is None:
+        return ""
+    name = re.match(r"\s*(\w+)\s*=[^=]", linecache.getline(frame.f_code.co_filename, frame.f_lineno))
+    return f"class {owner} · feature {name[1]}: " if name else f"class {owner}: "
+
+
+def _wrong(exc: TypeError, given: Iterable[str], signature: inspect.Signature) -> str:
+    """What `Signature.bind` found; first of all an argument given by a name that there is not, with the nearest one."""
+    unknown = [name for name in given if name not in signature.parameters]
+    missing = re.search(r"missing a required (?:keyword-only )?argument: '(\w+)'", str(exc))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], signature.parameters, 1)
+        hint = f"did you mean {near[0]}=?" if near else f"there are {', '.join(signature.parameters)}"
+        return f"no argument {unknown[0]}=, {hint}"
+    return f"argument {missing[1]} is missing" if missing else str(exc)
+
+
+def _example(name: str, signature: inspect.Signature) -> str:
+    """A call with all that is required."""
+    words = []
+    for parameter in signature.parameters.values():
+        value = _EXAMPLES.get(parameter.name, "...")
+        if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
+            words.append(f"{parameter.name}={value}")
+        elif parameter.kind == parameter.VAR_POSITIONAL or parameter.default is parameter.empty:
+            words.append(value)
+        elif parameter.name == "windows" and not parameter.default and parameter.default is not None:
+            words.append('windows="1h"')
+    return f"{name}({', '.join(words)})"
 
 
 def check_arguments(path: str, aggregation: object) -> None:

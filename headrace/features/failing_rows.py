@@ -63,6 +63,16 @@ def select_rows(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> tuple[pl
         return pl.concat([rest[row : row + 1].select(expressions) for row in range(rest.height)]), failing
 
 
+def rows_where(frame: pl.DataFrame, condition: pl.Expr) -> tuple[pl.DataFrame, int]:
+    """The rows for which a row-wise condition holds, and how many of the others it has no value for."""
+    values, failures = select_rows(frame, [condition.alias("holds")])
+    holds, failed = values["holds"], 0
+    if failures is not None:
+        failed = len(failures.index)
+        frame = frame[np.delete(np.arange(frame.height), failures.index)]
+    return frame.filter(holds if len(holds) == frame.height else holds.new_from_index(0, frame.height)), failed
+
+
 def _causes(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> NDArray[np.int64]:
     """(n,) the first of the expressions that raises on each row, -1 where none does."""
     causes = np.full(frame.height, -1, np.int64)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
 from headrace.features import hash_text
+from headrace.features.argument_types import check_arguments, declared
 from headrace.learners import kernels
 from headrace.learners.inputs import PAD, Inputs
 
@@ -70,6 +71,7 @@ _TRANSFORMS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 
 
+@declared
 @dataclass(frozen=True, slots=True)
 class Categorical:
     """One id a row: an int as it is, text by its xxh64. `column` is `name` unless given, and so is `table`."""
@@ -79,6 +81,7 @@ class Categorical:
     table: str = ""
 
 
+@declared
 @dataclass(frozen=True, slots=True)
 class Bag:
     """The `length` newest ids of a list feature.
@@ -93,6 +96,7 @@ class Bag:
     candidate: str = ""
 
 
+@declared
 @dataclass(frozen=True, slots=True)
 class Dense:
     """One number a row: `transform(scale * x)`; log1p and sqrt read negative numbers as 0."""
@@ -103,6 +107,7 @@ class Dense:
     scale: float = 1.0
 
 
+@declared
 @dataclass(frozen=True, slots=True)
 class Match:
     """Is the candidate in the entity's list: any (0/1), count, or recency 1 / (1 + rank of its newest occurrence)."""
@@ -113,6 +118,7 @@ class Match:
     kind: MatchKind = "any"
 
 
+@declared
 @dataclass(frozen=True, slots=True)
 class Derived:
     """One number a row by a function of `columns`: called with the mapping of all columns, gives (B,) or (1,) numbers.
@@ -147,6 +153,10 @@ class InputSpec:
     """
 
     def __init__(self, *fields: Field) -> None:
+        for field in fields:
+            if not isinstance(field, Field):
+                found = f"the class {field.__name__}; call it" if isinstance(field, type) else repr(field)
+                raise DeclarationError(f'inputs: {found}; write fields, such as Categorical("item") or Dense("reads")')
         self.fields = tuple(_named(field) for field in fields)
         self.categoricals = tuple(field for field in self.fields if isinstance(field, Categorical))
         self.bags = tuple(field for field in self.fields if isinstance(field, Bag))
@@ -164,6 +174,8 @@ class InputSpec:
         return f"InputSpec({', '.join(map(repr, self.fields))})"
 
     def _check(self) -> None:
+        for field in self.fields:
+            check_arguments(f"inputs · {type(field).__name__} {field.name!r}", field)
         names = [field.name for field in self.fields]
         if not names or len(set(names)) != len(names):
             raise DeclarationError(f"inputs {names}: give each field its own name, and at least one field")

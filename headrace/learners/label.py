@@ -5,10 +5,13 @@ from dataclasses import dataclass
 import polars as pl
 
 from headrace.errors import DeclarationError
+from headrace.features.argument_types import declared
+from headrace.features.row_wise import row_type
 from headrace.features.windows import parse_span_s
-from headrace.schemas import Event
+from headrace.schemas import Event, spec_of
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Label:
     """A candidate is positive when an `event` of the same entity with it happens in [request, request + within).
@@ -16,11 +19,13 @@ class Label:
     Args:
         event: the event class that answers a request.
         within: label window, a whole number and a unit, as in "10m".
-        positive: boolean expression over the event's columns; None: every event counts.
+        positive: boolean expression over the event's columns, of one row each; None: every event counts. Events for
+            which it has no value are left out and counted.
         candidate: the event's column that names the candidate.
 
     Raises:
-        DeclarationError: `within` is not such a span, or the event has no column `candidate`.
+        DeclarationError: `event` is no event class, `within` is not such a span, `positive` is no such expression, or
+            the event has no column `candidate`.
     """
 
     event: type[Event]
@@ -29,10 +34,25 @@ class Label:
     candidate: str = ""
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.event, type) and issubclass(self.event, Event)):
+            raise DeclarationError(f"label: event={self.event!r} is no event class; write one, such as SomeEvent")
         parse_span_s(self.within, f"label of {self.event.__name__}")
         if self.candidate and self.candidate not in self.event.model_fields:
             fields = ", ".join(self.event.model_fields)
             raise DeclarationError(f"label candidate={self.candidate!r}: event {self.event.__name__} has {fields}")
+        if self.positive is not None:
+            self._check_positive(self.positive)
+
+    def _check_positive(self, positive: pl.Expr) -> None:
+        what, schema = f"label of {self.event.__name__}: positive", spec_of(self.event).polars
+        if not isinstance(positive, pl.Expr):
+            raise DeclarationError(f'{what}={positive!r}; write an expression, such as col("action") == "click"')
+        unknown = [name for name in positive.meta.root_names() if name not in schema]
+        if unknown:
+            raise DeclarationError(f"{what} names {unknown[0]!r}; event {self.event.__name__} has {', '.join(schema)}")
+        dtype = row_type(positive, schema, what, f"event {self.event.__name__}")
+        if dtype != pl.Boolean:
+            raise DeclarationError(f'{what} is {dtype}, not Boolean; write a comparison, such as col("x") == 1')
 
     @property
     def within_us(self) -> int:

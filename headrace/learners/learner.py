@@ -19,7 +19,6 @@ The logit is the module's output plus an intercept, which the first batch sets t
 which then stays: a new model is calibrated from its first version on, however rare positives are.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,20 +32,20 @@ from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.features import Answer, FeatureView, ViewPlan, plans_of
 from headrace.learners import embedding
 from headrace.learners.input_spec import Column, InputSpec
+from headrace.learners.input_types import check_fields
 from headrace.learners.inputs import PAD, Inputs
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
 from headrace.learners.table import EmbeddingTable, TablePolicy
 
 Arrays = dict[str, NDArray[Any]]
-_READ_FACTS = ("_found", "_age_s")  # beside the features of a view: was there a record, and its age in seconds
 
 
 class Learner:
     """Base of learner declarations; subclass it, do not make instances.
 
     Attributes:
-        views: views whose features `inputs` reads.
+        views: views whose features `inputs` reads; a single view may stand alone.
         label: what makes an example positive; None where labels come ready.
         inputs: the fields of the model.
         model: the model's declaration.
@@ -54,7 +53,8 @@ class Learner:
         name: of the learner; the class name in snake_case unless given.
 
     Raises:
-        DeclarationError: inputs or model are missing, a column names no feature of the views, or a policy no table.
+        DeclarationError: inputs or model are missing, a column names no feature of the views or one of a type that its
+            field cannot read, a policy names no table, or an attribute is of another kind.
     """
 
     views: ClassVar[tuple[type[FeatureView], ...]] = ()
@@ -68,21 +68,35 @@ class Learner:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-        for needed in ("inputs", "model"):
-            if not hasattr(cls, needed):
-                raise DeclarationError(f"learner {cls.name}: no {needed}; declare `{needed} = ...`")
+        cls._check_parts()
         if unknown := set(cls.tables) - set(cls.inputs.tables):
             raise DeclarationError(
                 f"learner {cls.name} · tables {sorted(unknown)}: inputs use {', '.join(cls.inputs.tables)}"
             )
-        plans = cls._plans()
-        known = [f"{plan.name}.{feature.name}" for plan in plans for feature in plan.features]
-        known += [f"{plan.name}.{fact}" for plan in plans for fact in _READ_FACTS]
-        for column in cls.inputs.columns:
-            if "." in column and column not in known:
-                near = difflib.get_close_matches(column, known, 1)
-                hint = f"nearest is {near[0]!r}" if near else f"its views have {', '.join(known) or 'no feature'}"
-                raise DeclarationError(f"learner {cls.name} · inputs · column {column!r}: no such feature; {hint}")
+        check_fields(cls.name, cls.inputs, cls._plans())
+
+    @classmethod
+    def _check_parts(cls) -> None:
+        """Raise where an attribute is missing or of another kind; one view alone is taken for a tuple of it."""
+        for needed in ("inputs", "model"):
+            if not hasattr(cls, needed):
+                raise DeclarationError(f"learner {cls.name}: no {needed}; declare `{needed} = ...`")
+        if isinstance(cls.views, type):
+            cls.views = (cls.views,)
+        kinds = {
+            "views": (cls.views, isinstance(cls.views, tuple | list), "a tuple of views, such as (UserActivity,)"),
+            "label": (cls.label, cls.label is None or isinstance(cls.label, Label), "a Label(...), or leave it out"),
+            "inputs": (cls.inputs, isinstance(cls.inputs, InputSpec), "an InputSpec(...)"),
+            "model": (cls.model, _is_model(cls.model), "a model, such as DeepFM()"),
+            "tables": (cls.tables, isinstance(cls.tables, Mapping), 'a dict, such as {"item": TablePolicy()}'),
+        }
+        for name, (value, fits, wanted) in kinds.items():
+            if not fits:
+                found = f"the class {value.__name__}; call it" if isinstance(value, type) else repr(value)
+                raise DeclarationError(f"learner {cls.name}: {name} is {found}; write {wanted}")
+        for table, policy in cls.tables.items():
+            if not isinstance(policy, TablePolicy):
+                raise DeclarationError(f"learner {cls.name} · table {table!r}: {policy!r}; write a TablePolicy(...)")
 
     @classmethod
     def fingerprints(cls) -> dict[str, str]:
@@ -92,6 +106,11 @@ class Learner:
     @classmethod
     def _plans(cls) -> list[ViewPlan]:
         return plans_of(cls.views, f"learner {cls.name}") if cls.views else []
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a value is a declared model, not its class."""
+    return not isinstance(value, type) and callable(getattr(value, "build", None)) and hasattr(value, "dim")
 
 
 def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:

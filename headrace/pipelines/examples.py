@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from headrace.errors import DeclarationError, DecodeError, SchemaError
 from headrace.features import Lists, Replay, plan_of
+from headrace.features.failing_rows import rows_where
 from headrace.learners import Inputs, Label, Learner, RecentPopularity, columns_of, log_rate
 from headrace.learners.input_spec import Column
 from headrace.schemas import Event, spec_of
@@ -253,7 +254,9 @@ class EventExamples:
         return [replay for replay in (self._shared, self._own) if replay is not None]
 
     def _positives(self, frame: pl.DataFrame) -> pl.DataFrame:
-        positives = frame if self.label.positive is None else frame.filter(self.label.positive)
+        positives, failed = (frame, 0) if self.label.positive is None else rows_where(frame, self.label.positive)
+        if failed:
+            SKIPPED.labels("failed_label").inc(failed)
         return positives.drop_nulls([self._spec.time, *self._columns]).sort(self._spec.time, maintain_order=True)
 
     def _spine(

@@ -28,6 +28,7 @@ import structlog
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, SourceError
+from headrace.features.failing_rows import rows_where
 from headrace.pipelines.intake import newest_us
 from headrace.pipelines.join_spec import OUTPUT, JoinSpec
 from headrace.pipelines.source import EventBatch
@@ -114,11 +115,14 @@ class Joiner:
     def add_engagements(self, batch: EventBatch) -> None:
         """Take in engagements. One that no open or coming request can match is late: counted and dropped.
 
+        So is one that `positive` has no value for, counted as "failed_engagements".
+
         Raises:
             ConfigError: there are more than `engagements_max`.
         """
         seen = self._unseen(batch)
-        positive = seen if self.spec.positive is None else seen.filter(self.spec.positive)
+        positive, failed = (seen, 0) if self.spec.positive is None else rows_where(seen, self.spec.positive)
+        self._count("failed_engagements", failed)
         columns = [*self.spec.engagement_entity, self.spec.candidate, self._engagement.id, "appended_us"]
         useful = positive.select(*columns, _us(self._engagement.time).alias("__time")).filter(
             pl.col("__time") >= self._floor_us(),

@@ -10,6 +10,7 @@ from headrace.errors import DeclarationError
 from headrace.features import (
     Count,
     DecayedCount,
+    DecayedSum,
     FeatureView,
     Last,
     LastN,
@@ -20,7 +21,10 @@ from headrace.features import (
     Sequence,
     Std,
     Sum,
+    TopK,
     Var,
+    VectorMean,
+    aggregations,
     col,
     plan_of,
 )
@@ -391,3 +395,45 @@ def test_values_may_be_expressions():
     ]
     assert plan_of(view).features[-1].dtype == "time"
     assert isinstance(view.twice, Sum)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LastN("line"), r'LastN: argument n is missing; write for example LastN\("column", n=10\)'),
+        (lambda: LastN(n=3), r'LastN: argument value is missing; write for example LastN\("column", n=10\)'),
+        (lambda: Sequence("line"), r'Sequence: argument n is missing; .* Sequence\("column", n=10\)'),
+        (lambda: TopK("line", windows="1h"), r'TopK: argument k is missing; .* TopK\("column", k=3, windows="1h"\)'),
+        (DecayedCount, r'DecayedCount: argument half_life is missing; .* DecayedCount\(half_life="1h"\)'),
+        (lambda: DecayedSum("fare"), r'DecayedSum: argument half_life is missing; .*DecayedSum\("column", half_life='),
+        (lambda: VectorMean("tags", windows="1h"), r"VectorMean: argument dim is missing; .* dim=64"),
+        (lambda: Sum(windows="1h"), r'Sum: argument value is missing; .* Sum\("column", windows="1h"\)'),
+        (lambda: Ratio("n"), r'Ratio: argument whole is missing; .* Ratio\("clicks", "views"\)'),
+        (lambda: Count("line", windows="1h"), r'Count: too many positional arguments; .* Count\(windows="1h"\)'),
+        (lambda: Count(window="1h"), r"Count: no argument window=, did you mean windows=\?"),
+        (lambda: LastN("line", 5), "LastN: .*; write for example LastN"),
+        (lambda: Last("line", n=5), "Last: no argument n=, there are value, windows, where, hop, source"),
+        (lambda: Quantile("fare", value="stops"), "Quantile: multiple values for argument 'value'"),
+    ],
+)
+def test_missing_and_unknown_arguments_are_told_with_an_example(make, words):
+    """Of every aggregation, by its own signature."""
+    with pytest.raises(DeclarationError, match=words):
+        make()
+
+
+def test_they_are_told_with_the_class_and_the_feature():
+    """The constructor fails before the class is there; the line that calls it names the feature."""
+    with pytest.raises(DeclarationError, match=r"class .*Trips · feature recent: LastN: argument n is missing"):
+
+        class Trips(FeatureView, source=Ride, entity="rider"):
+            rides = Count(windows="1h")
+            recent = LastN("line")
+
+
+def test_every_aggregation_tells_missing_arguments():
+    for name in dir(aggregations):
+        kind = getattr(aggregations, name)
+        if isinstance(kind, type):
+            with pytest.raises(DeclarationError, match=f"{name}: no argument nonsense="):
+                kind(nonsense=1)

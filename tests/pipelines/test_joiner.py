@@ -1,7 +1,7 @@
 """The joiner's law: requests and labels are a function of the set of events, not of how they came."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import polars as pl
@@ -134,6 +134,18 @@ def test_any_order_batching_and_duplication_give_the_naive_answer(events, rng: r
     assert told(frames) == naive(shows, follows)
     assert all(frame.height for frame in frames)
     assert joiner.open_requests == 0
+
+
+def test_an_engagement_that_positive_has_no_value_for_is_left_out_and_counted():
+    """As one that it is false for; the others of the batch are joined."""
+    spec = replace(SPEC, positive=pl.col("how").replace_strict({"walked": True}))
+    shows = [Show(0, 1, (3, 4)), Show(5, 2, (4,), number=1)]
+    follows = [Follow(1 + i, 1 + i % 2, 4, "read" if i % 3 else "walked", i) for i in range(6)]
+    joiner = Joiner(spec)
+    joiner.add(batch(shows))
+    joiner.add(batch(follows))
+    assert told([joiner.advance(END_OF_TIME_US)]) == naive(shows, follows)
+    assert joiner.counts["failed_engagements"] == 4
 
 
 def reopened(joiner: Joiner) -> Joiner:

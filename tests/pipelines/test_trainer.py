@@ -4,6 +4,7 @@ from functools import cache
 import numpy as np
 import polars as pl
 import pytest
+from prometheus_client import REGISTRY
 
 from headrace.errors import DeclarationError, GateRefusedError, SnapshotError
 from headrace.features import Count, FeatureView, LastN
@@ -121,6 +122,19 @@ def test_frames_without_a_positive_give_no_example():
     assert made.add({}) is None
     assert made.add({Loan: loans().filter(pl.col("renewed"))}) is None
     assert made.add({Loan: loans()[:0]}) is None
+
+
+def test_an_event_that_positive_has_no_value_for_gives_no_example_and_is_counted():
+    def skipped():
+        return REGISTRY.get_sample_value("headrace_requests_skipped_total", {"reason": "failed_label"}) or 0
+
+    strict = Label(Loan, within="10m", candidate="book", positive=pl.col("renewed").replace_strict({False: True}))
+    body = {name: vars(NextLoan)[name] for name in ("views", "inputs", "model", "tables")}
+    made, before = EventExamples(type("Strict", (Learner,), {**body, "label": strict})), skipped()
+    found, expected = made.add({Loan: loans()}), EventExamples(NextLoan).add({Loan: loans()})
+    np.testing.assert_array_equal(found.time_us, expected.time_us)
+    np.testing.assert_array_equal(found.inputs.ids, expected.inputs.ids)
+    assert skipped() - before == loans()["renewed"].sum()
 
 
 @pytest.mark.parametrize("cuts", [[], [1, 2, 3, 50], list(range(7, 600, 13))])

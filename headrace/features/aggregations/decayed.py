@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.aggregation import Cell, Source, Value
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.kernels.cells import DECAYED, ONE
 from headrace.features.layout import Outputs, Reading
 from headrace.features.windows import LIFETIME, SECOND_US, parse_span_s, window_of
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class DecayedCount:
     """Events, each weighing half after `half_life`; float, 0 where none."""
@@ -30,6 +32,7 @@ class DecayedCount:
         return _bind(binder, ONE, self.half_life, self.where, self.source)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class DecayedSum:
     """Sum of a number, each weighing half after `half_life`; 0 where none.

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
 from headrace.features.answer import Feature
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.layout import Derived, Known
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Ratio:
     """`part / whole` of two features of the view, for every window that both have.

@@ -7,11 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.aggregation import Source, Value, Windows
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.kernels.tally_reads import DISTINCT
 from headrace.features.layout import Outputs, Reading
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Distinct:
     """Number of different values that are not null; int.

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Maybe
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.kernels.cells import INT_MAX, INT_MIN, MAX, MIN
 from headrace.features.layout import Reading
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Min:
     """Smallest value, an int of whole numbers, else a float; none where no event has one."""
@@ -36,6 +38,7 @@ class Min:
         return _bind(binder, self)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Max:
     """Largest value, an int of whole numbers, else a float; none where no event has one."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.answer import Lists
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND
 from headrace.features.kernels.id_lists import FLOAT
@@ -17,6 +18,7 @@ from headrace.features.kernels.tally_reads import TOP
 from headrace.features.layout import Outputs, Reading
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class TopK:
     """The `k` most frequent values, most frequent first, and their counts, as two lists: <name>_<window> and
@@ -54,6 +56,7 @@ class TopK:
         return _readings(binder, self, self.k, self.keep)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class CountBy:
     """How often each value came: the values, most frequent first, and their counts, as two lists: <name>_<window> and

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Source, Value, Windows
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.event_columns import as_expr
 from headrace.features.kernels.tally_reads import QUANTILE
@@ -25,6 +26,7 @@ _LOG_MAX = math.nextafter(math.log(sys.float_info.max), 0)
 """Of the largest float: the bucket of the largest ones reaches beyond it."""
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantile:
     """Quantiles of a number, as features <name>_p50_<window> for 0.5; none where no event has one.

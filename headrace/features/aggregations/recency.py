@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Column, Lists, Maybe
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
 from headrace.features.kernels.cells import FIRST, MAX, TIME
@@ -28,6 +29,7 @@ from headrace.features.windows import LIFETIME, SECOND_US, Window, window_of
 _HALF = float(2**32)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class First:
     """Value of the oldest event, of all time or of each window."""
@@ -52,6 +54,7 @@ class First:
         return readings
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Last:
     """Value of the newest event, of all time or of each window."""
@@ -74,6 +77,7 @@ class Last:
         ]
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class LastN:
     """The `n` newest values, newest first.
@@ -98,6 +102,7 @@ class LastN:
         return (Reading(feature, group, partial(_read_list, binder.within_us(self.within), column[1], 0, False)),)
 
 
+@declared
 class Sequence:
     """The `n` newest events in order of time, some values of each.
 
@@ -136,6 +141,7 @@ class Sequence:
         return readings
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TimeSince:
     """Seconds since the newest event, of all time or of each window; none where there is none."""

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.kernels.cells import ADD, MOMENTS
 from headrace.features.layout import Reading
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Count:
     """Number of events; int, 0 where none."""
@@ -41,6 +43,7 @@ class Count:
         return binder.windowed(self)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Sum:
     """Sum of a number, a float; 0 where none. Sums of whole numbers are exact up to 2**53."""
@@ -66,6 +69,7 @@ class Sum:
         return binder.windowed(self)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Mean:
     """Mean of a number; none where no event has one."""
@@ -92,6 +96,7 @@ class Mean:
         return binder.windowed(self)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Var:
     """Variance of a number, divided by count - `ddof`; none where too few events have one."""
@@ -118,6 +123,7 @@ class Var:
         return binder.windowed(self)
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Std:
     """Standard deviation of a number, the root of `Var`."""

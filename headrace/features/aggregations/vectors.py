@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Lists
+from headrace.features.argument_types import declared
 from headrace.features.binding import Binder
 from headrace.features.event_columns import as_expr
 from headrace.features.kernels.cells import ADD
@@ -19,6 +20,7 @@ from headrace.features.layout import Outputs, Reading
 DIM_MAX = 1_024
 
 
+@declared
 @dataclass(frozen=True, slots=True, eq=False)
 class VectorMean:
     """Mean of vectors of `dim` numbers, element by element; an empty list where no event has one.
