@@ -52,15 +52,20 @@ def select_rows(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> tuple[pl
     try:
         return frame.select(expressions), None
     except VALUE_ERRORS:
-        causes = _causes(frame, expressions)
-    assert (causes >= 0).any() or frame.height > 1, "an expression that raises on no row"
+        roots = dict.fromkeys(root for expression in expressions for root in expression.meta.root_names())
+        frame = frame.select(list(roots)) if roots else frame
+    causes = _causes(frame, expressions)
     index = np.flatnonzero(causes >= 0)
-    rest = frame[np.flatnonzero(causes < 0)]
-    failing = Failures(index, causes[index], _messages(frame, expressions, causes))
+    failures = Failures(index, causes[index], _messages(frame, expressions, causes))
+    return _values(frame.filter(causes < 0), expressions), failures
+
+
+def _values(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> pl.DataFrame:
+    """Values of rows that have some each; a few of Polars' functions raise where there are several of them."""
     try:
-        return rest.select(expressions), failing
-    except VALUE_ERRORS:  # some of Polars' functions raise on rows together that have values alone
-        return pl.concat([rest[row : row + 1].select(expressions) for row in range(rest.height)]), failing
+        return frame.select(expressions)
+    except VALUE_ERRORS:
+        return pl.concat([frame[row : row + 1].select(expressions) for row in range(frame.height)])
 
 
 def rows_where(frame: pl.DataFrame, condition: pl.Expr) -> tuple[pl.DataFrame, int]:
@@ -75,40 +80,40 @@ def rows_where(frame: pl.DataFrame, condition: pl.Expr) -> tuple[pl.DataFrame, i
 
 def _causes(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> NDArray[np.int64]:
     """(n,) the first of the expressions that raises on each row, -1 where none does."""
-    causes = np.full(frame.height, -1, np.int64)
+    causes, left = np.full(frame.height, -1, np.int64), np.arange(frame.height)
     for position, expression in enumerate(expressions):
-        condition = raises_where(expression)
-        if condition is not None:
-            _mark(causes, _conversion_failures(frame, expression, condition), position)
-    if _raises(frame[np.flatnonzero(causes < 0)], expressions):
-        for position, expression in enumerate(expressions):
-            left = np.flatnonzero(causes < 0)
-            failed = np.zeros(frame.height, np.bool_)
-            failed[left] = _tried(frame[left], expression)
-            _mark(causes, failed, position)
+        if _raises(frame, expression):
+            failed = _failed(frame, expression)
+            causes[left[failed]] = position
+            left, frame = left[~failed], frame.filter(~failed)
     return causes
 
 
-def _mark(causes: NDArray[np.int64], failed: NDArray[np.bool_], position: int) -> None:
-    causes[failed & (causes < 0)] = position
-
-
-def _conversion_failures(frame: pl.DataFrame, expression: pl.Expr, condition: pl.Expr) -> NDArray[np.bool_]:
-    """(n,) where the condition holds; nowhere if it cannot be computed, or its first row does not raise after all."""
-    try:
-        found = frame.select(condition.alias("failed"))["failed"]
-    except VALUE_ERRORS:
-        return np.zeros(frame.height, np.bool_)
-    failed = np.broadcast_to(found.to_numpy(), frame.height)
-    first = int(np.argmax(failed)) if failed.any() else None
-    if first is None or not _raises(frame[first : first + 1], [expression]):
-        return np.zeros(frame.height, np.bool_)
+def _failed(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
+    """(n,) where an expression that raises on the frame raises on the row alone."""
+    failed = _conversion_failures(frame, expression)
+    rest = frame.filter(~failed)
+    if _raises(rest, expression):
+        failed[~failed] = _tried(rest, expression)
     return failed
 
 
-def _raises(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> bool:
+def _conversion_failures(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
+    """(n,) where a conversion of the expression fails; nowhere if that cannot be told from its form."""
+    condition, none = raises_where(expression), np.zeros(frame.height, np.bool_)
+    if condition is None:
+        return none
     try:
-        frame.select(expressions)
+        failed = none | frame.select(condition.alias("failed"))["failed"].to_numpy()
+    except VALUE_ERRORS:
+        return none
+    first = int(np.argmax(failed))
+    return failed if _raises(frame[first : first + 1], expression) else none
+
+
+def _raises(frame: pl.DataFrame, expression: pl.Expr) -> bool:
+    try:
+        frame.select(expression)
     except VALUE_ERRORS:
         return True
     return False
@@ -116,8 +121,6 @@ def _raises(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> bool:
 
 def _tried(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
     """(n,) where the expression raises on the row alone; rows of equal input are tried once."""
-    if not _raises(frame, [expression]):
-        return np.zeros(frame.height, np.bool_)
     roots = list(dict.fromkeys(expression.meta.root_names()))
     if not roots:
         return np.ones(frame.height, np.bool_)
@@ -135,7 +138,7 @@ def _halved(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
     parts = [(0, frame.height)]
     while parts:
         begin, end = parts.pop()
-        if not _raises(frame[begin:end], [expression]):
+        if not _raises(frame[begin:end], expression):
             continue
         if end - begin == 1:
             failed[begin] = True

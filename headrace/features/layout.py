@@ -260,7 +260,7 @@ class Layout:
             else:
                 known.columns[name] = found
         exists = newest_us != NEVER
-        ahead = exists & (newest_us >= now_us)
+        ahead = newest_us >= now_us  # NEVER is before any moment
         age_us = np.where(exists, np.maximum(now_us - newest_us, 0), -1)
         features = tuple(reading.feature for reading in self.readings)
         return Answer(known.columns, exists, age_us, ahead, features, known.empty)

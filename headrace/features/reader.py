@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 FRESH = "fresh"
 MISSING = "missing"
 AHEAD = "ahead"
-NOW_US_MAX = 2**62
-"""Microseconds, 146,000 years: beyond, times of windows would overflow."""
+NOW_US_MAX = 2**62 - 1
+"""Microseconds, 146,000 years: beyond, times of windows would overflow, and NEVER would be no longer before it."""
 _STATUS = pl.Series(STATUS, [MISSING, FRESH, AHEAD])
 
 

@@ -43,7 +43,8 @@ def raises_where(expression: pl.Expr) -> pl.Expr | None:
 def _raises_where(text: str) -> pl.Expr | None:
     failures: list[pl.Expr] = []
     _lenient(json.loads(text), failures)
-    return pl.any_horizontal(failures).fill_null(value=False) if failures else None
+    different = {expr_text(failure): failure for failure in failures}  # a value that is used twice is in there twice
+    return pl.any_horizontal(different.values()).fill_null(value=False) if different else None
 
 
 def _lenient(node: Node, failures: list[pl.Expr]) -> Node:
@@ -68,7 +69,10 @@ def _lenient_ternary(node: Node, failures: list[pl.Expr]) -> Node:
     chosen, in_truthy, in_falsy = _lenient(predicate, failures), list[pl.Expr](), list[pl.Expr]()
     branches = [_lenient(truthy, in_truthy), _lenient(falsy, in_falsy)]
     takes = expr_of(chosen).fill_null(value=False)
-    failures += [failure & takes for failure in in_truthy] + [failure & ~takes for failure in in_falsy]
+    known = {expr_text(failure) for failure in failures}
+    for failure, chance in [(failure, takes) for failure in in_truthy] + [(failure, ~takes) for failure in in_falsy]:
+        if expr_text(failure) not in known:  # what fails on every row fails here too
+            failures.append(failure & chance)
     return with_inputs(node, [chosen, *branches])
 
 
