@@ -93,7 +93,7 @@ def test_rows_of_one_arrow_payload_share_its_offset_and_only_the_bad_row_is_put_
     assert_frame_equal(events.frame, pl.concat([frame[[0, 1, 3, 4, 5]], passages(3, seed=1)]))
     [letter] = shelf.letters
     assert (letter.offset, letter.reason) == (100, "out_of_range")
-    assert_frame_equal(codec.decode([letter.payload]).frame, wrong[2:3])
+    assert_frame_equal(codec_for(event, "json").decode([letter.payload]).frame, wrong[2:3])
 
 
 def test_a_bad_row_of_a_file_is_put_aside_as_json():

@@ -137,7 +137,10 @@ def test_rows_of_any_frame_can_be_written_as_json():
         },
         schema_overrides={"inside": pl.Struct({"times": pl.List(pl.Datetime("us"))})},
     )
-    wanted = b'{"far":4611686018427387904,"near":3000,"blob":"/w==","weight":"NaN","inside":{"times":[null,5]}}'
+    wanted = (
+        b'{"far":"4611686018427387904","near":"1970-01-01T00:00:00.003000Z","blob":"/w==","weight":"NaN",'
+        b'"inside":{"times":[null,"1970-01-01T00:00:00.000005Z"]}}'
+    )
     assert rows_as_json(frame) == [wanted]
 
 
