@@ -1,11 +1,11 @@
 """Lock files: what an event looked like when its data was written, and which changes that data survives.
 
 `<Event>.avsc` is an Avro schema, committed beside the project's events, with the event's topic, key, time, id, codec
-and, where it is declared, time_unit as attributes. A change is compatible when the new declaration reads all old events and,
-for fields that go away, when readers that still have the old declaration read the new ones. A renamed field that names
-its old name as an alias is read under both; readers of the old declaration must have been brought up to date before.
-JSON and Arrow payloads carry their names, and payloads in the Confluent format their schema's id; plain Avro datums
-carry nothing, so where their layout changes, a stream needs a new topic, or the old part of it
+and, where it is declared, time_unit as attributes. A change is compatible when the new declaration reads all old events
+and, for fields that go away, when readers that still have the old declaration read the new ones. A renamed field that
+names its old name as an alias is read under both; readers of the old declaration must have been brought up to date
+before. JSON and Arrow payloads carry their names, and payloads in the Confluent format their schema's id; plain Avro
+datums carry nothing, so where their layout changes, a stream needs a new topic, or the old part of it
 `AvroCodec(spec, writer=<the old lock file>)`.
 """
 
