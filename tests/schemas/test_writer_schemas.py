@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from headrace.errors import SchemaError
+from headrace.errors import HeadraceError, SchemaError
 from headrace.schemas import AvroCodec, ConfluentAvroCodec, Event, spec_of
 from headrace.schemas.avro_types import avro_type
+from headrace.schemas.event_files import read_events
+from headrace.schemas.file_finder import find_files
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TIME = {"type": "long", "logicalType": "timestamp-micros"}
@@ -148,47 +150,46 @@ def logical(kind, name, **more):
     return {"type": kind, "logicalType": name, **more}
 
 
-@pytest.mark.parametrize(
-    ("field", "kind", "written", "read"),
-    [
-        ("note", named("enum", symbols=["A", "B"]), "B", "B"),
-        ("note", ["null", named("enum", symbols=["A", "B"])], None, None),
-        ("note", ["null", "string", "long"], "x", "x"),
-        ("note", ["string", named("enum", symbols=["x"]), "null"], None, None),
-        ("note", {"type": "string", "logicalType": "uuid"}, "12345678-1234-1234-1234-123456789012", ...),
-        ("note", {"type": "string", "avro.java.string": "String"}, "x", "x"),
-        ("note", "null", None, None),
-        ("note", logical("bytes", "decimal", precision=6, scale=2), Decimal("-12.30"), "-12.30"),
-        ("blob", named("fixed", size=3), b"\xff\0x", b"\xff\0x"),
-        ("blob", ["null", named("fixed", size=3)], b"abc", b"abc"),
-        ("blob", logical("bytes", "decimal", precision=6, scale=2), Decimal("1.50"), b"\0\x96"),
-        ("weight", "float", 0.5, 0.5),
-        ("weight", ["null", "float"], None, None),
-        ("weight", "int", 3, 3.0),
-        ("weight", ["long", "double", "string"], 2**53, 2.0**53),
-        ("weight", ["double", "float", "null", "int"], 0.25, 0.25),
-        ("weight", logical("bytes", "decimal", precision=30, scale=2), Decimal("19.99"), 19.99),
-        ("weight", {**named("fixed", size=16), "logicalType": "decimal", "precision": 30}, Decimal(-5), -5.0),
-        ("door", ["int", "long"], 2**40, 2**40),
-        ("door", logical("int", "time-millis"), 7, 7),
-        ("door", logical("long", "no-such-type"), 7, 7),
-        ("door", "double", 3.0, 3),
-        ("day", logical("int", "date"), date(2026, 1, 2), datetime(2026, 1, 2, tzinfo=UTC)),
-        ("day", ["null", logical("long", "timestamp-millis")], MOMENT, MILLIS),
-        ("day", [logical("long", "timestamp-micros"), "string", "null"], MOMENT, MOMENT),
-        ("event_time", logical("long", "timestamp-millis"), MOMENT, MILLIS),
-        ("event_time", logical("long", "timestamp-nanos"), 1_767_268_800_123_456_999, MOMENT),
-        ("event_time", logical("long", "local-timestamp-millis"), MOMENT.replace(tzinfo=None), MILLIS),
-        ("event_time", logical("long", "local-timestamp-micros"), MOMENT.replace(tzinfo=None), MOMENT),
-        ("event_time", logical("long", "local-timestamp-nanos"), 1_767_268_800_123_456_000, MOMENT),
-        ("tags", {"type": "array", "items": ["null", named("enum", symbols=["A"]), "string"]}, ["A", None, "x"], ...),
-        ("tags", ["null", {"type": "array", "items": "string"}, "string"], ["a", "b"], ["a", "b"]),
-    ],
-)
+READABLE = [
+    ("note", named("enum", symbols=["A", "B"]), "B", "B"),
+    ("note", ["null", named("enum", symbols=["A", "B"])], None, None),
+    ("note", ["null", "string", "long"], "x", "x"),
+    ("note", ["string", named("enum", symbols=["x"]), "null"], None, None),
+    ("note", {"type": "string", "logicalType": "uuid"}, "12345678-1234-1234-1234-123456789012", ...),
+    ("note", {"type": "string", "avro.java.string": "String"}, "x", "x"),
+    ("note", "null", None, None),
+    ("note", logical("bytes", "decimal", precision=6, scale=2), Decimal("-12.30"), "-12.30"),
+    ("blob", named("fixed", size=3), b"\xff\0x", b"\xff\0x"),
+    ("blob", ["null", named("fixed", size=3)], b"abc", b"abc"),
+    ("blob", logical("bytes", "decimal", precision=6, scale=2), Decimal("1.50"), b"\0\x96"),
+    ("weight", "float", 0.5, 0.5),
+    ("weight", ["null", "float"], None, None),
+    ("weight", "int", 3, 3.0),
+    ("weight", ["long", "double", "string"], 2**53, 2.0**53),
+    ("weight", ["double", "float", "null", "int"], 0.25, 0.25),
+    ("weight", logical("bytes", "decimal", precision=30, scale=2), Decimal("19.99"), 19.99),
+    ("weight", {**named("fixed", size=16), "logicalType": "decimal", "precision": 30}, Decimal(-5), -5.0),
+    ("door", ["int", "long"], 2**40, 2**40),
+    ("door", logical("int", "time-millis"), 7, 7),
+    ("door", logical("long", "no-such-type"), 7, 7),
+    ("door", "double", 3.0, 3),
+    ("day", logical("int", "date"), date(2026, 1, 2), datetime(2026, 1, 2, tzinfo=UTC)),
+    ("day", ["null", logical("long", "timestamp-millis")], MOMENT, MILLIS),
+    ("day", [logical("long", "timestamp-micros"), "string", "null"], MOMENT, MOMENT),
+    ("event_time", logical("long", "timestamp-millis"), MOMENT, MILLIS),
+    ("event_time", logical("long", "timestamp-nanos"), 1_767_268_800_123_456_999, MOMENT),
+    ("event_time", logical("long", "local-timestamp-millis"), MOMENT.replace(tzinfo=None), MILLIS),
+    ("event_time", logical("long", "local-timestamp-micros"), MOMENT.replace(tzinfo=None), MOMENT),
+    ("event_time", logical("long", "local-timestamp-nanos"), 1_767_268_800_123_456_000, MOMENT),
+    ("tags", {"type": "array", "items": ["null", named("enum", symbols=["A"]), "string"]}, ["A", None, "x"], ...),
+    ("tags", ["null", {"type": "array", "items": "string"}, "string"], ["a", "b"], ["a", "b"]),
+]
+
+
+@pytest.mark.parametrize(("field", "kind", "written", "read"), READABLE)
 def test_what_a_field_can_be_read_from(field, kind, written, read):
     row = {"event_time": NOON, "door": 1}
-    types = {"event_time": TIME, "door": "long"} | {field: kind}
-    schema = record([{"name": name, "type": found} for name, found in types.items()])
+    schema = schema_with(field, kind)
     found = decoded(Kinds, schema, [datum(schema, row | {field: written})])
     assert found.bad == []
     wanted = dict.fromkeys(spec_of(Kinds).polars) | row | {field: written if read is ... else read}
@@ -220,8 +221,7 @@ def test_what_a_field_can_be_read_from(field, kind, written, read):
 )
 def test_what_a_field_cannot_be_read_from_is_one_bad_payload_that_names_it(field, kind, written, detail):
     row = {"event_time": NOON, "door": 1}
-    types = {"event_time": TIME, "door": "long"} | {field: kind}
-    schema = record([{"name": name, "type": found} for name, found in types.items()])
+    schema = schema_with(field, kind)
     bare = physical(schema)  # fastavro refuses to write some numbers as the times that they stand for
     mine = ConfluentAvroCodec(spec_of(Kinds), 1, writers={5: schema}.get)
     (good,) = mine.encode(pl.DataFrame([dict.fromkeys(spec_of(Kinds).polars) | row], schema=spec_of(Kinds).polars))
@@ -230,6 +230,27 @@ def test_what_a_field_cannot_be_read_from_is_one_bad_payload_that_names_it(field
     [bad] = found.bad
     assert bad.index == 1
     assert detail in bad.detail
+
+
+@pytest.mark.parametrize(("field", "kind", "written", "read"), READABLE)
+def test_what_a_file_reads_a_topic_reads(field, kind, written, read, tmp_path):
+    """One schema, one row: as a container file, and as a datum of the topic."""
+    schema, row = schema_with(field, kind), {"event_time": NOON, "door": 1, field: written}
+    path = tmp_path / "kinds.avro"
+    with path.open("wb") as sink:
+        fastavro.writer(sink, fastavro.parse_schema(schema), [row])
+    try:
+        [file] = find_files(str(path), "kinds")
+        of_file = read_events(file, Kinds)
+    except HeadraceError:
+        return
+    assert decoded(Kinds, schema, [datum(schema, row)]).frame.equals(of_file)
+
+
+def schema_with(field, kind):
+    """The schema of a writer whose `field` is of a kind."""
+    types = {"event_time": TIME, "door": "long"} | {field: kind}
+    return record([{"name": name, "type": found} for name, found in types.items()])
 
 
 def physical(schema):
