@@ -8,7 +8,6 @@ import base64
 import io
 import os
 import time
-from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,14 +139,11 @@ def partitions_of(letters: Sequence[DeadLetter]) -> list[str]:
 
 def count_letters(letters: Sequence[DeadLetter]) -> None:
     """Add the letters to the metric, and log at most a line a second for each source and reason."""
-    if isinstance(letters, Letters):
-        counts = letters.frame.group_by("source", "reason").len().rows()
-    else:
-        found = Tally((letter.source, letter.reason) for letter in letters)
-        counts = [(source, reason, count) for (source, reason), count in found.items()]
-    for source, reason, count in counts:
+    frame = letters.frame if isinstance(letters, Letters) else pl.DataFrame(list(letters), schema=_SCHEMA)
+    groups = frame.group_by("source", "reason", maintain_order=True)
+    for source, reason, count, detail in groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows():
         DEAD_LETTERS.labels(event=source, reason=reason).inc(count)
-        _log.add(count, source=source, reason=reason)
+        _log.add(count, detail, source=source, reason=reason)
 
 
 def encode_letter(letter: DeadLetter) -> bytes:

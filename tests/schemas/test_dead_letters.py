@@ -148,9 +148,9 @@ def test_a_storm_is_a_line_and_its_counts_add_up():
     log = PacedLog("storm", pace_s=60)
     with structlog.testing.capture_logs() as lines:
         for _ in range(1_000):
-            log.add(3, source="a", reason="x")
-        log.add(1, source="a", reason="y")
-        assert [(line["reason"], line["count"]) for line in lines] == [("x", 3), ("y", 1)]
+            log.add(3, "why", source="a", reason="x")
+        log.add(1, "how", source="a", reason="y")
+        assert [(line["reason"], line["count"], line["detail"]) for line in lines] == [("x", 3, "why"), ("y", 1, "how")]
         log.flush()
     assert [(line["source"], line["reason"], line["count"]) for line in lines[2:]] == [("a", "x", 2_997)]
 
@@ -159,7 +159,7 @@ def test_what_waits_is_logged_by_a_timer():
     log = PacedLog("storm", pace_s=0.02)
     with structlog.testing.capture_logs() as lines:
         for _ in range(5):
-            log.add(1, source="a", reason="x")
+            log.add(1, "", source="a", reason="x")
         timer = log._timer
         if timer is not None:
             timer.join()
