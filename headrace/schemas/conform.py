@@ -16,13 +16,14 @@ import polars as pl
 
 from headrace.errors import SchemaError
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import FieldType, default_column
+from headrace.schemas.field_types import DECIMAL_DIGITS, FieldType, default_column
 from headrace.schemas.rejects import Rejects
 from headrace.schemas.row_json import YEAR_1_US, YEAR_10000_US, value_texts
 from headrace.schemas.time_units import UNITS_PER_S, TimeUnit
 
 _DAY_US = 86_400_000_000
 _INT_MAX = 2**63 - 1
+_FLOAT_DIGITS = 15  # decimal digits that every float64 keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,13 @@ def conform_rows(frame: pl.DataFrame, spec: EventSpec) -> tuple[pl.DataFrame, Re
             columns.append(_absent(frame.columns, wanted, path).alias(name))
         else:
             columns.append(fitter.fit(pl.col(present), frame.schema[present], wanted, path, present).alias(name))
-    fitted = frame.select(columns)
-    if not fitter.losses or not frame.select(pl.any_horizontal([loss.lost.any() for loss in fitter.losses])).item():
-        return fitted, Rejects.none(BadRow)
-    bad = Rejects.merged(BadRow, list(_lost_rows(frame, fitter.losses)))
+    try:
+        fitted = frame.select(columns)
+        bad = Rejects.merged(BadRow, list(_lost_rows(frame, fitter.losses)))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as exc:
+        raise SchemaError(f"event {spec.name}: the columns cannot be cast: {exc}") from exc
+    if not bad:
+        return fitted, bad
     keep = np.ones(frame.height, np.bool_)
     keep[bad.indexes] = False
     return fitted.filter(pl.Series(keep)), bad
@@ -95,6 +99,8 @@ class _Loss:
 
 def _lost_rows(frame: pl.DataFrame, losses: Sequence[_Loss]) -> Iterable[Rejects[BadRow]]:
     """The rows of each loss that no earlier one has, with the value in the detail."""
+    if not losses or not frame.select(pl.any_horizontal([loss.lost.any() for loss in losses])).item():
+        return
     seen = np.zeros(frame.height, np.bool_)
     for loss in losses:
         lost = frame.select(loss.lost).to_series().to_numpy() & ~seen
@@ -208,8 +214,23 @@ def _time_cast(found: Any, unit: TimeUnit | None) -> _Cast | None:
 
 def _exact(values: pl.Expr, *, found: Any, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     """A cast that must be undone by the cast back."""
+    if found == pl.Decimal:
+        return _of_decimal(values, found.scale, wanted)
     fitted = values.cast(wanted, strict=False)
     return fitted, fitted.cast(found, strict=False).ne_missing(values)
+
+
+def _of_decimal(values: pl.Expr, scale: int, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """Decimals as whole numbers, or as the floats that their digits write."""
+    if wanted == pl.Float64:
+        text = values.cast(pl.String)
+        digits = text.str.replace_all(r"[.-]", "").str.strip_chars_start("0").str.strip_chars_end("0")
+        return text.cast(pl.Float64, strict=False), digits.str.len_bytes() > _FLOAT_DIGITS
+    fitted = values.cast(wanted, strict=False)
+    # A cast to decimals raises on too many digits, strict or not.
+    wide = pl.Decimal(DECIMAL_DIGITS, scale)
+    is_short = fitted.cast(pl.Float64).abs() < 10.0 ** (DECIMAL_DIGITS - 1 - scale)
+    return fitted, pl.when(is_short).then(fitted).cast(wide, strict=False).ne_missing(values.cast(wide))
 
 
 def _scaled(values: pl.Expr, *, multiplier: int, divisor: int) -> tuple[pl.Expr, pl.Expr]:

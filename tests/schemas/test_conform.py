@@ -73,6 +73,8 @@ def test_lossless_casts_are_made():
         tags=pl.Series([[1, 2]], dtype=pl.Array(pl.Int8, 2)),
     )
     assert frame.row(0)[1:6] == (7, 3.0, "a", {"x": 4, "name": None}, [1, 2])
+    decimals = pl.Series(["99.99", "12.30"]).cast(pl.Decimal(4, 2))
+    assert fitted(weight=decimals[:1], word=decimals[1:]).row(0)[2:4] == (99.99, "12.30")
     assert fitted(number=[5.0])["number"].to_list() == [5]
     assert fitted(spot=[None])["spot"].to_list() == [None]
     assert fitted(spot=pl.Series([None, {"x": 1}]).slice(0, 1))["spot"].to_list() == [None]

@@ -8,7 +8,7 @@ import io
 import itertools
 import tracemalloc
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import fastavro
 import polars as pl
@@ -262,6 +262,40 @@ def physical(schema):
 
 def physical_row(row):
     return row | {"event_time": int(row["event_time"].timestamp() * 1e6)}
+
+
+class Numbers(Event, topic="numbers", key="door", codec="confluent-avro"):
+    event_time: datetime
+    door: int
+    whole: int | None = None
+    real: float | None = None
+    text: str | None = None
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    numbers=st.lists(st.integers(-(2**127), 2**127 - 1) | st.integers(-(10**18), 10**18), min_size=1, max_size=8),
+    scale=st.integers(0, 38),
+    name=st.sampled_from(["whole", "real", "text"]),
+)
+def test_decimals_are_read_where_their_digits_survive(numbers, scale, name):
+    """As ints where they are whole, as floats where they have 15 digits at most, as text always."""
+    kind = ["null", logical("bytes", "decimal", precision=38, scale=scale)]
+    schema = record([*FIELDS, {"name": name, "type": kind}])
+    bare = record([*FIELDS, {"name": name, "type": ["null", "bytes"]}])
+    as_bytes = [number.to_bytes(16, "big", signed=True) for number in numbers]
+    found = decoded(Numbers, schema, [datum(bare, ROW | {name: digits}) for digits in as_bytes])
+    read = dict(zip(found.payload_index.tolist(), found.frame[name].to_list(), strict=True))
+    with localcontext(prec=60):
+        for index, number in enumerate(numbers):
+            exact = Decimal(number).scaleb(-scale)
+            if index in read:
+                assert Decimal(read[index]) == exact if name != "real" else read[index] == float(exact)
+            else:
+                is_long = len(str(abs(number)).rstrip("0")) > 15 or abs(number) > 10**36
+                assert name != "text"
+                assert is_long or (name == "whole" and exact != int(exact))
+    assert len(read) + len(found.bad) == len(numbers)
 
 
 def test_a_value_that_does_not_fit_costs_its_own_payload_only():
