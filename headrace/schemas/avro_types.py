@@ -57,9 +57,11 @@ def avro_type(schema: Any) -> AvroType:
     """
     try:
         return _parse(schema, "", {})
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as exc:
-        if isinstance(exc, SchemaError):
-            raise
+    except SchemaError:
+        raise
+    except RecursionError as exc:
+        raise SchemaError("the writer's schema is nested too deep") from exc
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
         raise SchemaError(f"{str(schema)[:200]} is no Avro schema: {exc!r}") from exc
 
 

@@ -266,7 +266,7 @@ def refuse_nulls(frame: pl.DataFrame, spec: EventSpec) -> None:
     Raises:
         SchemaError: names the event and the column.
     """
-    name = first_with(frame, spec, lambda values, field: None if field.nullable else values.is_null())
+    name = _first_with(frame, spec, lambda values, field: None if field.nullable else values.is_null())
     if name is not None:
         raise SchemaError(f"event {spec.name}.{name}: null where the event declares none; fill it or write `| None`")
 
@@ -277,7 +277,7 @@ def refuse_far_times(frame: pl.DataFrame, spec: EventSpec) -> None:
     Raises:
         SchemaError: names the event and the column.
     """
-    name = first_with(frame, spec, lambda values, field: is_far(values) if field.kind == "time" else None)
+    name = _first_with(frame, spec, lambda values, field: is_far(values) if field.kind == "time" else None)
     if name is not None:
         raise SchemaError(f"event {spec.name}.{name}: a time outside the years 1 to 9999, which JSON cannot hold")
 
@@ -291,7 +291,7 @@ def is_far(times: pl.Expr) -> pl.Expr:
 _Test = Callable[[pl.Expr, FieldType], pl.Expr | None]
 
 
-def first_with(frame: pl.DataFrame, spec: EventSpec, test: _Test) -> str | None:
+def _first_with(frame: pl.DataFrame, spec: EventSpec, test: _Test) -> str | None:
     """Name of the first column with a value, at any depth, that `test` is true for; None: there is none."""
     tests = {name: _anywhere(pl.col(name), field, test) for name, field in spec.types.items()}
     flags = [where.any().alias(name) for name, where in tests.items() if where is not None]

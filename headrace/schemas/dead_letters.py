@@ -139,9 +139,15 @@ def partitions_of(letters: Sequence[DeadLetter]) -> list[str]:
 
 def count_letters(letters: Sequence[DeadLetter]) -> None:
     """Add the letters to the metric, and log at most a line a second for each source and reason."""
-    frame = letters.frame if isinstance(letters, Letters) else pl.DataFrame(list(letters), schema=_SCHEMA)
-    groups = frame.group_by("source", "reason", maintain_order=True)
-    for source, reason, count, detail in groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows():
+    if isinstance(letters, Letters):
+        groups = letters.frame.group_by("source", "reason", maintain_order=True)
+        counts = groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows()
+    else:
+        found: dict[tuple[str, str], list[str]] = {}
+        for letter in letters:
+            found.setdefault((letter.source, letter.reason), []).append(letter.detail)
+        counts = [(*kind, len(details), details[0]) for kind, details in found.items()]
+    for source, reason, count, detail in counts:
         DEAD_LETTERS.labels(event=source, reason=reason).inc(count)
         _log.add(count, detail, source=source, reason=reason)
 

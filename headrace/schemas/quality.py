@@ -116,7 +116,7 @@ class Quality:
         """What to declare where a time, as the number that it may have been, is plausible in another unit."""
         per_unit, per_us = UNITS_PER_S[self._unit], UNITS_PER_S["us"]
         factor, divisor = max(per_unit // per_us, 1), max(per_us // per_unit, 1)
-        is_exact = np.abs(times_us) <= _INT_MAX // factor
+        is_exact = (times_us >= -_INT_MAX // factor) & (times_us <= _INT_MAX // factor)
         numbers = np.where(is_exact, times_us, 0) * factor // divisor
         units = likely_units(numbers)
         is_plausible = np.zeros(len(numbers), np.bool_)

@@ -60,9 +60,9 @@ def plan_reading(schema: Any, spec: EventSpec) -> WriterPlan:
     planner = _Planner()
     try:
         fields = planner.fields(found, spec.types, f"event {spec.name}")
+        return WriterPlan(fields, *planner.skips.arrays())
     except RecursionError as exc:
         raise SchemaError(f"the writer's schema {found} is nested too deep") from exc
-    return WriterPlan(fields, *planner.skips.arrays())
 
 
 class _Planner:

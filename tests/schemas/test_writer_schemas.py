@@ -460,6 +460,17 @@ def test_any_json_document_is_a_schema_or_one_error(schema):
     assert [bad.index for bad in found.bad] == [0]
 
 
+@pytest.mark.parametrize("depth", [300, 900, 5_000])
+def test_a_schema_that_is_nested_deep_is_read_or_one_error(depth):
+    deep = "int"
+    for _ in range(depth):
+        deep = {"type": "array", "items": deep}
+    schema = record([*FIELDS, {"name": "deep", "type": deep}])
+    found = decoded(Visit, schema, [datum(record(FIELDS), ROW) + b"\0"])
+    assert found.frame.height + len(found.bad) == 1
+    assert all("is nested too deep" in bad.detail for bad in found.bad)
+
+
 def test_times_without_a_unit_are_read_by_the_unit_of_the_event():
     class Millis(Event, topic="millis", key="door", codec="confluent-avro", time_unit="ms"):
         event_time: datetime
