@@ -55,7 +55,9 @@ class PacedLog:
     def flush(self) -> None:
         """Log what waits."""
         with self._lock:
-            self._timer = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             for kind in list(self._waiting):
                 self._log(kind, time.monotonic())
 

@@ -16,7 +16,7 @@ from headrace.clock import FixedClock
 from headrace.errors import SchemaError, SourceError
 from headrace.pipelines.intake import Intake, too_late_letters
 from headrace.pipelines.source import Batch, EventBatch
-from headrace.schemas import Event, Field, FileDeadLetters, codec_for, spec_of
+from headrace.schemas import Event, Field, FileDeadLetters, codec_for, dead_letters, spec_of
 from headrace.schemas.dead_letters import DEAD_LETTERS
 from headrace.schemas.dead_letters import read as read_letters
 from tests.turnstiles import START_US, Passage, Shelf, passage_of, passages
@@ -245,8 +245,9 @@ def test_numbers_in_another_unit_are_told_with_it(number):
 
 
 @pytest.mark.parametrize("kind", ["payloads", "rows"])
-def test_of_a_storm_every_bad_one_is_written_and_counted_and_one_line_is_logged(kind, tmp_path):
+def test_of_a_storm_every_bad_one_is_written_and_counted_and_one_line_is_logged(kind, tmp_path, monkeypatch):
     """Half of the stream is bad, in several ways; the letters are as those of a batch of one would be."""
+    monkeypatch.setattr(dead_letters._log, "_pace_s", 3_600)
     event = passage_of(f"storm-{kind}", "json")
     topic = spec_of(event).topic
     payloads = codec_for(event).encode(passages(400))
