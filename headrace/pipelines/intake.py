@@ -128,8 +128,8 @@ def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]
     """A letter for each too late row `index` (m,) of the batch, with the event as JSON."""
     detail = f"view {view_name}: too late, outside every window that would hold it, by its entity's newest event"
     payloads = json_rows(batch.frame[index]).cast(pl.Binary)
-    found = (batch.offsets[index], "too_late", detail, payloads)
-    return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *found)
+    columns = (batch.offsets[index], "too_late", detail, payloads)
+    return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *columns)
 
 
 def _decoded(batch: Batch, codec: Codec, spec: EventSpec) -> Decoded:
@@ -170,18 +170,18 @@ def _decode_surely(codec: Codec, payloads: Sequence[bytes], spec: EventSpec) -> 
 
 def _letters(batch: Batch, decoded: Decoded, bad_rows: Rejects[BadRow]) -> list[Letters]:
     """Letters of the payloads that gave no row, and of the rows that break a rule."""
-    found = []
+    letters = []
     if len(lost := decoded.rejects):
-        found.append(_letters_of(batch, lost.indexes, lost, _payloads_at(batch, lost.indexes)))
+        letters.append(_letters_of(batch, lost.indexes, lost, _payloads_at(batch, lost.indexes)))
     if len(bad_rows):
         index = decoded.payload_index[bad_rows.indexes]
-        found.append(_letters_of(batch, index, bad_rows, _row_payloads(batch, decoded, bad_rows.indexes)))
-    return found
+        letters.append(_letters_of(batch, index, bad_rows, _row_payloads(batch, decoded, bad_rows.indexes)))
+    return letters
 
 
 def _letters_of(batch: Batch, index: NDArray[np.int64], bad: Rejects[Any], payloads: pl.Series) -> Letters:
-    found = (batch.offsets[index], bad.reasons, bad.details, payloads)
-    return Letters.of(batch.topic, batch.partition, batch.arrival_us, *found)
+    columns = (batch.offsets[index], bad.reasons, bad.details, payloads)
+    return Letters.of(batch.topic, batch.partition, batch.arrival_us, *columns)
 
 
 def _payloads_at(batch: Batch, index: NDArray[np.int64]) -> pl.Series:
@@ -200,10 +200,10 @@ def _row_payloads(batch: Batch, decoded: Decoded, rows: NDArray[np.int64]) -> pl
     texts = json_rows(decoded.frame[rows]).cast(pl.Binary)
     if batch.payloads is None or not alone.any():
         return texts
-    found = texts.to_list()
+    row_payloads = texts.to_list()
     for place in np.flatnonzero(alone).tolist():
-        found[place] = batch.payloads[decoded.payload_index[rows[place]]]
-    return pl.Series(found, dtype=pl.Binary)
+        row_payloads[place] = batch.payloads[decoded.payload_index[rows[place]]]
+    return pl.Series(row_payloads, dtype=pl.Binary)
 
 
 def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:

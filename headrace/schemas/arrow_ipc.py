@@ -111,17 +111,17 @@ def _in_utc(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
-def _utc(found: pa.DataType) -> pa.DataType:
+def _utc(dtype: pa.DataType) -> pa.DataType:
     """The type with every time in it as microseconds or nanoseconds of UTC."""
-    if pa.types.is_timestamp(found):
-        return pa.timestamp("ns" if found.unit == "ns" else "us", "UTC")
-    if pa.types.is_struct(found):
-        return pa.struct([_utc_field(found.field(index)) for index in range(found.num_fields)])
-    if pa.types.is_fixed_size_list(found):
-        return pa.list_(_utc_field(found.value_field), found.list_size)
-    if pa.types.is_list(found) or pa.types.is_large_list(found):
-        return (pa.list_ if pa.types.is_list(found) else pa.large_list)(_utc_field(found.value_field))
-    return found
+    if pa.types.is_timestamp(dtype):
+        return pa.timestamp("ns" if dtype.unit == "ns" else "us", "UTC")
+    if pa.types.is_struct(dtype):
+        return pa.struct([_utc_field(dtype.field(index)) for index in range(dtype.num_fields)])
+    if pa.types.is_fixed_size_list(dtype):
+        return pa.list_(_utc_field(dtype.value_field), dtype.list_size)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return (pa.list_ if pa.types.is_list(dtype) else pa.large_list)(_utc_field(dtype.value_field))
+    return dtype
 
 
 def _utc_field(field: Any) -> Any:

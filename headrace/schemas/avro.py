@@ -213,13 +213,13 @@ class ConfluentAvroCodec(AvroCodec):
         parts = [own]
         if len(others):
             ids = np.array([_schema_id(payloads[index]) for index in others.tolist()], np.int64)
-            found, where, counts = np.unique(ids, return_inverse=True, return_counts=True)
+            unique_ids, where, counts = np.unique(ids, return_inverse=True, return_counts=True)
             # What many payloads name is asked for first.
-            readers = {place: self._reader_of(int(found[place])) for place in np.argsort(-counts).tolist()}
+            readers = {place: self._reader_of(int(unique_ids[place])) for place in np.argsort(-counts).tolist()}
             for place, reader in readers.items():
                 if isinstance(reader, _DatumReader):
-                    parts.append(_read(reader, int(found[place]), others[where == place], payloads))
-            unread = [readers[place] for place in range(len(found))]
+                    parts.append(_read(reader, int(unique_ids[place]), others[where == place], payloads))
+            unread = [readers[place] for place in range(len(unique_ids))]
             parts.append(self._unreadable(unread, where, others, payloads))
         return self._merged(parts, payloads)
 
@@ -236,8 +236,8 @@ class ConfluentAvroCodec(AvroCodec):
         reasons = [reader.reason if isinstance(reader, _Unreadable) else "" for reader in readers]
         details = [reader.detail if isinstance(reader, _Unreadable) else "" for reader in readers]
         heads = [payload[:_HEAD_BYTES] for payload in map(payloads.__getitem__, index.tolist())]
-        found = [f": {head.hex(' ')}" if _schema_id(head) == _NO_ID else "" for head in heads]
-        detail = pl.Series(details, dtype=pl.String)[where] + pl.Series(found, dtype=pl.String)
+        shown = [f": {head.hex(' ')}" if _schema_id(head) == _NO_ID else "" for head in heads]
+        detail = pl.Series(details, dtype=pl.String)[where] + pl.Series(shown, dtype=pl.String)
         bad = Rejects(BadPayload, index, pl.Series(reasons, dtype=pl.String)[where], detail)
         return Decoded(pl.DataFrame(schema=self._spec.polars), index[:0], bad)
 

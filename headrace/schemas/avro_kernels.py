@@ -286,13 +286,15 @@ def decode_datums(
             continue
         for slot in range(len(counts)):
             before[slot] = counts[slot]
-        found, op = decode_datum(data, bounds[i] + skip, bounds[i + 1], tables, out, bases, rooms, counts, lists, open_)
-        if found != GOOD:
+        failure, op = decode_datum(
+            data, bounds[i] + skip, bounds[i + 1], tables, out, bases, rooms, counts, lists, open_
+        )
+        if failure != GOOD:
             for slot in range(len(counts)):
                 counts[slot] = before[slot]
-            if found == NO_ROOM:
+            if failure == NO_ROOM:
                 return i
-            status[i] = found + STATUS_MAX * op
+            status[i] = failure + STATUS_MAX * op
     return len(status)
 
 

@@ -62,11 +62,11 @@ class SkipTable:
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """`nodes` int64 (n, 4) and `links` int64 (m,)."""
         links: list[int] = []
-        for node, found in zip(self._nodes, self._links, strict=True):
-            node[FIRST], node[COUNT] = len(links), len(found)
+        for node, parts in zip(self._nodes, self._links, strict=True):
+            node[FIRST], node[COUNT] = len(links), len(parts)
             if node[KIND] == ARRAY:
-                node[ARGUMENT] = int(not self._least_bytes(found[0]))
-            links += found
+                node[ARGUMENT] = int(not self._least_bytes(parts[0]))
+            links += parts
         return np.array(self._nodes or [[0] * 4], np.int64), np.array(links or [0], np.int64)
 
 
@@ -158,7 +158,7 @@ def skip_sized(data: Bytes, at: int, end: int) -> tuple[int, int]:
 
 @kernel
 def skip_blocks(data: Bytes, at: int, end: int, is_empty: int) -> tuple[int, int]:
-    """Pass over blocks whose size is told, and those of items without bytes.
+    """Pass over blocks that give their size, and those of items without bytes.
 
     Returns (items of the next block, 0 at the end of the array; position after its count), or (status, -1).
     """

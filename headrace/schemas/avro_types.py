@@ -80,8 +80,8 @@ def _parse(schema: Any, namespace: str, names: dict[str, AvroType]) -> AvroType:
         return AvroType(kind, items=_parse(schema["items" if kind == "array" else "values"], namespace, names))
     if kind in ("record", "error", "enum", "fixed"):
         return _definition(schema, kind, namespace, names)
-    found = _named(kind, namespace, names)
-    return AvroType(kind, _logical(schema, kind), scale=_scale(schema)) if kind in PRIMITIVES else found
+    node = _named(kind, namespace, names)
+    return AvroType(kind, _logical(schema, kind), scale=_scale(schema)) if kind in PRIMITIVES else node
 
 
 def _named(name: str, namespace: str, names: Mapping[str, AvroType]) -> AvroType:
@@ -97,20 +97,20 @@ def _named(name: str, namespace: str, names: Mapping[str, AvroType]) -> AvroType
 
 def _definition(schema: Mapping[str, Any], kind: str, namespace: str, names: dict[str, AvroType]) -> AvroType:
     full = _full_name(schema["name"], schema.get("namespace", namespace))
-    found = AvroType("record" if kind == "error" else kind, name=full)
-    names[full] = found
+    node = AvroType("record" if kind == "error" else kind, name=full)
+    names[full] = node
     if kind == "enum":
-        found.symbols = tuple(str(symbol) for symbol in schema["symbols"])
+        node.symbols = tuple(str(symbol) for symbol in schema["symbols"])
     elif kind == "fixed":
-        found.size, found.logical, found.scale = int(schema["size"]), _logical(schema, kind), _scale(schema)
-        if not 0 <= found.size < _SIZE_MAX:
-            raise SchemaError(f"fixed {full}: a size of {found.size}")
+        node.size, node.logical, node.scale = int(schema["size"]), _logical(schema, kind), _scale(schema)
+        if not 0 <= node.size < _SIZE_MAX:
+            raise SchemaError(f"fixed {full}: a size of {node.size}")
     else:
         inside = full.rpartition(".")[0]
-        found.fields = [(field["name"], _parse(field["type"], inside, names)) for field in schema["fields"]]
-        if len(dict(found.fields)) < len(found.fields):
+        node.fields = [(field["name"], _parse(field["type"], inside, names)) for field in schema["fields"]]
+        if len(dict(node.fields)) < len(node.fields):
             raise SchemaError(f"record {full}: two fields of one name")
-    return found
+    return node
 
 
 def _full_name(name: str, namespace: str | None) -> str:

@@ -58,9 +58,9 @@ def conform(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
 
 
 def conform_rows(frame: pl.DataFrame, spec: EventSpec) -> tuple[pl.DataFrame, Rejects[BadRow]]:
-    """As `conform`, but a row with a value that does not fit is bad, `wrong_type`, and costs no other row.
+    """Fit the rows of a frame one by one: one with a value that does not fit is bad, `wrong_type`, and costs no other.
 
-    Returns the rows that fit, and those that do not by their index in `frame`.
+    Returns the rows that `conform` would give, and the bad ones by their index in `frame`.
 
     Raises:
         SchemaError: a column is absent, or of a type of which no value can be the declared one.
@@ -116,55 +116,55 @@ class _Fitter:
         self._unit = unit
         self.losses: list[_Loss] = []
 
-    def fit(self, values: pl.Expr, found: Any, wanted: FieldType, path: str, column: str) -> pl.Expr:
-        """The values of type `found` as the wanted type."""
-        fitted, lost = self._fit(values, found, wanted, path)
+    def fit(self, values: pl.Expr, dtype: Any, wanted: FieldType, path: str, column: str) -> pl.Expr:
+        """The values of type `dtype` as the wanted type."""
+        fitted, lost = self._fit(values, dtype, wanted, path)
         for text, where in lost:
             self.losses.append(_Loss(column, text, where.fill_null(value=False)))
         return fitted
 
     def _fit(
-        self, values: pl.Expr, found: Any, wanted: FieldType, path: str
+        self, values: pl.Expr, dtype: Any, wanted: FieldType, path: str
     ) -> tuple[pl.Expr, list[tuple[str, pl.Expr]]]:
         """(The fitted values, [(what is lost, a Boolean expression that tells where)])."""
-        if found == wanted.polars():
+        if dtype == wanted.polars():
             return values, []
-        if wanted.kind == "struct" and isinstance(found, pl.Struct):
-            return self._fit_struct(values, found, wanted, path)
-        if wanted.item is not None and isinstance(found, pl.List | pl.Array):
-            lists = values.arr.to_list() if isinstance(found, pl.Array) else values
-            item, lost = self._fit(pl.element(), found.inner, wanted.item, f"{path}[]")
+        if wanted.kind == "struct" and isinstance(dtype, pl.Struct):
+            return self._fit_struct(values, dtype, wanted, path)
+        if wanted.item is not None and isinstance(dtype, pl.List | pl.Array):
+            lists = values.arr.to_list() if isinstance(dtype, pl.Array) else values
+            item, lost = self._fit(pl.element(), dtype.inner, wanted.item, f"{path}[]")
             below = [(text, lists.list.eval(where.fill_null(value=False)).list.any()) for text, where in lost]
             return lists.list.eval(item), below
-        cast = _cast(found, wanted, self._unit)
+        cast = _cast(dtype, wanted, self._unit)
         if cast is None:
-            hint = _hint(found, wanted, self._unit)
+            hint = _hint(dtype, wanted, self._unit)
             raise SchemaError(
-                f"{path}: found {found}, wanted {wanted.polars()}; cast it before, or change the declaration{hint}"
+                f"{path}: found {dtype}, wanted {wanted.polars()}; cast it before, or change the declaration{hint}"
             )
         fitted, where = cast(values)
-        text = f"{path}: found {found}, wanted {wanted.polars()}; the cast would lose digits or overflow"
+        text = f"{path}: found {dtype}, wanted {wanted.polars()}; the cast would lose digits or overflow"
         return fitted, [] if where is None else [(text, values.is_not_null() & where)]
 
     def _fit_struct(
-        self, values: pl.Expr, found: pl.Struct, wanted: FieldType, path: str
+        self, values: pl.Expr, dtype: pl.Struct, wanted: FieldType, path: str
     ) -> tuple[pl.Expr, list[tuple[str, pl.Expr]]]:
-        present = {field.name: field.dtype for field in found.fields}
+        present = {field.name: field.dtype for field in dtype.fields}
         fields, lost = [], []
         for name, inner in wanted.fields:
-            there = _present(name, inner, list(present))
-            if there is None:
+            written_name = _present(name, inner, list(present))
+            if written_name is None:
                 fields.append(_absent(list(present), inner, f"{path}.{name}").alias(name))
                 continue
-            fitted, below = self._fit(values.struct.field(there), present[there], inner, f"{path}.{name}")
+            fitted, below = self._fit(values.struct.field(written_name), present[written_name], inner, f"{path}.{name}")
             fields.append(fitted.alias(name))
             lost += below
         return pl.when(values.is_not_null()).then(pl.struct(fields)), lost
 
 
-def _present(name: str, found: FieldType, columns: Sequence[str]) -> str | None:
+def _present(name: str, field: FieldType, columns: Sequence[str]) -> str | None:
     """The name under which the field is there."""
-    return next((each for each in (name, *found.aliases) if each in columns), None)
+    return next((each for each in (name, *field.aliases) if each in columns), None)
 
 
 def _absent(present: list[str], wanted: FieldType, path: str) -> pl.Expr:
@@ -184,40 +184,40 @@ _Cast = Callable[[pl.Expr], tuple[pl.Expr, pl.Expr | None]]
 """values -> (values of the wanted type, where they do not survive; None: they always do)."""
 
 
-def _cast(found: Any, wanted: FieldType, unit: TimeUnit | None) -> _Cast | None:
-    """How values of `found` are read as `wanted`; None: not at all."""
-    if found == pl.Null:
+def _cast(dtype: Any, wanted: FieldType, unit: TimeUnit | None) -> _Cast | None:
+    """How values of a type are read as `wanted`; None: not at all."""
+    if dtype == pl.Null:
         return lambda values: (values.cast(wanted.polars()), None)
     match wanted.kind:
-        case "int" | "float" if found.is_numeric():
-            return functools.partial(_exact, found=found, wanted=wanted.polars())
-        case "text" if found in (pl.Categorical, pl.Enum, pl.Decimal):
+        case "int" | "float" if dtype.is_numeric():
+            return functools.partial(_exact, dtype=dtype, wanted=wanted.polars())
+        case "text" if dtype in (pl.Categorical, pl.Enum, pl.Decimal):
             return lambda values: (values.cast(pl.String), None)
         case "time":
-            return _time_cast(found, unit)
+            return _time_cast(dtype, unit)
     return None
 
 
-def _time_cast(found: Any, unit: TimeUnit | None) -> _Cast | None:
-    """How values of `found` are read as times; numbers are in `unit`."""
+def _time_cast(dtype: Any, unit: TimeUnit | None) -> _Cast | None:
+    """How values of a type are read as times; numbers are in `unit`."""
     per_us = UNITS_PER_S["us"]
-    if found == pl.Date:
+    if dtype == pl.Date:
         return functools.partial(_scaled, multiplier=_DAY_US, divisor=1)
-    if found == pl.Datetime:
-        return functools.partial(_scaled, multiplier=per_us, divisor=UNITS_PER_S[found.time_unit])
-    if found.is_integer() and unit is not None:
+    if dtype == pl.Datetime:
+        return functools.partial(_scaled, multiplier=per_us, divisor=UNITS_PER_S[dtype.time_unit])
+    if dtype.is_integer() and unit is not None:
         return functools.partial(_scaled, multiplier=per_us, divisor=UNITS_PER_S[unit])
-    if found.is_float() and unit in ("s", "ms"):
+    if dtype.is_float() and unit in ("s", "ms"):
         return functools.partial(_rounded, factor=per_us // UNITS_PER_S[unit])
     return None
 
 
-def _exact(values: pl.Expr, *, found: Any, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+def _exact(values: pl.Expr, *, dtype: Any, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     """A cast that must be undone by the cast back."""
-    if found == pl.Decimal:
-        return _of_decimal(values, found.scale, wanted)
+    if dtype == pl.Decimal:
+        return _of_decimal(values, dtype.scale, wanted)
     fitted = values.cast(wanted, strict=False)
-    return fitted, fitted.cast(found, strict=False).ne_missing(values)
+    return fitted, fitted.cast(dtype, strict=False).ne_missing(values)
 
 
 def _of_decimal(values: pl.Expr, scale: int, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
@@ -254,8 +254,8 @@ def _as_times(micros: pl.Expr) -> pl.Expr:
     return micros.cast(pl.Datetime("us", "UTC"))
 
 
-def _hint(found: Any, wanted: FieldType, unit: TimeUnit | None) -> str:
-    if wanted.kind == "time" and unit is None and found.is_numeric():
+def _hint(dtype: Any, wanted: FieldType, unit: TimeUnit | None) -> str:
+    if wanted.kind == "time" and unit is None and dtype.is_numeric():
         return '; for numbers of units since 1970, declare the unit, such as `time_unit="ms"`'
     return ""
 
@@ -302,11 +302,11 @@ def _first_with(frame: pl.DataFrame, spec: EventSpec, test: _Test) -> str | None
 
 def _anywhere(values: pl.Expr, field: FieldType, test: _Test) -> pl.Expr | None:
     """Where `test` is true for the value or for one below it; None: it says nothing about any of them."""
-    found = [test(values, field)]
+    tests = [test(values, field)]
     if field.item is not None and (item := _anywhere(pl.element(), field.item, test)) is not None:
-        found.append(values.list.eval(item).list.any())
+        tests.append(values.list.eval(item).list.any())
     for name, inner in field.fields:
         below = _anywhere(values.struct.field(name), inner, test)
-        found.append(None if below is None else values.is_not_null() & below)
-    known = [where.fill_null(value=False) for where in found if where is not None]
+        tests.append(None if below is None else values.is_not_null() & below)
+    known = [where.fill_null(value=False) for where in tests if where is not None]
     return functools.reduce(operator.or_, known) if known else None

@@ -143,10 +143,10 @@ def count_letters(letters: Sequence[DeadLetter]) -> None:
         groups = letters.frame.group_by("source", "reason", maintain_order=True)
         counts = groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows()
     else:
-        found: dict[tuple[str, str], list[str]] = {}
+        by_kind: dict[tuple[str, str], list[str]] = {}
         for letter in letters:
-            found.setdefault((letter.source, letter.reason), []).append(letter.detail)
-        counts = [(*kind, len(details), details[0]) for kind, details in found.items()]
+            by_kind.setdefault((letter.source, letter.reason), []).append(letter.detail)
+        counts = [(*kind, len(details), details[0]) for kind, details in by_kind.items()]
     for source, reason, count, detail in counts:
         DEAD_LETTERS.labels(event=source, reason=reason).inc(count)
         _log.add(count, detail, source=source, reason=reason)

@@ -294,14 +294,14 @@ def _of_annotation(annotation: Any, metadata: tuple[Any, ...], path: str, parent
         return replace(_of_annotation(choices[0], metadata, path, parents), nullable=len(get_args(annotation)) > 1)
     rules = tuple(rule for item in metadata for rule in rules_in(item, path))
     if origin is Literal:
-        found = _closed_set(get_args(annotation), rules, path)
+        field = _closed_set(get_args(annotation), rules, path)
     elif origin is list and get_args(annotation):
         item = _of_annotation(get_args(annotation)[0], (), f"{path}[]", parents)
-        found = FieldType("list", item=item, rules=rules)
+        field = FieldType("list", item=item, rules=rules)
     else:
-        found = _of_class(annotation, rules, path, parents)
-    refuse_unfit(rules, found.kind, path)
-    return found
+        field = _of_class(annotation, rules, path, parents)
+    refuse_unfit(rules, field.kind, path)
+    return field
 
 
 def _of_class(annotation: Any, rules: tuple[Rule, ...], path: str, parents: tuple[type, ...]) -> FieldType:

@@ -120,11 +120,11 @@ class JsonCodec:
         if not len(index):
             return Rejects.none(BadPayload)
         kinds, where = np.unique(status[index, 0] * OPS_MAX + status[index, 1], return_inverse=True)
-        told = [self._told(*divmod(kind, OPS_MAX)) for kind in kinds.tolist()]
-        reason, detail = (pl.Series([pair[i] for pair in told], dtype=pl.String)[where] for i in (0, 1))
+        described = [self._describe(*divmod(kind, OPS_MAX)) for kind in kinds.tolist()]
+        reason, detail = (pl.Series([pair[i] for pair in described], dtype=pl.String)[where] for i in (0, 1))
         return with_hints(Rejects(BadPayload, index, reason, detail), payloads, "json", self._spec)
 
-    def _told(self, status: int, op: int) -> tuple[str, str]:
+    def _describe(self, status: int, op: int) -> tuple[str, str]:
         """(Reason, detail) of a status, and the op that it was found at."""
         if status == NULL_VALUE and op == 0:
             status = WRONG_TYPE

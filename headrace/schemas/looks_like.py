@@ -52,8 +52,8 @@ def looks_like(payload: bytes, codec: str) -> str:
         schema_id = int.from_bytes(payload[1:5], "big")
         is_framed = len(payload) >= 5 and 0 < schema_id < _IDS_MAX and codec != "confluent-avro"
         return f"the Confluent wire format (schema id {schema_id})" if is_framed else _NO_HINT
-    found = ((words, name) for start, words, name in _SIGNATURES if payload.startswith(start))
-    words, name = next(found, (_NO_HINT, ""))
+    matches = ((words, name) for start, words, name in _SIGNATURES if payload.startswith(start))
+    words, name = next(matches, (_NO_HINT, ""))
     return words if name != codec else _NO_HINT
 
 
@@ -67,9 +67,9 @@ def with_hints(bad: Rejects[One], payloads: Sequence[bytes], codec: str, spec: E
     if not len(bad):
         return bad
     lost = np.flatnonzero((bad.reasons == "undecodable").to_numpy())
-    found = [looks_like(payloads[index], codec) for index in bad.indexes[lost].tolist()]
-    if not any(found):
+    likenesses = [looks_like(payloads[index], codec) for index in bad.indexes[lost].tolist()]
+    if not any(likenesses):
         return bad
     read_as = f"this event is declared codec={codec!r}" if codec == spec.codec else f"it was read as codec={codec!r}"
-    hints = pl.Series([f"; looks like {words}; {read_as}" if words else "" for words in found], dtype=pl.String)
+    hints = pl.Series([f"; looks like {words}; {read_as}" if words else "" for words in likenesses], dtype=pl.String)
     return Rejects(bad.make, bad.indexes, bad.reasons, bad.details.scatter(lost, bad.details[lost] + hints))

@@ -63,5 +63,5 @@ class PacedLog:
 
     def _log(self, kind: _Kind, now_s: float) -> None:
         self._logged_s[kind] = now_s
-        found = {self._unit: self._waiting.pop(kind), "detail": self._details.pop(kind)}
-        structlog.get_logger(__name__).warning(self._event, **dict(kind), **found)
+        counted = {self._unit: self._waiting.pop(kind), "detail": self._details.pop(kind)}
+        structlog.get_logger(__name__).warning(self._event, **dict(kind), **counted)

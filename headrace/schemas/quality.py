@@ -125,8 +125,8 @@ class Quality:
             is_plausible |= (units == index) & (unit != self._unit) & (numbers >= low) & (numbers <= high)
         names = pl.Series(UNIT_NAMES.values())[np.maximum(units, 0)]
         hint = pl.format('; {} looks like {}; declare time_unit="{}"', "number", "name", "unit")
-        told = pl.DataFrame({"number": numbers, "name": names, "unit": pl.Series(TIME_UNITS)[np.maximum(units, 0)]})
-        return told.select(pl.when(pl.Series(is_plausible)).then(hint).otherwise(pl.lit(""))).to_series()
+        named = pl.DataFrame({"number": numbers, "name": names, "unit": pl.Series(TIME_UNITS)[np.maximum(units, 0)]})
+        return named.select(pl.when(pl.Series(is_plausible)).then(hint).otherwise(pl.lit(""))).to_series()
 
 
 def _refuse_uncheckable(checks: Sequence[_Check], spec: EventSpec) -> None:

@@ -89,7 +89,7 @@ class SchemaRegistry:
     def _read(self, answer: httpx.Response) -> tuple[str, Any]:
         """(Kind of the schema, the schema where it is Avro)."""
         if answer.is_error and answer.status_code in _NO_SUCH_ID:
-            raise UnusableAnswerError(f"schema registry {self._shown_url}: {_told(answer)}")
+            raise UnusableAnswerError(f"schema registry {self._shown_url}: {_describe(answer)}")
         content = self._content(answer)
         kind, text = content.get("schemaType", "AVRO"), content.get("schema", "")
         if kind != "AVRO":
@@ -105,9 +105,8 @@ class SchemaRegistry:
         try:
             return int(self._content(answer)["id"])
         except (UnusableAnswerError, KeyError, TypeError, ValueError) as exc:
-            raise ServiceError(
-                f"schema registry {self._shown_url}: {_told(answer)}, which holds no id; check HEADRACE_REGISTRY_URL"
-            ) from exc
+            described = f"schema registry {self._shown_url}: {_describe(answer)}"
+            raise ServiceError(f"{described}, which holds no id; check HEADRACE_REGISTRY_URL") from exc
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -129,13 +128,15 @@ class SchemaRegistry:
 
     def _content(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_error:
-            raise ServiceError(f"schema registry {self._shown_url}: {_told(answer)}")
+            raise ServiceError(f"schema registry {self._shown_url}: {_describe(answer)}")
         try:
             content = orjson.loads(answer.content)
         except orjson.JSONDecodeError:
             content = None
         if not isinstance(content, dict):
-            raise UnusableAnswerError(f"schema registry {self._shown_url}: {_told(answer)}, which is no JSON object")
+            raise UnusableAnswerError(
+                f"schema registry {self._shown_url}: {_describe(answer)}, which is no JSON object"
+            )
         return content
 
 
@@ -150,7 +151,7 @@ def _last(state: tenacity.RetryCallState) -> httpx.Response:
     return cast("httpx.Response", state.outcome.result())
 
 
-def _told(answer: httpx.Response) -> str:
+def _describe(answer: httpx.Response) -> str:
     return f"{answer.request.url.path} answered {answer.status_code} {answer.text[:200]}"
 
 

@@ -81,12 +81,12 @@ def _column(node: Node, slots: Slots, base64: bool) -> pa.Array:
 def _union(node: Node, slots: Slots) -> pa.Array:
     """The branches of a union as one column, null where the value is of none that is read."""
     chosen = slots[node.slot]
-    found = []
+    columns = []
     for index, child in enumerate(node.branches):
         if child is not None:
             validity = pa.py_buffer(np.packbits(chosen == index, bitorder="little"))
-            found.append(_values(child, slots, validity, base64=False))
-    return found[0] if len(found) == 1 else pa.compute.coalesce(*found)
+            columns.append(_values(child, slots, validity, base64=False))
+    return columns[0] if len(columns) == 1 else pa.compute.coalesce(*columns)
 
 
 def _values(node: Node, slots: Slots, validity: pa.Buffer | None, base64: bool) -> pa.Array:
@@ -115,17 +115,17 @@ def _values(node: Node, slots: Slots, validity: pa.Buffer | None, base64: bool) 
 
 def _wire_values(node: Node, wire: Wire, slots: Slots, validity: pa.Buffer | None) -> pa.Array | None:
     """The column of a value that lies in its slots otherwise than ours do; None: it lies there as ours."""
-    found, arrow = slots[node.slot], node.type.arrow()
+    values, arrow = slots[node.slot], node.type.arrow()
     if wire.kind == "null":
-        return pa.nulls(len(found))
+        return pa.nulls(len(values))
     if wire.kind == "enum":
-        names = pa.array(wire.symbols, pa.large_string()).take(pa.array(found))
-        return pa.Array.from_buffers(arrow, len(found), [validity, *names.buffers()[1:]])
+        names = pa.array(wire.symbols, pa.large_string()).take(pa.array(values))
+        return pa.Array.from_buffers(arrow, len(values), [validity, *names.buffers()[1:]])
     if wire.scale is not None:
-        digits = decimals(slots.data, found, slots[node.slot + 1])
-        return pa.Array.from_buffers(arrow, len(found), [validity, pa.py_buffer(digits)])
+        digits = decimals(slots.data, values, slots[node.slot + 1])
+        return pa.Array.from_buffers(arrow, len(values), [validity, pa.py_buffer(digits)])
     if wire.kind == "long":
-        return pa.Array.from_buffers(arrow, len(found), [validity, pa.py_buffer(found.astype(np.float64))])
+        return pa.Array.from_buffers(arrow, len(values), [validity, pa.py_buffer(values.astype(np.float64))])
     return None
 
 

@@ -54,15 +54,15 @@ def plan_reading(schema: Any, spec: EventSpec) -> WriterPlan:
         SchemaError: it is no schema of a record.
         OtherTypeError: a field that the event declares is of a type that it cannot be read from.
     """
-    found = avro_type(schema)
-    if found.kind != "record":
-        raise SchemaError(f"the writer's schema is {found}; an event is a record")
+    written = avro_type(schema)
+    if written.kind != "record":
+        raise SchemaError(f"the writer's schema is {written}; an event is a record")
     planner = _Planner()
     try:
-        fields = planner.fields(found, spec.types, f"event {spec.name}")
+        fields = planner.fields(written, spec.types, f"event {spec.name}")
         return WriterPlan(fields, *planner.skips.arrays())
     except RecursionError as exc:
-        raise SchemaError(f"the writer's schema {found} is nested too deep") from exc
+        raise SchemaError(f"the writer's schema {written} is nested too deep") from exc
 
 
 class _Planner:
@@ -74,22 +74,22 @@ class _Planner:
 
     def fields(self, record: AvroType, wanted: Mapping[str, FieldType], path: str) -> list[tuple[str, FieldType]]:
         """The fields of a record in the order of the wire; neighbours that are not wanted are passed over as one."""
-        written = dict(record.fields)
+        written_names = dict(record.fields)
         declared = {
-            there: (name, field)
+            written_name: (name, field)
             for name, field in wanted.items()
-            if (there := next((each for each in (name, *field.aliases) if each in written), None))
+            if (written_name := next((each for each in (name, *field.aliases) if each in written_names), None))
         }
         planned: list[tuple[str, FieldType]] = []
         skipped: list[AvroType] = []
-        for there, found in record.fields:
-            if there not in declared:
-                skipped.append(found)
+        for written_name, written in record.fields:
+            if written_name not in declared:
+                skipped.append(written)
                 continue
             planned += self._skip(skipped, len(planned))
             skipped = []
-            name, field = declared[there]
-            planned.append((there, self.field(found, field, f"{path}.{name}")))
+            name, field = declared[written_name]
+            planned.append((written_name, self.field(written, field, f"{path}.{name}")))
         return planned + self._skip(skipped, len(planned))
 
     def _skip(self, types: Sequence[AvroType], index: int) -> list[tuple[str, FieldType]]:
@@ -98,86 +98,88 @@ class _Planner:
         node = self._node(types[0])
         if len(types) > 1:
             node = self.skips.add(RECORD)
-            self.skips.link(node, [self._node(found) for found in types])
+            self.skips.link(node, [self._node(written) for written in types])
         return [(f"(undeclared fields {index})", FieldType("int", wire=Wire("skip", node)))]
 
-    def _node(self, found: AvroType) -> int:
+    def _node(self, written: AvroType) -> int:
         """The node of a type in the skip table."""
-        if id(found) in self._nodes:
-            return self._nodes[id(found)]
-        if found.kind == "fixed":
-            return self.skips.add(FIXED_SIZE, found.size)
-        if found.kind in _ON_WIRE:
-            return self.skips.add(*_ON_WIRE[found.kind])
-        node = self._nodes[id(found)] = self.skips.add(_COMPOUND[found.kind])
-        items = [] if found.items is None else [found.items]
-        parts = [*(inner for _, inner in found.fields), *found.branches, *items]
+        if id(written) in self._nodes:
+            return self._nodes[id(written)]
+        if written.kind == "fixed":
+            return self.skips.add(FIXED_SIZE, written.size)
+        if written.kind in _ON_WIRE:
+            return self.skips.add(*_ON_WIRE[written.kind])
+        node = self._nodes[id(written)] = self.skips.add(_COMPOUND[written.kind])
+        items = [] if written.items is None else [written.items]
+        parts = [*(inner for _, inner in written.fields), *written.branches, *items]
         self.skips.link(node, [self._node(part) for part in parts])
         return node
 
-    def field(self, found: AvroType, wanted: FieldType, path: str) -> FieldType:
+    def field(self, written: AvroType, wanted: FieldType, path: str) -> FieldType:
         """How a value of the writer's type is read for a field of the event."""
-        if found.kind != "union":
-            read = self._read(found, wanted, path)
+        if written.kind != "union":
+            read = self._read(written, wanted, path)
             if read is None:
-                raise OtherTypeError(f"{path}: the writer has {found}, and the event declares {wanted.kind}")
+                raise OtherTypeError(f"{path}: the writer has {written}, and the event declares {wanted.kind}")
             return read
-        null = [place for place, branch in enumerate(found.branches) if branch.kind == "null"]
-        others = [branch for branch in found.branches if branch.kind != "null"]
+        null = [place for place, branch in enumerate(written.branches) if branch.kind == "null"]
+        others = [branch for branch in written.branches if branch.kind != "null"]
         if len(null) == len(others) == 1:
             inner = self.field(others[0], wanted, path)
             return _nullable(inner, null[0])
-        return self._union(found, wanted, path)
+        return self._union(written, wanted, path)
 
-    def _union(self, found: AvroType, wanted: FieldType, path: str) -> FieldType:
+    def _union(self, written: AvroType, wanted: FieldType, path: str) -> FieldType:
         """A union of several types: each branch that the field can hold is read, a value of another is bad."""
         branches: list[FieldType | Literal["null", "refused"]] = []
-        for branch in found.branches:
+        for branch in written.branches:
             read = None if branch.kind == "null" else self._read(branch, wanted, path)
             is_fitting = read is not None and _fits(read, wanted)
             branches.append("null" if branch.kind == "null" else read if read and is_fitting else "refused")
         fitting = [branch for branch in branches if isinstance(branch, FieldType)]
         if not fitting or (wanted.kind in ("list", "struct") and len(fitting) > 1):
-            raise OtherTypeError(f"{path}: the writer has the union {found}, and the event declares {wanted.kind}")
+            raise OtherTypeError(f"{path}: the writer has the union {written}, and the event declares {wanted.kind}")
         return FieldType(fitting[0].kind, nullable=True, wire=Wire("union", branches=tuple(branches)))
 
-    def _read(self, found: AvroType, wanted: FieldType, path: str) -> FieldType | None:
+    def _read(self, written: AvroType, wanted: FieldType, path: str) -> FieldType | None:
         """How a value of a type other than a union is read; None: not at all."""
-        match found.kind:
-            case "array" if wanted.item is not None and found.items is not None:
-                return FieldType("list", item=self.field(found.items, wanted.item, f"{path}[]"))
+        match written.kind:
+            case "array" if wanted.item is not None and written.items is not None:
+                return FieldType("list", item=self.field(written.items, wanted.item, f"{path}[]"))
             case "record" if wanted.kind == "struct":
-                fields = self.fields(found, dict(wanted.fields), path)
+                fields = self.fields(written, dict(wanted.fields), path)
                 if all(field.is_skipped for _, field in fields):
-                    raise OtherTypeError(f"{path}: the writer's {found} has none of the fields that the event declares")
+                    raise OtherTypeError(
+                        f"{path}: the writer's {written} has none of the fields that the event declares"
+                    )
                 return FieldType("struct", fields=tuple(fields))
             case "null":
-                return FieldType("int", wire=Wire("null", self._node(found)))
-            case "enum" if found.symbols:
-                return FieldType("text", wire=Wire("enum", len(found.symbols), found.symbols))
-        return _leaf(found, wanted)
+                return FieldType("int", wire=Wire("null", self._node(written)))
+            case "enum" if written.symbols:
+                return FieldType("text", wire=Wire("enum", len(written.symbols), written.symbols))
+        return _leaf(written, wanted)
 
 
-def _leaf(found: AvroType, wanted: FieldType) -> FieldType | None:
-    if found.logical == "decimal" and wanted.kind != "bytes":
-        return _decimal(found)
-    if found.logical and found.logical != "decimal":
-        scale = _TIME_SCALES[found.logical.rpartition("-")[2]]
+def _leaf(written: AvroType, wanted: FieldType) -> FieldType | None:
+    if written.logical == "decimal" and wanted.kind != "bytes":
+        return _decimal(written)
+    if written.logical and written.logical != "decimal":
+        scale = _TIME_SCALES[written.logical.rpartition("-")[2]]
         return FieldType("time", wire=None if scale == 1 else Wire("scaled", scale))
-    if found.kind == "fixed":
-        return FieldType("bytes", wire=Wire("fixed", found.size))
-    if found.kind in ("int", "long") and wanted.kind == "float":
+    if written.kind == "fixed":
+        return FieldType("bytes", wire=Wire("fixed", written.size))
+    if written.kind in ("int", "long") and wanted.kind == "float":
         return FieldType("float", wire=Wire("long"))
-    if found.kind == "float":
+    if written.kind == "float":
         return FieldType("float", wire=Wire("float32"))
-    return FieldType(_PRIMITIVES[found.kind]) if found.kind in _PRIMITIVES else None
+    return FieldType(_PRIMITIVES[written.kind]) if written.kind in _PRIMITIVES else None
 
 
-def _decimal(found: AvroType) -> FieldType | None:
-    if not 0 <= found.scale <= DECIMAL_DIGITS or found.size > _DECIMAL_BYTES:
+def _decimal(written: AvroType) -> FieldType | None:
+    if not 0 <= written.scale <= DECIMAL_DIGITS or written.size > _DECIMAL_BYTES:
         return None
-    kind: Literal["fixed", "decimal"] = "fixed" if found.kind == "fixed" else "decimal"
-    return FieldType("bytes", wire=Wire(kind, found.size, scale=found.scale))
+    kind: Literal["fixed", "decimal"] = "fixed" if written.kind == "fixed" else "decimal"
+    return FieldType("bytes", wire=Wire(kind, written.size, scale=written.scale))
 
 
 def _nullable(inner: FieldType, null_branch: int) -> FieldType:

@@ -84,7 +84,7 @@ def ruled(draw):
 
 @st.composite
 def shaped(draw):
-    """The same, perhaps in a list, a struct, or a list of structs."""
+    """A ruled type and its values, alone, in a list, in a struct, or in a list of structs."""
     found, values = draw(ruled())
     match draw(st.sampled_from(["alone", "list", "struct", "structs"])):
         case "list":
