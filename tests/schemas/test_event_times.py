@@ -55,7 +55,7 @@ def read_json(unit, number: str):
     return found.bad[0] if found.bad else found.frame["until"].cast(pl.Int64)[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     unit=st.sampled_from([None, *TIME_UNITS]),
     number=st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**13), max_value=10**13)
