@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import polars as pl
-import structlog
 
 from headrace.clock import wall_us
 from headrace.errors import SchemaError, SourceError
@@ -30,6 +29,7 @@ from headrace.schemas.event_files import (
     time_range,
 )
 from headrace.schemas.file_finder import EventFile, find_files
+from headrace.schemas.paced_log import PacedLog
 
 MEMORY_ROWS = 10_000_000
 """Events that are in memory at a time; sorting them needs as much again."""
@@ -42,7 +42,7 @@ Paths: TypeAlias = str | Path | Sequence[str | Path]
 Table: TypeAlias = pl.DataFrame | pl.LazyFrame | Paths
 History: TypeAlias = Table | Mapping[type[Event], Table]
 
-log = structlog.get_logger(__name__)
+_left_out = PacedLog("bad_rows_left_out", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def _good(frame: pl.DataFrame, event: type[Event], place: str) -> pl.DataFrame:
     checked = _quality(event, tuple(frame.columns)).check(frame, wall_us())
     if checked.bad:
         first = checked.bad[0]
-        log.warning("bad_rows_left_out", log=place, rows=len(checked.bad), reason=first.reason, detail=first.detail)
+        _left_out.add(len(checked.bad), first.detail, log=place, reason=first.reason)
     return checked.frame
 
 

@@ -6,6 +6,7 @@ before the good rows go on. After a crash a dead letter may be written twice.
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from headrace.clock import Clock, WallClock
-from headrace.errors import SourceError
+from headrace.errors import HeadraceError, SchemaError, SourceError
 from headrace.features.event_rows import FailedRows
 from headrace.pipelines.source import Batch, EventBatch
 from headrace.schemas import (
@@ -24,13 +25,18 @@ from headrace.schemas import (
     DeadLetters,
     Decoded,
     Event,
+    EventSpec,
+    Letters,
     Quality,
+    Rejects,
     codec_for,
+    conform_rows,
     count_letters,
     sample_frame,
     spec_of,
 )
 from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.row_json import json_rows
 
 FUTURE_US = 600_000_000
 """How far ahead of the clock an event may be: 10 minutes of clock skew."""
@@ -72,17 +78,18 @@ class Intake:
 
         Raises:
             SourceError: no event class was given for the batch's topic.
+            SchemaError: a frame lacks a column, or has one of another type.
+            ServiceError: the schema registry does not answer.
         """
         event = self.events.get(batch.topic)
         if event is None:
             raise SourceError(
                 f"topic {batch.topic!r}: no event class for it; there are {', '.join(sorted(self.events))}"
             )
-        codec = self._codec(event, batch)
-        decoded = _decoded(batch, codec)
+        decoded = _decoded(batch, self._codec(event, batch), spec_of(event))
         checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
-        letters = _letters(batch, decoded.bad) + _row_letters(batch, decoded, checked.bad, codec)
-        put_aside(letters, self._dead_letters)
+        if letters := _letters(batch, decoded, checked.bad):
+            put_aside(Letters.joined(letters), self._dead_letters)
         EVENTS.labels(batch.topic).inc(checked.frame.height)
         kept = decoded.payload_index[checked.kept]
         return EventBatch(
@@ -118,91 +125,109 @@ def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
             place.write(letters)
 
 
-def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]) -> list[DeadLetter]:
+def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]) -> Letters:
     """A letter for each too late row `index` (m,) of the batch, with the event as JSON."""
     detail = (
         f"view {view_name}: too late: outside every window that would include it, relative to its entity's newest event"
     )
-    return _view_letters(batch, index, "too_late", [detail] * len(index))
+    return _view_letters(batch, index, "too_late", detail)
 
 
-def failed_letters(view_name: str, batch: EventBatch, failed: FailedRows) -> list[DeadLetter]:
+def failed_letters(view_name: str, batch: EventBatch, failed: FailedRows) -> Letters:
     """A letter for each row of the batch that an expression of the view has no value for, with the event as JSON."""
     details = np.empty(len(failed), object)
     for cause in np.unique(failed.causes).tolist():
         here = np.flatnonzero(failed.causes == cause)
         details[here] = failed.expressions[cause].details(batch.frame[failed.index[here]])
-    prefix = f"view {view_name} · "
-    return _view_letters(batch, failed.index, "expression_failed", [prefix + detail for detail in details])
+    described = pl.Series([f"view {view_name} · {detail}" for detail in details], dtype=pl.String)
+    return _view_letters(batch, failed.index, "expression_failed", described)
 
 
-def _view_letters(batch: EventBatch, index: NDArray[np.int64], reason: str, details: Sequence[str]) -> list[DeadLetter]:
+def _view_letters(batch: EventBatch, index: NDArray[np.int64], reason: str, details: pl.Series | str) -> Letters:
     """Letters of rows `index` (m,) of the batch, which one view does not use."""
-    payloads = codec_for(batch.event, "json").encode(batch.frame[index])
-    return [
-        DeadLetter(
-            source=spec_of(batch.event).topic,
-            partition=batch.partition,
-            offset=offset,
-            reason=reason,
-            detail=detail,
-            payload=payload,
-            arrival_us=batch.arrival_us,
-        )
-        for offset, detail, payload in zip(batch.offsets[index].tolist(), details, payloads, strict=True)
-    ]
+    payloads = json_rows(batch.frame[index]).cast(pl.Binary)
+    columns = (batch.offsets[index], reason, details, payloads)
+    return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *columns)
 
 
-def _decoded(batch: Batch, codec: Codec) -> Decoded:
+def _decoded(batch: Batch, codec: Codec, spec: EventSpec) -> Decoded:
     if batch.payloads is not None:
-        return codec.decode(batch.payloads)
+        return _decode_surely(codec, batch.payloads, spec)
     assert batch.frame is not None
-    return Decoded(frame=batch.frame, payload_index=np.arange(batch.frame.height, dtype=np.int64), bad=[])
+    frame, bad = conform_rows(batch.frame, spec)
+    rows = np.delete(np.arange(batch.frame.height, dtype=np.int64), bad.indexes)
+    return Decoded(frame, rows, Rejects(BadPayload, bad.indexes, bad.reasons, bad.details))
 
 
-def _letters(batch: Batch, bad: Sequence[BadPayload]) -> list[DeadLetter]:
-    return [_letter(batch, found.index, found.reason, found.detail, _payload(batch, found.index)) for found in bad]
+def _decode_surely(codec: Codec, payloads: Sequence[bytes], spec: EventSpec) -> Decoded:
+    """The payloads by a codec that may fail at one of them: halves are tried until that one stands alone.
+
+    Our own codecs do not fail; others, and the libraries beneath them, may.
+    """
+    try:
+        return codec.decode(payloads)
+    except HeadraceError as exc:
+        if not isinstance(exc, SchemaError):
+            raise
+        error = str(exc)
+    except (Exception, pl.exceptions.PanicException) as exc:  # noqa: BLE001  (whatever a library raises on bytes)
+        error = f"{type(exc).__name__}: {exc}"
+    if len(payloads) <= 1:
+        none = np.empty(0, np.int64)
+        bad = [BadPayload(index, "undecodable", error) for index in range(len(payloads))]
+        return Decoded(pl.DataFrame(schema=spec.polars), none, bad)
+    half = len(payloads) // 2
+    first, second = (_decode_surely(codec, part, spec) for part in (payloads[:half], payloads[half:]))
+    later = second.rejects.at(second.rejects.indexes + half)
+    return Decoded(
+        pl.concat([first.frame, second.frame]),
+        np.concatenate([first.payload_index, second.payload_index + half]),
+        Rejects.merged(BadPayload, [first.rejects, later]),
+    )
 
 
-def _row_letters(batch: Batch, decoded: Decoded, bad: Sequence[BadRow], codec: Codec) -> list[DeadLetter]:
-    if not bad:
-        return []
-    alone = _alone(decoded.payload_index)
+def _letters(batch: Batch, decoded: Decoded, bad_rows: Rejects[BadRow]) -> list[Letters]:
+    """Letters of the payloads that gave no row, and of the rows that break a rule."""
     letters = []
-    for found in bad:
-        index = int(decoded.payload_index[found.index])
-        # Of a payload with many rows only the bad one is put aside, in the same format; a file's row as JSON.
-        row = decoded.frame[found.index : found.index + 1]
-        if batch.payloads is None:
-            raw = row.write_ndjson().strip().encode()
-        elif alone[found.index]:
-            raw = batch.payloads[index]
-        else:
-            raw = codec.encode(row)[0]
-        letters.append(_letter(batch, index, found.reason, found.detail, raw))
+    if len(lost := decoded.rejects):
+        letters.append(_letters_of(batch, lost.indexes, lost, _payloads_at(batch, lost.indexes)))
+    if len(bad_rows):
+        index = decoded.payload_index[bad_rows.indexes]
+        letters.append(_letters_of(batch, index, bad_rows, _row_payloads(batch, decoded, bad_rows.indexes)))
     return letters
+
+
+def _letters_of(batch: Batch, index: NDArray[np.int64], bad: Rejects[Any], payloads: pl.Series) -> Letters:
+    columns = (batch.offsets[index], bad.reasons, bad.details, payloads)
+    return Letters.of(batch.topic, batch.partition, batch.arrival_us, *columns)
+
+
+def _payloads_at(batch: Batch, index: NDArray[np.int64]) -> pl.Series:
+    """The payloads, or the rows of a file as JSON, (n,) bytes."""
+    if batch.payloads is not None:
+        return pl.Series([batch.payloads[place] for place in index.tolist()], dtype=pl.Binary)
+    assert batch.frame is not None
+    return json_rows(batch.frame[index]).cast(pl.Binary)
+
+
+def _row_payloads(batch: Batch, decoded: Decoded, rows: NDArray[np.int64]) -> pl.Series:
+    """What is put aside of rows: their payloads, or the rows alone as JSON where a payload has several."""
+    alone = _alone(decoded.payload_index)[rows]
+    if batch.payloads is not None and alone.all():
+        return _payloads_at(batch, decoded.payload_index[rows])
+    texts = json_rows(decoded.frame[rows]).cast(pl.Binary)
+    if batch.payloads is None or not alone.any():
+        return texts
+    row_payloads = texts.to_list()
+    for place in np.flatnonzero(alone).tolist():
+        row_payloads[place] = batch.payloads[decoded.payload_index[rows[place]]]
+    return pl.Series(row_payloads, dtype=pl.Binary)
 
 
 def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each row (n_rows,) is the only one of its payload; `payload_index` ascends."""
     edges = np.flatnonzero(np.diff(payload_index, prepend=-1, append=-1))  # first row of each payload, and the end
     return np.repeat(np.diff(edges) == 1, np.diff(edges))
-
-
-def _letter(batch: Batch, index: int, reason: str, detail: str, payload: bytes) -> DeadLetter:
-    return DeadLetter(
-        source=batch.topic,
-        partition=batch.partition,
-        offset=int(batch.offsets[index]),
-        reason=reason,
-        detail=detail,
-        payload=payload,
-        arrival_us=batch.arrival_us,
-    )
-
-
-def _payload(batch: Batch, index: int) -> bytes:
-    return b"" if batch.payloads is None else batch.payloads[index]
 
 
 def newest_us(batch: EventBatch) -> int | None:

@@ -40,7 +40,7 @@ from headrace.features.view import ViewPlan
 from headrace.pipelines.intake import failed_letters, put_aside, too_late_letters
 from headrace.pipelines.offset_table import OffsetTable
 from headrace.pipelines.source import EventBatch
-from headrace.schemas import DeadLetter, DeadLetters
+from headrace.schemas import DeadLetters, Letters
 
 FLUSH_SECONDS = Histogram(
     "headrace_flush_seconds",
@@ -168,14 +168,14 @@ class ShardSet:
         if count_failed_rows(self.plan.name, failed) + too_late.size and self._dead_letters is not None:
             starts = np.cumsum([0, *(batch.frame.height for batch in wanted)])
             for batch, (start, end) in zip(wanted, pairwise(starts.tolist()), strict=True):
-                letters = too_late_letters(self.plan.name, batch, _between(too_late, start, end))
-                letters += [letter for part in failed for letter in self._failed_letters(batch, part, start, end)]
-                put_aside(letters, self._dead_letters)
+                late = too_late_letters(self.plan.name, batch, _between(too_late, start, end))
+                parts = [self._failed_letters(batch, part, start, end) for part in failed]
+                put_aside(Letters.joined([late, *parts]), self._dead_letters)
 
-    def _failed_letters(self, batch: EventBatch, failed: FailedRows, start: int, end: int) -> list[DeadLetter]:
+    def _failed_letters(self, batch: EventBatch, failed: FailedRows, start: int, end: int) -> Letters:
         """Letters of the failed rows that are the batch's rows, `start` to `end` of all batches."""
         mine = failed.take((failed.index >= start) & (failed.index < end)).shifted(-start)
-        return failed_letters(self.plan.name, batch, mine) if len(mine) else []
+        return failed_letters(self.plan.name, batch, mine)
 
     def _take_in(self, batches: Sequence[EventBatch]) -> tuple[NDArray[np.int64], list[FailedRows]]:
         """The rows of all batches; returns which of them were too late, and for which an expression failed."""

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -14,6 +15,7 @@ from headrace.errors import SourceError
 from headrace.kafka_clients import connected
 from headrace.pipelines.broker_errors import FATAL, told
 from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
+from headrace.schemas.dead_letters import encoded, partitions_of
 from headrace.schemas.registry import SchemaRegistry
 
 log = structlog.get_logger(__name__)
@@ -22,6 +24,10 @@ FLUSH_S_MAX = 30.0
 """Seconds that a flush waits for the broker's acknowledgements."""
 FLUSH_PART_S = 0.25
 """Seconds between two looks, within a flush, at whether the broker refuses us for good."""
+LETTER_BYTES_MAX = 900_000
+"""Bytes of a dead letter's message: below the million that librdkafka and brokers allow by default."""
+_PAYLOAD_BYTES_MAX = 600_000  # 800,000 as base64
+_DETAIL_CHARS_MAX = 10_000
 
 
 class TopicWriter:
@@ -81,7 +87,11 @@ class TopicWriter:
 
 
 class KafkaDeadLetters:
-    """Dead letters as JSON messages of a topic. `write` returns when the broker has them."""
+    """Dead letters as JSON messages of a topic. `write` returns when the broker has them.
+
+    A letter of more than `LETTER_BYTES_MAX` bytes would be refused by most brokers, so the end of its payload is cut
+    off, which its detail says; letters in files are whole.
+    """
 
     def __init__(self, bootstrap: str, topic: str = "dead-letters", *, config: Mapping[str, Any] | None = None) -> None:
         self.topic = topic
@@ -93,13 +103,22 @@ class KafkaDeadLetters:
         Raises:
             SourceError: the broker refused one, or did not answer in time.
         """
-        for letter in letters:
-            self._producer.send(self.topic, encode_letter(letter), letter.partition)
+        for index, (line, partition) in enumerate(zip(encoded(letters), partitions_of(letters), strict=True)):
+            short = line if len(line) <= LETTER_BYTES_MAX else _shortened(letters[index])
+            self._producer.send(self.topic, short, partition)
         self._producer.flush()
 
     def close(self) -> None:
         """Flush."""
         self._producer.flush()
+
+
+def _shortened(letter: DeadLetter) -> bytes:
+    kept = letter.payload[:_PAYLOAD_BYTES_MAX]
+    detail = (
+        f"{letter.detail[:_DETAIL_CHARS_MAX]}; here are {len(kept):,} of the payload's {len(letter.payload):,} bytes"
+    )
+    return encode_letter(replace(letter, detail=detail, payload=kept))
 
 
 def create_topics(

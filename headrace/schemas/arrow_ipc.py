@@ -1,7 +1,11 @@
-"""Arrow IPC: many events in a message, the stream format with its own schema in front."""
+"""Arrow IPC: many events in a message, the stream format with its own schema in front.
+
+Only the columns that the event declares are read: others may be of types that no column here has.
+"""
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,8 +13,12 @@ import pyarrow as pa
 
 from headrace.errors import SchemaError
 from headrace.schemas.codec import BadPayload, Decoded
-from headrace.schemas.conform import conform, refuse_nulls
+from headrace.schemas.conform import MissingColumnError, conform, refuse_nulls
 from headrace.schemas.event import EventSpec, arrow_schema
+from headrace.schemas.looks_like import with_hints
+from headrace.schemas.rejects import Rejects
+
+_BITS_A_BYTE = 8
 
 
 class ArrowCodec:
@@ -21,6 +29,7 @@ class ArrowCodec:
     def __init__(self, spec: EventSpec) -> None:
         self._spec = spec
         self._schema = arrow_schema(spec)
+        self._names = frozenset(each for name, field in spec.types.items() for each in (name, *field.aliases))
         self._empty = pl.DataFrame(schema=spec.polars)
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
@@ -51,18 +60,69 @@ class ArrowCodec:
             else:
                 bad.append(BadPayload(index, *found))
         frame = pl.concat([self._empty, *frames]).rechunk()
-        return Decoded(frame, np.repeat(np.arange(len(payloads)), counts), bad)
+        rejects = with_hints(Rejects.of(BadPayload, bad), payloads, "arrow", self._spec)
+        return Decoded(frame, np.repeat(np.arange(len(payloads)), counts), rejects)
 
     def _read(self, payload: bytes) -> pl.DataFrame | tuple[str, str]:
+        """The rows of a message, or why there are none: (reason, detail)."""
         try:
-            with pa.ipc.open_stream(payload) as stream:
-                table = stream.read_all()
-            table.validate(full=True)
-            frame = pl.from_arrow(table)
+            frame = pl.from_arrow(_in_utc(self._table(payload)))
             assert isinstance(frame, pl.DataFrame)
-        except (pa.ArrowException, ValueError, OSError, pl.exceptions.PolarsError) as exc:
-            return "undecodable", f"{exc} ({len(payload)} bytes)"
-        try:
             return conform(frame, self._spec)
+        except MissingColumnError as exc:
+            return "missing", str(exc)
         except SchemaError as exc:
-            return ("missing" if "no such column" in str(exc) else "wrong_type"), str(exc)
+            return "wrong_type", str(exc)
+        except (Exception, pl.exceptions.PanicException) as exc:  # noqa: BLE001  (whatever a library raises on bytes)
+            return "undecodable", f"{str(exc) or type(exc).__name__} ({len(payload)} bytes)"
+
+    def _table(self, payload: bytes) -> pa.Table:
+        """The declared columns of a message, checked to be what they say."""
+        with pa.ipc.open_stream(payload) as stream:
+            schema = stream.schema
+        wanted = [index for index, name in enumerate(schema.names) if name in self._names]
+        twice = {name for name in schema.names if name in self._names and schema.names.count(name) > 1}
+        if twice:
+            raise ValueError(f"the column {min(twice)} occurs twice")
+        if not wanted:
+            return pa.table({name: pa.nulls(0) for name in schema.names[:20]})  # whose names `conform` can tell
+        with pa.ipc.open_stream(payload, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as stream:
+            table = stream.read_all()
+        # Columns of nulls take no bytes, so a message of some hundred bytes can claim any number of rows.
+        if table.num_rows > _BITS_A_BYTE * (table.get_total_buffer_size() + 1):
+            raise ValueError(f"{table.num_rows:,} rows in {table.get_total_buffer_size():,} bytes")
+        table.validate(full=True)
+        return table
+
+
+def _in_utc(table: pa.Table) -> pa.Table:
+    """Times as microseconds or nanoseconds of UTC: other zones may be unknown to Polars, which overflows on seconds.
+
+    Raises:
+        SchemaError: a time is beyond the range of microseconds; names the column.
+    """
+    columns = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        wanted = _utc(column.type)
+        try:
+            columns[name] = column if wanted == column.type else column.cast(wanted)
+        except pa.ArrowInvalid as exc:
+            raise SchemaError(f"{name}: {exc}") from exc
+    return pa.table(columns)
+
+
+def _utc(dtype: pa.DataType) -> pa.DataType:
+    """The type with every time in it as microseconds or nanoseconds of UTC."""
+    if pa.types.is_timestamp(dtype):
+        return pa.timestamp("ns" if dtype.unit == "ns" else "us", "UTC")
+    if pa.types.is_struct(dtype):
+        return pa.struct([_utc_field(dtype.field(index)) for index in range(dtype.num_fields)])
+    if pa.types.is_fixed_size_list(dtype):
+        return pa.list_(_utc_field(dtype.value_field), dtype.list_size)
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        return (pa.list_ if pa.types.is_list(dtype) else pa.large_list)(_utc_field(dtype.value_field))
+    return dtype
+
+
+def _utc_field(field: Any) -> Any:
+    return field.with_type(_utc(field.type))

@@ -5,8 +5,9 @@ is read inside its own bounds, so a bad one costs itself only.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,31 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
-from headrace.schemas.avro_kernels import DETAILS, GOOD, decode_datums, encode_datums
+from headrace.schemas.avro_kernels import Tables, decode_datums, encode_datums
+from headrace.schemas.avro_skip import DEPTH_MAX
+from headrace.schemas.avro_tokens import DETAILS, GOOD, STATUS_MAX
 from headrace.schemas.codec import BadPayload, Decoded
-from headrace.schemas.conform import conform
+from headrace.schemas.conform import MissingColumnError, conform, conform_rows
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import FieldType
 from headrace.schemas.kernels import Ints
+from headrace.schemas.looks_like import with_hints
 from headrace.schemas.program import NESTS_MAX, program_of
+from headrace.schemas.registry import UnusableAnswerError
+from headrace.schemas.rejects import Rejects
 from headrace.schemas.slots import fill, from_frame, to_frame
-from headrace.schemas.writer_schema import resolve, writer_fields
+from headrace.schemas.writer_schema import OtherTypeError, plan_reading
 
-_BAD_HEAD = -1
+_HEAD_BYTES = 5
+_NO_ID = -1
+_OTHER_HEAD = -1  # a status of no datum
 _VARINT_BYTES_MAX = 10
 _MAGIC = b"\0"
+MISSES_MAX = 32
+"""Unknown schema ids that a registry is asked for in `MISS_SPAN_S`: damaged payloads hold any number as their id."""
+MISS_SPAN_S = 10.0
 
-Writers = Callable[[int], Mapping[str, Any] | None]
+Writers = Callable[[int], Any]
+"""The Avro schema of an id, parsed as JSON, or None where there is none; a SchemaError says why it is unusable."""
 
 
 def join(payloads: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -45,24 +56,72 @@ def split(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> list[bytes]:
 
 
 class _DatumReader:
-    """Datums of one writer's fields, anywhere in payloads, as columns."""
+    """Datums of one writer's schema, anywhere in payloads, as rows of the event.
 
-    def __init__(self, fields: Mapping[str, FieldType]) -> None:
-        self._program = program_of(fields.items(), defaults=False)
+    `writer` is the schema, parsed as JSON; None: the event's own.
 
-    def read(self, payloads: Sequence[bytes], head: bytes = b"") -> Decoded:
-        """The datums behind `head`; a payload with another head is bad."""
+    Raises:
+        SchemaError: the event cannot be read by the schema.
+    """
+
+    def __init__(self, spec: EventSpec, writer: Any = None) -> None:
+        self._spec = spec
+        self._is_own = writer is None
+        if self._is_own:
+            self._program = program_of(spec.types.items(), defaults=False)
+            nodes, links = np.zeros((1, 4), np.int64), np.zeros(1, np.int64)
+        else:
+            plan = plan_reading(writer, spec)
+            self._program = program_of(plan.fields, defaults=False)
+            nodes, links = plan.nodes, plan.links
+        self._tables = Tables(self._program.ops, self._program.branches, nodes, links)
+
+    def read(self, payloads: Sequence[bytes], head: bytes = b"") -> tuple[Decoded, NDArray[np.int64]]:
+        """(The rows of the datums behind `head`, indexes of the payloads with another head)."""
         data, bounds = join(payloads)
-        status = np.where(_other_heads(data, bounds, head), _BAD_HEAD, GOOD).astype(np.int64)
+        status = np.where(_other_heads(data, bounds, head), _OTHER_HEAD, GOOD).astype(np.int64)
         lists, before = np.empty((NESTS_MAX, 2), np.int64), np.empty(len(self._program.in_list), np.int64)
+        nests = np.empty((DEPTH_MAX, 2), np.int64)
 
         def run(first: int, out: Ints, bases: Ints, rooms: Ints, counts: Ints) -> int:
-            skip, ops = len(head), self._program.ops
-            return decode_datums(data, bounds, skip, first, ops, out, bases, rooms, counts, status, lists, before)
+            slots = (out, bases, rooms, counts)
+            return decode_datums(data, bounds, len(head), first, self._tables, *slots, status, lists, nests, before)
 
         slots = fill(self._program, data, len(payloads), run)
-        bad = [_bad(i, int(status[i]), payloads[i], head) for i in np.flatnonzero(status != GOOD).tolist()]
-        return Decoded(to_frame(self._program, slots), np.flatnonzero(status == GOOD), bad)
+        frame = to_frame(self._program, slots)
+        rows = np.flatnonzero(status == GOOD)
+        bad = self._bad(np.flatnonzero(status > GOOD), status, payloads)
+        decoded = Decoded(frame, rows, bad) if self._is_own else self._fitted(frame, rows, bad)
+        return decoded, np.flatnonzero(status == _OTHER_HEAD)
+
+    def _bad(
+        self, index: NDArray[np.int64], status: NDArray[np.int64], payloads: Sequence[bytes]
+    ) -> Rejects[BadPayload]:
+        if not len(index):
+            return Rejects.none(BadPayload)
+        kinds, where = np.unique(status[index], return_inverse=True)
+        texts = pl.Series([self._detail(int(kind)) for kind in kinds], dtype=pl.String)[where]
+        sizes = pl.Series([len(payloads[place]) for place in index.tolist()], dtype=pl.Int64)
+        detail = pl.select(pl.format("{} ({} bytes)", texts, sizes)).to_series()
+        return Rejects.same(BadPayload, index, "undecodable", detail)
+
+    def _detail(self, status: int) -> str:
+        path = self._program.paths[status // STATUS_MAX]
+        return f"{path}: {DETAILS[status % STATUS_MAX]}" if path else DETAILS[status % STATUS_MAX]
+
+    def _fitted(self, frame: pl.DataFrame, rows: NDArray[np.int64], bad: Rejects[BadPayload]) -> Decoded:
+        """Rows of another writer's fields as rows of the event; those that do not fit are bad."""
+        try:
+            fitted, lost = conform_rows(frame, self._spec)
+        except SchemaError as exc:
+            reason = "missing" if isinstance(exc, MissingColumnError) else "wrong_type"
+            all_lost = Rejects.same(BadPayload, rows, reason, str(exc))
+            none = pl.DataFrame(schema=self._spec.polars)
+            return Decoded(none, rows[:0], Rejects.merged(BadPayload, [bad, all_lost]))
+        if not lost:
+            return Decoded(fitted, rows, bad)
+        unfit = Rejects(BadPayload, rows[lost.indexes], lost.reasons, lost.details)
+        return Decoded(fitted, np.delete(rows, lost.indexes), Rejects.merged(BadPayload, [bad, unfit]))
 
 
 def _other_heads(data: NDArray[np.uint8], bounds: NDArray[np.int64], head: bytes) -> NDArray[np.bool_]:
@@ -72,23 +131,6 @@ def _other_heads(data: NDArray[np.uint8], bounds: NDArray[np.int64], head: bytes
     return other
 
 
-def _bad(index: int, status: int, payload: bytes, head: bytes) -> BadPayload:
-    if status == _BAD_HEAD:
-        found = payload[: len(head)].hex(" ")
-        return BadPayload(index, "undecodable", f"header {found!r}, wanted {head.hex(' ')!r} (magic 00, schema id)")
-    return BadPayload(index, "undecodable", f"{DETAILS[status]} ({len(payload)} bytes)")
-
-
-def _resolved(decoded: Decoded, spec: EventSpec) -> Decoded:
-    """Rows of another writer's fields as rows of the event; all are bad where its schema does not fit."""
-    try:
-        return Decoded(resolve(decoded.frame, spec), decoded.payload_index, decoded.bad)
-    except SchemaError as exc:
-        lost = [BadPayload(index, "wrong_type", str(exc)) for index in decoded.payload_index.tolist()]
-        bad = sorted([*decoded.bad, *lost], key=lambda one: one.index)
-        return Decoded(pl.DataFrame(schema=spec.polars), np.empty(0, np.int64), bad)
-
-
 class AvroCodec:
     """Plain Avro datums without any header.
 
@@ -96,6 +138,9 @@ class AvroCodec:
         spec: of the event.
         writer: the Avro schema that the payloads to decode were written with, for a stream that an older declaration
             wrote: a plain datum does not tell. None: the event's own. Encoding always uses the event's own.
+
+    Raises:
+        SchemaError: the event cannot be read by the writer's schema.
     """
 
     content_type = "avro/binary"
@@ -103,8 +148,8 @@ class AvroCodec:
     def __init__(self, spec: EventSpec, *, writer: Mapping[str, Any] | None = None) -> None:
         self._spec = spec
         self._program = program_of(spec.types.items(), defaults=False)
-        self._own = _DatumReader(spec.types)
-        self._reader = _DatumReader(writer_fields(writer)) if writer is not None else self._own
+        self._own = _DatumReader(spec)
+        self._reader = self._own if writer is None else _DatumReader(spec, writer)
         self._head = b""
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
@@ -126,9 +171,12 @@ class AvroCodec:
         return split(out[:size], bounds)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Columns of the payloads; a payload that is no datum of the writer's schema is bad, "undecodable"."""
-        decoded = self._reader.read(payloads)
-        return decoded if self._reader is self._own else _resolved(decoded, self._spec)
+        """Columns of the payloads; a payload that is no datum of the writer's schema is bad, "undecodable".
+
+        One whose values do not fit the event is bad too: "wrong_type", or "missing" where a field is.
+        """
+        decoded, _ = self._reader.read(payloads)
+        return Decoded(decoded.frame, decoded.payload_index, with_hints(decoded.rejects, payloads, "avro", self._spec))
 
 
 class ConfluentAvroCodec(AvroCodec):
@@ -138,7 +186,8 @@ class ConfluentAvroCodec(AvroCodec):
         spec: of the event.
         schema_id: the id that the schema registry gave the event's own schema.
         writers: the schema of any other id, or None where there is none; `SchemaRegistry.schema` is one. Without it
-            a payload with another id is bad: its writer had another schema, and guessing at it would shift fields.
+            a payload with another id is bad: its writer had another schema, and guessing at it would shift fields. An
+            id without a schema is asked for again after `MISS_SPAN_S`.
     """
 
     content_type = "application/vnd.confluent.avro"
@@ -149,43 +198,119 @@ class ConfluentAvroCodec(AvroCodec):
             raise DeclarationError(f"event {spec.name}: schema id {schema_id} is not an unsigned 32-bit number")
         self._head = _head(schema_id)
         self._writers = writers
-        self._readers: dict[bytes, _DatumReader | None] = {}
+        self._readers: dict[int, _DatumReader | _Unreadable] = {}  # what will not change
+        self._misses: dict[int, _Unreadable] = {}  # at most MISSES_MAX
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
         """Columns of the payloads, each read by the schema that its id names.
 
+        A payload whose schema is unknown, is no Avro record, or has another type for a field is bad.
+
         Raises:
             ServiceError: `writers` asked a registry that does not answer; the batch can be decoded again later.
-            DeclarationError: a writer's schema has a type that no column here has.
         """
-        own = self._own.read(payloads, self._head)
-        heads = {payloads[bad.index][: len(self._head)] for bad in own.bad} - {self._head}
-        parts, told = [(own.payload_index, own.frame)], {bad.index: bad for bad in own.bad}
-        for head in sorted(heads):
-            reader = self._reader_of(head)
-            if reader is None:
-                continue
-            places = np.array([bad.index for bad in own.bad if payloads[bad.index].startswith(head)])
-            found = _resolved(reader.read([payloads[place] for place in places], head), self._spec)
-            parts.append((places[found.payload_index], found.frame))
-            told = {index: bad for index, bad in told.items() if index not in set(places.tolist())}
-            told |= {int(places[bad.index]): replace(bad, index=int(places[bad.index])) for bad in found.bad}
-        if len(parts) == 1:
-            return own
-        index = np.concatenate([places for places, _ in parts])
-        order = np.argsort(index)
-        frame = pl.concat([frame for _, frame in parts])[order]
-        return Decoded(frame, index[order], [told[place] for place in sorted(told)])
+        own, others = self._own.read(payloads, self._head)
+        parts = [own]
+        if len(others):
+            ids = np.array([_schema_id(payloads[index]) for index in others.tolist()], np.int64)
+            unique_ids, where, counts = np.unique(ids, return_inverse=True, return_counts=True)
+            # What many payloads name is asked for first.
+            readers = {place: self._reader_of(int(unique_ids[place])) for place in np.argsort(-counts).tolist()}
+            for place, reader in readers.items():
+                if isinstance(reader, _DatumReader):
+                    parts.append(_read(reader, int(unique_ids[place]), others[where == place], payloads))
+            unread = [readers[place] for place in range(len(unique_ids))]
+            parts.append(self._unreadable(unread, where, others, payloads))
+        return self._merged(parts, payloads)
 
-    def _reader_of(self, head: bytes) -> _DatumReader | None:
-        """The reader of the schema that a header names; None where it names none."""
-        if self._writers is None or len(head) != len(self._head) or head[:1] != _MAGIC:
-            return None
-        if head not in self._readers:
-            schema = self._writers(int.from_bytes(head[1:], "big"))
-            self._readers[head] = None if schema is None else _DatumReader(writer_fields(schema))
-        return self._readers[head]
+    def _unreadable(
+        self,
+        readers: Sequence["_DatumReader | _Unreadable"],
+        where: NDArray[np.int64],
+        index: NDArray[np.int64],
+        payloads: Sequence[bytes],
+    ) -> Decoded:
+        """Payloads whose id has no reader; `where` is the place among `readers` of each of `index`."""
+        is_lost = np.array([isinstance(reader, _Unreadable) for reader in readers])[where]
+        index, where = index[is_lost], where[is_lost]
+        reasons = [reader.reason if isinstance(reader, _Unreadable) else "" for reader in readers]
+        details = [reader.detail if isinstance(reader, _Unreadable) else "" for reader in readers]
+        heads = [payload[:_HEAD_BYTES] for payload in map(payloads.__getitem__, index.tolist())]
+        shown = [f": {head.hex(' ')}" if _schema_id(head) == _NO_ID else "" for head in heads]
+        detail = pl.Series(details, dtype=pl.String)[where] + pl.Series(shown, dtype=pl.String)
+        bad = Rejects(BadPayload, index, pl.Series(reasons, dtype=pl.String)[where], detail)
+        return Decoded(pl.DataFrame(schema=self._spec.polars), index[:0], bad)
+
+    def _merged(self, parts: Sequence[Decoded], payloads: Sequence[bytes]) -> Decoded:
+        """The rows and rejects of all parts, in the order of the payloads."""
+        bad = Rejects.merged(BadPayload, [part.rejects for part in parts])
+        bad = with_hints(bad, payloads, "confluent-avro", self._spec)
+        filled = [part for part in parts if part.frame.height] or parts[:1]
+        if len(filled) == 1:
+            return Decoded(filled[0].frame, filled[0].payload_index, bad)
+        index = np.concatenate([part.payload_index for part in filled])
+        order = np.argsort(index)
+        return Decoded(pl.concat([part.frame for part in filled])[order], index[order], bad)
+
+    def _reader_of(self, schema_id: int) -> "_DatumReader | _Unreadable":
+        """The reader of the schema that an id names, or why there is none."""
+        if schema_id == _NO_ID:
+            return _Unreadable("undecodable", "no Confluent header (byte 00 and a schema id)")
+        if self._writers is None:
+            own_id = int.from_bytes(self._head[1:], "big")
+            detail = (
+                f"schema id {schema_id}, wanted {own_id}, the event's own; set HEADRACE_REGISTRY_URL to read others"
+            )
+            return _Unreadable("undecodable", detail)
+        if schema_id in self._readers:
+            return self._readers[schema_id]
+        now_s = time.monotonic()
+        self._misses = {each: miss for each, miss in self._misses.items() if miss.until_s > now_s}
+        if schema_id in self._misses:
+            return self._misses[schema_id]
+        if len(self._misses) >= MISSES_MAX:
+            detail = f"schema id {schema_id}: not asked for, after {MISSES_MAX} unknown ids in {MISS_SPAN_S:g} s"
+            return _Unreadable("undecodable", detail)
+        reader = self._ask(schema_id, now_s)
+        known = self._misses if isinstance(reader, _Unreadable) and reader.until_s else self._readers
+        known[schema_id] = reader  # type: ignore[assignment]
+        return reader
+
+    def _ask(self, schema_id: int, now_s: float) -> "_DatumReader | _Unreadable":
+        assert self._writers is not None
+        until_s = now_s + MISS_SPAN_S
+        try:
+            schema = self._writers(schema_id)
+            if schema is None:
+                return _Unreadable("undecodable", f"schema id {schema_id}: the registry has none", until_s)
+            return _DatumReader(self._spec, schema)
+        except UnusableAnswerError as exc:
+            return _Unreadable("undecodable", f"schema id {schema_id}: {exc}", until_s)
+        except SchemaError as exc:
+            reason = "wrong_type" if isinstance(exc, OtherTypeError) else "undecodable"
+            return _Unreadable(reason, f"schema id {schema_id}: {exc}")
+
+
+def _read(reader: _DatumReader, schema_id: int, index: NDArray[np.int64], payloads: Sequence[bytes]) -> Decoded:
+    """Payloads of one id; `index` are their places in the batch."""
+    decoded, _ = reader.read([payloads[place] for place in index.tolist()], _head(schema_id))
+    bad = decoded.rejects
+    return Decoded(decoded.frame, index[decoded.payload_index], bad.at(index[bad.indexes]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Why the payloads of a schema id are bad; `until_s`, on the monotonic clock, is 0 where that will not change."""
+
+    reason: str
+    detail: str
+    until_s: float = 0.0
 
 
 def _head(schema_id: int) -> bytes:
     return _MAGIC + schema_id.to_bytes(4, "big")
+
+
+def _schema_id(payload: bytes) -> int:
+    has_head = len(payload) >= _HEAD_BYTES and payload[:1] == _MAGIC
+    return int.from_bytes(payload[1:_HEAD_BYTES], "big") if has_head else _NO_ID

@@ -6,64 +6,90 @@
 
 Source: Avro 1.12 specification, "Binary Encoding". A datum is read inside its own payload's bounds and must use all of
 them, so a truncated or overlong payload can never borrow from, or shift, its neighbour. A bad datum takes back what it
-had added to the slots. Unions are of null and one type. Cost: about 10 ns a field.
+had added to the slots. Our own unions are of null and one type; other writers' may be wider. About 10 ns a field.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
+from headrace.schemas.avro_skip import skip_datum
+from headrace.schemas.avro_tokens import (
+    BAD_BOOL,
+    BAD_BRANCH,
+    BAD_LENGTH,
+    BAD_SYMBOL,
+    BAD_TEXT,
+    BAD_TIME,
+    GOOD,
+    LEFT_OVER,
+    LONG_DECIMAL,
+    NO_ROOM,
+    OTHER_BRANCH,
+    SHORT,
+    STATUS_MAX,
+    read_block,
+    read_varint,
+)
 from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, is_utf8, kernel, part
 from headrace.schemas.program import (
+    ARGUMENT,
     BOOL,
     BYTES,
+    DECIMAL,
     END,
+    ENUM,
+    FIXED,
     FLOAT,
+    FLOAT32,
     INT,
+    JUMP,
     LIST,
+    NO_TARGET,
     NULL_BRANCH,
+    NULL_TARGET,
     OP,
     OPTION,
     PRESENT,
+    SCALED,
+    SKIP,
     SLOT,
     TEXT,
     TIME,
+    UNION,
 )
 
-GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
-DETAILS = {
-    SHORT: "the datum ends before its last field",
-    LEFT_OVER: "bytes are left over after the last field",
-    BAD_VARINT: "a number has more than 64 bits",
-    BAD_BRANCH: "a union has another branch than null and the value",
-    BAD_BOOL: "a boolean is neither 0 nor 1",
-    BAD_LENGTH: "a length is negative or beyond the payload",
-    BAD_TEXT: "a string is not UTF-8",
-}
+_DECIMAL_BYTES_MAX = 16
+_INT_MAX = (1 << 63) - 1
 
 
-@part
-def read_varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
-    """A zigzag varint: (value, position after it), or (status, -1)."""
-    value = np.uint64(0)
-    shift = np.uint64(0)
-    while at < end:
-        byte = np.uint64(data[at])
-        at += 1
-        value |= (byte & np.uint64(0x7F)) << shift
-        if byte < 0x80:
-            if shift == 63 and byte > 1:
-                return BAD_VARINT, -1
-            return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1)), at
-        shift += np.uint64(7)
-        if shift > 63:
-            return BAD_VARINT, -1
-    return SHORT, -1
+class Tables(NamedTuple):
+    """A writer's schema as numbers: `ops` and `branches` of a program, `nodes` and `links` of a skip table."""
+
+    ops: Ints
+    branches: Ints
+    nodes: Ints
+    links: Ints
 
 
 @part
 def decode_datum(
-    data: Bytes, at: int, end: int, ops: Ints, out: Ints, bases: Ints, rooms: Ints, counts: Ints, lists: Ints
-) -> int:
-    """Add the datum `data[at:end]` to the slots; returns a status. `lists` (NESTS_MAX, 2): open lists, scratch."""
+    data: Bytes,
+    at: int,
+    end: int,
+    tables: Tables,
+    out: Ints,
+    bases: Ints,
+    rooms: Ints,
+    counts: Ints,
+    lists: Ints,
+    open_: Ints,
+) -> tuple[int, int]:
+    """Add the datum `data[at:end]` to the slots; returns (status, op it ended at).
+
+    `lists` (NESTS_MAX, 2) is scratch: open lists, each with its items to come; so is `open_`, see `skip_datum`.
+    """
+    ops = tables.ops
     depth = 0
     op = 1
     last = ops[0, END]
@@ -74,20 +100,20 @@ def decode_datum(
             if lists[depth - 1, 1] > 0:
                 op = owner + 1
                 continue
-            items, at = read_block(data, at, end)
+            items, at = read_block(data, at, end, ops[owner, ARGUMENT])
             if at < 0:
-                return items
+                return items, owner
             if items == 0:
                 depth -= 1
                 continue
             if not has_room(ops, owner, items, rooms, counts):
-                return NO_ROOM
+                return NO_ROOM, owner
             lists[depth - 1, 1] = items
             out[bases[ops[owner, SLOT]] + counts[ops[owner, SLOT]] - 1] += items
             op = owner + 1
             continue
         if op == last:
-            return GOOD if at == end else LEFT_OVER
+            return (GOOD if at == end else LEFT_OVER), 0
         kind = ops[op, OP]
         slot = ops[op, SLOT]
         place = bases[slot] + counts[slot]
@@ -95,77 +121,142 @@ def decode_datum(
         if kind == INT or kind == TIME:
             out[place], at = read_varint(data, at, end)
             if at < 0:
-                return out[place]
+                return out[place], op
         elif kind == FLOAT:
             if at + 8 > end:
-                return SHORT
-            bits = np.uint64(0)
-            for i in range(8):
-                bits |= np.uint64(data[at + i]) << np.uint64(8 * i)
-            out[place] = np.int64(bits)
+                return SHORT, op
+            out[place] = np.int64(read_bits(data, at, 8))
             at += 8
-        elif kind == TEXT or kind == BYTES:
+        elif kind == TEXT or kind == BYTES or kind == DECIMAL:
             length, at = read_varint(data, at, end)
             if at < 0:
-                return length
+                return length, op
             if length < 0 or length > end - at:
-                return BAD_LENGTH
+                return BAD_LENGTH, op
             if kind == TEXT and not is_utf8(data, at, at + length):
-                return BAD_TEXT
+                return BAD_TEXT, op
+            if kind == DECIMAL and length > _DECIMAL_BYTES_MAX:
+                return LONG_DECIMAL, op
             out[place] = at
             out[bases[slot + 1] + counts[slot + 1]] = length
             counts[slot + 1] += 1
             at += length
         elif kind == BOOL:
             if at >= end:
-                return SHORT
+                return SHORT, op
             if data[at] > 1:
-                return BAD_BOOL
+                return BAD_BOOL, op
             out[place] = data[at]
             at += 1
         elif kind == OPTION:
             branch, at = read_varint(data, at, end)
             if at < 0:
-                return branch
+                return branch, op
             if branch != 0 and branch != 1:
-                return BAD_BRANCH
+                return BAD_BRANCH, op
             out[place] = PRESENT if branch != ops[op, NULL_BRANCH] else 0
             if out[place] == 0:
                 fill_null(ops, op + 1, out, bases, counts)
                 op = ops[op, END]
                 continue
         elif kind == LIST:
-            items, at = read_block(data, at, end)
+            items, at = read_block(data, at, end, ops[op, ARGUMENT])
             if at < 0:
-                return items
+                return items, op
             out[place] = items
             if items == 0:
                 op = ops[op, END]
                 continue
             if not has_room(ops, op, items, rooms, counts):
-                return NO_ROOM
+                return NO_ROOM, op
             lists[depth, 0] = op
             lists[depth, 1] = items
             depth += 1
+        elif kind == SKIP:
+            failed, at = skip_datum(data, at, end, ops[op, ARGUMENT], tables.nodes, tables.links, open_)
+            if at < 0:
+                return failed, op
+        elif kind == UNION:
+            branch, at = read_varint(data, at, end)
+            if at < 0:
+                return branch, op
+            if branch < 0 or branch >= ops[op, NULL_BRANCH]:
+                return BAD_BRANCH, op
+            out[place] = branch
+            target = tables.branches[ops[op, ARGUMENT] + branch]
+            if target == NO_TARGET:
+                return OTHER_BRANCH, op
+            fill_branches(ops, op, target, out, bases, counts)
+            op = ops[op, END] if target == NULL_TARGET else target
+            continue
+        elif kind == JUMP:
+            op = ops[op, END]
+            continue
+        elif kind >= FLOAT32:
+            status, at = read_other(data, at, end, op, ops, out, bases, counts)
+            if at < 0:
+                return status, op
         op += 1
 
 
 @part
-def read_block(data: Bytes, at: int, end: int) -> tuple[int, int]:
-    """The item count that opens a block of an array: (count, position after it), or (status, -1)."""
-    items, at = read_varint(data, at, end)
+def read_bits(data: Bytes, at: int, size: int) -> int:
+    """`size` bytes, little-endian."""
+    bits = np.uint64(0)
+    for i in range(size):
+        bits |= np.uint64(data[at + i]) << np.uint64(8 * i)
+    return bits
+
+
+@kernel
+def read_other(
+    data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, bases: Ints, counts: Ints
+) -> tuple[int, int]:
+    """A leaf that only other writers have, into the place before its slot's end: (GOOD, position after it).
+
+    Returns (status, -1) where it is bad.
+    """
+    kind, slot, argument = ops[op, OP], ops[op, SLOT], ops[op, ARGUMENT]
+    place = bases[slot] + counts[slot] - 1
+    if kind == FLOAT32:
+        if at + 4 > end:
+            return SHORT, -1
+        out[place] = np.float64(np.uint32(read_bits(data, at, 4)).view(np.float32)).view(np.int64)
+        return GOOD, at + 4
+    if kind == FIXED:
+        if argument > end - at:
+            return SHORT, -1
+        out[place] = at
+        out[bases[slot + 1] + counts[slot + 1]] = argument
+        counts[slot + 1] += 1
+        return GOOD, at + argument
+    number, at = read_varint(data, at, end)
     if at < 0:
-        return items, at
-    if items < 0:  # a negative count is followed by the block's size in bytes, which we do not need
-        size, at = read_varint(data, at, end)
-        if at < 0:
-            return size, at
-        items = -items
-        if size < 0 or size > end - at:
-            return BAD_LENGTH, -1
-    if items < 0 or items > end - at:  # every item takes a byte at least
-        return BAD_LENGTH, -1
-    return items, at
+        return number, -1
+    if kind == ENUM:
+        if number < 0 or number >= argument:
+            return BAD_SYMBOL, -1
+        out[place] = number
+        return GOOD, at
+    assert kind == SCALED
+    if argument < 0:
+        out[place] = number // -argument
+        return GOOD, at
+    most = _INT_MAX // argument
+    if number < -most or number > most:
+        return BAD_TIME, -1
+    out[place] = number * argument
+    return GOOD, at
+
+
+@part
+def fill_branches(ops: Ints, op: int, target: int, out: Ints, bases: Ints, counts: Ints) -> None:
+    """Add placeholders for the branches of a union that a value is not of."""
+    branch = op + 1
+    while branch < ops[op, END]:
+        if branch != target:
+            fill_null(ops, branch, out, bases, counts)
+        branch = ops[branch, END] + 1  # behind its jump
 
 
 @kernel
@@ -174,32 +265,36 @@ def decode_datums(
     bounds: Ints,
     skip: int,
     first: int,
-    ops: Ints,
+    tables: Tables,
     out: Ints,
     bases: Ints,
     rooms: Ints,
     counts: Ints,
     status: Ints,
     lists: Ints,
+    open_: Ints,
     before: Ints,
 ) -> int:
     """Add datums `first`.. to the slots; payload i is `data[bounds[i] + skip : bounds[i + 1]]`.
 
-    `status` int64 (n,): a payload whose status is not GOOD on entry is passed over; on exit it tells what was wrong.
-    Returns the number of payloads, or the one that the slots had no room for, with the slots as before it.
+    `status` int64 (n,): a payload whose status is not GOOD on entry is passed over; on exit it is what was wrong plus
+    STATUS_MAX times the op. Returns the number of payloads, or the one that the slots had no room for, with the slots
+    as before it.
     """
     for i in range(first, len(status)):
         if status[i] != GOOD:
             continue
         for slot in range(len(counts)):
             before[slot] = counts[slot]
-        found = decode_datum(data, bounds[i] + skip, bounds[i + 1], ops, out, bases, rooms, counts, lists)
-        if found != GOOD:
+        failure, op = decode_datum(
+            data, bounds[i] + skip, bounds[i + 1], tables, out, bases, rooms, counts, lists, open_
+        )
+        if failure != GOOD:
             for slot in range(len(counts)):
                 counts[slot] = before[slot]
-            if found == NO_ROOM:
+            if failure == NO_ROOM:
                 return i
-            status[i] = found
+            status[i] = failure + STATUS_MAX * op
     return len(status)
 
 

@@ -4,7 +4,7 @@ A codec never raises on bytes from outside: a payload that it cannot read become
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.schemas.event import CODECS, Event, spec_of
 from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.rejects import Rejects
 
 _NO_ID = 0  # registries count from 1
 
@@ -37,7 +38,12 @@ class Decoded:
 
     frame: pl.DataFrame
     payload_index: NDArray[np.int64]
-    bad: list[BadPayload] = field(default_factory=list)
+    bad: Sequence[BadPayload] = ()
+
+    @property
+    def rejects(self) -> Rejects[BadPayload]:
+        """The bad payloads as columns."""
+        return Rejects.of(BadPayload, self.bad)
 
 
 class Codec(Protocol):

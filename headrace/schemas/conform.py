@@ -1,103 +1,263 @@
-"""Frames from files, made to fit a declaration without losing anything."""
+"""Frames from files and messages, made to fit a declaration without losing anything.
+
+Types are compared column by column: one that cannot become the declared type is an error of the whole frame. Values are
+compared row by row: one that would change in the cast, or lies outside the declared type, makes its row a bad one.
+"""
 
 import difflib
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
-from pydantic_core import PydanticUndefined
 
 from headrace.errors import SchemaError
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import FieldType, plain
+from headrace.schemas.field_types import DECIMAL_DIGITS, FieldType, default_column
+from headrace.schemas.rejects import Rejects
+from headrace.schemas.row_json import YEAR_1_US, YEAR_10000_US, value_texts
+from headrace.schemas.time_units import UNITS_PER_S, TimeUnit
+
+_DAY_US = 86_400_000_000
+_INT_MAX = 2**63 - 1
+_FLOAT_DIGITS = 15  # decimal digits that every float64 keeps
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: its index, the reason in one word (`missing`, `wrong_type`, ...) and a sentence."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+class MissingColumnError(SchemaError):
+    """A column that every event must have is absent."""
 
 
 def conform(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
     """The declared columns of `frame`, in order and of the declared types; others are left out.
 
-    Casts are lossless: whole numbers to int and exact ones to float, categories to text, dates and other time units to
-    microseconds. A datetime without a zone is UTC. A column that is optional, or has a default, may be absent; one
-    that lacks its name is looked for under the field's old names. Nulls
-    are left to `Quality`: they are bad rows, not a bad file.
+    Casts are lossless: whole numbers to int, exact ones and decimals to float, categories and decimals to text, dates
+    and other time units to microseconds. Nanoseconds are rounded down to microseconds. A datetime without a zone is
+    UTC; a number is a time only where the event declares a `time_unit`. A column that is optional, or has a default,
+    may be absent; one that lacks its name is looked for under the field's old names. Nulls are left to `Quality`: they
+    are bad rows, not a bad file.
 
     Raises:
         SchemaError: a column is absent, or holds values that the declared type cannot; names event, column and types.
     """
-    if list(frame.schema.items()) == list(spec.polars.items()):
-        return frame
-    columns = [
-        _fit(frame[there], found, f"event {spec.name}.{name}").alias(name)
-        if (there := _present(name, found, frame.columns))
-        else _absent(frame.columns, frame.height, found, spec.name, name)
-        for name, found in spec.types.items()
-    ]
-    return pl.DataFrame(columns)
-
-
-def _present(name: str, found: FieldType, columns: Sequence[str]) -> str | None:
-    """The name under which the field is there."""
-    return next((each for each in (name, *found.aliases) if each in columns), None)
-
-
-def _absent(present: list[str], height: int, found: FieldType, event: str, name: str) -> pl.Series:
-    if found.required:
-        near = difflib.get_close_matches(name, present, 1)
-        hint = f"; did you mean {near[0]!r}? Rename it" if near else ""
-        raise SchemaError(
-            f"event {event}.{name}: no such column, wanted {found.polars()}; there are {', '.join(present)}{hint}"
-        )
-    value = None if found.default in (None, PydanticUndefined) else plain(found.default)
-    if found.kind == "time" and value is not None:
-        return pl.Series(name, [value], pl.Int64).cast(found.polars()).new_from_index(0, height)
-    return pl.Series(name, [value], found.polars()).new_from_index(0, height)
-
-
-def _fit(column: pl.Series, wanted: FieldType, path: str) -> pl.Series:
-    """`column` as the wanted type, structs field by field."""
-    if column.dtype == wanted.polars():
-        return column
-    if wanted.kind == "struct" and isinstance(column.dtype, pl.Struct):
-        present = [field.name for field in column.dtype.fields]
-        fields = [
-            _fit(column.struct.field(there), inner, f"{path}.{name}").alias(name)
-            if (there := _present(name, inner, present))
-            else _absent(present, len(column), inner, path, name)
-            for name, inner in wanted.fields
-        ]
-        return pl.select(pl.when(column.is_not_null()).then(pl.struct(fields))).to_series()
-    failure = f"{path}: found {column.dtype}, wanted {wanted.polars()}"
-    if not _castable(column.dtype, wanted):
-        raise SchemaError(f"{failure}; cast it before, or change the declaration")
-    try:
-        fitted = column.cast(wanted.polars(), strict=True)
-    except pl.exceptions.PolarsError as exc:
-        raise SchemaError(f"{failure}; a value does not fit: {exc}") from exc
-    if not _is_text(column.dtype) and not fitted.cast(column.dtype, strict=False).eq_missing(column).all():
-        raise SchemaError(f"{failure}; the cast would lose digits, so it is not made")
+    fitted, bad = conform_rows(frame, spec)
+    if bad:
+        raise SchemaError(f"{bad[0].detail} (row {bad[0].index}, and {len(bad) - 1:,} more)")
     return fitted
 
 
-def _is_text(found: Any) -> bool:
-    while isinstance(found, pl.List | pl.Array):
-        found = found.inner
-    return found in (pl.String, pl.Categorical, pl.Enum)
+def conform_rows(frame: pl.DataFrame, spec: EventSpec) -> tuple[pl.DataFrame, Rejects[BadRow]]:
+    """Fit the rows of a frame one by one: one with a value that does not fit is bad, `wrong_type`, and costs no other.
+
+    Returns the rows that `conform` would give, and the bad ones by their index in `frame`.
+
+    Raises:
+        SchemaError: a column is absent, or of a type of which no value can be the declared one.
+    """
+    if list(frame.schema.items()) == list(spec.polars.items()):
+        return frame, Rejects.none(BadRow)
+    fitter = _Fitter(spec.time_unit)
+    columns = []
+    for name, wanted in spec.types.items():
+        path = f"event {spec.name}.{name}"
+        present = _present(name, wanted, frame.columns)
+        if present is None:
+            columns.append(_absent(frame.columns, wanted, path).alias(name))
+        else:
+            columns.append(fitter.fit(pl.col(present), frame.schema[present], wanted, path, present).alias(name))
+    try:
+        fitted = frame.select(columns)
+        bad = Rejects.merged(BadRow, list(_lost_rows(frame, fitter.losses)))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as exc:
+        raise SchemaError(f"event {spec.name}: the columns cannot be cast: {exc}") from exc
+    if not bad:
+        return fitted, bad
+    keep = np.ones(frame.height, np.bool_)
+    keep[bad.indexes] = False
+    return fitted.filter(pl.Series(keep)), bad
 
 
-def _castable(found: Any, wanted: FieldType) -> bool:
-    """May values of `found` be read as `wanted`, if each of them survives the cast?"""
-    if found == pl.Null or found == wanted.polars():
-        return True
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """Rows whose value at `column` does not survive: `lost` is a Boolean column without nulls."""
+
+    column: str
+    text: str
+    lost: pl.Expr
+
+
+def _lost_rows(frame: pl.DataFrame, losses: Sequence[_Loss]) -> Iterable[Rejects[BadRow]]:
+    """The rows of each loss that no earlier one has, with the value in the detail."""
+    if not losses or not frame.select(pl.any_horizontal([loss.lost.any() for loss in losses])).item():
+        return
+    seen = np.zeros(frame.height, np.bool_)
+    for loss in losses:
+        lost = frame.select(loss.lost).to_series().to_numpy() & ~seen
+        seen |= lost
+        index = np.flatnonzero(lost)
+        yield Rejects.same(BadRow, index, "wrong_type", f"{loss.text}: " + value_texts(frame[loss.column][index]))
+
+
+class _Fitter:
+    """Builds the expressions of a conform; `losses` are the places where a value may not survive."""
+
+    def __init__(self, unit: TimeUnit | None) -> None:
+        self._unit = unit
+        self.losses: list[_Loss] = []
+
+    def fit(self, values: pl.Expr, dtype: Any, wanted: FieldType, path: str, column: str) -> pl.Expr:
+        """The values of type `dtype` as the wanted type."""
+        fitted, lost = self._fit(values, dtype, wanted, path)
+        for text, where in lost:
+            self.losses.append(_Loss(column, text, where.fill_null(value=False)))
+        return fitted
+
+    def _fit(
+        self, values: pl.Expr, dtype: Any, wanted: FieldType, path: str
+    ) -> tuple[pl.Expr, list[tuple[str, pl.Expr]]]:
+        """(The fitted values, [(what is lost, a Boolean expression that tells where)])."""
+        if dtype == wanted.polars():
+            return values, []
+        if wanted.kind == "struct" and isinstance(dtype, pl.Struct):
+            return self._fit_struct(values, dtype, wanted, path)
+        if wanted.item is not None and isinstance(dtype, pl.List | pl.Array):
+            lists = values.arr.to_list() if isinstance(dtype, pl.Array) else values
+            item, lost = self._fit(pl.element(), dtype.inner, wanted.item, f"{path}[]")
+            below = [(text, lists.list.eval(where.fill_null(value=False)).list.any()) for text, where in lost]
+            return lists.list.eval(item), below
+        cast = _cast(dtype, wanted, self._unit)
+        if cast is None:
+            hint = _hint(dtype, wanted, self._unit)
+            raise SchemaError(
+                f"{path}: found {dtype}, wanted {wanted.polars()}; cast it before, or change the declaration{hint}"
+            )
+        fitted, where = cast(values)
+        text = f"{path}: found {dtype}, wanted {wanted.polars()}; the cast would lose digits or overflow"
+        return fitted, [] if where is None else [(text, values.is_not_null() & where)]
+
+    def _fit_struct(
+        self, values: pl.Expr, dtype: pl.Struct, wanted: FieldType, path: str
+    ) -> tuple[pl.Expr, list[tuple[str, pl.Expr]]]:
+        present = {field.name: field.dtype for field in dtype.fields}
+        fields, lost = [], []
+        for name, inner in wanted.fields:
+            written_name = _present(name, inner, list(present))
+            if written_name is None:
+                fields.append(_absent(list(present), inner, f"{path}.{name}").alias(name))
+                continue
+            fitted, below = self._fit(values.struct.field(written_name), present[written_name], inner, f"{path}.{name}")
+            fields.append(fitted.alias(name))
+            lost += below
+        return pl.when(values.is_not_null()).then(pl.struct(fields)), lost
+
+
+def _present(name: str, field: FieldType, columns: Sequence[str]) -> str | None:
+    """The name under which the field is there."""
+    return next((each for each in (name, *field.aliases) if each in columns), None)
+
+
+def _absent(present: list[str], wanted: FieldType, path: str) -> pl.Expr:
+    """The field's default, for every row."""
+    if wanted.required:
+        near = difflib.get_close_matches(path.rpartition(".")[2], present, 1)
+        hint = f"; did you mean {near[0]!r}? Rename it" if near else ""
+        raise MissingColumnError(
+            f"{path}: no such column, wanted {wanted.polars()}; there are {', '.join(present)}{hint}"
+        )
+    column = pl.from_arrow(default_column(wanted))
+    assert isinstance(column, pl.Series)
+    return pl.lit(column.cast(wanted.polars())).first()
+
+
+_Cast = Callable[[pl.Expr], tuple[pl.Expr, pl.Expr | None]]
+"""values -> (values of the wanted type, where they do not survive; None: they always do)."""
+
+
+def _cast(dtype: Any, wanted: FieldType, unit: TimeUnit | None) -> _Cast | None:
+    """How values of a type are read as `wanted`; None: not at all."""
+    if dtype == pl.Null:
+        return lambda values: (values.cast(wanted.polars()), None)
     match wanted.kind:
-        case "int" | "float":
-            return bool(found.is_integer() or found.is_float())
-        case "text":
-            return found in (pl.Categorical, pl.Enum)
+        case "int" | "float" if dtype.is_numeric():
+            return functools.partial(_exact, dtype=dtype, wanted=wanted.polars())
+        case "text" if dtype in (pl.Categorical, pl.Enum, pl.Decimal):
+            return lambda values: (values.cast(pl.String), None)
         case "time":
-            return found in (pl.Date, pl.Datetime)
-        case "list":
-            assert wanted.item is not None
-            return isinstance(found, pl.List | pl.Array) and _castable(found.inner, wanted.item)
-    return False
+            return _time_cast(dtype, unit)
+    return None
+
+
+def _time_cast(dtype: Any, unit: TimeUnit | None) -> _Cast | None:
+    """How values of a type are read as times; numbers are in `unit`."""
+    per_us = UNITS_PER_S["us"]
+    if dtype == pl.Date:
+        return functools.partial(_scaled, multiplier=_DAY_US, divisor=1)
+    if dtype == pl.Datetime:
+        return functools.partial(_scaled, multiplier=per_us, divisor=UNITS_PER_S[dtype.time_unit])
+    if dtype.is_integer() and unit is not None:
+        return functools.partial(_scaled, multiplier=per_us, divisor=UNITS_PER_S[unit])
+    if dtype.is_float() and unit in ("s", "ms"):
+        return functools.partial(_rounded, factor=per_us // UNITS_PER_S[unit])
+    return None
+
+
+def _exact(values: pl.Expr, *, dtype: Any, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """A cast that must be undone by the cast back."""
+    if dtype == pl.Decimal:
+        return _of_decimal(values, dtype.scale, wanted)
+    fitted = values.cast(wanted, strict=False)
+    return fitted, fitted.cast(dtype, strict=False).ne_missing(values)
+
+
+def _of_decimal(values: pl.Expr, scale: int, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """Decimals as whole numbers, or as the floats that their digits write."""
+    if wanted == pl.Float64:
+        text = values.cast(pl.String)
+        digits = text.str.replace_all(r"[.-]", "").str.strip_chars_start("0").str.strip_chars_end("0")
+        return text.cast(pl.Float64, strict=False), digits.str.len_bytes() > _FLOAT_DIGITS
+    fitted = values.cast(wanted, strict=False)
+    # A cast to decimals raises on too many digits, strict or not.
+    wide = pl.Decimal(DECIMAL_DIGITS, scale)
+    is_short = fitted.cast(pl.Float64).abs() < 10.0 ** (DECIMAL_DIGITS - 1 - scale)
+    return fitted, pl.when(is_short).then(fitted).cast(wide, strict=False).ne_missing(values.cast(wide))
+
+
+def _scaled(values: pl.Expr, *, multiplier: int, divisor: int) -> tuple[pl.Expr, pl.Expr]:
+    """Whole numbers of a unit as times; rounded down where the unit is finer than a microsecond."""
+    whole = values.cast(pl.Int64, strict=False)
+    if divisor > multiplier:
+        return _as_times(whole // (divisor // multiplier)), whole.is_null()
+    factor = multiplier // divisor
+    bound = _INT_MAX // factor
+    fits = whole.is_between(-bound, bound)
+    return _as_times(pl.when(fits).then(whole) * factor), ~fits.fill_null(value=False)
+
+
+def _rounded(values: pl.Expr, *, factor: int) -> tuple[pl.Expr, pl.Expr]:
+    """Floats of a unit as times, to the nearest microsecond."""
+    whole = (values.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
+    return _as_times(whole), whole.is_null()
+
+
+def _as_times(micros: pl.Expr) -> pl.Expr:
+    return micros.cast(pl.Datetime("us", "UTC"))
+
+
+def _hint(dtype: Any, wanted: FieldType, unit: TimeUnit | None) -> str:
+    if wanted.kind == "time" and unit is None and dtype.is_numeric():
+        return '; for numbers of units since 1970, declare the unit, such as `time_unit="ms"`'
+    return ""
 
 
 def refuse_nulls(frame: pl.DataFrame, spec: EventSpec) -> None:
@@ -106,26 +266,47 @@ def refuse_nulls(frame: pl.DataFrame, spec: EventSpec) -> None:
     Raises:
         SchemaError: names the event and the column.
     """
-    if not frame.height:
-        return
-    found = frame.select(_nulls(pl.col(name), field).any().alias(name) for name, field in spec.types.items())
-    for name, broken in found.row(0, named=True).items():
-        if broken:
-            raise SchemaError(
-                f"event {spec.name}.{name}: null where the event declares none; fill it or write `| None`"
-            )
+    name = _first_with(frame, spec, lambda values, field: None if field.nullable else values.is_null())
+    if name is not None:
+        raise SchemaError(f"event {spec.name}.{name}: null where the event declares none; fill it or write `| None`")
 
 
-def _nulls(values: pl.Expr, found: FieldType) -> pl.Expr:
-    broken = pl.lit(value=False) if found.nullable else values.is_null()
-    if found.item is not None and not _always_null_free(found.item):
-        below = values.list.eval(_nulls(pl.element(), found.item)).list.any().fill_null(value=False)
-        return broken | below
-    for name, inner in found.fields:
-        broken |= values.is_not_null() & _nulls(values.struct.field(name), inner)
-    return broken
+def refuse_far_times(frame: pl.DataFrame, spec: EventSpec) -> None:
+    """Raise where a frame of the event's own types holds a time that ISO 8601 cannot write.
+
+    Raises:
+        SchemaError: names the event and the column.
+    """
+    name = _first_with(frame, spec, lambda values, field: is_far(values) if field.kind == "time" else None)
+    if name is not None:
+        raise SchemaError(f"event {spec.name}.{name}: a time outside the years 1 to 9999, which JSON cannot hold")
 
 
-def _always_null_free(found: FieldType) -> bool:
-    """Can nothing below be wrong, because all of it may be null?"""
-    return found.nullable and found.item is None and not found.fields
+def is_far(times: pl.Expr) -> pl.Expr:
+    """Where a time (Datetime in microseconds) lies outside the years 1 to 9999."""
+    micros = times.cast(pl.Int64)
+    return (micros < YEAR_1_US) | (micros >= YEAR_10000_US)
+
+
+_Test = Callable[[pl.Expr, FieldType], pl.Expr | None]
+
+
+def _first_with(frame: pl.DataFrame, spec: EventSpec, test: _Test) -> str | None:
+    """Name of the first column with a value, at any depth, that `test` is true for; None: there is none."""
+    tests = {name: _anywhere(pl.col(name), field, test) for name, field in spec.types.items()}
+    flags = [where.any().alias(name) for name, where in tests.items() if where is not None]
+    if not flags or frame.is_empty():
+        return None
+    return next((name for name, is_hit in frame.select(flags).row(0, named=True).items() if is_hit), None)
+
+
+def _anywhere(values: pl.Expr, field: FieldType, test: _Test) -> pl.Expr | None:
+    """Where `test` is true for the value or for one below it; None: it says nothing about any of them."""
+    tests = [test(values, field)]
+    if field.item is not None and (item := _anywhere(pl.element(), field.item, test)) is not None:
+        tests.append(values.list.eval(item).list.any())
+    for name, inner in field.fields:
+        below = _anywhere(values.struct.field(name), inner, test)
+        tests.append(None if below is None else values.is_not_null() & below)
+    known = [where.fill_null(value=False) for where in tests if where is not None]
+    return functools.reduce(operator.or_, known) if known else None

@@ -8,18 +8,19 @@ import base64
 import io
 import os
 import time
-from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self, overload
 
+import numpy as np
 import orjson
 import polars as pl
 import prometheus_client
-import structlog
+from numpy.typing import NDArray
 
 from headrace.errors import DecodeError
+from headrace.schemas.paced_log import PacedLog
 
 DEAD_LETTERS = prometheus_client.Counter(
     "headrace_dead_letters_total", "Payloads and rows that could not be used.", ["event", "reason"]
@@ -33,7 +34,7 @@ _SCHEMA = {
     "payload": pl.Binary(),
     "arrival_us": pl.Int64(),
 }
-_log = structlog.get_logger(__name__)
+_log = PacedLog("dead_letters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class DeadLetter:
     """One payload, or row, that could not be used.
 
     `source` is the event's topic, `partition` and `offset` where it stood there, `reason` one word that is counted,
-    `detail` a sentence, `payload` its bytes as they came (the JSON of the row where there were none), `arrival_us` the
-    time it came.
+    `detail` a sentence, `payload` its bytes as they came, `arrival_us` the time it came. Where a payload has several
+    rows, and where a row came from a file, the payload is the row as a JSON object.
     """
 
     source: str
@@ -58,7 +59,7 @@ class DeadLetters(Protocol):
     """Where dead letters go. Called by the threads that decode and apply, one at a time, with what one batch has."""
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep the letters."""
+        """Keep the letters: a `Letters`, whose objects are made as they are asked for, or any other sequence."""
         ...
 
     def close(self) -> None:
@@ -66,16 +67,99 @@ class DeadLetters(Protocol):
         ...
 
 
+class Letters(Sequence[DeadLetter]):
+    """Dead letters as columns: a storm of them costs no Python object each, unless somebody asks for it.
+
+    `frame` has a column for each field of `DeadLetter`, (n,).
+    """
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        assert frame.schema == _SCHEMA, f"{frame.schema}"
+        self.frame = frame
+        self._lines: bytes | None = None
+
+    @classmethod
+    def of(
+        cls,
+        source: str,
+        partition: str,
+        arrival_us: int,
+        offsets: NDArray[np.int64],
+        reasons: pl.Series | str,
+        details: pl.Series | str,
+        payloads: pl.Series,
+    ) -> Self:
+        """Letters of one partition: offsets and payloads (n,), reasons and details (n,) or one for all."""
+        given = {"source": source, "partition": partition, "reason": reasons, "detail": details, "payload": payloads}
+        frame = pl.DataFrame({"offset": offsets}).with_columns(
+            pl.lit(value).alias(name) for name, value in (given | {"arrival_us": arrival_us}).items()
+        )
+        return cls(frame.select(pl.col(name).cast(dtype) for name, dtype in _SCHEMA.items()))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """All letters of the parts, one after another."""
+        return cls(pl.concat([pl.DataFrame(schema=_SCHEMA), *(part.frame for part in parts)]))
+
+    def lines(self) -> bytes:
+        """Every letter as a line of JSON with its end, as `encode_letter` writes it; made once."""
+        if self._lines is None:
+            sink = io.BytesIO()
+            self.frame.with_columns(pl.col("payload").bin.encode("base64")).write_ndjson(sink)
+            self._lines = sink.getvalue()
+        return self._lines
+
+    def __len__(self) -> int:
+        return self.frame.height
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        return (DeadLetter(*row) for row in self.frame.iter_rows())
+
+    @overload
+    def __getitem__(self, key: int) -> DeadLetter: ...
+    @overload
+    def __getitem__(self, key: slice) -> Self: ...
+    def __getitem__(self, key: int | slice) -> DeadLetter | Self:
+        return type(self)(self.frame[key]) if isinstance(key, slice) else DeadLetter(*self.frame.row(key))
+
+
+def encoded(letters: Sequence[DeadLetter]) -> list[bytes]:
+    """A line of JSON for each letter, without its end."""
+    if isinstance(letters, Letters):
+        return letters.lines().split(b"\n")[:-1]
+    return [encode_letter(letter) for letter in letters]
+
+
+def partitions_of(letters: Sequence[DeadLetter]) -> list[str]:
+    """The partition of each letter."""
+    if isinstance(letters, Letters):
+        return letters.frame["partition"].to_list()
+    return [letter.partition for letter in letters]
+
+
 def count_letters(letters: Sequence[DeadLetter]) -> None:
-    """Add the letters to the metric and log one line a source and reason."""
-    for (source, reason), count in Tally((letter.source, letter.reason) for letter in letters).items():
+    """Add the letters to the metric, and log at most a line a second for each source and reason."""
+    if isinstance(letters, Letters):
+        groups = letters.frame.group_by("source", "reason", maintain_order=True)
+        counts = groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows()
+    else:
+        by_kind: dict[tuple[str, str], list[str]] = {}
+        for letter in letters:
+            by_kind.setdefault((letter.source, letter.reason), []).append(letter.detail)
+        counts = [(*kind, len(details), details[0]) for kind, details in by_kind.items()]
+    for source, reason, count, detail in counts:
         DEAD_LETTERS.labels(event=source, reason=reason).inc(count)
-        _log.warning("dead_letters", source=source, reason=reason, count=count)
+        _log.add(count, detail, source=source, reason=reason)
 
 
 def encode_letter(letter: DeadLetter) -> bytes:
-    """One line of JSON without its end; the payload is base64."""
-    return orjson.dumps({**asdict(letter), "payload": base64.b64encode(letter.payload).decode()})
+    """One line of JSON without its end; the payload is base64. Lone surrogates in texts become question marks."""
+    fields = {**asdict(letter), "payload": base64.b64encode(letter.payload).decode()}
+    try:
+        return orjson.dumps(fields)
+    except orjson.JSONEncodeError:
+        texts = {name: text.encode(errors="replace").decode() for name, text in fields.items() if isinstance(text, str)}
+        return orjson.dumps(fields | texts)
 
 
 def decode_letter(line: bytes) -> DeadLetter:
@@ -110,7 +194,8 @@ class FileDeadLetters:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / f"letters-{time.time_ns()}-{os.getpid()}-{id(self)}.jsonl").open("xb")
-        self._file.write(b"".join(encode_letter(letter) + b"\n" for letter in letters))
+        text = letters.lines() if isinstance(letters, Letters) else b"".join(line + b"\n" for line in encoded(letters))
+        self._file.write(text)
         self._file.flush()
 
     def flush(self) -> None:

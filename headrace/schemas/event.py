@@ -10,6 +10,7 @@ A class with a `topic` is checked when Python reads it; one without is a base th
 """
 
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 import polars as pl
@@ -18,10 +19,14 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field  # noqa: PLC0414  (re-exported: the one import that a declaration needs)
 
 from headrace.errors import DeclarationError
-from headrace.schemas.field_types import FieldType, avro_fields, struct_fields
+from headrace.schemas.field_types import FieldType, avro_fields, event_fields, plain
+from headrace.schemas.time_units import TIME_UNITS, TimeUnit
 
 CODECS = ("avro", "confluent-avro", "json", "arrow")
-_DECLARED = ("topic", "key", "time", "id", "codec")
+EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
+"""Floor of event times where a class declares none: numbers of a coarser unit, read as microseconds, lie below it."""
+
+_DECLARED = ("topic", "key", "time", "id", "codec", "time_unit", "earliest")
 
 
 class Event(BaseModel):
@@ -32,7 +37,15 @@ class Event(BaseModel):
         key: field, or tuple of fields, that the stream is partitioned by.
         time: field with the moment the event happened; a datetime.
         id: field that is the same in every delivery of one event, so that duplicates are dropped; None: the whole row.
-        codec: wire format, one of avro, confluent-avro, json, arrow.
+        codec: wire format of the topic's payloads. `avro` (default): one Avro datum without a header, written with the
+            event's own schema; `confluent-avro`: byte 0, the 4-byte id of a schema in a registry, then the datum;
+            `json`: one object; `arrow`: an Arrow IPC stream of many rows. Files tell their format by their suffix.
+        time_unit: unit of bare numbers in all datetime fields, nested ones included: s, ms, us or ns since 1970, UTC.
+            It applies where the wire has no unit: numbers in JSON, and integer or float columns of Arrow messages,
+            frames, files and other writers' Avro schemas. Numbers of s and ms may have fractions; digits beyond the
+            microsecond are cut off. Without it, numbers in JSON are microseconds, and other numbers are no times.
+        earliest: a datetime or date, 1970-01-01 or later; an event before it is a dead letter of the reason
+            `implausible_time`. Default 1971-01-01. It bounds the `time` field only.
 
     Raises:
         DeclarationError: a class argument names no field, or a field's type has no column type.
@@ -64,7 +77,8 @@ class EventSpec:
     """Everything derived from an event class.
 
     `polars` maps columns to types in declared order; `avro` is the Avro record; `optional` names the nullable columns;
-    `types` are the field trees that codecs and quality rules walk. One object an event class: compare by identity.
+    `types` are the field trees that codecs and quality rules walk. `time_unit` is None where the class declares none;
+    `earliest_us` is in microseconds since 1970. One object an event class: compare by identity.
     """
 
     name: str
@@ -78,6 +92,8 @@ class EventSpec:
     optional: frozenset[str]
     event: type[Event]
     types: dict[str, FieldType] = field(repr=False)
+    time_unit: TimeUnit | None
+    earliest_us: int
 
 
 def spec_of(event: type[Event]) -> EventSpec:
@@ -104,9 +120,11 @@ def _derive(event: type[Event]) -> EventSpec:
             raise DeclarationError(f"event {name}: no {needed}; declare it as `class {name}(Event, {example}, ...)`")
     if declared["codec"] not in CODECS:
         raise DeclarationError(f"event {name}: codec {declared['codec']!r}; use one of {', '.join(CODECS)}")
+    if declared.get("time_unit") not in (None, *TIME_UNITS):
+        raise DeclarationError(f"event {name}: time_unit {declared['time_unit']!r}; use one of {', '.join(TIME_UNITS)}")
     if not event.__pydantic_complete__:
         event.model_rebuild()
-    types = struct_fields(event, f"event {name}")
+    types = event_fields(event, f"event {name}")
     key = (declared["key"],) if isinstance(declared["key"], str) else tuple(declared["key"])
     _check_roles(name, types, key, declared["time"], declared["id"])
     return EventSpec(
@@ -121,7 +139,20 @@ def _derive(event: type[Event]) -> EventSpec:
         optional=frozenset(column for column, found in types.items() if found.nullable),
         event=event,
         types=types,
+        time_unit=declared.get("time_unit"),
+        earliest_us=_earliest_us(name, declared.get("earliest", EARLIEST)),
     )
+
+
+def _earliest_us(name: str, earliest: object) -> int:
+    if isinstance(earliest, date) and not isinstance(earliest, datetime):
+        earliest = datetime(earliest.year, earliest.month, earliest.day, tzinfo=UTC)
+    if not isinstance(earliest, datetime) or int(plain(earliest)) < 0:
+        raise DeclarationError(
+            f"event {name}: earliest {earliest!r}; give a datetime or date, 1970-01-01 or later, such as "
+            "`earliest=datetime(2000, 1, 1)`"
+        )
+    return int(plain(earliest))
 
 
 def _check_roles(name: str, types: dict[str, FieldType], key: tuple[str, ...], time: str, event_id: str | None) -> None:

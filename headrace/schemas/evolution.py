@@ -1,11 +1,12 @@
 """Lock files: what an event looked like when its data was written, and which changes that data survives.
 
-`<Event>.avsc` is an Avro schema, committed beside the project's events, with the event's topic, key, time, id and codec
-as attributes. A change is compatible when the new declaration reads all old events and, for fields that go away, when
-readers that still have the old declaration read the new ones. A renamed field that names its old name as an alias is
-read under both; readers of the old declaration must have been brought up to date before. JSON and Arrow payloads carry
-their names, and payloads in the Confluent format their schema's id; plain Avro datums carry nothing, so where their
-layout changes, a stream needs a new topic, or the old part of it `AvroCodec(spec, writer=<the old lock file>)`.
+`<Event>.avsc` is an Avro schema, committed beside the project's events, with the event's topic, key, time, id, codec
+and, where it is declared, time_unit as attributes. A change is compatible when the new declaration reads all old events
+and, for fields that go away, when readers that still have the old declaration read the new ones. A renamed field that
+names its old name as an alias is read under both; readers of the old declaration must have been brought up to date
+before. JSON and Arrow payloads carry their names, and payloads in the Confluent format their schema's id; plain Avro
+datums carry nothing, so where their layout changes, a stream needs a new topic, or the old part of it
+`AvroCodec(spec, writer=<the old lock file>)`.
 """
 
 import json
@@ -18,7 +19,7 @@ from headrace.errors import EvolutionError
 from headrace.schemas.event import Event, EventSpec, spec_of
 
 Verdict = Literal["compatible", "incompatible"]
-_ROLES = ("key", "time", "id", "codec")
+_ROLES = ("key", "time", "id", "codec", "time_unit")
 _LAYOUT_RULES = {"added", "removed", "renamed", "type", "null", "order"}
 _ABSENT = object()
 
@@ -107,7 +108,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 
 def _locked(spec: EventSpec) -> dict[str, Any]:
     roles = {"topic": spec.topic, "key": list(spec.key), "time": spec.time, "id": spec.id, "codec": spec.codec}
-    return {**spec.avro, **roles}
+    return {**spec.avro, **roles, **({"time_unit": spec.time_unit} if spec.time_unit else {})}
 
 
 def _roles(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
@@ -116,8 +117,9 @@ def _roles(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
         yield Change("topic", "topic", "compatible", message)
         return
     for role in _ROLES:
-        if old.get(role) != new[role]:
-            message = f"was {old.get(role)!r}, is {new[role]!r}, and the topic holds events of both; use a new topic"
+        if old.get(role) != new.get(role):
+            found = f"was {old.get(role)!r}, is {new.get(role)!r}"
+            message = f"{found}, and the topic holds events of both; use a new topic"
             yield Change(role, "role", "incompatible", message)
 
 

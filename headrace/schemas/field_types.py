@@ -5,6 +5,7 @@ Whatever has no exact columnar twin is refused here, with the class, the field a
 """
 
 import enum
+import itertools
 import re
 import types
 from collections.abc import Iterable
@@ -12,7 +13,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 import polars as pl
 import pyarrow as pa
 import pydantic
@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from headrace.errors import DeclarationError
+from headrace.schemas.rules import Rule, refuse_unfit, rules_in
 
 Kind = Literal["int", "float", "bool", "text", "bytes", "time", "list", "struct"]
 
@@ -56,25 +57,28 @@ _AVRO: dict[Kind, Any] = {
     "bytes": "bytes",
     "time": {"type": "long", "logicalType": "timestamp-micros"},
 }
-_BOUNDS: dict[type, str] = {
-    annotated_types.Ge: "ge",
-    annotated_types.Gt: "gt",
-    annotated_types.Le: "le",
-    annotated_types.Lt: "lt",
-    annotated_types.MinLen: "min_length",
-    annotated_types.MaxLen: "max_length",
-    annotated_types.MultipleOf: "multiple_of",
-}
+DECIMAL_DIGITS = 38
+"""Digits of an Arrow decimal of 16 bytes."""
+
 _SUPPORTED = "int, float, bool, str, bytes, datetime, Literal, Enum, X | None, list[X] or a pydantic model"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """One constraint: `name` is ge, gt, le, lt, min_length, max_length, multiple_of, pattern or finite."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Wire:
+    """How another writer's Avro schema encodes a value, where our own schemas encode it otherwise.
 
-    name: str
-    value: Any
+    `kind` is float32, long (read as a float), enum, fixed, scaled (a time of another unit), decimal, skip (a field that
+    the event does not have) or union. `argument` is the size of a fixed, the number of an enum's symbols, the
+    microseconds of a scaled time's unit (negative: units of a microsecond), or the node of a skip or null. A union has
+    a branch for each of its types: the way it is read, or "null", or "refused" where the event cannot hold it.
+    """
+
+    kind: Literal["float32", "long", "enum", "fixed", "scaled", "decimal", "null", "skip", "union"]
+    argument: int = 0
+    symbols: tuple[str, ...] = ()
+    scale: int | None = None
+    branches: tuple["FieldType | Literal['null', 'refused']", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +87,8 @@ class FieldType:
 
     `allowed` is the closed set of a Literal or Enum; `fields` are a struct's, in order; `item` is a list's; a field
     without `default` (PydanticUndefined) that is not `nullable` must be there in every event. `null_branch` is null's
-    place in the Avro union, first in our own schemas; `aliases` are names that older events have for the field.
+    place in the Avro union, first in our own schemas; `aliases` are names that older events have for the field. `wire`
+    is set in the types of another writer's schema only.
     """
 
     kind: Kind
@@ -96,6 +101,12 @@ class FieldType:
     default: Any = PydanticUndefined
     null_branch: int = 0
     aliases: tuple[str, ...] = ()
+    wire: Wire | None = None
+
+    @property
+    def is_skipped(self) -> bool:
+        """Whether the field is on the wire only, and no column."""
+        return self.wire is not None and self.wire.kind == "skip"
 
     @property
     def required(self) -> bool:
@@ -117,7 +128,11 @@ class FieldType:
             assert self.item is not None
             return pa.large_list(self.item.arrow())
         if self.kind == "struct":
-            return pa.struct([pa.field(name, field.arrow()) for name, field in self.fields])
+            return pa.struct([pa.field(name, field.arrow()) for name, field in self.fields if not field.is_skipped])
+        if self.wire is not None and self.wire.scale is not None:
+            return pa.decimal128(DECIMAL_DIGITS, self.wire.scale)
+        if self.wire is not None and self.wire.kind == "null":
+            return pa.null()
         return _ARROW[self.kind]
 
     def avro(self) -> Any:
@@ -167,6 +182,47 @@ def plain(value: Any) -> Any:
     return value
 
 
+def stored(value: Any) -> Any:
+    """A default as a column holds it: enums by value, times in microseconds, bytes as they are."""
+    match value:
+        case bytes():
+            return value
+        case list():
+            return [stored(item) for item in value]
+        case pydantic.BaseModel():
+            return {name: stored(getattr(value, name)) for name in type(value).model_fields}
+    return plain(value)
+
+
+def default_column(field: FieldType) -> pa.Array:
+    """The default of a field, null where it has none, as an Arrow array of one value."""
+    default = None if field.default is PydanticUndefined else stored(field.default)
+    value = float(default) if field.kind == "float" and default is not None else default
+    return pa.array([value], type=field.arrow())
+
+
+def event_fields(model: type[pydantic.BaseModel], path: str) -> dict[str, FieldType]:
+    """The fields of an event class, in order; no two structs in it share an Avro name.
+
+    Raises:
+        DeclarationError: as `struct_fields`.
+    """
+    taken: set[str] = set()
+    return {name: _named_apart(field, taken) for name, field in struct_fields(model, path).items()}
+
+
+def _named_apart(field: FieldType, taken: set[str]) -> FieldType:
+    """Number the name of a struct where an earlier struct has it: `a.b_c` and `a_b.c` both make `a_b_c`."""
+    record = field.record
+    if record in taken:
+        record = next(name for i in itertools.count(2) if (name := f"{field.record}_{i}") not in taken)
+    if record:
+        taken.add(record)
+    item = None if field.item is None else _named_apart(field.item, taken)
+    fields = tuple((name, _named_apart(inner, taken)) for name, inner in field.fields)
+    return replace(field, record=record, item=item, fields=fields)
+
+
 def struct_fields(model: type[pydantic.BaseModel], path: str, parents: tuple[type, ...] = ()) -> dict[str, FieldType]:
     """The fields of a pydantic class, in order.
 
@@ -203,7 +259,12 @@ def _of_field(info: FieldInfo, name: str, path: str, parents: tuple[type, ...]) 
         default = []
     if default is None and not found.nullable:
         raise DeclarationError(f"{path}: the default is None; annotate the field as `... | None`")
-    return replace(found, default=default, aliases=aliases)
+    field = replace(found, default=default, aliases=aliases)
+    try:
+        default_column(field)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as exc:
+        raise DeclarationError(f"{path}: the default {default!r} is no {found.kind}: {exc}") from exc
+    return field
 
 
 def _old_names(info: FieldInfo, name: str, path: str) -> tuple[str, ...]:
@@ -231,13 +292,16 @@ def _of_annotation(annotation: Any, metadata: tuple[Any, ...], path: str, parent
         if len(choices) != 1:
             raise DeclarationError(f"{path}: {annotation} is a union; a column has one type. Allowed: {_SUPPORTED}")
         return replace(_of_annotation(choices[0], metadata, path, parents), nullable=len(get_args(annotation)) > 1)
-    rules = tuple(rule for item in metadata for rule in _rules(item, path))
+    rules = tuple(rule for item in metadata for rule in rules_in(item, path))
     if origin is Literal:
-        return _closed_set(get_args(annotation), rules, path)
-    if origin is list and get_args(annotation):
+        field = _closed_set(get_args(annotation), rules, path)
+    elif origin is list and get_args(annotation):
         item = _of_annotation(get_args(annotation)[0], (), f"{path}[]", parents)
-        return FieldType("list", item=item, rules=rules)
-    return _of_class(annotation, rules, path, parents)
+        field = FieldType("list", item=item, rules=rules)
+    else:
+        field = _of_class(annotation, rules, path, parents)
+    refuse_unfit(rules, field.kind, path)
+    return field
 
 
 def _of_class(annotation: Any, rules: tuple[Rule, ...], path: str, parents: tuple[type, ...]) -> FieldType:
@@ -254,7 +318,7 @@ def _of_class(annotation: Any, rules: tuple[Rule, ...], path: str, parents: tupl
 
 
 def _record_name(path: str) -> str:
-    """An Avro name for the struct at `path`: unique in the event, so that no record is ever written as a reference."""
+    """An Avro name for the struct at `path`; `event_fields` makes it unique."""
     return re.sub(r"\W+", "_", path.removeprefix("event ")).strip("_")
 
 
@@ -265,48 +329,3 @@ def _closed_set(values: Iterable[Any], rules: tuple[Rule, ...], path: str) -> Fi
         if present and all(type(value) is python or (python is str and isinstance(value, str)) for value in present):
             return FieldType("text" if kind == "text" else "int", nullable, rules, present)
     raise DeclarationError(f"{path}: a Literal or Enum holds only str values, or only int values; found {present!r}")
-
-
-def _rules(item: Any, path: str) -> list[Rule]:
-    """The rules in one piece of annotation metadata; pieces that only describe give none."""
-    if type(item) in _BOUNDS:
-        name = _BOUNDS[type(item)]
-        return [Rule(name, getattr(item, name))]
-    if isinstance(item, pydantic.StringConstraints):
-        return _text_rules(item, path)
-    if isinstance(item, FieldInfo | annotated_types.GroupedMetadata):
-        pieces = item.metadata if isinstance(item, FieldInfo) else item
-        return [rule for piece in pieces for rule in _rules(piece, path)]
-    general = isinstance(item, annotated_types.BaseMetadata) and hasattr(item, "__dict__")  # Field(pattern=...)
-    if general or isinstance(item, pydantic.AllowInfNan):
-        return _general_rules(vars(item), path)
-    if isinstance(item, annotated_types.BaseMetadata) or hasattr(item, "__get_pydantic_core_schema__"):
-        raise DeclarationError(
-            f"{path}: {type(item).__name__} is a Python function or an unknown rule, and events are checked as "
-            "columns; write the rule with Field(ge=, le=, min_length=, pattern=, ...) or Literal",
-        )
-    return []
-
-
-def _text_rules(item: pydantic.StringConstraints, path: str) -> list[Rule]:
-    if item.strip_whitespace or item.to_upper or item.to_lower:
-        raise DeclarationError(f"{path}: strip_whitespace and to_upper/to_lower change values; do so in a view")
-    lengths = [("min_length", item.min_length), ("max_length", item.max_length)]
-    rules = [Rule(name, value) for name, value in lengths if value is not None]
-    return rules if item.pattern is None else [*rules, _pattern(item.pattern)]
-
-
-def _general_rules(found: dict[str, Any], path: str) -> list[Rule]:
-    rules = []
-    for name, value in found.items():
-        if name == "pattern":
-            rules.append(_pattern(value))
-        elif name == "allow_inf_nan":
-            rules += [] if value else [Rule("finite", True)]
-        elif name not in {"strict", "coerce_numbers_to_str", "union_mode"}:
-            raise DeclarationError(f"{path}: Field({name}=...) has no column rule; leave it out")
-    return rules
-
-
-def _pattern(value: str | re.Pattern[str]) -> Rule:
-    return Rule("pattern", value if isinstance(value, str) else value.pattern)

@@ -13,10 +13,12 @@ import numpy as np
 
 from headrace.schemas.json_tokens import (
     FALS,
+    FAR_TIME,
     MISSING,
     NO_ROOM,
     NOT_JSON,
     NULL,
+    NULL_VALUE,
     OPS_MAX,
     TRUE,
     TWICE,
@@ -27,10 +29,12 @@ from headrace.schemas.json_tokens import (
     named_float,
     read_float,
     read_int,
+    read_moment,
     read_name,
     read_number,
     read_string,
     read_time,
+    skip_mark,
     skip_space,
     skip_value,
 )
@@ -38,6 +42,7 @@ from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, kernel, p
 from headrace.schemas.program import (
     ABSENT,
     ALIASES,
+    ARGUMENT,
     BOOL,
     BYTES,
     END,
@@ -117,6 +122,11 @@ def read_leaf(
     last, whole = read_number(data, at, end)
     if last < 0:
         return wrong_type(data, at, end, op)
+    if kind == TIME and (ops[op, ARGUMENT] != 0 or not whole):
+        if not whole and ops[op, ARGUMENT] <= 0:
+            return failure(WRONG_TYPE, op)
+        out[place], good = read_moment(data, at, last, ops[op, ARGUMENT])
+        return last if good else failure(FAR_TIME, op)
     if kind != FLOAT:
         out[place], good = read_int(data, at, last)
         return last if whole and good else failure(WRONG_TYPE, op)
@@ -262,7 +272,7 @@ def read_object(
         opened = False
         if is_word(data, at, end, NULL):
             if kind != OPTION or ops[op, STRICT]:
-                return failure(MISSING, op)
+                return failure(NULL_VALUE, op)
             out[place] = 0
             counts[slot] += 1
             fill_null(ops, op + 1, out, bases, counts)
@@ -343,7 +353,8 @@ def decode_objects(
         for slot in range(len(counts)):
             before[slot] = counts[slot]
         slow_before = slow_count[0]
-        start, end = skip_space(data, bounds[i], bounds[i + 1]), bounds[i + 1]
+        end = bounds[i + 1]
+        start = skip_space(data, skip_mark(data, bounds[i], end), end)
         at = read_object(data, start, end, ops, names, out, bases, rooms, counts, slow, slow_count, nests, scratch)
         if at >= 0 and skip_space(data, at, end) != end:
             at = failure(NOT_JSON, 0)

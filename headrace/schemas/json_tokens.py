@@ -23,7 +23,7 @@ from headrace.schemas.kernels import (
     part,
 )
 
-NOT_JSON, TWICE, WRONG_TYPE, MISSING, NO_ROOM, TOO_DEEP = range(1, 7)
+NOT_JSON, TWICE, WRONG_TYPE, MISSING, NO_ROOM, TOO_DEEP, NULL_VALUE, FAR_TIME = range(1, 9)
 _WORDS = (b"null", b"true", b"fals", b"Infi", b"nity", b'NaN"')
 NULL, TRUE, FALS, _INFI, _NITY, _NAN = (int.from_bytes(word, "little") for word in _WORDS)
 OPS_MAX = 1 << 32  # a failure is -(status * OPS_MAX + op) - 1
@@ -33,6 +33,8 @@ _DIGITS_MAX = 1 << 53
 _NAN_BITS, _INFINITY_BITS, _MINUS_INFINITY_BITS = np.array([np.nan, np.inf, -np.inf]).view(np.int64).tolist()
 _INT_MIN = -(1 << 63)
 _TENTH_OF_MIN = -((1 << 63) // 10)
+_TENTH_OF_MAX = ((1 << 63) - 1) // 10 - 1
+_EXPONENT_MAX = 1 << 40
 _MONTH_DAYS = np.array([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 
 
@@ -40,6 +42,13 @@ _MONTH_DAYS = np.array([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 def failure(status: int, op: int) -> int:
     """Status and op in one number below 0."""
     return -(status * OPS_MAX + op) - 1
+
+
+@part
+def skip_mark(data: Bytes, at: int, end: int) -> int:
+    """Pass over a UTF-8 byte order mark (RFC 8259, section 8.1, lets a parser ignore it)."""
+    has_mark = end - at >= 3 and data[at] == 0xEF and data[at + 1] == 0xBB and data[at + 2] == 0xBF
+    return at + 3 if has_mark else at
 
 
 @part
@@ -230,6 +239,50 @@ def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     if negative:
         return value, True
     return -value, value != _INT_MIN
+
+
+@kernel
+def read_moment(data: Bytes, at: int, end: int, power: int) -> tuple[int, bool]:
+    """The number `data[at:end]`, known to be well-formed, times ten to the `power`: (microseconds, do they fit).
+
+    Digits beyond the microsecond are cut off: the result is rounded down.
+    """
+    negative = data[at] == 0x2D
+    i = at + 1 if negative else at
+    value = 0
+    scale = power
+    is_cut = False
+    dot = False
+    while i < end and (data[i] == 0x2E or 0x30 <= data[i] <= 0x39):
+        if data[i] == 0x2E:
+            dot = True
+        elif value <= _TENTH_OF_MAX:
+            value = value * 10 + np.int64(data[i]) - 0x30
+            scale -= 1 if dot else 0
+        else:
+            is_cut |= data[i] != 0x30
+            scale += 0 if dot else 1
+        i += 1
+    if i < end:  # the exponent
+        i += 1
+        down = data[i] == 0x2D
+        if data[i] == 0x2B or data[i] == 0x2D:
+            i += 1
+        exponent = 0
+        while i < end:
+            exponent = min(exponent * 10 + np.int64(data[i] - 0x30), _EXPONENT_MAX)
+            i += 1
+        scale += -exponent if down else exponent
+    while scale > 0 and value != 0:
+        if value > _TENTH_OF_MAX:
+            return 0, False
+        value *= 10
+        scale -= 1
+    while scale < 0 and value != 0:
+        is_cut |= value % 10 != 0
+        value //= 10
+        scale += 1
+    return (-value - (1 if is_cut else 0) if negative else value), True
 
 
 @part

@@ -1,31 +1,35 @@
 """JSON: one object a payload, decoded a batch at a time into columns.
 
-Times are written as ISO 8601 in UTC with microseconds, and read as that or as whole microseconds since 1970; bytes are
-base64. JSON has no word for numbers that are not finite: they are the strings "NaN", "Infinity" and "-Infinity", as in
-pydantic's `ser_json_inf_nan="strings"`. Integers are never read from 1.0 or "1", nor text from numbers.
+Times are written as ISO 8601 in UTC with microseconds, and read as that or as numbers of the event's `time_unit` since
+1970, microseconds where it declares none; bytes are base64. JSON has no word for numbers that are not finite: they are
+the strings "NaN", "Infinity" and "-Infinity", as in pydantic's `ser_json_inf_nan="strings"`. Integers are never read
+from 1.0 or "1", nor text from numbers. A UTF-8 byte order mark in front of an object is passed over.
 """
 
-import base64
-import io
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import orjson
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.errors import SchemaError
 from headrace.schemas.avro import join
 from headrace.schemas.codec import BadPayload, Decoded
-from headrace.schemas.conform import conform, refuse_nulls
+from headrace.schemas.conform import conform, refuse_far_times, refuse_nulls
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import FieldType
 from headrace.schemas.json_kernels import decode_objects
-from headrace.schemas.json_tokens import MISSING, NOT_JSON, TOO_DEEP, TWICE, WRONG_TYPE
+from headrace.schemas.json_tokens import (
+    FAR_TIME,
+    MISSING,
+    NOT_JSON,
+    NULL_VALUE,
+    OPS_MAX,
+    TOO_DEEP,
+    TWICE,
+    WRONG_TYPE,
+)
 from headrace.schemas.kernels import Ints
+from headrace.schemas.looks_like import with_hints
 from headrace.schemas.program import (
     BOOL,
     BYTES,
@@ -40,15 +44,19 @@ from headrace.schemas.program import (
     TIME,
     program_of,
 )
+from headrace.schemas.rejects import Rejects
+from headrace.schemas.row_json import rows_as_json
 from headrace.schemas.slots import fill, gather, to_frame
+from headrace.schemas.time_units import UNIT_NAMES
 
-_ISO = "%Y-%m-%dT%H:%M:%S%.6fZ"
 _REASONS = {
     NOT_JSON: ("undecodable", "no JSON object"),
     TOO_DEEP: ("undecodable", "nested more than 64 deep"),
     TWICE: ("undecodable", "the field occurs twice"),
     WRONG_TYPE: ("wrong_type", "the value is no {kind}"),
     MISSING: ("missing", "no value, and the event has no default"),
+    NULL_VALUE: ("missing", "null, which the event does not allow; {remedy}"),
+    FAR_TIME: ("wrong_type", "the number is beyond the range of times in {unit}; declare the unit that it is in"),
 }
 _KINDS = {
     INT: "integer of 64 bits",
@@ -56,7 +64,7 @@ _KINDS = {
     BOOL: "boolean",
     TEXT: "string",
     BYTES: "base64 string",
-    TIME: "ISO 8601 time or whole microseconds",
+    TIME: "ISO 8601 time or {number} since 1970",
     OPTION: "value",
     LIST: "array",
     STRUCT: "object",
@@ -70,7 +78,7 @@ class JsonCodec:
 
     def __init__(self, spec: EventSpec) -> None:
         self._spec = spec
-        self._program = program_of(spec.types.items(), defaults=True)
+        self._program = program_of(spec.types.items(), defaults=True, unit=spec.time_unit)
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
         """One object a row.
@@ -82,23 +90,8 @@ class JsonCodec:
             return []
         fitted = conform(frame, self._spec)
         refuse_nulls(fitted, self._spec)
-        self._refuse_far_times(fitted)
-        types = self._spec.types.items()
-        wire = fitted.select(_written(pl.col(name), found).alias(name) for name, found in types)
-        sink = io.BytesIO()
-        wire.write_ndjson(sink)
-        lines = sink.getvalue().split(b"\n")[: frame.height]
-        odd = fitted.select(
-            pl.any_horizontal(pl.lit(value=False), *(_odd(pl.col(n), t) for n, t in types)).alias("odd")
-        )
-        for row in odd["odd"].fill_null(value=False).arg_true():
-            lines[row] = orjson.dumps(_named_floats(wire.row(row, named=True)))
-        return lines
-
-    def _refuse_far_times(self, frame: pl.DataFrame) -> None:
-        for name, found in self._spec.types.items():
-            if found.kind == "time" and not frame[name].drop_nulls().dt.year().is_between(1, 9999).all():
-                raise SchemaError(f"event {self._spec.name}.{name}: JSON times are of the years 1 to 9999")
+        refuse_far_times(fitted, self._spec)
+        return rows_as_json(fitted)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
         """Columns of the payloads. Bad ones are "undecodable" (no JSON object), "wrong_type" or "missing" (a field)."""
@@ -119,13 +112,33 @@ class JsonCodec:
             return done
 
         slots = fill(self._program, data, len(payloads), run)
-        bad = [self._bad(int(i), *status[i].tolist()) for i in np.flatnonzero(status[:, 0])]
-        return Decoded(to_frame(self._program, slots, base64=True), np.flatnonzero(status[:, 0] == 0), bad)
+        rows = np.flatnonzero(status[:, 0] == 0)
+        return Decoded(to_frame(self._program, slots, base64=True), rows, self._bad(status, payloads))
 
-    def _bad(self, index: int, status: int, op: int) -> BadPayload:
+    def _bad(self, status: NDArray[np.int64], payloads: Sequence[bytes]) -> Rejects[BadPayload]:
+        index = np.flatnonzero(status[:, 0])
+        if not len(index):
+            return Rejects.none(BadPayload)
+        kinds, where = np.unique(status[index, 0] * OPS_MAX + status[index, 1], return_inverse=True)
+        described = [self._describe(*divmod(kind, OPS_MAX)) for kind in kinds.tolist()]
+        reason, detail = (pl.Series([pair[i] for pair in described], dtype=pl.String)[where] for i in (0, 1))
+        return with_hints(Rejects(BadPayload, index, reason, detail), payloads, "json", self._spec)
+
+    def _describe(self, status: int, op: int) -> tuple[str, str]:
+        """(Reason, detail) of a status, and the op that it was found at."""
+        if status == NULL_VALUE and op == 0:
+            status = WRONG_TYPE
         reason, detail = _REASONS[status]
-        where = f"{self._program.paths[op] or 'payload'}: " if reason != "undecodable" or status == TWICE else ""
-        return BadPayload(index, reason, where + detail.format(kind=_KINDS[self._program.ops[op, OP]]))
+        path = self._program.paths[op]
+        where = f"{path or 'payload'}: " if reason != "undecodable" or status == TWICE else ""
+        unit = self._spec.time_unit or "us"
+        number = f"{'number of' if unit in ('s', 'ms') else 'whole'} {UNIT_NAMES[unit]}"
+        kind = _KINDS[int(self._program.ops[op, OP])].format(number=number)
+        return reason, where + detail.format(kind=kind, unit=UNIT_NAMES[unit], remedy=self._remedy(op))
+
+    def _remedy(self, op: int) -> str:
+        has_default = self._program.ops[op, OP] == OPTION
+        return "leave the field out for its default, or declare `| None`" if has_default else "declare `| None`"
 
 
 def _read_slow(data: NDArray[np.uint8], slow: NDArray[np.int64], out: NDArray[np.int64]) -> None:
@@ -134,71 +147,3 @@ def _read_slow(data: NDArray[np.uint8], slow: NDArray[np.int64], out: NDArray[np
         offsets, text = gather(data, slow[:, 1].copy(), slow[:, 2] - slow[:, 1], base64=False)
         pieces = pa.LargeStringArray.from_buffers(len(slow), pa.py_buffer(offsets), pa.py_buffer(text))
         out[slow[:, 0]] = pl.Series(pieces).cast(pl.Float64).to_numpy().view(np.int64)
-
-
-def _written(values: pl.Expr, found: FieldType) -> pl.Expr:
-    """The column as JSON holds it: times and bytes as text."""
-    match found.kind:
-        case "time":
-            return values.dt.strftime(_ISO)
-        case "bytes":
-            return values.bin.encode("base64")
-        case "list" if found.item is not None:
-            return values.list.eval(_written(pl.element(), found.item))
-        case "struct":
-            fields = [_written(values.struct.field(name), inner).alias(name) for name, inner in found.fields]
-            return pl.when(values.is_not_null()).then(pl.struct(fields))
-    return values
-
-
-def _odd(values: pl.Expr, found: FieldType) -> pl.Expr:
-    """Where a float below is not finite."""
-    match found.kind:
-        case "float":
-            return ~values.is_finite()
-        case "list" if found.item is not None:
-            return values.list.eval(_odd(pl.element(), found.item)).list.any()
-        case "struct":
-            return pl.any_horizontal([_odd(values.struct.field(name), inner) for name, inner in found.fields])
-    return pl.lit(value=False)
-
-
-def _named_floats(value: Any) -> Any:
-    match value:
-        case dict():
-            return {name: _named_floats(inner) for name, inner in value.items()}
-        case list():
-            return [_named_floats(inner) for inner in value]
-        case float() if not math.isfinite(value):
-            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
-
-
-def rows_as_json(frame: pl.DataFrame) -> list[bytes]:
-    """Every row of any frame as a JSON object, for rows that came without payload bytes and cannot be used.
-
-    Times become whole microseconds, bytes base64: whatever a column may hold can be written.
-    """
-    micros = frame.cast({name: _in_micros(found) for name, found in frame.schema.items()}, strict=False)
-    plain = micros.cast({name: _as_numbers(found) for name, found in micros.schema.items()}, strict=False)
-    return [orjson.dumps(_named_floats(row), default=_as_text) for row in plain.iter_rows(named=True)]
-
-
-def _in_micros(found: pl.DataType) -> pl.DataType:
-    return _mapped(found, lambda leaf: pl.Datetime("us", leaf.time_zone) if isinstance(leaf, pl.Datetime) else leaf)
-
-
-def _as_numbers(found: pl.DataType) -> pl.DataType:
-    return _mapped(found, lambda leaf: pl.Int64() if isinstance(leaf, pl.Datetime) else leaf)
-
-
-def _mapped(found: Any, leaf: Callable[[pl.DataType], pl.DataType]) -> pl.DataType:
-    if isinstance(found, pl.List):
-        return pl.List(_mapped(found.inner, leaf))
-    if isinstance(found, pl.Struct):
-        return pl.Struct({field.name: _mapped(field.dtype, leaf) for field in found.fields})
-    return leaf(found)
-
-
-def _as_text(value: object) -> str:
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.schemas.program import BYTES, END, LIST, OP, SLOT, SLOT_END, TEXT
+from headrace.schemas.program import BYTES, DECIMAL, END, FIXED, LIST, OP, SLOT, SLOT_END, TEXT
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 Ints = NDArray[np.int64]
@@ -44,7 +44,7 @@ def fill_null(ops: Ints, op: int, out: Ints, bases: Ints, counts: Ints) -> None:
         slot = ops[i, SLOT]
         out[bases[slot] + counts[slot]] = 0
         counts[slot] += 1
-        if ops[i, OP] == TEXT or ops[i, OP] == BYTES:
+        if ops[i, OP] == TEXT or ops[i, OP] == BYTES or ops[i, OP] == FIXED or ops[i, OP] == DECIMAL:
             out[bases[slot + 1] + counts[slot + 1]] = 0
             counts[slot + 1] += 1
         i = ops[i, END] if ops[i, OP] == LIST else i + 1

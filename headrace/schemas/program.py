@@ -5,15 +5,27 @@ declared order, a parent before its children. `end` is the op after the subtree,
 `end` of that, and so on. A `strict` option may be absent but not null; `null_branch` is for Avro, the name for JSON.
 What an op has decoded lies in **slots**: flat int64 arrays, one or two an op.
 
-    op       slots                         meaning of the numbers
-    INT      1                             the value (time: microseconds)
+    op       slots                         meaning of the numbers               argument
+    INT      1                             the value
     FLOAT    1                             the bits of the float64
     BOOL     1                             0 or 1
     TEXT     2                             start in the batch's bytes; length, negative (-length - 1) if escaped
     BYTES    2                             the same
     OPTION   1                             0 null, 1 present, 2 absent (only JSON can tell absent from null)
-    LIST     1                             number of items
+    LIST     1                             number of items                      Avro: least bytes of an item
     STRUCT   1                             nothing; only its count is kept, the number of structs so far
+    TIME     1                             microseconds                         JSON: power of ten that numbers take
+
+Other writers' Avro schemas need more:
+
+    FLOAT32  1                             the bits of the float64
+    ENUM     1                             index of the symbol                  number of symbols
+    FIXED    2                             as BYTES                             size in bytes
+    SCALED   1                             microseconds                         microseconds of a unit, or -units of one
+    DECIMAL  2                             as BYTES, at most 16 of them
+    SKIP     1                             nothing                              node of the skip table
+    UNION    1                             the branch                           first of its branches in `branches`
+    JUMP     1                             nothing; ends a branch, `end` is the op after the union
 
 Every op adds one number per slot for each value of its parent, null or not, exactly as Arrow lays columns out.
 """
@@ -27,47 +39,70 @@ from pydantic_core import PydanticUndefined
 
 from headrace.errors import DeclarationError
 from headrace.schemas.field_types import FieldType
+from headrace.schemas.time_units import TimeUnit
 
 INT, FLOAT, BOOL, TEXT, BYTES, OPTION, LIST, STRUCT, TIME = range(9)
-OP, SLOT, END, SLOT_END, STRICT, NULL_BRANCH, NAME, NAME_BYTES, ALIASES = range(9)  # the table's columns
+FLOAT32, ENUM, FIXED, SCALED, DECIMAL, SKIP, UNION, JUMP = range(9, 17)
+OP, SLOT, END, SLOT_END, STRICT, NULL_BRANCH, NAME, NAME_BYTES, ALIASES, ARGUMENT = range(10)  # the table's columns
 
 PRESENT, ABSENT = 1, 2
+NULL_TARGET, NO_TARGET = 0, -1  # entries of `branches`: the union's null; a branch that the event cannot hold
 NESTS_MAX = 32  # options, lists and structs within each other; kernels keep the open ones in arrays of this length
 
 _ALIAS_BYTES_MAX = 255
 _OPS = {"int": INT, "float": FLOAT, "bool": BOOL, "text": TEXT, "bytes": BYTES, "time": TIME}
+_WIRE_OPS = {
+    "float32": FLOAT32,
+    "long": INT,
+    "enum": ENUM,
+    "fixed": FIXED,
+    "scaled": SCALED,
+    "decimal": DECIMAL,
+    "skip": SKIP,
+    "null": SKIP,
+}
+_LEAST_BYTES = {FLOAT: 8, FLOAT32: 4}  # of a value on the Avro wire; others take 1 at least
+_TWO_SLOTS = (TEXT, BYTES, FIXED, DECIMAL)
+_POWERS = {"s": 6, "ms": 3, "us": 0, "ns": -3}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One field in the program: its type, its first slot, its option's slot (-1: never null) and its children."""
+    """One field in the program: its type, its first slot, its option's slot (-1: never null) and its children.
+
+    `branches` are a union's; None stands for one that is null or cannot be read.
+    """
 
     type: FieldType
     slot: int
-    option: int
-    children: tuple["Node", ...]
+    option: int = -1
+    children: tuple["Node", ...] = ()
+    branches: tuple["Node | None", ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """`ops` int64 (n_ops, 9); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
+    """`ops` int64 (n_ops, 10); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
 
     `names` uint8 are the field names that ops point into, each followed by its aliases, one byte of length before
-    each; `paths` name each op for people.
+    each; `branches` int64 are the ops that the branches of unions go on at; `paths` name each op for people.
     """
 
     ops: NDArray[np.int64]
     names: NDArray[np.uint8]
+    branches: NDArray[np.int64]
     in_list: NDArray[np.bool_]
     nodes: dict[str, Node]
     paths: tuple[str, ...]
 
 
 class _Builder:
-    def __init__(self, defaults: bool) -> None:
+    def __init__(self, defaults: bool, unit: TimeUnit | None) -> None:
         self.defaults = defaults
+        self.unit = unit
         self.ops: list[list[int]] = []
         self.names = bytearray()
+        self.branches: list[int] = []
         self.in_list: list[bool] = []
         self.paths: list[str] = []
 
@@ -86,6 +121,8 @@ class _Builder:
     def value(self, field: FieldType, path: str, listed: bool) -> Node:
         if path.count(".") + path.count("[]") > NESTS_MAX // 2 - 2:
             raise DeclarationError(f"{path}: nested more than {NESTS_MAX // 2 - 2} deep; flatten the event")
+        if field.wire is not None and field.wire.kind == "union":
+            return self.union(field, path, listed)
         option = -1
         wrapped = field.nullable or (self.defaults and field.default is not PydanticUndefined)
         if wrapped:
@@ -93,39 +130,92 @@ class _Builder:
             outer = len(self.ops) - 1
             self.ops[outer][NULL_BRANCH] = field.null_branch
         op = len(self.ops)
-        kind = LIST if field.kind == "list" else STRUCT if field.kind == "struct" else _OPS[field.kind]
-        slot = self.open(kind, path, listed, strict=False)
+        slot = self.open(_op_of(field), path, listed)
         children: tuple[Node, ...] = ()
         if field.item is not None:
             children = (self.value(field.item, f"{path}[]", listed=True),)
         elif field.fields:
             children = tuple(self.field(name, inner, f"{path}.{name}", listed) for name, inner in field.fields)
         for opened in ([outer] if wrapped else []) + [op]:
-            self.ops[opened][END], self.ops[opened][SLOT_END] = len(self.ops), len(self.in_list)
+            self.close(opened)
+        self.ops[op][ARGUMENT] = self.argument(op, field)
         return Node(field, slot, option, children)
 
-    def open(self, op: int, path: str, listed: bool, *, strict: bool) -> int:
+    def argument(self, op: int, field: FieldType) -> int:
+        if field.wire is not None:
+            return field.wire.argument
+        if self.ops[op][OP] == LIST:
+            return max(1, self.least_bytes(op + 1, self.ops[op][END]))
+        return _POWERS[self.unit or "us"] if field.kind == "time" else 0
+
+    def least_bytes(self, op: int, end: int) -> int:
+        """Bytes that the values of the ops take at least on the Avro wire."""
+        least = 0
+        while op < end:
+            kind, argument = self.ops[op][OP], self.ops[op][ARGUMENT]
+            if kind == STRUCT:
+                op += 1
+                continue
+            least += argument if kind == FIXED else 0 if kind == SKIP else _LEAST_BYTES.get(kind, 1)
+            op = self.ops[op][END]
+        return least
+
+    def union(self, field: FieldType, path: str, listed: bool) -> Node:
+        """A union of which several branches may be read: they follow one another, each closed by a jump."""
+        assert field.wire is not None
+        op = len(self.ops)
+        slot = self.open(UNION, path, listed)
+        targets: list[int] = []
+        nodes: list[Node | None] = []
+        jumps: list[int] = []
+        for branch in field.wire.branches:
+            if not isinstance(branch, FieldType):
+                targets.append(NULL_TARGET if branch == "null" else NO_TARGET)
+                nodes.append(None)
+                continue
+            targets.append(len(self.ops))
+            nodes.append(self.value(branch, path, listed))
+            jumps.append(len(self.ops))
+            self.open(JUMP, path, listed)
+        for opened in (op, *jumps):
+            self.close(opened)
+        self.ops[op][ARGUMENT], self.ops[op][NULL_BRANCH] = len(self.branches), len(targets)
+        self.branches += targets
+        return Node(field, slot, branches=tuple(nodes))
+
+    def open(self, op: int, path: str, listed: bool, *, strict: bool = False) -> int:
         slot = len(self.in_list)
         self.paths.append(path)
-        self.in_list += [listed] * (2 if op in (TEXT, BYTES) else 1)
-        self.ops.append([op, slot, 0, 0, int(strict), 0, 0, 0, 0])
+        self.in_list += [listed] * (2 if op in _TWO_SLOTS else 1)
+        self.ops.append([op, slot, 0, 0, int(strict), 0, 0, 0, 0, 0])
         return slot
 
+    def close(self, op: int) -> None:
+        self.ops[op][END], self.ops[op][SLOT_END] = len(self.ops), len(self.in_list)
 
-def program_of(fields: Iterable[tuple[str, FieldType]], *, defaults: bool) -> Program:
+
+def _op_of(field: FieldType) -> int:
+    if field.wire is not None:
+        return _WIRE_OPS[field.wire.kind]
+    return LIST if field.kind == "list" else STRUCT if field.kind == "struct" else _OPS[field.kind]
+
+
+def program_of(fields: Iterable[tuple[str, FieldType]], *, defaults: bool, unit: TimeUnit | None = None) -> Program:
     """The program of an event's fields.
 
     Args:
         fields: names and trees, in the order of the wire.
         defaults: make a field with a default an option too; formats that can leave fields out (JSON) want that.
+        unit: of numbers that stand for times, in JSON.
     """
-    builder = _Builder(defaults)
-    builder.open(STRUCT, "", False, strict=False)
+    builder = _Builder(defaults, unit)
+    builder.open(STRUCT, "", False)
     nodes = {name: builder.field(name, field, name, False) for name, field in fields}
-    builder.ops[0][END], builder.ops[0][SLOT_END] = len(builder.ops), len(builder.in_list)
+    builder.close(0)
     return Program(
         np.array(builder.ops, np.int64),
         np.frombuffer(bytes(builder.names) or b"\0", np.uint8),
+        np.array(builder.branches or [NO_TARGET], np.int64),
         np.array(builder.in_list),
         nodes,
         tuple(builder.paths),

@@ -5,14 +5,13 @@ Source: Confluent Schema Registry API, `POST /subjects/{subject}/versions` and `
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import orjson
 import tenacity
 
-from headrace.errors import ConfigError, EvolutionError, ServiceError
+from headrace.errors import ConfigError, EvolutionError, SchemaError, ServiceError
 from headrace.redaction import has_secrets, redacted, shown_url
 from headrace.schemas.event import EventSpec
 
@@ -21,11 +20,16 @@ PATIENCE_S = 60.0
 
 _TIMEOUT_S = 10.0
 _NOT_FOUND, _CONFLICT = 404, 409
+_NO_SUCH_ID = frozenset({400, 422})  # it says that the id itself is wrong, so another attempt will not help
 _CONTENT = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
 
 
+class UnusableAnswerError(SchemaError):
+    """The registry answered, but with nothing that can be read; it may do better later."""
+
+
 class SchemaRegistry:
-    """One registry; ids and schemas are asked for once and kept, for an id never changes its schema.
+    """One registry; schemas are asked for once and kept, for an id never changes its schema. Unknown ones are not kept.
 
     Args:
         url: with user and password in it where the registry wants them.
@@ -48,7 +52,7 @@ class SchemaRegistry:
                 "% in user and password percent-encoded"
             )
         self._client = httpx.Client(base_url=url, timeout=_TIMEOUT_S, transport=transport)
-        self._schemas: dict[int, Mapping[str, Any] | None] = {}
+        self._schemas: dict[int, tuple[str, Any]] = {}
 
     def register(self, spec: EventSpec) -> int:
         """The id of the event's schema, registered when it is new.
@@ -61,9 +65,9 @@ class SchemaRegistry:
         answer = self._ask("POST", path, _wanted(spec))
         if answer.status_code == _CONFLICT:
             raise EvolutionError(
-                f"event {spec.name}: the schema registry refuses it: {answer.text}; keep old fields readable"
+                f"event {spec.name}: the schema registry refuses it: {redacted(answer.text, self._url)}; keep old fields readable"
             )
-        return int(self._content(answer)["id"])
+        return self._id(answer)
 
     def id_of(self, spec: EventSpec) -> int | None:
         """The id of the event's schema, or None where nobody has registered it.
@@ -72,30 +76,61 @@ class SchemaRegistry:
             ServiceError: the registry does not answer as it should.
         """
         answer = self._ask("POST", f"/subjects/{spec.topic}-value", _wanted(spec))
-        return None if answer.status_code == _NOT_FOUND else int(self._content(answer)["id"])
+        return None if answer.status_code == _NOT_FOUND else self._id(answer)
 
-    def schema(self, schema_id: int) -> Mapping[str, Any] | None:
-        """The Avro schema of an id, or None where the registry knows none.
+    def schema(self, schema_id: int) -> Any:
+        """The Avro schema of an id, parsed as JSON, or None where the registry knows none.
 
         Raises:
-            ServiceError: the registry does not answer as it should.
+            SchemaError: the id is of a schema that is not Avro.
+            UnusableAnswerError: the answer holds no schema; it is asked for again at the next call.
+            ServiceError: the registry does not answer as it should, or refuses to.
         """
         if schema_id not in self._schemas:
             answer = self._ask("GET", f"/schemas/ids/{schema_id}")
-            known = answer.status_code != _NOT_FOUND
-            self._schemas[schema_id] = orjson.loads(self._content(answer)["schema"]) if known else None
-        return self._schemas[schema_id]
+            if answer.status_code == _NOT_FOUND:
+                return None
+            self._schemas[schema_id] = self._read(answer)
+        kind, schema = self._schemas[schema_id]
+        if kind != "AVRO":
+            raise SchemaError(f"the schema is {kind}, and only Avro is read")
+        return schema
+
+    def _read(self, answer: httpx.Response) -> tuple[str, Any]:
+        """(Kind of the schema, the schema where it is Avro)."""
+        if answer.is_error and answer.status_code in _NO_SUCH_ID:
+            raise UnusableAnswerError(f"schema registry {self._shown_url}: {self._describe(answer)}")
+        content = self._content(answer)
+        kind, text = content.get("schemaType", "AVRO"), content.get("schema", "")
+        if kind != "AVRO":
+            return str(kind), None
+        try:
+            return "AVRO", orjson.loads(text)
+        except (TypeError, orjson.JSONDecodeError) as exc:
+            raise UnusableAnswerError(
+                f"schema registry {self._shown_url}: answered {str(text)[:80]!r} for a schema"
+            ) from exc
+
+    def _id(self, answer: httpx.Response) -> int:
+        try:
+            return int(self._content(answer)["id"])
+        except (UnusableAnswerError, KeyError, TypeError, ValueError) as exc:
+            described = f"schema registry {self._shown_url}: {self._describe(answer)}"
+            raise ServiceError(f"{described}, which holds no id; check HEADRACE_REGISTRY_URL") from exc
 
     def close(self) -> None:
         """Let go of the connections."""
         self._client.close()
 
+    def _describe(self, answer: httpx.Response) -> str:
+        return redacted(f"{answer.request.url.path} answered {answer.status_code} {answer.text[:200]}", self._url)
+
     def _ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(httpx.TransportError),
+            retry=tenacity.retry_if_exception_type(httpx.TransportError) | tenacity.retry_if_result(_is_passing),
             stop=tenacity.stop_after_delay(self._patience_s),
             wait=tenacity.wait_exponential(0.1, max=2),
-            reraise=True,
+            retry_error_callback=_last,
         )
         try:
             return retrying(self._client.request, method, path, content=content, headers=_CONTENT)
@@ -107,9 +142,15 @@ class SchemaRegistry:
 
     def _content(self, answer: httpx.Response) -> dict[str, Any]:
         if answer.is_error:
-            asked = answer.request.url.path
-            raise ServiceError(f"schema registry {self._shown_url}, {asked}: {answer.status_code} {answer.text}")
-        content: dict[str, Any] = orjson.loads(answer.content)
+            raise ServiceError(f"schema registry {self._shown_url}: {self._describe(answer)}")
+        try:
+            content = orjson.loads(answer.content)
+        except orjson.JSONDecodeError:
+            content = None
+        if not isinstance(content, dict):
+            raise UnusableAnswerError(
+                f"schema registry {self._shown_url}: {self._describe(answer)}, which is no JSON object"
+            )
         return content
 
 
@@ -122,6 +163,17 @@ def _is_url(url: str) -> bool:
         return bool(httpx.URL(url).host)
     except (httpx.InvalidURL, UnicodeError):
         return False
+
+
+def _is_passing(answer: httpx.Response) -> bool:
+    """Whether the registry may answer otherwise in a moment."""
+    return answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS
+
+
+def _last(state: tenacity.RetryCallState) -> httpx.Response:
+    """The last attempt's answer or error."""
+    assert state.outcome is not None
+    return cast("httpx.Response", state.outcome.result())
 
 
 def _wanted(spec: EventSpec) -> bytes:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticUndefined
 
 from headrace.errors import SchemaError
-from headrace.schemas.field_types import plain
+from headrace.schemas.field_types import Wire, default_column
 from headrace.schemas.kernels import gather_bytes
 from headrace.schemas.program import ABSENT, PRESENT, Node, Program
 
@@ -61,27 +61,37 @@ def fill(program: Program, data: NDArray[np.uint8], payload_count: int, run: Run
 
 def to_frame(program: Program, slots: Slots, *, base64: bool = False) -> pl.DataFrame:
     """The columns that the slots hold. `base64`: bytes fields lie there as base64 text."""
-    columns = {name: _column(node, slots, base64) for name, node in program.nodes.items()}
+    columns = {name: _column(node, slots, base64) for name, node in program.nodes.items() if not node.type.is_skipped}
     frame = pl.from_arrow(pa.table(columns))
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
 def _column(node: Node, slots: Slots, base64: bool) -> pa.Array:
+    if node.type.wire is not None and node.type.wire.kind == "union":
+        return _union(node, slots)
     marks = slots[node.option] if node.option >= 0 else None
     validity = None if marks is None else pa.py_buffer(np.packbits(marks == PRESENT, bitorder="little"))
     column = _values(node, slots, validity, base64)
     if marks is None or node.type.default in (None, PydanticUndefined) or not (marks == ABSENT).any():
         return column
-    fallback = pa.scalar(plain(node.type.default), _plain_type(node.type.arrow())).cast(node.type.arrow())
-    return pa.compute.if_else(pa.array(marks == ABSENT), fallback, column)
+    return pa.compute.if_else(pa.array(marks == ABSENT), default_column(node.type)[0], column)
 
 
-def _plain_type(found: pa.DataType) -> pa.DataType:
-    return pa.int64() if pa.types.is_timestamp(found) else found
+def _union(node: Node, slots: Slots) -> pa.Array:
+    """The branches of a union as one column, null where the value is of none that is read."""
+    chosen = slots[node.slot]
+    columns = []
+    for index, child in enumerate(node.branches):
+        if child is not None:
+            validity = pa.py_buffer(np.packbits(chosen == index, bitorder="little"))
+            columns.append(_values(child, slots, validity, base64=False))
+    return columns[0] if len(columns) == 1 else pa.compute.coalesce(*columns)
 
 
 def _values(node: Node, slots: Slots, validity: pa.Buffer | None, base64: bool) -> pa.Array:
+    if node.type.wire is not None and (column := _wire_values(node, node.type.wire, slots, validity)) is not None:
+        return column
     kind, arrow = node.type.kind, node.type.arrow()
     found = slots[node.slot]
     count = len(found)
@@ -99,8 +109,35 @@ def _values(node: Node, slots: Slots, validity: pa.Buffer | None, base64: bool) 
             child = _column(node.children[0], slots, base64)
             return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(offsets)], children=[child])
         case "struct":
-            children = [_column(child, slots, base64) for child in node.children]
+            children = [_column(child, slots, base64) for child in node.children if not child.type.is_skipped]
             return pa.Array.from_buffers(arrow, count, [validity], children=children)
+
+
+def _wire_values(node: Node, wire: Wire, slots: Slots, validity: pa.Buffer | None) -> pa.Array | None:
+    """The column of a value that lies in its slots otherwise than ours do; None: it lies there as ours."""
+    values, arrow = slots[node.slot], node.type.arrow()
+    if wire.kind == "null":
+        return pa.nulls(len(values))
+    if wire.kind == "enum":
+        names = pa.array(wire.symbols, pa.large_string()).take(pa.array(values))
+        return pa.Array.from_buffers(arrow, len(values), [validity, *names.buffers()[1:]])
+    if wire.scale is not None:
+        digits = decimals(slots.data, values, slots[node.slot + 1])
+        return pa.Array.from_buffers(arrow, len(values), [validity, pa.py_buffer(digits)])
+    if wire.kind == "long":
+        return pa.Array.from_buffers(arrow, len(values), [validity, pa.py_buffer(values.astype(np.float64))])
+    return None
+
+
+def decimals(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Two's complement numbers of 0 to 16 bytes, big-endian, as Arrow's decimals: uint8 (n, 16), little-endian."""
+    out = np.zeros((len(starts), 16), np.uint8)
+    some = lengths > 0
+    out[some & (data[np.where(some, starts, 0)] >= 0x80)] = 0xFF  # the sign fills up
+    for place in range(int(lengths.max(initial=0))):
+        has = lengths > place
+        out[has, place] = data[starts[has] + lengths[has] - 1 - place]
+    return out
 
 
 def gather(

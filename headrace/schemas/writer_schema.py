@@ -1,80 +1,191 @@
-"""Payloads of another version of an event: their writer's Avro schema as field types, and their rows made to fit.
+"""Another writer's Avro schema as the program that reads an event's fields from its datums.
 
-Source: Avro 1.12 specification, "Schema Resolution". Supported are the types that events have, Avro's `int` and unions
-of null and one type in either order; a writer with float, enum, fixed, map or other unions is refused by name.
+Source: Avro 1.12 specification, "Schema Resolution". Only what the event declares is read, under the names and old
+names of its fields; all else is passed over, whatever its type. Beyond the specification, an enum is read as text, a
+fixed as bytes, and a logical time as a time whatever its unit; `conform` then casts as it does for files.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import polars as pl
+import numpy as np
+from numpy.typing import NDArray
 
-from headrace.errors import DeclarationError
-from headrace.schemas.conform import conform
+from headrace.errors import SchemaError
+from headrace.schemas.avro_skip import ANY_OF, ARRAY, FIXED_SIZE, MAP, RECORD, SIZED, VARINT, SkipTable
+from headrace.schemas.avro_types import AvroType, avro_type
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import FieldType, Kind
-from headrace.schemas.program import NESTS_MAX
+from headrace.schemas.field_types import DECIMAL_DIGITS, FieldType, Kind, Wire
 
-_LEAVES: dict[str, Kind] = {
+_PRIMITIVES: dict[str, Kind] = {
     "int": "int",
     "long": "int",
+    "float": "float",
     "double": "float",
     "boolean": "bool",
     "string": "text",
     "bytes": "bytes",
-    "timestamp-micros": "time",
 }
+_TIME_SCALES = {"millis": 1_000, "micros": 1, "nanos": -1_000, "date": 86_400_000_000}
+_DECIMAL_BYTES = 16
+_ON_WIRE = {"null": (FIXED_SIZE, 0), "boolean": (FIXED_SIZE, 1), "float": (FIXED_SIZE, 4), "double": (FIXED_SIZE, 8)}
+_ON_WIRE |= {"int": (VARINT, 0), "long": (VARINT, 0), "enum": (VARINT, 0), "string": (SIZED, 0), "bytes": (SIZED, 0)}
+_COMPOUND = {"record": RECORD, "array": ARRAY, "map": MAP, "union": ANY_OF}
 
 
-def writer_fields(schema: Mapping[str, Any]) -> dict[str, FieldType]:
-    """The fields of a writer's record, in the order of its datums.
+class OtherTypeError(SchemaError):
+    """A field that the event declares is of a type in the writer's schema that no column here has."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriterPlan:
+    """How a writer's datums are read: `fields` in the order of the wire, and the arrays of a skip table."""
+
+    fields: list[tuple[str, FieldType]]
+    nodes: NDArray[np.int64]
+    links: NDArray[np.int64]
+
+
+def plan_reading(schema: Any, spec: EventSpec) -> WriterPlan:
+    """The plan for datums of an Avro schema, parsed as JSON.
 
     Raises:
-        DeclarationError: the schema has a type that no column here has.
+        SchemaError: it is no schema of a record.
+        OtherTypeError: a field that the event declares is of a type that it cannot be read from.
     """
-    known: dict[str, Mapping[str, Any]] = {}
-    return _record(schema, known, str(schema.get("name", "record")))
+    written = avro_type(schema)
+    if written.kind != "record":
+        raise SchemaError(f"the writer's schema is {written}; an event is a record")
+    planner = _Planner()
+    try:
+        fields = planner.fields(written, spec.types, f"event {spec.name}")
+        return WriterPlan(fields, *planner.skips.arrays())
+    except RecursionError as exc:
+        raise SchemaError(f"the writer's schema {written} is nested too deep") from exc
 
 
-def resolve(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
-    """Rows of a writer's fields as rows of the event.
+class _Planner:
+    """Plans fields; keeps the skip table and the node of each type in it."""
 
-    Long is read as double, fields that are absent take their default, fields that the event lacks are dropped.
+    def __init__(self) -> None:
+        self.skips = SkipTable()
+        self._nodes: dict[int, int] = {}  # by the type's identity, for types may contain themselves
 
-    Raises:
-        SchemaError: the event needs a field that the writer lacks, or of another type.
-    """
-    promoted = [
-        pl.col(name).cast(pl.Float64)
-        for name, found in spec.types.items()
-        if found.kind == "float" and frame.schema.get(name) == pl.Int64
-    ]
-    return conform(frame.with_columns(promoted), spec)
+    def fields(self, record: AvroType, wanted: Mapping[str, FieldType], path: str) -> list[tuple[str, FieldType]]:
+        """The fields of a record in the order of the wire; neighbours that are not wanted are passed over as one."""
+        written_names = dict(record.fields)
+        declared = {
+            written_name: (name, field)
+            for name, field in wanted.items()
+            if (written_name := next((each for each in (name, *field.aliases) if each in written_names), None))
+        }
+        planned: list[tuple[str, FieldType]] = []
+        skipped: list[AvroType] = []
+        for written_name, written in record.fields:
+            if written_name not in declared:
+                skipped.append(written)
+                continue
+            planned += self._skip(skipped, len(planned))
+            skipped = []
+            name, field = declared[written_name]
+            planned.append((written_name, self.field(written, field, f"{path}.{name}")))
+        return planned + self._skip(skipped, len(planned))
+
+    def _skip(self, types: Sequence[AvroType], index: int) -> list[tuple[str, FieldType]]:
+        if not types:
+            return []
+        node = self._node(types[0])
+        if len(types) > 1:
+            node = self.skips.add(RECORD)
+            self.skips.link(node, [self._node(written) for written in types])
+        return [(f"(undeclared fields {index})", FieldType("int", wire=Wire("skip", node)))]
+
+    def _node(self, written: AvroType) -> int:
+        """The node of a type in the skip table."""
+        if id(written) in self._nodes:
+            return self._nodes[id(written)]
+        if written.kind == "fixed":
+            return self.skips.add(FIXED_SIZE, written.size)
+        if written.kind in _ON_WIRE:
+            return self.skips.add(*_ON_WIRE[written.kind])
+        node = self._nodes[id(written)] = self.skips.add(_COMPOUND[written.kind])
+        items = [] if written.items is None else [written.items]
+        parts = [*(inner for _, inner in written.fields), *written.branches, *items]
+        self.skips.link(node, [self._node(part) for part in parts])
+        return node
+
+    def field(self, written: AvroType, wanted: FieldType, path: str) -> FieldType:
+        """How a value of the writer's type is read for a field of the event."""
+        if written.kind != "union":
+            read = self._read(written, wanted, path)
+            if read is None:
+                raise OtherTypeError(f"{path}: the writer has {written}, and the event declares {wanted.kind}")
+            return read
+        null = [place for place, branch in enumerate(written.branches) if branch.kind == "null"]
+        others = [branch for branch in written.branches if branch.kind != "null"]
+        if len(null) == len(others) == 1:
+            inner = self.field(others[0], wanted, path)
+            return _nullable(inner, null[0])
+        return self._union(written, wanted, path)
+
+    def _union(self, written: AvroType, wanted: FieldType, path: str) -> FieldType:
+        """A union of several types: each branch that the field can hold is read, a value of another is bad."""
+        branches: list[FieldType | Literal["null", "refused"]] = []
+        for branch in written.branches:
+            read = None if branch.kind == "null" else self._read(branch, wanted, path)
+            is_fitting = read is not None and _fits(read, wanted)
+            branches.append("null" if branch.kind == "null" else read if read and is_fitting else "refused")
+        fitting = [branch for branch in branches if isinstance(branch, FieldType)]
+        if not fitting or (wanted.kind in ("list", "struct") and len(fitting) > 1):
+            raise OtherTypeError(f"{path}: the writer has the union {written}, and the event declares {wanted.kind}")
+        return FieldType(fitting[0].kind, nullable=True, wire=Wire("union", branches=tuple(branches)))
+
+    def _read(self, written: AvroType, wanted: FieldType, path: str) -> FieldType | None:
+        """How a value of a type other than a union is read; None: not at all."""
+        match written.kind:
+            case "array" if wanted.item is not None and written.items is not None:
+                return FieldType("list", item=self.field(written.items, wanted.item, f"{path}[]"))
+            case "record" if wanted.kind == "struct":
+                fields = self.fields(written, dict(wanted.fields), path)
+                if all(field.is_skipped for _, field in fields):
+                    raise OtherTypeError(
+                        f"{path}: the writer's {written} has none of the fields that the event declares"
+                    )
+                return FieldType("struct", fields=tuple(fields))
+            case "null":
+                return FieldType("int", wire=Wire("null", self._node(written)))
+            case "enum" if written.symbols:
+                return FieldType("text", wire=Wire("enum", len(written.symbols), written.symbols))
+        return _leaf(written, wanted)
 
 
-def _record(schema: Mapping[str, Any], known: dict[str, Mapping[str, Any]], path: str) -> dict[str, FieldType]:
-    if schema.get("type") != "record" or not schema.get("fields"):
-        raise DeclarationError(f"writer schema {path}: {schema.get('type')!r} is no record with fields")
-    if path.count(".") + path.count("[]") > NESTS_MAX // 2 - 2:
-        raise DeclarationError(f"writer schema {path}: nested more than {NESTS_MAX // 2 - 2} deep, or without end")
-    known[schema["name"]] = schema
-    return {field["name"]: _field(field["type"], known, f"{path}.{field['name']}") for field in schema["fields"]}
+def _leaf(written: AvroType, wanted: FieldType) -> FieldType | None:
+    if written.logical == "decimal" and wanted.kind != "bytes":
+        return _decimal(written)
+    if written.logical and written.logical != "decimal":
+        scale = _TIME_SCALES[written.logical.rpartition("-")[2]]
+        return FieldType("time", wire=None if scale == 1 else Wire("scaled", scale))
+    if written.kind == "fixed":
+        return FieldType("bytes", wire=Wire("fixed", written.size))
+    if written.kind in ("int", "long") and wanted.kind == "float":
+        return FieldType("float", wire=Wire("long"))
+    if written.kind == "float":
+        return FieldType("float", wire=Wire("float32"))
+    return FieldType(_PRIMITIVES[written.kind]) if written.kind in _PRIMITIVES else None
 
 
-def _field(found: Any, known: dict[str, Mapping[str, Any]], path: str) -> FieldType:
-    if isinstance(found, list):
-        branches = [branch for branch in found if branch != "null"]
-        if len(branches) == 1 and len(found) == 2:
-            inner = _field(branches[0], known, path)
-            return FieldType(inner.kind, True, item=inner.item, fields=inner.fields, null_branch=found.index("null"))
-        raise DeclarationError(f"writer schema {path}: union {found!r}; only null and one type is read")
-    name = found if isinstance(found, str) else found.get("logicalType", found["type"])
-    if name in known:
-        return FieldType("struct", fields=tuple(_record(known[name], known, path).items()))
-    if name == "array":
-        return FieldType("list", item=_field(found["items"], known, f"{path}[]"))
-    if name == "record":
-        return FieldType("struct", fields=tuple(_record(found, known, path).items()))
-    if name not in _LEAVES:
-        raise DeclarationError(f"writer schema {path}: {name!r} is not read here; write one of {', '.join(_LEAVES)}")
-    return FieldType(_LEAVES[name])
+def _decimal(written: AvroType) -> FieldType | None:
+    if not 0 <= written.scale <= DECIMAL_DIGITS or written.size > _DECIMAL_BYTES:
+        return None
+    kind: Literal["fixed", "decimal"] = "fixed" if written.kind == "fixed" else "decimal"
+    return FieldType("bytes", wire=Wire(kind, written.size, scale=written.scale))
+
+
+def _nullable(inner: FieldType, null_branch: int) -> FieldType:
+    return FieldType(inner.kind, True, item=inner.item, fields=inner.fields, null_branch=null_branch, wire=inner.wire)
+
+
+def _fits(read: FieldType, wanted: FieldType) -> bool:
+    """Whether the branch of a union can be the field's: of its kind, without a cast that loses."""
+    return read.kind == wanted.kind and (read.wire is None or read.wire.scale is None)

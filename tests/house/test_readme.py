@@ -9,8 +9,13 @@ from typer.testing import CliRunner
 
 from headrace.cli import app
 from headrace.features import plan_of
+from headrace.schemas import spec_of
+from headrace.schemas.event import _DECLARED, CODECS
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/replay.md", "docs/views.md", "CHANGELOG.md")
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/events.md", "docs/replay.md", "docs/views.md"),
+    "CHANGELOG.md",
+)
 
 
 def blocks(repo: Path, language: str, page: str = "README.md") -> list[str]:
@@ -49,6 +54,19 @@ def test_the_page_on_views_runs(repo):
     assert answer["user_offer.mean_price"].to_list() == [3.0, None]
     assert answer["user_offer.is_dear"].to_list() == [1, None]
     assert answer["user_offer.rate_7d"].to_list() == [3 / 21, 1 / 21]
+
+
+def test_the_page_on_events_runs(repo):
+    """Its blocks one after the other, and its tables name every class argument, codec and reason."""
+    found = blocks(repo, "python", "docs/events.md")
+    assert len(found) == 2
+    names: dict = {"__name__": "events"}
+    for block in found:
+        exec(block, names)
+    assert spec_of(names["Reading"]).time_unit == "ms"
+    page = (repo / "docs" / "events.md").read_text()
+    named = set(re.findall(r"^\| `([\w-]+)` \|", page, re.MULTILINE))
+    assert {*_DECLARED, *CODECS} <= named
 
 
 def test_generated_pages_are_whole(repo):

@@ -1,5 +1,6 @@
 """What is written to the broker is what is read back: frames, dead letters, and refusals as errors."""
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -7,7 +8,7 @@ from polars.testing import assert_frame_equal
 from headrace.errors import SourceError
 from headrace.local import free_port
 from headrace.pipelines import Intake, KafkaDeadLetters, KafkaSource, TopicWriter, create_topics, topics
-from headrace.schemas import DeadLetter, decode_letter
+from headrace.schemas import DeadLetter, Letters, decode_letter
 from tests.turnstiles import START_US, Shelf, drain, passage_of, passages
 
 
@@ -42,6 +43,24 @@ def test_dead_letters_are_on_the_broker_when_write_returns(broker, topic):
     source.close()
     letters.close()
     assert found == written
+
+
+def test_a_letter_that_no_broker_takes_is_shortened_and_says_so(broker, topic):
+    """As base64 a payload grows by a third: one that a broker took makes a letter that it does not."""
+    create_topics(broker, {topic: 1})
+    payload = bytes(range(256)) * 4_000
+    offsets, texts = np.array([1, 2]), pl.Series(["short", "long"])
+    written = Letters.of("s", "s/0", START_US, offsets, "undecodable", texts, pl.Series([b"x", payload]))
+    letters = KafkaDeadLetters(broker, topic)
+    letters.write(written)
+    letters.write(list(written))
+    source = KafkaSource(broker, [topic], until_end=True)
+    found = [decode_letter(line) for batch in drain(source) for line in batch.payloads]
+    source.close()
+    letters.close()
+    assert found == [written[0], found[1]] * 2
+    assert found[1].detail == "long; here are 600,000 of the payload's 1,024,000 bytes"
+    assert found[1].payload == payload[:600_000]
 
 
 def test_create_topics_leaves_what_is_there(broker, topic):

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
-from headrace.schemas import codec_for, spec_of
+from headrace.schemas import Event, codec_for, spec_of
 from headrace.schemas.avro import AvroCodec, ConfluentAvroCodec
 from tests.schemas.samples import EVENTS, SPEC, BadJsonError, Everything, Flat, frame_of, naive_json, rows
 
@@ -134,7 +135,7 @@ def test_junk_never_raises(junk):
         (b"", "ends before"),
         (b"\x02" * 4, "left over"),
         (b"\x80" * 10, "64 bits"),
-        (b"\x06", "another branch"),
+        (b"\x06", "maybe_text: a union has a branch that its schema does not have"),
         (b"\x02\x04\xff\xff", "not UTF-8"),
         (b"\x02\x03", "negative or beyond"),
         (b"\x02\x08ab", "negative or beyond"),
@@ -338,6 +339,39 @@ def test_a_field_that_is_left_out_takes_its_default_or_is_missing(name):
     members = json.loads(good)
     del members[name]
     check(Everything, json.dumps(members).encode())
+
+
+@pytest.mark.parametrize(
+    ("payload", "detail"),
+    [
+        ('{"amount":null}', "amount: null, which the event does not allow; leave the field out for its default, or"),
+        ('{"door":null}', "door: null, which the event does not allow; declare `| None`"),
+        ('{"tags":["a",null]}', "tags[]: null, which the event does not allow; declare `| None`"),
+        ('{"spot":{"x":null}}', "spot.x: null, which the event does not allow; declare `| None`"),
+        ('{"spot":{}}', "spot.x: no value, and the event has no default"),
+        ('{"door":"x"}', "door: the value is no integer of 64 bits"),
+        ('{"event_time":"noon"}', "event_time: the value is no ISO 8601 time or whole microseconds since 1970"),
+        ("null", "payload: the value is no object"),
+        ("[]", "payload: the value is no object"),
+    ],
+)
+def test_what_is_wrong_with_an_object_is_told_as_it_is(payload, detail):
+    class Spot(BaseModel):
+        x: int
+
+    class Told(Event, topic="told", key="door", codec="json"):
+        event_time: datetime
+        door: int
+        amount: float = 0.0
+        tags: list[str] = []  # noqa: RUF012
+        spot: Spot | None = None
+
+    base = {"event_time": "2026-01-01T00:00:00Z", "door": 1}
+    given = json.loads(payload)
+    whole = json.dumps(base | given) if isinstance(given, dict) else payload
+    [bad] = codec_for(Told).decode([json.dumps(base).encode(), whole.encode()]).bad
+    assert bad.detail.startswith(detail)
+    assert bad.reason == ("missing" if "null," in detail or "no value" in detail else "wrong_type")
 
 
 def test_names_come_in_any_order_escaped_with_space_around_and_never_twice():

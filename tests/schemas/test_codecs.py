@@ -1,10 +1,13 @@
 """Every codec through the same list: round trip, nothing from nothing, refusals, and the reference library."""
 
 import io
+from datetime import date, time, timedelta
+from decimal import Decimal
 
 import fastavro
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,8 +140,33 @@ def test_rows_of_any_frame_can_be_written_as_json():
         },
         schema_overrides={"inside": pl.Struct({"times": pl.List(pl.Datetime("us"))})},
     )
-    wanted = b'{"far":4611686018427387904,"near":3000,"blob":"/w==","weight":"NaN","inside":{"times":[null,5]}}'
+    wanted = (
+        b'{"far":"4611686018427387904","near":"1970-01-01T00:00:00.003000Z","blob":"/w==","weight":"NaN",'
+        b'"inside":{"times":[null,"1970-01-01T00:00:00.000005Z"]}}'
+    )
     assert rows_as_json(frame) == [wanted]
+
+
+def test_values_of_any_type_can_be_written_as_json():
+    one = {
+        "decimal": pl.Series([Decimal("1.50")]),
+        "duration": pl.Series([timedelta(days=1)]),
+        "clock": pl.Series([time(1, 2)]),
+        "day": pl.Series([date(2020, 1, 1)]),
+        "category": pl.Series(["a"], dtype=pl.Categorical),
+        "array": pl.Series([[1.0, float("inf")]], dtype=pl.Array(pl.Float64, 2)),
+        "big": pl.Series([2**64 - 1], dtype=pl.UInt64),
+        "nothing": pl.Series([None]),
+        "map": pl.Series(pl.from_arrow(pa.table({"m": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))}))["m"]),
+        'a "name"': pl.Series(["\n"]),
+    }
+    wanted = (
+        b'{"decimal":"1.50","duration":"P1D","clock":"01:02:00","day":"2020-01-01","category":"a",'
+        b'"array":[1.0,"Infinity"],"big":18446744073709551615,"nothing":null,"map":"(Map(String, Int64))",'
+        b'"a \\"name\\"":"\\n"}'
+    )
+    assert rows_as_json(pl.DataFrame(one)) == [wanted]
+    assert rows_as_json(pl.DataFrame(one)[:0]) == []
 
 
 def test_json_refuses_times_that_have_no_iso_form():

@@ -2,14 +2,17 @@
 
 import multiprocessing
 
+import numpy as np
 import polars as pl
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import DecodeError
-from headrace.schemas import DeadLetter, FileDeadLetters, decode_letter, encode_letter
-from headrace.schemas.dead_letters import DEAD_LETTERS, count_letters, read
+from headrace.schemas import DeadLetter, FileDeadLetters, Letters, decode_letter, encode_letter
+from headrace.schemas.dead_letters import DEAD_LETTERS, count_letters, encoded, read
+from headrace.schemas.paced_log import PacedLog
 
 
 def letter(number=1, **changes):
@@ -93,3 +96,71 @@ def test_letters_are_counted_by_event_and_reason():
     before = count("future"), count("missing")
     count_letters([letter(source="counted", reason=reason) for reason in ("future", "future", "missing")])
     assert (count("future") - before[0], count("missing") - before[1]) == (2, 1)
+
+
+TEXTS = st.text(max_size=12) | st.sampled_from(["", "\n", '"', "\\", "\u2028", "\x00", "😀"])
+COLUMNS = st.lists(st.tuples(st.integers(0, 2**63 - 1), TEXTS, TEXTS, st.binary(max_size=12)), max_size=6)
+
+
+def columns(rows, source="topic", partition="topic/0", arrival_us=5):
+    offsets, reasons, details, payloads = zip(*rows, strict=True) if rows else ((), (), (), ())
+    texts = (pl.Series(list(column), dtype=pl.String) for column in (reasons, details))
+    found = (np.array(offsets, np.int64), *texts, pl.Series(list(payloads), dtype=pl.Binary))
+    return Letters.of(source, partition, arrival_us, *found)
+
+
+@given(rows=COLUMNS, source=TEXTS, partition=TEXTS, cut=st.slices(6))
+def test_letters_as_columns_are_a_sequence_of_letters(rows, source, partition, cut):
+    letters = columns(rows, source, partition)
+    wanted = [DeadLetter(source, partition, offset, *texts, payload, 5) for offset, *texts, payload in rows]
+    assert list(letters) == wanted
+    assert len(letters) == len(wanted)
+    assert list(letters[cut]) == wanted[cut]
+    assert [letters[index] for index in range(-len(wanted), len(wanted))] == [*wanted, *wanted]
+    assert list(Letters.joined([letters, letters])) == [*wanted, *wanted]
+    assert [decode_letter(line) for line in encoded(letters)] == wanted
+    assert [decode_letter(line) for line in encoded(wanted)] == wanted
+
+
+def test_letters_as_columns_and_as_objects_are_written_alike(tmp_path):
+    rows = [(1, "missing", "door: null", b"\xff\n"), (2, "future", "\n", b"")]
+    for place, letters in (("columns", columns(rows)), ("objects", list(columns(rows)))):
+        sink = FileDeadLetters(tmp_path / place)
+        sink.write(letters)
+        sink.close()
+    assert read(tmp_path / "columns").equals(read(tmp_path / "objects"))
+    assert read(tmp_path / "columns").height == 2
+
+
+def test_columns_are_counted_as_objects_are():
+    letters = columns([(1, "missing", "", b""), (2, "future", "", b""), (3, "missing", "", b"")], source="as-columns")
+    count_letters(letters)
+    counts = [DEAD_LETTERS.labels(event="as-columns", reason=reason)._value.get() for reason in ("missing", "future")]
+    assert counts == [2, 1]
+
+
+def test_a_text_that_is_no_unicode_can_be_written():
+    written = decode_letter(encode_letter(letter(detail="a\ud800b")))
+    assert written.detail == "a?b"
+
+
+def test_a_storm_is_a_line_and_its_counts_add_up():
+    log = PacedLog("storm", pace_s=60)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(1_000):
+            log.add(3, "why", source="a", reason="x")
+        log.add(1, "how", source="a", reason="y")
+        assert [(line["reason"], line["count"], line["detail"]) for line in lines] == [("x", 3, "why"), ("y", 1, "how")]
+        log.flush()
+    assert [(line["source"], line["reason"], line["count"]) for line in lines[2:]] == [("a", "x", 2_997)]
+
+
+def test_what_waits_is_logged_by_a_timer():
+    log = PacedLog("storm", pace_s=0.02)
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(5):
+            log.add(1, "", source="a", reason="x")
+        timer = log._timer
+        if timer is not None:
+            timer.join()
+    assert sum(line["count"] for line in lines) == 5

@@ -1,16 +1,19 @@
 """What an event class may declare, and what it is told when it may not."""
 
 import enum
-from datetime import date, datetime
+import io
+import re
+from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
 import annotated_types
+import fastavro
 import polars as pl
 import pytest
 from pydantic import AfterValidator, BaseModel, PositiveInt, StringConstraints, field_validator
 
 from headrace.errors import DeclarationError
-from headrace.schemas import Event, Field, spec_of
+from headrace.schemas import AvroCodec, Event, Field, codec_for, conform, spec_of
 from tests.schemas.samples import Everything, Flat
 
 
@@ -185,3 +188,78 @@ def test_names_that_python_meets_later_are_resolved_when_asked_for():
 
     Early.model_rebuild(_types_namespace={"Late": Late})
     assert spec_of(Early).polars["place"] == pl.Struct({"label": pl.String})
+
+
+def test_structs_of_one_event_have_names_of_their_own_in_avro():
+    """Two models of one name, and paths that make one name: `a.b` with `c`, and `a` with `b_c`."""
+
+    def place(**fields):
+        return type("Place", (BaseModel,), {"__annotations__": fields, "__module__": __name__})
+
+    inner, other, third = place(x=int), place(y=str), place(z=float)
+    outer = place(c=inner, items=list[third])
+
+    class Visit(Event, topic="visits", key="door"):
+        event_time: datetime
+        door: int
+        a_b: outer
+        a_b_c: other
+        a_b_c_2: list[inner]
+        a_b_items: third | None
+
+    spec = spec_of(Visit)
+    found = str(spec.avro)
+    names = re.findall(r"'type': 'record', 'name': '(\w+)'", found)
+    assert len(names) == len(set(names)) == 7
+    assert names[:2] == ["Visit", "Visit_a_b"]
+    fastavro.parse_schema(spec.avro)
+    row = {
+        "event_time": datetime(2026, 1, 1, tzinfo=UTC),
+        "door": 1,
+        "a_b": {"c": {"x": 5}, "items": [{"z": 0.5}]},
+        "a_b_c": {"y": "y"},
+        "a_b_c_2": [{"x": 6}],
+        "a_b_items": {"z": 1.5},
+    }
+    payload = io.BytesIO()
+    fastavro.schemaless_writer(payload, fastavro.parse_schema(spec.avro), row)
+    for codec in (AvroCodec(spec), AvroCodec(spec, writer=spec.avro)):
+        assert codec.decode([payload.getvalue()]).frame.to_dicts() == [row]
+
+
+@pytest.mark.parametrize("default", [b"\xff", b"", b"\x00\xe9", b"text"])
+def test_a_default_of_bytes_is_the_same_bytes_in_every_format(default):
+    """Avro writes it as latin-1 in its schema; columns and rows hold the bytes."""
+
+    class Old(Event, topic="tagged", key="door"):
+        event_time: datetime
+        door: int
+
+    class Inner(BaseModel):
+        mark: bytes = default
+
+    class Tagged(Event, topic="tagged", key="door"):
+        event_time: datetime
+        door: int
+        tag: bytes = default
+        tags: list[bytes] = [default]  # noqa: RUF012
+        inner: Inner = Inner()
+        since: datetime = datetime(2020, 1, 1, tzinfo=UTC)
+
+    frame = pl.DataFrame({"event_time": [datetime(2026, 1, 1, tzinfo=UTC)], "door": [1]})
+    old, new = spec_of(Old), spec_of(Tagged)
+    [tag] = [field for field in new.avro["fields"] if field["name"] == "tag"]
+    assert tag["default"].encode("latin-1") == default
+    wanted = {"tag": default, "tags": [default], "inner": {"mark": default}, "since": datetime(2020, 1, 1, tzinfo=UTC)}
+    read = {
+        "frame": conform(frame, new),
+        "arrow": codec_for(Tagged, "arrow").decode(codec_for(Old, "arrow").encode(frame)).frame,
+        "json": codec_for(Tagged, "json").decode(codec_for(Old, "json").encode(frame)).frame,
+        "avro": AvroCodec(new, writer=old.avro).decode(AvroCodec(old).encode(frame)).frame,
+    }
+    for found in read.values():
+        assert found.select(list(wanted)).to_dicts() == [wanted]
+        assert found.schema == new.polars
+    many = pl.concat([frame] * 3)
+    assert conform(many, new)["tag"].to_list() == [default] * 3
+    assert conform(many[:0], new).schema == new.polars

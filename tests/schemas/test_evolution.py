@@ -12,7 +12,7 @@ from headrace.schemas import Change, Event, check_lock, write_lock
 from headrace.schemas.evolution import lock_path, stale_locks
 
 
-def declare(topic="things", key="number", time="event_time", event_id=None, codec="json", **fields):
+def declare(topic="things", key="number", time="event_time", event_id=None, codec="json", time_unit=None, **fields):
     """An event `Thing` with the fields."""
     annotations = {"event_time": datetime, "number": int}
     body = {}
@@ -20,7 +20,7 @@ def declare(topic="things", key="number", time="event_time", event_id=None, code
         annotations[name], *default = field if isinstance(field, tuple) else (field,)
         if default:
             body[name] = default[0](name) if callable(default[0]) else default[0]
-    kwargs = {"topic": topic, "key": key, "time": time, "id": event_id, "codec": codec}
+    kwargs = {"topic": topic, "key": key, "time": time, "id": event_id, "codec": codec, "time_unit": time_unit}
     return type(Event)("Thing", (Event,), {"__annotations__": annotations, "__module__": __name__, **body}, **kwargs)
 
 
@@ -84,6 +84,9 @@ def was(old, annotation):
         ({"a": str}, {"a": str, "key": "a"}, [("key", "role", "incompatible")]),
         ({"a": str}, {"a": str, "event_id": "a"}, [("id", "role", "incompatible")]),
         ({"a": datetime}, {"a": datetime, "time": "a"}, [("time", "role", "incompatible")]),
+        ({"time_unit": "ms"}, {"time_unit": "ms"}, []),
+        ({}, {"time_unit": "ms"}, [("time_unit", "role", "incompatible")]),
+        ({"time_unit": "ms"}, {}, [("time_unit", "role", "incompatible")]),
         ({}, {"topic": "others", "codec": "arrow"}, [("topic", "topic", "compatible")]),
     ],
 )

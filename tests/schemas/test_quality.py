@@ -124,8 +124,8 @@ def test_the_verdict_is_pydantics(made, name):
         ({"tags": ["x" * 99, ""]}, "out_of_range", "..., wanted a length >= 1 in each item"),
         (
             {"event_time": datetime(1969, 12, 31, tzinfo=UTC)},
-            "out_of_range",
-            "-86400000000, wanted 1970 or later",
+            "implausible_time",
+            'event_time: "1969-12-31T00:00:00.000000Z", wanted 1971-01-01 or later',
         ),
         ({"event_time": datetime(9999, 1, 1, tzinfo=UTC)}, "future", "wanted at most 600 s ahead of the clock"),
     ],
@@ -138,15 +138,17 @@ def test_reasons_and_details(change, reason, detail):
     assert checked.kept.tolist() == [0, 2]
 
 
-def test_the_future_begins_after_the_allowance():
+def test_the_future_begins_after_the_allowance_and_the_past_ends_at_the_floor():
     spec = spec_of(Flat)
     row = {"event_id": 1, "number": 1, "weight": 0.0, "flag": True, "text": "", "maybe_text": None}
-    times = [NOW_US, NOW_US + 5, NOW_US + 6, 2**62, 0, -1]
+    floor_us = 365 * 86_400_000_000
+    times = [NOW_US, NOW_US + 5, NOW_US + 6, 2**62, floor_us, floor_us - 1, 0, -1]
     frame = pl.DataFrame([row | {"event_time": time} for time in times])
     frame = frame.with_columns(pl.col("event_time").cast(pl.Datetime("us", "UTC"))).select(list(spec.polars))
     checked = Quality(spec, future_us=5).check(frame, NOW_US)
     assert checked.kept.tolist() == [0, 1, 4]
-    assert [(bad.index, bad.reason) for bad in checked.bad] == [(2, "future"), (3, "future"), (5, "out_of_range")]
+    reasons = [(2, "future"), (3, "future"), *((index, "implausible_time") for index in (5, 6, 7))]
+    assert [(bad.index, bad.reason) for bad in checked.bad] == reasons
 
 
 def test_a_good_batch_passes_as_it_is():

@@ -1,0 +1,179 @@
+# ruff: noqa: C901, PLR0911, PLR0912, PLR0915
+# Kernels are flat loops over many arrays.
+# mypy: disable-error-code="assignment,return-value,no-any-return"
+# NumPy scalars and Python ints are one type to numba.
+"""Passing over Avro values that the event does not have: any type, maps, wide unions and recursive records included.
+
+A schema is a table of nodes, `nodes` int64 (n, 4); a node refers to others by number, so a record may contain itself.
+
+    kind     argument               first, count: its part of `links`
+    FIXED    bytes
+    VARINT
+    SIZED
+    RECORD                          its fields
+    ARRAY    1: items of no bytes   its item
+    MAP                             its value
+    UNION                           its branches
+
+Nothing is kept of what is passed over, and text is not checked; only the positions must be right.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.schemas.avro_tokens import BAD_BRANCH, BAD_LENGTH, GOOD, SHORT, TOO_DEEP, read_varint
+from headrace.schemas.kernels import Bytes, Ints, kernel
+
+FIXED_SIZE, VARINT, SIZED, RECORD, ARRAY, MAP, ANY_OF = range(7)
+KIND, ARGUMENT, FIRST, COUNT = range(4)  # the table's columns
+
+DEPTH_MAX = 512
+"""Records, arrays and maps within each other that are passed over."""
+
+
+class SkipTable:
+    """Nodes as they are added; `nodes` and `links` are made when the last one is."""
+
+    def __init__(self) -> None:
+        self._nodes: list[list[int]] = []
+        self._links: list[list[int]] = []
+        self._least: dict[int, int] = {}
+
+    def add(self, kind: int, argument: int = 0) -> int:
+        """A new node, without links yet."""
+        self._nodes.append([kind, argument, 0, 0])
+        self._links.append([])
+        return len(self._nodes) - 1
+
+    def link(self, node: int, links: list[int]) -> None:
+        """Say what a node consists of."""
+        self._links[node] = links
+
+    def _least_bytes(self, node: int) -> int:
+        """Bytes that a value takes at least; a record that contains itself counts itself as none."""
+        kind, argument = self._nodes[node][: ARGUMENT + 1]
+        if kind != RECORD:
+            return argument if kind == FIXED_SIZE else 1
+        if node not in self._least:
+            self._least[node] = 0
+            self._least[node] = sum(self._least_bytes(link) for link in self._links[node])
+        return self._least[node]
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`nodes` int64 (n, 4) and `links` int64 (m,)."""
+        links: list[int] = []
+        for node, parts in zip(self._nodes, self._links, strict=True):
+            node[FIRST], node[COUNT] = len(links), len(parts)
+            if node[KIND] == ARRAY:
+                node[ARGUMENT] = int(not self._least_bytes(parts[0]))
+            links += parts
+        return np.array(self._nodes or [[0] * 4], np.int64), np.array(links or [0], np.int64)
+
+
+@kernel
+def skip_datum(data: Bytes, at: int, end: int, node: int, nodes: Ints, links: Ints, open_: Ints) -> tuple[int, int]:
+    """Pass over a value of a node: (GOOD, position after it), or (status, -1).
+
+    `open_` int64 (DEPTH_MAX, 2) is scratch: the open records, arrays and maps, each with the number of its fields done
+    or of its items to come. Every turn of the loop takes a byte, opens something or closes it.
+    """
+    depth = 0
+    while True:
+        kind, first = nodes[node, KIND], nodes[node, FIRST]
+        items = 0
+        if kind == VARINT:
+            number, at = read_varint(data, at, end)
+            if at < 0:
+                return number, -1
+        elif kind == FIXED_SIZE:
+            at += nodes[node, ARGUMENT]
+            if at > end:
+                return SHORT, -1
+        elif kind == SIZED:
+            number, at = skip_sized(data, at, end)
+            if at < 0:
+                return number, -1
+        elif kind == ANY_OF:
+            number, at = read_varint(data, at, end)
+            if at < 0:
+                return number, -1
+            if number < 0 or number >= nodes[node, COUNT]:
+                return BAD_BRANCH, -1
+            node = links[first + number]
+            continue
+        elif kind == RECORD:
+            items = nodes[node, COUNT]
+        else:
+            items, at = skip_blocks(data, at, end, nodes[node, ARGUMENT])
+            if at < 0:
+                return items, -1
+        if items > 0:
+            if depth == DEPTH_MAX:
+                return TOO_DEEP, -1
+            open_[depth, 0], open_[depth, 1] = node, 0 if kind == RECORD else items
+            depth += 1
+        is_opened = items > 0
+        while True:  # a value is done, or a record, array or map has just been opened
+            if depth == 0:
+                return GOOD, at
+            node = open_[depth - 1, 0]
+            kind, first = nodes[node, KIND], nodes[node, FIRST]
+            if kind == RECORD:
+                done = open_[depth - 1, 1]
+                if done < nodes[node, COUNT]:
+                    open_[depth - 1, 1] = done + 1
+                    node = links[first + done]
+                    break
+                depth -= 1
+                continue
+            if not is_opened:
+                open_[depth - 1, 1] -= 1
+                if open_[depth - 1, 1] == 0:
+                    items, at = skip_blocks(data, at, end, nodes[node, ARGUMENT])
+                    if at < 0:
+                        return items, -1
+                    if items == 0:
+                        depth -= 1
+                        continue
+                    open_[depth - 1, 1] = items
+            is_opened = False
+            if kind == MAP:
+                number, at = skip_sized(data, at, end)
+                if at < 0:
+                    return number, -1
+            node = links[first]
+            break
+
+
+@kernel
+def skip_sized(data: Bytes, at: int, end: int) -> tuple[int, int]:
+    """Pass over a length and as many bytes: (0, position after them), or (status, -1)."""
+    length, at = read_varint(data, at, end)
+    if at < 0:
+        return length, -1
+    if length < 0 or length > end - at:
+        return BAD_LENGTH, -1
+    return 0, at + length
+
+
+@kernel
+def skip_blocks(data: Bytes, at: int, end: int, is_empty: int) -> tuple[int, int]:
+    """Pass over blocks that give their size, and those of items without bytes.
+
+    Returns (items of the next block, 0 at the end of the array; position after its count), or (status, -1).
+    """
+    while True:
+        items, at = read_varint(data, at, end)
+        if at < 0:
+            return items, -1
+        if items == 0:
+            return 0, at
+        if items < 0:
+            size, at = read_varint(data, at, end)
+            if at < 0:
+                return size, -1
+            if size < 0 or size > end - at:
+                return BAD_LENGTH, -1
+            at += size
+        elif is_empty == 0:
+            return (items, at) if items <= end - at else (BAD_LENGTH, -1)

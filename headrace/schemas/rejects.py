@@ -1,0 +1,111 @@
+"""Payloads or rows that cannot be used, as columns: a storm of them costs no Python object each."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, Self, TypeVar, overload
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+
+class Reject(Protocol):
+    """One payload or row: its index in the batch, the reason in one word, and a sentence."""
+
+    @property
+    def index(self) -> int: ...  # noqa: D102
+    @property
+    def reason(self) -> str: ...  # noqa: D102
+    @property
+    def detail(self) -> str: ...  # noqa: D102
+
+
+One = TypeVar("One", bound=Reject)
+
+
+class Rejects(Sequence[One]):
+    """A sequence of rejects whose objects are made when they are asked for.
+
+    Args:
+        make: the class of the objects, called with index, reason and detail.
+        indexes: int64 (n,), ascending.
+        reasons, details: (n,) strings.
+    """
+
+    def __init__(
+        self, make: Callable[[int, str, str], One], indexes: NDArray[np.int64], reasons: pl.Series, details: pl.Series
+    ) -> None:
+        assert len(indexes) == len(reasons) == len(details), f"{len(indexes)}, {len(reasons)}, {len(details)}"
+        self.make = make
+        self.indexes = indexes
+        self.reasons = reasons
+        self.details = details
+
+    @classmethod
+    def none(cls, make: Callable[[int, str, str], One]) -> Self:
+        """No rejects: what nearly every batch has, so it costs nothing."""
+        return cls(make, _NO_INDEX, _NO_TEXT, _NO_TEXT)
+
+    @classmethod
+    def of(cls, make: Callable[[int, str, str], One], rejects: Sequence[One]) -> Self:
+        """The columns of a sequence of objects; a `Rejects` is returned as it is."""
+        if isinstance(rejects, cls):
+            return rejects
+        if not rejects:
+            return cls.none(make)
+        index = np.array([one.index for one in rejects], np.int64)
+        reasons, details = [one.reason for one in rejects], [one.detail for one in rejects]
+        return cls(make, index, pl.Series(reasons, dtype=pl.String), pl.Series(details, dtype=pl.String))
+
+    @classmethod
+    def same(
+        cls, make: Callable[[int, str, str], One], index: NDArray[np.int64], reason: str, detail: str | pl.Series
+    ) -> Self:
+        """Rejects of one reason."""
+        details = detail if isinstance(detail, pl.Series) else pl.repeat(detail, len(index), eager=True)
+        return cls(make, index, pl.repeat(reason, len(index), dtype=pl.String, eager=True), details.cast(pl.String))
+
+    @classmethod
+    def merged(cls, make: Callable[[int, str, str], One], parts: Sequence[Self]) -> Self:
+        """Several of them as one, by ascending index; no index may occur twice."""
+        some = [part for part in parts if len(part)]
+        if len(some) < 2:
+            return some[0] if some else cls.none(make)
+        index = np.concatenate([part.indexes for part in some])
+        order = np.argsort(index, kind="stable")
+        reason, detail = pl.concat([part.reasons for part in some]), pl.concat([part.details for part in some])
+        return cls(make, index[order], reason[order], detail[order])
+
+    def at(self, index: NDArray[np.int64]) -> Self:
+        """With other indexes, (n,): of the batch that these were a part of."""
+        return type(self)(self.make, index, self.reasons, self.details)
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    def __iter__(self) -> Iterator[One]:
+        return map(self.make, self.indexes.tolist(), self.reasons.to_list(), self.details.to_list())
+
+    @overload
+    def __getitem__(self, key: int) -> One: ...
+    @overload
+    def __getitem__(self, key: slice) -> Self: ...
+    def __getitem__(self, key: int | slice) -> One | Self:
+        if isinstance(key, slice):
+            return type(self)(self.make, self.indexes[key], self.reasons[key], self.details[key])
+        return self.make(int(self.indexes[key]), self.reasons[key], self.details[key])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(_equal, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Rejects({list(self[:10])!r}{', ...' if len(self) > 10 else ''})"
+
+
+_NO_INDEX = np.empty(0, np.int64)
+_NO_TEXT = pl.Series([], dtype=pl.String)
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    return bool(ours == theirs)

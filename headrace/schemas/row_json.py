@@ -1,0 +1,134 @@
+"""Rows of any frame as JSON, for rows that came without payload bytes and cannot be used, and for error messages.
+
+Whatever a column holds can be written: times are ISO 8601 in UTC with microseconds, or the text of their number since
+1970 where they lie outside the years 1 to 9999; bytes are base64; floats that are not finite are "NaN", "Infinity" and
+"-Infinity"; decimals, durations and whatever else JSON lacks are text, or the name of their type where Polars has none.
+Cost: about 0.5 us a row, 10 us where a float is not finite.
+"""
+
+import math
+from typing import Any
+
+import orjson
+import polars as pl
+
+_ISO = "%Y-%m-%dT%H:%M:%S%.6fZ"
+
+YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
+"""Times of four-digit years, `[YEAR_1_US, YEAR_10000_US)`: what ISO 8601 and Python's datetime can say."""
+
+_VALUE_CHARS = 80
+_WITH_TEXT = (pl.String, pl.Decimal, pl.Date, pl.Time, pl.Categorical, pl.Enum)
+_US_A_UNIT = {"ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}  # multiplier, divisor
+
+
+def json_rows(frame: pl.DataFrame) -> pl.Series:
+    """Every row as the text of a JSON object, (n_rows,) strings."""
+    if not frame.width:
+        return pl.repeat("{}", frame.height, dtype=pl.String, eager=True)
+    wire = frame.select(_plain(pl.col(name), dtype).alias(name) for name, dtype in frame.schema.items())
+    texts = wire.select(pl.struct(pl.all()).struct.json_encode().alias("json")).to_series()
+    odd = frame.select(pl.any_horizontal(pl.lit(value=False), *_odd_columns(frame))).to_series().arg_true()
+    if odd.is_empty():
+        return texts
+    rows = [orjson.dumps(_named_floats(row), default=str).decode() for row in wire[odd].iter_rows(named=True)]
+    return texts.scatter(odd, rows)
+
+
+def rows_as_json(frame: pl.DataFrame) -> list[bytes]:
+    """Every row as a JSON object in UTF-8."""
+    return json_rows(frame).cast(pl.Binary).to_list()
+
+
+def value_texts(column: pl.Series) -> pl.Series:
+    """Every value as JSON, cut after 80 characters, (n,) strings: for messages."""
+    texts = json_rows(column.alias("v").to_frame())
+    texts = texts.str.slice(len('{"v":')).str.head(-1)
+    short = pl.col("v").str.head(_VALUE_CHARS) + "..."
+    return (
+        texts.alias("v")
+        .to_frame()
+        .select(pl.when(pl.col("v").str.len_chars() > _VALUE_CHARS).then(short).otherwise("v"))
+        .to_series()
+    )
+
+
+def _named_floats(value: Any) -> Any:
+    """A JSON value in which floats that are not finite are named."""
+    match value:
+        case dict():
+            return {name: _named_floats(inner) for name, inner in value.items()}
+        case list():
+            return [_named_floats(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _plain(values: pl.Expr, dtype: Any) -> pl.Expr:
+    """A column as JSON can hold it."""
+    match dtype:
+        case pl.List():
+            return values.list.eval(_plain(pl.element(), dtype.inner))
+        case pl.Array():
+            return _plain(values.arr.to_list(), pl.List(dtype.inner))
+        case pl.Struct():
+            fields = [_plain(values.struct.field(field.name), field.dtype).alias(field.name) for field in dtype.fields]
+            return pl.when(values.is_not_null()).then(pl.struct(fields))
+    return _plain_leaf(values, dtype)
+
+
+def _plain_leaf(values: pl.Expr, dtype: Any) -> pl.Expr:
+    match dtype:
+        case pl.Datetime():
+            return _time_text(values, dtype.time_unit)
+        case pl.Binary():
+            return values.bin.encode("base64")
+        case pl.Duration():
+            return values.dt.to_string("iso")
+    if dtype in (pl.Boolean, pl.Null) or dtype.is_integer() or dtype.is_float():
+        return values
+    return values.cast(pl.String) if dtype in _WITH_TEXT else pl.lit(f"({dtype})")
+
+
+def _time_text(values: pl.Expr, unit: str) -> pl.Expr:
+    multiplier, divisor = _US_A_UNIT[unit]
+    number = values.cast(pl.Int64)
+    low, high = YEAR_1_US * divisor // multiplier, YEAR_10000_US * divisor // multiplier
+    low, high = max(low, -(2**63)), min(high, 2**63)
+    is_near = (number >= low) & (number < high) if high < 2**63 else pl.lit(value=True)
+    near = pl.when(is_near).then(number)
+    return near.cast(pl.Datetime(unit)).dt.strftime(_ISO).fill_null(number.cast(pl.String))  # type: ignore[arg-type]
+
+
+def _odd_columns(frame: pl.DataFrame) -> list[pl.Expr]:
+    return [
+        _odd(pl.col(name), dtype).fill_null(value=False) for name, dtype in frame.schema.items() if _has_floats(dtype)
+    ]
+
+
+def _has_floats(dtype: Any) -> bool:
+    match dtype:
+        case pl.List() | pl.Array():
+            return _has_floats(dtype.inner)
+        case pl.Struct():
+            return any(_has_floats(field.dtype) for field in dtype.fields)
+    return bool(dtype.is_float())
+
+
+def _odd(values: pl.Expr, dtype: Any) -> pl.Expr:
+    """Where a float below is not finite."""
+    match dtype:
+        case pl.List():
+            return values.list.eval(_odd(pl.element(), dtype.inner)).list.any()
+        case pl.Array():
+            return _odd(values.arr.to_list(), pl.List(dtype.inner))
+        case pl.Struct():
+            return pl.any_horizontal(
+                [
+                    _odd(values.struct.field(field.name), field.dtype)
+                    for field in dtype.fields
+                    if _has_floats(field.dtype)
+                ]
+            )
+    return ~values.is_finite()
