@@ -65,7 +65,8 @@ class SchemaRegistry:
         answer = self._ask("POST", path, _wanted(spec))
         if answer.status_code == _CONFLICT:
             raise EvolutionError(
-                f"event {spec.name}: the schema registry refuses it: {redacted(answer.text, self._url)}; keep old fields readable"
+                f"event {spec.name}: the schema registry refuses it: {redacted(answer.text, self._url)}; keep old fields "
+                "readable"
             )
         return self._id(answer)
 
