@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import polars as pl
-import structlog
 
 from headrace.clock import wall_us
 from headrace.errors import SchemaError, SourceError
@@ -25,11 +24,13 @@ from headrace.schemas.event_files import (
     read_events,
     read_file,
     read_range,
+    reads_row_groups,
     row_groups,
     rows_of,
     time_range,
 )
 from headrace.schemas.file_finder import EventFile, find_files
+from headrace.schemas.left_out import leave_out
 
 MEMORY_ROWS = 10_000_000
 """Events that are in memory at a time; sorting them needs as much again."""
@@ -41,8 +42,6 @@ _BYTES_A_ROW = 8
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 Table: TypeAlias = pl.DataFrame | pl.LazyFrame | Paths
 History: TypeAlias = Table | Mapping[type[Event], Table]
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ def _blocks(table: Table, event: type[Event], span: Span, budget: int, folder: C
             raise SourceError(f"events {spec.name}: no files given")
         rows = [rows_of(file) for file in files]
         known = [count for count in rows if count is not None]
-        if len(known) == len(files) and sum(known) > budget:
+        if len(known) == len(files) and sum(known) > budget and all(reads_row_groups(file, event) for file in files):
             blocks = _row_groups(files, event, span, min(PIECE_ROWS, budget // 8))
             if overlap(blocks) <= budget:
                 return blocks
@@ -202,7 +201,8 @@ def _checked(
 ) -> Iterator[pl.DataFrame]:
     """Good rows of files, whole files where they are small."""
     for file, count in zip(files, rows, strict=True):
-        is_small = count <= budget if count is not None else 0 <= file.size <= budget * _BYTES_A_ROW
+        is_sized = file.size >= 0 and file.compression is None
+        is_small = count <= budget if count is not None else is_sized and file.size <= budget * _BYTES_A_ROW
         found = [read_events(file, event)] if is_small else iter_events(file, event, min(PIECE_ROWS, budget))
         for piece in found:
             yield _good(piece, event, file.url)
@@ -212,7 +212,7 @@ def _good(frame: pl.DataFrame, event: type[Event], place: str) -> pl.DataFrame:
     checked = _quality(event, tuple(frame.columns)).check(frame, wall_us())
     if checked.bad:
         first = checked.bad[0]
-        log.warning("bad_rows_left_out", log=place, rows=len(checked.bad), reason=first.reason, detail=first.detail)
+        leave_out(spec_of(event).name, place, len(checked.bad), first.reason, first.detail)
     return checked.frame
 
 

@@ -31,6 +31,7 @@ from headrace.features.view import FeatureView, plan_of
 from headrace.schemas import Event
 from headrace.schemas.event_files import iter_file
 from headrace.schemas.file_finder import EventFile, find_files
+from headrace.schemas.wanted import ALL_COLUMNS, Wanted
 
 ROW = pl.col("row")
 """Row of the spine that an answer belongs to."""
@@ -111,11 +112,11 @@ def work_on(part: Part, report: Report, is_stopped: Callable[[], bool] = lambda:
             report(part.place, total, total)
 
 
-def spine_pieces(files: Sequence[EventFile], columns: Mapping[str, object] | None = None) -> Iterator[pl.DataFrame]:
+def spine_pieces(files: Sequence[EventFile], wanted: Wanted = ALL_COLUMNS) -> Iterator[pl.DataFrame]:
     """A spine in pieces, in order; files that name no types are read as a whole, so that all pieces have the same."""
     if all(file.suffix == ".parquet" for file in files):
         for file in files:
-            yield from iter_file(file, PIECE_ROWS, columns)
+            yield from iter_file(file, PIECE_ROWS, wanted)
         return
     yield from read_files(files).iter_slices(PIECE_ROWS)
 
@@ -165,7 +166,7 @@ class _Walk:
         names = [*plan.entity, TIME, *(name for view in part.views for name in plan_of(view).layout.request)]
         needed = dict.fromkeys(names)
         found, start = [], 0
-        for piece in spine_pieces(find_files(part.spine), needed):
+        for piece in spine_pieces(find_files(part.spine), Wanted({}, tuple(((name,), True) for name in needed))):
             rows = piece.select(list(needed)).with_columns(row=pl.int_range(start, start + piece.height))
             start += piece.height
             found.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))

@@ -121,3 +121,19 @@ def hash_words(words: Ints, seed: np.uint64, out: Ints) -> None:
     for i in range(words.size):
         h = _rotl(start ^ _round(np.uint64(0), np.uint64(words[i])), 27) * _P1 + _P4
         out[i] = np.int64(_spread(h))
+
+
+@lean_kernel
+def chain_lines(data: Bytes, starts: Ints, state: np.uint64, out: Ints) -> np.uint64:
+    """Running hash of lines: `out[i]` is what precedes line i, and the result what precedes the next line.
+
+    Line i is `data[starts[i]:starts[i + 1]]` without white space at its end; starts (n + 1,), out (n,). `state` is the
+    result for the lines before, 0 at a file's start. Costs a hash of the line, 30 ns for 150 bytes.
+    """
+    for i in range(out.size):
+        out[i] = np.int64(state)
+        end = starts[i + 1]
+        while end > starts[i] and data[end - 1] <= 32:
+            end -= 1
+        state = xxh64(data, starts[i], end, state)
+    return state
