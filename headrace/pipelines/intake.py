@@ -14,6 +14,7 @@ from prometheus_client import Counter
 
 from headrace.clock import Clock, WallClock
 from headrace.errors import SourceError
+from headrace.pipelines.line_positions import row_number
 from headrace.pipelines.source import Batch, EventBatch
 from headrace.schemas import (
     BadPayload,
@@ -29,6 +30,7 @@ from headrace.schemas import (
     sample_frame,
     spec_of,
 )
+from headrace.schemas.event_files import UNFINISHED
 from headrace.schemas.registry import SchemaRegistry
 
 FUTURE_US = 600_000_000
@@ -81,7 +83,7 @@ class Intake:
         decoded = _decoded(batch, codec)
         checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
         letters = _letters(batch, decoded.bad) + _row_letters(batch, decoded, checked.bad, codec)
-        put_aside(letters, self._dead_letters)
+        put_aside(letters + _unfinished(batch), self._dead_letters)
         EVENTS.labels(batch.topic).inc(checked.frame.height)
         kept = decoded.payload_index[checked.kept]
         return EventBatch(
@@ -103,6 +105,8 @@ class Intake:
             self._quality[topic].check(decoded.frame, self._clock.now_us())
 
     def _codec(self, event: type[Event], batch: Batch) -> Codec:
+        if batch.codec is not None and not isinstance(batch.codec, str):
+            return batch.codec
         key = (batch.topic, batch.codec)
         if key not in self._codecs:
             self._codecs[key] = codec_for(event, batch.codec, registry=self._registry)
@@ -125,7 +129,7 @@ def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]
         DeadLetter(
             source=spec_of(batch.event).topic,
             partition=batch.partition,
-            offset=offset,
+            offset=row_number(batch.partition, offset),
             reason="too_late",
             detail=detail,
             payload=payload,
@@ -171,11 +175,30 @@ def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:
     return np.repeat(np.diff(edges) == 1, np.diff(edges))
 
 
+def _unfinished(batch: Batch) -> list[DeadLetter]:
+    """A letter for the payload that its writer was not done with; it is read again by the next run."""
+    if batch.unfinished is None:
+        return []
+    number = row_number(batch.partition, batch.next_offset)
+    detail = f"line {number + 1} has no end: its writer is not done, or was cut off; once it is whole it counts"
+    return [
+        DeadLetter(
+            source=batch.topic,
+            partition=batch.partition,
+            offset=number,
+            reason=UNFINISHED,
+            detail=detail,
+            payload=batch.unfinished,
+            arrival_us=batch.arrival_us,
+        )
+    ]
+
+
 def _letter(batch: Batch, index: int, reason: str, detail: str, payload: bytes) -> DeadLetter:
     return DeadLetter(
         source=batch.topic,
         partition=batch.partition,
-        offset=int(batch.offsets[index]),
+        offset=row_number(batch.partition, int(batch.offsets[index])),
         reason=reason,
         detail=detail,
         payload=payload,

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.event_rows import Rows
-from headrace.schemas import Event
+from headrace.schemas import Codec, Event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +22,8 @@ class Batch:
 
     `partition` is "<topic>/<number>" or "<topic>/<file>". `offsets` int64 (n,) ascending, one a payload or one a row;
     `next_offset` follows the last of them. `appended_us` int64 (n,) is the broker's append time of each payload.
-    `codec` overrides the event's own; `ended` says that the partition has nothing more.
+    `codec` overrides the event's own, by its name or itself; `ended` says that the partition has nothing more.
+    `unfinished` is a payload at `next_offset` that its writer was not done with: it is no event yet.
     """
 
     topic: str
@@ -33,8 +34,9 @@ class Batch:
     frame: pl.DataFrame | None
     appended_us: NDArray[np.int64] | None
     arrival_us: int
-    codec: str | None = None
+    codec: str | Codec | None = None
     ended: bool = False
+    unfinished: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)

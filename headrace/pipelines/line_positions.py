@@ -1,0 +1,49 @@
+"""Where a reader stands in a file of lines, as one number that says what it has read.
+
+    position = number of the line << 32 | hash of all lines before it (32 bits)
+
+Positions are ordered as lines are, so they are offsets like any others: those beside a shard's records say up to which
+line it has come, and what that part of the file held. A file that no longer holds it gives another hash at that line.
+"""
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.features.kernels.hashing import chain_lines
+from headrace.schemas.line_files import LineBlock
+
+_SHIFT = 32
+_MASK = (1 << _SHIFT) - 1
+_OF_LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?@[0-9a-f]+$", re.IGNORECASE)
+
+
+def line_of(position: int) -> int:
+    """Number, from 0, of the line that a position is before."""
+    return position >> _SHIFT
+
+
+def row_number(partition: str, offset: int) -> int:
+    """Number of a row from its offset, for people: in a partition of lines that of the line.
+
+    >>> row_number("clicks/a.jsonl@0f9a2c11", 7 << 32 | 12), row_number("clicks/0", 12)
+    (7, 12)
+    """
+    return line_of(offset) if _OF_LINES.search(partition) else offset
+
+
+class LineChain:
+    """Positions of a file's lines, block by block from its start."""
+
+    def __init__(self) -> None:
+        self._state = 0
+
+    def positions(self, block: LineBlock) -> NDArray[np.int64]:
+        """Position before each line of the next block, and after its last: (lines + 1,)."""
+        data = np.frombuffer(block.data, np.uint8)
+        starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
+        out = np.empty(len(starts), np.int64)
+        self._state = int(chain_lines(data, starts, np.uint64(self._state), out[:-1]))
+        out[-1] = np.uint64(self._state).view(np.int64)
+        return (np.arange(len(out)) + block.first << _SHIFT) | (out & _MASK)
