@@ -1,4 +1,4 @@
-"""What the command `replay` does: from views and URLs to a Parquet file, with a bar on stderr.
+"""What the command `replay` does: from views and URLs to a file, with a bar on stderr.
 
 A topic is first written to files beside the output, since a replay reads its log in the order of time, in several
 processes perhaps, and once more when it is taken up:
@@ -21,12 +21,14 @@ from rich.text import Text
 
 from headrace.features.history import MEMORY_ROWS
 from headrace.features.replay_file import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
+from headrace.features.replay_output import check_output
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.memory import keep_freed_memory
 from headrace.pipelines.source_url import KAFKA, named_url, source_of_url
 from headrace.pipelines.wiring import intake_of
 from headrace.schemas import DeadLetter, Event, spec_of
+from headrace.schemas.time_units import TimeUnit
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
 
@@ -41,6 +43,9 @@ def replay_views(
     out: Path,
     settings: Settings,
     *,
+    time_unit: TimeUnit | None = None,
+    csv_time_format: str | None = None,
+    overwrite: bool = False,
     workers: int = 1,
     resume: bool = False,
     memory_rows: int = MEMORY_ROWS,
@@ -51,9 +56,10 @@ def replay_views(
     `urls` are what `sources_of_urls` takes. Events of a topic that the live flow put aside are left out here as well.
 
     Raises:
-        ConfigError: a URL that cannot be understood, or `resume` with other inputs.
+        ConfigError: a URL that cannot be understood, `out` cannot be written, or `resume` with other inputs.
         HeadraceError: what the source or the replay failed with.
     """
+    check_output(out, overwrite=overwrite)
     if not resume:
         refuse_unfinished(out)
     keep_freed_memory()
@@ -79,6 +85,9 @@ def replay_views(
                 tables,
                 spine,
                 out,
+                time_unit=time_unit,
+                csv_time_format=csv_time_format,
+                overwrite=overwrite,
                 workers=workers,
                 resume=resume,
                 memory_rows=memory_rows,

@@ -7,7 +7,6 @@ for, and is left out where it is not.
 
 import functools
 from collections.abc import Collection
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -32,12 +31,18 @@ def to_polars(table: pa.Table, asked: Collection[str] | None = None) -> pl.DataF
     columns = []
     for name, values in zip(table.column_names, table.columns, strict=True):
         try:
-            fitted = values if _is_plain(values.type) else values.cast(_plain(values.type))
-            columns.append(pl.Series(name, pl.from_arrow(fitted)))
+            columns.append(_series(name, values))
         except (pa.ArrowException, pl.exceptions.PolarsError, NotImplementedError, TypeError, ValueError) as exc:
             if asked is None or name in asked:
                 raise SchemaError(f"column {name}: type {values.type} cannot be read: {exc}; cast or drop it") from exc
     return pl.DataFrame(columns)
+
+
+def _series(name: str, values: pa.ChunkedArray) -> pl.Series:
+    dtype = values.type if _is_plain(values.type) else _plain(values.type)
+    if not _is_plain(dtype):  # Polars would panic
+        raise TypeError(f"Polars has no {dtype}")
+    return pl.Series(name, pl.from_arrow(values.cast(dtype)))
 
 
 def _is_plain(dtype: pa.DataType) -> bool:
@@ -72,8 +77,3 @@ def _is_zone(name: str) -> bool:
     except pl.exceptions.PolarsError:
         return False
     return True
-
-
-def table_of(found: Any) -> pa.Table:
-    """Anything with Arrow's C interface as a table: pyarrow's own classes, pandas frames, relations of DuckDB."""
-    return found if isinstance(found, pa.Table) else pa.table(found)

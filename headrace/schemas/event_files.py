@@ -17,6 +17,7 @@ import pyarrow as pa
 from headrace.errors import DecodeError, SchemaError, SourceError
 from headrace.redaction import has_secrets, redacted
 from headrace.schemas import parquet_files
+from headrace.schemas.archive_names import OFFSET_COLUMN
 from headrace.schemas.arrow_files import iter_arrow, read_arrow
 from headrace.schemas.avro_files import iter_avro_file, read_avro_file
 from headrace.schemas.codec import Codec, codec_for
@@ -33,7 +34,7 @@ UNFINISHED = "unfinished_line"
 """Reason of a last line without its end, which is no event yet."""
 
 _JSON_LINES = (".jsonl", ".ndjson")
-_TEXT = (*_JSON_LINES, ".csv")
+TEXT_FORMATS = (*_JSON_LINES, ".csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,17 @@ def iter_file(file: EventFile, rows: int, wanted: Wanted = ALL_COLUMNS) -> Itera
         yield from kind.pieces(path, replace(wanted, time_format=file.csv_time_format), rows)
 
 
+def read_schema(file: EventFile) -> pl.DataFrame:
+    """All columns of a Parquet file, without rows.
+
+    Raises:
+        SourceError: the file is damaged.
+        SchemaError: a column is of a type that cannot be read.
+    """
+    with file.local() as path, reading(file):
+        return parquet_files.read_schema(path)
+
+
 def read_events(file: EventFile, event: type[Event]) -> pl.DataFrame:
     """All events of a file, of the declared columns and types.
 
@@ -75,6 +87,18 @@ def read_events(file: EventFile, event: type[Event]) -> pl.DataFrame:
         return pl.concat(pieces) if pieces else pl.DataFrame(schema=spec_of(event).polars)
     given = path_columns(file, spec_of(event))
     return _fitted(file, event, read_file(file, Wanted.of(spec_of(event), given)), given)
+
+
+def read_archived(file: EventFile, event: type[Event]) -> tuple[pl.DataFrame, pl.Series | None]:
+    """All events of a file of an archive, and the offset of each in its topic if the file has it.
+
+    Raises:
+        SourceError, SchemaError: as `read_events`.
+    """
+    wanted = Wanted.of(spec_of(event))
+    assert wanted.fields is not None
+    rows = read_file(file, replace(wanted, fields=(*wanted.fields, ((OFFSET_COLUMN,), False))))
+    return _fitted(file, event, rows, {}), rows[OFFSET_COLUMN] if OFFSET_COLUMN in rows.columns else None
 
 
 def iter_events(file: EventFile, event: type[Event], rows: int) -> Iterator[pl.DataFrame]:
@@ -191,10 +215,12 @@ def format_of(file: EventFile) -> Format:
     if file.suffix not in FORMATS:
         raise SourceError(
             f"file {file.url}: no reader for {file.suffix!r}; use one of {', '.join(FORMATS)}, of which "
-            f"{', '.join(_TEXT)} may be compressed ({', '.join(COMPRESSIONS)})"
+            f"{', '.join(TEXT_FORMATS)} may be compressed ({', '.join(COMPRESSIONS)})"
         )
-    if file.compression is not None and file.suffix not in _TEXT:
-        raise SourceError(f"file {file.url}: only {', '.join(_TEXT)} are read compressed as a whole; decompress it")
+    if file.compression is not None and file.suffix not in TEXT_FORMATS:
+        raise SourceError(
+            f"file {file.url}: only {', '.join(TEXT_FORMATS)} are read compressed as a whole; decompress it"
+        )
     return FORMATS[file.suffix]
 
 

@@ -22,6 +22,12 @@ def read_parquet(path: Path, wanted: Wanted) -> pl.DataFrame:
     return to_polars(pq.read_table(path, columns=wanted.among(pq.read_schema(path).names)), wanted.asked)
 
 
+def read_schema(path: Path) -> pl.DataFrame:
+    """All columns, without rows."""
+    schema = pq.read_schema(path)
+    return pl.scan_parquet(path, glob=False).head(0).collect() if is_plain(schema) else to_polars(schema.empty_table())
+
+
 def iter_parquet(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
     """`read_parquet`, in pieces of about `rows` rows."""
     if is_plain(pq.read_schema(path)):

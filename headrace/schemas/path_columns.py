@@ -35,18 +35,24 @@ def path_columns(file: EventFile, spec: EventSpec) -> dict[str, pl.Series]:
     Raises:
         SchemaError: a value is none of the column's type.
     """
-    if file.is_archived:
-        return {}
-    texts = {}
-    for folder in (Path(file.path).absolute().as_posix() if file.is_local else file.path).split("/")[:-1]:
-        name, equals, value = folder.partition("=")
-        if equals and name:
-            texts[unquote(name)] = None if value == NULL_FOLDER else unquote(value)
     fields = {each: (name, field) for name, field in spec.types.items() for each in (name, *field.aliases)}
     return {
         fields[name][0]: _typed(text, *fields[name], f"file {file.url}: folder {name}={text}")
-        for name, text in texts.items()
+        for name, text in folder_values(file).items()
         if name in fields
+    }
+
+
+def folder_values(file: EventFile) -> dict[str, str | None]:
+    """Column -> its value as text, of all that the file's folders name; None stands for null."""
+    if file.is_archived:
+        return {}
+    folders = (Path(file.path).absolute().as_posix() if file.is_local else file.path).split("/")[:-1]
+    named = [folder.partition("=") for folder in folders]
+    return {
+        unquote(name): None if value == NULL_FOLDER else unquote(value)
+        for name, equals, value in named
+        if name and equals
     }
 
 
