@@ -13,7 +13,7 @@ next run.
 
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Self, TypeAlias
 
 import numpy as np
@@ -22,18 +22,21 @@ import structlog
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
+from headrace.features.origin import Origin
 from headrace.pipelines.file_names import partition_of, recognise
 from headrace.pipelines.line_reader import Lines, iter_lines
 from headrace.pipelines.positions import Positions, Reached, reached_of, refuse_files_of_topic
 from headrace.pipelines.source import Batch
 from headrace.redaction import shown_url
 from headrace.schemas import Event, spec_of
+from headrace.schemas.archive_names import named_rows
 from headrace.schemas.event_files import (
     RowGroups,
     format_of,
     is_in_order,
     is_lines,
     path_codec,
+    read_archived,
     read_events,
     reads_row_groups,
 )
@@ -83,6 +86,7 @@ class FileSource:
         self._ends: dict[str, int] = {}
         self._listing = threading.Lock()
         self._reached: Sequence[Reached] = ()
+        self._tells_origins = False
         self._pending: list[str] | None = None
         self._positions: dict[str, int] = {}
         self._open: tuple[str, _Rows] | None = None
@@ -100,7 +104,7 @@ class FileSource:
             before=self._before,
         )
         fresh._owner, fresh._files, fresh._ends = (index, count), files, self._ends  # noqa: SLF001
-        fresh._reached = self._reached  # noqa: SLF001
+        fresh._reached, fresh._tells_origins = self._reached, self._tells_origins  # noqa: SLF001
         return fresh
 
     def describe(self) -> str:
@@ -133,6 +137,10 @@ class FileSource:
         """
         self._listed()
         return dict(self._ends)
+
+    def tell_origins(self) -> None:
+        """Say of rows of archives where they stood in their topic: `Batch.origin`."""
+        self._tells_origins = True
 
     def recognise(self, readers: Sequence[Reached]) -> None:
         """Call files as `readers` know them, and see that what these have read of each is still there.
@@ -227,7 +235,9 @@ class FileSource:
         if is_lines(file):
             reached = {offset for reader in self._reached for offset in reader.get(name, ())}
             return _LineRows(name, file, self.event, iter_lines(file, begin, reached), self._rows_max, is_only=is_only)
-        frames = self._frames(file)
+        frames, origin = (
+            self._archived(file) if self._tells_origins and file.is_archived else (self._frames(file), None)
+        )
         if not len(frames) and is_only:
             raise SourceError(f"file {file.url} has no rows")
         if len(frames) < begin:
@@ -235,7 +245,19 @@ class FileSource:
                 f"file {file.url} has {len(frames)} rows, but {begin} were read from it before: "
                 "give a changed file a new name, or start a fresh store",
             )
-        return _FrameRows(name, self.topic, frames, begin, self._rows_max)
+        return _FrameRows(name, self.topic, frames, begin, self._rows_max, origin)
+
+    def _archived(self, file: EventFile) -> tuple[pl.DataFrame, Origin]:
+        """The rows of a file of an archive as `_frames` gives them, and where they stood in their topic."""
+        named = named_rows(self.topic, PurePosixPath(file.name).name)
+        assert named is not None, file.name
+        partition, first, next_offset = named
+        rows, offsets = read_archived(file, self.event)
+        times_us = rows[self._spec.time].to_physical().to_numpy()
+        order = np.argsort(times_us, kind="stable") if self._sort else np.arange(len(rows))
+        if offsets is None:
+            return rows[order], Origin(partition, np.full(len(rows), next_offset - 1, np.int64), first)
+        return rows[order], Origin(partition, offsets[order].to_numpy())
 
     def _frames(self, file: EventFile) -> pl.DataFrame | RowGroups:
         time = self._spec.time
@@ -248,8 +270,17 @@ class FileSource:
 class _FrameRows:
     """The rows of a file of columns, from one on."""
 
-    def __init__(self, partition: str, topic: str, frames: pl.DataFrame | RowGroups, begin: int, rows_max: int) -> None:
+    def __init__(
+        self,
+        partition: str,
+        topic: str,
+        frames: pl.DataFrame | RowGroups,
+        begin: int,
+        rows_max: int,
+        origin: Origin | None,
+    ) -> None:
         self._partition, self._topic = partition, topic
+        self._origin = origin
         self._frames = frames
         self._next = begin
         self._rows_max = rows_max
@@ -270,6 +301,7 @@ class _FrameRows:
             appended_us=None,
             arrival_us=wall_us(),
             ended=self._next == len(frames),
+            origin=None if self._origin is None else self._origin.take(slice(begin, self._next)),
         )
 
     def close(self) -> None:

@@ -95,6 +95,7 @@ class Intake:
             appended_us=None if batch.appended_us is None else batch.appended_us[kept],
             arrival_us=batch.arrival_us,
             ended=batch.ended,
+            origin=None if batch.origin is None else batch.origin.take(kept),
         )
 
     def warm_up(self) -> None:

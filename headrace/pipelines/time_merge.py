@@ -126,4 +126,5 @@ def _part(head: _Head, end: int) -> Batch:
         frame=None if batch.frame is None else batch.frame[begin:end],
         ended=batch.ended and is_last,
         unfinished=batch.unfinished if is_last else None,
+        origin=None if batch.origin is None else batch.origin.take(slice(begin, end)),
     )
