@@ -31,7 +31,8 @@ class Event(BaseModel):
         topic: stream that carries the event.
         key: field, or tuple of fields, that the stream is partitioned by.
         time: field with the moment the event happened; a datetime.
-        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: the whole row.
+        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: events are told
+            apart by what a view reads of them.
         codec: wire format, one of avro, confluent-avro, json, arrow.
 
     Raises:
