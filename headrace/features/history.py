@@ -113,10 +113,12 @@ def open_log(
     memory_rows: int,
     folder: Callable[[], Path],
     csv_time_format: str | None = None,
+    count: Callable[[int], None] = lambda _rows: None,
 ) -> dict[type[Event], list[Block]]:
     """Blocks of each class's events, to be merged by `time_of`; `folder` gives room for what must be sorted on disk.
 
-    `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601.
+    `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601. `count` is called with the
+    rows of each piece that was read, before it is sorted.
 
     Rows that break a rule of the event are left out, as they are in the live flow, and told in the log.
 
@@ -137,7 +139,7 @@ def open_log(
             log: pl.DataFrame | pl.LazyFrame | list[EventFile] = table
         else:
             log = find_files(table, spec_of(event).topic, csv_time_format=csv_time_format)
-        blocks[event] = _blocks(log, event, span, budget, functools.partial(room, event))
+        blocks[event] = _blocks(log, event, span, budget, functools.partial(room, event), count)
     return blocks
 
 
@@ -180,6 +182,7 @@ def _blocks(
     span: Span,
     budget: int,
     folder: Callable[[], Path],
+    count: Callable[[int], None],
 ) -> list[Block]:
     time, spec = time_of(event), spec_of(event)
     if isinstance(table, pl.DataFrame):
@@ -202,6 +205,7 @@ def _blocks(
         pieces = _checked(files, rows, event, budget)
     sorter = Sorter(time, budget, folder)
     for piece in pieces:
+        count(piece.height)
         sorter.add(span.of(piece, time))
     return sorter.blocks()
 

@@ -59,7 +59,7 @@ def write_output(pieces: Iterable[pl.DataFrame], out: Path) -> int:
             writer.close()
         new.replace(out)
     except OSError as exc:
-        raise ConfigError(f"--out {out} cannot be written: {exc}; make room, and go on with --resume") from exc
+        raise ConfigError(f"--out {out} cannot be written: {exc}; mend that, and go on with --resume") from exc
     finally:
         new.unlink(missing_ok=True)
     return rows

@@ -131,7 +131,8 @@ class _Walk:
         if spine.height:
             until_us = int(spine_times(spine, "").max())
             span = Span(progress.cut_us, until_us, plan_of(part.views[0]), part.part, part.parts)
-            log = open_log(part.events, span, part.memory_rows, lambda: room, part.written.csv_time_format)
+            count = _Counter(part.place, report)
+            log = open_log(part.events, span, part.memory_rows, lambda: room, part.written.csv_time_format, count)
             total = spine.height + sum(block.rows for blocks in log.values() for block in blocks)
             done, saved_s = 0, monotonic()
             for chunk, rows, cut_us in chunks(log, spine, part.chunk_rows, part.memory_rows):
@@ -197,6 +198,19 @@ class _Walk:
         for old in self._part.folder.glob("records*"):
             if old.name != self._progress.records:
                 shutil.rmtree(old)
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Reports rows of a part that are read and sorted, of which nobody knows how many there are."""
+
+    place: int
+    report: Report
+    rows: int = 0
+
+    def __call__(self, rows: int) -> None:
+        self.rows += rows
+        self.report(self.place, self.rows, None)
 
 
 @contextlib.contextmanager

@@ -107,6 +107,7 @@ def test_views_of_two_entities_in_two_processes(files):
     assert rows == 300
     assert_frame_equal(found, wanted([Short, LineTrips], log, spine), rel_tol=1e-9, categorical_as_str=True)
     assert {place for place, _, _ in told} == {0, 1, 2, 3}
+    assert {place for place, done, total in told if done and total is None} == {0, 1, 2, 3}  # while the log is sorted
     totals = {place: total for place, _, total in told}
     assert sum(totals.values()) > 2 * 600
 
