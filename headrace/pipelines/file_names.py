@@ -193,7 +193,7 @@ def _head(file: EventFile) -> str:
     """Hash of the first line that is not blank: 8 hex digits. Until it has its end nothing is read of the file."""
     with reading(file), file.opened() as stream:
         for block in iter_blocks(stream, _HEAD_BYTES):
-            for line in block.lines():
+            for line in block.lines:
                 if not is_blank(line):
                     return f"{zlib.crc32(line.strip()):08x}"
     return f"{0:08x}"

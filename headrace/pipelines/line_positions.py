@@ -41,9 +41,6 @@ class LineChain:
 
     def positions(self, block: LineBlock) -> NDArray[np.int64]:
         """Position before each line of the next block, and after its last: (lines + 1,)."""
-        data = np.frombuffer(block.data, np.uint8)
-        starts = np.concatenate([[0], np.flatnonzero(data == ord("\n")) + 1])
-        out = np.empty(len(starts), np.int64)
-        self._state = int(chain_lines(data, starts, np.uint64(self._state), out[:-1]))
-        out[-1] = np.uint64(self._state).view(np.int64)
-        return (np.arange(len(out)) + block.first << _SHIFT) | (out & _MASK)
+        out = np.empty(len(block.lines) + 1, np.int64)
+        self._state = int(chain_lines(np.frombuffer(block.data, np.uint8), np.uint64(self._state), out))
+        return (np.arange(block.first, block.end + 1) << _SHIFT) | (out & _MASK)

@@ -14,7 +14,7 @@ from headrace.errors import OffsetLostError, SourceError
 from headrace.pipelines.line_positions import LineChain, line_of
 from headrace.schemas.event_files import reading
 from headrace.schemas.file_finder import EventFile
-from headrace.schemas.line_files import LineBlock, is_blank, iter_blocks
+from headrace.schemas.line_files import LineBlock, iter_blocks, without_blank
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +61,7 @@ def iter_lines(file: EventFile, begin: int, known: Collection[int]) -> Generator
                 unfinished = block.data.rstrip(b"\n")
                 break
             positions = chain.positions(block)
-            end = block.first + len(positions) - 1
+            end = block.end
             while unchecked and line_of(unchecked[0]) <= end:
                 _require_same(file, unchecked.pop(0), positions, block.first)
             is_blank_file = is_blank_file and block.data.isspace()
@@ -79,12 +79,9 @@ def iter_lines(file: EventFile, begin: int, known: Collection[int]) -> Generator
 
 def _after(block: LineBlock, positions: NDArray[np.int64], skipped: int) -> Lines:
     """Lines of a block that are not blank, without its first `skipped`."""
-    payloads, places = block.lines()[skipped:], positions[skipped:-1]
-    blank = np.fromiter(map(is_blank, payloads), np.bool_, len(payloads))
-    if blank.any():
-        payloads = [payload for payload, is_out in zip(payloads, blank, strict=True) if not is_out]
-        places = places[~blank]
-    return Lines(payloads, places, int(positions[-1]))
+    payloads, kept = without_blank(block.lines[skipped:] if skipped else block.lines)
+    places = positions[skipped:-1]
+    return Lines(payloads, places if kept is None else places[kept], int(positions[-1]))
 
 
 def _require_same(file: EventFile, position: int, positions: NDArray[np.int64], first: int) -> None:

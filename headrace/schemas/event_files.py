@@ -7,7 +7,7 @@ compressed ones, are copied to a temporary folder first. A file in folders such 
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from headrace.schemas.csv_files import iter_csv, read_csv
 from headrace.schemas.event import Event, spec_of
 from headrace.schemas.file_finder import COMPRESSIONS, EventFile
 from headrace.schemas.left_out import leave_out
-from headrace.schemas.line_files import is_blank, iter_blocks
+from headrace.schemas.line_files import iter_blocks, without_blank
 from headrace.schemas.path_columns import PathCodec, fill_columns, path_columns, refuse_others
 from headrace.schemas.wanted import ALL_COLUMNS, Wanted
 
@@ -272,16 +272,15 @@ def _iter_line_events(file: EventFile, event: type[Event], rows: int | None) -> 
                 detail = f"line {block.first + 1} has no end: its writer is not done, or was cut off"
                 leave_out(spec_of(event).name, file.url, 1, UNFINISHED, detail)
                 return
-            lines = block.lines()
-            numbers = [number for number, line in enumerate(lines, block.first + 1) if not is_blank(line)]
-            if len(numbers) < len(lines):
-                lines = [line for line in lines if not is_blank(line)]
+            lines, kept = without_blank(block.lines)
+            numbers: Sequence[int] = range(block.first + 1, block.end + 1)
+            numbers = numbers if kept is None else [numbers[index] for index in kept]
             for start in range(0, len(lines), rows or max(len(lines), 1)):
                 part = slice(start, start + (rows or len(lines)))
                 yield _decoded(codec, lines[part], numbers[part])
 
 
-def _decoded(codec: Codec, lines: list[bytes], numbers: list[int]) -> pl.DataFrame:
+def _decoded(codec: Codec, lines: list[bytes], numbers: Sequence[int]) -> pl.DataFrame:
     """Events of lines, of which the numbers in their file are given for the error."""
     decoded = codec.decode(lines)
     if decoded.bad:

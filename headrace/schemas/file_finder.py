@@ -7,6 +7,7 @@ A file that several paths, patterns or symbolic links reach is found once, as wh
 """
 
 import contextlib
+import io
 import itertools
 import os
 import shutil
@@ -111,7 +112,10 @@ class EventFile:
             SourceError: it cannot be opened.
         """
         with self._raw() as file:
-            yield file if self.compression is None else pa.input_stream(file, compression=self.compression)
+            if self.compression is None:
+                yield file
+            else:
+                yield io.BufferedReader(pa.input_stream(file, compression=self.compression))
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:

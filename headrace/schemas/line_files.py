@@ -15,8 +15,8 @@ from typing import IO
 
 from headrace.errors import DecodeError
 
-BLOCK_BYTES = 1 << 25
-"""Bytes that are read at a time: some 200,000 events."""
+BLOCK_BYTES = 1 << 22
+"""Bytes that are read at a time, some 30,000 events: what is larger falls out of the caches between two looks at it."""
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -28,17 +28,19 @@ _JSON_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"|["{}\[\]]', re.DOTALL)
 class LineBlock:
     """Some lines of a file in order.
 
-    `first` is the number of the first of them, from 0; `data` holds them, each with a newline at its end. Of an
-    unfinished line there is a block of its own, the last.
+    `first` is the number of the first of them, from 0; `lines` are without newlines, blank ones included; `data` is all
+    of it, each line with a newline at its end. Of an unfinished line there is a block of its own, the last.
     """
 
     first: int
+    lines: list[bytes]
     data: bytes
     is_unfinished: bool = False
 
-    def lines(self) -> list[bytes]:
-        """The lines, blank ones included, without newlines."""
-        return self.data.split(b"\n")[:-1]
+    @property
+    def end(self) -> int:
+        """Number of the line that follows."""
+        return self.first + len(self.lines)
 
 
 def iter_blocks(stream: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[LineBlock]:
@@ -48,25 +50,35 @@ def iter_blocks(stream: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[L
         DecodeError: the file is UTF-16.
         OSError: it cannot be read.
     """
-    block = stream.read(block_bytes)
-    first, rest = 0, _without_mark(block)
-    while block:
-        block = stream.read(block_bytes)
-        end = rest.rfind(b"\n") + 1
-        if not block and is_whole(rest[end:]):
-            rest += b"\n"
-            end = len(rest)
-        if end:
-            yield LineBlock(first, rest[:end])
-            first += rest.count(b"\n", 0, end)
-        rest = rest[end:] + block
-    if not is_blank(rest):
-        yield LineBlock(first, rest + b"\n", is_unfinished=True)
+    first = 0
+    while data := stream.read(block_bytes):
+        data = data if first else _without_mark(data)
+        data = data if data.endswith(b"\n") else data + stream.readline()
+        end = len(data) if data.endswith(b"\n") else data.rfind(b"\n") + 1
+        last = data[end:]
+        if is_whole(last):
+            data, last = data + b"\n", b""
+            end = len(data)
+        lines = data[:end].split(b"\n")
+        lines.pop()
+        if lines:
+            yield LineBlock(first, lines, data[:end])
+            first += len(lines)
+        if not is_blank(last):
+            yield LineBlock(first, [last], last + b"\n", is_unfinished=True)
 
 
 def is_blank(line: bytes) -> bool:
     """Whether a line holds no event, only white space."""
     return not line or line.isspace()
+
+
+def without_blank(lines: list[bytes]) -> tuple[list[bytes], list[int] | None]:
+    """The lines that are not blank, and their indexes; None: all are."""
+    kept = [line for line in lines if line.strip()]
+    if len(kept) == len(lines):
+        return lines, None
+    return kept, [index for index, line in enumerate(lines) if not is_blank(line)]
 
 
 def is_whole(line: bytes) -> bool:
