@@ -42,12 +42,30 @@ BesideTopic = Annotated[
 ]
 
 
+CsvTimeFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--csv-time-format",
+        metavar="FORMAT",
+        help="Times in CSV files that are not ISO 8601, as for strptime: '%d/%m/%Y %H:%M'.",
+    ),
+]
+
+
 @command(app, "replay")
 def replay(
     views: Views,
     events: EventUrls,
     spine: Annotated[str, typer.Option(metavar="URL", help="Files of rows: entity keys and event_time.")],
-    to: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    to: Annotated[
+        Path, typer.Option("--out", help="File to write: .parquet, .arrow, .ipc, .feather, .csv, .jsonl or .ndjson.")
+    ],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    time_unit: Annotated[
+        str | None,
+        typer.Option("--spine-time-unit", help="Unit of event_time in the spine if it is bare numbers: s, ms, us, ns."),
+    ] = None,
+    csv_time_format: CsvTimeFormat = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each for a part of the entities.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from what a run that did not end left.")] = False,
     memory_rows: Annotated[
@@ -69,6 +87,9 @@ def replay(
         spine,
         to,
         load_settings(),
+        time_unit=_time_unit(time_unit),
+        csv_time_format=csv_time_format,
+        overwrite=overwrite,
         workers=workers,
         resume=resume,
         memory_rows=memory_rows,
@@ -173,6 +194,8 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
         words += f", {result.waiting:,} rows not applied yet" * bool(result.waiting)
         words += f", {result.failed:,} rows left out, as live: an expression has no value" * bool(result.failed)
         err.print(f"{result.view}: {words}", highlight=False)
+        for note in _notes(result):
+            err.print(f"{result.view}: {note}", highlight=False)
     if not all(result.ok for result in found):
         raise typer.Exit(1)
 
@@ -292,6 +315,30 @@ def features_show(view: View, as_json: Json = False) -> None:
     project.activate()
     plan = plan_of(project.load_object(view))
     print_rows([{"feature": feature.full_name, "type": str(feature.dtype)} for feature in plan.features], as_json)
+
+
+def _notes(result: Any) -> list[str]:
+    """What of a comparison could not be made, or may be to blame for differences."""
+    notes = []
+    if result.beyond:
+        notes.append(
+            f"the store has applied {result.beyond:,} offsets past the end of the log: {result.newer:,} entities with "
+            "newer events were not compared, and late events among them show as differences"
+        )
+    if result.mismatches:
+        notes += [
+            f"the log of {name} begins at offset {first:,}: rows before it are not replayed, and may be in the store"
+            for name, first in result.begins.items()
+        ]
+    return notes
+
+
+def _time_unit(text: str | None) -> Any:
+    from headrace.schemas.time_units import TIME_UNITS
+
+    if text not in (None, *TIME_UNITS):
+        raise ConfigError(f"--spine-time-unit {text}: use one of {', '.join(TIME_UNITS)}")
+    return text
 
 
 def _views(names: list[str]) -> list[Any]:

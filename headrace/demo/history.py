@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import polars as pl
 import headrace
 from headrace.clock import FixedClock, wall_us
 from headrace.demo.declaration import Demo
+from headrace.demo.screen import Screen
 from headrace.errors import ModelError
 from headrace.features.store import OnlineStore
 from headrace.pipelines import Batch, EventBatch, Intake, Materializer
@@ -25,15 +26,16 @@ WARM_ROWS = 2_000  # of a batch that is learned from: each becomes ten examples
 BACKFILL_FLUSH_S = (2.0, 10.0)  # nobody reads yet: many events on one key cost one write
 HISTORY = "history"
 
-Say = Callable[[str], None]
 
-
-def history_batches(demo: Demo, frame: pl.DataFrame, settings: Settings, golive_us: int) -> list[EventBatch]:
+def history_batches(
+    demo: Demo, frame: pl.DataFrame, settings: Settings, golive_us: int, screen: Screen
+) -> list[EventBatch]:
     """The rows of `frame` as checked batches of one partition; bad rows go to the dead letters."""
     topic = spec_of(demo.event).topic
     intake = Intake([demo.event], dead_letters=dead_letters(settings), clock=FixedClock(golive_us))
     batches = []
     for begin in range(0, frame.height, BACKFILL_ROWS):
+        screen.progress("reading the log", begin, frame.height)
         rows = frame[begin : begin + BACKFILL_ROWS]
         end = begin + rows.height
         offsets = np.arange(begin, end)
@@ -41,22 +43,26 @@ def history_batches(demo: Demo, frame: pl.DataFrame, settings: Settings, golive_
     return batches
 
 
-def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, say: Say) -> None:
+def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, screen: Screen) -> None:
     """Run the history through the views into the store; the live flow goes on from there, at the topic's start."""
     started = time.monotonic()
     materializer = Materializer(demo.learner.views, store, flush_s=BACKFILL_FLUSH_S)
+    rows, total = 0, sum(batch.frame.height for batch in batches)
     for batch in batches:
+        screen.progress("backfill", rows, total)
         materializer.apply(batch)
         materializer.maybe_flush()
+        rows += batch.frame.height
     materializer.flush()
     topic = spec_of(demo.event).topic
     hand_over(demo.learner.views, store, {f"{topic}/{number}": 0 for number in range(demo.partitions)})
-    rows = sum(batch.frame.height for batch in batches)
     seconds = time.monotonic() - started
-    say(f"backfill: {rows:,} events into the online store in {seconds:.1f} s ({rows / seconds:,.0f}/s)")
+    screen.say(f"backfill: {rows:,} events into the online store in {seconds:.1f} s ({rows / seconds:,.0f}/s)")
 
 
-def warm_start(demo: Demo, batches: list[EventBatch], settings: Settings, cache: Path, rows: int, say: Say) -> None:
+def warm_start(
+    demo: Demo, batches: list[EventBatch], settings: Settings, cache: Path, rows: int, screen: Screen
+) -> None:
     """Put the model of the newest `rows` of history, and the training state it left, where the live job finds them.
 
     Both are kept in `cache` under a name that depends on the declarations, the code and the log: a second start copies.
@@ -64,28 +70,30 @@ def warm_start(demo: Demo, batches: list[EventBatch], settings: Settings, cache:
     kept = cache / _name(demo, batches, rows)
     if not (kept / "done").is_file():
         shutil.rmtree(kept, ignore_errors=True)
-        _train(demo, batches, settings, kept, rows, say)
+        _train(demo, batches, settings, kept, rows, screen)
         (kept / "done").touch()
     for source, target in (("models", settings.model_dir), ("state", settings.state_dir)):
         shutil.copytree(kept / source, target, dirs_exist_ok=True)
 
 
-def _train(demo: Demo, batches: list[EventBatch], settings: Settings, kept: Path, rows: int, say: Say) -> None:
+def _train(demo: Demo, batches: list[EventBatch], settings: Settings, kept: Path, rows: int, screen: Screen) -> None:
     started = time.monotonic()
     state = kept / "state"
     never_s = 1e9
     ours = settings.model_copy(update={"model_dir": kept / "models", "state_dir": state, "publish_s": never_s})
     step = demo.make_step(ours)
-    skipped = max(sum(batch.frame.height for batch in batches) - rows, 0)
+    total = sum(batch.frame.height for batch in batches)
+    skipped, done = max(total - rows, 0), 0
     for frame in _frames(batches, 0, skipped):
+        screen.progress("warm start: events before those that are learned", done, skipped)
         step.trainer.observe_events({demo.event: frame})
-    shown = time.monotonic()
+        done += frame.height
+    done = 0
     for frame in _frames(batches, skipped, skipped + rows):
+        screen.progress(f"warm start: {step.trainer.trained:,} examples learned", done, total - skipped)
         step.trainer.add_events({demo.event: frame})
         step.trainer.poll()
-        if time.monotonic() - shown > 10.0:
-            shown = time.monotonic()
-            say(f"warm start: {step.trainer.trained:,} examples learned")
+        done += frame.height
     step.trainer.drain()
     verdict = step.trainer.publish()
     if not verdict.passed:
@@ -93,7 +101,9 @@ def _train(demo: Demo, batches: list[EventBatch], settings: Settings, kept: Path
     step.save(state / "train")
     seconds = time.monotonic() - started
     trained = step.trainer.trained
-    say(f"warm start: {trained:,} examples learned in {seconds:.0f} s ({trained / seconds:,.0f}/s); kept for next time")
+    screen.say(
+        f"warm start: {trained:,} examples learned in {seconds:.0f} s ({trained / seconds:,.0f}/s); kept for next time"
+    )
 
 
 def _frames(batches: list[EventBatch], first: int, end: int) -> Iterator[pl.DataFrame]:

@@ -105,13 +105,13 @@ class _Run:
         with Stack(self.folder, self.root, {**topics, "dead-letters": 1}, self._environment()) as stack:
             settings = Settings.model_validate(_settings_of(stack.environment))
             store = OnlineStore.open(settings.redis_url, settings.shards, settings.namespace)
-            past = history.history_batches(self.demo, self.frame[: self.first], settings, self.golive_us)
+            past = history.history_batches(self.demo, self.frame[: self.first], settings, self.golive_us, self.screen)
             history.warm_start(
-                self.demo, past, settings, self.options.folder.resolve(), self.options.warm_rows, self.screen.say
+                self.demo, past, settings, self.options.folder.resolve(), self.options.warm_rows, self.screen
             )
             started_s = time.monotonic()
             stack.launch("serve", ["serve"])  # Ray takes its time: the store is filled meanwhile
-            history.backfill(self.demo, past, store, self.screen.say)
+            history.backfill(self.demo, past, store, self.screen)
             self._launch_jobs(stack, settings, started_s)
             return self._live(stack, settings, store, past)
 

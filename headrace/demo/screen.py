@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_S = 5.0  # between two lines where there is no terminal
+REDRAW_S = 0.1  # between two pictures of a stage before the view
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
 
@@ -71,6 +72,18 @@ class Screen:
     def say(self, words: str) -> None:
         """One line of progress above the view."""
         self._console.print(Text(words, style="dim"))
+
+    def progress(self, words: str, done: int, total: int) -> None:
+        """How far a stage before the view is; drawn from its first call on."""
+        is_due = time.monotonic() - self._printed_s >= (REDRAW_S if self._live is not None else LINE_S)
+        if not is_due and done < total:
+            return
+        self._printed_s = time.monotonic()
+        count = f"{words}: {done:,} of {total:,} rows"
+        if self._live is not None:
+            self._live.update(Group(Text(count), ProgressBar(total=max(total, 1), completed=done)), refresh=True)
+        else:
+            self._console.print(count, highlight=False)
 
     def show(self, figures: Figures) -> None:
         """Draw `figures`."""

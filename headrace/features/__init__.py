@@ -38,7 +38,7 @@ from headrace.features.replay import Replay as Replay
 from headrace.features.replay import replay as replay
 from headrace.features.slab import Slab as Slab
 from headrace.features.store import OnlineStore as OnlineStore
-from headrace.features.verifier import Verification as Verification
+from headrace.features.verification import Verification as Verification
 from headrace.features.verifier import compare as compare
 from headrace.features.verifier import verify as verify
 from headrace.features.view import FeatureView as FeatureView

@@ -134,6 +134,8 @@ class LayoutBuilder:
         needs_ids = bool(dedupe_us) or any(group.needs_ids for group in groups)
         columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
         text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
+        if needs_ids and any(spec_of(event).id is None for event in self.sources):
+            text += "\nevents known by the columns that are read"  # before, by all columns of the frame at hand
         if dedupe_us:
             text += f"\ndedupe {dedupe_us} keep {SEEN_MAX}"
         return Layout(tuple(groups), tuple(self._readings), columns, needs_ids, text, self.request, dedupe_us)

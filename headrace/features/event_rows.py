@@ -82,8 +82,8 @@ class Rows:
     Attributes:
         ids: (n,) int64, entity.
         time_us: (n,) int64, event time.
-        event_id: (n,) uint64, XXH64 of the event's id (of the whole row if its class has none), seeded by the class's
-            name; zeros where no feature of the view needs it.
+        event_id: (n,) uint64, XXH64 of the event's id, seeded by the class's name; of the columns that the view reads,
+            as they are declared, if its class has none. Zeros where no feature of the view needs it.
         index: (n,) int64, row in the frame; rows with a null key are not here.
         events: what the groups take.
         failed: rows that are not here, since an expression of the view has no value for them; at most one part for each
@@ -186,6 +186,7 @@ class EventReader:
                 if kind != "flag" or column not in self._always:
                     self._select.append(expression.alias(f"{kind}{column}"))
                     self._users.append(tuple(columns.users[column]))
+        self._identity = self._columns_read([*parts, *self._select])
 
     def rows(self, frame: pl.DataFrame) -> Rows:
         """Rows of a frame; see `ViewPlan.rows`."""
@@ -259,6 +260,13 @@ class EventReader:
         )
         return FailedRows(failures.index[known], ids[known], failures.causes[known], expressions)
 
+    def _columns_read(self, expressions: Sequence[pl.Expr]) -> list[str]:
+        """Declared columns that the view reads: what an event without an id is known by, whatever else a frame has."""
+        if any(expression.meta.has_multiple_outputs() for expression in expressions):
+            return list(self._spec.polars)
+        roots = {root for expression in expressions for root in expression.meta.root_names()}
+        return [name for name in self._spec.polars if name in roots]
+
     def _flag_matrix(self, found: pl.DataFrame) -> NDArray[np.uint8]:
         matrix = np.zeros((found.height, self._layout.columns[0]), np.uint8)
         for column in self._flags:
@@ -286,7 +294,7 @@ class EventReader:
     def _event_ids(self, found: pl.DataFrame, frame: pl.DataFrame) -> NDArray[np.int64]:
         out = np.empty(found.height, np.int64)
         if not self._spec.id:
-            columns = [frame[name] for name in self._spec.polars if name in frame.columns]
+            columns = [frame[name].cast(self._spec.polars[name]) for name in self._identity]
             words = np.stack([_column_words(column) for column in columns], axis=1)
             hash_spans(words.view(np.uint8).reshape(-1), np.arange(len(words) + 1) * 8 * len(columns), self._seed, out)
         elif found["id"].dtype == pl.String:

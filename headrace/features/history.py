@@ -17,19 +17,22 @@ from headrace.clock import wall_us
 from headrace.errors import SchemaError, SourceError
 from headrace.features.external_sort import Block, Sorter, memory_block, overlap
 from headrace.features.keys import ids_of_column, key_expr, shard_of
+from headrace.features.spine import with_times
+from headrace.features.spine_files import SpineFiles, SpineFormat
 from headrace.features.view import ViewPlan, events_of
 from headrace.schemas import Event, EventSpec, Quality, conform, spec_of
 from headrace.schemas.event_files import (
     iter_events,
     read_events,
-    read_file,
     read_range,
+    reads_row_groups,
     row_groups,
     rows_of,
     time_range,
 )
 from headrace.schemas.file_finder import EventFile, find_files
-from headrace.schemas.paced_log import PacedLog
+from headrace.schemas.left_out import leave_out
+from headrace.schemas.tables import TableLike, frame_of
 
 MEMORY_ROWS = 10_000_000
 """Events that are in memory at a time; sorting them needs as much again."""
@@ -40,9 +43,8 @@ _BYTES_A_ROW = 8
 
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 Table: TypeAlias = pl.DataFrame | pl.LazyFrame | Paths
-History: TypeAlias = Table | Mapping[type[Event], Table]
-
-_left_out = PacedLog("bad_rows_left_out", "rows")
+History: TypeAlias = TableLike | Mapping[type[Event], TableLike]
+"""A table of the one event class, or one of each: frames, files, or what `frame_of` makes a frame of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ def tables_of(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], T
     """
     sources = list(events_of(plans))
     names = ", ".join(event.__name__ for event in sources)
-    if not isinstance(events, Mapping):
+    if not isinstance(events, Mapping) or not all(isinstance(event, type) for event in events):
         if len(sources) > 1:
             raise SchemaError(f"replay: the views read {names}; give events as a dict with a table for each")
         events = {sources[0]: events}
@@ -95,7 +97,7 @@ def tables_of(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], T
         raise SchemaError(f"replay: the views read {names}; there are no events of {', '.join(absent)}")
     tables: dict[type[Event], Table] = {}
     for event in sources:
-        table = events[event]
+        table = table_of(events[event], f"events {event.__name__}")
         tables[event] = _declared(table, event) if isinstance(table, pl.DataFrame) else table
     for plan in plans:
         for event in plan.sources:
@@ -106,9 +108,17 @@ def tables_of(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], T
 
 
 def open_log(
-    tables: Mapping[type[Event], Table], span: Span, memory_rows: int, folder: Callable[[], Path]
+    tables: Mapping[type[Event], Table],
+    span: Span,
+    memory_rows: int,
+    folder: Callable[[], Path],
+    csv_time_format: str | None = None,
+    count: Callable[[int], None] = lambda _rows: None,
 ) -> dict[type[Event], list[Block]]:
     """Blocks of each class's events, to be merged by `time_of`; `folder` gives room for what must be sorted on disk.
+
+    `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601. `count` is called with the
+    rows of each piece that was read, before it is sorted.
 
     Rows that break a rule of the event are left out, as they are in the live flow, and told in the log.
 
@@ -123,36 +133,57 @@ def open_log(
         place.mkdir(parents=True, exist_ok=True)
         return place
 
-    return {
-        event: _blocks(table, event, span, budget, functools.partial(room, event)) for event, table in tables.items()
-    }
+    blocks = {}
+    for event, table in tables.items():
+        if isinstance(table, pl.DataFrame | pl.LazyFrame):
+            log: pl.DataFrame | pl.LazyFrame | list[EventFile] = table
+        else:
+            log = find_files(table, spec_of(event).topic, csv_time_format=csv_time_format)
+        blocks[event] = _blocks(log, event, span, budget, functools.partial(room, event), count)
+    return blocks
 
 
-def read_spine(table: Table) -> pl.DataFrame:
-    """All rows of a spine.
+def table_of(found: TableLike, place: str) -> Table:
+    """A frame, or the paths of files. `place` is named in errors.
+
+    Raises:
+        SchemaError: it is neither, or a table that cannot be read.
+    """
+    frame = frame_of(found)
+    if frame is not None:
+        return frame
+    if isinstance(found, (str, Path)) or (
+        isinstance(found, Sequence) and all(isinstance(path, (str, Path)) for path in found)
+    ):
+        return found
+    raise SchemaError(
+        f"{place}: a {type(found).__name__} is no table; give a frame (Polars, pandas, pyarrow), a list of dicts, a "
+        "dict of lists, or paths of files"
+    )
+
+
+def read_spine(table: TableLike, plans: Sequence[ViewPlan], written: SpineFormat) -> pl.DataFrame:
+    """All rows of a spine, times as datetimes.
 
     Raises:
         SourceError: a file is not there or cannot be read.
+        SchemaError: it is no table.
+        SpineError: its times are numbers of no unit, or files have columns that do not fit each other.
     """
-    if isinstance(table, pl.DataFrame):
-        return table
-    if isinstance(table, pl.LazyFrame):
-        return table.collect()
-    return read_files(find_files(table))
+    found = table_of(table, "spine")
+    if isinstance(found, pl.DataFrame | pl.LazyFrame):
+        return with_times(found.lazy().collect(), written.time_unit)
+    return SpineFiles(found, plans, written).read()
 
 
-def read_files(files: Sequence[EventFile]) -> pl.DataFrame:
-    """All rows of the files of a spine.
-
-    Raises:
-        SourceError: there are none, or one cannot be read.
-    """
-    if not files:
-        raise SourceError("spine: no files given")
-    return pl.concat([read_file(file) for file in files], how="vertical_relaxed")
-
-
-def _blocks(table: Table, event: type[Event], span: Span, budget: int, folder: Callable[[], Path]) -> list[Block]:
+def _blocks(
+    table: pl.DataFrame | pl.LazyFrame | list[EventFile],
+    event: type[Event],
+    span: Span,
+    budget: int,
+    folder: Callable[[], Path],
+    count: Callable[[int], None],
+) -> list[Block]:
     time, spec = time_of(event), spec_of(event)
     if isinstance(table, pl.DataFrame):
         good = _good(_declared(table, event), event, "a frame")
@@ -162,18 +193,19 @@ def _blocks(table: Table, event: type[Event], span: Span, budget: int, folder: C
         batches = table.collect_batches(chunk_size=PIECE_ROWS, maintain_order=True)
         pieces = (_good(_declared(piece, event), event, "a lazy frame") for piece in batches)
     else:
-        files = find_files(table, spec.topic)
+        files = table
         if not files:
             raise SourceError(f"events {spec.name}: no files given")
         rows = [rows_of(file) for file in files]
         known = [count for count in rows if count is not None]
-        if len(known) == len(files) and sum(known) > budget:
+        if len(known) == len(files) and sum(known) > budget and all(reads_row_groups(file, event) for file in files):
             blocks = _row_groups(files, event, span, min(PIECE_ROWS, budget // 8))
             if overlap(blocks) <= budget:
                 return blocks
         pieces = _checked(files, rows, event, budget)
     sorter = Sorter(time, budget, folder)
     for piece in pieces:
+        count(piece.height)
         sorter.add(span.of(piece, time))
     return sorter.blocks()
 
@@ -202,7 +234,8 @@ def _checked(
 ) -> Iterator[pl.DataFrame]:
     """Good rows of files, whole files where they are small."""
     for file, count in zip(files, rows, strict=True):
-        is_small = count <= budget if count is not None else 0 <= file.size <= budget * _BYTES_A_ROW
+        is_sized = file.size >= 0 and file.compression is None
+        is_small = count <= budget if count is not None else is_sized and file.size <= budget * _BYTES_A_ROW
         found = [read_events(file, event)] if is_small else iter_events(file, event, min(PIECE_ROWS, budget))
         for piece in found:
             yield _good(piece, event, file.url)
@@ -212,7 +245,7 @@ def _good(frame: pl.DataFrame, event: type[Event], place: str) -> pl.DataFrame:
     checked = _quality(event, tuple(frame.columns)).check(frame, wall_us())
     if checked.bad:
         first = checked.bad[0]
-        _left_out.add(len(checked.bad), first.detail, log=place, reason=first.reason)
+        leave_out(spec_of(event).name, place, len(checked.bad), first.reason, first.detail)
     return checked.frame
 
 

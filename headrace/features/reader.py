@@ -21,6 +21,7 @@ from headrace.errors import SpineError
 from headrace.features.expressions import request_columns
 from headrace.features.keys import KeyTexts, key_columns, key_series
 from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
+from headrace.schemas.tables import frame_of
 
 if TYPE_CHECKING:
     from headrace.features.store import OnlineStore
@@ -47,7 +48,7 @@ def read_frame(
         StoreUnavailableError: Redis does not answer.
     """
     plan = plan_of(view)
-    given = _frame_of_lists(plan, entities) if isinstance(entities, Mapping) else entities
+    given = _frame_of_lists(plan, entities) if isinstance(entities, Mapping) else _frame_or_keys(entities)
     frame = entity_frame(plan, given)
     ids, keys = key_columns(plan, frame)
     request = (
@@ -63,11 +64,12 @@ def read_frame(
 
 
 def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]) -> pl.DataFrame:
-    """The entity columns of `entities`: a frame, a dict of lists, or a list of keys (tuples for a composite entity).
+    """The entity columns of `entities`: a table, a dict of lists, or a list of keys (tuples for a composite entity).
 
     Raises:
         SpineError: a column is missing, or a key has not as many values as there are columns, or one of another type.
     """
+    entities = entities if isinstance(entities, Mapping) else _frame_or_keys(entities)
     if isinstance(entities, pl.DataFrame):
         frame = entities
     elif isinstance(entities, Mapping):
@@ -95,6 +97,12 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
             f"Rename the column that holds the key: frame.rename({{'...': '{lacking[0]}'}})"
         )
     return pl.DataFrame([frame[name] for name in plan.entity])
+
+
+def _frame_or_keys(entities: Any) -> Any:
+    """A table of any library, or a list of dicts, as a frame; a list of keys as it is."""
+    frame = None if isinstance(entities, pl.DataFrame) else frame_of(entities)
+    return entities if frame is None else frame.lazy().collect()
 
 
 def _column(plan: ViewPlan, index: int, values: Sequence[Any] | pl.Series | NDArray[Any]) -> pl.Series:

@@ -24,13 +24,16 @@ from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.expressions import request_columns
 from headrace.features.external_sort import Block, keys_of, merged
 from headrace.features.failure_counts import FailedEvents, count_ahead
-from headrace.features.history import MEMORY_ROWS, History, Span, Table, open_log, read_spine, tables_of, time_of
+from headrace.features.history import MEMORY_ROWS, History, Span, open_log, read_spine, tables_of, time_of
 from headrace.features.keys import ids_of_texts, key_columns
 from headrace.features.layout import Operations
 from headrace.features.slab import Slab
 from headrace.features.spine import check_spine, spine_times
+from headrace.features.spine_files import SpineFormat
 from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.schemas import Event
+from headrace.schemas.tables import TableLike
+from headrace.schemas.time_units import TimeUnit
 
 CHUNK_ROWS = 262_144
 """Events and spine rows that `replay` walks at a time."""
@@ -150,8 +153,10 @@ class Replay:
 def replay(
     views: type[FeatureView] | Sequence[type[FeatureView]],
     events: History,
-    spine: Table,
+    spine: TableLike,
     *,
+    time_unit: TimeUnit | None = None,
+    csv_time_format: str | None = None,
     chunk_rows: int = CHUNK_ROWS,
     memory_rows: int = MEMORY_ROWS,
 ) -> pl.DataFrame:
@@ -159,29 +164,34 @@ def replay(
 
     Arguments:
         views: the views to read.
-        events: history of their event classes: one table if there is one class, else a table each. A table is a frame,
-            a lazy frame, or files: Parquet, Arrow IPC, Avro, JSON lines or CSV, by path, glob, folder of an archive or
-            URL, or a list of these. It need not be sorted.
-        spine: each view's entity columns and `event_time` (datetime, or int64 microseconds UTC), and the fields of the
-            request that a view declares.
+        events: history of their event classes: one table if there is one class, else a table each. A table is a frame
+            (Polars, lazy or not, pandas, pyarrow), a list of dicts, a dict of lists, or files: Parquet, Arrow IPC,
+            Avro, JSON lines or CSV, by path, glob, folder of an archive or URL, or a list of these. It need not be
+            sorted.
+        spine: a table of each view's entity columns and `event_time`, and the fields of the request that a view
+            declares.
+        time_unit: unit of the spine's `event_time` if it is whole numbers: s, ms, us or ns since 1970. They become
+            datetimes in the result.
+        csv_time_format: strptime format of times in CSV files that are not ISO 8601.
         chunk_rows: events and spine rows walked at a time; bounds memory, never changes the result.
         memory_rows: events in memory at a time; a larger log is sorted on disk. Never changes the result.
 
     Raises:
-        SpineError: the spine lacks a column, or has one of another type.
-        SchemaError: events do not fit their declaration, or a class is missing.
+        SpineError: the spine lacks a column, has one of another type, or has times without a unit.
+        SchemaError: events do not fit their declaration, a class is missing, or something is no table.
         SourceError: a file that is not there or cannot be read.
     """
     wanted = [views] if isinstance(views, type) else list(views)
     walk = Replay(wanted)
     tables = tables_of(walk.plans, events)
-    rows = read_spine(spine)
+    rows = read_spine(spine, walk.plans, SpineFormat(time_unit, csv_time_format))
     check_spine(walk.plans, rows)
     times_us = spine_times(rows, walk.plans[0].name)
     order = None if (times_us[1:] >= times_us[:-1]).all() else np.argsort(times_us, kind="stable")
     parts = []
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
-        log = open_log(tables, Span(until_us=int(times_us.max(initial=0))), memory_rows, lambda: Path(folder))
+        span = Span(until_us=int(times_us.max(initial=0)))
+        log = open_log(tables, span, memory_rows, lambda: Path(folder), csv_time_format)
         # Each part is put beside its own rows: all at once Polars would copy the answers into one piece.
         for chunk, part, _ in chunks(log, rows.rechunk() if order is None else rows[order], chunk_rows, memory_rows):
             parts.append(part.hstack(walk.frames(chunk, part)))

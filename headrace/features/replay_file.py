@@ -1,4 +1,4 @@
-"""Replay into a Parquet file: in parts that are kept beside it until they are joined, so that a run can be taken up.
+"""Replay into a file: in parts that are kept beside it until they are joined, so that a run can be taken up.
 
     training.parquet.parts/
         inputs.json          views, events, spine and number of parts: a run goes on only with the same
@@ -25,19 +25,20 @@ from typing import Any
 
 import orjson
 import polars as pl
-import pyarrow.parquet as pq
 
-from headrace.errors import ConfigError, HeadraceError, SourceError
+from headrace.errors import ConfigError, HeadraceError
 from headrace.features.external_sort import Block, merged
 from headrace.features.history import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
 from headrace.features.replay import CHUNK_ROWS, Replay
-from headrace.features.replay_part import ROW, Part, Progress, Report, StoppedError, spine_pieces, work_on
+from headrace.features.replay_output import check_output, write_output
+from headrace.features.replay_part import ROW, Part, Progress, Report, StoppedError, work_on
 from headrace.features.spine import check_spine
+from headrace.features.spine_files import SpineFiles, SpineFormat
 from headrace.features.threads import VARIABLE, thread_count
 from headrace.features.view import FeatureView, plan_of
 from headrace.schemas import Event, spec_of
-from headrace.schemas.event_files import read_file
 from headrace.schemas.file_finder import EventFile, find_files
+from headrace.schemas.time_units import TimeUnit
 
 CHECKPOINT_S = 60.0
 """Seconds between two writes of the records: what a run that is taken up does again."""
@@ -49,6 +50,9 @@ def replay_to_file(
     spine: Paths,
     out: str | Path,
     *,
+    time_unit: TimeUnit | None = None,
+    csv_time_format: str | None = None,
+    overwrite: bool = False,
     workers: int = 1,
     resume: bool = False,
     memory_rows: int = MEMORY_ROWS,
@@ -57,10 +61,13 @@ def replay_to_file(
     report: Report = lambda _place, _done, _total: None,
     prepare: Callable[[], None] | None = None,
 ) -> int:
-    """Write what `replay` returns to the Parquet file `out`; returns the number of rows.
+    """Write what `replay` returns to the file `out`, in the format of its suffix; returns the number of rows.
 
     Arguments:
         events, spine: files, by path, glob, folder of an archive or URL.
+        out: a Parquet, Arrow IPC, CSV or JSON lines file (`replay_output` has the formats).
+        time_unit, csv_time_format: as for `replay`.
+        overwrite: replace a file that is there.
         workers: processes, each for a part of the entities; the budget of rows is divided among them.
         resume: go on from what an earlier run with the same inputs left; without one, begin.
         checkpoint_s: seconds between two moments from which a run can be taken up.
@@ -68,20 +75,21 @@ def replay_to_file(
         prepare: called first in each worker process; a function of a module.
 
     Raises:
-        ConfigError: `resume` with other inputs than before, or parts of an earlier run and no `resume`.
+        ConfigError: `out` cannot be written, or is there already; `resume` with other inputs than before, or parts of
+            an earlier run and no `resume`.
         SpineError, SchemaError, SourceError: as `replay`.
         HeadraceError: a worker died.
     """
+    check_output(Path(out), overwrite=overwrite)
     plans = Replay(views).plans
     tables = {event: _pinned(table, event) for event, table in tables_of(plans, events).items()}
-    files = find_files(spine)
-    if not files:
-        raise SourceError("spine: no files given")
-    check_spine(plans, _head(files))
+    written = SpineFormat(time_unit, csv_time_format)
+    rows_to_answer = SpineFiles(spine, plans, written)
+    check_spine(plans, pl.DataFrame(schema=rows_to_answer.schema))
     folder = parts_folder(out)
     if not resume:
         refuse_unfinished(out)
-    count = _begun(folder, _inputs(views, tables, files), workers, resume=resume)
+    count = _begun(folder, _inputs(views, tables, rows_to_answer.files, written), workers, resume=resume)
     groups = _groups(views)
     parts = [
         Part(
@@ -90,6 +98,7 @@ def replay_to_file(
             views=groups[place // count],
             events={event: tables[event] for view in groups[place // count] for event in plan_of(view).sources},
             spine=spine,
+            written=written,
             part=place % count,
             parts=count,
             memory_rows=max(memory_rows // workers, 1),
@@ -108,7 +117,7 @@ def replay_to_file(
         if not any(folder.glob("*/progress.json")):
             shutil.rmtree(folder)  # nothing to go on from
         raise
-    rows = _join(views, parts, files, Path(out))
+    rows = write_output(_joined(views, parts, rows_to_answer), Path(out))
     shutil.rmtree(folder)
     return rows
 
@@ -129,13 +138,6 @@ def parts_folder(out: str | Path) -> Path:
     return Path(out).with_name(f"{Path(out).name}.parts")
 
 
-def _head(spine: Sequence[EventFile]) -> pl.DataFrame:
-    """No rows, and all columns."""
-    for piece in spine_pieces(spine):
-        return piece.head(0)
-    return read_file(spine[0]).head(0)
-
-
 def _groups(views: Sequence[type[FeatureView]]) -> list[tuple[type[FeatureView], ...]]:
     """Views by entity: parts of entities are parts of each of them."""
     found: dict[Any, list[type[FeatureView]]] = {}
@@ -145,7 +147,10 @@ def _groups(views: Sequence[type[FeatureView]]) -> list[tuple[type[FeatureView],
 
 
 def _inputs(
-    views: Sequence[type[FeatureView]], tables: Mapping[type[Event], Paths], spine: Sequence[EventFile]
+    views: Sequence[type[FeatureView]],
+    tables: Mapping[type[Event], Paths],
+    spine: Sequence[EventFile],
+    written: SpineFormat,
 ) -> dict[str, Any]:
     """What decides the answers."""
     declared = {}
@@ -161,6 +166,7 @@ def _inputs(
             for event, table in tables.items()
         },
         "spine": [_identity(file) for file in spine],
+        "formats of times": [written.time_unit, written.csv_time_format],
     }
 
 
@@ -257,30 +263,19 @@ def _work(part: Part) -> None:
 # The end: answers beside the spine
 
 
-def _join(views: Sequence[type[FeatureView]], parts: Sequence[Part], spine: Sequence[EventFile], out: Path) -> int:
+def _joined(views: Sequence[type[FeatureView]], parts: Sequence[Part], spine: SpineFiles) -> Iterator[pl.DataFrame]:
+    """The spine with its answers, piece by piece, at least one."""
     plans = [plan_of(view) for view in views]
     columns = [feature.full_name for plan in plans for feature in plan.features]
     streams = []
     for group in _groups(views):
         mine = [part.folder for part in parts if part.views == group]
         streams.append(_Answers([block for folder in mine for block in Progress.load(folder).blocks(folder)]))
-    new, rows, writer = out.with_name(f"{out.name}.new"), 0, None
-    try:
-        for piece in spine_pieces(spine):
-            found = [stream.take(piece.height) for stream in streams]
-            frame = pl.concat([piece, *found], how="horizontal").select(*piece.columns, *columns)
-            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            writer = writer or pq.ParquetWriter(new, table.schema, compression="zstd")
-            writer.write_table(table.cast(writer.schema))
-            rows += piece.height
-    finally:
-        if writer is not None:
-            writer.close()
-    if writer is None:
-        head = _head(spine)
-        pl.concat([head, Replay(views).frames({}, head)], how="horizontal").write_parquet(new)
-    new.replace(out)
-    return rows
+    head = pl.DataFrame(schema=spine.schema)
+    yield pl.concat([head, Replay(views).frames({}, head)], how="horizontal")
+    for piece in spine.pieces():
+        answers = [stream.take(piece.height) for stream in streams]
+        yield pl.concat([piece, *answers], how="horizontal").select(*piece.columns, *columns)
 
 
 class _Answers:

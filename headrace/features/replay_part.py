@@ -13,7 +13,7 @@ import contextlib
 import fcntl
 import functools
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -24,13 +24,12 @@ import polars as pl
 
 from headrace.errors import ConfigError
 from headrace.features.external_sort import Block, read_block, write_blocks
-from headrace.features.history import PIECE_ROWS, Paths, Span, in_part, open_log, read_files
+from headrace.features.history import Paths, Span, in_part, open_log
 from headrace.features.replay import Replay, chunks
 from headrace.features.spine import TIME, check_spine, spine_times
+from headrace.features.spine_files import SpineFiles, SpineFormat
 from headrace.features.view import FeatureView, plan_of
 from headrace.schemas import Event
-from headrace.schemas.event_files import iter_file
-from headrace.schemas.file_finder import EventFile, find_files
 
 ROW = pl.col("row")
 """Row of the spine that an answer belongs to."""
@@ -55,6 +54,7 @@ class Part:
     views: tuple[type[FeatureView], ...]
     events: Mapping[type[Event], Paths]
     spine: Paths
+    written: SpineFormat
     part: int
     parts: int
     memory_rows: int
@@ -111,15 +111,6 @@ def work_on(part: Part, report: Report, is_stopped: Callable[[], bool] = lambda:
             report(part.place, total, total)
 
 
-def spine_pieces(files: Sequence[EventFile], columns: Mapping[str, object] | None = None) -> Iterator[pl.DataFrame]:
-    """A spine in pieces, in order; files that name no types are read as a whole, so that all pieces have the same."""
-    if all(file.suffix == ".parquet" for file in files):
-        for file in files:
-            yield from iter_file(file, PIECE_ROWS, columns)
-        return
-    yield from read_files(files).iter_slices(PIECE_ROWS)
-
-
 class _Walk:
     """A part at work: its records, and answers that are not yet in a file."""
 
@@ -140,7 +131,8 @@ class _Walk:
         if spine.height:
             until_us = int(spine_times(spine, "").max())
             span = Span(progress.cut_us, until_us, plan_of(part.views[0]), part.part, part.parts)
-            log = open_log(part.events, span, part.memory_rows, lambda: room)
+            count = _Counter(part.place, report)
+            log = open_log(part.events, span, part.memory_rows, lambda: room, part.written.csv_time_format, count)
             total = spine.height + sum(block.rows for blocks in log.values() for block in blocks)
             done, saved_s = 0, monotonic()
             for chunk, rows, cut_us in chunks(log, spine, part.chunk_rows, part.memory_rows):
@@ -166,7 +158,7 @@ class _Walk:
         names = [*plan.entity, TIME, *(name for view in part.views for name in plan_of(view).layout.request)]
         needed = dict.fromkeys(names)
         found, start = [], 0
-        for piece in spine_pieces(find_files(part.spine), needed):
+        for piece in SpineFiles(part.spine, self._replay.plans, part.written).pieces(list(needed)):
             rows = piece.select(list(needed)).with_columns(row=pl.int_range(start, start + piece.height))
             start += piece.height
             found.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))
@@ -207,6 +199,19 @@ class _Walk:
         for old in self._part.folder.glob("records*"):
             if old.name != self._progress.records:
                 shutil.rmtree(old)
+
+
+@dataclass(slots=True)
+class _Counter:
+    """Reports rows of a part that are read and sorted, of which nobody knows how many there are."""
+
+    place: int
+    report: Report
+    rows: int = 0
+
+    def __call__(self, rows: int) -> None:
+        self.rows += rows
+        self.report(self.place, self.rows, None)
 
 
 @contextlib.contextmanager

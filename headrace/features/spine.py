@@ -1,7 +1,7 @@
 """The spine: rows of entity keys and times, each to be answered as of its time.
 
-A spine has each view's entity columns and `event_time`, a datetime (naive is UTC) or int64 microseconds. Other columns
-are carried along. A null key is answered as an entity that was never seen.
+A spine has each view's entity columns and `event_time`, a datetime (naive is UTC), or whole numbers of a unit that is
+given. Other columns are carried along. A null key is answered as an entity that was never seen.
 """
 
 from collections.abc import Sequence
@@ -14,15 +14,54 @@ from headrace.errors import SpineError
 from headrace.features.expressions import request_columns
 from headrace.features.keys import fitted_keys
 from headrace.features.view import ViewPlan
+from headrace.schemas.time_units import TIME_UNITS, UNIT_NAMES, UNITS_PER_S, TimeUnit, likely_unit
 
 TIME = "event_time"
 
+_US = UNITS_PER_S["us"]
 
-def spine_times(spine: pl.DataFrame, view: str) -> NDArray[np.int64]:
-    """Time of each row in microseconds UTC: (n,). `view` is named in errors.
+
+def with_times(spine: pl.DataFrame, unit: TimeUnit | None, place: str = "spine") -> pl.DataFrame:
+    """The spine with numbers of a unit in its time column as datetimes, UTC; other columns stay as they are.
+
+    `place` is named in errors.
 
     Raises:
-        SpineError: the column is missing, null somewhere, or no time.
+        SpineError: there are numbers and no unit, or another than they are of by their size, or a time lies between two
+            microseconds.
+    """
+    if unit not in (None, *TIME_UNITS):
+        raise SpineError(f"time_unit {unit!r}: use one of {', '.join(TIME_UNITS)}")
+    if TIME not in spine.columns or not spine.schema[TIME].is_integer():
+        return spine
+    numbers = spine[TIME].drop_nulls().cast(pl.Int64).to_numpy()
+    ends = [int(numbers.max()), int(numbers.min())] if len(numbers) else []
+    likely = likely_unit(ends[0]) if ends else None
+    hint = f"; by their size they are {UNIT_NAMES[likely]}" if likely else ""
+    if unit is None and ends:
+        raise SpineError(
+            f"{place}: column {TIME!r} is {spine.schema[TIME]}, numbers without a unit{hint}. Say which it is, "
+            'time_unit="ms" or --spine-time-unit ms, or give datetimes'
+        )
+    unit = unit or "us"  # of no numbers any will do
+    wrong = [number for number in ends if likely_unit(number) != unit]
+    if wrong:
+        raise SpineError(
+            f"{place}: column {TIME!r} has {wrong[0]}, no time of the years 1971 to 2969 in {UNIT_NAMES[unit]}{hint}. "
+            "Give the unit that they are of"
+        )
+    factor, divisor = max(_US // UNITS_PER_S[unit], 1), max(UNITS_PER_S[unit] // _US, 1)
+    if (numbers % divisor).any():
+        raise SpineError(f"{place}: column {TIME!r} has times between two microseconds; round them")
+    times = spine[TIME].cast(pl.Int64) // divisor * factor
+    return spine.with_columns(times.cast(pl.Datetime("us")).dt.replace_time_zone("UTC"))
+
+
+def spine_times(spine: pl.DataFrame, view: str) -> NDArray[np.int64]:
+    """Time of each row in microseconds UTC: (n,). `view` is named in errors. Numbers are microseconds.
+
+    Raises:
+        SpineError: the column is missing, null somewhere, or no time, or a time lies between two microseconds.
     """
     if TIME not in spine.columns:
         raise SpineError(
@@ -31,13 +70,18 @@ def spine_times(spine: pl.DataFrame, view: str) -> NDArray[np.int64]:
     column = spine[TIME]
     if not (column.dtype.is_integer() or column.dtype == pl.Datetime):
         raise SpineError(
-            f"view {view}: spine column {TIME!r} is {column.dtype}; use a datetime, or int64 microseconds UTC"
+            f"view {view}: spine column {TIME!r} is {column.dtype}; use a datetime, or whole numbers and their unit"
         )
     if column.null_count():
         raise SpineError(
             f"view {view}: spine column {TIME!r} is null in {column.null_count()} of {spine.height} rows; drop them"
         )
-    if column.dtype == pl.Datetime:
+    if isinstance(column.dtype, pl.Datetime):
+        if column.dtype.time_unit == "ns" and (column.to_physical() % 1_000 != 0).any():
+            raise SpineError(
+                f"view {view}: spine column {TIME!r} has times between two microseconds, and events have none; "
+                'round them, as pl.col("event_time").dt.round("1us")'
+            )
         column = column.dt.cast_time_unit("us")
     return column.cast(pl.Int64).to_numpy(writable=True)
 

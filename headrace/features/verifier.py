@@ -10,37 +10,32 @@ else is equal.
     entities of the log that the scan did not show: lost, or written since --> the same again for them alone
 
 The log is read after the snapshot, so that it holds every row below the offsets, and is never in memory as a whole
-(but for the rows of views with `dedupe=`).
+(but for the rows of views with `dedupe=`). An archive may end before the store's offsets: entities with newer events
+than it holds are left out then, and counted.
 """
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError, StoreError
-from headrace.features.answer import NEVER, Answer, Column, Lists
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.keys import entity_ids, ids_of_texts, shard_of
+from headrace.features.origin import Origin
 from headrace.features.reader import entity_frame
 from headrace.features.record import read_packed
 from headrace.features.slab import Slab
 from headrace.features.store import SNAPSHOT_KEYS_MAX, OnlineStore
+from headrace.features.verification import Verification, both, differences
 from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.schemas import Event
-
-TOLERANCE = 1e-9
-"""Relative and absolute difference up to which floats count as equal."""
-
-EXAMPLES_MAX = 20
-"""Differences that a report shows."""
+from headrace.schemas.tables import TableLike, frame_of
 
 _SNAPSHOT_TRIES = 10
-_FIGURES = ("view", "entities", "rows", "waiting", "expired", "failed", "offsets")
 
 
 class LogBatch(Protocol):
@@ -54,49 +49,13 @@ class LogBatch(Protocol):
     def offsets(self) -> NDArray[np.int64]: ...  # noqa: D102
     @property
     def frame(self) -> pl.DataFrame: ...  # noqa: D102
+    @property
+    def origin(self) -> Origin | None: ...  # noqa: D102
 
 
-Log = pl.DataFrame | Mapping[type[Event], pl.DataFrame] | Iterable[LogBatch]
-"""A log: batches, or a frame an event class (one frame for a view of one source) with `_partition` and `_offset`.
+Log: TypeAlias = TableLike | Mapping[type[Event], TableLike] | Iterable[LogBatch]
+"""A log: batches, or a table an event class (one table for a view of one source) with `_partition` and `_offset`.
 Batches are asked for once or twice."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Verification:
-    """Outcome of a comparison.
-
-    `features`: one row a feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
-    differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed;
-    `waiting`: rows of the log that the store has not applied yet; `offsets`: partition -> next offset that every shard
-    has applied. `expired`: entities left out because the view has a ttl and Redis has let them go. `failed`: log rows
-    left out, as the flow leaves them out, since an expression of the view has no value for them.
-    """
-
-    view: str
-    entities: int
-    rows: int
-    waiting: int
-    expired: int
-    offsets: dict[str, int]
-    features: pl.DataFrame
-    examples: pl.DataFrame
-    failed: int = 0
-
-    @property
-    def mismatches(self) -> int:
-        """Differing values, over all features."""
-        return int(self.features["mismatches"].sum())
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing differs."""
-        return self.mismatches == 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of it, plain enough for JSON."""
-        figures = {name: getattr(self, name) for name in _FIGURES}
-        tables = {"features": self.features.to_dicts(), "examples": self.examples.to_dicts()}
-        return {**figures, "mismatches": self.mismatches, **tables}
 
 
 def verify(
@@ -141,18 +100,21 @@ def verify_all(
         store.require_active(plan)
     log = _log(plans, events)
     given = [None if keys is None else entity_ids(plan, entity_frame(plan, keys))[1] for plan in plans]
-    checks = [_Check.of_store(plan, store, texts, now_us) for plan, texts in zip(plans, given, strict=True)]
+    ends = getattr(log, "ends", {})
+    checks = [_Check.of_store(plan, store, texts, now_us, ends) for plan, texts in zip(plans, given, strict=True)]
     seen = _replay(log, checks)
     for check in checks:
         _require_known(check, seen, store)
     results = [check.result() for check in checks]
+    for result in results:
+        _require_compared(result)
     again = {
-        place: _Check.of_store(check.plan, store, texts, check.at_us)
+        place: _Check.of_store(check.plan, store, texts, check.at_us, ends)
         for place, check in enumerate(checks)
         if (texts := check.unseen())
     }
     _replay(log, list(again.values()))
-    return [_both(result, again[place].result()) if place in again else result for place, result in enumerate(results)]
+    return [both(result, again[place].result()) if place in again else result for place, result in enumerate(results)]
 
 
 def compare(
@@ -184,12 +146,14 @@ class _Part:
     partition: str
     offsets: NDArray[np.int64]
     frame: pl.DataFrame
+    origin: Origin | None = None
 
 
 class _Check:
     """One view at work: a snapshot of its records, and a slab that the log is replayed into.
 
     `limits`: partition -> next offset of each shard (shards,). `is_closed`: rows of other entities are passed over.
+    `ends`: partition -> next offset at which the log ends, where it may end before the store's offsets.
     """
 
     def __init__(
@@ -201,18 +165,28 @@ class _Check:
         at_us: int | None,
         *,
         is_closed: bool,
+        ends: Mapping[str, int] | None = None,
     ) -> None:
         self.plan = plan
+        self._ends = {name: end for name, end in (ends or {}).items() if name in limits}
+        self._begins: dict[str, int] = {}
         self.limits = limits
         self._texts, self._blobs, self._is_closed = texts, blobs, is_closed
         self._ids = ids_of_texts(plan, texts)
         self._slab = Slab(plan)
-        self._kept: list[tuple[str, Rows]] = []
+        self._kept: list[tuple[str, NDArray[np.int64], Rows]] = []
         self._rows, self._waiting, self._failed, self._newest_us = 0, 0, 0, 0
         self._at_us = at_us
 
     @classmethod
-    def of_store(cls, plan: ViewPlan, store: OnlineStore, given: Sequence[bytes] | None, at_us: int | None) -> "_Check":
+    def of_store(
+        cls,
+        plan: ViewPlan,
+        store: OnlineStore,
+        given: Sequence[bytes] | None,
+        at_us: int | None,
+        ends: Mapping[str, int],
+    ) -> "_Check":
         """With the records that the store holds now, of the entities `given` or all that a scan finds."""
         texts = list(dict.fromkeys((text for text, _ in store.scan(plan)) if given is None else given))
         shards = shard_of(ids_of_texts(plan, texts), store.shards)
@@ -225,7 +199,7 @@ class _Check:
                 limits.setdefault(partition, np.zeros(store.shards, np.int64))[shard] = next_offset
             for index, record in zip(members, records, strict=True):
                 blobs[index] = record
-        return cls(plan, texts, blobs, limits, at_us, is_closed=given is not None)
+        return cls(plan, texts, blobs, limits, at_us, is_closed=given is not None, ends=ends)
 
     @property
     def at_us(self) -> int:
@@ -235,12 +209,18 @@ class _Check:
     def add(self, part: LogBatch) -> None:
         """Replay the rows that count; those of a view with `dedupe=` in one piece at the end, as a flow takes them."""
         rows = self.plan.rows(part.event, part.frame)
-        failed = [found.take(self._are_applied(part, found.index, found.ids)) for found in rows.failed]
+        partition, offsets = self._place_of(part)
+        limit = self.limits.get(partition, np.zeros(1, np.int64))
+        failed = [lost.take(offsets[lost.index] < limit[shard_of(lost.ids, limit.size)]) for lost in rows.failed]
         if self._is_closed:
             rows = rows.take(np.isin(rows.ids, self._ids))
-            failed = [found.take(np.isin(found.ids, self._ids)) for found in failed]
+            failed = [lost.take(np.isin(lost.ids, self._ids)) for lost in failed]
         self._failed += sum(map(len, failed))
-        counts = self._are_applied(part, rows.index, rows.ids)
+        limit = limit[shard_of(rows.ids, limit.size)]
+        if part.origin is not None and partition == part.origin.partition:
+            self._require_told(part.origin, rows, limit)
+        self._begins[partition] = min(int(offsets.min()), self._begins.get(partition, int(offsets.min())))
+        counts = offsets[rows.index] < limit
         self._waiting += int(np.count_nonzero(~counts))
         rows = rows if counts.all() else rows.take(counts)
         if not len(rows):
@@ -248,14 +228,9 @@ class _Check:
         self._rows += len(rows)
         self._newest_us = max(self._newest_us, int(rows.time_us.max()))
         if self.plan.layout.dedupe_us:
-            self._kept.append((part.partition, rows))
+            self._kept.append((partition, offsets[rows.index], rows))
         else:
             self._slab.update(rows)
-
-    def _are_applied(self, part: LogBatch, index: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) whether the shard of each row's entity has applied it."""
-        limit = self.limits.get(part.partition, np.zeros(1, np.int64))
-        return np.asarray(part.offsets[index] < limit[shard_of(ids, limit.size)], np.bool_)
 
     def result(self) -> Verification:
         """The comparison, of the entities of the snapshot."""
@@ -265,7 +240,8 @@ class _Check:
         expected = self._slab.read(self._slab.locate(self._ids), self.at_us)
         found = read_packed(self.plan, self._ids, self._texts, self._blobs, self.at_us)
         expired = expected.found & ~found.found if self.plan.ttl_us else np.zeros(self._ids.size, np.bool_)
-        features, examples = _differences(expected, found, self._texts, ~expired)
+        newer = self._is_beyond() & found.found & (~expected.found | (found.age_us < expected.age_us))
+        features, examples = differences(expected, found, self._texts, ~(expired | newer))
         return Verification(
             view=self.plan.name,
             entities=self._ids.size,
@@ -276,7 +252,38 @@ class _Check:
             features=features,
             examples=examples,
             failed=self._failed,
+            beyond=sum(max(int(self.limits[name].max()) - end, 0) for name, end in self._ends.items()),
+            newer=int(newer.sum()),
+            begins={name: first for name, first in sorted(self._begins.items()) if first and name in self.limits},
         )
+
+    def _place_of(self, part: LogBatch) -> tuple[str, NDArray[np.int64]]:
+        """Partition and offsets by which the store may know rows: those of their file, else those in their topic."""
+        if part.origin is None or part.partition in self.limits:
+            return part.partition, part.offsets
+        return part.origin.partition, part.origin.offsets
+
+    def _require_told(self, origin: Origin, rows: Rows, limit: NDArray[np.int64]) -> None:
+        """Return if the archive says of each row whether it is below its shard's offset, `limit` (n,).
+
+        Raises:
+            StoreError: it does not.
+        """
+        last = origin.offsets[rows.index]
+        if origin.first is not None and ((origin.first < limit) & (limit <= last)).any():
+            raise StoreError(
+                f"view {self.plan.name}: a shard has applied {origin.partition} up to offset {int(limit.min())}, amid "
+                f"rows {origin.first} to {int(last.max())} of a file that was archived without their offsets: verify "
+                "again once the store is past them, or with the topic as the log"
+            )
+
+    def _is_beyond(self) -> NDArray[np.bool_]:
+        """Whether the shard of each entity of the snapshot has applied rows past the log's end, (n,)."""
+        beyond = np.zeros(self._ids.size, np.bool_)
+        for name, end in self._ends.items():
+            limit = self.limits[name]
+            beyond |= (limit > end)[shard_of(self._ids, limit.size)]
+        return beyond
 
     def unseen(self) -> list[bytes]:
         """Entities that were replayed and are not in the snapshot."""
@@ -285,13 +292,13 @@ class _Check:
 
 
 def _replay(log: Iterable[LogBatch], checks: Sequence[_Check]) -> set[str]:
-    """Bring the log into each check; the partitions that had rows."""
+    """Bring the log into each check; the partitions that had rows, of files of an archive those of the topic too."""
     seen = set()
     for part in log if checks else ():
         for check in checks:
             if part.event in check.plan.sources and part.frame.height:
                 check.add(part)
-                seen.add(part.partition)
+                seen |= {part.partition} | ({part.origin.partition} if part.origin else set())
     return seen
 
 
@@ -306,32 +313,29 @@ def _require_known(check: _Check, seen: set[str], store: OnlineStore) -> None:
         )
 
 
-def _both(first: Verification, rest: Verification) -> Verification:
-    """The verification of some entities, and that of others, which replayed some of the same rows."""
-    features = first.features.with_columns(
-        checked=first.features["checked"] + rest.features["checked"],
-        mismatches=first.features["mismatches"] + rest.features["mismatches"],
-    )
-    return dataclasses.replace(
-        first,
-        entities=first.entities + rest.entities,
-        expired=first.expired + rest.expired,
-        features=features,
-        examples=pl.concat([first.examples, rest.examples])[:EXAMPLES_MAX],
-    )
+def _require_compared(result: Verification) -> None:
+    """Else nothing was compared either."""
+    if result.newer and result.newer + result.expired == result.entities:
+        raise StoreError(
+            f"view {result.view}: the store has applied {result.beyond:,} offsets past the log's end, and all its "
+            f"{result.entities:,} entities have newer events than the log: nothing can be compared. Archive further, "
+            "or give the topic beside the archive, --events archive/ --events kafka://HOST:PORT"
+        )
 
 
 def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[LogBatch]:
-    if isinstance(events, pl.DataFrame):
+    frame = frame_of(events)
+    if frame is not None:
         [plan] = plans
         if len(plan.sources) != 1:
             names = ", ".join(event.__name__ for event in plan.sources)
             raise SchemaError(f"view {plan.name} has several sources: give a frame for each, as a dict of {names}")
-        events = {plan.sources[0]: events}
+        events = {plan.sources[0]: frame}
     if not isinstance(events, Mapping):
         return list(events) if isinstance(events, Iterator) else events
     parts: list[LogBatch] = []
-    for event, frame in events.items():
+    for event, table in events.items():
+        frame = _eager(table, event)
         if not any(event in plan.sources for plan in plans):
             raise SchemaError(f"view {', '.join(plan.name for plan in plans)} does not read {event.__name__}")
         lacking = [name for name in ("_partition", "_offset") if name not in frame.columns]
@@ -343,6 +347,13 @@ def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[LogBatch]:
             offsets = part["_offset"].cast(pl.Int64).to_numpy()
             parts.append(_Part(event, str(partition), offsets, part.drop("_partition", "_offset")))
     return parts
+
+
+def _eager(table: TableLike, event: type[Event]) -> pl.DataFrame:
+    frame = frame_of(table)
+    if frame is None:
+        raise SchemaError(f"log of {event.__name__}: a {type(table).__name__} is no table; give a frame, or batches")
+    return frame.lazy().collect()
 
 
 def _steady_snapshot(
@@ -361,54 +372,14 @@ def _steady_snapshot(
     raise StoreError(f"view {plan.name} · shard {shard}: it moves on while it is read; stop its engine, or give keys")
 
 
-def _side_by_side(parts: Sequence[tuple[str, Rows]]) -> Rows:
-    """All rows in one order: each partition's own, and the partitions abreast in event time, as a flow reads them."""
-    reached: dict[str, int] = {}
-    moments = []
-    for partition, rows in parts:
-        moments.append(np.maximum.accumulate(np.maximum(rows.time_us, reached.get(partition, NEVER))))
-        reached[partition] = int(moments[-1][-1])
-    order = np.argsort(np.concatenate(moments), kind="stable")
-    return concat_rows([rows for _, rows in parts]).take(order)
-
-
-def _differences(
-    expected: Answer, found: Answer, texts: Sequence[bytes], counted: NDArray[np.bool_]
-) -> tuple[pl.DataFrame, pl.DataFrame]:
-    features: list[tuple[str, int, int]] = []
-    examples: list[tuple[str, str, str, str]] = []
-    shown: tuple[pl.DataFrame, pl.DataFrame] | None = None
-    for name, column in expected.columns.items():
-        differs = _differs(column, found.columns[name]) | (expected.found != found.found)
-        if name in expected.empty:
-            differs |= expected.empty[name] != found.empty[name]
-        differs &= counted
-        features.append((name, int(counted.sum()), int(differs.sum())))
-        for index in np.flatnonzero(differs)[: EXAMPLES_MAX - len(examples)]:
-            shown = shown or (expected.to_polars(), found.to_polars())
-            sides = (
-                str(frame[name][int(index)]) if answer.found[index] else "missing"
-                for answer, frame in zip((expected, found), shown, strict=True)
-            )
-            examples.append((texts[index].decode(errors="replace"), name, *sides))
-    return (
-        pl.DataFrame(features, {"feature": pl.String, "checked": pl.Int64, "mismatches": pl.Int64}, orient="row"),
-        pl.DataFrame(examples, dict.fromkeys(("key", "feature", "expected", "found"), pl.String), orient="row"),
-    )
-
-
-def _differs(ours: Column, theirs: Column) -> NDArray[np.bool_]:
-    """Where two columns (n,) differ; lists are compared element by element up to their length."""
-    if isinstance(ours, Lists) and isinstance(theirs, Lists):
-        inside = np.arange(ours.values.shape[1]) < ours.lengths[:, None]
-        unequal = np.any(_unequal(ours.values, theirs.values) & inside, axis=1)
-        return np.asarray(unequal | (ours.lengths != theirs.lengths), np.bool_)
-    assert isinstance(ours, np.ndarray)
-    assert isinstance(theirs, np.ndarray)
-    return _unequal(ours, theirs)
-
-
-def _unequal(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.bool_]:
-    if ours.dtype.kind == "f":
-        return np.asarray(~np.isclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True), np.bool_)
-    return np.asarray(ours != theirs, np.bool_)
+def _side_by_side(parts: Sequence[tuple[str, NDArray[np.int64], Rows]]) -> Rows:
+    """All rows in one order: each partition's by offset, and the partitions abreast in event time, as in a flow."""
+    by_partition: dict[str, list[tuple[NDArray[np.int64], Rows]]] = {}
+    for partition, offsets, rows in parts:
+        by_partition.setdefault(partition, []).append((offsets, rows))
+    ordered = []
+    for found in by_partition.values():
+        order = np.argsort(np.concatenate([offsets for offsets, _ in found]), kind="stable")
+        ordered.append(concat_rows([rows for _, rows in found]).take(order))
+    moments = [np.maximum.accumulate(rows.time_us) for rows in ordered]
+    return concat_rows(ordered).take(np.argsort(np.concatenate(moments), kind="stable"))

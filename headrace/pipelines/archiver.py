@@ -1,6 +1,7 @@
 """The log as Parquet files, by event day: what a backfill or an analyst reads when the broker has let go of it.
 
     <folder>/<topic>/2024-05-01/<partition>.<first offset>-<next offset>.parquet       names: schemas/archive_names
+                                              the event's columns, and `_offset`
     <folder>/<topic>/offsets.json                                                      what is committed
 
 Each event is in exactly one file. A flush writes its files first, each under another name until it is whole and on
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import orjson
 import polars as pl
 import structlog
@@ -22,7 +24,7 @@ from prometheus_client import Counter
 from headrace.pipelines.positions import Positions, positions_of
 from headrace.pipelines.source import EventBatch
 from headrace.schemas import Event, spec_of
-from headrace.schemas.archive_names import OFFSETS, archive_name, named_rows
+from headrace.schemas.archive_names import OFFSET_COLUMN, OFFSETS, archive_name, named_rows
 
 log = structlog.get_logger(__name__)
 
@@ -120,6 +122,7 @@ class Archiver:
         frame = pl.concat([batch.frame for batch in batches])
         if frame.is_empty():
             return []
+        frame = frame.with_columns(pl.Series(OFFSET_COLUMN, np.concatenate([batch.offsets for batch in batches])))
         first = next(int(batch.offsets[0]) for batch in batches if len(batch.offsets))
         name = archive_name(partition, first, batches[-1].next_offset)
         written = []

@@ -1,36 +1,48 @@
 """Files of one event as a source: Parquet, Arrow IPC, Avro, CSV and JSON lines.
 
-A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does. Files are
-read one after the other in the order given. With `sort`, the rows of a file are put into event-time order first, ties
-in file order: its row numbers are those of the sorted file. A Parquet file on this disk that need not be sorted is read
-a few row groups at a time, any other wholly. JSON lines are passed on as payloads, so that a bad line costs that line
-only; they keep their order.
+A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does; what a
+partition is called and how it is known again, `file_names` says. Files are read one after the other in the order given.
+With `sort`, the rows of a file are put into event-time order first, ties in file order: its row numbers are those of
+the sorted file. A Parquet file on this disk that need not be sorted is read a few row groups at a time, any other but
+JSON lines wholly.
 
-A row that is added to a sorted file may take the number of one that was read before. So the partition of such a file
-names its content, and a file that has changed since is refused:
-
-    clicks/a.parquet@5f3a9c01          sorted: size and both ends are in the name
-    clicks/a.jsonl                     in the file's own order: lines may be added at its end
-    clicks/2024-05-01/0.0-500.parquet  of an archive: never written again
+JSON lines are passed on as payloads, so that a bad line costs that line only; they keep their order, and their offsets
+are positions (`line_positions`). A last line without its end is no event yet: it is put aside, and read again by the
+next run.
 """
 
-import re
 import threading
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Self, TypeAlias
 
 import numpy as np
 import polars as pl
+import structlog
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
-from headrace.pipelines.positions import Positions, refuse_files_of_topic
+from headrace.features.origin import Origin
+from headrace.pipelines.file_names import partition_of, recognise
+from headrace.pipelines.line_reader import Lines, iter_lines
+from headrace.pipelines.positions import Positions, Reached, reached_of, refuse_files_of_topic
 from headrace.pipelines.source import Batch
 from headrace.redaction import shown_url
-from headrace.schemas import Event, EventSpec, spec_of
-from headrace.schemas.event_files import RowGroups, format_of, is_in_order, is_lines, read_events, read_lines
-from headrace.schemas.file_finder import EventFile, Found, find_log
+from headrace.schemas import Event, spec_of
+from headrace.schemas.archive_names import named_rows
+from headrace.schemas.event_files import (
+    RowGroups,
+    format_of,
+    is_in_order,
+    is_lines,
+    path_codec,
+    read_archived,
+    read_events,
+    reads_row_groups,
+)
+from headrace.schemas.file_finder import EventFile, find_log
+
+log = structlog.get_logger(__name__)
 
 ROWS_MAX = 262_144
 """Rows a batch: the larger, the more events of one entity meet in it, and share the fetch of its record."""
@@ -39,10 +51,10 @@ ROWS_MAX = 262_144
 class FileSource:
     """Batches of the files of one event class.
 
-    `paths` are files, globs (`**` included) or folders of an archive, here or by URL (`file_finder`). A partition is
-    named "<topic>/<path below the glob's fixed part>", so that it does not change with the working folder. `rows_max`
-    bounds a batch. Files without rows are passed over where there are others. `beside_topic`: the files hold other
-    events than the topic, so they are read although a reader has read the topic.
+    `paths` are files, globs (`**` included) or folders of an archive, here or by URL (`file_finder`). `rows_max` bounds
+    a batch. `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601. `beside_topic`: the
+    files hold other events than the topic, so they are read although a reader has read the topic. Files without rows
+    are passed over where there are others, and so are files that a source of `before` reads.
 
     Raises:
         SourceError: from the first call on, when a file is missing, unreadable or changed since it was read, or when
@@ -57,7 +69,9 @@ class FileSource:
         *,
         sort: bool = True,
         rows_max: int = ROWS_MAX,
+        csv_time_format: str | None = None,
         beside_topic: bool = False,
+        before: Sequence["FileSource"] = (),
     ) -> None:
         self.beside_topic = beside_topic
         self._paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
@@ -65,10 +79,14 @@ class FileSource:
         self._spec = spec_of(event)
         self._sort = sort
         self._rows_max = rows_max
+        self._csv_time_format = csv_time_format
+        self._before = [source for source in before if source.event is event]
         self._owner = (0, 1)
         self._files: dict[str, EventFile] | None = None
         self._ends: dict[str, int] = {}
         self._listing = threading.Lock()
+        self._reached: Sequence[Reached] = ()
+        self._tells_origins = False
         self._pending: list[str] | None = None
         self._positions: dict[str, int] = {}
         self._open: tuple[str, _Rows] | None = None
@@ -77,9 +95,16 @@ class FileSource:
         """A fresh source that reads every `count`-th file, from `index` on; all shares know the same files."""
         files = self._listed()
         fresh = type(self)(
-            self._paths, self.event, sort=self._sort, rows_max=self._rows_max, beside_topic=self.beside_topic
+            self._paths,
+            self.event,
+            sort=self._sort,
+            rows_max=self._rows_max,
+            csv_time_format=self._csv_time_format,
+            beside_topic=self.beside_topic,
+            before=self._before,
         )
         fresh._owner, fresh._files, fresh._ends = (index, count), files, self._ends  # noqa: SLF001
+        fresh._reached, fresh._tells_origins = self._reached, self._tells_origins  # noqa: SLF001
         return fresh
 
     def describe(self) -> str:
@@ -90,6 +115,11 @@ class FileSource:
     def exhausted(self) -> bool:
         """Whether every file has been read to its end."""
         return self._pending is not None and not self._pending
+
+    @property
+    def topic(self) -> str:
+        """Topic of the event."""
+        return self._spec.topic
 
     def partitions(self) -> list[str]:
         """Every file's partition, in the order they are read.
@@ -108,47 +138,45 @@ class FileSource:
         self._listed()
         return dict(self._ends)
 
-    @property
-    def topic(self) -> str:
-        """Topic of the event."""
-        return self._spec.topic
+    def tell_origins(self) -> None:
+        """Say of rows of archives where they stood in their topic: `Batch.origin`."""
+        self._tells_origins = True
 
-    def refuse_changed(self, positions: Mapping[str, int]) -> None:
-        """Return if none of the files was read before, up to one of `positions`, in another state.
+    def recognise(self, readers: Sequence[Reached]) -> None:
+        """Call files as `readers` know them, and see that what these have read of each is still there.
+
+        `seek` does so for the readers of its positions. Lines of JSON files are compared when the file is opened.
 
         Raises:
-            SourceError: one was; names it.
+            SourceError: a file has changed since it was read; names it.
         """
-        known = {_plain(name): name for name in positions}
-        for name, file in self._listed().items():
-            before = known.get(_plain(name), name)
-            if before != name and name not in positions:
-                raise SourceError(
-                    f"file {file.url} has changed since {positions[before]} of its rows were read: in the order of "
-                    "time they have other numbers now, so nobody can say which are new; put new events into a new file "
-                    "(JSON lines may grow), or start a fresh store"
-                )
+        for source in self._before:
+            source.recognise(readers)
+        taken = {name for source in self._before for name in source.partitions()}
+        files = recognise(self._listed(), self.topic, readers, taken)
+        self._reached, self._files = readers, files
 
     def seek(self, positions: Mapping[str, int]) -> None:
         """Read each file from its row on.
 
         Raises:
-            SourceError: as `partitions`, or a file has changed since.
+            SourceError: as `partitions` and `recognise`.
             ConfigError: a reader of the positions has read the topic itself.
         """
-        self.refuse_changed(positions.known if isinstance(positions, Positions) else positions)
+        if isinstance(positions, Positions) or not self._reached:
+            self.recognise(reached_of(positions))
         if not self.beside_topic:
             refuse_files_of_topic(self.topic, self.partitions(), positions)
+        self.close()
         index, count = self._owner
         self._pending = self.partitions()[index::count]
         self._positions = {name: positions.get(name, 0) for name in self._pending}
-        self._open = None
 
     def poll(self) -> list[Batch]:
         """The next rows of the file at hand.
 
         Raises:
-            SourceError: a file is unreadable or has no rows.
+            SourceError: a file is unreadable, has no rows, or has changed since it was read.
             OffsetLostError: a file has fewer rows than were once read from it.
         """
         if self._pending is None:
@@ -158,99 +186,171 @@ class FileSource:
         name = self._pending[0]
         if self._open is None or self._open[0] != name:
             self._open = (name, self._read(name))
-        rows = self._open[1]
-        begin = self._positions[name]
-        part = _part(rows, begin, self._rows_max)
-        self._positions[name] = begin + len(part)
-        is_end = begin + len(part) == len(rows)
-        if is_end:
+        batch = self._open[1].take()
+        if batch.ended:
             self._pending.pop(0)
-            self._open = None
-        return [self._batch(name, part, begin, is_end)]
+            self.close()
+        return [batch]
 
     def close(self) -> None:
         """Let go of the file at hand."""
-        self._open = None
-
-    def _batch(self, name: str, part: pl.DataFrame | list[bytes], begin: int, is_end: bool) -> Batch:
-        end = begin + len(part)
-        lines = part if isinstance(part, list) else None
-        return Batch(
-            topic=self._spec.topic,
-            partition=name,
-            offsets=np.arange(begin, end, dtype=np.int64),
-            next_offset=end,
-            payloads=lines,
-            frame=part if isinstance(part, pl.DataFrame) else None,
-            appended_us=None,
-            arrival_us=wall_us(),
-            codec=None if lines is None else "json",
-            ended=is_end,
-        )
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
 
     def _listed(self) -> dict[str, EventFile]:
         with self._listing:  # workers ask for their shares at the same time
             if self._files is None:
-                found = find_log(self._paths, self._spec.topic)
-                self._files, self._ends = _partitions(found, self._spec, is_sorted=self._sort), found.ends
+                found = find_log(self._paths, self.topic, csv_time_format=self._csv_time_format)
+                self._files, self._ends = self._named(found.files), found.ends
+                if not (self._files or self._ends or found.files):
+                    raise SourceError(f"event {self._spec.name}: no files given, or only empty ones")
             return self._files
+
+    def _named(self, files: Sequence[EventFile]) -> dict[str, EventFile]:
+        """Files that no source before this one reads, by partition."""
+        others = {file.location: file for source in self._before for file in source._listed().values()}  # noqa: SLF001
+        names = {name: file for source in self._before for name, file in source._listed().items()}  # noqa: SLF001
+        named: dict[str, EventFile] = {}
+        for file in files:
+            format_of(file)
+            if file.size == 0:
+                raise SourceError(f"file {file.url} is empty")
+            if file.location in others:
+                log.info("file_reached_twice", file=file.url, read_as=others[file.location].url)
+                continue
+            name = partition_of(file, self.topic, is_sorted=self._sort)
+            if name in names:
+                raise SourceError(
+                    f"files {names[name].url} and {file.url} would share the partition name {name!r}, since they "
+                    "begin alike; rename one, or reach both by one pattern, so that their paths differ"
+                )
+            named[name] = names[name] = file
+        return named
 
     def _read(self, name: str) -> "_Rows":
         assert self._files is not None
-        file = self._files[name]
-        rows = self._rows_of(file)
-        if not len(rows) and len(self._files) == 1:
+        file, begin = self._files[name], self._positions[name]
+        is_only = len(self._files) == 1
+        if is_lines(file):
+            reached = {offset for reader in self._reached for offset in reader.get(name, ())}
+            return _LineRows(name, file, self.event, iter_lines(file, begin, reached), self._rows_max, is_only=is_only)
+        frames, origin = (
+            self._archived(file) if self._tells_origins and file.is_archived else (self._frames(file), None)
+        )
+        if not len(frames) and is_only:
             raise SourceError(f"file {file.url} has no rows")
-        if len(rows) < self._positions[name]:
+        if len(frames) < begin:
             raise OffsetLostError(
-                f"file {file.url} has {len(rows)} rows, but {self._positions[name]} were read from it before: "
+                f"file {file.url} has {len(frames)} rows, but {begin} were read from it before: "
                 "give a changed file a new name, or start a fresh store",
             )
-        return rows
+        return _FrameRows(name, self.topic, frames, begin, self._rows_max, origin)
 
-    def _rows_of(self, file: EventFile) -> "_Rows":
-        if is_lines(file):
-            return read_lines(file)
+    def _archived(self, file: EventFile) -> tuple[pl.DataFrame, Origin]:
+        """The rows of a file of an archive as `_frames` gives them, and where they stood in their topic."""
+        named = named_rows(self.topic, PurePosixPath(file.name).name)
+        assert named is not None, file.name
+        partition, first, next_offset = named
+        rows, offsets = read_archived(file, self.event)
+        times_us = rows[self._spec.time].to_physical().to_numpy()
+        order = np.argsort(times_us, kind="stable") if self._sort else np.arange(len(rows))
+        if offsets is None:
+            return rows[order], Origin(partition, np.full(len(rows), next_offset - 1, np.int64), first)
+        return rows[order], Origin(partition, offsets[order].to_numpy())
+
+    def _frames(self, file: EventFile) -> pl.DataFrame | RowGroups:
         time = self._spec.time
-        if file.is_local and file.suffix == ".parquet" and (not self._sort or is_in_order(file, time)):
+        if reads_row_groups(file, self.event) and (not self._sort or is_in_order(file, time)):
             return RowGroups(file, self.event, self._rows_max)
         rows = read_events(file, self.event)
-        if not self._sort or rows[time].is_sorted():
-            return rows
-        return rows.sort(time, maintain_order=True)
+        return rows if not self._sort or rows[time].is_sorted() else rows.sort(time, maintain_order=True)
 
 
-_Rows: TypeAlias = pl.DataFrame | list[bytes] | RowGroups
+class _FrameRows:
+    """The rows of a file of columns, from one on."""
+
+    def __init__(
+        self,
+        partition: str,
+        topic: str,
+        frames: pl.DataFrame | RowGroups,
+        begin: int,
+        rows_max: int,
+        origin: Origin | None,
+    ) -> None:
+        self._partition, self._topic = partition, topic
+        self._origin = origin
+        self._frames = frames
+        self._next = begin
+        self._rows_max = rows_max
+
+    def take(self) -> Batch:
+        """The next rows."""
+        begin, frames = self._next, self._frames
+        rows_max = self._rows_max
+        part = frames.take(begin, rows_max) if isinstance(frames, RowGroups) else frames[begin : begin + rows_max]
+        self._next = begin + part.height
+        return Batch(
+            topic=self._topic,
+            partition=self._partition,
+            offsets=np.arange(begin, self._next, dtype=np.int64),
+            next_offset=self._next,
+            payloads=None,
+            frame=part,
+            appended_us=None,
+            arrival_us=wall_us(),
+            ended=self._next == len(frames),
+            origin=None if self._origin is None else self._origin.take(slice(begin, self._next)),
+        )
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
-def _part(rows: _Rows, begin: int, rows_max: int) -> pl.DataFrame | list[bytes]:
-    """Some rows from `begin` on."""
-    return rows.take(begin, rows_max) if isinstance(rows, RowGroups) else rows[begin : begin + rows_max]
+class _LineRows:
+    """The lines of a file of JSON lines, from one on."""
+
+    def __init__(
+        self,
+        partition: str,
+        file: EventFile,
+        event: type[Event],
+        lines: Generator[Lines],
+        rows_max: int,
+        *,
+        is_only: bool,
+    ) -> None:
+        self._partition, self._topic = partition, spec_of(event).topic
+        self._file = file
+        self._codec = path_codec(file, event) or "json"
+        self._lines = lines
+        self._rest: Lines | None = None
+        self._rows_max = rows_max
+        self._is_only = is_only
+
+    def take(self) -> Batch:
+        """The next lines."""
+        lines, self._rest = (self._rest or next(self._lines)).cut(self._rows_max)
+        if lines.is_blank and self._is_only:
+            raise SourceError(f"file {self._file.url} has no rows")
+        return Batch(
+            topic=self._topic,
+            partition=self._partition,
+            offsets=lines.positions,
+            next_offset=lines.next_position,
+            payloads=lines.payloads,
+            frame=None,
+            appended_us=None,
+            arrival_us=wall_us(),
+            codec=self._codec,
+            ended=lines.is_end,
+            unfinished=lines.unfinished,
+        )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._lines.close()
 
 
-_CONTENT = "@"
-_STATED = re.compile(rf"{_CONTENT}[0-9a-f]{{8}}$")
-
-
-def _partitions(found: Found, spec: EventSpec, *, is_sorted: bool) -> dict[str, EventFile]:
-    files: dict[str, EventFile] = {}
-    by_plain: dict[str, EventFile] = {}
-    for file in found.files:
-        format_of(file)
-        if file.size == 0:
-            raise SourceError(f"file {file.url} is empty")
-        plain = f"{spec.topic}/{file.name}"
-        if by_plain.setdefault(plain, file).path != file.path:
-            raise SourceError(
-                f"files {by_plain[plain].url} and {file.url} would share the partition name {plain!r}; rename one"
-            )
-        is_stated = is_sorted and not (file.is_archived or is_lines(file))
-        files[f"{plain}{_CONTENT}{file.fingerprint()}" if is_stated else plain] = file
-    if not (files or found.ends):
-        raise SourceError(f"event {spec.name}: no files given, or only empty ones")
-    return files
-
-
-def _plain(partition: str) -> str:
-    """A partition's name without its content's."""
-    return _STATED.sub("", partition)
+_Rows: TypeAlias = _FrameRows | _LineRows

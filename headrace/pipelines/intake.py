@@ -16,6 +16,7 @@ from prometheus_client import Counter
 from headrace.clock import Clock, WallClock
 from headrace.errors import HeadraceError, SchemaError, SourceError
 from headrace.features.event_rows import FailedRows
+from headrace.pipelines.line_positions import row_numbers
 from headrace.pipelines.source import Batch, EventBatch
 from headrace.schemas import (
     BadPayload,
@@ -35,6 +36,7 @@ from headrace.schemas import (
     sample_frame,
     spec_of,
 )
+from headrace.schemas.event_files import UNFINISHED
 from headrace.schemas.registry import SchemaRegistry
 from headrace.schemas.row_json import json_rows
 
@@ -88,7 +90,7 @@ class Intake:
             )
         decoded = _decoded(batch, self._codec(event, batch), spec_of(event))
         checked = self._quality[batch.topic].check(decoded.frame, self._clock.now_us())
-        if letters := _letters(batch, decoded, checked.bad):
+        if letters := [*_letters(batch, decoded, checked.bad), *_unfinished(batch)]:
             put_aside(Letters.joined(letters), self._dead_letters)
         EVENTS.labels(batch.topic).inc(checked.frame.height)
         kept = decoded.payload_index[checked.kept]
@@ -101,6 +103,7 @@ class Intake:
             appended_us=None if batch.appended_us is None else batch.appended_us[kept],
             arrival_us=batch.arrival_us,
             ended=batch.ended,
+            origin=None if batch.origin is None else batch.origin.take(kept),
         )
 
     def warm_up(self) -> None:
@@ -111,6 +114,8 @@ class Intake:
             self._quality[topic].check(decoded.frame, self._clock.now_us())
 
     def _codec(self, event: type[Event], batch: Batch) -> Codec:
+        if batch.codec is not None and not isinstance(batch.codec, str):
+            return batch.codec
         key = (batch.topic, batch.codec)
         if key not in self._codecs:
             self._codecs[key] = codec_for(event, batch.codec, registry=self._registry)
@@ -146,7 +151,7 @@ def failed_letters(view_name: str, batch: EventBatch, failed: FailedRows) -> Let
 def _view_letters(batch: EventBatch, index: NDArray[np.int64], reason: str, details: pl.Series | str) -> Letters:
     """Letters of rows `index` (m,) of the batch, which one view does not use."""
     payloads = json_rows(batch.frame[index]).cast(pl.Binary)
-    columns = (batch.offsets[index], reason, details, payloads)
+    columns = (row_numbers(batch.partition, batch.offsets[index]), reason, details, payloads)
     return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *columns)
 
 
@@ -198,7 +203,7 @@ def _letters(batch: Batch, decoded: Decoded, bad_rows: Rejects[BadRow]) -> list[
 
 
 def _letters_of(batch: Batch, index: NDArray[np.int64], bad: Rejects[Any], payloads: pl.Series) -> Letters:
-    columns = (batch.offsets[index], bad.reasons, bad.details, payloads)
+    columns = (row_numbers(batch.partition, batch.offsets[index]), bad.reasons, bad.details, payloads)
     return Letters.of(batch.topic, batch.partition, batch.arrival_us, *columns)
 
 
@@ -228,6 +233,17 @@ def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each row (n_rows,) is the only one of its payload; `payload_index` ascends."""
     edges = np.flatnonzero(np.diff(payload_index, prepend=-1, append=-1))  # first row of each payload, and the end
     return np.repeat(np.diff(edges) == 1, np.diff(edges))
+
+
+def _unfinished(batch: Batch) -> list[Letters]:
+    """A letter for the payload that its writer was not done with; it is read again by the next run."""
+    if batch.unfinished is None:
+        return []
+    [number] = row_numbers(batch.partition, np.array([batch.next_offset]))
+    detail = f"line {number + 1} has no end: its writer is not done, or was cut off; once it is whole it counts"
+    payloads = pl.Series([batch.unfinished], dtype=pl.Binary)
+    columns = (np.array([number]), UNFINISHED, detail, payloads)
+    return [Letters.of(batch.topic, batch.partition, batch.arrival_us, *columns)]
 
 
 def newest_us(batch: EventBatch) -> int | None:

@@ -13,13 +13,14 @@ from rich.console import Console
 from headrace.errors import ConfigError
 from headrace.features.fences import Fence
 from headrace.features.store import OnlineStore
-from headrace.features.verifier import Verification, verify_all
+from headrace.features.verification import Verification
+from headrace.features.verifier import verify_all
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.backfill import Backfilled, backfill
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.on_bytewax import materialize_flow, run
-from headrace.pipelines.positions import is_live, least_positions
+from headrace.pipelines.positions import Reached, is_live, least_positions
 from headrace.pipelines.source import EventBatch, Source
 from headrace.pipelines.source_url import KAFKA, OFFSET_MAX, file_sources, named_url, sources_of_urls
 from headrace.pipelines.wiring import intake_of, registry_of
@@ -127,19 +128,39 @@ def verify_views(
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
+    readers = [_reached(view, store) for view in views]
+    for files in file_sources(source):
+        files.tell_origins()
+        files.recognise(readers)
     return verify_all(views, _Log(source, Intake(events, dead_letters=_Known(), registry=registry_of(settings))), store)
 
 
+def _reached(view: type[FeatureView], store: OnlineStore) -> Reached:
+    """Partition -> next offsets that the shards of a view have of it."""
+    reached: dict[str, set[int]] = {}
+    for fence in _fences(view, store):
+        for name, offset in fence.offsets.items():
+            reached.setdefault(name, set()).add(offset)
+    return reached
+
+
 class _Log:
-    """The good rows of a source, read from its start to the end that it has then, each time they are asked for."""
+    """The good rows of a source, read from its start to the end that it has then, each time they are asked for.
+
+    `ends`: partition of a topic -> offset at which the log ends; not of a topic that is itself read to its end. Of such
+    a topic the rows are left out that an archive beside it holds.
+    """
 
     def __init__(self, source: Source, intake: Intake) -> None:
         self._source = source
         self._intake = intake
+        self._archived = {name: end for files in file_sources(source) for name, end in files.ends().items()}
+        live = {name for name in source.partitions() if name in self._archived}
+        self.ends = {name: end for name, end in self._archived.items() if name not in live}
 
     def __iter__(self) -> Iterator[EventBatch]:
         source = self._source.share(0, 1)
-        source.seek({})
+        source.seek({name: end for name, end in self._archived.items() if name not in self.ends})
         try:
             while not source.exhausted:
                 found = source.poll()

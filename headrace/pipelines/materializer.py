@@ -170,7 +170,8 @@ class Materializer:
 
     def _reader(self, shard_set: ShardSet) -> Reader:
         topics = frozenset(spec_of(event).topic for event in shard_set.plan.sources)
-        return Reader(f"view {shard_set.plan.name}", topics, shard_set.known(), self._handover or {})
+        name, handover = f"view {shard_set.plan.name}", self._handover or {}
+        return Reader(name, topics, shard_set.known(), handover, shard_set.reached())
 
     def expect(self, partitions: Sequence[str]) -> None:
         """Nothing to prepare: shards learn partitions from the batches."""

@@ -31,6 +31,11 @@ class OffsetTable:
         least = self._next.min(axis=0, initial=np.iinfo(np.int64).max)
         return {name: int(least[column]) for name, column in sorted(self._columns.items()) if least[column] != _NEVER}
 
+    def reached(self) -> dict[str, list[int]]:
+        """Partition -> the different next offsets that shards have of it, where any shard has seen it."""
+        known = {name: np.unique(self._next[:, column]) for name, column in self._columns.items()}
+        return {name: offsets[offsets >= 0].tolist() for name, offsets in known.items() if offsets.max(initial=-1) >= 0}
+
     def furthest(self) -> dict[str, int]:
         """Partition -> the greatest next offset over the shards, where any shard has seen it."""
         furthest = self._next.max(axis=0, initial=_NEVER)

@@ -12,11 +12,15 @@ positions carry what each reader has read, and the sources refuse there:
     neither                      both at once                       either is said
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from headrace.errors import ConfigError
 from headrace.schemas.archive_names import named_rows
+
+Reached: TypeAlias = Mapping[str, Collection[int]]
+"""Partition -> next offsets that the parts of one reader have of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +28,15 @@ class Reader:
     """A part of a step that counts events, such as a view.
 
     `known`: partition -> the furthest next offset that any part of it has read. `handover`: partition of a topic -> the
-    offset from which the topic will be read once history has been.
+    offset from which the topic will be read once history has been. `reached`: partition -> the next offsets of all its
+    parts, if they are not all the furthest.
     """
 
     name: str
     topics: frozenset[str]
     known: Mapping[str, int]
     handover: Mapping[str, int] = field(default_factory=dict)
+    reached: Reached = field(default_factory=dict)
 
     def of_topic(self, topic: str) -> tuple[list[str], list[str]]:
         """The known partitions of `topic`, sorted: those of the topic itself, and those of files."""
@@ -131,6 +137,13 @@ def refuse_both(topics: Iterable[str], positions: Mapping[str, int]) -> None:
                     "holds, as a rule, what the files hold: each event would be counted twice. Backfill from the files "
                     "first, say where the topic goes on (start=...), or that they differ (--files-beside-topic)"
                 )
+
+
+def reached_of(positions: Mapping[str, int]) -> list[Reached]:
+    """What each reader of the positions has read of any partition; of plain positions, what they say."""
+    plain = {name: [offset] for name, offset in positions.items()}
+    readers = _readers(positions)
+    return [{name: [at] for name, at in each.known.items()} | {**each.reached} for each in readers] or [plain]
 
 
 def _readers(positions: Mapping[str, int]) -> tuple[Reader, ...]:

@@ -1,4 +1,4 @@
-"""What the command `replay` does: from views and URLs to a Parquet file, with a bar on stderr.
+"""What the command `replay` does: from views and URLs to a file, with a bar on stderr.
 
 A topic is first written to files beside the output, since a replay reads its log in the order of time, in several
 processes perhaps, and once more when it is taken up:
@@ -10,23 +10,21 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import orjson
 import polars as pl
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from headrace.features.history import MEMORY_ROWS
 from headrace.features.replay_file import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
+from headrace.features.replay_output import check_output
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.intake import Intake
 from headrace.pipelines.memory import keep_freed_memory
+from headrace.pipelines.rows_bar import TOPICS, RowsBar
 from headrace.pipelines.source_url import KAFKA, named_url, source_of_url
 from headrace.pipelines.wiring import intake_of
 from headrace.schemas import DeadLetter, Event, spec_of
+from headrace.schemas.time_units import TimeUnit
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
 
@@ -41,6 +39,9 @@ def replay_views(
     out: Path,
     settings: Settings,
     *,
+    time_unit: TimeUnit | None = None,
+    csv_time_format: str | None = None,
+    overwrite: bool = False,
     workers: int = 1,
     resume: bool = False,
     memory_rows: int = MEMORY_ROWS,
@@ -51,9 +52,10 @@ def replay_views(
     `urls` are what `sources_of_urls` takes. Events of a topic that the live flow put aside are left out here as well.
 
     Raises:
-        ConfigError: a URL that cannot be understood, or `resume` with other inputs.
+        ConfigError: a URL that cannot be understood, `out` cannot be written, or `resume` with other inputs.
         HeadraceError: what the source or the replay failed with.
     """
+    check_output(out, overwrite=overwrite)
     if not resume:
         refuse_unfinished(out)
     keep_freed_memory()
@@ -68,7 +70,7 @@ def replay_views(
             tables.setdefault(named[0], []).append(place)
     room = out.with_name(f"{out.name}.topics")
     try:
-        with _Bar() as bar:
+        with RowsBar() as bar:
             if topics:
                 _spool(topics, events, room, settings, bar, resume=resume)
                 for event in events:
@@ -79,6 +81,9 @@ def replay_views(
                 tables,
                 spine,
                 out,
+                time_unit=time_unit,
+                csv_time_format=csv_time_format,
+                overwrite=overwrite,
                 workers=workers,
                 resume=resume,
                 memory_rows=memory_rows,
@@ -98,7 +103,7 @@ def _configure() -> None:
 
 
 def _spool(
-    urls: Sequence[str], events: Sequence[type[Event]], room: Path, settings: Settings, bar: "_Bar", *, resume: bool
+    urls: Sequence[str], events: Sequence[type[Event]], room: Path, settings: Settings, bar: RowsBar, *, resume: bool
 ) -> None:
     """Write the good events of topics to `room/<event>/<n>.parquet`, unless an earlier run did."""
     done = room / "done.json"
@@ -123,7 +128,7 @@ def _spool(
                     if sum(frame.height for frame in held[batch.event]) >= SPOOL_ROWS:
                         _write(held[batch.event], room / batch.event.__name__)
                 if found:
-                    bar.show(-1, read, None)
+                    bar.show(TOPICS, read, None)
                 else:
                     time.sleep(0.003)
         finally:
@@ -159,48 +164,3 @@ class _Counted:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s")
-
-
-class _Bar:
-    """Rows done of all parts, rows a second and time left, on stderr; nothing where that is no terminal."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), _Rate())
-        self._progress = Progress(
-            *columns, TimeRemainingColumn(), console=self._console, disable=not self._console.is_terminal
-        )
-        self._task = self._progress.add_task("reading", total=None, words="")
-        self._parts: dict[int, tuple[int, int | None]] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
-        self._progress.stop()
-
-    def show(self, place: int, done: int, total: int | None) -> None:
-        """Take how far a part is; -1 is the reading of topics."""
-        if place >= 0 and -1 in self._parts:
-            self._parts.clear()
-            self._progress.reset(self._task, total=None)
-        self._parts[place] = (done, total)
-        known = [part for _, part in self._parts.values() if part is not None]
-        rows = sum(part for part, _ in self._parts.values())
-        self._progress.update(
-            self._task,
-            description="replay" if known else "reading",
-            completed=rows,
-            total=sum(known) if len(known) == len(self._parts) else None,
-            words=f"{rows:,} rows",
-        )
-
-    def say(self, words: str) -> None:
-        """A line above the bar."""
-        self._console.print(words)

@@ -128,6 +128,10 @@ class ShardSet:
         """Partition -> the greatest next offset over the shards, also of a partition that only some have seen."""
         return {name: offset for name, offset in self._offsets.furthest().items() if offset >= 0}
 
+    def reached(self) -> dict[str, list[int]]:
+        """Partition -> all next offsets that shards have of it."""
+        return self._offsets.reached()
+
     def start_at(self, positions: Mapping[str, int]) -> None:
         """Take rows before `positions` (partition -> next offset) as applied: a backfill hands over so."""
         for partition, next_offset in positions.items():

@@ -13,7 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.event_rows import Rows
-from headrace.schemas import Event
+from headrace.features.origin import Origin
+from headrace.schemas import Codec, Event
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,7 +23,9 @@ class Batch:
 
     `partition` is "<topic>/<number>" or "<topic>/<file>". `offsets` int64 (n,) ascending, one a payload or one a row;
     `next_offset` follows the last of them. `appended_us` int64 (n,) is the broker's append time of each payload.
-    `codec` overrides the event's own; `ended` says that the partition has nothing more.
+    `codec` overrides the event's own, by its name or itself; `ended` says that the partition has nothing more.
+    `unfinished` is a payload at `next_offset` that its writer was not done with: it is no event yet. `origin` tells of
+    rows of an archive where they stood in their topic, if the source was asked.
     """
 
     topic: str
@@ -33,8 +36,10 @@ class Batch:
     frame: pl.DataFrame | None
     appended_us: NDArray[np.int64] | None
     arrival_us: int
-    codec: str | None = None
+    codec: str | Codec | None = None
     ended: bool = False
+    unfinished: bytes | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -54,6 +59,7 @@ class EventBatch:
     appended_us: NDArray[np.int64] | None
     arrival_us: int
     ended: bool = False
+    origin: Origin | None = None
     prepared: dict[str, Rows] = field(default_factory=dict)
 
 

@@ -94,11 +94,13 @@ def sources_of_urls(
     Raises:
         ConfigError: a URL that cannot be understood, or files for one event where there are several.
     """
-    found = [
-        source_of_url(url, events, until_end=until_end, rows_max=rows_max, config=config, beside_topic=beside_topic)
-        for url in urls
-    ]
-    files = [source for source in found if isinstance(source, FileSource)]
+    options: dict[str, Any] = {"until_end": until_end, "rows_max": rows_max, "config": config}
+    found: list[Source] = []
+    files: list[FileSource] = []
+    for url in urls:
+        source = source_of_url(url, events, **options, beside_topic=beside_topic, before=files)
+        found.append(source)
+        files += [source] if isinstance(source, FileSource) else []
     if len(files) > 1:
         found = [TimeMerge(files), *(source for source in found if not isinstance(source, FileSource))]
     return found[0] if len(found) == 1 else MergedSource(found)
@@ -120,14 +122,15 @@ def source_of_url(
     rows_max: int = ROWS_MAX,
     config: Mapping[str, Any] | None = None,
     beside_topic: bool = False,
+    before: Sequence[FileSource] = (),
 ) -> Source:
-    """The source that one URL names; `sources_of_urls` says more."""
+    """The source that one URL names, without files that sources of `before` read; `sources_of_urls` says more."""
     named, place = named_url(url, events)
     if place.startswith(KAFKA):
         brokers, text = _kafka_parts(place)
         start = _start(text, named) if text is not None else "earliest" if beside_topic else None
         return KafkaSource(brokers, named, until_end=until_end, start=start, config=config)
-    return FileSource(place, named[0], rows_max=rows_max, beside_topic=beside_topic)
+    return FileSource(place, named[0], rows_max=rows_max, beside_topic=beside_topic, before=before)
 
 
 def _kafka_parts(url: str) -> tuple[str, str | None]:

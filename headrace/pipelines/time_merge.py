@@ -100,10 +100,16 @@ class TimeMerge:
         if batch.frame is not None:
             found[:] = batch.frame.select(time).to_series().to_numpy()
         elif batch.payloads:
-            codec = self._codecs.setdefault(event, codec_for(event, batch.codec))
-            decoded = codec.decode(batch.payloads)
+            decoded = self._codec(event, batch.codec).decode(batch.payloads)
             found[decoded.payload_index] = decoded.frame.select(time).to_series().to_numpy()
         return np.maximum.accumulate(found)
+
+    def _codec(self, event: type[Event], codec: Codec | str | None) -> Codec:
+        if codec is not None and not isinstance(codec, str):
+            return codec
+        if event not in self._codecs:
+            self._codecs[event] = codec_for(event, codec)
+        return self._codecs[event]
 
 
 def _part(head: _Head, end: int) -> Batch:
@@ -119,4 +125,6 @@ def _part(head: _Head, end: int) -> Batch:
         payloads=None if batch.payloads is None else batch.payloads[begin:end],
         frame=None if batch.frame is None else batch.frame[begin:end],
         ended=batch.ended and is_last,
+        unfinished=batch.unfinished if is_last else None,
+        origin=None if batch.origin is None else batch.origin.take(slice(begin, end)),
     )

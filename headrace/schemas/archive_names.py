@@ -14,6 +14,8 @@ from headrace.errors import SourceError
 from headrace.redaction import shown_url
 
 OFFSETS = "offsets.json"
+OFFSET_COLUMN = "_offset"
+"""Column of a file beside those of the event: the offset of each row in its partition."""
 
 _NAME = re.compile(r"(?P<rest>.+)\.(?P<first>\d+)-(?P<next>\d+)\.parquet")
 

@@ -1,11 +1,13 @@
 """Avro container files as frames: by columns where Polars can, record by record where it cannot.
 
-Polars reads records of plain types, of lists of them and of nullable ones. Enums, maps, fixed and wider unions make it
-fail, or stop the process; fastavro reads them, some ten times slower.
+Polars reads records of plain types, of lists of them and of nullable ones, compressed by deflate or snappy. Enums,
+maps, nulls, fixed and wider unions make it fail, or stop the process; fastavro reads them, and bzip2 and xz, some ten
+times slower. For other compressions fastavro needs a package, which the error names.
 """
 
 import contextlib
 import io
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,33 +16,40 @@ import fastavro
 import polars as pl
 
 from headrace.errors import DecodeError
+from headrace.schemas.wanted import ALL_COLUMNS, Wanted
 
-_PLAIN = frozenset({"null", "boolean", "int", "long", "float", "double", "string", "bytes"})
+_PLAIN = frozenset({"boolean", "int", "long", "float", "double", "string", "bytes"})
+_POLARS_CODECS = frozenset({"null", "deflate", "snappy"})
 
 
-def read_avro_file(path: str | Path) -> pl.DataFrame:
+def read_avro_file(path: str | Path, wanted: Wanted = ALL_COLUMNS) -> pl.DataFrame:
     """All rows of the file, in order.
+
+    Columns that are not wanted may be there or not.
 
     Raises:
         OSError: it cannot be opened.
-        DecodeError: it is no Avro container file of records, or it is damaged.
+        DecodeError: it is no Avro container file of records, it is damaged, or a package for its compression is absent.
     """
     path = Path(path)
     with path.open("rb") as file, _damage(path):
         records = fastavro.reader(file)
         schema: Any = records.writer_schema
-        rows = None if _is_columnar(schema) else list(records)
-    return pl.read_avro(path) if rows is None else _frame(rows, schema)
+        rows = None if _is_columnar(schema, records.codec) else list(records)
+    return pl.read_avro(path) if rows is None else _frame(rows, schema, wanted)
 
 
-def iter_avro_file(path: str | Path, rows: int) -> Iterator[pl.DataFrame]:
-    """The same, in pieces of whole blocks of the file, each of at least `rows` rows but the last."""
+def iter_avro_file(path: str | Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
+    """`read_avro_file`, in pieces of whole blocks of the file, each of at least `rows` rows but the last."""
     path = Path(path)
     with path.open("rb") as file, path.open("rb") as raw:
         with _damage(path):
             blocks = fastavro.block_reader(file)
             schema: Any = blocks.writer_schema
-            is_columnar, header = _is_columnar(schema), b""
+            is_columnar, header = _is_columnar(schema, blocks.codec), b""
+        if blocks.codec == "snappy" and is_columnar:  # Polars has it built in; fastavro needs a package to skip a block
+            yield pl.read_avro(path)
+            return
         held: list[Any] = []
         while True:
             with _damage(path):
@@ -54,8 +63,8 @@ def iter_avro_file(path: str | Path, rows: int) -> Iterator[pl.DataFrame]:
                     yield pl.read_avro(io.BytesIO(header + raw.read(sum(each.size for each in held))))
                 else:
                     with _damage(path):
-                        found = [row for each in held for row in each]
-                    yield _frame(found, schema)
+                        records = [row for each in held for row in each]
+                    yield _frame(records, schema, wanted)
                 held = []
             if block is None:
                 return
@@ -68,26 +77,37 @@ def _damage(path: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as exc:  # fastavro raises whatever its decoding ran into
-        raise DecodeError(f"{path.name} is no readable Avro file: {exc or type(exc).__name__}") from exc
+        words = str(exc) or type(exc).__name__
+        if "you need to install" in words:
+            raise DecodeError(f"{path.name}: {words}; or write it with deflate, bzip2 or xz") from exc
+        raise DecodeError(f"{path.name} is no readable Avro file: {words}") from exc
 
 
-def _frame(rows: list[Any], schema: Any) -> pl.DataFrame:
-    names = [field["name"] for field in schema["fields"]]
-    return pl.DataFrame(rows, schema=names, orient="row", infer_schema_length=None)
+def _frame(rows: list[Any], schema: Any, wanted: Wanted) -> pl.DataFrame:
+    """Rows as a frame of the columns that are wanted: of others the values may be no column."""
+    fields = [field["name"] for field in schema["fields"]]
+    names = wanted.among(fields) or fields
+    values = [[_plain_value(row[name]) for name in names] for row in rows]
+    return pl.DataFrame(values, schema=names, orient="row", infer_schema_length=None)
 
 
-def _is_columnar(schema: Any) -> bool:
-    """Whether Polars reads every field of the record `schema`."""
+def _plain_value(value: Any) -> Any:
+    return str(value) if isinstance(value, uuid.UUID) else value
+
+
+def _is_columnar(schema: Any, codec: str) -> bool:
+    """Whether Polars reads the file: every field of the record `schema`, and its compression."""
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise DecodeError(f"an Avro file of {schema!r} holds no records")
-    return all(_is_plain(field["type"]) for field in schema["fields"])
+    return codec in _POLARS_CODECS and all(_is_plain(field["type"]) for field in schema["fields"])
 
 
 def _is_plain(kind: Any) -> bool:
     if isinstance(kind, str):
         return kind in _PLAIN
     if isinstance(kind, list):
-        return len(kind) == 2 and "null" in kind and all(_is_plain(each) for each in kind)
+        others = [each for each in kind if each != "null"]
+        return len(kind) == 2 and len(others) == 1 and _is_plain(others[0])
     if kind["type"] == "array":
         return _is_plain(kind["items"])
     return kind["type"] in _PLAIN and kind.get("logicalType") != "decimal"

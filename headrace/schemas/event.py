@@ -36,7 +36,8 @@ class Event(BaseModel):
         topic: stream that carries the event.
         key: field, or tuple of fields, that the stream is partitioned by.
         time: field with the moment the event happened; a datetime.
-        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: the whole row.
+        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: events are told
+            apart by what a view reads of them.
         codec: wire format of the topic's payloads. `avro` (default): one Avro datum without a header, written with the
             event's own schema; `confluent-avro`: byte 0, the 4-byte id of a schema in a registry, then the datum;
             `json`: one object; `arrow`: an Arrow IPC stream of many rows. Files tell their format by their suffix.

@@ -1,65 +1,78 @@
 """Files of events as frames, whole or piece by piece: the one table of formats, by suffix.
 
-Parquet, Arrow IPC, Avro, JSON lines and CSV. A piece has about as many rows as are asked for, in the file's order, so a
-file of any size is read in little memory. Files elsewhere than on this disk are copied to a temporary folder first.
+Parquet, Arrow IPC, Avro, JSON lines and CSV; the last two may be compressed. A piece has about as many rows as are
+asked for, in the file's order, so a file of any size is read in little memory. Files elsewhere than on this disk, and
+compressed ones, are copied to a temporary folder first. A file in folders such as `country=DE` has their columns too.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from headrace.errors import DecodeError, SchemaError, SourceError
 from headrace.redaction import has_secrets, redacted
+from headrace.schemas import parquet_files
+from headrace.schemas.archive_names import OFFSET_COLUMN
+from headrace.schemas.arrow_files import iter_arrow, read_arrow
 from headrace.schemas.avro_files import iter_avro_file, read_avro_file
-from headrace.schemas.codec import codec_for
+from headrace.schemas.codec import Codec, codec_for
 from headrace.schemas.conform import conform
+from headrace.schemas.csv_files import iter_csv, read_csv
 from headrace.schemas.event import Event, spec_of
-from headrace.schemas.file_finder import EventFile
+from headrace.schemas.file_finder import COMPRESSIONS, EventFile
+from headrace.schemas.left_out import leave_out
+from headrace.schemas.line_files import iter_blocks, without_blank
+from headrace.schemas.path_columns import PathCodec, fill_columns, path_columns, refuse_others
+from headrace.schemas.wanted import ALL_COLUMNS, Wanted
 
-Columns = Mapping[str, Any]
-"""Declared columns and their Polars types; others need not be read, and those of a text in a CSV are not guessed."""
+UNFINISHED = "unfinished_line"
+"""Reason of a last line without its end, which is no event yet."""
+
+_JSON_LINES = (".jsonl", ".ndjson")
+TEXT_FORMATS = (*_JSON_LINES, ".csv")
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How files of one kind are read: wholly, and by pieces of about n rows."""
+    """How files of one kind are read: whole, and by pieces of about n rows."""
 
-    read: Callable[[Path, Columns], pl.DataFrame]
-    pieces: Callable[[Path, Columns, int], Iterator[pl.DataFrame]]
+    read: Callable[[Path, Wanted], pl.DataFrame]
+    pieces: Callable[[Path, Wanted, int], Iterator[pl.DataFrame]]
 
 
-def read_file(file: EventFile, columns: Columns | None = None) -> pl.DataFrame:
-    """All rows of a file, its own columns or those of `columns` that it has.
+def read_file(file: EventFile, wanted: Wanted = ALL_COLUMNS) -> pl.DataFrame:
+    """All rows of a file as they are, of the columns that are wanted.
 
     Raises:
         SourceError: no such format, or the file is damaged.
+        SchemaError: a value or a column cannot be read; names file and column.
     """
     kind = format_of(file)
-    with file.local() as path, _named(file):
-        return kind.read(path, columns or {})
+    with file.local() as path, reading(file):
+        return kind.read(path, replace(wanted, time_format=file.csv_time_format))
 
 
-def read_lines(file: EventFile) -> list[bytes]:
-    """The lines of a file of JSON lines that are not blank.
+def iter_file(file: EventFile, rows: int, wanted: Wanted = ALL_COLUMNS) -> Iterator[pl.DataFrame]:
+    """`read_file`, in pieces of about `rows` rows."""
+    kind = format_of(file)
+    with file.local() as path, reading(file):
+        yield from kind.pieces(path, replace(wanted, time_format=file.csv_time_format), rows)
+
+
+def read_schema(file: EventFile) -> pl.DataFrame:
+    """All columns of a Parquet file, without rows.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: the file is damaged.
+        SchemaError: a column is of a type that cannot be read.
     """
-    with file.local() as path, _named(file):
-        return [line for line in path.read_bytes().splitlines() if line.strip()]
-
-
-def iter_file(file: EventFile, rows: int, columns: Columns | None = None) -> Iterator[pl.DataFrame]:
-    """The same as `read_file`, in pieces of about `rows` rows."""
-    kind = format_of(file)
-    with file.local() as path, _named(file):
-        yield from kind.pieces(path, columns or {}, rows)
+    with file.local() as path, reading(file):
+        return parquet_files.read_schema(path)
 
 
 def read_events(file: EventFile, event: type[Event]) -> pl.DataFrame:
@@ -70,21 +83,32 @@ def read_events(file: EventFile, event: type[Event]) -> pl.DataFrame:
         SchemaError: a column is missing or of another type, or a line is no event; names file and column or line.
     """
     if is_lines(file):
-        return _decoded(file, event, read_lines(file), 0)
-    return _fitted(file, event, read_file(file, spec_of(event).polars))
+        pieces = list(_iter_line_events(file, event, None))
+        return pl.concat(pieces) if pieces else pl.DataFrame(schema=spec_of(event).polars)
+    given = path_columns(file, spec_of(event))
+    return _fitted(file, event, read_file(file, Wanted.of(spec_of(event), given)), given)
+
+
+def read_archived(file: EventFile, event: type[Event]) -> tuple[pl.DataFrame, pl.Series | None]:
+    """All events of a file of an archive, and the offset of each in its topic if the file has it.
+
+    Raises:
+        SourceError, SchemaError: as `read_events`.
+    """
+    wanted = Wanted.of(spec_of(event))
+    assert wanted.fields is not None
+    rows = read_file(file, replace(wanted, fields=(*wanted.fields, ((OFFSET_COLUMN,), False))))
+    return _fitted(file, event, rows, {}), rows[OFFSET_COLUMN] if OFFSET_COLUMN in rows.columns else None
 
 
 def iter_events(file: EventFile, event: type[Event], rows: int) -> Iterator[pl.DataFrame]:
-    """The same as `read_events`, in pieces of about `rows` rows."""
-    if not is_lines(file):
-        for piece in iter_file(file, rows, spec_of(event).polars):
-            yield _fitted(file, event, piece)
+    """`read_events`, in pieces of about `rows` rows."""
+    if is_lines(file):
+        yield from _iter_line_events(file, event, rows)
         return
-    with file.local() as path, _named(file):
-        done = 0
-        for lines in _iter_lines(path, rows):
-            yield _decoded(file, event, lines, done)
-            done += len(lines)
+    given = path_columns(file, spec_of(event))
+    for piece in iter_file(file, rows, Wanted.of(spec_of(event), given)):
+        yield _fitted(file, event, piece, given)
 
 
 def rows_of(file: EventFile) -> int | None:
@@ -95,8 +119,20 @@ def rows_of(file: EventFile) -> int | None:
     """
     if file.suffix != ".parquet" or not file.is_local:
         return None
-    with _named(file):
-        return int(pl.scan_parquet(file.path, glob=False).select(pl.len()).collect().item())
+    with reading(file):
+        return parquet_files.count_rows(Path(file.path))
+
+
+def reads_row_groups(file: EventFile, event: type[Event]) -> bool:
+    """Whether some rows of a file can be read alone, and the times of these.
+
+    Raises:
+        SourceError: the file is damaged.
+    """
+    if file.suffix != ".parquet" or not file.is_local or spec_of(event).time in path_columns(file, spec_of(event)):
+        return False
+    with reading(file):
+        return parquet_files.reads_parts(Path(file.path), spec_of(event).time)
 
 
 def row_groups(file: EventFile, rows_max: int) -> list[tuple[int, int]]:
@@ -105,30 +141,18 @@ def row_groups(file: EventFile, rows_max: int) -> list[tuple[int, int]]:
     Raises:
         SourceError: the file is damaged.
     """
-    with _named(file):
-        about = pq.read_metadata(file.path)
-    found: list[tuple[int, int]] = []
-    for index in range(about.num_row_groups):
-        count = about.row_group(index).num_rows
-        start, rows = found.pop() if found else (0, 0)
-        found += (
-            [(start, rows + count)] if rows + count <= rows_max or not rows else [(start, rows), (start + rows, count)]
-        )
-    return found
+    with reading(file):
+        return parquet_files.row_groups(Path(file.path), rows_max)
 
 
 def time_range(file: EventFile, time: pl.Expr, start: int, rows: int) -> tuple[int | None, int | None]:
     """Least and greatest value of `time` over some rows of a Parquet file on this disk; None where all are null.
 
-    Read from the column: a file's statistics may be absent, or of another unit.
-
     Raises:
         SourceError: the file is damaged, or lacks the column.
     """
-    with _named(file):
-        part = pl.scan_parquet(file.path, glob=False).slice(start, rows)
-        low, high = part.select(time.min().alias("low"), time.max().alias("high")).collect().row(0)
-    return low, high
+    with reading(file):
+        return parquet_files.time_range(Path(file.path), time, start, rows)
 
 
 def read_range(file: EventFile, event: type[Event], start: int, rows: int) -> pl.DataFrame:
@@ -137,9 +161,11 @@ def read_range(file: EventFile, event: type[Event], start: int, rows: int) -> pl
     Raises:
         SourceError, SchemaError: as `read_events`.
     """
-    with _named(file):
-        found = _scan_parquet(Path(file.path), spec_of(event).polars).slice(start, rows).collect()
-    return _fitted(file, event, found)
+    given = path_columns(file, spec_of(event))
+    with reading(file):
+        scan = parquet_files.scan_parquet(Path(file.path), Wanted.of(spec_of(event), given))
+        frame = scan.slice(start, rows).collect()
+    return _fitted(file, event, frame, given)
 
 
 class RowGroups:
@@ -176,22 +202,25 @@ def is_in_order(file: EventFile, column: str) -> bool:
     Raises:
         SourceError: the file is damaged.
     """
-    with _named(file):
-        scan = pl.scan_parquet(file.path, glob=False)
-        dtype = scan.collect_schema().get(column, pl.Null())
-        if not (dtype.is_integer() or dtype.is_temporal()):
-            return False
-        return bool(scan.select(column).collect()[column].is_sorted())
+    with reading(file):
+        return parquet_files.is_in_order(Path(file.path), column)
 
 
 def format_of(file: EventFile) -> Format:
     """The format that a file's suffix tells.
 
     Raises:
-        SourceError: it tells none.
+        SourceError: it tells none, or the file is compressed and its format has a compression of its own.
     """
     if file.suffix not in FORMATS:
-        raise SourceError(f"file {file.url}: no reader for {file.suffix!r}; use one of {', '.join(FORMATS)}")
+        raise SourceError(
+            f"file {file.url}: no reader for {file.suffix!r}; use one of {', '.join(FORMATS)}, of which "
+            f"{', '.join(TEXT_FORMATS)} may be compressed ({', '.join(COMPRESSIONS)})"
+        )
+    if file.compression is not None and file.suffix not in TEXT_FORMATS:
+        raise SourceError(
+            f"file {file.url}: only {', '.join(TEXT_FORMATS)} are read compressed as a whole; decompress it"
+        )
     return FORMATS[file.suffix]
 
 
@@ -200,99 +229,85 @@ def is_lines(file: EventFile) -> bool:
     return file.suffix in _JSON_LINES
 
 
+def path_codec(file: EventFile, event: type[Event]) -> Codec | None:
+    """What decodes the lines of a file whose folders give some columns; None: they give none.
+
+    Raises:
+        SchemaError: a folder's value is none of its column's type.
+    """
+    given = path_columns(file, spec_of(event))
+    return PathCodec(spec_of(event), given) if given else None
+
+
 @contextlib.contextmanager
-def _named(file: EventFile) -> Iterator[None]:
+def reading(file: EventFile) -> Iterator[None]:
+    """Name the file in errors of the libraries that read it, which may panic (not an Exception)."""
     try:
         yield
-    except (OSError, DecodeError, pl.exceptions.PolarsError, pa.ArrowInvalid) as exc:
+    except (OSError, DecodeError, pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as exc:
         reason = redacted(str(exc), file.path)
         raise SourceError(f"file {file.url} cannot be read: {reason}") from (None if has_secrets(file.path) else exc)
+    except SchemaError as exc:
+        raise SchemaError(f"file {file.url} · {exc}") from exc
 
 
-def _fitted(file: EventFile, event: type[Event], rows: pl.DataFrame) -> pl.DataFrame:
+def _fitted(file: EventFile, event: type[Event], rows: pl.DataFrame, given: dict[str, pl.Series]) -> pl.DataFrame:
     if rows.is_empty():
-        rows = pl.DataFrame(schema=dict.fromkeys(rows.columns, pl.Null))  # a CSV of no rows tells no types
+        rows = pl.DataFrame(schema=dict.fromkeys(rows.columns, pl.Null))  # a file of no rows may tell no types
+    spec = spec_of(event)
     try:
-        return conform(rows, spec_of(event))
+        fitted = conform(fill_columns(rows, given, spec), spec)
+        refuse_others(fitted, given)
     except SchemaError as exc:
         raise SchemaError(f"file {file.url}: {exc}") from exc
+    return fitted
 
 
-def _decoded(file: EventFile, event: type[Event], lines: list[bytes], before: int) -> pl.DataFrame:
-    found = codec_for(event, "json").decode(lines)
-    if found.bad:
-        bad = found.bad[0]
+def _iter_line_events(file: EventFile, event: type[Event], rows: int | None) -> Iterator[pl.DataFrame]:
+    """Events of JSON lines in pieces of at most `rows` rows, or of what is read at a time."""
+    codec = path_codec(file, event) or codec_for(event, "json")
+    with reading(file), file.local() as path, path.open("rb") as stream:
+        for block in iter_blocks(stream):
+            if block.is_unfinished:
+                detail = f"line {block.first + 1} has no end: its writer is not done, or was cut off"
+                leave_out(spec_of(event).name, file.url, 1, UNFINISHED, detail)
+                return
+            lines, kept = without_blank(block.lines)
+            numbers: Sequence[int] = range(block.first + 1, block.end + 1)
+            numbers = numbers if kept is None else [numbers[index] for index in kept]
+            for start in range(0, len(lines), rows or max(len(lines), 1)):
+                part = slice(start, start + (rows or len(lines)))
+                yield _decoded(codec, lines[part], numbers[part])
+
+
+def _decoded(codec: Codec, lines: list[bytes], numbers: Sequence[int]) -> pl.DataFrame:
+    """Events of lines, of which the numbers in their file are given for the error."""
+    decoded = codec.decode(lines)
+    if decoded.bad:
+        bad = decoded.bad[0]
         raise SchemaError(
-            f"file {file.url} · line {before + bad.index + 1}: {bad.detail}; "
-            f"{len(found.bad)} lines in all cannot be read"
+            f"line {numbers[bad.index]}: {bad.detail}; {len(decoded.bad)} of {len(lines)} lines cannot be read"
         )
-    return found.frame
+    return decoded.frame
 
 
-def _iter_lines(path: Path, rows: int) -> Iterator[list[bytes]]:
-    lines = []
-    with path.open("rb") as opened:
-        for line in opened:
-            if line.strip():
-                lines.append(line.rstrip(b"\r\n"))
-            if len(lines) == rows:
-                yield lines
-                lines = []
-    if lines:
-        yield lines
+def _read_lines(path: Path, wanted: Wanted) -> pl.DataFrame:
+    """Any JSON lines as a frame: columns are what the objects hold."""
+    del wanted
+    with path.open("rb") as stream:
+        lines = b"".join(block.data for block in iter_blocks(stream))
+    return pl.read_ndjson(io.BytesIO(lines), infer_schema_length=None)
 
 
-def _known(scan: pl.LazyFrame, columns: Columns) -> pl.LazyFrame:
-    """The declared columns; all of them where one is lacking, for it may have an old name, or else they are told."""
-    return scan.select(list(columns)) if columns and set(columns) <= set(scan.collect_schema().names()) else scan
-
-
-def _scan_parquet(path: Path, columns: Columns) -> pl.LazyFrame:
-    return _known(pl.scan_parquet(path, glob=False), columns)
-
-
-def _scan_csv(path: Path, columns: Columns) -> pl.LazyFrame:
-    texts = {name: dtype for name, dtype in columns.items() if dtype == pl.String}
-    return pl.scan_csv(path, glob=False, try_parse_dates=True, schema_overrides=texts, infer_schema_length=10_000)
-
-
-def _batches(scan: pl.LazyFrame, rows: int) -> Iterator[pl.DataFrame]:
-    return iter(scan.collect_batches(chunk_size=rows, maintain_order=True))
-
-
-def _read_ipc(path: Path, columns: Columns) -> pl.DataFrame:
-    del columns
-    try:
-        return pl.read_ipc(path)
-    except pl.exceptions.ComputeError:
-        return pl.read_ipc_stream(path)
-
-
-def _ipc_pieces(path: Path, columns: Columns, rows: int) -> Iterator[pl.DataFrame]:
-    try:
-        scan = _known(pl.scan_ipc(path, glob=False), columns)
-    except pl.exceptions.ComputeError:
-        with pa.OSFile(str(path)) as opened, pa.ipc.open_stream(opened) as stream:
-            yield from (pl.from_arrow(batch) for batch in stream)  # type: ignore[misc]
-    else:
-        yield from _batches(scan, rows)
+def _line_pieces(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
+    return _read_lines(path, wanted).iter_slices(rows)
 
 
 FORMATS: dict[str, Format] = {
-    ".parquet": Format(
-        lambda path, columns: _scan_parquet(path, columns).collect(),
-        lambda path, columns, rows: _batches(_scan_parquet(path, columns), rows),
-    ),
-    **dict.fromkeys((".arrow", ".ipc", ".feather"), Format(_read_ipc, _ipc_pieces)),
-    ".avro": Format(lambda path, _: read_avro_file(path), lambda path, _, rows: iter_avro_file(path, rows)),
-    ".csv": Format(
-        lambda path, columns: _scan_csv(path, columns).collect(),
-        lambda path, columns, rows: _batches(_scan_csv(path, columns), rows),
-    ),
-    **dict.fromkeys(
-        (".jsonl", ".ndjson"),
-        Format(lambda path, _: pl.read_ndjson(path), lambda path, _, rows: _batches(pl.scan_ndjson(path), rows)),
-    ),
+    ".parquet": Format(parquet_files.read_parquet, parquet_files.iter_parquet),
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), Format(read_arrow, iter_arrow)),
+    ".avro": Format(read_avro_file, iter_avro_file),
+    ".csv": Format(read_csv, iter_csv),
+    **dict.fromkeys(_JSON_LINES, Format(_read_lines, _line_pieces)),
 }
 """File suffix -> format. JSON lines are read so only where they are no events: a spine."""
-_JSON_LINES = (".jsonl", ".ndjson")

@@ -3,20 +3,25 @@
 Here and on any filesystem that fsspec or pyarrow opens: `s3://bucket/log/*.parquet`, `gs://`, `https://`, `memory://`.
 A file's `name` is its path below the glob's fixed part, so that it does not change with the working folder.
 Of an archive those files are found that its committed offsets cover; files that a pattern finds empty are left out.
+A file that several paths, patterns or symbolic links reach is found once, as what the first of them names it.
 """
 
 import contextlib
+import io
 import itertools
+import os
+import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import orjson
+import pyarrow as pa
 import structlog
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow.fs import FileSystem
@@ -24,6 +29,9 @@ from pyarrow.fs import FileSystem
 from headrace.errors import SourceError
 from headrace.redaction import has_secrets, redacted, shown_url
 from headrace.schemas.archive_names import OFFSETS, is_committed
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+"""Suffix that a compressed text file has after that of its format -> name of the compression to pyarrow."""
 
 _MAGIC = frozenset("*?[")
 _ENDS_BYTES = 65_536
@@ -35,8 +43,15 @@ log = structlog.get_logger(__name__)
 class EventFile:
     """A file to read.
 
-    `url` is what messages call it, without secrets; `version` changes when its content does; `size` in bytes, -1 where
-    the server does not tell. `is_archived`: an archive's, which is never written again.
+    Attributes:
+        url: what messages call it, without secrets.
+        name: path below the glob's fixed part, symbolic links followed.
+        size: bytes, -1 where the server does not say.
+        version: changes when the content does; "" where the server says nothing.
+        path: path to open it by, on this disk or within `filesystem`.
+        location: where it truly lies; equal for two `EventFile`s of one file, however they were reached.
+        is_archived: written by the archiver, and never again.
+        csv_time_format: strptime format of times in a CSV that are not ISO 8601.
     """
 
     url: str
@@ -44,13 +59,21 @@ class EventFile:
     size: int
     version: str
     path: str
+    location: str
     filesystem: Any = None
     is_archived: bool = False
+    csv_time_format: str | None = None
 
     @property
     def suffix(self) -> str:
-        """What tells its format: ".parquet"."""
-        return PurePosixPath(self.name).suffix.lower()
+        """Suffix of the format, without that of a compression: ".jsonl" of "log.jsonl.gz"."""
+        name = PurePosixPath(self.name)
+        return (name.with_suffix("") if self.compression else name).suffix.lower()
+
+    @property
+    def compression(self) -> str | None:
+        """Compression of the whole file by its suffix, as pyarrow calls it."""
+        return COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower())
 
     @property
     def is_local(self) -> bool:
@@ -58,34 +81,71 @@ class EventFile:
         return self.filesystem is None
 
     def fingerprint(self) -> str:
-        """8 hex digits that change with the content: of size and both ends, elsewhere of what the server tells.
+        """Hex digits that change with the content: 8 of size and both ends, then 8 of all bytes.
+
+        Only the first 8 for a Parquet file, whose footer at its end changes with every value. Of a file elsewhere, 8 of
+        what the server says about it, if it says anything.
 
         Raises:
             SourceError: it cannot be read.
         """
-        told = f"{self.size} {self.version}".encode()
-        if self.is_local:
-            with _refusals(self.url, self.path), Path(self.path).open("rb") as file:
-                head = file.read(_ENDS_BYTES)
+        if self.version and not self.is_local:
+            return f"{zlib.crc32(f'{self.size} {self.version}'.encode()):08x}"
+        is_parquet = self.suffix == ".parquet" and self.is_local
+        with self._raw() as file, _refusals(self.url, self.path):
+            head = last = file.read(_ENDS_BYTES)
+            whole, size = zlib.crc32(head), len(head)
+            if is_parquet:
                 file.seek(max(self.size - _ENDS_BYTES, 0))
-                told = b"%d " % self.size + head + file.read(_ENDS_BYTES)
-        return f"{zlib.crc32(told):08x}"
+                last, size = file.read(_ENDS_BYTES), self.size
+            else:
+                while block := file.read(1 << 20):
+                    whole, last, size = zlib.crc32(block, whole), (last + block)[-_ENDS_BYTES:], size + len(block)
+        ends = f"{zlib.crc32(b'%d ' % size + head + last):08x}"
+        return ends if is_parquet else f"{ends}{whole:08x}"
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[IO[bytes]]:
+        """The decompressed content from its start; of a file elsewhere little more is fetched than is read.
+
+        Raises:
+            SourceError: it cannot be opened.
+        """
+        with self._raw() as file:
+            if self.compression is None:
+                yield file
+            else:
+                yield io.BufferedReader(pa.input_stream(file, compression=self.compression))
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
-        """The file on this machine's disk: itself, or a copy that is deleted at the end.
+        """The decompressed file on this machine's disk: itself, or a copy that is deleted at the end.
 
         Raises:
-            SourceError: it cannot be fetched.
+            SourceError: it cannot be fetched or decompressed.
         """
-        if self.filesystem is None:
+        if self.is_local and self.compression is None:
             yield Path(self.path)
             return
         with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
             copy = Path(folder) / f"copy{self.suffix}"
             with _refusals(self.url, self.path):
-                self.filesystem.get_file(self.path, str(copy))
+                if self.compression is None:
+                    self.filesystem.get_file(self.path, str(copy))
+                else:
+                    with self.opened() as stream, copy.open("wb") as file:
+                        shutil.copyfileobj(stream, file)
             yield copy
+
+    @contextlib.contextmanager
+    def _raw(self) -> Iterator[IO[bytes]]:
+        with contextlib.ExitStack() as stack:
+            with _refusals(self.url, self.path):
+                if self.is_local:
+                    file = stack.enter_context(Path(self.path).open("rb"))
+                else:
+                    file = stack.enter_context(self.filesystem.open(self.path, "rb"))
+            yield file
 
 
 def is_url(path: str | Path) -> bool:
@@ -101,35 +161,43 @@ class Found:
     ends: dict[str, int]
 
 
-def find_files(paths: str | Path | Sequence[str | Path], topic: str | None = None) -> list[EventFile]:
-    """The files that `paths` name, in the order given, those of a glob sorted.
+def find_files(
+    paths: str | Path | Sequence[str | Path], topic: str | None = None, *, csv_time_format: str | None = None
+) -> list[EventFile]:
+    """The files that `paths` name, each once, in the order given, those of a glob sorted.
 
-    A folder is that of an archive, and its files are those of `topic`.
+    A folder is that of an archive, and its files are those of `topic`. `csv_time_format` is kept with each file.
 
     Raises:
         SourceError: a path or glob finds nothing or a plain folder, or a filesystem cannot be reached.
     """
-    return find_log(paths, topic).files
+    return find_log(paths, topic, csv_time_format=csv_time_format).files
 
 
-def find_log(paths: str | Path | Sequence[str | Path], topic: str | None = None) -> Found:
-    """The same, and where archives end: files and ends are of one moment, whatever an archiver does meanwhile.
+def find_log(
+    paths: str | Path | Sequence[str | Path], topic: str | None = None, *, csv_time_format: str | None = None
+) -> Found:
+    """`find_files`, and where archives end: files and ends are of one moment, whatever an archiver does meanwhile.
 
     Raises:
         SourceError: as `find_files`.
     """
-    all_found = Found([], {})
+    files: dict[str, EventFile] = {}
+    ends: dict[str, int] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         found = _remote(str(path), topic) if is_url(path) else _local(str(path), topic)
-        all_found.files.extend(found.files)
-        all_found.ends.update(found.ends)
-    return all_found
+        ends.update(found.ends)
+        for file in found.files:
+            known = files.setdefault(file.location, replace(file, csv_time_format=csv_time_format))
+            if known.url != file.url:
+                log.info("file_reached_twice", file=file.url, read_as=known.url)
+    return Found(list(files.values()), ends)
 
 
 def _local(path: str, topic: str | None) -> Found:
     plain = Path(path)
     if plain.is_file():
-        return Found([_local_file(plain, plain.name)], {})
+        return Found([_local_file(plain, Path(os.path.realpath(plain)).name)], {})
     if topic is not None and (plain / topic / OFFSETS).is_file():
         ends = _ends((plain / topic / OFFSETS).read_bytes(), path)  # first: every file they cover is there
         files = sorted((plain / topic).glob("*/*.parquet"))
@@ -140,13 +208,19 @@ def _local(path: str, topic: str | None) -> Found:
     if fixed == plain:
         raise SourceError(_nothing(shown_url(path), plain.exists()))
     files = sorted(file for file in fixed.glob(str(plain.relative_to(fixed))) if file.is_file())
-    found = [_local_file(file, file.relative_to(fixed).as_posix()) for file in files]
-    return Found(_not_empty(found, shown_url(path)), {})
+    return Found(_not_empty([_local_file(file, _name_below(file, fixed)) for file in files], shown_url(path)), {})
+
+
+def _name_below(file: Path, fixed: Path) -> str:
+    """Path of a file below a folder, both without symbolic links; its whole path where a link leads out of it."""
+    real, root = Path(os.path.realpath(file)), Path(os.path.realpath(fixed))
+    return real.relative_to(root if real.is_relative_to(root) else real.anchor).as_posix()
 
 
 def _local_file(path: Path, name: str, *, is_archived: bool = False) -> EventFile:
     about = path.stat()
-    return EventFile(str(path), name, about.st_size, str(about.st_mtime_ns), str(path), is_archived=is_archived)
+    real = os.path.realpath(path)
+    return EventFile(str(path), name, about.st_size, str(about.st_mtime_ns), str(path), real, is_archived=is_archived)
 
 
 def _remote(url: str, topic: str | None) -> Found:
@@ -230,9 +304,9 @@ def _remote_file(
     about = filesystem.info(path)
     known = [str(about[key]) for key in ("ETag", "etag", "mtime", "created", "LastModified") if about.get(key)][:1]
     size = -1 if about.get("size") is None else int(about["size"])
-    return EventFile(
-        shown_url(url or filesystem.unstrip_protocol(path)), name, size, "".join(known), path, filesystem, is_archived
-    )
+    full = str(filesystem.unstrip_protocol(path))
+    location = f"{hash(filesystem):x}:{full}"  # a path says nothing of its server
+    return EventFile(shown_url(url or full), name, size, "".join(known), path, location, filesystem, is_archived)
 
 
 @contextlib.contextmanager

@@ -64,9 +64,9 @@ class SchemaRegistry:
         path = f"/subjects/{spec.topic}-value/versions"
         answer = self._ask("POST", path, _wanted(spec))
         if answer.status_code == _CONFLICT:
+            reason = redacted(answer.text, self._url)
             raise EvolutionError(
-                f"event {spec.name}: the schema registry refuses it: {redacted(answer.text, self._url)}; keep old fields "
-                "readable"
+                f"event {spec.name}: the schema registry refuses it: {reason}; keep old fields readable"
             )
         return self._id(answer)
 

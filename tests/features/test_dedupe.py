@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import LayoutError
-from headrace.features import Count, FeatureView, LastN, Replay, Slab, entity_ids, plan_of, read_packed, replay
+from headrace.features import Count, FeatureView, LastN, Replay, Slab, entity_ids, plan_of, read_packed
 from headrace.features.kernels import seen_ids
 from headrace.features.lateness import DUPLICATE, LATE, TAKEN, TOO_LATE
 from headrace.schemas import Event
 from tests import oracle
 from tests.features.test_law import RIDERS, batches, history, read, reload
 from tests.rides import BASE_US, GOLDEN_ONCE, ONCE, Ride, RiderOnce, add, frames, golden_records, ride
+from tests.spines import replay_micros
 
 SPAN_US = 600_000_000
 SEEDS = st.integers(0, 2**32)
@@ -232,8 +233,8 @@ def test_replay_is_the_live_flow_and_knows_every_duplicate(seed):
             "event_time": [rng.choice(moments) + rng.choice([0, 1, 10**9]) for _ in range(12)],
         }
     )
-    expected = replay([RiderOnce], frames(events), spine)
-    assert replay([RiderOnce], frames(doubled), spine, chunk_rows=7).equals(expected)
+    expected = replay_micros([RiderOnce], frames(events), spine)
+    assert replay_micros([RiderOnce], frames(doubled), spine, chunk_rows=7).equals(expected)
     walk, live = Replay([RiderOnce]), Slab(plan_of(RiderOnce))
     for event in doubled:
         add(live, [event])

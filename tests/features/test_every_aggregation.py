@@ -34,9 +34,9 @@ from headrace import (
     Var,
     VectorMean,
     col,
-    replay,
 )
 from headrace.features import Slab, plan_of, read_packed
+from tests.spines import replay_micros
 
 READS = 100_000
 EVENTS = 60_000
@@ -128,7 +128,7 @@ def spine():
 
 @pytest.fixture(scope="module")
 def found():
-    return replay(Guest, history(), spine())
+    return replay_micros(Guest, history(), spine())
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_lists_and_what_fades_read_as_defined(found, pairs):
 
 def test_long_lists_read_as_defined_also_where_events_come_twice(pairs):
     events = history()
-    found = replay(Path, pl.concat([events, events.sample(EVENTS // 5, seed=3)]), spine())
+    found = replay_micros(Path, pl.concat([events, events.sample(EVENTS // 5, seed=3)]), spine())
     truth = reads_of(
         pairs,
         pl.col("room").reverse().head(23).alias("rooms"),

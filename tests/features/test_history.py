@@ -30,6 +30,7 @@ from headrace.schemas import spec_of
 from tests.features.test_law import history
 from tests.features.test_replay import Short, spine_of
 from tests.rides import BASE_US, Check, Ride, RiderTrips, frames, ride
+from tests.spines import in_time
 
 
 def rides(rows, seed=0, riders=9):
@@ -44,12 +45,8 @@ def rides(rows, seed=0, riders=9):
 
 def spine(rows, seed=1):
     rng = random.Random(seed)
-    return pl.DataFrame(
-        {
-            "rider": [rng.randrange(10) for _ in range(rows)],
-            "event_time": [BASE_US + rng.randrange(400) * 1_000_000 for _ in range(rows)],
-        }
-    )
+    riders, moments = [rng.randrange(10) for _ in range(rows)], [rng.randrange(400) for _ in range(rows)]
+    return in_time(pl.DataFrame({"rider": riders, "event_time": [BASE_US + at * 1_000_000 for at in moments]}))
 
 
 def write_avro(frame, path):
@@ -112,7 +109,7 @@ def test_a_log_of_any_format_and_size(tmp_path, suffix, memory_rows):
 def test_two_classes_within_any_budget(tmp_path, seed, memory_rows, chunk_rows):
     rng = random.Random(seed)
     events = history(rng, rng.randrange(2, 60))
-    tables, rows = frames(events), spine_of(rng, events, rng.randrange(1, 25))
+    tables, rows = frames(events), in_time(spine_of(rng, events, rng.randrange(1, 25)))
     files = {}
     for event, suffix in ((Ride, "parquet"), (Check, "arrow")):
         files[event] = tmp_path / f"{uuid.uuid4().hex}.{suffix}"
@@ -390,9 +387,8 @@ def test_memory_follows_the_budget_and_not_the_log(tmp_path, repo):
         ride_id=pl.int_range(rows).cast(pl.String).str.zfill(24), at=(BASE_US + after_us).cast(pl.Datetime("us", "UTC"))
     )
     frame.write_parquet(tmp_path / "log.parquet")
-    spine(2_000).with_columns(pl.col("event_time") + month_us - 86_400_000_000).write_parquet(
-        tmp_path / "spine.parquet"
-    )
+    late = spine(2_000).with_columns(pl.col("event_time").dt.offset_by("29d"))
+    late.write_parquet(tmp_path / "spine.parquet")
     found = {}
     for memory_rows in (10 * rows, rows // 15):
         command = [sys.executable, "-c", PROGRAM, str(tmp_path / "log.parquet"), str(tmp_path / "spine.parquet")]

@@ -12,6 +12,7 @@ from headrace.features import Count, FeatureView, LastN, Replay, Slab, Sum, col,
 from tests import oracle
 from tests.features.test_law import RIDERS, check, history, plain, rows_of
 from tests.rides import BASE_US, TRIPS, Check, Ride, RiderFloats, RiderTrips, add, frames, ride
+from tests.spines import in_time, replay_micros
 
 
 def spine_of(rng, events, rows):
@@ -46,7 +47,7 @@ def test_replay_is_the_oracle_and_the_live_flow(seed):
     rng = random.Random(seed)
     events = sorted(history(rng, rng.randrange(50)), key=lambda event: event["time"])
     spine = spine_of(rng, events, rng.randrange(1, 25))
-    whole = replay([RiderTrips], frames(events), spine)
+    whole = replay_micros([RiderTrips], frames(events), spine)
     assert whole.select(spine.columns).equals(spine)
     assert_defined(whole, events, TRIPS, "rider_trips")
 
@@ -105,7 +106,7 @@ def test_twenty_thousand_reads_in_many_chunks():
             "event_time": [BASE_US + rng.randrange(200_000) * 1_000_000 for _ in range(20_000)],
         }
     )
-    result = replay(Short, frames(events)[Ride], spine, chunk_rows=7_000)
+    result = replay_micros(Short, frames(events)[Ride], spine, chunk_rows=7_000)
     by_rider = {}
     for event in events:
         by_rider.setdefault(event["rider"], []).append(event)
@@ -119,7 +120,7 @@ def test_two_views_over_one_spine():
     rng = random.Random(3)
     events = history(rng, 40)
     spine = spine_of(rng, events, 10)
-    result = replay([RiderTrips, RiderFloats], frames(events), spine)
+    result = replay_micros([RiderTrips, RiderFloats], frames(events), spine)
     names = [f.full_name for view in (RiderTrips, RiderFloats) for f in plan_of(view).features]
     assert result.columns == [*spine.columns, *names]
 
@@ -140,7 +141,7 @@ def test_files_are_read_by_their_suffix(tmp_path, suffix):
         frame.write_ndjson(path)
     else:
         frame.write_csv(path)
-    assert replay(Short, path, spine).equals(replay(Short, frame, spine))
+    assert replay_micros(Short, path, spine).equals(replay_micros(Short, frame, spine))
 
 
 def test_naive_and_coarse_times_are_utc():
@@ -152,7 +153,7 @@ def test_naive_and_coarse_times_are_utc():
     other = frame.with_columns(pl.col("at").dt.replace_time_zone(None).dt.cast_time_unit("ns"))
     typed = spine.with_columns(pl.col("event_time").cast(pl.Datetime("us")))
     ours = replay(Short, other, typed).drop("event_time")
-    assert ours.equals(replay(Short, frame, spine).drop("event_time"))
+    assert ours.equals(replay_micros(Short, frame, spine).drop("event_time"))
 
 
 def test_save_and_load_go_on_where_it_stopped(tmp_path):
@@ -190,12 +191,12 @@ def test_a_null_key_is_answered_as_missing():
     spine = pl.DataFrame(
         {"rider": [None, 0, 1], "event_time": [BASE_US + 10**13] * 3}, schema_overrides={"rider": pl.Int64}
     )
-    assert (replay(Short, frame, spine)["short.rides_24h"] == 0).to_list()[:2] == [True, True]
+    assert (replay_micros(Short, frame, spine)["short.rides_24h"] == 0).to_list()[:2] == [True, True]
     answer = Replay([Short]).advance({Ride: frame}, spine)["short"]
     assert answer.found.tolist()[:2] == [False, False]
 
 
-SPINE = pl.DataFrame({"rider": [1], "event_time": [BASE_US]})
+SPINE = in_time(pl.DataFrame({"rider": [1], "event_time": [BASE_US]}))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ SPINE = pl.DataFrame({"rider": [1], "event_time": [BASE_US]})
         ),
         (lambda: replay(Ride, _rides(), SPINE), DeclarationError, "class tests.rides:Ride is no view"),
         (
-            lambda: replay(Short, _rides(), SPINE.with_columns(event_time=pl.lit(None, pl.Int64))),
+            lambda: replay(Short, _rides(), SPINE.with_columns(event_time=pl.lit(None, pl.Datetime("us")))),
             SpineError,
             "null in 1 of 1",
         ),
@@ -268,7 +269,7 @@ def test_a_null_key_of_a_spine_is_nobody():
     """Also beside events whose key is what NaN becomes as int64."""
     events = _rides().with_columns(rider=pl.when(pl.int_range(pl.len()) > 2).then(-(2**63)).otherwise("rider"))
     spine = pl.DataFrame({"rider": [1, None, -(2**63)], "event_time": [BASE_US + 100] * 3})
-    assert replay(Short, events, spine)["short.rides_10m"].to_list() == [3, 0, 0]
+    assert replay_micros(Short, events, spine)["short.rides_10m"].to_list() == [3, 0, 0]
 
 
 def test_load_refuses_what_is_not_there_or_of_another_version(tmp_path):

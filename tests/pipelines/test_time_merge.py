@@ -14,6 +14,7 @@ from polars.testing import assert_frame_equal
 
 from headrace.features import Count, FeatureView, OnlineStore
 from headrace.pipelines import Intake, KafkaSource, Materializer, loop, time_merge
+from headrace.pipelines.line_positions import row_numbers
 from headrace.pipelines.source_url import file_sources, sources_of_urls
 from headrace.schemas import Event, codec_for
 from tests.turnstiles import Passage, Shelf, drain, passages
@@ -58,8 +59,9 @@ def test_polls_follow_each_other_in_time_whatever_the_files(
         polled = source.poll()
         assert len({batch.partition for batch in polled}) == len(polled)
         for batch in polled:
-            assert batch.next_offset == (batch.offsets[-1] + 1 if len(batch.offsets) else sizes[0])
-            found[batch.partition] += list(zip(batch.offsets.tolist(), times_us(batch), strict=True))
+            numbers = row_numbers(batch.partition, batch.offsets).tolist()
+            assert row_numbers(batch.partition, batch.next_offset) == (numbers[-1] + 1 if numbers else sizes[0])
+            found[batch.partition] += list(zip(numbers, times_us(batch), strict=True))
             ended += [batch.partition] * batch.ended
         assert all(time >= newest for batch in polled for time in times_us(batch))
         newest = max([newest, *(time for batch in polled for time in times_us(batch))])
@@ -143,4 +145,5 @@ def test_a_bad_line_keeps_its_place(tmp_path, text):
     frame.write_parquet(tmp_path / "b.parquet")
     source = sources_of_urls([str(tmp_path / "a.jsonl"), str(tmp_path / "b.parquet")], [Passage])
     batches = [batch for batch in drain(source) if batch.payloads is not None]
-    assert [offset for batch in batches for offset in batch.offsets.tolist()] == [0, 1, 2, 3, 4]
+    offsets = [(batch.partition, offset) for batch in batches for offset in batch.offsets.tolist()]
+    assert [row_numbers(*offset) for offset in offsets] == [0, 1, 2, 3, 4]

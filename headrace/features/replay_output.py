@@ -1,0 +1,188 @@
+"""The file that a replay writes, piece by piece, in the format of its suffix.
+
+    .parquet                     zstd
+    .arrow .ipc .feather         the Arrow IPC file format, lz4
+    .csv                         times as ISO 8601, lists as JSON; null is an empty value, an empty text is ""
+    .jsonl .ndjson               an object a line, times as ISO 8601, floats that are not finite as "NaN", "Infinity"
+
+It has its name only once it is whole.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.errors import ConfigError
+from headrace.schemas import rows_as_json
+
+_ISO = "%Y-%m-%dT%H:%M:%S%.6f"
+
+
+def check_output(out: Path, *, overwrite: bool) -> None:
+    """Return if a file can be written there.
+
+    Raises:
+        ConfigError: its suffix is of no format, it is a folder or in none, it is there already, or cannot be written.
+    """
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file in it, as {out / 'training.parquet'}")
+    if out.suffix.lower() not in WRITERS:
+        raise ConfigError(f"--out {out}: {out.suffix or 'no suffix'} is no format; use one of {', '.join(WRITERS)}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it, or name another")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out {out}: nothing can be written in {out.parent}; open it for writing, or name another")
+    if out.exists() and not overwrite:
+        raise ConfigError(f"--out {out} is there already; --overwrite replaces it, or name another")
+
+
+def write_output(pieces: Iterable[pl.DataFrame], out: Path) -> int:
+    """Write frames of one schema, at least one; returns the number of rows.
+
+    Raises:
+        ConfigError: the disk is full, or closed.
+    """
+    new, rows = out.with_name(f"{out.name}.new"), 0
+    try:
+        with new.open("wb") as file:
+            writer = None
+            for piece in pieces:
+                writer = writer or WRITERS[out.suffix.lower()](file, piece)
+                writer.write(piece)
+                rows += piece.height
+            assert writer is not None, "no piece was written"
+            writer.close()
+        new.replace(out)
+    except OSError as exc:
+        raise ConfigError(f"--out {out} cannot be written: {exc}; mend that, and go on with --resume") from exc
+    finally:
+        new.unlink(missing_ok=True)
+    return rows
+
+
+class _Parquet:
+    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
+        self._writer = pq.ParquetWriter(file, _arrow(head).schema, compression="zstd")
+
+    def write(self, piece: pl.DataFrame) -> None:
+        self._writer.write_table(_arrow(piece).cast(self._writer.schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Arrow:
+    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
+        self._schema = _arrow(head).schema
+        self._writer = pa.ipc.new_file(file, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+
+    def write(self, piece: pl.DataFrame) -> None:
+        self._writer.write_table(_arrow(piece).cast(self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Csv:
+    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
+        del head
+        self._file = file
+        self._is_begun = False
+
+    def write(self, piece: pl.DataFrame) -> None:
+        texts = _with_text_times(piece)
+        nested = [name for name, dtype in texts.schema.items() if dtype.is_nested() or dtype == pl.Binary]
+        columns = [_json_texts(texts[name]) if name in nested else texts[name] for name in texts.columns]
+        pl.DataFrame(columns).write_csv(self._file, include_header=not self._is_begun)
+        self._is_begun = True
+
+    def close(self) -> None:
+        """Nothing is left to write."""
+
+
+class _JsonLines:
+    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
+        del head
+        self._file = file
+
+    def write(self, piece: pl.DataFrame) -> None:
+        self._file.writelines(line + b"\n" for line in _json_lines(_with_text_times(piece)))
+
+    def close(self) -> None:
+        """Nothing is left to write."""
+
+
+class _Writer(Protocol):
+    """Takes frames of one schema; `head` is the first of them, which is not written yet."""
+
+    def write(self, piece: pl.DataFrame) -> None: ...
+
+    def close(self) -> None: ...
+
+
+WRITERS: dict[str, Callable[[IO[bytes], pl.DataFrame], _Writer]] = {
+    ".parquet": _Parquet,
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), _Arrow),
+    ".csv": _Csv,
+    **dict.fromkeys((".jsonl", ".ndjson"), _JsonLines),
+}
+"""Suffix -> writer of a file."""
+
+
+def _arrow(frame: pl.DataFrame) -> pa.Table:
+    return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+
+def _with_text_times(frame: pl.DataFrame) -> pl.DataFrame:
+    """Times as ISO 8601, UTC with a Z where they have a zone, also below lists and structs."""
+    return frame.select(_text_times(pl.col(name), dtype).alias(name) for name, dtype in frame.schema.items())
+
+
+def _text_times(values: pl.Expr, dtype: Any) -> pl.Expr:
+    if isinstance(dtype, pl.Datetime):
+        return (
+            values.dt.strftime(_ISO)
+            if dtype.time_zone is None
+            else values.dt.convert_time_zone("UTC").dt.strftime(_ISO + "Z")
+        )
+    if isinstance(dtype, pl.List):
+        return values.list.eval(_text_times(pl.element(), dtype.inner))
+    if isinstance(dtype, pl.Struct):
+        fields = [_text_times(values.struct.field(each.name), each.dtype).alias(each.name) for each in dtype.fields]
+        return pl.when(values.is_not_null()).then(pl.struct(fields))
+    return values
+
+
+def _json_lines(frame: pl.DataFrame) -> list[bytes]:
+    """Every row as an object. Polars writes floats that are not finite as null, so such rows are written one by one."""
+    odd = frame.select(pl.any_horizontal(pl.lit(value=False), *(_odd(pl.col(n), t) for n, t in frame.schema.items())))
+    rows = odd.to_series().fill_null(value=False).arg_true()
+    if any(dtype == pl.Binary for dtype in frame.dtypes):
+        return rows_as_json(frame)
+    lines = frame.write_ndjson().encode().split(b"\n")[: frame.height]
+    for row, line in zip(rows, rows_as_json(frame[rows]), strict=True):
+        lines[row] = line
+    return lines
+
+
+def _odd(values: pl.Expr, dtype: Any) -> pl.Expr:
+    """Where a float in a column is not finite."""
+    if dtype.is_float():
+        return ~values.is_finite()
+    if isinstance(dtype, pl.List):
+        return values.list.eval(_odd(pl.element(), dtype.inner)).list.any()
+    if isinstance(dtype, pl.Struct):
+        return pl.any_horizontal([_odd(values.struct.field(each.name), each.dtype) for each in dtype.fields])
+    return pl.lit(value=False)
+
+
+def _json_texts(column: pl.Series) -> pl.Series:
+    """Lists, structs and bytes as JSON; null stays null."""
+    head = len(b'{"value":')
+    texts = [line[head:-1].decode() for line in _json_lines(column.to_frame("value"))]
+    return pl.Series(column.name, texts, pl.String).set(column.is_null(), None)

@@ -1,0 +1,125 @@
+"""What a comparison of a store with its log found: per feature, with examples, and what could not be compared."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.features.answer import Answer, Column, Lists
+
+TOLERANCE = 1e-9
+"""Relative and absolute difference up to which floats count as equal."""
+
+EXAMPLES_MAX = 20
+"""Differences that a report shows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verification:
+    """Outcome of a comparison.
+
+    `features`: one row a feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
+    differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed;
+    `waiting`: rows of the log that the store has not applied yet; `offsets`: partition -> next offset that every shard
+    has applied. `expired`: entities left out because the view has a ttl and Redis has let them go. `beyond`: offsets of
+    the topic that the store has applied past the end of the log; `newer`: entities left out because their newest event
+    is among these. `begins`: partition -> first offset of the log, where that is not 0: what the store has applied of
+    rows before it can be no part of a replay. `failed`: log rows left out, as the flow leaves them out, since an
+    expression of the view has no value for them.
+    """
+
+    view: str
+    entities: int
+    rows: int
+    waiting: int
+    expired: int
+    offsets: dict[str, int]
+    features: pl.DataFrame
+    examples: pl.DataFrame
+    beyond: int = 0
+    newer: int = 0
+    begins: dict[str, int] = field(default_factory=dict)
+    failed: int = 0
+
+    @property
+    def mismatches(self) -> int:
+        """Differing values, over all features."""
+        return int(self.features["mismatches"].sum())
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs."""
+        return self.mismatches == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, plain enough for JSON."""
+        names = ("view", "entities", "rows", "waiting", "expired", "failed", "beyond", "newer", "offsets", "begins")
+        figures = {name: getattr(self, name) for name in names}
+        tables = {"features": self.features.to_dicts(), "examples": self.examples.to_dicts()}
+        return {**figures, "mismatches": self.mismatches, **tables}
+
+
+def differences(
+    expected: Answer, found: Answer, texts: Sequence[bytes], counted: NDArray[np.bool_]
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """What differs between replayed and stored values of entities with key `texts`, of those `counted` (n,).
+
+    Returns a row a feature, and up to `EXAMPLES_MAX` examples; `Verification` has the columns.
+    """
+    features: list[tuple[str, int, int]] = []
+    examples: list[tuple[str, str, str, str]] = []
+    shown: tuple[pl.DataFrame, pl.DataFrame] | None = None
+    for name, column in expected.columns.items():
+        differs = _differs(column, found.columns[name]) | (expected.found != found.found)
+        if name in expected.empty:
+            differs |= expected.empty[name] != found.empty[name]
+        differs &= counted
+        features.append((name, int(counted.sum()), int(differs.sum())))
+        for index in np.flatnonzero(differs)[: EXAMPLES_MAX - len(examples)]:
+            shown = shown or (expected.to_polars(), found.to_polars())
+            sides = (
+                str(frame[name][int(index)]) if answer.found[index] else "missing"
+                for answer, frame in zip((expected, found), shown, strict=True)
+            )
+            examples.append((texts[index].decode(errors="replace"), name, *sides))
+    return (
+        pl.DataFrame(features, {"feature": pl.String, "checked": pl.Int64, "mismatches": pl.Int64}, orient="row"),
+        pl.DataFrame(examples, dict.fromkeys(("key", "feature", "expected", "found"), pl.String), orient="row"),
+    )
+
+
+def _differs(ours: Column, theirs: Column) -> NDArray[np.bool_]:
+    """Where two columns (n,) differ; lists are compared element by element up to their length."""
+    if isinstance(ours, Lists) and isinstance(theirs, Lists):
+        inside = np.arange(ours.values.shape[1]) < ours.lengths[:, None]
+        unequal = np.any(_unequal(ours.values, theirs.values) & inside, axis=1)
+        return np.asarray(unequal | (ours.lengths != theirs.lengths), np.bool_)
+    assert isinstance(ours, np.ndarray)
+    assert isinstance(theirs, np.ndarray)
+    return _unequal(ours, theirs)
+
+
+def _unequal(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.bool_]:
+    if ours.dtype.kind == "f":
+        return np.asarray(~np.isclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True), np.bool_)
+    return np.asarray(ours != theirs, np.bool_)
+
+
+def both(first: Verification, rest: Verification) -> Verification:
+    """The verification of some entities, and that of others, which replayed some of the same rows."""
+    features = first.features.with_columns(
+        checked=first.features["checked"] + rest.features["checked"],
+        mismatches=first.features["mismatches"] + rest.features["mismatches"],
+    )
+    return dataclasses.replace(
+        first,
+        entities=first.entities + rest.entities,
+        expired=first.expired + rest.expired,
+        newer=first.newer + rest.newer,
+        features=features,
+        examples=pl.concat([first.examples, rest.examples])[:EXAMPLES_MAX],
+    )

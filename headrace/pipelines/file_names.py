@@ -1,0 +1,199 @@
+"""Names of files as partitions: path below the pattern, and what the file holds.
+
+    clicks/a.parquet@5f3a9c01           size and both ends: a row that is added may take the number of another
+    clicks/a.csv@5f3a9c0177d0e4b2       the same and all bytes, of files without a footer
+    clicks/a.jsonl@0f9a2c11             the first line: lines may be added at the end (`line_positions` has the rest)
+    clicks/2024-05-01/0.0-500.parquet   of an archive: never written again
+
+Readers know a file by the name under which they read it first. Reached by another pattern it has another path, so a
+file is also the one that a reader knows if it holds the same and the known path is the end of its own:
+
+    known        part-0.parquet@5f3a9c01          from logs/01/*.parquet
+    found     01/part-0.parquet@5f3a9c01          by logs/*/*.parquet: the same file, which keeps the name it had
+    found     02/part-0.parquet@aa17e300          another file
+"""
+
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import structlog
+
+from headrace.errors import SourceError
+from headrace.pipelines.line_reader import iter_lines
+from headrace.pipelines.positions import Reached
+from headrace.schemas.archive_names import named_rows
+from headrace.schemas.event_files import FORMATS, is_lines, reading
+from headrace.schemas.file_finder import COMPRESSIONS, EventFile
+from headrace.schemas.line_files import is_blank, iter_blocks
+
+_CONTENT = re.compile(r"@([0-9a-f]{8}(?:[0-9a-f]{8})?)$")
+_HEAD_BYTES = 65_536
+
+log = structlog.get_logger(__name__)
+
+
+def partition_of(file: EventFile, topic: str, *, is_sorted: bool) -> str:
+    """Name of a file as a partition. `is_sorted`: rows are numbered in the order of time, not in the file's.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    if file.is_archived:
+        return f"{topic}/{file.name}"
+    if is_lines(file):
+        return f"{topic}/{file.name}@{_head(file)}"
+    content = file.fingerprint()
+    return f"{topic}/{file.name}@{content if is_sorted else f'{zlib.crc32(content.encode()):08x}'}"
+
+
+def recognise(
+    files: Mapping[str, EventFile], topic: str, readers: Sequence[Reached], taken: Collection[str] = ()
+) -> dict[str, EventFile]:
+    """The files by the names under which `readers` know them, others by their own, in the order given.
+
+    `taken` are names of other files.
+
+    Raises:
+        SourceError: a file has changed since somebody read it, or readers know one file by two names.
+    """
+    known = _Names(readers, topic)
+    free = known.partitions - files.keys() - {*taken}
+    names = {partition: partition for partition in files}
+    for is_compared in (True, False):  # of two files that begin alike, the one that holds what was read comes first
+        for partition, file in files.items():
+            if partition not in known.partitions and names[partition] == partition:
+                same = known.same(file, partition, free, is_compared=is_compared)
+                names[partition] = same[0] if same else partition
+                free = free - {names[partition]}
+    for partition, file in files.items():
+        if names[partition] not in known.partitions:
+            _look_at_others(file, partition, known.ends(file, free))
+        for reader in readers:
+            lacks = names[partition] not in reader and free & reader.keys()
+            other = known.same(file, partition, lacks, is_compared=False) if lacks else []
+            if other:
+                raise SourceError(
+                    f"file {file.url} was read before as {names[partition]} and as {other[0]}, by different views: "
+                    "feed these views one at a time, each by the pattern it was filled with"
+                )
+    return {names[partition]: file for partition, file in files.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """A partition's name taken apart, and the next offsets that anybody has of it.
+
+    `content` is None where the name says none.
+    """
+
+    partition: str
+    path: str
+    content: str | None
+    offsets: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, partition: str, topic: str, offsets: Collection[int] = ()) -> "_Name | None":
+        """The name of a file; None: it is another partition, as those of a broker."""
+        found = _CONTENT.search(partition)
+        path = PurePosixPath(_CONTENT.sub("", partition).removeprefix(f"{topic}/"))
+        suffix = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
+        if not partition.startswith(f"{topic}/") or suffix.lower() not in FORMATS:
+            return None
+        return cls(partition, str(path), found[1] if found else None, frozenset(offsets))
+
+
+class _Names:
+    """Names under which files of a topic are known, and which of them a file may have."""
+
+    def __init__(self, readers: Sequence[Reached], topic: str) -> None:
+        self._topic = topic
+        offsets: dict[str, set[int]] = defaultdict(set)
+        for reader in readers:
+            for partition, found in reader.items():
+                offsets[partition] |= {*found}
+        self._by_last: dict[str, list[_Name]] = defaultdict(list)
+        self.partitions: set[str] = set()
+        for partition, found in offsets.items():
+            name = _Name.of(partition, topic, found)
+            if name is not None and any(found):  # of others nothing was read
+                self._by_last[PurePosixPath(name.path).name].append(name)
+                self.partitions.add(partition)
+
+    def ends(self, file: EventFile, among: AbstractSet[str]) -> list[_Name]:
+        """Names whose path is the end of the file's, or its own; longest first."""
+        places = {f"/{file.name}", f"/{file.location}", f"/{Path(file.path).absolute()}"}
+        last = {PurePosixPath(place).name for place in places}
+        found = [name for each in last for name in self._by_last.get(each, ()) if name.partition in among]
+        found = [name for name in found if any(place.endswith(f"/{name.path}") for place in places)]
+        return sorted(found, key=lambda name: -len(name.path))
+
+    def same(self, file: EventFile, partition: str, among: AbstractSet[str], *, is_compared: bool) -> list[str]:
+        """Partitions among those that are this file: they hold what it holds.
+
+        Lines are known by the first of them alone, unless all that were read are to be compared as well.
+        """
+        own = _Name.of(partition, self._topic)
+        assert own is not None
+        same = [name for name in self.ends(file, among) if _holds_same(file, own.content, name, self._topic)]
+        if is_lines(file) and is_compared:
+            same = [name for name in same if _still_holds(file, name.offsets)]
+        return [name.partition for name in same]
+
+
+def _holds_same(file: EventFile, content: str | None, name: _Name, topic: str) -> bool:
+    if is_lines(file):
+        return content == name.content
+    if name.content is None:  # of an archive, whose files are never written again
+        return named_rows(topic, PurePosixPath(name.path).name) is not None and "/" in name.path
+    if file.is_archived:
+        content = file.fingerprint()
+    return content is not None and content[: len(name.content)] == name.content
+
+
+def _still_holds(file: EventFile, positions: Collection[int]) -> bool:
+    try:
+        for _ in iter_lines(file, max(positions), positions):
+            pass
+    except SourceError:
+        return False
+    return True
+
+
+def _look_at_others(file: EventFile, partition: str, others: Sequence[_Name]) -> None:
+    """Say that files were read that may have been this one, and hold something else.
+
+    Raises:
+        SourceError: one had its very path, and rows that cannot be told from those of now.
+    """
+    for name in others:
+        if name.path != file.name:
+            log.warning("file_of_the_same_name_was_read", file=file.url, read_before=name.partition, reads_as=partition)
+        elif not is_lines(file):
+            raise SourceError(
+                f"file {file.url} has changed since {max(name.offsets):,} of its rows were read: in the order of time "
+                "they have other numbers now, so nobody can say which are new. Put new events into a new file (JSON "
+                "lines may grow), or start a fresh store. If it is another file of the same name, reach both by one "
+                f"pattern, as */{PurePosixPath(file.name).name}, so that their names differ"
+            )
+        elif name.content is None:
+            raise SourceError(
+                f"file {file.url} was read before by a version that knew files of JSON lines by their name alone, as "
+                f"{name.partition}: nobody can say which lines are new. Start a fresh store, or backfill the views anew"
+            )
+        else:
+            log.warning("file_begun_anew", file=file.url, read_before=name.partition, reads_as=partition)
+
+
+def _head(file: EventFile) -> str:
+    """Hash of the first line that is not blank: 8 hex digits. Until it has its end nothing is read of the file."""
+    with reading(file), file.opened() as stream:
+        for block in iter_blocks(stream, _HEAD_BYTES):
+            for line in block.lines:
+                if not is_blank(line):
+                    return f"{zlib.crc32(line.strip()):08x}"
+    return f"{0:08x}"

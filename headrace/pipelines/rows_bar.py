@@ -1,0 +1,77 @@
+"""How far a long command is, on stderr: a bar in a terminal, elsewhere a line every ten seconds.
+
+reading  ━━━━━━╸         1,250,000 rows  410,000 rows/s  0:00:03        rows read and sorted: how many is not known
+replay   ━━━━━━━━━━━╸    8,000,000 rows  1,900,000 rows/s  0:00:04
+"""
+
+import threading
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_S = 10.0
+"""Seconds between two lines where stderr is no terminal."""
+
+TOPICS = -1
+"""Place of the reading of topics, before any part begins."""
+
+
+class RowsBar:
+    """Rows done of all parts, rows a second and times. A context manager; drawn from its start on."""
+
+    def __init__(self, console: Console | None = None, *, line_s: float = LINE_S) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), _Rate())
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, *times, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._progress.add_task("reading", total=None, words="")
+        self._parts: dict[int, tuple[int, int | None]] = {}
+        self._line_s = line_s
+        self._ended = threading.Event()
+        self._lines = threading.Thread(target=self._write_lines, name="headrace-progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        if not self._console.is_terminal:
+            self._lines.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        self._ended.set()
+        self._progress.stop()
+
+    def show(self, place: int, done: int, total: int | None) -> None:
+        """Take how far a part is: rows done, and in all where that is known."""
+        if place >= 0 and TOPICS in self._parts:
+            self._parts.clear()
+            self._progress.reset(self._task, total=None)
+        self._parts[place] = (done, total)
+        known = [part for _, part in self._parts.values() if part is not None]
+        rows = sum(part for part, _ in self._parts.values())
+        self._progress.update(
+            self._task,
+            description="replay" if known else "reading",
+            completed=rows,
+            total=sum(known) if len(known) == len(self._parts) else None,
+            words=f"{rows:,} rows",
+        )
+
+    def say(self, words: str) -> None:
+        """A line above the bar."""
+        self._console.print(words)
+
+    def _write_lines(self) -> None:
+        """On a thread of its own, so that a line comes while a large piece is sorted as well."""
+        while not self._ended.wait(self._line_s):
+            task = self._progress.tasks[0]
+            of_all = "" if task.total is None else f" of {task.total:,.0f}"
+            seconds = task.elapsed or 0.0
+            self.say(f"{task.description}: {task.completed:,.0f}{of_all} rows after {seconds:,.0f} s")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.0f} rows/s")

@@ -1,0 +1,55 @@
+"""Arrow IPC files on this disk, of the file format or of the stream format, whole and in pieces.
+
+Polars reads files of types that it knows; pyarrow reads streams, and files with a column of another type.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+
+from headrace.schemas.arrow_tables import is_plain, to_polars
+from headrace.schemas.wanted import Wanted
+
+_FILE_MAGIC = b"ARROW1"
+
+
+def read_arrow(path: Path, wanted: Wanted) -> pl.DataFrame:
+    """All rows."""
+    if _is_plain_file(path):
+        return pl.read_ipc(path, columns=wanted.among(pl.scan_ipc(path, glob=False).collect_schema().names()))
+    return pl.concat(_batches(path, wanted))
+
+
+def iter_arrow(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
+    """`read_arrow`, in pieces: of about `rows` rows, or of the batches that the file is of."""
+    if not _is_plain_file(path):
+        yield from _batches(path, wanted)
+        return
+    scan = pl.scan_ipc(path, glob=False)
+    names = wanted.among(scan.collect_schema().names())
+    yield from (scan if names is None else scan.select(names)).collect_batches(chunk_size=rows, maintain_order=True)
+
+
+def _batches(path: Path, wanted: Wanted) -> Iterator[pl.DataFrame]:
+    """A frame without rows, and one of each batch."""
+    is_file = _is_file(path)
+    with pa.OSFile(str(path)) as opened, (pa.ipc.open_file if is_file else pa.ipc.open_stream)(opened) as reader:
+        names = wanted.among(reader.schema.names) or reader.schema.names
+        yield to_polars(reader.schema.empty_table().select(names), wanted.asked)
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else reader
+        for batch in batches:
+            yield to_polars(pa.Table.from_batches([batch]).select(names), wanted.asked)
+
+
+def _is_plain_file(path: Path) -> bool:
+    if not _is_file(path):
+        return False
+    with pa.OSFile(str(path)) as opened, pa.ipc.open_file(opened) as reader:
+        return is_plain(reader.schema)
+
+
+def _is_file(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_FILE_MAGIC)) == _FILE_MAGIC

@@ -1,0 +1,19 @@
+"""Rows of a history that are not replayed: each is counted, and said in the log.
+
+A replay writes no dead letters: the live flow has put the same rows aside already.
+"""
+
+import prometheus_client
+import structlog
+
+LEFT_OUT = prometheus_client.Counter(
+    "headrace_replay_rows_left_out_total", "Rows of a history that a replay could not use.", ["event", "reason"]
+)
+
+log = structlog.get_logger(__name__)
+
+
+def leave_out(event: str, place: str, rows: int, reason: str, detail: str) -> None:
+    """Count rows of an event that are left out, and log one line. `detail` tells of the first of them."""
+    LEFT_OUT.labels(event=event, reason=reason).inc(rows)
+    log.warning("bad_rows_left_out", log=place, rows=rows, reason=reason, detail=detail)

@@ -1,0 +1,138 @@
+"""Columns that folders name, as Spark, DuckDB and pyarrow write them.
+
+    log/country=DE/day=2026-01-01/part-0.parquet        country is "DE", day is 2026-01-01 in every row
+    log/country=__HIVE_DEFAULT_PARTITION__/...          country is null
+
+Names and values are percent-encoded. Only declared columns are taken, as their types; the deepest folder of a name
+counts. A file may have the column as well, if it says the same in every row. Folders of an archive name nothing.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import polars as pl
+
+from headrace.errors import SchemaError
+from headrace.schemas.codec import BadPayload, Decoded
+from headrace.schemas.event import EventSpec
+from headrace.schemas.field_types import FieldType
+from headrace.schemas.file_finder import EventFile
+from headrace.schemas.jsonl import JsonCodec
+from headrace.schemas.text_times import TimeTexts
+
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
+
+_BOOLS = {"true": True, "false": False}
+
+
+def path_columns(file: EventFile, spec: EventSpec) -> dict[str, pl.Series]:
+    """Declared column -> the one value (1,) that the file's folders give it.
+
+    Raises:
+        SchemaError: a value is none of the column's type.
+    """
+    fields = {each: (name, field) for name, field in spec.types.items() for each in (name, *field.aliases)}
+    return {
+        fields[name][0]: _typed(text, *fields[name], f"file {file.url}: folder {name}={text}")
+        for name, text in folder_values(file).items()
+        if name in fields
+    }
+
+
+def folder_values(file: EventFile) -> dict[str, str | None]:
+    """Column -> its value as text, of all that the file's folders name; None stands for null."""
+    if file.is_archived:
+        return {}
+    folders = (Path(file.path).absolute().as_posix() if file.is_local else file.path).split("/")[:-1]
+    named = [folder.partition("=") for folder in folders]
+    return {
+        unquote(name): None if value == NULL_FOLDER else unquote(value)
+        for name, equals, value in named
+        if name and equals
+    }
+
+
+def fill_columns(frame: pl.DataFrame, columns: Mapping[str, pl.Series], spec: EventSpec) -> pl.DataFrame:
+    """The frame with those of the columns that it lacks, under any of their names."""
+    absent = [name for name in columns if not {name, *spec.types[name].aliases} & {*frame.columns}]
+    return frame.with_columns(columns[name].new_from_index(0, frame.height) for name in absent)
+
+
+def refuse_others(frame: pl.DataFrame, columns: Mapping[str, pl.Series]) -> None:
+    """Return if the frame, of the declared types, has no other values than the folders say.
+
+    Raises:
+        SchemaError: it has one.
+    """
+    for name, value in columns.items():
+        differs = frame[name].ne_missing(value.new_from_index(0, frame.height))
+        if differs.any():
+            raise SchemaError(
+                f"column {name} is {frame[name].filter(differs)[0]!r} in a row and {value[0]!r} by the file's folder; "
+                "drop the column from the file, or move the file"
+            )
+
+
+class PathCodec:
+    """JSON payloads of a file whose folders give some columns, which the payloads may have or lack."""
+
+    content_type = JsonCodec.content_type
+
+    def __init__(self, spec: EventSpec, columns: Mapping[str, pl.Series]) -> None:
+        optional = {name: dataclasses.replace(spec.types[name], nullable=True, default=None) for name in columns}
+        self._columns = columns
+        self._whole = JsonCodec(spec)
+        self._lacking = JsonCodec(dataclasses.replace(spec, types={**spec.types, **optional}))
+
+    def encode(self, frame: pl.DataFrame) -> list[bytes]:
+        """One object a row, with every column.
+
+        Raises:
+            SchemaError: the frame does not fit the declaration.
+        """
+        return self._whole.encode(frame)
+
+    def decode(self, payloads: Sequence[bytes]) -> Decoded:
+        """Columns of the payloads; one that says something else than the folder is "wrong_path"."""
+        decoded = self._lacking.decode(payloads)
+        frame, index, bad = decoded.frame, decoded.payload_index, list(decoded.bad)
+        for name, value in self._columns.items():
+            whole = value.new_from_index(0, frame.height)
+            differs = (frame[name].is_not_null() & frame[name].ne_missing(whole)).to_numpy()
+            bad += [
+                BadPayload(row, "wrong_path", f"{name}: another value than {value[0]!r}, which the file's folder says")
+                for row in index[differs].tolist()
+            ]
+            frame, index = frame.with_columns(whole).filter(~differs), index[~differs]
+        return Decoded(frame, index, sorted(bad, key=lambda payload: payload.index))
+
+
+def _typed(text: str | None, name: str, field: FieldType, place: str) -> pl.Series:
+    """A folder's value as its column's type, (1,)."""
+    try:
+        value = None if text is None else _value(text, field, place)
+        return pl.Series(name, [value], field.polars())
+    except (ValueError, KeyError, OverflowError, TypeError) as exc:
+        raise SchemaError(f"{place} is no {field.polars()}; name the folder so, or leave the column out") from exc
+
+
+def _value(text: str, field: FieldType, place: str) -> Any:
+    if field.kind == "text":
+        return text
+    if not text:
+        return None
+    match field.kind:
+        case "int" if re.fullmatch(r"[+-]?\d+", text):
+            return int(text)
+        case "float":
+            return float(text)
+        case "bool":
+            return _BOOLS[text.lower()]
+        case "time":
+            texts = pl.Series([text])
+            return TimeTexts(place, lambda: texts).parse(texts)[0]
+    raise ValueError(text)
