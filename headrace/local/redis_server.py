@@ -4,6 +4,7 @@ What was acknowledged over a second ago survives a crash (`appendfsync everysec`
 the offsets that belong to it.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -129,8 +131,8 @@ class EmbeddedRedis:
         """The server's process id while it runs."""
         return self._process.pid
 
-    def start(self) -> Self:
-        """Start the server and return when it answers and has loaded its data.
+    def start(self, *, loaded: bool = True) -> Self:
+        """Start the server and return when it answers and has loaded its data; not `loaded`: when it listens.
 
         Raises:
             PortBusyError: the wanted port is taken.
@@ -142,7 +144,7 @@ class EmbeddedRedis:
             self.port = self._wanted_port or free_port()
             self._process.start([binary, *self._arguments()], check=self._check_port, note=self.url)
             try:
-                self._wait_until_ready()
+                self._wait_until_ready(loaded=loaded)
             except ServiceError:
                 self._process.stop()
                 if (
@@ -156,9 +158,19 @@ class EmbeddedRedis:
                 break
         return self
 
-    def held_by(self) -> str | None:
-        """URL of the server that runs in the folder, whoever started it; None: there is none."""
+    def served_at(self) -> str | None:
+        """URL of the server that runs in the folder, whoever started it; "" while it starts, None: there is none.
+
+        Raises:
+            ServiceError: the folder is another user's.
+        """
         return self._process.held_by()
+
+    def last_port(self) -> int | None:
+        """Port of the last server that ran in the folder; None: there was none, or its file is damaged."""
+        with contextlib.suppress(ValueError):
+            return urlsplit(self._process.last_note()).port
+        return None
 
     def stop(self) -> None:
         """Stop the server; with `aof` all acknowledged writes are on disk afterwards."""
@@ -209,7 +221,7 @@ class EmbeddedRedis:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, *, loaded: bool) -> None:
         deadline_s = time.monotonic() + START_S_MAX
         with redis.Redis(host=HOST, port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             while True:
@@ -217,6 +229,8 @@ class EmbeddedRedis:
                 try:
                     client.ping()
                 except redis.BusyLoadingError:
+                    if not loaded:
+                        return
                     deadline_s = time.monotonic() + START_S_MAX
                 except (redis.ConnectionError, redis.TimeoutError) as exc:
                     if time.monotonic() > deadline_s:
