@@ -5,6 +5,7 @@ A project is a folder whose pyproject.toml has a `[tool.headrace]` table. Its fo
 of the same name is shadowed while a Headrace command runs.
 """
 
+import difflib
 import importlib
 import os
 import shutil
@@ -13,9 +14,14 @@ import tomllib
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from headrace import stack_state
 from headrace.errors import ConfigError, HeadraceError
+from headrace.stack_state import StackState
+
+if TYPE_CHECKING:
+    from headrace.schemas import Event
 
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
 _TEMPLATE_PYPROJECT = """\
@@ -52,12 +58,34 @@ def find_root(start: Path | None = None) -> Path:
     here = (start or Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd())).resolve()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
-        if file.is_file() and "headrace" in tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}):
+        if file.is_file() and "headrace" in _tables(file):
             return folder
     raise ConfigError(
         f"{here} is not inside a Headrace project: no pyproject.toml with a [tool.headrace] table here or above. "
         "Change to your project, or make one with `headrace init DIR`."
     )
+
+
+def _tables(file: Path) -> dict[str, Any]:
+    """The `[tool.…]` tables of a pyproject.toml."""
+    try:
+        tables: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{file} cannot be read: {exc}") from exc
+    return tables
+
+
+def stack() -> StackState | None:
+    """The services that `headrace up` runs, or ran, for the project of this process; None: none, or no project.
+
+    Raises:
+        ConfigError: a file that tells is damaged.
+    """
+    here = Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / stack_state.FOLDER).is_dir() and (folder / "pyproject.toml").is_file():
+            return stack_state.read_state(folder / stack_state.FOLDER)
+    return None
 
 
 def activate(root: Path | None = None) -> Path:
@@ -141,6 +169,44 @@ def subclasses_in(folder: str, base: type, root: Path) -> list[type]:
             ):
                 found[f"{module.__name__}:{value.__qualname__}"] = value
     return [found[name] for name in sorted(found)]
+
+
+def events(root: Path) -> list[type["Event"]]:
+    """The project's event classes that have a topic, in the order of their names.
+
+    Raises:
+        DeclarationError: one is declared wrongly.
+    """
+    from headrace.schemas import Event
+
+    return [event for event in subclasses_in("schemas", Event, root) if "topic" in event._declaration]  # noqa: SLF001
+
+
+def event_named(name: str, root: Path) -> type["Event"]:
+    """The event class `name` of the project, or the one that `module:Class` names.
+
+    Raises:
+        ConfigError: there is none, or several; the message has the nearest names.
+    """
+    from headrace.schemas import Event, spec_of
+
+    if ":" in name:
+        found = load_object(name)
+        if not (isinstance(found, type) and issubclass(found, Event)):
+            raise ConfigError(f"{name} is no event; name a class that is declared with `class ...(Event, topic=...)`")
+        spec_of(found)
+        return found
+    declared = events(root)
+    named = [event for event in declared if event.__name__ == name]
+    if len(named) > 1:
+        places = ", ".join(f"{event.__module__}:{name}" for event in named)
+        raise ConfigError(f"event {name!r} is declared twice; write one of {places}")
+    if not named:
+        names = sorted(event.__name__ for event in declared)
+        near = difflib.get_close_matches(name.lower(), {each.lower(): each for each in names}, 1)
+        hint = f"; did you mean {next(each for each in names if each.lower() == near[0])}?" if near else ""
+        raise ConfigError(f"no event {name!r} in {root / 'schemas'}; there are {', '.join(names) or 'none'}{hint}")
+    return named[0]
 
 
 def template() -> Path:

@@ -111,6 +111,11 @@ class EmbeddedBroker:
         """The broker's process id while it runs."""
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a server that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        return self._process.exit_code
+
     def start(self) -> Self:
         """Start the broker, wait until it answers, create the topics.
 

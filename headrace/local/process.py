@@ -75,6 +75,11 @@ class ServiceProcess:
         """Process id, or None before `start` and after `stop`."""
         return None if self._child is None else self._child.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a process that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        return None if self._child is None else self._child.poll()
+
     def start(
         self,
         command: Sequence[str],

@@ -131,6 +131,11 @@ class EmbeddedRedis:
         """The server's process id while it runs."""
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a server that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        return self._process.exit_code
+
     def start(self, *, loaded: bool = True) -> Self:
         """Start the server and return when it answers and has loaded its data; not `loaded`: when it listens.
 
