@@ -1,8 +1,6 @@
 """Commands for one machine: a project's own Redis and broker, and events into and out of topics."""
 
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
@@ -51,6 +49,7 @@ def up(
 
     Example: `headrace up --detach`
     """
+    from headrace.local.keep import keep
     from headrace.local.stack import add_topics, start_detached
 
     root, settings = project.activate(), load_settings()
@@ -63,16 +62,15 @@ def up(
         news = f"; new topics: {', '.join(added)}" if added else ""
         err.print(f"already {_described(running, topics)}{news}", highlight=False, soft_wrap=True)
         return
+    last = (None, None) if running is None else (running.redis_port, running.broker_port)
     ports = {
-        "redis_port": _port(redis_port, settings.local_redis_port, running and running.redis_port, REDIS_PORT),
-        "broker_port": _port(broker_port, settings.local_broker_port, running and running.broker_port, BROKER_PORT),
+        "redis_port": _port(redis_port, settings.local_redis_port, last[0], REDIS_PORT),
+        "broker_port": _port(broker_port, settings.local_broker_port, last[1], BROKER_PORT),
     }
-    if not detach:
-        _keep(folder, topics, ports)
-        return
-    flags = [word for name, port in ports.items() for word in (f"--{name.replace('_', '-')}", str(port))]
-    state = start_detached(folder, ["up", *flags, "--partitions", str(partitions)], root)
-    _tell(state, topics, "headrace down")
+    if detach:
+        _tell(start_detached(folder, topics, **ports), topics, "headrace down")
+    else:
+        keep(folder, topics, **ports, on_ready=lambda state: _tell(state, topics, "Ctrl-C, or headrace down"))
 
 
 @command(app, "down")
@@ -141,8 +139,9 @@ def tail(
 
     declared, settings = _event(event), load_settings()
     configure_logs("error", as_json=settings.log_json)  # what cannot be used is shown below
-    start = "earliest" if from_start else "latest"
-    source = KafkaSource(settings.brokers, [declared], start=start, config=settings.kafka)
+    source = KafkaSource(
+        settings.brokers, [declared], start="earliest" if from_start else "latest", config=settings.kafka
+    )
     _require_topic(declared, settings)
     with graceful_stop() as stop:
         rows = rows_of(source, declared, partial(_intake, declared, settings), stop)
@@ -159,7 +158,9 @@ def _intake(event: type["Event"], settings: Settings, dead_letters: "DeadLetters
     from headrace.pipelines.intake import Intake
     from headrace.pipelines.wiring import intake_of
 
-    return Intake([event], **{**intake_of(settings), "dead_letters": dead_letters})
+    options = intake_of(settings)
+    options["dead_letters"] = dead_letters
+    return Intake([event], **options)
 
 
 def _require_topic(event: type["Event"], settings: Settings) -> None:
@@ -236,18 +237,6 @@ class _Counter:
 
     def _words(self) -> str:
         return f"{self.sent.rows:,} sent, {self._refused.count:,} refused"
-
-
-def _keep(folder: Path, topics: dict[str, int], ports: dict[str, int]) -> None:
-    """Run the services until this process is asked to end."""
-    from headrace.local.stack import LocalStack
-
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stopping.set())
-    with LocalStack(folder, topics, **ports) as stack:
-        _tell(stack.state, topics, "Ctrl-C, or headrace down")
-        stack.keep_running(stopping)
 
 
 def _tell(state: StackState, topics: dict[str, int], stop: str) -> None:

@@ -14,7 +14,7 @@ import tomllib
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from headrace import stack_state
 from headrace.errors import ConfigError, HeadraceError
@@ -22,6 +22,8 @@ from headrace.stack_state import StackState
 
 if TYPE_CHECKING:
     from headrace.schemas import Event
+
+T = TypeVar("T")
 
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
 _TEMPLATE_PYPROJECT = """\
@@ -153,9 +155,9 @@ def load_object(reference: str) -> Any:
     return getattr(module, name)
 
 
-def subclasses_in(folder: str, base: type, root: Path) -> list[type]:
+def subclasses_in(folder: str, base: type[T], root: Path) -> list[type[T]]:
     """Every subclass of `base` that the modules of one project folder define, in the order of their names."""
-    found: dict[str, type] = {}
+    found: dict[str, type[T]] = {}
     for file in sorted((root / folder).glob("*.py")):
         if file.stem == "__init__":
             continue

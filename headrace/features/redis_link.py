@@ -106,7 +106,8 @@ class RedisLink:
     """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, `embedded://`, or a cluster's.
 
     A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`); the other nodes are found through it.
-    `embedded://DIR` is the Redis of a folder, found again wherever it listens. Nothing connects before the first command.
+    `embedded://DIR` is the Redis of a folder, found again wherever it listens.
+    Nothing connects before the first command.
 
     Raises:
         StoreError: `url` does not say which Redis is meant.

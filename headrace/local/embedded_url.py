@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import redis
 
 from headrace.errors import ConfigError, HeadraceError, PortBusyError, ServiceError
-from headrace.local.ports import is_free
+from headrace.local.ports import HOST, is_free
 from headrace.local.redis_server import START_S_MAX, EmbeddedRedis
 from headrace.stack_state import EMBEDDED, StackState, read_state
 
@@ -71,7 +71,7 @@ class EmbeddedConnection(redis.Connection):
     """
 
     def __init__(self, *, folder: Path, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]
         self._folder = folder
 
     def _connect(self) -> Any:
@@ -81,8 +81,7 @@ class EmbeddedConnection(redis.Connection):
             try:
                 address = _listening(self._folder)
                 if address is not None:
-                    place = urlsplit(address)
-                    self.host, self.port = place.hostname, place.port
+                    self.host, self.port = HOST, urlsplit(address).port or 0
                     return super()._connect()  # type: ignore[no-untyped-call]
                 error: Exception = ServiceError(_not_served(self._folder))
             except (OSError, HeadraceError) as exc:  # a server that is ending keeps its folder for a moment

@@ -17,13 +17,14 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
 
+import orjson
 import structlog
 
 from headrace.clock import wall_us
@@ -148,18 +149,17 @@ def add_topics(state: StackState, topics: Mapping[str, int]) -> list[str]:
     return create_topics(state.broker_port, topics, (state.broker_starts - 1) * LIFE_OFFSETS)
 
 
-def start_detached(folder: Path, arguments: Sequence[str], root: Path) -> StackState:
-    """Run `headrace <arguments>`, which enters a `LocalStack` of `folder`, in a session of its own, until it is ready.
+def start_detached(folder: Path, topics: Mapping[str, int], redis_port: int, broker_port: int) -> StackState:
+    """Keep the services of `folder` running in a process of its own, and return when they are ready.
 
     Raises:
         ServiceError: it ended, or is not ready in time; with the end of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    arguments = [str(folder.absolute()), str(redis_port), str(broker_port), orjson.dumps(topics).decode()]
     with (folder / LOG).open("wb") as output:
         child = subprocess.Popen(  # noqa: S603 - the command is ours
-            [sys.executable, "-m", "headrace.cli", *arguments],
-            cwd=root,
-            env={**os.environ, "HEADRACE_PROJECT": str(root)},
+            [sys.executable, "-m", "headrace.local.keep", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -196,13 +196,17 @@ def stop_stack(folder: Path) -> bool:
         pid = process.last_pid()
         if process.held_by() is not None and pid is not None:
             was_running = True
-            _end(pid, lambda process=process: process.held_by() is not None, STOP_S_MAX)
+            _end(pid, partial(_is_held, process), STOP_S_MAX)
     return was_running
 
 
 def _is_kept(folder: Path) -> bool:
     state = read_state(folder)
     return state is not None and state.is_running
+
+
+def _is_held(process: ServiceProcess) -> bool:
+    return process.held_by() is not None
 
 
 def _end(pid: int, is_there: Callable[[], bool], seconds: float) -> None:
