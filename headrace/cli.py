@@ -91,12 +91,17 @@ def serve(
 
 
 @command(app, "init")
-def init(directory: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
-    """Start a new project from the template.
+def init(
+    directory: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    bare: Annotated[
+        bool, typer.Option("--bare", help="An event, views and a learner to fill in, in place of the shop and its log.")
+    ] = False,
+) -> None:
+    """Start a new project from a template: an online shop with its log, or one to fill in.
 
-    Example: `headrace init shop`
+    Example: `headrace init --bare podcasts`
     """
-    files = project.init(directory)
+    files = project.init(directory, bare=bare)
     err.print(f"{len(files)} files in {directory}. Next: cd {directory} && headrace doctor", highlight=False)
 
 

@@ -8,6 +8,7 @@ of the same name is shadowed while a Headrace command runs.
 import difflib
 import importlib
 import os
+import re
 import shutil
 import sys
 import tomllib
@@ -15,6 +16,8 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
 
 from headrace import stack_state
 from headrace.errors import ConfigError, HeadraceError
@@ -32,6 +35,16 @@ name = "{name}"
 version = "0.1.0"
 requires-python = ">=3.11,<3.13"
 dependencies = ["headrace[local]"]
+
+[project.optional-dependencies]
+dev = ["pytest>=8"]
+
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[tool.setuptools]
+packages = []  # the folders are put on the path by headrace, and are not installed
 
 [tool.headrace]
 # This folder is a Headrace project: the CLI finds it by this table and puts it on the path.
@@ -219,26 +232,61 @@ def template() -> Path:
     return Path(__file__).resolve().parent / "_project"
 
 
-def init(target: Path) -> list[Path]:
+def init(target: Path, *, bare: bool = False) -> list[Path]:
     """Copy the template into `target` as a new project; return the files written.
 
+    `bare`: one event, two views and a learner to fill in; else the shop, with its log.
+
     Raises:
-        ConfigError: `target` exists and is not empty.
+        ConfigError: `target` exists and is not empty, or cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty: name a new folder")
     source = template()
-    tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
-    skip = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
-    for folder in (*FOLDERS, "data"):
-        shutil.copytree(source / folder, target / folder, ignore=skip)
-    shutil.copytree(tests, target / "tests", ignore=skip)
-    shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
-    written = {
-        "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=target.resolve().name),
-        "Dockerfile": _TEMPLATE_DOCKERFILE,
-        ".gitignore": ".headrace/\n.venv/\n__pycache__/\n",
-    }
-    for name, text in written.items():
-        (target / name).write_text(text, encoding="utf-8")
+    try:
+        if bare:
+            shutil.copytree(source / "templates" / "bare", target, ignore=_LEFT_OUT, dirs_exist_ok=True)
+        else:
+            _copy_shop(source, target)
+        readme = (source / "templates" / "README.md").read_text(encoding="utf-8")
+        written = {
+            "README.md": readme.replace("{name}", target.resolve().name),
+            "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=_project_name(target.resolve().name)),
+            "Dockerfile": _TEMPLATE_DOCKERFILE,
+            ".env.example": _env_example(),
+            ".gitignore": ".headrace/\n.venv/\n.env\n__pycache__/\n*.egg-info/\n",
+        }
+        for name, text in written.items():
+            (target / name).write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(f"{target} cannot be written: {exc.strerror}") from exc
     return sorted(path for path in target.rglob("*") if path.is_file())
+
+
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
+
+
+def _copy_shop(source: Path, target: Path) -> None:
+    tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
+    for folder in (*FOLDERS, "data"):
+        shutil.copytree(source / folder, target / folder, ignore=_LEFT_OUT)
+    shutil.copytree(tests, target / "tests", ignore=_LEFT_OUT)
+    shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
+
+
+def _project_name(folder: str) -> str:
+    """A folder's name as the name of a Python distribution."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._") or "project"
+
+
+def _env_example() -> str:
+    """Every setting with its default and its meaning, commented out."""
+    from headrace.settings import PREFIX, Settings
+
+    lines = ["# Copy this file to .env, and uncomment what is to differ. Variables of the environment come first.\n"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else field.default
+        value = orjson.dumps(default).decode() if isinstance(default, dict | tuple | bool) else default
+        lines.append(f"# {field.description}" if field.description else "#")
+        lines.append(f"#{PREFIX}{name.upper()}={value}\n")
+    return "\n".join(lines)
