@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from headrace import project, stack_state
-from headrace.console import Json, app, command, err
+from headrace.console import Json, app, command, err, finite, say
 from headrace.errors import ConfigError, UnknownTopicError
 from headrace.settings import Settings, load_settings
 from headrace.stack_state import StackState
@@ -60,7 +60,7 @@ def up(
         _refuse_other_ports(running, redis_port, broker_port)
         added = add_topics(running, topics)
         news = f"; new topics: {', '.join(added)}" if added else ""
-        err.print(f"already {_described(running, topics)}{news}", highlight=False, soft_wrap=True)
+        say(f"already {_described(running, topics)}{news}")
         return
     last = (None, None) if running is None else (running.redis_port, running.broker_port)
     ports = {
@@ -82,14 +82,16 @@ def down() -> None:
     from headrace.local.stack import stop_stack
 
     folder = project.find_root() / stack_state.FOLDER
-    err.print("stopped" if stop_stack(folder) else "nothing runs", highlight=False)
+    say("stopped" if stop_stack(folder) else "nothing runs")
 
 
 @command(app, "produce", uses_services=True)
 def produce(
     event: EventName,
     path: Annotated[str, typer.Option("--from", metavar="FILE", help="File, glob or URL; - for JSON lines on stdin.")],
-    rate: Annotated[float | None, typer.Option(min=0.001, help="Rows a second, at most. Default: no limit.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, callback=finite, help="Rows a second, at most. Default: no limit.")
+    ] = None,
 ) -> None:
     """Send the rows of a file to an event's topic, in its codec and keyed by its key.
 
@@ -199,10 +201,8 @@ class _Refused:
     def write(self, letters: Sequence["DeadLetter"]) -> None:
         """Count the letters, and show them while there are few."""
         for letter in letters[: max(REFUSED_SHOWN - self.count, 0)]:
-            place = f"{letter.partition.partition('/')[2]} · row {letter.offset}"
-            err.print(
-                f"refused: {place}: {letter.reason}: {letter.detail}", highlight=False, markup=False, soft_wrap=True
-            )
+            place = f"{letter.partition.partition('/')[2]} · row {letter.offset + 1}"
+            say(f"refused: {place}: {letter.reason}: {letter.detail}")
         self.count += len(letters)
 
     def close(self) -> None:
@@ -233,20 +233,16 @@ class _Counter:
     def end(self, before: str) -> None:
         """Say the last word."""
         self._status.stop()
-        err.print(before + self._words(), highlight=False)
+        say(before + self._words())
 
     def _words(self) -> str:
         return f"{self.sent.rows:,} sent, {self._refused.count:,} refused"
 
 
 def _tell(state: StackState, topics: dict[str, int], stop: str) -> None:
-    err.print(f"{_described(state, topics)}; stop: {stop}", highlight=False, soft_wrap=True)
+    say(f"{_described(state, topics)}; stop: {stop}")
     if state.broker_starts > 1:
-        err.print(
-            "the broker begins with empty topics: events that nobody had read are lost; Redis has kept its data",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say("the broker begins with empty topics: events that nobody had read are lost; Redis has kept its data")
 
 
 def _described(state: StackState, topics: dict[str, int]) -> str:

@@ -80,7 +80,8 @@ class EmbeddedConnection(redis.Connection):
         while True:
             try:
                 address = _listening(self._folder)
-                if address is not None:
+                is_late = time.monotonic() > deadline_s
+                if address is not None and (is_late or _answer(address) == "ready"):
                     self.host, self.port = HOST, urlsplit(address).port or 0
                     return super()._connect()  # type: ignore[no-untyped-call]
                 error: Exception = ServiceError(_not_served(self._folder))

@@ -21,7 +21,7 @@ from headrace.pipelines.source import Batch, Source
 from headrace.pipelines.topics import TopicWriter
 from headrace.schemas import Event, spec_of
 
-ROWS_MAX = 16_384
+ROWS_MAX = 65_536
 """Rows between two waits for the broker's acknowledgements: what may be lost unseen if it goes away."""
 MESSAGE_BYTES_MAX = 500_000
 """Bytes of rows in one message of a codec that holds many: brokers refuse messages over 1 MB."""

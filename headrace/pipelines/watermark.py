@@ -5,8 +5,8 @@
     watermark    12:02 - lateness            never moves back
 
 It is the least, over the partitions, of the newest event time, minus the allowed lateness. A partition that is expected
-and has brought nothing yet holds it back; one silent for `idle_s` of wall time, or ended, does not. When all are silent,
-those that have brought something decide. When all expected partitions have ended it is `END_OF_TIME_US`.
+and has brought nothing yet holds it back; one silent for `idle_s` of wall time, or ended, does not. When all are
+silent, those that have brought something decide. When all expected partitions have ended it is `END_OF_TIME_US`.
 """
 
 from collections.abc import Iterable

@@ -111,7 +111,7 @@ def unnamed() -> set[str]:
 
 @pytest.mark.parametrize("template", ["shop", "bare"])
 def test_install_init_and_its_own_tests(newcomer, tmp_path, template):
-    """In a clean venv: install the wheel, `headrace init`, run the new project's tests with what its pyproject names."""
+    """In a clean venv with the wheel: `headrace init`, then the new project's tests with what its pyproject names."""
     outside = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "HEADRACE_PROJECT"}}
     flags = ["--bare"] if template == "bare" else []
     done = subprocess.run(

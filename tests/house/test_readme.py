@@ -10,7 +10,15 @@ from typer.testing import CliRunner
 from headrace.cli import app
 from headrace.features import plan_of
 
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/replay.md", "docs/views.md", "CHANGELOG.md")
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/ARCHITECTURE.md",
+    "docs/replay.md",
+    "docs/views.md",
+    "docs/quickstart.md",
+    "CHANGELOG.md",
+)
 
 
 def blocks(repo: Path, language: str, page: str = "README.md") -> list[str]:
@@ -74,7 +82,7 @@ def test_shell_blocks_name_real_commands(repo):
     for target in targets:
         assert subprocess.run(["make", "-n", target], cwd=repo, capture_output=True).returncode == 0
     commands = {line.split()[1] for line in lines if line.startswith("headrace ")}
-    assert commands == {"run", "serve", "get", "replay", "backfill", "verify"}
+    assert commands == {"init", "up", "produce", "run", "serve", "get", "replay", "backfill", "verify"}
     for command in commands:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 

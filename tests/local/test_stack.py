@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import redis
 
+from headrace import project
 from headrace.errors import ConfigError, HeadraceError, PortBusyError, ServiceError, StoreUnavailableError
 from headrace.features import Count, FeatureView
 from headrace.features.store import OnlineStore
@@ -23,7 +24,8 @@ from headrace.local.topic_start import LIFE_OFFSETS
 from headrace.pipelines import Intake, KafkaSource, Materializer, TopicWriter
 from headrace.pipelines.loop import run
 from headrace.schemas import Event, FileDeadLetters
-from headrace.stack_state import FILE, read_state
+from headrace.settings import load_settings
+from headrace.stack_state import FILE, FOLDER, read_state
 from tests.local.processes import wait_until_gone
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -275,3 +277,30 @@ def test_a_taken_port_names_its_process_and_the_flag(tmp_path):
         with pytest.raises(PortBusyError, match=rf"port {stack.broker.port}.*tansu.*--broker-port"):
             LocalStack(tmp_path / "two", TOPICS, broker_port=stack.broker.port).__enter__()
         assert not stop_stack(tmp_path / "two")
+
+
+def test_settings_find_the_services_of_the_project(tmp_path, monkeypatch):
+    """From any folder of it, running or not; what the environment or .env names comes first; outside, the defaults."""
+    for name in ("REDIS_URL", "BROKERS", "PROJECT"):
+        monkeypatch.delenv(f"HEADRACE_{name}", raising=False)
+    root = tmp_path / "mine"
+    project.init(root, bare=True)
+    monkeypatch.chdir(root / "features")
+    assert load_settings().stack is None
+    with kept(root / FOLDER) as stack:
+        found = load_settings()
+        assert found.stack == stack.state
+        assert (found.redis_url, found.brokers) == (f"embedded://{root}/{FOLDER}/redis", stack.broker.bootstrap)
+        monkeypatch.setenv("HEADRACE_BROKERS", "elsewhere:9092")
+        assert load_settings().brokers == "elsewhere:9092"
+        assert load_settings().stack == stack.state  # its Redis is used still
+        monkeypatch.setenv("HEADRACE_REDIS_URL", "redis://elsewhere:6379/0")
+        assert load_settings().redis_url == "redis://elsewhere:6379/0"
+        assert load_settings().stack is None
+    monkeypatch.delenv("HEADRACE_REDIS_URL")
+    assert not load_settings().stack.is_running
+    assert load_settings().redis_url == f"embedded://{root}/{FOLDER}/redis"
+    monkeypatch.chdir(tmp_path)
+    assert load_settings().stack is None
+    monkeypatch.setenv("HEADRACE_PROJECT", str(root))
+    assert load_settings().stack.folder == root / FOLDER
