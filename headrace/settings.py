@@ -24,9 +24,8 @@ from headrace.stack_state import StackState
 
 PREFIX = "HEADRACE_"
 ENV_FILE = ".env"
-OTHER_VARIABLES = frozenset({"PROJECT", "REDIS_SERVER"})
-"""Variables that are no settings: HEADRACE_PROJECT says where the project is, HEADRACE_REDIS_SERVER what the embedded
-Redis runs."""
+OTHER_VARIABLES = frozenset({"PROJECT"})
+"""Variables that are no settings: HEADRACE_PROJECT says where the project is."""
 SPAN_S_MAX = 315_360_000.0
 """Ten years: a longer span is a slip of units, and would leave the range of times."""
 
@@ -89,6 +88,9 @@ class Settings(BaseSettings):
         False, description="write although Redis may drop records when its memory is full (maxmemory-policy)"
     )
     namespace: str = Field("hr", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of every Redis key")
+    redis_server: str | None = Field(
+        None, description="server program of an embedded Redis; default: the wheel's, else the one on PATH"
+    )
     local_redis_port: int | None = Field(
         None, ge=0, le=65_535, description="port of the Redis of `headrace up`; 0: any free one"
     )
@@ -181,8 +183,11 @@ def load_settings() -> Settings:
     except (OSError, UnicodeDecodeError) as exc:
         fault = f"{ENV_FILE} cannot be read: {exc}"
     else:
+        # Kernels and embedded services read these there; `.env` may have named them.
         if settings.threads is not None:
-            os.environ[f"{PREFIX}THREADS"] = str(settings.threads)  # kernels read it there; `.env` may have named it
+            os.environ[f"{PREFIX}THREADS"] = str(settings.threads)
+        if settings.redis_server:
+            os.environ[f"{PREFIX}REDIS_SERVER"] = settings.redis_server
         return settings
     raise ConfigError(fault)  # out of the handlers: what is quoted there may be a secret
 

@@ -1,8 +1,8 @@
 """Where the services of one machine are: the file that `headrace up` writes, and every other command reads.
 
-`.headrace/local/stack.json` of a project holds the addresses. Its lock says whether they are served: the process that
-keeps the services running holds it for as long as it lives, so a file that a killed process left behind, or that is of
-before a reboot, is never taken for a running one.
+`.headrace/local/headrace-up.json` of a project holds the addresses. Its lock says whether they are served: the process
+that keeps the services running holds it for as long as it lives, so a file that a killed process left behind, or that
+is of before a reboot, is never taken for a running one.
 """
 
 import fcntl
@@ -17,7 +17,7 @@ from headrace.errors import ConfigError
 
 FOLDER = Path(".headrace/local")
 """Folder of the services, below the project's root: data, logs and pid files."""
-FILE = "stack.json"
+FILE = "headrace-up.json"
 _SIZE = 1_024
 """Bytes of the file, padded: a text that replaces a longer one leaves nothing behind."""
 _ACQUIRE_S = 0.5

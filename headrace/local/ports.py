@@ -1,6 +1,5 @@
 """Ports on this machine: find a free one, refuse a taken one by name."""
 
-import contextlib
 import errno
 import socket
 
@@ -56,14 +55,12 @@ def listener(port: int) -> str:
     """Process that listens on `port` on this machine, as "process 123 (valkey-server)", as far as it can be told."""
     try:
         import psutil
-    except ImportError:
+
+        found = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        owners = [one.pid for one in found if one.laddr.port == port and one.pid is not None]
+        return f"process {owners[0]} ({psutil.Process(owners[0]).name()})" if owners else "a process of another user"
+    except (ImportError, psutil.Error):  # other systems than Linux tell only root who listens
         return "another process"
-    with contextlib.suppress(psutil.Error):  # other systems than Linux tell only root who listens
-        for connection in psutil.net_connections("tcp"):
-            is_there = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-            if is_there and connection.pid is not None:
-                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    return "a process of another user"
 
 
 def is_listening(port: int) -> bool:

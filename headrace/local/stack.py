@@ -1,9 +1,9 @@
 """The services of one project, kept running: Redis and the broker on fixed ports, started again when they die.
 
-    .headrace/local/stack.json     addresses, and the lock of the process that keeps the services (headrace.stack_state)
-                    redis/         append-only file, log, pid file: data outlives every start
-                    broker/        log and pid file: topics are in memory, and end with each broker
-                    up.log         output of `headrace up --detach`
+    .headrace/local/headrace-up.json   addresses, and the lock of the process that keeps the services (stack_state)
+                    redis/             append-only file, log, pid file: data outlives every start
+                    broker/            log and pid file: topics are in memory, and end with each broker
+                    up.log             output of `headrace up --detach`
 
 A broker that is started again has lost what its topics held. They are made anew, and begin at an offset that no earlier
 broker of the project has used (headrace.local.topic_start), so whoever has stored offsets goes on with the first new

@@ -193,7 +193,7 @@ def test_the_state_file_tells_who_runs_and_who_did(tmp_path):
     assert not left.is_running
     assert left.redis_port == state.redis_port
     (tmp_path / FILE).write_text("{")
-    with pytest.raises(ConfigError, match=r"stack.json is damaged.*delete the file"):
+    with pytest.raises(ConfigError, match=r"headrace-up.json is damaged.*delete the file"):
         read_state(tmp_path)
 
 
