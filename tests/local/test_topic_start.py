@@ -65,4 +65,3 @@ def test_a_producer_that_was_faster_is_told(later):
     send(later.bootstrap, "quick", 2)
     with pytest.raises(ServiceError, match="cannot set the first offset of quick/0: 2 messages were sent to it before"):
         begin_at(later.port, {"quick": 1}, LIFE_OFFSETS)
-
