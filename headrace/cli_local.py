@@ -57,6 +57,8 @@ def up(
     topics = _topics(root, settings, partitions)
     running = stack_state.read_state(folder)
     if running is not None and running.is_running:
+        if not running.is_ready:
+            raise ConfigError(f"the services of this project are being started by process {running.pid}: wait for it")
         _refuse_other_ports(running, redis_port, broker_port)
         added = add_topics(running, topics)
         news = f"; new topics: {', '.join(added)}" if added else ""
@@ -140,7 +142,6 @@ def tail(
     from headrace.pipelines.tail import tail as rows_of
 
     declared, settings = _event(event), load_settings()
-    configure_logs("error", as_json=settings.log_json)  # what cannot be used is shown below
     source = KafkaSource(
         settings.brokers, [declared], start="earliest" if from_start else "latest", config=settings.kafka
     )

@@ -125,10 +125,13 @@ def command(
 
 def _prepare_services(settings: Settings) -> None:
     """Refuse services that do not run; let processes of other working directories find an embedded Redis, too."""
-    if settings.stack is not None and not settings.stack.is_running:
+    stack = settings.stack
+    if stack is not None and not stack.is_ready:
+        state = (
+            "are starting: try again in a moment" if stack.is_running else "do not run: start them with `headrace up`"
+        )
         raise ServiceError(
-            "the Redis and the broker of this project do not run: start them with `headrace up`, or set "
-            "HEADRACE_REDIS_URL and HEADRACE_BROKERS"
+            f"the Redis and the broker of this project {state}, or set HEADRACE_REDIS_URL and HEADRACE_BROKERS"
         )
     if settings.redis_url.startswith(EMBEDDED):
         from headrace.local.embedded_url import folder_of

@@ -54,7 +54,8 @@ pythonpath = ["."]
 testpaths = ["tests"]
 """
 
-
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
+"""Files of a template that a new project does not get."""
 _TEMPLATE_DOCKERFILE = """\
 FROM python:3.12-slim-bookworm
 WORKDIR /srv/project
@@ -238,32 +239,26 @@ def init(target: Path, *, bare: bool = False) -> list[Path]:
     `bare`: one event, two views and a learner to fill in; else the shop, with its log.
 
     Raises:
-        ConfigError: `target` exists and is not empty, or cannot be written.
+        ConfigError: `target` exists and is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty: name a new folder")
     source = template()
-    try:
-        if bare:
-            shutil.copytree(source / "templates" / "bare", target, ignore=_LEFT_OUT, dirs_exist_ok=True)
-        else:
-            _copy_shop(source, target)
-        readme = (source / "templates" / "README.md").read_text(encoding="utf-8")
-        written = {
-            "README.md": readme.replace("{name}", target.resolve().name),
-            "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=_project_name(target.resolve().name)),
-            "Dockerfile": _TEMPLATE_DOCKERFILE,
-            ".env.example": _env_example(),
-            ".gitignore": ".headrace/\n.venv/\n.env\n__pycache__/\n*.egg-info/\n",
-        }
-        for name, text in written.items():
-            (target / name).write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise ConfigError(f"{target} cannot be written: {exc.strerror}") from exc
+    if bare:
+        shutil.copytree(source / "templates" / "bare", target, ignore=_LEFT_OUT, dirs_exist_ok=True)
+    else:
+        _copy_shop(source, target)
+    readme = (source / "templates" / "README.md").read_text(encoding="utf-8")
+    written = {
+        "README.md": readme.replace("{name}", target.resolve().name),
+        "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=_project_name(target.resolve().name)),
+        "Dockerfile": _TEMPLATE_DOCKERFILE,
+        ".env.example": _env_example(),
+        ".gitignore": ".headrace/\n.venv/\n.env\n__pycache__/\n*.egg-info/\n",
+    }
+    for name, text in written.items():
+        (target / name).write_text(text, encoding="utf-8")
     return sorted(path for path in target.rglob("*") if path.is_file())
-
-
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
 
 
 def _copy_shop(source: Path, target: Path) -> None:

@@ -31,8 +31,9 @@ class StackState:
     """The services of one project.
 
     `folder` is absolute. `pid` is the process that keeps the services running, and `is_running` whether it does.
-    `broker_starts` counts the starts of the broker in this folder, each of which begins with empty topics. `restarts`:
-    service -> how often it has died and been started again since `started_us`.
+    `broker_starts` counts the starts of the broker in this folder, each of which begins with empty topics.
+    `started_us`: wall time at which both services were ready, 0 before. `restarts`: service -> how often it has died
+    and been started again since.
     """
 
     folder: Path
@@ -43,6 +44,11 @@ class StackState:
     started_us: int
     restarts: dict[str, int] = field(default_factory=dict)
     is_running: bool = True
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the services are running, and were ready when they were last started as a whole."""
+        return self.is_running and self.started_us > 0
 
     @property
     def redis_folder(self) -> Path:

@@ -3,6 +3,7 @@
     .headrace/local/headrace-up.json   addresses, and the lock of the process that keeps the services (stack_state)
                     redis/             append-only file, log, pid file: data outlives every start
                     broker/            log and pid file: topics are in memory, and end with each broker
+                    topics.json        topics to make whenever the broker is started: name -> partition count
                     up.log             output of `headrace up --detach`
 
 A broker that is started again has lost what its topics held. They are made anew, and begin at an offset that no earlier
@@ -36,6 +37,7 @@ from headrace.local.topic_start import LIFE_OFFSETS
 from headrace.stack_state import StackState, StateFile, read_state
 
 LOG = "up.log"
+TOPICS = "topics.json"
 WATCH_S = 0.1
 """Interval of looks at whether the services run."""
 DEATHS_MAX = 5
@@ -81,6 +83,7 @@ class LocalStack:
                 raise ServiceError(
                     f"the services of {self.folder} are kept by another process: `headrace down` ends it"
                 )
+            _write_topics(self.folder, self.broker.topics)
             self._begin_life(0 if before is None else before.broker_starts)
             cleanup.enter_context(self.redis)
             cleanup.enter_context(self.broker)
@@ -132,6 +135,7 @@ class LocalStack:
 
     def _begin_life(self, starts_before: int) -> None:
         """Let the next broker's topics begin beyond all offsets of those before; noted before it starts."""
+        self.broker.topics = orjson.loads((self.folder / TOPICS).read_bytes())
         self.broker.first_offset = starts_before * LIFE_OFFSETS
         self._note(broker_starts=starts_before + 1)
 
@@ -146,7 +150,15 @@ def add_topics(state: StackState, topics: Mapping[str, int]) -> list[str]:
     Raises:
         ServiceError: the broker refused.
     """
+    _write_topics(state.folder, {**topics, **orjson.loads((state.folder / TOPICS).read_bytes())})
     return create_topics(state.broker_port, topics, (state.broker_starts - 1) * LIFE_OFFSETS)
+
+
+def _write_topics(folder: Path, topics: Mapping[str, int]) -> None:
+    """Replace the list of topics; a reader sees the old one or the new one."""
+    new = folder / f"{TOPICS}.new"
+    new.write_bytes(orjson.dumps(topics))
+    new.replace(folder / TOPICS)
 
 
 def start_detached(folder: Path, topics: Mapping[str, int], redis_port: int, broker_port: int) -> StackState:
@@ -188,10 +200,8 @@ def stop_stack(folder: Path) -> bool:
     if state is not None and state.is_running:
         was_running = True
         _end(state.pid, partial(_is_kept, folder), 3 * STOP_S_MAX)
-    for name in (
-        "broker",
-        "redis",
-    ):  # where their keeper was killed they are ending by themselves; if not, they do here
+    # Where their keeper was killed, the services are ending by themselves; if they are not, they do here.
+    for name in ("broker", "redis"):
         process = ServiceProcess(name, folder / name)
         pid = process.last_pid()
         if process.held_by() is not None and pid is not None:

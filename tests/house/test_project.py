@@ -82,13 +82,6 @@ def test_bare_has_nothing_of_the_shop(tmp_path):
     assert not re.search("shop|customer|purchase|basket", words, re.IGNORECASE)
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
-    """A file where a folder should be made."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"file/mine cannot be written: Not a directory"):
-        project.init(tmp_path / "file" / "mine", bare=True)
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [

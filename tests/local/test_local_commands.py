@@ -81,16 +81,14 @@ def test_a_project_finds_its_own_services(root):
     with_bad = Producer({"bootstrap.servers": state.brokers})
     with_bad.produce("actions", b"\xff", partition=3)
     assert with_bad.flush(10) == 0
-    shown, said = headrace(root, "tail", "Action", "--from-start", "--count", "3", "--json")
+    shown, _ = headrace(root, "tail", "Action", "--from-start", "--count", "3", "--json")
     rows = [orjson.loads(line) for line in shown.splitlines()]
     assert sorted(row["row"]["action_id"] for row in rows if "row" in row) == ["a0", "a1"]
     assert [row["reason"] for row in rows if "row" not in row] == ["undecodable"]
-    assert said == ""
     assert headrace(root, "down")[1] == "stopped\n"
     assert headrace(root, "down")[1] == "nothing runs\n"
-    for command in (("produce", "Action", "--from", "-"), ("run", "pipelines.materialize"), ("tail", "Action")):
-        _, said = headrace(root, *command, text="", code=1)
-        assert "the Redis and the broker of this project do not run: start them with `headrace up`" in said
+    _, said = headrace(root, "run", "pipelines.materialize", code=1)
+    assert "the Redis and the broker of this project do not run: start them with `headrace up`" in said
     _, said = headrace(root, "get", "features.views:UserActivity", "1", code=1)
     assert "does not run: start it with `headrace up`, or set HEADRACE_REDIS_URL" in said
 
