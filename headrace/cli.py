@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from headrace import (
+    cli_local,  # noqa: F401 - it registers its commands
     cli_views,  # noqa: F401 - it registers its commands
     project,
 )
@@ -61,7 +62,7 @@ def demo(
         raise typer.Exit(1)
 
 
-@command(app, "run", uses_redis=True)
+@command(app, "run", uses_services=True)
 def run(
     module: Annotated[str, typer.Argument(help="A module with a `flow`, e.g. pipelines.materialize")],
     workers: Annotated[int, typer.Option(min=1, help="Bytewax workers: threads of this process.")] = 1,
@@ -76,7 +77,7 @@ def run(
     run_flow(project.load_object(f"{module}:flow"), workers, say=lambda line: say(f"{module} is up: {line}"))
 
 
-@command(app, "serve", uses_redis=True)
+@command(app, "serve", uses_services=True)
 def serve(
     module: Annotated[
         str, typer.Argument(help="A module with a function `make_http` that returns the HTTP application")
@@ -101,16 +102,21 @@ def serve(
 
 
 @command(app, "init")
-def init(directory: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
-    """Start a new project from the template.
+def init(
+    directory: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    bare: Annotated[
+        bool, typer.Option("--bare", help="An event, views and a learner to fill in, in place of the shop and its log.")
+    ] = False,
+) -> None:
+    """Start a new project from a template: an online shop with its log, or one to fill in.
 
-    Example: `headrace init shop`
+    Example: `headrace init --bare podcasts`
     """
-    files = project.init(directory)
+    files = project.init(directory, bare=bare)
     err.print(f"{len(files)} files in {directory}. Next: cd {directory} && headrace doctor", highlight=False)
 
 
-@command(app, "doctor", uses_redis=True)
+@command(app, "doctor")
 def doctor(as_json: Json = False) -> None:
     """Check versions, project, ports, Redis, broker and disk, and say what to do.
 
@@ -130,7 +136,7 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-@command(app, "health", uses_redis=True)
+@command(app, "health", uses_services=True)
 def health(role: Annotated[str, typer.Argument(help="materialize, train or serve")]) -> None:
     """Exit 0 if a process of this installation is well, for container health checks.
 

@@ -351,10 +351,6 @@ def _store(url: str | None) -> Any:
 
     settings = load_settings()
     place = settings.redis_url if url is None else url
-    if place.startswith("embedded://"):
-        from headrace.local import service_url
-
-        place = service_url(place)
     return OnlineStore.open(place, settings.shards, settings.namespace, allow_eviction=settings.allow_eviction)
 
 

@@ -19,6 +19,7 @@ from typer.core import TyperCommand
 
 from headrace.errors import HeadraceError, ServiceError
 from headrace.settings import Settings, SettingsWarning, load_settings
+from headrace.stack_state import EMBEDDED
 from headrace.telemetry import configure_logs
 
 app = typer.Typer(
@@ -90,11 +91,11 @@ View = Annotated[str, typer.Argument(metavar="VIEW", help="module:Class, e.g. fe
 
 
 def command(
-    group: typer.Typer, name: str, *, uses_redis: bool = False, kind: type[TyperCommand] = TyperCommand
+    group: typer.Typer, name: str, *, uses_services: bool = False, kind: type[TyperCommand] = TyperCommand
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a command whose `HeadraceError`s, and the operating system's, become one line and exit code 1.
 
-    `uses_redis`: HEADRACE_REDIS_URL may be `embedded://DIR`; then its Redis runs as long as the command does.
+    `uses_services`: it uses the Redis and the broker of the settings, so those of `headrace up` must run.
     `kind`: click's class of the command.
     """
 
@@ -104,10 +105,8 @@ def command(
             try:
                 settings = _settings()
                 configure_logs(settings.log_level, as_json=settings.log_json)
-                if uses_redis and settings.redis_url.startswith("embedded://"):
-                    from headrace.local import service_url
-
-                    os.environ["HEADRACE_REDIS_URL"] = service_url(settings.redis_url)
+                if uses_services:
+                    _prepare_services(settings)
                 function(*args, **kwargs)
             except HeadraceError as exc:
                 is_log = isinstance(exc, ServiceError)  # it may end with the last lines of a log
@@ -122,6 +121,22 @@ def command(
         return function
 
     return register
+
+
+def _prepare_services(settings: Settings) -> None:
+    """Refuse services that do not run; let processes of other working directories find an embedded Redis, too."""
+    stack = settings.stack
+    if stack is not None and not stack.is_ready:
+        state = (
+            "are starting: try again in a moment" if stack.is_running else "do not run: start them with `headrace up`"
+        )
+        raise ServiceError(
+            f"the Redis and the broker of this project {state}, or set HEADRACE_REDIS_URL and HEADRACE_BROKERS"
+        )
+    if settings.redis_url.startswith(EMBEDDED):
+        from headrace.local.embedded_url import folder_of
+
+        os.environ["HEADRACE_REDIS_URL"] = f"{EMBEDDED}{folder_of(settings.redis_url)}"
 
 
 def _settings() -> Settings:

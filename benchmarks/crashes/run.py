@@ -35,6 +35,7 @@ from headrace.features.fences import Fence
 from headrace.features.store import OnlineStore
 from headrace.features.verifier import verify
 from headrace.local import EmbeddedRedis
+from headrace.local.redis_server import AOF_FOLDER
 
 STORE_FAULTS = ("killed", "older", "flushall", "rival")
 BROKER_FAULTS = ("broker restarted", "broker frozen")
@@ -107,7 +108,7 @@ class Chaos:
         self._server, self._store, self._log, self._count, self._moments = server, store, log, engines, moments
         self._waiting: list[list[Engine]] = []
         self._running: list[Engine] = []
-        self._older = server.folder / "older.aof"
+        self._older = server.folder / "older"
         self._report = Report()
         self._faults = STORE_FAULTS
         if isinstance(log, BrokerLog):
@@ -138,7 +139,7 @@ class Chaos:
                 self._restart_ended()
             self._replace(index)
             if kill == OLDER_AT:
-                shutil.copy(self._server.folder / "appendonly.aof", self._older)
+                shutil.copytree(self._server.folder / AOF_FOLDER, self._older)
         if isinstance(self._log, BrokerLog):
             self._wait_for(0, events)  # an engine that follows a topic does not end by itself
         for engine in self._running:
@@ -198,7 +199,8 @@ class Chaos:
         else:
             self._server.kill()
             if fault == "older" and self._older.exists():
-                shutil.copy(self._older, self._server.folder / "appendonly.aof")
+                shutil.rmtree(self._server.folder / AOF_FOLDER)
+                shutil.copytree(self._older, self._server.folder / AOF_FOLDER)
             self._server.start()
         self._report.faults.append(fault)
 

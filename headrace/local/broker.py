@@ -16,6 +16,7 @@ from typing import Self
 from headrace.errors import ServiceError
 from headrace.local.ports import HOST, free_port, is_listening, require_free
 from headrace.local.process import ServiceProcess
+from headrace.local.topic_start import begin_at
 
 START_S_MAX = 20.0
 """Seconds until a started broker answers a metadata request."""
@@ -44,11 +45,36 @@ def broker_binary() -> str:
     return found
 
 
+def create_topics(port: int, topics: Mapping[str, int], first_offset: int = 0) -> list[str]:
+    """Create each topic (name -> partition count) that the broker at `port` lacks, and return the names of those.
+
+    Raises:
+        ServiceError: the broker refused; names the topic.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    created = []
+    admin = AdminClient({"bootstrap.servers": f"{HOST}:{port}", "log_level": 0})
+    requests = [NewTopic(name, partitions, 1) for name, partitions in topics.items()]
+    for name, done in (admin.create_topics(requests, operation_timeout=START_S_MAX) if requests else {}).items():
+        try:
+            done.result(START_S_MAX)
+        except KafkaException as exc:
+            if exc.args[0].code() != _ALREADY_EXISTS:
+                raise ServiceError(f"broker at {HOST}:{port}: cannot create topic {name!r}: {exc}") from exc
+        else:
+            created.append(name)
+    begin_at(port, {name: topics[name] for name in created}, first_offset)
+    return created
+
+
 class EmbeddedBroker:
     """A broker on 127.0.0.1 with `topics` (name -> partition count) created; a context manager.
 
     `folder` holds the log and pid file only: the stream is in memory and ends with the broker. `port` 0 takes a free
-    one.
+    one. `first_offset`: where topics begin that are created from now on, a multiple of `LIFE_OFFSETS`, so that offsets
+    of an earlier life are not taken for ones of this life; set it before each start.
     """
 
     def __init__(
@@ -58,10 +84,12 @@ class EmbeddedBroker:
         topics: Mapping[str, int] | None = None,
         *,
         flag: str = "port=",
+        first_offset: int = 0,
     ) -> None:
         self.folder = Path(folder).absolute()
         self.port = port
         self.topics = dict(topics or {})
+        self.first_offset = first_offset
         self._wanted_port = port
         self._flag = flag
         self._process = ServiceProcess("broker", self.folder)
@@ -82,6 +110,11 @@ class EmbeddedBroker:
     def pid(self) -> int | None:
         """The broker's process id while it runs."""
         return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a server that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        return self._process.exit_code
 
     def start(self) -> Self:
         """Start the broker, wait until it answers, create the topics.
@@ -116,19 +149,7 @@ class EmbeddedBroker:
         Raises:
             ServiceError: the broker refused; names the topic.
         """
-        from confluent_kafka import KafkaException
-        from confluent_kafka.admin import AdminClient, NewTopic
-
-        if not topics:
-            return
-        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
-        wanted = [NewTopic(name, partitions, 1) for name, partitions in topics.items()]
-        for name, done in admin.create_topics(wanted, operation_timeout=START_S_MAX).items():
-            try:
-                done.result(START_S_MAX)
-            except KafkaException as exc:
-                if exc.args[0].code() != _ALREADY_EXISTS:
-                    raise ServiceError(f"broker at {self.bootstrap}: cannot create topic {name!r}: {exc}") from exc
+        create_topics(self.port, topics, self.first_offset)
         self.topics.update(topics)
 
     def stop(self) -> None:

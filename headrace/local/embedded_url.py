@@ -1,27 +1,58 @@
-"""`embedded://DIR` as a store: the Redis of a folder, one that runs there already or one for this process's life.
+"""`embedded://DIR` as a store: the Redis of a folder, one that runs there already or one that this process starts.
 
     headrace materialize ... --store embedded://.headrace/redis      starts it, and ends it at its own end
     headrace get         ... --store embedded://.headrace/redis      joins it; alone, it starts it on the same data
 
-What was written is in the folder (append-only file), so the next command finds it there.
+What was written is in the folder (append-only file), so the next command finds it there. Redis ends with the process
+that started it. Whoever still uses it then finds no server at its next command, and starts one on the same data and, if
+it is free, on the same port: a connection asks the folder where Redis is each time it connects.
+
+    process 1   starts Redis . . . . . . . . ends (Redis too)
+    process 2             joins . . commands . .  | starts Redis . . commands      the same client, no command lost
+
+The folder of a project's `headrace up` is different: there Redis is started by `up` alone, and awaited by all others.
 """
 
-import contextlib
+import threading
 import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import redis
 
-from headrace.errors import ConfigError, ServiceError
+from headrace.errors import ConfigError, HeadraceError, PortBusyError, ServiceError
+from headrace.local.ports import HOST, is_free
 from headrace.local.redis_server import START_S_MAX, EmbeddedRedis
+from headrace.stack_state import EMBEDDED, StackState, read_state
 
-EMBEDDED = "embedded://"
+RECONNECT_S_MAX = 2.0
+"""Seconds that a connection waits for a server that is ending, or being started, before it counts as away."""
+_LOCK_WAIT_S = 0.2
+"""Seconds that a start waits for the folder: others lock it for a moment when they look whether it is used."""
 
-_started: dict[Path, EmbeddedRedis] = {}
+_servers: dict[Path, EmbeddedRedis] = {}
+"""Servers that this process has started, by folder. An atexit hook of their own ends them."""
+_starting = threading.Lock()
+
+
+def folder_of(url: str) -> Path:
+    """The absolute folder that an `embedded://DIR` names; a relative one is below the working directory.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    name = url.removeprefix(EMBEDDED)
+    if not name:
+        raise ConfigError("embedded:// names no folder: write embedded://DIR, such as embedded://.headrace/redis")
+    return Path(name).absolute()
 
 
 def service_url(url: str) -> str:
-    """`url` as clients can connect to it: that of a running Redis for `embedded://DIR`, any other as it is.
+    """`url` as any client can connect to it: that of a running Redis for `embedded://DIR`, any other as it is.
+
+    Starts Redis where none runs in the folder, and waits until it has loaded its data. The address holds as long as
+    that server runs; our own stores take `embedded://DIR` itself, and find Redis again wherever it listens.
 
     >>> service_url("redis://127.0.0.1:6379/0")
     'redis://127.0.0.1:6379/0'
@@ -30,30 +61,124 @@ def service_url(url: str) -> str:
         ConfigError: no folder is named.
         ServiceError: the server does not start, or does not answer.
     """
-    if not url.startswith(EMBEDDED):
-        return url
-    if url == EMBEDDED:
-        raise ConfigError("embedded:// names no folder: write embedded://DIR, such as embedded://.headrace/redis")
-    server = EmbeddedRedis(url.removeprefix(EMBEDDED), orphan_s=0.0)
+    return _loaded(folder_of(url)) if url.startswith(EMBEDDED) else url
+
+
+class EmbeddedConnection(redis.Connection):
+    """A connection to the Redis of a folder, wherever it listens when the connection is made; started if it must be.
+
+    For redis-py's `connection_class`, with `folder` as an argument beside. Used by many threads, one at a time.
+    """
+
+    def __init__(self, *, folder: Path, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._folder = folder
+
+    def _connect(self) -> Any:
+        """Called by redis-py whenever the connection is made; raises redis-py's errors, which it expects here."""
+        deadline_s = time.monotonic() + RECONNECT_S_MAX
+        while True:
+            try:
+                address = _listening(self._folder)
+                is_late = time.monotonic() > deadline_s
+                if address is not None and (is_late or _answer(address) == "ready"):
+                    self.host, self.port = HOST, urlsplit(address).port or 0
+                    return super()._connect()  # type: ignore[no-untyped-call]
+                error: Exception = ServiceError(_not_served(self._folder))
+            except (OSError, HeadraceError) as exc:  # a server that is ending keeps its folder for a moment
+                error = exc
+            if time.monotonic() > deadline_s:
+                raise redis.ConnectionError(str(error)) from error
+            time.sleep(0.02)
+
+
+def client_options(url: str) -> dict[str, Any]:
+    """Arguments with which redis-py's `ConnectionPool` is one of `embedded://DIR`; Redis is started if it must be.
+
+    Raises:
+        ConfigError: no folder is named.
+        ServiceError: the server does not start, or does not answer.
+    """
+    folder = folder_of(url)
+    _loaded(folder)
+    return {"connection_class": EmbeddedConnection, "folder": folder}
+
+
+def _loaded(folder: Path) -> str:
+    """Address of the Redis of `folder`, once it answers and has loaded its data.
+
+    Raises:
+        ServiceError: it does not start, or does not answer.
+    """
     deadline_s = time.monotonic() + START_S_MAX
     while True:
-        found = server.held_by()
-        if found is not None and _answers(found):
-            return found
-        if found is None:
-            try:
-                _started[server.folder] = server.start()  # an atexit hook of its own ends it
-            except ServiceError:
-                if server.held_by() is None or time.monotonic() > deadline_s:
-                    raise  # else another process was faster
-            else:
-                return server.url
+        address = _listening(folder)
+        answer = "silent" if address is None else _answer(address)
+        if address is not None and answer == "ready":
+            return address
+        if answer == "loading":
+            deadline_s = time.monotonic() + START_S_MAX
         elif time.monotonic() > deadline_s:
-            raise ServiceError(f"the Redis of {server.folder} runs and does not answer: see redis.log there")
+            raise ServiceError(_not_served(folder))
         time.sleep(0.02)
 
 
-def _answers(url: str) -> bool:
-    with contextlib.suppress(redis.RedisError, ValueError), redis.Redis.from_url(url, socket_timeout=1) as client:
-        return bool(client.ping())
-    return False
+def _answer(address: str) -> str:
+    """How a server answers a PING: "ready", "loading", or "silent"."""
+    try:
+        with redis.Redis.from_url(address, socket_timeout=1, socket_connect_timeout=1) as client:
+            client.ping()
+    except redis.BusyLoadingError:
+        return "loading"
+    except redis.RedisError:
+        return "silent"
+    return "ready"
+
+
+def _listening(folder: Path) -> str | None:
+    """Address of the server of `folder`, started if there is none; None while another process is starting it.
+
+    Raises:
+        ServiceError: it does not start, or is not ours to start.
+    """
+    with _starting:  # one thread starts it, the others find it
+        address = EmbeddedRedis(folder).served_at()
+        if address is not None:
+            return address or None
+        stack = _stack_of(folder)
+        if stack is not None and not stack.is_running:
+            raise ServiceError(_not_served(folder))
+        return _start(folder) if stack is None else None
+
+
+def _start(folder: Path) -> str | None:
+    """Start the server of `folder`, where it last listened if it can; None where another process was faster."""
+    ended = _servers.pop(folder, None)
+    if ended is not None:
+        ended.stop()
+    server = EmbeddedRedis(folder, orphan_s=_LOCK_WAIT_S)
+    port = server.last_port()
+    if port is not None and is_free(port):
+        server = EmbeddedRedis(folder, port, orphan_s=_LOCK_WAIT_S)
+    try:
+        _servers[folder] = server.start(loaded=False)
+    except (ServiceError, PortBusyError):
+        if server.served_at() is None:
+            raise
+        return None
+    return server.url
+
+
+def _stack_of(folder: Path) -> StackState | None:
+    """The services of `headrace up` whose Redis has this folder."""
+    stack = read_state(folder.parent)
+    return stack if stack is not None and stack.redis_folder == folder.resolve() else None
+
+
+def _not_served(folder: Path) -> str:
+    stack = _stack_of(folder)
+    if stack is None:
+        return f"the Redis of {folder} runs and does not answer: see redis.log there"
+    if stack.is_running:
+        return f"the Redis of {folder} has ended; `headrace up` (process {stack.pid}) is to start it again: see its log"
+    return f"the Redis of {folder} does not run: start it with `headrace up`, or set HEADRACE_REDIS_URL"

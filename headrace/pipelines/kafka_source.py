@@ -45,6 +45,10 @@ TOPICS_NAMED = 20
 """Topics, the likest first, that are named where one is unknown."""
 BEYOND_S = 1.0
 """Seconds that a log may seem shorter than what was read of it: a new leader may not know its end at once."""
+GAP_MIN = 1 << 30
+"""Offsets between two messages from which on the log must be another: the embedded broker's topics begin so far behind
+those of its earlier lives. Compacted logs and transactions leave gaps, too, but none of a billion.
+"""
 PARTITIONS_S = 30.0
 """Interval of looks for partitions that a topic got meanwhile."""
 
@@ -257,6 +261,8 @@ class KafkaSource:
             kept = int(np.searchsorted(offsets, cursor.end))
             offsets, stamps_ms, payloads = offsets[:kept], stamps_ms[:kept], payloads[:kept]
         if len(offsets):
+            if offsets[0] - cursor.position >= GAP_MIN and cursor.position:
+                self._tell_of_gap(cursor, int(offsets[0]))
             cursor.position = int(offsets[-1]) + 1
         if self._until_end and cursor.end is not None:
             cursor.ended |= cursor.position >= cursor.end
@@ -270,6 +276,16 @@ class KafkaSource:
             appended_us=np.where(stamps_ms > 0, stamps_ms * 1_000, arrival_us),
             arrival_us=arrival_us,
             ended=cursor.ended,
+        )
+
+    def _tell_of_gap(self, cursor: _Cursor, first: int) -> None:
+        BROKER_ERRORS.labels("gap").inc()
+        log.warning(
+            "broker_began_anew",
+            partition=cursor.name,
+            read_up_to=cursor.position,
+            goes_on_at=first,
+            detail="the log before is gone; events in it that had not been read are lost",
         )
 
     def _look_at_ends(self) -> None:

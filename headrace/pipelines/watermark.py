@@ -5,8 +5,8 @@
     watermark    12:02 - lateness            never moves back
 
 It is the least, over the partitions, of the newest event time, minus the allowed lateness. A partition that is expected
-and has brought nothing yet holds it back; one silent for `idle_s` of wall time, or ended, does not. When all expected
-partitions have ended it is `END_OF_TIME_US`.
+and has brought nothing yet holds it back; one silent for `idle_s` of wall time, or ended, does not. When all are
+silent, those that have brought something decide. When all expected partitions have ended it is `END_OF_TIME_US`.
 """
 
 from collections.abc import Iterable
@@ -54,8 +54,10 @@ class Watermark:
     def value_us(self, now_us: int | None = None) -> int | None:
         """The watermark at wall time `now_us`, in microseconds of event time; None before anything is known."""
         wall = wall_us() if now_us is None else now_us
-        awake = [p for p in self._newest_us if p not in self._ended and not self._is_idle(p, wall)]
-        newest = [self._newest_us[p] for p in awake]
+        open_ones = [p for p in self._newest_us if p not in self._ended]
+        awake = [p for p in open_ones if not self._is_idle(p, wall)]
+        # When nobody is awake, the reader may only have been busy: those that are behind must still hold it back.
+        newest = [self._newest_us[p] for p in awake or open_ones if awake or self._newest_us[p] is not None]
         if self._expected and self._ended >= self._expected:
             self._value_us = END_OF_TIME_US
         elif newest and None not in newest:

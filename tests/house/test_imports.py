@@ -11,13 +11,13 @@ import pytest
 
 ROOMS = {
     "schemas": {"schemas"},
-    "features": {"schemas", "features"},
+    "features": {"schemas", "features", "local"},
     "learners": {"schemas", "features", "learners"},
     "pipelines": {"schemas", "features", "learners", "pipelines"},
     "serving": {"schemas", "features", "learners", "serving", "local"},
     "local": {"local"},
 }
-SHARED = {"errors", "clock", "kafka_clients", "listening", "redaction", "settings", "telemetry"}
+SHARED = {"errors", "clock", "kafka_clients", "listening", "redaction", "settings", "stack_state", "telemetry"}
 DOMAIN = re.compile(r"(users?|items?)_ids?|(customer|purchase|click|shop|basket)s?(_\w+)?", re.IGNORECASE)
 
 

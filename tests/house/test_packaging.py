@@ -1,14 +1,20 @@
 """The wheel: what it holds, and that a newcomer's project made from it works."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from headrace import project
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +36,23 @@ def test_one_top_level_name(wheel):
 
 
 def test_template_is_inside(wheel):
-    """The wheel holds the five folders, the compose file, the log and the scaffold's tests."""
+    """The wheel holds the five folders, the compose file, the log, the scaffold's tests and the bare template."""
     names = set(zipfile.ZipFile(wheel).namelist())
-    for wanted in ("schemas/retail.py", "pipelines/materialize.py", "serving/app.py", "docker-compose.yml"):
+    bare = ("templates/README.md", "templates/bare/schemas/events.py", "templates/bare/tests/test_project.py")
+    for wanted in ("schemas/retail.py", "pipelines/materialize.py", "serving/app.py", "docker-compose.yml", *bare):
         assert f"headrace/_project/{wanted}" in names
     assert any(name.startswith("headrace/_project/tests/test_") for name in names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".nbi", ".nbc"))]
 
 
-def test_install_init_and_its_own_tests(wheel, tmp_path):
-    """In a clean venv: install the wheel, `headrace init`, run the new project's tests.
+@pytest.fixture(scope="module")
+def newcomer(wheel, tmp_path_factory) -> Path:
+    """`bin` of a clean venv with the wheel, where only that can be imported which a new project's pyproject names.
 
     The venv sees this environment's packages through a .pth file, so that nothing is downloaded; `headrace` itself
-    comes from the wheel, since a venv's own packages come first.
+    comes from the wheel, since a venv's own packages come first. What no requirement leads to is hidden.
     """
-    environment = tmp_path / "venv"
+    environment = tmp_path_factory.mktemp("newcomer") / "venv"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
     subprocess.run(
@@ -57,23 +65,71 @@ def test_install_init_and_its_own_tests(wheel, tmp_path):
         text=True,
     ).stdout.strip()
     Path(purelib, "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    assert {"hypothesis", "duckdb", "mypy"} <= unnamed()
+    Path(purelib, "hidden.py").write_text(HIDING.format(names=sorted(unnamed())))
+    Path(purelib, "hidden.pth").write_text("import hidden\n")
+    return environment / "bin"
+
+
+HIDING = """
+import sys
+class Hiding:
+    names = set({names})
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"{{name}}: no requirement of the project leads to it", name=name)
+sys.meta_path.insert(0, Hiding())
+"""
+
+
+def unnamed() -> set[str]:
+    """Modules of this environment that neither headrace[local] nor the `dev` extra of a new project brings along."""
+    repo = Path(__file__).resolve().parents[2]
+    ours = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
+    theirs = tomllib.loads(project._TEMPLATE_PYPROJECT.format(name="shop"))["project"]
+    assert theirs["dependencies"] == ["headrace[local]"]
+    todo = [*ours["dependencies"], *ours["optional-dependencies"]["local"], *theirs["optional-dependencies"]["dev"]]
+    named = {"headrace"}
+    while todo:
+        requirement = Requirement(todo.pop())
+        name = canonicalize_name(requirement.name)
+        extras = ["", *requirement.extras]
+        if name in named and not requirement.extras:
+            continue
+        named.add(name)
+        try:
+            requires = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform, or another Python
+        needed = map(Requirement, requires)
+        todo += [
+            str(one) for one in needed if one.marker is None or any(one.marker.evaluate({"extra": e}) for e in extras)
+        ]
+    modules = importlib.metadata.packages_distributions()
+    return {module for module, owners in modules.items() if named.isdisjoint(map(canonicalize_name, owners))}
+
+
+@pytest.mark.parametrize("template", ["shop", "bare"])
+def test_install_init_and_its_own_tests(newcomer, tmp_path, template):
+    """In a clean venv with the wheel: `headrace init`, then the new project's tests with what its pyproject names."""
     outside = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "HEADRACE_PROJECT"}}
+    flags = ["--bare"] if template == "bare" else []
     done = subprocess.run(
-        [environment / "bin" / "headrace", "init", "shop"], cwd=tmp_path, env=outside, capture_output=True, text=True
+        [newcomer / "headrace", "init", *flags, "mine"], cwd=tmp_path, env=outside, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     where = subprocess.run(
-        [python, "-c", "import headrace; print(headrace.__file__)"],
+        [newcomer / "python", "-c", "import headrace; print(headrace.__file__)"],
         cwd=tmp_path,
         env=outside,
         capture_output=True,
         text=True,
     )
-    assert where.stdout.startswith(str(environment))
+    assert where.stdout.startswith(str(newcomer.parent))
     tests = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:randomly"],
-        cwd=tmp_path / "shop",
-        env=outside,
+        [newcomer / "python", "-m", "pytest", "-q"],
+        cwd=tmp_path / "mine",
+        env={**outside, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
     )

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import orjson
@@ -11,6 +12,7 @@ import pytest
 
 from headrace import project
 from headrace.errors import ConfigError
+from headrace.settings import Settings
 
 
 @pytest.fixture
@@ -56,6 +58,57 @@ def test_init_copies_the_five_folders(new_project, repo):
     assert not list(new_project.rglob("__pycache__"))
     for name in ("docker-compose.yml", "Dockerfile", "pyproject.toml", ".gitignore"):
         assert (new_project / name).read_text() != ""
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_init_writes_a_readme_and_every_setting(tmp_path, bare):
+    """.env.example names each setting with its default, commented out; copied to .env it changes nothing."""
+    root = tmp_path / "My Shop"
+    project.init(root, bare=bare)
+    assert (root / "README.md").read_text().startswith("# My Shop\n")
+    assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"] == "My-Shop"
+    lines = (root / ".env.example").read_text().splitlines()
+    values = dict(line[1:].split("=", 1) for line in lines if line.startswith("#HEADRACE_"))
+    assert {name.removeprefix("HEADRACE_").lower() for name in values} == set(Settings.model_fields)
+    assert not [line for line in lines if line and not line.startswith("#")]
+    given = tmp_path / ".env"
+    given.write_text("\n".join(f"{name}={value}" for name, value in values.items() if value))
+    assert Settings(_env_file=given) == Settings(_env_file=None)
+
+
+def test_bare_has_nothing_of_the_shop(tmp_path):
+    """The five folders, tests and no log; every file is small enough to fill in."""
+    files = project.init(tmp_path / "mine", bare=True)
+    assert {path.relative_to(tmp_path / "mine").parts[0] for path in files} >= {*project.FOLDERS, "tests"}
+    assert not [path for path in files if path.suffix in {".parquet", ".avsc"}]
+    words = " ".join(path.read_text() for path in files if path.suffix == ".py")
+    assert not re.search("shop|customer|purchase|basket", words, re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Engagment",
+            r"no event 'Engagment' in .*schemas; there are Engagement, Impression; did you mean Engagement\?",
+        ),
+        ("engagement", r"did you mean Engagement\?"),
+        ("xyz", r"no event 'xyz' in .*there are Engagement, Impression$"),
+        ("features.customer:CustomerActivity", "CustomerActivity is no event; name a class"),
+        ("schemas.retail:Nothing", "has no 'Nothing'"),
+    ],
+)
+def test_an_event_that_is_not_there_is_one_clear_error(repo, name, message):
+    """By class name or by module, with the nearest name."""
+    with pytest.raises(ConfigError, match=message):
+        project.event_named(name, repo)
+
+
+def test_an_event_is_found_by_its_name(repo):
+    """Or by its module and name; bases without a topic are no events."""
+    found = project.event_named("Engagement", repo)
+    assert found is project.event_named("schemas.retail:Engagement", repo)
+    assert [event.__name__ for event in project.events(repo)[0]] == ["Engagement", "Impression"]
 
 
 def test_missing_package_file_is_named(new_project):

@@ -16,20 +16,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from headrace.errors import ConfigError, PortBusyError, ServiceError
 from headrace.local import EmbeddedBroker, EmbeddedRedis, free_port, service_url
 from headrace.local.process import ServiceProcess
-
-
-def is_running(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
-    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return status.stdout.strip()[:1] not in {"", "Z"}
-
-
-def wait_until_gone(pid: int, seconds: float = 10.0) -> bool:
-    """Whether the process ends within the time."""
-    deadline_s = time.monotonic() + seconds
-    while is_running(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    return not is_running(pid)
+from tests.local.processes import wait_until_gone
 
 
 def test_redis_answers_once_started_and_is_gone_once_stopped(tmp_path):
@@ -166,6 +153,7 @@ HELPED = """
 import sys, time
 from pathlib import Path
 from headrace.local.process import ServiceProcess
+from tests.local.processes import wait_until_gone
 process = ServiceProcess("helped", Path(sys.argv[1]))
 process.start(["/bin/sh", "-c", "sleep 600 & echo $!; exec sleep 600"])
 while not process.log_path.read_text():

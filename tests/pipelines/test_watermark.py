@@ -56,6 +56,24 @@ def test_a_silent_partition_lets_go_after_a_while_and_never_pulls_back():
     assert seconds(watermark, 32) == 40
 
 
+def test_when_all_are_silent_those_that_never_spoke_let_go():
+    """
+    wall   0         5        31              32
+    a/0    10s
+    a/1    4s                                 20s
+    b/0    -         -        -               -        a topic without events, such as rankings of a new service
+    value  None      None     4s              20s      the others still decide: their reader may have been busy
+    """
+    watermark = Watermark(idle_s=30)
+    watermark.expect(["a/0", "a/1", "b/0"], 0)
+    note(watermark, "a/0", 10)
+    note(watermark, "a/1", 4)
+    assert seconds(watermark, 5) is None
+    assert seconds(watermark, 31) == 4
+    note(watermark, "a/1", 20, wall_s=32)
+    assert seconds(watermark, 32) == 20
+
+
 def test_an_ended_partition_lets_go_and_when_all_ended_time_is_over():
     watermark = Watermark(["a/0", "a/1"], idle_s=None)
     note(watermark, "a/0", 10, ended=True)

@@ -1,13 +1,15 @@
 """Every route and every way a request can fail, against a real Redis."""
 
 import asyncio
+import socket
 
 import httpx
 import pytest
 
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
-from headrace.serving import HttpLimits, RankResponse, ScoreResponse
+from headrace.local.stack import LocalStack
+from headrace.serving import HttpLimits, Ranker, RankResponse, ScoreResponse
 from tests.serving import stage
 from tests.serving.stage import NOW_US, Ranks, Signature
 
@@ -196,8 +198,6 @@ def test_openapi_describes_the_bodies_that_are_validated_by_hand(serve):
 
 def test_redis_away_and_back(tmp_path, serve):
     """503 with one clear error while Redis is away; answers again without a restart of ours."""
-    from headrace.serving import Ranker
-
     with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url, shards=stage.SHARDS) as store:
         stage.fill(store, stage.EVENTS)
         client = serve(Ranks(), on=Ranker(stage.SPEC, store))
@@ -216,6 +216,27 @@ def test_redis_away_and_back(tmp_path, serve):
         redis.start()
         assert client.post("/v1/rank", ASK).json()["status"] == "partial"
         assert client.get("/readyz").status_code == 200
+
+
+def test_a_redis_that_moves_is_found_again(tmp_path, serve):
+    """
+    Redis of a project on port A | stopped: 503, not ready | back on port B, with its data: ready, the same answers
+    """
+    with LocalStack(tmp_path, {}) as stack:
+        port = stack.redis.port
+        store = OnlineStore.open(stack.state.store_url, shards=stage.SHARDS)
+        stage.fill(store, stage.EVENTS)
+        client = serve(Ranks(), on=Ranker(stage.SPEC, store))
+        before = client.post("/v1/rank", ASK).json()["ranked"]
+    with store, socket.socket() as taken:
+        assert client.post("/v1/rank", ASK).status_code == 503
+        assert client.get("/readyz").status_code == 503
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(("127.0.0.1", port))
+        with LocalStack(tmp_path, {}) as stack:
+            assert stack.redis.port != port
+            assert client.get("/readyz").status_code == 200
+            assert client.post("/v1/rank", ASK).json()["ranked"] == before
 
 
 def test_a_model_that_raises_costs_one_answer(serve):

@@ -1,0 +1,167 @@
+"""Events into a topic: rows of a source, checked by the event's rules as a flow would check them, and encoded.
+
+file, glob, URL or lines of stdin --> Intake --> good rows --> TopicWriter --> topic
+'-----> refused rows, with the reason
+"""
+
+import os
+import select
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from threading import Event as Flag
+from typing import Self
+
+import numpy as np
+import polars as pl
+
+from headrace.clock import wall_us
+from headrace.pipelines.intake import Intake
+from headrace.pipelines.source import Batch, Source
+from headrace.pipelines.topics import TopicWriter
+from headrace.schemas import Event, spec_of
+
+ROWS_MAX = 65_536
+"""Rows between two waits for the broker's acknowledgements: what may be lost unseen if it goes away."""
+MESSAGE_BYTES_MAX = 500_000
+"""Bytes of rows in one message of a codec that holds many: brokers refuse messages over 1 MB."""
+PARTS_A_SECOND = 20
+"""Parts that a rate is kept by."""
+READ_BYTES = 1 << 20
+WAIT_S = 0.1
+"""How long a poll of lines waits for more of them."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """How many rows the broker has acknowledged."""
+
+    rows: int = 0
+
+
+def produce(
+    source: Source,
+    event: type[Event],
+    writer: TopicWriter,
+    intake: Intake,
+    sent: Sent,
+    *,
+    rate: float | None = None,
+    stop: Flag | None = None,
+    on_progress: Callable[[Sent], None] | None = None,
+) -> None:
+    """Send the good rows of `source` to the topic of `writer`, and count in `sent` what the broker has acknowledged.
+
+    `rate`: rows a second, at most. `stop` ends it before the source does; what was handed over is waited for. `sent`
+    is right also where this raises: its rows have arrived, and of the rows after them at most `ROWS_MAX` may have.
+
+    Raises:
+        HeadraceError: the source cannot be read, or the broker refused a message or does not answer.
+    """
+    holds_many = spec_of(event).codec == "arrow"
+    pace = _Pace(rate)
+    source.seek({})
+    try:
+        while not source.exhausted and not (stop is not None and stop.is_set()):
+            for batch in source.poll():
+                rows = intake.decode(batch).frame
+                for part in _parts(rows, pace.rows_max):
+                    pace.wait(part.height)
+                    for message in _messages(part) if holds_many else [part]:
+                        writer.write(message)
+                    writer.flush()
+                    sent.rows += part.height
+                    if on_progress is not None:
+                        on_progress(sent)
+                    if stop is not None and stop.is_set():
+                        return
+    finally:
+        source.close()
+
+
+class LineSource:
+    """Lines of a file descriptor as they come, one JSON payload each; blank ones are passed over.
+
+    One partition, whose offsets are indexes of lines. `poll` waits up to `WAIT_S`.
+    """
+
+    def __init__(self, descriptor: int, event: type[Event], name: str = "stdin") -> None:
+        self._descriptor = descriptor
+        self._topic = spec_of(event).topic
+        self._name = f"{self._topic}/{name}"
+        self._rest = b""
+        self._line = 0
+        self._ended = False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the writer has closed its end and all has been read."""
+        return self._ended
+
+    def partitions(self) -> list[str]:
+        """The one partition."""
+        return [self._name]
+
+    def share(self, index: int, count: int) -> Self:
+        """Refuse to be split: there is one reader of a stream of lines."""
+        assert (index, count) == (0, 1), "lines have one reader"
+        return self
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Do nothing: lines are read from where they are."""
+
+    def poll(self) -> list[Batch]:
+        """Lines that are there."""
+        if not select.select([self._descriptor], [], [], WAIT_S)[0]:
+            return []
+        data = os.read(self._descriptor, READ_BYTES)
+        self._ended = not data
+        lines = (self._rest + data).split(b"\n")
+        self._rest = b"" if self._ended else lines.pop()
+        numbers = [self._line + index for index, line in enumerate(lines) if line.strip()]
+        self._line += len(lines)
+        return [self._batch(numbers, [line for line in lines if line.strip()])] if numbers else []
+
+    def close(self) -> None:
+        """Nothing of ours is open."""
+
+    def _batch(self, numbers: list[int], lines: list[bytes]) -> Batch:
+        return Batch(
+            topic=self._topic,
+            partition=self._name,
+            offsets=np.array(numbers, np.int64),
+            next_offset=self._line,
+            payloads=lines,
+            frame=None,
+            appended_us=None,
+            arrival_us=wall_us(),
+            codec="json",
+            ended=self._ended,
+        )
+
+
+class _Pace:
+    """Keeps a number of rows a second, in parts."""
+
+    def __init__(self, rate: float | None) -> None:
+        self._rate = rate
+        self._due_s = time.monotonic()
+        self.rows_max = ROWS_MAX if rate is None else min(max(1, int(rate / PARTS_A_SECOND)), ROWS_MAX)
+
+    def wait(self, rows: int) -> None:
+        """Return when the next `rows` rows may be sent."""
+        if self._rate is None:
+            return
+        time.sleep(max(self._due_s - time.monotonic(), 0.0))
+        self._due_s = max(self._due_s, time.monotonic() - 1.0) + rows / self._rate
+
+
+def _parts(frame: pl.DataFrame, rows_max: int) -> Iterator[pl.DataFrame]:
+    for start in range(0, frame.height, rows_max):
+        yield frame[start : start + rows_max]
+
+
+def _messages(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """Parts of a frame that are each small enough for one message."""
+    rows = max(1, int(MESSAGE_BYTES_MAX / max(frame.estimated_size() / frame.height, 1.0)))
+    return _parts(frame, rows)

@@ -1,0 +1,1 @@
+"""This project's dataflow modules, each with a `flow` to run."""
