@@ -241,10 +241,8 @@ def _eviction_risk(link: RedisLink) -> tuple[State, str]:
         eviction = Eviction.of_info(info)
         if eviction is None:
             risk = "note", f"{node} does not tell its maxmemory-policy"
-        elif eviction.may_drop(has_ttl=False):
-            return "bad", f"{node} may drop any record: {eviction}"
-        elif eviction.may_drop(has_ttl=True):
-            risk = "note", f"{node} may drop records of views with a ttl: {eviction}"
+        elif eviction.may_drop:
+            return "bad", f"{node} may drop records: {eviction}"
     return risk
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.features import history
 from headrace.local import EmbeddedBroker, EmbeddedRedis
-from headrace.schemas import dead_letters
+from headrace.schemas import dead_letters, left_out
 from tests.redis_cluster import RedisCluster
 
 
@@ -17,7 +16,7 @@ def _own_lines() -> Iterator[None]:
     """Log what waits to be logged of a test's bad rows before the next test looks at its own lines."""
     yield
     dead_letters._log.flush()
-    history._left_out.flush()
+    left_out._log.flush()
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """Whether Redis may drop records by itself: an entity whose record is evicted begins at 0 again, and nobody is told.
 
-    maxmemory-policy     noeviction        volatile-...                      allkeys-...
-    with a maxmemory     nothing is lost   records of views with a ttl are   every record is
-    maxmemory 0          nothing is lost, whatever the policy
+    maxmemory-policy     noeviction        volatile-...                          allkeys-...
+    may drop             nothing           keys with a ttl: views with ttl=      any key
 
-So a store is only written where nothing of the view can be evicted, unless its owner allows it.
+A store is only written where the policy is noeviction, unless its owner allows another. It is the policy that counts,
+not whether it would drop something now: a maxmemory is set, and a ttl= is added to a view, without anybody thinking of it.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 NO_EVICTION = "noeviction"
-_ONLY_WITH_TTL = "volatile-"
 
 ADVICE = "set it to noeviction (CONFIG SET maxmemory-policy noeviction, and in the configuration file)"
 ALLOW = "HEADRACE_ALLOW_EVICTION=true, or OnlineStore.open(..., allow_eviction=True)"
@@ -20,7 +19,7 @@ ALLOW = "HEADRACE_ALLOW_EVICTION=true, or OnlineStore.open(..., allow_eviction=T
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """What one Redis node does when its memory is full. `maxmemory_bytes` 0: it has no limit."""
+    """What one Redis node does when its memory is full. `maxmemory_bytes` 0: it has no limit now."""
 
     policy: str
     maxmemory_bytes: int
@@ -31,11 +30,11 @@ class Eviction:
         policy = info.get("maxmemory_policy")
         return None if policy is None else cls(str(policy), int(info.get("maxmemory", 1)))
 
-    def may_drop(self, *, has_ttl: bool) -> bool:
-        """Whether keys, with or without a time to live, may go before their time."""
-        if self.policy == NO_EVICTION or not self.maxmemory_bytes:
-            return False
-        return has_ttl or not self.policy.startswith(_ONLY_WITH_TTL)
+    @property
+    def may_drop(self) -> bool:
+        """Whether records may go before their time."""
+        return self.policy != NO_EVICTION
 
     def __str__(self) -> str:
-        return f"maxmemory-policy {self.policy}, maxmemory {self.maxmemory_bytes:,} bytes"
+        limit = f"{self.maxmemory_bytes:,} bytes" if self.maxmemory_bytes else "not set"
+        return f"maxmemory-policy {self.policy}, maxmemory {limit}"

@@ -293,7 +293,7 @@ class OnlineStore:
         if self._allow_eviction:
             return
         for node, eviction in self._evictions.items():
-            if eviction.may_drop(has_ttl=bool(plan.ttl_us)):
+            if eviction.may_drop:
                 self._evictions_s = -math.inf  # the next call asks anew
                 raise EvictionError(
                     f"view {plan.name}: Redis at {node} has {eviction}, so it may drop records to make room, and their "
@@ -315,7 +315,7 @@ class OnlineStore:
         self._evictions = {node: eviction for node, eviction in by_node.items() if eviction is not None}
         if is_first and None in by_node.values():
             log.warning("eviction_unknown", store=self.url, advice="grant the user +info, or make sure of noeviction")
-        if is_first and self._allow_eviction and any(each.may_drop(has_ttl=True) for each in self._evictions.values()):
+        if is_first and self._allow_eviction and any(each.may_drop for each in self._evictions.values()):
             log.warning("eviction_allowed", store=self.url, policies={str(each) for each in self._evictions.values()})
 
     # Versions of views

@@ -4,16 +4,17 @@ A replay writes no dead letters: the live flow has put the same rows aside alrea
 """
 
 import prometheus_client
-import structlog
+
+from headrace.schemas.paced_log import PacedLog
 
 LEFT_OUT = prometheus_client.Counter(
     "headrace_replay_rows_left_out_total", "Rows of a history that a replay could not use.", ["event", "reason"]
 )
 
-log = structlog.get_logger(__name__)
+_log = PacedLog("bad_rows_left_out", "rows")
 
 
 def leave_out(event: str, place: str, rows: int, reason: str, detail: str) -> None:
-    """Count rows of an event that are left out, and log one line. `detail` tells of the first of them."""
+    """Count rows of an event that are left out, and log them; `detail` describes the first of them."""
     LEFT_OUT.labels(event=event, reason=reason).inc(rows)
-    log.warning("bad_rows_left_out", log=place, rows=rows, reason=reason, detail=detail)
+    _log.add(rows, detail, log=place, reason=reason)

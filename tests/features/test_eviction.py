@@ -62,18 +62,15 @@ def one_record(count=1):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("maxmemory", ["0", "50mb"])
 @pytest.mark.parametrize("view", [Lasting, Passing])
-def test_a_store_is_written_only_where_its_records_stay(server, client, policy, view):
-    """allkeys-* drops any record, volatile-* those with a ttl, each only where there is a maxmemory."""
-    drops = policy.startswith("allkeys") or (policy.startswith("volatile") and view is Passing)
+def test_a_store_is_written_only_where_its_records_stay(server, client, policy, maxmemory, view):
+    """The policy decides, whether or not there is a maxmemory yet."""
     client.config_set("maxmemory-policy", policy)
-    with OnlineStore.open(server.url, shards=1) as store:
-        store.flush(plan_of(view), [one_record()])  # no maxmemory: nothing is ever evicted
-    client.flushall()
-    client.config_set("maxmemory", "50mb")
+    client.config_set("maxmemory", maxmemory)
     with OnlineStore.open(server.url, shards=1) as store:
         plan = plan_of(view)
-        if not drops:
+        if policy == "noeviction":
             Materializer([view], store)
             store.flush(plan, [one_record()])
             return
