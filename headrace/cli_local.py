@@ -201,9 +201,10 @@ class _Refused:
 
     def write(self, letters: Sequence["DeadLetter"]) -> None:
         """Count the letters, and show them while there are few."""
+        from headrace.pipelines.file_names import shown_path
+
         for letter in letters[: max(REFUSED_SHOWN - self.count, 0)]:
-            place = f"{letter.partition.partition('/')[2]} · row {letter.offset + 1}"
-            say(f"refused: {place}: {letter.reason}: {letter.detail}")
+            say(f"refused: {shown_path(letter.partition)} · row {letter.offset + 1}: {letter.reason}: {letter.detail}")
         self.count += len(letters)
 
     def close(self) -> None:

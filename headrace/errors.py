@@ -21,7 +21,7 @@ Catch `HeadraceError` for all of them, or a branch::
       ModelError             learners and snapshots
         SnapshotError        a snapshot that is incomplete, corrupt or of another learner
         GateRefusedError     a snapshot that must not be published
-      ServiceError           an embedded service that does not start or died
+      ServiceError           a service or folder that the engine needs cannot be used
 
 A message names what was found, where, what is allowed and what to do.
 """
@@ -104,4 +104,4 @@ class GateRefusedError(ModelError):
 
 
 class ServiceError(HeadraceError):
-    """An embedded service does not start, or died."""
+    """A service or folder that the engine needs cannot be used."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ENV_FILE = ".env"
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
 _TEMPLATE_PYPROJECT = """\
 [project]
@@ -97,10 +98,21 @@ def stack() -> StackState | None:
     Raises:
         ConfigError: a file that tells is damaged.
     """
+    state = _nearest(stack_state.FOLDER)
+    return stack_state.read_state(state) if state and state.is_dir() else None
+
+
+def env_file() -> Path:
+    """The `.env` of the project of this process, or of the working directory; it need not be there."""
+    return _nearest(ENV_FILE) or Path(ENV_FILE)
+
+
+def _nearest(name: str | Path) -> Path | None:
+    """What has that name beside a pyproject.toml, in the project's folder or the nearest above it."""
     here = Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if (folder / stack_state.FOLDER).is_dir() and (folder / "pyproject.toml").is_file():
-            return stack_state.read_state(folder / stack_state.FOLDER)
+        if (folder / name).exists() and (folder / "pyproject.toml").is_file():
+            return folder / name
     return None
 
 

@@ -23,7 +23,6 @@ from headrace.errors import ConfigError
 from headrace.stack_state import StackState
 
 PREFIX = "HEADRACE_"
-ENV_FILE = ".env"
 OTHER_VARIABLES = frozenset({"PROJECT"})
 """Variables that are no settings: HEADRACE_PROJECT says where the project is."""
 SPAN_S_MAX = 315_360_000.0
@@ -76,7 +75,7 @@ def _span_s(default: float, description: str, **bounds: float) -> Any:
 class Settings(BaseSettings):
     """What differs between a laptop, a test and production."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
     brokers: str = Field(
         "127.0.0.1:9092", pattern=r"^[^@\s]+$", description="Kafka bootstrap servers, host:port, comma separated"
@@ -173,15 +172,16 @@ def load_settings() -> Settings:
         ConfigError: a variable does not fit; the message names it and what it wants.
     """
     try:
-        settings = _with_stack(Settings())
-        _warn_of_unknown({*os.environ, *dotenv_values(ENV_FILE)})
+        env_file = project.env_file()
+        settings = _with_stack(Settings(_env_file=env_file))
+        _warn_of_unknown({*os.environ, *dotenv_values(env_file)})
     except ValidationError as exc:
         fault = _described(exc)
     except SettingsError as exc:
         named = re.search('field "([a-z_]+)"', str(exc))
         fault = f'{PREFIX}{named[1].upper() if named else "..."}: no JSON; write it as \'{{"name": "value"}}\''
     except (OSError, UnicodeDecodeError) as exc:
-        fault = f"{ENV_FILE} cannot be read: {exc}"
+        fault = f"{env_file} cannot be read: {exc}"
     else:
         # Kernels and embedded services read these there; `.env` may have named them.
         if settings.threads is not None:

@@ -80,7 +80,7 @@ def read_state(folder: Path) -> StackState | None:
     folder = folder.resolve()
     try:
         file = os.open(folder / FILE, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         is_running = _is_locked(file)

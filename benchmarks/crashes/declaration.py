@@ -45,7 +45,7 @@ VIEWS = (MeterLoad, SiteLoad)
 
 
 def write_log(folder: Path, events: int, seed: int) -> pl.DataFrame:
-    """Write readings as Parquet files in `folder`; return them with `_partition` and `_offset`. Watts are whole."""
+    """Write readings as Parquet files in `folder`; return them with `_partition` (as a topic) and `_offset`. Watts are whole."""
     rng = np.random.default_rng(seed)
     at_us = START_US + np.sort(rng.integers(0, SPAN_US, events)) + rng.integers(0, LATE_US, events)
     frame = pl.DataFrame(
@@ -61,5 +61,5 @@ def write_log(folder: Path, events: int, seed: int) -> pl.DataFrame:
     for index in range(FILES):
         frame.gather_every(FILES, index).write_parquet(folder / f"{index}.parquet")
     row = pl.int_range(pl.len())
-    name = pl.concat_str(pl.lit("readings/"), (row % FILES).cast(pl.String), pl.lit(".parquet"))
+    name = pl.concat_str(pl.lit("readings/"), (row % FILES).cast(pl.String))
     return frame.with_columns(_partition=name, _offset=row // FILES)

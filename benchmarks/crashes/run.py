@@ -36,6 +36,8 @@ from headrace.features.store import OnlineStore
 from headrace.features.verifier import verify
 from headrace.local import EmbeddedRedis
 from headrace.local.redis_server import AOF_FOLDER
+from headrace.pipelines.materialize_views import verify_views
+from headrace.settings import Settings
 
 STORE_FAULTS = ("killed", "older", "flushall", "rival")
 BROKER_FAULTS = ("broker restarted", "broker frozen")
@@ -83,8 +85,6 @@ def crash_run(
     Returns when everything has been counted and found exact; raises AssertionError where it is not.
     """
     log = write_log(folder / "log", events, seed)
-    if from_broker:
-        log = log.with_columns(pl.col("_partition").str.strip_suffix(".parquet"))
     topic = BrokerLog(folder / "broker", log) if from_broker else None
     started_s = time.perf_counter()
     with EmbeddedRedis(folder / "redis") as server, OnlineStore.open(server.url) as store, topic or nullcontext():
@@ -93,9 +93,12 @@ def crash_run(
             report = chaos.run(events, kills, faults=faults)
         report.seconds = time.perf_counter() - started_s
         check_values(store, log)
-        for view in VIEWS:
-            found = verify(view, log, store)
-            assert found.ok, found
+        if from_broker:
+            results = [verify(view, log, store) for view in VIEWS]
+        else:
+            settings = Settings(dead_letter_dir=folder / "letters")
+            results = verify_views(VIEWS, [f"{folder}/log/*.parquet"], store, settings)
+        assert all(result.ok for result in results), results
     return report
 
 

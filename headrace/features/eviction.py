@@ -4,7 +4,7 @@
     may drop             nothing           keys with a ttl: views with ttl=      any key
 
 A store is only written where the policy is noeviction, unless its owner allows another. It is the policy that counts,
-not whether it would drop something now: a maxmemory is set, and a ttl= is added to a view, without anybody thinking of it.
+not whether it would drop something now: a maxmemory, or a ttl= of a view, is often set later and by someone else.
 """
 
 from collections.abc import Mapping

@@ -51,6 +51,11 @@ def partition_of(file: EventFile, topic: str, *, is_sorted: bool) -> str:
     return f"{topic}/{file.name}@{content if is_sorted else f'{zlib.crc32(content.encode()):08x}'}"
 
 
+def shown_path(partition: str) -> str:
+    """A file's path for a message: its partition without the topic and what it holds."""
+    return _CONTENT.sub("", partition.partition("/")[2])
+
+
 def recognise(
     files: Mapping[str, EventFile], topic: str, readers: Sequence[Reached], taken: Collection[str] = ()
 ) -> dict[str, EventFile]:

@@ -19,7 +19,7 @@ import polars as pl
 import prometheus_client
 from numpy.typing import NDArray
 
-from headrace.errors import DecodeError
+from headrace.errors import DecodeError, ServiceError
 from headrace.schemas.paced_log import PacedLog
 
 DEAD_LETTERS = prometheus_client.Counter(
@@ -185,23 +185,37 @@ class FileDeadLetters:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._file: io.BufferedWriter | None = None
+        self._file: io.FileIO | None = None
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Append the letters and hand them to the operating system; a crash of this process loses none of them."""
+        """Append the letters and hand them to the operating system; a crash of this process loses none of them.
+
+        Raises:
+            ServiceError: the folder cannot be written to.
+        """
         if not letters:
             return
+        text = letters.lines() if isinstance(letters, Letters) else b"".join(line + b"\n" for line in encoded(letters))
+        try:
+            self._append(text)
+        except OSError as exc:
+            raise ServiceError(
+                f"{len(letters)} dead letters cannot be written to {self.folder}: {exc.strerror}; make room there, or "
+                "name another folder in HEADRACE_DEAD_LETTER_DIR"
+            ) from exc
+
+    def _append(self, text: bytes) -> None:
         if self._file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = (self.folder / f"letters-{time.time_ns()}-{os.getpid()}-{id(self)}.jsonl").open("xb")
-        text = letters.lines() if isinstance(letters, Letters) else b"".join(line + b"\n" for line in encoded(letters))
-        self._file.write(text)
-        self._file.flush()
+            name = f"letters-{time.time_ns()}-{os.getpid()}-{id(self)}.jsonl"
+            self._file = (self.folder / name).open("xb", buffering=0)
+        rest = memoryview(text)
+        while rest:
+            rest = rest[self._file.write(rest) :]
 
     def flush(self) -> None:
         """Make everything written survive a power cut."""
         if self._file is not None:
-            self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

@@ -61,6 +61,10 @@ def beats(moments_us, hearts=None, rates=None):
     )
 
 
+def moment(time_us):
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=time_us)
+
+
 def metric():
     return REGISTRY.get_sample_value("headrace_reads_ahead_total", {"view": "heart"}) or 0
 
@@ -120,7 +124,7 @@ def test_what_is_not_ahead_is_what_a_replay_gives_and_so_is_what_has_times(seed)
     slab.update(plan.rows(Beat, frame))
     rows = slab.locate(np.array([1]))
     answers = [slab.read(rows, moment_us), read_packed(plan, np.array([1]), [b"1"], slab.pack(rows), moment_us)]
-    spine = pl.DataFrame({"heart": [1], "event_time": [moment_us]})
+    spine = pl.DataFrame({"heart": [1], "event_time": [moment(moment_us)]})
     truth = replay(Heart, frame, spine).row(0, named=True)
     exact = ["first", "early_1h", "recent", "trail_rate", "trail_at"]
     if moment_us == hop_start_us:
@@ -152,5 +156,5 @@ def test_verify_and_replay_are_not_confused(store):
     log = frame.with_columns(pl.lit("beats/0").alias("_partition"), pl.int_range(pl.len()).alias("_offset"))
     assert verify(Heart, log, store, now_us=NOON_US + 50_000_000).ok
     before = metric()
-    replay(Heart, frame, pl.DataFrame({"heart": [1, 2], "event_time": [NOON_US + 50_000_000] * 2}), chunk_rows=3)
+    replay(Heart, frame, pl.DataFrame({"heart": [1, 2], "event_time": [moment(NOON_US + 50_000_000)] * 2}), chunk_rows=3)
     assert metric() == before

@@ -255,7 +255,7 @@ SPINE = in_time(pl.DataFrame({"rider": [1], "event_time": [BASE_US]}))
             "file rides.xml does not exist",
         ),
         (lambda: replay(Short, "none.parquet", SPINE), SourceError, "file none.parquet does not exist"),
-        (lambda: Replay([Short, Short]), DeclarationError, "short, short: give at least one, and each once"),
+        (lambda: Replay([Short, Short]), DeclarationError, "view short .* is given twice; give it once"),
         (lambda: plan_of(Short).rows(Check, _rides()), SchemaError, "view short: reads Ride, not Check"),
     ],
 )

@@ -130,8 +130,8 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(files, stop_after):
     asked, left = [], []
 
     def stop(place, done, total):
-        asked.append(done)
-        if len(asked) == stop_after + 1:  # the first report is before the first chunk
+        asked.extend([done] * (total is not None))  # else it is still being read
+        if len(asked) == stop_after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -149,7 +149,7 @@ def test_a_run_goes_on_with_the_same_inputs_only(files):
     log, spine, out = files
 
     def stop(place, done, total):
-        if done > 200:
+        if total is not None and done > 200:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -196,8 +196,9 @@ from headrace.features.replay_file import replay_to_file
 from tests.features.test_replay import Short
 
 def slow(place, done, total):
-    print(done, flush=True)
-    time.sleep(0.1)
+    if total is not None:  # else it is still being read
+        print(done, flush=True)
+        time.sleep(0.1)
 
 if __name__ == "__main__":
     log, spine, out = sys.argv[1:4]

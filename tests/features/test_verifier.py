@@ -144,6 +144,7 @@ def test_a_changed_view_that_was_not_backfilled_is_refused(store):
     fill(store, MeterLoad, batches(LOG, 300))
 
     class Other(FeatureView, source=Reading, entity="meter", name=PLAN.name):
+        __module__, __qualname__ = MeterLoad.__module__, MeterLoad.__qualname__
         readings = Count(windows="lifetime")
 
     with pytest.raises(LayoutError, match="run `headrace backfill`"):

@@ -132,6 +132,18 @@ def test_the_env_file_is_looked_at_too(tmp_path):
         load_settings()
 
 
+def test_the_env_file_is_that_of_the_project(tmp_path, monkeypatch):
+    """A command may be given in any folder of the project."""
+    (tmp_path / "pyproject.toml").write_text("[tool.headrace]\n")
+    (tmp_path / ".env").write_text("HEADRACE_BROKERS=far:9092\n")
+    (tmp_path / "features" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "features" / "deep")
+    assert load_settings().brokers == "far:9092"
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("HEADRACE_PROJECT", str(tmp_path))
+    assert load_settings().brokers == "far:9092"
+
+
 @pytest.mark.parametrize(
     "clock",
     [

@@ -40,6 +40,7 @@ class Load(FeatureView, source=Reading, entity="meter", name="load"):
 class LoadToo(FeatureView, source=Reading, entity="meter", name="load"):
     """The same view, changed."""
 
+    __qualname__ = "Load"
     readings = Count(windows=("10m", "1h", "lifetime"))
     watts = Sum("watts", windows="lifetime")
     recent = LastN("watts", n=4)

@@ -179,7 +179,9 @@ def test_a_changed_file_that_one_shard_has_read_is_refused(door, event, store, t
 def test_a_version_that_nobody_reads_is_not_kept_up(door, broker, event, store):
     """Only a backfill writes it, and then activates it."""
     plan = plan_of(views_of(event)[0])
-    other = type("Other", (FeatureView,), {"n": Count(windows="lifetime")}, source=event, entity="door", name=plan.name)
+    module, _, qualname = plan.declared_in.partition(":")
+    body = {"__module__": module, "__qualname__": qualname, "n": Count(windows="lifetime")}
+    other = type("Other", (FeatureView,), body, source=event, entity="door", name=plan.name)
     store.activate(plan_of(other))
     if door is by_backfill:
         door(topic_of(broker, event), event, store)

@@ -1,6 +1,8 @@
 """Letters survive: processes side by side, crashes, and any bytes."""
 
 import multiprocessing
+import resource
+import signal
 
 import numpy as np
 import polars as pl
@@ -9,7 +11,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.errors import DecodeError
+from headrace.errors import DecodeError, ServiceError
 from headrace.schemas import DeadLetter, FileDeadLetters, Letters, decode_letter, encode_letter
 from headrace.schemas.dead_letters import DEAD_LETTERS, count_letters, encoded, read
 from headrace.schemas.paced_log import PacedLog
@@ -82,6 +84,36 @@ def test_what_is_written_is_there_before_close_and_a_cut_last_line_is_left_out(t
     letters.write([letter(9)])
     letters.close()
     assert len(list(letters.folder.iterdir())) == 2
+
+
+def write_one_too_many(folder, errors):
+    """One letter fits under the limit of a file's size, which stands for a full disk; the second does not."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+    letters = FileDeadLetters(folder)
+    letters.write([letter(1)])
+    try:
+        letters.write([letter(2), letter(3)])
+    except ServiceError as exc:
+        errors.put(str(exc))
+
+
+def test_a_disk_that_is_full_is_one_error_that_names_the_folder(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    errors = context.Queue()
+    process = context.Process(target=write_one_too_many, args=(tmp_path, errors))
+    process.start()
+    said = errors.get(timeout=60)
+    process.join()
+    assert said.startswith(f"2 dead letters cannot be written to {tmp_path}: File too large; ")
+    assert "HEADRACE_DEAD_LETTER_DIR" in said
+    assert read(tmp_path)["offset"].to_list()[0] == 1
+
+
+def test_a_folder_that_is_a_file_is_one_error(tmp_path):
+    (tmp_path / "letters").write_text("")
+    with pytest.raises(ServiceError, match="letters: File exists; make room there"):
+        FileDeadLetters(tmp_path / "letters").write([letter(1)])
 
 
 def test_no_letters_read_as_an_empty_frame(tmp_path):
