@@ -9,6 +9,7 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from packaging.requirements import Requirement
@@ -105,7 +106,8 @@ def unnamed() -> set[str]:
         todo += [
             str(one) for one in needed if one.marker is None or any(one.marker.evaluate({"extra": e}) for e in extras)
         ]
-    modules = importlib.metadata.packages_distributions()
+    with mock.patch.object(sys, "path", [sysconfig.get_path("purelib")]):  # without what Ray adds for itself
+        modules = importlib.metadata.packages_distributions()
     return {module for module, owners in modules.items() if named.isdisjoint(map(canonicalize_name, owners))}
 
 
