@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from headrace.features.kernels.compile import kernel
 from headrace.features.kernels.hashing import mix
+from headrace.learners.inputs import PAD
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -159,10 +160,14 @@ def touch(rows: Ints, now: int, seen: Ints, counts: Ints) -> None:
 def match(candidates: Ints, values: Ints, lengths: Ints, kind: int, out: Floats) -> None:
     """How the list row of each candidate holds it: kind 0 any (0/1), 1 count, 2 recency 1 / (1 + rank of the newest).
 
-    `candidates` and `lengths` (B,) or (1,), `values` (B, N) or (1, N), newest first; `out` (B,). 1 ns an element.
+    `candidates` and `lengths` (B,) or (1,), `values` (B, N) or (1, N), newest first; `out` (B,). 1 ns an element. A
+    missing candidate (PAD) matches nothing, not even a missing element.
     """
     for i in range(out.size):
         wanted = candidates[i if candidates.size > 1 else 0]
+        if wanted == PAD:
+            out[i] = 0.0
+            continue
         row = i if lengths.size > 1 else 0
         found = 0
         first = -1

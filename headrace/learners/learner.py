@@ -15,8 +15,11 @@ reference's has log_rate = -log r: the loss reads sigmoid(logit + log_rate), so 
 reference rate, and that is what `predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events
 Data", Political Analysis 9, section 4.1.
 
-The logit is the module's output plus an intercept, which the first batch sets to the log-odds of its base rate, and
-which then stays: a new model is calibrated from its first version on, however rare positives are.
+The logit is the module's output plus an intercept. The first batch sets it to the log-odds of its base rate; then each
+batch moves it by damped Newton steps, which follow a base rate that changes within some thousand examples, where the
+optimizer's steps of the module would take millions. See `headrace.learners.intercept`.
+
+Numbers reach the module standardised by the rows before them (`headrace.learners.standardizer`).
 """
 
 import difflib
@@ -34,8 +37,10 @@ from headrace.features import Answer, FeatureView, ViewPlan, plan_of
 from headrace.learners import embedding
 from headrace.learners.input_spec import Column, InputSpec
 from headrace.learners.inputs import PAD, Inputs
+from headrace.learners.intercept import Intercept
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
+from headrace.learners.standardizer import Standardizer
 from headrace.learners.table import EmbeddingTable, TablePolicy
 
 Arrays = dict[str, NDArray[Any]]
@@ -133,7 +138,8 @@ class OnlineLearner:
         }
         self._module = build_module(learner, seed)
         self._parameters = _Flat(self._module)
-        self._intercept = np.zeros(1, dtype=np.float32)
+        self._numbers = Standardizer(len(self.spec.numbers))
+        self._intercept = Intercept()
         self._rng = torch.Generator().manual_seed(seed).get_state()
         self._dense_state = model.optimizer.initial_state(self._parameters.weights.shape[1])[None]
 
@@ -146,7 +152,7 @@ class OnlineLearner:
             SchemaError: another spec assembled the inputs.
         """
         self._module.eval()
-        return score(self.learner, self.tables, self._module, inputs, self._intercept, log_rate)
+        return score(self.learner, self.tables, self._module, self._numbers, inputs, self._intercept.value, log_rate)
 
     def learn(
         self,
@@ -161,40 +167,42 @@ class OnlineLearner:
         Args:
             inputs: B examples.
             labels: (B,) 0 or 1.
-            weights: (B,) importance of each example; the gradient is the sum of weighted ones over B.
-            log_rate: log-odds offset of the examples' sampling, a number or (B,).
+            weights: (B,) importance of each example, finite and not negative; the gradient is the sum of weighted ones
+                over B.
+            log_rate: log-odds offset of the examples' sampling, finite, a number or (B,).
             event_time_us: of the examples, in microseconds; the newest is when their ids were last seen.
 
         Raises:
-            SchemaError: another spec assembled the inputs, or there are not B labels or weights.
+            SchemaError: another spec assembled the inputs, there are not B labels or weights, or one of them, or a
+                log-rate, is out of range. Nothing was learned then.
         """
         rows = len(inputs)
         check_fingerprint(self.learner, inputs)
-        for name, array in (("labels", labels), ("weights", weights)):
-            if array is not None and array.shape != (rows,):
-                raise SchemaError(f"learner {self.learner.name} · {name} {array.shape}: wanted ({rows},)")
+        _check_targets(self.learner.name, rows, labels, weights, log_rate)
         if rows == 0:
             return 0.0
         self._tick(event_time_us)
-        if self.steps == 0 and self._intercept[0] == 0.0:  # a loaded one stays
-            self._start(labels, weights, log_rate)
+        y = np.asarray(labels, dtype=np.float32)
+        weight = None if weights is None else np.asarray(weights, dtype=np.float32)
+        if not self._intercept.is_started:
+            self._intercept.start(y, weight, log_rate)
         bags = embedding.distinct_bags(inputs)
         embedding.admit(self.spec, self.tables, inputs, bags, self.now_us)
         gathered = self._gather(inputs, bags)
-        fields = gathered.fields(inputs.dense, grad=True)
+        fields = gathered.fields(self._numbers.transform(inputs.dense), grad=True)
         self._module.train()
         self._parameters.zero_grads()
         with self._own_rng():
-            logits = self._module(fields) + _offsets(self._intercept, log_rate)  # (B,)
+            logits = self._module(fields) + _offsets(self._intercept.value, log_rate)  # (B,)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits,
-            torch.from_numpy(np.asarray(labels, dtype=np.float32)),
-            None if weights is None else torch.from_numpy(np.asarray(weights, dtype=np.float32)),
+            logits, torch.from_numpy(y), None if weight is None else torch.from_numpy(weight)
         )
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._parameters.step(self.learner.model.optimizer, self._dense_state)
         # Of the summed loss: what an id learns from one example must not depend on how many others share the batch.
         embedding.step(self.spec, self.tables, gathered, fields, float(rows))
+        self._intercept.step(logits.detach().numpy(), y, weight)
+        self._numbers.observe(inputs.dense)
         self.steps += 1
         return float(loss.detach())
 
@@ -205,13 +213,15 @@ class OnlineLearner:
     def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
         """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer what learning needs."""
         arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
-        arrays["intercept"] = self._intercept.copy()
+        arrays["intercept"] = self._intercept.value.copy()
+        arrays |= {f"numbers.{name}": array for name, array in self._numbers.state_dict().items()}
         for name, table in self.tables.items():
             exported = table.export(with_optimizer=with_optimizer)
             arrays |= {f"table.{name}.{key}": array for key, array in exported.items()}
         if with_optimizer:
             arrays["optimizer.dense"] = self._dense_state.copy()
             arrays["rng"] = self._rng.numpy().copy()
+            arrays["intercept_information"] = self._intercept.information.copy()
             arrays["progress"] = np.array([self.steps, self.now_us], dtype=np.int64)
         return arrays
 
@@ -222,7 +232,8 @@ class OnlineLearner:
             SnapshotError: the arrays are not those of this learner.
         """
         load_module(self._module, arrays, self.learner.name)
-        self._intercept = intercept_of(arrays, self.learner.name)
+        self._intercept.load(intercept_of(arrays, self.learner.name), arrays.get("intercept_information"))
+        self._numbers.load_state_dict(prefixed(arrays, "numbers."))
         for name, table in self.tables.items():
             table.load(table_arrays(arrays, name, self.learner.name))
         if "optimizer.dense" in arrays:
@@ -235,15 +246,6 @@ class OnlineLearner:
     def _gather(self, inputs: Inputs, bags: tuple[embedding.Bags, ...]) -> embedding.Gathered:
         attention = self.learner.model.attention
         return embedding.gather(self.spec, self.tables, inputs, bags, width=self._width, attention=attention)
-
-    def _start(
-        self, labels: NDArray[Any], weights: NDArray[Any] | None, log_rate: float | NDArray[np.floating[Any]]
-    ) -> None:
-        weight = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
-        # Half an example of either kind more, so that a batch of one kind gives a finite number.
-        positives = float(weight @ labels) + 0.5 * float(weight.mean())
-        negatives = float(weight @ (1 - labels)) + 0.5 * float(weight.mean())
-        self._intercept[0] = np.log(positives / negatives) - float(np.mean(log_rate))
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
@@ -305,11 +307,15 @@ def table_arrays(arrays: Mapping[str, NDArray[Any]], table: str, learner: str) -
     Raises:
         SnapshotError: there are none.
     """
-    prefix = f"table.{table}."
-    found = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    found = prefixed(arrays, f"table.{table}.")
     if not {"ids", "weights"} <= set(found):
         raise SnapshotError(f"learner {learner}: no arrays of table {table!r}")
     return found
+
+
+def prefixed(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def check_fingerprint(learner: type[Learner], inputs: Inputs) -> None:
@@ -329,11 +335,12 @@ def score(
     learner: type[Learner],
     tables: Mapping[str, embedding.Lookup],
     module: torch.nn.Module,
+    numbers: Standardizer,
     inputs: Inputs,
     intercept: NDArray[np.float32],
     log_rate: float | NDArray[np.floating[Any]] = 0.0,
 ) -> NDArray[np.float32]:
-    """Probabilities (B,) float32 by `tables`, a `module` in eval mode and the intercept (1,); changes none of them."""
+    """Probabilities (B,) float32 by the parts of a model, its `module` in eval mode; changes none of them."""
     check_fingerprint(learner, inputs)
     bags = embedding.distinct_bags(inputs)
     model = learner.model
@@ -341,13 +348,39 @@ def score(
         gathered = embedding.gather(
             learner.inputs, tables, inputs, bags, width=model.dim + 1, attention=model.attention
         )
-        logits = module(gathered.fields(inputs.dense)) + _offsets(intercept, log_rate)
+        logits = module(gathered.fields(numbers.transform(inputs.dense))) + _offsets(intercept, log_rate)
         probabilities: NDArray[np.float32] = torch.sigmoid(logits).numpy()
     return probabilities
 
 
 def _offsets(intercept: NDArray[np.float32], log_rate: float | NDArray[np.floating[Any]]) -> torch.Tensor:
     return torch.from_numpy(intercept + np.asarray(log_rate, dtype=np.float32))  # (1,) or (B,)
+
+
+def _check_targets(
+    name: str,
+    rows: int,
+    labels: NDArray[Any],
+    weights: NDArray[Any] | None,
+    log_rate: float | NDArray[np.floating[Any]],
+) -> None:
+    """Refuse what would make weights wrong for ever.
+
+    Raises:
+        SchemaError: an array has another shape than (rows,), or a value that no example can have.
+    """
+    for what, array in (("labels", labels), ("weights", weights)):
+        if array is not None and array.shape != (rows,):
+            raise SchemaError(f"learner {name} · {what} {array.shape}: wanted ({rows},)")
+    given: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
+        ("labels", labels, (labels == 0) | (labels == 1), "0 or 1"),
+        ("log_rate", np.asarray(log_rate), np.isfinite(log_rate), "a finite number"),
+    ]
+    if weights is not None:
+        given.append(("weights", weights, np.isfinite(weights) & (weights >= 0), "a finite number of at least 0"))
+    for what, values, allowed, wanted in given:
+        if not allowed.all():
+            raise SchemaError(f"learner {name} · {what}: {values[~allowed].reshape(-1)[0]}, wanted {wanted}")
 
 
 class _Flat:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 from headrace.features import IdMap
 from headrace.learners.inputs import Inputs
-from headrace.learners.learner import Learner, build_module, intercept_of, load_module, score, table_arrays
+from headrace.learners.learner import Learner, build_module, intercept_of, load_module, prefixed, score, table_arrays
 from headrace.learners.snapshot import Manifest, Snapshot, probe_of
+from headrace.learners.standardizer import Standardizer
 
 
 class FrozenTable:
@@ -55,6 +56,8 @@ class Scorer:
         self._module = build_module(learner)
         load_module(self._module, snapshot.arrays, learner.name)
         self._intercept = intercept_of(snapshot.arrays, learner.name)
+        self._numbers = Standardizer(len(learner.inputs.numbers))
+        self._numbers.load_state_dict(prefixed(snapshot.arrays, "numbers."))
         self._module.eval()
         self._module.requires_grad_(requires_grad=False)
         self.tables = {name: _frozen(snapshot.arrays, name, learner) for name in learner.inputs.tables}
@@ -68,12 +71,16 @@ class Scorer:
         Raises:
             SchemaError: another spec assembled the inputs.
         """
-        return score(self.learner, self.tables, self._module, inputs, self._intercept, log_rate)
+        return score(self.learner, self.tables, self._module, self._numbers, inputs, self._intercept, log_rate)
 
     def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
-        """Copies of the module's parameters by name, and of its buffers too unless told not to."""
+        """Copies of the module's parameters by name; with `buffers` of all dense state: its buffers, statistics too."""
         named = self._module.state_dict() if buffers else dict(self._module.named_parameters())
-        return {name: value.numpy().copy() for name, value in named.items()}
+        arrays: dict[str, NDArray[Any]] = {name: value.numpy().copy() for name, value in named.items()}
+        if buffers:
+            arrays |= {f"numbers.{name}": array for name, array in self._numbers.state_dict().items()}
+            arrays["intercept"] = self._intercept.copy()
+        return arrays
 
 
 def _frozen(arrays: Mapping[str, NDArray[Any]], name: str, learner: type[Learner]) -> FrozenTable:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headrace.errors import DeclarationError
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.models.model import Fields, RunningNorm
+from headrace.learners.models.model import Fields
 from headrace.learners.optimizers import Adagrad, Adam, Optimizer
 
 
@@ -48,7 +48,7 @@ class DeepFM:
 
 
 class DeepFMNet(nn.Module):
-    """B batch, F id fields, J bags, E = F + J, W = dim + 1, D numbers."""
+    """B batch, F id fields, J bags, E = F + J, W = dim + 1, N = 2 x numbers."""
 
     def __init__(self, model: DeepFM, spec: InputSpec) -> None:
         super().__init__()
@@ -58,8 +58,7 @@ class DeepFMNet(nn.Module):
         self.candidates = [
             spec.id_names.index(bag.candidate) if model.attention and bag.candidate else -1 for bag in spec.bags
         ]
-        embedded, dense = self.id_count + len(spec.bags), len(spec.numbers)
-        self.norm = RunningNorm(dense)
+        embedded, dense = self.id_count + len(spec.bags), 2 * len(spec.numbers)
         self.first_order = nn.Linear(dense, 1)
         widths = (embedded * model.dim + dense, *model.hidden)
         layers: list[nn.Module] = []
@@ -67,10 +66,14 @@ class DeepFMNet(nn.Module):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
         self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
         self.sharpness = nn.Parameter(torch.ones(len(spec.bags)))
+        for head in (self.first_order, self.mlp[-1]):  # a new model says the base rate
+            assert isinstance(head, nn.Linear)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
 
     def forward(self, fields: Fields) -> Tensor:
         """Logits (B,)."""
-        dense = self.norm(fields.dense)  # (B, D)
+        dense = fields.dense  # (B, N)
         vectors = fields.embedded[..., : self.dim]  # (B, E, dim)
         if max(self.candidates, default=-1) >= 0:
             vectors = self._attend(vectors, fields)  # (B, E, dim)
