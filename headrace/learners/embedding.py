@@ -112,11 +112,25 @@ def gather(
 
 
 def admit(
-    spec: InputSpec, tables: Mapping[str, EmbeddingTable], inputs: Inputs, bags: tuple[Bags, ...], now_us: int
+    spec: InputSpec,
+    tables: Mapping[str, EmbeddingTable],
+    inputs: Inputs,
+    bags: tuple[Bags, ...],
+    now_us: int,
+    starts: NDArray[np.int64] | None = None,
 ) -> None:
-    """Count the ids of a training batch and give them rows; a bag that several consecutive rows share counts once."""
+    """Count the uses of ids in a training batch, and give rows to ids that have earned one.
+
+    An id, or a bag, that consecutive rows share is used once: a request's user beside ten candidates. `starts`
+    (requests + 1,) tells requests apart whose ids are equal; without it equal neighbours count as one request.
+    """
+    first = np.zeros(len(inputs), dtype=bool)
+    first[:1] = True
+    if starts is not None:
+        first[starts[:-1][np.diff(starts) > 0]] = True
+    begins = first[:, None] | (np.diff(inputs.ids, axis=0, prepend=inputs.ids[:1]) != 0)
     for name, table in tables.items():
-        used = [inputs.ids[:, f] for f, field in enumerate(spec.categoricals) if field.table == name]
+        used = [inputs.ids[begins[:, f], f] for f, field in enumerate(spec.categoricals) if field.table == name]
         used += [bag.ids.reshape(-1) for field, bag in zip(spec.bags, bags, strict=True) if field.table == name]
         table.admit(np.concatenate(used), now_us)
 

@@ -161,6 +161,7 @@ class OnlineLearner:
         weights: NDArray[Any] | None = None,
         log_rate: float | NDArray[np.floating[Any]] = 0.0,
         event_time_us: int | NDArray[np.int64] | None = None,
+        starts: NDArray[np.int64] | None = None,
     ) -> float:
         """One step on B examples; returns the mean of their weighted losses, before the step.
 
@@ -171,6 +172,8 @@ class OnlineLearner:
                 over B.
             log_rate: log-odds offset of the examples' sampling, finite, a number or (B,).
             event_time_us: of the examples, in microseconds; the newest is when their ids were last seen.
+            starts: (requests + 1,) first row of each request, and B. An id counts as used once a request; without it,
+                once a run of equal neighbours.
 
         Raises:
             SchemaError: another spec assembled the inputs, there are not B labels or weights, or one of them, or a
@@ -187,7 +190,7 @@ class OnlineLearner:
         if not self._intercept.is_started:
             self._intercept.start(y, weight, log_rate)
         bags = embedding.distinct_bags(inputs)
-        embedding.admit(self.spec, self.tables, inputs, bags, self.now_us)
+        embedding.admit(self.spec, self.tables, inputs, bags, self.now_us, starts)
         gathered = self._gather(inputs, bags)
         fields = gathered.fields(self._numbers.transform(inputs.dense), grad=True)
         self._module.train()

@@ -308,7 +308,9 @@ class Trainer:
             probabilities = self.online.predict(batch.inputs, batch.log_rate)
             slices = np.array(SOURCES)[batch.source]
             self.prequential.observe(probabilities, batch.labels, starts=batch.starts, slices=slices)
-            self.online.learn(batch.inputs, batch.labels, log_rate=batch.log_rate, event_time_us=batch.time_us)
+            self.online.learn(
+                batch.inputs, batch.labels, log_rate=batch.log_rate, event_time_us=batch.time_us, starts=batch.starts
+            )
             self.gate.remember(batch.inputs, batch.labels, batch.log_rate)
         self.trained += len(batch)
         for name in SOURCES:

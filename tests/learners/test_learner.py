@@ -4,6 +4,7 @@ import torch
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.learners import (
+    Bag,
     Categorical,
     DeepFM,
     Dense,
@@ -17,7 +18,7 @@ from headrace.learners import (
     log_rate,
 )
 from headrace.learners.prequential import log_losses
-from tests.shelves import SPEC, Shelf, Stream
+from tests.shelves import SPEC, Lists, Shelf, Stream
 
 
 def train(online, stream, batches, rows=256):
@@ -199,6 +200,28 @@ def test_another_seed_gives_other_weights_and_torchs_own_generator_stays():
     one.learn(*Stream(13).batch()[:2])
     assert torch.rand(1) == wanted
     assert not equal(one, other)
+
+
+def test_an_id_is_used_once_a_request_however_many_candidates_it_has():
+    spec = InputSpec(Categorical("user"), Categorical("item"), Bag("recent", table="item", length=2))
+    policies = {"user": TablePolicy(min_count=3), "item": TablePolicy(min_count=2)}
+    learner = type("Uses", (Learner,), {"inputs": spec, "model": Logistic(), "tables": policies})
+    online = OnlineLearner(learner)
+    recent = Lists(np.array([[50, 51]]), np.array([2]))
+
+    def request(*users, starts=None):
+        rows = 4 * len(users)
+        columns = {"user": np.repeat(users, 4), "item": np.arange(rows), "recent": recent}
+        online.learn(spec.assemble(columns, rows), np.eye(1, rows)[0], starts=starts)
+
+    request(7)
+    request(7, 8)
+    assert len(online.tables["user"]) == 0  # used twice and once
+    assert set(online.tables["item"].export()["ids"].tolist()) == {0, 1, 2, 3, 50, 51}
+    request(7, 7)  # one request of eight, as far as one can see
+    assert online.tables["user"].export()["ids"].tolist() == [7]
+    request(8, 8, starts=np.array([0, 4, 8]))
+    assert online.tables["user"].export()["ids"].tolist() == [7, 8]
 
 
 def test_old_rows_expire_by_event_time():

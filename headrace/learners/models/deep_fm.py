@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from headrace.errors import DeclarationError
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.models.model import Fields
+from headrace.learners.models.model import Fields, ZeroHead
 from headrace.learners.optimizers import Adagrad, Adam, Optimizer
 
 
@@ -59,17 +59,13 @@ class DeepFMNet(nn.Module):
             spec.id_names.index(bag.candidate) if model.attention and bag.candidate else -1 for bag in spec.bags
         ]
         embedded, dense = self.id_count + len(spec.bags), 2 * len(spec.numbers)
-        self.first_order = nn.Linear(dense, 1)
+        self.first_order = ZeroHead(dense)
         widths = (embedded * model.dim + dense, *model.hidden)
         layers: list[nn.Module] = []
         for inner, outer in pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+        self.mlp = nn.Sequential(*layers, ZeroHead(widths[-1]))
         self.sharpness = nn.Parameter(torch.ones(len(spec.bags)))
-        for head in (self.first_order, self.mlp[-1]):  # a new model says the base rate
-            assert isinstance(head, nn.Linear)
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
 
     def forward(self, fields: Fields) -> Tensor:
         """Logits (B,)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.models.model import Fields
+from headrace.learners.models.model import Fields, ZeroHead
 from headrace.learners.optimizers import Adam, Ftrl, Optimizer
 
 
@@ -40,9 +40,7 @@ class LogisticNet(nn.Module):
 
     def __init__(self, number_count: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(2 * number_count, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = ZeroHead(2 * number_count)
 
     def forward(self, fields: Fields) -> Tensor:
         """Logits (B,)."""

@@ -6,6 +6,7 @@ B batch   F id fields   J bags   L ids of a bag   R distinct bags   W = dim + 1 
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from headrace.learners.input_spec import InputSpec
@@ -63,3 +64,16 @@ class Model(Protocol):
         and what the module adds to it at first only makes the first versions wrong.
         """
         ...
+
+
+class ZeroHead(nn.Linear):
+    """A linear layer (.., width) -> (.., 1) that begins at zero: a new model says the base rate."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 1)
+
+    def reset_parameters(self) -> None:
+        """Zeros. Called by torch once, when the layer is made."""
+        with torch.no_grad():
+            self.weight.zero_()
+            self.bias.zero_()
