@@ -33,10 +33,11 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
-from headrace.features import Answer, FeatureView, ViewPlan, plan_of
+from headrace.features import FeatureView, ViewPlan, plan_of
 from headrace.learners import embedding
-from headrace.learners.input_spec import Column, InputSpec
-from headrace.learners.inputs import PAD, Inputs
+from headrace.learners.columns import READ_FACTS
+from headrace.learners.input_spec import InputSpec
+from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
@@ -44,7 +45,6 @@ from headrace.learners.standardizer import Standardizer
 from headrace.learners.table import EmbeddingTable, TablePolicy
 
 Arrays = dict[str, NDArray[Any]]
-_READ_FACTS = ("_found", "_age_s")  # beside the features of a view: was there a record, and its age in seconds
 
 
 class Learner:
@@ -82,7 +82,7 @@ class Learner:
             )
         plans = cls._plans()
         known = [f"{plan.name}.{feature.name}" for plan in plans for feature in plan.features]
-        known += [f"{plan.name}.{fact}" for plan in plans for fact in _READ_FACTS]
+        known += [f"{plan.name}.{fact}" for plan in plans for fact in READ_FACTS]
         for column in cls.inputs.columns:
             if "." in column and column not in known:
                 near = difflib.get_close_matches(column, known, 1)
@@ -97,22 +97,6 @@ class Learner:
     @classmethod
     def _plans(cls) -> list[ViewPlan]:
         return [plan_of(view) for view in cls.views]
-
-
-def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:
-    """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
-
-    `request` columns are added under their own names. An age is in seconds, NaN where there is no record; an integer
-    feature without a value is PAD.
-    """
-    columns: dict[str, Column] = {}
-    for view, answer in answers.items():
-        for name, column in answer.columns.items():
-            empty = answer.empty.get(name)
-            columns[f"{view}.{name}"] = column if empty is None else np.where(empty, PAD, np.asarray(column))
-        columns[f"{view}._found"] = answer.found
-        columns[f"{view}._age_s"] = np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)
-    return columns | dict(request or {})
 
 
 class OnlineLearner:
