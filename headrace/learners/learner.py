@@ -25,7 +25,7 @@ Numbers reach the module standardised by the rows before them (`headrace.learner
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,13 +34,15 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.features import FeatureView, ViewPlan, plan_of
-from headrace.learners import embedding
+from headrace.learners import kernels
 from headrace.learners.columns import READ_FACTS
+from headrace.learners.embedding import TrainedLookup
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
+from headrace.learners.network import Network, sigmoid
 from headrace.learners.standardizer import Standardizer
 from headrace.learners.table import EmbeddingTable, TablePolicy
 
@@ -115,13 +117,14 @@ class OnlineLearner:
         self.steps = 0
         self.now_us = 0
         model = learner.model
-        self._width = model.dim + 1
         self.tables = {
             name: EmbeddingTable(name, model.dim, model.sparse, learner.tables.get(name), seed=seed)
             for name in self.spec.tables
         }
+        self._lookup = TrainedLookup(self.spec, self.tables, model.dim + 1, attention=model.attention)
         self._module = build_module(learner, seed)
         self._parameters = _Flat(self._module)
+        self._network = Network(self._module, self._lookup)
         self._numbers = Standardizer(len(self.spec.numbers))
         self._intercept = Intercept()
         self._rng = torch.Generator().manual_seed(seed).get_state()
@@ -135,8 +138,9 @@ class OnlineLearner:
         Raises:
             SchemaError: another spec assembled the inputs.
         """
-        self._module.eval()
-        return score(self.learner, self.tables, self._module, self._numbers, inputs, self._intercept.value, log_rate)
+        check_fingerprint(self.learner, inputs)
+        logits = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
+        return sigmoid(logits + offsets_of(self._intercept.value, log_rate))
 
     def learn(
         self,
@@ -163,35 +167,71 @@ class OnlineLearner:
             SchemaError: another spec assembled the inputs, there are not B labels or weights, or one of them, or a
                 log-rate, is out of range. Nothing was learned then.
         """
+        return self._learn(inputs, labels, weights, log_rate, event_time_us, starts, wants_probabilities=False)[1]
+
+    def predict_and_learn(
+        self,
+        inputs: Inputs,
+        labels: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+        log_rate: float | NDArray[np.floating[Any]] = 0.0,
+        event_time_us: int | NDArray[np.int64] | None = None,
+        starts: NDArray[np.int64] | None = None,
+    ) -> tuple[NDArray[np.float32], float]:
+        """What `predict` gives for B examples, with their log-rates, and what `learn` gives, in that order.
+
+        Faster than the two calls where the model's pass is written by hand: the forward pass of the step is that of the
+        prediction, but for examples with an id that gets its row in this batch.
+
+        Raises:
+            SchemaError: as `learn`.
+        """
+        return self._learn(inputs, labels, weights, log_rate, event_time_us, starts, wants_probabilities=True)
+
+    def _learn(
+        self,
+        inputs: Inputs,
+        labels: NDArray[Any],
+        weights: NDArray[Any] | None,
+        log_rate: float | NDArray[np.floating[Any]],
+        event_time_us: int | NDArray[np.int64] | None,
+        starts: NDArray[np.int64] | None,
+        *,
+        wants_probabilities: bool,
+    ) -> tuple[NDArray[np.float32], float]:
         rows = len(inputs)
         check_fingerprint(self.learner, inputs)
         _check_targets(self.learner.name, rows, labels, weights, log_rate)
         if rows == 0:
-            return 0.0
+            return np.empty(0, np.float32), 0.0
         self._tick(event_time_us)
-        y = np.asarray(labels, dtype=np.float32)
-        weight = None if weights is None else np.asarray(weights, dtype=np.float32)
+        y = np.ascontiguousarray(labels, dtype=np.float32)
+        weight = np.ones(rows, np.float32) if weights is None else np.ascontiguousarray(weights, dtype=np.float32)
+        before = offsets_of(self._intercept.value, log_rate)
         if not self._intercept.is_started:
             self._intercept.start(y, weight, log_rate)
-        bags = embedding.distinct_bags(inputs)
-        embedding.admit(self.spec, self.tables, inputs, bags, self.now_us, starts)
-        gathered = self._gather(inputs, bags)
-        fields = gathered.fields(self._numbers.transform(inputs.dense), grad=True)
-        self._module.train()
+        offsets = offsets_of(self._intercept.value, log_rate)
+        numbers = self._numbers.transform(inputs.dense)
+        known = self._lookup.find(inputs)
+        uses = self._lookup.admit(known, self.now_us, starts)
+        probabilities = np.empty(0, np.float32)
+        if wants_probabilities and not self._network.is_by_hand:
+            probabilities = sigmoid(self._network.score(known, numbers) + before)
         self._parameters.zero_grads()
-        with self._own_rng():
-            logits = self._module(fields) + _offsets(self._intercept.value, log_rate)  # (B,)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits, torch.from_numpy(y), None if weight is None else torch.from_numpy(weight)
-        )
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with nullcontext() if self._network.is_by_hand else self._own_rng():
+            logits = self._network.forward(uses, numbers)
+        if wants_probabilities and self._network.is_by_hand:
+            probabilities = sigmoid(self._network.rescored(logits, known, uses, numbers) + before)
+        z, grads = logits + offsets, np.empty(rows, np.float32)
+        loss = kernels.log_loss(z, y, weight, grads)
+        by_row, by_element = self._network.backward(grads)
         self._parameters.step(self.learner.model.optimizer, self._dense_state)
         # Of the summed loss: what an id learns from one example must not depend on how many others share the batch.
-        embedding.step(self.spec, self.tables, gathered, fields, float(rows))
-        self._intercept.step(logits.detach().numpy(), y, weight)
+        self._lookup.step(uses, by_row, by_element, float(rows))
+        self._intercept.step(z, y, weight)
         self._numbers.observe(inputs.dense)
         self.steps += 1
-        return float(loss.detach())
+        return probabilities, loss
 
     def expire(self) -> int:
         """Remove the rows that their tables' policies call old; returns how many."""
@@ -229,10 +269,6 @@ class OnlineLearner:
             self._dense_state[:] = arrays["optimizer.dense"]
             self._rng = torch.from_numpy(np.array(arrays["rng"]))
             self.steps, self.now_us = (int(value) for value in arrays["progress"])
-
-    def _gather(self, inputs: Inputs, bags: tuple[embedding.Bags, ...]) -> embedding.Gathered:
-        attention = self.learner.model.attention
-        return embedding.gather(self.spec, self.tables, inputs, bags, width=self._width, attention=attention)
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
@@ -318,30 +354,9 @@ def check_fingerprint(learner: type[Learner], inputs: Inputs) -> None:
         )
 
 
-def score(
-    learner: type[Learner],
-    tables: Mapping[str, embedding.Lookup],
-    module: torch.nn.Module,
-    numbers: Standardizer,
-    inputs: Inputs,
-    intercept: NDArray[np.float32],
-    log_rate: float | NDArray[np.floating[Any]] = 0.0,
-) -> NDArray[np.float32]:
-    """Probabilities (B,) float32 by the parts of a model, its `module` in eval mode; changes none of them."""
-    check_fingerprint(learner, inputs)
-    bags = embedding.distinct_bags(inputs)
-    model = learner.model
-    with torch.inference_mode():
-        gathered = embedding.gather(
-            learner.inputs, tables, inputs, bags, width=model.dim + 1, attention=model.attention
-        )
-        logits = module(gathered.fields(numbers.transform(inputs.dense))) + _offsets(intercept, log_rate)
-        probabilities: NDArray[np.float32] = torch.sigmoid(logits).numpy()
-    return probabilities
-
-
-def _offsets(intercept: NDArray[np.float32], log_rate: float | NDArray[np.floating[Any]]) -> torch.Tensor:
-    return torch.from_numpy(intercept + np.asarray(log_rate, dtype=np.float32))  # (1,) or (B,)
+def offsets_of(intercept: NDArray[np.float32], log_rate: float | NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """What is added to logits: the intercept (1,) and the log-rate, a number or (B,)."""
+    return intercept + np.asarray(log_rate, dtype=np.float32)  # (1,) or (B,)
 
 
 def _check_targets(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from headrace.errors import DeclarationError
 from headrace.learners.input_spec import InputSpec
+from headrace.learners.models.deep_fm_pass import DeepFMPass
 from headrace.learners.models.model import Fields, ZeroHead
 from headrace.learners.optimizers import Adagrad, Adam, Optimizer
 
@@ -78,6 +79,12 @@ class DeepFMNet(nn.Module):
         deep = self.mlp(torch.cat([vectors.flatten(1), dense], dim=1)).squeeze(1)  # (B,)
         logits: Tensor = linear + pairs + deep
         return logits
+
+    def by_hand(self) -> DeepFMPass | None:
+        """This module's pass without autograd; None where it attends, or has other layers."""
+        if type(self) is not DeepFMNet or max(self.candidates, default=-1) >= 0 or not DeepFMPass.fits(self.mlp):
+            return None
+        return DeepFMPass(self.dim, self.mlp, self.first_order)
 
     def _attend(self, vectors: Tensor, fields: Fields) -> Tensor:
         """`vectors` with the mean of each bag that has a candidate replaced by a weighted one."""
