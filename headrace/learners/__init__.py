@@ -1,5 +1,7 @@
 """Online learning: embedding tables, models, the learner, evaluation, the gate and snapshots."""
 
+from headrace.learners.columns import column_of as column_of
+from headrace.learners.columns import columns_of as columns_of
 from headrace.learners.directory import Follower as Follower
 from headrace.learners.directory import ModelDirectory as ModelDirectory
 from headrace.learners.directory import Staged as Staged
@@ -22,12 +24,10 @@ from headrace.learners.inputs import Inputs as Inputs
 from headrace.learners.label import Label as Label
 from headrace.learners.learner import Learner as Learner
 from headrace.learners.learner import OnlineLearner as OnlineLearner
-from headrace.learners.learner import columns_of as columns_of
 from headrace.learners.models.deep_fm import DeepFM as DeepFM
 from headrace.learners.models.logistic import Logistic as Logistic
 from headrace.learners.models.model import Fields as Fields
 from headrace.learners.models.model import Model as Model
-from headrace.learners.models.model import RunningNorm as RunningNorm
 from headrace.learners.models.on_river import RiverLearner as RiverLearner
 from headrace.learners.optimizers import Adagrad as Adagrad
 from headrace.learners.optimizers import Adam as Adam

@@ -6,9 +6,13 @@
 
 Equal consecutive bags (the candidates of one request) are looked up and pooled once: R bags for B rows. In a step the
 gradients of all uses of an id are added up first, in the order of the batch; then each row takes one optimizer step.
+
+All ids of a batch lie in one flat array, so that each stage is one call of a kernel, whatever the number of fields:
+
+    [ field 0: B ids | field 1: B ids | ... | bag 0: R x L ids | bag 1: R x L ids | ... ]     `starts` (F + J + 1,)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,128 +26,211 @@ from headrace.learners.inputs import Inputs
 from headrace.learners.models.model import Fields
 from headrace.learners.table import EmbeddingTable
 
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
-class Lookup(Protocol):
+
+class Table(Protocol):
     """A table that can be read."""
 
     @property
-    def weights(self) -> NDArray[np.float32]:
+    def weights(self) -> Floats:
         """(rows, W)."""
         ...
 
-    def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row of each id, -1 without one; any shape."""
+    @property
+    def lines(self) -> Ints:
+        """The map of ids to rows, as `IdMap.table`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Bags:
-    """The R distinct bags (R, L) of B rows, and which of them each row has (B,)."""
+class Uses:
+    """The ids of a batch and the rows they have now, -1 without one; see the module's head.
 
-    ids: NDArray[np.int64]
-    run: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """A batch, looked up: arrays for the module, and the rows they came from.
-
-    `id_rows` F x (B,), `bag_rows` J x (R, L), `runs` J x (B,), `elements` J x (R, L, W) with R = 0 where nobody
-    attends.
+    Attributes:
+        ids, rows: (n,).
+        starts: (F + J + 1,) first element of each field and bag, and n.
+        runs: (J, B) which of the R bags each example has.
+        lengths: (J,) L of each bag.
     """
 
-    embedded: NDArray[np.float32]
-    elements: tuple[NDArray[np.float32], ...]
-    id_rows: tuple[NDArray[np.int64], ...]
-    bag_rows: tuple[NDArray[np.int64], ...]
-    runs: tuple[NDArray[np.int64], ...]
+    ids: Ints
+    rows: Ints
+    starts: Ints
+    runs: Ints
+    lengths: Ints
 
-    def fields(self, dense: NDArray[np.float32], *, grad: bool = False) -> Fields:
-        """As tensors that share memory with the arrays; with `grad` as leaves that collect gradients."""
+    @property
+    def examples(self) -> int:
+        """B."""
+        return self.runs.shape[1]
+
+    def differs(self, other: "Uses") -> Ints:
+        """Examples, ascending, of which an id has another row in `other`, a lookup of the same batch."""
+        if self.rows is other.rows:
+            return np.empty(0, np.int64)
+        unequal = self.rows != other.rows
+        fields = len(self.starts) - 1 - len(self.lengths)
+        changed = unequal[: self.starts[fields]].reshape(fields, self.examples).any(axis=0)
+        for bag, length in enumerate(self.lengths.tolist()):
+            part = unequal[self.starts[fields + bag] : self.starts[fields + bag + 1]].reshape(-1, length)
+            changed |= part.any(axis=1)[self.runs[bag]]
+        return np.flatnonzero(changed)
+
+    def take(self, examples: Ints) -> "Uses":
+        """Some examples, ascending; all bags stay."""
+        fields = len(self.starts) - 1 - len(self.lengths)
+        cut = int(self.starts[fields])
+
+        def picked(array: Ints) -> Ints:
+            return np.concatenate([array[:cut].reshape(fields, self.examples)[:, examples].reshape(-1), array[cut:]])
+
+        starts = self.starts - cut + fields * len(examples)
+        starts[:fields] = np.arange(fields) * len(examples)
+        return Uses(picked(self.ids), picked(self.rows), starts, self.runs[:, examples], self.lengths)
+
+    def bag_rows(self, bag: int) -> Ints:
+        """Rows (R, L) of a bag's elements."""
+        first = len(self.starts) - 1 - len(self.lengths) + bag
+        return self.rows[self.starts[first] : self.starts[first + 1]].reshape(-1, int(self.lengths[bag]))
+
+
+class Lookup:
+    """Reads the rows of batches from some tables.
+
+    Args:
+        spec: the fields.
+        tables: by name.
+        width: W of a row.
+        attention: look up the elements of bags that name a candidate, too.
+    """
+
+    def __init__(self, spec: InputSpec, tables: Mapping[str, Table], width: int, *, attention: bool) -> None:
+        self._tables = [tables[name] for name in spec.tables]
+        self._fields = len(spec.categoricals)
+        places = {name: place for place, name in enumerate(spec.tables)}
+        named = [*(field.table for field in spec.categoricals), *(bag.table for bag in spec.bags)]
+        self._table_of = np.array([places[name] for name in named], np.int64)
+        self.width = width
+        self.bags = len(spec.bags)
+        self._attended = [attention and bool(bag.candidate) for bag in spec.bags]
+
+    def find(self, inputs: Inputs) -> Uses:
+        """The ids of a batch and their rows. Changes nothing."""
+        examples, bags = len(inputs), [_distinct(bag) for bag in inputs.bags]
+        sizes = [examples] * self._fields + [bag.size for bag, _ in bags]
+        starts = np.zeros(len(sizes) + 1, np.int64)
+        np.cumsum(sizes, out=starts[1:])
+        ids = np.empty(int(starts[-1]), np.int64)
+        ids[: starts[self._fields]].reshape(self._fields, examples)[:] = inputs.ids.T
+        runs = np.empty((len(bags), examples), np.int64)
+        for j, (bag, run) in enumerate(bags):
+            ids[starts[self._fields + j] : starts[self._fields + j + 1]] = bag.reshape(-1)
+            runs[j] = run
+        lengths = np.array([bag.shape[1] for bag, _ in bags], np.int64)
+        return Uses(ids, self._rows_of(ids, starts), starts, runs, lengths)
+
+    def again(self, uses: Uses) -> Uses:
+        """The same ids with the rows they have now."""
+        return Uses(uses.ids, self._rows_of(uses.ids, uses.starts), uses.starts, uses.runs, uses.lengths)
+
+    def gather(self, uses: Uses) -> Floats:
+        """Rows of the id fields and means of the bags, (B, F + J, W); zeros for an id without a row."""
+        out = np.empty((uses.examples, len(self._table_of), self.width), np.float32)
+        if not self._tables:
+            return out
+        weights = tuple(table.weights for table in self._tables)
+        kernels.gather(weights, self._table_of, uses.starts, uses.rows, uses.runs, uses.lengths, out)
+        return out
+
+    def fields(self, uses: Uses, dense: Floats, *, grad: bool = False) -> Fields:
+        """A batch as tensors, with `grad` as leaves that collect gradients."""
+        elements = [self._elements(uses, bag) for bag in range(len(uses.lengths))]
         return Fields(
-            torch.from_numpy(self.embedded).requires_grad_(grad),
-            torch.from_numpy(np.ascontiguousarray(dense)),
-            tuple(torch.from_numpy(part).requires_grad_(grad) for part in self.elements),
-            tuple(torch.from_numpy(rows >= 0) for rows in self.bag_rows),
-            tuple(torch.from_numpy(run) for run in self.runs),
+            torch.from_numpy(self.gather(uses)).requires_grad_(grad),
+            torch.from_numpy(dense),
+            tuple(torch.from_numpy(part).requires_grad_(grad) for part in elements),
+            tuple(torch.from_numpy(uses.bag_rows(bag) >= 0) for bag in range(len(uses.lengths))),
+            tuple(torch.from_numpy(run) for run in uses.runs),
         )
 
+    def _rows_of(self, ids: Ints, starts: Ints) -> Ints:
+        rows = np.empty(len(ids), np.int64)
+        if self._tables:
+            kernels.find(tuple(table.lines for table in self._tables), self._table_of, starts, ids, rows)
+        return rows
 
-def distinct_bags(inputs: Inputs) -> tuple[Bags, ...]:
-    """Each bag of `inputs` without its consecutive repetitions; a broadcast one is recognised without a look."""
-    out = []
-    for bag in inputs.bags:
-        run = np.zeros(len(bag), dtype=np.int64)
-        if len(bag) and bag.strides[0] == 0:
-            out.append(Bags(np.ascontiguousarray(bag[:1]), run))
-            continue
-        own = np.ascontiguousarray(bag)
-        count = kernels.runs(own, run)
-        firsts = np.flatnonzero(np.diff(run, prepend=-1))
-        out.append(Bags(own if count == len(own) else own[firsts], run))
-    return tuple(out)
-
-
-def gather(
-    spec: InputSpec,
-    tables: Mapping[str, Lookup],
-    inputs: Inputs,
-    bags: tuple[Bags, ...],
-    *,
-    width: int,
-    attention: bool,
-) -> Gathered:
-    """Look up `inputs`, whose `bags` are `distinct_bags(inputs)`; `width` is W. Reads the tables only."""
-    id_count = len(spec.categoricals)
-    embedded = np.empty((len(inputs), id_count + len(bags), width), dtype=np.float32)
-    id_rows = tuple(tables[field.table].locate(inputs.ids[:, f]) for f, field in enumerate(spec.categoricals))
-    bag_rows = tuple(tables[field.table].locate(bag.ids) for field, bag in zip(spec.bags, bags, strict=True))
-    for f, rows in enumerate(id_rows):
-        kernels.gather(tables[spec.categoricals[f].table].weights, rows, f, embedded)
-    elements, scratch = [], np.empty(width, dtype=np.float64)
-    for j, (field, rows, bag) in enumerate(zip(spec.bags, bag_rows, bags, strict=True)):
-        kernels.pool(tables[field.table].weights, rows, bag.run, id_count + j, scratch, embedded)
-        shape = rows.shape if attention and field.candidate else (0, 0)
-        part = np.empty((*shape, width), dtype=np.float32)
-        if part.size:
-            kernels.gather_elements(tables[field.table].weights, rows, part)
-        elements.append(part)
-    return Gathered(embedded, tuple(elements), id_rows, bag_rows, tuple(bag.run for bag in bags))
+    def _elements(self, uses: Uses, bag: int) -> Floats:
+        """Rows of a bag's elements (R, L, W); R = 0 where nobody attends."""
+        rows = uses.bag_rows(bag) if self._attended[bag] else np.empty((0, 0), np.int64)
+        out = np.empty((*rows.shape, self.width), np.float32)
+        if out.size:
+            kernels.gather_elements(self._tables[self._table_of[self._fields + bag]].weights, rows, out)
+        return out
 
 
-def admit(
-    spec: InputSpec, tables: Mapping[str, EmbeddingTable], inputs: Inputs, bags: tuple[Bags, ...], now_us: int
-) -> None:
-    """Count the ids of a training batch and give them rows; a bag that several consecutive rows share counts once."""
-    for name, table in tables.items():
-        used = [inputs.ids[:, f] for f, field in enumerate(spec.categoricals) if field.table == name]
-        used += [bag.ids.reshape(-1) for field, bag in zip(spec.bags, bags, strict=True) if field.table == name]
-        table.admit(np.concatenate(used), now_us)
+class TrainedLookup(Lookup):
+    """A lookup that admits ids and takes gradients."""
+
+    def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], width: int, *, attention: bool) -> None:
+        super().__init__(spec, tables, width, attention=attention)
+        self._trained = [tables[name] for name in spec.tables]
+
+    def admit(self, uses: Uses, now_us: int, starts: Ints | None = None) -> Uses:
+        """Count the ids of a training batch, and give rows to those that have earned one; the batch with its new rows.
+
+        An id that consecutive examples share is used once: a request's user beside ten candidates. `starts`
+        (requests + 1,) tells requests apart whose ids are equal; without it equal neighbours count as one request.
+        """
+        if not self._trained:
+            return uses
+        begins = np.zeros(uses.examples, np.bool_)
+        begins[:1] = True
+        if starts is not None:
+            begins[starts[:-1][np.diff(starts) > 0]] = True
+        is_first = np.empty(len(uses.ids), np.bool_)
+        lacking = np.zeros(len(self._trained), np.bool_)
+        kernels.first_uses(
+            uses.ids, uses.rows, uses.starts, self._table_of, begins, len(uses.lengths), is_first, lacking
+        )
+        for place in np.flatnonzero(lacking).tolist():
+            segments = np.flatnonzero(self._table_of == place).tolist()
+            ids, first = (
+                np.concatenate([array[uses.starts[s] : uses.starts[s + 1]] for s in segments])
+                for array in (uses.ids, is_first)
+            )
+            self._trained[place].admit(ids[first], now_us)
+        seen, counts = tuple(t.seen_us for t in self._trained), tuple(t.count for t in self._trained)
+        kernels.touch(uses.rows, uses.starts, self._table_of, is_first, lacking, now_us, seen, counts)
+        return self.again(uses) if lacking.any() else uses
+
+    def step(self, uses: Uses, grads: Floats, elements: Sequence[Floats], scale: float) -> None:
+        """One optimizer step of every row in the batch.
+
+        Args:
+            uses: of the batch.
+            grads: (B, F + J, W) of the loss by `gather`.
+            elements: J x (R, L, W) of the loss by the bags' elements, empty where nobody attends.
+            scale: of all gradients.
+        """
+        if not self._trained:
+            return
+        parts = tuple(elements) or (np.empty((0, 0, self.width), np.float32),)
+        slots = tuple(table.slots for table in self._trained)
+        unique, bounds, totals = kernels.sum_gradients(
+            slots, self._table_of, uses.starts, uses.rows, uses.runs, uses.lengths, grads, parts, scale
+        )
+        for place, table in enumerate(self._trained):
+            part = slice(int(bounds[place]), int(bounds[place + 1]))
+            table.step(unique[part], totals[part])
 
 
-def step(
-    spec: InputSpec, tables: Mapping[str, EmbeddingTable], gathered: Gathered, fields: Fields, scale: float
-) -> None:
-    """One optimizer step of every row in the batch, by `scale` times the gradients that `fields` collected."""
-    assert fields.embedded.grad is not None, "step comes after backward"
-    grads = fields.embedded.grad.numpy()
-    element_grads = [None if part.grad is None else part.grad.numpy() for part in fields.elements]
-    for name, table in tables.items():
-        columns = [f for f, field in enumerate(spec.categoricals) if field.table == name]
-        bags = [j for j, field in enumerate(spec.bags) if field.table == name]
-        id_rows, bag_rows = gathered.id_rows, gathered.bag_rows
-        unique = np.empty(sum(id_rows[f].size for f in columns) + sum(bag_rows[j].size for j in bags), dtype=np.int64)
-        count = 0
-        for rows in (*(id_rows[f] for f in columns), *(bag_rows[j] for j in bags)):
-            count = table.claim(rows.reshape(-1), unique, count)
-        total, scratch = np.zeros((count, table.width), dtype=np.float64), np.empty(table.width, dtype=np.float64)
-        for f in columns:
-            kernels.add_gradients(id_rows[f], table.slots, grads, f, scale, total)
-        for j in bags:
-            column = len(spec.categoricals) + j
-            kernels.add_pooled(bag_rows[j], gathered.runs[j], table.slots, grads, column, scale, scratch, total)
-            by_element = element_grads[j]
-            if by_element is not None and by_element.size:
-                kernels.add_elements(bag_rows[j], table.slots, by_element, scale, total)
-        table.release(unique[:count])
-        table.step(unique[:count], total)
+def _distinct(bag: Ints) -> tuple[Ints, Ints]:
+    """A bag (B, L) without its consecutive repetitions, (R, L), and which of them each example has, (B,)."""
+    run = np.zeros(len(bag), np.int64)
+    if len(bag) and bag.strides[0] == 0:  # broadcast: recognised without a look
+        return bag[:1], run
+    rows = np.ascontiguousarray(bag)
+    count = kernels.runs(rows, run)
+    return (rows if count == len(rows) else rows[np.flatnonzero(np.diff(run, prepend=-1))]), run

@@ -8,7 +8,7 @@
     )
 
 A column with a dot is a view's feature, `<view>.<feature>`; one without is a request column: the candidates' ids, a
-position, .. Missing values: a null id is PAD, which reads as zeros; a NaN, infinite or PAD number is 0. Training and
+position, .. Missing values: a null id is PAD, which reads as zeros; a NaN, infinite or PAD number is NaN. Training and
 serving assemble with the same spec, so they read the same; its fingerprint says which.
 """
 
@@ -31,6 +31,10 @@ from headrace.learners.inputs import PAD, Inputs
 Transform = Literal["identity", "log1p", "signed_log1p", "sqrt"]
 MatchKind = Literal["any", "count", "recency"]
 _KINDS: dict[str, int] = {"any": 0, "count": 1, "recency": 2}
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_INT64_MAX = 2**63 - 1
+_EXACT_MAX = 2**53
+"""Whole numbers beyond it share a float64 with their neighbours."""
 
 
 class ListColumn(Protocol):
@@ -210,24 +214,69 @@ class InputSpec:
             ids[:, index] = as_ids(_scalar(columns, categorical.column, rows))
         bags = tuple(_bag(_list(columns, bag.column, rows), bag.length, rows) for bag in self.bags)
         dense = np.empty((rows, len(self.numbers)), dtype=np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 becomes infinite, then 0
-            for index, number in enumerate(self.numbers):
-                dense[:, index] = _number(number, columns, rows)
-        dense[~np.isfinite(dense)] = 0.0
+        for index, number in enumerate(self.numbers):
+            values = np.asarray(_number(number, columns, rows), np.float64)
+            # A number that a float32 cannot hold is large, not missing.
+            dense[:, index] = np.where(np.isfinite(values), values.clip(-_FLOAT32_MAX, _FLOAT32_MAX), np.nan)
         return Inputs(ids, bags, dense, self.fingerprint)
 
 
 def as_ids(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Ids (n,) int64: ints as they are, whole floats by value (NaN is PAD), text as int64 xxh64 (None is PAD)."""
-    if values.dtype.kind in "iub":
+    """Ids (n,) int64, PAD where missing.
+
+    Integers and booleans are taken as they are, whole floats by value (NaN is missing), texts as int64 xxh64. An object
+    array may hold integers or texts, and None where missing.
+
+    Raises:
+        SchemaError: a value has no exact id: a fraction, an integer beyond 64 bits, a float beyond 2**53 (it stands for
+            several integers: a column of integers with nulls is best given as an object array, or filled with PAD), an
+            infinite number, or another type.
+    """
+    kind = values.dtype.kind
+    if kind in "iub":
+        if kind == "u" and values.dtype.itemsize == 8 and values.size and int(values.max()) > _INT64_MAX:
+            raise SchemaError(
+                f"id {int(values.max())}: beyond 64 signed bits; give ids of -2**63 to 2**63 - 1, or text"
+            )
         return values.astype(np.int64, copy=False)
-    if values.dtype.kind == "f":
-        missing = ~np.isfinite(values)
-        ids = np.where(missing, 0, values).astype(np.int64)
-        ids[missing] = PAD
-        return ids
-    texts = pl.Series(values.tolist(), dtype=pl.String)
-    return np.where(texts.is_null().to_numpy(), PAD, hash_text(texts))
+    if kind == "f":
+        return _ids_of_floats(values)
+    if kind == "U":
+        return np.asarray(hash_text(pl.Series(values.reshape(-1).tolist(), dtype=pl.String))).reshape(values.shape)
+    if kind == "O":
+        return _ids_of_objects(values)
+    raise SchemaError(f"ids of type {values.dtype}: give integers or text")
+
+
+def _ids_of_floats(values: NDArray[Any]) -> NDArray[np.int64]:
+    missing = np.isnan(values)
+    present = np.where(missing, 0.0, values)
+    wrong = (np.abs(present) > _EXACT_MAX) | (present != np.trunc(present))
+    if wrong.any():
+        raise SchemaError(
+            f"id {present[wrong][0]!r}: not a whole number of at most 2**53, beyond which a float stands for several "
+            "integers; give integers, or text"
+        )
+    ids = present.astype(np.int64)
+    ids[missing] = PAD
+    return ids
+
+
+def _ids_of_objects(values: NDArray[Any]) -> NDArray[np.int64]:
+    items = values.reshape(-1).tolist()
+    kinds = {type(item) for item in items if item is not None}
+    if kinds <= {str}:
+        texts = pl.Series(items, dtype=pl.String)
+        ids = np.where(texts.is_null().to_numpy(), PAD, hash_text(texts))
+    elif kinds <= {int, bool}:
+        try:
+            ids = np.array([PAD if item is None else int(item) for item in items], dtype=np.int64)
+        except OverflowError as exc:
+            raise SchemaError("an id is beyond 64 signed bits; give ids of -2**63 to 2**63 - 1, or text") from exc
+    else:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise SchemaError(f"ids of type {names}: give integers or text, of one kind")
+    return ids.reshape(values.shape)
 
 
 def _named(field: Field) -> Field:

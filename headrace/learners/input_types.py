@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from headrace.errors import DeclarationError
 from headrace.features import ViewPlan
+from headrace.learners.columns import READ_FACTS
 from headrace.learners.input_spec import Bag, Categorical, Dense, Derived, Field, InputSpec, Match
 
-_READ_FACTS = {"_found": "int", "_age_s": "float"}
-"""Columns of a view beside its features: was there a record, and its age in seconds."""
 _IDS = {"int", "text"}
 _LISTS = {"list[int]", "list[text]"}
 _FIXES = {
@@ -27,7 +26,7 @@ def check_fields(learner: str, spec: InputSpec, plans: Sequence[ViewPlan]) -> No
         DeclarationError: one does not; names learner, field and column, and what to write.
     """
     types = {f"{plan.name}.{feature.name}": feature.dtype for plan in plans for feature in plan.features}
-    types |= {f"{plan.name}.{fact}": dtype for plan in plans for fact, dtype in _READ_FACTS.items()}
+    types |= {f"{plan.name}.{fact}": dtype for plan in plans for fact, dtype in READ_FACTS.items()}
     windowed = {feature.name: feature.full_name for plan in plans for feature in plan.features if feature.window}
     for field in spec.fields:
         for role, column, wanted in _columns(field):

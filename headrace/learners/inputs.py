@@ -2,7 +2,7 @@
 
     ids    (B, F)   int64    one id a field
     bags   (B, L_j) int64    ids of list j, newest first, padded with PAD
-    dense  (B, D)   float32  numbers, finite
+    dense  (B, D)   float32  numbers, NaN where missing
 
 Invariant: `Inputs.from_bytes(inputs.to_bytes())` gives the same values, bit for bit. What is equal in all rows of a
 request (the one entity's features against many candidates) is stored once on the wire; a bag that was stored once

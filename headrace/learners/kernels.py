@@ -5,15 +5,23 @@ takes no gradient. W is the width of a row: a vector and, as its last element, a
 of the batch, in float64, so a step is a function of the batch alone.
 """
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.compile import kernel
 from headrace.features.kernels.hashing import mix
+from headrace.features.kernels.id_map import find_rows
+from headrace.learners.inputs import PAD
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Tuple = tuple[Any, ...]
+"""One array a table, or a bag: arrays of one type, as numba indexes them."""
 
 
 @kernel
@@ -30,12 +38,52 @@ def init_rows(ids: Ints, rows: Ints, seed: np.uint64, scale: float, weights: Flo
 
 
 @kernel
-def gather(weights: Floats, rows: Ints, column: int, out: Floats) -> None:
-    """`out[:, column]` (B, W) = `weights[rows]` (B, W); zeros where the row is -1."""
-    for i in range(rows.size):
-        row = rows[i]
-        for j in range(weights.shape[1]):
-            out[i, column, j] = weights[row, j] if row >= 0 else 0.0
+def find(maps: Tuple, table_of: Ints, starts: Ints, ids: Ints, rows: Ints) -> None:
+    """Row of each id (n,) in its segment's map, -1 without one. Segment s is elements starts[s] to starts[s + 1]."""
+    for s in range(table_of.size):
+        find_rows(maps[table_of[s]], ids[starts[s] : starts[s + 1]], rows[starts[s] : starts[s + 1]])
+
+
+@kernel
+def gather(
+    weights: Tuple, table_of: Ints, starts: Ints, rows: Ints, bag_runs: Ints, lengths: Ints, out: Floats
+) -> None:
+    """`out[:, s]` (B, S, W) = the row of each example's id, for bags the mean of the rows that are there; else zeros.
+
+    The last J segments are bags; `bag_runs` (J, B) are 0, 0, 1, 1, ..: each bag is pooled once, at its first example.
+    """
+    width, fields = out.shape[2], table_of.size - lengths.size
+    for s in range(fields):
+        table = weights[table_of[s]]
+        for i in range(out.shape[0]):
+            row = rows[starts[s] + i]
+            for j in range(width):
+                out[i, s, j] = table[row, j] if row >= 0 else np.float32(0.0)
+    for bag in range(lengths.size):
+        s = fields + bag
+        _pool(weights[table_of[s]], rows[starts[s] : starts[s + 1]], bag_runs[bag], lengths[bag], out[:, s])
+
+
+@kernel
+def _pool(table: Floats, rows: Ints, run: Ints, length: int, out: Floats) -> None:
+    """`out` (B, W) = the mean of the bag's rows that are there; rows (R * L,), run (B,)."""
+    width = out.shape[1]
+    total = np.empty(width, np.float64)
+    for i in range(out.shape[0]):
+        if i > 0 and run[i] == run[i - 1]:
+            for j in range(width):
+                out[i, j] = out[i - 1, j]
+            continue
+        total[:] = 0.0
+        present = 0
+        for at in range(run[i] * length, (run[i] + 1) * length):
+            row = rows[at]
+            if row >= 0:
+                present += 1
+                for j in range(width):
+                    total[j] += table[row, j]
+        for j in range(width):
+            out[i, j] = total[j] / max(present, 1)
 
 
 @kernel
@@ -46,30 +94,6 @@ def gather_elements(weights: Floats, rows: Ints, out: Floats) -> None:
             row = rows[i, k]
             for j in range(weights.shape[1]):
                 out[i, k, j] = weights[row, j] if row >= 0 else 0.0
-
-
-@kernel
-def pool(weights: Floats, rows: Ints, run: Ints, column: int, total: Doubles, out: Floats) -> None:
-    """`out[i, column]` (B, W) = mean over the present elements of bag `run[i]`; rows (R, L); zeros for an empty bag.
-
-    Runs are 0, 0, 1, 1, ..: each bag is pooled once, at the first row that has it. `total` (W,) is scratch.
-    """
-    width = weights.shape[1]
-    for i in range(run.size):
-        if i > 0 and run[i] == run[i - 1]:
-            for j in range(width):
-                out[i, column, j] = out[i - 1, column, j]
-            continue
-        total[:] = 0.0
-        present = 0
-        for k in range(rows.shape[1]):
-            row = rows[run[i], k]
-            if row >= 0:
-                present += 1
-                for j in range(width):
-                    total[j] += weights[row, j]
-        for j in range(width):
-            out[i, column, j] = total[j] / max(present, 1)
 
 
 @kernel
@@ -87,67 +111,47 @@ def runs(bag: Ints, run: Ints) -> int:
 
 
 @kernel
-def claim(rows: Ints, slots: Ints, unique: Ints, count: int) -> int:
-    """Give each distinct row of `rows` (n,) the next slot, in order of first appearance.
-
-    `slots` (row capacity,) is -1 for rows without a slot; `unique` receives the rows. Returns the number of slots so
-    far.
-    """
-    for i in range(rows.size):
-        row = rows[i]
-        if row >= 0 and slots[row] < 0:
-            slots[row] = count
-            unique[count] = row
-            count += 1
-    return count
-
-
-@kernel
-def add_gradients(rows: Ints, slots: Ints, grads: Floats, column: int, scale: float, out: Doubles) -> None:
-    """Add `scale * grads[:, column]` (B, W) of each row to its slot of `out` (unique, W)."""
-    for i in range(rows.size):
-        if rows[i] >= 0:
-            slot = slots[rows[i]]
-            for j in range(out.shape[1]):
-                out[slot, j] += scale * grads[i, column, j]
-
-
-@kernel
-def add_pooled(
-    rows: Ints, run: Ints, slots: Ints, grads: Floats, column: int, scale: float, total: Doubles, out: Doubles
+def first_uses(
+    ids: Ints,
+    rows: Ints,
+    starts: Ints,
+    table_of: Ints,
+    begins: Bools,
+    bags: int,
+    is_first: Bools,
+    lacking: Bools,
 ) -> None:
-    """Spread `scale * grads[:, column]` (B, W) of pooled bags over their elements; rows (R, L), scratch (W,)."""
-    width = out.shape[1]
-    total[:] = 0.0
-    for i in range(run.size):
-        for j in range(width):
-            total[j] += scale * grads[i, column, j]
-        if i + 1 < run.size and run[i + 1] == run[i]:
+    """Which ids (n,) count as a use, and which tables lack a row of one.
+
+    An example's id equal to the one before it, in the same request (`begins` (B,) marks first examples), is no use.
+    """
+    lacking[:] = False
+    for s in range(table_of.size):
+        for at in range(starts[s], starts[s + 1]):
+            is_repeated = s < table_of.size - bags and not begins[at - starts[s]] and ids[at] == ids[at - 1]
+            is_first[at] = not is_repeated
+            if rows[at] < 0 and ids[at] != PAD:
+                lacking[table_of[s]] = True
+
+
+@kernel
+def touch(
+    rows: Ints, starts: Ints, table_of: Ints, is_first: Bools, skipped: Bools, now: int, seen: Tuple, counts: Tuple
+) -> None:
+    """Note the uses of rows (n,) at `now`, but for the tables (T,) in `skipped`."""
+    for s in range(table_of.size):
+        if skipped[table_of[s]]:
             continue
-        present = 0
-        for k in range(rows.shape[1]):
-            present += rows[run[i], k] >= 0
-        for k in range(rows.shape[1]):
-            row = rows[run[i], k]
-            if row >= 0:
-                for j in range(width):
-                    out[slots[row], j] += total[j] / present
-        total[:] = 0.0
+        last, count = seen[table_of[s]], counts[table_of[s]]
+        for at in range(starts[s], starts[s + 1]):
+            row = rows[at]
+            if row >= 0 and is_first[at]:
+                last[row] = max(last[row], now)
+                count[row] += 1
 
 
 @kernel
-def add_elements(rows: Ints, slots: Ints, grads: Floats, scale: float, out: Doubles) -> None:
-    """Add `scale * grads` (R, L, W) of bag elements to their slots; rows (R, L)."""
-    for i in range(rows.shape[0]):
-        for k in range(rows.shape[1]):
-            row = rows[i, k]
-            if row >= 0:
-                for j in range(out.shape[1]):
-                    out[slots[row], j] += scale * grads[i, k, j]
-
-
-@kernel
-def touch(rows: Ints, now: int, seen: Ints, counts: Ints) -> None:
+def touch_rows(rows: Ints, now: int, seen: Ints, counts: Ints) -> None:
     """Note one more use, at `now`, of each row of `rows` (n,)."""
     for i in range(rows.size):
         if rows[i] >= 0:
@@ -156,13 +160,122 @@ def touch(rows: Ints, now: int, seen: Ints, counts: Ints) -> None:
 
 
 @kernel
+def sum_gradients(
+    slots: Tuple,
+    table_of: Ints,
+    starts: Ints,
+    rows: Ints,
+    bag_runs: Ints,
+    lengths: Ints,
+    grads: Floats,
+    elements: Tuple,
+    scale: float,
+) -> tuple[Ints, Ints, Doubles]:
+    """The distinct rows of a batch, by table in order of first use, and `scale` times the sum of their gradients.
+
+    `slots` holds -1 for each row of each table, before and after. `grads` (B, S, W); `elements` J x (R, L, W) or empty.
+
+    Returns:
+        unique (u,), bounds (T + 1,) of each table's part of it, totals (u, W).
+    """
+    unique, bounds = np.empty(rows.size, np.int64), np.zeros(len(slots) + 1, np.int64)
+    for t in range(len(slots)):
+        bounds[t + 1] = bounds[t]
+        for s in range(table_of.size):
+            if table_of[s] == t:
+                bounds[t + 1] = _number_rows(rows[starts[s] : starts[s + 1]], slots[t], bounds[t + 1], unique)
+    count = bounds[-1]
+    totals, fields = np.zeros((count, grads.shape[2])), table_of.size - lengths.size
+    for s in range(fields):
+        _add_single(rows[starts[s] : starts[s + 1]], slots[table_of[s]], grads, s, scale, totals)
+    for bag in range(lengths.size):
+        s = fields + bag
+        begin, end = starts[s], starts[s + 1]
+        _add_pooled(rows[begin:end], bag_runs[bag], lengths[bag], slots[table_of[s]], grads, s, scale, totals)
+        if elements[bag].size:
+            _add_elements(rows[begin:end], slots[table_of[s]], elements[bag], scale, totals)
+    for t in range(len(slots)):
+        for u in range(bounds[t], bounds[t + 1]):
+            slots[t][unique[u]] = -1
+    return unique[:count], bounds, totals
+
+
+@kernel
+def _number_rows(rows: Ints, slot_of: Ints, count: int, unique: Ints) -> int:
+    """Give each row that has no slot the next one, from `count` on; returns how many slots there are."""
+    for at in range(rows.size):
+        row = rows[at]
+        if row >= 0 and slot_of[row] < 0:
+            slot_of[row] = count
+            unique[count] = row
+            count += 1
+    return count
+
+
+@kernel
+def _add_single(rows: Ints, slot_of: Ints, grads: Floats, column: int, scale: float, out: Doubles) -> None:
+    """Add the gradients (B, S, W) of one id an example; rows (B,)."""
+    for i in range(rows.size):
+        if rows[i] >= 0:
+            for j in range(grads.shape[2]):
+                out[slot_of[rows[i]], j] += scale * grads[i, column, j]
+
+
+@kernel
+def _add_pooled(
+    rows: Ints, run: Ints, length: int, slot_of: Ints, grads: Floats, column: int, scale: float, out: Doubles
+) -> None:
+    """Spread the gradients (B, S, W) of pooled bags over their elements; rows (R * L,), run (B,)."""
+    width = out.shape[1]
+    total = np.zeros(width)
+    for i in range(run.size):
+        for j in range(width):
+            total[j] += scale * grads[i, column, j]
+        if i + 1 < run.size and run[i + 1] == run[i]:
+            continue
+        present = 0
+        for at in range(run[i] * length, (run[i] + 1) * length):
+            present += rows[at] >= 0
+        for at in range(run[i] * length, (run[i] + 1) * length):
+            if rows[at] >= 0:
+                for j in range(width):
+                    out[slot_of[rows[at]], j] += total[j] / present
+        total[:] = 0.0
+
+
+@kernel
+def _add_elements(rows: Ints, slot_of: Ints, grads: Floats, scale: float, out: Doubles) -> None:
+    """Add `scale * grads` (R, L, W) of bag elements to their slots; rows (R * L,)."""
+    flat = grads.reshape(-1, grads.shape[2])
+    for at in range(rows.size):
+        if rows[at] >= 0:
+            for j in range(out.shape[1]):
+                out[slot_of[rows[at]], j] += scale * flat[at, j]
+
+
+@kernel
+def log_loss(logits: Floats, labels: Floats, weights: Floats, grads: Floats) -> float:
+    """Mean weighted log-loss of logits (B,) against labels (B,) 0 or 1; `grads` (B,) receives its gradient."""
+    loss = 0.0
+    for i in range(logits.size):
+        z = np.float64(logits[i])
+        grads[i] = weights[i] * (1.0 / (1.0 + math.exp(-z)) - labels[i]) / logits.size
+        loss += weights[i] * (max(z, 0.0) - z * labels[i] + math.log1p(math.exp(-abs(z))))
+    return loss / max(logits.size, 1)
+
+
+@kernel
 def match(candidates: Ints, values: Ints, lengths: Ints, kind: int, out: Floats) -> None:
     """How the list row of each candidate holds it: kind 0 any (0/1), 1 count, 2 recency 1 / (1 + rank of the newest).
 
-    `candidates` and `lengths` (B,) or (1,), `values` (B, N) or (1, N), newest first; `out` (B,). 1 ns an element.
+    `candidates` and `lengths` (B,) or (1,), `values` (B, N) or (1, N), newest first; `out` (B,). 1 ns an element. A
+    missing candidate (PAD) matches nothing, not even a missing element.
     """
     for i in range(out.size):
         wanted = candidates[i if candidates.size > 1 else 0]
+        if wanted == PAD:
+            out[i] = 0.0
+            continue
         row = i if lengths.size > 1 else 0
         found = 0
         first = -1

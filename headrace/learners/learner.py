@@ -15,13 +15,16 @@ reference's has log_rate = -log r: the loss reads sigmoid(logit + log_rate), so 
 reference rate, and that is what `predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events
 Data", Political Analysis 9, section 4.1.
 
-The logit is the module's output plus an intercept, which the first batch sets to the log-odds of its base rate, and
-which then stays: a new model is calibrated from its first version on, however rare positives are.
+The logit is the module's output plus an intercept. The first batch sets it to the log-odds of its base rate; then each
+batch moves it by damped Newton steps, which follow a base rate that changes within some thousand examples, where the
+optimizer's steps of the module would take millions. See `headrace.learners.intercept`.
+
+Numbers reach the module standardised by the rows before them (`headrace.learners.standardizer`).
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,13 +32,17 @@ import torch
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
-from headrace.features import Answer, FeatureView, ViewPlan, plans_of
-from headrace.learners import embedding
-from headrace.learners.input_spec import Column, InputSpec
+from headrace.features import FeatureView, ViewPlan, plans_of
+from headrace.learners import kernels
+from headrace.learners.embedding import TrainedLookup
+from headrace.learners.input_spec import InputSpec
 from headrace.learners.input_types import check_fields
-from headrace.learners.inputs import PAD, Inputs
+from headrace.learners.inputs import Inputs
+from headrace.learners.intercept import Intercept
 from headrace.learners.label import Label
 from headrace.learners.models.model import Model
+from headrace.learners.network import Network, sigmoid
+from headrace.learners.standardizer import Standardizer
 from headrace.learners.table import EmbeddingTable, TablePolicy
 
 Arrays = dict[str, NDArray[Any]]
@@ -113,22 +120,6 @@ def _is_model(value: Any) -> bool:
     return not isinstance(value, type) and callable(getattr(value, "build", None)) and hasattr(value, "dim")
 
 
-def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:
-    """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
-
-    `request` columns are added under their own names. An age is in seconds, NaN where there is no record; an integer
-    feature without a value is PAD.
-    """
-    columns: dict[str, Column] = {}
-    for view, answer in answers.items():
-        for name, column in answer.columns.items():
-            empty = answer.empty.get(name)
-            columns[f"{view}.{name}"] = column if empty is None else np.where(empty, PAD, np.asarray(column))
-        columns[f"{view}._found"] = answer.found
-        columns[f"{view}._age_s"] = np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)
-    return columns | dict(request or {})
-
-
 class OnlineLearner:
     """Predicts, then learns. One thread at a time.
 
@@ -145,14 +136,16 @@ class OnlineLearner:
         self.steps = 0
         self.now_us = 0
         model = learner.model
-        self._width = model.dim + 1
         self.tables = {
             name: EmbeddingTable(name, model.dim, model.sparse, learner.tables.get(name), seed=seed)
             for name in self.spec.tables
         }
+        self._lookup = TrainedLookup(self.spec, self.tables, model.dim + 1, attention=model.attention)
         self._module = build_module(learner, seed)
         self._parameters = _Flat(self._module)
-        self._intercept = np.zeros(1, dtype=np.float32)
+        self._network = Network(self._module, self._lookup)
+        self._numbers = Standardizer(len(self.spec.numbers))
+        self._intercept = Intercept()
         self._rng = torch.Generator().manual_seed(seed).get_state()
         self._dense_state = model.optimizer.initial_state(self._parameters.weights.shape[1])[None]
 
@@ -164,8 +157,9 @@ class OnlineLearner:
         Raises:
             SchemaError: another spec assembled the inputs.
         """
-        self._module.eval()
-        return score(self.learner, self.tables, self._module, inputs, self._intercept, log_rate)
+        check_fingerprint(self.learner, inputs)
+        logits = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
+        return sigmoid(logits + offsets_of(self._intercept.value, log_rate))
 
     def learn(
         self,
@@ -174,48 +168,89 @@ class OnlineLearner:
         weights: NDArray[Any] | None = None,
         log_rate: float | NDArray[np.floating[Any]] = 0.0,
         event_time_us: int | NDArray[np.int64] | None = None,
+        starts: NDArray[np.int64] | None = None,
     ) -> float:
         """One step on B examples; returns the mean of their weighted losses, before the step.
 
         Args:
             inputs: B examples.
             labels: (B,) 0 or 1.
-            weights: (B,) importance of each example; the gradient is the sum of weighted ones over B.
-            log_rate: log-odds offset of the examples' sampling, a number or (B,).
+            weights: (B,) importance of each example, finite and not negative; the gradient is the sum of weighted ones
+                over B.
+            log_rate: log-odds offset of the examples' sampling, finite, a number or (B,).
             event_time_us: of the examples, in microseconds; the newest is when their ids were last seen.
+            starts: (requests + 1,) first row of each request, and B. An id counts as used once a request; without it,
+                once a run of equal neighbours.
 
         Raises:
-            SchemaError: another spec assembled the inputs, or there are not B labels or weights.
+            SchemaError: another spec assembled the inputs, there are not B labels or weights, or one of them, or a
+                log-rate, is out of range. Nothing was learned then.
         """
+        return self._learn(inputs, labels, weights, log_rate, event_time_us, starts, wants_probabilities=False)[1]
+
+    def predict_and_learn(
+        self,
+        inputs: Inputs,
+        labels: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+        log_rate: float | NDArray[np.floating[Any]] = 0.0,
+        event_time_us: int | NDArray[np.int64] | None = None,
+        starts: NDArray[np.int64] | None = None,
+    ) -> tuple[NDArray[np.float32], float]:
+        """What `predict` gives for B examples, with their log-rates, and what `learn` gives, in that order.
+
+        Faster than the two calls where the model's pass is written by hand: the forward pass of the step is that of the
+        prediction, but for examples with an id that gets its row in this batch.
+
+        Raises:
+            SchemaError: as `learn`.
+        """
+        return self._learn(inputs, labels, weights, log_rate, event_time_us, starts, wants_probabilities=True)
+
+    def _learn(
+        self,
+        inputs: Inputs,
+        labels: NDArray[Any],
+        weights: NDArray[Any] | None,
+        log_rate: float | NDArray[np.floating[Any]],
+        event_time_us: int | NDArray[np.int64] | None,
+        starts: NDArray[np.int64] | None,
+        *,
+        wants_probabilities: bool,
+    ) -> tuple[NDArray[np.float32], float]:
         rows = len(inputs)
         check_fingerprint(self.learner, inputs)
-        for name, array in (("labels", labels), ("weights", weights)):
-            if array is not None and array.shape != (rows,):
-                raise SchemaError(f"learner {self.learner.name} · {name} {array.shape}: wanted ({rows},)")
+        _check_targets(self.learner.name, rows, labels, weights, log_rate)
         if rows == 0:
-            return 0.0
+            return np.empty(0, np.float32), 0.0
         self._tick(event_time_us)
-        if self.steps == 0 and self._intercept[0] == 0.0:  # a loaded one stays
-            self._start(labels, weights, log_rate)
-        bags = embedding.distinct_bags(inputs)
-        embedding.admit(self.spec, self.tables, inputs, bags, self.now_us)
-        gathered = self._gather(inputs, bags)
-        fields = gathered.fields(inputs.dense, grad=True)
-        self._module.train()
+        y = np.ascontiguousarray(labels, dtype=np.float32)
+        weight = np.ones(rows, np.float32) if weights is None else np.ascontiguousarray(weights, dtype=np.float32)
+        before = offsets_of(self._intercept.value, log_rate)
+        if not self._intercept.is_started:
+            self._intercept.start(y, weight, log_rate)
+        offsets = offsets_of(self._intercept.value, log_rate)
+        numbers = self._numbers.transform(inputs.dense)
+        known = self._lookup.find(inputs)
+        uses = self._lookup.admit(known, self.now_us, starts)
+        probabilities = np.empty(0, np.float32)
+        if wants_probabilities and not self._network.is_by_hand:
+            probabilities = sigmoid(self._network.score(known, numbers) + before)
         self._parameters.zero_grads()
-        with self._own_rng():
-            logits = self._module(fields) + _offsets(self._intercept, log_rate)  # (B,)
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(
-            logits,
-            torch.from_numpy(np.asarray(labels, dtype=np.float32)),
-            None if weights is None else torch.from_numpy(np.asarray(weights, dtype=np.float32)),
-        )
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with nullcontext() if self._network.is_by_hand else self._own_rng():
+            logits = self._network.forward(uses, numbers)
+        if wants_probabilities and self._network.is_by_hand:
+            probabilities = sigmoid(self._network.rescored(logits, known, uses, numbers) + before)
+        z, grads = logits + offsets, np.empty(rows, np.float32)
+        loss = kernels.log_loss(z, y, weight, grads)
+        by_row, by_element = self._network.backward(grads)
         self._parameters.step(self.learner.model.optimizer, self._dense_state)
         # Of the summed loss: what an id learns from one example must not depend on how many others share the batch.
-        embedding.step(self.spec, self.tables, gathered, fields, float(rows))
+        self._lookup.step(uses, by_row, by_element, float(rows))
+        self._intercept.step(z, y, weight)
+        self._numbers.observe(inputs.dense)
         self.steps += 1
-        return float(loss.detach())
+        return probabilities, loss
 
     def expire(self) -> int:
         """Remove the rows that their tables' policies call old; returns how many."""
@@ -224,13 +259,15 @@ class OnlineLearner:
     def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
         """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer what learning needs."""
         arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
-        arrays["intercept"] = self._intercept.copy()
+        arrays["intercept"] = self._intercept.value.copy()
+        arrays |= {f"numbers.{name}": array for name, array in self._numbers.state_dict().items()}
         for name, table in self.tables.items():
             exported = table.export(with_optimizer=with_optimizer)
             arrays |= {f"table.{name}.{key}": array for key, array in exported.items()}
         if with_optimizer:
             arrays["optimizer.dense"] = self._dense_state.copy()
             arrays["rng"] = self._rng.numpy().copy()
+            arrays["intercept_information"] = self._intercept.information.copy()
             arrays["progress"] = np.array([self.steps, self.now_us], dtype=np.int64)
         return arrays
 
@@ -241,7 +278,8 @@ class OnlineLearner:
             SnapshotError: the arrays are not those of this learner.
         """
         load_module(self._module, arrays, self.learner.name)
-        self._intercept = intercept_of(arrays, self.learner.name)
+        self._intercept.load(intercept_of(arrays, self.learner.name), arrays.get("intercept_information"))
+        self._numbers.load_state_dict(prefixed(arrays, "numbers."))
         for name, table in self.tables.items():
             table.load(table_arrays(arrays, name, self.learner.name))
         if "optimizer.dense" in arrays:
@@ -250,19 +288,6 @@ class OnlineLearner:
             self._dense_state[:] = arrays["optimizer.dense"]
             self._rng = torch.from_numpy(np.array(arrays["rng"]))
             self.steps, self.now_us = (int(value) for value in arrays["progress"])
-
-    def _gather(self, inputs: Inputs, bags: tuple[embedding.Bags, ...]) -> embedding.Gathered:
-        attention = self.learner.model.attention
-        return embedding.gather(self.spec, self.tables, inputs, bags, width=self._width, attention=attention)
-
-    def _start(
-        self, labels: NDArray[Any], weights: NDArray[Any] | None, log_rate: float | NDArray[np.floating[Any]]
-    ) -> None:
-        weight = np.ones(len(labels)) if weights is None else np.asarray(weights, dtype=np.float64)
-        # Half an example of either kind more, so that a batch of one kind gives a finite number.
-        positives = float(weight @ labels) + 0.5 * float(weight.mean())
-        negatives = float(weight @ (1 - labels)) + 0.5 * float(weight.mean())
-        self._intercept[0] = np.log(positives / negatives) - float(np.mean(log_rate))
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
@@ -324,11 +349,15 @@ def table_arrays(arrays: Mapping[str, NDArray[Any]], table: str, learner: str) -
     Raises:
         SnapshotError: there are none.
     """
-    prefix = f"table.{table}."
-    found = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    found = prefixed(arrays, f"table.{table}.")
     if not {"ids", "weights"} <= set(found):
         raise SnapshotError(f"learner {learner}: no arrays of table {table!r}")
     return found
+
+
+def prefixed(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 def check_fingerprint(learner: type[Learner], inputs: Inputs) -> None:
@@ -344,29 +373,35 @@ def check_fingerprint(learner: type[Learner], inputs: Inputs) -> None:
         )
 
 
-def score(
-    learner: type[Learner],
-    tables: Mapping[str, embedding.Lookup],
-    module: torch.nn.Module,
-    inputs: Inputs,
-    intercept: NDArray[np.float32],
-    log_rate: float | NDArray[np.floating[Any]] = 0.0,
-) -> NDArray[np.float32]:
-    """Probabilities (B,) float32 by `tables`, a `module` in eval mode and the intercept (1,); changes none of them."""
-    check_fingerprint(learner, inputs)
-    bags = embedding.distinct_bags(inputs)
-    model = learner.model
-    with torch.inference_mode():
-        gathered = embedding.gather(
-            learner.inputs, tables, inputs, bags, width=model.dim + 1, attention=model.attention
-        )
-        logits = module(gathered.fields(inputs.dense)) + _offsets(intercept, log_rate)
-        probabilities: NDArray[np.float32] = torch.sigmoid(logits).numpy()
-    return probabilities
+def offsets_of(intercept: NDArray[np.float32], log_rate: float | NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """What is added to logits: the intercept (1,) and the log-rate, a number or (B,)."""
+    return intercept + np.asarray(log_rate, dtype=np.float32)  # (1,) or (B,)
 
 
-def _offsets(intercept: NDArray[np.float32], log_rate: float | NDArray[np.floating[Any]]) -> torch.Tensor:
-    return torch.from_numpy(intercept + np.asarray(log_rate, dtype=np.float32))  # (1,) or (B,)
+def _check_targets(
+    name: str,
+    rows: int,
+    labels: NDArray[Any],
+    weights: NDArray[Any] | None,
+    log_rate: float | NDArray[np.floating[Any]],
+) -> None:
+    """Refuse what would make weights wrong for ever.
+
+    Raises:
+        SchemaError: an array has another shape than (rows,), or a value that no example can have.
+    """
+    for what, array in (("labels", labels), ("weights", weights)):
+        if array is not None and array.shape != (rows,):
+            raise SchemaError(f"learner {name} · {what} {array.shape}: wanted ({rows},)")
+    given: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
+        ("labels", labels, (labels == 0) | (labels == 1), "0 or 1"),
+        ("log_rate", np.asarray(log_rate), np.isfinite(log_rate), "a finite number"),
+    ]
+    if weights is not None:
+        given.append(("weights", weights, np.isfinite(weights) & (weights >= 0), "a finite number of at least 0"))
+    for what, values, allowed, wanted in given:
+        if not allowed.all():
+            raise SchemaError(f"learner {name} · {what}: {values[~allowed].reshape(-1)[0]}, wanted {wanted}")
 
 
 class _Flat:

@@ -4,7 +4,13 @@ The sampler remembers the last `capacity` values seen. The negatives of the valu
 over the values numbered s - capacity .. s - 1, so a value is drawn in proportion to its recent popularity. Draw j of
 value s is a hash of (seed, s, j): no generator state, and a stream cut into other batches gives the same negatives.
 
-Sampling changes the base rate. `log_rate` tells the learner by how much; see `headrace.learners.learner`.
+Sampling changes the base rate, and popularity sampling changes it for each value: a popular one is a negative as often
+as it is a positive, so a model of the samples unlearns popularity. `log_rate` tells the learner the first,
+`Negatives.log_popularity` the second; see `headrace.learners.learner`.
+
+Source of the correction: Bengio, Senecal (2008), "Adaptive Importance Sampling to Accelerate Training of a Neural
+Probabilistic Language Model", and Yi et al. (2019), "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
+Recommendations", RecSys. Differs in: Q is counted exactly in the sampler's own window, with one more for each value.
 """
 
 import math
@@ -17,7 +23,10 @@ import orjson
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SnapshotError
-from headrace.features.kernels.hashing import splitmix64
+from headrace.features import IdMap
+from headrace.features.kernels.compile import kernel
+from headrace.features.kernels.hashing import mix, splitmix64
+from headrace.learners.input_spec import as_ids
 
 ROUNDS = 8  # redraws of a negative that is the positive itself
 
@@ -35,14 +44,23 @@ def log_rate(negatives: float, reference: float) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Negatives:
-    """`values` (n, k), and `valid` (n, k): False where no other value than the positive was found."""
+    """Negatives of n positives, k each.
+
+    Attributes:
+        values: (n, k) drawn values, of the positives' kind.
+        valid: (n, k) False where no other value than the positive was found.
+        log_popularity: (n, 1 + k) of each positive and its negatives, log of how much more often than a uniform draw
+            would the sampler draws the value just before the positive: log(Q(value) * number of values). 0 where all
+            values are equally popular.
+    """
 
     values: NDArray[Any]
     valid: NDArray[np.bool_]
+    log_popularity: NDArray[np.float64]
 
 
 class RecentPopularity:
-    """See the module's head. Values are ints or text.
+    """See the module's head. Values are ints or text, never null.
 
     Args:
         capacity: how many values back a draw reaches.
@@ -55,7 +73,7 @@ class RecentPopularity:
         self.capacity = capacity
         self.seen = 0
         self._seed = splitmix64(np.array([seed]))[0]
-        self._ring: NDArray[Any] | None = None
+        self._forget()
 
     def draw(self, positives: NDArray[Any], k: int) -> Negatives:
         """K negatives for each of `positives` (n,), which are in event order; then remember these.
@@ -63,32 +81,25 @@ class RecentPopularity:
         Draws are with replacement and never the positive itself. The first values of all have nothing before them:
             not valid.
         """
-        if self._ring is None:
-            self._ring = np.zeros(self.capacity, dtype=np.int64 if positives.dtype.kind in "iu" else object)
-        sequence = self.seen + np.arange(len(positives))
-        reach = np.minimum(sequence, self.capacity)
-        values = np.zeros((len(positives), k), dtype=self._ring.dtype)
-        valid = np.zeros((len(positives), k), dtype=bool)
-        for attempt in range(ROUNDS):
-            row, column = np.nonzero(~valid & (reach > 0)[:, None])
-            if row.size == 0:
-                break
-            number = (sequence[row] * k + column) * ROUNDS + attempt
-            word = splitmix64((splitmix64(number) ^ self._seed).view(np.int64))
-            back = 1 + (word % reach[row].astype(np.uint64)).astype(np.int64)
-            found = self._at(sequence[row] - back, positives)
-            values[row, column] = found
-            valid[row, column] = found != positives[row]
-        self._remember(positives)
-        return Negatives(values, valid)
+        rows = self._rows(positives)
+        drawn, log_popularity = np.empty((len(rows), k), np.int64), np.empty((len(rows), 1 + k), np.float64)
+        _draw(rows, self.seen, self._seed, self._ring, self._counts, self._distinct, drawn, log_popularity)
+        self.seen += len(rows)
+        valid = drawn >= 0
+        values = np.zeros(drawn.shape, self._values.dtype)
+        values[valid] = self._values[drawn[valid]]
+        return Negatives(values, valid, log_popularity)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All state as arrays; text as JSON bytes."""
         arrays: dict[str, NDArray[Any]] = {"seen": np.array([self.seen]), "seed": np.array([self._seed])}
-        if self._ring is not None and self._ring.dtype == object:
-            arrays["texts"] = np.frombuffer(orjson.dumps(self._ring.tolist()), dtype=np.uint8)
-        elif self._ring is not None:
-            arrays["ring"] = self._ring.copy()
+        arrays["capacity"] = np.array([self.capacity])
+        if self.seen:
+            ring = self._values[self._ring[: min(self.seen, self.capacity)]]
+            if ring.dtype == object:
+                arrays["texts"] = np.frombuffer(orjson.dumps(ring.tolist()), dtype=np.uint8)
+            else:
+                arrays["ring"] = ring
         return arrays
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -97,26 +108,82 @@ class RecentPopularity:
         Raises:
             SnapshotError: of another capacity.
         """
-        self.seen, self._seed = int(arrays["seen"][0]), arrays["seed"][0]
-        ring: NDArray[Any] | None = None
-        if "texts" in arrays:
-            ring = np.array(orjson.loads(arrays["texts"].tobytes()), dtype=object)
-        elif "ring" in arrays:
-            ring = np.array(arrays["ring"], dtype=np.int64)
-        if ring is not None and len(ring) != self.capacity:
-            raise SnapshotError(f"sampler: {len(ring)} remembered values, capacity is {self.capacity}")
-        self._ring = ring
+        seen = int(arrays["seen"][0])
+        texts = orjson.loads(arrays["texts"].tobytes()) if "texts" in arrays else None
+        ring = np.array(texts, dtype=object) if texts is not None else arrays.get("ring", np.empty(0, np.int64))
+        capacity = int(arrays["capacity"][0])
+        if capacity != self.capacity:
+            raise SnapshotError(f"sampler: saved with capacity {capacity}, this one has {self.capacity}")
+        self._forget()
+        self.seen, self._seed = seen, arrays["seed"][0]
+        self._ring[: len(ring)] = self._rows(ring)
+        _count(self._ring[: len(ring)], self._counts, self._distinct)
 
-    def _at(self, sequence: NDArray[np.int64], batch: NDArray[Any]) -> NDArray[Any]:
-        assert self._ring is not None
-        inside = sequence >= self.seen
-        found = self._ring[sequence % self.capacity]
-        found[inside] = batch[sequence[inside] - self.seen]
-        return found
+    def _forget(self) -> None:
+        self._map = IdMap()
+        self._ring = np.full(self.capacity, -1, np.int64)  # rows of the map, by sequence number modulo capacity
+        self._counts = np.zeros(16, np.int64)  # of each row: how often it is in the ring
+        self._distinct = np.zeros(1, np.int64)
+        self._values = np.zeros(16, np.int64)  # of each row: the value itself
 
-    def _remember(self, positives: NDArray[Any]) -> None:
-        assert self._ring is not None
-        kept = positives[-self.capacity :]
-        start = self.seen + len(positives) - len(kept)
-        self._ring[(start + np.arange(len(kept))) % self.capacity] = kept
-        self.seen += len(positives)
+    def _rows(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """Row of the map of each value (n,)."""
+        ids = as_ids(values)
+        if len(self._map) > 2 * self.capacity:  # as many again have left the ring
+            known, rows = self._map.items()
+            self._map.remove(known[self._counts[rows] == 0])
+        rows, is_new = self._map.get_or_add(ids)
+        if values.dtype.kind not in "iu":
+            self._values = self._values.astype(object, copy=False)
+        if self._map.high > len(self._counts):
+            room = max(self._map.high, 2 * len(self._counts)) - len(self._counts)
+            self._counts = np.concatenate([self._counts, np.zeros(room, np.int64)])
+            self._values = np.concatenate([self._values, np.zeros(room, self._values.dtype)])
+        self._values[rows[is_new]] = values[is_new]
+        return rows
+
+
+@kernel
+def _draw(
+    rows: NDArray[np.int64],
+    seen: int,
+    seed: np.uint64,
+    ring: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    distinct: NDArray[np.int64],
+    drawn: NDArray[np.int64],
+    log_popularity: NDArray[np.float64],
+) -> None:
+    """Draw for each of rows (n,) into drawn (n, k), -1 where nothing was found, then put it into the ring."""
+    capacity, k = ring.size, drawn.shape[1]
+    for i in range(rows.size):
+        sequence = seen + i
+        reach = min(sequence, capacity)
+        # One more for each value, and one value more: a value that is new has a popularity too.
+        scale = (distinct[0] + 1.0) / (reach + distinct[0] + 1.0)
+        log_popularity[i, 0] = np.log((counts[rows[i]] + 1.0) * scale)
+        for j in range(k):
+            drawn[i, j], log_popularity[i, 1 + j] = -1, 0.0
+            if reach == 0:
+                continue
+            for attempt in range(ROUNDS):
+                word = mix(np.int64(mix((sequence * k + j) * ROUNDS + attempt) ^ seed))
+                row = ring[(sequence - 1 - np.int64(word % np.uint64(reach))) % capacity]
+                if row != rows[i]:
+                    drawn[i, j] = row
+                    log_popularity[i, 1 + j] = np.log((counts[row] + 1.0) * scale)
+                    break
+        slot = sequence % capacity
+        if sequence >= capacity:
+            counts[ring[slot]] -= 1
+            distinct[0] -= counts[ring[slot]] == 0
+        ring[slot] = rows[i]
+        counts[rows[i]] += 1
+        distinct[0] += counts[rows[i]] == 1
+
+
+@kernel
+def _count(rows: NDArray[np.int64], counts: NDArray[np.int64], distinct: NDArray[np.int64]) -> None:
+    for row in rows:
+        counts[row] += 1
+        distinct[0] += counts[row] == 1

@@ -12,9 +12,21 @@ from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
 from headrace.features import IdMap
+from headrace.learners.embedding import Lookup
 from headrace.learners.inputs import Inputs
-from headrace.learners.learner import Learner, build_module, intercept_of, load_module, score, table_arrays
+from headrace.learners.learner import (
+    Learner,
+    build_module,
+    check_fingerprint,
+    intercept_of,
+    load_module,
+    offsets_of,
+    prefixed,
+    table_arrays,
+)
+from headrace.learners.network import Network, sigmoid
 from headrace.learners.snapshot import Manifest, Snapshot, probe_of
+from headrace.learners.standardizer import Standardizer
 
 
 class FrozenTable:
@@ -28,9 +40,10 @@ class FrozenTable:
     def __len__(self) -> int:
         return len(self._map)
 
-    def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row of each id, -1 without one; any shape, same shape back."""
-        return self._map.get(np.ascontiguousarray(ids).reshape(-1)).reshape(ids.shape)
+    @property
+    def lines(self) -> NDArray[np.int64]:
+        """The map of ids to rows, as `IdMap.table`."""
+        return self._map.table
 
 
 class Scorer:
@@ -55,9 +68,14 @@ class Scorer:
         self._module = build_module(learner)
         load_module(self._module, snapshot.arrays, learner.name)
         self._intercept = intercept_of(snapshot.arrays, learner.name)
+        self._numbers = Standardizer(len(learner.inputs.numbers))
+        self._numbers.load_state_dict(prefixed(snapshot.arrays, "numbers."))
         self._module.eval()
         self._module.requires_grad_(requires_grad=False)
         self.tables = {name: _frozen(snapshot.arrays, name, learner) for name in learner.inputs.tables}
+        model = learner.model
+        self._lookup = Lookup(learner.inputs, self.tables, model.dim + 1, attention=model.attention)
+        self._network = Network(self._module, self._lookup)
         found = probe_of(snapshot.arrays, learner.inputs.fingerprint)
         self.probe: Inputs | None = found[0] if found else None
         self.probe_scores: NDArray[np.float32] | None = found[1] if found else None
@@ -68,12 +86,18 @@ class Scorer:
         Raises:
             SchemaError: another spec assembled the inputs.
         """
-        return score(self.learner, self.tables, self._module, inputs, self._intercept, log_rate)
+        check_fingerprint(self.learner, inputs)
+        logits = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
+        return sigmoid(logits + offsets_of(self._intercept, log_rate))
 
     def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
-        """Copies of the module's parameters by name, and of its buffers too unless told not to."""
+        """Copies of the module's parameters by name; with `buffers` of all dense state: its buffers, statistics too."""
         named = self._module.state_dict() if buffers else dict(self._module.named_parameters())
-        return {name: value.numpy().copy() for name, value in named.items()}
+        arrays: dict[str, NDArray[Any]] = {name: value.numpy().copy() for name, value in named.items()}
+        if buffers:
+            arrays |= {f"numbers.{name}": array for name, array in self._numbers.state_dict().items()}
+            arrays["intercept"] = self._intercept.copy()
+        return arrays
 
 
 def _frozen(arrays: Mapping[str, NDArray[Any]], name: str, learner: type[Learner]) -> FrozenTable:

@@ -110,7 +110,7 @@ class EmbeddingTable:
                 unique = self._waiting.count(unique, uses, now_us, self.policy.min_count, self.policy.rows_max)
             self._add(unique)
             rows = self._map.get(ids)
-        kernels.touch(rows, now_us, self.seen_us, self.count)
+        kernels.touch_rows(rows, now_us, self.seen_us, self.count)
         if len(self) > self.policy.rows_max:
             keep = max(self.policy.rows_max - self.policy.rows_max // _SLACK, 1)
             self._evict(len(self) - keep)
@@ -135,18 +135,15 @@ class EmbeddingTable:
         """One optimizer step of the distinct rows `unique` (n,) by their summed gradients (n, W)."""
         self._optimizer.step(self.weights, self.state, unique, grads)
 
-    def claim(self, rows: NDArray[np.int64], unique: NDArray[np.int64], count: int) -> int:
-        """Slots for the distinct rows of a batch; see `kernels.claim`. `release` them before the next batch."""
-        return kernels.claim(rows, self._slots, unique, count)
-
     @property
     def slots(self) -> NDArray[np.int64]:
-        """Row -> slot of the present batch, -1 without."""
+        """(rows,) scratch of a step, -1 between steps."""
         return self._slots
 
-    def release(self, unique: NDArray[np.int64]) -> None:
-        """Forget the slots of `unique`."""
-        self._slots[unique] = -1
+    @property
+    def lines(self) -> NDArray[np.int64]:
+        """The map of ids to rows, as `IdMap.table`."""
+        return self._map.table
 
     def export(self, *, with_optimizer: bool = False) -> dict[str, NDArray[np.generic]]:
         """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer what training needs too."""

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from headrace.errors import DeclarationError, DecodeError, SchemaError
 from headrace.features import Lists, Replay, plan_of
 from headrace.features.failing_rows import rows_where
-from headrace.learners import Inputs, Label, Learner, RecentPopularity, columns_of, log_rate
+from headrace.learners import Inputs, Label, Learner, RecentPopularity, column_of, columns_of, log_rate
 from headrace.learners.input_spec import Column
 from headrace.schemas import Event, spec_of
 
@@ -29,6 +29,9 @@ REQUESTS, EVENTS = 0, 1  # `Examples.source`
 SOURCES = ("requests", "events")
 
 SKIPPED = Counter("headrace_requests_skipped_total", "Joined requests that could not be trained on.", ["reason"])
+KEYLESS = Counter(
+    "headrace_positives_without_key_total", "Positive events without an entity or a candidate: no example.", ["learner"]
+)
 
 log = structlog.get_logger(__name__)
 
@@ -106,9 +109,8 @@ class RequestColumns:
 def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: RequestColumns) -> Examples | None:
     """Joined requests, one row each, as examples; None when none is usable.
 
-    A request whose features another spec packed, or that are damaged, or that has another number of labels than of
-    rows, is
-    counted by reason and skipped: it must not stop the stream.
+    A request whose features another spec packed, or that are damaged, or that has other labels than a 0 or 1 for each
+    row, is counted by reason and skipped: it must not stop the stream.
     """
     inputs, labels, times = [], [], []
     selected = frame.select(columns.features, columns.labels, pl.col(columns.time).dt.epoch("us"))
@@ -116,7 +118,7 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
         reason = ""
         try:
             found = Inputs.from_bytes(packed, learner.inputs.fingerprint)
-            if len(found) != len(label):
+            if len(found) != len(label) or not set(label) <= {0, 1}:
                 reason = "labels"
         except DecodeError:
             reason = "damaged"
@@ -148,8 +150,12 @@ class EventExamples:
 
     The event's own columns, with the candidate's replaced for a negative, are the request columns of the spec. Features
     never see the event itself: at equal times the read comes first. Examples are a function of the sequence of events,
-    not of how it was cut into frames, as long as it is cut between event times and these do not go back. Positives
-    without an entity or a candidate give no example.
+    not of how it was cut into frames, as long as it is cut between event times and these do not go back. A positive
+    without an entity or a candidate gives no example and is counted; one without another column is learned as it is
+    served, with that value missing.
+
+    Negatives are drawn by popularity, so each row's log-rate corrects the popularity of its own candidate (log Q): the
+    logit is that of a candidate drawn uniformly, `reference` negatives a positive.
 
     Args:
         learner: its label must name the candidate's column.
@@ -188,8 +194,9 @@ class EventExamples:
         self._own = Replay(own) if own else None
         self._spec = spec_of(self.label.event)
         entity = [column for view in learner.views for column in plan_of(view).entity]
+        self._required = list(dict.fromkeys([*entity, self.label.candidate]))
         self._columns = list(
-            dict.fromkeys([*entity, self.label.candidate, *(c for c in learner.inputs.columns if "." not in c)])
+            dict.fromkeys([*self._required, *(column for column in learner.inputs.columns if "." not in column)])
         )
         missing = [column for column in self._columns if column not in self._spec.polars]
         if missing:
@@ -215,8 +222,8 @@ class EventExamples:
             for replay in self._replays():
                 replay.advance(events)
             return None
-        spine, valid = drawn
-        columns = columns_of({}, {name: spine[name].to_numpy() for name in self._columns})
+        spine, valid, log_rates = drawn
+        columns: dict[str, Column] = {name: column_of(spine[name]) for name in self._columns}
         if self._own is not None:
             columns |= columns_of(self._own.advance(events, spine) or {})
         if self._shared is not None:
@@ -232,7 +239,7 @@ class EventExamples:
         return Examples(
             inputs.take(kept),
             labels.reshape(-1)[kept],
-            np.full(count, self._log_rate, dtype=np.float32),
+            log_rates.reshape(-1)[kept],
             spine["event_time"].dt.epoch("us").to_numpy()[kept],
             np.full(count, EVENTS, dtype=np.int64),
             np.concatenate([[0], np.cumsum(sizes)]),
@@ -257,21 +264,24 @@ class EventExamples:
         positives, failed = (frame, 0) if self.label.positive is None else rows_where(frame, self.label.positive)
         if failed:
             SKIPPED.labels("failed_label").inc(failed)
-        return positives.drop_nulls([self._spec.time, *self._columns]).sort(self._spec.time, maintain_order=True)
+        whole = positives.drop_nulls([self._spec.time, *self._required])
+        if whole.height < positives.height:
+            KEYLESS.labels(learner=self.learner.name).inc(positives.height - whole.height)
+        return whole.sort(self._spec.time, maintain_order=True)
 
     def _spine(
         self, frame: pl.DataFrame | None, served: pl.Series | None
-    ) -> tuple[pl.DataFrame, NDArray[np.bool_]] | None:
-        """One row an example, the positive before its negatives; and which are valid, (positives, 1 + negatives)."""
+    ) -> tuple[pl.DataFrame, NDArray[np.bool_], NDArray[np.float32]] | None:
+        """One row an example, the positive before its negatives; which are valid, and log-rates, (positives, 1 + k)."""
         positives = None if frame is None else self._positives(frame)
         if positives is None or positives.is_empty():
             return None
         candidate = self.label.candidate
         drawn = self._sampler.draw(positives[candidate].to_numpy(), self._negatives)
-        values, found = drawn.values, drawn.valid
+        values, found, popularity = drawn.values, drawn.valid, drawn.log_popularity
         if served is not None and self._spec.id is not None:
             own = ~positives[self._spec.id].is_in(served.implode()).to_numpy()
-            positives, values, found = positives.filter(own), values[own], found[own]
+            positives, values, found, popularity = positives.filter(own), values[own], found[own], popularity[own]
             if positives.is_empty():
                 return None
         ids = positives[candidate].to_numpy()
@@ -281,7 +291,7 @@ class EventExamples:
         spine = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
         repeated = spine[np.repeat(np.arange(len(ids)), every.shape[1])]
         replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
-        return repeated.with_columns(replaced), valid
+        return repeated.with_columns(replaced), valid, (self._log_rate - popularity).astype(np.float32)
 
 
 def _repeat(column: Column, times: int) -> Column:

@@ -9,12 +9,16 @@ An engagement is held until every request that it may label has come out: only t
 was served, and an engagement that labels a request is learned from there alone. Held events leave in event-time order,
 so what they are read as of is exact, and the examples are a function of the events, not of how they were batched.
 
+Micro-batches end at multiples of the joiner's step in event time, however far the watermark moves at once: first the
+requests of a step are learned, then its other engagements, then the next step's. So weights are a function of the
+events as well.
+
 State: the joiner's, the trainer's and what is held are saved together, with the offsets; a restart goes on from there.
 """
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,18 +169,26 @@ class TrainStep:
         watermark_us = self._watermark.value_us()
         if watermark_us is None:
             return
-        spec = self.joiner.spec
+        step_us = self.joiner.spec.step_us
         requests = self.joiner.advance(watermark_us)
-        if requests is not None:
-            self._learn_from(requests)
         # The joiner gives requests out in steps: only below the last of them is every request of an engagement known.
-        through_us = (watermark_us - spec.within_us) // spec.step_us * spec.step_us
-        frames = self._held.take(through_us)
-        if frames:
-            served = pl.concat([_no_ids(), *self._served])
-            self.trainer.add_events(frames, self._held.learned_positions(), served=served["id"])
+        through_us = (watermark_us - self.joiner.spec.within_us) // step_us * step_us
+        events = self._held.take(through_us)
+        frames = {} if requests is None else {self.joiner.spec.request: requests}
+        asked, alone = _by_step(frames, step_us), _by_step(events, step_us)
+        for number in sorted({*asked, *alone}):
+            for frame in asked.get(number, {}).values():
+                self._learn_from(frame)
+            if number in alone:
+                self.trainer.add_events(alone[number], served=self._served_ids()["id"])
+            self.trainer.drain()
+        if events:
+            self.trainer.add_events({}, self._held.learned_positions())
             # A request is no older than `within` before its engagement: older ids cannot be asked for again.
-            self._served = [served.filter(pl.col("time_us") >= through_us)]
+            self._served = [self._served_ids().filter(pl.col("time_us") >= through_us)]
+
+    def _served_ids(self) -> pl.DataFrame:
+        return pl.concat([_no_ids(), *self._served])
 
     def _learn_from(self, requests: pl.DataFrame) -> None:
         labels = requests["labels"].explode()
@@ -249,6 +261,19 @@ class _Held:
         for event in self._frames:
             path = folder / f"{event.__name__}.arrow"
             self._frames[event] = [pl.read_ipc(path)] if path.is_file() else []
+
+
+def _by_step(frames: Mapping[type[Event], pl.DataFrame], step_us: int) -> dict[int, dict[type[Event], pl.DataFrame]]:
+    """Rows of each event class by event time // step_us, each frame in its own order."""
+    steps: dict[int, dict[type[Event], pl.DataFrame]] = {}
+    for event, frame in frames.items():
+        numbers = frame[spec_of(event).time].dt.epoch("us") // step_us
+        parts = frame.with_columns(numbers.alias("__step")).partition_by(
+            "__step", as_dict=True, include_key=False, maintain_order=True
+        )
+        for (number,), part in parts.items():
+            steps.setdefault(int(number), {})[event] = part
+    return steps
 
 
 def _no_ids() -> pl.DataFrame:

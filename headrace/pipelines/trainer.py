@@ -1,14 +1,15 @@
 """Trainer: examples in, published models out; plain Python.
 
     joined requests --+
-                      +--> waiting --(rows_min reached, or wait_s passed)--> predict -> marks -> learn --+
+                      +--> waiting --(rows_min reached, or drained)--------> predict -> marks -> learn --+
     events, as of ----+                                                                                  |
                                             every publish_s: snapshot -> staged -> gate -> published <---+
 
 Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the replay's records, the sampler and what
 still waits, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
-once. With `wait_s=None` micro-batches are cut by rows alone, whole groups at a time, and a resumed run ends with
-weights bitwise equal to one without a break, however the stream is cut into frames.
+once. Micro-batches are cut by rows, whole groups at a time, and where whoever feeds the trainer drains it, which the
+training step does at fixed event times. So weights are a function of the examples, and a resumed run ends with weights
+bitwise equal to one without a break, however the stream is cut into frames and however fast the machine is.
 """
 
 import hashlib
@@ -64,13 +65,14 @@ class Cadence:
 
     Args:
         rows_min: a micro-batch is the fewest whole groups with at least this many rows.
-        wait_s: what waits longer is trained on though it is less; None: never.
+        wait_s: what has waited so long, on the wall clock, is trained on though it is less. Weights then depend on the
+            machine's speed; None: never.
         publish_s: between two publications, in seconds; None: only when `publish` is called.
         refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
     """
 
     rows_min: int = 1_024
-    wait_s: float | None = 0.2
+    wait_s: float | None = None
     publish_s: float | None = 2.0
     refusals_max: int = 10
 
@@ -308,7 +310,9 @@ class Trainer:
             probabilities = self.online.predict(batch.inputs, batch.log_rate)
             slices = np.array(SOURCES)[batch.source]
             self.prequential.observe(probabilities, batch.labels, starts=batch.starts, slices=slices)
-            self.online.learn(batch.inputs, batch.labels, log_rate=batch.log_rate, event_time_us=batch.time_us)
+            self.online.learn(
+                batch.inputs, batch.labels, log_rate=batch.log_rate, event_time_us=batch.time_us, starts=batch.starts
+            )
             self.gate.remember(batch.inputs, batch.labels, batch.log_rate)
         self.trained += len(batch)
         for name in SOURCES:

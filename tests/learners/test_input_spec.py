@@ -1,4 +1,7 @@
+from datetime import UTC, datetime
+
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,6 +9,7 @@ from hypothesis import strategies as st
 from headrace.errors import DeclarationError, SchemaError
 from headrace.features import hash_text
 from headrace.learners import PAD, Bag, Categorical, Dense, Derived, InputSpec, Match
+from headrace.learners.input_spec import as_ids
 from tests.shelves import SPEC, Lists, Stream
 
 
@@ -49,18 +53,51 @@ def test_transforms_and_missing_numbers():
     got = spec.assemble({"x": x}, 5).dense
     np.testing.assert_allclose(got[0], [8, np.log1p(8), np.log1p(8), np.sqrt(8)], rtol=1e-6)
     np.testing.assert_allclose(got[1], [-8, 0, -np.log1p(8), 0], rtol=1e-6)
-    assert (got[2:4] == 0).all()
-    assert got[4, 0] == 0.0  # does not fit a float32
-    assert np.isfinite(got).all()
+    assert np.isnan(got[2:4]).all()
+    assert got[4, 0] == np.finfo(np.float32).max  # large, not missing
 
 
-def test_missing_ids_are_pad_and_missing_integers_are_zero():
+def test_missing_ids_are_pad_and_missing_numbers_are_nan():
     spec = InputSpec(Categorical("a"), Categorical("b"), Dense("n"))
     columns = {"a": np.array([3.0, np.nan]), "b": np.array(["x", None], dtype=object), "n": np.array([PAD, 5])}
     got = spec.assemble(columns, 2)
     assert got.ids[0, 0] == 3
     assert got.ids[1].tolist() == [PAD, PAD]
-    assert got.dense[:, 0].tolist() == [0.0, 5.0]
+    np.testing.assert_array_equal(got.dense[:, 0], [np.nan, 5.0])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([1.5]),
+        np.array([1e19]),
+        np.array([np.inf]),
+        np.array([2.0**53 + 2]),
+        pl.Series([2**60 + 1, None]).to_numpy(),
+        np.array([2**63], dtype=np.uint64),
+        np.array([2**63], dtype=object),
+        np.array([b"a"], dtype=object),
+        np.array([b"a"]),
+        np.array([1, "a"], dtype=object),
+        np.array([datetime(2026, 1, 1, tzinfo=UTC)], dtype=object),
+        np.array(["2026-01-01"], dtype="datetime64[D]"),
+    ],
+)
+def test_an_id_that_is_not_exact_is_refused(values):
+    with pytest.raises(SchemaError, match="id"):
+        InputSpec(Categorical("a")).assemble({"a": values}, len(values))
+
+
+@given(st.lists(st.integers(-(2**63) + 1, 2**63 - 1) | st.none(), min_size=1))
+def test_integers_with_nulls_are_exact_as_objects(values):
+    ids = as_ids(np.array(values, dtype=object))
+    assert ids.tolist() == [PAD if value is None else value for value in values]
+
+
+def test_a_missing_candidate_matches_nothing():
+    spec = InputSpec(*(Match(kind, "c", "l", kind) for kind in ("any", "count", "recency")))
+    got = spec.assemble({"c": np.array([PAD, 1]), "l": Lists(np.array([[PAD, 1]]), np.array([2]))}, 2).dense
+    assert got.tolist() == [[0, 0, 0], [1, 1, 0.5]]
 
 
 def test_text_becomes_its_hash_wherever_it_comes_from():

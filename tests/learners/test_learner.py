@@ -4,9 +4,11 @@ import torch
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.learners import (
+    Bag,
     Categorical,
     DeepFM,
     Dense,
+    Inputs,
     InputSpec,
     Learner,
     Logistic,
@@ -16,7 +18,7 @@ from headrace.learners import (
     log_rate,
 )
 from headrace.learners.prequential import log_losses
-from tests.shelves import SPEC, Shelf, Stream
+from tests.shelves import SPEC, Lists, Shelf, Stream
 
 
 def train(online, stream, batches, rows=256):
@@ -72,6 +74,68 @@ def test_samples_of_two_rates_train_one_model():
         online.learn(inputs, labels, log_rate=np.full(400, log_rate(negatives, 19)))
     inputs, _, _ = stream.batch(4_000)
     assert online.predict(inputs).mean() == pytest.approx(1 / 20, rel=0.1)
+
+
+@pytest.mark.parametrize("model", [Logistic(), DeepFM(dim=4, hidden=(8,))])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_version_says_the_base_rate(model, seed):
+    rng = np.random.default_rng(seed)
+    online = OnlineLearner(type("First", (Learner,), {"inputs": SPEC, "model": model}), seed=seed)
+    labels = np.zeros(4_000, np.float32)
+    labels[rng.choice(4_000, 80, replace=False)] = 1
+    online.learn(Stream(seed).batch(4_000)[0], labels)
+    assert online.predict(Stream(seed + 1).batch(4_000)[0]).mean() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("rows", [16, 640])
+@pytest.mark.parametrize("first", [0, 1, None])
+def test_calibration_follows_the_base_rate(rows, first):
+    """Whatever the first batch held, and however small batches are: a rate of 30 % that falls to 3 %."""
+    rng = np.random.default_rng(rows)
+    online = OnlineLearner(type("Follows", (Learner,), {"inputs": SPEC, "model": Logistic()}))
+    if first is not None:
+        inputs = Stream(1).batch(rows)[0]
+        online.learn(inputs, np.full(rows, first, np.float32))
+    for rate in (0.3, 0.03):
+        said, came = 0.0, 0.0
+        for start in range(0, 12_000, rows):
+            inputs, labels = Stream(start).batch(rows)[0], (rng.random(rows) < rate).astype(np.float32)
+            if start >= 8_000:
+                said, came = said + float(online.predict(inputs).sum()), came + float(labels.sum())
+            online.learn(inputs, labels)
+        assert said / came == pytest.approx(1.0, rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"labels": np.array([0.0, np.nan])}, "labels: nan, wanted 0 or 1"),
+        ({"labels": np.array([0.0, 0.5])}, "labels: 0.5, wanted 0 or 1"),
+        ({"weights": np.array([1.0, np.inf])}, "weights: inf"),
+        ({"weights": np.array([1.0, -1.0])}, "weights: -1.0"),
+        ({"log_rate": np.nan}, "log_rate: nan"),
+        ({"log_rate": np.array([0.0, -np.inf])}, "log_rate: -inf"),
+    ],
+)
+def test_what_no_example_can_have_is_refused_before_anything_changes(given, message):
+    online = OnlineLearner(Shelf)
+    online.learn(*Stream(1).batch()[:2])
+    before = online.state_dict()
+    with pytest.raises(SchemaError, match=message):
+        online.learn(Stream(2).batch(2)[0], **{"labels": np.array([0.0, 1.0]), **given})
+    assert all(before[name].tobytes() == array.tobytes() for name, array in online.state_dict().items())
+
+
+@pytest.mark.parametrize("model", [Logistic(), DeepFM(dim=4, hidden=(8,), attention=True)])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_no_number_of_an_input_makes_a_weight_infinite(model, value):
+    online, stream = OnlineLearner(type("Any", (Learner,), {"inputs": SPEC, "model": model})), Stream(3)
+    for step in range(30):
+        inputs, labels, _ = stream.batch(64)
+        dense = inputs.dense.copy()
+        dense[step % 64] = value
+        online.learn(Inputs(inputs.ids, inputs.bags, dense, inputs.fingerprint), labels)
+    assert all(np.isfinite(array).all() for array in online.state_dict().values() if array.dtype.kind == "f")
 
 
 def test_weights_count_as_repetitions():
@@ -136,6 +200,28 @@ def test_another_seed_gives_other_weights_and_torchs_own_generator_stays():
     one.learn(*Stream(13).batch()[:2])
     assert torch.rand(1) == wanted
     assert not equal(one, other)
+
+
+def test_an_id_is_used_once_a_request_however_many_candidates_it_has():
+    spec = InputSpec(Categorical("user"), Categorical("item"), Bag("recent", table="item", length=2))
+    policies = {"user": TablePolicy(min_count=3), "item": TablePolicy(min_count=2)}
+    learner = type("Uses", (Learner,), {"inputs": spec, "model": Logistic(), "tables": policies})
+    online = OnlineLearner(learner)
+    recent = Lists(np.array([[50, 51]]), np.array([2]))
+
+    def request(*users, starts=None):
+        rows = 4 * len(users)
+        columns = {"user": np.repeat(users, 4), "item": np.arange(rows), "recent": recent}
+        online.learn(spec.assemble(columns, rows), np.eye(1, rows)[0], starts=starts)
+
+    request(7)
+    request(7, 8)
+    assert len(online.tables["user"]) == 0  # used twice and once
+    assert set(online.tables["item"].export()["ids"].tolist()) == {0, 1, 2, 3, 50, 51}
+    request(7, 7)  # one request of eight, as far as one can see
+    assert online.tables["user"].export()["ids"].tolist() == [7]
+    request(8, 8, starts=np.array([0, 4, 8]))
+    assert online.tables["user"].export()["ids"].tolist() == [7, 8]
 
 
 def test_old_rows_expire_by_event_time():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from headrace.errors import DeclarationError
-from headrace.learners import PAD, DeepFM, Inputs, Learner, Logistic, OnlineLearner, RunningNorm
+from headrace.learners import PAD, DeepFM, Inputs, Learner, Logistic, OnlineLearner
 from headrace.learners.models import Fields
 from tests.shelves import SPEC, Shelf, Stream
 
@@ -28,7 +28,7 @@ class Recorder:
         self.seen.append((rows.copy(), grads.copy()))
 
 
-def reference_logits(online, weights, inputs):
+def reference_logits(online, weights, inputs, dense):
     """The same model over one dense embedding matrix a table, read with torch indexing alone."""
     book, shop = weights["book"], weights["shop"]
     index = {name: {int(i): n for n, i in enumerate(ids)} for name, ids in online.reference_ids.items()}
@@ -47,7 +47,7 @@ def reference_logits(online, weights, inputs):
     run = torch.arange(len(inputs))
     fields = Fields(
         torch.stack(rows),
-        torch.from_numpy(inputs.dense).to(book.dtype),
+        torch.from_numpy(dense).to(book.dtype),
         (torch.stack(elements),),
         (torch.stack(present),),
         (run,),
@@ -64,6 +64,9 @@ def test_row_gradients_equal_autograd_through_a_dense_embedding(attention, group
     inputs, labels, _ = Stream(1, books=9).batch(24)
     if grouped:  # four candidates a request: equal consecutive bags
         inputs = Inputs(inputs.ids, (np.repeat(inputs.bags[0][::4], 4, axis=0),), inputs.dense, inputs.fingerprint)
+    online.learn(*Stream(2, books=9).batch(200)[:2])  # so that numbers have a scale
+    before, dense = online.state_dict(), online._numbers.transform(inputs.dense)
+    recorder.seen.clear()
     online.learn(inputs, labels)
     by_table = dict(zip(["dense", *online.tables], recorder.seen, strict=True))
     online._module.double().eval()
@@ -72,7 +75,7 @@ def test_row_gradients_equal_autograd_through_a_dense_embedding(attention, group
         arrays = table.export()
         online.reference_ids[name] = arrays["ids"]
         weights[name] = torch.tensor(arrays["weights"], dtype=torch.float64, requires_grad=True)
-    logits = reference_logits(online, weights, inputs) + float(online.state_dict()["intercept"][0])
+    logits = reference_logits(online, weights, inputs, dense) + float(before["intercept"][0])
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor(labels).double(), reduction="sum")
     loss.backward()
     for name, table in online.tables.items():
@@ -94,7 +97,7 @@ def test_the_factorisation_term_is_the_sum_over_pairs():
         for parameter in net.parameters():
             parameter.zero_()
     embedded = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0))
-    logits = net(Fields(embedded, torch.zeros(6, 3)))
+    logits = net(Fields(embedded, torch.zeros(6, 6)))
     vectors = embedded[..., :4]
     pairs = sum((vectors[:, i] * vectors[:, j]).sum(1) for i in range(3) for j in range(i))
     torch.testing.assert_close(logits, pairs + embedded[..., 4].sum(1))
@@ -105,7 +108,7 @@ def test_attention_prefers_what_is_like_the_candidate():
     keys = torch.tensor([[[8.0, 0, 0], [0, 8.0, 0], [9, 9, 9]]])  # (R, L, W), the last one absent
     present = torch.tensor([[True, True, False]])
     query = torch.tensor([[3.0, 0.0], [0.0, 3.0]])
-    fields = Fields(torch.zeros(2, 3, 3), torch.zeros(2, 3), (keys,), (present,), (torch.zeros(2, dtype=torch.long),))
+    fields = Fields(torch.zeros(2, 3, 3), torch.zeros(2, 6), (keys,), (present,), (torch.zeros(2, dtype=torch.long),))
     got = net._weigh(0, query, fields)
     torch.testing.assert_close(got, torch.tensor([[8.0, 0.0], [0.0, 8.0]]), atol=1e-4, rtol=0)
     empty = Fields(fields.embedded, fields.dense, (keys,), (torch.zeros(1, 3, dtype=torch.bool),), fields.run)
@@ -123,22 +126,6 @@ def test_a_rows_score_does_not_depend_on_its_batch(model):
     whole = online.predict(inputs)
     single = np.concatenate([online.predict(inputs.take(slice(i, i + 1))) for i in range(50)])
     np.testing.assert_allclose(whole, single, atol=2e-6)
-
-
-def test_running_norm_learns_mean_and_variance_and_then_stays():
-    norm = RunningNorm(2)
-    x = torch.randn(4_000, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([3.0, 0.5]) + 7
-    norm.train()
-    for part in x.split(100):
-        norm(part)
-    torch.testing.assert_close(norm.mean, x.mean(0), atol=1e-3, rtol=0)
-    torch.testing.assert_close(norm.var, x.var(0), rtol=0.01, atol=0)
-    before = norm.mean.clone()
-    norm.eval()
-    y = norm(x)
-    assert (norm.mean == before).all()
-    assert abs(float(y.std()) - 1) < 0.05
-    assert float(norm(torch.full((1, 2), 1e9)).max()) == 8.0
 
 
 def test_an_unknown_id_reads_as_zeros():

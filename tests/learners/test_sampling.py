@@ -26,6 +26,30 @@ def test_negatives_do_not_depend_on_how_the_stream_is_cut(values, data):
             assert not drawn
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=60), st.integers(1, 12), st.integers(1, 30))
+def test_popularity_is_counted_in_the_window_before_each_positive(values, capacity, cut):
+    sampler = RecentPopularity(capacity, seed=3)
+    drawn = [sampler.draw(np.array(values[at : at + cut], object), 2) for at in range(0, len(values), cut)]
+    for i, positive in enumerate(values):
+        before = values[max(0, i - capacity) : i]
+        kinds = len(set(before)) + 1
+        part, row = drawn[i // cut], i % cut
+        shown = [positive, *part.values[row]]
+        for j, value in enumerate(shown):
+            if j == 0 or part.valid[row, j - 1]:
+                q = (before.count(value) + 1) / (len(before) + kinds)
+                assert part.log_popularity[row, j] == pytest.approx(np.log(q * kinds))
+
+
+def test_values_that_left_the_window_cost_no_memory():
+    sampler = RecentPopularity(100)
+    for start in range(0, 50_000, 50):
+        sampler.draw(np.arange(start, start + 50), 1)
+    assert sum(array.nbytes for array in sampler.state_dict().values()) < 1_000
+    assert len(sampler._counts) < 1_000
+
+
 def test_draws_follow_recent_popularity():
     rng = np.random.default_rng(0)
     sampler = RecentPopularity(20_000, seed=1)

@@ -141,7 +141,8 @@ def test_a_published_version_is_a_warm_start(online, folder):
     inputs, labels, _ = Stream(5).batch()
     np.testing.assert_array_equal(other.predict(inputs), online.predict(inputs))
     other.learn(inputs, 1 - labels)
-    assert other.state_dict()["intercept"] == online.state_dict()["intercept"]
+    moved = other.state_dict()["intercept"] - online.state_dict()["intercept"]
+    assert 0 < abs(moved[0]) <= 1  # it goes on from there
 
 
 def test_an_existing_version_is_not_overwritten(folder, online):

@@ -246,7 +246,7 @@ def test_requests_are_trained_on_as_served_and_their_scores_marked(tmp_path):
     made = requests_to_examples(frame, shelves.Shelf, RequestColumns())
     for start in range(0, 40, 10):
         part = made.groups(start, start + 10)
-        by_hand.learn(part.inputs, part.labels, log_rate=part.log_rate, event_time_us=part.time_us)
+        by_hand.learn(part.inputs, part.labels, None, part.log_rate, part.time_us, part.starts)
     arrays = by_hand.state_dict()
     assert all(array.tobytes() == arrays[name].tobytes() for name, array in one.online.state_dict().items())
 

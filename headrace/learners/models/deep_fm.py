@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from headrace.errors import DeclarationError
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.models.model import Fields, RunningNorm
+from headrace.learners.models.deep_fm_pass import DeepFMPass
+from headrace.learners.models.model import Fields, ZeroHead
 from headrace.learners.optimizers import Adagrad, Adam, Optimizer
 
 
@@ -48,7 +49,7 @@ class DeepFM:
 
 
 class DeepFMNet(nn.Module):
-    """B batch, F id fields, J bags, E = F + J, W = dim + 1, D numbers."""
+    """B batch, F id fields, J bags, E = F + J, W = dim + 1, N = 2 x numbers."""
 
     def __init__(self, model: DeepFM, spec: InputSpec) -> None:
         super().__init__()
@@ -58,19 +59,18 @@ class DeepFMNet(nn.Module):
         self.candidates = [
             spec.id_names.index(bag.candidate) if model.attention and bag.candidate else -1 for bag in spec.bags
         ]
-        embedded, dense = self.id_count + len(spec.bags), len(spec.numbers)
-        self.norm = RunningNorm(dense)
-        self.first_order = nn.Linear(dense, 1)
+        embedded, dense = self.id_count + len(spec.bags), 2 * len(spec.numbers)
+        self.first_order = ZeroHead(dense)
         widths = (embedded * model.dim + dense, *model.hidden)
         layers: list[nn.Module] = []
         for inner, outer in pairwise(widths):
             layers += [nn.Linear(inner, outer), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+        self.mlp = nn.Sequential(*layers, ZeroHead(widths[-1]))
         self.sharpness = nn.Parameter(torch.ones(len(spec.bags)))
 
     def forward(self, fields: Fields) -> Tensor:
         """Logits (B,)."""
-        dense = self.norm(fields.dense)  # (B, D)
+        dense = fields.dense  # (B, N)
         vectors = fields.embedded[..., : self.dim]  # (B, E, dim)
         if max(self.candidates, default=-1) >= 0:
             vectors = self._attend(vectors, fields)  # (B, E, dim)
@@ -79,6 +79,12 @@ class DeepFMNet(nn.Module):
         deep = self.mlp(torch.cat([vectors.flatten(1), dense], dim=1)).squeeze(1)  # (B,)
         logits: Tensor = linear + pairs + deep
         return logits
+
+    def by_hand(self) -> DeepFMPass | None:
+        """This module's pass without autograd; None where it attends, or has other layers."""
+        if type(self) is not DeepFMNet or max(self.candidates, default=-1) >= 0 or not DeepFMPass.fits(self.mlp):
+            return None
+        return DeepFMPass(self.dim, self.mlp, self.first_order)
 
     def _attend(self, vectors: Tensor, fields: Fields) -> Tensor:
         """`vectors` with the mean of each bag that has a candidate replaced by a weighted one."""

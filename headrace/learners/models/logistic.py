@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.models.model import Fields, RunningNorm
+from headrace.learners.models.model import Fields, ZeroHead
 from headrace.learners.optimizers import Adam, Ftrl, Optimizer
 
 
@@ -36,14 +36,13 @@ class Logistic:
 
 
 class LogisticNet(nn.Module):
-    """B batch, E id fields and bags, D numbers."""
+    """B batch, E id fields and bags, N = 2 x numbers."""
 
-    def __init__(self, dense_count: int) -> None:
+    def __init__(self, number_count: int) -> None:
         super().__init__()
-        self.norm = RunningNorm(dense_count)
-        self.linear = nn.Linear(dense_count, 1)
+        self.linear = ZeroHead(2 * number_count)
 
     def forward(self, fields: Fields) -> Tensor:
         """Logits (B,)."""
-        logits: Tensor = fields.embedded[..., 0].sum(1) + self.linear(self.norm(fields.dense)).squeeze(1)  # (B,)
+        logits: Tensor = fields.embedded[..., 0].sum(1) + self.linear(fields.dense).squeeze(1)  # (B,)
         return logits

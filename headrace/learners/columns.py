@@ -1,0 +1,65 @@
+"""Source columns of an `InputSpec`: from answers of views, and from columns of any frame."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import polars as pl
+
+from headrace.errors import SchemaError
+from headrace.features import Answer, Lists
+from headrace.learners.input_spec import Column, as_ids
+from headrace.learners.inputs import PAD
+
+READ_FACTS = {"_found": "int", "_age_s": "float"}
+"""Columns beside the features of a view, and their types: was there a record, and its age in seconds."""
+
+
+def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:
+    """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
+
+    `request` columns are added under their own names. An age is in seconds, NaN where there is no record; an integer
+    feature without a value is PAD.
+    """
+    columns: dict[str, Column] = {}
+    for view, answer in answers.items():
+        for name, column in answer.columns.items():
+            empty = answer.empty.get(name)
+            columns[f"{view}.{name}"] = column if empty is None else np.where(empty, PAD, np.asarray(column))
+        columns[f"{view}._found"] = answer.found
+        columns[f"{view}._age_s"] = np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)
+    return columns | dict(request or {})
+
+
+def column_of(series: pl.Series) -> Column:
+    """A column of a frame as a source column, exact, with missing values marked.
+
+    Integers, booleans and times (microseconds) become int64 with PAD where null, floats float64 with NaN, texts an
+    object array with None, and lists `Lists` of int64 (texts by their hash) or float64.
+
+    Raises:
+        SchemaError: another type, or an integer beyond 64 signed bits.
+    """
+    if isinstance(series.dtype, pl.List | pl.Array):
+        return _lists_of(series)
+    if series.dtype.is_temporal():
+        series = series.cast(pl.Datetime("us")).cast(pl.Int64)
+    if series.dtype.is_float() or series.dtype.is_decimal():
+        return series.cast(pl.Float64).fill_null(np.nan).to_numpy()
+    if series.dtype.is_integer() or series.dtype in (pl.Boolean, pl.Null):
+        try:
+            return series.cast(pl.Int64).fill_null(PAD).to_numpy()
+        except pl.exceptions.InvalidOperationError as exc:
+            raise SchemaError(f"column {series.name}: an integer beyond 64 signed bits; give it as text") from exc
+    if series.dtype in (pl.String, pl.Categorical, pl.Enum):
+        return np.array(series.cast(pl.String).to_list(), dtype=object)
+    raise SchemaError(f"column {series.name}: {series.dtype} is no id and no number; select other columns, or cast it")
+
+
+def _lists_of(series: pl.Series) -> Lists:
+    lists = series.cast(pl.List(series.dtype.inner))  # type: ignore[attr-defined]  # a list or an array has it
+    lengths = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    flat = np.asarray(column_of(lists.list.explode(empty_as_null=False, keep_nulls=False)))
+    flat = flat if flat.dtype.kind == "f" else as_ids(flat)
+    values = np.zeros((len(lengths), int(lengths.max(initial=0))), flat.dtype)
+    values[np.arange(values.shape[1]) < lengths[:, None]] = flat
+    return Lists(values, lengths)

@@ -1,0 +1,146 @@
+"""Running standardisation of a model's numbers: missing values, outliers and drift are handled here, once.
+
+    x (B, D), NaN where missing  ->  (B, 2 D):  z = (x - mean) / sd, 0 where missing  |  1.0 where missing, else 0.0
+
+A missing number takes the mean's place (z = 0) and says so in its indicator, so a feature far from zero keeps its
+scale when some of its values are missing. Statistics are of single rows, not of batches: a row's weight does not
+depend on the size of its batch. They are:
+
+- robust at the start: the first `WARM_ROWS` present values of a feature are kept, and mean and variance are those of
+  the values within `OUTLIER_SDS` robust deviations of their median;
+- robust later: a value further than `OUTLIER_SDS` standard deviations from the mean counts as one at that distance, so
+  one row of 1e9 moves a standard deviation over 100,000 rows by less than 0.5 %, while a feature that has really
+  changed its scale is followed within a few thousand rows;
+- forgetting: a row's weight falls by a factor e every `MEMORY_ROWS` rows that follow it.
+
+Predictions never change the statistics, and a batch is standardised by the rows before it.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import SnapshotError
+from headrace.features.kernels.compile import kernel
+
+CLIP_SDS = 8.0
+"""Standardised values are clipped to this range."""
+OUTLIER_SDS = 30.0
+"""Distance from the mean beyond which a value's influence on the statistics no longer grows."""
+MEMORY_ROWS = 200_000
+"""Rows after which an old row's weight has fallen to 1/e."""
+WARM_ROWS = 64
+"""Present values of a feature that its first statistics are made of."""
+
+_NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+_STATE = ("weight", "mean", "var", "first", "first_count")
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+class Standardizer:
+    """Statistics of D numbers.
+
+    Attributes:
+        weight, mean, var: (D,) float64; `weight` is the effective number of rows, at most `MEMORY_ROWS`.
+        first, first_count: (WARM_ROWS, D) float32 and (D,) int64, the first present values of each number.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.weight = np.zeros(width)
+        self.mean = np.zeros(width)
+        self.var = np.zeros(width)
+        self.first = np.zeros((WARM_ROWS, width), np.float32)
+        self.first_count = np.zeros(width, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.mean)
+
+    def transform(self, x: Floats) -> Floats:
+        """Standardised numbers and missing-value indicators, (B, 2 D) float32, of x (B, D) with NaN where missing.
+
+        A number that was never seen has no scale yet: it is 0.
+        """
+        out = np.empty((len(x), 2 * len(self)), np.float32)
+        _transform(np.ascontiguousarray(x), self.weight, self.mean, self.var, out)
+        return out
+
+    def observe(self, x: Floats) -> None:
+        """Take x (B, D) into the statistics; NaN and infinite values are passed over."""
+        rows = np.ascontiguousarray(x)
+        begin = np.zeros(len(self), np.int64)  # first row of each feature that its first values do not hold
+        for index in np.flatnonzero(self.first_count < WARM_ROWS).tolist():
+            begin[index] = self._warm_up(index, rows[:, index])
+        _observe(rows, begin, self.weight, self.mean, self.var)
+
+    def _warm_up(self, index: int, values: Floats) -> int:
+        """Keep the first values of one feature; returns how many of `values` (B,) were looked at for that."""
+        present = np.flatnonzero(np.isfinite(values))
+        count = int(self.first_count[index])
+        taken = present[: WARM_ROWS - count]
+        if taken.size:
+            self.first[count : count + taken.size, index] = values[taken]
+            self.first_count[index] += taken.size
+            self._start(index)
+        return int(taken[-1]) + 1 if self.first_count[index] == WARM_ROWS else len(values)
+
+    def _start(self, index: int) -> None:
+        """Statistics of one feature from its first values."""
+        values = self.first[: self.first_count[index], index].astype(np.float64)
+        median = np.median(values)
+        distance = np.abs(values - median)
+        # Of the values that differ: a sparse feature's deviation is not zero because most of its values are equal.
+        scale = _NORMAL_MAD * float(np.median(distance[distance > 0])) if (distance > 0).any() else 0.0
+        bounded = np.clip(values, median - OUTLIER_SDS * scale, median + OUTLIER_SDS * scale)
+        self.weight[index], self.mean[index], self.var[index] = len(values), bounded.mean(), bounded.var()
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Copies of all state."""
+        return {name: np.array(getattr(self, name)) for name in _STATE}
+
+    def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Become what `state_dict` came from.
+
+        Raises:
+            SnapshotError: arrays are missing, or are of another number of features.
+        """
+        for name in _STATE:
+            present: NDArray[Any] = getattr(self, name)
+            if name not in arrays or arrays[name].shape != present.shape:
+                found = arrays[name].shape if name in arrays else "no array"
+                raise SnapshotError(f"statistics of the numbers · {name}: {found}, wanted shape {present.shape}")
+            present[:] = arrays[name]
+
+
+@kernel
+def _transform(x: Floats, weight: Doubles, mean: Doubles, var: Doubles, out: Floats) -> None:
+    width = x.shape[1]
+    for j in range(width):
+        # A constant has no scale: what differs from it by rounding alone must stay small.
+        sd = max(math.sqrt(var[j]), 1e-6 * max(abs(mean[j]), 1e-6))
+        for i in range(x.shape[0]):
+            value = np.float64(x[i, j])
+            is_missing = math.isnan(value)
+            out[i, width + j] = 1.0 if is_missing else 0.0
+            out[i, j] = 0.0 if is_missing or weight[j] == 0.0 else min(max((value - mean[j]) / sd, -CLIP_SDS), CLIP_SDS)
+
+
+@kernel
+def _observe(x: Floats, begin: NDArray[np.int64], weight: Doubles, mean: Doubles, var: Doubles) -> None:
+    """Welford's update row by row, from row `begin` (D,) on, with bounded values and exponential forgetting."""
+    for j in range(x.shape[1]):
+        for i in range(begin[j], x.shape[0]):
+            value = np.float64(x[i, j])
+            if not math.isfinite(value):
+                continue
+            # Before a feature has varied, its own size is the only scale there is.
+            bound = OUTLIER_SDS * (math.sqrt(var[j]) if var[j] > 0.0 else max(abs(mean[j]), 1.0))
+            shift = min(max(value - mean[j], -bound), bound)
+            weight[j] = min(weight[j] + 1.0, MEMORY_ROWS)
+            rate = 1.0 / weight[j]
+            mean[j] += rate * shift
+            var[j] = (1.0 - rate) * (var[j] + rate * shift * shift)
