@@ -45,7 +45,7 @@ VIEWS = (MeterLoad, SiteLoad)
 
 
 def write_log(folder: Path, events: int, seed: int) -> pl.DataFrame:
-    """Write readings as Parquet files in `folder`; return them with `_partition` (as a topic) and `_offset`. Watts are whole."""
+    """Write readings as Parquet files in `folder`; return them with `_partition`, of a topic, and `_offset`."""
     rng = np.random.default_rng(seed)
     at_us = START_US + np.sort(rng.integers(0, SPAN_US, events)) + rng.integers(0, LATE_US, events)
     frame = pl.DataFrame(

@@ -156,7 +156,6 @@ def test_verify_and_replay_are_not_confused(store):
     log = frame.with_columns(pl.lit("beats/0").alias("_partition"), pl.int_range(pl.len()).alias("_offset"))
     assert verify(Heart, log, store, now_us=NOON_US + 50_000_000).ok
     before = metric()
-    replay(
-        Heart, frame, pl.DataFrame({"heart": [1, 2], "event_time": [moment(NOON_US + 50_000_000)] * 2}), chunk_rows=3
-    )
+    spine = pl.DataFrame({"heart": [1, 2], "event_time": [moment(NOON_US + 50_000_000)] * 2})
+    replay(Heart, frame, spine, chunk_rows=3)
     assert metric() == before

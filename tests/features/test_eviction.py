@@ -196,16 +196,19 @@ def test_a_full_redis_and_a_replica_are_typed_errors(server, client, tmp_path):
 def test_a_failed_save_is_a_typed_error(tmp_path):
     """The folder that Redis saves in is gone, as a full disk would be: it takes no writes until it can save again."""
     plan, folder = plan_of(Lasting), tmp_path / "gone"
-    with EmbeddedRedis(folder, aof=False) as server, redis.Redis.from_url(server.url) as client:
-        with OnlineStore.open(server.url, shards=1) as store:
-            client.config_set("save", "1 1")
-            shutil.rmtree(folder)
-            client.set("any", 1)
-            with contextlib.suppress(redis.RedisError):
-                client.bgsave()
-            deadline_s = time.monotonic() + 20
-            while client.info("persistence")["rdb_last_bgsave_status"] == "ok" and time.monotonic() < deadline_s:
-                time.sleep(0.02)
-            with pytest.raises(StoreUnavailableError, match="cannot write to its disk"):
-                store.flush(plan, [one_record()])
-            assert store.fence(plan, 0) == Fence()
+    with (
+        EmbeddedRedis(folder, aof=False) as server,
+        redis.Redis.from_url(server.url) as client,
+        OnlineStore.open(server.url, shards=1) as store,
+    ):
+        client.config_set("save", "1 1")
+        shutil.rmtree(folder)
+        client.set("any", 1)
+        with contextlib.suppress(redis.RedisError):
+            client.bgsave()
+        deadline_s = time.monotonic() + 20
+        while client.info("persistence")["rdb_last_bgsave_status"] == "ok" and time.monotonic() < deadline_s:
+            time.sleep(0.02)
+        with pytest.raises(StoreUnavailableError, match="cannot write to its disk"):
+            store.flush(plan, [one_record()])
+        assert store.fence(plan, 0) == Fence()
