@@ -64,7 +64,7 @@ class Uses:
     @property
     def examples(self) -> int:
         """B."""
-        return self.runs.shape[1]
+        return int(self.runs.shape[1])
 
     def differs(self, other: "Uses") -> Ints:
         """Examples, ascending, of which an id has another row in `other`, a lookup of the same batch."""

@@ -19,7 +19,8 @@ class Network:
     def __init__(self, module: torch.nn.Module, lookup: Lookup) -> None:
         self._module = module
         self._lookup = lookup
-        self._pass: Any = module.by_hand() if hasattr(module, "by_hand") else None
+        make_pass: Any = getattr(module, "by_hand", None)
+        self._pass: Any = make_pass() if make_pass else None
         self._fields: Fields | None = None
         self._embedded: Floats | None = None
         self._logits: torch.Tensor | None = None
@@ -86,4 +87,5 @@ def _present(part: torch.Tensor) -> torch.Tensor:
 def sigmoid(logits: Floats) -> NDArray[np.float32]:
     """Probabilities of logits, without overflow."""
     half = np.float32(0.5)
-    return half * (np.float32(1.0) + np.tanh(half * logits))
+    probabilities: Floats = half * (np.float32(1.0) + np.tanh(half * logits))
+    return probabilities
