@@ -48,6 +48,15 @@ def part(function: Callable[P, R]) -> Callable[P, R]:
     return cast("Callable[P, R]", _compiled(function, _nrt=False, forceinline=True))
 
 
+def interpreted(compiled: Callable[P, R]) -> Callable[P, R]:
+    """The function of a kernel, run by Python.
+
+    For the few calls that a declaration makes: the first compiled call of a process takes 0.6 s, in which numba loads
+    its registries.
+    """
+    return cast("Callable[P, R]", cast("Any", compiled).py_func)
+
+
 @intrinsic
 def prefetch(_context: Any, array: Any, index: Any) -> Any:
     """In a kernel: have the element `index`, counted flat, of a C-contiguous array fetched ahead of its use."""
