@@ -242,4 +242,7 @@ def test_models_list_and_show_without_models(tmp_path):
     done = headrace("models", "show", HEADRACE_MODEL_DIR=str(tmp_path / "models"))
     assert done.code == 1
     assert "no model in" in done.err
+    done = headrace("models", "show", "7", HEADRACE_MODEL_DIR=str(tmp_path / "models"))
+    assert (done.code, done.out) == (1, "")
+    assert f"no model 7 in {tmp_path}/models: it has none" in done.err
     assert orjson.loads(headrace("models", "list", "--json", HEADRACE_MODEL_DIR=str(tmp_path / "models")).out) == []
