@@ -16,6 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from headrace.kernel_cache import compile_once
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Ints: TypeAlias = NDArray[np.int64]
@@ -145,4 +147,4 @@ def _compiled(function: Callable[..., Any], **flags: bool) -> Any:
     # Numba's cache looks at the file of the function alone: a part that changed in another file would live on in it.
     cache_file = compiled._cache._cache_file  # noqa: SLF001
     cache_file._source_stamp = (cache_file._source_stamp, _SOURCES)  # noqa: SLF001
-    return compiled
+    return compile_once(compiled)
