@@ -221,6 +221,10 @@ def models_show(version: Annotated[int | None, typer.Argument(help="Default: the
     version = directory.latest() if version is None else version
     if version is None:
         raise ConfigError(f"no model in {directory.path}: run pipelines.train, or set HEADRACE_MODEL_DIR")
+    versions = directory.versions()
+    if version not in versions:
+        listed = f"it has {versions[0]} to {versions[-1]}" if versions else "it has none"
+        raise ConfigError(f"no model {version} in {directory.path}: {listed}; see `headrace models list`")
     typer.echo(orjson.dumps(asdict(directory.manifest(version)), option=orjson.OPT_INDENT_2))
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+import xxhash
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
@@ -167,7 +168,7 @@ class EventReader:
         self._numbers = builder.numbers.expressions[event]
         self._bits = builder.bits.expressions[event]
         self._kinds = builder.bits.kinds
-        self._seed = hash_text([event.__name__]).view(np.uint64)[0]
+        self._seed = np.uint64(xxhash.xxh64_intdigest(event.__name__.encode()))
         self._always = [column for column in self._flags if builder.flags.texts[column].startswith("all @")]
         parts = [pl.col(name) for name in entity]
         self._select = [

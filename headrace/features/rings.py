@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.features.kernels.bit_columns import SPARE
-from headrace.features.kernels.cells import FIRST, MAX, TAKES_BITS, WIDTH
-from headrace.features.kernels.compile import Floats, Int, Ints
+from headrace.features.kernels.cells import FIRST, MAX, TAKES_BITS, WIDTH, start_value
+from headrace.features.kernels.compile import Floats, Int, Ints, interpreted
 from headrace.features.kernels.ring_packing import pack_ring
 from headrace.features.kernels.ring_unpacking import unpack_ring
-from headrace.features.kernels.rings import EMPTY, clear_cells, most_tiles, run_number_ring, run_ring
+from headrace.features.kernels.rings import EMPTY, most_tiles, run_number_ring, run_ring
 from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
 from headrace.features.states import Blocks
 from headrace.features.windows import Window
@@ -42,7 +42,8 @@ class RingGroup:
     def of(cls, window: Window, items: NDArray[np.int64], params: NDArray[np.float64], text: str) -> "RingGroup":
         """A ring without a donor."""
         starts = np.empty(sum(WIDTH[code] for code in items[:, 0].tolist()), np.float64)
-        clear_cells(items, starts)
+        for code, first, *_ in items.tolist():
+            starts[first : first + WIDTH[code]] = [interpreted(start_value)(code, j) for j in range(WIDTH[code])]
         return cls(window, items, params, text, starts)
 
     def linked(self, earlier: Sequence[Group]) -> "RingGroup":

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import polars as pl
+import xxhash
 
 from headrace.errors import DeclarationError, SchemaError
 from headrace.features.aggregation import Aggregation
@@ -24,7 +24,6 @@ from headrace.features.answer import Feature
 from headrace.features.binding import LayoutBuilder
 from headrace.features.event_rows import EventReader, Rows
 from headrace.features.expressions import request_types
-from headrace.features.kernels.text_pool import hash_text
 from headrace.features.layout import Layout
 from headrace.features.windows import SECOND_US, parse_span_s, written_span
 from headrace.schemas import Event, spec_of
@@ -241,7 +240,7 @@ def _plan(
         sources=sources,
         features=tuple(builder.features),
         layout=layout,
-        fingerprint=f"{int(hash_text([layout.text]).view(np.uint64)[0]):016x}",
+        fingerprint=xxhash.xxh64_hexdigest(layout.text.encode()),
         ttl_us=None if ttl is None else _ttl_us(name, ttl, builder.spans, layout.dedupe_us),
         readers={event: EventReader(name, event, keys, key_dtype, builder, layout) for event in sources},
         declared_in=_place(view),

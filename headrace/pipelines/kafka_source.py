@@ -78,9 +78,9 @@ class KafkaSource:
 
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
     start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (what comes from now on),
-    a moment of append (a naive datetime is UTC), an offset, or an offset for each partition by name; "stored": such a
-    partition is an error, so that a store which has lost its offsets is not filled anew unasked. None is "earliest" as
-    well, but refused where a reader was filled from files of the topic.
+    a moment of append (a naive datetime is UTC), an offset, or an offset for each partition by name, others being read
+    from their earliest; "stored": such a partition is an error, so that a store which has lost its offsets is not
+    filled anew unasked. None is "earliest" as well, but refused where a reader was filled from files of the topic.
     `config` is passed to librdkafka (TLS, SASL).
 
     Raises:

@@ -206,7 +206,7 @@ def _local(path: str, topic: str | None) -> Found:
         return Found([_local_file(*one, is_archived=True) for one in zip(kept, names, strict=True)], ends)
     fixed = Path(*itertools.takewhile(lambda part: not _MAGIC & set(part), plain.parts))
     if fixed == plain:
-        raise SourceError(_nothing(shown_url(path), plain.exists()))
+        raise SourceError(_nothing(shown_url(path), plain.exists(), is_folder=plain.is_dir()))
     files = sorted(file for file in fixed.glob(str(plain.relative_to(fixed))) if file.is_file())
     return Found(_not_empty([_local_file(file, _name_below(file, fixed)) for file in files], shown_url(path)), {})
 
@@ -321,5 +321,9 @@ def _refusals(shown: str, url: str) -> Iterator[None]:
         raise SourceError(f"{shown} cannot be read: {reason}") from (None if has_secrets(url) else exc)
 
 
-def _nothing(path: str, exists: bool) -> str:
-    return f"{path} is a folder; add a pattern, as in {path}/*.parquet" if exists else f"file {path} does not exist"
+def _nothing(path: str, exists: bool, *, is_folder: bool = True) -> str:
+    if not exists:
+        return f"file {path} does not exist"
+    if not is_folder:
+        return f"{path} is a pipe or device; write what it gives to a file first"
+    return f"{path} is a folder; add a pattern, as in {path}/*.parquet"

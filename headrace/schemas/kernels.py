@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.kernel_cache import compile_once
 from headrace.schemas.program import BYTES, DECIMAL, END, FIXED, LIST, OP, SLOT, SLOT_END, TEXT
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
@@ -27,12 +28,12 @@ def kernel(function: Kernel) -> Kernel:
     Counting the references of array arguments took four fifths of a decode (measured); so kernels get their scratch
     arrays from outside, and make none.
     """
-    return cast("Kernel", numba.njit(cache=True, nogil=True, _nrt=False)(function))
+    return cast("Kernel", compile_once(numba.njit(cache=True, nogil=True, _nrt=False)(function)))
 
 
 def part(function: Kernel) -> Kernel:
     """A kernel that is compiled into its callers: a call would pass some thirty numbers for the arrays."""
-    return cast("Kernel", numba.njit(cache=True, nogil=True, _nrt=False, forceinline=True)(function))
+    return cast("Kernel", compile_once(numba.njit(cache=True, nogil=True, _nrt=False, forceinline=True)(function)))
 
 
 @part

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import redis.exceptions as theirs
 
+from headrace import Count, FeatureView
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
 from headrace.features import fences, plan_of
 from headrace.features.fences import Fence, ShardWrite
@@ -26,6 +27,12 @@ from tests.faults import Wire
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame
 
 PLAN = plan_of(MeterLoad)
+
+
+class KeptLoad(FeatureView, source=Reading, entity="meter", ttl="1h"):
+    """Kept for an hour."""
+
+    readings = Count(windows="lifetime")
 
 
 @pytest.fixture
@@ -127,11 +134,11 @@ def test_thousands_of_partitions_fit_a_flush(store):
 
 def test_records_of_a_view_with_ttl_expire(store, store_url):
     """The record gets the ttl, the fence none."""
-    plan = plan_of(BriefLoad)
+    plan = plan_of(KeptLoad)
     store.flush(plan, [write(7, 0, texts=[b"1"], blobs=[b"x"])])
     with RedisLink(store_url) as link:
-        prefix = f"hr:{{7}}:brief_load:{plan.version}"
-        assert 0 < link.client.pttl(f"{prefix}:1") <= 1_000
+        prefix = f"hr:{{7}}:kept_load:{plan.version}"
+        assert 0 < link.client.pttl(f"{prefix}:1") <= 3_600_000
         assert link.client.pttl(f"{prefix}!fence") == -1
 
 

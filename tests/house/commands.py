@@ -3,9 +3,13 @@
 A plain start costs seconds of imports; a fork of a process that has only imported, and started no thread, costs none.
 """
 
+import atexit
+import functools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +26,7 @@ from numba.core.registry import cpu_target
 cpu_target.target_context.refresh()  # what the first kernel of a process loads, a second's work
 
 for line in sys.stdin:
-    words, environment, cwd, limit_s, bytes_max, out, err = json.loads(line)
+    words, environment, cwd, limit_s, bytes_max, stdin, out, err = json.loads(line)
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -30,7 +34,7 @@ for line in sys.stdin:
         continue
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    os.dup2(os.open(stdin, os.O_RDONLY), 0)
     signal.alarm(limit_s)
     if bytes_max is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_max, bytes_max))
@@ -56,12 +60,14 @@ class Ask:
     """One command: its words, and what its environment has besides.
 
     `limit_s`: seconds after which it is ended. `file_bytes_max`: no file may get longer, as on a disk that is full.
+    `text`: what it reads from stdin.
     """
 
     words: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     limit_s: int = 60
     file_bytes_max: int | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +81,10 @@ class Ran:
 
 
 class Commands:
-    """Runs commands; what they print goes through two files in `folder`. A context manager."""
+    """Runs commands; what they read and print goes through three files in `folder`. A context manager."""
 
     def __init__(self, folder: Path) -> None:
-        self._files = (str(folder / "out"), str(folder / "err"))
+        self._files = [folder / name for name in ("in", "out", "err")]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
         self._process = subprocess.Popen(
             [sys.executable, "-c", _DRIVER],
@@ -92,11 +98,14 @@ class Commands:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         more = {**environment, **ask.environment}
-        line = orjson.dumps([list(ask.words), more, str(cwd), ask.limit_s, ask.file_bytes_max, *self._files])
+        stdin, *outputs = self._files
+        stdin.write_text(ask.text)
+        paths = map(str, self._files)
+        line = orjson.dumps([list(ask.words), more, str(cwd), ask.limit_s, ask.file_bytes_max, *paths])
         self._process.stdin.write(line + b"\n")
         self._process.stdin.flush()
         code = orjson.loads(self._process.stdout.readline())
-        out, err = (Path(path).read_text(errors="replace") for path in self._files)
+        out, err = (path.read_text(errors="replace") for path in outputs)
         return Ran(ask.words, code, out, err)
 
     def __enter__(self) -> Self:
@@ -104,3 +113,21 @@ class Commands:
 
     def __exit__(self, *exc: object) -> None:
         self._process.communicate()
+
+
+def headrace(*words: str, cwd: Path, text: str = "", **environment: str) -> Ran:
+    """Run one command in `cwd`, forked from a process that this one starts at the first call."""
+    return _shared().run(Ask(words, environment, limit_s=120, text=text), cwd)
+
+
+@functools.cache
+def _shared() -> Commands:
+    folder = Path(tempfile.mkdtemp(prefix="headrace-commands-"))
+    commands = Commands(folder)
+
+    def end() -> None:
+        commands.__exit__()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    return commands

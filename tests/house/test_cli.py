@@ -1,6 +1,5 @@
 """The command line as a person uses it: real processes, data on stdout, words on stderr, exit codes."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,19 +19,13 @@ from headrace.pipelines import EventBatch, Materializer
 from pipelines.demo import LOG, load
 from schemas.retail import Engagement
 from tests.features.test_expressions import Sale, Shop, sales
+from tests.house import commands
+from tests.house.commands import Ran
 from tests.meters import Reading, SiteKind, log_frame
 
 
-def headrace(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-    return subprocess.run(
-        [sys.executable, "-m", "headrace.cli", *arguments],
-        cwd=cwd or LOG.parent.parent,
-        env={**clean, "NO_COLOR": "1", "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+def headrace(*arguments: str, cwd: Path = LOG.parent.parent, **environment: str) -> Ran:
+    return commands.headrace(*arguments, cwd=cwd, **environment)
 
 
 @pytest.fixture
@@ -52,8 +45,8 @@ def test_get_prints_json(stored):
         *("get", "features.customer:CustomerActivity", "13085", "1", "--store", stored),
         *("--now", "2009-12-09T08:00:00", "--json"),
     )
-    assert done.returncode == 0, done.stderr
-    known, unknown = orjson.loads(done.stdout)
+    assert done.code == 0, done.err
+    known, unknown = orjson.loads(done.out)
     lines = load()[:5_000].filter(col("customer_id") == 13085)
     assert known["customer_id"] == 13085
     assert known["bought_30d"] == lines.filter(col("action") == "purchase").height > 0
@@ -78,12 +71,12 @@ def test_get_takes_fields_of_the_request(redis_url):
     get = ("get", "tests.features.test_expressions:Shop", "1", "2", "--now", "2026-01-01T02:00:00", *options)
     fields = ("--request", "price=7.0", "--request", "code=SEK")
     done = headrace(*get, *fields)
-    assert done.returncode == 0, done.stderr
-    assert [(row["is_dear"], row["is_home"], row["mean_24h"]) for row in orjson.loads(done.stdout)] == [
+    assert done.code == 0, done.err
+    assert [(row["is_dear"], row["is_home"], row["mean_24h"]) for row in orjson.loads(done.out)] == [
         (1, 1, 3.0),
         (0, 0, 4.0),
     ]
-    assert [row["is_dear"] for row in orjson.loads(headrace(*get).stdout)] == [None, None]
+    assert [row["is_dear"] for row in orjson.loads(headrace(*get).out)] == [None, None]
     wrong = {
         ("--request", "price=much", "--request", "code=SEK"): "request field price 'much' is no Float64",
         ("--request", "price=7.0"): "request field code is missing; write code=value too",
@@ -92,8 +85,8 @@ def test_get_takes_fields_of_the_request(redis_url):
     }
     for words, message in wrong.items():
         done = headrace(*get, *words)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert message in done.stderr
+        assert (done.code, done.out) == (1, "")
+        assert message in done.err
 
 
 def test_get_says_which_records_are_ahead_of_the_moment(redis_url):
@@ -101,8 +94,8 @@ def test_get_says_which_records_are_ahead_of_the_moment(redis_url):
     options = stored_of(redis_url, Shop, Sale, sales())
     for now, expected in {"01:00:00": ["ahead", "ahead"], "01:00:01": ["fresh", "ahead"]}.items():
         words = ("get", "tests.features.test_expressions:Shop", "1", "2", "--now", f"2026-01-01T{now}")
-        assert [row["_status"] for row in orjson.loads(headrace(*words, *options).stdout)] == expected
-        assert "ahead" in headrace(*words, *options[:-1]).stdout
+        assert [row["_status"] for row in orjson.loads(headrace(*words, *options).out)] == expected
+        assert "ahead" in headrace(*words, *options[:-1]).out
 
 
 def test_get_takes_composite_keys_whose_values_hold_a_comma(redis_url):
@@ -115,10 +108,10 @@ def test_get_takes_composite_keys_whose_values_hold_a_comma(redis_url):
     options = stored_of(redis_url, SiteKind, Reading, frame)
     get = ("get", "tests.meters:SiteKind")
     done = headrace(*get, '["a,b", "heat"]', "c,heat", '["d",heat', *options)
-    assert done.returncode == 0, done.stderr
-    assert [row["readings_lifetime"] for row in orjson.loads(done.stdout)] == [1, 1, 1]
+    assert done.code == 0, done.err
+    assert [row["readings_lifetime"] for row in orjson.loads(done.out)] == [1, 1, 1]
     done = headrace(*get, "a,b,heat", *options)
-    assert """key 'a,b,heat': write site,kind, or ["<site>", "<kind>"] where a value holds a comma""" in done.stderr
+    assert """key 'a,b,heat': write site,kind, or ["<site>", "<kind>"] where a value holds a comma""" in done.err
 
 
 def test_get_starts_without_heavy_packages(stored):
@@ -165,34 +158,34 @@ def test_get_starts_without_heavy_packages(stored):
 def test_wrong_words_are_one_line(stored, arguments, message):
     """A mistake is one line on stderr that names it, exit code 1, no traceback."""
     done = headrace(*arguments, HEADRACE_REDIS_URL=stored)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stdout == ""
+    assert done.code == 1
+    assert message in done.err
+    assert "Traceback" not in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert done.out == ""
 
 
 def test_redis_that_is_down_is_one_line():
     """The error names the address and what to check."""
     port = free_port()
     done = headrace("get", "features.customer:CustomerActivity", "1", "--store", f"redis://127.0.0.1:{port}")
-    assert done.returncode == 1
-    assert f"127.0.0.1:{port}" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.code == 1
+    assert f"127.0.0.1:{port}" in done.err
+    assert len(done.err.strip().splitlines()) == 1
 
 
 def test_setting_that_does_not_fit_is_named():
     """A bad environment variable is named with its value."""
     done = headrace("features", "list", HEADRACE_SHARDS="many")
-    assert done.returncode == 1
-    assert "HEADRACE_SHARDS='many'" in done.stderr
+    assert done.code == 1
+    assert "HEADRACE_SHARDS='many'" in done.err
 
 
 def test_features_list_and_show():
     """Views are found in the project's folder and described."""
-    views = orjson.loads(headrace("features", "list", "--json").stdout)
+    views = orjson.loads(headrace("features", "list", "--json").out)
     assert [view["view"] for view in views] == ["features.customer:CustomerActivity", "features.item:ItemActivity"]
-    shown = orjson.loads(headrace("features", "show", "features.item:ItemActivity", "--json").stdout)
+    shown = orjson.loads(headrace("features", "show", "features.item:ItemActivity", "--json").out)
     assert "item_activity.bought_7d" in [feature["feature"] for feature in shown]
 
 
@@ -205,7 +198,7 @@ def test_replay_writes_the_training_set(tmp_path):
         *("replay", "features.item:ItemActivity", "--events", str(tmp_path / "log.parquet")),
         *("--spine", str(tmp_path / "spine.parquet"), "--out", str(tmp_path / "out.parquet")),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     out = pl.read_parquet(tmp_path / "out.parquet")
     assert out.height == len(range(0, 2_000, 7))
     assert out["item_activity.bought_1d"].sum() > 0
@@ -220,17 +213,17 @@ def test_spine_without_the_entity_is_one_line(tmp_path):
         *("replay", "features.item:ItemActivity", "--events", str(tmp_path / "log.parquet")),
         *("--spine", str(tmp_path / "spine.parquet"), "--out", str(tmp_path / "out.parquet")),
     )
-    assert done.returncode == 1
-    assert "item_activity" in done.stderr
-    assert "'item_id'" in done.stderr
-    assert "country" in done.stderr
+    assert done.code == 1
+    assert "item_activity" in done.err
+    assert "'item_id'" in done.err
+    assert "country" in done.err
 
 
 def test_doctor_names_what_is_missing_and_what_to_do(redis_url):
     """Doctor finds Redis, misses the broker, and says how to go on."""
     done = headrace("doctor", "--json", HEADRACE_REDIS_URL=redis_url, HEADRACE_BROKERS=f"127.0.0.1:{free_port()}")
-    assert done.returncode == 0, done.stderr
-    findings = {finding["name"]: finding for finding in orjson.loads(done.stdout)}
+    assert done.code == 0, done.err
+    findings = {finding["name"]: finding for finding in orjson.loads(done.out)}
     assert findings["redis"]["state"] == "good"
     assert findings["broker"]["state"] == "note"
     assert "HEADRACE_BROKERS" in findings["broker"]["advice"]
@@ -240,13 +233,16 @@ def test_doctor_names_what_is_missing_and_what_to_do(redis_url):
 def test_health_of_a_silent_job_is_bad(redis_url):
     """A job that shows no status is not well."""
     done = headrace("health", "train", HEADRACE_REDIS_URL=redis_url)
-    assert done.returncode == 1
-    assert "train: shows no status" in done.stderr
+    assert done.code == 1
+    assert "train: shows no status" in done.err
 
 
 def test_models_list_and_show_without_models(tmp_path):
     """No model yet is said, not shown as a traceback."""
     done = headrace("models", "show", HEADRACE_MODEL_DIR=str(tmp_path / "models"))
-    assert done.returncode == 1
-    assert "no model in" in done.stderr
-    assert orjson.loads(headrace("models", "list", "--json", HEADRACE_MODEL_DIR=str(tmp_path / "models")).stdout) == []
+    assert done.code == 1
+    assert "no model in" in done.err
+    done = headrace("models", "show", "7", HEADRACE_MODEL_DIR=str(tmp_path / "models"))
+    assert (done.code, done.out) == (1, "")
+    assert f"no model 7 in {tmp_path}/models: it has none" in done.err
+    assert orjson.loads(headrace("models", "list", "--json", HEADRACE_MODEL_DIR=str(tmp_path / "models")).out) == []

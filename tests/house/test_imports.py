@@ -17,7 +17,17 @@ ROOMS = {
     "serving": {"schemas", "features", "learners", "serving", "local"},
     "local": {"local"},
 }
-SHARED = {"errors", "clock", "kafka_clients", "listening", "redaction", "settings", "stack_state", "telemetry"}
+SHARED = {
+    "errors",
+    "clock",
+    "kafka_clients",
+    "kernel_cache",
+    "listening",
+    "redaction",
+    "settings",
+    "stack_state",
+    "telemetry",
+}
 DOMAIN = re.compile(r"(users?|items?)_ids?|(customer|purchase|click|shop|basket)s?(_\w+)?", re.IGNORECASE)
 
 

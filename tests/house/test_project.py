@@ -1,8 +1,6 @@
 """Finding a project, loading from it, and starting a new one."""
 
-import os
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 from headrace import project
 from headrace.errors import ConfigError
 from headrace.settings import Settings
+from tests.house.commands import headrace
 
 
 @pytest.fixture
@@ -183,14 +182,7 @@ BROKEN = {
 
 
 def command(root, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "headrace.cli", *words],
-        cwd=root,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "300"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    return headrace(*words, cwd=root)
 
 
 def written(root, files):
@@ -210,36 +202,36 @@ def test_a_broken_module_does_not_hide_the_others(tmp_path, kind):
     text, words = BROKEN[kind]
     root = written(tmp_path / "p", {**PROJECT, "features/bad.py": text})
     done = command(root, "features", "list")
-    assert done.returncode == 1
-    assert "features.good:Good" in done.stdout
-    assert re.search(f"error: module features.bad cannot be imported: {words}", done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == 1
+    assert "features.good:Good" in done.out
+    assert re.search(f"error: module features.bad cannot be imported: {words}", done.err), done.err
+    assert "Traceback" not in done.err
     done = command(root, "features", "list", "--json")
-    assert [row["view"] for row in orjson.loads(done.stdout)] == ["features.good:Good"]
-    assert done.returncode == 1
+    assert [row["view"] for row in orjson.loads(done.out)] == ["features.good:Good"]
+    assert done.code == 1
 
 
 def test_a_broken_module_of_events_does_not_hide_the_others(tmp_path):
     """`schemas lock` and `check` do what they can; locks of what is not seen are not called stale."""
     other = PROJECT["schemas/ev.py"].replace("class Ev(", "class Other(")
     root = written(tmp_path / "p", {**PROJECT, "schemas/other.py": other})
-    assert command(root, "schemas", "lock").returncode == 0
+    assert command(root, "schemas", "lock").code == 0
     (root / "schemas" / "other.py").write_text("import no_such_package_at_all")
     for words in (("schemas", "check"), ("schemas", "lock")):
         done = command(root, *words)
-        assert done.returncode == 1
-        assert re.search(r"module schemas.other cannot be imported: .*other\.py:1: ModuleNotFoundError", done.stderr)
-        assert "stale" not in done.stdout
-    assert "Ev.avsc" in done.stderr
+        assert done.code == 1
+        assert re.search(r"module schemas.other cannot be imported: .*other\.py:1: ModuleNotFoundError", done.err)
+        assert "stale" not in done.out
+    assert "Ev.avsc" in done.err
 
 
 def test_two_views_of_one_name_in_a_project_are_told(tmp_path):
     root = written(tmp_path / "p", {**PROJECT, "features/second.py": PROJECT["features/good.py"]})
     done = command(root, "features", "list")
-    assert done.returncode == 1
-    assert "features.good:Good" in done.stdout
-    assert "features.second:Good" in done.stdout
-    assert "features.good:Good and features.second:Good have one name, 'good'" in done.stderr
+    assert done.code == 1
+    assert "features.good:Good" in done.out
+    assert "features.second:Good" in done.out
+    assert "features.good:Good and features.second:Good have one name, 'good'" in done.err
 
 
 def test_adopt_takes_a_name_over(tmp_path, redis_url):
@@ -248,12 +240,12 @@ def test_adopt_takes_a_name_over(tmp_path, redis_url):
     (root / "log.jsonl").write_text('{"eid": "a", "event_time": "2026-01-01T00:00:00Z", "user": 1}\n')
     words = ("--events", str(root / "log.jsonl"), "--store", redis_url, "--no-handover")
     done = command(root, "backfill", "features.good:Good", *words)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     (root / "features" / "moved.py").write_text(PROJECT["features/good.py"].replace('"1h"', '"2h"'))
     done = command(root, "backfill", "features.moved:Good", *words)
-    assert done.returncode == 1
-    assert "run `headrace features adopt features.moved:Good`" in done.stderr
+    assert done.code == 1
+    assert "run `headrace features adopt features.moved:Good`" in done.err
     done = command(root, "features", "adopt", "features.moved:Good", "--store", redis_url)
-    assert "good: owned by features.moved:Good, before by features.good:Good" in done.stderr
+    assert "good: owned by features.moved:Good, before by features.good:Good" in done.err
     done = command(root, "backfill", "features.moved:Good", *words)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err

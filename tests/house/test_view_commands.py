@@ -20,6 +20,7 @@ from headrace.local import EmbeddedBroker
 from headrace.pipelines import EventBatch, ShardSet, TopicWriter, create_topics
 from pipelines.demo import load
 from schemas.retail import Engagement
+from tests.house import commands
 
 VIEW = "features.customer:CustomerActivity"
 ITEMS = "features.item:ItemActivity"
@@ -38,9 +39,8 @@ def start(repo, *arguments, **environment):
 
 
 def headrace(repo, *arguments, **environment):
-    process = start(repo, *arguments, **environment)
-    out, words = process.communicate(timeout=120)
-    return process.returncode, out, words
+    ran = commands.headrace(*arguments, cwd=repo, **environment)
+    return ran.code, ran.out, ran.err
 
 
 @pytest.fixture

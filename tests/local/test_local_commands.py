@@ -13,6 +13,7 @@ from confluent_kafka import Producer
 
 from headrace import project
 from headrace.stack_state import FOLDER, read_state
+from tests.house import commands
 from tests.local.processes import wait_until_gone
 
 REPO = Path(__file__).parents[2]
@@ -31,13 +32,12 @@ def start(root: Path, *arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=root, env=environment(), **pipes, **options)
 
 
-def headrace(root: Path, *arguments: str, text: str | None = None, code: int = 0) -> tuple[str, str]:
+def headrace(root: Path, *arguments: str, text: str = "", code: int = 0) -> tuple[str, str]:
     """(stdout, stderr) of a command that ends with exit code `code`."""
-    process = start(root, *arguments, stdin=subprocess.PIPE)
-    output, errors = process.communicate(text, timeout=120)
-    assert process.returncode == code, (arguments, process.returncode, output, errors)
-    assert "Traceback" not in errors
-    return output, errors
+    ran = commands.headrace(*arguments, cwd=root, text=text)
+    assert ran.code == code, ran
+    assert "Traceback" not in ran.err
+    return ran.out, ran.err
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from datetime import datetime
 
 import fastavro
@@ -148,6 +149,11 @@ def a_folder(folder):
     return folder, "is a folder; add a pattern"
 
 
+def a_pipe(folder):
+    os.mkfifo(folder / "e.jsonl")
+    return folder / "e.jsonl", "e.jsonl is a pipe or device; write what it gives to a file first"
+
+
 def no_bytes(folder):
     (folder / "e.parquet").write_bytes(b"")
     return folder / "e.parquet", "e.parquet is empty"
@@ -175,7 +181,7 @@ def no_reader(folder):
 
 @pytest.mark.parametrize(
     "case",
-    [missing, no_match, a_folder, no_bytes, no_rows, no_lines, not_parquet, no_reader],
+    [missing, no_match, a_folder, a_pipe, no_bytes, no_rows, no_lines, not_parquet, no_reader],
     ids=lambda case: case.__name__,
 )
 def test_a_file_that_cannot_be_used_is_one_error_that_names_it(tmp_path, case):

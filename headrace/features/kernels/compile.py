@@ -16,6 +16,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from headrace.kernel_cache import compile_once
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Ints: TypeAlias = NDArray[np.int64]
@@ -46,6 +48,15 @@ def lean_kernel(function: Callable[P, R]) -> Callable[P, R]:
 def part(function: Callable[P, R]) -> Callable[P, R]:
     """A lean kernel that is compiled into its callers: for what they do once an event or a byte."""
     return cast("Callable[P, R]", _compiled(function, _nrt=False, forceinline=True))
+
+
+def interpreted(compiled: Callable[P, R]) -> Callable[P, R]:
+    """The function of a kernel, run by Python.
+
+    For the few calls that a declaration makes: the first compiled call of a process takes 0.6 s, in which numba loads
+    its registries.
+    """
+    return cast("Callable[P, R]", cast("Any", compiled).py_func)
 
 
 @intrinsic
@@ -136,4 +147,4 @@ def _compiled(function: Callable[..., Any], **flags: bool) -> Any:
     # Numba's cache looks at the file of the function alone: a part that changed in another file would live on in it.
     cache_file = compiled._cache._cache_file  # noqa: SLF001
     cache_file._source_stamp = (cache_file._source_stamp, _SOURCES)  # noqa: SLF001
-    return compiled
+    return compile_once(compiled)

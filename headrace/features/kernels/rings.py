@@ -269,12 +269,6 @@ def _merge_tile(floats: Floats, at: Int, items: Ints, params: Floats | None, out
 
 
 @lean_kernel
-def clear_cells(items: Ints, out: Floats) -> None:
-    """Fill out (k,) with empty cells."""
-    _clear_tile(out, 0, items)
-
-
-@lean_kernel
 def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints, older: Ints) -> None:
     """Keep each row's newest event time; a read copies it to out[ops[i]].
 
