@@ -82,9 +82,6 @@ def test_mixed_versions_are_found(tmp_path):
     """Scores of another model than the one that is named are counted."""
     directory = ModelDirectory(tmp_path)
     scorers = {}
-    for seed in (1, 2):
-        version = directory.publish(Snapshot.of(OnlineLearner(NextItem, seed)))
-        scorers[version] = Scorer(directory.load(version, NextItem), NextItem)
     rng = np.random.default_rng(0)
     spec = NextItem.inputs
     inputs = Inputs(
@@ -93,6 +90,11 @@ def test_mixed_versions_are_found(tmp_path):
         rng.normal(size=(5, len(spec.dense_names))).astype(np.float32),
         spec.fingerprint,
     )
+    for seed in (1, 2):
+        learner = OnlineLearner(NextItem, seed)
+        learner.learn(inputs, rng.integers(0, 2, 5))  # a new one gives every item the same score
+        version = directory.publish(Snapshot.of(learner))
+        scorers[version] = Scorer(directory.load(version, NextItem), NextItem)
     true, other = (scorers[version].score(inputs) for version in (1, 2))
     half = np.concatenate([true[:2], other[2:]])
     frame = pl.DataFrame(

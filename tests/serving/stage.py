@@ -10,7 +10,7 @@ import polars as pl
 from headrace.clock import FixedClock
 from headrace.features import Count, FeatureView, LastN, plan_of
 from headrace.features.store import OnlineStore
-from headrace.learners import Bag, Categorical, DeepFM, Dense, InputSpec, Learner, Match
+from headrace.learners import Bag, Categorical, DeepFM, Dense, InputSpec, Learner, Match, OnlineLearner
 from headrace.pipelines.shard import ShardSet
 from headrace.pipelines.source import EventBatch
 from headrace.schemas import Event
@@ -170,3 +170,12 @@ def swap_of(ranker: Ranker, releases, **options) -> Swap:
 
 
 NO_STORE_RANKER = Ranker(SPEC, None)  # for probes: they ask no store
+
+
+def learned(seed: int) -> OnlineLearner:
+    """A learner after some steps: a new one gives every thing the same score, whatever its seed."""
+    learner, rng = OnlineLearner(NextThing, seed=seed), np.random.default_rng(seed)
+    examples = NO_STORE_RANKER.probe(16)
+    for _ in range(3):
+        learner.learn(examples, rng.integers(0, 2, 16))
+    return learner

@@ -9,13 +9,13 @@ import pytest
 
 from headrace.errors import ConfigError, PortBusyError, ServiceError
 from headrace.features.store import OnlineStore
-from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
+from headrace.learners import ModelDirectory, Snapshot
 from headrace.local import EmbeddedRedis, free_port
 from headrace.serving import Ranker, on_ray
 from headrace.serving.on_ray import RayOptions, RayServe, build_app
 from tests.serving import stage
 from tests.serving.replica import factory
-from tests.serving.stage import NOW_US, NextThing
+from tests.serving.stage import NOW_US
 
 # Ray warns of its own use of Pydantic when it is imported, and leaves sockets to the collector when it stops.
 pytestmark = [
@@ -48,7 +48,7 @@ def stage_on_ray(tmp_path_factory):
     with EmbeddedRedis(folder / "redis") as redis, OnlineStore.open(redis.url, shards=stage.SHARDS) as store:
         stage.fill(store, stage.EVENTS)
         directory = ModelDirectory(folder / "models", redis.url, keep=100)
-        directory.publish(Snapshot.of(OnlineLearner(NextThing, seed=1)))
+        directory.publish(Snapshot.of(stage.learned(1)))
         options = RayOptions(
             port=free_port(),
             replica_port_first=free_range(on_ray.REPLICA_PORTS),
@@ -65,7 +65,7 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
     """50 real snapshots in a few seconds: no request fails, and every answer has the scores of the version it names."""
     url, directory, store = stage_on_ray
     inputs = Ranker(stage.SPEC, store).read(ASK["entity"], ASK["candidates"], NOW_US, {}).inputs
-    expected = {1: OnlineLearner(NextThing, seed=1).predict(inputs)}
+    expected = {1: stage.learned(1).predict(inputs)}
     done = asyncio.Event()
 
     async def caller(client: httpx.AsyncClient) -> list[int]:
@@ -82,7 +82,7 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
 
     async def publisher(client: httpx.AsyncClient) -> None:
         for seed in range(2, SWAPS + 2):
-            learner = OnlineLearner(NextThing, seed=seed)
+            learner = stage.learned(seed)
             expected[seed] = learner.predict(inputs)
             assert directory.publish(Snapshot.of(learner)) == seed
             deadline = time.monotonic() + 10

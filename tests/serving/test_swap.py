@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headrace.errors import SnapshotError
-from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
+from headrace.learners import ModelDirectory, Snapshot
 from headrace.serving import DirectoryReleases
 from tests.serving import stage
 from tests.serving.stage import NextThing, Published, Signature
@@ -200,7 +200,7 @@ def directory(tmp_path, redis_url):
 
 
 def publish(directory, seed):
-    learner = OnlineLearner(NextThing, seed=seed)
+    learner = stage.learned(seed)
     return directory.publish(Snapshot.of(learner, probe=stage.NO_STORE_RANKER.probe(5)))
 
 
@@ -213,7 +213,7 @@ def test_a_published_snapshot_is_live_within_a_second(follow, directory):
     until(lambda: swap.live.version == 2)
     assert time.monotonic() - before < 1.0
     probe = stage.NO_STORE_RANKER.probe(20)
-    assert swap.live.scorer.score(probe) == pytest.approx(OnlineLearner(NextThing, seed=2).predict(probe))
+    assert swap.live.scorer.score(probe) == pytest.approx(stage.learned(2).predict(probe))
     assert swap.live.manifest["version"] == 2
 
 
@@ -237,7 +237,7 @@ def test_a_damaged_snapshot_is_refused_while_the_old_one_serves(directory, file,
 
 def test_a_snapshot_that_does_not_reproduce_its_probe_is_refused(directory):
     """Whole by its checksums, but the weights are not those that gave the probe's scores."""
-    honest = Snapshot.of(OnlineLearner(NextThing, seed=1), probe=stage.NO_STORE_RANKER.probe(5))
+    honest = Snapshot.of(stage.learned(1), probe=stage.NO_STORE_RANKER.probe(5))
     lying = replace(honest, arrays={**honest.arrays, "probe.scores": honest.arrays["probe.scores"] + np.float32(0.01)})
     directory.publish(lying)
     swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
