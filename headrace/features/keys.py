@@ -29,6 +29,9 @@ SEPARATOR = "\x1f"
 NULL_ID = -(2**63)
 """Id of a null key: never found. An integer key of this value, to which NumPy casts NaN and NaT, counts as null."""
 _WORDS = {"int": "an int", "text": "a str", "any": "an int or a str"}
+WHOLE_MAX = 2**53
+"""Floats from here on stand for several whole numbers each."""
+_INEXACT = "read the column as integers; pandas makes floats of integers with nulls, unless their dtype is Int64"
 _CASTS = {"int": "pl.Int64", "text": "pl.String", "any": "pl.String"}
 
 
@@ -105,6 +108,8 @@ def _as_declared(plan: "ViewPlan", index: int, value: Any) -> Any:
         value = value.item()
     if value is None or (isinstance(value, str) and kind != "int"):
         return value
+    if isinstance(value, float) and WHOLE_MAX <= abs(value) < float("inf") and kind != "text":
+        raise _refused(plan, index, f"{value!r} is a float that stands for several whole numbers", _INEXACT)
     if kind != "text" and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value) if kind == "int" else str(int(value))
     raise _refused(plan, index, f"{value!r} is {type(value).__name__}")
@@ -123,6 +128,10 @@ def _fitted(plan: "ViewPlan", index: int, column: pl.Series) -> pl.Series:
     whole = column.cast(pl.Int64, strict=False)
     lost = whole.is_null() & column.is_not_null()
     if dtype.is_float():
+        inexact = (column.is_finite() & (column.cast(pl.Float64).abs() >= WHOLE_MAX)).fill_null(value=False)
+        if inexact.any():
+            found = f"{column.filter(inexact)[0]!r} is a float that stands for several whole numbers"
+            raise _refused(plan, index, found, _INEXACT)
         lost |= (whole.cast(pl.Float64) != column.cast(pl.Float64)).fill_null(value=False)
     if lost.any():
         raise _refused(plan, index, f"{column.filter(lost)[0]!r} is no whole number of 64 bits", "drop such rows")

@@ -22,6 +22,7 @@ from headrace.features.expressions import request_columns
 from headrace.features.keys import KeyTexts, key_columns, key_series
 from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
 from headrace.schemas.tables import frame_of
+from headrace.schemas.time_units import UNIT_NAMES, likely_unit
 
 if TYPE_CHECKING:
     from headrace.features.store import OnlineStore
@@ -195,7 +196,7 @@ def instant_us(now: datetime | int | str | None) -> int:
     """`now` in microseconds UTC: None is the wall clock, a text is ISO 8601, a time without a zone is taken as UTC.
 
     Raises:
-        SpineError: it is none of these.
+        SpineError: it is none of these, or a number that is of another unit by its size.
 
     >>> instant_us(datetime(1970, 1, 1, 0, 0, 1)), instant_us(5), instant_us("1970-01-01T00:00:01")
     (1000000, 5, 1000000)
@@ -213,6 +214,8 @@ def instant_us(now: datetime | int | str | None) -> int:
         return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
     if isinstance(now, bool) or not isinstance(now, int | np.integer) or not -NOW_US_MAX <= now <= NOW_US_MAX:
         raise SpineError(f"now={now!r} ({type(now).__name__}) is no time; give a datetime, or int microseconds UTC")
+    if (likely := likely_unit(int(now)) or "us") != "us":
+        raise SpineError(f"now={now!r} looks like {UNIT_NAMES[likely]}; give a datetime, or int microseconds UTC")
     return int(now)
 
 

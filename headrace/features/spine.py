@@ -14,6 +14,7 @@ from headrace.errors import SpineError
 from headrace.features.expressions import request_columns
 from headrace.features.keys import fitted_keys
 from headrace.features.view import ViewPlan
+from headrace.schemas.row_json import YEAR_1_US, YEAR_10000_US
 from headrace.schemas.time_units import TIME_UNITS, UNIT_NAMES, UNITS_PER_S, TimeUnit, likely_unit
 
 TIME = "event_time"
@@ -82,8 +83,23 @@ def spine_times(spine: pl.DataFrame, view: str) -> NDArray[np.int64]:
                 f"view {view}: spine column {TIME!r} has times between two microseconds, and events have none; "
                 'round them, as pl.col("event_time").dt.round("1us")'
             )
+        numbers = column.to_physical().to_numpy()
+        _check_range(numbers, column.dtype.time_unit, f"view {view}: spine column {TIME!r}")
         column = column.dt.cast_time_unit("us")
     return column.cast(pl.Int64).to_numpy(writable=True)
+
+
+def _check_range(numbers: NDArray[np.int64], unit: TimeUnit, place: str) -> None:
+    """Refuse datetimes beyond the years of `datetime`, which numbers of another unit became.
+
+    Raises:
+        SpineError: there is one.
+    """
+    for number in (numbers.min(), numbers.max()) if len(numbers) else ():
+        if not YEAR_1_US <= int(number) * _US // UNITS_PER_S[unit] < YEAR_10000_US:
+            likely = likely_unit(int(number))
+            hint = f"; by its size it is {UNIT_NAMES[likely]}" if likely else ""
+            raise SpineError(f"{place} has {number} {UNIT_NAMES[unit]}, no time of the years 1 to 9999{hint}")
 
 
 def check_spine(plans: Sequence[ViewPlan], spine: pl.DataFrame) -> None:

@@ -22,7 +22,7 @@ from headrace.features.view import ViewPlan
 from headrace.schemas.event_files import TEXT_FORMATS, iter_file, read_file, read_schema
 from headrace.schemas.file_finder import EventFile, find_files
 from headrace.schemas.path_columns import folder_values
-from headrace.schemas.text_times import TimeTexts, are_numbers
+from headrace.schemas.text_times import TimeTexts, are_numbers, as_numbers
 from headrace.schemas.time_units import TimeUnit
 from headrace.schemas.wanted import Wanted
 
@@ -119,7 +119,7 @@ class SpineFiles:
         if texts is not None and texts.dtype == pl.String:
             place = f"file {file.url} · column {TIME}"
             is_number = are_numbers(texts)
-            times = texts.cast(pl.Int64) if is_number else TimeTexts(place, lambda: texts).parse(texts)
+            times = as_numbers(texts) if is_number else TimeTexts(place, lambda: texts).parse(texts)
             frame = frame.with_columns(times)
         return with_times(frame, self._unit, f"file {file.url}")
 

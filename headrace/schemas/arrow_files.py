@@ -9,10 +9,13 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from headrace.errors import DecodeError
 from headrace.schemas.arrow_tables import is_plain, to_polars
 from headrace.schemas.wanted import Wanted
 
 _FILE_MAGIC = b"ARROW1"
+_CONTINUATION = b"\xff\xff\xff\xff"
+_END = _CONTINUATION + b"\0\0\0\0"
 
 
 def read_arrow(path: Path, wanted: Wanted) -> pl.DataFrame:
@@ -41,6 +44,27 @@ def _batches(path: Path, wanted: Wanted) -> Iterator[pl.DataFrame]:
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else reader
         for batch in batches:
             yield to_polars(pa.Table.from_batches([batch]).select(names), wanted.asked)
+        if not is_file:
+            _check_end(opened)
+
+
+def _check_end(opened: pa.OSFile) -> None:
+    """See that a stream that was read ends where its file does, with its mark: readers take the bytes' end for it, too.
+
+    Raises:
+        DecodeError: the file was cut off, or has more behind the stream.
+    """
+    end, size = opened.tell(), opened.size()
+    if end < size:
+        raise DecodeError(
+            f"{size - end:,} bytes follow the end of its Arrow stream, at byte {end:,}; write all rows into one "
+            "stream, or each stream into a file"
+        )
+    opened.seek(0)
+    has_marks = opened.read(len(_CONTINUATION)) == _CONTINUATION  # not before format version 0.15
+    opened.seek(max(size - len(_END), 0))
+    if has_marks and opened.read() != _END:
+        raise DecodeError("its Arrow stream has no end: it was cut off, or its writer is not done; close the writer")
 
 
 def _is_plain_file(path: Path) -> bool:

@@ -86,8 +86,11 @@ class ArrowCodec:
             raise ValueError(f"the column {min(twice)} occurs twice")
         if not wanted:
             return pa.table({name: pa.nulls(0) for name in schema.names[:20]})  # whose names `conform` can tell
-        with pa.ipc.open_stream(payload, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as stream:
+        source = pa.BufferReader(payload)
+        with pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as stream:
             table = stream.read_all()
+        if source.tell() < len(payload):
+            raise ValueError(f"{len(payload) - source.tell():,} bytes follow the end of its stream")
         # Columns of nulls take no bytes, so a message of some hundred bytes can claim any number of rows.
         if table.num_rows > _BITS_A_BYTE * (table.get_total_buffer_size() + 1):
             raise ValueError(f"{table.num_rows:,} rows in {table.get_total_buffer_size():,} bytes")

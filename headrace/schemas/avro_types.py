@@ -12,9 +12,12 @@ from typing import Any
 from headrace.errors import SchemaError
 
 PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
+TIMES_OF_DAY = {"time-millis": ("int",), "time-micros": ("long",)}
+"""Read as their numbers, but never as moments."""
 _LOGICAL = {
     "decimal": ("bytes", "fixed"),
     "date": ("int",),
+    **TIMES_OF_DAY,
     **{
         f"{kind}-{unit}": ("long",)
         for kind in ("timestamp", "local-timestamp")

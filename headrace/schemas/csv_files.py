@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from headrace.errors import DecodeError, SchemaError
-from headrace.schemas.text_times import TimeTexts, are_numbers
+from headrace.schemas.text_times import TimeTexts, are_numbers, as_numbers
 from headrace.schemas.wanted import Wanted
 
 _BLOCK_BYTES = (1 << 20, 1 << 25)
@@ -56,6 +56,7 @@ class _CsvFile:
         self._declared = wanted.types
         self._columns = _present(_header(path), wanted.types, others=wanted.fields is None)
         self._is_text = False
+        self._time_format = wanted.time_format
         self._times = {
             name: TimeTexts(f"column {name}", partial(self._text_column, name), wanted.time_format)
             for name, dtype in self._columns.items()
@@ -134,7 +135,8 @@ class _CsvFile:
             return _guessed(column)
         column = _without_empty(column)
         if dtype == pl.Datetime:
-            return column.cast(pl.Int64) if are_numbers(column) else self._times[column.name].parse(column)
+            is_numbers = self._time_format is None and are_numbers(column)
+            return as_numbers(column) if is_numbers else self._times[column.name].parse(column)
         if dtype not in _ARROW_TYPES:  # nothing of such a type can be written in a CSV
             return column.cast(pl.Null) if column.null_count() == len(column) else column
         fitted = _values(column.str.strip_chars(), dtype)

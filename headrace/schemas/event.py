@@ -9,12 +9,16 @@
 A class with a `topic` is checked when Python reads it; one without is a base that other events may share.
 """
 
+import difflib
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
 
 import polars as pl
 import pyarrow as pa
+import pydantic
+import pydantic_core
 from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field  # noqa: PLC0414  (re-exported: the one import that a declaration needs)
 
@@ -26,10 +30,22 @@ CODECS = ("avro", "confluent-avro", "json", "arrow")
 EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 """Floor of event times where a class declares none: numbers of a coarser unit, read as microseconds, lie below it."""
 
+_WRAPPERS = re.compile(r'Error building "[\w-]+" validator: |SchemaError: |ValueError: ')
 _DECLARED = ("topic", "key", "time", "id", "codec", "time_unit", "earliest")
 
 
-class Event(BaseModel):
+class _EventMeta(type(BaseModel)):  # type: ignore[misc]
+    """Pydantic's, whose errors about a class are those of a declaration."""
+
+    def __new__(cls, name: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__new__(cls, name, *args, **kwargs)
+        except (pydantic_core.SchemaError, pydantic.PydanticUserError) as exc:
+            words = _WRAPPERS.sub("", " ".join(str(exc).split()))
+            raise DeclarationError(f"event {name}: {words}") from exc
+
+
+class Event(BaseModel, metaclass=_EventMeta):
     """Base of every event class.
 
     Class arguments:
@@ -61,6 +77,13 @@ class Event(BaseModel):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         declared = {name: kwargs.pop(name) for name in _DECLARED if name in kwargs}
+        if kwargs:
+            unknown = next(iter(kwargs))
+            near = difflib.get_close_matches(unknown, _DECLARED, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DeclarationError(
+                f"event {cls.__name__}: {unknown}= is no class argument; there are {', '.join(_DECLARED)}{hint}"
+            )
         cls._declaration = {**cls._declaration, **declared}
         cls._spec = None
         super().__init_subclass__(**kwargs)
@@ -124,7 +147,10 @@ def _derive(event: type[Event]) -> EventSpec:
     if declared.get("time_unit") not in (None, *TIME_UNITS):
         raise DeclarationError(f"event {name}: time_unit {declared['time_unit']!r}; use one of {', '.join(TIME_UNITS)}")
     if not event.__pydantic_complete__:
-        event.model_rebuild()
+        try:
+            event.model_rebuild()
+        except pydantic.errors.PydanticUndefinedAnnotation as exc:
+            raise DeclarationError(f"event {name}: a field's type {exc.name!r} is not defined; import it") from exc
     types = event_fields(event, f"event {name}")
     key = (declared["key"],) if isinstance(declared["key"], str) else tuple(declared["key"])
     _check_roles(name, types, key, declared["time"], declared["id"])

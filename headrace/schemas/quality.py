@@ -4,6 +4,7 @@ A rule's verdict on a value is pydantic's: NaN breaks every bound, lengths of te
 float may be off by 1e-9, times lie in the years 1 to 9999, and nulls pass wherever the field may be null.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -193,6 +194,7 @@ def _rule(values: pl.Expr, field: FieldType, rule: Rule) -> tuple[str, pl.Expr]:
         values, bound = values.dt.timestamp("us"), plain(bound)
     if field.kind == "int":
         bound = min(max(bound, _INT_MIN - 1), _INT_MAX + 1)  # Polars has no literal of more than 128 bits
+        bound = (math.floor if rule.name in ("gt", "le") else math.ceil)(bound)  # it compares with a float as floats
     sign, broken = {
         "ge": (">=", values < bound),
         "gt": (">", values <= bound),

@@ -39,9 +39,13 @@ def frame_of(found: TableLike) -> pl.DataFrame | pl.LazyFrame | None:
         return None
     try:
         table = _arrow_table(found)
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as exc:
         raise SchemaError(f"a {type(found).__name__} cannot be read as a table: {exc}; give a frame") from exc
     names = [name for name in table.column_names if not _NAMELESS_INDEX.fullmatch(name)]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        count = names.count(twice[0])
+        raise SchemaError(f"a {type(found).__name__} has {count} columns {twice[0]!r}; rename all but one")
     return to_polars(table.select(names))
 
 

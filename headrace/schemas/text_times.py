@@ -69,9 +69,14 @@ def _alike(texts: pl.Series, dtype: pa.DataType) -> pl.Series | None:
 
 
 def are_numbers(texts: pl.Series) -> bool:
-    """Whether every value is a bare whole number, which is no time without a unit."""
+    """Whether every value is a bare number, which is no time without a unit."""
     values = texts.drop_nulls()
-    return bool(len(values)) and bool(values.str.contains(r"^[+-]?\d+$").all())
+    return bool(len(values)) and bool(values.str.contains(r"^[+-]?\d+(\.\d+)?$").all())
+
+
+def as_numbers(texts: pl.Series) -> pl.Series:
+    """Texts that `are_numbers`, as integers where all are whole, else as floats."""
+    return texts.cast(pl.Float64 if texts.str.contains(".", literal=True).any() else pl.Int64)
 
 
 def _pattern_of(texts: pl.Series, place: str, given: str | None) -> str | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
 from headrace.schemas.avro_skip import ANY_OF, ARRAY, FIXED_SIZE, MAP, RECORD, SIZED, VARINT, SkipTable
-from headrace.schemas.avro_types import AvroType, avro_type
+from headrace.schemas.avro_types import TIMES_OF_DAY, AvroType, avro_type
 from headrace.schemas.event import EventSpec
 from headrace.schemas.field_types import DECIMAL_DIGITS, FieldType, Kind, Wire
 
@@ -157,13 +157,14 @@ class _Planner:
                 return FieldType("int", wire=Wire("null", self._node(written)))
             case "enum" if written.symbols:
                 return FieldType("text", wire=Wire("enum", len(written.symbols), written.symbols))
-        return _leaf(written, wanted)
+        is_no_moment = wanted.kind == "time" and written.logical in TIMES_OF_DAY
+        return None if is_no_moment else _leaf(written, wanted)
 
 
 def _leaf(written: AvroType, wanted: FieldType) -> FieldType | None:
     if written.logical == "decimal" and wanted.kind != "bytes":
         return _decimal(written)
-    if written.logical and written.logical != "decimal":
+    if written.logical and written.logical not in ("decimal", *TIMES_OF_DAY):
         scale = _TIME_SCALES[written.logical.rpartition("-")[2]]
         return FieldType("time", wire=None if scale == 1 else Wire("scaled", scale))
     if written.kind == "fixed":

@@ -201,3 +201,10 @@ def test_entities_that_cannot_be_read_are_refused_with_the_fix(store, view, enti
     """The message names the view, the column, what is there and what to do."""
     with pytest.raises(SpineError, match=message):
         store.read(view, entities)
+
+
+@pytest.mark.parametrize(("now", "unit"), [(1_767_312_000, "seconds"), (1_767_312_000_000, "milliseconds")])
+def test_a_moment_in_another_unit_is_refused(store, now, unit):
+    """Read as microseconds it is January 1970, and every window empty."""
+    with pytest.raises(SpineError, match=f"now={now} looks like {unit}"):
+        store.read(MeterLoad, [1], now)

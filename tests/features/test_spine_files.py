@@ -12,7 +12,7 @@ from polars.testing import assert_frame_equal
 from headrace.errors import SchemaError, SourceError, SpineError
 from headrace.features import Count, FeatureView, replay
 from headrace.features.replay_file import replay_to_file
-from headrace.schemas import Event
+from headrace.schemas import Event, spec_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -194,3 +194,20 @@ def test_what_is_no_spine_is_one_error(tmp_path, case):
     spine, error, message = case(tmp_path)
     with pytest.raises(error, match=message):
         calls(spine)
+
+
+@pytest.mark.parametrize(
+    ("unit", "number", "hint"),
+    [("ms", 1_767_312_000_000_000, "microseconds"), ("ms", 10**18, "nanoseconds"), ("us", 10**18, "nanoseconds")],
+)
+def test_datetimes_that_are_numbers_of_another_unit_are_refused(unit, number, hint):
+    """A column that was cast from numbers is of years that nobody means."""
+    times = pl.Series("event_time", [number]).cast(pl.Datetime(unit))
+    with pytest.raises(SpineError, match=f"no time of the years 1 to 9999; by its size it is {hint}"):
+        replay(Calls, pl.DataFrame(schema=spec_of(Call).polars), pl.DataFrame({"line": ["1"], "event_time": times}))
+
+
+def test_digits_of_a_csv_are_read_by_the_format_that_is_given(tmp_path):
+    (tmp_path / "rows.csv").write_text("line,event_time\n1,20260102\n")
+    found = replay(Calls, pl.DataFrame(schema=spec_of(Call).polars), tmp_path / "rows.csv", csv_time_format="%Y%m%d")
+    assert found["event_time"].to_list() == [datetime(2026, 1, 2, tzinfo=UTC)]

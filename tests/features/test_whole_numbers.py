@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,9 +25,10 @@ from headrace import (
     col,
     replay,
 )
+from headrace.errors import SpineError
 from headrace.features import Slab, plan_of, read_packed
 from headrace.learners import Dense, InputSpec
-from headrace.learners.learner import columns_of
+from headrace.learners.columns import columns_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 EDGES = [-(2**63), 2**63 - 1, -(2**53) - 1, 2**53 + 1, 2**53 + 3, -1, 0, 1, 2**31, 2**32, -(2**32) - 1, 2**62 + 12_345]
@@ -150,10 +152,22 @@ def test_numbers_with_a_fraction_stay_floats():
 
 
 def test_a_model_reads_a_missing_extreme_as_missing():
-    """As it reads NaN of a float: 0 after the transform."""
+    """As it reads NaN of a float."""
     plan = plan_of(Wheel)
     slab = Slab(plan)
     slab.update(plan.rows(Draw, draws([4])))
     answer = slab.read(np.array([slab.locate(np.array([1]))[0], -1]), int(START.timestamp() + 60) * 1_000_000)
     spec = InputSpec(Dense("most", "wheel.most_lifetime"))
-    assert spec.assemble(columns_of({"wheel": answer}), 2).dense[:, 0].tolist() == [4.0, 0.0]
+    found = spec.assemble(columns_of({"wheel": answer}), 2).dense[:, 0]
+    assert found[0] == 4.0
+    assert np.isnan(found[1])
+
+
+@pytest.mark.parametrize("ids", [[2**53 + 1, None], [-(2**53), 1]])
+def test_floats_that_stand_for_several_whole_numbers_are_no_keys(ids):
+    """pandas makes floats of integers with nulls: 2**53 + 1 would become the entity beside it."""
+    spine = pl.DataFrame({"wheel": pl.Series(ids, dtype=pl.Float64), "event_time": [START] * 2})
+    with pytest.raises(SpineError, match="is a float that stands for several whole numbers"):
+        replay(Wheel, draws([1]), spine)
+    kept = pl.DataFrame({"wheel": [float(2**53 - 1), None], "event_time": [START] * 2})
+    assert replay(Wheel, draws([1]), kept).height == 2

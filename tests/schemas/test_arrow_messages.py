@@ -185,3 +185,12 @@ def test_rows_of_dictionaries_views_and_large_types_are_read():
     found = CODEC.decode([visit(note=kind) for kind in kinds])
     assert found.frame["note"].to_list() == ["x"] * 3
     assert isinstance(found.frame, pl.DataFrame)
+
+
+def test_bytes_after_the_end_of_the_stream_make_a_message_bad():
+    """Two messages in one payload would be one message, and the rows of the other lost."""
+    good = visit()
+    found = CODEC.decode([good, good + good, good + b"xxxx", good])
+    assert found.payload_index.tolist() == [0, 3]
+    assert [(bad.index, bad.reason) for bad in found.bad] == [(1, "undecodable"), (2, "undecodable")]
+    assert all("bytes follow the end of its stream" in bad.detail for bad in found.bad)

@@ -491,3 +491,41 @@ def test_a_required_column_that_is_null_by_its_folder_is_a_bad_row(tmp_path):
     orders([{}]).drop("shop").write_parquet(folder / "part.parquet")
     found, shelf = flow(str(folder / "*.parquet"))
     assert (found.height, [letter.reason for letter in shelf.letters]) == (0, ["missing"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data + data, "bytes follow the end of its Arrow stream"),
+        (lambda data: data + b"x", "1 bytes follow the end of its Arrow stream"),
+        (lambda data: data[:-8], "its Arrow stream has no end: it was cut off"),
+    ],
+)
+def test_an_arrow_stream_that_is_not_the_whole_file_is_refused(tmp_path, change, message):
+    """Readers stop at the end of a stream, or of the bytes, without a word."""
+    sink = io.BytesIO()
+    orders([{}]).write_ipc_stream(sink)
+    (tmp_path / "a.arrow").write_bytes(sink.getvalue())
+    assert read(str(tmp_path / "a.arrow")).height == 1
+    (tmp_path / "a.arrow").write_bytes(change(sink.getvalue()))
+    with pytest.raises(SourceError, match=message):
+        read(str(tmp_path / "a.arrow"))
+
+
+def test_a_format_of_times_is_for_digits_too(tmp_path):
+    """20260101 is a number as well, but the format says what it is."""
+    (tmp_path / "a.csv").write_text("order_id,at,shop\na,20260102,north\n")
+    [file] = find_files(str(tmp_path / "a.csv"), csv_time_format="%Y%m%d")
+    assert read_events(file, Order)["at"].to_list() == [datetime(2026, 1, 2, tzinfo=UTC)]
+
+
+def test_seconds_in_a_csv_may_have_fractions(tmp_path):
+    class Tick(Event, topic="ticks", key="door", time_unit="s"):
+        event_time: datetime
+        door: int
+
+    (tmp_path / "a.csv").write_text("event_time,door\n1767225600.5,1\n1767225601,2\n")
+    [file] = find_files(str(tmp_path / "a.csv"))
+    found = read_events(file, Tick)["event_time"].to_list()
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    assert found == [start + timedelta(seconds=0.5), start + timedelta(seconds=1)]

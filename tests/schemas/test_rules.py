@@ -1,6 +1,7 @@
 """Every rule on every kind of value, alone, in lists and in structs: the verdict of columns is pydantic's."""
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
@@ -177,3 +178,54 @@ def test_a_default_of_another_type_is_refused_at_the_declaration():
             event_time: datetime
             key: int
             count: int = "x"
+
+
+def test_whole_numbers_are_compared_with_bounds_that_are_floats_exactly():
+    """2**53 + 1 is above 2**53, and as a float it is not."""
+
+    class Bounded(Event, topic="bounded", key="key"):
+        event_time: datetime
+        key: int
+        above: int = Field(gt=float(2**53), default=2**53 + 1)
+        below: int = Field(lt=float(-(2**53)), default=-(2**53) - 1)
+
+    times = [datetime(2026, 1, 1, tzinfo=UTC)] * 2
+    columns = {"above": [2**53, 2**53 + 1], "below": [-(2**53), -(2**53) - 1]}
+    frame = pl.DataFrame({"event_time": times, "key": [1, 2], **columns}, schema=spec_of(Bounded).polars)
+    checked = Quality(spec_of(Bounded)).check(frame, now_us=int(times[0].timestamp() * 1e6))
+    assert [bad.index for bad in checked.bad] == [0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "message"),
+    [
+        (str, {"pattern": "["}, 'event Wrong: Field "value": regex parse error'),
+        (int, {"ge": "a"}, "event Wrong: Field \"value\": 'ge' must be coercible to an integer"),
+        (int, {"multiple_of": 0}, "'multiple_of' must be a finite number greater than 0"),
+    ],
+)
+def test_a_rule_that_pydantic_refuses_is_an_error_of_the_declaration(kind, rule, message):
+    with pytest.raises(DeclarationError, match=re.escape(message)):
+
+        class Wrong(Event, topic="wrong", key="key"):
+            event_time: datetime
+            key: int
+            value: kind = Field(**rule)
+
+
+def test_an_unknown_class_argument_is_refused_with_the_nearest():
+    with pytest.raises(DeclarationError, match="event Wrong: topics= is no class argument; .* did you mean topic"):
+
+        class Wrong(Event, topics="wrong", key="key"):
+            event_time: datetime
+            key: int
+
+
+def test_a_type_that_is_not_defined_is_refused_where_the_event_is_used():
+    class Wrong(Event, topic="wrong", key="key"):
+        event_time: datetime
+        key: int
+        value: "Undefined"  # noqa: F821
+
+    with pytest.raises(DeclarationError, match="event Wrong: a field's type 'Undefined' is not defined"):
+        spec_of(Wrong)

@@ -28,6 +28,13 @@ class Streams:
         return self._table.__arrow_c_stream__(requested_schema)
 
 
+class Refuses:
+    """A frame with a column of a type that Arrow does not have, such as complex numbers of pandas."""
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        raise NotImplementedError("no such type")
+
+
 class Interchanges:
     """What a frame of an older library is to others."""
 
@@ -87,6 +94,8 @@ def test_what_is_no_table_is_left_to_others(found):
         ({"a": [1, 2], "b": [1]}, "columns a, b have 2, 1 values; give all of them as many"),
         ({"a": 5}, "column a: 5 is no list of values"),
         (pa.array([1, 2]), "cannot be read as a table"),
+        (pa.table([[1], [2]], names=["a", "a"]), "a Table has 2 columns 'a'; rename all but one"),
+        (Refuses(), "a Refuses cannot be read as a table: no such type"),
         (pa.table({"a": pa.array([1], pa.decimal256(60))}), r"column a: type decimal256\(60, 0\) cannot be read"),
     ],
 )

@@ -481,3 +481,18 @@ def test_times_without_a_unit_are_read_by_the_unit_of_the_event():
     assert found.frame.to_dicts() == [{"event_time": NOON, "door": 1, "until": NOON + timedelta(microseconds=500)}]
     (payload,) = AvroCodec(spec_of(Millis)).encode(found.frame)
     assert AvroCodec(spec_of(Millis)).decode([payload]).frame.equals(found.frame), "our own schema tells its unit"
+
+
+@pytest.mark.parametrize(("base", "logical"), [("long", "time-micros"), ("int", "time-millis")])
+def test_a_time_of_day_is_no_moment_whatever_the_unit(base, logical):
+    class Clocked(Event, topic="clocked", key="door", codec="confluent-avro", time_unit="s"):
+        event_time: datetime
+        door: int
+
+    time_of_day = {"type": base, "logicalType": logical}
+    kinds = {"event_time": time_of_day, "door": "long"}
+    schema = record([{"name": name, "type": kind} for name, kind in kinds.items()])
+    plain = record([{"name": "event_time", "type": base}, {"name": "door", "type": "long"}])
+    found = decoded(Clocked, schema, [datum(plain, {"event_time": 43_200_000, "door": 1})])
+    assert [bad.reason for bad in found.bad] == ["wrong_type"]
+    assert f"the writer has {base} ({logical})" in found.bad[0].detail
