@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 ARGS ?=
 # processes of the tests: most of them wait for brokers, servers and clocks
-PROCESSES ?= 3
+PROCESSES ?= 2
 # the first Python on the path that bytewax has a wheel for
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the main job, end to end on real input (ARGS="--seconds 60 --json report.json")
 	@$(VENV)/bin/headrace demo $(ARGS)
 
-test: setup ## the whole test suite, in three processes (ARGS="tests/features -k ring", PROCESSES=0)
+test: setup ## the whole test suite, in two processes (ARGS="tests/features -k ring", PROCESSES=0)
 	@$(PY) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 lint: setup ## ruff and mypy

@@ -175,7 +175,7 @@ def asks_of(redis_url, taken_port):
         (("features", "show", "x"), {}, "write module:name"),
         (("models", "list"), {"HEADRACE_MODEL_DIR": "/proc/models"}, "/proc/models"),
         (("models", "list"), {"HEADRACE_MODEL_DIR": "log.jsonl"}, "File exists: log.jsonl"),
-        (("models", "show", "7"), {}, "missing"),
+        (("models", "show", "7"), {}, "no model 7 in .headrace/models: it has none"),
         (("schemas", "check"), {}, "write it with `headrace schemas lock`"),
         (("init", "."), {}, "exists and is not empty"),
         (("init", "/proc/x"), {}, "/proc/x"),

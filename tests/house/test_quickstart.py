@@ -16,7 +16,7 @@ from headrace.local import free_port
 PAGE = "docs/quickstart.md"
 _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
 _READS = ("headrace get", "headrace models", "curl")
-ANSWER_S_MAX = 120.0
+ANSWER_S_MAX = 240.0
 """Seconds until a flow that was started in the background shows in what is read."""
 
 
