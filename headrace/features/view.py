@@ -8,7 +8,6 @@ has the features `clicks_10m`, `clicks_1h` and `recent`, full names `user_activi
 checked when Python reads it; docs/views.md shows all that one can say.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from headrace.features.expressions import request_types
 from headrace.features.layout import Layout
 from headrace.features.windows import SECOND_US, parse_span_s, written_span
 from headrace.schemas import Event, spec_of
+from headrace.schemas.class_arguments import refuse_unknown
 
 __all__ = ["FeatureView", "Rows", "ViewPlan", "plan_of"]
 
@@ -96,7 +96,7 @@ class FeatureView(metaclass=_ViewType):
         super().__init_subclass__()
         cls._plan = None
         view = _snake_case(cls.__name__) if name is None else name
-        _refuse_unknown(view, unknown)
+        refuse_unknown(f"view {view}", unknown, _CLASS_ARGUMENTS)
         if all(given is None for given in (source, entity, dedupe, ttl, request, name)):
             return
         _require_plain(view)
@@ -310,16 +310,6 @@ def _refuse_lost(name: str, base: type) -> None:
 
 def _is_feature(value: Any) -> bool:
     return isinstance(value, pl.Expr) or hasattr(value, "bind")
-
-
-def _refuse_unknown(view: str, unknown: Mapping[str, Any]) -> None:
-    if unknown:
-        wrong = next(iter(unknown))
-        near = difflib.get_close_matches(wrong, _CLASS_ARGUMENTS, 1)
-        hint = f"did you mean {near[0]}=? " if near else ""
-        raise DeclarationError(
-            f"view {view}: no class argument {wrong}=; {hint}there are {', '.join(_CLASS_ARGUMENTS)}"
-        )
 
 
 def _require_plain(view: object) -> None:

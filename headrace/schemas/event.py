@@ -9,7 +9,6 @@
 A class with a `topic` is checked when Python reads it; one without is a base that other events may share.
 """
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field  # noqa: PLC0414  (re-exported: the one import that a declaration needs)
 
 from headrace.errors import DeclarationError
+from headrace.schemas.class_arguments import refuse_unknown
 from headrace.schemas.field_types import FieldType, avro_fields, event_fields, plain
 from headrace.schemas.time_units import TIME_UNITS, TimeUnit
 
@@ -77,13 +77,7 @@ class Event(BaseModel, metaclass=_EventMeta):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         declared = {name: kwargs.pop(name) for name in _DECLARED if name in kwargs}
-        if kwargs:
-            unknown = next(iter(kwargs))
-            near = difflib.get_close_matches(unknown, _DECLARED, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise DeclarationError(
-                f"event {cls.__name__}: {unknown}= is no class argument; there are {', '.join(_DECLARED)}{hint}"
-            )
+        refuse_unknown(f"event {cls.__name__}", kwargs, _DECLARED)
         cls._declaration = {**cls._declaration, **declared}
         cls._spec = None
         super().__init_subclass__(**kwargs)

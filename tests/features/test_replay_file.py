@@ -174,7 +174,7 @@ def test_a_run_goes_on_with_the_same_inputs_only(files):
 def test_a_run_that_fails_leaves_nothing(files, change, error, message):
     log, spine, out = files
     log, spine = change(log, spine)
-    for workers in (1, 2) if error is SchemaError else (1,):
+    for workers in (1, 2):
         with pytest.raises(error, match=message):
             replay_to_file([Short], log, spine, out, workers=workers)
         assert sorted(path.name for path in out.parent.iterdir()) == ["log.parquet", "spine.parquet"]
