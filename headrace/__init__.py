@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from headrace.features import Var as Var
     from headrace.features import VectorMean as VectorMean
     from headrace.features import col as col
-    from headrace.features import replay as replay
-    from headrace.features import verify as verify
+    from headrace.history.replay import replay as replay
+    from headrace.history.verify import verify as verify
     from headrace.learners import Bag as Bag
     from headrace.learners import Categorical as Categorical
     from headrace.learners import DeepFM as DeepFM
@@ -52,8 +52,10 @@ _HOMES = {
     "headrace.features": (
         *("Count", "CountBy", "DecayedCount", "DecayedSum", "Distinct", "FeatureView", "First", "Last", "LastN", "Max"),
         *("Mean", "Min", "OnlineStore", "Quantile", "Ratio", "Sequence", "Std", "Sum", "TimeSince", "TopK", "Var"),
-        *("VectorMean", "col", "replay", "verify"),
+        *("VectorMean", "col"),
     ),
+    "headrace.history.replay": ("replay",),
+    "headrace.history.verify": ("verify",),
     "headrace.learners": (
         *("Bag", "Categorical", "DeepFM", "Dense", "Derived", "InputSpec", "Label", "Learner", "Logistic", "Match"),
     ),

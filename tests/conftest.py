@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from headrace.local import EmbeddedBroker, EmbeddedRedis
-from headrace.schemas import dead_letters, left_out
+from headrace.schemas import dead_letters
+from headrace.streams.files import left_out
 from tests.redis_cluster import RedisCluster
 
 

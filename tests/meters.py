@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 
 from headrace.features import Count, FeatureView, LastN, Sum, col
-from headrace.pipelines.source import EventBatch
 from headrace.schemas import Event, Field
+from headrace.streams.source import EventBatch
 
 START_US = 1_700_000_000_000_000
 SPAN_US = 6 * 3_600_000_000

@@ -35,7 +35,7 @@ from headrace.features import (
     plan_of,
 )
 from headrace.features.aggregation import Cell
-from headrace.features.kernels.cells import MAX
+from headrace.features.state.rings.cells import MAX
 from headrace.schemas import Event
 from tests import oracle
 

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from headrace.features import replay
+from headrace.history.replay import replay
 
 
 def in_time(spine: pl.DataFrame) -> pl.DataFrame:

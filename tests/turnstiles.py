@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from headrace.pipelines.join_spec import JoinSpec
-from headrace.pipelines.source import Batch, EventBatch, Source
 from headrace.schemas import DeadLetter, Event, Field, spec_of
+from headrace.streams.source import Batch, EventBatch, Source
 
 START_US = 1_700_000_000_000_000
 WITHIN_S = 32

@@ -31,9 +31,9 @@ from benchmarks.crashes.broker_log import BrokerLog
 from benchmarks.crashes.declaration import VIEWS, MeterLoad, Reading, SiteLoad, write_log
 from benchmarks.crashes.engine import WAIT_S, Engine, Job
 from headrace.features import plan_of
-from headrace.features.fences import Fence
 from headrace.features.store import OnlineStore
-from headrace.features.verifier import verify
+from headrace.features.store.fences import Fence
+from headrace.history.verify import verify
 from headrace.local import EmbeddedRedis
 from headrace.local.redis_server import AOF_FOLDER
 from headrace.pipelines import FileSource

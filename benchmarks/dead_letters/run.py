@@ -30,9 +30,9 @@ import structlog
 
 from benchmarks.decode.declaration import START_US, Engagement, rows
 from headrace.clock import FixedClock
-from headrace.pipelines.intake import Intake
-from headrace.pipelines.source import Batch
 from headrace.schemas import FileDeadLetters, codec_for, spec_of
+from headrace.streams.intake import Intake
+from headrace.streams.source import Batch
 
 PACKAGES = ("polars", "numpy", "numba", "pyarrow", "orjson")
 BATCH_ROWS = 16_384

@@ -28,7 +28,7 @@ from headrace.features.keys import entity_ids, shard_of
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
 from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import EventBatch
+from headrace.streams.source import EventBatch
 from pipelines.demo import LOG, load
 from schemas.retail import Engagement
 

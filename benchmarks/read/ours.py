@@ -7,9 +7,9 @@ import polars as pl
 
 from benchmarks.read.declaration import Engagement, UserActivity
 from headrace.features import Slab, plan_of
-from headrace.features.fences import ShardWrite
 from headrace.features.keys import shard_of
 from headrace.features.store import OnlineStore
+from headrace.features.store.fences import ShardWrite
 
 
 def write(store: OnlineStore, log: pl.DataFrame) -> pl.Series:

@@ -38,8 +38,8 @@ import redis
 from benchmarks.read import ours, rival_feast_layout
 from benchmarks.read.declaration import UserActivity, make_log
 from headrace.features import entity_ids, plan_of
-from headrace.features.reader import entity_frame
 from headrace.features.store import OnlineStore
+from headrace.features.store.reader import entity_frame
 from headrace.local import EmbeddedRedis
 
 SMALL, LARGE = 100, 5_000

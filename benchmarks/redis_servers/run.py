@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from benchmarks.read.declaration import Engagement, UserActivity, make_log
 from headrace.features import Slab, plan_of
-from headrace.features.fences import ShardWrite
 from headrace.features.keys import shard_of
 from headrace.features.store import OnlineStore
+from headrace.features.store.fences import ShardWrite
 from headrace.local import EmbeddedRedis
 from headrace.local.redis_server import SERVER_VARIABLE, redis_binary
 

@@ -23,11 +23,11 @@ from headrace.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from headrace.features.eviction import ADVICE, ALLOW, Eviction
-from headrace.features.redis_link import RedisLink
-from headrace.kafka_clients import connected
-from headrace.listening import require_free
+from headrace.features.store.client import RedisLink
+from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
+from headrace.local.listening import require_free
 from headrace.settings import Settings
+from headrace.streams.kafka.clients import connected
 from headrace.telemetry import StatusBoard
 
 PACKAGES = (

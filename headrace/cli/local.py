@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 
 from headrace import project, stack_state
-from headrace.console import Json, app, command, err, finite, say
+from headrace.cli.console import Json, app, command, err, finite, say
 from headrace.errors import ConfigError, UnknownTopicError
 from headrace.settings import Settings, load_settings
 from headrace.stack_state import StackState
 from headrace.telemetry import configure_logs
 
 if TYPE_CHECKING:
-    from headrace.pipelines.intake import Intake
-    from headrace.pipelines.tail import Seen
     from headrace.schemas import DeadLetter, DeadLetters, Event
+    from headrace.streams.intake import Intake
+    from headrace.streams.tail import Seen
 
 REDIS_PORT, BROKER_PORT = 16_379, 19_092
 """Default ports of `headrace up`: not those of a Redis and a Kafka that may be installed here as well."""
@@ -103,10 +103,10 @@ def produce(
     Example: `headrace produce Engagement --from log.parquet --rate 1000`
     """
     from headrace.pipelines.loop import graceful_stop
-    from headrace.pipelines.produce import LineSource
-    from headrace.pipelines.produce import produce as send
-    from headrace.pipelines.source_url import source_of_url
     from headrace.pipelines.wiring import topic_writer
+    from headrace.streams.produce import LineSource
+    from headrace.streams.produce import produce as send
+    from headrace.streams.urls import source_of_url
 
     declared, settings = _event(event), load_settings()
     configure_logs("error", as_json=settings.log_json)  # what is refused is shown below
@@ -137,9 +137,9 @@ def tail(
 
     Example: `headrace tail Engagement --from-start --count 10`
     """
-    from headrace.pipelines.kafka_source import KafkaSource
     from headrace.pipelines.loop import graceful_stop
-    from headrace.pipelines.tail import tail as rows_of
+    from headrace.streams.kafka_source import KafkaSource
+    from headrace.streams.tail import tail as rows_of
 
     declared, settings = _event(event), load_settings()
     source = KafkaSource(
@@ -158,8 +158,8 @@ def _event(name: str) -> type["Event"]:
 
 def _intake(event: type["Event"], settings: Settings, dead_letters: "DeadLetters") -> "Intake":
     """What decodes and checks rows of `event`, and puts those that cannot be used to `dead_letters`."""
-    from headrace.pipelines.intake import Intake
     from headrace.pipelines.wiring import intake_of
+    from headrace.streams.intake import Intake
 
     options = intake_of(settings)
     options["dead_letters"] = dead_letters
@@ -168,7 +168,7 @@ def _intake(event: type["Event"], settings: Settings, dead_letters: "DeadLetters
 
 def _require_topic(event: type["Event"], settings: Settings) -> None:
     """Refuse a topic that the broker lacks, before anything is sent to it or awaited of it."""
-    from headrace.pipelines.kafka_source import KafkaSource
+    from headrace.streams.kafka_source import KafkaSource
 
     source = KafkaSource(settings.brokers, [event], config=settings.kafka)
     try:
@@ -201,7 +201,7 @@ class _Refused:
 
     def write(self, letters: Sequence["DeadLetter"]) -> None:
         """Count the letters, and show them while there are few."""
-        from headrace.pipelines.file_names import shown_path
+        from headrace.streams.files.names import shown_path
 
         for letter in letters[: max(REFUSED_SHOWN - self.count, 0)]:
             say(f"refused: {shown_path(letter.partition)} · row {letter.offset + 1}: {letter.reason}: {letter.detail}")
@@ -215,7 +215,7 @@ class _Counter:
     """Counts of a run on one line of stderr, which a terminal sees grow; a context manager."""
 
     def __init__(self, refused: _Refused) -> None:
-        from headrace.pipelines.produce import Sent
+        from headrace.streams.produce import Sent
 
         self.sent = Sent()
         self._refused = refused

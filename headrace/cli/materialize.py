@@ -11,21 +11,21 @@ import orjson
 from rich.console import Console
 
 from headrace.errors import ConfigError
-from headrace.features.fences import Fence
 from headrace.features.store import OnlineStore
-from headrace.features.verification import Verification
-from headrace.features.verifier import verify_all
+from headrace.features.store.fences import Fence
 from headrace.features.view import FeatureView, events_of, plan_of
+from headrace.history.verification import Verification
+from headrace.history.verify import verify_all
 from headrace.pipelines.backfill import Backfilled, backfill
-from headrace.pipelines.intake import Intake
 from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.on_bytewax import materialize_flow, run
-from headrace.pipelines.positions import Reached, is_live, least_positions
-from headrace.pipelines.source import EventBatch, Source
-from headrace.pipelines.source_url import KAFKA, OFFSET_MAX, file_sources, named_url, sources_of_urls
 from headrace.pipelines.wiring import intake_of, registry_of
 from headrace.schemas import DeadLetter, FileDeadLetters, spec_of
 from headrace.settings import Settings
+from headrace.streams.intake import Intake
+from headrace.streams.positions import Reached, is_live, least_positions
+from headrace.streams.source import EventBatch, Source
+from headrace.streams.urls import KAFKA, OFFSET_MAX, file_sources, named_url, sources_of_urls
 
 BACKFILL_ROWS = 262_144
 """Rows a batch where freshness does not count: an entity's record is fetched once for many of its events."""

@@ -14,18 +14,18 @@ from pathlib import Path
 import orjson
 import polars as pl
 
-from headrace.features.history import MEMORY_ROWS
-from headrace.features.replay_file import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
-from headrace.features.replay_output import check_output
+from headrace.cli.progress import TOPICS, RowsBar
 from headrace.features.view import FeatureView, events_of, plan_of
-from headrace.pipelines.intake import Intake
-from headrace.pipelines.memory import keep_freed_memory
-from headrace.pipelines.rows_bar import TOPICS, RowsBar
-from headrace.pipelines.source_url import KAFKA, named_url, source_of_url
+from headrace.history.export import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
+from headrace.history.log import MEMORY_ROWS
+from headrace.history.output import check_output
 from headrace.pipelines.wiring import intake_of
 from headrace.schemas import DeadLetter, Event, spec_of
 from headrace.schemas.time_units import TimeUnit
 from headrace.settings import Settings, load_settings
+from headrace.streams.intake import Intake
+from headrace.streams.memory import keep_freed_memory
+from headrace.streams.urls import KAFKA, named_url, source_of_url
 from headrace.telemetry import configure_logs
 
 SPOOL_ROWS = 1_000_000

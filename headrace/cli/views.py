@@ -10,7 +10,7 @@ import orjson
 import typer
 
 from headrace import project
-from headrace.console import (
+from headrace.cli.console import (
     Json,
     KeysCommand,
     StoreUrl,
@@ -79,7 +79,7 @@ def replay(
 
     Example: `headrace replay VIEW --events LOG --spine ROWS --out FILE`
     """
-    from headrace.pipelines.replay_views import replay_views
+    from headrace.cli.replay import replay_views
 
     rows = replay_views(
         _views(views),
@@ -118,7 +118,7 @@ def materialize(
 
     Example: `headrace materialize features.customer:CustomerActivity --events kafka://127.0.0.1:9092`
     """
-    from headrace.pipelines.materialize_views import materialize_views
+    from headrace.cli.materialize import materialize_views
 
     declared, opened, settings = _views(views), _store(store), load_settings()
     records_max = memory_records or settings.memory_records
@@ -154,7 +154,7 @@ def backfill(
 
     Example: `headrace backfill features.customer:CustomerActivity --events archive/`
     """
-    from headrace.pipelines.materialize_views import backfill_views
+    from headrace.cli.materialize import backfill_views
 
     declared, opened = _views(views), _store(store)
     with opened:
@@ -173,7 +173,7 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
 
     Example: `headrace verify features.customer:CustomerActivity --events archive/`
     """
-    from headrace.pipelines.materialize_views import verify_views
+    from headrace.cli.materialize import verify_views
 
     declared, opened = _views(views), _store(store)
     with opened:
@@ -227,7 +227,7 @@ def get(
     Example: `headrace get features.customer:CustomerActivity 13085`
     """
     from headrace.features import plan_of
-    from headrace.features.reader import frame_of_texts, instant_us
+    from headrace.features.store.reader import frame_of_texts, instant_us
 
     [declared] = _views([view])
     asked = frame_of_texts(plan_of(declared), keys, request or ())
@@ -266,7 +266,7 @@ def features_versions(view: View, store: StoreUrl = None, as_json: Json = False)
 
     Example: `headrace features versions features.customer:CustomerActivity`
     """
-    from headrace.features.versions import versions
+    from headrace.features.store.versions import versions
 
     [declared] = _views([view])
     with _store(store) as opened:
@@ -297,7 +297,7 @@ def features_drop(
 
     Example: `headrace features drop features.customer:CustomerActivity 1f0c9a2b`
     """
-    from headrace.features.versions import drop
+    from headrace.features.store.versions import drop
 
     [declared] = _views([view])
     with _store(store) as opened:

@@ -15,12 +15,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features import FeatureView, plan_of
-from headrace.features.slab import entity_ids, shard_of
+from headrace.features.state.slab import entity_ids, shard_of
 from headrace.features.store import OnlineStore
-from headrace.features.verifier import compare
+from headrace.history.verify import compare
 from headrace.learners import Inputs, Learner
-from headrace.learners.directory import ModelDirectory
-from headrace.learners.scorer import Scorer
+from headrace.learners.publishing.directory import ModelDirectory
+from headrace.learners.publishing.scorer import Scorer
 
 SCORE_TOLERANCE = 1e-5  # float32 sums of one row in batches of different sizes
 

@@ -24,7 +24,7 @@ import structlog
 from numpy.typing import NDArray
 
 from headrace.clock import Clock, wall_us
-from headrace.pipelines.topics import TopicWriter
+from headrace.streams.kafka_writer import TopicWriter
 
 TICK_S = 0.02  # how often due rows are handed to the producer
 ANSWER_S_MAX = 10.0

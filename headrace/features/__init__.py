@@ -1,4 +1,4 @@
-"""Features: views over events, windows, records in memory, and replay."""
+"""Features: views over events, windows, records in memory, and the online store."""
 
 from polars import col as col
 
@@ -26,23 +26,18 @@ from headrace.features.answer import Answer as Answer
 from headrace.features.answer import Feature as Feature
 from headrace.features.answer import Lists as Lists
 from headrace.features.event_rows import Rows as Rows
-from headrace.features.kernels.id_map import IdMap as IdMap
-from headrace.features.kernels.text_pool import hash_text as hash_text
 from headrace.features.keys import entity_ids as entity_ids
 from headrace.features.keys import ids_of_texts as ids_of_texts
 from headrace.features.keys import shard_of as shard_of
-from headrace.features.record import Header as Header
-from headrace.features.record import read_header as read_header
-from headrace.features.record import read_packed as read_packed
-from headrace.features.replay import Replay as Replay
-from headrace.features.replay import replay as replay
-from headrace.features.slab import Slab as Slab
-from headrace.features.store import OnlineStore as OnlineStore
-from headrace.features.verification import Verification as Verification
-from headrace.features.verifier import compare as compare
-from headrace.features.verifier import verify as verify
+from headrace.features.state.record import Header as Header
+from headrace.features.state.record import read_header as read_header
+from headrace.features.state.record import read_packed as read_packed
+from headrace.features.state.slab import Slab as Slab
+from headrace.features.store.store import OnlineStore as OnlineStore
 from headrace.features.view import FeatureView as FeatureView
 from headrace.features.view import ViewPlan as ViewPlan
 from headrace.features.view import is_base as is_base
 from headrace.features.view import plan_of as plan_of
 from headrace.features.view import plans_of as plans_of
+from headrace.kernels.id_map import IdMap as IdMap
+from headrace.kernels.text_pool import hash_text as hash_text

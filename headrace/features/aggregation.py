@@ -9,12 +9,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import Column, Maybe
-from headrace.features.kernels.cells import ONE
-from headrace.features.layout import Derived, Reading
+from headrace.features.state.layout import Derived, Reading
+from headrace.features.state.rings.cells import ONE
 from headrace.schemas import Event
 
 if TYPE_CHECKING:
-    from headrace.features.binding import Binder
+    from headrace.features.binder import Binder
 
 Value: TypeAlias = pl.Expr | str
 Source: TypeAlias = type[Event] | Sequence[type[Event]] | None
@@ -94,7 +94,7 @@ class Tallied(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A code of kernels/cells.py: `column` an event's number (or bits), `flag` what admits it (None: `where`)."""
+    """A code of rings/cells.py: `column` an event's number (or bits), `flag` what admits it (None: `where`)."""
 
     code: int
     column: int = ONE

@@ -13,9 +13,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.features.kernels.id_lists import copy_lists
-from headrace.features.kernels.rings import EMPTY
-from headrace.features.kernels.text_pool import POOL
+from headrace.features.state.lists.update import copy_lists
+from headrace.features.state.rings.update import EMPTY
+from headrace.kernels.text_pool import POOL
 
 NEVER = EMPTY
 """Newest event time of a record without events."""

@@ -18,18 +18,18 @@ from headrace.errors import DeclarationError
 from headrace.features.aggregation import Aggregation, Cell, Source, Tallied, Value, Windowed, Windows
 from headrace.features.answer import Column, Feature, Maybe
 from headrace.features.argument_types import check_arguments
-from headrace.features.event_columns import DTYPE_OF_KIND, EventColumns, as_expr, expr_text, kind_of
-from headrace.features.expressions import Expressions
-from headrace.features.kernels.cells import ONE, TAKES_BITS, TIME, WIDTH
-from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
-from headrace.features.kernels.id_lists import TIME as TIME_KIND
-from headrace.features.kernels.seen_ids import KEEP_MAX as SEEN_MAX
-from headrace.features.kernels.tallies import most_entries
-from headrace.features.layout import RECORD_VERSION, Derived, Group, Layout, Reading
-from headrace.features.lists import ListGroup
-from headrace.features.rings import RingGroup
-from headrace.features.row_wise import row_type
-from headrace.features.tallies import ENTRIES_MAX, KEEP_MAX, KEEP_MIN, TallyGroup
+from headrace.features.expressions.derived import Expressions
+from headrace.features.expressions.event_columns import DTYPE_OF_KIND, EventColumns, as_expr, expr_text, kind_of
+from headrace.features.expressions.row_wise import row_type
+from headrace.features.state.layout import RECORD_VERSION, Derived, Group, Layout, Reading
+from headrace.features.state.lists.group import ListGroup
+from headrace.features.state.lists.update import FLOAT, INT, TEXT
+from headrace.features.state.lists.update import TIME as TIME_KIND
+from headrace.features.state.rings.cells import ONE, TAKES_BITS, TIME, WIDTH
+from headrace.features.state.rings.group import RingGroup
+from headrace.features.state.seen_kernels import KEEP_MAX as SEEN_MAX
+from headrace.features.state.tallies.group import ENTRIES_MAX, KEEP_MAX, KEEP_MIN, TallyGroup
+from headrace.features.state.tallies.update import most_entries
 from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of, written_span
 from headrace.schemas import Event, spec_of
 

@@ -10,16 +10,16 @@ import xxhash
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
-from headrace.features.failing_rows import VALUE_ERRORS, Failures, select_rows
-from headrace.features.kernels.hashing import hash_spans, hash_words
-from headrace.features.kernels.id_lists import FLOAT, TEXT
-from headrace.features.kernels.text_pool import POOL, hash_text, text_buffers
+from headrace.features.expressions.failing_rows import VALUE_ERRORS, Failures, select_rows
 from headrace.features.keys import NULL_ID, ids_of_column, key_expr, texts_of
-from headrace.features.layout import Events, Layout
+from headrace.features.state.layout import Events, Layout
+from headrace.features.state.lists.update import FLOAT, TEXT
+from headrace.kernels.hashing import hash_spans, hash_words
+from headrace.kernels.text_pool import POOL, hash_text, text_buffers
 from headrace.schemas import Event, EventSpec, spec_of
 
 if TYPE_CHECKING:
-    from headrace.features.binding import LayoutBuilder
+    from headrace.features.binder import LayoutBuilder
 
 _VALUES_CHARS = 160
 """Characters of an event's values that a message quotes."""

@@ -18,9 +18,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SpineError
-from headrace.features.kernels.hashing import shards_of
-from headrace.features.kernels.text_pool import hash_text, text_buffers
-from headrace.features.spans import Spans
+from headrace.kernels.hashing import shards_of
+from headrace.kernels.spans import Spans
+from headrace.kernels.text_pool import hash_text, text_buffers
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan

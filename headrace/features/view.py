@@ -20,10 +20,10 @@ from headrace.errors import DeclarationError, SchemaError
 from headrace.features.aggregation import Aggregation
 from headrace.features.aggregations.derived import Ratio
 from headrace.features.answer import Feature
-from headrace.features.binding import LayoutBuilder
+from headrace.features.binder import LayoutBuilder
 from headrace.features.event_rows import EventReader, Rows
-from headrace.features.expressions import request_types
-from headrace.features.layout import Layout
+from headrace.features.expressions.derived import request_types
+from headrace.features.state.layout import Layout
 from headrace.features.windows import SECOND_US, parse_span_s, written_span
 from headrace.schemas import Event, spec_of
 from headrace.schemas.class_arguments import refuse_unknown

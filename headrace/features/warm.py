@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headrace.features.slab import Slab
+from headrace.features.state.slab import Slab
 from headrace.features.view import ViewPlan
 
 

@@ -27,18 +27,18 @@ import orjson
 import polars as pl
 
 from headrace.errors import ConfigError, HeadraceError
-from headrace.features.external_sort import Block, merged
-from headrace.features.history import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
-from headrace.features.replay import CHUNK_ROWS, Replay
-from headrace.features.replay_output import check_output, write_output
-from headrace.features.replay_part import ROW, Part, Progress, Report, StoppedError, work_on
-from headrace.features.spine import check_spine
-from headrace.features.spine_files import SpineFiles, SpineFormat
-from headrace.features.threads import VARIABLE, thread_count
 from headrace.features.view import FeatureView, plan_of
+from headrace.history.external_sort import Block, merged
+from headrace.history.log import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
+from headrace.history.output import check_output, write_output
+from headrace.history.parts import ROW, Part, Progress, Report, StoppedError, work_on
+from headrace.history.replay import CHUNK_ROWS, Replay
+from headrace.history.spine import check_spine
+from headrace.history.spine_files import SpineFiles, SpineFormat
+from headrace.kernels.threads import VARIABLE, thread_count
 from headrace.schemas import Event, spec_of
-from headrace.schemas.file_finder import EventFile, find_files
 from headrace.schemas.time_units import TimeUnit
+from headrace.streams.files.finder import EventFile, find_files
 
 CHECKPOINT_S = 60.0
 """Seconds between two writes of the records: what a run that is taken up does again."""

@@ -15,13 +15,16 @@ import polars as pl
 
 from headrace.clock import wall_us
 from headrace.errors import SchemaError, SourceError
-from headrace.features.external_sort import Block, Sorter, memory_block, overlap
 from headrace.features.keys import ids_of_column, key_expr, shard_of
-from headrace.features.spine import with_times
-from headrace.features.spine_files import SpineFiles, SpineFormat
 from headrace.features.view import ViewPlan, events_of
+from headrace.history.external_sort import Block, Sorter, memory_block, overlap
+from headrace.history.spine import with_times
+from headrace.history.spine_files import SpineFiles, SpineFormat
 from headrace.schemas import Event, EventSpec, Quality, conform, spec_of
-from headrace.schemas.event_files import (
+from headrace.schemas.tables import TableLike, frame_of
+from headrace.streams.files.finder import EventFile, find_files
+from headrace.streams.files.left_out import leave_out
+from headrace.streams.files.reading import (
     iter_events,
     read_events,
     read_range,
@@ -30,9 +33,6 @@ from headrace.schemas.event_files import (
     rows_of,
     time_range,
 )
-from headrace.schemas.file_finder import EventFile, find_files
-from headrace.schemas.left_out import leave_out
-from headrace.schemas.tables import TableLike, frame_of
 
 MEMORY_ROWS = 10_000_000
 """Events that are in memory at a time; sorting them needs as much again."""

@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from headrace.errors import LayoutError, SourceError
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
-from headrace.features.expressions import request_columns
-from headrace.features.external_sort import Block, keys_of, merged
+from headrace.features.expressions.derived import request_columns
 from headrace.features.failure_counts import FailedEvents, count_ahead
-from headrace.features.history import MEMORY_ROWS, History, Span, open_log, read_spine, tables_of, time_of
 from headrace.features.keys import ids_of_texts, key_columns
-from headrace.features.layout import Operations
-from headrace.features.slab import Slab
-from headrace.features.spine import check_spine, spine_times
-from headrace.features.spine_files import SpineFormat
+from headrace.features.state.layout import Operations
+from headrace.features.state.slab import Slab
 from headrace.features.view import FeatureView, ViewPlan, plans_of
+from headrace.history.external_sort import Block, keys_of, merged
+from headrace.history.log import MEMORY_ROWS, History, Span, open_log, read_spine, tables_of, time_of
+from headrace.history.spine import check_spine, spine_times
+from headrace.history.spine_files import SpineFormat
 from headrace.schemas import Event
 from headrace.schemas.tables import TableLike
 from headrace.schemas.time_units import TimeUnit

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import SpineError
-from headrace.features.expressions import request_columns
+from headrace.features.expressions.derived import request_columns
 from headrace.features.keys import fitted_keys
 from headrace.features.view import ViewPlan
 from headrace.schemas.row_json import YEAR_1_US, YEAR_10000_US

@@ -17,14 +17,14 @@ from typing import Any
 import polars as pl
 
 from headrace.errors import SchemaError, SourceError, SpineError
-from headrace.features.spine import TIME, with_times
 from headrace.features.view import ViewPlan
-from headrace.schemas.event_files import TEXT_FORMATS, iter_file, read_file, read_schema
-from headrace.schemas.file_finder import EventFile, find_files
-from headrace.schemas.path_columns import folder_values
-from headrace.schemas.text_times import TimeTexts, are_numbers, as_numbers
+from headrace.history.spine import TIME, with_times
 from headrace.schemas.time_units import TimeUnit
-from headrace.schemas.wanted import Wanted
+from headrace.streams.files.finder import EventFile, find_files
+from headrace.streams.files.path_columns import folder_values
+from headrace.streams.files.reading import TEXT_FORMATS, iter_file, read_file, read_schema
+from headrace.streams.files.text_times import TimeTexts, are_numbers, as_numbers
+from headrace.streams.files.wanted import Wanted
 
 _PIECE_ROWS = 250_000
 _UNITS = ("ms", "us", "ns")

@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from headrace.errors import SchemaError, StoreError
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.keys import entity_ids, ids_of_texts, shard_of
-from headrace.features.origin import Origin
-from headrace.features.reader import entity_frame
-from headrace.features.record import read_packed
-from headrace.features.slab import Slab
-from headrace.features.store import SNAPSHOT_KEYS_MAX, OnlineStore
-from headrace.features.verification import Verification, both, differences
+from headrace.features.state.record import read_packed
+from headrace.features.state.slab import Slab
+from headrace.features.store.reader import entity_frame
+from headrace.features.store.store import SNAPSHOT_KEYS_MAX, OnlineStore
 from headrace.features.view import FeatureView, ViewPlan, plans_of
+from headrace.history.verification import Verification, both, differences
 from headrace.schemas import Event
 from headrace.schemas.tables import TableLike, frame_of
+from headrace.streams.origin import Origin
 
 _SNAPSHOT_TRIES = 10
 

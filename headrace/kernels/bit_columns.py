@@ -20,7 +20,7 @@ leaves `data[:end]`: it returns position -1 where bytes run out, and every reade
 import numpy as np
 from numba.cpython.unsafe.numbers import leading_zeros
 
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, load_word, part, store_word
+from headrace.kernels.compile import Bytes, Floats, Int, Ints, load_word, part, store_word
 
 ROOM_BYTES = 8
 """What `out` must have beyond the last byte written: words are stored whole."""

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from headrace.kernel_cache import compile_once
+from headrace.kernels.cache import compile_once
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,7 +31,9 @@ LINE_WORDS = 8
 """Words of a line of memory, which is what a prefetch brings."""
 
 _SOURCES = tuple(
-    (path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in sorted(Path(__file__).parent.glob("*.py"))
+    (path.name, path.stat().st_mtime_ns, path.stat().st_size)
+    for folder in (Path(__file__).parent, Path(__file__).parents[1] / "features" / "state")
+    for path in sorted(folder.rglob("*.py"))
 )
 
 

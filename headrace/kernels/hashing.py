@@ -7,7 +7,7 @@ Collet, "xxHash fast digest algorithm", version 0.1.1, XXH64.
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, load_word, part
+from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel, load_word, part
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)

@@ -7,8 +7,8 @@ the lines are used. Removal shifts later lines back, so there are no tombstones 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Int, Ints, lean_kernel, part, prefetch
-from headrace.features.kernels.hashing import mix
+from headrace.kernels.compile import Int, Ints, lean_kernel, part, prefetch
+from headrace.kernels.hashing import mix
 
 _SIZE, _HIGH, _FREE = 0, 1, 2
 AHEAD = 16

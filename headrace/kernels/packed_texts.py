@@ -2,9 +2,8 @@
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, part
-from headrace.features.kernels.hashing import xxh64
-from headrace.schemas.kernels import is_utf8
+from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.kernels.hashing import xxh64
 
 
 @part
@@ -22,3 +21,34 @@ def read_text(data: Bytes, start: Int, stop: Int, texts: Ints, found: Int) -> tu
         texts[found, 2] = stop
         found += 1
     return word, np.int64(found)
+
+
+@lean_kernel
+def is_utf8(data: Bytes, start: int, end: int) -> bool:
+    """Is `data[start:end]` well-formed UTF-8 (Unicode 16, table 3-7: no surrogates, no overlong forms)?"""
+    i = start
+    while i < end:
+        first = data[i]
+        if first < 0x80:
+            i += 1
+            continue
+        low, high = 0x80, 0xBF
+        if 0xC2 <= first <= 0xDF:
+            more = 1
+        elif 0xE0 <= first <= 0xEF:
+            more = 2
+            low = 0xA0 if first == 0xE0 else 0x80
+            high = 0x9F if first == 0xED else 0xBF
+        elif 0xF0 <= first <= 0xF4:
+            more = 3
+            low = 0x90 if first == 0xF0 else 0x80
+            high = 0x8F if first == 0xF4 else 0xBF
+        else:
+            return False
+        if i + more >= end or not low <= data[i + 1] <= high:
+            return False
+        for j in range(i + 2, i + more + 1):
+            if not 0x80 <= data[j] <= 0xBF:
+                return False
+        i += more + 1
+    return True

@@ -1,6 +1,7 @@
 """Many byte strings in one buffer: as objects each of them would cost more than what is done with it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -47,3 +48,20 @@ def spans_of(texts: Sequence[bytes]) -> Spans:
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
     return Spans(np.frombuffer(bytearray().join(texts), np.uint8), offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """n values: number i is `data[starts[i]:ends[i]]`, and missing where starts (n,) is -1; ends (n,)."""
+
+    data: NDArray[np.uint8]
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+
+def values_of(blobs: Sequence[bytes | None]) -> Values:
+    """Byte strings as values; None is a missing one."""
+    lengths = np.array([-1 if blob is None else len(blob) for blob in blobs], np.int64)
+    ends = np.cumsum(np.maximum(lengths, 0))
+    starts = np.where(lengths < 0, -1, ends - lengths)
+    return Values(np.frombuffer(bytearray().join(blob for blob in blobs if blob), np.uint8), starts, ends)

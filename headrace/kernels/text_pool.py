@@ -12,9 +12,9 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
-from headrace.features.kernels.hashing import hash_spans
-from headrace.features.kernels.id_map import IdMap
+from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
+from headrace.kernels.hashing import hash_spans
+from headrace.kernels.id_map import IdMap
 
 _NO_SEED = np.uint64(0)
 Scalar = TypeVar("Scalar", bound=np.generic)

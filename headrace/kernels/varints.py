@@ -7,8 +7,8 @@ A reader never leaves `data[:end]`: it returns position -1 where bytes run out, 
 import numpy as np
 from numba.cpython.unsafe.numbers import leading_zeros, trailing_zeros
 
-from headrace.features.kernels.bit_columns import unzigzag, zigzag
-from headrace.features.kernels.compile import Bytes, Int, lean_kernel, load_word, part, store_word
+from headrace.kernels.bit_columns import unzigzag, zigzag
+from headrace.kernels.compile import Bytes, Int, lean_kernel, load_word, part, store_word
 
 _MORE, _MORES, _ALL = np.uint64(0x80), np.uint64(0x8080808080808080), np.uint64(0xFFFFFFFFFFFFFFFF)
 _EIGHT_MAX = np.uint64(2**56 - 1)

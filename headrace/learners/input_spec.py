@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError, SchemaError
 from headrace.features import hash_text
 from headrace.features.argument_types import check_arguments, declared
-from headrace.learners import kernels
 from headrace.learners.inputs import PAD, Inputs
+from headrace.learners.tables import kernels
 
 Transform = Literal["identity", "log1p", "signed_log1p", "sqrt"]
 MatchKind = Literal["any", "count", "recency"]

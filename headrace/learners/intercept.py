@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
+from headrace.kernels.compile import kernel
 
 INFORMATION_MAX = 100.0
 """Sum of p (1 - p) over the examples that are remembered."""

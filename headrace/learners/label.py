@@ -6,7 +6,7 @@ import polars as pl
 
 from headrace.errors import DeclarationError
 from headrace.features.argument_types import declared
-from headrace.features.row_wise import row_type
+from headrace.features.expressions.row_wise import row_type
 from headrace.features.windows import parse_span_s
 from headrace.schemas import Event, spec_of
 

@@ -33,8 +33,6 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.features import FeatureView, ViewPlan, plans_of
-from headrace.learners import kernels
-from headrace.learners.embedding import TrainedLookup
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.input_types import check_fields
 from headrace.learners.inputs import Inputs
@@ -43,7 +41,9 @@ from headrace.learners.label import Label
 from headrace.learners.models.model import Model
 from headrace.learners.network import Network, sigmoid
 from headrace.learners.standardizer import Standardizer
-from headrace.learners.table import EmbeddingTable, TablePolicy
+from headrace.learners.tables import kernels
+from headrace.learners.tables.embedding import TrainedLookup
+from headrace.learners.tables.table import EmbeddingTable, TablePolicy
 
 Arrays = dict[str, NDArray[Any]]
 

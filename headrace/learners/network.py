@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.learners.embedding import Floats, Lookup, Uses
 from headrace.learners.models.model import Fields
+from headrace.learners.tables.embedding import Floats, Lookup, Uses
 
 
 class Network:

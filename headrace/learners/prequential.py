@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
-from headrace.learners import kernels
+from headrace.learners.tables import kernels
 
 ROWS_MAX = 20_000_000  # scores held for the exact AUC: 5 bytes each
 BINS = 8_192

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SnapshotError
 from headrace.features import IdMap
-from headrace.features.kernels.compile import kernel
-from headrace.features.kernels.hashing import mix, splitmix64
+from headrace.kernels.compile import kernel
+from headrace.kernels.hashing import mix, splitmix64
 from headrace.learners.input_spec import as_ids
 
 ROUNDS = 8  # redraws of a negative that is the positive itself

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
-from headrace.features.kernels.compile import kernel
+from headrace.kernels.compile import kernel
 
 CLIP_SDS = 8.0
 """Standardised values are clipped to this range."""

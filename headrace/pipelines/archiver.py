@@ -21,10 +21,10 @@ import polars as pl
 import structlog
 from prometheus_client import Counter
 
-from headrace.pipelines.positions import Positions, positions_of
-from headrace.pipelines.source import EventBatch
 from headrace.schemas import Event, spec_of
-from headrace.schemas.archive_names import OFFSET_COLUMN, OFFSETS, archive_name, named_rows
+from headrace.streams.files.archive_names import OFFSET_COLUMN, OFFSETS, archive_name, named_rows
+from headrace.streams.positions import Positions, positions_of
+from headrace.streams.source import EventBatch
 
 log = structlog.get_logger(__name__)
 

@@ -17,12 +17,12 @@ import structlog
 from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, ViewPlan, plan_of, plans_of
 from headrace.pipelines import loop
-from headrace.pipelines.intake import Intake
 from headrace.pipelines.materializer import FlushSummary, Materializer
 from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import Source
 from headrace.schemas import DeadLetters
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.streams.intake import Intake
+from headrace.streams.source import Source
 
 FLUSH_S = 5.0
 """Interval of flushes: nobody waits for fresh values, and what a crash loses is read again."""

@@ -19,8 +19,9 @@ from prometheus_client import Counter
 from safetensors.numpy import load_file, save_file
 
 from headrace.errors import DeclarationError, DecodeError, SchemaError
-from headrace.features import Lists, Replay, plan_of
-from headrace.features.failing_rows import rows_where
+from headrace.features import Lists, plan_of
+from headrace.features.expressions.failing_rows import rows_where
+from headrace.history.replay import Replay
 from headrace.learners import Inputs, Label, Learner, RecentPopularity, column_of, columns_of, log_rate
 from headrace.learners.input_spec import Column
 from headrace.schemas import Event, spec_of

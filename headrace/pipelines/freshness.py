@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Histogram
 
-from headrace.pipelines.source import EventBatch
+from headrace.streams.source import EventBatch
 
 SAMPLES_MAX = 65_536
 """Samples kept; the 99.9th percentile still rests on 65 of them."""

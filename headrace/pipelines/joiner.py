@@ -28,12 +28,12 @@ import structlog
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, SourceError
-from headrace.features.failing_rows import rows_where
-from headrace.pipelines.intake import newest_us
+from headrace.features.expressions.failing_rows import rows_where
 from headrace.pipelines.join_spec import OUTPUT, JoinSpec
-from headrace.pipelines.source import EventBatch
 from headrace.pipelines.watermark import END_OF_TIME_US
 from headrace.schemas import spec_of
+from headrace.streams.intake import newest_us
+from headrace.streams.source import EventBatch
 
 log = structlog.get_logger(__name__)
 

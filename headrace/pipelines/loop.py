@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
-from headrace.pipelines.intake import Intake
-from headrace.pipelines.memory import keep_freed_memory
-from headrace.pipelines.positions import least_positions
-from headrace.pipelines.read_ahead import ReadAhead
-from headrace.pipelines.source import Batch, EventBatch, Source
+from headrace.streams.intake import Intake
+from headrace.streams.memory import keep_freed_memory
+from headrace.streams.positions import least_positions
+from headrace.streams.read_ahead import ReadAhead
+from headrace.streams.source import Batch, EventBatch, Source
 
 FULL_ROWS, BUSY_ROWS = 16_384, 1_024
 """A poll with fewer rows is followed by a pause: each poll has a cost of its own, whatever it brings."""

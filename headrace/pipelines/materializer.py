@@ -28,7 +28,9 @@ from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, events_of, plans_of
 from headrace.features.warm import warm_up
 from headrace.pipelines.freshness import Freshness
-from headrace.pipelines.positions import (
+from headrace.pipelines.shard import ShardSet
+from headrace.schemas import DeadLetters, Event, spec_of
+from headrace.streams.positions import (
     Positions,
     Reader,
     is_live,
@@ -36,9 +38,7 @@ from headrace.pipelines.positions import (
     refuse_files_of_topic,
     refuse_topic_of_files,
 )
-from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import EventBatch
-from headrace.schemas import DeadLetters, Event, spec_of
+from headrace.streams.source import EventBatch
 
 log = structlog.get_logger(__name__)
 

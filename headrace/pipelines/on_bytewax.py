@@ -41,21 +41,21 @@ from headrace.clock import Clock
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, events_of, plan_of
-from headrace.pipelines.intake import FUTURE_US, Intake
 from headrace.pipelines.join_spec import JoinSpec
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after, prepares
 from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
-from headrace.pipelines.memory import keep_freed_memory
-from headrace.pipelines.placed_steps import MakeStep, PlacedSteps
-from headrace.pipelines.positions import least_positions
-from headrace.pipelines.read_ahead import ReadAhead
-from headrace.pipelines.source import Batch, EventBatch, Source, described
+from headrace.pipelines.placing import MakeStep, PlacedSteps
 from headrace.pipelines.worker_keys import worker_keys
 from headrace.schemas import DeadLetters, Event
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.streams.intake import FUTURE_US, Intake
+from headrace.streams.memory import keep_freed_memory
+from headrace.streams.positions import least_positions
+from headrace.streams.read_ahead import ReadAhead
+from headrace.streams.source import Batch, EventBatch, Source, described
 
 log = structlog.get_logger(__name__)
 

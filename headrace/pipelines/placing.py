@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 
 from headrace.pipelines.loop import Step
-from headrace.pipelines.positions import Positions, least_positions
+from headrace.streams.positions import Positions, least_positions
 
 MakeStep = Callable[[int, int], Step]
 """Makes the step of one group: (group index, group count) -> Step."""

@@ -30,17 +30,18 @@ from headrace.clock import Clock, WallClock
 from headrace.errors import FencedError
 from headrace.features.event_rows import FailedRows, Rows, concat_rows
 from headrace.features.failure_counts import count_failed_rows
-from headrace.features.fences import ShardWrite, fenced
 from headrace.features.keys import shard_of
-from headrace.features.lateness import DUPLICATE, LATE, TOO_LATE
-from headrace.features.packing import Packing
-from headrace.features.slab import Slab
+from headrace.features.state.lateness import DUPLICATE, LATE, TOO_LATE
+from headrace.features.state.slab import Slab
 from headrace.features.store import OnlineStore
+from headrace.features.store.fences import ShardWrite, fenced
+from headrace.features.store.packing import Packing
 from headrace.features.view import ViewPlan
-from headrace.pipelines.intake import failed_letters, put_aside, too_late_letters
 from headrace.pipelines.offset_table import OffsetTable
-from headrace.pipelines.source import EventBatch
+from headrace.pipelines.view_letters import failed_letters, too_late_letters
 from headrace.schemas import DeadLetters, Letters
+from headrace.streams.intake import put_aside
+from headrace.streams.source import EventBatch
 
 FLUSH_SECONDS = Histogram(
     "headrace_flush_seconds",

@@ -33,7 +33,7 @@ from safetensors.numpy import save as save_tensors
 
 from headrace.errors import DeclarationError, GateRefusedError, SnapshotError
 from headrace.learners import Gate, Learner, ModelDirectory, OnlineLearner, Prequential, Scorer, Snapshot, Verdict
-from headrace.learners.snapshot import move, write_synced
+from headrace.learners.publishing.snapshot import move, write_synced
 from headrace.pipelines.examples import (
     SOURCES,
     EventExamples,

@@ -12,8 +12,8 @@ silent, those that have brought something decide. When all expected partitions h
 from collections.abc import Iterable
 
 from headrace.clock import wall_us
-from headrace.pipelines.intake import newest_us
-from headrace.pipelines.source import EventBatch
+from headrace.streams.intake import newest_us
+from headrace.streams.source import EventBatch
 
 END_OF_TIME_US = 2**62
 """Watermark of a stream that has ended."""

@@ -8,11 +8,11 @@ from typing import Any, TypedDict
 
 from headrace.clock import Clock
 from headrace.features.store import OnlineStore
-from headrace.pipelines.kafka_source import KafkaSource, Start
-from headrace.pipelines.topics import KafkaDeadLetters, TopicWriter
 from headrace.schemas import DeadLetter, DeadLetters, Event, FileDeadLetters
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.settings import Settings
+from headrace.streams.kafka_source import KafkaSource, Start
+from headrace.streams.kafka_writer import KafkaDeadLetters, TopicWriter
 from headrace.telemetry import StatusBoard
 
 

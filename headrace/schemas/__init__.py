@@ -1,11 +1,11 @@
 """What an event is: its declaration, wire formats, quality rules, dead letters and evolution."""
 
-from headrace.schemas.avro import AvroCodec as AvroCodec
-from headrace.schemas.avro import ConfluentAvroCodec as ConfluentAvroCodec
-from headrace.schemas.codec import BadPayload as BadPayload
-from headrace.schemas.codec import Codec as Codec
-from headrace.schemas.codec import Decoded as Decoded
-from headrace.schemas.codec import codec_for as codec_for
+from headrace.schemas.codecs.avro import AvroCodec as AvroCodec
+from headrace.schemas.codecs.avro import ConfluentAvroCodec as ConfluentAvroCodec
+from headrace.schemas.codecs.codec import BadPayload as BadPayload
+from headrace.schemas.codecs.codec import Codec as Codec
+from headrace.schemas.codecs.codec import Decoded as Decoded
+from headrace.schemas.codecs.codec import codec_for as codec_for
 from headrace.schemas.conform import BadRow as BadRow
 from headrace.schemas.conform import conform as conform
 from headrace.schemas.conform import conform_rows as conform_rows

@@ -16,7 +16,7 @@ import polars as pl
 
 from headrace.errors import SchemaError
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import DECIMAL_DIGITS, FieldType, default_column
+from headrace.schemas.fields import DECIMAL_DIGITS, FieldType, default_column
 from headrace.schemas.rejects import Rejects
 from headrace.schemas.row_json import YEAR_1_US, YEAR_10000_US, value_texts
 from headrace.schemas.time_units import UNITS_PER_S, TimeUnit

@@ -23,7 +23,7 @@ from pydantic import Field as Field  # noqa: PLC0414  (re-exported: the one impo
 
 from headrace.errors import DeclarationError
 from headrace.schemas.class_arguments import refuse_unknown
-from headrace.schemas.field_types import FieldType, avro_fields, event_fields, plain
+from headrace.schemas.fields import FieldType, avro_fields, event_fields, plain
 from headrace.schemas.time_units import TIME_UNITS, TimeUnit
 
 CODECS = ("avro", "confluent-avro", "json", "arrow")

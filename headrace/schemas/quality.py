@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.schemas.conform import BadRow, is_far
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import FieldType, plain
+from headrace.schemas.fields import FieldType, plain
 from headrace.schemas.rejects import Rejects
 from headrace.schemas.row_json import value_texts
 from headrace.schemas.rules import Rule

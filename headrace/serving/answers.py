@@ -9,7 +9,7 @@ import orjson
 
 from headrace.clock import Clock
 from headrace.features import FeatureView, plan_of
-from headrace.features.reader import instant_us
+from headrace.features.store.reader import instant_us
 from headrace.serving.impressions import Impression, ImpressionLog
 from headrace.serving.messages import RankRequest, ScoreRequest
 from headrace.serving.ranker import Ranker, Scored, best, text_keys

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from headrace.errors import DeclarationError
-from headrace.kafka_clients import connected
 from headrace.learners import Inputs
 from headrace.schemas import Event, codec_for, spec_of
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.serving.swap import Scores
+from headrace.streams.kafka.clients import connected
 
 QUEUE_MAX = 4_096  # requests; at 20 kB each 80 MB
 BATCH_MAX = 256  # requests a frame

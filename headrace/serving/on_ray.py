@@ -33,7 +33,7 @@ import structlog
 from fastapi import FastAPI
 
 from headrace.errors import ConfigError, ServiceError
-from headrace.listening import require_free
+from headrace.local.listening import require_free
 
 FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
 OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it

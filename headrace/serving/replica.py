@@ -9,7 +9,7 @@ from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
 from headrace.learners import Learner, ModelDirectory, Scorer
 from headrace.schemas import Event
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.serving.http_app import HttpLimits, build_http
 from headrace.serving.impressions import ImpressionColumns, ImpressionLog
 from headrace.serving.ranker import Ranker, RankingSpec

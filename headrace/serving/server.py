@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from headrace.errors import ConfigError
-from headrace.listening import require_free
+from headrace.local.listening import require_free
 from headrace.redaction import shown_url
 from headrace.settings import Settings
 

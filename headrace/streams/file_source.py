@@ -22,15 +22,13 @@ import structlog
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
-from headrace.features.origin import Origin
-from headrace.pipelines.file_names import partition_of, recognise
-from headrace.pipelines.line_reader import Lines, iter_lines
-from headrace.pipelines.positions import Positions, Reached, reached_of, refuse_files_of_topic
-from headrace.pipelines.source import Batch
 from headrace.redaction import shown_url
 from headrace.schemas import Event, spec_of
-from headrace.schemas.archive_names import named_rows
-from headrace.schemas.event_files import (
+from headrace.streams.files.archive_names import named_rows
+from headrace.streams.files.finder import EventFile, find_log
+from headrace.streams.files.line_reader import Lines, iter_lines
+from headrace.streams.files.names import partition_of, recognise
+from headrace.streams.files.reading import (
     RowGroups,
     format_of,
     is_in_order,
@@ -40,7 +38,9 @@ from headrace.schemas.event_files import (
     read_events,
     reads_row_groups,
 )
-from headrace.schemas.file_finder import EventFile, find_log
+from headrace.streams.origin import Origin
+from headrace.streams.positions import Positions, Reached, reached_of, refuse_files_of_topic
+from headrace.streams.source import Batch
 
 log = structlog.get_logger(__name__)
 

@@ -15,9 +15,6 @@ from prometheus_client import Counter
 
 from headrace.clock import Clock, WallClock
 from headrace.errors import HeadraceError, SchemaError, SourceError
-from headrace.features.event_rows import FailedRows
-from headrace.pipelines.line_positions import row_numbers
-from headrace.pipelines.source import Batch, EventBatch
 from headrace.schemas import (
     BadPayload,
     BadRow,
@@ -36,9 +33,11 @@ from headrace.schemas import (
     sample_frame,
     spec_of,
 )
-from headrace.schemas.event_files import UNFINISHED
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.schemas.row_json import json_rows
+from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.files.reading import UNFINISHED
+from headrace.streams.source import Batch, EventBatch
 
 FUTURE_US = 600_000_000
 """How far ahead of the clock an event may be: 10 minutes of clock skew."""
@@ -128,31 +127,6 @@ def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
         count_letters(letters)
         with _writing:
             place.write(letters)
-
-
-def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]) -> Letters:
-    """A letter for each too late row `index` (m,) of the batch, with the event as JSON."""
-    detail = (
-        f"view {view_name}: too late: outside every window that would include it, relative to its entity's newest event"
-    )
-    return _view_letters(batch, index, "too_late", detail)
-
-
-def failed_letters(view_name: str, batch: EventBatch, failed: FailedRows) -> Letters:
-    """A letter for each row of the batch that an expression of the view has no value for, with the event as JSON."""
-    details = np.empty(len(failed), object)
-    for cause in np.unique(failed.causes).tolist():
-        here = np.flatnonzero(failed.causes == cause)
-        details[here] = failed.expressions[cause].details(batch.frame[failed.index[here]])
-    described = pl.Series([f"view {view_name} · {detail}" for detail in details], dtype=pl.String)
-    return _view_letters(batch, failed.index, "expression_failed", described)
-
-
-def _view_letters(batch: EventBatch, index: NDArray[np.int64], reason: str, details: pl.Series | str) -> Letters:
-    """Letters of rows `index` (m,) of the batch, which one view does not use."""
-    payloads = json_rows(batch.frame[index]).cast(pl.Binary)
-    columns = (row_numbers(batch.partition, batch.offsets[index]), reason, details, payloads)
-    return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *columns)
 
 
 def _decoded(batch: Batch, codec: Codec, spec: EventSpec) -> Decoded:

@@ -20,13 +20,13 @@ from prometheus_client import Counter
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
-from headrace.kafka_clients import connected
-from headrace.pipelines.broker_errors import FATAL, told
-from headrace.pipelines.fetch import Fetched, fetch
-from headrace.pipelines.positions import refuse_topic_of_files
-from headrace.pipelines.source import Batch
-from headrace.pipelines.start_times import offset_at
 from headrace.schemas import Event, spec_of
+from headrace.streams.kafka.clients import connected
+from headrace.streams.kafka.errors import FATAL, told
+from headrace.streams.kafka.fetch import Fetched, fetch
+from headrace.streams.kafka.start_times import offset_at
+from headrace.streams.positions import refuse_topic_of_files
+from headrace.streams.source import Batch
 
 log = structlog.get_logger(__name__)
 

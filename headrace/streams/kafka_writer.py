@@ -12,11 +12,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import SourceError
-from headrace.kafka_clients import connected
-from headrace.pipelines.broker_errors import FATAL, told
 from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
+from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.schemas.dead_letters import encoded, partitions_of
-from headrace.schemas.registry import SchemaRegistry
+from headrace.streams.kafka.clients import connected
+from headrace.streams.kafka.errors import FATAL, told
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from headrace.errors import ConfigError
-from headrace.schemas.archive_names import named_rows
+from headrace.streams.files.archive_names import named_rows
 
 Reached: TypeAlias = Mapping[str, Collection[int]]
 """Partition -> next offsets that the parts of one reader have of it."""

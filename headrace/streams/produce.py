@@ -16,10 +16,10 @@ import numpy as np
 import polars as pl
 
 from headrace.clock import wall_us
-from headrace.pipelines.intake import Intake
-from headrace.pipelines.source import Batch, Source
-from headrace.pipelines.topics import TopicWriter
 from headrace.schemas import Event, spec_of
+from headrace.streams.intake import Intake
+from headrace.streams.kafka_writer import TopicWriter
+from headrace.streams.source import Batch, Source
 
 ROWS_MAX = 65_536
 """Rows between two waits for the broker's acknowledgements: what may be lost unseen if it goes away."""

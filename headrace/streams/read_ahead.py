@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Generic, TypeVar
 
-from headrace.pipelines.source import Batch, EventBatch, Source
+from headrace.streams.source import Batch, EventBatch, Source
 
 T = TypeVar("T", bound=Batch | EventBatch)
 

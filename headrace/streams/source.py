@@ -6,15 +6,14 @@ there when it starts again: offsets live with the data. A partition's name is "<
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.features.event_rows import Rows
-from headrace.features.origin import Origin
 from headrace.schemas import Codec, Event
+from headrace.streams.origin import Origin
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +59,7 @@ class EventBatch:
     arrival_us: int
     ended: bool = False
     origin: Origin | None = None
-    prepared: dict[str, Rows] = field(default_factory=dict)
+    prepared: dict[str, Any] = field(default_factory=dict)
 
 
 class Source(Protocol):

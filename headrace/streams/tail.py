@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event as Flag
 
-from headrace.pipelines.intake import Intake
-from headrace.pipelines.kafka_source import KafkaSource
 from headrace.schemas import DeadLetter, DeadLetters, Event, codec_for
+from headrace.streams.intake import Intake
+from headrace.streams.kafka_source import KafkaSource
 
 IDLE_S = 0.02
 """Pause after a poll that brought nothing."""

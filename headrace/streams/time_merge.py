@@ -16,9 +16,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.pipelines.file_source import FileSource
-from headrace.pipelines.source import Batch
 from headrace.schemas import Codec, Event, codec_for, spec_of
+from headrace.streams.file_source import FileSource
+from headrace.streams.source import Batch
 
 STRETCH_ROWS, SOURCE_ROWS = 4_096, 1_024
 """Rows of all sources in one poll, and at least of one: more cost less, fewer keep rows of one time closer together."""

@@ -21,13 +21,13 @@ from typing import Any, Self
 from urllib.parse import parse_qsl
 
 from headrace.errors import ConfigError
-from headrace.pipelines.file_source import ROWS_MAX, FileSource
-from headrace.pipelines.kafka_source import KafkaSource, Start
-from headrace.pipelines.positions import refuse_both
-from headrace.pipelines.source import Batch, Source, described
-from headrace.pipelines.time_merge import TimeMerge
 from headrace.redaction import shown_url
 from headrace.schemas import Event, spec_of
+from headrace.streams.file_source import ROWS_MAX, FileSource
+from headrace.streams.kafka_source import KafkaSource, Start
+from headrace.streams.positions import refuse_both
+from headrace.streams.source import Batch, Source, described
+from headrace.streams.time_merge import TimeMerge
 
 KAFKA = "kafka://"
 OFFSET_MAX = 2**63 - 1

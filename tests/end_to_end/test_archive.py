@@ -12,9 +12,9 @@ from polars.testing import assert_frame_equal
 
 from features.customer import CustomerActivity
 from features.item import ItemActivity
-from headrace.features import replay
+from headrace.history.replay import replay
 from headrace.pipelines import TopicWriter, create_topics
-from headrace.pipelines.source_url import source_of_url
+from headrace.streams.urls import source_of_url
 from schemas.retail import Engagement
 from tests.end_to_end.test_flows import bootstrap, environment, purchases, start  # noqa: F401 - fixtures
 from tests.turnstiles import drain

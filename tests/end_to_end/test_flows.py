@@ -17,9 +17,9 @@ from features.customer import CustomerActivity
 from headrace.features import OnlineStore
 from headrace.local import EmbeddedBroker, free_port
 from headrace.pipelines import KafkaSource, TopicWriter, create_topics
-from headrace.pipelines.topics import _Producer
 from headrace.schemas import decode_letter
 from headrace.schemas.dead_letters import read as read_letters
+from headrace.streams.kafka_writer import _Producer
 from schemas.retail import Engagement
 
 RUNNERS = {

@@ -16,9 +16,10 @@ from prometheus_client import REGISTRY
 
 from headrace import Count, CountBy, Event, FeatureView, First, Last, LastN, Mean, OnlineStore, Sequence, Sum, replay
 from headrace.clock import wall_us
-from headrace.features import Slab, plan_of, read_packed, verify
+from headrace.features import Slab, plan_of, read_packed
+from headrace.history.verify import verify
 from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import EventBatch
+from headrace.streams.source import EventBatch
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NOON_US = int(NOON.timestamp()) * 1_000_000

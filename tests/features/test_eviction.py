@@ -10,8 +10,8 @@ import redis
 
 from headrace.errors import EvictionError, FencedError, StoreError, StoreUnavailableError
 from headrace.features import Count, FeatureView, OnlineStore, plan_of
-from headrace.features import store as store_module
-from headrace.features.fences import Fence, ShardWrite
+from headrace.features.store import store as store_module
+from headrace.features.store.fences import Fence, ShardWrite
 from headrace.local import EmbeddedRedis
 from headrace.pipelines import EventBatch, Materializer, ShardSet
 from tests.meters import Reading, log_frame

@@ -12,7 +12,7 @@ from headrace import Count, Event, FeatureView, Last, LastN, OnlineStore, Sum, c
 from headrace.errors import DeclarationError, SpineError
 from headrace.features import plan_of
 from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import EventBatch
+from headrace.streams.source import EventBatch
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars import col
 
-from headrace.features.failing_rows import VALUE_ERRORS, select_rows
+from headrace.features.expressions.failing_rows import VALUE_ERRORS, select_rows
 
 START = datetime(2026, 3, 28, 22, tzinfo=UTC)
 TEXTS = ["1", "2", "x", "", "2026-01-05", "07", "aGk=", "ab", "+5", "300", "a,b", None]

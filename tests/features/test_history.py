@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from headrace.errors import SchemaError, SourceError
-from headrace.features import replay
-from headrace.features.external_sort import Sorter, keys_of, merged, overlap
-from headrace.features.history import Span, open_log
+from headrace.history.external_sort import Sorter, keys_of, merged, overlap
+from headrace.history.log import Span, open_log
+from headrace.history.replay import replay
 from headrace.local import free_port
 from headrace.pipelines import Archiver, EventBatch
 from headrace.schemas import spec_of
@@ -362,7 +362,7 @@ def test_what_cannot_be_read_is_one_error_that_names_it(tmp_path, case, memory_r
 PROGRAM = """
 import sys
 import polars as pl
-from headrace.features import replay
+from headrace.history.replay import replay
 from tests.features.test_replay import Short
 from tests.rides import Ride
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.features import FeatureView, IdMap, LastN, hash_text, plan_of, shard_of
-from headrace.features.kernels.hashing import mix, splitmix64
-from headrace.features.kernels.text_pool import TextPool
+from headrace.kernels.hashing import mix, splitmix64
+from headrace.kernels.text_pool import TextPool
 from headrace.schemas import Event
 
 

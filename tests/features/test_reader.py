@@ -8,8 +8,8 @@ import pytest
 
 from headrace.errors import SpineError
 from headrace.features import Count, FeatureView, plan_of
-from headrace.features.reader import instant_us
 from headrace.features.store import OnlineStore
+from headrace.features.store.reader import instant_us
 from headrace.pipelines.shard import ShardSet
 from tests.meters import START_US, MeterLoad, Reading, SiteKind, at, batches, log_frame
 

@@ -23,7 +23,7 @@ from headrace.features import (
     read_header,
     read_packed,
 )
-from headrace.features.kernels.text_pool import TextPool
+from headrace.kernels.text_pool import TextPool
 from headrace.schemas import Event
 from tests.rides import BASE_US, GOLDEN, RiderTrips, golden_records
 
@@ -240,7 +240,7 @@ def test_texts_of_another_process_are_learnt_from_its_records(monkeypatch):
     slab.update(slab.plan.rows(Parcel, scans(["a"], label=["only here"])))
     ids, texts, blobs = slab.ids(slab.rows()), slab.texts(slab.rows()), slab.pack(slab.rows())
     empty = TextPool()
-    monkeypatch.setattr("headrace.features.lists.POOL", empty)
+    monkeypatch.setattr("headrace.features.state.lists.group.POOL", empty)
     answer = read_packed(slab.plan, ids, texts, blobs, BASE_US + 1)
     assert empty.texts(answer.columns["last"]).to_list() == ["only here"]
 

@@ -11,7 +11,8 @@ import redis.exceptions as theirs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.features.redis_values import NotValuesError, read_values, values_of
+from headrace.features.store.values import NotValuesError, read_values
+from headrace.kernels.spans import values_of
 
 VALUES = st.lists(
     st.none() | st.binary(max_size=40) | st.sampled_from([b"\r\n", b"$-1\r\n", b"x" * 70_000]), max_size=8

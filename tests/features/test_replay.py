@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import DeclarationError, LayoutError, SchemaError, SourceError, SpineError
-from headrace.features import Count, FeatureView, LastN, Replay, Slab, Sum, col, entity_ids, plan_of, replay
+from headrace.features import Count, FeatureView, LastN, Slab, Sum, col, entity_ids, plan_of
+from headrace.history.replay import Replay, replay
 from tests import oracle
 from tests.features.test_law import RIDERS, check, history, plain, rows_of
 from tests.rides import BASE_US, TRIPS, Check, Ride, RiderFloats, RiderTrips, add, frames, ride

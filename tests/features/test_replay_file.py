@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from headrace.errors import ConfigError, HeadraceError, SchemaError, SourceError, SpineError
-from headrace.features import Count, FeatureView, LastN, col, replay
-from headrace.features.replay_file import replay_to_file
-from headrace.features.replay_part import Progress
+from headrace.features import Count, FeatureView, LastN, col
+from headrace.history.export import replay_to_file
+from headrace.history.parts import Progress
+from headrace.history.replay import replay
 from headrace.schemas import spec_of
 from tests.features.test_history import rides, spine
 from tests.features.test_law import history
@@ -192,7 +193,7 @@ def test_a_folder_of_somebody_else_is_left_alone(files):
 
 PROGRAM = """
 import sys, time
-from headrace.features.replay_file import replay_to_file
+from headrace.history.export import replay_to_file
 from tests.features.test_replay import Short
 
 def slow(place, done, total):

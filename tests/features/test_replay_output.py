@@ -10,9 +10,10 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from headrace.errors import ConfigError
-from headrace.features import Count, FeatureView, LastN, VectorMean, replay
-from headrace.features.replay_file import replay_to_file
-from headrace.features.replay_output import WRITERS, check_output, write_output
+from headrace.features import Count, FeatureView, LastN, VectorMean
+from headrace.history.export import replay_to_file
+from headrace.history.output import WRITERS, check_output, write_output
+from headrace.history.replay import replay
 from headrace.schemas import Event
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

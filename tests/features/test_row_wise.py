@@ -16,8 +16,8 @@ from headrace import Count, Event, FeatureView, Last, LastN, Sum, col
 from headrace.clock import wall_us
 from headrace.errors import DeclarationError
 from headrace.features import plan_of
-from headrace.features.failing_rows import VALUE_ERRORS, select_rows
-from headrace.features.row_wise import row_type
+from headrace.features.expressions.failing_rows import VALUE_ERRORS, select_rows
+from headrace.features.expressions.row_wise import row_type
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = 12

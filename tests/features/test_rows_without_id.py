@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from headrace.features import Count, FeatureView, First, Last, LastN, Sequence, Slab, col, plan_of, replay
+from headrace.features import Count, FeatureView, First, Last, LastN, Sequence, Slab, col, plan_of
+from headrace.history.replay import replay
 from headrace.schemas import Event, Field, spec_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -10,8 +10,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from headrace.errors import SchemaError, SourceError, SpineError
-from headrace.features import Count, FeatureView, replay
-from headrace.features.replay_file import replay_to_file
+from headrace.features import Count, FeatureView
+from headrace.history.export import replay_to_file
+from headrace.history.replay import replay
 from headrace.schemas import Event, spec_of
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

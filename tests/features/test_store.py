@@ -15,13 +15,14 @@ import redis.exceptions as theirs
 
 from headrace import Count, FeatureView
 from headrace.errors import FencedError, LayoutError, StoreError, StoreUnavailableError
-from headrace.features import fences, plan_of
-from headrace.features.fences import Fence, ShardWrite
+from headrace.features import plan_of
 from headrace.features.keys import NULL_ID, shard_of, texts_of
-from headrace.features.redis_guard import Guarded
-from headrace.features.redis_link import RedisLink
-from headrace.features.slab import Slab
-from headrace.features.store import FIRST_KEYS, PART_KEYS, OnlineStore
+from headrace.features.state.slab import Slab
+from headrace.features.store import fences
+from headrace.features.store.client import RedisLink
+from headrace.features.store.fences import Fence, ShardWrite
+from headrace.features.store.store import FIRST_KEYS, PART_KEYS, OnlineStore
+from headrace.features.store.transactions import Guarded
 from headrace.local import EmbeddedRedis, free_port
 from tests.faults import Wire
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame

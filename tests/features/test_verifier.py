@@ -7,9 +7,9 @@ import pytest
 from headrace.errors import LayoutError, SchemaError, StoreError
 from headrace.features import Count, FeatureView, plan_of
 from headrace.features.keys import shard_of
-from headrace.features.slab import Slab
+from headrace.features.state.slab import Slab
 from headrace.features.store import OnlineStore
-from headrace.features.verifier import compare, verify
+from headrace.history.verify import compare, verify
 from headrace.pipelines.shard import ShardSet
 from tests.meters import SPAN_US, START_US, BriefLoad, MeterLoad, Reading, SiteKind, batches, log_frame
 

@@ -6,8 +6,9 @@ from structlog.testing import capture_logs
 
 from headrace import Count, FeatureView, LastN, OnlineStore, Sum, replay
 from headrace.errors import DeclarationError, LayoutError
-from headrace.features import Replay, plan_of, plans_of, verify
-from headrace.features.verifier import verify_all
+from headrace.features import plan_of, plans_of
+from headrace.history.replay import Replay
+from headrace.history.verify import verify, verify_all
 from headrace.learners import Dense, InputSpec, Learner
 from headrace.learners.models import Logistic
 from headrace.pipelines import Materializer

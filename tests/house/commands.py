@@ -19,8 +19,8 @@ import orjson
 
 _DRIVER = """
 import atexit, json, os, resource, signal, sys, traceback
-import headrace.cli, headrace.doctor, headrace.features, headrace.learners.directory
-import headrace.pipelines.materialize_views, headrace.pipelines.replay_views, headrace.serving.server
+import headrace.cli, headrace.cli.doctor, headrace.features, headrace.learners.publishing.directory
+import headrace.cli.materialize, headrace.cli.replay, headrace.serving.server
 from numba.core.registry import cpu_target
 
 cpu_target.target_context.refresh()  # what the first kernel of a process loads, a second's work

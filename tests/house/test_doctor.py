@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from headrace.doctor import check_health, examine
+from headrace.cli.doctor import check_health, examine
 from headrace.errors import EvictionError, ServiceError, StoreError, StoreUnavailableError
 from headrace.local import free_port
 from headrace.settings import Settings

@@ -6,7 +6,7 @@ import sys
 MODULE = """
 import sys
 import numpy as np
-from headrace.features.kernels.compile import kernel, part
+from headrace.kernels.compile import kernel, part
 
 @part
 def doubled(value):

@@ -9,12 +9,12 @@ import pytest
 
 from headrace.errors import HeadraceError
 from headrace.features import OnlineStore
-from headrace.kafka_clients import connected
 from headrace.learners import ModelDirectory
 from headrace.pipelines import KafkaDeadLetters, KafkaSource, TopicWriter, create_topics
-from headrace.pipelines.source_url import source_of_url
-from headrace.schemas.file_finder import find_files
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.streams.files.finder import find_files
+from headrace.streams.kafka.clients import connected
+from headrace.streams.urls import source_of_url
 from headrace.telemetry import StatusBoard
 from tests.house.commands import Ask, Commands
 from tests.house.test_bad_input import FILES, FOLDERS, VIEW

@@ -9,7 +9,7 @@ from polars.testing import assert_frame_equal
 
 from features.customer import CustomerActivity
 from features.item import ItemActivity
-from headrace.features import replay
+from headrace.history.replay import replay
 from headrace.local import EmbeddedBroker
 from headrace.pipelines import TopicWriter, create_topics
 from pipelines.demo import load

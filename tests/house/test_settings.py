@@ -5,7 +5,7 @@ import math
 import pytest
 
 from headrace.errors import ConfigError
-from headrace.features import threads
+from headrace.kernels import threads
 from headrace.settings import Settings, SettingsWarning, load_settings
 
 NUMBERS = [

@@ -15,7 +15,7 @@ import redis
 
 from features.customer import CustomerActivity
 from headrace.features import OnlineStore, plan_of
-from headrace.features.fences import ShardWrite
+from headrace.features.store.fences import ShardWrite
 from headrace.local import EmbeddedBroker
 from headrace.pipelines import EventBatch, ShardSet, TopicWriter, create_topics
 from pipelines.demo import load

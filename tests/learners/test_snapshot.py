@@ -7,7 +7,7 @@ import pytest
 
 from headrace.errors import SnapshotError
 from headrace.learners import DeepFM, Learner, OnlineLearner, Scorer, Snapshot
-from headrace.learners.snapshot import read_manifest
+from headrace.learners.publishing.snapshot import read_manifest
 from tests.shelves import SPEC, Shelf, Stream
 
 

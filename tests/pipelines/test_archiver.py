@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 
 from headrace.errors import SourceError
 from headrace.pipelines.archiver import Archiver
-from headrace.pipelines.file_source import FileSource
+from headrace.streams.file_source import FileSource
 from tests.turnstiles import Passage, as_batch, drain, passage_of, passages
 
 LOG = passages(1_000, span_us=3 * 86_400_000_000)

@@ -17,14 +17,14 @@ import orjson
 import polars as pl
 import pytest
 
+from headrace.cli.materialize import backfill_views, materialize_views
 from headrace.errors import ConfigError, FencedError, LayoutError, SourceError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
 from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, loop, on_bytewax
 from headrace.pipelines.backfill import backfill
-from headrace.pipelines.materialize_views import backfill_views, materialize_views
-from headrace.pipelines.source_url import MergedSource, source_of_url, sources_of_urls
 from headrace.schemas import FileDeadLetters
 from headrace.settings import Settings
+from headrace.streams.urls import MergedSource, source_of_url, sources_of_urls
 from tests.meters import Reading, batches, log_frame
 
 ROWS = 8_000
@@ -144,7 +144,7 @@ def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path, monkeypat
     assert done.handed_over == orjson.loads(ends.read_bytes())
     live(Load, store)
     assert_exact(Load, store)
-    monkeypatch.setattr("headrace.pipelines.materialize_views.run", lambda *_, **__: None)
+    monkeypatch.setattr("headrace.cli.materialize.run", lambda *_, **__: None)
     materialize_views([Load], ["kafka://127.0.0.1:1"], store, settings)  # it was handed over
     monkeypatch.undo()
     [done] = backfill_views([LoadToo], urls, store, settings, files_only=True)
@@ -191,7 +191,7 @@ import sys
 from headrace.features.store import OnlineStore
 from headrace.pipelines import backfill as module
 from headrace.pipelines.backfill import backfill
-from headrace.pipelines.source_url import source_of_url
+from headrace.streams.urls import source_of_url
 from headrace.schemas import FileDeadLetters
 from pathlib import Path
 from tests.meters import Reading

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from headrace.cli.materialize import backfill_views, materialize_views
 from headrace.errors import ConfigError, EvictionError, LayoutError, SourceError
 from headrace.features import Count, FeatureView, OnlineStore, plan_of
 from headrace.pipelines import (
@@ -32,11 +33,10 @@ from headrace.pipelines import (
     on_bytewax,
 )
 from headrace.pipelines.backfill import backfill
-from headrace.pipelines.materialize_views import backfill_views, materialize_views
-from headrace.pipelines.positions import Positions, least_positions
-from headrace.pipelines.source_url import MergedSource
 from headrace.schemas import spec_of
 from headrace.settings import Settings
+from headrace.streams.positions import Positions, least_positions
+from headrace.streams.urls import MergedSource
 from tests.turnstiles import FOLLOWED, START_US, Shelf, as_batch, passage_of, passages, views_of
 
 LOG = passages(600)

@@ -11,12 +11,12 @@ from headrace.features import Count, FeatureView, LastN, Sum
 from headrace.features.store import OnlineStore
 from headrace.local import free_port
 from headrace.pipelines import KafkaSource, Materializer, loop
-from headrace.pipelines.intake import Intake
-from headrace.pipelines.topics import TopicWriter, create_topics
 from headrace.pipelines.wiring import intake_of, kafka_source, topic_writer
 from headrace.schemas import AvroCodec, Event, Field, spec_of
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.settings import Settings
+from headrace.streams.intake import Intake
+from headrace.streams.kafka_writer import TopicWriter, create_topics
 from tests.schema_registry import SchemaRegistryServer
 from tests.turnstiles import Shelf
 

@@ -10,12 +10,13 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from headrace import Count, Event, FeatureView, Last, LastN, OnlineStore, Quantile, Sum, col, replay
-from headrace.features import plan_of, verify
-from headrace.features.replay_file import replay_to_file
+from headrace.features import plan_of
+from headrace.history.export import replay_to_file
+from headrace.history.verify import verify
 from headrace.pipelines import FileSource, Intake, Materializer, loop
 from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import EventBatch
 from headrace.schemas import codec_for
+from headrace.streams.source import EventBatch
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

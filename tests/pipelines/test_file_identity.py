@@ -19,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import OffsetLostError, SourceError
-from headrace.features import Count, FeatureView, LastN, OnlineStore, replay
+from headrace.features import Count, FeatureView, LastN, OnlineStore
+from headrace.history.replay import replay
 from headrace.pipelines import Archiver, EventBatch, Intake, Materializer, loop, on_bytewax
-from headrace.pipelines.file_source import FileSource
-from headrace.pipelines.line_positions import row_numbers
-from headrace.pipelines.source_url import sources_of_urls
 from headrace.schemas import codec_for
+from headrace.streams.file_source import FileSource
+from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.urls import sources_of_urls
 from tests.turnstiles import START_US, Passage, Shelf, drain, passages
 
 LINES = codec_for(Passage, "json").encode(passages(60).sort("at"))

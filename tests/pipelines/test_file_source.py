@@ -15,10 +15,10 @@ from polars.testing import assert_frame_equal
 from pydantic import AliasChoices
 
 from headrace.errors import OffsetLostError, SchemaError, SourceError
-from headrace.pipelines.file_source import FileSource
-from headrace.pipelines.line_positions import row_numbers
-from headrace.pipelines.source_url import source_of_url
 from headrace.schemas import Event, Field, spec_of
+from headrace.streams.file_source import FileSource
+from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.urls import source_of_url
 from tests.turnstiles import Passage, drain, passages
 
 

@@ -32,10 +32,10 @@ from headrace.pipelines import (
     loop,
     on_bytewax,
 )
-from headrace.pipelines.read_ahead import POLLS_AHEAD_MAX
 from headrace.pipelines.worker_keys import worker_keys, worker_of
 from headrace.schemas import FileDeadLetters
 from headrace.schemas.dead_letters import read as read_letters
+from headrace.streams.read_ahead import POLLS_AHEAD_MAX
 from tests.turnstiles import START_US, Passage, Shelf, door_use, passage_of, passages, read_doors, views_of
 
 RUNNERS = ("loop", "bytewax-1", "bytewax-2")

@@ -14,11 +14,12 @@ from polars.testing import assert_frame_equal
 
 from headrace.clock import FixedClock
 from headrace.errors import SchemaError, SourceError
-from headrace.pipelines.intake import Intake, too_late_letters
-from headrace.pipelines.source import Batch, EventBatch
+from headrace.pipelines.view_letters import too_late_letters
 from headrace.schemas import Event, Field, FileDeadLetters, codec_for, dead_letters, spec_of
 from headrace.schemas.dead_letters import DEAD_LETTERS
 from headrace.schemas.dead_letters import read as read_letters
+from headrace.streams.intake import Intake
+from headrace.streams.source import Batch, EventBatch
 from tests.turnstiles import START_US, Passage, Shelf, passage_of, passages
 
 CLOCK = FixedClock(START_US + 3_600_000_000)

@@ -7,10 +7,10 @@ import pytest
 import structlog
 
 from headrace.errors import ConfigError, SourceError
-from headrace.pipelines.topics import KafkaDeadLetters, create_topics
 from headrace.pipelines.wiring import dead_letters, kafka_source, topic_writer
 from headrace.schemas import DeadLetter
 from headrace.settings import Settings, load_settings
+from headrace.streams.kafka_writer import KafkaDeadLetters, create_topics
 from tests.secure_broker import PASSWORD, SecureBroker
 from tests.turnstiles import drain, passage_of, passages
 

@@ -13,10 +13,10 @@ from confluent_kafka import Producer
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.local import EmbeddedBroker, free_port
-from headrace.pipelines import kafka_source
-from headrace.pipelines.kafka_source import KafkaSource
-from headrace.pipelines.source_url import source_of_url
-from headrace.pipelines.topics import create_topics
+from headrace.streams import kafka_source
+from headrace.streams.kafka_source import KafkaSource
+from headrace.streams.kafka_writer import create_topics
+from headrace.streams.urls import source_of_url
 from tests.turnstiles import drain, passage_of
 
 

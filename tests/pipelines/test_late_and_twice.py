@@ -10,7 +10,8 @@ from bytewax.dataflow import Dataflow
 from polars.testing import assert_frame_equal
 from prometheus_client import REGISTRY
 
-from headrace.features import Count, FeatureView, OnlineStore, Sum, plan_of, read_header, verify
+from headrace.features import Count, FeatureView, OnlineStore, Sum, plan_of, read_header
+from headrace.history.verify import verify
 from headrace.pipelines import FileSource, Intake, Materializer, ShardSet, create_topics, loop, on_bytewax
 from headrace.pipelines.backfill import backfill
 from headrace.schemas import codec_for

@@ -8,9 +8,9 @@ from polars.testing import assert_frame_equal
 
 from headrace.errors import StoreError
 from headrace.features import plan_of
-from headrace.features.fences import ShardWrite
 from headrace.features.keys import shard_of
 from headrace.features.store import OnlineStore
+from headrace.features.store.fences import ShardWrite
 from headrace.pipelines.materializer import Materializer
 from tests.turnstiles import Passage, as_batch, door_use, passages, read_doors, views_of
 

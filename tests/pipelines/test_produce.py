@@ -10,10 +10,10 @@ import pytest
 
 from headrace.errors import SourceError
 from headrace.pipelines import Intake, KafkaSource, TopicWriter, create_topics
-from headrace.pipelines.produce import LineSource, Sent, produce
-from headrace.pipelines.source_url import source_of_url
-from headrace.pipelines.tail import tail
 from headrace.schemas import Event, Field, codec_for, spec_of
+from headrace.streams.produce import LineSource, Sent, produce
+from headrace.streams.tail import tail
+from headrace.streams.urls import source_of_url
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

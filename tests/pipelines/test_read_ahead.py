@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from headrace.errors import SourceError
-from headrace.pipelines import read_ahead
-from headrace.pipelines.read_ahead import ReadAhead
+from headrace.streams import read_ahead
+from headrace.streams.read_ahead import ReadAhead
 from tests.turnstiles import Passage, as_batch, passages
 
 LOG = passages(1_000)

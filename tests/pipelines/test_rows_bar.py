@@ -5,7 +5,7 @@ import time
 
 from rich.console import Console
 
-from headrace.pipelines.rows_bar import TOPICS, RowsBar
+from headrace.cli.progress import TOPICS, RowsBar
 
 
 def console(is_terminal: bool) -> tuple[Console, io.StringIO]:

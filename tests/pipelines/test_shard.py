@@ -17,7 +17,7 @@ from headrace.clock import FixedClock
 from headrace.errors import FencedError, StoreUnavailableError
 from headrace.features import plan_of, read_header
 from headrace.features.store import OnlineStore
-from headrace.features.verifier import verify
+from headrace.history.verify import verify
 from headrace.local import EmbeddedRedis
 from headrace.pipelines.shard import ShardSet
 from headrace.schemas import Event

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from headrace.features import Count, FeatureView, OnlineStore
-from headrace.pipelines import Intake, KafkaSource, Materializer, loop, time_merge
-from headrace.pipelines.line_positions import row_numbers
-from headrace.pipelines.source_url import file_sources, sources_of_urls
+from headrace.pipelines import Intake, KafkaSource, Materializer, loop
 from headrace.schemas import Event, codec_for
+from headrace.streams import time_merge
+from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.urls import file_sources, sources_of_urls
 from tests.turnstiles import Passage, Shelf, drain, passages
 
 WRITERS = {

@@ -7,8 +7,9 @@ from polars.testing import assert_frame_equal
 
 from headrace.errors import SourceError
 from headrace.local import free_port
-from headrace.pipelines import Intake, KafkaDeadLetters, KafkaSource, TopicWriter, create_topics, topics
+from headrace.pipelines import Intake, KafkaDeadLetters, KafkaSource, TopicWriter, create_topics
 from headrace.schemas import DeadLetter, Letters, decode_letter
+from headrace.streams import kafka_writer as topics
 from tests.turnstiles import START_US, Shelf, drain, passage_of, passages
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace import Count, FeatureView, LastN
-from headrace.features import Replay
+from headrace.history.replay import Replay
 from headrace.learners import Bag, Categorical, DeepFM, Dense, InputSpec, Label, Learner, columns_of
 from headrace.pipelines import EventBatch, Joiner, JoinSpec
 from headrace.pipelines.examples import EventExamples, RequestColumns

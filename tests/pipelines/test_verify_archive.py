@@ -8,14 +8,14 @@ store    |---------- applied ---------|...............|        entities with eve
 import polars as pl
 import pytest
 
+from headrace.cli.materialize import materialize_views, verify_views
 from headrace.errors import StoreError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
 from headrace.pipelines import Archiver, Materializer, TopicWriter, create_topics
 from headrace.pipelines.backfill import backfill
-from headrace.pipelines.materialize_views import materialize_views, verify_views
-from headrace.pipelines.source_url import sources_of_urls
-from headrace.schemas.archive_names import OFFSET_COLUMN
 from headrace.settings import Settings
+from headrace.streams.files.archive_names import OFFSET_COLUMN
+from headrace.streams.urls import sources_of_urls
 from tests.meters import Reading, batches, log_frame
 from tests.turnstiles import Shelf
 

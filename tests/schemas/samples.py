@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticUndefined
 
 from headrace.schemas import Event, spec_of
-from headrace.schemas.field_types import FieldType, plain
+from headrace.schemas.fields import FieldType, plain
 
 
 class Colour(enum.StrEnum):

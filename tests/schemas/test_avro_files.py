@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from headrace.errors import DecodeError
-from headrace.schemas.avro_files import read_avro_file
+from headrace.streams.files.avro import read_avro_file
 
 ENUM = {"type": "enum", "name": "Kind", "symbols": ["a", "b"]}
 ROWS = [{"id": 1, "kind": "a", "tags": ["x"]}, {"id": 2, "kind": None, "tags": []}]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from headrace.schemas import Event, codec_for, spec_of
-from headrace.schemas.avro import AvroCodec, ConfluentAvroCodec
+from headrace.schemas.codecs.avro import AvroCodec, ConfluentAvroCodec
 from tests.schemas.samples import EVENTS, SPEC, BadJsonError, Everything, Flat, frame_of, naive_json, rows
 
 

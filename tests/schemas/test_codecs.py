@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import DeclarationError, SchemaError
 from headrace.schemas import arrow_schema, codec_for, rows_as_json, spec_of
-from headrace.schemas.avro import ConfluentAvroCodec
+from headrace.schemas.codecs.avro import ConfluentAvroCodec
 from headrace.schemas.event import CODECS
 from tests.schemas.samples import EVENTS, SPEC, Everything, Flat, frame_of, rows
 

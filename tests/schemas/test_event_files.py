@@ -22,10 +22,10 @@ from pydantic import AliasChoices
 
 from headrace.errors import SchemaError, SourceError
 from headrace.pipelines import Intake
-from headrace.pipelines.file_source import FileSource
 from headrace.schemas import Event, Field, spec_of
-from headrace.schemas.event_files import iter_events, read_events
-from headrace.schemas.file_finder import find_files
+from headrace.streams.file_source import FileSource
+from headrace.streams.files.finder import find_files
+from headrace.streams.files.reading import iter_events, read_events
 from tests.turnstiles import Shelf, drain
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

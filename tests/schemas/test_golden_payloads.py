@@ -1,7 +1,7 @@
 """Bytes that were once written are read for ever, and written again the same."""
 
 from headrace.schemas import codec_for
-from headrace.schemas.avro import ConfluentAvroCodec
+from headrace.schemas.codecs.avro import ConfluentAvroCodec
 from tests.schemas import golden
 from tests.schemas.samples import SPEC, Everything
 

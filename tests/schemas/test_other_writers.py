@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import EvolutionError, ServiceError
-from headrace.schemas import AvroCodec, ConfluentAvroCodec, Event, avro, spec_of
-from headrace.schemas.registry import SchemaRegistry
+from headrace.schemas import AvroCodec, ConfluentAvroCodec, Event, spec_of
+from headrace.schemas.codecs import avro
+from headrace.schemas.codecs.registry import SchemaRegistry
 from tests.schemas.samples import Everything, frame_of, rows
 
 NOON = datetime(2024, 1, 1, 12, tzinfo=UTC)

@@ -19,9 +19,9 @@ from pydantic import BaseModel
 
 from headrace.errors import HeadraceError, SchemaError
 from headrace.schemas import AvroCodec, ConfluentAvroCodec, Event, spec_of
-from headrace.schemas.avro_types import avro_type
-from headrace.schemas.event_files import read_events
-from headrace.schemas.file_finder import find_files
+from headrace.schemas.codecs.avro_types import avro_type
+from headrace.streams.files.finder import find_files
+from headrace.streams.files.reading import read_events
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TIME = {"type": "long", "logicalType": "timestamp-micros"}

@@ -12,9 +12,9 @@ from headrace.features import Count, FeatureView, LastN, plan_of
 from headrace.features.store import OnlineStore
 from headrace.learners import Bag, Categorical, DeepFM, Dense, InputSpec, Learner, Match, OnlineLearner
 from headrace.pipelines.shard import ShardSet
-from headrace.pipelines.source import EventBatch
 from headrace.schemas import Event
 from headrace.serving import Loaded, Ranker, RankingSpec, Swap
+from headrace.streams.source import EventBatch
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NOW_US = int(NOW.timestamp()) * 1_000_000

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.answer import Feature
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.layout import Derived, Known
+from headrace.features.binder import Binder
+from headrace.features.state.layout import Derived, Known
 
 
 @declared

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.kernels.tally_reads import DISTINCT
-from headrace.features.layout import Outputs, Reading
+from headrace.features.binder import Binder
+from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.tallies.read import DISTINCT
 
 
 @declared

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Maybe
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.kernels.cells import INT_MAX, INT_MIN, MAX, MIN
-from headrace.features.layout import Reading
+from headrace.features.binder import Binder
+from headrace.features.state.layout import Reading
+from headrace.features.state.rings.cells import INT_MAX, INT_MIN, MAX, MIN
 
 
 @declared

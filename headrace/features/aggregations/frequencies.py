@@ -11,11 +11,11 @@ from headrace.errors import DeclarationError
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.answer import Lists
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.event_columns import DTYPE_OF_KIND
-from headrace.features.kernels.id_lists import FLOAT
-from headrace.features.kernels.tally_reads import TOP
-from headrace.features.layout import Outputs, Reading
+from headrace.features.binder import Binder
+from headrace.features.expressions.event_columns import DTYPE_OF_KIND
+from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.lists.update import FLOAT
+from headrace.features.state.tallies.read import TOP
 
 
 @declared
@@ -28,7 +28,7 @@ class TopK:
     more than `keep` different values. Of a fuller hop `keep` values are known, a sample in which one with a share s of
     the hop's events is with a probability of at least 1 - exp(-s * keep / 2), for a share of 5 % and 128: 96 %, and it
     needs to be in one hop of the window only; how often they came is told by a sketch, to within 1 / keep of the events
-    of the fuller hops nearly always, mostly to much less (kernels/count_sketch.py). So let `keep`, up to 4096, be what
+    of the fuller hops nearly always, mostly to much less (tallies/count_sketch.py). So let `keep`, up to 4096, be what
     a hop mostly brings, or some times 1 / s of the least share that matters.
 
     An entity takes 24 bytes of memory for each value in each hop of the window, 72 for each of `keep` in fuller hops,

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.event_columns import as_expr
-from headrace.features.kernels.tally_reads import QUANTILE
-from headrace.features.layout import Outputs, Reading
+from headrace.features.binder import Binder
+from headrace.features.expressions.event_columns import as_expr
+from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.tallies.read import QUANTILE
 
 SMALLEST = 1e-12
 """Numbers nearer to zero count as zero."""

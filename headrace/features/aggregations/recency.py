@@ -18,12 +18,12 @@ from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Column, Lists, Maybe
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.event_columns import DTYPE_OF_KIND, as_expr
-from headrace.features.kernels.cells import FIRST, MAX, TIME
-from headrace.features.kernels.id_lists import FLOAT
-from headrace.features.layout import Outputs, Reading
-from headrace.features.lists import read_lists
+from headrace.features.binder import Binder
+from headrace.features.expressions.event_columns import DTYPE_OF_KIND, as_expr
+from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.lists.group import read_lists
+from headrace.features.state.lists.update import FLOAT
+from headrace.features.state.rings.cells import FIRST, MAX, TIME
 from headrace.features.windows import LIFETIME, SECOND_US, Window, window_of
 
 _HALF = float(2**32)

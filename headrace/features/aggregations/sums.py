@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.kernels.cells import ADD, MOMENTS
-from headrace.features.layout import Reading
+from headrace.features.binder import Binder
+from headrace.features.state.layout import Reading
+from headrace.features.state.rings.cells import ADD, MOMENTS
 
 
 @declared

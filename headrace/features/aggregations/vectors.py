@@ -12,10 +12,10 @@ from headrace.errors import DeclarationError
 from headrace.features.aggregation import Cell, Source, Value, Windows
 from headrace.features.answer import Lists
 from headrace.features.argument_types import declared
-from headrace.features.binding import Binder
-from headrace.features.event_columns import as_expr
-from headrace.features.kernels.cells import ADD
-from headrace.features.layout import Outputs, Reading
+from headrace.features.binder import Binder
+from headrace.features.expressions.event_columns import as_expr
+from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.rings.cells import ADD
 
 DIM_MAX = 1_024
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SpineError
 from headrace.features.answer import Column, Feature, Maybe, column_series
-from headrace.features.failing_rows import select_rows
+from headrace.features.expressions.failing_rows import select_rows
+from headrace.features.expressions.row_wise import row_type
 from headrace.features.failure_counts import count_failed_features
-from headrace.features.layout import Derived, Known
-from headrace.features.row_wise import row_type
+from headrace.features.state.layout import Derived, Known
 
 REQUEST_TYPES: dict[Any, pl.DataType] = {
     int: pl.Int64(),

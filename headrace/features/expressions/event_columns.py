@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from headrace.features.aggregation import Value
-from headrace.features.kernels.id_lists import FLOAT, INT, TEXT
-from headrace.features.kernels.id_lists import TIME as TIME_KIND
+from headrace.features.state.lists.update import FLOAT, INT, TEXT
+from headrace.features.state.lists.update import TIME as TIME_KIND
 from headrace.schemas import Event
 
 DTYPE_OF_KIND = {INT: "int", FLOAT: "float", TEXT: "text", TIME_KIND: "time"}

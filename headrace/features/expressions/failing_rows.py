@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.features.strictness import raises_where
+from headrace.features.expressions.strictness import raises_where
 
 VALUE_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """What Polars raises where it has no value; a panic of its Rust code is a BaseException."""

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 import polars as pl
 
-from headrace.features.event_columns import expr_text
+from headrace.features.expressions.event_columns import expr_text
 
 Node: TypeAlias = dict[str, Any] | str
 

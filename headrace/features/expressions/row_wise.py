@@ -15,7 +15,7 @@ import polars as pl
 
 from headrace.clock import wall_us
 from headrace.errors import DeclarationError
-from headrace.features.expression_nodes import Node, expr_of, function_name, inputs_of, kind_of_node, node_of, walk
+from headrace.features.expressions.nodes import Node, expr_of, function_name, inputs_of, kind_of_node, node_of, walk
 
 _IS_IN = ("Boolean", "IsIn")
 _CODES = {("ToPhysical",), ("Categorical", "Physical")}

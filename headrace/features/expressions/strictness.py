@@ -18,8 +18,8 @@ from typing import Any
 
 import polars as pl
 
-from headrace.features.event_columns import expr_text
-from headrace.features.expression_nodes import (
+from headrace.features.expressions.event_columns import expr_text
+from headrace.features.expressions.nodes import (
     Node,
     expr_of,
     function_name,

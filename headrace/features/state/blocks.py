@@ -11,7 +11,7 @@ A block of order o has room for `least << (o - 1)` elements, at most for `most`.
 it stopped; it is called again from there when there is more.
 """
 
-from headrace.features.kernels.compile import Int, Ints, lean_kernel, part
+from headrace.kernels.compile import Int, Ints, lean_kernel, part
 
 START, ORDER, COUNT, OWN = 0, 1, 2, 3
 NEXT, END, FREE = 0, 1, 2

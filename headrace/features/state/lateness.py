@@ -8,8 +8,8 @@ window wanted it, and no window, list or lifetime that wanted it still reaches b
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.seen_ids import DUPLICATE as DUPLICATE  # noqa: PLC0414
-from headrace.features.layout import Group, Operations
+from headrace.features.state.layout import Group, Operations
+from headrace.features.state.seen_kernels import DUPLICATE as DUPLICATE  # noqa: PLC0414
 
 TAKEN, LATE, TOO_LATE = 0, 1, 2
 """Marks of an event in `Operations.late`, beside DUPLICATE; LATE: left out of some window, TOO_LATE: of all."""

@@ -17,8 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer, Column, Feature, Maybe
-from headrace.features.kernels.compile import Int
-from headrace.features.states import Blocks
+from headrace.features.state.states import Blocks
+from headrace.kernels.compile import Int
 
 Outputs: TypeAlias = tuple[NDArray[Any], ...]
 """Answers of a group to some reads: arrays whose first axis is the read, but for lists that follow each other."""

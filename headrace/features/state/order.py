@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.ordering import (
+from headrace.features.state.layout import Events, Operations
+from headrace.features.state.order_kernels import (
     DIGIT_BITS,
     gather_bytes,
     gather_operations,
@@ -22,8 +23,7 @@ from headrace.features.kernels.ordering import (
     scatter_late,
     sort_by_row,
 )
-from headrace.features.layout import Events, Operations
-from headrace.features.threads import PART_MIN, run_all
+from headrace.kernels.threads import PART_MIN, run_all
 
 SORTED_MIN = 2_048
 """Operations from which sorting pays."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel
+from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel
 
 DIGIT_BITS = 11
 """2,048 counters of a pass stay in the first-level cache."""

@@ -5,7 +5,7 @@
 
 Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have left every window,
 and empty ones, are not written, nor twice what two groups hold. A quiet entity costs some tens of bytes. Header:
-kernels/record_codec.py; sections: kernels/ring_packing.py, list_packing.py, tally_codec.py, seen_ids.py; numbers:
+state/record_codec.py; sections: rings/packing.py, lists/packing.py, tallies/codec.py, seen_kernels.py; numbers:
 kernels/bit_columns.py and varints.py.
 """
 
@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.failure_counts import count_ahead
-from headrace.features.kernels.bit_columns import ROOM_BYTES
-from headrace.features.kernels.record_codec import join_sections, pack_heads, unpack_heads
-from headrace.features.layout import PackedReads
-from headrace.features.redis_values import Values, values_of
-from headrace.features.seen_ids import SeenIds, skip_seen
-from headrace.features.spans import Spans
-from headrace.features.states import Blocks
-from headrace.features.threads import run_all
+from headrace.features.state.layout import PackedReads
+from headrace.features.state.record_codec import join_sections, pack_heads, unpack_heads
+from headrace.features.state.seen import SeenIds, skip_seen
+from headrace.features.state.states import Blocks
+from headrace.kernels.bit_columns import ROOM_BYTES
+from headrace.kernels.spans import Spans, Values, values_of
+from headrace.kernels.threads import run_all
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan

@@ -9,10 +9,10 @@ fingerprint.
 
 import numpy as np
 
-from headrace.features.kernels.bit_columns import unit_of, unit_us
-from headrace.features.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
-from headrace.features.kernels.rings import EMPTY
-from headrace.features.kernels.varints import get_half, get_signed, get_varint, put_half, put_signed, put_varint
+from headrace.features.state.rings.update import EMPTY
+from headrace.kernels.bit_columns import unit_of, unit_us
+from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
+from headrace.kernels.varints import get_half, get_signed, get_varint, put_half, put_signed, put_varint
 
 _EMPTY = np.int64(EMPTY)
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Int
-from headrace.features.kernels.seen_ids import (
+from headrace.features.state.layout import Operations
+from headrace.features.state.seen_kernels import (
     DUPLICATE,
     ENTRY,
     KEEP_MAX,
@@ -21,14 +21,14 @@ from headrace.features.kernels.seen_ids import (
     skip_seen,
     unpack_seen,
 )
-from headrace.features.layout import Operations
-from headrace.features.states import Blocks
+from headrace.features.state.states import Blocks
+from headrace.kernels.compile import Int
 
 __all__ = ["KEEP_MAX", "SeenIds", "skip_seen"]
 
 
 class SeenIds:
-    """What a slab of `capacity` rows remembers of the last `span_us` of each row; see kernels/seen_ids.py.
+    """What a slab of `capacity` rows remembers of the last `span_us` of each row; see state/seen_kernels.py.
 
     At most the KEEP_MAX newest events of a row are remembered. An event takes 16 bytes, and 8 to 13 packed.
     """

@@ -1,15 +1,15 @@
 """Which events of an entity came lately, by (time, id), in memory and packed.
 
-A row's block holds (event time, event id) of its entries, in that order; see kernels/blocks.py. A block that is full
+A row's block holds (event time, event id) of its entries, in that order; see state/blocks.py. A block that is full
 first loses what has left the span, and is moved to one twice as large if that does not help. So an entity takes the
 room that its own events need. Entries that have left the span count no more, but may stay for a while.
 """
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, START, drop_first, make_block, room_of
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
-from headrace.features.kernels.varints import get_varint, get_word, put_varint, put_word
+from headrace.features.state.blocks import COUNT, ORDER, START, drop_first, make_block, room_of
+from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.kernels.varints import get_varint, get_word, put_varint, put_word
 
 LEAST, MOST = 4, 1 << 17
 """Entries of the smallest and the largest block."""

@@ -14,21 +14,20 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer
-from headrace.features.entity_order import SORTED_MIN, EntityOrder, report_late
 from headrace.features.event_rows import Rows
-from headrace.features.kernels.compile import Int
-from headrace.features.kernels.id_map import IdMap
-from headrace.features.kernels.rings import run_newest
 from headrace.features.keys import KeyTexts, entity_ids, ids_of_texts, shard_of
-from headrace.features.lateness import LATE, TOO_LATE, mark_too_late
-from headrace.features.layout import Group, Operations, Outputs
-from headrace.features.record import pack_records, unpack_records
-from headrace.features.redis_values import values_of
-from headrace.features.seen_ids import SeenIds
-from headrace.features.spans import Spans
-from headrace.features.states import Blocks, run_parts
-from headrace.features.threads import cut_parts, run_all
+from headrace.features.state.lateness import LATE, TOO_LATE, mark_too_late
+from headrace.features.state.layout import Group, Operations, Outputs
+from headrace.features.state.order import SORTED_MIN, EntityOrder, report_late
+from headrace.features.state.record import pack_records, unpack_records
+from headrace.features.state.rings.update import run_newest
+from headrace.features.state.seen import SeenIds
+from headrace.features.state.states import Blocks, run_parts
 from headrace.features.view import ViewPlan
+from headrace.kernels.compile import Int
+from headrace.kernels.id_map import IdMap
+from headrace.kernels.spans import Spans, values_of
+from headrace.kernels.threads import cut_parts, run_all
 
 __all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
 

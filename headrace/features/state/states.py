@@ -8,9 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.blocks import END, FREE, NEXT, ORDERS, clear_blocks
-from headrace.features.kernels.compile import LINE_WORDS, Int
-from headrace.features.threads import run_all
+from headrace.features.state.blocks import END, FREE, NEXT, ORDERS, clear_blocks
+from headrace.kernels.compile import LINE_WORDS, Int
+from headrace.kernels.threads import run_all
 
 EXTENT_MIN, GROWTH_MIN, GROWTH = 4_096, 1 << 24, 4
 """Words that a part is given at least; words, and times the words, that there is room for at least after growing.
@@ -24,7 +24,7 @@ Walk: TypeAlias = Callable[[int, int], Int]
 
 
 class Blocks:
-    """Rows with a block each, of up to `largest` words, see kernels/blocks.py; a row must be cleared before it is used.
+    """Rows with a block each, of up to `largest` words, see state/blocks.py; a row must be cleared before it is used.
 
     An element takes `width` words; `own` is the group's number of an empty row. Several threads may work on rows of
     their own, each as another part.

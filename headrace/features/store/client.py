@@ -19,10 +19,11 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from headrace.errors import StoreError, StoreUnavailableError
-from headrace.features.redis_cluster import Command, by_hash_tag, send_to_cluster
-from headrace.features.redis_guard import Guarded, Held, carry_out, in_pieces, reply_of, without_errors
-from headrace.features.redis_url import parse_store_url
-from headrace.features.redis_values import NotValuesError, Values, read_values, values_of
+from headrace.features.store.cluster import Command, by_hash_tag, send_to_cluster
+from headrace.features.store.transactions import Guarded, Held, carry_out, in_pieces, reply_of, without_errors
+from headrace.features.store.url import parse_store_url
+from headrace.features.store.values import NotValuesError, read_values
+from headrace.kernels.spans import Values, values_of
 from headrace.redaction import redacted
 from headrace.stack_state import EMBEDDED
 

@@ -16,10 +16,10 @@ import hiredis
 import numpy as np
 
 from headrace.errors import FencedError
-from headrace.features.kernels.requests import LENGTH_MAX, put_records
-from headrace.features.redis_guard import Guarded, Held, Packed
-from headrace.features.redis_link import RedisLink, Script
-from headrace.features.spans import Spans, spans_of
+from headrace.features.store.client import RedisLink, Script
+from headrace.features.store.requests import LENGTH_MAX, put_records
+from headrace.features.store.transactions import Guarded, Held, Packed
+from headrace.kernels.spans import Spans, spans_of
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan

@@ -8,7 +8,7 @@ owner. A class that moved and changed at once takes the name over with `headrace
 """
 
 from headrace.errors import LayoutError
-from headrace.features.redis_link import RedisLink
+from headrace.features.store.client import RedisLink
 from headrace.features.view import ViewPlan
 
 _SCRIPT = "__main__"

@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.fences import PIECE_MAX
-from headrace.features.slab import Slab
-from headrace.features.spans import Spans, spans_of
+from headrace.features.state.slab import Slab
+from headrace.features.store.fences import PIECE_MAX
+from headrace.kernels.spans import Spans, spans_of
 
 
 class Packing:

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from headrace.clock import wall_us
 from headrace.errors import SpineError
-from headrace.features.expressions import request_columns
+from headrace.features.expressions.derived import request_columns
 from headrace.features.keys import KeyTexts, key_columns, key_series
 from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
 from headrace.schemas.tables import frame_of
 from headrace.schemas.time_units import UNIT_NAMES, likely_unit
 
 if TYPE_CHECKING:
-    from headrace.features.store import OnlineStore
+    from headrace.features.store.store import OnlineStore
 
 FRESH = "fresh"
 MISSING = "missing"

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel, part
 
 NOT_VALUES = -2
 _STAR, _DOLLAR, _MINUS, _CR, _ZERO = 42, 36, 45, 13, 48

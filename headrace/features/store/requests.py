@@ -1,6 +1,6 @@
 """Commands to Redis as bytes, many keys at a time: a loop in Python costs more than Redis takes to find them."""
 
-from headrace.features.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, part
+from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, part
 
 _DOLLAR, _CR, _LF, _ZERO = 36, 13, 10, 48
 LENGTH_MAX = 27

@@ -30,8 +30,11 @@ from numpy.typing import NDArray
 
 from headrace.errors import EvictionError, LayoutError, StoreError, StoreUnavailableError
 from headrace.features.answer import Answer
-from headrace.features.eviction import ADVICE, ALLOW, Eviction
-from headrace.features.fences import (
+from headrace.features.keys import NULL_ID, shard_of
+from headrace.features.state.record import PackedReader, read_packed
+from headrace.features.store.client import KEYS_MAX, RedisLink, Script
+from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
+from headrace.features.store.fences import (
     APPLIED,
     REPEATED,
     Fence,
@@ -42,14 +45,11 @@ from headrace.features.fences import (
     fenced,
     write_shards,
 )
-from headrace.features.kernels.requests import LENGTH_MAX, put_keys
-from headrace.features.keys import NULL_ID, shard_of
-from headrace.features.owners import ViewOwners
-from headrace.features.reader import read_frame
-from headrace.features.record import PackedReader, read_packed
-from headrace.features.redis_link import KEYS_MAX, RedisLink, Script
-from headrace.features.spans import spans_of
+from headrace.features.store.owners import ViewOwners
+from headrace.features.store.reader import read_frame
+from headrace.features.store.requests import LENGTH_MAX, put_keys
 from headrace.features.view import FeatureView, ViewPlan, version_of
+from headrace.kernels.spans import spans_of
 
 ACTIVE_S_MAX = 1.0
 """Seconds that a reader may believe which version of a view is active before it asks again."""

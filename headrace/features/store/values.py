@@ -6,15 +6,15 @@ redis-py would make 5,000 objects of half a kilobyte, which then are joined agai
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import redis.exceptions as theirs
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Int
-from headrace.features.kernels.replies import NOT_VALUES, scan_values
+from headrace.features.store.replies import NOT_VALUES, scan_values
+from headrace.kernels.compile import Int
+from headrace.kernels.spans import Values
 
 _ROOM_BYTES = 1 << 20
 """Bytes of the buffer at first: the values of a part, and what comes behind them."""
@@ -26,23 +26,6 @@ _ROOMS = threading.local()
 
 class NotValuesError(Exception):
     """The reply is no array of values."""
-
-
-@dataclass(frozen=True, slots=True)
-class Values:
-    """n values: number i is `data[starts[i]:ends[i]]`, and missing where starts (n,) is -1; ends (n,)."""
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    ends: NDArray[np.int64]
-
-
-def values_of(blobs: Sequence[bytes | None]) -> Values:
-    """Byte strings as values; None is a missing one."""
-    lengths = np.array([-1 if blob is None else len(blob) for blob in blobs], np.int64)
-    ends = np.cumsum(np.maximum(lengths, 0))
-    starts = np.where(lengths < 0, -1, ends - lengths)
-    return Values(np.frombuffer(bytearray().join(blob for blob in blobs if blob), np.uint8), starts, ends)
 
 
 def read_values(connection: Any, counts: Sequence[int]) -> Iterator[Values]:

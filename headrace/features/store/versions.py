@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from headrace.errors import StoreError
-from headrace.features.store import OnlineStore
+from headrace.features.store.store import OnlineStore
 from headrace.features.view import FeatureView, plan_of, version_of
 
 

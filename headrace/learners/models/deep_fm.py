@@ -17,7 +17,7 @@ from headrace.errors import DeclarationError
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.models.deep_fm_pass import DeepFMPass
 from headrace.learners.models.model import Fields, ZeroHead
-from headrace.learners.optimizers import Adagrad, Adam, Optimizer
+from headrace.learners.tables.optimizers import Adagrad, Adam, Optimizer
 
 
 @dataclass(frozen=True, slots=True)

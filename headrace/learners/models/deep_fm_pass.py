@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from headrace.features.kernels.compile import kernel
+from headrace.kernels.compile import kernel
 from headrace.learners.models.model import ZeroHead
 
 Floats = NDArray[np.float32]

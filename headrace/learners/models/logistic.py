@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.models.model import Fields, ZeroHead
-from headrace.learners.optimizers import Adam, Ftrl, Optimizer
+from headrace.learners.tables.optimizers import Adam, Ftrl, Optimizer
 
 
 @dataclass(frozen=True, slots=True)

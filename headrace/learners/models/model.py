@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.optimizers import Optimizer
+from headrace.learners.tables.optimizers import Optimizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ from prometheus_client import Counter, Gauge
 
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError, StoreError
-from headrace.features.redis_link import RedisLink
+from headrace.features.store.client import RedisLink
 from headrace.learners.learner import Learner
-from headrace.learners.snapshot import Manifest, Snapshot, move, read_manifest
+from headrace.learners.publishing.snapshot import Manifest, Snapshot, move, read_manifest
 
 STREAM = "hr:models"
 NOTICES_MAX = 1_000  # entries the stream keeps, about

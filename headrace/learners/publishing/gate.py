@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from headrace.errors import GateRefusedError
 from headrace.learners.inputs import Inputs
 from headrace.learners.prequential import log_losses
-from headrace.learners.scorer import Scorer
+from headrace.learners.publishing.scorer import Scorer
 
 CHECKED = Counter("headrace_gate_checked_total", "Snapshots that went through the gate.", ["outcome"])
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
 from headrace.features import IdMap
-from headrace.learners.embedding import Lookup
 from headrace.learners.inputs import Inputs
 from headrace.learners.learner import (
     Learner,
@@ -25,8 +24,9 @@ from headrace.learners.learner import (
     table_arrays,
 )
 from headrace.learners.network import Network, sigmoid
-from headrace.learners.snapshot import Manifest, Snapshot, probe_of
+from headrace.learners.publishing.snapshot import Manifest, Snapshot, probe_of
 from headrace.learners.standardizer import Standardizer
+from headrace.learners.tables.embedding import Lookup
 
 
 class FrozenTable:

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.learners import kernels
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import Inputs
 from headrace.learners.models.model import Fields
-from headrace.learners.table import EmbeddingTable
+from headrace.learners.tables import kernels
+from headrace.learners.tables.table import EmbeddingTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import kernel
-from headrace.features.kernels.hashing import mix
-from headrace.features.kernels.id_map import find_rows
+from headrace.kernels.compile import kernel
+from headrace.kernels.hashing import mix
+from headrace.kernels.id_map import find_rows
 from headrace.learners.inputs import PAD
 
 Ints = NDArray[np.int64]

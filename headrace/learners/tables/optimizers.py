@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features.kernels.compile import kernel
-from headrace.learners.kernels import Doubles, Floats, Ints
+from headrace.kernels.compile import kernel
+from headrace.learners.tables.kernels import Doubles, Floats, Ints
 
 
 class Optimizer(Protocol):

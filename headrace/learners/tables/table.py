@@ -28,9 +28,9 @@ from prometheus_client import Counter, Gauge
 
 from headrace.errors import DeclarationError, SnapshotError
 from headrace.features import IdMap
-from headrace.learners import kernels
 from headrace.learners.inputs import PAD
-from headrace.learners.optimizers import Optimizer
+from headrace.learners.tables import kernels
+from headrace.learners.tables.optimizers import Optimizer
 
 ROWS = Gauge("headrace_embedding_rows", "Rows of an embedding table.", ["table"])
 REMOVED = Counter("headrace_embedding_rows_removed_total", "Rows expired or evicted.", ["table", "reason"])

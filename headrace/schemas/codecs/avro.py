@@ -15,19 +15,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
-from headrace.schemas.avro_kernels import Tables, decode_datums, encode_datums
-from headrace.schemas.avro_skip import DEPTH_MAX
-from headrace.schemas.avro_tokens import DETAILS, GOOD, STATUS_MAX
-from headrace.schemas.codec import BadPayload, Decoded
+from headrace.schemas.codecs.avro_kernels import Tables, decode_datums, encode_datums
+from headrace.schemas.codecs.avro_skip import DEPTH_MAX
+from headrace.schemas.codecs.avro_tokens import DETAILS, GOOD, STATUS_MAX
+from headrace.schemas.codecs.codec import BadPayload, Decoded
+from headrace.schemas.codecs.kernels import Ints
+from headrace.schemas.codecs.looks_like import with_hints
+from headrace.schemas.codecs.program import NESTS_MAX, program_of
+from headrace.schemas.codecs.registry import UnusableAnswerError
+from headrace.schemas.codecs.slots import fill, from_frame, to_frame
+from headrace.schemas.codecs.writer_schema import OtherTypeError, plan_reading
 from headrace.schemas.conform import MissingColumnError, conform, conform_rows
 from headrace.schemas.event import EventSpec
-from headrace.schemas.kernels import Ints
-from headrace.schemas.looks_like import with_hints
-from headrace.schemas.program import NESTS_MAX, program_of
-from headrace.schemas.registry import UnusableAnswerError
 from headrace.schemas.rejects import Rejects
-from headrace.schemas.slots import fill, from_frame, to_frame
-from headrace.schemas.writer_schema import OtherTypeError, plan_reading
 
 _HEAD_BYTES = 5
 _NO_ID = -1

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headrace.schemas.avro_skip import skip_datum
-from headrace.schemas.avro_tokens import (
+from headrace.kernels.packed_texts import is_utf8
+from headrace.schemas.codecs.avro_skip import skip_datum
+from headrace.schemas.codecs.avro_tokens import (
     BAD_BOOL,
     BAD_BRANCH,
     BAD_LENGTH,
@@ -31,8 +32,8 @@ from headrace.schemas.avro_tokens import (
     read_block,
     read_varint,
 )
-from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, is_utf8, kernel, part
-from headrace.schemas.program import (
+from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room, kernel, part
+from headrace.schemas.codecs.program import (
     ARGUMENT,
     BOOL,
     BYTES,

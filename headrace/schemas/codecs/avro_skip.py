@@ -21,8 +21,8 @@ Nothing is kept of what is passed over, and text is not checked; only the positi
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.schemas.avro_tokens import BAD_BRANCH, BAD_LENGTH, GOOD, SHORT, TOO_DEEP, read_varint
-from headrace.schemas.kernels import Bytes, Ints, kernel
+from headrace.schemas.codecs.avro_tokens import BAD_BRANCH, BAD_LENGTH, GOOD, SHORT, TOO_DEEP, read_varint
+from headrace.schemas.codecs.kernels import Bytes, Ints, kernel
 
 FIXED_SIZE, VARINT, SIZED, RECORD, ARRAY, MAP, ANY_OF = range(7)
 KIND, ARGUMENT, FIRST, COUNT = range(4)  # the table's columns

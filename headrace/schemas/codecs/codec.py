@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
+from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.schemas.event import CODECS, Event, spec_of
-from headrace.schemas.registry import SchemaRegistry
 from headrace.schemas.rejects import Rejects
 
 _NO_ID = 0  # registries count from 1
@@ -72,9 +72,9 @@ def codec_for(
         DeclarationError: there is no codec of that name.
         EvolutionError, ServiceError: the registry refuses the schema, or does not answer.
     """
-    from headrace.schemas.arrow_ipc import ArrowCodec
-    from headrace.schemas.avro import AvroCodec, ConfluentAvroCodec
-    from headrace.schemas.jsonl import JsonCodec
+    from headrace.schemas.codecs.arrow import ArrowCodec
+    from headrace.schemas.codecs.avro import AvroCodec, ConfluentAvroCodec
+    from headrace.schemas.codecs.json import JsonCodec
 
     spec = spec_of(event)
     match codec or spec.codec:

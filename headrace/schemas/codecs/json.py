@@ -13,12 +13,10 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.schemas.avro import join
-from headrace.schemas.codec import BadPayload, Decoded
-from headrace.schemas.conform import conform, refuse_far_times, refuse_nulls
-from headrace.schemas.event import EventSpec
-from headrace.schemas.json_kernels import decode_objects
-from headrace.schemas.json_tokens import (
+from headrace.schemas.codecs.avro import join
+from headrace.schemas.codecs.codec import BadPayload, Decoded
+from headrace.schemas.codecs.json_kernels import decode_objects
+from headrace.schemas.codecs.json_tokens import (
     FAR_TIME,
     MISSING,
     NOT_JSON,
@@ -28,9 +26,9 @@ from headrace.schemas.json_tokens import (
     TWICE,
     WRONG_TYPE,
 )
-from headrace.schemas.kernels import Ints
-from headrace.schemas.looks_like import with_hints
-from headrace.schemas.program import (
+from headrace.schemas.codecs.kernels import Ints
+from headrace.schemas.codecs.looks_like import with_hints
+from headrace.schemas.codecs.program import (
     BOOL,
     BYTES,
     FLOAT,
@@ -44,9 +42,11 @@ from headrace.schemas.program import (
     TIME,
     program_of,
 )
+from headrace.schemas.codecs.slots import fill, gather, to_frame
+from headrace.schemas.conform import conform, refuse_far_times, refuse_nulls
+from headrace.schemas.event import EventSpec
 from headrace.schemas.rejects import Rejects
 from headrace.schemas.row_json import rows_as_json
-from headrace.schemas.slots import fill, gather, to_frame
 from headrace.schemas.time_units import UNIT_NAMES
 
 _REASONS = {

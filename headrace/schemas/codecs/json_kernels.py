@@ -11,7 +11,7 @@ slots. Without recursion, because numba cannot cache that. Cost: about 2 ns a by
 
 import numpy as np
 
-from headrace.schemas.json_tokens import (
+from headrace.schemas.codecs.json_tokens import (
     FALS,
     FAR_TIME,
     MISSING,
@@ -38,8 +38,8 @@ from headrace.schemas.json_tokens import (
     skip_space,
     skip_value,
 )
-from headrace.schemas.kernels import Bytes, Ints, fill_null, has_room, kernel, part, unescape
-from headrace.schemas.program import (
+from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room, kernel, part, unescape
+from headrace.schemas.codecs.program import (
     ABSENT,
     ALIASES,
     ARGUMENT,

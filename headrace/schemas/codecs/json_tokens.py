@@ -14,11 +14,11 @@ read, or a failure below 0, see `failure`.
 
 import numpy as np
 
-from headrace.schemas.kernels import (
+from headrace.kernels.packed_texts import is_utf8
+from headrace.schemas.codecs.kernels import (
     Bytes,
     base64_value,
     hex_value,
-    is_utf8,
     kernel,
     part,
 )

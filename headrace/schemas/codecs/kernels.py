@@ -1,6 +1,6 @@
 # ruff: noqa: PLR1714
 # Numba compiles `==` chains to jumps but `in` to a tuple search.
-"""Compiled parts that every wire format shares: the kernel decorator, nulls, UTF-8, room checks and gathering text.
+"""Compiled parts that every wire format shares: the kernel decorator, nulls, room checks and gathering text.
 
 All arrays are int64 unless said; `data` is uint8, the payloads of a batch one after another. Cost: 1-2 ns a byte.
 """
@@ -12,8 +12,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernel_cache import compile_once
-from headrace.schemas.program import BYTES, DECIMAL, END, FIXED, LIST, OP, SLOT, SLOT_END, TEXT
+from headrace.kernels.cache import compile_once
+from headrace.schemas.codecs.program import BYTES, DECIMAL, END, FIXED, LIST, OP, SLOT, SLOT_END, TEXT
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
 Ints = NDArray[np.int64]
@@ -57,37 +57,6 @@ def has_room(ops: Ints, op: int, items: int, rooms: Ints, counts: Ints) -> bool:
     for slot in range(ops[op, SLOT] + 1, ops[op, SLOT_END]):  # noqa: SIM110  (numba has no `all` over a generator)
         if counts[slot] + items > rooms[slot]:
             return False
-    return True
-
-
-@kernel
-def is_utf8(data: Bytes, start: int, end: int) -> bool:
-    """Is `data[start:end]` well-formed UTF-8 (Unicode 16, table 3-7: no surrogates, no overlong forms)?"""
-    i = start
-    while i < end:
-        first = data[i]
-        if first < 0x80:
-            i += 1
-            continue
-        low, high = 0x80, 0xBF
-        if 0xC2 <= first <= 0xDF:
-            more = 1
-        elif 0xE0 <= first <= 0xEF:
-            more = 2
-            low = 0xA0 if first == 0xE0 else 0x80
-            high = 0x9F if first == 0xED else 0xBF
-        elif 0xF0 <= first <= 0xF4:
-            more = 3
-            low = 0x90 if first == 0xF0 else 0x80
-            high = 0x8F if first == 0xF4 else 0xBF
-        else:
-            return False
-        if i + more >= end or not low <= data[i + 1] <= high:
-            return False
-        for j in range(i + 2, i + more + 1):
-            if not 0x80 <= data[j] <= 0xBF:
-                return False
-        i += more + 1
     return True
 
 

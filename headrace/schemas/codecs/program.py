@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticUndefined
 
 from headrace.errors import DeclarationError
-from headrace.schemas.field_types import FieldType
+from headrace.schemas.fields import FieldType
 from headrace.schemas.time_units import TimeUnit
 
 INT, FLOAT, BOOL, TEXT, BYTES, OPTION, LIST, STRUCT, TIME = range(9)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticUndefined
 
 from headrace.errors import SchemaError
-from headrace.schemas.field_types import Wire, default_column
-from headrace.schemas.kernels import gather_bytes
-from headrace.schemas.program import ABSENT, PRESENT, Node, Program
+from headrace.schemas.codecs.kernels import gather_bytes
+from headrace.schemas.codecs.program import ABSENT, PRESENT, Node, Program
+from headrace.schemas.fields import Wire, default_column
 
 _ITEMS_PER_ROW = 4  # first guess of list items a row; the arrays double when it was too low
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
-from headrace.schemas.avro_skip import ANY_OF, ARRAY, FIXED_SIZE, MAP, RECORD, SIZED, VARINT, SkipTable
-from headrace.schemas.avro_types import TIMES_OF_DAY, AvroType, avro_type
+from headrace.schemas.codecs.avro_skip import ANY_OF, ARRAY, FIXED_SIZE, MAP, RECORD, SIZED, VARINT, SkipTable
+from headrace.schemas.codecs.avro_types import TIMES_OF_DAY, AvroType, avro_type
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import DECIMAL_DIGITS, FieldType, Kind, Wire
+from headrace.schemas.fields import DECIMAL_DIGITS, FieldType, Kind, Wire
 
 _PRIMITIVES: dict[str, Kind] = {
     "int": "int",

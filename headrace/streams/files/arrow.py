@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from headrace.errors import DecodeError
 from headrace.schemas.arrow_tables import is_plain, to_polars
-from headrace.schemas.wanted import Wanted
+from headrace.streams.files.wanted import Wanted
 
 _FILE_MAGIC = b"ARROW1"
 _CONTINUATION = b"\xff\xff\xff\xff"

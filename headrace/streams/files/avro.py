@@ -16,7 +16,7 @@ import fastavro
 import polars as pl
 
 from headrace.errors import DecodeError
-from headrace.schemas.wanted import ALL_COLUMNS, Wanted
+from headrace.streams.files.wanted import ALL_COLUMNS, Wanted
 
 _PLAIN = frozenset({"boolean", "int", "long", "float", "double", "string", "bytes"})
 _POLARS_CODECS = frozenset({"null", "deflate", "snappy"})

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from headrace.errors import DecodeError, SchemaError
-from headrace.schemas.text_times import TimeTexts, are_numbers, as_numbers
-from headrace.schemas.wanted import Wanted
+from headrace.streams.files.text_times import TimeTexts, are_numbers, as_numbers
+from headrace.streams.files.wanted import Wanted
 
 _BLOCK_BYTES = (1 << 20, 1 << 25)
 _ROW_BYTES = 128

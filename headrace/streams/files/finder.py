@@ -28,7 +28,7 @@ from pyarrow.fs import FileSystem
 
 from headrace.errors import SourceError
 from headrace.redaction import has_secrets, redacted, shown_url
-from headrace.schemas.archive_names import OFFSETS, is_committed
+from headrace.streams.files.archive_names import OFFSETS, is_committed
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffix that a compressed text file has after that of its format -> name of the compression to pyarrow."""

@@ -11,8 +11,8 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.hashing import chain_lines
-from headrace.schemas.line_files import LineBlock
+from headrace.kernels.hashing import chain_lines
+from headrace.streams.files.lines import LineBlock
 
 _SHIFT = 32
 _MASK = (1 << _SHIFT) - 1

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import OffsetLostError, SourceError
-from headrace.pipelines.line_positions import LineChain, line_of
-from headrace.schemas.event_files import reading
-from headrace.schemas.file_finder import EventFile
-from headrace.schemas.line_files import LineBlock, iter_blocks, without_blank
+from headrace.streams.files.finder import EventFile
+from headrace.streams.files.line_positions import LineChain, line_of
+from headrace.streams.files.lines import LineBlock, iter_blocks, without_blank
+from headrace.streams.files.reading import reading
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,12 +24,12 @@ from pathlib import Path, PurePosixPath
 import structlog
 
 from headrace.errors import SourceError
-from headrace.pipelines.line_reader import iter_lines
-from headrace.pipelines.positions import Reached
-from headrace.schemas.archive_names import named_rows
-from headrace.schemas.event_files import FORMATS, is_lines, reading
-from headrace.schemas.file_finder import COMPRESSIONS, EventFile
-from headrace.schemas.line_files import is_blank, iter_blocks
+from headrace.streams.files.archive_names import named_rows
+from headrace.streams.files.finder import COMPRESSIONS, EventFile
+from headrace.streams.files.line_reader import iter_lines
+from headrace.streams.files.lines import is_blank, iter_blocks
+from headrace.streams.files.reading import FORMATS, is_lines, reading
+from headrace.streams.positions import Reached
 
 _CONTENT = re.compile(r"@([0-9a-f]{8}(?:[0-9a-f]{8})?)$")
 _HEAD_BYTES = 65_536

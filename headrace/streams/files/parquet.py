@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.schemas.arrow_tables import is_plain, to_polars
-from headrace.schemas.wanted import Wanted
+from headrace.streams.files.wanted import Wanted
 
 
 def read_parquet(path: Path, wanted: Wanted) -> pl.DataFrame:

@@ -17,12 +17,12 @@ from urllib.parse import unquote
 import polars as pl
 
 from headrace.errors import SchemaError
-from headrace.schemas.codec import BadPayload, Decoded
+from headrace.schemas.codecs.codec import BadPayload, Decoded
+from headrace.schemas.codecs.json import JsonCodec
 from headrace.schemas.event import EventSpec
-from headrace.schemas.field_types import FieldType
-from headrace.schemas.file_finder import EventFile
-from headrace.schemas.jsonl import JsonCodec
-from headrace.schemas.text_times import TimeTexts
+from headrace.schemas.fields import FieldType
+from headrace.streams.files.finder import EventFile
+from headrace.streams.files.text_times import TimeTexts
 
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 

@@ -16,19 +16,19 @@ import pyarrow as pa
 
 from headrace.errors import DecodeError, SchemaError, SourceError
 from headrace.redaction import has_secrets, redacted
-from headrace.schemas import parquet_files
-from headrace.schemas.archive_names import OFFSET_COLUMN
-from headrace.schemas.arrow_files import iter_arrow, read_arrow
-from headrace.schemas.avro_files import iter_avro_file, read_avro_file
-from headrace.schemas.codec import Codec, codec_for
+from headrace.schemas.codecs.codec import Codec, codec_for
 from headrace.schemas.conform import conform
-from headrace.schemas.csv_files import iter_csv, read_csv
 from headrace.schemas.event import Event, spec_of
-from headrace.schemas.file_finder import COMPRESSIONS, EventFile
-from headrace.schemas.left_out import leave_out
-from headrace.schemas.line_files import iter_blocks, without_blank
-from headrace.schemas.path_columns import PathCodec, fill_columns, path_columns, refuse_others
-from headrace.schemas.wanted import ALL_COLUMNS, Wanted
+from headrace.streams.files import parquet as parquet_files
+from headrace.streams.files.archive_names import OFFSET_COLUMN
+from headrace.streams.files.arrow import iter_arrow, read_arrow
+from headrace.streams.files.avro import iter_avro_file, read_avro_file
+from headrace.streams.files.csv import iter_csv, read_csv
+from headrace.streams.files.finder import COMPRESSIONS, EventFile
+from headrace.streams.files.left_out import leave_out
+from headrace.streams.files.lines import iter_blocks, without_blank
+from headrace.streams.files.path_columns import PathCodec, fill_columns, path_columns, refuse_others
+from headrace.streams.files.wanted import ALL_COLUMNS, Wanted
 
 UNFINISHED = "unfinished_line"
 """Reason of a last line without its end, which is no event yet."""

@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from headrace.errors import SourceError
-from headrace.kafka_clients import connected
+from headrace.streams.kafka.clients import connected
 
 FETCH_S_MAX = 10.0
 """Seconds that the fetch of one message may take."""

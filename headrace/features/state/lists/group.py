@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.bit_columns import SPARE
-from headrace.features.kernels.compile import Int, Ints
-from headrace.features.kernels.id_lists import STAMP, TEXT, copy_lists, count_lists, run_list
-from headrace.features.kernels.list_packing import pack_list
-from headrace.features.kernels.list_unpacking import unpack_list
-from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
-from headrace.features.states import Blocks
-from headrace.features.threads import run_all
+from headrace.features.state.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
+from headrace.features.state.lists.packing import pack_list
+from headrace.features.state.lists.unpacking import unpack_list
+from headrace.features.state.lists.update import STAMP, TEXT, copy_lists, count_lists, run_list
+from headrace.features.state.states import Blocks
+from headrace.kernels.bit_columns import SPARE
+from headrace.kernels.compile import Int, Ints
+from headrace.kernels.text_pool import POOL
+from headrace.kernels.threads import run_all
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ListGroup:
-    """Group of one list; see kernels/id_lists.py for the arrays.
+    """Group of one list; see lists/update.py for the arrays.
 
     `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) what they
     are; `timed` whether reads tell times. Its packed form refers to the list `donor` of donor_size elements with
@@ -208,7 +208,7 @@ class ListGroup:
             POOL.learn(hashes, data, starts, stops)
 
     def _donated(self, donor: Any) -> tuple[Ints, Ints, int, int, bool, Ints]:
-        """What kernels/list_packing.py wants to know of the donor."""
+        """What lists/packing.py wants to know of the donor."""
         return donor.heads, donor.words, self.donor_size, self.donor_width, self.donor is not None, self.links
 
 

@@ -17,7 +17,9 @@ Columns: kernels/bit_columns.py. A row begins and ends with a byte.
 
 import numpy as np
 
-from headrace.features.kernels.bit_columns import (
+from headrace.features.state.blocks import COUNT, ORDER, OWN, START, room_of
+from headrace.features.state.lists.update import FLOAT, INT, LEAST, STAMP, TIME, place_of
+from headrace.kernels.bit_columns import (
     bits_of,
     put_codes,
     put_field,
@@ -27,10 +29,8 @@ from headrace.features.kernels.bit_columns import (
     put_unsigned,
     to_byte,
 )
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, room_of
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, copy_bytes, lean_kernel, part, prefetch
-from headrace.features.kernels.id_lists import FLOAT, INT, LEAST, STAMP, TIME, place_of
-from headrace.features.kernels.id_map import find_row
+from headrace.kernels.compile import Bytes, Floats, Int, Ints, copy_bytes, lean_kernel, part, prefetch
+from headrace.kernels.id_map import find_row
 
 AHEAD, NEAR = 6, 3
 """Rows between the prefetch of a row's head, and once it is there of its elements, and their use."""

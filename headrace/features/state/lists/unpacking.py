@@ -1,8 +1,11 @@
-"""Rows of lists, and reads of them, from the form that kernels/list_packing.py describes."""
+"""Rows of lists, and reads of them, from the form that lists/packing.py describes."""
 
 import numpy as np
 
-from headrace.features.kernels.bit_columns import (
+from headrace.features.state.blocks import COUNT, ORDER, OWN, START, make_block, room_of
+from headrace.features.state.lists.packing import HALF_BITS
+from headrace.features.state.lists.update import INT, LEAST, STAMP, TEXT, TIME, place_of
+from headrace.kernels.bit_columns import (
     bits_of,
     get_codes,
     get_field,
@@ -12,11 +15,8 @@ from headrace.features.kernels.bit_columns import (
     get_unsigned,
     pass_padding,
 )
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, make_block, room_of
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
-from headrace.features.kernels.id_lists import INT, LEAST, STAMP, TEXT, TIME, place_of
-from headrace.features.kernels.list_packing import HALF_BITS
-from headrace.features.kernels.packed_texts import read_text
+from headrace.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
+from headrace.kernels.packed_texts import read_text
 
 
 @lean_kernel

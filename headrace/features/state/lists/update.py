@@ -2,7 +2,7 @@
 
 A row's block holds its elements in a circle, so that the newest event costs one write:
 
-    heads (rows, 4)    see kernels/blocks.py; its own number is the place of the oldest element in the circle
+    heads (rows, 4)    see state/blocks.py; its own number is the place of the oldest element in the circle
     words (a,) int64   of a block with room for c elements of m values:
                        c times (event time, upper half of the event id), then
                        c times the values: whole numbers, bits of floats, hashes of texts, times
@@ -16,8 +16,8 @@ matter that two of 4 billion are alike.
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, give_block, room_of, take_block
-from headrace.features.kernels.compile import LINE_WORDS, Bytes, Int, Ints, lean_kernel, part, prefetch, reverse_eight
+from headrace.features.state.blocks import COUNT, ORDER, OWN, START, give_block, room_of, take_block
+from headrace.kernels.compile import LINE_WORDS, Bytes, Int, Ints, lean_kernel, part, prefetch, reverse_eight
 
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
 LEAST = 2

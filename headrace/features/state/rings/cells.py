@@ -17,7 +17,7 @@ either sign are short when packed. The cells of one code follow each other, from
 
 import numpy as np
 
-from headrace.features.kernels.compile import Float, Floats, Int, lean_kernel, part
+from headrace.kernels.compile import Float, Floats, Int, lean_kernel, part
 
 ADD, MIN, MAX, FIRST, MOMENTS, DECAYED, INT_MIN, INT_MAX = 0, 1, 2, 3, 4, 5, 6, 7
 WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2, INT_MIN: 2, INT_MAX: 2}

@@ -7,20 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.bit_columns import SPARE
-from headrace.features.kernels.cells import FIRST, MAX, TAKES_BITS, WIDTH, start_value
-from headrace.features.kernels.compile import Floats, Int, Ints, interpreted
-from headrace.features.kernels.ring_packing import pack_ring
-from headrace.features.kernels.ring_unpacking import unpack_ring
-from headrace.features.kernels.rings import EMPTY, most_tiles, run_number_ring, run_ring
-from headrace.features.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
-from headrace.features.states import Blocks
+from headrace.features.state.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
+from headrace.features.state.rings.cells import FIRST, MAX, TAKES_BITS, WIDTH, start_value
+from headrace.features.state.rings.packing import pack_ring
+from headrace.features.state.rings.unpacking import unpack_ring
+from headrace.features.state.rings.update import EMPTY, most_tiles, run_number_ring, run_ring
+from headrace.features.state.states import Blocks
 from headrace.features.windows import Window
+from headrace.kernels.bit_columns import SPARE
+from headrace.kernels.compile import Floats, Int, Ints, interpreted
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RingGroup:
-    """Group of a window's cells; see kernels/rings.py for the arrays.
+    """Group of a window's cells; see rings/update.py for the arrays.
 
     items (m, 4) int64: code, first cell, flag column, value column; params (m,) float64; `text` describes them. Its
     packed form refers to the ring `donor` with hop `donor_hop`, span `donor_span` and empty tile donor_starts (d,);
@@ -213,7 +213,7 @@ class RingGroup:
         return most_tiles(self.window.span)
 
     def _donated(self, donor: Any) -> tuple[Ints, Ints, Floats, Floats, int, int, Ints]:
-        """What kernels/ring_packing.py wants to know of the donor."""
+        """What rings/packing.py wants to know of the donor."""
         facts = self.donor_starts, self.donor_hop, self.donor_span, self.links
         return donor.heads, donor.words, donor.floats, *facts
 

@@ -18,9 +18,9 @@ Columns: kernels/bit_columns.py. A row begins and ends with a byte.
 
 import numpy as np
 
-from headrace.features.kernels.bit_columns import bits_of, put_codes, put_field, put_numbers, put_unsigned, to_byte
-from headrace.features.kernels.blocks import COUNT, OWN, START
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
+from headrace.features.state.blocks import COUNT, OWN, START
+from headrace.kernels.bit_columns import bits_of, put_codes, put_field, put_numbers, put_unsigned, to_byte
+from headrace.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 AHEAD, NEAR = 6, 3
 """Rows between the prefetch of a row's head, and once it is there of its tiles, and their use."""

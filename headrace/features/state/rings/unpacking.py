@@ -1,13 +1,13 @@
-"""Rows of rings, and reads of them, from the form that kernels/ring_packing.py describes."""
+"""Rows of rings, and reads of them, from the form that rings/packing.py describes."""
 
 import numpy as np
 
-from headrace.features.kernels.bit_columns import bits_of, get_codes, get_field, get_numbers, get_unsigned, pass_padding
-from headrace.features.kernels.blocks import COUNT, OWN, START, make_block
-from headrace.features.kernels.cells import ADD, MAX, MIN, merge, width_of
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
-from headrace.features.kernels.ring_packing import donor_tile
-from headrace.features.kernels.rings import EMPTY, LEAST
+from headrace.features.state.blocks import COUNT, OWN, START, make_block
+from headrace.features.state.rings.cells import ADD, MAX, MIN, merge, width_of
+from headrace.features.state.rings.packing import donor_tile
+from headrace.features.state.rings.update import EMPTY, LEAST
+from headrace.kernels.bit_columns import bits_of, get_codes, get_field, get_numbers, get_unsigned, pass_padding
+from headrace.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part
 
 _EMPTY = np.int64(EMPTY)
 

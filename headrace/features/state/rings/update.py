@@ -1,9 +1,9 @@
-"""Rings of tiles: one pass that adds events and answers reads in the order they come. Packed: kernels/ring_packing.py.
+"""Rings of tiles: one pass that adds events and answers reads in the order they come. Packed: rings/packing.py.
 
 A row's block holds the tiles that have events, oldest first, each k cells and the tile's number:
 
-    heads (rows, 4)       see kernels/blocks.py; its own number is the newest tile of any event of the entity
-    words, floats (a,)    the same memory as int64 and as float64; see kernels/cells.py for the cells
+    heads (rows, 4)       see state/blocks.py; its own number is the newest tile of any event of the entity
+    words, floats (a,)    the same memory as int64 and as float64; see rings/cells.py for the cells
 
 So a quiet entity takes one tile a window, a busy one as many as the window has. `items` (m, 4) int64 are the codes on
 the ring: code, first cell, flag column, value column (cells.ONE: the number 1, cells.TIME: the event's time); `params`
@@ -13,9 +13,9 @@ may still be asked for and is refused; tiles that old are dropped when a block i
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
-from headrace.features.kernels.cells import TIME, add_number, init, merge, takes_bits, update
-from headrace.features.kernels.compile import LINE_WORDS, Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
+from headrace.features.state.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
+from headrace.features.state.rings.cells import TIME, add_number, init, merge, takes_bits, update
+from headrace.kernels.compile import LINE_WORDS, Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 EMPTY = -(2**62)
 LEAST = 1

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, OWN, START, make_block
-from headrace.features.kernels.compile import Bytes, Int, Ints, lean_kernel, part
-from headrace.features.kernels.count_sketch import ENTRY, ROWS, sketch_entries, word_of
-from headrace.features.kernels.id_lists import FLOAT, TEXT
-from headrace.features.kernels.id_map import find_row
-from headrace.features.kernels.packed_texts import read_text
-from headrace.features.kernels.rings import EMPTY
-from headrace.features.kernels.tallies import LEAST, keep_least_rank, keep_limit
-from headrace.features.kernels.tally_reads import DISTINCT, LEVELS, QUANTILE, TOP, place_of_mark
-from headrace.features.kernels.varints import (
+from headrace.features.state.blocks import COUNT, OWN, START, make_block
+from headrace.features.state.lists.update import FLOAT, TEXT
+from headrace.features.state.rings.update import EMPTY
+from headrace.features.state.tallies.count_sketch import ENTRY, ROWS, sketch_entries, word_of
+from headrace.features.state.tallies.read import DISTINCT, LEVELS, QUANTILE, TOP, place_of_mark
+from headrace.features.state.tallies.update import LEAST, keep_least_rank, keep_limit
+from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel, part
+from headrace.kernels.id_map import find_row
+from headrace.kernels.packed_texts import read_text
+from headrace.kernels.varints import (
     get_signed,
     get_varint,
     get_word,

@@ -9,13 +9,13 @@ both, in any order. Source: Cormode and Muthukrishnan 2005, "An improved data st
 its applications"; it differs in that keys are told from the most frequent on, and what they came to is taken out before
 the next one is told: a rare key that shares its counters with four frequent ones is not taken for one.
 
-Counters lie two by two in the words 1 and 2 of entries of a tally (kernels/tallies.py), from word `base` on.
+Counters lie two by two in the words 1 and 2 of entries of a tally (tallies/update.py), from word `base` on.
 """
 
 import numpy as np
 
-from headrace.features.kernels.compile import Int, Ints, part
-from headrace.features.kernels.hashing import mix
+from headrace.kernels.compile import Int, Ints, part
+from headrace.kernels.hashing import mix
 
 ENTRY, ROWS = 3, 4
 MIDDLE = 1 - 0.5 ** (1 / ROWS)

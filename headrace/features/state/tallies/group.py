@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.kernels.compile import Int
-from headrace.features.kernels.count_sketch import ENTRY, ROWS
-from headrace.features.kernels.id_lists import TEXT
-from headrace.features.kernels.rings import EMPTY
-from headrace.features.kernels.tallies import most_entries, run_tally
-from headrace.features.kernels.tally_codec import pack_tally, unpack_tally
-from headrace.features.kernels.tally_reads import DISTINCT, TOP
-from headrace.features.kernels.text_pool import POOL
-from headrace.features.layout import Events, Operations, Outputs, PackedReads
-from headrace.features.states import Blocks
+from headrace.features.state.layout import Events, Operations, Outputs, PackedReads
+from headrace.features.state.lists.update import TEXT
+from headrace.features.state.rings.update import EMPTY
+from headrace.features.state.states import Blocks
+from headrace.features.state.tallies.codec import pack_tally, unpack_tally
+from headrace.features.state.tallies.count_sketch import ENTRY, ROWS
+from headrace.features.state.tallies.read import DISTINCT, TOP
+from headrace.features.state.tallies.update import most_entries, run_tally
 from headrace.features.windows import Window
+from headrace.kernels.compile import Int
+from headrace.kernels.text_pool import POOL
 
 KEEP_MIN, KEEP_MAX = 3, 4_096
 """Keys of a tile: with fewer the buckets of negative, no and positive numbers would not fit."""
@@ -27,7 +27,7 @@ ENTRIES_MAX = 2_097_152
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TallyGroup:
-    """Group of one tally of one window; see kernels/tallies.py for the arrays and bounds.
+    """Group of one tally of one window; see tallies/update.py for the arrays and bounds.
 
     `flag` admits an event, bit column `column` of kind `kind` is its key; a tile keeps `keep` keys. `mode` is what a
     read gives: TOP `width` keys and counts, DISTINCT an estimate, QUANTILE the buckets of `quantiles`. A row takes 24

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from headrace.features.kernels.compile import Int, Ints, part
-from headrace.features.kernels.count_sketch import estimate, take_out
+from headrace.features.state.tallies.count_sketch import estimate, take_out
+from headrace.kernels.compile import Int, Ints, part
 
 
 @part

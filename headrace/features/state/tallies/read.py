@@ -1,11 +1,11 @@
-"""Reads of tallies: the tiles of a window merged, and what is told of them. The arrays: kernels/tallies.py."""
+"""Reads of tallies: the tiles of a window merged, and what is told of them. The arrays: tallies/update.py."""
 
 import numpy as np
 
-from headrace.features.kernels.compile import Floats, Int, Ints, part
-from headrace.features.kernels.count_sketch import ENTRY, others_of
-from headrace.features.kernels.hashing import mix
-from headrace.features.kernels.most_frequent import most_frequent
+from headrace.features.state.tallies.count_sketch import ENTRY, others_of
+from headrace.features.state.tallies.most_frequent import most_frequent
+from headrace.kernels.compile import Floats, Int, Ints, part
+from headrace.kernels.hashing import mix
 
 DISTINCT, TOP, QUANTILE = 0, 1, 2
 LEVELS, RANKS = 64, 32

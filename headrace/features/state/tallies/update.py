@@ -1,9 +1,9 @@
-"""Tallies: how often each value came, tile by tile, in bounded room. Reads: tally_reads.py, packed: tally_codec.py.
+"""Tallies: how often each value came, tile by tile, in bounded room. Reads: read.py, packed: codec.py.
 
 A row's block holds its entries in the order of (tile, key), of ENTRY = 3 words each, so a quiet entity takes what it
 has, a busy one `keep` entries for each tile of its window:
 
-    heads (rows, 4)    see kernels/blocks.py; its own number is the newest tile of any event of the entity
+    heads (rows, 4)    see state/blocks.py; its own number is the newest tile of any event of the entity
     words (a,) int64   mark: tile * LEVELS + level of the tile | key | how often it came
 
 A tile keeps `keep` keys, and its level tells what became of the others: a function of the set of its events, in
@@ -27,11 +27,9 @@ Tiles that left the window are dropped when a block is full.
 
 import numpy as np
 
-from headrace.features.kernels.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
-from headrace.features.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
-from headrace.features.kernels.count_sketch import ENTRY, ROWS, count_in, sketch_entries, word_of
-from headrace.features.kernels.hashing import mix
-from headrace.features.kernels.tally_reads import (
+from headrace.features.state.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
+from headrace.features.state.tallies.count_sketch import ENTRY, ROWS, count_in, sketch_entries, word_of
+from headrace.features.state.tallies.read import (
     DISTINCT,
     LEVELS,
     QUANTILE,
@@ -42,6 +40,8 @@ from headrace.features.kernels.tally_reads import (
     place_of_key,
     place_of_mark,
 )
+from headrace.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
+from headrace.kernels.hashing import mix
 
 LEAST = 2
 """Entries of the smallest block."""

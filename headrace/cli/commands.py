@@ -9,12 +9,10 @@ from typing import Annotated
 
 import typer
 
-from headrace import (
-    cli_local,  # noqa: F401 - it registers its commands
-    cli_views,  # noqa: F401 - it registers its commands
-    project,
-)
-from headrace.console import (
+from headrace import project
+from headrace.cli import local as cli_local  # noqa: F401 - it registers its commands
+from headrace.cli import views as cli_views  # noqa: F401 - it registers its commands
+from headrace.cli.console import (
     Json,
     app,
     command,
@@ -122,7 +120,7 @@ def doctor(as_json: Json = False) -> None:
 
     Example: `headrace doctor`
     """
-    from headrace.doctor import examine
+    from headrace.cli.doctor import examine
 
     findings = examine(load_settings())
     if as_json:
@@ -142,7 +140,7 @@ def health(role: Annotated[str, typer.Argument(help="materialize, train or serve
 
     Example: `headrace health serve`
     """
-    from headrace.doctor import check_health
+    from headrace.cli.doctor import check_health
 
     check_health(role, load_settings())
 
@@ -195,7 +193,7 @@ def models_list(as_json: Json = False) -> None:
 
     Example: `headrace models list`
     """
-    from headrace.learners.directory import ModelDirectory
+    from headrace.learners.publishing.directory import ModelDirectory
 
     directory = ModelDirectory(load_settings().model_dir)
     rows = []
@@ -215,7 +213,7 @@ def models_show(version: Annotated[int | None, typer.Argument(help="Default: the
     """
     import orjson
 
-    from headrace.learners.directory import ModelDirectory
+    from headrace.learners.publishing.directory import ModelDirectory
 
     directory = ModelDirectory(load_settings().model_dir)
     version = directory.latest() if version is None else version
@@ -241,7 +239,3 @@ def _iso(moment_us: int) -> str:
     from datetime import UTC, datetime
 
     return datetime.fromtimestamp(moment_us / 1e6, UTC).isoformat(timespec="seconds")
-
-
-if __name__ == "__main__":
-    app()

@@ -1,0 +1,1 @@
+"""The newest events of each entity, with some of their values."""

@@ -1,0 +1,1 @@
+"""How often each value occurred, tile by tile, in bounded memory."""

@@ -1,0 +1,1 @@
+"""Embedding tables: rows of ids, their optimizers, and the compiled loops of both."""

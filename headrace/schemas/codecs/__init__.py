@@ -1,0 +1,1 @@
+"""Codecs: one wire format a module, from payloads to columns and back."""

@@ -1,0 +1,1 @@
+"""Event logs in files: finding them, and reading every supported format."""

@@ -1,0 +1,1 @@
+"""The Kafka client: connections, offsets, and which errors a retry can fix."""
