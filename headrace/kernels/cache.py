@@ -1,42 +1,68 @@
-"""Compiled code on disk, which one process of a machine makes at a time.
+"""Compiled code on disk: compiled by one process of a machine at a time, and again only when what it does has changed.
 
-Processes that start together, workers, replicas or tests, would all find nothing in Numba's cache and compile the same
-kernels, some seconds each. Here a process that finds nothing takes the kernel's lock and looks again before it
-compiles; the others wait for the lock and load what it made. A kernel that calls kernels takes their locks while it has
-its own; calls have no circles, so waits have none.
+Numba keys its cache on the file that a function is in. That is too much, since a changed comment compiles a whole file
+again, and too little, since code that was inlined from another file stays as it was. Here the key is a fingerprint of
+the function's bytecode, of the constants it reads and of the functions it calls, wherever they are.
+
+Processes that start together, workers, replicas or tests, would all miss in the cache and compile the same kernels,
+some seconds each. So a process that misses takes the kernel's lock and looks again before it compiles; the others
+wait for the lock and load what was compiled. A kernel that calls kernels takes their locks while it holds its own;
+calls have no circles, so waits have none.
 """
 
 import contextlib
 import fcntl
+import hashlib
+import inspect
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import IO, Any
+
+from numba.core.dispatcher import Dispatcher
+from numba.extending import _Intrinsic as Intrinsic
+
+_LIBRARIES = ("math", "numba", "numpy")
+"""What kernels use of these changes with their version only, which Numba's own key covers."""
 
 
 def compile_once(dispatcher: Any) -> Any:
-    """The same dispatcher of `numba.njit(cache=True)`, which waits for other processes that compile it."""
-    dispatcher._cache = _LockedCache(dispatcher._cache)  # noqa: SLF001
+    """Have the dispatcher of `numba.njit(cache=True)` share its compiled code with other processes; returns it."""
+    dispatcher._cache = _SharedCache(dispatcher._cache, dispatcher)  # noqa: SLF001
     return dispatcher
 
 
-class _LockedCache:
-    """Numba's cache of one function: a load that finds nothing has the lock until the save, or the next load."""
+def fingerprint(function: Any) -> str:
+    """SHA-256 of what a compiled function does: its bytecode and flags, the constants it reads, the functions it calls.
 
-    def __init__(self, cache: Any) -> None:
-        self._cache = cache
+    Names of variables, line numbers, comments and docstrings have no part in it.
+    """
+    digest = hashlib.sha256()
+    for line in _facts(function, set()):
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
+class _SharedCache:
+    """Numba's cache of one function: a load that misses holds the lock until the save, or until the next load."""
+
+    def __init__(self, cache: Any, dispatcher: Any) -> None:
+        self._cache, self._dispatcher = cache, dispatcher
         self._lock: IO[bytes] | None = None
+        self._is_stamped = False
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """What is on disk for the signature, None: it is for the caller to compile."""
+        """The compiled code on disk for the signature; None: the caller is to compile it."""
         self._release()
-        found = self._cache.load_overload(signature, context)
-        if found is None and self._acquire():
-            found = self._cache.load_overload(signature, context)
-            if found is not None:
+        self._stamp()
+        compiled = self._cache.load_overload(signature, context)
+        if compiled is None and self._acquire():
+            compiled = self._cache.load_overload(signature, context)
+            if compiled is not None:
                 self._release()
-        return found
+        return compiled
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Write what was compiled, for everybody."""
+        """Write compiled code, for every process."""
         try:
             self._cache.save_overload(signature, compiled)
         finally:
@@ -45,12 +71,25 @@ class _LockedCache:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
 
+    def _stamp(self) -> None:
+        """Key the files on the fingerprint. Not before the first load: a kernel may call one that is defined below."""
+        if self._is_stamped:
+            return
+        function = self._dispatcher.py_func
+        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}".replace("<", "").replace(">", "")
+        files = self._cache._cache_file  # noqa: SLF001
+        files._source_stamp = fingerprint(self._dispatcher)  # noqa: SLF001
+        base = f"{name}.{self._cache._impl.filename_base.rpartition('.')[2]}"  # noqa: SLF001 - its end names the Python
+        files._index_name, files._data_name_pattern = f"{base}.nbi", f"{base}.{{number:d}}.nbc"  # noqa: SLF001
+        files._index_path = str(Path(files._cache_path, files._index_name))  # noqa: SLF001
+        self._lock_path = Path(files._cache_path, f"{base}.lock")  # noqa: SLF001
+        self._is_stamped = True
+
     def _acquire(self) -> bool:
-        """Whether the lock is ours; where its file cannot be made, each process compiles for itself."""
-        path = Path(self._cache._cache_path, f"{self._cache._impl.filename_base}.lock")  # noqa: SLF001
+        """Take the lock; False where its file cannot be made, and each process compiles for itself."""
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = path.open("wb")
+            self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._lock_path.open("wb")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self._lock is not None
 
@@ -58,3 +97,41 @@ class _LockedCache:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _facts(value: Any, seen: set[int]) -> list[str]:
+    """Lines that describe a value that compiled code uses; a function that was described before is a line."""
+    if isinstance(value, Dispatcher):
+        return [repr(sorted(value.targetoptions.items(), key=str)), *_facts(value.py_func, seen)]
+    if isinstance(value, Intrinsic):
+        return [inspect.getsource(value._defn)]  # noqa: SLF001
+    if not isinstance(value, FunctionType):
+        return [repr(value) if not hasattr(value, "tobytes") else f"{value.dtype} {value.tobytes().hex()}"]
+    if id(value) in seen:
+        return [value.__qualname__]
+    seen.add(id(value))
+    lines = [repr(value.__defaults__)]
+    lines += [line for cell in value.__closure__ or () for line in _facts(cell.cell_contents, seen)]
+    for code in _codes(value.__code__):
+        constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
+        if constants and constants[0] == value.__doc__:
+            constants = constants[1:]
+        lines += [code.co_code.hex(), repr(constants), repr(code.co_names)]
+        for name in code.co_names:
+            if name in value.__globals__:
+                lines += _global_facts(value.__globals__[name], code, seen)
+    return lines
+
+
+def _global_facts(value: Any, code: CodeType, seen: set[int]) -> list[str]:
+    """Lines about a global; of a module those members that the code names, unless the module is of a library."""
+    if not isinstance(value, ModuleType):
+        return _facts(value, seen)
+    if value.__name__.partition(".")[0] in _LIBRARIES:
+        return [value.__name__]
+    return [line for name in code.co_names if hasattr(value, name) for line in _facts(getattr(value, name), seen)]
+
+
+def _codes(code: CodeType) -> list[CodeType]:
+    """The code of a function and of those inside it."""
+    return [code, *(inner for const in code.co_consts if isinstance(const, CodeType) for inner in _codes(const))]

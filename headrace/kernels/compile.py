@@ -6,7 +6,6 @@ again.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -29,12 +28,6 @@ Float: TypeAlias = Any
 
 LINE_WORDS = 8
 """Words of a line of memory, which is what a prefetch brings."""
-
-_SOURCES = tuple(
-    (path.name, path.stat().st_mtime_ns, path.stat().st_size)
-    for folder in (Path(__file__).parent, Path(__file__).parents[1] / "features" / "state")
-    for path in sorted(folder.rglob("*.py"))
-)
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
@@ -145,8 +138,4 @@ def copy_bytes(_context: Any, data: Any, begin: Any, out: Any, at: Any, size: An
 
 
 def _compiled(function: Callable[..., Any], **flags: bool) -> Any:
-    compiled = njit(cache=True, nogil=True, error_model="numpy", **flags)(function)
-    # Numba's cache looks at the file of the function alone: a part that changed in another file would live on in it.
-    cache_file = compiled._cache._cache_file  # noqa: SLF001
-    cache_file._source_stamp = (cache_file._source_stamp, _SOURCES)  # noqa: SLF001
-    return compile_once(compiled)
+    return compile_once(njit(cache=True, nogil=True, error_model="numpy", **flags)(function))

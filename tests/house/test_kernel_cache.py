@@ -1,7 +1,9 @@
-"""Processes that start together compile each kernel once between them."""
+"""Compiled code on disk: each kernel is compiled once a machine, and again only when what it does has changed."""
 
 import subprocess
 import sys
+
+import pytest
 
 MODULE = """
 import sys
@@ -62,3 +64,73 @@ def test_one_that_dies_while_it_compiles_holds_nobody_up(tmp_path):
     dying.kill()
     dying.communicate()
     assert run_together(tmp_path) == [(0, 1)] * 3 + [(1, 0)]
+
+
+CALLER = """
+import numpy as np
+import sizes
+from headrace.kernels.compile import kernel
+from parts import STEP, scaled
+
+@kernel
+def total(values):
+    '''Sum.'''
+    result = 0
+    for value in values:
+        result += later(value) * STEP + sizes.EXTRA
+    return result
+
+@kernel
+def later(value):
+    return scaled(value)
+
+total(np.arange(5))
+print(sum(total.stats.cache_misses.values()), total(np.arange(5)))
+"""
+PARTS = """
+from headrace.kernels.compile import part
+
+STEP = 1
+
+@part
+def scaled(value):
+    return 2 * value
+"""
+FILES = {"work.py": CALLER, "parts.py": PARTS, "sizes.py": "EXTRA = 0"}
+
+
+def run(folder, files):
+    """(kernels compiled anew, answer) of a process that runs `files`."""
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    done = subprocess.run([sys.executable, "work.py"], cwd=folder, capture_output=True, text=True, check=True)
+    return tuple(map(int, done.stdout.split()))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "answer"),
+    [
+        ("parts.py", "2 * value", "3 * value", 30),  # called through a kernel that is defined below its caller
+        ("parts.py", "STEP = 1", "STEP = 2", 40),
+        ("sizes.py", "EXTRA = 0", "EXTRA = 1", 25),
+        ("work.py", "* STEP", "* (STEP + 1)", 40),
+    ],
+)
+def test_a_change_of_what_a_kernel_does_compiles_it_again(tmp_path, name, old, new, answer):
+    """The change may be in another file: a function it calls, a constant it reads."""
+    assert run(tmp_path, FILES) == (1, 20)
+    assert run(tmp_path, FILES) == (0, 20)
+    assert run(tmp_path, {**FILES, name: FILES[name].replace(old, new)}) == (1, answer)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("'''Sum.'''", "'''Add up.'''"),
+        ("\n@kernel\ndef later", "\n\n# below\n\n@kernel\ndef later"),
+        ("result", "amount"),
+    ],
+)
+def test_a_change_of_words_compiles_nothing(tmp_path, old, new):
+    assert run(tmp_path, FILES) == (1, 20)
+    assert run(tmp_path, {**FILES, "work.py": "# moved\n" + CALLER.replace(old, new)}) == (0, 20)

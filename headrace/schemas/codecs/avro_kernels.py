@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from headrace.kernels.compile import lean_kernel, part
 from headrace.kernels.packed_texts import is_utf8
 from headrace.schemas.codecs.avro_skip import skip_datum
 from headrace.schemas.codecs.avro_tokens import (
@@ -32,7 +33,7 @@ from headrace.schemas.codecs.avro_tokens import (
     read_block,
     read_varint,
 )
-from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room, kernel, part
+from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room
 from headrace.schemas.codecs.program import (
     ARGUMENT,
     BOOL,
@@ -209,7 +210,7 @@ def read_bits(data: Bytes, at: int, size: int) -> int:
     return bits
 
 
-@kernel
+@lean_kernel
 def read_other(
     data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, bases: Ints, counts: Ints
 ) -> tuple[int, int]:
@@ -260,7 +261,7 @@ def fill_branches(ops: Ints, op: int, target: int, out: Ints, bases: Ints, count
         branch = ops[branch, END] + 1  # behind its jump
 
 
-@kernel
+@lean_kernel
 def decode_datums(
     data: Bytes,
     bounds: Ints,
@@ -319,7 +320,7 @@ def write_bits(bits: int, out: Bytes, at: int) -> int:
     return at + 8
 
 
-@kernel
+@lean_kernel
 def encode_datums(
     data: Bytes, head: Bytes, ops: Ints, slots: Ints, cursors: Ints, nests: Ints, out: Bytes, bounds: Ints
 ) -> int:

@@ -21,8 +21,9 @@ Nothing is kept of what is passed over, and text is not checked; only the positi
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.kernels.compile import lean_kernel
 from headrace.schemas.codecs.avro_tokens import BAD_BRANCH, BAD_LENGTH, GOOD, SHORT, TOO_DEEP, read_varint
-from headrace.schemas.codecs.kernels import Bytes, Ints, kernel
+from headrace.schemas.codecs.kernels import Bytes, Ints
 
 FIXED_SIZE, VARINT, SIZED, RECORD, ARRAY, MAP, ANY_OF = range(7)
 KIND, ARGUMENT, FIRST, COUNT = range(4)  # the table's columns
@@ -70,7 +71,7 @@ class SkipTable:
         return np.array(self._nodes or [[0] * 4], np.int64), np.array(links or [0], np.int64)
 
 
-@kernel
+@lean_kernel
 def skip_datum(data: Bytes, at: int, end: int, node: int, nodes: Ints, links: Ints, open_: Ints) -> tuple[int, int]:
     """Pass over a value of a node: (GOOD, position after it), or (status, -1).
 
@@ -145,7 +146,7 @@ def skip_datum(data: Bytes, at: int, end: int, node: int, nodes: Ints, links: In
             break
 
 
-@kernel
+@lean_kernel
 def skip_sized(data: Bytes, at: int, end: int) -> tuple[int, int]:
     """Pass over a length and as many bytes: (0, position after them), or (status, -1)."""
     length, at = read_varint(data, at, end)
@@ -156,7 +157,7 @@ def skip_sized(data: Bytes, at: int, end: int) -> tuple[int, int]:
     return 0, at + length
 
 
-@kernel
+@lean_kernel
 def skip_blocks(data: Bytes, at: int, end: int, is_empty: int) -> tuple[int, int]:
     """Pass over blocks that give their size, and those of items without bytes.
 

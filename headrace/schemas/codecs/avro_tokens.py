@@ -8,7 +8,8 @@ ends.
 
 import numpy as np
 
-from headrace.schemas.codecs.kernels import Bytes, part
+from headrace.kernels.compile import part
+from headrace.schemas.codecs.kernels import Bytes
 
 GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
 BAD_SYMBOL, BAD_TIME, LONG_DECIMAL, OTHER_BRANCH, TOO_DEEP = range(9, 14)

@@ -11,6 +11,7 @@ slots. Without recursion, because numba cannot cache that. Cost: about 2 ns a by
 
 import numpy as np
 
+from headrace.kernels.compile import lean_kernel, part
 from headrace.schemas.codecs.json_tokens import (
     FALS,
     FAR_TIME,
@@ -38,7 +39,7 @@ from headrace.schemas.codecs.json_tokens import (
     skip_space,
     skip_value,
 )
-from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room, kernel, part, unescape
+from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room, unescape
 from headrace.schemas.codecs.program import (
     ABSENT,
     ALIASES,
@@ -88,7 +89,7 @@ def find_field(data: Bytes, at: int, end: int, op: int, hint: int, ops: Ints, na
     return -1
 
 
-@kernel
+@lean_kernel
 def wrong_type(data: Bytes, at: int, end: int, op: int) -> int:
     """The failure of a value that does not fit its field: is it JSON at all?"""
     return failure(WRONG_TYPE, op) if skip_value(data, at, end) >= 0 else failure(NOT_JSON, op)
@@ -326,7 +327,7 @@ def read_object(
             opened = False
 
 
-@kernel
+@lean_kernel
 def decode_objects(
     data: Bytes,
     bounds: Ints,

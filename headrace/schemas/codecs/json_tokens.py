@@ -14,14 +14,9 @@ read, or a failure below 0, see `failure`.
 
 import numpy as np
 
+from headrace.kernels.compile import lean_kernel, part
 from headrace.kernels.packed_texts import is_utf8
-from headrace.schemas.codecs.kernels import (
-    Bytes,
-    base64_value,
-    hex_value,
-    kernel,
-    part,
-)
+from headrace.schemas.codecs.kernels import Bytes, base64_value, hex_value
 
 NOT_JSON, TWICE, WRONG_TYPE, MISSING, NO_ROOM, TOO_DEEP, NULL_VALUE, FAR_TIME = range(1, 9)
 _WORDS = (b"null", b"true", b"fals", b"Infi", b"nity", b'NaN"')
@@ -97,7 +92,7 @@ def read_string(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     return -1, escaped
 
 
-@kernel
+@lean_kernel
 def read_escape(data: Bytes, at: int, end: int) -> int:
     """The escape whose backslash is at `at`: the position after it, or -1."""
     if at + 1 >= end:
@@ -167,7 +162,7 @@ def read_scalar(data: Bytes, at: int, end: int) -> int:
     return at
 
 
-@kernel
+@lean_kernel
 def skip_value(data: Bytes, at: int, end: int) -> int:
     """The JSON value at `at`: the position after it, or a failure."""
     objects = np.uint64(0)  # a bit for each open object (1) and array (0), the innermost lowest
@@ -241,7 +236,7 @@ def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     return -value, value != _INT_MIN
 
 
-@kernel
+@lean_kernel
 def read_moment(data: Bytes, at: int, end: int, power: int) -> tuple[int, bool]:
     """The number `data[at:end]`, known to be well-formed, times ten to the `power`: (microseconds, do they fit).
 
@@ -329,7 +324,7 @@ def pair(data: Bytes, at: int) -> int:
     return tens * 10 + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -10_000
 
 
-@kernel
+@lean_kernel
 def days_before(year: int, month: int, day: int) -> int:
     """Days from 1970-01-01 to a date of the proleptic Gregorian calendar."""
     years = year - 1
@@ -340,7 +335,7 @@ def days_before(year: int, month: int, day: int) -> int:
     return days + day - 1 + (1 if leap and month > 2 else 0)
 
 
-@kernel
+@lean_kernel
 def read_time(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     """ISO 8601 `YYYY-MM-DDTHH:MM[:SS[.digits]][Z|+HH:MM|+HHMM]`: (µs since 1970, is it a time). No zone is UTC.
 
@@ -385,7 +380,7 @@ def read_time(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     return (micros + shift if data[at] == 0x2D else micros - shift), True
 
 
-@kernel
+@lean_kernel
 def is_base64(data: Bytes, at: int, end: int) -> bool:
     r"""Is the string `data[at:end]` padded base64? Only `\/` may be escaped."""
     letters = 0
@@ -408,7 +403,7 @@ def is_base64(data: Bytes, at: int, end: int) -> bool:
     return (letters + padding) % 4 == 0 and padding <= 2 and letters % 4 != 1
 
 
-@kernel
+@lean_kernel
 def named_float(data: Bytes, at: int, end: int) -> int:
     """The bits of the float that NaN, Infinity or -Infinity names; 0 for anything else."""
     if end - at == 3 and is_word(data, at, end + 1, _NAN):

@@ -1,39 +1,20 @@
 # ruff: noqa: PLR1714
 # Numba compiles `==` chains to jumps but `in` to a tuple search.
-"""Compiled parts that every wire format shares: the kernel decorator, nulls, room checks and gathering text.
+"""Compiled parts that every wire format shares: nulls, room checks and gathering text.
 
 All arrays are int64 unless said; `data` is uint8, the payloads of a batch one after another. Cost: 1-2 ns a byte.
 """
 
-from collections.abc import Callable
-from typing import TypeVar, cast
-
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernels.cache import compile_once
+from headrace.kernels.compile import lean_kernel, part
 from headrace.schemas.codecs.program import BYTES, DECIMAL, END, FIXED, LIST, OP, SLOT, SLOT_END, TEXT
 
-Kernel = TypeVar("Kernel", bound=Callable[..., object])
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 _BACKSLASH = 0x5C
-
-
-def kernel(function: Kernel) -> Kernel:
-    """Compile once a machine, without the GIL, with exact float rules, and without reference counts.
-
-    Counting the references of array arguments took four fifths of a decode (measured); so kernels get their scratch
-    arrays from outside, and make none.
-    """
-    return cast("Kernel", compile_once(numba.njit(cache=True, nogil=True, _nrt=False)(function)))
-
-
-def part(function: Kernel) -> Kernel:
-    """A kernel that is compiled into its callers: a call would pass some thirty numbers for the arrays."""
-    return cast("Kernel", compile_once(numba.njit(cache=True, nogil=True, _nrt=False, forceinline=True)(function)))
 
 
 @part
@@ -76,7 +57,7 @@ def hex_value(data: Bytes, start: int) -> int:
     return value
 
 
-@kernel
+@lean_kernel
 def unescape(data: Bytes, start: int, end: int, out: Bytes, at: int) -> int:
     """Write the JSON text `data[start:end]`, known to be well-formed, to `out[at:]`; returns the end there."""
     i = start
@@ -112,7 +93,7 @@ def unescape(data: Bytes, start: int, end: int, out: Bytes, at: int) -> int:
     return at
 
 
-@kernel
+@lean_kernel
 def write_point(point: int, out: Bytes, at: int) -> int:
     """One code point as UTF-8 at `out[at:]`; returns its end."""
     if point < 0x80:
@@ -148,7 +129,7 @@ def base64_value(c: int) -> int:
     return 63 if c == 0x2F or c == 0x5F else -1
 
 
-@kernel
+@lean_kernel
 def decode_base64(out: Bytes, start: int, end: int) -> int:
     """Decode the base64 text `out[start:end]`, known to be well-formed, where it lies; returns the end of the bytes."""
     at = start
@@ -167,7 +148,7 @@ def decode_base64(out: Bytes, start: int, end: int) -> int:
     return at
 
 
-@kernel
+@lean_kernel
 def gather_bytes(data: Bytes, starts: Ints, lengths: Ints, base64: bool, offsets: Ints, out: Bytes) -> int:
     """Copy the pieces of `data` to `out`, one after another; `offsets` (n + 1,) gets their bounds. Returns the size.
 
