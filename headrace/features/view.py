@@ -26,7 +26,7 @@ from headrace.features.expressions.derived import request_types
 from headrace.features.state.layout import Layout
 from headrace.features.windows import SECOND_US, parse_span_s, written_span
 from headrace.schemas import Event, spec_of
-from headrace.schemas.class_arguments import refuse_unknown
+from headrace.schemas.event import refuse_unknown
 
 __all__ = ["FeatureView", "Rows", "ViewPlan", "plan_of"]
 

@@ -2,10 +2,10 @@
 
 from headrace.schemas.codecs.avro import AvroCodec as AvroCodec
 from headrace.schemas.codecs.avro import ConfluentAvroCodec as ConfluentAvroCodec
+from headrace.schemas.codecs.choose import codec_for as codec_for
 from headrace.schemas.codecs.codec import BadPayload as BadPayload
 from headrace.schemas.codecs.codec import Codec as Codec
 from headrace.schemas.codecs.codec import Decoded as Decoded
-from headrace.schemas.codecs.codec import codec_for as codec_for
 from headrace.schemas.conform import BadRow as BadRow
 from headrace.schemas.conform import conform as conform
 from headrace.schemas.conform import conform_rows as conform_rows
@@ -20,6 +20,7 @@ from headrace.schemas.event import Event as Event
 from headrace.schemas.event import EventSpec as EventSpec
 from headrace.schemas.event import Field as Field
 from headrace.schemas.event import arrow_schema as arrow_schema
+from headrace.schemas.event import sample_frame as sample_frame
 from headrace.schemas.event import spec_of as spec_of
 from headrace.schemas.evolution import Change as Change
 from headrace.schemas.evolution import check_lock as check_lock
@@ -28,4 +29,3 @@ from headrace.schemas.quality import Checked as Checked
 from headrace.schemas.quality import Quality as Quality
 from headrace.schemas.rejects import Rejects as Rejects
 from headrace.schemas.row_json import rows_as_json as rows_as_json
-from headrace.schemas.sample import sample_frame as sample_frame

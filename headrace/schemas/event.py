@@ -9,7 +9,9 @@
 A class with a `topic` is checked when Python reads it; one without is a base that other events may share.
 """
 
+import difflib
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, ClassVar
@@ -22,7 +24,6 @@ from pydantic import BaseModel, ConfigDict
 from pydantic import Field as Field  # noqa: PLC0414  (re-exported: the one import that a declaration needs)
 
 from headrace.errors import DeclarationError
-from headrace.schemas.class_arguments import refuse_unknown
 from headrace.schemas.fields import FieldType, avro_fields, event_fields, plain
 from headrace.schemas.time_units import TIME_UNITS, TimeUnit
 
@@ -128,6 +129,38 @@ def spec_of(event: type[Event]) -> EventSpec:
 def arrow_schema(spec: EventSpec) -> pa.Schema:
     """The Arrow schema of the event, in declared order, 64-bit offsets."""
     return pa.schema([pa.field(name, found.arrow(), found.nullable) for name, found in spec.types.items()])
+
+
+def sample_frame(spec: EventSpec) -> pl.DataFrame:
+    """One row of `spec`'s columns, each with some value of its type; constraints are not looked at."""
+    return pl.DataFrame({name: pl.Series([_sample_value(dtype)], dtype=dtype) for name, dtype in spec.polars.items()})
+
+
+def _sample_value(dtype: pl.DataType) -> Any:
+    if isinstance(dtype, pl.List):
+        return [_sample_value(dtype.inner)]  # type: ignore[arg-type]  # an instance, as our schemas hold them
+    if isinstance(dtype, pl.Struct):
+        return {field.name: _sample_value(field.dtype) for field in dtype.fields}  # type: ignore[arg-type]
+    if isinstance(dtype, pl.Datetime):
+        return datetime(2000, 1, 1, tzinfo=UTC)
+    if isinstance(dtype, pl.Binary):
+        return b"x"
+    if isinstance(dtype, pl.Boolean):
+        return True
+    return "x" if isinstance(dtype, pl.String) else 1
+
+
+def refuse_unknown(what: str, found: Iterable[str], known: Sequence[str]) -> None:
+    """Return if there are no arguments beside the known ones; `what` names the class.
+
+    Raises:
+        DeclarationError: there is one; names the nearest known argument.
+    """
+    wrong = next(iter(found), None)
+    if wrong is not None:
+        near = difflib.get_close_matches(wrong, known, 1)
+        hint = f"did you mean {near[0]}=? " if near else ""
+        raise DeclarationError(f"{what}: no class argument {wrong}=; {hint}there are {', '.join(known)}")
 
 
 def _derive(event: type[Event]) -> EventSpec:

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from headrace.errors import HeadraceError, SchemaError
 from headrace.schemas import AvroCodec, ConfluentAvroCodec, Event, spec_of
-from headrace.schemas.codecs.avro_types import avro_type
+from headrace.schemas.codecs.writer_schema import avro_type
 from headrace.streams.files.finder import find_files
 from headrace.streams.files.reading import read_events
 

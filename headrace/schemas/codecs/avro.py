@@ -4,7 +4,6 @@ A batch is joined, walked once by a compiled kernel and comes out as columns; no
 is read inside its own bounds, so a bad one costs itself only.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +15,13 @@ from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
 from headrace.schemas.codecs.avro_kernels import Tables, decode_datums, encode_datums
-from headrace.schemas.codecs.avro_skip import DEPTH_MAX
-from headrace.schemas.codecs.avro_tokens import DETAILS, GOOD, STATUS_MAX
+from headrace.schemas.codecs.avro_skip import DEPTH_MAX, DETAILS, GOOD, STATUS_MAX
 from headrace.schemas.codecs.codec import BadPayload, Decoded
 from headrace.schemas.codecs.kernels import Ints
 from headrace.schemas.codecs.looks_like import with_hints
 from headrace.schemas.codecs.program import NESTS_MAX, program_of
 from headrace.schemas.codecs.registry import UnusableAnswerError
-from headrace.schemas.codecs.slots import fill, from_frame, to_frame
+from headrace.schemas.codecs.slots import fill, from_frame, join, split, to_frame
 from headrace.schemas.codecs.writer_schema import OtherTypeError, plan_reading
 from headrace.schemas.conform import MissingColumnError, conform, conform_rows
 from headrace.schemas.event import EventSpec
@@ -40,19 +38,6 @@ MISS_SPAN_S = 10.0
 
 Writers = Callable[[int], Any]
 """The Avro schema of an id, parsed as JSON, or None where there is none; a SchemaError says why it is unusable."""
-
-
-def join(payloads: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All payloads as one uint8 array, and their bounds int64 (n + 1,)."""
-    bounds = np.zeros(len(payloads) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, payloads), np.int64, len(payloads)), out=bounds[1:])
-    return np.frombuffer(b"".join(payloads), np.uint8), bounds
-
-
-def split(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> list[bytes]:
-    """The pieces of `data` between the bounds."""
-    whole, cuts = data.tobytes(), bounds.tolist()
-    return [whole[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 class _DatumReader:

@@ -15,8 +15,7 @@ import numpy as np
 
 from headrace.kernels.compile import lean_kernel, part
 from headrace.kernels.packed_texts import is_utf8
-from headrace.schemas.codecs.avro_skip import skip_datum
-from headrace.schemas.codecs.avro_tokens import (
+from headrace.schemas.codecs.avro_skip import (
     BAD_BOOL,
     BAD_BRANCH,
     BAD_LENGTH,
@@ -32,6 +31,7 @@ from headrace.schemas.codecs.avro_tokens import (
     STATUS_MAX,
     read_block,
     read_varint,
+    skip_datum,
 )
 from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room
 from headrace.schemas.codecs.program import (

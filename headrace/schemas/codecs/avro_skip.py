@@ -21,9 +21,27 @@ Nothing is kept of what is passed over, and text is not checked; only the positi
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernels.compile import lean_kernel
-from headrace.schemas.codecs.avro_tokens import BAD_BRANCH, BAD_LENGTH, GOOD, SHORT, TOO_DEEP, read_varint
+from headrace.kernels.compile import lean_kernel, part
 from headrace.schemas.codecs.kernels import Bytes, Ints
+
+GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
+BAD_SYMBOL, BAD_TIME, LONG_DECIMAL, OTHER_BRANCH, TOO_DEEP = range(9, 14)
+DETAILS = {
+    SHORT: "the datum ends before its last field",
+    LEFT_OVER: "bytes are left over after the last field",
+    BAD_VARINT: "a number has more than 64 bits",
+    BAD_BRANCH: "a union has a branch that its schema does not have",
+    BAD_BOOL: "a boolean is neither 0 nor 1",
+    BAD_LENGTH: "a length is negative or beyond the payload",
+    BAD_TEXT: "a string is not UTF-8",
+    BAD_SYMBOL: "an enum has a symbol that its schema does not have",
+    BAD_TIME: "a time is beyond the range of microseconds",
+    LONG_DECIMAL: "a decimal has more than 16 bytes",
+    OTHER_BRANCH: "the union holds a type that the field cannot",
+    TOO_DEEP: "values are nested more than 512 deep",
+}
+STATUS_MAX = 1 << 8
+"""A status of a datum is its kind plus this times the op that it was found at."""
 
 FIXED_SIZE, VARINT, SIZED, RECORD, ARRAY, MAP, ANY_OF = range(7)
 KIND, ARGUMENT, FIRST, COUNT = range(4)  # the table's columns
@@ -69,6 +87,47 @@ class SkipTable:
                 node[ARGUMENT] = int(not self._least_bytes(parts[0]))
             links += parts
         return np.array(self._nodes or [[0] * 4], np.int64), np.array(links or [0], np.int64)
+
+
+@part
+def read_varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
+    """A zigzag varint: (value, position after it), or (status, -1)."""
+    value = np.uint64(0)
+    shift = np.uint64(0)
+    while at < end:
+        byte = np.uint64(data[at])
+        at += 1
+        value |= (byte & np.uint64(0x7F)) << shift
+        if byte < 0x80:
+            if shift == 63 and byte > 1:
+                return BAD_VARINT, -1
+            return np.int64(value >> np.uint64(1)) ^ -np.int64(value & np.uint64(1)), at
+        shift += np.uint64(7)
+        if shift > 63:
+            return BAD_VARINT, -1
+    return SHORT, -1
+
+
+@part
+def read_block(data: Bytes, at: int, end: int, least: int) -> tuple[int, int]:
+    """The item count that opens a block of an array: (count, position after it), or (status, -1).
+
+    `least` is how many bytes an item takes at least, 1 or more: a count that the payload cannot hold is refused before
+    anybody makes room for it.
+    """
+    items, at = read_varint(data, at, end)
+    if at < 0:
+        return items, at
+    if items < 0:  # a negative count is followed by the block's size in bytes, which we do not need
+        size, at = read_varint(data, at, end)
+        if at < 0:
+            return size, at
+        items = -items
+        if size < 0 or size > end - at:
+            return BAD_LENGTH, -1
+    if items < 0 or items > (end - at) // least:
+        return BAD_LENGTH, -1
+    return items, at
 
 
 @lean_kernel

@@ -13,7 +13,6 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.schemas.codecs.avro import join
 from headrace.schemas.codecs.codec import BadPayload, Decoded
 from headrace.schemas.codecs.json_kernels import decode_objects
 from headrace.schemas.codecs.json_tokens import (
@@ -42,7 +41,7 @@ from headrace.schemas.codecs.program import (
     TIME,
     program_of,
 )
-from headrace.schemas.codecs.slots import fill, gather, to_frame
+from headrace.schemas.codecs.slots import fill, gather, join, to_frame
 from headrace.schemas.conform import conform, refuse_far_times, refuse_nulls
 from headrace.schemas.event import EventSpec
 from headrace.schemas.rejects import Rejects

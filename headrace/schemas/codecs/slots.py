@@ -3,7 +3,8 @@
 Rows are never copied one by one: integers, floats and times become columns as they lie, text is gathered once.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,19 @@ class Slots:
     def __getitem__(self, slot: int) -> NDArray[np.int64]:
         start = self.bases[slot]
         return self.out[start : start + self.counts[slot]]
+
+
+def join(payloads: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """All payloads as one uint8 array, and their bounds int64 (n + 1,)."""
+    bounds = np.zeros(len(payloads) + 1, np.int64)
+    np.cumsum(np.fromiter(map(len, payloads), np.int64, len(payloads)), out=bounds[1:])
+    return np.frombuffer(b"".join(payloads), np.uint8), bounds
+
+
+def split(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> list[bytes]:
+    """The pieces of `data` between the bounds."""
+    whole, cuts = data.tobytes(), bounds.tolist()
+    return [whole[start:end] for start, end in itertools.pairwise(cuts)]
 
 
 def fill(program: Program, data: NDArray[np.uint8], payload_count: int, run: Run) -> Slots:

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from headrace.errors import DecodeError, SchemaError, SourceError
 from headrace.redaction import has_secrets, redacted
-from headrace.schemas.codecs.codec import Codec, codec_for
+from headrace.schemas.codecs.choose import codec_for
+from headrace.schemas.codecs.codec import Codec
 from headrace.schemas.conform import conform
 from headrace.schemas.event import Event, spec_of
 from headrace.streams.files import parquet as parquet_files
