@@ -54,12 +54,19 @@ class _SharedCache:
         """The compiled code on disk for the signature; None: the caller is to compile it."""
         self._release()
         self._stamp()
-        compiled = self._cache.load_overload(signature, context)
+        compiled = self._load(signature, context)
         if compiled is None and self._acquire():
-            compiled = self._cache.load_overload(signature, context)
+            compiled = self._load(signature, context)
             if compiled is not None:
                 self._release()
         return compiled
+
+    def _load(self, signature: Any, context: Any) -> Any:
+        """The compiled code; None also where it names a module that has since moved: its callees' code is the same."""
+        try:
+            return self._cache.load_overload(signature, context)
+        except ImportError:
+            return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Write compiled code, for every process."""

@@ -169,8 +169,8 @@ def decode_letter(line: bytes) -> DeadLetter:
         DecodeError: the line is not such a letter.
     """
     try:
-        found = orjson.loads(line)
-        return DeadLetter(**{**found, "payload": base64.b64decode(found["payload"], validate=True)})
+        fields = orjson.loads(line)
+        return DeadLetter(**{**fields, "payload": base64.b64decode(fields["payload"], validate=True)})
     except (ValueError, TypeError, KeyError) as exc:
         raise DecodeError(f"dead letter {line[:80]!r}: {exc}") from exc
 

@@ -128,7 +128,7 @@ def spec_of(event: type[Event]) -> EventSpec:
 
 def arrow_schema(spec: EventSpec) -> pa.Schema:
     """The Arrow schema of the event, in declared order, 64-bit offsets."""
-    return pa.schema([pa.field(name, found.arrow(), found.nullable) for name, found in spec.types.items()])
+    return pa.schema([pa.field(name, field.arrow(), field.nullable) for name, field in spec.types.items()])
 
 
 def sample_frame(spec: EventSpec) -> pl.DataFrame:
@@ -150,13 +150,13 @@ def _sample_value(dtype: pl.DataType) -> Any:
     return "x" if isinstance(dtype, pl.String) else 1
 
 
-def refuse_unknown(what: str, found: Iterable[str], known: Sequence[str]) -> None:
+def refuse_unknown(what: str, arguments: Iterable[str], known: Sequence[str]) -> None:
     """Return if there are no arguments beside the known ones; `what` names the class.
 
     Raises:
         DeclarationError: there is one; names the nearest known argument.
     """
-    wrong = next(iter(found), None)
+    wrong = next(iter(arguments), None)
     if wrong is not None:
         near = difflib.get_close_matches(wrong, known, 1)
         hint = f"did you mean {near[0]}=? " if near else ""
@@ -188,9 +188,9 @@ def _derive(event: type[Event]) -> EventSpec:
         time=declared["time"],
         id=declared["id"],
         codec=declared["codec"],
-        polars={column: found.polars() for column, found in types.items()},
+        polars={column: field_type.polars() for column, field_type in types.items()},
         avro={"type": "record", "name": name, "fields": avro_fields(types.items())},
-        optional=frozenset(column for column, found in types.items() if found.nullable),
+        optional=frozenset(column for column, field_type in types.items() if field_type.nullable),
         event=event,
         types=types,
         time_unit=declared.get("time_unit"),

@@ -59,8 +59,8 @@ def write_lock(event: type[Event], folder: str | Path, *, force: bool = False) -
     if path.exists() and not force:
         refused = [change for change in check_lock(event, folder) if change.verdict == "incompatible"]
         if refused:
-            told = "; ".join(f"{change.field} ({change.rule}): {change.message}" for change in refused)
-            raise EvolutionError(f"event {spec_of(event).name} against {path.name}: {told}")
+            reasons = "; ".join(f"{change.field} ({change.rule}): {change.message}" for change in refused)
+            raise EvolutionError(f"event {spec_of(event).name} against {path.name}: {reasons}")
     path.write_text(json.dumps(_locked(spec_of(event)), indent=2) + "\n", encoding="utf-8")
     return path
 
@@ -94,16 +94,16 @@ def stale_locks(events: Iterable[type[Event]], folder: str | Path) -> list[Path]
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """All differences between two locked schemas."""
-    found = list(_roles(old, new))
-    found += _fields(old, new, "")
+    differences = list(_roles(old, new))
+    differences += _fields(old, new, "")
     is_plain = old.get("codec") == new["codec"] == "avro" and old.get("topic") == new["topic"]
-    if is_plain and any(change.rule in _LAYOUT_RULES for change in found):
+    if is_plain and any(change.rule in _LAYOUT_RULES for change in differences):
         message = (
             "plain Avro does not tell which declaration wrote it, so old events of the topic would be misread; use a "
             'new topic, or `codec="confluent-avro"` with a registry from a new topic on'
         )
-        found.append(Change("codec", "layout", "incompatible", message))
-    return found
+        differences.append(Change("codec", "layout", "incompatible", message))
+    return differences
 
 
 def _locked(spec: EventSpec) -> dict[str, Any]:
@@ -118,8 +118,8 @@ def _roles(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Change]:
         return
     for role in _ROLES:
         if old.get(role) != new.get(role):
-            found = f"was {old.get(role)!r}, is {new.get(role)!r}"
-            message = f"{found}, and the topic holds events of both; use a new topic"
+            change = f"was {old.get(role)!r}, is {new.get(role)!r}"
+            message = f"{change}, and the topic holds events of both; use a new topic"
             yield Change(role, "role", "incompatible", message)
 
 
@@ -203,17 +203,17 @@ def _allowed(old: Any, new: Any, place: str) -> Iterator[Change]:
         yield Change(place, "allowed", "compatible", f"{more} are new")
 
 
-def _bare(found: Any) -> tuple[bool, Any]:
+def _bare(avro: Any) -> tuple[bool, Any]:
     """(May it be null, the type without null)."""
-    if not isinstance(found, list):
-        return False, found
-    return "null" in found, next(branch for branch in found if branch != "null")
+    if not isinstance(avro, list):
+        return False, avro
+    return "null" in avro, next(branch for branch in avro if branch != "null")
 
 
-def _kind(found: Any) -> str:
-    if not isinstance(found, dict):
-        return str(found)
-    return str(found.get("logicalType", found["type"]))
+def _kind(avro: Any) -> str:
+    if not isinstance(avro, dict):
+        return str(avro)
+    return str(avro.get("logicalType", avro["type"]))
 
 
 def _shown(default: object) -> str:

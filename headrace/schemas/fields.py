@@ -240,39 +240,39 @@ def struct_fields(model: type[pydantic.BaseModel], path: str, parents: tuple[typ
         )
     if not model.model_fields:
         raise DeclarationError(f"{path}: {model.__name__} has no field; declare at least one")
-    found = {
+    fields = {
         name: _of_field(info, name, f"{path}.{name}", (*parents, model)) for name, info in model.model_fields.items()
     }
-    names = [each for name, field in found.items() for each in (name, *field.aliases)]
+    names = [each for name, field in fields.items() for each in (name, *field.aliases)]
     if doubled := [name for name in names if names.count(name) > 1]:
         raise DeclarationError(f"{path}: {doubled[0]!r} is the name or an old name of two fields; each needs its own")
-    return found
+    return fields
 
 
 def _of_field(info: FieldInfo, name: str, path: str, parents: tuple[type, ...]) -> FieldType:
     aliases = _old_names(info, name, path)
-    found = _of_annotation(info.annotation, tuple(info.metadata), path, parents)
+    annotated = _of_annotation(info.annotation, tuple(info.metadata), path, parents)
     default = info.default
     if info.default_factory is not None:
         if info.default_factory is not list:
             raise DeclarationError(f"{path}: default_factory runs once an event; give a constant default or `list`")
         default = []
-    if default is None and not found.nullable:
+    if default is None and not annotated.nullable:
         raise DeclarationError(f"{path}: the default is None; annotate the field as `... | None`")
-    field = replace(found, default=default, aliases=aliases)
+    field = replace(annotated, default=default, aliases=aliases)
     try:
         default_column(field)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as exc:
-        raise DeclarationError(f"{path}: the default {default!r} is no {found.kind}: {exc}") from exc
+        raise DeclarationError(f"{path}: the default {default!r} is no {annotated.kind}: {exc}") from exc
     return field
 
 
 def _old_names(info: FieldInfo, name: str, path: str) -> tuple[str, ...]:
     """Names that older events have for the field, in the order in which they are looked for."""
-    found = info.validation_alias
-    if info.alias is None and found is None:
+    alias = info.validation_alias
+    if info.alias is None and alias is None:
         return ()
-    choices = found.choices if isinstance(found, pydantic.AliasChoices) else []
+    choices = alias.choices if isinstance(alias, pydantic.AliasChoices) else []
     old = tuple(choice for choice in choices[1:] if isinstance(choice, str))
     if info.alias is not None or choices[:1] != [name] or len(old) != len(choices) - 1:
         raise DeclarationError(

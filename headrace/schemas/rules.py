@@ -84,9 +84,9 @@ def _text_rules(item: pydantic.StringConstraints, path: str) -> list[Rule]:
     return rules if item.pattern is None else [*rules, _pattern(item.pattern, path)]
 
 
-def _general_rules(found: dict[str, Any], path: str) -> list[Rule]:
+def _general_rules(settings: dict[str, Any], path: str) -> list[Rule]:
     rules = []
-    for name, value in found.items():
+    for name, value in settings.items():
         if name == "pattern":
             rules.append(_pattern(value, path))
         elif name == "allow_inf_nan":

@@ -23,40 +23,40 @@ TableLike: TypeAlias = Any
 _NAMELESS_INDEX = re.compile(r"__index_level_\d+__")
 
 
-def frame_of(found: TableLike) -> pl.DataFrame | pl.LazyFrame | None:
-    """A table as a frame; None where `found` is no table, as paths and lists of keys are.
+def frame_of(table: TableLike) -> pl.DataFrame | pl.LazyFrame | None:
+    """A table as a frame; None where `table` is no table, as paths and lists of keys are.
 
     Raises:
         SchemaError: it is a table that cannot be read, such as one with columns of different lengths or mixed types.
     """
-    if isinstance(found, pl.DataFrame | pl.LazyFrame):
-        return found
-    if isinstance(found, Mapping):
-        return _of_lists(found) if found and all(isinstance(name, str) for name in found) else None
-    if isinstance(found, Sequence) and not isinstance(found, str) and found:
-        return _of_dicts(found) if all(isinstance(row, Mapping) for row in found) else None
-    if isinstance(found, pl.Series) or not _is_arrow(found):
+    if isinstance(table, pl.DataFrame | pl.LazyFrame):
+        return table
+    if isinstance(table, Mapping):
+        return _of_lists(table) if table and all(isinstance(name, str) for name in table) else None
+    if isinstance(table, Sequence) and not isinstance(table, str) and table:
+        return _of_dicts(table) if all(isinstance(row, Mapping) for row in table) else None
+    if isinstance(table, pl.Series) or not _is_arrow(table):
         return None
     try:
-        table = _arrow_table(found)
+        arrow_table = _arrow_table(table)
     except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as exc:
-        raise SchemaError(f"a {type(found).__name__} cannot be read as a table: {exc}; give a frame") from exc
-    names = [name for name in table.column_names if not _NAMELESS_INDEX.fullmatch(name)]
+        raise SchemaError(f"a {type(table).__name__} cannot be read as a table: {exc}; give a frame") from exc
+    names = [name for name in arrow_table.column_names if not _NAMELESS_INDEX.fullmatch(name)]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         count = names.count(twice[0])
-        raise SchemaError(f"a {type(found).__name__} has {count} columns {twice[0]!r}; rename all but one")
-    return to_polars(table.select(names))
+        raise SchemaError(f"a {type(table).__name__} has {count} columns {twice[0]!r}; rename all but one")
+    return to_polars(arrow_table.select(names))
 
 
-def _is_arrow(found: Any) -> bool:
-    return any(hasattr(found, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__"))
+def _is_arrow(table: Any) -> bool:
+    return any(hasattr(table, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "__dataframe__"))
 
 
-def _arrow_table(found: Any) -> pa.Table:
-    if hasattr(found, "__arrow_c_stream__") or hasattr(found, "__arrow_c_array__"):
-        return found if isinstance(found, pa.Table) else pa.table(found)
-    return from_dataframe(found)
+def _arrow_table(table: Any) -> pa.Table:
+    if hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__"):
+        return table if isinstance(table, pa.Table) else pa.table(table)
+    return from_dataframe(table)
 
 
 def _of_lists(lists: Mapping[str, Any]) -> pl.DataFrame:

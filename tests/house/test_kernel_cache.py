@@ -134,3 +134,12 @@ def test_a_change_of_what_a_kernel_does_compiles_it_again(tmp_path, name, old, n
 def test_a_change_of_words_compiles_nothing(tmp_path, old, new):
     assert run(tmp_path, FILES) == (1, 20)
     assert run(tmp_path, {**FILES, "work.py": "# moved\n" + CALLER.replace(old, new)}) == (0, 20)
+
+
+def test_code_of_a_callee_that_moved_to_another_module_is_compiled_again(tmp_path):
+    """Compiled code names the modules of its callees, and one of them is gone."""
+    assert run(tmp_path, FILES) == (1, 20)
+    (tmp_path / "parts.py").unlink()
+    moved = {**FILES, "work.py": CALLER.replace("from parts", "from pieces"), "pieces.py": PARTS}
+    del moved["parts.py"]
+    assert run(tmp_path, moved) == (1, 20)

@@ -53,12 +53,12 @@ class ArrowCodec:
         """Rows of all messages. A bad one is "undecodable", or of other columns: "missing" or "wrong_type"."""
         frames, counts, bad = [], np.zeros(len(payloads), np.int64), []
         for index, payload in enumerate(payloads):
-            found = self._read(payload)
-            if isinstance(found, pl.DataFrame):
-                frames.append(found)
-                counts[index] = found.height
+            rows_or_reason = self._read(payload)
+            if isinstance(rows_or_reason, pl.DataFrame):
+                frames.append(rows_or_reason)
+                counts[index] = rows_or_reason.height
             else:
-                bad.append(BadPayload(index, *found))
+                bad.append(BadPayload(index, *rows_or_reason))
         frame = pl.concat([self._empty, *frames]).rechunk()
         rejects = with_hints(Rejects.of(BadPayload, bad), payloads, "arrow", self._spec)
         return Decoded(frame, np.repeat(np.arange(len(payloads)), counts), rejects)

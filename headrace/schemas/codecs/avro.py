@@ -14,10 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
-from headrace.schemas.codecs.avro_kernels import Tables, decode_datums, encode_datums
+from headrace.schemas.codecs.avro_kernels import Scratch, Tables, decode_datums, encode_datums
 from headrace.schemas.codecs.avro_skip import DEPTH_MAX, DETAILS, GOOD, STATUS_MAX
 from headrace.schemas.codecs.codec import BadPayload, Decoded
-from headrace.schemas.codecs.kernels import Ints
+from headrace.schemas.codecs.kernels import SlotArrays
 from headrace.schemas.codecs.looks_like import with_hints
 from headrace.schemas.codecs.program import NESTS_MAX, program_of
 from headrace.schemas.codecs.registry import UnusableAnswerError
@@ -65,12 +65,14 @@ class _DatumReader:
         """(The rows of the datums behind `head`, indexes of the payloads with another head)."""
         data, bounds = join(payloads)
         status = np.where(_other_heads(data, bounds, head), _OTHER_HEAD, GOOD).astype(np.int64)
-        lists, before = np.empty((NESTS_MAX, 2), np.int64), np.empty(len(self._program.in_list), np.int64)
-        nests = np.empty((DEPTH_MAX, 2), np.int64)
+        scratch = Scratch(
+            np.empty((NESTS_MAX, 2), np.int64),
+            np.empty((DEPTH_MAX, 2), np.int64),
+            np.empty(len(self._program.in_list), np.int64),
+        )
 
-        def run(first: int, out: Ints, bases: Ints, rooms: Ints, counts: Ints) -> int:
-            slots = (out, bases, rooms, counts)
-            return decode_datums(data, bounds, len(head), first, self._tables, *slots, status, lists, nests, before)
+        def run(first: int, slots: SlotArrays) -> int:
+            return decode_datums(data, bounds, len(head), first, self._tables, slots, status, scratch)
 
         slots = fill(self._program, data, len(payloads), run)
         frame = to_frame(self._program, slots)

@@ -33,7 +33,7 @@ from headrace.schemas.codecs.avro_skip import (
     read_varint,
     skip_datum,
 )
-from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room
+from headrace.schemas.codecs.kernels import Bytes, Ints, SlotArrays, fill_null, has_capacity
 from headrace.schemas.codecs.program import (
     ARGUMENT,
     BOOL,
@@ -74,24 +74,25 @@ class Tables(NamedTuple):
     links: Ints
 
 
+class Scratch(NamedTuple):
+    """Working memory of a decode, whose content means nothing between payloads.
+
+    `lists` (NESTS_MAX, 2): the open lists, each with its op and the number of items to come. `open_` (DEPTH_MAX, 2):
+    see `skip_datum`. `before` (n_slots,): counts of the slots before the payload, to which a bad one goes back.
+    """
+
+    lists: Ints
+    open_: Ints
+    before: Ints
+
+
 @part
 def decode_datum(
-    data: Bytes,
-    at: int,
-    end: int,
-    tables: Tables,
-    out: Ints,
-    bases: Ints,
-    rooms: Ints,
-    counts: Ints,
-    lists: Ints,
-    open_: Ints,
+    data: Bytes, at: int, end: int, tables: Tables, slots: SlotArrays, scratch: Scratch
 ) -> tuple[int, int]:
-    """Add the datum `data[at:end]` to the slots; returns (status, op it ended at).
-
-    `lists` (NESTS_MAX, 2) is scratch: open lists, each with its items to come; so is `open_`, see `skip_datum`.
-    """
-    ops = tables.ops
+    """Add the datum `data[at:end]` to the slots; returns (status, op it ended at)."""
+    ops, lists = tables.ops, scratch.lists
+    out, bases, counts = slots.out, slots.bases, slots.counts
     depth = 0
     op = 1
     last = ops[0, END]
@@ -108,7 +109,7 @@ def decode_datum(
             if items == 0:
                 depth -= 1
                 continue
-            if not has_room(ops, owner, items, rooms, counts):
+            if not has_capacity(ops, owner, items, slots):
                 return NO_ROOM, owner
             lists[depth - 1, 1] = items
             out[bases[ops[owner, SLOT]] + counts[ops[owner, SLOT]] - 1] += items
@@ -158,7 +159,7 @@ def decode_datum(
                 return BAD_BRANCH, op
             out[place] = PRESENT if branch != ops[op, NULL_BRANCH] else 0
             if out[place] == 0:
-                fill_null(ops, op + 1, out, bases, counts)
+                fill_null(ops, op + 1, slots)
                 op = ops[op, END]
                 continue
         elif kind == LIST:
@@ -169,13 +170,13 @@ def decode_datum(
             if items == 0:
                 op = ops[op, END]
                 continue
-            if not has_room(ops, op, items, rooms, counts):
+            if not has_capacity(ops, op, items, slots):
                 return NO_ROOM, op
             lists[depth, 0] = op
             lists[depth, 1] = items
             depth += 1
         elif kind == SKIP:
-            failed, at = skip_datum(data, at, end, ops[op, ARGUMENT], tables.nodes, tables.links, open_)
+            failed, at = skip_datum(data, at, end, ops[op, ARGUMENT], tables.nodes, tables.links, scratch.open_)
             if at < 0:
                 return failed, op
         elif kind == UNION:
@@ -188,14 +189,14 @@ def decode_datum(
             target = tables.branches[ops[op, ARGUMENT] + branch]
             if target == NO_TARGET:
                 return OTHER_BRANCH, op
-            fill_branches(ops, op, target, out, bases, counts)
+            fill_branches(ops, op, target, slots)
             op = ops[op, END] if target == NULL_TARGET else target
             continue
         elif kind == JUMP:
             op = ops[op, END]
             continue
         elif kind >= FLOAT32:
-            status, at = read_other(data, at, end, op, ops, out, bases, counts)
+            status, at = read_other(data, at, end, op, ops, slots)
             if at < 0:
                 return status, op
         op += 1
@@ -211,13 +212,12 @@ def read_bits(data: Bytes, at: int, size: int) -> int:
 
 
 @lean_kernel
-def read_other(
-    data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, bases: Ints, counts: Ints
-) -> tuple[int, int]:
-    """A leaf that only other writers have, into the place before its slot's end: (GOOD, position after it).
+def read_other(data: Bytes, at: int, end: int, op: int, ops: Ints, slots: SlotArrays) -> tuple[int, int]:
+    """A leaf that only other writers' schemas have, into the last counted place of its slot.
 
-    Returns (status, -1) where it is bad.
+    Returns (GOOD, position after it), or (status, -1) where it is bad.
     """
+    out, bases, counts = slots.out, slots.bases, slots.counts
     kind, slot, argument = ops[op, OP], ops[op, SLOT], ops[op, ARGUMENT]
     place = bases[slot] + counts[slot] - 1
     if kind == FLOAT32:
@@ -252,12 +252,12 @@ def read_other(
 
 
 @part
-def fill_branches(ops: Ints, op: int, target: int, out: Ints, bases: Ints, counts: Ints) -> None:
-    """Add placeholders for the branches of a union that a value is not of."""
+def fill_branches(ops: Ints, op: int, target: int, slots: SlotArrays) -> None:
+    """Add placeholders for the branches of a union other than `target`."""
     branch = op + 1
     while branch < ops[op, END]:
         if branch != target:
-            fill_null(ops, branch, out, bases, counts)
+            fill_null(ops, branch, slots)
         branch = ops[branch, END] + 1  # behind its jump
 
 
@@ -268,14 +268,9 @@ def decode_datums(
     skip: int,
     first: int,
     tables: Tables,
-    out: Ints,
-    bases: Ints,
-    rooms: Ints,
-    counts: Ints,
+    slots: SlotArrays,
     status: Ints,
-    lists: Ints,
-    open_: Ints,
-    before: Ints,
+    scratch: Scratch,
 ) -> int:
     """Add datums `first`.. to the slots; payload i is `data[bounds[i] + skip : bounds[i + 1]]`.
 
@@ -283,14 +278,13 @@ def decode_datums(
     STATUS_MAX times the op. Returns the number of payloads, or the one that the slots had no room for, with the slots
     as before it.
     """
+    counts, before = slots.counts, scratch.before
     for i in range(first, len(status)):
         if status[i] != GOOD:
             continue
         for slot in range(len(counts)):
             before[slot] = counts[slot]
-        failure, op = decode_datum(
-            data, bounds[i] + skip, bounds[i + 1], tables, out, bases, rooms, counts, lists, open_
-        )
+        failure, op = decode_datum(data, bounds[i] + skip, bounds[i + 1], tables, slots, scratch)
         if failure != GOOD:
             for slot in range(len(counts)):
                 counts[slot] = before[slot]

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.schemas.codecs.codec import BadPayload, Decoded
-from headrace.schemas.codecs.json_kernels import decode_objects
+from headrace.schemas.codecs.json_kernels import Deferred, Scratch, Tables, decode_objects
 from headrace.schemas.codecs.json_tokens import (
     FAR_TIME,
     MISSING,
@@ -25,7 +25,7 @@ from headrace.schemas.codecs.json_tokens import (
     TWICE,
     WRONG_TYPE,
 )
-from headrace.schemas.codecs.kernels import Ints
+from headrace.schemas.codecs.kernels import SlotArrays
 from headrace.schemas.codecs.looks_like import with_hints
 from headrace.schemas.codecs.program import (
     BOOL,
@@ -96,18 +96,18 @@ class JsonCodec:
         """Columns of the payloads. Bad ones are "undecodable" (no JSON object), "wrong_type" or "missing" (a field)."""
         data, bounds = join(payloads)
         status = np.zeros((len(payloads), 2), np.int64)
-        slow = np.empty((len(data) // 4 + 1, 3), np.int64)
-        slow_count = np.zeros(1, np.int64)
-        ops, names = self._program.ops, self._program.names
-        nests, before = np.empty((NESTS_MAX, 3), np.int64), np.empty(len(self._program.in_list), np.int64)
-        scratch = np.empty(max(map(len, payloads), default=0), np.uint8)
+        tables = Tables(self._program.ops, self._program.names)
+        deferred = Deferred(np.empty((len(data) // 4 + 1, 3), np.int64), np.zeros(1, np.int64))
+        scratch = Scratch(
+            np.empty((NESTS_MAX, 3), np.int64),
+            np.empty(len(self._program.in_list), np.int64),
+            np.empty(int(np.diff(bounds).max(initial=0)), np.uint8),
+        )
 
-        def run(first: int, out: Ints, bases: Ints, rooms: Ints, counts: Ints) -> int:
-            spaces = (out, bases, rooms, counts)
-            scratches = (nests, before, scratch)
-            done = decode_objects(data, bounds, first, ops, names, *spaces, slow, slow_count, status, *scratches)
-            _read_slow(data, slow[: slow_count[0]], out)
-            slow_count[0] = 0
+        def run(first: int, slots: SlotArrays) -> int:
+            done = decode_objects(data, bounds, first, tables, slots, deferred, status, scratch)
+            _read_deferred(data, deferred.spans[: deferred.count[0]], slots.out)
+            deferred.count[0] = 0
             return done
 
         slots = fill(self._program, data, len(payloads), run)
@@ -140,9 +140,9 @@ class JsonCodec:
         return "leave the field out for its default, or declare `| None`" if has_default else "declare `| None`"
 
 
-def _read_slow(data: NDArray[np.uint8], slow: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+def _read_deferred(data: NDArray[np.uint8], spans: NDArray[np.int64], out: NDArray[np.int64]) -> None:
     """Read the numbers that the kernel left, with Polars' correctly rounding parser."""
-    if len(slow):
-        offsets, text = gather(data, slow[:, 1].copy(), slow[:, 2] - slow[:, 1], base64=False)
-        pieces = pa.LargeStringArray.from_buffers(len(slow), pa.py_buffer(offsets), pa.py_buffer(text))
-        out[slow[:, 0]] = pl.Series(pieces).cast(pl.Float64).to_numpy().view(np.int64)
+    if len(spans):
+        offsets, text = gather(data, spans[:, 1].copy(), spans[:, 2] - spans[:, 1], base64=False)
+        pieces = pa.LargeStringArray.from_buffers(len(spans), pa.py_buffer(offsets), pa.py_buffer(text))
+        out[spans[:, 0]] = pl.Series(pieces).cast(pl.Float64).to_numpy().view(np.int64)

@@ -9,6 +9,8 @@ declared name that occurs twice in one object makes the payload bad. A bad paylo
 slots. Without recursion, because numba cannot cache that. Cost: about 2 ns a byte.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from headrace.kernels.compile import lean_kernel, part
@@ -39,7 +41,7 @@ from headrace.schemas.codecs.json_tokens import (
     skip_space,
     skip_value,
 )
-from headrace.schemas.codecs.kernels import Bytes, Ints, fill_null, has_room, unescape
+from headrace.schemas.codecs.kernels import Bytes, Ints, SlotArrays, fill_null, has_capacity, unescape
 from headrace.schemas.codecs.program import (
     ABSENT,
     ALIASES,
@@ -62,12 +64,44 @@ from headrace.schemas.codecs.program import (
 )
 
 
+class Tables(NamedTuple):
+    """A program's `ops`, and the bytes of its field `names`."""
+
+    ops: Ints
+    names: Bytes
+
+
+class Deferred(NamedTuple):
+    """Numbers that the kernel leaves to a slower, exact parser.
+
+    `spans` (m, 3): place in `out`, start and end in `data`; `count` (1,): how many there are. A number that is deferred
+    takes three bytes or more and a separator, so m of a quarter of the bytes plus one is enough.
+    """
+
+    spans: Ints
+    count: Ints
+
+
+class Scratch(NamedTuple):
+    """Working memory of a decode, whose content means nothing between payloads.
+
+    `nests` (NESTS_MAX, 3): the open objects and arrays, each with its op; then the number of such objects before it and
+    the member expected next, or the place of its item count. `before` (n_slots,): counts of the slots before the
+    payload, to which a bad one goes back. `name` uint8: room for the longest payload, to unescape a name in.
+    """
+
+    nests: Ints
+    before: Ints
+    name: Bytes
+
+
 @part
-def find_field(data: Bytes, at: int, end: int, op: int, hint: int, ops: Ints, names: Bytes) -> int:
+def find_field(data: Bytes, at: int, end: int, op: int, hint: int, tables: Tables) -> int:
     """The op of the field of the struct at `op` that `data[at:end]` names, now or as an alias, or -1.
 
-    `hint` is tried first.
+    `hint` is tried first: names mostly come in the declared order.
     """
+    ops, names = tables.ops, tables.names
     for step in range(2):
         field = hint if step == 0 else op + 1
         while field < ops[op, END]:
@@ -96,10 +130,8 @@ def wrong_type(data: Bytes, at: int, end: int, op: int) -> int:
 
 
 @part
-def read_leaf(
-    data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, place: int, slow: Ints, slow_count: Ints
-) -> int:
-    """A number or boolean, or a time of either kind, into `out[place]`."""
+def read_leaf(data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, place: int, deferred: Deferred) -> int:
+    """A number, a boolean, or a time written as text or number, into `out[place]`."""
     kind = ops[op, OP]
     if kind == BOOL:
         if is_word(data, at, end, TRUE):
@@ -135,15 +167,16 @@ def read_leaf(
     if good:
         out[place] = np.float64(number).view(np.int64)
     else:
-        i = slow_count[0]
-        slow[i, 0], slow[i, 1], slow[i, 2] = place, at, last
-        slow_count[0] += 1
+        i = deferred.count[0]
+        deferred.spans[i, 0], deferred.spans[i, 1], deferred.spans[i, 2] = place, at, last
+        deferred.count[0] += 1
     return last
 
 
 @part
-def read_text(data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, bases: Ints, counts: Ints) -> int:
+def read_text(data: Bytes, at: int, end: int, op: int, ops: Ints, slots: SlotArrays) -> int:
     """A string, or base64 for bytes, into the two slots of `op`."""
+    out, bases, counts = slots.out, slots.bases, slots.counts
     if data[at] != 0x22:
         return wrong_type(data, at, end, op)
     last, escaped = read_string(data, at, end)
@@ -169,8 +202,7 @@ def next_member(
     op: int,
     instance: int,
     hint: int,
-    ops: Ints,
-    names: Bytes,
+    tables: Tables,
     counts: Ints,
     scratch: Bytes,
 ) -> tuple[int, int]:
@@ -193,11 +225,11 @@ def next_member(
         if value < 0:
             return -1, value
         if escaped:
-            field = find_field(scratch, 0, unescape(data, at + 1, last, scratch, 0), op, hint, ops, names)
+            field = find_field(scratch, 0, unescape(data, at + 1, last, scratch, 0), op, hint, tables)
         else:
-            field = find_field(data, at + 1, last, op, hint, ops, names)
+            field = find_field(data, at + 1, last, op, hint, tables)
         if field >= 0:
-            twice = counts[ops[field, SLOT]] > instance
+            twice = counts[tables.ops[field, SLOT]] > instance
             return (-1, failure(TWICE, field)) if twice else (field, value)
         at = skip_value(data, value, end)
         if at < 0:
@@ -205,8 +237,9 @@ def next_member(
 
 
 @part
-def close_object(op: int, instance: int, ops: Ints, out: Ints, bases: Ints, counts: Ints) -> int:
-    """Fill in what the object of `op` left out; returns 0, or a failure where that may not be."""
+def close_object(op: int, instance: int, ops: Ints, slots: SlotArrays) -> int:
+    """Add a default or null for each field that the object of `op` left out; returns 0, or a failure."""
+    out, bases, counts = slots.out, slots.bases, slots.counts
     counts[ops[op, SLOT]] += 1
     field = op + 1
     while field < ops[op, END]:
@@ -216,14 +249,14 @@ def close_object(op: int, instance: int, ops: Ints, out: Ints, bases: Ints, coun
                 return failure(MISSING, field)
             out[bases[slot] + counts[slot]] = ABSENT
             counts[slot] += 1
-            fill_null(ops, field + 1, out, bases, counts)
+            fill_null(ops, field + 1, slots)
         field = ops[field, END]
     return 0
 
 
 @part
 def next_item(
-    data: Bytes, at: int, end: int, fresh: bool, op: int, place: int, ops: Ints, out: Ints, rooms: Ints, counts: Ints
+    data: Bytes, at: int, end: int, fresh: bool, op: int, place: int, ops: Ints, slots: SlotArrays
 ) -> tuple[bool, int]:
     """(Is there one more item in the open array of `op`, its position or the one after the array, or a failure)."""
     at = skip_space(data, at, end)
@@ -235,34 +268,19 @@ def next_item(
         if data[at] != 0x2C:
             return False, failure(NOT_JSON, op)
         at = skip_space(data, at + 1, end)
-    if not has_room(ops, op, 1, rooms, counts):
+    if not has_capacity(ops, op, 1, slots):
         return False, failure(NO_ROOM, op)
-    out[place] += 1
+    slots.out[place] += 1
     return True, at
 
 
 @part
 def read_object(
-    data: Bytes,
-    at: int,
-    end: int,
-    ops: Ints,
-    names: Bytes,
-    out: Ints,
-    bases: Ints,
-    rooms: Ints,
-    counts: Ints,
-    slow: Ints,
-    slow_count: Ints,
-    nests: Ints,
-    scratch: Bytes,
+    data: Bytes, at: int, end: int, tables: Tables, slots: SlotArrays, deferred: Deferred, scratch: Scratch
 ) -> int:
-    """Add the event at `at` to the slots; returns the position after it, or a failure.
-
-    `nests` int64 (NESTS_MAX, 3) is scratch: the open objects and arrays, each with its op; then the number of such
-    objects before it and the member expected next, or the place of its item count. Without recursion,
-    because numba cannot cache that.
-    """
+    """Add the event at `at` to the slots; returns the position after it, or a failure."""
+    ops, nests = tables.ops, scratch.nests
+    out, bases, counts = slots.out, slots.bases, slots.counts
     depth = 0
     op = 0
     while True:
@@ -276,7 +294,7 @@ def read_object(
                 return failure(NULL_VALUE, op)
             out[place] = 0
             counts[slot] += 1
-            fill_null(ops, op + 1, out, bases, counts)
+            fill_null(ops, op + 1, slots)
             at += 4
         elif kind == OPTION:
             out[place] = PRESENT
@@ -296,28 +314,28 @@ def read_object(
             at += 1
             opened = True
         elif kind == TEXT or kind == BYTES:
-            at = read_text(data, at, end, op, ops, out, bases, counts)
+            at = read_text(data, at, end, op, ops, slots)
         else:
-            at = read_leaf(data, at, end, op, ops, out, place, slow, slow_count)
+            at = read_leaf(data, at, end, op, ops, out, place, deferred)
             counts[slot] += 1
         if at < 0:
             return at
         while True:  # a value is done, or an object or array has just been opened
             if depth == 0:
                 return at
-            owner, held = nests[depth - 1, 0], nests[depth - 1, 1]
+            owner, mark = nests[depth - 1, 0], nests[depth - 1, 1]
             if ops[owner, OP] == LIST:
-                more, at = next_item(data, at, end, opened, owner, held, ops, out, rooms, counts)
+                more, at = next_item(data, at, end, opened, owner, mark, ops, slots)
                 op = owner + 1
             else:
                 op, at = next_member(
-                    data, at, end, opened, owner, held, nests[depth - 1, 2], ops, names, counts, scratch
+                    data, at, end, opened, owner, mark, nests[depth - 1, 2], tables, counts, scratch.name
                 )
                 more = op >= 0
                 if more:
                     nests[depth - 1, 2] = ops[op, END]
                 elif at >= 0:
-                    closed = close_object(owner, held, ops, out, bases, counts)
+                    closed = close_object(owner, mark, ops, slots)
                     at = at if closed == 0 else closed
             if at < 0:
                 return at
@@ -332,43 +350,39 @@ def decode_objects(
     data: Bytes,
     bounds: Ints,
     first: int,
-    ops: Ints,
-    names: Bytes,
-    out: Ints,
-    bases: Ints,
-    rooms: Ints,
-    counts: Ints,
-    slow: Ints,
-    slow_count: Ints,
+    tables: Tables,
+    slots: SlotArrays,
+    deferred: Deferred,
     status: Ints,
-    nests: Ints,
-    before: Ints,
-    scratch: Bytes,
+    scratch: Scratch,
 ) -> int:
     """Add payloads `first`.. to the slots; payload i is `data[bounds[i] : bounds[i + 1]]`, one JSON object.
 
-    `status` int64 (n, 2) gets what was wrong (0: nothing) and at which op. `slow` int64 (m, 3): place, start and end of
-    the numbers left to the caller; m is a quarter of the bytes plus one. Returns as `decode_datums` does.
+    `status` int64 (n, 2) gets what was wrong (0: nothing) and at which op. Returns the number of payloads, or the one
+    that the slots had no capacity for, with the slots as before it.
     """
+    counts, before = slots.counts, scratch.before
     for i in range(first, len(status)):
         for slot in range(len(counts)):
             before[slot] = counts[slot]
-        slow_before = slow_count[0]
+        deferred_before = deferred.count[0]
         end = bounds[i + 1]
         start = skip_space(data, skip_mark(data, bounds[i], end), end)
-        at = read_object(data, start, end, ops, names, out, bases, rooms, counts, slow, slow_count, nests, scratch)
+        at = read_object(data, start, end, tables, slots, deferred, scratch)
         if at >= 0 and skip_space(data, at, end) != end:
             at = failure(NOT_JSON, 0)
         if at >= 0:
             continue
         for slot in range(len(counts)):
             counts[slot] = before[slot]
-        slow_count[0] = slow_before
+        deferred.count[0] = deferred_before
         status[i, 0], status[i, 1] = (-at - 1) // OPS_MAX, (-at - 1) % OPS_MAX
         if status[i, 0] == NO_ROOM:
             status[i, 0] = 0
             return i
-        # Whatever else is wrong: what is no JSON is told so.
+        if status[i, 0] == NOT_JSON:
+            continue
+        # A payload that is not JSON at all is reported as that, whatever else is wrong in it.
         whole = skip_value(data, start, end)
         broken = whole < 0 and (-whole - 1) // OPS_MAX == NOT_JSON
         if broken or (whole >= 0 and skip_space(data, whole, end) != end):

@@ -1,9 +1,11 @@
 # ruff: noqa: PLR1714
 # Numba compiles `==` chains to jumps but `in` to a tuple search.
-"""Compiled parts that every wire format shares: nulls, room checks and gathering text.
+"""Compiled parts that every wire format shares: nulls, capacity checks and gathering text.
 
 All arrays are int64 unless said; `data` is uint8, the payloads of a batch one after another. Cost: 1-2 ns a byte.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +19,22 @@ Bytes = NDArray[np.uint8]
 _BACKSLASH = 0x5C
 
 
+class SlotArrays(NamedTuple):
+    """The slots that a kernel fills: slot s is `out[bases[s] : bases[s] + counts[s]]`, with room for `capacities[s]`.
+
+    A field has one slot or two, see `program`; `counts` grow as values are added.
+    """
+
+    out: Ints
+    bases: Ints
+    capacities: Ints
+    counts: Ints
+
+
 @part
-def fill_null(ops: Ints, op: int, out: Ints, bases: Ints, counts: Ints) -> None:
-    """Add the placeholder 0 to every slot of the subtree at `op`, as Arrow wants below a null."""
+def fill_null(ops: Ints, op: int, slots: SlotArrays) -> None:
+    """Add the placeholder 0 to every slot of the subtree at `op`: Arrow's children have a value below a null, too."""
+    out, bases, counts = slots.out, slots.bases, slots.counts
     i = op
     last = ops[op, END]
     while i < last:
@@ -33,10 +48,10 @@ def fill_null(ops: Ints, op: int, out: Ints, bases: Ints, counts: Ints) -> None:
 
 
 @part
-def has_room(ops: Ints, op: int, items: int, rooms: Ints, counts: Ints) -> bool:
-    """Do `items` more items fit into the slots below the list at `op`?"""
-    for slot in range(ops[op, SLOT] + 1, ops[op, SLOT_END]):  # noqa: SIM110  (numba has no `all` over a generator)
-        if counts[slot] + items > rooms[slot]:
+def has_capacity(ops: Ints, op: int, items: int, slots: SlotArrays) -> bool:
+    """Whether `items` more items fit into the slots below the list at `op`."""
+    for slot in range(ops[op, SLOT] + 1, ops[op, SLOT_END]):
+        if slots.counts[slot] + items > slots.capacities[slot]:
             return False
     return True
 
@@ -134,16 +149,16 @@ def decode_base64(out: Bytes, start: int, end: int) -> int:
     """Decode the base64 text `out[start:end]`, known to be well-formed, where it lies; returns the end of the bytes."""
     at = start
     bits = 0
-    held = 0
+    bit_count = 0
     for i in range(start, end):
         value = base64_value(int(out[i]))
         if value < 0:
             break
         bits = ((bits << 6) | value) & 0xFFFFFF
-        held += 6
-        if held >= 8:
-            held -= 8
-            out[at] = (bits >> held) & 0xFF
+        bit_count += 6
+        if bit_count >= 8:
+            bit_count -= 8
+            out[at] = (bits >> bit_count) & 0xFF
             at += 1
     return at
 

@@ -31,7 +31,9 @@ _SIGNATURES = (
 _IDS_MAX = 1 << 24  # registries count from 1: a greater number is seldom a schema's
 _SPACE = b" \t\r\n"
 _JSON_STARTS = b"{[" + _SPACE + codecs.BOM_UTF8[:1]
-_FIRST_BYTES = frozenset(b"\0" + _JSON_STARTS + bytes(start[0] for start, _, _ in _SIGNATURES))
+_JSON_FIRSTS = frozenset(bytes([byte]) for byte in _JSON_STARTS)
+_TELLING = _JSON_FIRSTS | {b"", b"\0"} | {start[:1] for start, _, _ in _SIGNATURES}
+"""First bytes of payloads that may look like something; none for an empty payload."""
 _NO_HINT = ""
 
 
@@ -44,7 +46,7 @@ def looks_like(payload: bytes, codec: str) -> str:
     if not payload:
         return "an empty payload (a tombstone)"
     first = payload[0]
-    if first not in _FIRST_BYTES:
+    if payload[:1] not in _TELLING:
         return _NO_HINT
     if first in _JSON_STARTS:
         return "JSON" if codec != "json" and _is_like_json(payload) else _NO_HINT
@@ -66,7 +68,11 @@ def with_hints(bad: Rejects[One], payloads: Sequence[bytes], codec: str, spec: E
     """Say in the details of undecodable payloads what they look like; `codec` is the one that refused them."""
     if not len(bad):
         return bad
+    # Most payloads of a storm have no telling first byte, so only the others are looked at one by one.
+    telling = _TELLING - _JSON_FIRSTS if codec == "json" else _TELLING
     lost = np.flatnonzero((bad.reasons == "undecodable").to_numpy())
+    firsts = [payloads[index][:1] for index in bad.indexes[lost].tolist()]
+    lost = lost[[first in telling for first in firsts]]
     likenesses = [looks_like(payloads[index], codec) for index in bad.indexes[lost].tolist()]
     if not any(likenesses):
         return bad

@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from pydantic_core import PydanticUndefined
 
 from headrace.errors import SchemaError
-from headrace.schemas.codecs.kernels import gather_bytes
+from headrace.schemas.codecs.kernels import SlotArrays, gather_bytes
 from headrace.schemas.codecs.program import ABSENT, PRESENT, Node, Program
 from headrace.schemas.fields import Wire, default_column
 
-_ITEMS_PER_ROW = 4  # first guess of list items a row; the arrays double when it was too low
+_ITEMS_PER_ROW = 4  # initial capacity for list items; doubled when exceeded
 
-# run(first_payload, out, bases, rooms, counts) -> the payload it had no room for, or the number of payloads
-Found = dict[int, NDArray[np.int64]]
-Run = Callable[[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], int]
+Run = Callable[[int, SlotArrays], int]
+"""run(first payload, slots) -> the payload that the slots had no capacity for, or the number of payloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +54,23 @@ def split(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> list[bytes]:
 
 
 def fill(program: Program, data: NDArray[np.uint8], payload_count: int, run: Run) -> Slots:
-    """Let `run` decode all payloads, with more room whenever a list needs it."""
-    rooms = np.where(program.in_list, max(16, _ITEMS_PER_ROW * payload_count), payload_count).astype(np.int64)
-    bases = np.concatenate([[0], np.cumsum(rooms)[:-1]]).astype(np.int64)
-    out = np.empty(int(rooms.sum()), np.int64)
-    counts = np.zeros(len(rooms), np.int64)
-    done = run(0, out, bases, rooms, counts)
+    """Decode all payloads by `run`, doubling the capacity of list items whenever it is exceeded."""
+    capacities = np.where(program.in_list, max(16, _ITEMS_PER_ROW * payload_count), payload_count).astype(np.int64)
+    slots = _empty_slots(capacities, np.zeros(len(capacities), np.int64))
+    done = run(0, slots)
     while done < payload_count:
         # A list's items are bounded by the bytes there are, so doubling ends.
-        rooms = np.where(program.in_list, 2 * rooms, rooms)
-        wider = np.concatenate([[0], np.cumsum(rooms)[:-1]]).astype(np.int64)
-        grown = np.empty(int(rooms.sum()), np.int64)
-        for slot, (old, new) in enumerate(zip(bases, wider, strict=True)):
-            grown[new : new + counts[slot]] = out[old : old + counts[slot]]
-        out, bases = grown, wider
-        done = run(done, out, bases, rooms, counts)
-    return Slots(data, out, bases, counts)
+        wider = _empty_slots(np.where(program.in_list, 2 * slots.capacities, slots.capacities), slots.counts)
+        for count, old, new in zip(slots.counts, slots.bases, wider.bases, strict=True):
+            wider.out[new : new + count] = slots.out[old : old + count]
+        slots = wider
+        done = run(done, slots)
+    return Slots(data, slots.out, slots.bases, slots.counts)
+
+
+def _empty_slots(capacities: NDArray[np.int64], counts: NDArray[np.int64]) -> SlotArrays:
+    bases = np.concatenate([[0], np.cumsum(capacities)[:-1]]).astype(np.int64)
+    return SlotArrays(np.empty(int(capacities.sum()), np.int64), bases, capacities, counts)
 
 
 def to_frame(program: Program, slots: Slots, *, base64: bool = False) -> pl.DataFrame:
@@ -107,19 +107,19 @@ def _values(node: Node, slots: Slots, validity: pa.Buffer | None, base64: bool) 
     if node.type.wire is not None and (column := _wire_values(node, node.type.wire, slots, validity)) is not None:
         return column
     kind, arrow = node.type.kind, node.type.arrow()
-    found = slots[node.slot]
-    count = len(found)
+    values = slots[node.slot]
+    count = len(values)
     match kind:
         case "int" | "time" | "float":
-            return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(found)])
+            return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(values)])
         case "bool":
-            bits = np.packbits(found.astype(np.bool_), bitorder="little")
+            bits = np.packbits(values.astype(np.bool_), bitorder="little")
             return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(bits)])
         case "text" | "bytes":
-            offsets, gathered = gather(slots.data, found, slots[node.slot + 1], base64=base64 and kind == "bytes")
+            offsets, gathered = gather(slots.data, values, slots[node.slot + 1], base64=base64 and kind == "bytes")
             return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(offsets), pa.py_buffer(gathered)])
         case "list":
-            offsets = np.concatenate([[0], np.cumsum(found)])
+            offsets = np.concatenate([[0], np.cumsum(values)])
             child = _column(node.children[0], slots, base64)
             return pa.Array.from_buffers(arrow, count, [validity, pa.py_buffer(offsets)], children=[child])
         case "struct":
@@ -171,7 +171,7 @@ def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
         SchemaError: a column that is never null holds null.
     """
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    found: Found = {}
+    columns: dict[int, NDArray[np.int64]] = {}
     pieces: list[NDArray[np.uint8]] = []
     for name, node in program.nodes.items():
         chunked = table.column(name)
@@ -180,9 +180,9 @@ def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
             if chunked.num_chunks == 1
             else pa.concat_arrays(chunked.chunks or [pa.array([], chunked.type)])
         )
-        _unpack(node, array, name, np.ones(len(array), np.bool_), found, pieces)
+        _unpack(node, array, name, np.ones(len(array), np.bool_), columns, pieces)
     empty = np.empty(0, np.int64)
-    ordered = [found.get(slot, empty) for slot in range(len(program.in_list))]
+    ordered = [columns.get(slot, empty) for slot in range(len(program.in_list))]
     counts = np.array([len(values) for values in ordered], np.int64)
     bases = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
     data = np.concatenate(pieces) if pieces else np.empty(0, np.uint8)
@@ -190,32 +190,37 @@ def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
 
 
 def _unpack(
-    node: Node, array: Any, path: str, live: NDArray[np.bool_], found: Found, pieces: list[NDArray[np.uint8]]
+    node: Node,
+    array: Any,
+    path: str,
+    live: NDArray[np.bool_],
+    columns: dict[int, NDArray[np.int64]],
+    pieces: list[NDArray[np.uint8]],
 ) -> None:
     """Add the slots of one column; `live` bool (n,): rows that no null above hides."""
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     if node.option >= 0:
-        found[node.option] = valid.astype(np.int64)
+        columns[node.option] = valid.astype(np.int64)
     elif (live & ~valid).any():
         nulls = int((live & ~valid).sum())
         raise SchemaError(f"column {path}: {nulls} nulls where the event declares none; allow `| None` or fill them")
     match node.type.kind:
         case "int" | "bool" | "float" | "time":
-            found[node.slot] = _to_int64(array)
+            columns[node.slot] = _to_int64(array)
         case "text" | "bytes":
             ends, data = _offsets(array), array.buffers()[2]
             shift = sum(len(piece) for piece in pieces) - int(ends[0])
-            found[node.slot], found[node.slot + 1] = ends[:-1] + shift, np.diff(ends)
+            columns[node.slot], columns[node.slot + 1] = ends[:-1] + shift, np.diff(ends)
             pieces.append(np.frombuffer(data or b"", np.uint8)[int(ends[0]) : int(ends[-1])])
         case "list":
             ends = _offsets(array)
-            found[node.slot] = np.diff(ends)
+            columns[node.slot] = np.diff(ends)
             items = array.values.slice(ends[0], ends[-1] - ends[0])
-            _unpack(node.children[0], items, f"{path}[]", np.repeat(live & valid, np.diff(ends)), found, pieces)
+            _unpack(node.children[0], items, f"{path}[]", np.repeat(live & valid, np.diff(ends)), columns, pieces)
         case "struct":
-            found[node.slot] = np.zeros(len(array), np.int64)
+            columns[node.slot] = np.zeros(len(array), np.int64)
             for index, (child, (name, _)) in enumerate(zip(node.children, node.type.fields, strict=True)):
-                _unpack(child, array.field(index), f"{path}.{name}", live & valid, found, pieces)
+                _unpack(child, array.field(index), f"{path}.{name}", live & valid, columns, pieces)
 
 
 def _offsets(array: Any) -> NDArray[np.int64]:
