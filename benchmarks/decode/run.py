@@ -1,4 +1,6 @@
-"""How many payloads a second become rows, ours against a loop over fastavro, json and orjson; answers are compared.
+"""How many payloads a second become rows, ours against other parsers; answers are compared.
+
+The rivals are loops over fastavro, json and orjson, and the column readers of pyarrow and Polars.
 
 python -m benchmarks.decode.run [--rows 100000] [--repeats 7] [--seed 7]
 
@@ -12,11 +14,13 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from benchmarks.decode import ours, rival_fastavro, rival_json
+import polars as pl
+
+from benchmarks.decode import ours, rival_columns, rival_fastavro, rival_json
 from benchmarks.decode.declaration import avro_payloads, json_payloads, rows
 
 PACKAGES = ("polars", "numpy", "numba", "pyarrow", "fastavro", "orjson")
@@ -36,29 +40,30 @@ def main() -> None:
     avro, json = avro_payloads(frame), json_payloads(frame)
     print(f"{given.rows:,} rows of 7 fields, Avro {sum(map(len, avro)) / given.rows:.0f} bytes a payload, ", end="")
     print(f"JSON {sum(map(len, json)) / given.rows:.0f}; medians of {given.repeats} pairs")
-    compare("avro", avro, frame, "fastavro", rival_fastavro.decode, rival_fastavro.loop, given.repeats)
+    loops = {"fastavro loop, to dicts": rival_fastavro.loop, "fastavro loop, to a frame": rival_fastavro.decode}
+    compare("avro", avro, frame, loops, given.repeats)
     for name, parse in rival_json.PARSERS.items():
         rival, loop = partial(rival_json.decode, parse), partial(rival_json.loop, parse)
-        compare("json", json, frame, name, rival, loop, given.repeats)
+        compare("json", json, frame, {f"{name} loop, to dicts": loop, f"{name} loop, to a frame": rival}, given.repeats)
+    compare("json", json, frame, rival_columns.READERS, given.repeats)
 
 
 def compare(
     codec: str,
     payloads: list[bytes],
-    wanted: Any,
-    name: str,
-    rival: Callable[[list[bytes]], Any],
-    loop: Callable[[list[bytes]], Any],
+    wanted: pl.DataFrame,
+    rivals: Mapping[str, Callable[[list[bytes]], Any]],
     repeats: int,
 ) -> None:
     decode = ours.decoder(codec)
     assert decode(payloads).equals(wanted)  # also compiles the kernels
-    assert rival(payloads).equals(wanted)
-    for label, other in ((f"{name} loop, to dicts", loop), (f"{name} loop, to a frame", rival)):
-        pairs = [(seconds(decode, payloads), seconds(other, payloads)) for _ in range(repeats)]
-        ours_s, other_s = (statistics.median(side) for side in zip(*pairs, strict=True))
+    for label, rival in rivals.items():
+        answer = rival(payloads)
+        assert not isinstance(answer, pl.DataFrame) or answer.equals(wanted), label
+        pairs = [(seconds(decode, payloads), seconds(rival, payloads)) for _ in range(repeats)]
+        ours_s, rival_s = (statistics.median(side) for side in zip(*pairs, strict=True))
         ratio = statistics.median(theirs / mine for mine, theirs in pairs)
-        rates = f"{len(payloads) / ours_s:>12,.0f} rows/s  {label:<28} {len(payloads) / other_s:>10,.0f} rows/s"
+        rates = f"{len(payloads) / ours_s:>12,.0f} rows/s  {label:<28} {len(payloads) / rival_s:>10,.0f} rows/s"
         print(f"{codec:<5} Headrace {rates}  x {ratio:.1f}")
 
 
