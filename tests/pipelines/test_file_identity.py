@@ -149,6 +149,51 @@ def test_a_file_that_was_begun_anew_counts_and_is_said(tmp_path, store):
 
 
 @pytest.mark.parametrize("runner", ["loop", "bytewax"])
+def test_rotated_lines_count_once(tmp_path, store, runner):
+    """logrotate: live.jsonl becomes live-1.jsonl, a new live.jsonl begins; what both gained meanwhile counts.
+
+    run 1   live.jsonl |a b c d e|
+    run 2   live-1.jsonl |a b c d e|f g|   live.jsonl |h i|
+    run 3   live-2.jsonl |a b c d e f g|   live-1.jsonl |h i|j|   live.jsonl |k|
+    """
+    live, older, oldest = (tmp_path / name for name in ("live.jsonl", "live-1.jsonl", "live-2.jsonl"))
+    write(live, LINES[:5])
+    feed(store, tmp_path / "*.jsonl", runner=runner)
+    live.rename(older)
+    write(older, LINES[:7])
+    write(live, LINES[7:9])
+    with structlog.testing.capture_logs() as logs:
+        feed(store, tmp_path / "*.jsonl", runner=runner)
+    assert counted(store) == 9
+    assert {line["event"] for line in logs if line["log_level"] == "warning"} == {"file_renamed"}
+    older.rename(oldest)
+    live.rename(older)
+    write(older, LINES[7:10])
+    write(live, LINES[10:11])
+    for _ in range(2):
+        feed(store, tmp_path / "*.jsonl", runner=runner)
+        assert counted(store) == 11
+
+
+def test_a_copy_beside_the_file_that_was_read_counts(tmp_path, store):
+    """Two files of equal content are two files, also when the second one comes later."""
+    write(tmp_path / "a.jsonl", LINES[:5])
+    feed(store, tmp_path / "a.jsonl")
+    write(tmp_path / "b.jsonl", LINES[:5])
+    feed(store, tmp_path / "b.jsonl")
+    assert counted(store) == 10
+
+
+def test_a_file_of_another_name_that_only_begins_alike_counts(tmp_path, store):
+    write(tmp_path / "a.jsonl", LINES[:5])
+    feed(store, tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").unlink()
+    write(tmp_path / "b.jsonl", [LINES[0], *LINES[10:13]])
+    feed(store, tmp_path / "b.jsonl")
+    assert counted(store) == 9
+
+
+@pytest.mark.parametrize("runner", ["loop", "bytewax"])
 def test_lines_that_changed_before_the_end_are_refused(tmp_path, store, runner):
     path = write(tmp_path / "live.jsonl", LINES[:5])
     feed(store, path, runner=runner)

@@ -22,7 +22,7 @@ from pydantic import AliasChoices
 
 from headrace.errors import SchemaError, SourceError
 from headrace.pipelines import Intake
-from headrace.schemas import Event, Field, spec_of
+from headrace.schemas import Event, Field, codec_for, spec_of
 from headrace.streams.file_source import FileSource
 from headrace.streams.files.finder import find_files
 from headrace.streams.files.reading import iter_events, read_events
@@ -445,11 +445,37 @@ def test_a_folder_gives_a_column_that_its_files_lack(tmp_path, suffix, column, i
         assert not shelf.letters
 
 
-def test_folders_of_several_levels_and_the_deepest_of_a_name(tmp_path):
-    folder = tmp_path / "shop=a" / "count=1" / "shop=b" / "unknown=x"
+def test_folders_of_several_levels(tmp_path):
+    folder = tmp_path / "unknown=x" / "shop=b" / "count=1" / "unknown=y"
     folder.mkdir(parents=True)
     orders([{}]).select("order_id", "at").write_parquet(folder / "part.parquet")
     assert_frame_equal(read(str(tmp_path / "**" / "*.parquet")), orders([{"shop": "b", "count": 1}]))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+@pytest.mark.parametrize("second", ["shop=b", "shop=a", "store=b"])
+def test_a_path_that_gives_one_column_twice_is_refused(tmp_path, suffix, second):
+    folder = tmp_path / "shop=a" / second
+    folder.mkdir(parents=True)
+    with (folder / f"part.{suffix}").open("wb") as file:
+        FOLDER_WRITERS[suffix](orders([{}]).select("order_id", "at"), file)
+    with pytest.raises(SchemaError, match=rf"part.{suffix}.*folder {second} lies in another folder of the column shop"):
+        read(str(tmp_path / "**" / f"*.{suffix}"))
+
+
+@pytest.mark.parametrize(("column", "reason"), [("shop=DE", "missing"), ("count=1", "wrong_path")])
+def test_an_explicit_null_in_a_line_says_something_else_than_its_folder(tmp_path, column, reason):
+    """A line without the column takes the folder's value; null is a value of its own, as in a column of a Parquet."""
+    (tmp_path / column).mkdir()
+    name = column.partition("=")[0]
+    [line] = codec_for(Order, "json").encode(orders([{"shop": "DE", "count": 1}]))
+    fields = json.loads(line)
+    without = {key: value for key, value in fields.items() if key != name}
+    lines = (json.dumps(each) for each in (without, {**fields, name: None}))
+    (tmp_path / column / "part.jsonl").write_text("\n".join(lines) + "\n")
+    rows, shelf = flow(tmp_path / column / "part.jsonl")
+    assert_frame_equal(rows, orders([{"shop": "DE", "count": 1}]))
+    assert [letter.reason for letter in shelf.letters] == [reason]
 
 
 def test_an_old_name_of_a_column_is_a_folders_too(tmp_path):

@@ -31,8 +31,8 @@ def named_rows(topic: str, name: str) -> tuple[str, int, int] | None:
     >>> named_rows("clicks", archive_name("clicks/2", 100, 250))
     ('clicks/2', 100, 250)
     """
-    found = _NAME.fullmatch(name)
-    return (f"{topic}/{unquote(found['rest'])}", int(found["first"]), int(found["next"])) if found else None
+    match = _NAME.fullmatch(name)
+    return (f"{topic}/{unquote(match['rest'])}", int(match["first"]), int(match["next"])) if match else None
 
 
 def is_committed(place: str, topic: str, offsets: Mapping[str, int]) -> bool:

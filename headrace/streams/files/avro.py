@@ -50,22 +50,22 @@ def iter_avro_file(path: str | Path, wanted: Wanted, rows: int) -> Iterator[pl.D
         if blocks.codec == "snappy" and is_columnar:  # Polars has it built in; fastavro needs a package to skip a block
             yield pl.read_avro(path)
             return
-        held: list[Any] = []
+        pending: list[Any] = []
         while True:
             with _damage(path):
                 block = next(blocks, None)
             if block is not None:
                 header = header or raw.read(block.offset)
-                held.append(block)
-            if held and (block is None or sum(each.num_records for each in held) >= rows):
+                pending.append(block)
+            if pending and (block is None or sum(each.num_records for each in pending) >= rows):
                 if is_columnar:
-                    raw.seek(held[0].offset)
-                    yield pl.read_avro(io.BytesIO(header + raw.read(sum(each.size for each in held))))
+                    raw.seek(pending[0].offset)
+                    yield pl.read_avro(io.BytesIO(header + raw.read(sum(each.size for each in pending))))
                 else:
                     with _damage(path):
-                        records = [row for each in held for row in each]
+                        records = [row for each in pending for row in each]
                     yield _frame(records, schema, wanted)
-                held = []
+                pending = []
             if block is None:
                 return
 

@@ -158,8 +158,8 @@ def _present(header: list[str], columns: Mapping[str, Any], *, others: bool) -> 
         raise DecodeError(
             f"the header {header[0]!r} is parted by {marks[0]!r}, and values of a CSV are parted by commas; write it so"
         )
-    found = {name: columns.get(name, pl.String()) for name in header if others or name in columns}
-    return found or {name: pl.String() for name in header[:1]}  # something has to be read to know of any rows
+    types = {name: columns.get(name, pl.String()) for name in header if others or name in columns}
+    return types or {name: pl.String() for name in header[:1]}  # something has to be read to know of any rows
 
 
 def _header(path: Path) -> list[str]:

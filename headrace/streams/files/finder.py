@@ -185,9 +185,9 @@ def find_log(
     files: dict[str, EventFile] = {}
     ends: dict[str, int] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        found = _remote(str(path), topic) if is_url(path) else _local(str(path), topic)
-        ends.update(found.ends)
-        for file in found.files:
+        matches = _remote(str(path), topic) if is_url(path) else _local(str(path), topic)
+        ends.update(matches.ends)
+        for file in matches.files:
             known = files.setdefault(file.location, replace(file, csv_time_format=csv_time_format))
             if known.url != file.url:
                 log.info("file_reached_twice", file=file.url, read_as=known.url)
@@ -272,10 +272,10 @@ def _is_there(filesystem: Any, path: str) -> bool:
 
 def _ends(text: bytes, path: str) -> dict[str, int]:
     try:
-        found: dict[str, int] = orjson.loads(text)
+        ends: dict[str, int] = orjson.loads(text)
     except orjson.JSONDecodeError as exc:
         raise SourceError(f"archive {path}: its {OFFSETS} is damaged ({exc}); restore it, or archive anew") from exc
-    return found
+    return ends
 
 
 def _opened(url: str) -> tuple[Any, str]:

@@ -54,7 +54,7 @@ def iter_lines(file: EventFile, begin: int, known: Collection[int]) -> Generator
     """
     unchecked = sorted({begin, *known})
     chain, end, is_blank_file, unfinished = LineChain(), 0, True, None
-    found = Lines([], np.zeros(0, np.int64), begin)
+    lines = Lines([], np.zeros(0, np.int64), begin)
     with reading(file), file.local() as path, path.open("rb") as stream:
         for block in iter_blocks(stream):
             if block.is_unfinished:
@@ -66,15 +66,15 @@ def iter_lines(file: EventFile, begin: int, known: Collection[int]) -> Generator
                 _require_same(file, unchecked.pop(0), positions, block.first)
             is_blank_file = is_blank_file and block.data.isspace()
             if end > line_of(begin):
-                if len(found):
-                    yield found
-                found = _after(block, positions, max(line_of(begin) - block.first, 0))
+                if len(lines):
+                    yield lines
+                lines = _after(block, positions, max(line_of(begin) - block.first, 0))
     if unchecked and unchecked[-1]:
         raise OffsetLostError(
             f"file {file.url} has {end:,} lines, but {line_of(unchecked[-1]):,} were read from it before: give a "
             "changed file a new name, or start a fresh store"
         )
-    yield replace(found, is_end=True, unfinished=unfinished, is_blank=is_blank_file and unfinished is None)
+    yield replace(lines, is_end=True, unfinished=unfinished, is_blank=is_blank_file and unfinished is None)
 
 
 def _after(block: LineBlock, positions: NDArray[np.int64], skipped: int) -> Lines:

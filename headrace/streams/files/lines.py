@@ -88,8 +88,8 @@ def is_whole(line: bytes) -> bool:
     (True, False, False, False)
     """
     depth = 0
-    for found in _JSON_MARKS.finditer(line):
-        mark = found.group()
+    for match in _JSON_MARKS.finditer(line):
+        mark = match.group()
         if mark == b'"':
             return False
         depth += (mark in (b"{", b"[")) - (mark in (b"}", b"]"))

@@ -11,6 +11,10 @@ file is also the one that a reader knows if it holds the same and the known path
     known        part-0.parquet@5f3a9c01          from logs/01/*.parquet
     found     01/part-0.parquet@5f3a9c01          by logs/*/*.parquet: the same file, which keeps the name it had
     found     02/part-0.parquet@aa17e300          another file
+
+JSON lines are often rotated: `app.jsonl` becomes `app-1.jsonl`, and a new `app.jsonl` begins. A file of lines under a
+new name is the known one if it holds every line that was read of that one, and no file of the known name with the same
+first line lies beside it (then it is a copy).
 """
 
 import re
@@ -18,7 +22,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import structlog
@@ -33,6 +37,7 @@ from headrace.streams.positions import Reached
 
 _CONTENT = re.compile(r"@([0-9a-f]{8}(?:[0-9a-f]{8})?)$")
 _HEAD_BYTES = 65_536
+_NO_LINE = f"{0:08x}"  # content of a file without any line
 
 log = structlog.get_logger(__name__)
 
@@ -77,6 +82,10 @@ def recognise(
                 free = free - {names[partition]}
     for partition, file in files.items():
         if names[partition] not in known.partitions:
+            names[partition] = known.renamed(file, partition, free) or partition
+            free = free - {names[partition]}
+    for partition, file in files.items():
+        if names[partition] not in known.partitions:
             _look_at_others(file, partition, known.ends(file, free))
         for reader in readers:
             lacks = names[partition] not in reader and free & reader.keys()
@@ -104,12 +113,12 @@ class _Name:
     @classmethod
     def of(cls, partition: str, topic: str, offsets: Collection[int] = ()) -> "_Name | None":
         """The name of a file; None: it is another partition, as those of a broker."""
-        found = _CONTENT.search(partition)
+        content = _CONTENT.search(partition)
         path = PurePosixPath(_CONTENT.sub("", partition).removeprefix(f"{topic}/"))
         suffix = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
         if not partition.startswith(f"{topic}/") or suffix.lower() not in FORMATS:
             return None
-        return cls(partition, str(path), found[1] if found else None, frozenset(offsets))
+        return cls(partition, str(path), content[1] if content else None, frozenset(offsets))
 
 
 class _Names:
@@ -119,13 +128,13 @@ class _Names:
         self._topic = topic
         offsets: dict[str, set[int]] = defaultdict(set)
         for reader in readers:
-            for partition, found in reader.items():
-                offsets[partition] |= {*found}
+            for partition, positions in reader.items():
+                offsets[partition] |= {*positions}
         self._by_last: dict[str, list[_Name]] = defaultdict(list)
         self.partitions: set[str] = set()
-        for partition, found in offsets.items():
-            name = _Name.of(partition, topic, found)
-            if name is not None and any(found):  # of others nothing was read
+        for partition, positions in offsets.items():
+            name = _Name.of(partition, topic, positions)
+            if name is not None and any(positions):  # of others nothing was read
                 self._by_last[PurePosixPath(name.path).name].append(name)
                 self.partitions.add(partition)
 
@@ -133,9 +142,9 @@ class _Names:
         """Names whose path is the end of the file's, or its own; longest first."""
         places = {f"/{file.name}", f"/{file.location}", f"/{Path(file.path).absolute()}"}
         last = {PurePosixPath(place).name for place in places}
-        found = [name for each in last for name in self._by_last.get(each, ()) if name.partition in among]
-        found = [name for name in found if any(place.endswith(f"/{name.path}") for place in places)]
-        return sorted(found, key=lambda name: -len(name.path))
+        names = [name for each in last for name in self._by_last.get(each, ()) if name.partition in among]
+        names = [name for name in names if any(place.endswith(f"/{name.path}") for place in places)]
+        return sorted(names, key=lambda name: -len(name.path))
 
     def same(self, file: EventFile, partition: str, among: AbstractSet[str], *, is_compared: bool) -> list[str]:
         """Partitions among those that are this file: they hold what it holds.
@@ -148,6 +157,29 @@ class _Names:
         if is_lines(file) and is_compared:
             same = [name for name in same if _still_holds(file, name.offsets)]
         return [name.partition for name in same]
+
+    def renamed(self, file: EventFile, partition: str, among: AbstractSet[str]) -> str | None:
+        """The partition among those that is this file of lines under an earlier name; None: it is new, or a copy."""
+        if not is_lines(file):
+            return None
+        as_new = _Name.of(partition, self._topic)
+        assert as_new is not None
+        names = (name for names in self._by_last.values() for name in names if name.partition in among)
+        alike = [name for name in names if name.content == as_new.content != _NO_LINE]
+        # The longest read comes first: the more lines are compared, the surer it is the file.
+        for name in sorted(alike, key=lambda name: -max(name.offsets)):
+            if not _lies_beside(file, name) and _still_holds(file, name.offsets):
+                log.warning("file_renamed", file=file.url, read_before=name.partition)
+                return name.partition
+        return None
+
+
+def _lies_beside(file: EventFile, name: _Name) -> bool:
+    """Whether a file of the known name with the same first line is in the folder still; asked of this disk only."""
+    if not file.is_local:
+        return False
+    path = Path(file.path).with_name(PurePosixPath(name.path).name)
+    return path.is_file() and _head(replace(file, path=str(path), name=path.name)) == name.content
 
 
 def _holds_same(file: EventFile, content: str | None, name: _Name, topic: str) -> bool:
@@ -201,4 +233,4 @@ def _head(file: EventFile) -> str:
             for line in block.lines:
                 if not is_blank(line):
                     return f"{zlib.crc32(line.strip()):08x}"
-    return f"{0:08x}"
+    return _NO_LINE

@@ -3,8 +3,9 @@
     log/country=DE/day=2026-01-01/part-0.parquet        country is "DE", day is 2026-01-01 in every row
     log/country=__HIVE_DEFAULT_PARTITION__/...          country is null
 
-Names and values are percent-encoded. Only declared columns are taken, as their types; the deepest folder of a name
-counts. A file may have the column as well, if it says the same in every row. Folders of an archive name nothing.
+Names and values are percent-encoded. Only declared columns are taken, as their types; a path that names one of them
+twice is refused. A file may have the column as well, if it says the same in every row; a null says something else.
+Folders of an archive name nothing.
 """
 
 import dataclasses
@@ -33,27 +34,38 @@ def path_columns(file: EventFile, spec: EventSpec) -> dict[str, pl.Series]:
     """Declared column -> the one value (1,) that the file's folders give it.
 
     Raises:
-        SchemaError: a value is none of the column's type.
+        SchemaError: a value is none of the column's type, or two folders name one column.
     """
     fields = {each: (name, field) for name, field in spec.types.items() for each in (name, *field.aliases)}
-    return {
-        fields[name][0]: _typed(text, *fields[name], f"file {file.url}: folder {name}={text}")
-        for name, text in folder_values(file).items()
-        if name in fields
-    }
+    columns: dict[str, pl.Series] = {}
+    for written_name, text in _named_folders(file):
+        if written_name not in fields:
+            continue
+        name, field = fields[written_name]
+        if name in columns:
+            raise SchemaError(
+                f"file {file.url}: folder {written_name}={text} lies in another folder of the column {name}; a path "
+                "gives a column one value, so move the file"
+            )
+        columns[name] = _typed(text, name, field, f"file {file.url}: folder {written_name}={text}")
+    return columns
 
 
 def folder_values(file: EventFile) -> dict[str, str | None]:
-    """Column -> its value as text, of all that the file's folders name; None stands for null."""
+    """Column -> its value as text, of all that the file's folders name; None stands for null, the deepest counts."""
+    return dict(_named_folders(file))
+
+
+def _named_folders(file: EventFile) -> list[tuple[str, str | None]]:
+    """(Column, value as text) of every folder that names one, from the root down; None stands for null."""
     if file.is_archived:
-        return {}
+        return []
     folders = (Path(file.path).absolute().as_posix() if file.is_local else file.path).split("/")[:-1]
-    named = [folder.partition("=") for folder in folders]
-    return {
-        unquote(name): None if value == NULL_FOLDER else unquote(value)
-        for name, equals, value in named
+    return [
+        (unquote(name), None if value == NULL_FOLDER else unquote(value))
+        for name, equals, value in (folder.partition("=") for folder in folders)
         if name and equals
-    }
+    ]
 
 
 def fill_columns(frame: pl.DataFrame, columns: Mapping[str, pl.Series], spec: EventSpec) -> pl.DataFrame:
@@ -83,7 +95,15 @@ class PathCodec:
     content_type = JsonCodec.content_type
 
     def __init__(self, spec: EventSpec, columns: Mapping[str, pl.Series]) -> None:
-        optional = {name: dataclasses.replace(spec.types[name], nullable=True, default=None) for name in columns}
+        # The folder's value is the default, so that a payload that lacks the column and one with a null differ.
+        optional = {
+            name: dataclasses.replace(
+                spec.types[name],
+                nullable=spec.types[name].nullable or value[0] is None,
+                default=value[0],
+            )
+            for name, value in columns.items()
+        }
         self._columns = columns
         self._whole = JsonCodec(spec)
         self._lacking = JsonCodec(dataclasses.replace(spec, types={**spec.types, **optional}))
@@ -97,12 +117,12 @@ class PathCodec:
         return self._whole.encode(frame)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Columns of the payloads; one that says something else than the folder is "wrong_path"."""
+        """Columns of the payloads; one that says something else than the folder, null included, is "wrong_path"."""
         decoded = self._lacking.decode(payloads)
         frame, index, bad = decoded.frame, decoded.payload_index, list(decoded.bad)
         for name, value in self._columns.items():
             whole = value.new_from_index(0, frame.height)
-            differs = (frame[name].is_not_null() & frame[name].ne_missing(whole)).to_numpy()
+            differs = frame[name].ne_missing(whole).to_numpy()
             bad += [
                 BadPayload(row, "wrong_path", f"{name}: another value than {value[0]!r}, which the file's folder says")
                 for row in index[differs].tolist()

@@ -188,13 +188,13 @@ class RowGroups:
         Raises:
             SourceError, SchemaError: as `read_events`.
         """
-        start, held = self._held
-        if not start <= begin < start + held.height:
+        start, rows_read = self._held
+        if not start <= begin < start + rows_read.height:
             holds = ((start, rows) for start, rows in self._groups if start <= begin < start + rows)
             start, rows = next(holds, (begin, 0))
-            held = read_range(self._file, self._event, start, rows)
-            self._held = (start, held)
-        return held[begin - start : begin - start + rows_max]
+            rows_read = read_range(self._file, self._event, start, rows)
+            self._held = (start, rows_read)
+        return rows_read[begin - start : begin - start + rows_max]
 
 
 def is_in_order(file: EventFile, column: str) -> bool:

@@ -159,7 +159,7 @@ def _iso_times(texts: pl.Series, place: str) -> pl.Series:
     return _parsed(whole, "%Y-%m-%dT%H:%M:%S%.f%z").alias(texts.name)
 
 
-def _refuse_unread(values: pl.Series, times: pl.Series, place: str, found: str = "no time that there is") -> None:
+def _refuse_unread(values: pl.Series, times: pl.Series, place: str, problem: str = "no time that there is") -> None:
     unread = times.is_null()
     if unread.any():
-        raise SchemaError(f"{place}: {values.filter(unread)[0]!r} is {found}; correct it")
+        raise SchemaError(f"{place}: {values.filter(unread)[0]!r} is {problem}; correct it")
