@@ -17,8 +17,9 @@ from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.history.verification import Verification
 from headrace.history.verify import verify_all
 from headrace.pipelines.backfill import Backfilled, backfill
+from headrace.pipelines.flow import materialize_flow
 from headrace.pipelines.materializer import FlushSummary
-from headrace.pipelines.on_bytewax import materialize_flow, run
+from headrace.pipelines.runner import Runner, run_flow
 from headrace.pipelines.wiring import intake_of, registry_of
 from headrace.schemas import DeadLetter, FileDeadLetters, spec_of
 from headrace.settings import Settings
@@ -38,6 +39,7 @@ def materialize_views(
     settings: Settings,
     *,
     until_end: bool = False,
+    runner: Runner | None = None,
     workers: int = 1,
     records_max: int | None = None,
     beside_topic: bool = False,
@@ -45,8 +47,8 @@ def materialize_views(
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
 
-    `records_max`: records of a view in memory; None: all that were touched. `beside_topic`: files and topics hold
-    different events, so both count. `say` is given one line once the flow runs.
+    `runner` and `workers` as for `run_flow`. `records_max`: records of a view in memory; None: all that were touched.
+    `beside_topic`: files and topics hold different events, so both count. `say` is given one line once the flow runs.
 
     Raises:
         ConfigError: a topic whose events the views may have got from files, or the other way round.
@@ -57,7 +59,7 @@ def materialize_views(
     intake = {**intake_of(settings), "dead_letters": FileDeadLetters(settings.dead_letter_dir)}
     progress = Progress()
     options = {"records_max": records_max, "on_status": progress.show}
-    run(materialize_flow(source, views, store, intake, **options), workers, say=say)
+    run_flow(materialize_flow(source, views, store, intake, **options), runner=runner, workers=workers, say=say)
     progress.end(store, views)
 
 

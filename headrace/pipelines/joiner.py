@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,19 @@ import polars as pl
 import structlog
 from prometheus_client import Counter
 
-from headrace.errors import ConfigError, SourceError
+from headrace.errors import ConfigError, DeclarationError, SourceError
 from headrace.features.expressions.failing_rows import rows_where
-from headrace.pipelines.join_spec import OUTPUT, JoinSpec
 from headrace.pipelines.watermark import END_OF_TIME_US
-from headrace.schemas import spec_of
+from headrace.schemas import Event, spec_of
 from headrace.streams.intake import newest_us
 from headrace.streams.source import EventBatch
 
 log = structlog.get_logger(__name__)
 
+STEPS_PER_WINDOW = 16
+"""A request waits at most this fraction of `within` longer than it must; fewer scans of the engagements in return."""
+OUTPUT = ("labels", "label_times", "label_ids", "label_appended_us", "appended_us")
+"""Columns that the joiner adds to those of the request."""
 REQUESTS_MAX = 1_000_000
 """Open requests in memory; what is beyond is spilled to disk."""
 ENGAGEMENTS_MAX = 20_000_000
@@ -44,6 +48,61 @@ ENGAGEMENTS_MAX = 20_000_000
 LONG_AGO_US = -(2**62)
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinSpec:
+    """What is joined to what.
+
+    `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
+    `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default
+    to the events' keys and `request_id` to the request's declared id.
+
+    Raises:
+        DeclarationError: a column is missing, or two that are compared differ in type.
+    """
+
+    request: type[Event]
+    engagement: type[Event]
+    candidates: str
+    candidate: str
+    within_us: int
+    positive: pl.Expr | None = None
+    lateness_us: int = 0
+    request_id: str | None = None
+    request_entity: tuple[str, ...] = ()
+    engagement_entity: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        request, engagement = spec_of(self.request), spec_of(self.engagement)
+        object.__setattr__(self, "request_id", self.request_id or request.id)
+        object.__setattr__(self, "request_entity", self.request_entity or request.key)
+        object.__setattr__(self, "engagement_entity", self.engagement_entity or engagement.key)
+        where = f"join of {request.name} with {engagement.name}"
+        for spec, columns in (
+            (request, (self.request_id, self.candidates, *self.request_entity)),
+            (engagement, (engagement.id, self.candidate, *self.engagement_entity)),
+        ):
+            for column in columns:
+                if column not in spec.polars:
+                    what = "an id, and it declares none" if column is None else f"column {column!r}"
+                    raise DeclarationError(f"{where}: needs {what}; {spec.name} has {', '.join(spec.polars)}")
+        taken = [column for column in OUTPUT if column in request.polars]
+        if taken:
+            raise DeclarationError(f"{where}: {', '.join(taken)} is what the joiner adds; rename it in {request.name}")
+        left = [pl.List(engagement.polars[self.candidate]), *(engagement.polars[c] for c in self.engagement_entity)]
+        right = [request.polars[c] for c in (self.candidates, *self.request_entity)]
+        if left != right:
+            raise DeclarationError(f"{where}: {request.name} has {right}, {engagement.name} wants {left}")
+        if self.within_us <= 0 or self.lateness_us < 0:
+            raise DeclarationError(
+                f"{where}: within {self.within_us} us, lateness {self.lateness_us} us: must be positive"
+            )
+
+    @property
+    def step_us(self) -> int:
+        """Requests come out when the watermark passes a multiple of this."""
+        return max(self.within_us // STEPS_PER_WINDOW, 1)
 
 
 class Joiner:
@@ -285,21 +344,6 @@ class Joiner:
             "positive": str(spec.positive),
             "within_us": spec.within_us,
         }
-
-
-def candidate_rows(examples: pl.DataFrame, spec: JoinSpec) -> pl.DataFrame:
-    """One row a candidate of what `Joiner.advance` gave.
-
-    The request's columns, then `position` from 0, `label` and `label_time`.
-    """
-    lists = [spec.candidates, "labels", "label_times"]
-    return (
-        examples.drop("label_ids", "label_appended_us")
-        .filter(pl.col(spec.candidates).list.len() > 0)
-        .with_columns(pl.int_ranges(pl.col(spec.candidates).list.len()).alias("position"))
-        .explode(*lists, "position")
-        .rename({"labels": "label", "label_times": "label_time"})
-    )
 
 
 def _us(column: str) -> pl.Expr:

@@ -20,7 +20,7 @@ import pytest
 from headrace.cli.materialize import backfill_views, materialize_views
 from headrace.errors import ConfigError, FencedError, LayoutError, SourceError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
-from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, loop, on_bytewax
+from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, flow, loop
 from headrace.pipelines.backfill import backfill
 from headrace.schemas import FileDeadLetters
 from headrace.settings import Settings
@@ -165,7 +165,7 @@ def test_records_in_memory_are_bounded(store, tmp_path, monkeypatch, workers):
             asked.append(options["records_max"])
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(on_bytewax, "Materializer", Told)
+    monkeypatch.setattr(flow, "Materializer", Told)
     rows = LOG.drop("_partition", "_offset")
     rows.write_parquet(tmp_path / "log.parquet")
     settings = Settings(dead_letter_dir=tmp_path / "letters")
