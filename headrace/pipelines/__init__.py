@@ -18,7 +18,6 @@ from headrace.pipelines.materializer import Materializer as Materializer
 from headrace.pipelines.runner import dataflow as dataflow
 from headrace.pipelines.runner import run_flow as run_flow
 from headrace.pipelines.shard import ShardSet as ShardSet
-from headrace.pipelines.watermark import Watermark as Watermark
 from headrace.streams.file_source import FileSource as FileSource
 from headrace.streams.intake import Intake as Intake
 from headrace.streams.kafka_source import KafkaSource as KafkaSource
@@ -28,4 +27,6 @@ from headrace.streams.kafka_writer import create_topics as create_topics
 from headrace.streams.positions import least_positions as least_positions
 from headrace.streams.source import Batch as Batch
 from headrace.streams.source import EventBatch as EventBatch
+from headrace.streams.source import OpenOptions as OpenOptions
 from headrace.streams.source import Source as Source
+from headrace.streams.watermark import Watermark as Watermark

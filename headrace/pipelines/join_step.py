@@ -13,9 +13,9 @@ from typing import Any
 import polars as pl
 
 from headrace.pipelines.joiner import Joiner
-from headrace.pipelines.watermark import Watermark
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
+from headrace.streams.watermark import Watermark
 
 SAVE_S = 30.0
 """Interval of saves: what a crash makes the joiner read again."""

@@ -30,10 +30,10 @@ from prometheus_client import Counter
 
 from headrace.errors import ConfigError, DeclarationError, SourceError
 from headrace.features.expressions.failing_rows import rows_where
-from headrace.pipelines.watermark import END_OF_TIME_US
 from headrace.schemas import Event, spec_of
 from headrace.streams.intake import newest_us
 from headrace.streams.source import EventBatch
+from headrace.streams.watermark import END_OF_TIME_US
 
 log = structlog.get_logger(__name__)
 

@@ -18,9 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 import structlog
 
 from headrace.streams.intake import Intake
-from headrace.streams.memory import keep_freed_memory
 from headrace.streams.positions import least_positions
-from headrace.streams.read_ahead import ReadAhead
+from headrace.streams.read_ahead import ReadAhead, keep_freed_memory
 from headrace.streams.source import Batch, EventBatch, Source, described
 
 log = structlog.get_logger(__name__)

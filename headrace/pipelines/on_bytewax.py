@@ -60,9 +60,8 @@ from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.placing import PlacedSteps, worker_keys
 from headrace.schemas import DeadLetters, Event
 from headrace.streams.intake import Intake
-from headrace.streams.memory import keep_freed_memory
 from headrace.streams.positions import least_positions
-from headrace.streams.read_ahead import ReadAhead
+from headrace.streams.read_ahead import ReadAhead, keep_freed_memory
 from headrace.streams.source import EventBatch, Source
 
 IN_FLIGHT_MAX = 32

@@ -29,10 +29,10 @@ import structlog
 from headrace.learners import Verdict
 from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.trainer import Trainer
-from headrace.pipelines.watermark import Watermark
 from headrace.schemas import Event, spec_of
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
+from headrace.streams.watermark import Watermark
 
 SAVE_S = 30.0  # between two saves: what a crash makes it train again
 RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of what is held

@@ -38,9 +38,8 @@ from headrace.streams.files.reading import (
     read_events,
     reads_row_groups,
 )
-from headrace.streams.origin import Origin
 from headrace.streams.positions import Positions, Reached, reached_of, refuse_files_of_topic
-from headrace.streams.source import Batch
+from headrace.streams.source import Batch, OpenOptions, Origin, Source
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +47,7 @@ ROWS_MAX = 262_144
 """Rows a batch: the larger, the more events of one entity meet in it, and share the fetch of its record."""
 
 
-class FileSource:
+class FileSource(Source):
     """Batches of the files of one event class.
 
     `paths` are files, globs (`**` included) or folders of an archive, here or by URL (`file_finder`). `rows_max` bounds
@@ -142,8 +141,12 @@ class FileSource:
         """Say of rows of archives where they stood in their topic: `Batch.origin`."""
         self._tells_origins = True
 
-    def recognise(self, readers: Sequence[Reached]) -> None:
-        """Call files as `readers` know them, and see that what these have read of each is still there.
+    def unasked_topics(self) -> list[str]:
+        """The topic, unless the files are said to hold other events."""
+        return [] if self.beside_topic else [self.topic]
+
+    def refuse_changed(self, readers: Sequence[Reached]) -> None:
+        """Give files the names by which `readers` know them, and check that what they have read is unchanged.
 
         `seek` does so for the readers of its positions. Lines of JSON files are compared when the file is opened.
 
@@ -151,7 +154,7 @@ class FileSource:
             SourceError: a file has changed since it was read; names it.
         """
         for source in self._before:
-            source.recognise(readers)
+            source.refuse_changed(readers)
         taken = {name for source in self._before for name in source.partitions()}
         files = recognise(self._listed(), self.topic, readers, taken)
         self._reached, self._files = readers, files
@@ -160,11 +163,11 @@ class FileSource:
         """Read each file from its row on.
 
         Raises:
-            SourceError: as `partitions` and `recognise`.
+            SourceError: as `partitions` and `refuse_changed`.
             ConfigError: a reader of the positions has read the topic itself.
         """
         if isinstance(positions, Positions) or not self._reached:
-            self.recognise(reached_of(positions))
+            self.refuse_changed(reached_of(positions))
         if not self.beside_topic:
             refuse_files_of_topic(self.topic, self.partitions(), positions)
         self.close()
@@ -354,3 +357,14 @@ class _LineRows:
 
 
 _Rows: TypeAlias = _FrameRows | _LineRows
+
+
+def open_files(url: str, options: OpenOptions) -> FileSource:
+    """The source of a path, glob, folder of an archive, or URL of a filesystem."""
+    return FileSource(
+        url,
+        options.events[0],
+        rows_max=options.rows_max or ROWS_MAX,
+        beside_topic=options.beside_topic,
+        before=options.before,
+    )

@@ -26,7 +26,7 @@ from headrace.streams.kafka.errors import FATAL, told
 from headrace.streams.kafka.fetch import Fetched, fetch
 from headrace.streams.kafka.start_times import offset_at
 from headrace.streams.positions import refuse_topic_of_files
-from headrace.streams.source import Batch
+from headrace.streams.source import Batch, Source
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +73,7 @@ class _Cursor:
         return f"{self.topic}/{self.number}"
 
 
-class KafkaSource:
+class KafkaSource(Source):
     """Batches of the partitions of some topics.
 
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
@@ -86,6 +86,8 @@ class KafkaSource:
     Raises:
         ConfigError: from the first call on, if `config` or `bootstrap` are not as librdkafka takes them.
     """
+
+    has_live_offsets = True
 
     def __init__(
         self,
@@ -134,6 +136,10 @@ class KafkaSource:
     def describe(self) -> str:
         """Topics and brokers."""
         return f"{_listed('topic', self.topics)} at {self.bootstrap}"
+
+    def unasked_topics(self) -> Sequence[str]:
+        """The topics, unless their start was given."""
+        return self.topics if self.start is None else ()
 
     @property
     def exhausted(self) -> bool:

@@ -19,6 +19,9 @@ from typing import TypeAlias
 from headrace.errors import ConfigError
 from headrace.streams.files.archive_names import named_rows
 
+OFFSET_MAX = 2**63 - 1
+"""Largest offset."""
+
 Reached: TypeAlias = Mapping[str, Collection[int]]
 """Partition -> next offsets that the parts of one reader have of it."""
 

@@ -79,7 +79,7 @@ def produce(
         source.close()
 
 
-class LineSource:
+class LineSource(Source):
     """Lines of a file descriptor as they come, one JSON payload each; blank ones are passed over.
 
     One partition, whose offsets are indexes of lines. `poll` waits up to `WAIT_S`.

@@ -7,7 +7,7 @@ from threading import Event as Flag
 
 from headrace.schemas import DeadLetter, DeadLetters, Event, codec_for
 from headrace.streams.intake import Intake
-from headrace.streams.kafka_source import KafkaSource
+from headrace.streams.source import Source
 
 IDLE_S = 0.02
 """Pause after a poll that brought nothing."""
@@ -38,7 +38,7 @@ class _Kept:
 
 
 def tail(
-    source: KafkaSource, event: type[Event], make_intake: Callable[[DeadLetters], Intake], stop: Flag
+    source: Source, event: type[Event], make_intake: Callable[[DeadLetters], Intake], stop: Flag
 ) -> Iterator[Seen]:
     """Rows of a topic as they come, of each partition in the order of offsets, until `stop` is set.
 

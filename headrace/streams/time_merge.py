@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from headrace.schemas import Codec, Event, codec_for, spec_of
 from headrace.streams.file_source import FileSource
-from headrace.streams.source import Batch
+from headrace.streams.source import Batch, Source
 
 STRETCH_ROWS, SOURCE_ROWS = 4_096, 1_024
 """Rows of all sources in one poll, and at least of one: more cost less, fewer keep rows of one time closer together."""
@@ -35,7 +35,7 @@ class _Head:
     begin: int = 0
 
 
-class TimeMerge:
+class TimeMerge(Source):
     """`sources` as one source; see above."""
 
     def __init__(self, sources: Sequence[FileSource]) -> None:
@@ -46,6 +46,10 @@ class TimeMerge:
     def describe(self) -> str:
         """All of them."""
         return ", ".join(source.describe() for source in self.sources)
+
+    def parts(self) -> Sequence[Source]:
+        """The sources of files."""
+        return self.sources
 
     @property
     def exhausted(self) -> bool:

@@ -13,8 +13,8 @@ from polars.testing import assert_frame_equal
 from headrace.errors import ConfigError, DeclarationError, SourceError
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner, JoinSpec
-from headrace.pipelines.watermark import END_OF_TIME_US
 from headrace.schemas import spec_of
+from headrace.streams.watermark import END_OF_TIME_US
 from tests.turnstiles import FOLLOWED as SPEC
 from tests.turnstiles import START_US, WITHIN_S, Followed, Passage, Shown, as_batch, passages
 

@@ -30,8 +30,8 @@ NO_BYTEWAX = """
 import sys
 sys.modules["bytewax"] = None  # an import of it fails, as where it is not installed
 sys.argv = ["headrace", *sys.argv[1:]]
-from headrace.cli import main
-main()
+from headrace.cli import app
+app()
 """
 
 
