@@ -95,9 +95,9 @@ def backfill_views(
     if not (files_only or has_topic):
         _require_ends(source, ends)
     progress = Progress()
-    options = {"registry": registry_of(settings), "on_flush": progress.add}
+    registry, on_flush = registry_of(settings), progress.add
     with contextlib.closing(FileDeadLetters(settings.dead_letter_dir)) as letters:
-        done = backfill(views, source, store, handover=ends, dead_letters=letters, **options)
+        done = backfill(views, source, store, handover=ends, dead_letters=letters, registry=registry, on_flush=on_flush)
     if not has_topic:
         return done
     history = {name for part in source.parts() if not part.has_live_offsets for name in part.partitions()}

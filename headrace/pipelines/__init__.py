@@ -7,7 +7,7 @@ from headrace.pipelines.archiver import Archiver as Archiver
 from headrace.pipelines.flow import Flow as Flow
 from headrace.pipelines.flow import Job as Job
 from headrace.pipelines.flow import Place as Place
-from headrace.pipelines.freshness import Freshness as Freshness
+from headrace.pipelines.materializer import Freshness as Freshness
 from headrace.pipelines.join_step import JoinStep as JoinStep
 from headrace.pipelines.joiner import Joiner as Joiner
 from headrace.pipelines.joiner import JoinSpec as JoinSpec

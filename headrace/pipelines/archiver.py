@@ -70,17 +70,7 @@ class Archiver:
         known = self._positions.get(batch.partition, 0)
         if batch.next_offset <= known:
             return
-        if len(batch.offsets) and batch.offsets[0] < known:
-            new = batch.offsets >= known
-            batch = EventBatch(
-                batch.event,
-                batch.partition,
-                batch.offsets[new],
-                batch.next_offset,
-                batch.frame.filter(pl.Series(new)),
-                None,
-                batch.arrival_us,
-            )
+        batch = batch.since(known)
         if not self._batches:
             self._since_s = time.monotonic()
         self._batches.append(batch)

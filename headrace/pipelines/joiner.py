@@ -144,22 +144,41 @@ class Joiner:
         return dict(self._positions)
 
     def add(self, batch: EventBatch) -> None:
-        """Take in a batch of either event.
+        """Take in the new rows of a batch of either event.
+
+        Raises:
+            SourceError: it is of neither.
+        """
+        self.add_new(self.new_rows(batch))
+
+    def new_rows(self, batch: EventBatch) -> EventBatch:
+        """The rows of a batch, of any event, that come for the first time; its partition's offset moves past them."""
+        offset = self._positions.get(batch.partition, 0)
+        self._positions[batch.partition] = max(offset, batch.next_offset)
+        return batch.since(offset)
+
+    def skip_to(self, positions: Mapping[str, int]) -> None:
+        """Take rows before `positions` (partition -> next offset) as seen."""
+        for partition, offset in positions.items():
+            self._positions[partition] = max(self._positions.get(partition, 0), offset)
+
+    def add_new(self, batch: EventBatch) -> None:
+        """Take in what `new_rows` returned, if it is of either event.
 
         Raises:
             SourceError: it is of neither.
         """
         if batch.event is self.spec.request:
-            self.add_impressions(batch)
+            self._add_requests(batch)
         elif batch.event is self.spec.engagement:
-            self.add_engagements(batch)
+            self._add_engagements(batch)
         else:
             names = f"{self._request.name} or {self._engagement.name}"
             raise SourceError(f"{batch.partition}: the joiner takes {names}, not {batch.event.__name__}")
 
-    def add_impressions(self, batch: EventBatch) -> None:
+    def _add_requests(self, batch: EventBatch) -> None:
         """Take in requests. One older than the watermark is late: counted and dropped."""
-        frame = self._unseen(batch)
+        frame = self._with_append_times(batch)
         on_time = frame.filter(_us(self._request.time) >= self._watermark_us)
         self._count("late_requests", frame.height - on_time.height)
         if on_time.is_empty():
@@ -171,7 +190,7 @@ class Joiner:
         if self._in_memory > self._requests_max:
             self._spill_latest()
 
-    def add_engagements(self, batch: EventBatch) -> None:
+    def _add_engagements(self, batch: EventBatch) -> None:
         """Take in engagements. One that no open or coming request can match is late: counted and dropped.
 
         So is one that `positive` has no value for, counted as "failed_engagements".
@@ -179,8 +198,8 @@ class Joiner:
         Raises:
             ConfigError: there are more than `engagements_max`.
         """
-        seen = self._unseen(batch)
-        positive, failed = (seen, 0) if self.spec.positive is None else rows_where(seen, self.spec.positive)
+        frame = self._with_append_times(batch)
+        positive, failed = (frame, 0) if self.spec.positive is None else rows_where(frame, self.spec.positive)
         self._count("failed_engagements", failed)
         columns = [*self.spec.engagement_entity, self.spec.candidate, self._engagement.id, "appended_us"]
         useful = positive.select(*columns, _us(self._engagement.time).alias("__time")).filter(
@@ -189,10 +208,10 @@ class Joiner:
         self._count("late_engagements", positive.height - useful.height)
         if not useful.is_empty():
             self._engagements.append(useful)
-        held = sum(frame.height for frame in self._engagements)
-        if held > self._engagements_max:
+        waiting = sum(frame.height for frame in self._engagements)
+        if waiting > self._engagements_max:
             raise ConfigError(
-                f"joiner: {held} engagements wait, limit engagements_max="
+                f"joiner: {waiting} engagements wait, limit engagements_max="
                 f"{self._engagements_max}: raise it, or shorten within"
             )
 
@@ -251,20 +270,14 @@ class Joiner:
         self._in_memory = requests.height
         self._engagements = [pl.read_ipc(source / "engagements.arrow")]
 
-    def _unseen(self, batch: EventBatch) -> pl.DataFrame:
-        """Rows that were not taken before, with `appended_us`."""
-        known = self._positions.get(batch.partition, 0)
-        self._positions[batch.partition] = max(known, batch.next_offset)
+    def _with_append_times(self, batch: EventBatch) -> pl.DataFrame:
         newest = newest_us(batch)
         self._newest_us = self._newest_us if newest is None else max(self._newest_us, newest)
-        frame = batch.frame.with_columns(
+        return batch.frame.with_columns(
             pl.Series("appended_us", batch.appended_us, dtype=pl.Int64)
             if batch.appended_us is not None
             else pl.lit(None, pl.Int64).alias("appended_us")
         )
-        if len(batch.offsets) and batch.offsets[0] < known:
-            return frame.filter(pl.Series(batch.offsets >= known))
-        return frame
 
     def _take(self, numbers: list[int]) -> pl.DataFrame:
         """Requests of some slices, in order, each id once."""
@@ -307,10 +320,10 @@ class Joiner:
             if self._in_memory <= self._requests_max // 2:
                 break
             parts = self._slices[number]
-            held = [part for part in parts if isinstance(part, pl.DataFrame)]
-            if not held:
+            in_memory = [part for part in parts if isinstance(part, pl.DataFrame)]
+            if not in_memory:
                 continue
-            frame = pl.concat(held)
+            frame = pl.concat(in_memory)
             path = self._spill / f"{number}-{next(self._spill_number)}-{id(self)}.arrow"
             frame.write_ipc(path)
             self._slices[number] = [*(part for part in parts if isinstance(part, Path)), path]

@@ -129,6 +129,13 @@ def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
             place.write(letters)
 
 
+def letters_of_rows(batch: EventBatch, index: NDArray[np.int64], reason: str, details: pl.Series | str) -> Letters:
+    """Dead letters of the good rows `index` (m,) of a batch that a reader cannot use, with each event as JSON."""
+    payloads = json_rows(batch.frame[index]).cast(pl.Binary)
+    columns = (row_numbers(batch.partition, batch.offsets[index]), reason, details, payloads)
+    return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *columns)
+
+
 def _decoded(batch: Batch, codec: Codec, spec: EventSpec) -> Decoded:
     if batch.payloads is not None:
         return _decode_surely(codec, batch.payloads, spec)

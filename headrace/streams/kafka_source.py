@@ -3,7 +3,6 @@
 Nothing is lost while the broker is away: the client reconnects by itself and fetches on from the same offset.
 """
 
-import difflib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.schemas import Event, spec_of
 from headrace.streams.kafka.clients import connected
-from headrace.streams.kafka.errors import FATAL, told
+from headrace.streams.kafka.errors import FATAL, describe, listed, lost_offset, unknown_topic
 from headrace.streams.kafka.fetch import Fetched, fetch
 from headrace.streams.kafka.start_times import offset_at
 from headrace.streams.positions import refuse_topic_of_files
@@ -41,8 +40,6 @@ ASK_S = 2.0
 """Seconds of one question for the topics: what keeps it from being answered is heard between two of them."""
 ENDS_S = 0.25
 """Seconds between two looks at whether the log still reaches as far as it has been read."""
-TOPICS_NAMED = 20
-"""Topics, the likest first, that are named where one is unknown."""
 BEYOND_S = 1.0
 """Seconds that a log may seem shorter than what was read of it: a new leader may not know its end at once."""
 GAP_MIN = 1 << 30
@@ -135,7 +132,7 @@ class KafkaSource(Source):
 
     def describe(self) -> str:
         """Topics and brokers."""
-        return f"{_listed('topic', self.topics)} at {self.bootstrap}"
+        return f"{listed('topic', self.topics)} at {self.bootstrap}"
 
     def unasked_topics(self) -> Sequence[str]:
         """The topics, unless their start was given."""
@@ -184,7 +181,7 @@ class KafkaSource(Source):
             self.seek({})
         fetched, errors = fetch(self._connect(), self._rows_max)
         if self._failure is not None:
-            raise SourceError(f"broker {self.bootstrap}: {told(self._failure)}")
+            raise SourceError(f"broker {self.bootstrap}: {describe(self._failure)}")
         if not self._until_end and time.monotonic() - self._listed_s > PARTITIONS_S and not self._away.is_set():
             self._take_new_partitions()
         running = [cursor for cursor in self._cursors.values() if not cursor.ended]
@@ -220,7 +217,7 @@ class KafkaSource(Source):
         if position is None:
             position = self._start_of(topic, number, low, high)
         if position < low:
-            raise OffsetLostError(_lost(name, position, low=low))
+            raise OffsetLostError(lost_offset(name, position, low=low))
         self._cursors[topic, number] = _Cursor(topic, number, position)
         self._unfetched.add((topic, number))
         return TopicPartition(topic, number, position)
@@ -310,7 +307,7 @@ class KafkaSource(Source):
             if cursor.position <= high:
                 self._beyond_s.pop(key, None)
             elif key in self._unfetched or now_s - self._beyond_s.setdefault(key, now_s) > BEYOND_S:
-                raise OffsetLostError(_lost(cursor.name, cursor.position, high=high))
+                raise OffsetLostError(lost_offset(cursor.name, cursor.position, high=high))
             if key in self._unfetched:
                 self._unfetched.discard(key)
                 cursor.end = high
@@ -324,11 +321,11 @@ class KafkaSource(Source):
                 cursor.ended = True  # offsets below the end may be transaction markers, which are never handed out
         elif code in LOST:
             name = cursor.name if cursor else f"{message.topic()}/{message.partition()}"
-            raise OffsetLostError(_lost(name, cursor.position if cursor else message.offset()))
+            raise OffsetLostError(lost_offset(name, cursor.position if cursor else message.offset()))
         elif code in UNKNOWN:
             raise UnknownTopicError(f"topic {message.topic()!r} was deleted while it was read: {error.str()}")
         elif code in FATAL:
-            raise SourceError(f"broker {self.bootstrap}, topic {message.topic()!r}: {told(error)}")
+            raise SourceError(f"broker {self.bootstrap}, topic {message.topic()!r}: {describe(error)}")
         else:
             self._on_error(error)
 
@@ -375,7 +372,9 @@ class KafkaSource(Source):
         try:
             return self._list_partitions(retrying(consumer.list_topics, timeout=min(ASK_S, self._connect_s)).topics)
         except KafkaException as exc:
-            raise SourceError(f"broker {self.bootstrap} does not answer: {told(self._failure or exc.args[0])}") from exc
+            raise SourceError(
+                f"broker {self.bootstrap} does not answer: {describe(self._failure or exc.args[0])}"
+            ) from exc
 
     def _is_passing(self, exc: BaseException) -> bool:
         """May the broker answer later? What it told us is only heard in a poll."""
@@ -387,7 +386,7 @@ class KafkaSource(Source):
         for topic in self.topics:
             if topic not in known or known[topic].error is not None:
                 raise UnknownTopicError(
-                    _unknown(topic, self.bootstrap, sorted(t for t in known if known[t].error is None))
+                    unknown_topic(topic, self.bootstrap, sorted(t for t in known if known[t].error is None))
                 )
             names += [f"{topic}/{number}" for number in sorted(known[topic].partitions)]
         return names
@@ -398,25 +397,3 @@ class KafkaSource(Source):
         except KafkaException as exc:
             raise SourceError(f"broker {self.bootstrap}, {topic}/{number}: {exc.args[0].str()}") from exc
         return int(low), int(high)
-
-
-def _listed(noun: str, names: Sequence[str]) -> str:
-    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
-def _unknown(topic: str, bootstrap: str, existing: list[str]) -> str:
-    have = ", ".join(difflib.get_close_matches(topic, existing, TOPICS_NAMED, 0.0)) or "none at all"
-    return (
-        f"broker {bootstrap} has no topic {topic!r}; it has {have}. Create it with "
-        f"`kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions 4`, or "
-        f'`headrace.pipelines.create_topics("{bootstrap}", {{"{topic}": 4}})`'
-    )
-
-
-def _lost(partition: str, wanted: int, *, low: int | None = None, high: int | None = None) -> str:
-    found = f"the broker's first is {low}" if low is not None else ""
-    found = f"the log ends at {high}: the topic was created anew" if high is not None else found
-    return (
-        f"{partition}: offset {wanted} is lost; {found or 'the broker does not have it'}. "
-        "What lies between cannot be read any more: rebuild from an archive (backfill), or start a fresh store"
-    )

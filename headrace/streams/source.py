@@ -5,7 +5,7 @@ there when it starts again: offsets live with the data. A partition's name is "<
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -95,6 +95,20 @@ class EventBatch:
     ended: bool = False
     origin: Origin | None = None
     prepared: dict[str, Any] = field(default_factory=dict)
+
+    def since(self, offset: int) -> "EventBatch":
+        """The rows at `offset` and past it."""
+        if not len(self.offsets) or self.offsets[0] >= offset:
+            return self
+        is_new = self.offsets >= offset
+        return replace(
+            self,
+            offsets=self.offsets[is_new],
+            frame=self.frame.filter(pl.Series(is_new)),
+            appended_us=None if self.appended_us is None else self.appended_us[is_new],
+            origin=None if self.origin is None else self.origin.take(np.flatnonzero(is_new)),
+            prepared={},
+        )
 
 
 class Source(Protocol):

@@ -144,7 +144,7 @@ def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path, monkeypat
     assert done.handed_over == orjson.loads(ends.read_bytes())
     live(Load, store)
     assert_exact(Load, store)
-    monkeypatch.setattr("headrace.cli.materialize.run", lambda *_, **__: None)
+    monkeypatch.setattr("headrace.cli.materialize.run_flow", lambda *_, **__: None)
     materialize_views([Load], ["kafka://127.0.0.1:1"], store, settings)  # it was handed over
     monkeypatch.undo()
     [done] = backfill_views([LoadToo], urls, store, settings, files_only=True)
