@@ -7,13 +7,13 @@ from headrace.pipelines.archiver import Archiver as Archiver
 from headrace.pipelines.flow import Flow as Flow
 from headrace.pipelines.flow import Job as Job
 from headrace.pipelines.flow import Place as Place
-from headrace.pipelines.materializer import Freshness as Freshness
 from headrace.pipelines.join_step import JoinStep as JoinStep
 from headrace.pipelines.joiner import Joiner as Joiner
 from headrace.pipelines.joiner import JoinSpec as JoinSpec
 from headrace.pipelines.loop import Step as Step
 from headrace.pipelines.loop import graceful_stop as graceful_stop
 from headrace.pipelines.materializer import FlushSummary as FlushSummary
+from headrace.pipelines.materializer import Freshness as Freshness
 from headrace.pipelines.materializer import Materializer as Materializer
 from headrace.pipelines.runner import dataflow as dataflow
 from headrace.pipelines.runner import run_flow as run_flow

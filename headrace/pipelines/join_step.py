@@ -1,7 +1,7 @@
-"""The joiner as a step of a flow: it keeps the watermark and, in a folder, its state with the offsets.
+"""Join in a flow: a step with a joiner, its watermark and, in a folder, its state with the offsets.
 
-After a crash, what came out since the last save comes out again, the same and in the same order: whoever uses it keeps
-the last (event time, request id) or, as the trainer does, saves the joiner together with its own state.
+After a crash, the results since the last save are repeated, equal and in the same order. A consumer remembers the last
+(event time, request id) or, as the trainer does, saves the joiner together with its own state.
 """
 
 import time
@@ -18,7 +18,7 @@ from headrace.streams.source import EventBatch
 from headrace.streams.watermark import Watermark
 
 SAVE_S = 30.0
-"""Interval of saves: what a crash makes the joiner read again."""
+"""Interval of saves in seconds: after a crash at most this much is read again."""
 IDLE_S = 30.0
 """Wall time after which a silent partition no longer holds the watermark back."""
 TICK_S = 1.0
@@ -67,7 +67,7 @@ class JoinStep:
 
     @property
     def due_s(self) -> float | None:
-        """Once a second: an idle partition may have let the watermark go."""
+        """Once a second: the watermark moves when a partition becomes idle."""
         return self._ticked_s + TICK_S
 
     def tick(self) -> list[pl.DataFrame]:
@@ -80,11 +80,11 @@ class JoinStep:
         return [] if frame is None else [frame]
 
     def status(self) -> dict[str, Any]:
-        """Counts of the joiner, and what waits."""
+        """Counts of the joiner, and its open requests."""
         return {"counts": dict(self.joiner.counts), "open_requests": self.joiner.open_requests}
 
     def finish(self) -> list[pl.DataFrame]:
-        """What is due, then save. At the end of the stream everything is due; after a stop open windows stay open."""
+        """Requests that are due; then save. At the end of the stream all are due; after a stop open windows stay."""
         frames = self.tick()
         self._save()
         return frames

@@ -1,4 +1,4 @@
-"""Labels: engagements joined to the requests that showed their candidates.
+"""Join engagements to the requests that showed their candidates, as labels.
 
 One request is one event with a list of candidates. A candidate is positive when an engagement of the same entity with
 it happened in [t, t + within), t being the request's event time; an engagement may label several requests.
@@ -11,7 +11,7 @@ it happened in [t, t + within), t being the request's event time; an engagement 
 Law: the requests that come out, their order (event time, then request id) and their labels are a function of the set of
 events, not of their order, batching or duplication, as long as nothing is later than the watermark's lateness.
 
-What is knowingly not optimal: each step scans the engagements of one window once.
+Not optimal: each step scans the engagements of one window.
 """
 
 import itertools
@@ -42,7 +42,7 @@ STEPS_PER_WINDOW = 16
 OUTPUT = ("labels", "label_times", "label_ids", "label_appended_us", "appended_us")
 """Columns that the joiner adds to those of the request."""
 REQUESTS_MAX = 1_000_000
-"""Open requests in memory; what is beyond is spilled to disk."""
+"""Open requests in memory; more are spilled to disk."""
 ENGAGEMENTS_MAX = 20_000_000
 """Positive engagements in memory."""
 LONG_AGO_US = -(2**62)
@@ -52,7 +52,7 @@ JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JoinSpec:
-    """What is joined to what.
+    """Which engagements label which requests.
 
     `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
     `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default
@@ -136,7 +136,7 @@ class Joiner:
 
     @property
     def open_requests(self) -> int:
-        """Requests that wait in memory; spilled ones are not counted."""
+        """Requests waiting in memory, without spilled ones."""
         return self._in_memory
 
     def positions(self) -> dict[str, int]:
@@ -252,7 +252,7 @@ class Joiner:
         (target / "joiner.json").write_bytes(orjson.dumps(everything))
 
     def load(self, folder: str | Path) -> None:
-        """Take over what `save` wrote.
+        """Take over the state that `save` wrote.
 
         Raises:
             ConfigError: it was written by a joiner of another spec.

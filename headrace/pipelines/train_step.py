@@ -1,4 +1,4 @@
-"""The trainer as a step of a flow: requests joined with their labels; every other engagement an example of its own.
+"""Train in a flow: on requests joined with their labels, and on every other engagement as an example of its own.
 
     impressions --+
                   +--> Joiner --watermark--> labelled requests ----------------------+
@@ -36,7 +36,7 @@ from headrace.streams.source import EventBatch
 from headrace.streams.watermark import Watermark
 
 SAVE_S = 30.0  # between two saves: what a crash makes it train again
-RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of what is held
+RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of the waiting events
 IDLE_S = 5.0  # wall time after which a silent partition no longer holds the watermark back
 
 log = structlog.get_logger(__name__)
@@ -116,7 +116,7 @@ class TrainStep:
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
-        """Save: what waits for the watermark or its micro-batch is in the saved state, to be learned after a start."""
+        """Save, with what waits for the watermark or its micro-batch: it is learned after a restart."""
         self._release()
         self.save()
         return []

@@ -1,15 +1,15 @@
-"""Trainer: examples in, published models out; plain Python.
+"""Train on examples and publish models; plain Python.
 
     joined requests --+
                       +--> waiting --(rows_min reached, or drained)--------> predict -> marks -> learn --+
     events, as of ----+                                                                                  |
                                             every publish_s: snapshot -> staged -> gate -> published <---+
 
-Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the replay's records, the sampler and what
-still waits, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
-once. Micro-batches are cut by rows, whole groups at a time, and where whoever feeds the trainer drains it, which the
-training step does at fixed event times. So weights are a function of the examples, and a resumed run ends with weights
-bitwise equal to one without a break, however the stream is cut into frames and however fast the machine is.
+Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the records of the replays, the sampler and
+waiting examples, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
+once. Micro-batches end by rows, at whole groups, and where the caller drains the trainer, which `TrainStep` does at
+fixed event times. So weights are a function of the examples: a resumed run ends with weights bitwise equal to those of
+an unbroken one, however the stream is cut into frames and however fast the machine is.
 """
 
 import time
@@ -59,12 +59,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """When things happen.
+    """Sizes and intervals of training and publication.
 
     Args:
         rows_min: a micro-batch is the fewest whole groups with at least this many rows.
-        wait_s: what has waited so long, on the wall clock, is trained on though it is less. Weights then depend on the
-            machine's speed; None: never.
+        wait_s: examples that have waited so long, on the wall clock, are trained on although they are fewer. Weights
+            then depend on the speed of the machine; None: never.
         publish_s: between two publications, in seconds; None: only when `publish` is called.
         refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
     """
@@ -128,10 +128,9 @@ class Trainer:
         self._refusals = 0
 
     def add_requests(self, frame: pl.DataFrame, positions: Mapping[str, int] | None = None) -> int:
-        """Joined requests, in order, one a row; returns how many examples they gave.
+        """Take in joined requests, in order, one a row; returns the number of examples.
 
-        `positions` are the next offsets of their partitions, to be resumed from once all up to here is trained or
-        saved.
+        `positions` are the next offsets of their partitions, to resume at once all up to here is trained or saved.
         """
         self._mark(frame, self._columns.scores, self.served)
         self._mark(frame, self._columns.shadow, self.shadow)
@@ -144,7 +143,7 @@ class Trainer:
         *,
         served: pl.Series | None = None,
     ) -> int:
-        """Events in event-time order, by class; returns how many examples they gave.
+        """Take in events in event-time order, by class; returns the number of examples.
 
         `served` are ids of events that label a request: they are learned there and give no example here.
 
@@ -154,7 +153,7 @@ class Trainer:
         return self._add(self._event_examples().add(events, served), positions)
 
     def observe_events(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
-        """Events, by class, that features are made of and nothing is learned from: history before a warm start.
+        """Take in events, by class, for features only, without learning from them: history before a warm start.
 
         Raises:
             DeclarationError: the trainer was made without `events`.
@@ -162,7 +161,7 @@ class Trainer:
         self._event_examples().observe(events)
 
     def poll(self) -> Verdict | None:
-        """Train on what is due, then publish if that is due; the gate's verdict if it was asked.
+        """Train on what is due, then publish if that is due; returns the verdict of the gate, if it was asked.
 
         Raises:
             GateRefusedError: it refused too often in a row.
@@ -179,12 +178,12 @@ class Trainer:
         return self.publish()
 
     def drain(self) -> None:
-        """Train on all that waits, the last micro-batch being smaller."""
+        """Train on all waiting examples, the last micro-batch being smaller."""
         while self._waiting_rows:
             self._train(self._cut(self.cadence.rows_min))
 
     def publish(self) -> Verdict:
-        """Snapshot, gate and, if it passes, publication.
+        """Take a snapshot, ask the gate, and publish the snapshot if it passes.
 
         Raises:
             GateRefusedError: it was refused, like `refusals_max - 1` before it.
@@ -276,7 +275,7 @@ class Trainer:
         return self._waiting[-1][1] if self._waiting else self.trained_positions
 
     def _move_to(self, positions: Mapping[str, int]) -> None:
-        """Note how far the partitions have been taken in: done with once all that waits now is trained."""
+        """Advance to `positions`, which count as trained once all examples that wait now are."""
         if self._waiting:
             examples, before = self._waiting[-1]
             self._waiting[-1] = (examples, before | dict(positions))
@@ -295,7 +294,7 @@ class Trainer:
         return len(examples)
 
     def _cut(self, rows_min: int) -> Examples:
-        """Take the fewest groups with at least `rows_min` rows off the front, or all that waits."""
+        """Remove and return the first groups with at least `rows_min` rows together, or all."""
         parts: list[Examples] = []
         missing = rows_min
         while missing > 0 and self._waiting:
@@ -336,7 +335,7 @@ class Trainer:
         return self._events
 
     def _mark(self, frame: pl.DataFrame, column: str | None, marks: Prequential) -> None:
-        """Marks of the scores that requests were answered with, or that a shadow gave them."""
+        """Observe the scores in `column`, with which requests were answered or that a shadow gave them."""
         if column is None or column not in frame.columns:
             return
         both = frame.select(labels=self._columns.labels, scores=column).filter(

@@ -1,6 +1,6 @@
 """Topics of a Kafka-protocol broker, read by explicit offsets: no consumer group, no commit, one consumer a worker.
 
-Nothing is lost while the broker is away: the client reconnects by itself and fetches on from the same offset.
+While the broker is away nothing is lost: the client reconnects and continues at the same offset.
 """
 
 import threading
@@ -32,22 +32,22 @@ log = structlog.get_logger(__name__)
 Start: TypeAlias = Literal["earliest", "latest", "stored"] | datetime | int | Mapping[str, int]
 
 ROWS_MAX = 16_384
-"""Messages a poll: more cost freshness, fewer cost calls of all that follows."""
+"""Messages a poll: more cost freshness, fewer cost calls downstream."""
 CONNECT_S_MAX = 30.0
-"""Seconds that a start waits for a broker that does not answer."""
+"""Seconds to wait at the start for a broker that does not answer."""
 
 ASK_S = 2.0
-"""Seconds of one question for the topics: what keeps it from being answered is heard between two of them."""
+"""Timeout of one request for the topics, in seconds; errors of the client are reported between two of them."""
 ENDS_S = 0.25
-"""Seconds between two looks at whether the log still reaches as far as it has been read."""
+"""Interval of checks that the log still reaches as far as it has been read, in seconds."""
 BEYOND_S = 1.0
-"""Seconds that a log may seem shorter than what was read of it: a new leader may not know its end at once."""
+"""Seconds for which a log may be shorter than what was read of it: a new leader may not know its end at once."""
 GAP_MIN = 1 << 30
-"""Offsets between two messages from which on the log must be another: the embedded broker's topics begin so far behind
-those of its earlier lives. Compacted logs and transactions leave gaps, too, but none of a billion.
+"""Gap between two offsets that means another log: after a restart, topics of the embedded broker begin so far ahead.
+Compacted logs and transactions leave gaps too, but none of a billion.
 """
 PARTITIONS_S = 30.0
-"""Interval of looks for partitions that a topic got meanwhile."""
+"""Interval of checks for partitions added to a topic, in seconds."""
 
 BROKER_ERRORS = Counter("headrace_broker_errors_total", "Errors that the broker's client reported", ["code"])
 
@@ -57,7 +57,7 @@ UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC
 
 @dataclass(slots=True)
 class _Cursor:
-    """How far one partition is read. `end` is its high watermark, seen at the first fetch."""
+    """Read position of one partition. `end` is its high watermark at the first fetch."""
 
     topic: str
     number: int
@@ -74,10 +74,10 @@ class KafkaSource(Source):
     """Batches of the partitions of some topics.
 
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
-    start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (what comes from now on),
-    a moment of append (a naive datetime is UTC), an offset, or an offset for each partition by name, others being read
-    from their earliest; "stored": such a partition is an error, so that a store which has lost its offsets is not
-    filled anew unasked. None is "earliest" as well, but refused where a reader was filled from files of the topic.
+    start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (events appended from now
+    on), a time of append (a naive datetime is UTC), an offset, or an offset for each partition by name, others being
+    read from their earliest; "stored": such a partition is an error, so that a store which has lost its offsets is not
+    silently filled again. None is "earliest" too, but refused where a reader was filled from files of the topic.
     `config` is passed to librdkafka (TLS, SASL).
 
     Raises:
@@ -155,7 +155,7 @@ class KafkaSource(Source):
         return list(self._names)
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read from `positions` on; called once, before the first poll.
+        """Start at `positions`; called once, before the first poll.
 
         Raises:
             OffsetLostError: an offset is below what the broker keeps. One beyond the end shows at the first fetch.
@@ -173,7 +173,7 @@ class KafkaSource(Source):
         """Messages that have been fetched, one batch a partition; never waits.
 
         Raises:
-            OffsetLostError: the broker no longer has, or never had, an offset that is wanted.
+            OffsetLostError: the broker no longer has, or never had, the offset to read.
             UnknownTopicError: a topic was deleted.
             SourceError: the broker refuses us for good (authentication, authorisation).
         """
@@ -185,18 +185,18 @@ class KafkaSource(Source):
         if not self._until_end and time.monotonic() - self._listed_s > PARTITIONS_S and not self._away.is_set():
             self._take_new_partitions()
         running = [cursor for cursor in self._cursors.values() if not cursor.ended]
-        self._look_at_ends()
+        self._check_ends()
         for message in errors:
             self._on_message_error(message.error(), message)
         if fetched and self._away.is_set():
             self._away.clear()
             log.info("broker_back", bootstrap=self.bootstrap)
         arrival_us = wall_us()
-        # A partition that ends without a message still says so, once: its watermark and offset count.
+        # A partition that ends without a message gives one empty batch, which carries its end and offset.
         return [
-            self._batch(cursor, found, arrival_us)
+            self._batch(cursor, messages, arrival_us)
             for cursor in running
-            if (found := fetched.get((cursor.topic, cursor.number))) or cursor.ended
+            if (messages := fetched.get((cursor.topic, cursor.number))) or cursor.ended
         ]
 
     def close(self) -> None:
@@ -206,7 +206,7 @@ class KafkaSource(Source):
             self._consumer = None
 
     def _owned(self, names: Sequence[str]) -> list[tuple[str, int]]:
-        """Our partitions: by number, so that a topic that grows leaves all others where they are."""
+        """This share's partitions, by number, so that a growing topic moves no other partition."""
         index, count = self._owner
         keys = [(topic, int(number)) for topic, _, number in (name.rpartition("/") for name in names)]
         return [(topic, number) for topic, number in keys if number % count == index]
@@ -242,7 +242,7 @@ class KafkaSource(Source):
         return offset_at(self.bootstrap, self._settings(), topic, number, (low, high), moment_us)
 
     def _take_new_partitions(self) -> None:
-        """Read partitions that a topic got since we last looked, from their start; the wait is short and rare."""
+        """Read partitions added to a topic since the last check, from their start; the wait is short and rare."""
         self._listed_s = time.monotonic()
         try:
             names = self._list_partitions(self._connect().list_topics(timeout=0.1).topics)
@@ -265,7 +265,7 @@ class KafkaSource(Source):
             offsets, stamps_ms, payloads = offsets[:kept], stamps_ms[:kept], payloads[:kept]
         if len(offsets):
             if offsets[0] - cursor.position >= GAP_MIN and cursor.position:
-                self._tell_of_gap(cursor, int(offsets[0]))
+                self._report_gap(cursor, int(offsets[0]))
             cursor.position = int(offsets[-1]) + 1
         if self._until_end and cursor.end is not None:
             cursor.ended |= cursor.position >= cursor.end
@@ -281,7 +281,7 @@ class KafkaSource(Source):
             ended=cursor.ended,
         )
 
-    def _tell_of_gap(self, cursor: _Cursor, first: int) -> None:
+    def _report_gap(self, cursor: _Cursor, first: int) -> None:
         BROKER_ERRORS.labels("gap").inc()
         log.warning(
             "broker_began_anew",
@@ -291,8 +291,8 @@ class KafkaSource(Source):
             detail="the log before is gone; events in it that had not been read are lost",
         )
 
-    def _look_at_ends(self) -> None:
-        """Compare positions with the logs' ends: at the first fetch of each partition, and from time to time."""
+    def _check_ends(self) -> None:
+        """Compare positions with the ends of the logs: at the first fetch of each partition, then every `ENDS_S`."""
         # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
         # batch, and says nothing at all to a fetch beyond the end.
         # That the broker was away does not tell when: what the client had fetched before is still handed out.
@@ -377,7 +377,7 @@ class KafkaSource(Source):
             ) from exc
 
     def _is_passing(self, exc: BaseException) -> bool:
-        """May the broker answer later? What it told us is only heard in a poll."""
+        """Whether the broker may answer later; polls first, since only a poll reports the client's errors."""
         self._connect().poll(0)
         return isinstance(exc, KafkaException) and exc.args[0].code() not in FATAL and self._failure is None
 

@@ -1,16 +1,16 @@
-"""Sources from what a person types: `kafka://host:9092`, a file, a glob, the folder of an archive.
+"""Sources by URL: `kafka://host:9092`, a file, a glob, the folder of an archive.
 
 kafka://host:9092,host2:9092?start=2026-01-01T00:00:00        the events' topics, from a start on (below)
 data/*.parquet    Engagement=data/engagements/**/*.arrow      files of the view's event, or of the event named
 archive/                                                      a folder that the archiver wrote
-s3://bucket/log/*.parquet    memory://log.arrow               the same on any filesystem of fsspec or pyarrow
+s3://bucket/log/*.parquet    memory://log.arrow               files on any filesystem of fsspec or pyarrow
 
-Where the store has read a partition already, the flow goes on there. Else it begins at `start`:
+A flow resumes partitions that the store has read. Others begin at `start`:
 
-earliest    latest             the first event that is kept, which is the default; what comes from now on
-2026-01-01T00:00:00            what was appended since; UTC unless it says another zone
+earliest    latest             the first event that the broker keeps, the default; events appended from now on
+2026-01-01T00:00:00            events appended since; UTC unless another zone is given
 1200    0:1200,1:900           an offset of every partition, or of each by its number
-stored                         nowhere: a partition that the store does not know is an error
+stored                         nowhere: a partition unknown to the store is an error
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -115,8 +115,8 @@ def sources_of_urls(urls: Sequence[str], events: Sequence[type[Event]], **option
         before = opened.setdefault(scheme, [])
         before.append(scheme.open(place, OpenOptions(named, before=tuple(before), **options)))
     sources: list[Source] = []
-    for scheme, found in sorted(opened.items(), key=lambda pair: pair[0].merge is None):  # history first
-        sources += [scheme.merge(found)] if scheme.merge is not None and len(found) > 1 else found
+    for scheme, of_scheme in sorted(opened.items(), key=lambda pair: pair[0].merge is None):  # history first
+        sources += [scheme.merge(of_scheme)] if scheme.merge is not None and len(of_scheme) > 1 else of_scheme
     return sources[0] if len(sources) == 1 else MergedSource(sources)
 
 
