@@ -208,7 +208,7 @@ class MessageProducer:
         return True
 
     def poll(self, wait_s: float = 0.0) -> None:
-        """Call `on_delivery` of messages that are done with; waits up to `wait_s` for one."""
+        """Report deliveries to `on_delivery`; waits up to `wait_s` for one."""
         self._producer.poll(wait_s)
 
     def wait(self, timeout_s: float) -> int:
