@@ -3,23 +3,21 @@
 Run it: `headrace run pipelines.archive`. The folder is a source for `headrace backfill`, `verify` and replays.
 """
 
-import bytewax.operators as op
-from bytewax.dataflow import Dataflow
-
-from headrace.pipelines import Archiver
-from headrace.pipelines.on_bytewax import consume, events_in
+from headrace.pipelines import Archiver, Flow, Job, dataflow
 from headrace.pipelines.wiring import intake_of, kafka_source, status_of
 from headrace.settings import load_settings
 from schemas.retail import Engagement, Impression
 
 EVENTS = (Impression, Engagement)
-settings = load_settings()
-flow = Dataflow("archive")
-events = op.input("events", flow, events_in(kafka_source(settings, EVENTS), EVENTS, **intake_of(settings)))
-consume(
-    "archive",
-    events,
-    make=lambda _group, _groups: Archiver(settings.archive_dir, flush_s=settings.archive_flush_s),
-    spread=False,
-    on_status=status_of(settings, "archive"),
-)
+
+
+@dataflow
+def flow() -> Flow:
+    """The archive, written by one step."""
+    settings = load_settings()
+    archive = Job(
+        "archive",
+        lambda _place: Archiver(settings.archive_dir, flush_s=settings.archive_flush_s),
+        on_status=status_of(settings, "archive"),
+    )
+    return Flow("archive", kafka_source(settings, EVENTS), EVENTS, [archive], **intake_of(settings))

@@ -3,18 +3,21 @@
 Run it: `headrace run pipelines.join`. The files are for analysts; `pipelines.train` joins by itself.
 """
 
-import bytewax.operators as op
-from bytewax.dataflow import Dataflow
-
-from headrace.pipelines.on_bytewax import events_in, join_examples, parquet_out
+from headrace.pipelines import Flow, dataflow
+from headrace.pipelines.flow import frames_to, join
 from headrace.pipelines.wiring import intake_of, kafka_source
 from headrace.settings import load_settings
 from pipelines.labels import label_spec
 from schemas.retail import Engagement, Impression
 
 EVENTS = (Impression, Engagement)
-settings = load_settings()
-flow = Dataflow("join")
-events = op.input("events", flow, events_in(kafka_source(settings, EVENTS), EVENTS, **intake_of(settings)))
-requests = join_examples("join", events, label_spec(settings), state=settings.state_dir / "join")
-parquet_out("examples", requests, settings.state_dir / "examples")
+
+
+@dataflow
+def flow() -> Flow:
+    """The join, and its files."""
+    settings = load_settings()
+    requests = join(
+        label_spec(settings), state=settings.state_dir / "join", out=frames_to(settings.state_dir / "examples")
+    )
+    return Flow("join", kafka_source(settings, EVENTS), EVENTS, [requests], **intake_of(settings))

@@ -1,12 +1,8 @@
 """Labelled requests and all other purchases train `NextItem`. Run it: `headrace run pipelines.train`."""
 
-import bytewax.operators as op
-from bytewax.dataflow import Dataflow
-
 from headrace.learners import ModelDirectory
-from headrace.pipelines import Joiner
+from headrace.pipelines import Flow, Job, Joiner, dataflow
 from headrace.pipelines.examples import EventExamples, RequestColumns
-from headrace.pipelines.on_bytewax import consume, events_in
 from headrace.pipelines.train_step import TrainStep
 from headrace.pipelines.trainer import Cadence, Trainer
 from headrace.pipelines.wiring import intake_of, kafka_source, status_of
@@ -15,6 +11,7 @@ from learners.next_item import NextItem
 from pipelines.labels import label_spec
 from schemas.retail import Engagement, Impression
 
+EVENTS = (Impression, Engagement)
 NEGATIVES = 9  # drawn for a purchase that no request showed
 SHOWN_NEGATIVES = 99  # of a request, to whose rate the others are corrected
 POPULARITY_ROWS = 5_000  # negatives are drawn from the items of so many purchases before
@@ -34,14 +31,9 @@ def make_step(settings: Settings) -> TrainStep:
     return TrainStep(trainer, Joiner(label_spec(settings)), [Engagement], state=settings.state_dir / "train")
 
 
-EVENTS = (Impression, Engagement)
-settings = load_settings()
-flow = Dataflow("train")
-events = op.input("events", flow, events_in(kafka_source(settings, EVENTS), EVENTS, **intake_of(settings)))
-consume(
-    "train",
-    events,
-    make=lambda _group, _groups: make_step(settings),
-    spread=False,
-    on_status=status_of(settings, "train"),
-)
+@dataflow
+def flow() -> Flow:
+    """The training, one step for the whole flow."""
+    settings = load_settings()
+    train = Job("train", lambda _place: make_step(settings), on_status=status_of(settings, "train"))
+    return Flow("train", kafka_source(settings, EVENTS), EVENTS, [train], **intake_of(settings))

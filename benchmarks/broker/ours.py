@@ -10,7 +10,8 @@ from headrace.features import FeatureView
 from headrace.features.store import OnlineStore
 from headrace.features.view import plan_of
 from headrace.pipelines import KafkaSource
-from headrace.pipelines.on_bytewax import materialize_flow, run
+from headrace.pipelines.flow import materialize_flow
+from headrace.pipelines.runner import run_flow
 from headrace.schemas import FileDeadLetters
 
 
@@ -21,7 +22,7 @@ def run_backlog(bootstrap: str, view: type[FeatureView], url: str, namespace: st
         source, [view], lambda: OnlineStore.open(url, namespace=namespace), {"dead_letters": FileDeadLetters(letters)}
     )
     started_s = time.perf_counter()
-    run(flow)
+    run_flow(flow, runner="bytewax")
     return time.perf_counter() - started_s
 
 
@@ -54,7 +55,7 @@ def run_live(
         {"dead_letters": FileDeadLetters(letters)},
         on_status=look,
     )
-    run(flow)
+    run_flow(flow, runner="bytewax")
     return last
 
 

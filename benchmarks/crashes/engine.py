@@ -148,7 +148,8 @@ def _bring_in(job: Job, letters: object) -> None:
     from benchmarks.crashes.declaration import VIEWS, Reading
     from headrace.features.store import OnlineStore
     from headrace.pipelines import FileSource, Intake, KafkaSource, Materializer, loop
-    from headrace.pipelines.on_bytewax import materialize_flow, run
+    from headrace.pipelines.flow import materialize_flow
+    from headrace.pipelines.runner import run_flow
 
     source = (
         KafkaSource(job.log, [Reading], rows_max=ROWS_MAX, config=BROKER_OPTIONS)
@@ -158,7 +159,7 @@ def _bring_in(job: Job, letters: object) -> None:
     with OnlineStore.open(job.store_url) as store:
         pace = {"flush_s": FLUSH_S, "catch_up_s": FLUSH_S[1]}
         if job.count == 1:
-            run(materialize_flow(source, VIEWS, store, {"dead_letters": letters}, **pace))
+            run_flow(materialize_flow(source, VIEWS, store, {"dead_letters": letters}, **pace), runner="bytewax")
         else:
             step = Materializer(VIEWS, store, owner=(job.index, job.count), **pace)
             loop.run(source, Intake((Reading,), dead_letters=letters), [step])

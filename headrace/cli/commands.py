@@ -14,6 +14,7 @@ from headrace.cli import local as cli_local  # noqa: F401 - it registers its com
 from headrace.cli import views as cli_views  # noqa: F401 - it registers its commands
 from headrace.cli.console import (
     Json,
+    Runner,
     app,
     command,
     err,
@@ -63,16 +64,18 @@ def demo(
 @command(app, "run", uses_services=True)
 def run(
     module: Annotated[str, typer.Argument(help="A module with a `flow`, e.g. pipelines.materialize")],
+    runner: Runner = None,
     workers: Annotated[int, typer.Option(min=1, help="Bytewax workers: threads of this process.")] = 1,
 ) -> None:
     """Run a dataflow of the project until it is stopped.
 
     Example: `headrace run pipelines.materialize`
     """
-    from headrace.pipelines.on_bytewax import run as run_flow
+    from headrace.pipelines.runner import run_flow
 
     project.activate()
-    run_flow(project.load_object(f"{module}:flow"), workers, say=lambda line: say(f"{module} is up: {line}"))
+    flow = project.load_object(f"{module}:flow")
+    run_flow(flow, runner=runner, workers=workers, say=lambda line: say(f"{module} is up: {line}"))
 
 
 @command(app, "serve", uses_services=True)

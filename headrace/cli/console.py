@@ -11,7 +11,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NoReturn, ParamSpec
+from typing import Annotated, Any, Literal, NoReturn, ParamSpec
 
 import typer
 from rich.console import Console
@@ -83,6 +83,10 @@ def _unmarked(value: Any) -> Any:
     return [_unmarked(each) for each in value] if isinstance(value, list | tuple) else value
 
 
+Runner = Annotated[
+    Literal["bytewax", "loop"] | None,
+    typer.Option("--runner", help="What runs the flow. Default: bytewax where it is installed, else the plain loop."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreUrl = Annotated[
     str | None, typer.Option("--store", help="Redis URL, or embedded://DIR. Default: HEADRACE_REDIS_URL.")

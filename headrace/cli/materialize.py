@@ -1,5 +1,6 @@
 """What the commands `materialize`, `backfill` and `verify` do: from views and URLs to a flow and its words."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -17,15 +18,16 @@ from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.history.verification import Verification
 from headrace.history.verify import verify_all
 from headrace.pipelines.backfill import Backfilled, backfill
+from headrace.pipelines.flow import materialize_flow
 from headrace.pipelines.materializer import FlushSummary
-from headrace.pipelines.on_bytewax import materialize_flow, run
+from headrace.pipelines.runner import Runner, run_flow
 from headrace.pipelines.wiring import intake_of, registry_of
 from headrace.schemas import DeadLetter, FileDeadLetters, spec_of
 from headrace.settings import Settings
 from headrace.streams.intake import Intake
-from headrace.streams.positions import Reached, is_live, least_positions
+from headrace.streams.positions import OFFSET_MAX, Reached, is_live, least_positions
 from headrace.streams.source import EventBatch, Source
-from headrace.streams.urls import KAFKA, OFFSET_MAX, file_sources, named_url, sources_of_urls
+from headrace.streams.urls import sources_of_urls
 
 BACKFILL_ROWS = 262_144
 """Rows a batch where freshness does not count: an entity's record is fetched once for many of its events."""
@@ -38,6 +40,7 @@ def materialize_views(
     settings: Settings,
     *,
     until_end: bool = False,
+    runner: Runner | None = None,
     workers: int = 1,
     records_max: int | None = None,
     beside_topic: bool = False,
@@ -45,8 +48,8 @@ def materialize_views(
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
 
-    `records_max`: records of a view in memory; None: all that were touched. `beside_topic`: files and topics hold
-    different events, so both count. `say` is given one line once the flow runs.
+    `runner` and `workers` as for `run_flow`. `records_max`: records of a view in memory; None: all that were touched.
+    `beside_topic`: files and topics hold different events, so both count. `say` is given one line once the flow runs.
 
     Raises:
         ConfigError: a topic whose events the views may have got from files, or the other way round.
@@ -54,10 +57,11 @@ def materialize_views(
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka, beside_topic=beside_topic)
-    intake = {**intake_of(settings), "dead_letters": FileDeadLetters(settings.dead_letter_dir)}
-    progress = Progress()
-    options = {"records_max": records_max, "on_status": progress.show}
-    run(materialize_flow(source, views, store, intake, **options), workers, say=say)
+    with contextlib.closing(FileDeadLetters(settings.dead_letter_dir)) as letters:
+        intake = {**intake_of(settings), "dead_letters": letters}
+        progress = Progress()
+        options = {"records_max": records_max, "on_status": progress.show}
+        run_flow(materialize_flow(source, views, store, intake, **options), runner=runner, workers=workers, say=say)
     progress.end(store, views)
 
 
@@ -84,34 +88,34 @@ def backfill_views(
     source = sources_of_urls(
         urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka, beside_topic=beside_topic
     )
-    ends = {name: offset for files in file_sources(source) for name, offset in files.ends().items()}
+    ends = {name: offset for part in source.parts() for name, offset in part.ends().items()}
     if handover is not None:
         ends |= _offsets(handover, {spec_of(event).topic for event in events})
-    has_topic = any(named_url(url, events)[1].startswith(KAFKA) for url in urls)
+    has_topic = any(part.has_live_offsets for part in source.parts())
     if not (files_only or has_topic):
         _require_ends(source, ends)
     progress = Progress()
-    letters = FileDeadLetters(settings.dead_letter_dir)
-    known = registry_of(settings)
-    done = backfill(views, source, store, handover=ends, dead_letters=letters, registry=known, on_flush=progress.add)
+    registry, on_flush = registry_of(settings), progress.add
+    with contextlib.closing(FileDeadLetters(settings.dead_letter_dir)) as letters:
+        done = backfill(views, source, store, handover=ends, dead_letters=letters, registry=registry, on_flush=on_flush)
     if not has_topic:
         return done
-    files = {name for part in file_sources(source) for name in part.partitions()}
+    history = {name for part in source.parts() if not part.has_live_offsets for name in part.partitions()}
     return [
-        dataclasses.replace(row, handed_over={name: at for name, at in reached.items() if name not in files})
+        dataclasses.replace(row, handed_over={name: at for name, at in reached.items() if name not in history})
         for row, view in zip(done, views, strict=False)  # none are done if it was stopped
         for reached in [least_positions(fence.offsets for fence in _fences(view, store))]
     ]
 
 
 def _require_ends(source: Source, ends: Mapping[str, int]) -> None:
-    for files in file_sources(source):
-        if not any(name.startswith(f"{files.topic}/") for name in ends):
-            raise ConfigError(
-                f"plain files do not say up to which offset of topic {files.topic!r} they reach, so the live flow "
-                f'would count their events again: give --handover FILE with {{"{files.topic}/0": <next offset>, ...}}, '
-                "use the folder of an archive, or say --no-handover if no topic ever feeds these views"
-            )
+    topics = {name.partition("/")[0] for part in source.parts() for name in part.partitions()}
+    for topic in sorted(topics - {name.partition("/")[0] for name in ends}):
+        raise ConfigError(
+            f"plain files do not say up to which offset of topic {topic!r} they reach, so the live flow "
+            f'would count their events again: give --handover FILE with {{"{topic}/0": <next offset>, ...}}, '
+            "use the folder of an archive, or say --no-handover if no topic ever feeds these views"
+        )
 
 
 def _fences(view: type[FeatureView], store: OnlineStore) -> list[Fence]:
@@ -129,9 +133,9 @@ def verify_views(
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
     readers = [_reached(view, store) for view in views]
-    for files in file_sources(source):
-        files.tell_origins()
-        files.recognise(readers)
+    for part in source.parts():
+        part.tell_origins()
+        part.refuse_changed(readers)
     return verify_all(views, _Log(source, Intake(events, dead_letters=_Known(), registry=registry_of(settings))), store)
 
 
@@ -154,7 +158,7 @@ class _Log:
     def __init__(self, source: Source, intake: Intake) -> None:
         self._source = source
         self._intake = intake
-        self._archived = {name: end for files in file_sources(source) for name, end in files.ends().items()}
+        self._archived = {name: end for part in source.parts() for name, end in part.ends().items()}
         live = {name for name in source.partitions() if name in self._archived}
         self.ends = {name: end for name, end in self._archived.items() if name not in live}
 

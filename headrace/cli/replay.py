@@ -24,8 +24,8 @@ from headrace.schemas import DeadLetter, Event, spec_of
 from headrace.schemas.time_units import TimeUnit
 from headrace.settings import Settings, load_settings
 from headrace.streams.intake import Intake
-from headrace.streams.memory import keep_freed_memory
-from headrace.streams.urls import KAFKA, named_url, source_of_url
+from headrace.streams.read_ahead import keep_freed_memory
+from headrace.streams.urls import FILES, named_url, scheme_of, source_of_url
 from headrace.telemetry import configure_logs
 
 SPOOL_ROWS = 1_000_000
@@ -64,10 +64,10 @@ def replay_views(
     topics = []
     for url in urls:
         named, place = named_url(url, events)
-        if place.startswith(KAFKA):
-            topics.append(url)
-        else:
+        if scheme_of(place) is FILES:
             tables.setdefault(named[0], []).append(place)
+        else:
+            topics.append(url)
     room = out.with_name(f"{out.name}.topics")
     try:
         with RowsBar() as bar:

@@ -13,6 +13,7 @@ from headrace import project
 from headrace.cli.console import (
     Json,
     KeysCommand,
+    Runner,
     StoreUrl,
     View,
     app,
@@ -104,6 +105,7 @@ def materialize(
     events: EventUrls,
     store: StoreUrl = None,
     until_end: Annotated[bool, typer.Option("--until-end", help="Stop at the end that a topic has now.")] = False,
+    runner: Runner = None,
     workers: Annotated[int, typer.Option(min=1, help="Bytewax workers: threads of this process.")] = 1,
     memory_records: Annotated[
         int | None,
@@ -129,6 +131,7 @@ def materialize(
             opened,
             settings,
             until_end=until_end,
+            runner=runner,
             workers=workers,
             records_max=records_max,
             beside_topic=beside_topic,

@@ -98,7 +98,7 @@ def _train(demo: Demo, batches: list[EventBatch], settings: Settings, kept: Path
     verdict = step.trainer.publish()
     if not verdict.passed:
         raise ModelError(f"the warm start's model is refused: {'; '.join(verdict.reasons)}")
-    step.save(state / "train")
+    step.save()
     seconds = time.monotonic() - started
     trained = step.trainer.trained
     screen.say(

@@ -33,7 +33,7 @@ from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.history.verification import Verification, both, differences
 from headrace.schemas import Event
 from headrace.schemas.tables import TableLike, frame_of
-from headrace.streams.origin import Origin
+from headrace.streams.source import Origin
 
 _SNAPSHOT_TRIES = 10
 

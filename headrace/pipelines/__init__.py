@@ -1,20 +1,23 @@
 """From streams and files to the online store and to labelled examples.
 
-`on_bytewax` holds the operators for Bytewax, `loop` the plain runner; both run the same steps.
+A `Flow` describes a source and the jobs that take in its events; `runner` runs it under Bytewax or in the plain loop.
 """
 
 from headrace.pipelines.archiver import Archiver as Archiver
-from headrace.pipelines.freshness import Freshness as Freshness
-from headrace.pipelines.join_spec import JoinSpec as JoinSpec
+from headrace.pipelines.flow import Flow as Flow
+from headrace.pipelines.flow import Job as Job
+from headrace.pipelines.flow import Place as Place
 from headrace.pipelines.join_step import JoinStep as JoinStep
 from headrace.pipelines.joiner import Joiner as Joiner
-from headrace.pipelines.joiner import candidate_rows as candidate_rows
+from headrace.pipelines.joiner import JoinSpec as JoinSpec
 from headrace.pipelines.loop import Step as Step
 from headrace.pipelines.loop import graceful_stop as graceful_stop
 from headrace.pipelines.materializer import FlushSummary as FlushSummary
+from headrace.pipelines.materializer import Freshness as Freshness
 from headrace.pipelines.materializer import Materializer as Materializer
+from headrace.pipelines.runner import dataflow as dataflow
+from headrace.pipelines.runner import run_flow as run_flow
 from headrace.pipelines.shard import ShardSet as ShardSet
-from headrace.pipelines.watermark import Watermark as Watermark
 from headrace.streams.file_source import FileSource as FileSource
 from headrace.streams.intake import Intake as Intake
 from headrace.streams.kafka_source import KafkaSource as KafkaSource
@@ -24,4 +27,6 @@ from headrace.streams.kafka_writer import create_topics as create_topics
 from headrace.streams.positions import least_positions as least_positions
 from headrace.streams.source import Batch as Batch
 from headrace.streams.source import EventBatch as EventBatch
+from headrace.streams.source import OpenOptions as OpenOptions
 from headrace.streams.source import Source as Source
+from headrace.streams.watermark import Watermark as Watermark

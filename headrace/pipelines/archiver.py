@@ -1,12 +1,12 @@
-"""The log as Parquet files, by event day: what a backfill or an analyst reads when the broker has let go of it.
+"""Archive a log as Parquet files by event day, for backfills and analysts once the broker has deleted it.
 
-    <folder>/<topic>/2024-05-01/<partition>.<first offset>-<next offset>.parquet       names: schemas/archive_names
+    <folder>/<topic>/2024-05-01/<partition>.<first offset>-<next offset>.parquet       names: files/archive_names
                                               the event's columns, and `_offset`
-    <folder>/<topic>/offsets.json                                                      what is committed
+    <folder>/<topic>/offsets.json                                                      committed next offsets
 
-Each event is in exactly one file. A flush writes its files first, each under another name until it is whole and on
-disk, and then the offsets, by one rename. Files past the committed offsets are being written or left from a crash:
-readers pass them over, and the next start deletes them before it writes those rows again.
+Each event is in exactly one file. A flush writes its files first, each under a temporary name until it is complete and
+on disk, and then the offsets, by one rename. Files past the committed offsets are being written or left from a crash:
+readers skip them, and the next start deletes them before it writes those rows again.
 """
 
 import os
@@ -39,7 +39,7 @@ ARCHIVED = Counter("headrace_archived_rows_total", "Rows written to the archive"
 
 
 class Archiver:
-    """A `Step` that writes every event it is given below `folder`."""
+    """A `Step` that archives every event in `folder`."""
 
     def __init__(self, folder: str | Path, *, flush_s: float = FLUSH_S, rows_max: int = ROWS_MAX) -> None:
         self.folder = Path(folder)
@@ -63,24 +63,14 @@ class Archiver:
         return positions_of("the archive", dict(self._positions))
 
     def expect(self, partitions: Sequence[str]) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def apply(self, batch: EventBatch) -> None:
-        """Keep the batch's new rows until the next flush."""
+        """Buffer new rows until the next flush."""
         known = self._positions.get(batch.partition, 0)
         if batch.next_offset <= known:
             return
-        if len(batch.offsets) and batch.offsets[0] < known:
-            new = batch.offsets >= known
-            batch = EventBatch(
-                batch.event,
-                batch.partition,
-                batch.offsets[new],
-                batch.next_offset,
-                batch.frame.filter(pl.Series(new)),
-                None,
-                batch.arrival_us,
-            )
+        batch = batch.since(known)
         if not self._batches:
             self._since_s = time.monotonic()
         self._batches.append(batch)
@@ -93,18 +83,18 @@ class Archiver:
         return self._since_s + self._flush_s if self._batches else None
 
     def tick(self) -> list[Path]:
-        """Flush if it is time; the files written."""
+        """Flush if it is time; returns the files written."""
         due_s = self.due_s
         return (
             self.finish() if due_s is not None and (time.monotonic() >= due_s or self._rows >= self._rows_max) else []
         )
 
     def status(self) -> dict[str, Any]:
-        """Positions, and rows that wait for the next flush."""
+        """Positions, and the number of buffered rows."""
         return {"positions": self.positions(), "waiting_rows": self._rows}
 
     def finish(self) -> list[Path]:
-        """Write what is held, then the offsets."""
+        """Write the buffered rows, then the offsets."""
         written: list[Path] = []
         by_partition: dict[tuple[type[Event], str], list[EventBatch]] = {}
         for batch in self._batches:

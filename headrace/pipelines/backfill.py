@@ -1,12 +1,12 @@
-"""A new view, or a new version of a changed one, from history; then the live flow goes on where history ends.
+"""Build a view, or a new version of a changed one, from history; the live flow continues where history ends.
 
     history  |--------- files of the archive ---------|            offsets of the live topic beside the records,
     topic          ... 17 18 19 20 21 22 23 24 25 26 27 28 ...     so that row 24 is counted here and 25 there
                                             ^ hand-over: 25
 
-The new version is written beside the old one, which serves until the last step, the switch. A hand-over that is exact
-needs history that says where it ends: a topic does by itself, an archive by its committed offsets, plain files by
-offsets that are given. What was done is in the store's fences: after a crash the same call goes on from there.
+The new version is written beside the old one, which is served until the switch at the end. An exact hand-over needs to
+know where history ends: a topic does, an archive has committed offsets, and for plain files offsets are given. Progress
+is in the fences of the store: after a crash, another call with equal arguments resumes there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from headrace.streams.intake import Intake
 from headrace.streams.source import Source
 
 FLUSH_S = 5.0
-"""Interval of flushes: nobody waits for fresh values, and what a crash loses is read again."""
+"""Flush interval in seconds: no reader waits for fresh values."""
 DIRTY_MAX = 1_000_000
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backfilled:
-    """What a backfill did to one view. `before`: version that readers got until now; `after`: the one they get."""
+    """Result of a backfill for one view. `before` and `after`: the versions that were and are active."""
 
     view: str
     before: str | None
@@ -52,10 +52,10 @@ def backfill(
     registry: SchemaRegistry | None = None,
     on_flush: Callable[[FlushSummary], None] = lambda _summary: None,
 ) -> list[Backfilled]:
-    """Bring `history`, a source that ends, into new versions of `views`, and switch readers to them.
+    """Build new versions of `views` from `history`, a source that ends, and switch readers to them.
 
     `handover`: partition -> next offset of the live topic that history does not hold. A view whose version is active
-    and knows these partitions already is left alone: it has been handed over, and the live flow keeps it.
+    and knows these partitions already is skipped: the live flow keeps it up to date.
 
     Raises:
         FencedError: another engine writes the new version.
@@ -76,7 +76,7 @@ def backfill(
             handover=ends,
         )
         loop.run(history, Intake(step.events, dead_letters=dead_letters, registry=registry), [step], out=on_flush)
-        if not history.exhausted:  # asked to stop: what was applied is kept, nothing is switched
+        if not history.exhausted:  # it was stopped: what was applied is kept, nothing is switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])
             return []
     hand_over(waiting, store, ends)
@@ -95,7 +95,7 @@ def backfill(
 
 
 def hand_over(views: Sequence[type[FeatureView]], store: OnlineStore, positions: Mapping[str, int]) -> None:
-    """Take the rows before `positions` (partition -> next offset) as applied, in every shard of each view.
+    """Mark rows before `positions` (partition -> next offset) as applied, in every shard of each view.
 
     Raises:
         FencedError: another engine writes the view.
@@ -108,7 +108,7 @@ def hand_over(views: Sequence[type[FeatureView]], store: OnlineStore, positions:
 
 
 def _is_done(plan: ViewPlan, store: OnlineStore, handover: Mapping[str, int]) -> bool:
-    """Whether the version is active and every shard knows the live partitions: rows were handed over before."""
+    """Whether the version is active and every shard knows the live partitions: it was handed over before."""
     if not handover or store.active(plan.name) != plan.fingerprint:
         return False
     fences = store.fences(plan, range(store.shards))

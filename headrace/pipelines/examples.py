@@ -1,9 +1,9 @@
-"""Examples for training, from two sources: joined requests, and events replayed as of their time.
+"""Training examples from two sources: joined requests, and events with features as of their time.
 
     joined request   features bytes (what the model read), labels            -> inputs as served   log-rate 0
     event (positive) replay -> as-of read of it and of k drawn negatives     -> inputs assembled   log-rate log(ref / k)
 
-A request, or a positive with its negatives, is a group: rows that are ranked together and never parted.
+A request, or a positive with its negatives, is a group: rows that are ranked together and never split.
 """
 
 from collections.abc import Mapping
@@ -79,7 +79,7 @@ class Examples:
         )
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """As plain arrays."""
+        """The examples as plain arrays."""
         return {
             "inputs": np.frombuffer(self.inputs.to_bytes(), dtype=np.uint8),
             "labels": self.labels,
@@ -98,7 +98,7 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class RequestColumns:
-    """Which column of a frame of joined requests holds what; `scores` and `shadow` may be None: not logged."""
+    """Names of the columns of joined requests; `scores` and `shadow` are None if they are not logged."""
 
     time: str = "event_time"
     features: str = "features"
@@ -108,18 +108,18 @@ class RequestColumns:
 
 
 def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: RequestColumns) -> Examples | None:
-    """Joined requests, one row each, as examples; None when none is usable.
+    """Examples of joined requests, one a row of `frame`; None when none is usable.
 
-    A request whose features another spec packed, or that are damaged, or that has other labels than a 0 or 1 for each
-    row, is counted by reason and skipped: it must not stop the stream.
+    A request is skipped and counted, by reason, so that it does not stop the stream: its features were packed by
+    another spec or are damaged, or its labels are not a 0 or 1 for each row.
     """
     inputs, labels, times = [], [], []
     selected = frame.select(columns.features, columns.labels, pl.col(columns.time).dt.epoch("us"))
     for packed, label, time_us in selected.iter_rows():
         reason = ""
         try:
-            found = Inputs.from_bytes(packed, learner.inputs.fingerprint)
-            if len(found) != len(label) or not set(label) <= {0, 1}:
+            rows = Inputs.from_bytes(packed, learner.inputs.fingerprint)
+            if len(rows) != len(label) or not set(label) <= {0, 1}:
                 reason = "labels"
         except DecodeError:
             reason = "damaged"
@@ -128,20 +128,20 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
         if reason:
             SKIPPED.labels(reason=reason).inc()
             log.warning("request_skipped", reason=reason, learner=learner.name)
-        elif len(found):
-            inputs.append(found)
+        elif len(rows):
+            inputs.append(rows)
             labels.append(label)
             times.append(time_us)
     if not inputs:
         return None
     sizes = np.array([len(part) for part in inputs], dtype=np.int64)
-    rows = int(sizes.sum())
+    row_count = int(sizes.sum())
     return Examples(
         Inputs.concat(inputs),
         np.concatenate([np.asarray(part, dtype=np.float32) for part in labels]),
-        np.zeros(rows, dtype=np.float32),
+        np.zeros(row_count, dtype=np.float32),
         np.repeat(np.array(times, dtype=np.int64), sizes),
-        np.full(rows, REQUESTS, dtype=np.int64),
+        np.full(row_count, REQUESTS, dtype=np.int64),
         np.concatenate([[0], np.cumsum(sizes)]),
     )
 
@@ -149,10 +149,10 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
 class EventExamples:
     """Positives from the label's events, negatives from what was popular, both read as of the event's time.
 
-    The event's own columns, with the candidate's replaced for a negative, are the request columns of the spec. Features
-    never see the event itself: at equal times the read comes first. Examples are a function of the sequence of events,
-    not of how it was cut into frames, as long as it is cut between event times and these do not go back. A positive
-    without an entity or a candidate gives no example and is counted; one without another column is learned as it is
+    The request columns of the spec are those of the event, with the candidate replaced for a negative. Features never
+    include the event itself: at equal times the read comes first. Examples are a function of the sequence of events,
+    not of how it was cut into frames, as long as cuts are between event times and these do not decrease. A positive
+    without an entity or a candidate gives no example and is counted; one that lacks another column is learned as it is
     served, with that value missing.
 
     Negatives are drawn by popularity, so each row's log-rate corrects the popularity of its own candidate (log Q): the
@@ -190,9 +190,9 @@ class EventExamples:
         self._sampler = RecentPopularity(capacity, seed)
         # Views that a negative shares with its positive are read once for both.
         shared = [view for view in learner.views if self.label.candidate not in plan_of(view).entity]
-        own = [view for view in learner.views if view not in shared]
+        separate = [view for view in learner.views if view not in shared]
         self._shared = Replay(shared) if shared else None
-        self._own = Replay(own) if own else None
+        self._separate = Replay(separate) if separate else None
         self._spec = spec_of(self.label.event)
         entity = [column for view in learner.views for column in plan_of(view).entity]
         self._required = list(dict.fromkeys([*entity, self.label.candidate]))
@@ -206,7 +206,7 @@ class EventExamples:
             )
 
     def observe(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
-        """Take `events` into the views and into what is popular, and make no example of them."""
+        """Update views and popularity with `events`, without making examples."""
         frame = events.get(self.label.event)
         if frame is not None:
             self._sampler.draw(self._positives(frame)[self.label.candidate].to_numpy(), 0)
@@ -214,9 +214,9 @@ class EventExamples:
             replay.advance(events)
 
     def add(self, events: Mapping[type[Event], pl.DataFrame], served: pl.Series | None = None) -> Examples | None:
-        """Examples of the positives in `events`; the views take in all of them. None when there is no positive.
+        """Examples of the positives in `events`, which all update the views; None when there is no positive.
 
-        `served` are ids of positives that are learned as part of a request: they become popular, but no example here.
+        `served` are ids of positives that are learned as part of a request: they count as popular, but give no example.
         """
         drawn = self._spine(events.get(self.label.event), served)
         if drawn is None:
@@ -225,8 +225,8 @@ class EventExamples:
             return None
         spine, valid, log_rates = drawn
         columns: dict[str, Column] = {name: column_of(spine[name]) for name in self._columns}
-        if self._own is not None:
-            columns |= columns_of(self._own.advance(events, spine) or {})
+        if self._separate is not None:
+            columns |= columns_of(self._separate.advance(events, spine) or {})
         if self._shared is not None:
             positives = spine[:: valid.shape[1]]
             read = columns_of(self._shared.advance(events, positives) or {})
@@ -247,19 +247,19 @@ class EventExamples:
         )
 
     def save(self, folder: Path) -> None:
-        """Replay's records and the sampler, into the existing `folder`."""
+        """Write the records of the replays and the sampler into the existing `folder`."""
         for replay in self._replays():
             replay.save(folder / "replay")
         save_file(self._sampler.state_dict(), folder / "sampler.safetensors")
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote."""
+        """Take over what `save` wrote."""
         for replay in self._replays():
             replay.load(folder / "replay")
         self._sampler.load_state_dict(load_file(folder / "sampler.safetensors"))
 
     def _replays(self) -> list[Replay]:
-        return [replay for replay in (self._shared, self._own) if replay is not None]
+        return [replay for replay in (self._shared, self._separate) if replay is not None]
 
     def _positives(self, frame: pl.DataFrame) -> pl.DataFrame:
         positives, failed = (frame, 0) if self.label.positive is None else rows_where(frame, self.label.positive)
@@ -279,16 +279,17 @@ class EventExamples:
             return None
         candidate = self.label.candidate
         drawn = self._sampler.draw(positives[candidate].to_numpy(), self._negatives)
-        values, found, popularity = drawn.values, drawn.valid, drawn.log_popularity
+        values, is_drawn, popularity = drawn.values, drawn.valid, drawn.log_popularity
         if served is not None and self._spec.id is not None:
-            own = ~positives[self._spec.id].is_in(served.implode()).to_numpy()
-            positives, values, found, popularity = positives.filter(own), values[own], found[own], popularity[own]
+            is_alone = ~positives[self._spec.id].is_in(served.implode()).to_numpy()
+            positives, values = positives.filter(is_alone), values[is_alone]
+            is_drawn, popularity = is_drawn[is_alone], popularity[is_alone]
             if positives.is_empty():
                 return None
         ids = positives[candidate].to_numpy()
-        valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), found], axis=1)
-        # What is not valid is read like the positive, and dropped later.
-        every = np.concatenate([ids[:, None], np.where(found, values, ids[:, None])], axis=1)
+        valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), is_drawn], axis=1)
+        # An invalid negative is read like the positive, and dropped later.
+        every = np.concatenate([ids[:, None], np.where(is_drawn, values, ids[:, None])], axis=1)
         spine = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
         repeated = spine[np.repeat(np.arange(len(ids)), every.shape[1])]
         replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
@@ -296,7 +297,7 @@ class EventExamples:
 
 
 def _repeat(column: Column, times: int) -> Column:
-    """Each row of a column `times` times in a row."""
+    """A column with each row repeated `times` times."""
     if isinstance(column, np.ndarray):
         return np.repeat(column, times, axis=0)
     return Lists(np.repeat(column.values, times, axis=0), np.repeat(column.lengths, times))

@@ -1,10 +1,9 @@
-"""The joiner as a step of a flow: it keeps the watermark and, in a folder, its state with the offsets.
+"""Join in a flow: a step with a joiner, its watermark and, in a folder, its state with the offsets.
 
-After a crash, what came out since the last save comes out again, the same and in the same order: whoever uses it keeps
-the last (event time, request id) or, as the trainer does, saves the joiner together with its own state.
+After a crash, the results since the last save are repeated, equal and in the same order. A consumer remembers the last
+(event time, request id) or, as the trainer does, saves the joiner together with its own state.
 """
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 
 import polars as pl
 
+from headrace.checkpoints import Checkpoints
 from headrace.pipelines.joiner import Joiner
-from headrace.pipelines.watermark import Watermark
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
+from headrace.streams.watermark import Watermark
 
 SAVE_S = 30.0
-"""Interval of saves: what a crash makes the joiner read again."""
+"""Interval of saves in seconds: after a crash at most this much is read again."""
 IDLE_S = 30.0
 """Wall time after which a silent partition no longer holds the watermark back."""
 TICK_S = 1.0
@@ -39,17 +39,18 @@ class JoinStep:
         idle_s: float | None = IDLE_S,
     ) -> None:
         self.joiner = joiner
-        self._state = None if state is None else Path(state)
+        self._checkpoints = None if state is None else Checkpoints(state)
         self._save_s = save_s
         self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
         self._saved_s = time.monotonic()
         self._ticked_s = 0.0
-        if self._state is not None and (self._state / "LATEST").is_file():
-            joiner.load(self._state / (self._state / "LATEST").read_text())
+        if self._checkpoints is not None and (newest := self._checkpoints.newest()):
+            joiner.load(newest[0])
 
     def describe(self) -> str:
         """Requests, and where the joiner's state is."""
-        return f"labelled requests, with the joiner's state in {self._state or 'memory alone'}"
+        where = self._checkpoints.folder if self._checkpoints else "memory alone"
+        return f"labelled requests, with the joiner's state in {where}"
 
     def positions(self) -> Positions:
         """Next offset of each partition in the joiner's state."""
@@ -66,7 +67,7 @@ class JoinStep:
 
     @property
     def due_s(self) -> float | None:
-        """Once a second: an idle partition may have let the watermark go."""
+        """Once a second: the watermark moves when a partition becomes idle."""
         return self._ticked_s + TICK_S
 
     def tick(self) -> list[pl.DataFrame]:
@@ -74,28 +75,22 @@ class JoinStep:
         self._ticked_s = time.monotonic()
         watermark_us = self._watermark.value_us()
         frame = None if watermark_us is None else self.joiner.advance(watermark_us)
-        if self._state is not None and time.monotonic() - self._saved_s > self._save_s:
-            self._save(self._state)
+        if time.monotonic() - self._saved_s > self._save_s:
+            self._save()
         return [] if frame is None else [frame]
 
     def status(self) -> dict[str, Any]:
-        """Counts of the joiner, and what waits."""
+        """Counts of the joiner, and its open requests."""
         return {"counts": dict(self.joiner.counts), "open_requests": self.joiner.open_requests}
 
     def finish(self) -> list[pl.DataFrame]:
-        """What is due, then save. At the end of the stream everything is due; after a stop open windows stay open."""
+        """Requests that are due; then save. At the end of the stream all are due; after a stop open windows stay."""
         frames = self.tick()
-        if self._state is not None:
-            self._save(self._state)
+        self._save()
         return frames
 
-    def _save(self, state: Path) -> None:
-        name = str(time.time_ns())
-        self.joiner.save(state / name)
-        pointer = state / "LATEST.new"
-        pointer.write_text(name)
-        pointer.replace(state / "LATEST")
-        for old in state.iterdir():
-            if old.is_dir() and old.name != name:
-                shutil.rmtree(old)
+    def _save(self) -> None:
+        if self._checkpoints is not None:
+            with self._checkpoints.write({}) as folder:
+                self.joiner.save(folder)
         self._saved_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Labels: engagements joined to the requests that showed their candidates.
+"""Join engagements to the requests that showed their candidates, as labels.
 
 One request is one event with a list of candidates. A candidate is positive when an engagement of the same entity with
 it happened in [t, t + within), t being the request's event time; an engagement may label several requests.
@@ -11,7 +11,7 @@ it happened in [t, t + within), t being the request's event time; an engagement 
 Law: the requests that come out, their order (event time, then request id) and their labels are a function of the set of
 events, not of their order, batching or duplication, as long as nothing is later than the watermark's lateness.
 
-What is knowingly not optimal: each step scans the engagements of one window once.
+Not optimal: each step scans the engagements of one window.
 """
 
 import itertools
@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +28,81 @@ import polars as pl
 import structlog
 from prometheus_client import Counter
 
-from headrace.errors import ConfigError, SourceError
+from headrace.errors import ConfigError, DeclarationError, SourceError
 from headrace.features.expressions.failing_rows import rows_where
-from headrace.pipelines.join_spec import OUTPUT, JoinSpec
-from headrace.pipelines.watermark import END_OF_TIME_US
-from headrace.schemas import spec_of
+from headrace.schemas import Event, spec_of
 from headrace.streams.intake import newest_us
 from headrace.streams.source import EventBatch
+from headrace.streams.watermark import END_OF_TIME_US
 
 log = structlog.get_logger(__name__)
 
+STEPS_PER_WINDOW = 16
+"""A request waits at most this fraction of `within` longer than it must; fewer scans of the engagements in return."""
+OUTPUT = ("labels", "label_times", "label_ids", "label_appended_us", "appended_us")
+"""Columns that the joiner adds to those of the request."""
 REQUESTS_MAX = 1_000_000
-"""Open requests in memory; what is beyond is spilled to disk."""
+"""Open requests in memory; more are spilled to disk."""
 ENGAGEMENTS_MAX = 20_000_000
 """Positive engagements in memory."""
 LONG_AGO_US = -(2**62)
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JoinSpec:
+    """Which engagements label which requests.
+
+    `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
+    `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default
+    to the events' keys and `request_id` to the request's declared id.
+
+    Raises:
+        DeclarationError: a column is missing, or two that are compared differ in type.
+    """
+
+    request: type[Event]
+    engagement: type[Event]
+    candidates: str
+    candidate: str
+    within_us: int
+    positive: pl.Expr | None = None
+    lateness_us: int = 0
+    request_id: str | None = None
+    request_entity: tuple[str, ...] = ()
+    engagement_entity: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        request, engagement = spec_of(self.request), spec_of(self.engagement)
+        object.__setattr__(self, "request_id", self.request_id or request.id)
+        object.__setattr__(self, "request_entity", self.request_entity or request.key)
+        object.__setattr__(self, "engagement_entity", self.engagement_entity or engagement.key)
+        where = f"join of {request.name} with {engagement.name}"
+        for spec, columns in (
+            (request, (self.request_id, self.candidates, *self.request_entity)),
+            (engagement, (engagement.id, self.candidate, *self.engagement_entity)),
+        ):
+            for column in columns:
+                if column not in spec.polars:
+                    what = "an id, and it declares none" if column is None else f"column {column!r}"
+                    raise DeclarationError(f"{where}: needs {what}; {spec.name} has {', '.join(spec.polars)}")
+        taken = [column for column in OUTPUT if column in request.polars]
+        if taken:
+            raise DeclarationError(f"{where}: {', '.join(taken)} is what the joiner adds; rename it in {request.name}")
+        left = [pl.List(engagement.polars[self.candidate]), *(engagement.polars[c] for c in self.engagement_entity)]
+        right = [request.polars[c] for c in (self.candidates, *self.request_entity)]
+        if left != right:
+            raise DeclarationError(f"{where}: {request.name} has {right}, {engagement.name} wants {left}")
+        if self.within_us <= 0 or self.lateness_us < 0:
+            raise DeclarationError(
+                f"{where}: within {self.within_us} us, lateness {self.lateness_us} us: must be positive"
+            )
+
+    @property
+    def step_us(self) -> int:
+        """Requests come out when the watermark passes a multiple of this."""
+        return max(self.within_us // STEPS_PER_WINDOW, 1)
 
 
 class Joiner:
@@ -77,7 +136,7 @@ class Joiner:
 
     @property
     def open_requests(self) -> int:
-        """Requests that wait in memory; spilled ones are not counted."""
+        """Requests waiting in memory, without spilled ones."""
         return self._in_memory
 
     def positions(self) -> dict[str, int]:
@@ -85,22 +144,41 @@ class Joiner:
         return dict(self._positions)
 
     def add(self, batch: EventBatch) -> None:
-        """Take in a batch of either event.
+        """Take in the new rows of a batch of either event.
+
+        Raises:
+            SourceError: it is of neither.
+        """
+        self.add_new(self.new_rows(batch))
+
+    def new_rows(self, batch: EventBatch) -> EventBatch:
+        """The rows of a batch, of any event, that come for the first time; its partition's offset moves past them."""
+        offset = self._positions.get(batch.partition, 0)
+        self._positions[batch.partition] = max(offset, batch.next_offset)
+        return batch.since(offset)
+
+    def skip_to(self, positions: Mapping[str, int]) -> None:
+        """Take rows before `positions` (partition -> next offset) as seen."""
+        for partition, offset in positions.items():
+            self._positions[partition] = max(self._positions.get(partition, 0), offset)
+
+    def add_new(self, batch: EventBatch) -> None:
+        """Take in what `new_rows` returned, if it is of either event.
 
         Raises:
             SourceError: it is of neither.
         """
         if batch.event is self.spec.request:
-            self.add_impressions(batch)
+            self._add_requests(batch)
         elif batch.event is self.spec.engagement:
-            self.add_engagements(batch)
+            self._add_engagements(batch)
         else:
             names = f"{self._request.name} or {self._engagement.name}"
             raise SourceError(f"{batch.partition}: the joiner takes {names}, not {batch.event.__name__}")
 
-    def add_impressions(self, batch: EventBatch) -> None:
+    def _add_requests(self, batch: EventBatch) -> None:
         """Take in requests. One older than the watermark is late: counted and dropped."""
-        frame = self._unseen(batch)
+        frame = self._with_append_times(batch)
         on_time = frame.filter(_us(self._request.time) >= self._watermark_us)
         self._count("late_requests", frame.height - on_time.height)
         if on_time.is_empty():
@@ -112,7 +190,7 @@ class Joiner:
         if self._in_memory > self._requests_max:
             self._spill_latest()
 
-    def add_engagements(self, batch: EventBatch) -> None:
+    def _add_engagements(self, batch: EventBatch) -> None:
         """Take in engagements. One that no open or coming request can match is late: counted and dropped.
 
         So is one that `positive` has no value for, counted as "failed_engagements".
@@ -120,8 +198,8 @@ class Joiner:
         Raises:
             ConfigError: there are more than `engagements_max`.
         """
-        seen = self._unseen(batch)
-        positive, failed = (seen, 0) if self.spec.positive is None else rows_where(seen, self.spec.positive)
+        frame = self._with_append_times(batch)
+        positive, failed = (frame, 0) if self.spec.positive is None else rows_where(frame, self.spec.positive)
         self._count("failed_engagements", failed)
         columns = [*self.spec.engagement_entity, self.spec.candidate, self._engagement.id, "appended_us"]
         useful = positive.select(*columns, _us(self._engagement.time).alias("__time")).filter(
@@ -130,10 +208,10 @@ class Joiner:
         self._count("late_engagements", positive.height - useful.height)
         if not useful.is_empty():
             self._engagements.append(useful)
-        held = sum(frame.height for frame in self._engagements)
-        if held > self._engagements_max:
+        waiting = sum(frame.height for frame in self._engagements)
+        if waiting > self._engagements_max:
             raise ConfigError(
-                f"joiner: {held} engagements wait, limit engagements_max="
+                f"joiner: {waiting} engagements wait, limit engagements_max="
                 f"{self._engagements_max}: raise it, or shorten within"
             )
 
@@ -174,7 +252,7 @@ class Joiner:
         (target / "joiner.json").write_bytes(orjson.dumps(everything))
 
     def load(self, folder: str | Path) -> None:
-        """Take over what `save` wrote.
+        """Take over the state that `save` wrote.
 
         Raises:
             ConfigError: it was written by a joiner of another spec.
@@ -192,20 +270,14 @@ class Joiner:
         self._in_memory = requests.height
         self._engagements = [pl.read_ipc(source / "engagements.arrow")]
 
-    def _unseen(self, batch: EventBatch) -> pl.DataFrame:
-        """Rows that were not taken before, with `appended_us`."""
-        known = self._positions.get(batch.partition, 0)
-        self._positions[batch.partition] = max(known, batch.next_offset)
+    def _with_append_times(self, batch: EventBatch) -> pl.DataFrame:
         newest = newest_us(batch)
         self._newest_us = self._newest_us if newest is None else max(self._newest_us, newest)
-        frame = batch.frame.with_columns(
+        return batch.frame.with_columns(
             pl.Series("appended_us", batch.appended_us, dtype=pl.Int64)
             if batch.appended_us is not None
             else pl.lit(None, pl.Int64).alias("appended_us")
         )
-        if len(batch.offsets) and batch.offsets[0] < known:
-            return frame.filter(pl.Series(batch.offsets >= known))
-        return frame
 
     def _take(self, numbers: list[int]) -> pl.DataFrame:
         """Requests of some slices, in order, each id once."""
@@ -248,10 +320,10 @@ class Joiner:
             if self._in_memory <= self._requests_max // 2:
                 break
             parts = self._slices[number]
-            held = [part for part in parts if isinstance(part, pl.DataFrame)]
-            if not held:
+            in_memory = [part for part in parts if isinstance(part, pl.DataFrame)]
+            if not in_memory:
                 continue
-            frame = pl.concat(held)
+            frame = pl.concat(in_memory)
             path = self._spill / f"{number}-{next(self._spill_number)}-{id(self)}.arrow"
             frame.write_ipc(path)
             self._slices[number] = [*(part for part in parts if isinstance(part, Path)), path]
@@ -285,21 +357,6 @@ class Joiner:
             "positive": str(spec.positive),
             "within_us": spec.within_us,
         }
-
-
-def candidate_rows(examples: pl.DataFrame, spec: JoinSpec) -> pl.DataFrame:
-    """One row a candidate of what `Joiner.advance` gave.
-
-    The request's columns, then `position` from 0, `label` and `label_time`.
-    """
-    lists = [spec.candidates, "labels", "label_times"]
-    return (
-        examples.drop("label_ids", "label_appended_us")
-        .filter(pl.col(spec.candidates).list.len() > 0)
-        .with_columns(pl.int_ranges(pl.col(spec.candidates).list.len()).alias("position"))
-        .explode(*lists, "position")
-        .rename({"labels": "label", "label_times": "label_time"})
-    )
 
 
 def _us(column: str) -> pl.Expr:

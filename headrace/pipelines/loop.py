@@ -1,8 +1,9 @@
-"""The plain runner: a source and an intake on one thread, some steps in one loop on another.
+"""The plain runner: a source and an intake on one thread, the steps in a loop on another.
 
-It runs the same objects with the same semantics as the Bytewax adapter, which shows where the seam is: positions
-first, then poll and decode ahead, apply, tick; at the end or when stopped, finish. What the offsets do not cover is
-read again at the next start.
+    positions of the steps --> seek --> poll and decode ahead --> apply --> tick --> ... --> finish
+
+It runs the same steps as Bytewax does, with equal results, and needs no package. At the end or when stopped, `finish`
+flushes; after an error nothing is flushed, and the next start reads again what the stored offsets do not cover.
 """
 
 import contextlib
@@ -11,14 +12,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import product
 from typing import Any, Protocol, runtime_checkable
 
+import structlog
+
 from headrace.streams.intake import Intake
-from headrace.streams.memory import keep_freed_memory
 from headrace.streams.positions import least_positions
-from headrace.streams.read_ahead import ReadAhead
-from headrace.streams.source import Batch, EventBatch, Source
+from headrace.streams.read_ahead import ReadAhead, keep_freed_memory
+from headrace.streams.source import Batch, EventBatch, Source, described
+
+log = structlog.get_logger(__name__)
 
 FULL_ROWS, BUSY_ROWS = 16_384, 1_024
 """A poll with fewer rows is followed by a pause: each poll has a cost of its own, whatever it brings."""
@@ -28,30 +32,32 @@ IDLE_S = 0.003
 """Pause after a poll that brought nothing; what it adds to freshness at most."""
 WAIT_S_MAX = 0.1
 """How long a batch is waited for at a time."""
+STATUS_S = 0.5
+"""Interval of the figures that a flow reports."""
 
 
 class Step(Protocol):
     """Something that takes batches in and keeps its offsets with what it makes of them. Used by one thread."""
 
     def positions(self) -> dict[str, int]:
-        """Next offset wanted, of each partition known. Asked once, before the source starts."""
+        """Next offset to read, of each known partition. Called once, before the source starts."""
         ...
 
     def expect(self, partitions: Sequence[str]) -> None:
-        """The partitions of the source; told once, before the first batch."""
+        """Called once before the first batch, with the partitions of the source."""
         ...
 
     def apply(self, batch: EventBatch) -> None:
-        """Take in a batch. Rows below the step's own offsets must be left out."""
+        """Take in a batch. Rows below the offsets of the step must be skipped."""
         ...
 
     @property
     def due_s(self) -> float | None:
-        """Monotonic time at which `tick` has something to do even if no batch comes; None: nothing waits."""
+        """Monotonic time at which `tick` has work even if no batch comes; None: nothing waits."""
         ...
 
     def tick(self) -> Sequence[Any]:
-        """Called after batches and when `due_s` has passed, also without need: do what is due, hand on the results."""
+        """Do what is due and return the results. Called after batches, when `due_s` has passed, and without need."""
         ...
 
     def status(self) -> Mapping[str, Any]:
@@ -59,13 +65,13 @@ class Step(Protocol):
         ...
 
     def finish(self) -> Sequence[Any]:
-        """Called once, when the source ended or the flow is asked to stop: keep everything that was applied."""
+        """Store everything that was applied. Called once, when the source has ended or the flow is asked to stop."""
         ...
 
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A step of whose work some can be done ahead, on the source's thread."""
+    """A step that can do a part of its work ahead, on the thread of the source."""
 
     def prepare(self, batch: EventBatch) -> None:
         """Called for a batch while batches before it wait; `apply` works without it."""
@@ -73,8 +79,43 @@ class Prepares(Protocol):
 
 
 def prepares(steps: Iterable[Step]) -> list[Callable[[EventBatch], None]]:
-    """What can be done ahead for `steps`."""
+    """The `prepare` methods of those steps that have one."""
     return [step.prepare for step in steps if isinstance(step, Prepares)]
+
+
+class Heartbeat:
+    """Reports of a running flow: `line` once it reads or has waited for input, then figures twice a second.
+
+    `say` takes the line; `on_status` are called with nothing, every `STATUS_S`.
+    """
+
+    def __init__(self, line: str, say: Callable[[str], object], on_status: Sequence[Callable[[], object]] = ()) -> None:
+        self._line: str | None = line
+        self._say = say
+        self._on_status = on_status
+        self._started_s = time.monotonic()
+        self._reported_s = 0.0
+
+    def beat(self, *, has_read: bool) -> None:
+        """Report what is due. Called after each poll; `has_read`: it brought something."""
+        now_s = time.monotonic()
+        if self._on_status and now_s - self._reported_s >= STATUS_S:
+            self._reported_s = now_s
+            for report in self._on_status:
+                report()
+        if self._line is not None and (has_read or now_s - self._started_s > STATUS_S):
+            self._say(self._line)
+            self._line = None
+
+
+def log_line(line: str) -> None:
+    """Log what a flow reads and writes."""
+    log.info("flow_up", detail=line)
+
+
+def up_line(source: Source, steps: Iterable[Step]) -> str:
+    """What a flow reads and writes, for people."""
+    return f"reads {described(source)}; writes {', '.join(map(described, steps)) or 'nothing'}"
 
 
 def run(
@@ -82,7 +123,7 @@ def run(
     intake: Intake,
     steps: Sequence[Step],
     *,
-    out: Callable[[Any], None] | None = None,
+    out: Callable[[Any], object] | None = None,
     stop: threading.Event | None = None,
 ) -> None:
     """Run until the source is exhausted, `stop` is set, or SIGTERM or SIGINT arrives; `out` gets the steps' results.
@@ -90,26 +131,52 @@ def run(
     Raises:
         HeadraceError: a step or the source failed. Nothing is flushed then.
     """
-    hand_on = out or (lambda _result: None)
-    keep_freed_memory()
     with graceful_stop(stop) as stopping:
-        source.seek(least_positions(step.positions() for step in steps))
-        for step in steps:
-            step.expect(source.partitions())
-        ahead = ReadAhead(source, intake.decode, pause_after, prepare=prepares(steps))
-        try:
-            while not ahead.exhausted:
-                if stopping.is_set():
-                    ahead.stop()
-                for events in ahead.poll(_wait_s(steps)):
-                    for step in steps:
-                        step.apply(events)
-                for result in chain.from_iterable(step.tick() for step in steps):
-                    hand_on(result)
-            for result in chain.from_iterable(step.finish() for step in steps):
-                hand_on(result)
-        finally:
-            ahead.close()
+        drive(source, intake, steps, [out or discard] * len(steps), stop=stopping)
+
+
+def drive(
+    source: Source,
+    intake: Intake,
+    steps: Sequence[Step],
+    outs: Sequence[Callable[[Any], object]],
+    *,
+    stop: threading.Event,
+    heartbeat: Heartbeat | None = None,
+) -> None:
+    """Run until the source is exhausted or `stop` is set; `outs` take the results, one for each step.
+
+    Raises:
+        HeadraceError: see `run`.
+    """
+    keep_freed_memory()
+    source.seek(least_positions(step.positions() for step in steps))
+    for step in steps:
+        step.expect(source.partitions())
+    ahead = ReadAhead(source, intake.decode, pause_after, prepare=prepares(steps))
+    try:
+        while not ahead.exhausted:
+            if stop.is_set():
+                ahead.stop()
+            batches = ahead.poll(_wait_s(steps))
+            for batch, step in product(batches, steps):
+                step.apply(batch)
+            _hand_on((step.tick() for step in steps), outs)
+            if heartbeat is not None:
+                heartbeat.beat(has_read=bool(batches))
+        _hand_on((step.finish() for step in steps), outs)
+    finally:
+        ahead.close()
+
+
+def discard(_result: object) -> None:
+    """Drop a result of a step."""
+
+
+def _hand_on(results: Iterable[Sequence[Any]], outs: Iterable[Callable[[Any], object]]) -> None:
+    for of_step, out in zip(results, outs, strict=True):
+        for result in of_step:
+            out(result)
 
 
 def _wait_s(steps: Sequence[Step]) -> float:

@@ -1,12 +1,11 @@
-"""Events into the online store: the shards of some views, flushed in a cadence that follows the load.
+"""Keep records in the online store up to date: the shards of some views, flushed in a cadence that follows the load.
 
     apply  apply  apply ...  flush ------- all dirty records and their offsets, all or nothing a shard
     |<---- interval ---->|
 
-Under little load a flush takes a millisecond and comes every 20 ms, so that readers are fresh; under load it takes
-longer, and the interval grows with it to a second, so that many events on one key cost one write. While the flow is
-behind, with files or a backlog, it is 5 s. What a crash loses of the memory is read again from the offsets in the
-store.
+Under little load a flush takes a millisecond and happens every 20 ms, so that reads are fresh; under load it takes
+longer, and the interval grows with it up to a second, so that many events of one key cost one write. While the flow is
+behind, with files or a backlog, the interval is 5 s. After a crash, events past the stored offsets are read again.
 """
 
 import functools
@@ -20,14 +19,13 @@ import numpy as np
 import structlog
 import tenacity
 from numpy.typing import NDArray
-from prometheus_client import Counter
+from prometheus_client import Counter, Histogram
 
 from headrace.clock import wall_us
 from headrace.errors import StoreUnavailableError
 from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, events_of, plans_of
 from headrace.features.warm import warm_up
-from headrace.pipelines.freshness import Freshness
 from headrace.pipelines.shard import ShardSet
 from headrace.schemas import DeadLetters, Event, spec_of
 from headrace.streams.positions import (
@@ -45,24 +43,33 @@ log = structlog.get_logger(__name__)
 FLUSH_S = (0.02, 1.0)
 """Shortest and longest interval between flushes."""
 CATCH_UP_S = 5.0
-"""Interval of flushes while the flow is behind: what it saves brings the flow up sooner than it would make fresh."""
+"""Flush interval while catching up: fewer flushes shorten the backlog more than frequent ones improve freshness."""
 BEHIND_S = (1.0, 3.0)
-"""A flow falls behind when its events were appended longer ago than the second, and has caught up below the first.
-Events of files are long past."""
+"""Age of events, in seconds, below which a flow has caught up, and above which it has fallen behind. Events of files
+count as old."""
 FLUSH_SHARE = 0.9
-"""Share of the time that flushes may take, between these two bounds. Waiting longer saves few writes: with half of the
-time, 280,000 events a second of 100,000 keys were half as fresh, for a tenth less work."""
+"""Share of the time that flushes may take, within the bounds of the interval. A smaller share saves few writes: with a
+half, 280,000 events a second of 100,000 keys were half as fresh, for a tenth less work."""
 APPLY_ROWS, CATCH_UP_ROWS = 32_768, 196_608
-"""Rows of small batches that are gathered before they are applied; the second while the flow is behind: an entity's
-record then comes from memory once for several of its events. Not with `records_max`, which a batch's entities exceed.
+"""Rows of small batches that are gathered before they are applied; the second while the flow is behind, when several
+events of an entity then share one access to its record. Not with `records_max`, which a batch's entities may exceed.
 """
 DIRTY_MAX = 200_000
-"""Dirty records that cause a flush whatever the time: about half a second of writing, some 100 MB of commands."""
+"""Dirty records that cause a flush at any time: about half a second of writing, some 100 MB of commands."""
 CHECK_S = 1.0
-"""Interval at which an engine that has nothing to write looks whether the store is still what it left."""
+"""Interval at which an engine without anything to write checks that the store has not changed."""
 STOP_PATIENCE_S = 5.0
-"""How long a store that is away is waited for once the flow was asked to stop."""
+"""How long to wait for an unavailable store once the flow is asked to stop."""
 
+SAMPLES_MAX = 65_536
+"""Samples kept; the 99.9th percentile still rests on 65 of them."""
+
+FRESHNESS = Histogram(
+    "headrace_freshness_seconds",
+    "Append time to visible, of the oldest event in each flush",
+    ["step"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600),
+)
 STORE_RETRIES = Counter("headrace_store_retries_total", "Attempts repeated because the store did not answer")
 
 T = TypeVar("T")
@@ -70,7 +77,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FlushSummary:
-    """One flush: records written, events they came from, how long it took, freshness of the oldest event."""
+    """One flush: records written, events applied, its duration, and freshness of the oldest event."""
 
     records: int
     events: int
@@ -79,12 +86,12 @@ class FlushSummary:
 
 
 class Materializer:
-    """Keeps the records of `views` in `store` up to date with the batches it is given.
+    """Keeps the records of `views` in `store` up to date with batches of events. A `Step`.
 
     It owns the shards `shards`, or with `owner` (index, count) those with shard % count == index. While the store is
-    away it blocks and tries again, for ever, or for 5 seconds once `stop` is set. `dead_letters` gets events that are
-    too late for a view; see ShardSet. `handover`, of a backfill alone: partition of a topic -> offset that the topic is
-    read from afterwards; without it readers must get this version of each view. It is a `Step` of the plain loop.
+    unavailable it blocks and retries, without end, or for 5 seconds once `stop` is set. `dead_letters` gets events that
+    are too late for a view; see ShardSet. `handover`, for a backfill only: partition of a topic -> offset at which the
+    topic is resumed afterwards; without it, the active version of each view must be this one.
 
     Raises:
         DeclarationError: no views, or two of one name.
@@ -111,7 +118,7 @@ class Materializer:
     ) -> None:
         self._store = store
         self._handover = handover
-        self._met: set[str] | None = set()  # partitions that came; None: the source was told our positions
+        self._met: set[str] | None = set()  # partitions seen; None: `positions` was called, so the source checks them
         plans = plans_of(dict.fromkeys(views), "materialize")
         index, count = owner
         owned = list(shards) if shards is not None else list(range(index, store.shards, count))
@@ -132,12 +139,12 @@ class Materializer:
         self._sets: list[ShardSet] = []
         for plan in plans:
             if handover is None:
-                self._patiently(functools.partial(store.require_active, plan))
+                self._retried(functools.partial(store.require_active, plan))
             warm_up(plan)
             opening = functools.partial(
                 ShardSet, plan, store, owned, records_max=records_max, dead_letters=dead_letters
             )
-            self._sets.append(self._patiently(opening))
+            self._sets.append(self._retried(opening))
         self.events: tuple[type[Event], ...] = events_of(plans)
 
     def describe(self) -> str:
@@ -148,8 +155,8 @@ class Materializer:
     def positions(self) -> Positions:
         """Next offset of each partition: where a source must begin so that no view misses a row.
 
-        A partition that a view of its topic has never seen is left out: it must be read from its start. What each view
-        has read goes with them, so that a source refuses what would be counted twice.
+        A partition that a view of its topic has never seen is not in the result: it must be read from its start. The
+        result carries what each view has read, so that a source can refuse to count it twice.
         """
         self._met = None
         return Positions(self._begins(), map(self._reader, self._sets))
@@ -160,7 +167,7 @@ class Materializer:
             known = shard_set.positions()
             for event in shard_set.plan.sources:
                 readers.setdefault(spec_of(event).topic, []).append(known)
-        least = [least_positions(found) for found in readers.values()]
+        least = [least_positions(positions) for positions in readers.values()]
         return {
             partition: offset
             for topic, positions in zip(readers, least, strict=True)
@@ -182,13 +189,13 @@ class Materializer:
         Waits while the store is away and unknown entities must be loaded.
 
         Raises:
-            ConfigError: nobody asked for our positions, and the batch is of a topic whose files we have read, or of
-                files whose topic we have read.
+            ConfigError: `positions` was never called, and the batch is of a topic whose files have been read, or of
+                files whose topic has.
         """
         if self._met is not None and batch.partition not in self._met:
             self._meet(batch, self._met)
         if len(batch.offsets) and int(batch.offsets[0]) < self._waiting_ends.get(batch.partition, 0):
-            self._bring_in()  # read again: the records must know what they have
+            self._apply_waiting()  # read again: the records must know what they have
         self._waiting.append(batch)
         self._waiting_ends[batch.partition] = batch.next_offset
         self._waiting_rows += batch.frame.height
@@ -196,11 +203,11 @@ class Materializer:
         self._freshness.add(batch)
         self._follow_pace(batch)
         if self._waiting_rows >= (self._catch_up_rows if self._is_behind else APPLY_ROWS):
-            self._bring_in()
+            self._apply_waiting()
         self._pending = True
 
     def _meet(self, batch: EventBatch, met: set[str]) -> None:
-        """Look at a partition that comes for the first time as a source would that had been told our positions."""
+        """Check a new partition as a source with our positions would."""
         topic = spec_of(batch.event).topic
         positions = Positions({}, map(self._reader, self._sets))
         if is_live(batch.partition, topic):
@@ -210,14 +217,14 @@ class Materializer:
         met.add(batch.partition)
 
     def prepare(self, batch: EventBatch) -> None:
-        """Make ahead what `apply` needs of a batch. Called on the source's thread, while this step is busy."""
+        """Prepare a batch for `apply`. Called on the thread of the source while this step is busy."""
         for shard_set in self._sets:
             shard_set.prepare(batch)
 
-    def _bring_in(self) -> None:
-        """Apply the batches that wait: a call costs a millisecond however few its rows are."""
+    def _apply_waiting(self) -> None:
+        """Apply the gathered batches: a call costs a millisecond, however few its rows are."""
         for shard_set in self._sets:
-            self._patiently(functools.partial(shard_set.apply, *self._waiting))
+            self._retried(functools.partial(shard_set.apply, *self._waiting))
         self._waiting.clear()
         self._waiting_ends.clear()
         self._waiting_rows = 0
@@ -225,7 +232,7 @@ class Materializer:
     @property
     def dirty_count(self) -> int:
         """Records that differ from the store's."""
-        self._bring_in()
+        self._apply_waiting()
         return self._applied_dirty()
 
     def _applied_dirty(self) -> int:
@@ -244,9 +251,9 @@ class Materializer:
 
     def flush(self) -> FlushSummary:
         """Write all dirty records and the offsets; waits while the store is away."""
-        self._bring_in()
+        self._apply_waiting()
         started_s = time.monotonic()
-        records = sum(self._patiently(shard_set.flush).records for shard_set in self._sets)
+        records = sum(self._retried(shard_set.flush).records for shard_set in self._sets)
         ended_s = time.monotonic()
         shortest_s, longest_s = self._flush_s
         took_s = ended_s - started_s
@@ -259,24 +266,24 @@ class Materializer:
         return summary
 
     def tick(self) -> list[FlushSummary]:
-        """`maybe_flush` for the runners; without events it finds out that the store went back in time.
+        """Flush if it is time; without events, check that the store has not gone back in time.
 
         Raises:
             FencedError: see `flush`.
         """
         if not self._pending and time.monotonic() >= self._check_s:
             for shard_set in self._sets:
-                self._patiently(shard_set.check)
+                self._retried(shard_set.check)
             self._check_s = time.monotonic() + CHECK_S
         summary = self.maybe_flush()
         return [] if summary is None else [summary]
 
     def finish(self) -> list[FlushSummary]:
-        """Flush what there is."""
+        """Flush if there is anything to write."""
         return [self.flush()] if self._pending else []
 
     def status(self) -> dict[str, Any]:
-        """Positions, records held, and percentiles of freshness in milliseconds (None before the first flush)."""
+        """Positions, records in memory, and percentiles of freshness in milliseconds (None before the first flush)."""
         samples = self.freshness_ms()
         p50, p99 = np.percentile(samples, (50, 99)).tolist() if len(samples) else (None, None)
         return {
@@ -290,7 +297,7 @@ class Materializer:
         return self._freshness.samples_ms()
 
     def _follow_pace(self, batch: EventBatch) -> None:
-        """Note whether the flow has fallen behind, or caught up: then the next flush is due at once."""
+        """Update whether the flow is behind; once it has caught up, the next flush is due at once."""
         appended_us = batch.appended_us
         if not batch.frame.height:
             return
@@ -307,8 +314,8 @@ class Materializer:
         applied = self._events - self._waiting_rows
         return applied >= self._dirty_max and self._applied_dirty() >= self._dirty_max  # counting costs a pass
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """`call`, again and again while the store does not answer. One log line a pause, not one an attempt."""
+    def _retried(self, call: Callable[[], T]) -> T:
+        """Retry `call` while the store is unavailable, with one log line a pause, not one an attempt."""
         asked_s: list[float] = []
 
         def give_up(_state: tenacity.RetryCallState) -> bool:
@@ -332,3 +339,60 @@ class Materializer:
         if retrying.statistics.get("attempt_number", 1) > 1:
             log.info("store_back", attempts=retrying.statistics["attempt_number"])
         return result
+
+
+class Freshness:
+    """How long events take from the broker's log to where readers see them: of all events, a uniform sample.
+
+    `step` labels the metric. Source: Vitter, Random sampling with a reservoir, 1985, algorithm R, on arrays.
+    """
+
+    def __init__(self, step: str, *, samples_max: int = SAMPLES_MAX, seed: int = 0) -> None:
+        self._step = step
+        self._waiting: list[NDArray[np.int64]] = []  # appended, or of a file's batch arrived, once for all its rows
+        self._samples_us = np.empty(samples_max, np.int64)
+        self._seen_count = 0
+        self._random = np.random.default_rng(seed)
+
+    def add(self, batch: EventBatch) -> None:
+        """Remember a batch's append times; where there are none its arrival counts."""
+        times = batch.appended_us
+        if times is None:
+            times = np.broadcast_to(np.int64(batch.arrival_us), len(batch.offsets))
+        if len(times):
+            self._waiting.append(times)
+
+    def visible(self, now_us: int) -> float | None:
+        """Sample all added events, visible at wall time `now_us`; returns the freshness of the oldest in seconds."""
+        if not self._waiting:
+            return None
+        # The last one of an array without strides stands for all: looking at millions would take longer than a flush.
+        oldest_us = min(int(times[-1] if times.strides == (0,) else times.min()) for times in self._waiting)
+        for times in self._waiting:
+            self._keep(times, now_us)
+        self._waiting.clear()
+        oldest_s = (now_us - oldest_us) / 1e6
+        FRESHNESS.labels(self._step).observe(oldest_s)
+        return oldest_s
+
+    def samples_ms(self) -> NDArray[np.float64]:
+        """Up to `samples_max` events' freshness in milliseconds, (n,), in no order."""
+        return self._samples_us[: min(self._seen_count, len(self._samples_us))] / 1e3
+
+    def _keep(self, times_us: NDArray[np.int64], now_us: int) -> None:
+        """Bring a batch's append times (n,) into the sample.
+
+        Event i of all stays with probability size / i. Only those that may stay are drawn, by the probability of the
+        first, and each later one then stays with its share of that: the cost is that of the sample, not of the events.
+        """
+        size, first, count = len(self._samples_us), self._seen_count, len(times_us)
+        self._seen_count += count
+        straight = max(0, min(size - first, count))
+        self._samples_us[first : first + straight] = now_us - times_us[:straight]
+        first, count = first + straight, count - straight
+        if not count:
+            return
+        drawn = self._random.binomial(count, size / (first + 1))
+        index = self._random.choice(count, drawn, replace=False, shuffle=False)
+        kept = np.sort(index[self._random.random(drawn) < (first + 1) / (first + 1 + index)])
+        self._samples_us[self._random.integers(0, size, len(kept))] = now_us - times_us[straight + kept]

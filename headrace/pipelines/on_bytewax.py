@@ -1,4 +1,6 @@
-"""Our steps as Bytewax operators, and Bytewax's runner. Nothing else imports bytewax.
+"""The Bytewax runner: steps as operators, and Bytewax's engine. Nothing else imports bytewax.
+
+A `Flow` becomes a Dataflow by `dataflow_of`. An author may also write one, with other operators beside ours:
 
     flow = Dataflow("materialize")
     events = op.input("in", flow, events_in(source, (Reading,), dead_letters=letters))
@@ -22,7 +24,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -30,113 +32,92 @@ from typing import Any
 
 import bytewax.operators as op
 import polars as pl
-import structlog
 from bytewax.dataflow import Dataflow, Operator, Stream, operator
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
 from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from bytewax.run import cli_main
 
-from headrace.clock import Clock
 from headrace.errors import ConfigError, HeadraceError
-from headrace.features.store import OnlineStore
-from headrace.features.view import FeatureView, events_of, plan_of
-from headrace.pipelines.join_spec import JoinSpec
+from headrace.features.view import FeatureView
+from headrace.pipelines.flow import Flow, Job, OnStatus, Place, StoreLike, frames_to
+from headrace.pipelines.flow import join as join_job
+from headrace.pipelines.flow import materialize as materialize_job
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
-from headrace.pipelines.join_step import JoinStep
-from headrace.pipelines.joiner import Joiner
-from headrace.pipelines.loop import IDLE_S, Step, graceful_stop, pause_after, prepares
-from headrace.pipelines.materializer import CATCH_UP_S, FLUSH_S, FlushSummary, Materializer
-from headrace.pipelines.placing import MakeStep, PlacedSteps
-from headrace.pipelines.worker_keys import worker_keys
+from headrace.pipelines.joiner import JoinSpec
+from headrace.pipelines.loop import (
+    IDLE_S,
+    Heartbeat,
+    Step,
+    discard,
+    graceful_stop,
+    log_line,
+    pause_after,
+    prepares,
+    up_line,
+)
+from headrace.pipelines.materializer import FlushSummary
+from headrace.pipelines.placing import PlacedSteps, worker_keys
 from headrace.schemas import DeadLetters, Event
-from headrace.schemas.codecs.registry import SchemaRegistry
-from headrace.streams.intake import FUTURE_US, Intake
-from headrace.streams.memory import keep_freed_memory
+from headrace.streams.intake import Intake
 from headrace.streams.positions import least_positions
-from headrace.streams.read_ahead import ReadAhead
-from headrace.streams.source import Batch, EventBatch, Source, described
-
-log = structlog.get_logger(__name__)
+from headrace.streams.read_ahead import ReadAhead, keep_freed_memory
+from headrace.streams.source import EventBatch, Source
 
 IN_FLIGHT_MAX = 32
-"""Batches a worker's source may be ahead of the steps: within an epoch Bytewax bounds nothing between workers."""
+"""Batches that a worker's source may be ahead of the steps: within an epoch Bytewax bounds nothing between workers."""
 EPOCH = timedelta(seconds=1)
-
-StoreLike = OnlineStore | str | Callable[[], OnlineStore]
-STATUS_S = 0.5
-"""Interval of the figures that a flow shows of itself."""
-OnStatus = Callable[[Mapping[str, Any]], object]
-"""Takes {"steps": [figures of each step]}; called twice a second by the input of worker 0, also when nothing flows."""
-
-
-def batches(source: Source) -> DynamicSource[Batch]:
-    """Input of raw batches, for steps that decode by themselves."""
-    return _Input(source, lambda: None, None)
 
 
 def events_in(
-    source: Source,
-    events: Iterable[type[Event]],
-    *,
-    dead_letters: DeadLetters,
-    clock: Clock | None = None,
-    future_us: int = FUTURE_US,
-    registry: SchemaRegistry | None = None,
+    source: Source, events: Iterable[type[Event]], *, dead_letters: DeadLetters, **intake: Any
 ) -> DynamicSource[EventBatch]:
-    """Input of decoded and checked batches of `events`; what is bad goes to `dead_letters`."""
-    known = tuple(events)
-    make = functools.partial(
-        Intake, known, dead_letters=dead_letters, clock=clock, future_us=future_us, registry=registry
-    )
+    """Input of decoded and checked batches of `events`; bad ones go to `dead_letters`. `intake`: see `Intake`."""
+    make = functools.partial(Intake, tuple(events), dead_letters=dead_letters, **intake)
     return _Input(source, make, dead_letters)
+
+
+def dataflow_of(flow: Flow) -> Dataflow:
+    """The Dataflow that a description stands for."""
+    built = Dataflow(flow.name)
+    events = op.input("events", built, _Input(flow.source, flow.intake, flow.dead_letters))
+    for job in flow.jobs:
+        add_job(job.name, events, job)
+    return built
+
+
+@operator
+def add_job(step_id: str, up: Stream[EventBatch], job: Job) -> Stream[Any]:
+    """Run the steps of `job`, and hand on what their `tick` and `finish` return.
+
+    The steps are made when the flow starts, and the source begins where they stand.
+    """
+    del step_id
+    inputs = _inputs(up.flow())
+    first = inputs[0]
+    steps = PlacedSteps(lambda group, groups: job.make(Place(group, groups, first.dead_letters, first.stop)))
+    for each in inputs:
+        each.readers.append((steps, job.spread))
+    if (on_status := job.on_status) is not None:
+        first.reports.append(lambda: on_status({"steps": [step.status() for step in steps.made]}))
+
+    def route(items: list[EventBatch]) -> list[tuple[str, tuple[int, EventBatch]]]:
+        keys = worker_keys(first.workers if job.spread else 1)
+        return [(key, (group, batch)) for batch in items for group, key in enumerate(keys)]
+
+    keyed = op.flat_map_batch("route", up, route)
+    results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(steps, inputs)))
+    op.output("end", results, _Out(job.out or discard, first))  # Bytewax requires an output; an author may add others
+    return results
 
 
 @operator
 def materialize(
-    step_id: str,
-    up: Stream[EventBatch],
-    views: Sequence[type[FeatureView]],
-    store: StoreLike,
-    *,
-    flush_s: tuple[float, float] = FLUSH_S,
-    catch_up_s: float = CATCH_UP_S,
-    records_max: int | None = None,
-    on_status: OnStatus | None = None,
+    step_id: str, up: Stream[EventBatch], views: Sequence[type[FeatureView]], store: StoreLike, **options: Any
 ) -> Stream[FlushSummary]:
-    """Keep the records of `views` in `store` up to date; hands on one `FlushSummary` a flush and group.
-
-    `store` is a store, its URL, or a function that opens it; the latter two connect when the flow starts. Events that
-    are too late for a view go to the dead letters of the flow's input. `records_max` bounds the records of each view in
-    memory, of all workers together; others are fetched from the store when an event of theirs comes.
-    """
+    """Keep the records of `views` in `store` up to date: the job `flow.materialize`, with its options."""
     del step_id
-    open_store = _opener(store)
-    first = _inputs(up.flow())[0]
-
-    def make(group: int, groups: int) -> Materializer:
-        return Materializer(
-            views,
-            open_store(),
-            owner=(group, groups),
-            flush_s=flush_s,
-            catch_up_s=catch_up_s,
-            records_max=None if records_max is None else max(records_max // groups, 1),
-            dead_letters=first.dead_letters,
-            stop=first.stop,
-        )
-
-    return consume("steps", up, make, spread=True, on_status=on_status)
-
-
-def materialize_flow(
-    source: Source, views: Sequence[type[FeatureView]], store: StoreLike, intake: Mapping[str, Any], **options: Any
-) -> Dataflow:
-    """The flow from `source` to the records of `views`; `intake` as for `events_in`, `options` for `materialize`."""
-    flow = Dataflow("materialize")
-    events = op.input("events", flow, events_in(source, events_of(map(plan_of, views)), **intake))
-    materialize("views", events, views, store, **options)
-    return flow
+    return add_job("steps", up, materialize_job(views, store, **options))
 
 
 @operator
@@ -148,51 +129,30 @@ def join_examples(
     state: str | Path | None = None,
     idle_s: float | None = PARTITION_IDLE_S,
 ) -> Stream[pl.DataFrame]:
-    """Hand on frames of labelled requests, in order: one joiner for the whole flow, its state in the folder `state`."""
+    """Hand on frames of labelled requests, in order: the job `flow.join`."""
     del step_id
-
-    def make(_group: int, _groups: int) -> JoinStep:
-        return JoinStep(Joiner(spec), state=state, idle_s=idle_s)
-
-    return consume("steps", up, make, spread=False)
+    return add_job("steps", up, join_job(spec, state=state, idle_s=idle_s))
 
 
 @operator
 def parquet_out(step_id: str, up: Stream[pl.DataFrame], folder: str | Path) -> None:
     """Write each frame to a Parquet file of its own in `folder`. After a crash rows may be there twice."""
     del step_id
-    op.output("files", up, _Parquet(Path(folder)))
+    op.output("files", up, _Out(frames_to(folder)))
 
 
 @operator
 def consume(
     step_id: str,
     up: Stream[EventBatch],
-    make: MakeStep,
+    make: Callable[[int, int], Step],
     *,
     spread: bool,
     on_status: OnStatus | None = None,
 ) -> Stream[Any]:
-    """Run any `Step`: one a worker, each given every batch (`spread`), or one for the whole flow.
-
-    The steps are made when the flow starts, and the source begins where they stand. Hands on what `tick` and `finish`
-    return. `on_status` is given the figures of the steps.
-    """
+    """Run any `Step`, made by `make` of its group and the number of groups; see `Job`."""
     del step_id
-    inputs, steps = _inputs(up.flow()), PlacedSteps(make)
-    for found in inputs:
-        found.readers.append((steps, spread))
-    if on_status is not None:
-        inputs[0].heartbeats.append(lambda: on_status({"steps": [step.status() for step in steps.made]}))
-
-    def route(items: list[EventBatch]) -> list[tuple[str, tuple[int, EventBatch]]]:
-        keys = worker_keys(inputs[0].workers if spread else 1)
-        return [(key, (group, batch)) for batch in items for group, key in enumerate(keys)]
-
-    keyed = op.flat_map_batch("route", up, route)
-    results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(steps, inputs)))
-    op.output("end", results, _Discard())  # Bytewax wants an output; an author may add others
-    return results
+    return add_job("steps", up, Job("steps", lambda place: make(place.group, place.groups), spread, None, on_status))
 
 
 def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None = None) -> None:
@@ -202,7 +162,7 @@ def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None
     steps write; default: a log line.
 
     Raises:
-        ConfigError: `flow` is no dataflow, or has no input of ours.
+        ConfigError: `flow` is no Dataflow, or has no input of ours.
         HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
     """
     if not isinstance(flow, Dataflow):
@@ -210,8 +170,8 @@ def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None
     os.environ["RUST_BACKTRACE"] = "0"  # a failed step is raised as itself: the engine's trace of it is noise
     failure = _Failure()
     with graceful_stop() as stopping:
-        for found in _inputs(flow):
-            found.stop, found.failure, found.say = stopping, failure, say or found.say
+        for each in _inputs(flow):
+            each.stop, each.failure, each.say = stopping, failure, say or each.say
         try:
             cli_main(flow, workers_per_process=workers, epoch_interval=EPOCH)
         except BaseException as exc:
@@ -219,8 +179,8 @@ def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None
                 raise
             failure.note(_original(exc))
         finally:
-            for found in _inputs(flow):
-                found.failure = None
+            for each in _inputs(flow):
+                each.failure = None
     if failure.first is not None:
         raise failure.first  # out of the handler: what caused it stays its cause
 
@@ -244,16 +204,14 @@ class _Failure:
 class _Input(DynamicSource[Any]):
     """A source spread over the workers. It knows the flow's steps, which tell it where to begin."""
 
-    def __init__(
-        self, source: Source, make_intake: Callable[[], Intake | None], dead_letters: DeadLetters | None
-    ) -> None:
+    def __init__(self, source: Source, make_intake: Callable[[], Intake], dead_letters: DeadLetters) -> None:
         self.source = source
         self.dead_letters = dead_letters
         self.stop = _process_stop()
         self.failure: _Failure | None = None
         self.readers: list[tuple[PlacedSteps, bool]] = []
-        self.heartbeats: list[Callable[[], object]] = []
-        self.say: Callable[[str], object] = _log_line
+        self.reports: list[Callable[[], object]] = []
+        self.say: Callable[[str], object] = log_line
         self.workers = 1
         self.partitions: list[str] = []
         self._make_intake = make_intake
@@ -280,7 +238,7 @@ class _Input(DynamicSource[Any]):
         del step_id
         with self.noting():
             return self._opened(worker_index, worker_count)
-        return _Part(self, None, ())
+        return _Part(self, None, None)
 
     def _opened(self, worker_index: int, worker_count: int) -> "_Part":
         self.workers = worker_count
@@ -294,34 +252,24 @@ class _Input(DynamicSource[Any]):
         self.partitions = share.partitions()
         keep_freed_memory()
         intake = self._make_intake()
-        if intake is not None:
-            intake.warm_up()
-        decode: Callable[[Batch], Any] = intake.decode if intake else _as_it_is
-        made = chain.from_iterable(steps.made for steps, _ in self.readers)
-        ahead = ReadAhead(share, decode, pause_after, prepare=prepares(made) if intake else ())
-        written = [described(steps.made[0]) for steps, _ in self.readers]
-        line = f"reads {described(self.source)}; writes {', '.join(written) or 'nothing'}"
-        return _Part(self, ahead, self.heartbeats, line) if worker_index == 0 else _Part(self, ahead, [])
+        intake.warm_up()
+        steps = chain.from_iterable(placed.made for placed, _ in self.readers)
+        ahead = ReadAhead(share, intake.decode, pause_after, prepare=prepares(steps))
+        if worker_index != 0:
+            return _Part(self, ahead, None)
+        firsts = [placed.made[0] for placed, _ in self.readers]
+        return _Part(self, ahead, Heartbeat(up_line(self.source, firsts), self.say, self.reports))
 
 
 class _Part(StatelessSourcePartition[Any]):
-    """One worker's share of a source; without `ahead` it could not be opened. `line` is said once it reads."""
+    """One worker's share of a source; without `ahead` it could not be opened. Worker 0 has the heartbeat."""
 
-    def __init__(
-        self,
-        owner: _Input,
-        ahead: ReadAhead[Any] | None,
-        heartbeats: Sequence[Callable[[], object]],
-        line: str | None = None,
-    ) -> None:
-        self._line = line
-        self._opened_s = time.monotonic()
+    def __init__(self, owner: _Input, ahead: ReadAhead[Any] | None, heartbeat: Heartbeat | None) -> None:
         self._owner = owner
         self._ahead = ahead
-        self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # freed once every step is done with it
+        self._heartbeat = heartbeat
+        self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # a batch is freed once every step is done with it
         self._pause_s: float | None = None
-        self._heartbeats = heartbeats
-        self._beat_s = 0.0
 
     def next_batch(self) -> list[Any]:
         """Called by Bytewax when the last items are on their way and `next_awake` has passed; must not block."""
@@ -331,22 +279,17 @@ class _Part(StatelessSourcePartition[Any]):
         raise StopIteration
 
     def _next(self, ahead: ReadAhead[Any]) -> list[Any]:
-        if self._heartbeats and time.monotonic() - self._beat_s >= STATUS_S:
-            self._beat_s = time.monotonic()
-            for beat in self._heartbeats:
-                beat()
         if self._owner.stop.is_set():
             ahead.stop()
         if ahead.exhausted:
             raise StopIteration
-        found = ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
-        if self._line is not None and (found or time.monotonic() - self._opened_s > STATUS_S):
-            self._owner.say(self._line)
-            self._line = None
-        self._pause_s = None if found else IDLE_S
+        batches = ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
+        if self._heartbeat is not None:
+            self._heartbeat.beat(has_read=bool(batches))
+        self._pause_s = None if batches else IDLE_S
         if self._owner.workers > 1:
-            self._in_flight.update(found)
-        return found
+            self._in_flight.update(batches)
+        return batches
 
     def next_awake(self) -> datetime | None:
         """A few milliseconds ahead after a poll that brought nothing."""
@@ -356,14 +299,6 @@ class _Part(StatelessSourcePartition[Any]):
         """Called by Bytewax at the end of the share, also after a failure."""
         if self._ahead is not None:
             self._ahead.close()
-
-
-def _log_line(line: str) -> None:
-    log.info("flow_up", detail=line)
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
 
 
 class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
@@ -394,7 +329,7 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
     def _take(self, values: list[tuple[int, EventBatch]]) -> Sequence[Any]:
         if self._step is None:
             self._step = self._steps.made[values[0][0]]
-            self._step.expect([name for found in self._inputs for name in found.partitions])
+            self._step.expect([name for each in self._inputs for name in each.partitions])
         for _, batch in values:
             self._step.apply(batch)
         return self._step.tick()
@@ -409,40 +344,27 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
         """Nothing: state and offsets are in the step's own store."""
 
 
-class _Parquet(DynamicSink[pl.DataFrame]):
-    """Output of frames, one file each."""
+class _Out(DynamicSink[Any]):
+    """Output that calls a function with each result."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, out: Callable[[Any], object], errors_to: _Input | None = None) -> None:
+        self._out = out
+        self._errors_to = errors_to
 
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_ParquetFiles":
+    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_Calls":
         del step_id, worker_index, worker_count
-        return _ParquetFiles(self._folder)
+        return _Calls(self._out, self._errors_to)
 
 
-class _ParquetFiles(StatelessSinkPartition[pl.DataFrame]):
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+class _Calls(StatelessSinkPartition[Any]):
+    def __init__(self, out: Callable[[Any], object], errors_to: _Input | None) -> None:
+        self._out = out
+        self._errors_to = errors_to
 
-    def write_batch(self, items: list[pl.DataFrame]) -> None:
-        for frame in items:
-            name = f"{time.time_ns()}.parquet"
-            frame.write_parquet(self._folder / f".{name}")
-            (self._folder / f".{name}").rename(self._folder / name)
-
-
-class _Discard(DynamicSink[Any]):
-    """Output that keeps nothing."""
-
-    def build(self, step_id: str, worker_index: int, worker_count: int) -> "_Nowhere":
-        del step_id, worker_index, worker_count
-        return _Nowhere()
-
-
-class _Nowhere(StatelessSinkPartition[Any]):
     def write_batch(self, items: list[Any]) -> None:
-        del items
+        with self._errors_to.noting() if self._errors_to else contextlib.nullcontext():
+            for item in items:
+                self._out(item)
 
 
 def _inputs(flow: Dataflow) -> list[_Input]:
@@ -455,27 +377,10 @@ def _inputs(flow: Dataflow) -> list[_Input]:
                 yield source
             yield from walk(step.substeps)
 
-    found = list(walk(flow.substeps))
-    if not found:
-        raise ConfigError(
-            f"flow {flow.flow_id!r} has no input made by `events_in` or `batches`: our steps need one to start from"
-        )
-    return found
-
-
-def _opener(store: StoreLike) -> Callable[[], OnlineStore]:
-    """A function that opens the store once, from whichever worker asks first."""
-    if isinstance(store, OnlineStore):
-        return lambda: store
-    lock = threading.Lock()
-    connect = functools.partial(OnlineStore.open, store) if isinstance(store, str) else store
-    once = functools.cache(connect)
-
-    def opened() -> OnlineStore:
-        with lock:
-            return once()
-
-    return opened
+    inputs = list(walk(flow.substeps))
+    if not inputs:
+        raise ConfigError(f"flow {flow.flow_id!r} has no input made by `events_in`: our steps need one to start from")
+    return inputs
 
 
 def _is_bytewax(exc: BaseException) -> bool:
@@ -485,11 +390,11 @@ def _is_bytewax(exc: BaseException) -> bool:
 
 def _original(exc: BaseException) -> BaseException:
     """The error of ours that `exc` was made from, else the first that is not Bytewax's."""
-    chain = [exc]
-    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(deeper)
-    ours = (found for found in chain if isinstance(found, HeadraceError))
-    return next(ours, next((found for found in chain if not _is_bytewax(found)), exc))
+    causes = [exc]
+    while (deeper := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(deeper)
+    ours = (each for each in causes if isinstance(each, HeadraceError))
+    return next(ours, next((each for each in causes if not _is_bytewax(each)), exc))
 
 
 @functools.cache

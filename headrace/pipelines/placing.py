@@ -1,39 +1,97 @@
-"""The steps of a flow, made before its first batch, so that the source begins where these very steps stand.
+"""The steps of a flow and the workers that they run on.
 
     build of worker 0 --> make all groups' steps --> their positions --> seek
-    build of worker 1 ----------------------------> the same ---------> seek
+    build of worker 1 ----------------------------> same positions ---> seek
     batches ----------> step of the group
 
-Were the positions asked of other objects, a store that goes back in time between the two questions would leave a gap
-that nothing shows.
+Steps are made before the first batch, and the source begins where these very objects stand: positions asked of other
+objects could differ if the store went back in time in between, and leave a gap that nothing shows.
+
+Bytewax picks the worker of a key by SipHash-1-3 (zero keys) of its UTF-8 bytes and 0xff, modulo the number of workers:
+the standard hasher of Rust, in 0.21.1. `worker_keys` finds key names that give each group a worker of its own.
+Source: Aumasson and Bernstein, SipHash, 2012.
 """
 
+import functools
+import itertools
 import threading
 from collections.abc import Callable, Hashable, Sequence
 
 from headrace.pipelines.loop import Step
 from headrace.streams.positions import Positions, least_positions
 
-MakeStep = Callable[[int, int], Step]
-"""Makes the step of one group: (group index, group count) -> Step."""
-
 
 class PlacedSteps:
-    """One step for each of some groups, made anew for each run of a flow. Thread-safe."""
+    """One step for each group, made anew for each run of a flow. Thread-safe."""
 
-    def __init__(self, make: MakeStep) -> None:
+    def __init__(self, make: Callable[[int, int], Step]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._asked: set[Hashable] = set()
+        self._askers: set[Hashable] = set()
         self._positions = Positions()
         self.made: Sequence[Step] = ()
 
     def positions(self, asker: Hashable, groups: int) -> Positions:
-        """Where a source must begin. An `asker` asks once a run: asking again, it begins the next run."""
+        """Where a source must begin. An `asker` asks once a run; its second question begins the next run."""
         with self._lock:
-            if not self.made or asker in self._asked:
-                self._asked.clear()
+            if not self.made or asker in self._askers:
+                self._askers.clear()
                 self.made = [self._make(group, groups) for group in range(groups)]
                 self._positions = least_positions(step.positions() for step in self.made)
-            self._asked.add(asker)
+            self._askers.add(asker)
             return self._positions
+
+
+_MASK = (1 << 64) - 1
+
+
+def worker_of(key: str, workers: int) -> int:
+    """The worker, of `workers`, that Bytewax gives `key` to.
+
+    >>> [worker_of(key, 2) for key in worker_keys(2)]
+    [0, 1]
+    """
+    return _siphash13(key.encode() + b"\xff") % workers
+
+
+@functools.cache
+def worker_keys(workers: int) -> tuple[str, ...]:
+    """One key for each worker, in the order of the workers."""
+    return tuple(
+        next(key for attempt in itertools.count() if worker_of(key := f"group-{worker}.{attempt}", workers) == worker)
+        for worker in range(workers)
+    )
+
+
+def _siphash13(data: bytes) -> int:
+    state = [0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573]
+    whole = len(data) - len(data) % 8
+    words = [int.from_bytes(data[i : i + 8], "little") for i in range(0, whole, 8)]
+    words.append((len(data) & 0xFF) << 56 | int.from_bytes(data[whole:], "little"))
+    for word in words:
+        state[3] ^= word
+        _round(state)
+        state[0] ^= word
+    state[2] ^= 0xFF
+    for _ in range(3):
+        _round(state)
+    return state[0] ^ state[1] ^ state[2] ^ state[3]
+
+
+def _round(state: list[int]) -> None:
+    a, b, c, d = state
+    a = (a + b) & _MASK
+    b = _rotated(b, 13) ^ a
+    a = _rotated(a, 32)
+    c = (c + d) & _MASK
+    d = _rotated(d, 16) ^ c
+    a = (a + d) & _MASK
+    d = _rotated(d, 21) ^ a
+    c = (c + b) & _MASK
+    b = _rotated(b, 17) ^ c
+    c = _rotated(c, 32)
+    state[:] = a, b, c, d
+
+
+def _rotated(word: int, bits: int) -> int:
+    return ((word << bits) | (word >> (64 - bits))) & _MASK

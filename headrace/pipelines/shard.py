@@ -7,9 +7,9 @@ The invariant: what Redis holds of a shard, records and offsets, is the effect o
 memory the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the
 shard's next offset of that partition, so any overlap of what is read again does no harm.
 
-What changed nothing, being too late for every window that wanted it, is a dead letter of the reason "too_late": one an
-event and view, with the row as JSON. What is read again after a crash may be put aside again; events that reach the
-engine in another order then may be in time. So is an event for which an expression of the view has no value, with the
+An event outside every window of its entity changes nothing and becomes a dead letter of the reason "too_late": one an
+event and view, with the row as JSON. Events that are read again after a crash may give a second one, or be in time if
+they arrive in another order. An event for which an expression of the view has no value becomes a dead letter of the
 reason "expression_failed"; it counts for other views.
 """
 
@@ -37,10 +37,9 @@ from headrace.features.store import OnlineStore
 from headrace.features.store.fences import ShardWrite, fenced
 from headrace.features.store.packing import Packing
 from headrace.features.view import ViewPlan
-from headrace.pipelines.offset_table import OffsetTable
-from headrace.pipelines.view_letters import failed_letters, too_late_letters
+from headrace.pipelines.shard_tables import OffsetTable, UseTable
 from headrace.schemas import DeadLetters, Letters
-from headrace.streams.intake import put_aside
+from headrace.streams.intake import letters_of_rows, put_aside
 from headrace.streams.source import EventBatch
 
 FLUSH_SECONDS = Histogram(
@@ -58,8 +57,6 @@ DUPLICATES = Counter("headrace_rows_duplicate_total", "Event rows left out becau
 LOADED = Counter("headrace_records_loaded_total", "Records asked for on first touch", ["view"])
 EVICTED = Counter("headrace_records_evicted_total", "Clean records dropped from memory", ["view"])
 
-_NEVER = -1
-"""Tick of a slab row that is not in use."""
 _NONE = np.zeros(0, np.int64)
 
 log = structlog.get_logger(__name__)
@@ -67,7 +64,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """What a flush wrote, and how long it took."""
+    """Records written by a flush, and its duration."""
 
     records: int
     seconds: float
@@ -108,9 +105,7 @@ class ShardSet:
         self._owned[self.shards] = np.arange(len(self.shards))
         self._load_fences()
         self._arrival_us = 0
-        self._tick = 0
-        self._touched = np.full(1024, _NEVER, np.int64)  # (slab rows,) tick of the last batch with the row
-        self._written_us = np.zeros(1024, np.int64)  # (slab rows,) when loaded or last written
+        self._uses = UseTable()
         self._fenced = False
         self._flush_seconds = FLUSH_SECONDS.labels(plan.name)
         if not store.register(plan):
@@ -134,7 +129,7 @@ class ShardSet:
         return self._offsets.reached()
 
     def start_at(self, positions: Mapping[str, int]) -> None:
-        """Take rows before `positions` (partition -> next offset) as applied: a backfill hands over so."""
+        """Mark rows before `positions` (partition -> next offset) as applied, as a backfill does to hand over."""
         for partition, next_offset in positions.items():
             self._offsets.advance(partition, next_offset)
 
@@ -151,7 +146,7 @@ class ShardSet:
     # Events in
 
     def apply(self, *batches: EventBatch) -> None:
-        """Bring the rows of batches into the records; event classes that the view does not read are left.
+        """Apply the rows of batches to the records; event classes that the view does not read are ignored.
 
         Batches of one partition come in the order of their offsets, without overlap. Rows of several classes are
         applied in the order of their times, whatever was read first. All or nothing: after an error the same batches
@@ -163,27 +158,27 @@ class ShardSet:
         """
         self._require_unfenced()
         ours = [batch for batch in batches if batch.event in self.plan.sources]
-        wanted = [batch for batch in ours if self._offsets.span(batch.partition)[0] < batch.next_offset]
-        if not wanted:
+        new = [batch for batch in ours if self._offsets.span(batch.partition)[0] < batch.next_offset]
+        if not new:
             return
-        too_late, failed = self._take_in(wanted)
-        for batch in wanted:
+        too_late, failed = self._take_in(new)
+        for batch in new:
             self._offsets.advance(batch.partition, batch.next_offset)
-        # Last: the batches are done with, and must not be applied again should the letters not find room.
+        # Last: the batches are applied, and must not be applied again if the dead letters cannot be written.
         if count_failed_rows(self.plan.name, failed) + too_late.size and self._dead_letters is not None:
-            starts = np.cumsum([0, *(batch.frame.height for batch in wanted)])
-            for batch, (start, end) in zip(wanted, pairwise(starts.tolist()), strict=True):
+            starts = np.cumsum([0, *(batch.frame.height for batch in new)])
+            for batch, (start, end) in zip(new, pairwise(starts.tolist()), strict=True):
                 late = too_late_letters(self.plan.name, batch, _between(too_late, start, end))
                 parts = [self._failed_letters(batch, part, start, end) for part in failed]
                 put_aside(Letters.joined([late, *parts]), self._dead_letters)
 
     def _failed_letters(self, batch: EventBatch, failed: FailedRows, start: int, end: int) -> Letters:
-        """Letters of the failed rows that are the batch's rows, `start` to `end` of all batches."""
+        """Dead letters of the failed rows in a batch, whose rows are [start, end) of all batches."""
         mine = failed.take((failed.index >= start) & (failed.index < end)).shifted(-start)
         return failed_letters(self.plan.name, batch, mine)
 
     def _take_in(self, batches: Sequence[EventBatch]) -> tuple[NDArray[np.int64], list[FailedRows]]:
-        """The rows of all batches; returns which of them were too late, and for which an expression failed."""
+        """Apply the rows of all batches; returns those that were too late, and those for which an expression failed."""
         rows = self._rows(batches)
         failed = list(rows.failed)
         if not self._are_new(batches):
@@ -191,8 +186,8 @@ class ShardSet:
             rows = self._unapplied(rows, batches)
         if not len(rows):
             return _NONE, failed
-        self._tick += 1
-        at = self._bring_in(rows)
+        self._uses.tick += 1
+        at = self._located(rows)
         marks = self._slab.take_in(rows, at)
         self._count(marks)
         self._arrival_us = max(self._arrival_us, *(batch.arrival_us for batch in batches))
@@ -200,7 +195,7 @@ class ShardSet:
         return too_late, failed
 
     def prepare(self, batch: EventBatch) -> None:
-        """Make ahead what `apply` needs of a batch's rows. Any thread may call it, before the batch is applied."""
+        """Prepare the rows of a batch for `apply`. Any thread may call it, before the batch is applied."""
         if batch.event in self.plan.sources and self.plan.fingerprint not in batch.prepared:
             batch.prepared[self.plan.fingerprint] = self.plan.rows(batch.event, batch.frame)
 
@@ -211,8 +206,8 @@ class ShardSet:
         """
         parts, start = [], 0
         ahead = [(batch, batch.prepared.get(self.plan.fingerprint)) for batch in batches]
-        for (event, _), found in groupby(ahead, lambda pair: (pair[0].event, pair[1] is not None and id(pair[1]))):
-            together = list(found)
+        for (event, _), group in groupby(ahead, lambda pair: (pair[0].event, pair[1] is not None and id(pair[1]))):
+            together = list(group)
             frame, made = pl.concat([batch.frame for batch, _ in together]), together[0][1]
             if made is None:
                 made = self.plan.rows(event, frame)
@@ -263,10 +258,10 @@ class ShardSet:
         self._store.require_kept(self.plan)
         fences = self._store.fences(self.plan, self.shards)
         for row, shard in enumerate(self.shards):
-            expected, found = (int(self._sequences[row]), self._writers[row]), fences[shard]
-            if (found.sequence, found.writer) != expected:
+            expected, stored = (int(self._sequences[row]), self._writers[row]), fences[shard]
+            if (stored.sequence, stored.writer) != expected:
                 self._fenced = True
-                raise fenced(self.plan, shard, expected, (found.sequence, found.writer))
+                raise fenced(self.plan, shard, expected, (stored.sequence, stored.writer))
 
     def _load_fences(self) -> None:
         fences = self._store.fences(self.plan, self.shards)
@@ -281,7 +276,7 @@ class ShardSet:
             raise FencedError(f"view {self.plan.name}: these shards were fenced before; open them again and replay")
 
     def _are_new(self, batches: Sequence[EventBatch]) -> bool:
-        """Whether every row is of our shards and none was applied, as mostly."""
+        """Whether every row is of our shards and none was applied, the usual case."""
         return len(self.shards) == self._store.shards and all(
             batch.offsets.min(initial=batch.next_offset) >= self._offsets.span(batch.partition)[1] for batch in batches
         )
@@ -305,19 +300,19 @@ class ShardSet:
         return np.asarray((owned >= 0) & ~self._offsets.applied(owned, columns[index], offsets[index]), np.bool_)
 
     def _count(self, marks: NDArray[np.uint8]) -> None:
-        """Add what became of rows (n,) to the metrics."""
+        """Count the outcomes of rows (n,) in the metrics."""
         late, too_late, duplicates = (int(np.count_nonzero(marks == mark)) for mark in (LATE, TOO_LATE, DUPLICATE))
         APPLIED.labels(self.plan.name).inc(len(marks) - duplicates)
         LATE_ROWS.labels(self.plan.name).inc(late + too_late)
         TOO_LATE_ROWS.labels(self.plan.name).inc(too_late)
         DUPLICATES.labels(self.plan.name).inc(duplicates)
 
-    def _bring_in(self, rows: Rows) -> NDArray[np.int64]:
-        """Have the records of all entities of `rows` in the slab; returns their slab rows (n,)."""
+    def _located(self, rows: Rows) -> NDArray[np.int64]:
+        """Load the records of all entities of `rows` into the slab; returns their slab rows (n,)."""
         at = self._slab.locate(rows.ids)
         if self.plan.ttl_us:
             at = self._forget_expired(at, rows.ids)
-        self._touch(at[at >= 0])
+        self._uses.touch(at[at >= 0])
         absent = np.flatnonzero(at < 0)
         if not absent.size:
             return at
@@ -327,8 +322,8 @@ class ShardSet:
         blobs = self._stored_records(ids, texts)
         self._slab.load(ids, texts, blobs)
         loaded = self._slab.locate(ids)
-        self._touch(loaded)
-        self._written_us[loaded] = self._clock.now_us()
+        self._uses.touch(loaded)
+        self._uses.written(loaded, self._clock.now_us())
         at[absent] = self._slab.locate(rows.ids[absent])
         return at
 
@@ -336,53 +331,36 @@ class ShardSet:
         ask = np.flatnonzero(~self._complete[self._owned[shard_of(ids, self._store.shards)]])
         blobs: list[bytes | None] = [None] * ids.size
         if ask.size:
-            found = self._store.records(self.plan, ids[ask], [texts[index] for index in ask.tolist()])
-            for index, blob in zip(ask.tolist(), found, strict=True):
+            stored = self._store.records(self.plan, ids[ask], [texts[index] for index in ask.tolist()])
+            for index, blob in zip(ask.tolist(), stored, strict=True):
                 blobs[index] = blob
             LOADED.labels(self.plan.name).inc(ask.size)
         return blobs
 
-    def _touch(self, at: NDArray[np.int64]) -> None:
-        if at.size:
-            while (needed := int(at.max()) + 1) > self._touched.size:
-                self._touched = np.concatenate([self._touched, np.full_like(self._touched, _NEVER)])
-                self._written_us = np.concatenate([self._written_us, np.zeros_like(self._written_us)])
-            assert needed <= self._touched.size
-            self._touched[at] = self._tick
-
     # Memory
 
-    def _make_room(self, wanted: int) -> None:
-        """Evict so that `wanted` more records keep within `records_max`, as far as this batch's own entities allow."""
-        if self._records_max is None or len(self._slab) + wanted <= self._records_max:
+    def _make_room(self, count: int) -> None:
+        """Evict so that `count` more records fit into `records_max`, as far as the current batch's entities allow."""
+        if self._records_max is None or len(self._slab) + count <= self._records_max:
             return
-        excess = len(self._slab) + wanted - self._records_max
-        if self._evictable().size < excess and self.dirty_count:
+        excess = len(self._slab) + count - self._records_max
+        if self._uses.evictable(self._slab.dirty()).size < excess and self.dirty_count:
             self.flush()
-        candidates = self._evictable()
-        count = min(candidates.size, max(excess, self._records_max // 16))  # some more: looking for them costs a pass
-        if count:
-            oldest = candidates[np.argpartition(self._touched[candidates], count - 1)[:count]]
-            self._drop(oldest)
-            EVICTED.labels(self.plan.name).inc(count)
-
-    def _evictable(self) -> NDArray[np.int64]:
-        """Slab rows that are clean and not of the batch in hand."""
-        free = (self._touched != _NEVER) & (self._touched < self._tick)
-        dirty = self._slab.dirty()
-        free[dirty[dirty < free.size]] = False
-        return np.flatnonzero(free)
+        candidates = self._uses.evictable(self._slab.dirty())
+        evicted = min(candidates.size, max(excess, self._records_max // 16))  # some more: each search costs a pass
+        if evicted:
+            self._drop(self._uses.oldest(candidates, evicted))
+            EVICTED.labels(self.plan.name).inc(evicted)
 
     def _drop(self, at: NDArray[np.int64]) -> None:
         self._complete[self._owned[shard_of(self._slab.ids(at), self._store.shards)]] = False
         self._slab.drop(at)
-        self._touched[at] = _NEVER
+        self._uses.drop(at)
 
     def _forget_expired(self, at: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Drop clean records that Redis has let expire, or a restart would change values; return where `ids` are."""
+        """Drop clean records that have expired in Redis, or a restart would change values; returns rows of `ids`."""
         assert self.plan.ttl_us
-        known = np.unique(at[at >= 0])
-        expired = known[self._written_us[known] + self.plan.ttl_us <= self._clock.now_us()]
+        expired = self._uses.expired(np.unique(at[at >= 0]), self._clock.now_us() - self.plan.ttl_us)
         expired = np.setdiff1d(expired, self._slab.dirty(), assume_unique=True)
         if not expired.size:
             return at
@@ -416,7 +394,7 @@ class ShardSet:
         return writes
 
     def _settle(self, writes: Sequence[ShardWrite], repeated: frozenset[int], dirty: NDArray[np.int64]) -> int:
-        """Note what Redis acknowledged; return how many records it wrote."""
+        """Record what Redis acknowledged; returns the number of records written."""
         now_us = self._clock.now_us()
         written = np.zeros(len(self.shards), np.bool_)
         for write in writes:
@@ -427,10 +405,26 @@ class ShardSet:
         self._offsets.settle(written)
         clean = dirty[written[self._owned[shard_of(self._slab.ids(dirty), self._store.shards)]]]
         self._slab.clear_dirty(clean)
-        self._written_us[clean] = now_us
+        self._uses.written(clean, now_us)
         return int(clean.size)
 
 
+def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]) -> Letters:
+    """A dead letter for each too late row `index` (m,) of the batch."""
+    detail = "too late: outside every window that would include it, relative to its entity's newest event"
+    return letters_of_rows(batch, index, "too_late", f"view {view_name}: {detail}")
+
+
+def failed_letters(view_name: str, batch: EventBatch, failed: FailedRows) -> Letters:
+    """A dead letter for each row of `failed`, for which an expression has no value."""
+    details = np.empty(len(failed), object)
+    for cause in np.unique(failed.causes).tolist():
+        of_cause = np.flatnonzero(failed.causes == cause)
+        details[of_cause] = failed.expressions[cause].details(batch.frame[failed.index[of_cause]])
+    described = pl.Series([f"view {view_name} · {detail}" for detail in details], dtype=pl.String)
+    return letters_of_rows(batch, failed.index, "expression_failed", described)
+
+
 def _between(index: NDArray[np.int64], start: int, end: int) -> NDArray[np.int64]:
-    """The rows from `start` to `end`, counted from there."""
+    """The rows in [start, end), counted from `start`."""
     return index[(index >= start) & (index < end)] - start

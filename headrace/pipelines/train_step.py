@@ -1,22 +1,22 @@
-"""The trainer as a step of a flow: requests joined with their labels; every other engagement an example of its own.
+"""Train in a flow: on requests joined with their labels, and on every other engagement as an example of its own.
 
     impressions --+
                   +--> Joiner --watermark--> labelled requests ----------------------+
     engagements --+                                                                  +--> Trainer
-                  '--> held until watermark - within --> those no request showed ----'
+                  '--> wait until watermark - within --> those no request showed ----'
 
-An engagement is held until every request that it may label has come out: only then is it known whether the engagement
-was served, and an engagement that labels a request is learned from there alone. Held events leave in event-time order,
-so what they are read as of is exact, and the examples are a function of the events, not of how they were batched.
+An engagement waits until every request that it may label has come out: only then is it known whether the engagement
+was served, and an engagement that labels a request is learned from there alone. Waiting events leave in event-time
+order, so they are read as of exactly that time, and examples are a function of the events, not of their batching.
 
 Micro-batches end at multiples of the joiner's step in event time, however far the watermark moves at once: first the
 requests of a step are learned, then its other engagements, then the next step's. So weights are a function of the
 events as well.
 
-State: the joiner's, the trainer's and what is held are saved together, with the offsets; a restart goes on from there.
+State: joiner, trainer and waiting events are saved together, with one table of offsets, the joiner's, which covers
+every event; a restart resumes from there.
 """
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,16 +26,17 @@ import orjson
 import polars as pl
 import structlog
 
+from headrace.checkpoints import Checkpoints
 from headrace.learners import Verdict
 from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.trainer import Trainer
-from headrace.pipelines.watermark import Watermark
 from headrace.schemas import Event, spec_of
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
+from headrace.streams.watermark import Watermark
 
 SAVE_S = 30.0  # between two saves: what a crash makes it train again
-RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of what is held
+RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of the waiting events
 IDLE_S = 5.0  # wall time after which a silent partition no longer holds the watermark back
 
 log = structlog.get_logger(__name__)
@@ -64,17 +65,17 @@ class TrainStep:
         self.trainer = trainer
         self.joiner = joiner
         self._events = tuple(events)
-        self._state = state
+        self._checkpoints = None if state is None else Checkpoints(state)
         self._save_s = save_s
         self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
-        self._held = _Held(self._events)
+        self._early = _EarlyEvents(self._events)
         self._served: list[pl.DataFrame] = []  # ids of engagements that labelled a request, with their times
         self._released_s = 0.0
         self._saved_s = time.monotonic()
         self._positives = 0
         self._joined = 0
-        if state is not None:
-            self._load(state)
+        if self._checkpoints is not None:
+            self._load(self._checkpoints)
 
     def describe(self) -> str:
         """Learner, models and state."""
@@ -83,7 +84,7 @@ class TrainStep:
 
     def positions(self) -> Positions:
         """Next offset of each partition that the state has taken in."""
-        return positions_of("the trainer", self.joiner.positions() | self._held.positions)
+        return positions_of("the trainer", self.joiner.positions())
 
     def expect(self, partitions: Sequence[str]) -> None:
         """The watermark waits for each of these."""
@@ -92,10 +93,11 @@ class TrainStep:
     def apply(self, batch: EventBatch) -> None:
         """Take in requests or engagements."""
         self._watermark.observe(batch)
+        new = self.joiner.new_rows(batch)
         if batch.event in (self.joiner.spec.request, self.joiner.spec.engagement):
-            self.joiner.add(batch)
+            self.joiner.add_new(new)
         if batch.event in self._events:
-            self._held.add(batch)
+            self._early.add(new)
 
     @property
     def due_s(self) -> float | None:
@@ -109,15 +111,14 @@ class TrainStep:
             self._released_s = now_s
             self._release()
         verdict = self.trainer.poll()
-        if self._state is not None and now_s - self._saved_s >= self._save_s:
-            self.save(self._state)
+        if now_s - self._saved_s >= self._save_s:
+            self.save()
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
-        """Save: what waits for the watermark or its micro-batch is in the saved state, to be learned after a start."""
+        """Save, with what waits for the watermark or its micro-batch: it is learned after a restart."""
         self._release()
-        if self._state is not None:
-            self.save(self._state)
+        self.save()
         return []
 
     def status(self) -> dict[str, Any]:
@@ -129,41 +130,43 @@ class TrainStep:
             "late": counts.get("late_requests", 0) + counts.get("late_engagements", 0),
             "duplicates": counts.get("duplicate_requests", 0) + counts.get("duplicate_engagements", 0),
             "trained": self.trainer.trained,
-            "held": self._held.rows,
+            "held": self._early.rows,
             "watermark_us": self._watermark.value_us(),
             "served": self.trainer.served.snapshot(),
             "shadow": self.trainer.shadow.snapshot(),
             "prequential": self.trainer.prequential.snapshot(),
         }
 
-    def save(self, folder: Path) -> None:
-        """Write the whole state into `folder`, atomically; only the newest stays."""
-        name = f"s{time.time_ns()}"
-        target = folder / name
-        target.mkdir(parents=True)
-        self.trainer.save(target / "trainer")
-        self.joiner.save(target / "joiner")
-        self._held.save(target / "held")
-        pl.concat([_no_ids(), *self._served]).write_ipc(target / "served.arrow")
-        (target / "progress.json").write_bytes(orjson.dumps([self._joined, self._positives]))
-        pointer = folder / "LATEST.new"
-        pointer.write_text(name)
-        pointer.replace(folder / "LATEST")
-        for old in folder.glob("s*"):
-            if old.is_dir() and old.name != name:
-                shutil.rmtree(old)
+    def save(self) -> None:
+        """Write a checkpoint into the folder of the state, if there is one."""
+        if self._checkpoints is not None:
+            facts = {"trainer": self.trainer.facts(), "joined": self._joined, "positives": self._positives}
+            with self._checkpoints.write(facts) as folder:
+                for name in ("trainer", "joiner", "held"):
+                    (folder / name).mkdir()
+                self.trainer.write(folder / "trainer")
+                self.joiner.save(folder / "joiner")
+                self._early.save(folder / "held")
+                pl.concat([_no_ids(), *self._served]).write_ipc(folder / "served.arrow")
         self._saved_s = time.monotonic()
 
-    def _load(self, folder: Path) -> None:
-        if not (folder / "LATEST").is_file():
+    def _load(self, checkpoints: Checkpoints) -> None:
+        newest = checkpoints.newest()
+        if newest is None:
             return
-        found = folder / (folder / "LATEST").read_text()
-        self.trainer.load(found / "trainer")
-        self.joiner.load(found / "joiner")
-        self._held.load(found / "held")
-        self._served = [pl.read_ipc(found / "served.arrow")]
-        self._joined, self._positives = orjson.loads((found / "progress.json").read_bytes())
-        log.info("train_step_resumed", state=found.name, positions=self.positions())
+        folder, facts = newest
+        if facts:
+            self.trainer.read(folder / "trainer", facts["trainer"])
+            self._joined, self._positives = facts["joined"], facts["positives"]
+        else:  # of an earlier release
+            self.trainer.load(folder / "trainer")
+            self._joined, self._positives = orjson.loads((folder / "progress.json").read_bytes())
+        self.joiner.load(folder / "joiner")
+        if (offsets := folder / "held" / "positions.json").is_file():  # of an earlier release
+            self.joiner.skip_to(orjson.loads(offsets.read_bytes()))
+        self._early.load(folder / "held")
+        self._served = [pl.read_ipc(folder / "served.arrow")]
+        log.info("train_step_resumed", state=folder.name, positions=self.positions())
 
     def _release(self) -> None:
         watermark_us = self._watermark.value_us()
@@ -173,7 +176,7 @@ class TrainStep:
         requests = self.joiner.advance(watermark_us)
         # The joiner gives requests out in steps: only below the last of them is every request of an engagement known.
         through_us = (watermark_us - self.joiner.spec.within_us) // step_us * step_us
-        events = self._held.take(through_us)
+        events = self._early.take(through_us)
         frames = {} if requests is None else {self.joiner.spec.request: requests}
         asked, alone = _by_step(frames, step_us), _by_step(events, step_us)
         for number in sorted({*asked, *alone}):
@@ -183,7 +186,7 @@ class TrainStep:
                 self.trainer.add_events(alone[number], served=self._served_ids()["id"])
             self.trainer.drain()
         if events:
-            self.trainer.add_events({}, self._held.learned_positions())
+            self.trainer.add_events({}, self._early.learned_positions(self.joiner.positions()))
             # A request is no older than `within` before its engagement: older ids cannot be asked for again.
             self._served = [self._served_ids().filter(pl.col("time_us") >= through_us)]
 
@@ -202,11 +205,10 @@ class TrainStep:
         self._served.append(ids.drop_nulls())
 
 
-class _Held:
-    """Events that wait for the watermark, by class, and how far each partition has been learned."""
+class _EarlyEvents:
+    """Events that wait for the watermark, by class."""
 
     def __init__(self, events: Sequence[type[Event]]) -> None:
-        self.positions: dict[str, int] = {}
         self._frames: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
 
     @property
@@ -214,14 +216,10 @@ class _Held:
         return sum(frame.height for frames in self._frames.values() for frame in frames)
 
     def add(self, batch: EventBatch) -> None:
-        known = self.positions.get(batch.partition, 0)
-        self.positions[batch.partition] = max(known, batch.next_offset)
-        frame = batch.frame.with_columns(
-            pl.lit(batch.partition).alias("__partition"), pl.Series("__offset", batch.offsets, dtype=pl.Int64)
-        )
-        fresh = frame.filter(pl.col("__offset") >= known)
-        if fresh.height:
-            self._frames[batch.event].append(fresh)
+        """Take in rows that have not been added before."""
+        if batch.frame.height:
+            place = [pl.lit(batch.partition).alias("__partition"), pl.Series("__offset", batch.offsets, dtype=pl.Int64)]
+            self._frames[batch.event].append(batch.frame.with_columns(place))
 
     def take(self, through_us: int) -> dict[type[Event], pl.DataFrame]:
         """Remove and return the events before `through_us`, in order of time, then id."""
@@ -230,34 +228,33 @@ class _Held:
             if not frames:
                 continue
             spec = spec_of(event)
-            held = pl.concat(frames)
-            due = pl.col(spec.time).dt.epoch("us") < through_us
-            ready = held.filter(due)
-            self._frames[event] = [held.filter(~due)] if ready.height < held.height else []
-            if ready.height:
+            waiting = pl.concat(frames)
+            is_due = pl.col(spec.time).dt.epoch("us") < through_us
+            due = waiting.filter(is_due)
+            self._frames[event] = [waiting.filter(~is_due)] if due.height < waiting.height else []
+            if due.height:
                 order = [spec.time, *([spec.id] if spec.id else ["__partition", "__offset"])]
-                taken[event] = ready.sort(order).drop("__partition", "__offset")
+                taken[event] = due.sort(order).drop("__partition", "__offset")
         return taken
 
-    def learned_positions(self) -> dict[str, int]:
-        """Next offset of each partition below which nothing waits."""
-        positions = dict(self.positions)
+    def learned_positions(self, positions: Mapping[str, int]) -> dict[str, int]:
+        """Next offset of each partition below which nothing waits; `positions` are those of all that was added."""
+        learned = dict(positions)
         for frames in self._frames.values():
             for frame in frames:
                 first = frame.group_by("__partition").agg(pl.col("__offset").min())
                 for partition, offset in first.iter_rows():
-                    positions[partition] = min(positions[partition], offset)
-        return positions
+                    learned[partition] = min(learned[partition], offset)
+        return learned
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        """Write the events into an existing folder."""
         for event, frames in self._frames.items():
             if frames:
                 pl.concat(frames).write_ipc(folder / f"{event.__name__}.arrow")
-        (folder / "positions.json").write_bytes(orjson.dumps(self.positions))
 
     def load(self, folder: Path) -> None:
-        self.positions = orjson.loads((folder / "positions.json").read_bytes())
+        """Take over what `save` wrote."""
         for event in self._frames:
             path = folder / f"{event.__name__}.arrow"
             self._frames[event] = [pl.read_ipc(path)] if path.is_file() else []

@@ -1,20 +1,17 @@
-"""Trainer: examples in, published models out; plain Python.
+"""Train on examples and publish models; plain Python.
 
     joined requests --+
                       +--> waiting --(rows_min reached, or drained)--------> predict -> marks -> learn --+
     events, as of ----+                                                                                  |
                                             every publish_s: snapshot -> staged -> gate -> published <---+
 
-Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the replay's records, the sampler and what
-still waits, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
-once. Micro-batches are cut by rows, whole groups at a time, and where whoever feeds the trainer drains it, which the
-training step does at fixed event times. So weights are a function of the examples, and a resumed run ends with weights
-bitwise equal to one without a break, however the stream is cut into frames and however fast the machine is.
+Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the records of the replays, the sampler and
+waiting examples, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
+once. Micro-batches end by rows, at whole groups, and where the caller drains the trainer, which `TrainStep` does at
+fixed event times. So weights are a function of the examples: a resumed run ends with weights bitwise equal to those of
+an unbroken one, however the stream is cut into frames and however fast the machine is.
 """
 
-import hashlib
-import os
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -23,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import polars as pl
 import structlog
 from numpy.typing import NDArray
@@ -31,9 +27,9 @@ from prometheus_client import Counter, Gauge, Histogram
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from headrace.checkpoints import Checkpoints
 from headrace.errors import DeclarationError, GateRefusedError, SnapshotError
 from headrace.learners import Gate, Learner, ModelDirectory, OnlineLearner, Prequential, Scorer, Snapshot, Verdict
-from headrace.learners.publishing.snapshot import move, write_synced
 from headrace.pipelines.examples import (
     SOURCES,
     EventExamples,
@@ -46,6 +42,8 @@ from headrace.schemas import Event
 PROBE_ROWS = 64
 EXPIRE_STEPS = 500  # micro-batches between two looks for expired rows
 CHECKPOINTS_KEPT = 2
+MANIFEST = "trainer.json"
+"""File of a checkpoint with its facts and digests."""
 
 TRAINED = Counter("headrace_examples_trained_total", "Examples learnt from.", ["source"])
 STEP_SECONDS = Histogram(
@@ -61,12 +59,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
-    """When things happen.
+    """Sizes and intervals of training and publication.
 
     Args:
         rows_min: a micro-batch is the fewest whole groups with at least this many rows.
-        wait_s: what has waited so long, on the wall clock, is trained on though it is less. Weights then depend on the
-            machine's speed; None: never.
+        wait_s: examples that have waited so long, on the wall clock, are trained on although they are fewer. Weights
+            then depend on the speed of the machine; None: never.
         publish_s: between two publications, in seconds; None: only when `publish` is called.
         refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
     """
@@ -117,7 +115,6 @@ class Trainer:
         self.served = Prequential(slices=False)
         self.shadow = Prequential(slices=False)
         self.trained = 0
-        self.positions: dict[str, int] = {}
         self.trained_positions: dict[str, int] = {}
         self.live: Scorer | None = None
         self._events = events
@@ -131,10 +128,9 @@ class Trainer:
         self._refusals = 0
 
     def add_requests(self, frame: pl.DataFrame, positions: Mapping[str, int] | None = None) -> int:
-        """Joined requests, in order, one a row; returns how many examples they gave.
+        """Take in joined requests, in order, one a row; returns the number of examples.
 
-        `positions` are the next offsets of their partitions, to be resumed from once all up to here is trained or
-        saved.
+        `positions` are the next offsets of their partitions, to resume at once all up to here is trained or saved.
         """
         self._mark(frame, self._columns.scores, self.served)
         self._mark(frame, self._columns.shadow, self.shadow)
@@ -147,7 +143,7 @@ class Trainer:
         *,
         served: pl.Series | None = None,
     ) -> int:
-        """Events in event-time order, by class; returns how many examples they gave.
+        """Take in events in event-time order, by class; returns the number of examples.
 
         `served` are ids of events that label a request: they are learned there and give no example here.
 
@@ -157,7 +153,7 @@ class Trainer:
         return self._add(self._event_examples().add(events, served), positions)
 
     def observe_events(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
-        """Events, by class, that features are made of and nothing is learned from: history before a warm start.
+        """Take in events, by class, for features only, without learning from them: history before a warm start.
 
         Raises:
             DeclarationError: the trainer was made without `events`.
@@ -165,7 +161,7 @@ class Trainer:
         self._event_examples().observe(events)
 
     def poll(self) -> Verdict | None:
-        """Train on what is due, then publish if that is due; the gate's verdict if it was asked.
+        """Train on what is due, then publish if that is due; returns the verdict of the gate, if it was asked.
 
         Raises:
             GateRefusedError: it refused too often in a row.
@@ -182,12 +178,12 @@ class Trainer:
         return self.publish()
 
     def drain(self) -> None:
-        """Train on all that waits, the last micro-batch being smaller."""
+        """Train on all waiting examples, the last micro-batch being smaller."""
         while self._waiting_rows:
             self._train(self._cut(self.cadence.rows_min))
 
     def publish(self) -> Verdict:
-        """Snapshot, gate and, if it passes, publication.
+        """Take a snapshot, ask the gate, and publish the snapshot if it passes.
 
         Raises:
             GateRefusedError: it was refused, like `refusals_max - 1` before it.
@@ -222,82 +218,95 @@ class Trainer:
 
     def save(self, folder: str | Path) -> Path:
         """Write a checkpoint into `folder`, which keeps the last two; returns the new one's folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        number = max(_checkpoints(folder), default=0) + 1
-        partial = folder / f".c{number:08d}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        Snapshot.of(self.online, offsets=self.positions, with_optimizer=True).save(partial / "learner")
-        write_synced(partial / "state.safetensors", save_tensors(self._state()))
-        if self._events is not None:
-            (partial / "events").mkdir()
-            self._events.save(partial / "events")
-            for path in (partial / "events").rglob("*.*"):
-                _sync(path)
-        facts = {
-            "positions": self.positions,
-            "trained_positions": self.trained_positions,
-            "waiting_positions": [positions for _, positions in self._waiting],
-            "trained": self.trained,
-            "files": _digests(partial),
-        }
-        write_synced(partial / "trainer.json", orjson.dumps(facts))
-        move(partial, folder / f"c{number:08d}")
-        for old in sorted(_checkpoints(folder))[:-CHECKPOINTS_KEPT]:
-            shutil.rmtree(folder / f"c{old:08d}", ignore_errors=True)
-        log.info("training_saved", checkpoint=number, positions=self.positions, waiting=self._waiting_rows)
-        return folder / f"c{number:08d}"
+        checkpoints = Checkpoints(folder, keep=CHECKPOINTS_KEPT, manifest=MANIFEST)
+        with checkpoints.write(self.facts()) as partial:
+            self.write(partial)
+        log.info("training_saved", positions=self.positions, waiting=self._waiting_rows)
+        return max(checkpoints.folder.glob("c????????"))
 
     def load(self, folder: str | Path) -> bool:
-        """Go on from the newest checkpoint in `folder`; False when there is none. Then seek the sources to `positions`.
+        """Resume from the newest checkpoint in `folder`; False if there is none. Seek the sources to `positions` then.
 
         Raises:
             SnapshotError: it is damaged, or of another learner.
         """
-        folder = Path(folder)
-        number = max(_checkpoints(folder), default=None) if folder.is_dir() else None
-        if number is None:
+        newest = Checkpoints(folder, manifest=MANIFEST).newest()
+        if newest is None:
             return False
-        found = folder / f"c{number:08d}"
-        facts = _facts(found)
-        Snapshot.load(found / "learner", self.learner).restore(self.online)
-        self._set_state(load_tensors((found / "state.safetensors").read_bytes()), facts["waiting_positions"])
-        if self._events is not None:
-            self._events.load(found / "events")
-        self.positions, self.trained_positions = facts["positions"], facts["trained_positions"]
-        self.trained = facts["trained"]
-        self._published_steps = 0
-        log.info("training_resumed", checkpoint=number, positions=self.positions, waiting=self._waiting_rows)
+        self.read(*newest)
+        log.info("training_resumed", checkpoint=newest[0].name, positions=self.positions, waiting=self._waiting_rows)
         return True
 
+    def facts(self) -> dict[str, Any]:
+        """Offsets and counts of the state, plain enough for JSON."""
+        return {
+            "positions": self.positions,
+            "trained_positions": self.trained_positions,
+            "waiting_positions": [positions for _, positions in self._waiting],
+            "trained": self.trained,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write the state, without its facts, into an empty folder."""
+        Snapshot.of(self.online, offsets=self.positions, with_optimizer=True).save(folder / "learner")
+        (folder / "state.safetensors").write_bytes(save_tensors(self._state()))
+        if self._events is not None:
+            (folder / "events").mkdir()
+            self._events.save(folder / "events")
+
+    def read(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Take over the state that `write` wrote, and its facts.
+
+        Raises:
+            SnapshotError: it is damaged, or of another learner.
+        """
+        Snapshot.load(folder / "learner", self.learner).restore(self.online)
+        self._set_state(load_tensors((folder / "state.safetensors").read_bytes()), facts["waiting_positions"])
+        if self._events is not None:
+            self._events.load(folder / "events")
+        self.trained_positions = facts["trained_positions"]
+        self._move_to(facts["positions"])
+        self.trained = facts["trained"]
+        self._published_steps = 0
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """Next offset of each partition that was taken in; of what is trained, `trained_positions`."""
+        return self._waiting[-1][1] if self._waiting else self.trained_positions
+
+    def _move_to(self, positions: Mapping[str, int]) -> None:
+        """Advance to `positions`, which count as trained once all examples that wait now are."""
+        if self._waiting:
+            examples, before = self._waiting[-1]
+            self._waiting[-1] = (examples, before | dict(positions))
+        else:
+            self.trained_positions = self.trained_positions | dict(positions)
+
     def _add(self, examples: Examples | None, positions: Mapping[str, int] | None) -> int:
-        self.positions |= dict(positions or {})
         if examples is None or len(examples) == 0:
-            if not self._waiting:  # nothing waits: what gave no example is done with
-                self.trained_positions |= self.positions
+            self._move_to(positions or {})
             return 0
         if not self._waiting:
             self._waiting_since = self._monotonic()
-        self._waiting.append((examples, dict(self.positions)))
+        self._waiting.append((examples, self.positions | dict(positions or {})))
         self._waiting_rows += len(examples)
         WAITING.set(self._waiting_rows)
         return len(examples)
 
     def _cut(self, rows_min: int) -> Examples:
-        """Take the fewest groups with at least `rows_min` rows off the front, or all that waits."""
+        """Remove and return the first groups with at least `rows_min` rows together, or all."""
         parts: list[Examples] = []
-        wanted = rows_min
-        while wanted > 0 and self._waiting:
+        missing = rows_min
+        while missing > 0 and self._waiting:
             examples, positions = self._waiting.popleft()
-            groups = int(np.searchsorted(examples.starts, wanted, side="left"))
+            groups = int(np.searchsorted(examples.starts, missing, side="left"))
             if groups < len(examples.starts) - 1:
                 rest = examples.groups(groups, len(examples.starts) - 1)
                 self._waiting.appendleft((rest, positions))
                 examples = examples.groups(0, groups)
             else:
-                self.trained_positions |= positions
-            wanted -= len(examples)
+                self.trained_positions = positions
+            missing -= len(examples)
             parts.append(examples)
         batch = Examples.concat(parts)
         self._waiting_rows -= len(batch)
@@ -326,7 +335,7 @@ class Trainer:
         return self._events
 
     def _mark(self, frame: pl.DataFrame, column: str | None, marks: Prequential) -> None:
-        """Marks of the scores that requests were answered with, or that a shadow gave them."""
+        """Observe the scores in `column`, with which requests were answered or that a shadow gave them."""
         if column is None or column not in frame.columns:
             return
         both = frame.select(labels=self._columns.labels, scores=column).filter(
@@ -356,8 +365,8 @@ class Trainer:
         marks = {"prequential": self.prequential, "served": self.served, "shadow": self.shadow}
         parts = {name: each.state_dict() for name, each in marks.items()}
         parts |= {f"waiting{i:06d}": examples.state_dict() for i, (examples, _) in enumerate(self._waiting)}
-        for part, held in parts.items():
-            arrays |= {f"{part}/{name}": np.ascontiguousarray(array) for name, array in held.items()}
+        for part, of_part in parts.items():
+            arrays |= {f"{part}/{name}": np.ascontiguousarray(array) for name, array in of_part.items()}
         return arrays
 
     def _set_state(self, arrays: Mapping[str, NDArray[Any]], waiting_positions: list[dict[str, int]]) -> None:
@@ -372,31 +381,3 @@ class Trainer:
         self._waiting = deque(zip(waiting, waiting_positions, strict=True))
         self._waiting_rows = sum(len(examples) for examples in waiting)
         self._waiting_since = self._monotonic()
-
-
-def _checkpoints(folder: Path) -> list[int]:
-    return [int(path.name[1:]) for path in folder.glob("c????????") if path.name[1:].isdecimal()]
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder`, by relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "trainer.json")
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What `trainer.json` says, after every file was checked against it."""
-    try:
-        facts: dict[str, Any] = orjson.loads((folder / "trainer.json").read_bytes())
-        wanted = facts["files"]
-    except (OSError, orjson.JSONDecodeError, KeyError) as exc:
-        raise SnapshotError(f"checkpoint {folder.name} · trainer.json: unreadable: {exc}") from exc
-    found = _digests(folder)
-    if differing := sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name)):
-        raise SnapshotError(f"checkpoint {folder.name} · {', '.join(differing)}: not what was saved")
-    return facts

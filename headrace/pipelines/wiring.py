@@ -1,6 +1,6 @@
-"""What a project's dataflow modules need of an installation, made from its settings.
+"""Parts of a project's flows that depend on its settings: broker, store, dead letters, registry.
 
-The only module of the room that reads `Settings`; the classes themselves take plain arguments.
+The only module of `headrace.pipelines` that reads `Settings`; classes take plain arguments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from headrace.telemetry import StatusBoard
 
 
 def kafka_source(settings: Settings, events: Sequence[type[Event]], *, start: Start | None = None) -> KafkaSource:
-    """The topics of `events`; `start` as for `KafkaSource`, where a partition begins that the flow has not read yet."""
+    """Source of the topics of `events`; `start`, as in `KafkaSource`, is for partitions not read yet."""
     return KafkaSource(settings.brokers, events, start=start, config=settings.kafka)
 
 
@@ -33,8 +33,8 @@ def open_store(settings: Settings) -> OnlineStore:
 
 
 def dead_letters(settings: Settings) -> DeadLetters:
-    """Dead letters to files and to the topic; nothing is opened before the first of them."""
-    return _Both(
+    """Dead letters to files and to the topic; nothing is opened before the first one."""
+    return _Several(
         lambda: FileDeadLetters(settings.dead_letter_dir),
         lambda: KafkaDeadLetters(settings.brokers, settings.dead_letter_topic, config=settings.kafka),
     )
@@ -50,7 +50,7 @@ class IntakeOptions(TypedDict):
 
 
 def intake_of(settings: Settings) -> IntakeOptions:
-    """How events are checked, and where bad ones go."""
+    """Options of an intake: how events are checked, and where bad ones go."""
     future_us = int(settings.future_s * 1e6)
     return IntakeOptions(
         dead_letters=dead_letters(settings),
@@ -76,13 +76,13 @@ def topic_writer(settings: Settings, event: type[Event]) -> TopicWriter:
 
 
 def status_of(settings: Settings, role: str) -> Callable[[Mapping[str, Any]], object]:
-    """A function that shows figures as the status of `role`."""
+    """A function that posts figures as the status of `role`."""
     board = StatusBoard(settings.redis_url, settings.namespace)
     return lambda document: board.post(role, document)
 
 
-class _Both:
-    """Each letter to one place after the other: files first, since they are there when the broker is not."""
+class _Several:
+    """Writes dead letters to several sinks in order: files first, since the broker may be unavailable."""
 
     def __init__(self, *makers: Callable[[], DeadLetters]) -> None:
         self._makers = makers
@@ -91,9 +91,9 @@ class _Both:
     def write(self, letters: Sequence[DeadLetter]) -> None:
         if letters and not self._opened:
             self._opened = [make() for make in self._makers]
-        for place in self._opened:
-            place.write(letters)
+        for sink in self._opened:
+            sink.write(letters)
 
     def close(self) -> None:
-        for place in self._opened:
-            place.close()
+        for sink in self._opened:
+            sink.close()

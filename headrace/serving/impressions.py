@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import structlog
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import KafkaError, Message
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
@@ -28,12 +28,13 @@ from headrace.learners import Inputs
 from headrace.schemas import Event, codec_for, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.serving.swap import Scores
-from headrace.streams.kafka.clients import connected
+from headrace.streams.kafka_writer import MessageProducer
 
 QUEUE_MAX = 4_096  # requests; at 20 kB each 80 MB
 BATCH_MAX = 256  # requests a frame
 LINGER_S = 0.1  # how long the first request of a frame waits for others: alone it costs 0.8 ms of CPU, of six 0.3
 PRODUCE_TRIES = 100  # of 50 ms each while librdkafka's own queue is full
+MESSAGE_TIMEOUT_MS = 60_000  # after which an impression that the broker has not acknowledged is dropped
 FLUSH_S = 10.0  # how long `close` waits for the broker's acknowledgements
 
 LOGGED = Counter("headrace_impressions_total", "Impressions handed to the producer.")
@@ -110,15 +111,9 @@ class ImpressionLog:
         self._ended = threading.Event()  # the thread stops
         self._counting = threading.Lock()
         self._check_columns()
-        settings = {
-            "enable.idempotence": True,
-            "linger.ms": 5,
-            "compression.type": "lz4",
-            "message.timeout.ms": 60_000,
-            "log_level": 0,  # the client's own lines on stderr; its errors come by the callback
-            "error_cb": lambda error: log.debug("broker_error", code=error.name(), detail=error.str()),
-        }
-        self._producer = connected(Producer, bootstrap, {**settings, **(config or {})})
+        self._producer = MessageProducer(
+            bootstrap, config, **{"compression.type": "lz4", "message.timeout.ms": MESSAGE_TIMEOUT_MS}
+        )
         self._thread = threading.Thread(target=self._drain, name="headrace-impressions", daemon=True)
         self._thread.start()
 
@@ -138,7 +133,7 @@ class ImpressionLog:
         while self._queue.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.002)
         unsent = self._queue.unfinished_tasks
-        return unsent + int(self._producer.flush(max(deadline - time.monotonic(), 0.0)))
+        return unsent + self._producer.wait(max(deadline - time.monotonic(), 0.0))
 
     def close(self) -> None:
         """Send what is queued, then stop. What the broker does not take within FLUSH_S is counted as dropped."""
@@ -183,7 +178,7 @@ class ImpressionLog:
             finally:
                 for _ in batch:
                     self._queue.task_done()
-            self._producer.poll(0)
+            self._producer.poll()
 
     def _take(self) -> list[Impression]:
         """The next impressions, waiting for the first; none at the end."""
@@ -196,7 +191,7 @@ class ImpressionLog:
             except queue.Empty:
                 if batch or self._ended.is_set():
                     break
-                self._producer.poll(0)  # serves delivery reports while nothing is asked of us
+                self._producer.poll()  # serves delivery reports while nothing is asked of us
                 continue
             if not batch:
                 deadline = time.monotonic() + LINGER_S
@@ -221,14 +216,11 @@ class ImpressionLog:
                 self._drop(count, "broker")
 
         for _ in range(PRODUCE_TRIES):
-            try:
-                self._producer.produce(self._spec.topic, payload, key=key, on_delivery=delivered)
-            except BufferError:
-                if self._ended.is_set():
-                    break
-                self._producer.poll(0.05)  # the producer is full: wait here, in the background, not in a request
-            else:
+            if self._producer.try_send(self._spec.topic, payload, key, delivered):
                 return
+            if self._ended.is_set():
+                break
+            self._producer.poll(0.05)  # the producer is full: wait here, in the background, not in a request
         self._drop(count, "producer_full")
 
     def frame(self, batch: Sequence[Impression]) -> pl.DataFrame:

@@ -1,14 +1,14 @@
 """Files of one event as a source: Parquet, Arrow IPC, Avro, CSV and JSON lines.
 
-A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does; what a
-partition is called and how it is known again, `file_names` says. Files are read one after the other in the order given.
+A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does;
+`files.names` describes how partitions are named and recognised. Files are read one after the other in the order given.
 With `sort`, the rows of a file are put into event-time order first, ties in file order: its row numbers are those of
-the sorted file. A Parquet file on this disk that need not be sorted is read a few row groups at a time, any other but
-JSON lines wholly.
+the sorted file. A Parquet file on this disk that need not be sorted is read a few row groups at a time; any other file,
+except JSON lines, as a whole.
 
 JSON lines are passed on as payloads, so that a bad line costs that line only; they keep their order, and their offsets
-are positions (`line_positions`). A last line without its end is no event yet: it is put aside, and read again by the
-next run.
+are positions (`line_positions`). A last line without a line end is no event yet: it becomes a dead letter, and the next
+run reads it again.
 """
 
 import threading
@@ -38,27 +38,26 @@ from headrace.streams.files.reading import (
     read_events,
     reads_row_groups,
 )
-from headrace.streams.origin import Origin
 from headrace.streams.positions import Positions, Reached, reached_of, refuse_files_of_topic
-from headrace.streams.source import Batch
+from headrace.streams.source import Batch, OpenOptions, Origin, Source
 
 log = structlog.get_logger(__name__)
 
 ROWS_MAX = 262_144
-"""Rows a batch: the larger, the more events of one entity meet in it, and share the fetch of its record."""
+"""Rows a batch. In a larger batch more events share an entity, and the fetch of its record."""
 
 
-class FileSource:
+class FileSource(Source):
     """Batches of the files of one event class.
 
-    `paths` are files, globs (`**` included) or folders of an archive, here or by URL (`file_finder`). `rows_max` bounds
-    a batch. `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601. `beside_topic`: the
+    `paths` are files, globs (`**` too) or folders of an archive, local or by URL (`files.finder`). `rows_max` bounds a
+    batch. `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601. `beside_topic`: the
     files hold other events than the topic, so they are read although a reader has read the topic. Files without rows
-    are passed over where there are others, and so are files that a source of `before` reads.
+    are skipped if there are others, and so are files that a source of `before` reads.
 
     Raises:
-        SourceError: from the first call on, when a file is missing, unreadable or changed since it was read, or when
-            there is nothing but an empty one; it names the file.
+        SourceError: from the first call on: a file is missing, unreadable or changed since it was read, or all are
+            empty; names the file.
         SchemaError: a column is missing or of another type.
     """
 
@@ -130,7 +129,7 @@ class FileSource:
         return list(self._listed())
 
     def ends(self) -> dict[str, int]:
-        """Where the archives among the paths end: next offset of each partition of their topic; {}: plain files.
+        """Next offset of each topic partition at which the archives among the paths end; {} for plain files.
 
         Raises:
             SourceError: as `partitions`.
@@ -139,11 +138,15 @@ class FileSource:
         return dict(self._ends)
 
     def tell_origins(self) -> None:
-        """Say of rows of archives where they stood in their topic: `Batch.origin`."""
+        """Fill `Batch.origin` for rows of archives: where they stood in their topic."""
         self._tells_origins = True
 
-    def recognise(self, readers: Sequence[Reached]) -> None:
-        """Call files as `readers` know them, and see that what these have read of each is still there.
+    def unasked_topics(self) -> list[str]:
+        """The topic, unless the files are said to hold other events."""
+        return [] if self.beside_topic else [self.topic]
+
+    def refuse_changed(self, readers: Sequence[Reached]) -> None:
+        """Give files the names by which `readers` know them, and check that what they have read is unchanged.
 
         `seek` does so for the readers of its positions. Lines of JSON files are compared when the file is opened.
 
@@ -151,7 +154,7 @@ class FileSource:
             SourceError: a file has changed since it was read; names it.
         """
         for source in self._before:
-            source.recognise(readers)
+            source.refuse_changed(readers)
         taken = {name for source in self._before for name in source.partitions()}
         files = recognise(self._listed(), self.topic, readers, taken)
         self._reached, self._files = readers, files
@@ -160,11 +163,11 @@ class FileSource:
         """Read each file from its row on.
 
         Raises:
-            SourceError: as `partitions` and `recognise`.
+            SourceError: as `partitions` and `refuse_changed`.
             ConfigError: a reader of the positions has read the topic itself.
         """
         if isinstance(positions, Positions) or not self._reached:
-            self.recognise(reached_of(positions))
+            self.refuse_changed(reached_of(positions))
         if not self.beside_topic:
             refuse_files_of_topic(self.topic, self.partitions(), positions)
         self.close()
@@ -173,7 +176,7 @@ class FileSource:
         self._positions = {name: positions.get(name, 0) for name in self._pending}
 
     def poll(self) -> list[Batch]:
-        """The next rows of the file at hand.
+        """The next rows of the current file.
 
         Raises:
             SourceError: a file is unreadable, has no rows, or has changed since it was read.
@@ -193,7 +196,7 @@ class FileSource:
         return [batch]
 
     def close(self) -> None:
-        """Let go of the file at hand."""
+        """Close the current file."""
         if self._open is not None:
             self._open[1].close()
             self._open = None
@@ -201,9 +204,9 @@ class FileSource:
     def _listed(self) -> dict[str, EventFile]:
         with self._listing:  # workers ask for their shares at the same time
             if self._files is None:
-                found = find_log(self._paths, self.topic, csv_time_format=self._csv_time_format)
-                self._files, self._ends = self._named(found.files), found.ends
-                if not (self._files or self._ends or found.files):
+                log_files = find_log(self._paths, self.topic, csv_time_format=self._csv_time_format)
+                self._files, self._ends = self._named(log_files.files), log_files.ends
+                if not (self._files or self._ends or log_files.files):
                     raise SourceError(f"event {self._spec.name}: no files given, or only empty ones")
             return self._files
 
@@ -248,7 +251,7 @@ class FileSource:
         return _FrameRows(name, self.topic, frames, begin, self._rows_max, origin)
 
     def _archived(self, file: EventFile) -> tuple[pl.DataFrame, Origin]:
-        """The rows of a file of an archive as `_frames` gives them, and where they stood in their topic."""
+        """The rows of an archived file, in the order of `_frames`, and where they stood in their topic."""
         named = named_rows(self.topic, PurePosixPath(file.name).name)
         assert named is not None, file.name
         partition, first, next_offset = named
@@ -268,7 +271,7 @@ class FileSource:
 
 
 class _FrameRows:
-    """The rows of a file of columns, from one on."""
+    """Rows of a columnar file, from `begin` on."""
 
     def __init__(
         self,
@@ -309,7 +312,7 @@ class _FrameRows:
 
 
 class _LineRows:
-    """The lines of a file of JSON lines, from one on."""
+    """Lines of a file of JSON lines, from the first of `lines` on."""
 
     def __init__(
         self,
@@ -349,8 +352,19 @@ class _LineRows:
         )
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._lines.close()
 
 
 _Rows: TypeAlias = _FrameRows | _LineRows
+
+
+def open_files(url: str, options: OpenOptions) -> FileSource:
+    """The source of a path, glob, folder of an archive, or URL of a filesystem."""
+    return FileSource(
+        url,
+        options.events[0],
+        rows_max=options.rows_max or ROWS_MAX,
+        beside_topic=options.beside_topic,
+        before=options.before,
+    )

@@ -1,7 +1,7 @@
-"""From a batch of bytes to good rows: decode, check, and put aside what is bad.
+"""Decode and check batches; what cannot be used becomes a dead letter.
 
-Nothing is lost: a payload or row that fails goes to the dead letters with where it came from, why, and its raw bytes,
-before the good rows go on. After a crash a dead letter may be written twice.
+Nothing is lost: a bad payload or row is written to the dead letters, with its origin, the reason and its raw bytes,
+before the good rows are passed on. After a crash a dead letter may be written twice.
 """
 
 import threading
@@ -40,7 +40,7 @@ from headrace.streams.files.reading import UNFINISHED
 from headrace.streams.source import Batch, EventBatch
 
 FUTURE_US = 600_000_000
-"""How far ahead of the clock an event may be: 10 minutes of clock skew."""
+"""How far ahead of the clock an event may be, in microseconds: 10 minutes of clock skew."""
 
 EVENTS = Counter("headrace_events_total", "Good rows taken in", ["topic"])
 
@@ -50,9 +50,9 @@ _writing = threading.Lock()  # workers of one process may share one dead-letter 
 class Intake:
     """Decodes the batches of some event classes.
 
-    `clock` is asked for "now" when rows too far in the future are looked for: wall time for live streams, the event
-    clock when history is played. `registry` knows the schemas of Confluent-framed Avro. `codecs` read payloads that the
-    event's own codec cannot, such as plain Avro of an older declaration: `{Event: AvroCodec(spec, writer=old)}`.
+    `clock` tells which rows are too far in the future: wall time for live streams, the event clock when history is
+    played. `registry` has the schemas of Confluent-framed Avro. `codecs` replace the event's own codec, for instance to
+    read plain Avro of an older declaration: `{Event: AvroCodec(spec, writer=old)}`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Intake:
         }
 
     def decode(self, batch: Batch) -> EventBatch:
-        """The good rows of `batch`; a batch with none still carries its next offset.
+        """The good rows of `batch`; without any, the result still carries the next offset.
 
         Raises:
             SourceError: no event class was given for the batch's topic.
@@ -106,7 +106,7 @@ class Intake:
         )
 
     def warm_up(self) -> None:
-        """Decode and check one row of each event, so that the first batch does not wait for compiled code."""
+        """Decode and check one row of each event, so that the first batch does not wait for compilation."""
         for topic, event in self.events.items():
             codec = codec_for(event)
             decoded = codec.decode(codec.encode(sample_frame(spec_of(event))))
@@ -121,12 +121,19 @@ class Intake:
         return self._codecs[key]
 
 
-def put_aside(letters: Sequence[DeadLetter], place: DeadLetters) -> None:
-    """Count letters and write them to `place`, which the threads of a process may share."""
+def put_aside(letters: Sequence[DeadLetter], sink: DeadLetters) -> None:
+    """Count dead letters and write them to `sink`, which threads of a process may share."""
     if letters:
         count_letters(letters)
         with _writing:
-            place.write(letters)
+            sink.write(letters)
+
+
+def letters_of_rows(batch: EventBatch, index: NDArray[np.int64], reason: str, details: pl.Series | str) -> Letters:
+    """Dead letters of the good rows `index` (m,) of a batch that a reader cannot use, with each event as JSON."""
+    payloads = json_rows(batch.frame[index]).cast(pl.Binary)
+    columns = (row_numbers(batch.partition, batch.offsets[index]), reason, details, payloads)
+    return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *columns)
 
 
 def _decoded(batch: Batch, codec: Codec, spec: EventSpec) -> Decoded:
@@ -139,7 +146,7 @@ def _decoded(batch: Batch, codec: Codec, spec: EventSpec) -> Decoded:
 
 
 def _decode_surely(codec: Codec, payloads: Sequence[bytes], spec: EventSpec) -> Decoded:
-    """The payloads by a codec that may fail at one of them: halves are tried until that one stands alone.
+    """Decode payloads with a codec that may fail on one of them: halve until the bad payload stands alone.
 
     Our own codecs do not fail; others, and the libraries beneath them, may.
     """
@@ -166,7 +173,7 @@ def _decode_surely(codec: Codec, payloads: Sequence[bytes], spec: EventSpec) -> 
 
 
 def _letters(batch: Batch, decoded: Decoded, bad_rows: Rejects[BadRow]) -> list[Letters]:
-    """Letters of the payloads that gave no row, and of the rows that break a rule."""
+    """Dead letters of payloads without a row, and of rows that break a rule."""
     letters = []
     if len(lost := decoded.rejects):
         letters.append(_letters_of(batch, lost.indexes, lost, _payloads_at(batch, lost.indexes)))
@@ -182,15 +189,15 @@ def _letters_of(batch: Batch, index: NDArray[np.int64], bad: Rejects[Any], paylo
 
 
 def _payloads_at(batch: Batch, index: NDArray[np.int64]) -> pl.Series:
-    """The payloads, or the rows of a file as JSON, (n,) bytes."""
+    """Payloads, or rows of a file as JSON, (n,) bytes."""
     if batch.payloads is not None:
-        return pl.Series([batch.payloads[place] for place in index.tolist()], dtype=pl.Binary)
+        return pl.Series([batch.payloads[each] for each in index.tolist()], dtype=pl.Binary)
     assert batch.frame is not None
     return json_rows(batch.frame[index]).cast(pl.Binary)
 
 
 def _row_payloads(batch: Batch, decoded: Decoded, rows: NDArray[np.int64]) -> pl.Series:
-    """What is put aside of rows: their payloads, or the rows alone as JSON where a payload has several."""
+    """Payloads of dead letters for rows: the original payload, or the row as JSON if its payload has several."""
     alone = _alone(decoded.payload_index)[rows]
     if batch.payloads is not None and alone.all():
         return _payloads_at(batch, decoded.payload_index[rows])
@@ -198,8 +205,8 @@ def _row_payloads(batch: Batch, decoded: Decoded, rows: NDArray[np.int64]) -> pl
     if batch.payloads is None or not alone.any():
         return texts
     row_payloads = texts.to_list()
-    for place in np.flatnonzero(alone).tolist():
-        row_payloads[place] = batch.payloads[decoded.payload_index[rows[place]]]
+    for row in np.flatnonzero(alone).tolist():
+        row_payloads[row] = batch.payloads[decoded.payload_index[rows[row]]]
     return pl.Series(row_payloads, dtype=pl.Binary)
 
 
@@ -210,7 +217,7 @@ def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _unfinished(batch: Batch) -> list[Letters]:
-    """A letter for the payload that its writer was not done with; it is read again by the next run."""
+    """Dead letter of a payload whose writer has not ended it; the next run reads it again."""
     if batch.unfinished is None:
         return []
     [number] = row_numbers(batch.partition, np.array([batch.next_offset]))

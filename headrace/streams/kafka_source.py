@@ -1,9 +1,8 @@
 """Topics of a Kafka-protocol broker, read by explicit offsets: no consumer group, no commit, one consumer a worker.
 
-Nothing is lost while the broker is away: the client reconnects by itself and fetches on from the same offset.
+While the broker is away nothing is lost: the client reconnects and continues at the same offset.
 """
 
-import difflib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -22,35 +21,33 @@ from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.schemas import Event, spec_of
 from headrace.streams.kafka.clients import connected
-from headrace.streams.kafka.errors import FATAL, told
+from headrace.streams.kafka.errors import FATAL, describe, listed, lost_offset, unknown_topic
 from headrace.streams.kafka.fetch import Fetched, fetch
 from headrace.streams.kafka.start_times import offset_at
 from headrace.streams.positions import refuse_topic_of_files
-from headrace.streams.source import Batch
+from headrace.streams.source import Batch, Source
 
 log = structlog.get_logger(__name__)
 
 Start: TypeAlias = Literal["earliest", "latest", "stored"] | datetime | int | Mapping[str, int]
 
 ROWS_MAX = 16_384
-"""Messages a poll: more cost freshness, fewer cost calls of all that follows."""
+"""Messages a poll: more cost freshness, fewer cost calls downstream."""
 CONNECT_S_MAX = 30.0
-"""Seconds that a start waits for a broker that does not answer."""
+"""Seconds to wait at the start for a broker that does not answer."""
 
 ASK_S = 2.0
-"""Seconds of one question for the topics: what keeps it from being answered is heard between two of them."""
+"""Timeout of one request for the topics, in seconds; errors of the client are reported between two of them."""
 ENDS_S = 0.25
-"""Seconds between two looks at whether the log still reaches as far as it has been read."""
-TOPICS_NAMED = 20
-"""Topics, the likest first, that are named where one is unknown."""
+"""Interval of checks that the log still reaches as far as it has been read, in seconds."""
 BEYOND_S = 1.0
-"""Seconds that a log may seem shorter than what was read of it: a new leader may not know its end at once."""
+"""Seconds for which a log may be shorter than what was read of it: a new leader may not know its end at once."""
 GAP_MIN = 1 << 30
-"""Offsets between two messages from which on the log must be another: the embedded broker's topics begin so far behind
-those of its earlier lives. Compacted logs and transactions leave gaps, too, but none of a billion.
+"""Gap between two offsets that means another log: after a restart, topics of the embedded broker begin so far ahead.
+Compacted logs and transactions leave gaps too, but none of a billion.
 """
 PARTITIONS_S = 30.0
-"""Interval of looks for partitions that a topic got meanwhile."""
+"""Interval of checks for partitions added to a topic, in seconds."""
 
 BROKER_ERRORS = Counter("headrace_broker_errors_total", "Errors that the broker's client reported", ["code"])
 
@@ -60,7 +57,7 @@ UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC
 
 @dataclass(slots=True)
 class _Cursor:
-    """How far one partition is read. `end` is its high watermark, seen at the first fetch."""
+    """Read position of one partition. `end` is its high watermark at the first fetch."""
 
     topic: str
     number: int
@@ -73,19 +70,21 @@ class _Cursor:
         return f"{self.topic}/{self.number}"
 
 
-class KafkaSource:
+class KafkaSource(Source):
     """Batches of the partitions of some topics.
 
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
-    start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (what comes from now on),
-    a moment of append (a naive datetime is UTC), an offset, or an offset for each partition by name, others being read
-    from their earliest; "stored": such a partition is an error, so that a store which has lost its offsets is not
-    filled anew unasked. None is "earliest" as well, but refused where a reader was filled from files of the topic.
+    start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (events appended from now
+    on), a time of append (a naive datetime is UTC), an offset, or an offset for each partition by name, others being
+    read from their earliest; "stored": such a partition is an error, so that a store which has lost its offsets is not
+    silently filled again. None is "earliest" too, but refused where a reader was filled from files of the topic.
     `config` is passed to librdkafka (TLS, SASL).
 
     Raises:
         ConfigError: from the first call on, if `config` or `bootstrap` are not as librdkafka takes them.
     """
+
+    has_live_offsets = True
 
     def __init__(
         self,
@@ -133,7 +132,11 @@ class KafkaSource:
 
     def describe(self) -> str:
         """Topics and brokers."""
-        return f"{_listed('topic', self.topics)} at {self.bootstrap}"
+        return f"{listed('topic', self.topics)} at {self.bootstrap}"
+
+    def unasked_topics(self) -> Sequence[str]:
+        """The topics, unless their start was given."""
+        return self.topics if self.start is None else ()
 
     @property
     def exhausted(self) -> bool:
@@ -152,7 +155,7 @@ class KafkaSource:
         return list(self._names)
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read from `positions` on; called once, before the first poll.
+        """Start at `positions`; called once, before the first poll.
 
         Raises:
             OffsetLostError: an offset is below what the broker keeps. One beyond the end shows at the first fetch.
@@ -170,7 +173,7 @@ class KafkaSource:
         """Messages that have been fetched, one batch a partition; never waits.
 
         Raises:
-            OffsetLostError: the broker no longer has, or never had, an offset that is wanted.
+            OffsetLostError: the broker no longer has, or never had, the offset to read.
             UnknownTopicError: a topic was deleted.
             SourceError: the broker refuses us for good (authentication, authorisation).
         """
@@ -178,22 +181,22 @@ class KafkaSource:
             self.seek({})
         fetched, errors = fetch(self._connect(), self._rows_max)
         if self._failure is not None:
-            raise SourceError(f"broker {self.bootstrap}: {told(self._failure)}")
+            raise SourceError(f"broker {self.bootstrap}: {describe(self._failure)}")
         if not self._until_end and time.monotonic() - self._listed_s > PARTITIONS_S and not self._away.is_set():
             self._take_new_partitions()
         running = [cursor for cursor in self._cursors.values() if not cursor.ended]
-        self._look_at_ends()
+        self._check_ends()
         for message in errors:
             self._on_message_error(message.error(), message)
         if fetched and self._away.is_set():
             self._away.clear()
             log.info("broker_back", bootstrap=self.bootstrap)
         arrival_us = wall_us()
-        # A partition that ends without a message still says so, once: its watermark and offset count.
+        # A partition that ends without a message gives one empty batch, which carries its end and offset.
         return [
-            self._batch(cursor, found, arrival_us)
+            self._batch(cursor, messages, arrival_us)
             for cursor in running
-            if (found := fetched.get((cursor.topic, cursor.number))) or cursor.ended
+            if (messages := fetched.get((cursor.topic, cursor.number))) or cursor.ended
         ]
 
     def close(self) -> None:
@@ -203,7 +206,7 @@ class KafkaSource:
             self._consumer = None
 
     def _owned(self, names: Sequence[str]) -> list[tuple[str, int]]:
-        """Our partitions: by number, so that a topic that grows leaves all others where they are."""
+        """This share's partitions, by number, so that a growing topic moves no other partition."""
         index, count = self._owner
         keys = [(topic, int(number)) for topic, _, number in (name.rpartition("/") for name in names)]
         return [(topic, number) for topic, number in keys if number % count == index]
@@ -214,7 +217,7 @@ class KafkaSource:
         if position is None:
             position = self._start_of(topic, number, low, high)
         if position < low:
-            raise OffsetLostError(_lost(name, position, low=low))
+            raise OffsetLostError(lost_offset(name, position, low=low))
         self._cursors[topic, number] = _Cursor(topic, number, position)
         self._unfetched.add((topic, number))
         return TopicPartition(topic, number, position)
@@ -239,7 +242,7 @@ class KafkaSource:
         return offset_at(self.bootstrap, self._settings(), topic, number, (low, high), moment_us)
 
     def _take_new_partitions(self) -> None:
-        """Read partitions that a topic got since we last looked, from their start; the wait is short and rare."""
+        """Read partitions added to a topic since the last check, from their start; the wait is short and rare."""
         self._listed_s = time.monotonic()
         try:
             names = self._list_partitions(self._connect().list_topics(timeout=0.1).topics)
@@ -262,7 +265,7 @@ class KafkaSource:
             offsets, stamps_ms, payloads = offsets[:kept], stamps_ms[:kept], payloads[:kept]
         if len(offsets):
             if offsets[0] - cursor.position >= GAP_MIN and cursor.position:
-                self._tell_of_gap(cursor, int(offsets[0]))
+                self._report_gap(cursor, int(offsets[0]))
             cursor.position = int(offsets[-1]) + 1
         if self._until_end and cursor.end is not None:
             cursor.ended |= cursor.position >= cursor.end
@@ -278,7 +281,7 @@ class KafkaSource:
             ended=cursor.ended,
         )
 
-    def _tell_of_gap(self, cursor: _Cursor, first: int) -> None:
+    def _report_gap(self, cursor: _Cursor, first: int) -> None:
         BROKER_ERRORS.labels("gap").inc()
         log.warning(
             "broker_began_anew",
@@ -288,8 +291,8 @@ class KafkaSource:
             detail="the log before is gone; events in it that had not been read are lost",
         )
 
-    def _look_at_ends(self) -> None:
-        """Compare positions with the logs' ends: at the first fetch of each partition, and from time to time."""
+    def _check_ends(self) -> None:
+        """Compare positions with the ends of the logs: at the first fetch of each partition, then every `ENDS_S`."""
         # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
         # batch, and says nothing at all to a fetch beyond the end.
         # That the broker was away does not tell when: what the client had fetched before is still handed out.
@@ -304,7 +307,7 @@ class KafkaSource:
             if cursor.position <= high:
                 self._beyond_s.pop(key, None)
             elif key in self._unfetched or now_s - self._beyond_s.setdefault(key, now_s) > BEYOND_S:
-                raise OffsetLostError(_lost(cursor.name, cursor.position, high=high))
+                raise OffsetLostError(lost_offset(cursor.name, cursor.position, high=high))
             if key in self._unfetched:
                 self._unfetched.discard(key)
                 cursor.end = high
@@ -318,11 +321,11 @@ class KafkaSource:
                 cursor.ended = True  # offsets below the end may be transaction markers, which are never handed out
         elif code in LOST:
             name = cursor.name if cursor else f"{message.topic()}/{message.partition()}"
-            raise OffsetLostError(_lost(name, cursor.position if cursor else message.offset()))
+            raise OffsetLostError(lost_offset(name, cursor.position if cursor else message.offset()))
         elif code in UNKNOWN:
             raise UnknownTopicError(f"topic {message.topic()!r} was deleted while it was read: {error.str()}")
         elif code in FATAL:
-            raise SourceError(f"broker {self.bootstrap}, topic {message.topic()!r}: {told(error)}")
+            raise SourceError(f"broker {self.bootstrap}, topic {message.topic()!r}: {describe(error)}")
         else:
             self._on_error(error)
 
@@ -369,10 +372,12 @@ class KafkaSource:
         try:
             return self._list_partitions(retrying(consumer.list_topics, timeout=min(ASK_S, self._connect_s)).topics)
         except KafkaException as exc:
-            raise SourceError(f"broker {self.bootstrap} does not answer: {told(self._failure or exc.args[0])}") from exc
+            raise SourceError(
+                f"broker {self.bootstrap} does not answer: {describe(self._failure or exc.args[0])}"
+            ) from exc
 
     def _is_passing(self, exc: BaseException) -> bool:
-        """May the broker answer later? What it told us is only heard in a poll."""
+        """Whether the broker may answer later; polls first, since only a poll reports the client's errors."""
         self._connect().poll(0)
         return isinstance(exc, KafkaException) and exc.args[0].code() not in FATAL and self._failure is None
 
@@ -381,7 +386,7 @@ class KafkaSource:
         for topic in self.topics:
             if topic not in known or known[topic].error is not None:
                 raise UnknownTopicError(
-                    _unknown(topic, self.bootstrap, sorted(t for t in known if known[t].error is None))
+                    unknown_topic(topic, self.bootstrap, sorted(t for t in known if known[t].error is None))
                 )
             names += [f"{topic}/{number}" for number in sorted(known[topic].partitions)]
         return names
@@ -392,25 +397,3 @@ class KafkaSource:
         except KafkaException as exc:
             raise SourceError(f"broker {self.bootstrap}, {topic}/{number}: {exc.args[0].str()}") from exc
         return int(low), int(high)
-
-
-def _listed(noun: str, names: Sequence[str]) -> str:
-    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
-
-
-def _unknown(topic: str, bootstrap: str, existing: list[str]) -> str:
-    have = ", ".join(difflib.get_close_matches(topic, existing, TOPICS_NAMED, 0.0)) or "none at all"
-    return (
-        f"broker {bootstrap} has no topic {topic!r}; it has {have}. Create it with "
-        f"`kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions 4`, or "
-        f'`headrace.pipelines.create_topics("{bootstrap}", {{"{topic}": 4}})`'
-    )
-
-
-def _lost(partition: str, wanted: int, *, low: int | None = None, high: int | None = None) -> str:
-    found = f"the broker's first is {low}" if low is not None else ""
-    found = f"the log ends at {high}: the topic was created anew" if high is not None else found
-    return (
-        f"{partition}: offset {wanted} is lost; {found or 'the broker does not have it'}. "
-        "What lies between cannot be read any more: rebuild from an archive (backfill), or start a fresh store"
-    )

@@ -1,8 +1,8 @@
-"""Writing to a broker: frames of events, dead letters, and new topics."""
+"""Writing to a broker: frames of events, dead letters, single messages, and new topics."""
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,12 @@ from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_o
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.schemas.dead_letters import encoded, partitions_of
 from headrace.streams.kafka.clients import connected
-from headrace.streams.kafka.errors import FATAL, told
+from headrace.streams.kafka.errors import FATAL, describe
 
 log = structlog.get_logger(__name__)
+
+OnDelivery = Callable[[KafkaError | None, Message], object]
+"""Takes None and the message, or the error that kept it from the broker."""
 
 FLUSH_S_MAX = 30.0
 """Seconds that a flush waits for the broker's acknowledgements."""
@@ -34,7 +37,7 @@ class TopicWriter:
     """Writes frames of one event to its topic.
 
     Rows of one key go to one partition, in their order. A codec that holds many rows in a payload (Arrow) makes one
-    message of a frame. `write` hands over, `flush` waits: what flush returned for is on the broker.
+    message of a frame. `write` hands over and does not wait; once `flush` has returned, the broker has everything.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class TopicWriter:
         self.topic = topic or spec.topic
         self._spec = spec
         self._codec = codec_for(event, codec, registry=registry, writes=True)
-        self._producer = _Producer(bootstrap, config)
+        self._producer = MessageProducer(bootstrap, config)
 
     def write(self, frame: pl.DataFrame) -> int:
         """Hand the rows to the producer; returns how many messages they became.
@@ -82,20 +85,20 @@ class TopicWriter:
         self._producer.flush()
 
     def close(self) -> None:
-        """Flush."""
+        """Wait until the broker has everything; see `flush`."""
         self.flush()
 
 
 class KafkaDeadLetters:
     """Dead letters as JSON messages of a topic. `write` returns when the broker has them.
 
-    A letter of more than `LETTER_BYTES_MAX` bytes would be refused by most brokers, so the end of its payload is cut
-    off, which its detail says; letters in files are whole.
+    Most brokers would refuse a dead letter of more than `LETTER_BYTES_MAX` bytes, so the end of its payload is cut off,
+    and its detail says so. Dead letters in files are whole.
     """
 
     def __init__(self, bootstrap: str, topic: str = "dead-letters", *, config: Mapping[str, Any] | None = None) -> None:
         self.topic = topic
-        self._producer = _Producer(bootstrap, config)
+        self._producer = MessageProducer(bootstrap, config)
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Send the letters and wait for them.
@@ -109,7 +112,7 @@ class KafkaDeadLetters:
         self._producer.flush()
 
     def close(self) -> None:
-        """Flush."""
+        """Wait until the broker has everything; see `flush`."""
         self._producer.flush()
 
 
@@ -124,7 +127,7 @@ def _shortened(letter: DeadLetter) -> bytes:
 def create_topics(
     bootstrap: str, topics: Mapping[str, int], *, replicas: int = 1, config: Mapping[str, Any] | None = None
 ) -> None:
-    """Create the topics (name -> partition count) that are not there yet. `config` is passed to librdkafka.
+    """Create those topics (name -> partition count) that do not exist yet. `config` is passed to librdkafka.
 
     Raises:
         SourceError: the broker refused one, or does not answer.
@@ -136,8 +139,8 @@ def create_topics(
         failures.extend([error] if error.code() in FATAL else [])
 
     admin = connected(AdminClient, bootstrap, {"log_level": 0, "error_cb": on_error, **(config or {})})
-    wanted = [NewTopic(name, partitions, replicas) for name, partitions in topics.items()]
-    for name, done in (admin.create_topics(wanted, operation_timeout=FLUSH_S_MAX) if wanted else {}).items():
+    missing = [NewTopic(name, partitions, replicas) for name, partitions in topics.items()]
+    for name, done in (admin.create_topics(missing, operation_timeout=FLUSH_S_MAX) if missing else {}).items():
         deadline_s = time.monotonic() + FLUSH_S_MAX
         while not done.done() and not failures and time.monotonic() < deadline_s:
             admin.poll(0.02)
@@ -147,16 +150,20 @@ def create_topics(
         if isinstance(error, KafkaError) and error.code() == KafkaError.TOPIC_ALREADY_EXISTS:
             continue
         if error is not None:
-            shown = told(error) if isinstance(error, KafkaError) else error
+            shown = describe(error) if isinstance(error, KafkaError) else error
             raise SourceError(f"broker {bootstrap}: cannot create topic {name!r}: {shown}")
 
 
-class _Producer:
-    """An idempotent producer that keeps the first refusal and raises it at the next call."""
+class MessageProducer:
+    """An idempotent producer of messages, whose key picks the partition as in Java clients.
 
-    def __init__(self, bootstrap: str, config: Mapping[str, Any] | None) -> None:
+    It keeps the first refusal, of the broker or of a message, and raises it at the next call, unless the sender of the
+    message asked for its delivery. `defaults` are options of librdkafka that `config` may override.
+    """
+
+    def __init__(self, bootstrap: str, config: Mapping[str, Any] | None, **defaults: Any) -> None:
         self._bootstrap = bootstrap
-        self._refused: str | None = None
+        self._refusal: str | None = None
         self._lock = threading.Lock()
         self._producer = connected(
             Producer,
@@ -164,28 +171,58 @@ class _Producer:
             {
                 "linger.ms": 5,
                 "log_level": 0,
-                "partitioner": "murmur2_random",  # as Java clients do, so that all writers agree
+                "partitioner": "murmur2_random",
                 "error_cb": self._on_error,
+                **defaults,
                 **(config or {}),
                 "enable.idempotence": True,
             },
         )
 
+    def __len__(self) -> int:
+        """Messages that are not acknowledged yet."""
+        return len(self._producer)
+
     def send(self, topic: str, payload: bytes, key: str | None) -> None:
+        """Hand over a message; waits while the queue of the producer is full.
+
+        Raises:
+            SourceError: the broker refused an earlier message, or this one cannot be sent.
+        """
         self._raise_refusal()
-        while True:
-            try:
-                self._producer.produce(topic, payload, key, on_delivery=self._on_delivery)
-            except BufferError:  # the producer's queue is full: give it time to send
-                self._producer.poll(0.1)
-            except KafkaException as exc:
-                raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: {exc.args[0].str()}") from exc
-            else:
-                return
+        while not self.try_send(topic, payload, key, self._on_delivery):
+            self._producer.poll(0.1)
+
+    def try_send(self, topic: str, payload: bytes, key: str | None, on_delivery: OnDelivery) -> bool:
+        """Hand over a message, and call `on_delivery` from a later `poll` or `flush`; False if the queue is full.
+
+        Raises:
+            SourceError: it cannot be sent.
+        """
+        try:
+            self._producer.produce(topic, payload, key, on_delivery=on_delivery)
+        except BufferError:
+            return False
+        except KafkaException as exc:
+            raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: {exc.args[0].str()}") from exc
+        return True
+
+    def poll(self, wait_s: float = 0.0) -> None:
+        """Report deliveries to `on_delivery`; waits up to `wait_s` for one."""
+        self._producer.poll(wait_s)
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for all acknowledgements, up to `timeout_s`; the number of messages that lack one."""
+        return int(self._producer.flush(timeout_s))
 
     def flush(self) -> None:
+        """Wait until the broker has every message.
+
+        Raises:
+            SourceError: it refused one, or did not answer in time.
+        """
         deadline_s = time.monotonic() + FLUSH_S_MAX
-        while left := self._producer.flush(FLUSH_PART_S):
+        while left := self.wait(FLUSH_PART_S):
             self._raise_refusal()
             if time.monotonic() > deadline_s:
                 break
@@ -196,18 +233,18 @@ class _Producer:
     def _on_error(self, error: KafkaError) -> None:
         log.debug("broker_error", code=error.name(), detail=error.str())
         if error.code() in FATAL:
-            with self._lock:
-                self._refused = self._refused or f"broker {self._bootstrap}: {told(error)}"
+            self._note(f"broker {self._bootstrap}: {describe(error)}")
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None and self._refused is None:
-            with self._lock:
-                self._refused = (
-                    f"broker {self._bootstrap} refused a message for topic {message.topic()!r}: {error.str()}"
-                )
+        if error is not None:
+            self._note(f"broker {self._bootstrap} refused a message for topic {message.topic()!r}: {error.str()}")
+
+    def _note(self, refusal: str) -> None:
+        with self._lock:
+            self._refusal = self._refusal or refusal
 
     def _raise_refusal(self) -> None:
         with self._lock:
-            refused, self._refused = self._refused, None
-        if refused:
-            raise SourceError(refused)
+            refusal, self._refusal = self._refusal, None
+        if refusal:
+            raise SourceError(refusal)

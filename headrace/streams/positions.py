@@ -1,15 +1,15 @@
-"""Where a source begins, and what its readers have read: no event may reach a reader by two ways.
+"""Where a source begins, and what its readers have read, so that no event reaches a reader twice by different ways.
 
-A row of a log can come from its topic, from an archive of it, or from plain files that somebody exported. Offsets keep
-each of these ways from being counted twice; that two of them bring the same events, only names can tell. Every way in
-(command line, dataflow modules, the plain loop, an author's own loop) hands a step's positions to `Source.seek`, so the
-positions carry what each reader has read, and the sources refuse there:
+A row of a log can come from its topic, from an archive of it, or from exported files. Offsets keep each of these from
+being counted twice; only names can tell that two of them bring the same events. Every entry point (command line,
+dataflow modules, the plain loop, an author's own loop) hands the positions of its steps to `Source.seek`. So positions
+carry what each reader has read, and sources refuse in `seek`:
 
-    read before                  asked for                          refused, unless
-    files of the topic, only     the topic, from its start          the source says where it starts
-    the topic                    plain files                        they are said to hold other events
-    the topic up to offset n     an archive's rows                  from n on, and handed over after them
-    neither                      both at once                       either is said
+    read before                  to be read                         refused, unless
+    files of the topic, only     the topic, from its start          the start is given
+    the topic                    plain files                        the user says they hold other events
+    the topic up to offset n     an archive's rows                  they begin at n, and the topic follows after them
+    neither                      both at once                       either of these is said
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -19,8 +19,11 @@ from typing import TypeAlias
 from headrace.errors import ConfigError
 from headrace.streams.files.archive_names import named_rows
 
+OFFSET_MAX = 2**63 - 1
+"""Largest offset."""
+
 Reached: TypeAlias = Mapping[str, Collection[int]]
-"""Partition -> next offsets that the parts of one reader have of it."""
+"""Partition -> next offsets, one or several, of the parts of one reader."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +42,20 @@ class Reader:
     reached: Reached = field(default_factory=dict)
 
     def of_topic(self, topic: str) -> tuple[list[str], list[str]]:
-        """The known partitions of `topic`, sorted: those of the topic itself, and those of files."""
+        """Known partitions of `topic`, sorted: those of the topic itself, and those of files."""
         names = sorted(name for name in self.known if name.startswith(f"{topic}/"))
         live = [name for name in names if is_live(name, topic)]
         return live, [name for name in names if not is_live(name, topic)]
 
 
 def positions_of(name: str, positions: Mapping[str, int]) -> "Positions":
-    """Positions of a step with one reader, which has read exactly these."""
+    """Positions of a step with a single reader, which has read exactly `positions`."""
     topics = frozenset(partition.partition("/")[0] for partition in positions)
     return Positions(positions, [Reader(name, topics, positions)])
 
 
 class Positions(dict[str, int]):
-    """Partition -> next offset that every reader lacks, and the readers themselves."""
+    """Partition -> next offset to read, so that no reader misses a row; and the readers themselves."""
 
     def __init__(self, positions: Mapping[str, int] | None = None, readers: Iterable[Reader] = ()) -> None:
         super().__init__(positions or {})
@@ -60,7 +63,7 @@ class Positions(dict[str, int]):
 
     @property
     def known(self) -> dict[str, int]:
-        """All partitions that any reader has read, with the furthest next offset."""
+        """Every partition that a reader has read, with the furthest next offset."""
         furthest = dict(self)
         for reader in self.readers:
             for name, offset in reader.known.items():
@@ -69,17 +72,17 @@ class Positions(dict[str, int]):
 
 
 def least_positions(positions: Iterable[Mapping[str, int]]) -> Positions:
-    """Where to begin so that every reader gets what it lacks: the least offset of each partition that all of them know.
+    """Positions to begin at so that no reader misses a row: the least offset of each partition that all of them know.
 
-    A partition that one of them has never seen must be read from its start, so it is left out.
+    A partition that one of them has never seen must be read from its start, so it is not in the result.
 
     >>> least_positions([{"a/0": 5, "a/1": 7}, {"a/0": 3}])
     {'a/0': 3}
     """
-    asked = list(positions)
-    known = set.intersection(*(set(each) for each in asked)) if asked else set()
-    least = {partition: min(each[partition] for each in asked) for partition in sorted(known)}
-    return Positions(least, [reader for each in asked for reader in _readers(each)])
+    of_steps = list(positions)
+    known = set.intersection(*(set(each) for each in of_steps)) if of_steps else set()
+    least = {partition: min(each[partition] for each in of_steps) for partition in sorted(known)}
+    return Positions(least, [reader for each in of_steps for reader in _readers(each)])
 
 
 def is_live(partition: str, topic: str) -> bool:
@@ -88,7 +91,7 @@ def is_live(partition: str, topic: str) -> bool:
 
 
 def refuse_topic_of_files(topics: Iterable[str], positions: Mapping[str, int]) -> None:
-    """For a source that would read topics from their start, because nobody has said where to begin.
+    """Check a source that would read topics from their start because no start was given.
 
     Raises:
         ConfigError: a reader was filled from files of a topic and has never read the topic itself.
@@ -106,10 +109,10 @@ def refuse_topic_of_files(topics: Iterable[str], positions: Mapping[str, int]) -
 
 
 def refuse_files_of_topic(topic: str, partitions: Sequence[str], positions: Mapping[str, int]) -> None:
-    """For a source of files, `partitions`, of which nobody has said that they hold other events than their topic.
+    """Check files, `partitions`, that may hold events of their topic.
 
     Raises:
-        ConfigError: a reader has read the topic itself, and would count what of it is in the files again.
+        ConfigError: a reader has read the topic itself, and would count events of the files again.
     """
     for reader in _readers(positions):
         live, _ = reader.of_topic(topic) if topic in reader.topics else ([], [])
@@ -124,7 +127,7 @@ def refuse_files_of_topic(topic: str, partitions: Sequence[str], positions: Mapp
 
 
 def refuse_both(topics: Iterable[str], positions: Mapping[str, int]) -> None:
-    """For sources that read files and topics from their start side by side, without a word on how they differ.
+    """Check files and topics that are read from their start side by side.
 
     Raises:
         ConfigError: a reader would get the events of a topic from both.
@@ -140,10 +143,10 @@ def refuse_both(topics: Iterable[str], positions: Mapping[str, int]) -> None:
 
 
 def reached_of(positions: Mapping[str, int]) -> list[Reached]:
-    """What each reader of the positions has read of any partition; of plain positions, what they say."""
+    """Offsets that each reader of the positions has reached; plain positions count as one reader."""
     plain = {name: [offset] for name, offset in positions.items()}
     readers = _readers(positions)
-    return [{name: [at] for name, at in each.known.items()} | {**each.reached} for each in readers] or [plain]
+    return [{name: [offset] for name, offset in each.known.items()} | {**each.reached} for each in readers] or [plain]
 
 
 def _readers(positions: Mapping[str, int]) -> tuple[Reader, ...]:
@@ -151,7 +154,7 @@ def _readers(positions: Mapping[str, int]) -> tuple[Reader, ...]:
 
 
 def _follows(name: str, topic: str, reader: Reader) -> bool:
-    """Whether a file of an archive begins where the reader has read the topic, and the topic goes on behind it."""
+    """Whether an archived file begins where the reader's offset is, and ends before the topic is resumed."""
     rows = named_rows(topic, name.rpartition("/")[2])
     if rows is None:
         return False

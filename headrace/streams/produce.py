@@ -1,4 +1,4 @@
-"""Events into a topic: rows of a source, checked by the event's rules as a flow would check them, and encoded.
+"""Write events to a topic: rows of a source, checked and encoded as a flow would do.
 
 file, glob, URL or lines of stdin --> Intake --> good rows --> TopicWriter --> topic
 '-----> refused rows, with the reason
@@ -22,19 +22,19 @@ from headrace.streams.kafka_writer import TopicWriter
 from headrace.streams.source import Batch, Source
 
 ROWS_MAX = 65_536
-"""Rows between two waits for the broker's acknowledgements: what may be lost unseen if it goes away."""
+"""Rows between two waits for acknowledgements: at most these are in doubt if the broker goes away."""
 MESSAGE_BYTES_MAX = 500_000
-"""Bytes of rows in one message of a codec that holds many: brokers refuse messages over 1 MB."""
+"""Bytes of rows in one message of a codec that packs many: brokers refuse messages over 1 MB."""
 PARTS_A_SECOND = 20
-"""Parts that a rate is kept by."""
+"""Parts a second in which rows are sent to keep a rate."""
 READ_BYTES = 1 << 20
 WAIT_S = 0.1
-"""How long a poll of lines waits for more of them."""
+"""Longest wait of a poll for lines, in seconds."""
 
 
 @dataclass(slots=True)
 class Sent:
-    """How many rows the broker has acknowledged."""
+    """Number of rows that the broker has acknowledged."""
 
     rows: int = 0
 
@@ -50,15 +50,15 @@ def produce(
     stop: Flag | None = None,
     on_progress: Callable[[Sent], None] | None = None,
 ) -> None:
-    """Send the good rows of `source` to the topic of `writer`, and count in `sent` what the broker has acknowledged.
+    """Send the good rows of `source` to the topic of `writer`, and count acknowledged rows in `sent`.
 
-    `rate`: rows a second, at most. `stop` ends it before the source does; what was handed over is waited for. `sent`
-    is right also where this raises: its rows have arrived, and of the rows after them at most `ROWS_MAX` may have.
+    `rate`: rows a second, at most. `stop` ends it early; rows that were handed over are waited for. `sent` is correct
+    even after an error: its rows have arrived, and of the rows after them at most `ROWS_MAX` may have.
 
     Raises:
         HeadraceError: the source cannot be read, or the broker refused a message or does not answer.
     """
-    holds_many = spec_of(event).codec == "arrow"
+    packs_many = spec_of(event).codec == "arrow"
     pace = _Pace(rate)
     source.seek({})
     try:
@@ -67,7 +67,7 @@ def produce(
                 rows = intake.decode(batch).frame
                 for part in _parts(rows, pace.rows_max):
                     pace.wait(part.height)
-                    for message in _messages(part) if holds_many else [part]:
+                    for message in _messages(part) if packs_many else [part]:
                         writer.write(message)
                     writer.flush()
                     sent.rows += part.height
@@ -79,8 +79,8 @@ def produce(
         source.close()
 
 
-class LineSource:
-    """Lines of a file descriptor as they come, one JSON payload each; blank ones are passed over.
+class LineSource(Source):
+    """Lines of a file descriptor as they arrive, one JSON payload each; blank lines are skipped.
 
     One partition, whose offsets are indexes of lines. `poll` waits up to `WAIT_S`.
     """
@@ -95,23 +95,23 @@ class LineSource:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the writer has closed its end and all has been read."""
+        """Whether the writer has closed its end and every line has been read."""
         return self._ended
 
     def partitions(self) -> list[str]:
-        """The one partition."""
+        """The single partition."""
         return [self._name]
 
     def share(self, index: int, count: int) -> Self:
-        """Refuse to be split: there is one reader of a stream of lines."""
+        """This source: a stream of lines has a single reader."""
         assert (index, count) == (0, 1), "lines have one reader"
         return self
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Do nothing: lines are read from where they are."""
+        """Do nothing: lines can only be read as they arrive."""
 
     def poll(self) -> list[Batch]:
-        """Lines that are there."""
+        """Lines that have arrived."""
         if not select.select([self._descriptor], [], [], WAIT_S)[0]:
             return []
         data = os.read(self._descriptor, READ_BYTES)
@@ -123,7 +123,7 @@ class LineSource:
         return [self._batch(numbers, [line for line in lines if line.strip()])] if numbers else []
 
     def close(self) -> None:
-        """Nothing of ours is open."""
+        """Do nothing: the descriptor is the caller's."""
 
     def _batch(self, numbers: list[int], lines: list[bytes]) -> Batch:
         return Batch(
@@ -141,7 +141,7 @@ class LineSource:
 
 
 class _Pace:
-    """Keeps a number of rows a second, in parts."""
+    """Limits rows a second, sending them in parts."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
@@ -149,7 +149,7 @@ class _Pace:
         self.rows_max = ROWS_MAX if rate is None else min(max(1, int(rate / PARTS_A_SECOND)), ROWS_MAX)
 
     def wait(self, rows: int) -> None:
-        """Return when the next `rows` rows may be sent."""
+        """Wait until the next `rows` rows may be sent."""
         if self._rate is None:
             return
         time.sleep(max(self._due_s - time.monotonic(), 0.0))

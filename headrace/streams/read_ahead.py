@@ -1,14 +1,16 @@
-"""A source read and decoded on a thread of its own, so that the next batches are ready when the steps are.
+"""Read and decode a source on a separate thread, so that the next batches are ready when the steps are.
 
     thread    poll decode | poll decode | poll decode ...     Polars and the broker's client work without the GIL
     steps        apply        apply        flush   apply ...  and so do the kernels
 
-While batches wait, or the steps are at large ones, the steps are what is slow, and the thread does some of their work
-ahead: `prepare`.
+While batches wait, or a large one is being applied, the steps are the bottleneck, and the thread does a part of their
+work ahead: `prepare`.
 
-What is ahead is bounded by rows. Order is kept; an error of the source comes out where it happened.
+The rows ahead are bounded. Order is kept, and an error of the source is raised at its place in the order.
 """
 
+import ctypes
+import functools
 import sys
 import threading
 import time
@@ -17,6 +19,8 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Generic, TypeVar
 
+import structlog
+
 from headrace.streams.source import Batch, EventBatch, Source
 
 T = TypeVar("T", bound=Batch | EventBatch)
@@ -24,23 +28,27 @@ T = TypeVar("T", bound=Batch | EventBatch)
 ROWS_AHEAD_MAX = 1_000_000
 """Decoded rows that may wait: about a second of work."""
 TAKEN_ROWS = 131_072
-"""Rows from which no further poll is handed out with those before it."""
+"""Rows at which `poll` returns; fewer are joined with the next poll's."""
 PREPARED_ROWS = 8_192
-"""Rows of a batch that is prepared while the steps are busy: several small ones cost less together, in the steps."""
+"""Smallest batch, in rows, that is prepared while the steps are busy: small ones cost less together, in the steps."""
 POLLS_AHEAD_MAX = 16
 """Polls that may wait, whatever they brought."""
 SWITCH_S = 0.0005
-"""How long the interpreter lets one thread go on while another waits for it. Python's own 5 ms would be waited for at
-every return from a kernel or a socket: a flush has a hundred of them."""
+"""`sys.setswitchinterval`. With CPython's default of 5 ms, a thread that returns from a kernel or socket waits up to
+5 ms for the GIL, and a flush has a hundred such returns."""
 STOP_S_MAX = 30.0
-"""How long the thread may take to end what it is at."""
+"""How long `close` waits for the thread."""
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_MIB = 1 << 20
+
+log = structlog.get_logger(__name__)
 
 
 class ReadAhead(Generic[T]):
-    """Decoded batches of `source`, which has been placed by `seek`; used by one thread, closed by it.
+    """Decoded batches of `source`, after its `seek`; used and closed by one thread.
 
-    `pause_after` gives the seconds to wait after a poll, None for at once. `prepare` are called with a batch if others
-    wait already, or it is large and the steps do not wait for it.
+    `pause_after` returns the seconds to wait after a poll, or None. `prepare` are called with a batch while others
+    wait, or if it is large and the steps are busy.
     """
 
     def __init__(
@@ -75,12 +83,12 @@ class ReadAhead(Generic[T]):
             return self._ended and not self._waiting and self._failure is None
 
     def poll(self, wait_s: float = 0.0) -> list[T]:
-        """What is there of the source, some 100,000 rows of it; waits up to `wait_s`, [] when there is nothing yet.
+        """Batches that have been read, up to some 100,000 rows; waits up to `wait_s` for them, else [].
 
-        All of it, not one poll: a step that is busy with a flush has several to catch up with before the next one.
+        Several polls at once: a step that was busy with a flush has several to catch up with before the next one.
 
         Raises:
-            HeadraceError: what the source failed with, after everything that came before it.
+            HeadraceError: the error of the source, after all batches before it.
         """
         with self._lock:
             self._is_awaited = not self._waiting
@@ -90,24 +98,24 @@ class ReadAhead(Generic[T]):
                     raise self._failure
                 return []
             self._is_awaited = False
-            found: list[T] = []
-            taken = 0
-            while self._waiting and taken < TAKEN_ROWS:
+            taken: list[T] = []
+            rows = 0
+            while self._waiting and rows < TAKEN_ROWS:
                 polled = self._waiting.popleft()
-                taken += _rows_of(polled)
-                found += polled
-            self._rows -= taken
+                rows += _rows_of(polled)
+                taken += polled
+            self._rows -= rows
             self._lock.notify_all()
-            return found
+            return taken
 
     def stop(self) -> None:
-        """Read no further; what was read can still be taken, and then it is exhausted."""
+        """Stop reading; batches that have been read can still be polled."""
         self._stop.set()
         with self._lock:
             self._lock.notify_all()
 
     def close(self) -> None:
-        """End the thread, and close the source."""
+        """End the thread and close the source."""
         self.stop()
         self._thread.join(STOP_S_MAX)
         self._source.close()
@@ -116,12 +124,12 @@ class ReadAhead(Generic[T]):
         try:
             while not (self._stop.is_set() or self._source.exhausted):
                 batches = self._source.poll()
-                found = [self._decode(batch) for batch in batches]
-                for batch, prepare in product(found, self._prepare):
+                decoded = [self._decode(batch) for batch in batches]
+                for batch, prepare in product(decoded, self._prepare):
                     if self._waiting or (not self._is_awaited and len(batch.offsets) >= PREPARED_ROWS):
                         prepare(batch)
-                if found:
-                    self._hand_on(found)
+                if decoded:
+                    self._hand_on(decoded)
                 pause_s = self._pause_after(batches)
                 if pause_s is not None:
                     time.sleep(pause_s)
@@ -131,10 +139,10 @@ class ReadAhead(Generic[T]):
             self._ended = True
             self._lock.notify_all()
 
-    def _hand_on(self, found: list[T]) -> None:
+    def _hand_on(self, decoded: list[T]) -> None:
         with self._lock:
-            self._waiting.append(found)
-            self._rows += _rows_of(found)
+            self._waiting.append(decoded)
+            self._rows += _rows_of(decoded)
             self._lock.notify_all()
             self._lock.wait_for(lambda: self._has_room() or self._stop.is_set())
 
@@ -144,3 +152,20 @@ class ReadAhead(Generic[T]):
 
 def _rows_of(batches: Sequence[Batch | EventBatch]) -> int:
     return sum(len(batch.offsets) for batch in batches)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Keep freed blocks up to 32 MiB, its limit, in this process; do nothing where the C library is not glibc.
+
+    glibc returns large freed blocks to the system at once, so that every batch would pay for its pages anew: a third of
+    a flow's time (measured). Further calls do nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        log.debug("allocator_left_alone", reason="not glibc")
+        return
+    for parameter, value in ((_MMAP_THRESHOLD, 32 * _MIB), (_TRIM_THRESHOLD, 1024 * _MIB), (_TOP_PAD, 64 * _MIB)):
+        libc.mallopt(parameter, value)

@@ -4,27 +4,45 @@ A source never commits anything. Its reader keeps `{partition: next offset}` bes
 there when it starts again: offsets live with the data. A partition's name is "<topic>/<rest>".
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, runtime_checkable
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from headrace.clock import wall_us
 from headrace.schemas import Codec, Event
-from headrace.streams.origin import Origin
+from headrace.streams.positions import Reached
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """Where rows of an archive stood in their topic: the partition, and the offset of each row, (n,).
+
+    Of files archived without offsets only a range is known: a row's offset lies in [first, offset]. Else `first` is
+    None.
+    """
+
+    partition: str
+    offsets: NDArray[np.int64]
+    first: int | None = None
+
+    def take(self, index: NDArray[np.int64] | slice) -> "Origin":
+        """Origins of the rows that an index (m,) or a slice selects."""
+        return Origin(self.partition, self.offsets[index], self.first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """What one poll brought of one partition: payloads of a stream, or rows of a file.
+    """Payloads of a stream or rows of a file that one poll brought of one partition.
 
     `partition` is "<topic>/<number>" or "<topic>/<file>". `offsets` int64 (n,) ascending, one a payload or one a row;
     `next_offset` follows the last of them. `appended_us` int64 (n,) is the broker's append time of each payload.
     `codec` overrides the event's own, by its name or itself; `ended` says that the partition has nothing more.
-    `unfinished` is a payload at `next_offset` that its writer was not done with: it is no event yet. `origin` tells of
-    rows of an archive where they stood in their topic, if the source was asked.
+    `unfinished` is a payload at `next_offset` whose writer has not ended it: it is no event yet. `origin` is where rows
+    of an archive stood in their topic, if the source was asked to tell.
     """
 
     topic: str
@@ -40,14 +58,31 @@ class Batch:
     unfinished: bytes | None = None
     origin: Origin | None = None
 
+    @staticmethod
+    def of_payloads(
+        partition: str, offsets: NDArray[np.int64], payloads: list[bytes], *, codec: str | Codec | None = None
+    ) -> "Batch":
+        """Payloads of a partition that arrive now, one an offset; at least one."""
+        return Batch(
+            topic=partition.partition("/")[0],
+            partition=partition,
+            offsets=offsets,
+            next_offset=int(offsets[-1]) + 1,
+            payloads=payloads,
+            frame=None,
+            appended_us=None,
+            arrival_us=wall_us(),
+            codec=codec,
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class EventBatch:
     """The good rows of one `Batch`.
 
     `frame` has the event's declared columns, (n_rows,), possibly none; `offsets` and `appended_us` are int64 (n_rows,)
-    and rows of one payload share an offset. `next_offset` counts bad rows too: they are done with. `prepared` is what
-    views need of the rows, by fingerprint, where it was made ahead.
+    and rows of one payload share an offset. `next_offset` is past bad rows too. `prepared` holds rows that were
+    prepared ahead for views, by fingerprint.
     """
 
     event: type[Event]
@@ -61,9 +96,29 @@ class EventBatch:
     origin: Origin | None = None
     prepared: dict[str, Any] = field(default_factory=dict)
 
+    def since(self, offset: int) -> "EventBatch":
+        """The rows at `offset` and past it."""
+        if not len(self.offsets) or self.offsets[0] >= offset:
+            return self
+        is_new = self.offsets >= offset
+        return replace(
+            self,
+            offsets=self.offsets[is_new],
+            frame=self.frame.filter(pl.Series(is_new)),
+            appended_us=None if self.appended_us is None else self.appended_us[is_new],
+            origin=None if self.origin is None else self.origin.take(np.flatnonzero(is_new)),
+            prepared={},
+        )
+
 
 class Source(Protocol):
-    """Batches of some partitions. Used by one thread; nothing connects before the first call."""
+    """Batches of some partitions. Used by one thread; nothing connects before the first call.
+
+    A source subclasses it, for the defaults of the methods that have one. Each scheme of `urls` opens one kind.
+    """
+
+    has_live_offsets: ClassVar[bool] = False
+    """Whether partitions are those of the live topic, "<topic>/<number>", with its offsets; else they are history."""
 
     @property
     def exhausted(self) -> bool:
@@ -83,22 +138,74 @@ class Source(Protocol):
 
         Raises:
             OffsetLostError: an offset is no longer there.
-            ConfigError: a reader of the positions would get events again; see `positions`.
+            ConfigError: a reader of the positions would get events twice; see `positions`.
         """
         ...
 
     def poll(self) -> list[Batch]:
-        """What there is now, at most one batch a partition; [] when there is nothing yet. Never blocks."""
+        """Batches that are there now, at most one a partition; [] when there is nothing yet. Never blocks."""
         ...
 
     def close(self) -> None:
-        """Let go of files and connections."""
-        ...
+        """Release files and connections. Default: there are none."""
+        return
+
+    def describe(self) -> str:
+        """What is read, in a few words without secrets. Default: the name of the class."""
+        return type(self).__name__
+
+    def parts(self) -> "Sequence[Source]":
+        """The sources that this one consists of. Default: itself."""
+        return [self]
+
+    def unasked_topics(self) -> Collection[str]:
+        """Topics read from their start, by log or files, though nobody has said that no other way brings their events.
+
+        Default: none.
+        """
+        return ()
+
+    def ends(self) -> dict[str, int]:
+        """Next offset of each live partition up to which the history reaches. Default: it does not say."""
+        return {}
+
+    def tell_origins(self) -> None:
+        """Fill `Batch.origin` from now on, where origins are known. Default: they are not."""
+        return
+
+    def refuse_changed(self, readers: Sequence[Reached]) -> None:
+        """Check that what `readers` have read of each partition is unchanged. Default: it cannot change.
+
+        Raises:
+            SourceError: a partition has changed since it was read.
+        """
+        del readers
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """What the opener of a scheme is given beside the URL.
+
+    Args:
+        events: classes that the URL is of; one where the scheme does not hold all of them.
+        until_end: end where the log ends now; what is history ends in any case.
+        rows_max: rows a batch; None: what suits the source.
+        config: options of the broker's client.
+        beside_topic: other URLs hold other events, so none is counted twice.
+        before: sources of the same scheme that were opened for URLs before this one.
+    """
+
+    events: Sequence[type[Event]]
+    until_end: bool = False
+    rows_max: int | None = None
+    config: Mapping[str, Any] | None = None
+    beside_topic: bool = False
+    before: Sequence[Any] = ()
 
 
 @runtime_checkable
 class Described(Protocol):
-    """A source or a step that can say in a few words what it reads or writes, and where, without secrets."""
+    """A source or step that describes in a few words, without secrets, what it reads or writes and where."""
 
     def describe(self) -> str:
         """Called once, when a flow has started."""

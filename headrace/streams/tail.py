@@ -1,4 +1,4 @@
-"""What flows through a topic, message by message: decoded rows, and why the others could not be decoded."""
+"""Follow a topic: rows as JSON, and why other messages cannot be used."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,7 +7,7 @@ from threading import Event as Flag
 
 from headrace.schemas import DeadLetter, DeadLetters, Event, codec_for
 from headrace.streams.intake import Intake
-from headrace.streams.kafka_source import KafkaSource
+from headrace.streams.source import Source
 
 IDLE_S = 0.02
 """Pause after a poll that brought nothing."""
@@ -15,7 +15,7 @@ IDLE_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One row of a topic: `row` is its JSON, or None where it cannot be used, for `reason` and in `detail`."""
+    """One row of a topic as JSON; None if it cannot be used, with `reason` and `detail`."""
 
     partition: str
     offset: int
@@ -24,8 +24,8 @@ class Seen:
     detail: str = ""
 
 
-class _Kept:
-    """Dead letters of the batch at hand."""
+class _LettersInMemory:
+    """Dead letters of the current batch, in memory."""
 
     def __init__(self) -> None:
         self.letters: list[DeadLetter] = []
@@ -34,21 +34,21 @@ class _Kept:
         self.letters.extend(letters)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
 def tail(
-    source: KafkaSource, event: type[Event], make_intake: Callable[[DeadLetters], Intake], stop: Flag
+    source: Source, event: type[Event], make_intake: Callable[[DeadLetters], Intake], stop: Flag
 ) -> Iterator[Seen]:
-    """Rows of a topic as they come, of each partition in the order of offsets, until `stop` is set.
+    """Rows of a topic as they arrive, in the order of offsets within a partition, until `stop` is set.
 
-    `make_intake` makes what decodes and checks them, given the place where it puts rows that cannot be used.
+    `make_intake` makes the intake, given the dead letters that it should write to.
 
     Raises:
         SourceError: the broker does not answer, or has no such topic.
     """
-    kept = _Kept()
-    intake = make_intake(kept)
+    letters = _LettersInMemory()
+    intake = make_intake(letters)
     try:
         while not stop.is_set():
             batches = source.poll()
@@ -56,8 +56,8 @@ def tail(
                 good = intake.decode(batch)
                 rows = codec_for(event, "json").encode(good.frame)
                 seen = [Seen(batch.partition, *one) for one in zip(good.offsets.tolist(), rows, strict=True)]
-                seen += [Seen(one.partition, one.offset, None, one.reason, one.detail) for one in kept.letters]
-                kept.letters.clear()
+                seen += [Seen(one.partition, one.offset, None, one.reason, one.detail) for one in letters.letters]
+                letters.letters.clear()
                 yield from sorted(seen, key=lambda one: one.offset)
             if not batches:
                 time.sleep(IDLE_S)

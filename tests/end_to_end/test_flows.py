@@ -19,7 +19,7 @@ from headrace.local import EmbeddedBroker, free_port
 from headrace.pipelines import KafkaSource, TopicWriter, create_topics
 from headrace.schemas import decode_letter
 from headrace.schemas.dead_letters import read as read_letters
-from headrace.streams.kafka_writer import _Producer
+from headrace.streams.kafka_writer import MessageProducer
 from schemas.retail import Engagement
 
 RUNNERS = {
@@ -82,7 +82,7 @@ def test_materialize_counts_puts_aside_and_drains(repo, redis_url, bootstrap, en
     writer = TopicWriter(bootstrap, Engagement)
     writer.write(pl.concat([good, ahead, outside]))
     writer.flush()
-    rubbish = _Producer(bootstrap, None)
+    rubbish = MessageProducer(bootstrap, None)
     rubbish.send("engagements", b"\xffrubbish", "7")
     rubbish.flush()
     process = start(repo, RUNNERS[runner], environment)

@@ -21,7 +21,7 @@ ROOMS = {
     "local": set(),
 }
 """What each room may import beside itself and the modules at the root."""
-SHARED = {"errors", "clock", "redaction", "settings", "stack_state", "telemetry"}
+SHARED = {"atomic", "checkpoints", "errors", "clock", "redaction", "settings", "stack_state", "telemetry"}
 DOMAIN = re.compile(r"(users?|items?)_ids?|(customer|purchase|click|shop|basket)s?(_\w+)?", re.IGNORECASE)
 
 

@@ -20,7 +20,7 @@ import pytest
 from headrace.cli.materialize import backfill_views, materialize_views
 from headrace.errors import ConfigError, FencedError, LayoutError, SourceError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
-from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, loop, on_bytewax
+from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, flow, loop
 from headrace.pipelines.backfill import backfill
 from headrace.schemas import FileDeadLetters
 from headrace.settings import Settings
@@ -144,7 +144,7 @@ def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path, monkeypat
     assert done.handed_over == orjson.loads(ends.read_bytes())
     live(Load, store)
     assert_exact(Load, store)
-    monkeypatch.setattr("headrace.cli.materialize.run", lambda *_, **__: None)
+    monkeypatch.setattr("headrace.cli.materialize.run_flow", lambda *_, **__: None)
     materialize_views([Load], ["kafka://127.0.0.1:1"], store, settings)  # it was handed over
     monkeypatch.undo()
     [done] = backfill_views([LoadToo], urls, store, settings, files_only=True)
@@ -165,7 +165,7 @@ def test_records_in_memory_are_bounded(store, tmp_path, monkeypatch, workers):
             asked.append(options["records_max"])
             super().__init__(*arguments, **options)
 
-    monkeypatch.setattr(on_bytewax, "Materializer", Told)
+    monkeypatch.setattr(flow, "Materializer", Told)
     rows = LOG.drop("_partition", "_offset")
     rows.write_parquet(tmp_path / "log.parquet")
     settings = Settings(dead_letter_dir=tmp_path / "letters")

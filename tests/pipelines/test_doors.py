@@ -30,9 +30,10 @@ from headrace.pipelines import (
     TopicWriter,
     create_topics,
     loop,
-    on_bytewax,
+    run_flow,
 )
 from headrace.pipelines.backfill import backfill
+from headrace.pipelines.flow import materialize_flow
 from headrace.schemas import spec_of
 from headrace.settings import Settings
 from headrace.streams.positions import Positions, least_positions
@@ -48,8 +49,8 @@ def by_loop(source, event, store):
 
 def by_bytewax(workers):
     def run(source, event, store):
-        flow = on_bytewax.materialize_flow(source, views_of(event)[:1], store, {"dead_letters": Shelf()})
-        on_bytewax.run(flow, workers)
+        flow = materialize_flow(source, views_of(event)[:1], store, {"dead_letters": Shelf()})
+        run_flow(flow, runner="bytewax", workers=workers)
 
     return run
 

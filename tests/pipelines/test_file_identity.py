@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from headrace.errors import OffsetLostError, SourceError
 from headrace.features import Count, FeatureView, LastN, OnlineStore
 from headrace.history.replay import replay
-from headrace.pipelines import Archiver, EventBatch, Intake, Materializer, loop, on_bytewax
+from headrace.pipelines import Archiver, EventBatch, Intake, Materializer, loop, run_flow
+from headrace.pipelines.flow import materialize_flow
 from headrace.schemas import codec_for
 from headrace.streams.file_source import FileSource
 from headrace.streams.files.line_positions import row_numbers
@@ -57,7 +58,7 @@ def feed(store: OnlineStore, *urls, views=(Doors,), runner="loop") -> Shelf:
     if runner == "loop":
         loop.run(source, Intake([Passage], dead_letters=shelf), [Materializer(views, store, dead_letters=shelf)])
     else:
-        on_bytewax.run(on_bytewax.materialize_flow(source, views, store, {"dead_letters": shelf}), workers=2)
+        run_flow(materialize_flow(source, views, store, {"dead_letters": shelf}), runner="bytewax", workers=2)
     return shelf
 
 
@@ -241,7 +242,7 @@ def test_a_file_that_grows_byte_by_byte_gives_each_line_once(tmp_path, data):
     for cut in [*cuts, len(whole)]:
         path.write_bytes(whole[:cut])
         source = FileSource(path, Passage, rows_max=2)
-        source.recognise([{name: [offset] for name, offset in positions.items()}])
+        source.refuse_changed([{name: [offset] for name, offset in positions.items()}])
         source.seek(positions)
         for batch in drain(source):
             read += [payload.strip() for payload in batch.payloads]

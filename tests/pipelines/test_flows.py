@@ -19,11 +19,13 @@ from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink
 from polars.testing import assert_frame_equal
 
+import headrace.pipelines
 from headrace.clock import FixedClock
 from headrace.errors import ConfigError, FencedError, UnknownTopicError
 from headrace.features.store import OnlineStore
 from headrace.pipelines import (
     FileSource,
+    Flow,
     Intake,
     KafkaSource,
     Materializer,
@@ -32,7 +34,8 @@ from headrace.pipelines import (
     loop,
     on_bytewax,
 )
-from headrace.pipelines.worker_keys import worker_keys, worker_of
+from headrace.pipelines.flow import materialize
+from headrace.pipelines.placing import worker_keys, worker_of
 from headrace.schemas import FileDeadLetters
 from headrace.schemas.dead_letters import read as read_letters
 from headrace.streams.read_ahead import POLLS_AHEAD_MAX
@@ -41,19 +44,17 @@ from tests.turnstiles import START_US, Passage, Shelf, door_use, passage_of, pas
 RUNNERS = ("loop", "bytewax-1", "bytewax-2")
 
 
+def run_as(runner: str, flow) -> None:
+    """Run a flow under the plain loop, or under Bytewax on one worker or two."""
+    name, _, workers = runner.partition("-")
+    headrace.pipelines.run_flow(flow, runner=name, workers=int(workers or 1))
+
+
 def run_flow(runner: str, source, event, url: str, shelf, *, flush_s=(0.02, 1.0)) -> list:
     """Materialise both views of passages from `source`; the flush summaries."""
     summaries: list = []
-    if runner == "loop":
-        with OnlineStore.open(url) as store:
-            engine = Materializer(views_of(event), store, flush_s=flush_s)
-            loop.run(source, Intake((event,), dead_letters=shelf), [engine], out=summaries.append)
-        return summaries
-    flow = Dataflow("materialize")
-    events = op.input("in", flow, on_bytewax.events_in(source, (event,), dead_letters=shelf))
-    flushed = on_bytewax.materialize("features", events, views_of(event), url, flush_s=flush_s)
-    op.output("out", flushed, TestingSink(summaries))
-    on_bytewax.run(flow, workers=int(runner[-1]))
+    job = materialize(views_of(event), url, flush_s=flush_s, out=summaries.append)
+    run_as(runner, Flow("materialize", source, (event,), [job], dead_letters=shelf))
     return summaries
 
 
@@ -174,7 +175,7 @@ def test_a_flow_without_our_input_is_refused():
     from bytewax.testing import TestingSource
 
     events = op.input("in", flow, TestingSource([]))
-    with pytest.raises(ConfigError, match="has no input made by `events_in` or `batches`"):
+    with pytest.raises(ConfigError, match="has no input made by `events_in`"):
         on_bytewax.materialize("features", events, views_of(Passage), "redis://127.0.0.1:1")
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headrace.pipelines.freshness import Freshness
+from headrace.pipelines.materializer import Freshness
 from tests.turnstiles import START_US, Passage, as_batch, passages
 
 

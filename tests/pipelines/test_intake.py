@@ -14,7 +14,7 @@ from polars.testing import assert_frame_equal
 
 from headrace.clock import FixedClock
 from headrace.errors import SchemaError, SourceError
-from headrace.pipelines.view_letters import too_late_letters
+from headrace.pipelines.shard import too_late_letters
 from headrace.schemas import Event, Field, FileDeadLetters, codec_for, dead_letters, spec_of
 from headrace.schemas.dead_letters import DEAD_LETTERS
 from headrace.schemas.dead_letters import read as read_letters

@@ -1,19 +1,15 @@
 """The joiner inside a flow: plain loop, one worker and two give the same labelled requests, in the same order."""
 
-import bytewax.operators as op
 import numpy as np
 import polars as pl
 import pytest
-from bytewax.dataflow import Dataflow
-from bytewax.testing import TestingSink
 from polars.testing import assert_frame_equal
 
-from headrace.pipelines import Intake, Joiner, JoinSpec, JoinStep, KafkaSource, TopicWriter, create_topics, loop
-from headrace.pipelines.on_bytewax import events_in, join_examples, run
+from headrace.pipelines import Flow, JoinSpec, KafkaSource, TopicWriter, create_topics
+from headrace.pipelines.flow import join
 from headrace.schemas import Event
+from tests.pipelines.test_flows import RUNNERS, run_as
 from tests.turnstiles import START_US, Followed, Shelf, Shown
-
-RUNNERS = ("loop", "bytewax-1", "bytewax-2")
 
 
 def on_topics(topic: str) -> tuple[type[Event], type[Event], JoinSpec]:
@@ -61,14 +57,8 @@ def log(seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
 def labelled(runner: str, broker: str, topic: str, state=None) -> pl.DataFrame:
     shown, followed, spec = on_topics(topic)
     source, frames = KafkaSource(broker, [shown, followed], until_end=True, rows_max=300), []
-    if runner == "loop":
-        step = JoinStep(Joiner(spec), state=state, idle_s=None)
-        loop.run(source, Intake((shown, followed), dead_letters=Shelf()), [step], out=frames.append)
-    else:
-        flow = Dataflow("join")
-        events = op.input("in", flow, events_in(source, (shown, followed), dead_letters=Shelf()))
-        op.output("out", join_examples("join", events, spec, state=state, idle_s=None), TestingSink(frames))
-        run(flow, workers=int(runner[-1]))
+    requests = join(spec, state=state, idle_s=None, out=frames.append)
+    run_as(runner, Flow("join", source, (shown, followed), [requests], dead_letters=Shelf()))
     return pl.concat(frames) if frames else pl.DataFrame()
 
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from headrace.errors import ConfigError, DeclarationError, SourceError
-from headrace.pipelines.join_spec import JoinSpec
 from headrace.pipelines.join_step import JoinStep
-from headrace.pipelines.joiner import Joiner, candidate_rows
-from headrace.pipelines.watermark import END_OF_TIME_US
+from headrace.pipelines.joiner import Joiner, JoinSpec
 from headrace.schemas import spec_of
+from headrace.streams.watermark import END_OF_TIME_US
 from tests.turnstiles import FOLLOWED as SPEC
 from tests.turnstiles import START_US, WITHIN_S, Followed, Passage, Shown, as_batch, passages
 
@@ -243,15 +242,6 @@ def test_engagements_that_nothing_can_match_any_more_are_let_go():
         joiner.add(batch([Follow(begin + i, 1, 1, number=begin + i) for i in range(10)], begin))
         joiner.advance(micros(begin))
     assert sum(frame.height for frame in joiner._engagements) < 60
-
-
-def test_candidate_rows_are_one_a_candidate():
-    joiner = Joiner(SPEC)
-    joiner.add(batch([Show(0, 1, (7, 8)), Show(1, 1, (), number=1)]))
-    joiner.add(batch([Follow(5, 1, 8)]))
-    rows = candidate_rows(joiner.advance(END_OF_TIME_US), SPEC)
-    assert rows.select("request_id", "signs", "position", "label").rows() == [("q0", 7, 0, 0), ("q0", 8, 1, 1)]
-    assert rows["label_time"].to_list() == [None, instant(5)]
 
 
 def test_state_of_another_spec_is_refused(tmp_path):

@@ -2,21 +2,20 @@
 
 import signal
 
-import bytewax.operators as op
 import numpy as np
 import polars as pl
 import pytest
-from bytewax.dataflow import Dataflow
 from polars.testing import assert_frame_equal
 from prometheus_client import REGISTRY
 
 from headrace.features import Count, FeatureView, OnlineStore, Sum, plan_of, read_header
 from headrace.history.verify import verify
-from headrace.pipelines import FileSource, Intake, Materializer, ShardSet, create_topics, loop, on_bytewax
+from headrace.pipelines import FileSource, Materializer, ShardSet, create_topics
 from headrace.pipelines.backfill import backfill
+from headrace.pipelines.flow import materialize_flow
 from headrace.schemas import codec_for
 from tests.meters import Reading, batches, log_frame
-from tests.pipelines.test_flows import RUNNERS, Engine, publish, wait_for
+from tests.pipelines.test_flows import RUNNERS, Engine, publish, run_as, wait_for
 from tests.turnstiles import START_US, Passage, Shelf, as_batch, door_use, passage_of, passages, read_doors
 
 LOG = log_frame(6_000, meters=300)
@@ -164,15 +163,7 @@ def test_what_changes_nothing_is_counted_and_put_aside_once_a_view(runner, tmp_p
     before = {(kind, name): metric(kind, view=name) for kind in ("rows_late", "rows_too_late") for name in names}
     letters = metric("dead_letters", event="passages", reason="too_late")
     source = FileSource(str(tmp_path / "*.parquet"), Passage, sort=False)
-    if runner == "loop":
-        with OnlineStore.open(redis_url) as store:
-            step = Materializer(views, store, dead_letters=shelf)
-            loop.run(source, Intake((Passage,), dead_letters=shelf), [step])
-    else:
-        flow = Dataflow("late")
-        events = op.input("in", flow, on_bytewax.events_in(source, (Passage,), dead_letters=shelf))
-        on_bytewax.materialize("features", events, views, redis_url)
-        on_bytewax.run(flow, workers=int(runner[-1]))
+    run_as(runner, materialize_flow(source, views, redis_url, {"dead_letters": shelf}))
     after = {key: metric(key[0], view=key[1]) - count for key, count in before.items()}
     assert {name: after["rows_too_late", name] for name in names} == {"recent": 50, "quick": 50, "ever": 0}
     assert {name: after["rows_late", name] for name in names} == {"recent": 50, "quick": 50, "ever": 50}

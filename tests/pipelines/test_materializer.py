@@ -172,7 +172,7 @@ def test_the_interval_grows_with_the_time_a_flush_takes(store, monkeypatch):
                 return call()
 
             patch.setattr(materializer, "time", SimpleNamespace(monotonic=lambda: clock["s"]))
-            patch.setattr(engine, "_patiently", flush_for)
+            patch.setattr(engine, "_retried", flush_for)
             engine.flush()
         assert engine._due_s == pytest.approx(clock["s"] + interval_s)
 

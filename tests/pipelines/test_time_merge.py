@@ -17,7 +17,7 @@ from headrace.pipelines import Intake, KafkaSource, Materializer, loop
 from headrace.schemas import Event, codec_for
 from headrace.streams import time_merge
 from headrace.streams.files.line_positions import row_numbers
-from headrace.streams.urls import file_sources, sources_of_urls
+from headrace.streams.urls import sources_of_urls
 from tests.turnstiles import Passage, Shelf, drain, passages
 
 WRITERS = {
@@ -129,7 +129,7 @@ def test_shares_are_whole_and_topics_stay_apart(tmp_path):
         passages(10, seed=ord(name)).write_parquet(tmp_path / f"{name}.parquet")
     urls = [str(tmp_path / "a.parquet"), "kafka://127.0.0.1:1", str(tmp_path / "b.parquet")]
     source = sources_of_urls(urls, [Passage])
-    assert [files.topic for files in file_sources(source)] == ["passages", "passages"]
+    assert [part.has_live_offsets for part in source.parts()] == [False, False, True]
     assert [type(part) for part in source.sources] == [time_merge.TimeMerge, KafkaSource]
     merged = source.sources[0]
     shares = [merged.share(index, 2) for index in range(2)]

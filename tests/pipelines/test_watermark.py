@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.pipelines.watermark import END_OF_TIME_US, Watermark
+from headrace.streams.watermark import END_OF_TIME_US, Watermark
 from tests.turnstiles import START_US, Passage, as_batch, passages
 
 

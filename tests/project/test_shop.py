@@ -8,6 +8,7 @@ import pytest
 from features.customer import CustomerActivity
 from features.item import ItemActivity
 from headrace import project, replay
+from headrace.pipelines.runner import described_flow
 from headrace.schemas.evolution import check_lock
 from learners.baseline import LinearNextItem
 from learners.next_item import NextItem
@@ -77,7 +78,7 @@ def test_learner_reads_features_that_exist(learner):
 @pytest.mark.parametrize("module", ["pipelines.materialize", "pipelines.join", "pipelines.train"])
 def test_dataflows_are_built_without_services(module):
     """Each module exposes `flow`; nothing connects before it runs."""
-    assert project.load_object(f"{module}:flow").flow_id == module.rpartition(".")[2]
+    assert described_flow(project.load_object(f"{module}:flow")).name == module.rpartition(".")[2]
 
 
 def test_serve_app_is_declared():

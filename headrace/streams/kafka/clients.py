@@ -1,4 +1,4 @@
-"""Clients of a Kafka-protocol broker: options that librdkafka does not take are one error, before anything connects."""
+"""Clients of a Kafka-protocol broker. Options that librdkafka rejects are one error, before anything connects."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,13 +10,13 @@ from headrace.redaction import MASK
 Client = TypeVar("Client")
 
 OURS = frozenset({"bootstrap.servers", "metadata.broker.list"})
-"""Options that say where the broker is, which HEADRACE_BROKERS does."""
+"""Options for the broker's address, which HEADRACE_BROKERS sets."""
 _BROKER = re.compile(r"([A-Z_]+://)?[^@\s/]+")
 _SECRET = re.compile(r"password|secret|token|pem|jaas|username|oauthbearer\.config|sasl\.login")
 
 
 def connected(make: Callable[[dict[str, Any]], Client], bootstrap: str, options: Mapping[str, Any]) -> Client:
-    """The client that `make`, a class of confluent-kafka, makes of `options`; it connects by and by.
+    """The client that `make`, a class of confluent-kafka, creates from `options`; it connects in the background.
 
     Raises:
         ConfigError: `bootstrap` names no broker, or an option is unknown or has a value that does not fit. The message

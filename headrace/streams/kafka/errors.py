@@ -1,15 +1,20 @@
-"""Which errors of the broker's client waiting does not cure, and what to do about them."""
+"""Broker errors that retrying cannot fix, and the settings to check."""
+
+import difflib
+from collections.abc import Sequence
 
 from confluent_kafka import KafkaError
 
 _CREDENTIALS = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001
 _RIGHTS = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 FATAL = _CREDENTIALS | _RIGHTS | {KafkaError._SSL, KafkaError._FATAL, KafkaError.INVALID_MSG}  # noqa: SLF001
-"""Codes that waiting does not cure. Every other one is passing: the client retries, we log once and go on."""
+"""Codes that retrying cannot fix. All others are transient: the client retries, and we log once."""
+TOPICS_NAMED = 20
+"""Existing topics that a message about an unknown one names at most."""
 
 
-def told(error: KafkaError) -> str:
-    """The client's words, and the setting to look at."""
+def describe(error: KafkaError) -> str:
+    """The message of an error, and the setting to check."""
     if error.code() in _CREDENTIALS:
         return f"{error.str()}; check sasl.mechanism, sasl.username and sasl.password in HEADRACE_KAFKA"
     if error.code() == KafkaError._SSL:  # noqa: SLF001
@@ -17,3 +22,28 @@ def told(error: KafkaError) -> str:
     if error.code() in _RIGHTS:
         return f"{error.str()}; the user of HEADRACE_KAFKA (sasl.username) lacks the right"
     return str(error.str())
+
+
+def listed(noun: str, names: Sequence[str]) -> str:
+    """A noun and names, in the singular or plural."""
+    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def unknown_topic(topic: str, bootstrap: str, existing: list[str]) -> str:
+    """Message of a topic that the broker lacks; names existing topics, the most similar first."""
+    have = ", ".join(difflib.get_close_matches(topic, existing, TOPICS_NAMED, 0.0)) or "none at all"
+    return (
+        f"broker {bootstrap} has no topic {topic!r}; it has {have}. Create it with "
+        f"`kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions 4`, or "
+        f'`headrace.pipelines.create_topics("{bootstrap}", {{"{topic}": 4}})`'
+    )
+
+
+def lost_offset(partition: str, offset: int, *, low: int | None = None, high: int | None = None) -> str:
+    """Message of an offset that the broker does not have, whose first is `low` and whose end is `high`."""
+    reason = f"the broker's first is {low}" if low is not None else ""
+    reason = f"the log ends at {high}: the topic was created anew" if high is not None else reason
+    return (
+        f"{partition}: offset {offset} is lost; {reason or 'the broker does not have it'}. "
+        "What lies between cannot be read any more: rebuild from an archive (backfill), or start a fresh store"
+    )

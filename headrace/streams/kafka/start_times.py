@@ -1,7 +1,7 @@
-"""Where in a partition a moment is: the first offset that was appended at or after it.
+"""Offset of a point in time: the first message of a partition that was appended at or after it.
 
-Brokers can be asked, but not all answer rightly; append times grow with offsets, so a bisection over single messages
-finds the place with some twenty fetches, whatever the broker.
+Brokers answer this too, but not all of them correctly. Append times grow with offsets, so a bisection over single
+messages finds the offset with some twenty fetches, whatever the broker.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from headrace.errors import SourceError
 from headrace.streams.kafka.clients import connected
 
 FETCH_S_MAX = 10.0
-"""Seconds that the fetch of one message may take."""
+"""Timeout of the fetch of one message, in seconds."""
 
 
 def offset_at(
@@ -32,15 +32,15 @@ def offset_at(
         low, high = ends
         while low < high:
             middle = (low + high) // 2
-            found = _message_at(consumer, topic, number, middle)
-            if found is None or found.timestamp()[1] * 1_000 >= moment_us:
+            message = _message_at(consumer, topic, number, middle)
+            if message is None or message.timestamp()[1] * 1_000 >= moment_us:
                 high = middle
             else:
-                low = found.offset() + 1
-        found = _message_at(consumer, topic, number, low)
-        while found is not None and found.timestamp()[1] * 1_000 < moment_us:
-            low = found.offset() + 1
-            found = _next(consumer, topic, number, low)
+                low = message.offset() + 1
+        message = _message_at(consumer, topic, number, low)
+        while message is not None and message.timestamp()[1] * 1_000 < moment_us:
+            low = message.offset() + 1
+            message = _next(consumer, topic, number, low)
         return low
     finally:
         consumer.close()
@@ -53,7 +53,7 @@ def _message_at(consumer: Consumer, topic: str, number: int, offset: int) -> Mes
 
 
 def _next(consumer: Consumer, topic: str, number: int, offset: int) -> Message | None:
-    """The message that follows, at or after `offset`; None at the end of the partition."""
+    """The next message, at or after `offset`; None at the end of the partition."""
     message = consumer.poll(FETCH_S_MAX)
     if message is None:
         raise SourceError(f"{topic}/{number}: no answer for offset {offset} within {FETCH_S_MAX:.0f} s")

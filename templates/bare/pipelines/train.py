@@ -1,13 +1,9 @@
 """Served rankings and what followed, and all other events, train `Ranking`. Run it: `headrace run pipelines.train`."""
 
-import bytewax.operators as op
-from bytewax.dataflow import Dataflow
-
 from headrace.features.view import events_of, plan_of
 from headrace.learners import ModelDirectory
-from headrace.pipelines import Joiner, JoinSpec
+from headrace.pipelines import Flow, Job, Joiner, JoinSpec, dataflow
 from headrace.pipelines.examples import EventExamples
-from headrace.pipelines.on_bytewax import consume, events_in
 from headrace.pipelines.train_step import TrainStep
 from headrace.pipelines.trainer import Cadence, Trainer
 from headrace.pipelines.wiring import intake_of, kafka_source, status_of
@@ -48,9 +44,9 @@ def make_step(settings: Settings) -> TrainStep:
     return TrainStep(trainer, Joiner(join_spec(settings)), LEARNT, state=settings.state_dir / "train")
 
 
-settings = load_settings()
-flow = Dataflow("train")
-events = op.input("events", flow, events_in(kafka_source(settings, EVENTS), EVENTS, **intake_of(settings)))
-consume(
-    "train", events, lambda _group, _groups: make_step(settings), spread=False, on_status=status_of(settings, "train")
-)
+@dataflow
+def flow() -> Flow:
+    """The training, one step for the whole flow."""
+    settings = load_settings()
+    train = Job("train", lambda _place: make_step(settings), on_status=status_of(settings, "train"))
+    return Flow("train", kafka_source(settings, EVENTS), EVENTS, [train], **intake_of(settings))

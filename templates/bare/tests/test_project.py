@@ -5,6 +5,7 @@ import pytest
 from features.views import VIEWS
 from headrace import project
 from headrace.features import plan_of
+from headrace.pipelines.runner import described_flow
 from headrace.schemas import spec_of
 from learners.ranking import ENTITY, Ranking
 from schemas.events import Impression
@@ -30,7 +31,7 @@ def test_the_impression_has_what_serving_logs():
 @pytest.mark.parametrize("module", ["pipelines.materialize", "pipelines.train"])
 def test_dataflows_are_built_without_services(module):
     """Each module exposes `flow`; nothing connects before it runs."""
-    assert project.load_object(f"{module}:flow").flow_id == module.rpartition(".")[2]
+    assert described_flow(project.load_object(f"{module}:flow")).name == module.rpartition(".")[2]
 
 
 def test_the_app_is_declared():

@@ -1,12 +1,12 @@
-"""The watermark: the event time up to which everything is thought to have arrived.
+"""The watermark: the event time up to which all events are taken to have arrived.
 
     partition 0  ......x...x..x              newest 12:04
     partition 1  ...x.x....x                 newest 12:02   <- the slowest decides
     watermark    12:02 - lateness            never moves back
 
-It is the least, over the partitions, of the newest event time, minus the allowed lateness. A partition that is expected
-and has brought nothing yet holds it back; one silent for `idle_s` of wall time, or ended, does not. When all are
-silent, those that have brought something decide. When all expected partitions have ended it is `END_OF_TIME_US`.
+It is the least, over the partitions, of the newest event time, minus the allowed lateness. An expected partition
+without events yet holds it back; one that is silent for `idle_s` of wall time, or has ended, does not. If all are
+silent, those with events decide. Once all expected partitions have ended it is `END_OF_TIME_US`.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ class Watermark:
         self.expect(partitions)
 
     def expect(self, partitions: Iterable[str], now_us: int | None = None) -> None:
-        """Expect these partitions: they hold the watermark back until they bring something, or are idle too long."""
+        """Expect these partitions: they hold the watermark back until they have events, or are idle for `idle_s`."""
         heard_us = wall_us() if now_us is None else now_us
         for partition in partitions:
             self._expected.add(partition)
@@ -41,7 +41,7 @@ class Watermark:
             self._heard_us.setdefault(partition, heard_us)
 
     def observe(self, batch: EventBatch, now_us: int | None = None) -> None:
-        """Take note of a batch; `now_us` is wall time."""
+        """Take a batch into account; `now_us` is wall time."""
         newest = newest_us(batch)
         known = self._newest_us.get(batch.partition)
         if newest is not None:
@@ -61,7 +61,7 @@ class Watermark:
         if self._expected and self._ended >= self._expected:
             self._value_us = END_OF_TIME_US
         elif newest and None not in newest:
-            least_us = min(found for found in newest if found is not None) - self._lateness_us
+            least_us = min(time_us for time_us in newest if time_us is not None) - self._lateness_us
             self._value_us = least_us if self._value_us is None else max(self._value_us, least_us)
         return self._value_us
 

@@ -1,7 +1,9 @@
-"""How far some shards have come: the next offset of every partition, in memory and in the store.
+"""Tables of a shard set beside its records: offsets of the shards, and when each record was last used.
+
+The next offset of every partition for each shard, in memory and in the store:
 
                 topic/0   topic/1          a column is added when a partition is first met
-shard 3             120        96          of a partition that it has not seen a shard has applied nothing
+shard 3             120        96          -1: the shard has not seen the partition
 shard 7             118        96
 """
 
@@ -15,7 +17,7 @@ _NEVER = -1
 
 
 class OffsetTable:
-    """Next offsets of n shards, by their row, as the store holds them: partition -> next offset, for each shard."""
+    """Next offsets of n shards, one a row; `stored` are partition -> next offset of each, from the store."""
 
     def __init__(self, stored: Sequence[Mapping[str, int]]) -> None:
         names = sorted({name for offsets in stored for name in offsets})
@@ -63,16 +65,58 @@ class OffsetTable:
         return np.asarray(offsets < self._next[rows, columns], np.bool_)
 
     def advance(self, partition: str, next_offset: int) -> None:
-        """All shards have applied what is before an offset."""
+        """Mark rows before an offset as applied by all shards."""
         column = self.column(partition)
         np.maximum(self._next[:, column], next_offset, out=self._next[:, column])
 
     def moved(self, row: int) -> dict[str, int]:
-        """What the store does not know of a shard."""
+        """Offsets of a shard that are not in the store yet."""
         columns = np.flatnonzero(self._next[row] != self._stored[row]).tolist()
         names = list(self._columns)  # in the order of their columns
         return {names[column]: int(self._next[row, column]) for column in columns}
 
     def settle(self, written: NDArray[np.bool_]) -> None:
-        """The store knows all of the shards that a mask (n,) picks."""
+        """Mark the offsets of the shards in a mask (n,) as stored."""
         self._stored[written] = self._next[written]
+
+
+class UseTable:
+    """When each record in memory, by its slab row, was last used by a batch, and last loaded or written.
+
+    `tick` counts the batches. A record of the current batch is never evicted.
+    """
+
+    def __init__(self) -> None:
+        self.tick = 0
+        self._used = np.full(1024, _NEVER, np.int64)  # (slab rows,) tick of the last batch; -1: the row is free
+        self._written_us = np.zeros(1024, np.int64)  # (slab rows,)
+
+    def touch(self, at: NDArray[np.int64]) -> None:
+        """Mark rows (m,) as used by the current batch."""
+        if at.size:
+            while int(at.max()) >= self._used.size:
+                self._used = np.concatenate([self._used, np.full_like(self._used, _NEVER)])
+                self._written_us = np.concatenate([self._written_us, np.zeros_like(self._written_us)])
+            self._used[at] = self.tick
+
+    def written(self, at: NDArray[np.int64], now_us: int) -> None:
+        """Mark rows (m,) as equal to the store's at `now_us`."""
+        self._written_us[at] = now_us
+
+    def drop(self, at: NDArray[np.int64]) -> None:
+        """Mark rows (m,) as free."""
+        self._used[at] = _NEVER
+
+    def evictable(self, dirty: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows that are in use, not `dirty`, and not of the current batch."""
+        is_free = (self._used != _NEVER) & (self._used < self.tick)
+        is_free[dirty[dirty < is_free.size]] = False
+        return np.flatnonzero(is_free)
+
+    def oldest(self, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """The `count` least recently used of `rows`."""
+        return rows[np.argpartition(self._used[rows], count - 1)[:count]]
+
+    def expired(self, rows: NDArray[np.int64], before_us: int) -> NDArray[np.int64]:
+        """Those of `rows` that were last loaded or written at `before_us` or earlier."""
+        return rows[self._written_us[rows] <= before_us]

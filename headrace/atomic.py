@@ -1,0 +1,103 @@
+"""Write a file or a folder whole or not at all.
+
+    open_file(path)       <path>.new --write, fsync--> rename to <path> --> fsync of its folder
+    open_folder(folder)   .<name>.<random>/ --write, fsync of every file--> rename to <folder> --> fsync of its parent
+
+Invariant: whoever opens the final name sees complete content, also after a power cut, and what had that name before
+stays until then. A crash in between leaves a name that no reader looks for; an exception leaves nothing. A file has one
+writer at a time.
+
+Source: rename(2) and fsync(2); a rename is durable only once the folder that holds the name is synced.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+PARTIAL = ".new"
+"""Suffix of a file that is being written. The next write replaces one that a crash left."""
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file to write; it replaces `path` at the end of the block, and is deleted if the block raises."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Replace the content of `path` by `data`."""
+    with open_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes `folder` at the end of the block, and is deleted if the block raises.
+
+    Missing parents are created.
+
+    Raises:
+        FileExistsError: `folder` exists and is not empty.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = staging_folder(folder)
+    try:
+        yield partial
+        publish_folder(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def staging_folder(folder: Path) -> Path:
+    """Create an empty folder beside `folder`, to be filled and given to `publish_folder`, or deleted."""
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    partial.mkdir()
+    return partial
+
+
+def publish_folder(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`, its sibling, once every file in it is on disk.
+
+    Raises:
+        FileExistsError: `folder` exists and is not empty.
+    """
+    for below, _, names in os.walk(partial):
+        for name in names:
+            _sync(Path(below) / name)
+        _sync(Path(below))
+    try:
+        partial.rename(folder)
+    except OSError as exc:
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists; another writer uses its parent") from exc
+        raise
+    _sync(folder.parent)
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below `folder`, by relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""Checkpoints: state written whole into numbered folders, of which the newest stay.
+
+    <folder>/c00000007/   files of the state, and a manifest: facts as JSON, and the sha256 of every file
+             c00000008/   the newest, which a restart loads
+             .c00000009.<random>/   left from a crash: no reader looks for it, and the next checkpoint deletes it
+
+A checkpoint of an earlier release, in the folder that a file `LATEST` names, is read where there is no numbered one.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from headrace.atomic import digests, open_folder
+from headrace.errors import SnapshotError
+
+MANIFEST = "checkpoint.json"
+
+
+class Checkpoints:
+    """Checkpoints in `folder`, the newest `keep` of them. One writer at a time."""
+
+    def __init__(self, folder: str | Path, *, keep: int = 1, manifest: str = MANIFEST) -> None:
+        self.folder = Path(folder)
+        self._keep = keep
+        self._manifest = manifest
+
+    @contextmanager
+    def write(self, facts: Mapping[str, Any]) -> Iterator[Path]:
+        """Give an empty folder to fill, the newest checkpoint once the block ends; `facts` go into its manifest."""
+        for crashed in self.folder.glob(".c*"):
+            shutil.rmtree(crashed, ignore_errors=True)
+        with open_folder(self._path(max(self._numbers(), default=0) + 1)) as partial:
+            yield partial
+            manifest = {**facts, "files": digests(partial)}
+            (partial / self._manifest).write_bytes(orjson.dumps(manifest))
+        for old in sorted(self._numbers())[: -self._keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+        self._forget_earlier_release()
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Folder and facts of the newest checkpoint, once all its files are checked; None where there is none.
+
+        Raises:
+            SnapshotError: it is damaged.
+        """
+        if number := max(self._numbers(), default=0):
+            return self._path(number), self._facts(self._path(number))
+        pointer = self.folder / "LATEST"
+        return (self.folder / pointer.read_text(), {}) if pointer.is_file() else None
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"c{number:08d}"
+
+    def _numbers(self) -> list[int]:
+        return [int(path.name[1:]) for path in self.folder.glob("c????????") if path.name[1:].isdecimal()]
+
+    def _facts(self, path: Path) -> dict[str, Any]:
+        try:
+            facts: dict[str, Any] = orjson.loads((path / self._manifest).read_bytes())
+            expected = facts["files"]
+        except (OSError, orjson.JSONDecodeError, KeyError) as exc:
+            raise SnapshotError(f"checkpoint {path.name} · {self._manifest}: unreadable: {exc}") from exc
+        present = {name: digest for name, digest in digests(path).items() if name != self._manifest}
+        if damaged := sorted(name for name in {*expected, *present} if expected.get(name) != present.get(name)):
+            raise SnapshotError(f"checkpoint {path.name} · {', '.join(damaged)}: not what was saved")
+        return facts
+
+    def _forget_earlier_release(self) -> None:
+        pointer = self.folder / "LATEST"
+        if pointer.is_file():
+            shutil.rmtree(self.folder / pointer.read_text(), ignore_errors=True)
+            pointer.unlink()

@@ -1,0 +1,176 @@
+"""A flow described without a runner: a source, its events, and the jobs that take them in.
+
+    @dataflow
+    def flow() -> Flow:
+        settings = load_settings()
+        source = kafka_source(settings, EVENTS)
+        return Flow("materialize", source, EVENTS, [materialize(VIEWS, ...)], **intake_of(settings))
+
+`runner` runs it under Bytewax, on several workers, or in the plain loop, with equal results.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from headrace.clock import Clock
+from headrace.features.store import OnlineStore
+from headrace.features.view import FeatureView, events_of, plan_of
+from headrace.pipelines.join_step import IDLE_S, JoinStep
+from headrace.pipelines.joiner import Joiner, JoinSpec
+from headrace.pipelines.loop import Step
+from headrace.pipelines.materializer import Materializer
+from headrace.schemas import DeadLetters, Event
+from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.streams.intake import FUTURE_US, Intake
+from headrace.streams.source import Source
+
+StoreLike = OnlineStore | str | Callable[[], OnlineStore]
+"""A store, its URL, or a function that opens it; the latter two connect when the flow starts."""
+
+
+OnStatus = Callable[[Mapping[str, Any]], object]
+"""Takes {"steps": [figures of each step]}; called twice a second by the flow's first input, also when nothing flows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a step runs, and what the flow lends it.
+
+    The step is number `group` of `groups`, each of which is given every batch. `dead_letters` is where the flow's input
+    writes bad events. `stop` is set once the flow is asked to stop.
+    """
+
+    group: int = 0
+    groups: int = 1
+    dead_letters: DeadLetters | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One kind of step in a flow, whatever the runner.
+
+    Args:
+        name: of the operator, unique in the flow.
+        make: called once a run for each group, when the flow starts.
+        spread: one step a worker, each given every batch; else one step for the whole flow.
+        out: called with each result of the steps, on the thread of the step.
+        on_status: is given the figures of the steps.
+    """
+
+    name: str
+    make: Callable[[Place], Step]
+    spread: bool = False
+    out: Callable[[Any], object] | None = None
+    on_status: OnStatus | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Flow:
+    """Events of one source into some jobs. Nothing connects before it runs.
+
+    `dead_letters` gets bad events; `clock`, `future_us` and `registry` are those of `Intake`.
+    """
+
+    name: str
+    source: Source
+    events: Sequence[type[Event]]
+    jobs: Sequence[Job]
+    dead_letters: DeadLetters
+    clock: Clock | None = None
+    future_us: int = FUTURE_US
+    registry: SchemaRegistry | None = None
+
+    def intake(self) -> Intake:
+        """A fresh intake, which decodes and checks the events."""
+        return Intake(
+            self.events,
+            dead_letters=self.dead_letters,
+            clock=self.clock,
+            future_us=self.future_us,
+            registry=self.registry,
+        )
+
+
+def materialize(
+    views: Sequence[type[FeatureView]],
+    store: StoreLike,
+    *,
+    records_max: int | None = None,
+    on_status: OnStatus | None = None,
+    out: Callable[[Any], object] | None = None,
+    **cadence: Any,
+) -> Job:
+    """Job that keeps the records of `views` in `store` up to date; `out` gets a `FlushSummary` a flush and group.
+
+    Events that are too late for a view go to the dead letters of the flow. `records_max` bounds the records of each
+    view in memory, of all workers together; others are fetched from the store when one of their events arrives.
+    `cadence`: `flush_s` and `catch_up_s` of `Materializer`.
+    """
+    open_store = _opener(store)
+
+    def make(place: Place) -> Materializer:
+        return Materializer(
+            views,
+            open_store(),
+            owner=(place.group, place.groups),
+            records_max=None if records_max is None else max(records_max // place.groups, 1),
+            dead_letters=place.dead_letters,
+            stop=place.stop,
+            **cadence,
+        )
+
+    return Job("views", make, spread=True, out=out, on_status=on_status)
+
+
+def join(
+    spec: JoinSpec,
+    *,
+    state: str | Path | None = None,
+    idle_s: float | None = IDLE_S,
+    out: Callable[[pl.DataFrame], object] | None = None,
+) -> Job:
+    """Job that gives `out` frames of labelled requests, in order: one joiner, its state in the folder `state`."""
+    return Job("join", lambda _place: JoinStep(Joiner(spec), state=state, idle_s=idle_s), out=out)
+
+
+def frames_to(folder: str | Path) -> Callable[[pl.DataFrame], object]:
+    """An `out` that writes each frame to a Parquet file of its own. After a crash rows may be there twice."""
+    target = Path(folder)
+
+    def write(frame: pl.DataFrame) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        name = f"{time.time_ns()}.parquet"
+        frame.write_parquet(target / f".{name}")
+        (target / f".{name}").rename(target / name)
+
+    return write
+
+
+def materialize_flow(
+    source: Source, views: Sequence[type[FeatureView]], store: StoreLike, intake: Mapping[str, Any], **options: Any
+) -> Flow:
+    """The flow from `source` to the records of `views`; `intake` as for `Flow`, `options` for `materialize`."""
+    events = events_of(map(plan_of, views))
+    return Flow("materialize", source, events, [materialize(views, store, **options)], **intake)
+
+
+def _opener(store: StoreLike) -> Callable[[], OnlineStore]:
+    """A function that opens the store once, from whichever worker asks first."""
+    if isinstance(store, OnlineStore):
+        return lambda: store
+    lock = threading.Lock()
+    once = functools.cache(functools.partial(OnlineStore.open, store) if isinstance(store, str) else store)
+
+    def opened() -> OnlineStore:
+        with lock:
+            return once()
+
+    return opened

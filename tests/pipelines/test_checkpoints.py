@@ -1,0 +1,89 @@
+"""Checkpoints: whole or not there, checked when read, and those of an earlier release are still read."""
+
+import shutil
+
+import pytest
+
+from headrace.checkpoints import Checkpoints
+from headrace.errors import SnapshotError
+from headrace.pipelines import Joiner, JoinStep
+from tests.pipelines.test_joiner import SPEC, Show, batch
+from tests.pipelines.test_train_step import batches, make, run, weights
+
+
+def test_the_newest_stay_with_their_facts(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.newest() is None
+    for number in range(4):
+        with checkpoints.write({"number": number}) as folder:
+            (folder / "state").write_text(str(number))
+    folder, facts = checkpoints.newest()
+    assert (folder.name, facts["number"], (folder / "state").read_text()) == ("c00000004", 3, "3")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c00000003", "c00000004"]
+
+
+def test_one_that_fails_leaves_the_newest_as_it_was(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with checkpoints.write({"number": 1}) as folder:
+        (folder / "state").write_text("1")
+
+    def fail():
+        with checkpoints.write({"number": 2}) as folder:
+            (folder / "state").write_text("2")
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert checkpoints.newest()[1]["number"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c00000001"]
+
+
+def test_a_damaged_one_is_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    with checkpoints.write({}) as folder:
+        (folder / "state").write_text("1")
+    (tmp_path / "c00000001" / "state").write_text("2")
+    with pytest.raises(SnapshotError, match="c00000001 · state: not what was saved"):
+        checkpoints.newest()
+
+
+def as_earlier_release(folder):
+    """A folder whose newest checkpoint has the name and pointer that releases before numbered ones gave it."""
+    path, facts = Checkpoints(folder).newest()
+    (path / "checkpoint.json").unlink()
+    path.rename(folder / "1700000000")
+    (folder / "LATEST").write_text("1700000000")
+    return folder / "1700000000", facts
+
+
+def test_a_joiner_of_an_earlier_release_resumes(tmp_path):
+    first = JoinStep(Joiner(SPEC), state=tmp_path, idle_s=None)
+    first.expect(["shown/0", "followed/0"])
+    first.apply(batch([Show(second, 1, (1,), number=second) for second in range(10)]))
+    first.finish()
+    as_earlier_release(tmp_path)
+    again = JoinStep(Joiner(SPEC), state=tmp_path, idle_s=None)
+    assert (again.positions(), again.joiner.open_requests) == ({"shown/0": 10}, 10)
+    again.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["c00000001"]
+
+
+def test_training_of_an_earlier_release_resumes_exactly(tmp_path):
+    """It kept a trainer's own checkpoint inside, and two tables of offsets."""
+    found = batches([4])
+    first = run(make(tmp_path), found[:61])
+    first.finish()
+    positions = first.positions()
+    folder, facts = as_earlier_release(tmp_path)
+    shutil.rmtree(folder / "trainer")
+    first.trainer.save(folder / "trainer")
+    (folder / "progress.json").write_text(f"[{facts['joined']}, {facts['positives']}]")
+    (folder / "held" / "positions.json").write_text(str({"visits/0": positions["visits/0"]}).replace("'", '"'))
+    second = make(tmp_path)
+    assert second.positions() == positions
+    whole, second = run(make(), found), run(second, found)
+    for step in (whole, second):
+        step.trainer.drain()
+    got = weights(second)
+    assert all(array.tobytes() == got[name].tobytes() for name, array in weights(whole).items())
+    assert whole.status()["positives"] == second.status()["positives"]
