@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from headrace.features import aggregations
+from headrace.features import Windowed, aggregations
+from headrace.features.aggregations import example
 
 DOCS = Path(__file__).resolve().parent
 
@@ -48,15 +49,30 @@ def aggregations_page() -> str:
     lines = [
         "# Aggregations",
         "",
-        "Declared in a `FeatureView`, see [views.md](views.md). All but `Ratio` take `where=`, an expression that",
-        "picks events. A window's value at time t is made of the events with `floor(t, h) - W <= event_time < t`, h",
-        "being the window's hop.",
+        "Declared in a `FeatureView`, see [views.md](views.md). A window's value at time t is made of the events with",
+        "`floor(t, h) - W <= event_time < t`, h being the window's hop.",
+        "",
+        "Arguments that most of them have:",
+        "",
+        *_common_arguments(),
+        "",
+        "The examples read these events of one entity at 12:00:",
+        "",
+        "```text",
+        *inspect.cleandoc(example.__doc__ or "").split("\n\n")[1].splitlines(),
+        "```",
         "",
     ]
-    public = {name: value for name, value in vars(aggregations).items() if inspect.isclass(value)}
-    for name, value in sorted(public.items()):
+    for name in aggregations.__all__:
+        value = getattr(aggregations, name)
         lines += [f"## {name}", "", "```python", f"{name}{_arguments(value)}", "```", "", _described(value), ""]
     return "\n".join(lines)
+
+
+def _common_arguments() -> list[str]:
+    """The arguments of `Windowed` as a list, from its docstring."""
+    documented = (inspect.getdoc(Windowed) or "").split("Args:\n")[1]
+    return [f"- `{name}`: {text}" for name, text in re.findall(r"^    (\w+): (.*)$", documented, re.MULTILINE)]
 
 
 def _arguments(aggregation: type) -> str:
@@ -67,9 +83,11 @@ def _arguments(aggregation: type) -> str:
 
 
 def _described(aggregation: type) -> str:
-    """Its docstring; a name such as <name>_<window>, which would be taken for HTML, as code."""
-    parts = re.split(r"(`[^`]*`)", inspect.getdoc(aggregation) or "")
-    return "".join(part if part.startswith("`") else re.sub(r"\w*<\w+>[\w<>]*", r"`\g<0>`", part) for part in parts)
+    """Its docstring; a name such as <name>_<window>, which would be taken for HTML, as code, and its example."""
+    words, _, shown = (inspect.getdoc(aggregation) or "").partition("\n\n>>> ")
+    parts = re.split(r"(`[^`]*`)", words)
+    text = "".join(part if part.startswith("`") else re.sub(r"\w*<\w+>[\w<>]*", r"`\g<0>`", part) for part in parts)
+    return f"{text}\n\n```python\n>>> {shown}\n```" if shown else text
 
 
 PAGES = {"cli.md": cli_page, "aggregations.md": aggregations_page}

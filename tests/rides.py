@@ -5,10 +5,9 @@ version.
 """
 
 import random
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -34,7 +33,8 @@ from headrace.features import (
     col,
     plan_of,
 )
-from headrace.features.aggregation import Cell
+from headrace.features.aggregations.aggregation import Cell, Windowed, aggregation
+from headrace.features.argument_types import Value
 from headrace.features.state.rings.cells import MAX
 from headrace.schemas import Event
 from tests import oracle
@@ -67,25 +67,17 @@ class Check(Event, topic="checks", key="rider", time="at", id="check_id"):
     fine: float
 
 
-@dataclass(frozen=True, eq=False)
-class FloatMax:
+@aggregation
+class FloatMax(Windowed):
     """Largest value as a float, as `Max` keeps numbers with a fraction: the golden records have it of whole ones."""
 
-    value: str
-    windows: tuple[str, ...]
-    source: type[Event]
-    where: None = None
-    hop: None = None
-    dtype: ClassVar[str] = "float"
+    value: Value
 
-    def cells(self, binder):
-        return (Cell(MAX, binder.number(self.value, self.source)),)
+    def cells(self):
+        return (Cell(MAX, self.value),)
 
-    def read(self, cells, now_us):
-        return np.where(np.isinf(cells[:, 0]), np.nan, cells[:, 0])
-
-    def bind(self, binder):
-        return binder.windowed(self)
+    def read(self, cells):
+        return np.where(np.isinf(cells[0]), np.nan, cells[0])
 
 
 class RiderTrips(FeatureView, source=(Ride, Check), entity="rider"):
@@ -98,7 +90,7 @@ class RiderTrips(FeatureView, source=(Ride, Check), entity="rider"):
     far = Sum(col("stops") * 2, where=col("zone") == "A", source=Ride, windows="1h")
     mean = Mean("fare", source=Ride, windows=("10m", "lifetime"))
     low = Min("fare", source=Ride, windows=("10m", "24h"))
-    high = FloatMax("stops", ("10m", "24h"), Ride)
+    high = FloatMax("stops", windows=("10m", "24h"), source=Ride)
     first = First("line", source=Ride)
     entry = First("stops", source=Ride, windows=("10m", "24h"))
     price = First("fare", source=Ride, windows="1h")

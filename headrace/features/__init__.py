@@ -2,29 +2,15 @@
 
 from polars import col as col
 
-from headrace.features.aggregations import Count as Count
-from headrace.features.aggregations import CountBy as CountBy
-from headrace.features.aggregations import DecayedCount as DecayedCount
-from headrace.features.aggregations import DecayedSum as DecayedSum
-from headrace.features.aggregations import Distinct as Distinct
-from headrace.features.aggregations import First as First
-from headrace.features.aggregations import Last as Last
-from headrace.features.aggregations import LastN as LastN
-from headrace.features.aggregations import Max as Max
-from headrace.features.aggregations import Mean as Mean
-from headrace.features.aggregations import Min as Min
-from headrace.features.aggregations import Quantile as Quantile
-from headrace.features.aggregations import Ratio as Ratio
-from headrace.features.aggregations import Sequence as Sequence
-from headrace.features.aggregations import Std as Std
-from headrace.features.aggregations import Sum as Sum
-from headrace.features.aggregations import TimeSince as TimeSince
-from headrace.features.aggregations import TopK as TopK
-from headrace.features.aggregations import Var as Var
-from headrace.features.aggregations import VectorMean as VectorMean
+from headrace.features.aggregations import *  # noqa: F403 - the list of aggregations is kept there
+from headrace.features.aggregations.aggregation import Cell as Cell
+from headrace.features.aggregations.aggregation import Cells as Cells
+from headrace.features.aggregations.aggregation import Windowed as Windowed
+from headrace.features.aggregations.aggregation import aggregation as aggregation
 from headrace.features.answer import Answer as Answer
 from headrace.features.answer import Feature as Feature
 from headrace.features.answer import Lists as Lists
+from headrace.features.argument_types import Value as Value
 from headrace.features.event_rows import Rows as Rows
 from headrace.features.keys import entity_ids as entity_ids
 from headrace.features.keys import ids_of_texts as ids_of_texts
@@ -32,6 +18,9 @@ from headrace.features.keys import shard_of as shard_of
 from headrace.features.state.record import Header as Header
 from headrace.features.state.record import read_header as read_header
 from headrace.features.state.record import read_packed as read_packed
+from headrace.features.state.rings.cells import ADD as ADD
+from headrace.features.state.rings.cells import MAX as MAX
+from headrace.features.state.rings.cells import MIN as MIN
 from headrace.features.state.slab import Slab as Slab
 from headrace.features.store.store import OnlineStore as OnlineStore
 from headrace.features.view import FeatureView as FeatureView

@@ -13,10 +13,17 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeAlias, TypeVar, Union, get_args, get_origin
+
+import polars as pl
 
 from headrace.errors import DeclarationError
-from headrace.features.aggregation import Source, Value, Windows
+from headrace.schemas import Event
+
+Value: TypeAlias = pl.Expr | str
+"""A column's name, or an expression over columns."""
+Source: TypeAlias = type[Event] | Sequence[type[Event]] | None
+Windows: TypeAlias = str | Sequence[str]
 
 _WANTED: list[tuple[Any, str]] = [
     (Source, "an event class of the view, or a tuple of them"),
@@ -102,7 +109,7 @@ def _wrong(exc: TypeError, given: Iterable[str], signature: inspect.Signature) -
 def _example(name: str, signature: inspect.Signature) -> str:
     """A call with all that is required."""
     words = []
-    for parameter in signature.parameters.values():
+    for parameter in sorted(signature.parameters.values(), key=lambda parameter: parameter.name == "windows"):
         value = _EXAMPLES.get(parameter.name, "...")
         if parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty:
             words.append(f"{parameter.name}={value}")

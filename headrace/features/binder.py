@@ -1,12 +1,12 @@
-"""From declared aggregations to a layout: what they ask for is collected here, and shared wherever it is equal.
+"""From a declared aggregation to columns, groups and readings of its view: the only interpreter of aggregations.
 
-An aggregation's `bind(binder)` names event columns (`flag`, `number`, `bits`), puts cells on rings or opens lists, and
-returns its readings. Equal expressions become one column, equal cells of one (window, hop) one cell, equal lists one.
+`bind` checks the arguments, asks the aggregation for its state (aggregations/aggregation.py), and adds to the builder
+the event columns that its values become, the cells, list or tallies that are kept, and one reading a feature.
 """
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -15,219 +15,270 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features.aggregation import Aggregation, Cell, Source, Tallied, Value, Windowed, Windows
+from headrace.features.aggregations.aggregation import (
+    Aggregation,
+    Arrays,
+    Cell,
+    Cells,
+    Combination,
+    Newest,
+    Output,
+    Ring,
+    Tally,
+)
 from headrace.features.answer import Column, Feature, Maybe
-from headrace.features.argument_types import check_arguments
+from headrace.features.argument_types import Source, Value, check_arguments
 from headrace.features.expressions.derived import Expressions
-from headrace.features.expressions.event_columns import DTYPE_OF_KIND, EventColumns, as_expr, expr_text, kind_of
+from headrace.features.expressions.event_columns import DTYPE_OF_KIND, as_expr, expr_text, kind_of
 from headrace.features.expressions.row_wise import row_type
-from headrace.features.state.layout import RECORD_VERSION, Derived, Group, Layout, Reading
+from headrace.features.layout_builder import LayoutBuilder, unnamed
+from headrace.features.state.layout import Derived, Group, Outputs, Reading
 from headrace.features.state.lists.group import ListGroup
 from headrace.features.state.lists.update import FLOAT, INT, TEXT
 from headrace.features.state.lists.update import TIME as TIME_KIND
-from headrace.features.state.rings.cells import ONE, TAKES_BITS, TIME, WIDTH
-from headrace.features.state.rings.group import RingGroup
-from headrace.features.state.seen_kernels import KEEP_MAX as SEEN_MAX
+from headrace.features.state.rings.cells import ONE, TAKES_BITS, TIME
 from headrace.features.state.tallies.group import ENTRIES_MAX, KEEP_MAX, KEEP_MIN, TallyGroup
 from headrace.features.state.tallies.update import most_entries
 from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of, written_span
 from headrace.schemas import Event, spec_of
 
-
-@dataclass(slots=True)
-class _Ring:
-    window: Window
-    items: list[tuple[int, int, int, int]] = field(default_factory=list)
-    params: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    width: int = 0
-
-    def add(self, cell: Cell, flag: int, text: str) -> int:
-        """First cell of what `cell` asks for."""
-        if text in self.texts:
-            return self.items[self.texts.index(text)][1]
-        self.texts.append(text)
-        self.items.append((cell.code, self.width, flag, cell.column))
-        self.params.append(cell.param)
-        self.width += WIDTH[cell.code]
-        return self.width - WIDTH[cell.code]
-
-    def group(self) -> RingGroup:
-        text = f"ring {self.window.window_us}/{self.window.hop_us}: " + "; ".join(self.texts)
-        return RingGroup.of(self.window, np.array(self.items, np.int64), np.array(self.params, np.float64), text)
+ELEMENTS_MAX = 10_000
+"""Elements of a list."""
+_CAST = {INT: pl.Int64(), FLOAT: pl.Float64(), TEXT: pl.String(), TIME_KIND: pl.Datetime("us")}
+_EVENT_VALUES = {ONE: "1", TIME: "time"}
 
 
-class LayoutBuilder:
-    """Collects what the aggregations of one view ask for."""
+def bind(builder: LayoutBuilder, name: str, aggregation: Aggregation) -> None:
+    """Add one attribute of a view.
 
-    def __init__(
-        self,
-        view: str,
-        sources: tuple[type[Event], ...],
-        entity: str,
-        request: Mapping[str, pl.DataType] | None = None,
-    ) -> None:
-        self.view = view
-        self.request = dict(request or {})
-        self.sources = sources
-        self.flags = EventColumns({source: {} for source in sources})
-        self.numbers = EventColumns({source: {} for source in sources})
-        self.bits = EventColumns({source: {} for source in sources})
-        self._entity = entity
-        self.parts: list[_Ring | Group] = []
-        self.spans: dict[str, int] = {}
-        """What looks back, and how far in microseconds: for `ttl`."""
-        self._readings: list[Reading | Derived] = []
+    Raises:
+        DeclarationError: an argument of another type than the aggregation declares, what its own rules refuse, or a
+            feature name that is taken.
+    """
+    builder.add_readings(name, Binder(builder, name, aggregation).readings())
 
-    @property
-    def features(self) -> list[Feature]:
-        """Features bound so far."""
-        return [reading.feature for reading in self._readings]
 
-    def bind(self, name: str, aggregation: Aggregation) -> None:
-        """Add one attribute of the view.
+def bind_expressions(builder: LayoutBuilder, declared: Mapping[str, pl.Expr]) -> None:
+    """Add attributes that are expressions over other features and the request.
 
-        Raises:
-            DeclarationError: an argument of another type than the aggregation declares, what its own rules refuse, or
-                a feature name that is taken.
-        """
-        binder = Binder(self, name, aggregation)
-        check_arguments(binder.path, aggregation)
-        self._take(name, aggregation.bind(binder))
-
-    def bind_expressions(self, declared: Mapping[str, pl.Expr]) -> None:
-        """Add attributes that are expressions over other features and the request.
-
-        Raises:
-            DeclarationError: what an expression may not be, or a feature name that is taken.
-        """
-        expressions = Expressions(self.view, self.request)
-        for name in expressions.in_order(declared):
-            known = {feature.name: feature for feature in self.features}
-            self._take(name, [expressions.bind(name, declared[name], known)])
-
-    def _take(self, name: str, readings: Sequence[Reading | Derived]) -> None:
-        for reading in readings:
-            taken = {feature.name: feature.declared for feature in self.features}
-            found = reading.feature
-            if found.name in taken:
-                raise DeclarationError(
-                    f"view {self.view} · feature {name}: {found.name!r} is already a feature of "
-                    f"{taken[found.name]!r}; rename one",
-                )
-            self._readings.append(reading)
-
-    def part(self, key: object, make: Callable[[], "_Ring | Group"]) -> tuple[int, "_Ring | Group"]:
-        """Number and part with this text or window; `make` builds it when it is new."""
-        for index, part in enumerate(self.parts):
-            if key == (part.window if isinstance(part, _Ring) else part.text):
-                return index, part
-        self.parts.append(make())
-        return len(self.parts) - 1, self.parts[-1]
-
-    def layout(self, dedupe_us: int = 0) -> Layout:
-        """What was collected; `dedupe_us` is the span in which duplicates are known, 0 for none."""
-        groups: list[Group] = []
-        for part in self.parts:
-            group = part.group() if isinstance(part, _Ring) else part
-            groups.append(group.linked(groups) if isinstance(group, RingGroup | ListGroup) else group)
-        needs_ids = bool(dedupe_us) or any(group.needs_ids for group in groups)
-        columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
-        text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
-        if needs_ids and any(spec_of(event).id is None for event in self.sources):
-            text += "\nevents known by the columns that are read"  # before, by all columns of the frame at hand
-        if dedupe_us:
-            text += f"\ndedupe {dedupe_us} keep {SEEN_MAX}"
-        return Layout(tuple(groups), tuple(self._readings), columns, needs_ids, text, self.request, dedupe_us)
+    Raises:
+        DeclarationError: what an expression may not be, or a feature name that is taken.
+    """
+    expressions = Expressions(builder.view, builder.request)
+    for name in expressions.in_order(declared):
+        known = {feature.name: feature for feature in builder.features}
+        builder.add_readings(name, [expressions.bind(name, declared[name], known)])
 
 
 class Binder:
-    """What one attribute of a view may ask for."""
+    """Binds one attribute; `Types` of its aggregation."""
 
     def __init__(self, builder: LayoutBuilder, name: str, aggregation: Aggregation) -> None:
-        self.builder = builder
-        self.name = name
         self.path = f"view {builder.view} · feature {name}"
-        self._aggregation = aggregation
+        self._builder = builder
+        self._name = name
+        self._aggregation: Any = aggregation
+        self._where: Value | None = getattr(aggregation, "where", None)
+        self._source: Source = getattr(aggregation, "source", None)
 
-    def feature(self, dtype: str, window: str | None = None, suffix: str = "", width: int = 0) -> Feature:
-        """The feature <attribute>, <attribute>_<suffix> or <attribute>_<window>."""
-        name = "_".join(part for part in (self.name, suffix, window) if part)
-        kind = type(self._aggregation).__name__
-        return Feature(name, f"{self.builder.view}.{name}", dtype, kind, self.name, window, width)
+    def readings(self) -> Sequence[Reading | Derived]:
+        """The features of the attribute, its state being added to the builder.
 
-    def windows(self, windows: Windows, hop: str | None) -> list[Window]:
-        """The windows as declared, each once.
+        Raises:
+            DeclarationError: as `bind`.
+        """
+        aggregation = self._aggregation
+        check_arguments(self.path, aggregation)
+        problem = aggregation.problem()
+        if problem is not None:
+            raise DeclarationError(f"{self.path}: {problem}")
+        if isinstance(aggregation, Combination):
+            return self._combined(aggregation)
+        state = aggregation.state(self)
+        if isinstance(state, Ring):
+            return self._ring(state)
+        return self._newest(state) if isinstance(state, Newest) else self._tally(state)
+
+    # Types of values: what an aggregation may ask for.
+
+    def dtype(self, value: Value, role: str = "value") -> pl.DataType:
+        """See `Types.dtype`."""
+        expression = as_expr(value)
+        dtypes = {event: self._dtype_in(expression, event, role) for event in self._sources()}
+        if len({kind_of(dtype) for dtype in dtypes.values()}) > 1:
+            types = ", ".join(f"{event.__name__}: {dtype}" for event, dtype in dtypes.items())
+            raise DeclarationError(
+                f"{self.path}: {role} has several types ({types}); cast it, or limit it with source="
+            )
+        return next(iter(dtypes.values()))
+
+    def kind(self, value: Value) -> int:
+        """See `Types.kind`."""
+        dtype = self.dtype(value)
+        kind = kind_of(dtype)
+        if kind is None:
+            raise DeclarationError(
+                f"{self.path}: cannot keep {as_expr(value)!s} of type {dtype}; use a number, text or time"
+            )
+        return kind
+
+    def require_number(self, value: Value) -> None:
+        """See `Types.require_number`."""
+        dtype = self.dtype(value)
+        if not (dtype.is_numeric() or dtype == pl.Boolean):
+            kind = type(self._aggregation).__name__
+            raise DeclarationError(
+                f"{self.path}: {kind} needs a number, {as_expr(value)!s} is {dtype}; cast it, or use Last or LastN",
+            )
+
+    def span_us(self, role: str, span: str, *, looks_back: bool = False) -> int:
+        """See `Types.span_us`."""
+        span_us = parse_span_s(span, f"{self.path} · {role}") * SECOND_US
+        if looks_back:
+            self._builder.spans[f"{role}={span!r} of feature {self._name}"] = span_us
+        return span_us
+
+    # States: groups, and the features that are read from them.
+
+    def _ring(self, state: Ring) -> list[Reading]:
+        """One reading an output and window; the windows share one ring if the state is of all time."""
+        flag = self._flag(self._where if state.where is None else state.where, state.present)
+        cells = [(cell, self._column(cell)) for cell in state.cells]
+        readings = []
+        for window, label in self._windows():
+            number, ring = self._builder.ring(window_of(LIFETIME) if state.of_all_time else window)
+            picked: list[int] = []
+            for cell, column in cells:
+                admits = flag if cell.finite is None else self._flag(self._where, finite=cell.finite)
+                text = f"{cell.code}({cell.param!r}) {self._text(cell, column)} if {self._builder.flags.texts[admits]}"
+                picked += ring.add(cell.code, cell.param, admits, column, text)
+            indexes = np.array(picked, np.int64)
+            for output in state.outputs:
+                feature = self._feature(output.dtype, label, output.suffix, output.width)
+                readings.append(Reading(feature, number, partial(_read_cells, output.read, indexes, window)))
+        return readings
+
+    def _newest(self, state: Newest) -> list[Reading]:
+        """One reading an output and window, all of one list."""
+        columns, numbers = self._builder.bits, [self._bits(value) for value in state.values]
+        kinds = [columns.kinds[number] for number in numbers]
+        flag = self._flag(self._where, state.present)
+        if not 1 <= state.n <= ELEMENTS_MAX:
+            raise DeclarationError(f"{self.path}: n={state.n}; a list keeps 1 to {ELEMENTS_MAX} elements")
+        options = " distinct" * state.distinct + " newest" * (not state.strict)
+        values = ", ".join(columns.texts[number] for number in numbers)
+        text = f"list {state.n}{options}: {values} if {self._builder.flags.texts[flag]}"
+        arrays = np.array(numbers, np.int64), np.array(kinds, np.int64)
+        group = self._builder.group(text, lambda: ListGroup(state.n, state.distinct, state.strict, flag, *arrays, text))
+        if state.timed:
+            self._builder.replace_group(group, _timed)
+        return [
+            Reading(
+                self._feature(output.dtype, label, output.suffix, output.width),
+                group,
+                partial(_read_arrays, output.read, window),
+            )
+            for window, label in self._windows()
+            for output in state.outputs
+        ]
+
+    def _tally(self, state: Tally) -> list[Reading]:
+        """One tally a window, one reading an output and window."""
+        if not KEEP_MIN <= state.keep <= KEEP_MAX:
+            raise DeclarationError(f"{self.path}: keep={state.keep}; write {KEEP_MIN} to {KEEP_MAX}")
+        column = self._bits(state.key)
+        flag = self._flag(self._where, (state.key,))
+        readings = []
+        for window, label in self._windows():
+            group = self._tally_group(state, window, column, flag)
+            readings += [self._array_reading(output, group, window, label) for output in state.outputs]
+        return readings
+
+    def _array_reading(self, output: Output, group: int, window: Window, label: str | None) -> Reading:
+        feature = self._feature(output.dtype, label, output.suffix, output.width)
+        return Reading(feature, group, partial(_read_arrays, output.read, window))
+
+    def _tally_group(self, state: Tally, window: Window, column: int, flag: int) -> int:
+        bits, flags, keep, mode = self._builder.bits, self._builder.flags, state.keep, state.mode
+        entries = most_entries(window.span, mode, keep)
+        if entries > ENTRIES_MAX:
+            raise DeclarationError(
+                f"{self.path}: keep={keep} in each of the {window.tiles} hops of {window.label!r} is more than an "
+                f"entity may take; write at most keep={keep * ENTRIES_MAX // entries}, or a longer hop"
+            )
+        text = (
+            f"tally by tiles {mode} {keep} {state.width} {list(state.quantiles)} "
+            f"{window.window_us}/{window.hop_us}: {bits.texts[column]} if {flags.texts[flag]}"
+        )
+        width, quantiles = state.width or len(state.quantiles), np.array(state.quantiles, np.float64)
+        return self._builder.group(
+            text,
+            lambda: TallyGroup(unnamed(window), flag, column, bits.kinds[column], keep, mode, width, quantiles, text),
+        )
+
+    def _combined(self, aggregation: Combination) -> list[Derived]:
+        features: dict[str, list[Feature]] = {}
+        for feature in self._builder.features:
+            features.setdefault(feature.declared, []).append(feature)
+        return [
+            Derived(self._feature(combined.dtype, combined.window), combined.read)
+            for combined in aggregation.combine(self.path, features)
+        ]
+
+    def _feature(self, dtype: str, window: str | None, suffix: str = "", width: int = 0) -> Feature:
+        """The feature <attribute>, <attribute>_<suffix> or <attribute>_<suffix>_<window>."""
+        name = "_".join(word for word in (self._name, suffix, window) if word)
+        full_name, kind = f"{self._builder.view}.{name}", type(self._aggregation).__name__
+        return Feature(name, full_name, dtype, kind, self._name, window, width)
+
+    def _windows(self) -> list[tuple[Window, str | None]]:
+        """Windows and their labels in feature names; all time without a label where none are declared.
 
         Raises:
             DeclarationError: none, a doubled one, or one that `window_of` refuses.
         """
+        windows, hop = getattr(self._aggregation, "windows", None), getattr(self._aggregation, "hop", None)
+        if windows is None:
+            return [(window_of(LIFETIME, hop, self.path), None)]
         labels = [windows] if isinstance(windows, str) else list(windows)
         if not labels:
             raise DeclarationError(f'{self.path}: no windows; write windows=("1h", "24h") or windows="{LIFETIME}"')
         if len(set(labels)) < len(labels):
             raise DeclarationError(f"{self.path}: windows {labels} name one window twice; write each once")
-        found = []
+        declared: list[tuple[Window, str | None]] = []
         for index, label in enumerate(labels):
-            own_hop = None if label == LIFETIME and len(labels) > 1 else hop
-            window = window_of(label, own_hop, f"{self.path} · window[{index}]")
+            its_hop = None if label == LIFETIME and len(labels) > 1 else hop
+            window = window_of(label, its_hop, f"{self.path} · window[{index}]")
             if window.hop_us:
                 hop_text = written_span(window.hop_us // SECOND_US)
-                words = f"window {label!r} of feature {self.name} with its hop of {hop_text}"
-                self.builder.spans[words] = window.window_us + window.hop_us
-            found.append(window)
-        return found
+                words = f"window {label!r} of feature {self._name} with its hop of {hop_text}"
+                self._builder.spans[words] = window.window_us + window.hop_us
+            declared.append((window, label))
+        return declared
 
-    def within_us(self, within: str | None) -> int | None:
-        """How old what is read may be, in microseconds; None: of any age.
+    # Columns of the events.
 
-        Raises:
-            DeclarationError: no span.
-        """
-        if within is None:
-            return None
-        span_us = parse_span_s(within, f"{self.path} · within") * SECOND_US
-        self.builder.spans[f"within={within!r} of feature {self.name}"] = span_us
-        return span_us
-
-    def sources(self, source: Source) -> tuple[type[Event], ...]:
+    def _sources(self) -> tuple[type[Event], ...]:
         """The event classes that count: those of the view, or `source`.
 
         Raises:
             DeclarationError: none, or one that the view does not read.
         """
+        source, known = self._source, self._builder.sources
         if source is None:
-            return self.builder.sources
-        wanted = (source,) if isinstance(source, type) else tuple(source)
-        if not wanted:
+            return known
+        sources = (source,) if isinstance(source, type) else tuple(source)
+        if not sources:
             raise DeclarationError(f"{self.path}: source=() counts nothing; leave it out, or name an event class")
-        for event in wanted:
-            if event not in self.builder.sources:
-                names = ", ".join(known.__name__ for known in self.builder.sources)
+        for event in sources:
+            if event not in known:
+                names = ", ".join(other.__name__ for other in known)
                 raise DeclarationError(
                     f"{self.path}: source {event.__name__} is none of the view's; use one of {names}"
                 )
-        return wanted
+        return sources
 
-    def dtype(self, value: Value, source: Source, role: str = "value") -> pl.DataType:
-        """The type of an expression, the same in each source.
-
-        Raises:
-            DeclarationError: a column that a source lacks, or types that differ.
-        """
-        expression = as_expr(value)
-        found = {event: self._dtype_in(expression, event, role) for event in self.sources(source)}
-        kinds = {kind_of(dtype) for dtype in found.values()}
-        if len(kinds) > 1:
-            types = ", ".join(f"{event.__name__}: {dtype}" for event, dtype in found.items())
-            raise DeclarationError(
-                f"{self.path}: {role} has several types ({types}); cast it, or limit it with source="
-            )
-        return next(iter(found.values()))
-
-    def flag(
-        self, where: Value | None, source: Source, present: Sequence[Value] = (), finite: Value | None = None
-    ) -> int:
+    def _flag(self, where: Value | None, present: Sequence[Value] = (), finite: Value | None = None) -> int:
         """Flag column of the events that pass `where`, have no null in `present` and a finite number in `finite`.
 
         Raises:
@@ -235,7 +286,7 @@ class Binder:
         """
         conditions = []
         if where is not None:
-            dtype = self.dtype(where, source, "where")
+            dtype = self.dtype(where, "where")
             if dtype != pl.Boolean:
                 raise DeclarationError(
                     f'{self.path}: where is {dtype}, not Boolean; write a comparison, such as col("x") == 1'
@@ -248,158 +299,40 @@ class Binder:
         expression = conditions[0] if conditions else pl.lit(value=True)
         for condition in conditions[1:]:
             expression &= condition
-        return self.builder.flags.add(text, self.sources(source), expression, self.name)
+        return self._builder.flags.add(text, self._sources(), expression, self._name)
 
-    def number(self, value: Value, source: Source) -> int:
-        """Number column of `value` as float64, null as NaN.
-
-        Raises:
-            DeclarationError: it is no number.
-        """
-        dtype = self.dtype(value, source)
-        if not (dtype.is_numeric() or dtype == pl.Boolean):
-            kind = type(self._aggregation).__name__
-            raise DeclarationError(
-                f"{self.path}: {kind} needs a number, {as_expr(value)!s} is {dtype}; cast it, or use Last or LastN",
-            )
-        expression = as_expr(value)
-        sources = self.sources(source)
-        return self.builder.numbers.add(expr_text(expression), sources, expression.cast(pl.Float64), self.name)
-
-    def bits(self, value: Value, source: Source) -> tuple[int, int]:
-        """(bit column, kind) of `value`: whole number, float, text or time.
-
-        Raises:
-            DeclarationError: it is none of these.
-        """
-        dtype = self.dtype(value, source)
-        kind = kind_of(dtype)
-        if kind is None:
-            raise DeclarationError(
-                f"{self.path}: cannot keep {as_expr(value)!s} of type {dtype}; use a number, text or time"
-            )
-        cast: pl.DataType | type[pl.DataType] = {INT: pl.Int64, FLOAT: pl.Float64, TEXT: pl.String}.get(
-            kind, pl.Datetime("us")
+    def _column(self, cell: Cell) -> int:
+        """Column that a cell takes: of numbers, or of bits; ONE and TIME stand for themselves."""
+        if isinstance(cell.value, int):
+            return cell.value
+        if cell.code in TAKES_BITS:
+            return self._bits(cell.value)
+        self.require_number(cell.value)
+        expression = as_expr(cell.value)
+        return self._builder.numbers.add(
+            expr_text(expression), self._sources(), expression.cast(pl.Float64), self._name
         )
-        expression = as_expr(value).cast(cast)
+
+    def _text(self, cell: Cell, column: int) -> str:
+        columns = self._builder.bits if cell.code in TAKES_BITS else self._builder.numbers
+        return _EVENT_VALUES.get(column) or columns.texts[column]
+
+    def _bits(self, value: Value) -> int:
+        """Bit column of a value: whole number, float, text or time."""
+        kind = self.kind(value)
+        expression = as_expr(value).cast(_CAST[kind])
         if kind == TIME_KIND:
             expression = expression.cast(pl.Int64)
         text = f"{DTYPE_OF_KIND[kind]} {expr_text(as_expr(value))}"
-        return self.builder.bits.add(text, self.sources(source), expression, self.name, kind), kind
-
-    def ring(self, window: Window, cells: Iterable[Cell], flag: int) -> tuple[int, NDArray[np.int64]]:
-        """Put cells on the ring of `window`: (group, indexes of the cells (k,) in its outputs)."""
-        group, part = self.builder.part(Window("", window.window_us, window.hop_us), lambda: _Ring(_unnamed(window)))
-        assert isinstance(part, _Ring)
-        found: list[int] = []
-        for cell in cells:
-            admits = flag if cell.flag is None else cell.flag
-            columns = self.builder.bits if cell.code in TAKES_BITS else self.builder.numbers
-            value = {ONE: "1", TIME: "time"}.get(cell.column) or columns.texts[cell.column]
-            text = f"{cell.code}({cell.param!r}) {value} if {self.builder.flags.texts[admits]}"
-            first = part.add(cell, admits, text)
-            found += range(first, first + WIDTH[cell.code])
-        return group, np.array(found, np.int64)
-
-    def list_of(
-        self,
-        columns: Sequence[tuple[int, int]],
-        flag: int,
-        size: int,
-        *,
-        distinct: bool = False,
-        strict: bool = True,
-        timed: bool = False,
-    ) -> int:
-        """Open a list of `size` elements of bit columns [(column, kind), ...]; returns its group.
-
-        `distinct` keeps equal values once, `strict` reads what is before the moment only, `timed` reads times too.
-        """
-        if not 1 <= size <= 10_000:
-            raise DeclarationError(f"{self.path}: n={size}; a list keeps 1 to 10000 elements")
-        values = ", ".join(self.builder.bits.texts[column] for column, _ in columns)
-        kind = " distinct" * distinct + " newest" * (not strict)
-        text = f"list {size}{kind}: {values} if {self.builder.flags.texts[flag]}"
-        numbers, kinds = (np.array(part, np.int64) for part in zip(*columns, strict=True))
-        group, part = self.builder.part(text, lambda: ListGroup(size, distinct, strict, flag, numbers, kinds, text))
-        assert isinstance(part, ListGroup)
-        if timed:
-            self.builder.parts[group] = replace(part, timed=True)
-        return group
-
-    def tallies(
-        self,
-        aggregation: "Tallied",
-        mode: int,
-        keep: int,
-        *,
-        width: int = 0,
-        key: pl.Expr | None = None,
-        quantiles: Sequence[float] = (),
-    ) -> list[tuple[Window, int, int]]:
-        """Open a tally for each window: (window, group, kind of its keys); `key` is what is counted, else the value.
-
-        Raises:
-            DeclarationError: `keep` is not from 3 to 4096, too many for the tiles, or the value cannot be a key.
-        """
-        if not KEEP_MIN <= keep <= KEEP_MAX:
-            raise DeclarationError(f"{self.path}: keep={keep}; write {KEEP_MIN} to {KEEP_MAX}")
-        counted = aggregation.value if key is None else key
-        column, kind = self.bits(counted, aggregation.source)
-        flag = self.flag(aggregation.where, aggregation.source, (counted,))
-        found = []
-        for window in self.windows(aggregation.windows, aggregation.hop):
-            what = f"{self.builder.bits.texts[column]} if {self.builder.flags.texts[flag]}"
-            if most_entries(window.span, mode, keep) > ENTRIES_MAX:
-                fits = keep * ENTRIES_MAX // most_entries(window.span, mode, keep)
-                raise DeclarationError(
-                    f"{self.path}: keep={keep} in each of the {window.tiles} hops of {window.label!r} is more than an "
-                    f"entity may take; write at most keep={fits}, or a longer hop"
-                )
-            text = f"tally by tiles {mode} {keep} {width} {list(quantiles)} {window.window_us}/{window.hop_us}: {what}"
-            group = TallyGroup(
-                _unnamed(window),
-                flag,
-                column,
-                kind,
-                keep,
-                mode,
-                width or len(quantiles),
-                np.array(quantiles, np.float64),
-                text,
-            )
-            found.append((window, self.builder.part(text, partial(_same, group))[0], kind))
-        return found
-
-    def windowed(self, aggregation: Windowed) -> list[Reading]:
-        """One reading a window of an aggregation whose state is cells."""
-        flag = self.flag(aggregation.where, aggregation.source)
-        cells = aggregation.cells(self)
-        return self.readings(aggregation.windows, aggregation.hop, cells, flag, aggregation.dtype, aggregation.read)
-
-    def readings(
-        self,
-        windows: Windows,
-        hop: str | None,
-        cells: Sequence[Cell],
-        flag: int,
-        dtype: str,
-        read: Callable[[NDArray[np.float64], NDArray[np.int64]], Column | Maybe],
-    ) -> list[Reading]:
-        """One reading of type `dtype` a window: `read(merged cells (n, k), now_us (n,))`."""
-        found = []
-        for window in self.windows(windows, hop):
-            group, picked = self.ring(window, cells, flag)
-            found.append(Reading(self.feature(dtype, window.label), group, partial(_read_cells, read, picked)))
-        return found
+        return self._builder.bits.add(text, self._sources(), expression, self._name, kind)
 
     def _dtype_in(self, expression: pl.Expr, event: type[Event], role: str) -> pl.DataType:
         schema = spec_of(event).polars
         unknown = [name for name in expression.meta.root_names() if name not in schema]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], schema, 1)
+            near = get_close_matches(unknown[0], schema, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            others = [other.__name__ for other in self.builder.sources if unknown[0] in spec_of(other).polars]
+            others = [other.__name__ for other in self._builder.sources if unknown[0] in spec_of(other).polars]
             limit = f"; or limit it with source={others[0]}" if others else ""
             raise DeclarationError(
                 f"{self.path}: {role} names {unknown[0]!r}, which event {event.__name__} lacks; {hint}"
@@ -408,19 +341,22 @@ class Binder:
         return row_type(expression, schema, f"{self.path}: {role}", f"event {event.__name__}")
 
 
-def _same(group: TallyGroup) -> TallyGroup:
-    return group
-
-
-def _unnamed(window: Window) -> Window:
-    """Windows that differ in spelling only ("60m", "1h") share a ring."""
-    return Window("", window.window_us, window.hop_us)
+def _timed(group: Group) -> Group:
+    assert isinstance(group, ListGroup)
+    return replace(group, timed=True)
 
 
 def _read_cells(
-    read: Callable[[NDArray[np.float64], NDArray[np.int64]], Any],
+    read: Callable[[Any], Column | Maybe],
     picked: NDArray[np.int64],
-    outputs: tuple[NDArray[Any], ...],
+    window: Window,
+    outputs: Outputs,
     now_us: NDArray[np.int64],
-) -> Any:
-    return read(outputs[0][:, picked], now_us)
+) -> Column | Maybe:
+    return read(Cells(outputs[0][:, picked], now_us, window))
+
+
+def _read_arrays(
+    read: Callable[[Any], Column | Maybe], window: Window, outputs: Outputs, now_us: NDArray[np.int64]
+) -> Column | Maybe:
+    return read(Arrays(outputs, now_us, window))

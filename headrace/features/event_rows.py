@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -10,16 +9,14 @@ import xxhash
 from numpy.typing import NDArray
 
 from headrace.errors import SchemaError
+from headrace.features.expressions.event_columns import EventColumns
 from headrace.features.expressions.failing_rows import VALUE_ERRORS, Failures, select_rows
-from headrace.features.keys import NULL_ID, ids_of_column, key_expr, texts_of
+from headrace.features.keys import NULL_ID, EntityKey, ids_of_column, key_expr, texts_of
 from headrace.features.state.layout import Events, Layout
 from headrace.features.state.lists.update import FLOAT, TEXT
 from headrace.kernels.hashing import hash_spans, hash_words
 from headrace.kernels.text_pool import POOL, hash_text, text_buffers
 from headrace.schemas import Event, EventSpec, spec_of
-
-if TYPE_CHECKING:
-    from headrace.features.binder import LayoutBuilder
 
 _VALUES_CHARS = 160
 """Characters of an event's values that a message quotes."""
@@ -149,30 +146,33 @@ def concat_rows(parts: Sequence[Rows]) -> Rows:
 
 
 class EventReader:
-    """Turns frames of one event class into rows of one view."""
+    """Turns frames of one event class into rows of one view.
+
+    Args:
+        key: the view's name and key columns.
+        columns: flag, number and bit columns of the view, in this order.
+        layout: what the rows are for.
+    """
 
     def __init__(
         self,
-        view: str,
         event: type[Event],
-        entity: Sequence[str],
-        key_dtype: str,
-        builder: "LayoutBuilder",
+        key: EntityKey,
+        columns: tuple[EventColumns, EventColumns, EventColumns],
         layout: Layout,
     ) -> None:
-        self._path = f"view {view} · event {event.__name__}"
+        self._path = f"view {key.name} · event {event.__name__}"
         self._spec = spec_of(event)
-        self._key_dtype = key_dtype
+        self._key_dtype = key.key_dtype
         self._layout = layout
-        self._flags = builder.flags.expressions[event]
-        self._numbers = builder.numbers.expressions[event]
-        self._bits = builder.bits.expressions[event]
-        self._kinds = builder.bits.kinds
+        flags, _, bits = columns
+        self._flags, self._numbers, self._bits = (one.expressions[event] for one in columns)
+        self._kinds = bits.kinds
         self._seed = np.uint64(xxhash.xxh64_intdigest(event.__name__.encode()))
-        self._always = [column for column in self._flags if builder.flags.texts[column].startswith("all @")]
-        parts = [pl.col(name) for name in entity]
+        self._always = [column for column in self._flags if flags.texts[column].startswith("all @")]
+        parts = [pl.col(name) for name in key.entity]
         self._select = [
-            key_expr(parts, key_dtype).alias("key"),
+            key_expr(parts, key.key_dtype).alias("key"),
             pl.col(self._spec.time)
             .cast(pl.Datetime("us") if _is_naive(self._spec) else pl.Datetime("us", "UTC"))
             .cast(pl.Int64)
@@ -182,11 +182,11 @@ class EventReader:
             self._select.append(pl.col(self._spec.id).alias("id"))
         self._facts = len(self._select)
         self._users: list[tuple[str, ...]] = [()] * self._facts
-        for kind, columns in (("flag", builder.flags), ("number", builder.numbers), ("bits", builder.bits)):
-            for column, expression in columns.expressions[event].items():
+        for kind, one in zip(("flag", "number", "bits"), columns, strict=True):
+            for column, expression in one.expressions[event].items():
                 if kind != "flag" or column not in self._always:
                     self._select.append(expression.alias(f"{kind}{column}"))
-                    self._users.append(tuple(columns.users[column]))
+                    self._users.append(tuple(one.users[column]))
         self._identity = self._columns_read([*parts, *self._select])
 
     def rows(self, frame: pl.DataFrame) -> Rows:

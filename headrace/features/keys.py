@@ -11,7 +11,7 @@ never read in its place.
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -22,9 +22,6 @@ from headrace.kernels.hashing import shards_of
 from headrace.kernels.spans import Spans
 from headrace.kernels.text_pool import hash_text, text_buffers
 
-if TYPE_CHECKING:
-    from headrace.features.view import ViewPlan
-
 SEPARATOR = "\x1f"
 NULL_ID = -(2**63)
 """Id of a null key: never found. An integer key of this value, to which NumPy casts NaN and NaT, counts as null."""
@@ -33,6 +30,30 @@ WHOLE_MAX = 2**53
 """Floats from here on stand for several whole numbers each."""
 _INEXACT = "read the column as integers; pandas makes floats of integers with nulls, unless their dtype is Int64"
 _CASTS = {"int": "pl.Int64", "text": "pl.String", "any": "pl.String"}
+
+
+class EntityKey(Protocol):
+    """The key columns of a view; every `ViewPlan` is one."""
+
+    @property
+    def name(self) -> str:
+        """The view, for errors."""
+        ...
+
+    @property
+    def entity(self) -> tuple[str, ...]:
+        """The key columns."""
+        ...
+
+    @property
+    def key_dtype(self) -> str:
+        """Type of the key: "int" for a single integer column, else "str"."""
+        ...
+
+    @property
+    def key_kinds(self) -> tuple[str, ...]:
+        """Of each key column, "int" or "text" as the events declare it, "any" where they differ."""
+        ...
 
 
 def shard_of(ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
@@ -46,7 +67,7 @@ def shard_of(ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
     return out
 
 
-def entity_ids(plan: "ViewPlan", frame: pl.DataFrame) -> tuple[NDArray[np.int64], list[bytes]]:
+def entity_ids(plan: EntityKey, frame: pl.DataFrame) -> tuple[NDArray[np.int64], list[bytes]]:
     """Id (n,) and text of each row's entity; a null key gets `NULL_ID` and the empty text, and is never found.
 
     Raises:
@@ -56,7 +77,7 @@ def entity_ids(plan: "ViewPlan", frame: pl.DataFrame) -> tuple[NDArray[np.int64]
     return ids, texts_of(ids, keys)
 
 
-def key_columns(plan: "ViewPlan", frame: pl.DataFrame) -> tuple[NDArray[np.int64], pl.Series | None]:
+def key_columns(plan: EntityKey, frame: pl.DataFrame) -> tuple[NDArray[np.int64], pl.Series | None]:
     """Id (n,) of each row's entity, and its text as a series; None for integer keys, whose text follows from the id.
 
     Raises:
@@ -69,7 +90,7 @@ def key_columns(plan: "ViewPlan", frame: pl.DataFrame) -> tuple[NDArray[np.int64
     return ids_of_column(column, plan.key_dtype)
 
 
-def fitted_keys(plan: "ViewPlan", frame: pl.DataFrame) -> list[pl.Series]:
+def fitted_keys(plan: EntityKey, frame: pl.DataFrame) -> list[pl.Series]:
     """The key columns, each as Int64 or String as its events declare it.
 
     Raises:
@@ -84,7 +105,7 @@ def fitted_keys(plan: "ViewPlan", frame: pl.DataFrame) -> list[pl.Series]:
     return [_fitted(plan, index, frame[name]) for index, name in enumerate(plan.entity)]
 
 
-def key_series(plan: "ViewPlan", index: int, values: Sequence[Any]) -> pl.Series:
+def key_series(plan: EntityKey, index: int, values: Sequence[Any]) -> pl.Series:
     """Values of key column `index`, as Python has them, as a series of the declared type.
 
     Raises:
@@ -101,7 +122,7 @@ def key_series(plan: "ViewPlan", index: int, values: Sequence[Any]) -> pl.Series
         raise _refused(plan, index, f"{wrong!r} is beyond 64 bits", "leave it out") from exc
 
 
-def _as_declared(plan: "ViewPlan", index: int, value: Any) -> Any:
+def _as_declared(plan: EntityKey, index: int, value: Any) -> Any:
     """A value as an int or a str, whichever is declared."""
     kind = plan.key_kinds[index]
     if isinstance(value, np.generic):
@@ -115,7 +136,7 @@ def _as_declared(plan: "ViewPlan", index: int, value: Any) -> Any:
     raise _refused(plan, index, f"{value!r} is {type(value).__name__}")
 
 
-def _fitted(plan: "ViewPlan", index: int, column: pl.Series) -> pl.Series:
+def _fitted(plan: EntityKey, index: int, column: pl.Series) -> pl.Series:
     """A key column as Int64 or String, whichever is declared."""
     kind, dtype = plan.key_kinds[index], column.dtype
     if dtype == (pl.Int64 if kind == "int" else pl.String):
@@ -138,7 +159,7 @@ def _fitted(plan: "ViewPlan", index: int, column: pl.Series) -> pl.Series:
     return whole if kind == "int" else whole.cast(pl.String)
 
 
-def _refused(plan: "ViewPlan", index: int, found: str, fix: str = "") -> SpineError:
+def _refused(plan: EntityKey, index: int, found: str, fix: str = "") -> SpineError:
     name, kind = plan.entity[index], plan.key_kinds[index]
     fix = fix or f"give {_WORDS[kind]}, for a frame pl.col({name!r}).cast({_CASTS[kind]})"
     return SpineError(f"view {plan.name}: entity column {name}: {found}, and the events have {_WORDS[kind]}; {fix}")
@@ -211,7 +232,7 @@ def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:
     return found
 
 
-def ids_of_texts(plan: "ViewPlan", texts: Sequence[bytes]) -> NDArray[np.int64]:
+def ids_of_texts(plan: EntityKey, texts: Sequence[bytes]) -> NDArray[np.int64]:
     """Id of each key text, the reverse of `texts_of` where that is possible: (n,)."""
     if plan.key_dtype == "int":
         return np.array([int(text) if text else NULL_ID for text in texts], np.int64)

@@ -1,4 +1,6 @@
-"""The aggregations: each a small class with what it keeps of an event, how it is added, and how it is read."""
+"""The aggregations, one line each: this is the list that `headrace` and `headrace.features` take their names from."""
+
+from typing import TYPE_CHECKING
 
 from headrace.features.aggregations.decayed import DecayedCount as DecayedCount
 from headrace.features.aggregations.decayed import DecayedSum as DecayedSum
@@ -9,6 +11,7 @@ from headrace.features.aggregations.extremes import Min as Min
 from headrace.features.aggregations.frequencies import CountBy as CountBy
 from headrace.features.aggregations.frequencies import TopK as TopK
 from headrace.features.aggregations.quantile import Quantile as Quantile
+from headrace.features.aggregations.rate import Rate as Rate
 from headrace.features.aggregations.recency import First as First
 from headrace.features.aggregations.recency import Last as Last
 from headrace.features.aggregations.recency import LastN as LastN
@@ -19,4 +22,8 @@ from headrace.features.aggregations.sums import Mean as Mean
 from headrace.features.aggregations.sums import Std as Std
 from headrace.features.aggregations.sums import Sum as Sum
 from headrace.features.aggregations.sums import Var as Var
+from headrace.features.aggregations.value_range import Range as Range
 from headrace.features.aggregations.vectors import VectorMean as VectorMean
+
+if not TYPE_CHECKING:  # type checkers follow the imports above and would take a computed list for none
+    __all__ = sorted(name for name, value in globals().items() if isinstance(value, type))  # noqa: PLE0605

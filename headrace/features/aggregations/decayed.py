@@ -1,43 +1,48 @@
-"""DecayedCount and DecayedSum: every event counts, and counts half after each half-life.
+"""DecayedCount and DecayedSum: every event counts, and its weight halves with each half-life.
 
 The value as of t is the sum of x * 2 ** (-(t - event_time) / half_life) over all events. Exact to float rounding in any
 order of events: the state is the sum as of the newest event's time.
 """
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.aggregation import Cell, Source, Value
-from headrace.features.argument_types import declared
-from headrace.features.binder import Binder
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.aggregations.aggregation import Aggregation, Cell, Cells, Output, Ring, Types, aggregation
+from headrace.features.argument_types import Source, Value
 from headrace.features.state.rings.cells import DECAYED, ONE
-from headrace.features.windows import LIFETIME, SECOND_US, parse_span_s, window_of
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class DecayedCount:
-    """Events, each weighing half after `half_life`; float, 0 where none."""
+@aggregation
+class DecayedCount(Aggregation):
+    """Number of events, each with a weight that halves with every `half_life`; float, 0 where none.
 
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(recent=DecayedCount(half_life="30m"))
+    {'recent': 1.7336807884578183}
+    """
+
+    _: KW_ONLY
     half_life: str
     where: Value | None = None
     source: Source = None
 
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature."""
-        return _bind(binder, ONE, self.half_life, self.where, self.source)
+    def state(self, types: Types) -> Ring:
+        """A decayed sum of ones."""
+        return _decayed(ONE, types.span_us("half_life", self.half_life))
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class DecayedSum:
-    """Sum of a number, each weighing half after `half_life`; 0 where none.
+@aggregation
+class DecayedSum(Aggregation):
+    """Sum of a number, each with a weight that halves with every `half_life`; 0 where none.
 
     Null, NaN and infinite values are left out.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(recent=DecayedSum("value", half_life="30m"))
+    {'recent': 5.098463154867936}
     """
 
     value: Value
@@ -46,19 +51,18 @@ class DecayedSum:
     where: Value | None = None
     source: Source = None
 
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature."""
-        return _bind(binder, binder.number(self.value, self.source), self.half_life, self.where, self.source)
+    def state(self, types: Types) -> Ring:
+        """A decayed sum."""
+        return _decayed(self.value, types.span_us("half_life", self.half_life))
 
 
-def _bind(binder: Binder, column: int, half_life: str, where: Value | None, source: Source) -> Sequence[Reading]:
-    half_life_us = float(parse_span_s(half_life, f"{binder.path} · half_life") * SECOND_US)
-    cells = (Cell(DECAYED, column, half_life_us),)
-    group, picked = binder.ring(window_of(LIFETIME), cells, binder.flag(where, source))
+def _decayed(value: Value | int, half_life_us: int) -> Ring:
+    cell = Cell(DECAYED, value, float(half_life_us))
+    return Ring((cell,), (Output("float", partial(_read, half_life_us)),), of_all_time=True)
 
-    def read(outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.float64]:
-        time, value = outputs[0][:, picked].T
-        age_us = np.maximum(now_us - np.where(np.isinf(time), now_us, time), 0.0)
-        return np.asarray(value * np.exp2(-age_us / half_life_us), np.float64)
 
-    return (Reading(binder.feature("float"), group, read),)
+def _read(half_life_us: int, cells: Cells) -> NDArray[np.float64]:
+    """The sum as of the newest event, decayed to the moment of the read."""
+    newest_us, value, now_us = cells[0], cells[1], cells.now_us
+    age_us = np.maximum(now_us - np.where(np.isinf(newest_us), now_us, newest_us), 0.0)
+    return np.asarray(value * np.exp2(-age_us / float(half_life_us)), np.float64)

@@ -1,70 +1,76 @@
-"""Features made of others when read: nothing of them is stored."""
+"""Ratio: made of two other features when it is read; it keeps nothing."""
 
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
+from headrace.features.aggregations.aggregation import Combination, Combined, aggregation
 from headrace.features.answer import Feature
-from headrace.features.argument_types import declared
-from headrace.features.binder import Binder
-from headrace.features.state.layout import Derived, Known
+from headrace.features.state.layout import Known
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Ratio:
+@aggregation
+class Ratio(Combination):
     """`part / whole` of two features of the view, for every window that both have.
 
     With `prior=(alpha, beta)` it is the mean of a Beta(alpha, beta) prior after `part` successes in `whole` trials,
     (part + alpha) / (whole + alpha + beta): few events stay near alpha / (alpha + beta). Without one it is none where
     `whole` is 0.
+
+    >>> from headrace import Count, col
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(
+    ...     on=Count(where=col("state") == "on", windows="1h"),
+    ...     all=Count(windows="1h"),
+    ...     share=Ratio("on", "all", prior=(1, 1)),
+    ... )
+    {'on_1h': 2, 'all_1h': 3, 'share_1h': 0.6}
     """
 
     part: str
     whole: str
     prior: tuple[float, float] = (0.0, 0.0)
 
-    def bind(self, binder: Binder) -> Sequence[Derived]:
+    def problem(self) -> str | None:
+        """A prior that is negative or not finite."""
+        if all(0 <= weight < math.inf for weight in self.prior):
+            return None
+        return f"prior={self.prior}; both must be 0 or more, and finite"
+
+    def combine(self, path: str, features: Mapping[str, Sequence[Feature]]) -> Sequence[Combined]:
         """One feature a common window.
 
         Raises:
-            DeclarationError: a feature that the view lacks or that is no number, no common window, a negative prior.
+            DeclarationError: a feature that the view lacks or that is no number, or no common window.
         """
-        alpha, beta = self.prior
-        if not (0 <= alpha < math.inf and 0 <= beta < math.inf):
-            raise DeclarationError(f"{binder.path}: prior={self.prior}; both must be 0 or more, and finite")
-        parts, wholes = self._numbers(binder, self.part), self._numbers(binder, self.whole)
+        parts, wholes = _numbers(path, features, self.part), _numbers(path, features, self.whole)
         common = [window for window in parts if window in wholes]
         if not common:
             raise DeclarationError(
-                f"{binder.path}: {self.part!r} has windows {_listed(parts)} and {self.whole!r} has {_listed(wholes)}; "
+                f"{path}: {self.part!r} has windows {_listed(parts)} and {self.whole!r} has {_listed(wholes)}; "
                 "give both a common one",
             )
+        alpha, beta = map(float, self.prior)
         return [
-            Derived(
-                binder.feature("float", window),
-                partial(_ratio, parts[window].name, wholes[window].name, float(alpha), float(beta)),
-            )
+            Combined("float", window, partial(_ratio, parts[window].name, wholes[window].name, alpha, beta))
             for window in common
         ]
 
-    def _numbers(self, binder: Binder, name: str) -> dict[str | None, Feature]:
-        """Features of attribute `name` by window."""
-        features = [feature for feature in binder.builder.features if feature.declared == name]
-        if not features:
-            known = sorted({feature.declared for feature in binder.builder.features})
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DeclarationError(f"{binder.path}: no feature {name!r}; {hint}there are {', '.join(known)}")
-        if any(feature.dtype not in {"int", "float"} for feature in features):
-            raise DeclarationError(f"{binder.path}: {name!r} is {features[0].dtype}; Ratio needs numbers")
-        return {feature.window: feature for feature in features}
+
+def _numbers(path: str, features: Mapping[str, Sequence[Feature]], name: str) -> dict[str | None, Feature]:
+    """Features of attribute `name` by window."""
+    if name not in features:
+        near = difflib.get_close_matches(name, features, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise DeclarationError(f"{path}: no feature {name!r}; {hint}there are {', '.join(sorted(features))}")
+    if any(feature.dtype not in {"int", "float"} for feature in features[name]):
+        raise DeclarationError(f"{path}: {name!r} is {features[name][0].dtype}; Ratio needs numbers")
+    return {feature.window: feature for feature in features[name]}
 
 
 def _ratio(part: str, whole: str, alpha: float, beta: float, known: Known) -> NDArray[np.float64]:

@@ -1,21 +1,17 @@
-"""Distinct: how many different values."""
+"""Distinct: the number of different values."""
 
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.aggregation import Source, Value, Windows
-from headrace.features.argument_types import declared
-from headrace.features.binder import Binder
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.aggregations.aggregation import Arrays, Output, Tally, Types, Windowed, aggregation
+from headrace.features.argument_types import Value
 from headrace.features.state.tallies.read import DISTINCT
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Distinct:
+@aggregation
+class Distinct(Windowed):
     """Number of different values that are not null; int.
 
     Exact while no hop of the window brings more than `keep` different values. Of a fuller hop the `keep` values with
@@ -25,23 +21,20 @@ class Distinct:
 
     An entity takes 24 bytes of memory for each value in each hop of the window, at most `keep` of them, and up to as
     much again to grow; in Redis what the values take: texts as they are, numbers some bytes each.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(states=Distinct("state", windows="1h"))
+    {'states_1h': 2}
     """
 
     value: Value
     _: KW_ONLY
-    windows: Windows = ()
     keep: int = 128
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
 
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return [
-            Reading(binder.feature("int", window.label), group, _read)
-            for window, group, _ in binder.tallies(self, DISTINCT, self.keep)
-        ]
+    def state(self, types: Types) -> Tally:  # noqa: ARG002
+        """The different values of each tile."""
+        return Tally(self.value, DISTINCT, self.keep, (Output("int", _read),))
 
 
-def _read(outputs: Outputs, now_us: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG001
-    return np.rint(outputs[3]).astype(np.int64)
+def _read(tally: Arrays) -> NDArray[np.int64]:
+    return np.rint(tally.outputs[3]).astype(np.int64)

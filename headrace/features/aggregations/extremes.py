@@ -1,79 +1,64 @@
 """Min and Max of a number; null, NaN and infinite values are left out.
 
-Whole numbers and truth values are kept as 64-bit integers, so that the answer is a value that came, to the last digit;
+Whole numbers and truth values are kept as 64-bit integers, so that the answer is one of the values, to the last digit;
 other numbers as float64.
 """
-
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.features.aggregation import Cell, Source, Value, Windows
+from headrace.features.aggregations.aggregation import Cell, Cells, Output, Ring, Types, Windowed, aggregation
 from headrace.features.answer import Maybe
-from headrace.features.argument_types import declared
-from headrace.features.binder import Binder
-from headrace.features.state.layout import Reading
+from headrace.features.argument_types import Value
 from headrace.features.state.rings.cells import INT_MAX, INT_MIN, MAX, MIN
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Min:
-    """Smallest value, an int of whole numbers, else a float; none where no event has one."""
+@aggregation
+class Min(Windowed):
+    """Smallest value, an int of whole numbers, else a float; none where no event has one.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(low=Min("value", windows="1h"))
+    {'low_1h': 2.0}
+    """
 
     value: Value
-    _: KW_ONLY
-    windows: Windows = ()
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
-    codes: ClassVar[tuple[int, int]] = (MIN, INT_MIN)
 
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return _bind(binder, self)
+    def state(self, types: Types) -> Ring:
+        """The smallest value of each tile."""
+        return _extreme(self.value, types, MIN, INT_MIN)
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Max:
-    """Largest value, an int of whole numbers, else a float; none where no event has one."""
+@aggregation
+class Max(Windowed):
+    """Largest value, an int of whole numbers, else a float; none where no event has one.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(high=Max("value", windows=("15m", "lifetime")))
+    {'high_15m': 5.0, 'high_lifetime': 5.0}
+    """
 
     value: Value
-    _: KW_ONLY
-    windows: Windows = ()
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
-    codes: ClassVar[tuple[int, int]] = (MAX, INT_MAX)
 
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return _bind(binder, self)
+    def state(self, types: Types) -> Ring:
+        """The largest value of each tile."""
+        return _extreme(self.value, types, MAX, INT_MAX)
 
 
-def _bind(binder: Binder, declared: Min | Max) -> Sequence[Reading]:
-    dtype, (code, whole_code) = binder.dtype(declared.value, declared.source), declared.codes
+def _extreme(value: Value, types: Types, code: int, whole_code: int) -> Ring:
+    dtype = types.dtype(value)
     if dtype.is_integer() or dtype == pl.Boolean:
-        cell = Cell(whole_code, binder.bits(declared.value, declared.source)[0])
-        flag = binder.flag(declared.where, declared.source, (declared.value,))
-        return binder.readings(declared.windows, declared.hop, [cell], flag, "int", _read_whole)
-    cell = Cell(code, binder.number(declared.value, declared.source))
-    flag = binder.flag(declared.where, declared.source)
-    return binder.readings(declared.windows, declared.hop, [cell], flag, "float", _read)
+        return Ring((Cell(whole_code, value),), (Output("int", _read_whole),), present=(value,))
+    return Ring((Cell(code, value),), (Output("float", _read),))
 
 
-def _read(cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG001
-    """Cells (n, 1) -> (n,)."""
-    return np.where(np.isinf(cells[:, 0]), np.nan, cells[:, 0])
+def _read(cells: Cells) -> NDArray[np.float64]:
+    return np.where(np.isinf(cells[0]), np.nan, cells[0])
 
 
-def _read_whole(cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> Maybe:  # noqa: ARG001
-    """Halves (n, 2) -> (n,)."""
-    empty = np.isinf(cells[:, 0])
-    upper, lower = np.where(empty[:, None], 0.0, cells).astype(np.int64).T
+def _read_whole(cells: Cells) -> Maybe:
+    """The two halves of an integer, see state/rings/cells.py."""
+    empty = np.isinf(cells[0])
+    upper, lower = np.where(empty[:, None], 0.0, cells.values).astype(np.int64).T
     return Maybe((upper << 32) + lower, empty)

@@ -1,159 +1,136 @@
-"""Count, Sum, Mean, Var, Std: what adds up.
+"""Count, Sum, Mean, Var, Std: cells that add up.
 
 Null, NaN and infinite values are left out by all but Count, as SQL leaves out null. Counts and sums of whole numbers
 are exact below 2**53; float sums depend on the order of events in their last bits (1e-9 relative).
 """
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import DeclarationError
-from headrace.features.aggregation import Cell, Source, Value, Windows
-from headrace.features.argument_types import declared
-from headrace.features.binder import Binder
-from headrace.features.state.layout import Reading
+from headrace.features.aggregations.aggregation import Cell, Cells, Windowed, aggregation
+from headrace.features.argument_types import Value
 from headrace.features.state.rings.cells import ADD, MOMENTS
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Count:
-    """Number of events; int, 0 where none."""
+@aggregation
+class Count(Windowed):
+    """Number of events; int, 0 where none.
 
-    windows: Windows = ()
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
+    >>> from headrace import col
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(n=Count(where=col("state") == "on", windows=("1h", "lifetime")))
+    {'n_1h': 2, 'n_lifetime': 3}
+    """
+
     dtype: ClassVar[str] = "int"
 
-    def cells(self, binder: Binder) -> Sequence[Cell]:  # noqa: ARG002
-        """One sum of ones."""
+    def cells(self) -> Sequence[Cell]:
+        """A sum of ones."""
         return (Cell(ADD),)
 
-    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.int64]:  # noqa: ARG002
-        """Cells (n, 1) -> (n,)."""
-        return cells[:, 0].astype(np.int64)
-
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return binder.windowed(self)
+    def read(self, cells: Cells) -> NDArray[np.int64]:
+        """The sum."""
+        return cells[0].astype(np.int64)
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Sum:
-    """Sum of a number, a float; 0 where none. Sums of whole numbers are exact up to 2**53."""
+@aggregation
+class Sum(Windowed):
+    """Sum of a number, a float; 0 where none. Sums of whole numbers are exact up to 2**53.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(total=Sum("value", windows="1h"))
+    {'total_1h': 7.0}
+    """
 
     value: Value
-    _: KW_ONLY
-    windows: Windows = ()
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
-    dtype: ClassVar[str] = "float"
 
-    def cells(self, binder: Binder) -> Sequence[Cell]:
+    def cells(self) -> Sequence[Cell]:
         """One sum."""
-        return (Cell(ADD, binder.number(self.value, self.source)),)
+        return (Cell(ADD, self.value),)
 
-    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
-        """Cells (n, 1) -> (n,)."""
-        return cells[:, 0]
-
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return binder.windowed(self)
+    def read(self, cells: Cells) -> NDArray[np.float64]:
+        """The sum."""
+        return cells[0]
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Mean:
-    """Mean of a number; none where no event has one."""
+@aggregation
+class Mean(Windowed):
+    """Mean of a number; none where no event has one.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(mean=Mean("value", windows="1h"))
+    {'mean_1h': 3.5}
+    """
+
+    value: Value
+
+    def cells(self) -> Sequence[Cell]:
+        """The sum and the count of finite numbers."""
+        return Cell(ADD, self.value), Cell(ADD, finite=self.value)
+
+    def read(self, cells: Cells) -> NDArray[np.float64]:
+        """Sum over count."""
+        return _divided(cells[0], cells[1])
+
+
+@aggregation
+class Var(Windowed):
+    """Variance of a number, divided by count - `ddof`; none where too few events have one.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(var=Var("value", windows="1h"))
+    {'var_1h': 4.5}
+    """
 
     value: Value
     _: KW_ONLY
-    windows: Windows = ()
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
-    dtype: ClassVar[str] = "float"
-
-    def cells(self, binder: Binder) -> Sequence[Cell]:
-        """A sum, and the count of numbers."""
-        number = binder.number(self.value, self.source)
-        return Cell(ADD, number), Cell(ADD, flag=binder.flag(self.where, self.source, finite=self.value))
-
-    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
-        """Cells (n, 2) -> (n,)."""
-        return _divided(cells[:, 0], cells[:, 1])
-
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return binder.windowed(self)
-
-
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Var:
-    """Variance of a number, divided by count - `ddof`; none where too few events have one."""
-
-    value: Value
-    _: KW_ONLY
-    windows: Windows = ()
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
     ddof: int = 1
-    dtype: ClassVar[str] = "float"
 
-    def cells(self, binder: Binder) -> Sequence[Cell]:
-        """Count, mean and squared deviations."""
-        return _moments(binder, self)
+    def problem(self) -> str | None:
+        """A negative `ddof`."""
+        return _wrong_ddof(self.ddof)
 
-    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
-        """Cells (n, 3) -> (n,)."""
-        return _divided(cells[:, 2], cells[:, 0] - self.ddof)
+    def cells(self) -> Sequence[Cell]:
+        """Count, mean and sum of squared deviations."""
+        return (Cell(MOMENTS, self.value),)
 
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return binder.windowed(self)
+    def read(self, cells: Cells) -> NDArray[np.float64]:
+        """Squared deviations over count - ddof."""
+        return _divided(cells[2], cells[0] - self.ddof)
 
 
-@declared
-@dataclass(frozen=True, slots=True, eq=False)
-class Std:
-    """Standard deviation of a number, the root of `Var`."""
+@aggregation
+class Std(Windowed):
+    """Standard deviation of a number, the root of `Var`.
+
+    >>> from headrace.features.aggregations.example import read_at_noon
+    >>> read_at_noon(std=Std("value", windows="1h", ddof=0))
+    {'std_1h': 1.5}
+    """
 
     value: Value
     _: KW_ONLY
-    windows: Windows = ()
-    where: Value | None = None
-    hop: str | None = None
-    source: Source = None
     ddof: int = 1
-    dtype: ClassVar[str] = "float"
 
-    def cells(self, binder: Binder) -> Sequence[Cell]:
-        """Count, mean and squared deviations."""
-        return _moments(binder, self)
+    def problem(self) -> str | None:
+        """A negative `ddof`."""
+        return _wrong_ddof(self.ddof)
 
-    def read(self, cells: NDArray[np.float64], now_us: NDArray[np.int64]) -> NDArray[np.float64]:  # noqa: ARG002
-        """Cells (n, 3) -> (n,)."""
-        return np.sqrt(_divided(cells[:, 2], cells[:, 0] - self.ddof))
+    def cells(self) -> Sequence[Cell]:
+        """Count, mean and sum of squared deviations."""
+        return (Cell(MOMENTS, self.value),)
 
-    def bind(self, binder: Binder) -> Sequence[Reading]:
-        """One feature a window."""
-        return binder.windowed(self)
+    def read(self, cells: Cells) -> NDArray[np.float64]:
+        """The root of squared deviations over count - ddof."""
+        return np.sqrt(_divided(cells[2], cells[0] - self.ddof))
 
 
-def _moments(binder: Binder, declared: Var | Std) -> Sequence[Cell]:
-    if declared.ddof < 0:
-        raise DeclarationError(f"{binder.path}: ddof={declared.ddof}; write 0 or 1")
-    return (Cell(MOMENTS, binder.number(declared.value, declared.source)),)
+def _wrong_ddof(ddof: int) -> str | None:
+    return f"ddof={ddof}; write 0 or 1" if ddof < 0 else None
 
 
 def _divided(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from headrace.features.aggregation import Value
+from headrace.features.argument_types import Value
 from headrace.features.state.lists.update import FLOAT, INT, TEXT
 from headrace.features.state.lists.update import TIME as TIME_KIND
 from headrace.schemas import Event
