@@ -71,6 +71,12 @@ def most(events: Sequence[Event], value: str) -> float | None:
     return max(numbers(events, value), default=None)
 
 
+def spread(events: Sequence[Event], value: str) -> float | None:
+    """Largest minus smallest value."""
+    found = numbers(events, value)
+    return max(found) - min(found) if found else None
+
+
 def variance(events: Sequence[Event], value: str, ddof: int = 1) -> float | None:
     """Squared deviations from the mean over count - ddof."""
     found = numbers(events, value)
@@ -154,6 +160,13 @@ def same(ours: Any, expected: Any, scale: float = 1.0) -> bool:
     if isinstance(expected, float) and isinstance(ours, float):
         return math.isclose(ours, expected, rel_tol=1e-9, abs_tol=1e-9 * scale)
     return bool(ours == expected)
+
+
+def plain(value: Any) -> Any:
+    """NaN inside a list is null to a frame; so it is here."""
+    if isinstance(value, list):
+        return [plain(element) for element in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def answers(

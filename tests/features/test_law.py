@@ -1,7 +1,7 @@
 """A record is a function of the set of its events, and a read is what the definition says."""
 
-import math
 import random
+import re
 
 import numpy as np
 import polars as pl
@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.features import Slab, entity_ids, plan_of, read_packed
+from headrace.features import Slab, aggregations, entity_ids, plan_of, read_packed
 from tests import oracle
-from tests.rides import BASE_US, FLOATS, TRIPS, WHOLES, RiderFloats, RiderTrips, RiderWhole, add, ride
+from tests.definitions import DEFINITIONS, Definition, name_of
+from tests.rides import BASE_US, FLOATS, TRIPS, WHOLES, Ride, RiderFloats, RiderTrips, RiderWhole, add, frames, ride
+from tests.spines import replay_micros
 
 RIDERS = [0, 1, 2]
 SPANS_S = (3, 40, 700, 4_000, 100_000, 3_000_000)
-DEFINITIONS = {RiderTrips: TRIPS, RiderFloats: FLOATS, RiderWhole: WHOLES}
-VIEWS = pytest.mark.parametrize("view", DEFINITIONS)
+MIXED = {RiderTrips: TRIPS, RiderFloats: FLOATS, RiderWhole: WHOLES}
+"""Views of several aggregations that share state, of two sources, or of numbers that a float cannot hold."""
+VIEWS = pytest.mark.parametrize("view", MIXED)
+EACH = pytest.mark.parametrize("definition", DEFINITIONS, ids=name_of)
 
 SEEDS = st.integers(0, 2**32)
 
@@ -73,15 +77,8 @@ def check(rows, view, events, now_us):
         mine = [event for event in events if event["rider"] == rider]
         if view is not RiderTrips:
             mine = [event for event in mine if event["class"] == "Ride"]
-        for name, expected in oracle.answers(DEFINITIONS[view], mine, now_us).items():
-            assert oracle.same(plain(row[name]), plain(expected), 1e3), (name, rider, row[name], expected)
-
-
-def plain(value):
-    """NaN inside a list is null to a frame; so it is here."""
-    if isinstance(value, list):
-        return [plain(element) for element in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        for name, expected in oracle.answers(MIXED[view], mine, now_us).items():
+            assert oracle.same(oracle.plain(row[name]), oracle.plain(expected), 1e3), (name, rider, row[name], expected)
 
 
 @VIEWS
@@ -185,3 +182,61 @@ def test_a_large_batch_is_like_its_events_one_by_one():
     ids = whole.ids(whole.rows())
     assert whole.pack(whole.locate(ids)) == parts.pack(parts.locate(ids))
     assert late == late_of_parts > 0
+
+
+def test_every_aggregation_is_defined():
+    """A new aggregation comes with its definition."""
+    assert {name_of(definition) for definition in DEFINITIONS} == set(aggregations.__all__)
+
+
+def test_every_aggregation_has_an_example():
+    """A doctest with a printed value, as the docs show it."""
+    for name in aggregations.__all__:
+        assert re.search(r">>> read_at_noon\((.|\n)*\n\s*\{'", getattr(aggregations, name).__doc__), name
+
+
+def require(definition: Definition, rows, events, now_us):
+    """Each rider's row is what the definition says."""
+    for rider, row in zip(RIDERS, rows, strict=True):
+        mine = [event for event in events if event["rider"] == rider and event["class"] == "Ride"]
+        assert definition.holds(row, mine, now_us), (rider, row)
+
+
+@EACH
+@settings(max_examples=8, deadline=None)
+@given(seed=SEEDS)
+def test_each_aggregation_obeys_the_law(definition, seed):
+    """Any order, batching and eviction: the defined value, from the slab and from its bytes, and the same bytes."""
+    rng = random.Random(seed)
+    events = history(rng, rng.randrange(1, 60))
+    now_us = max(event["time"] for event in events) + 1 + int(rng.random() * rng.choice(SPANS_S) * 1e6)
+    plan = plan_of(definition.view)
+    ids, texts = entity_ids(plan, pl.DataFrame({"rider": RIDERS}))
+    packed = []
+    for _ in range(2):
+        slab = Slab(plan, 1)
+        for batch in batches(rng, events):
+            add(slab, batch)
+            if rng.random() < 0.3:
+                slab = reload(slab, rng)
+        require(definition, read(slab, now_us), events, now_us)
+        rows = slab.locate(ids)
+        blobs = [slab.pack(np.array([row]))[0] if row >= 0 else None for row in rows]
+        require(definition, rows_of(read_packed(plan, ids, texts, blobs, now_us)), events, now_us)
+        packed.append(blobs)
+    assert definition.rounds or packed[0] == packed[1]
+
+
+@EACH
+@settings(max_examples=4, deadline=None)
+@given(seed=SEEDS)
+def test_each_aggregation_replays_as_defined(definition, seed):
+    """Reads between the events of a history, in one pass."""
+    rng = random.Random(seed)
+    events = history(rng, rng.randrange(1, 60))
+    moments = [rng.choice(events)["time"] + rng.choice([-1, 0, 1, 10**6, 10**9]) for _ in range(10)]
+    spine = pl.DataFrame({"rider": [rng.choice(RIDERS) for _ in moments], "event_time": moments})
+    result = replay_micros(definition.view, frames(events)[Ride], spine).rename(lambda name: name.split(".")[-1])
+    for row in result.to_dicts():
+        mine = [event for event in events if event["rider"] == row["rider"] and event["class"] == "Ride"]
+        assert definition.holds(row, mine, row["event_time"]), row
