@@ -78,7 +78,7 @@ def test_generated_pages_are_whole(repo):
         "Ratio(part, whole, prior=(0.0, 0.0))",
         "Sequence(*values, n, within=None, where=None, source=None)",
     } <= set(page.splitlines())
-    assert "Quantile(value, *, q=(0.5, 0.9, 0.99), windows=()" in page
+    assert "Quantile(value, *, windows=(), where=None, hop=None, source=None, q=(0.5, 0.9, 0.99)" in page
     assert "<" not in re.sub(r"```.*?```|`[^`]*`", "", page, flags=re.DOTALL)
     page = (repo / "docs" / "cli.md").read_text()
     assert re.findall(r"&#?\w+;", page) == []
