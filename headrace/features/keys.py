@@ -10,7 +10,7 @@ never read in its place.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -120,6 +120,38 @@ def key_series(plan: EntityKey, index: int, values: Sequence[Any]) -> pl.Series:
     except (TypeError, OverflowError) as exc:
         wrong = next(value for value in values if value is not None and not -(2**63) <= value < 2**63)
         raise _refused(plan, index, f"{wrong!r} is beyond 64 bits", "leave it out") from exc
+
+
+def keys_of_texts(plan: EntityKey, rows: Sequence[Sequence[str]]) -> list[pl.Series]:
+    """Key columns of keys that are written as texts, as in a command or a path: one text a key column.
+
+    Raises:
+        SpineError: the text of an integer column is no whole number of 64 bits.
+    """
+    columns = []
+    for index, (name, kind) in enumerate(zip(plan.entity, plan.key_kinds, strict=True)):
+        texts = pl.Series(name, [row[index] for row in rows], dtype=pl.String)
+        column = texts.cast(pl.Int64, strict=False) if kind == "int" else texts
+        if column.null_count():
+            wrong = texts[int(column.is_null().arg_max() or 0)]
+            raise SpineError(f"view {plan.name}: {name} {wrong!r} is no Int64")
+        columns.append(column)
+    return columns
+
+
+def text_columns(keys: Iterable[EntityKey]) -> dict[str, bool]:
+    """Key column -> whether it is text; without columns that may be either."""
+    kinds = {name: kind for key in keys for name, kind in zip(key.entity, key.key_kinds, strict=True)}
+    return {name: kind == "text" for name, kind in kinds.items() if kind != "any"}
+
+
+def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int64], list[bytes]]:
+    """Ids (n,) and texts of keys of a single column, all texts or all integers."""
+    if is_text:
+        ids, keys = ids_of_column(pl.Series(values, dtype=pl.String), "str")
+        return ids, texts_of(ids, keys)
+    ids = np.asarray(values, np.int64)  # without a series: it is asked for in every request
+    return ids, texts_of(ids, None)
 
 
 def _as_declared(plan: EntityKey, index: int, value: Any) -> Any:

@@ -8,11 +8,13 @@ from typing import Any
 import orjson
 
 from headrace.clock import Clock
+from headrace.errors import SpineError
 from headrace.features import FeatureView, plan_of
+from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
 from headrace.serving.impressions import Impression, ImpressionLog
 from headrace.serving.messages import RankRequest, ScoreRequest
-from headrace.serving.ranker import Ranker, Scored, best, text_keys
+from headrace.serving.ranker import Ranker, Scored, best
 from headrace.serving.refusals import Refusal, nearest
 from headrace.serving.swap import LiveModel
 
@@ -133,10 +135,8 @@ def _entity(view: type[FeatureView], key: str) -> dict[str, int | str]:
     parts = key.split("/") if len(plan.entity) > 1 else [key]
     if len(parts) != len(plan.entity):
         raise Refusal(422, "invalid_request", f"key {key!r}", f"write it as {'/'.join(plan.entity)}", "key")
-    text = text_keys([view])
     try:
-        return {
-            name: part if text.get(name, True) else int(part) for name, part in zip(plan.entity, parts, strict=True)
-        }
-    except ValueError as exc:
+        columns = keys_of_texts(plan, [parts])
+    except SpineError as exc:
         raise Refusal(422, "invalid_request", f"key {key!r}: {exc}", "send integers for integer keys", "key") from exc
+    return {column.name: column[0] for column in columns}

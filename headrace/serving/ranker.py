@@ -21,10 +21,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features import Answer, FeatureView, ViewPlan, entity_ids, hash_text, plan_of, read_packed
+from headrace.features import Answer, ViewPlan, entity_ids, plan_of, read_packed
+from headrace.features.keys import hashed_keys, text_columns
 from headrace.features.store import OnlineStore
 from headrace.learners import Derived, Inputs, Learner, columns_of
-from headrace.schemas import spec_of
 from headrace.serving.refusals import Refusal
 from headrace.serving.swap import Scores
 
@@ -104,7 +104,7 @@ class Ranker:
         self.spec = spec
         self.store = store
         self._reads = [_ViewRead.of(plan_of(view), spec, candidate_ttl_s) for view in spec.learner.views]
-        self._text_keys = text_keys(spec.learner.views)
+        self._text_keys = text_columns(map(plan_of, spec.learner.views))
         derived = [field for field in spec.learner.inputs.fields if isinstance(field, Derived)]
         self._raw = {column for field in derived for column in field.columns}  # their functions want what was sent
 
@@ -205,9 +205,9 @@ class KeyColumn:
         """Keys of one type; `is_text` None takes it from the first."""
         if isinstance(sent[0], str) if is_text is None else is_text:
             words = [str(value) for value in sent]
-            return cls(np.asarray(words, dtype=object), hash_text(words), [word.encode() for word in words])
-        ids = np.asarray(sent, dtype=np.int64)
-        return cls(ids, ids, [b"%d" % value for value in ids.tolist()])
+            return cls(np.asarray(words, dtype=object), *hashed_keys(words, is_text=True))
+        ids, texts = hashed_keys(sent, is_text=False)
+        return cls(ids, ids, texts)
 
     def repeated(self, rows: int) -> pl.Series:
         """The values as a series of `rows`: one value stands for all."""
@@ -298,16 +298,6 @@ def _status(views: Sequence[ViewFound], entity_views: Sequence[ViewFound]) -> st
     if entity_views and not any(view.found for view in entity_views):
         return "missing"
     return "partial"
-
-
-def text_keys(views: Sequence[type[FeatureView]]) -> dict[str, bool]:
-    """Key column -> whether it is text, as the views' events declare it; columns of no view may be either."""
-    text: dict[str, bool] = {}
-    for view in views:
-        plan = plan_of(view)
-        declared = spec_of(plan.sources[0]).polars
-        text |= {name: declared[name] == pl.String for name in plan.entity if name in declared}
-    return text
 
 
 def _require_type(values: Sequence[Key], is_text: bool | None, field: str, name: str) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from headrace.clock import wall_us
 from headrace.errors import SpineError
 from headrace.features.expressions.derived import request_columns
-from headrace.features.keys import KeyTexts, key_columns, key_series
+from headrace.features.keys import KeyTexts, key_columns, key_series, keys_of_texts
 from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
 from headrace.schemas.tables import frame_of
 from headrace.schemas.time_units import UNIT_NAMES, likely_unit
@@ -135,13 +135,7 @@ def frame_of_texts(plan: ViewPlan, keys: Sequence[str], request: Sequence[str] =
         SpineError: a key has another number of values than the entity has columns, or is no integer where it must be;
             a field is not the view's, is of another type, or is missing while others are there.
     """
-    rows = [_parts(plan, key) for key in keys]
-    columns = []
-    for index, (name, kind) in enumerate(zip(plan.entity, plan.key_kinds, strict=True)):
-        column = pl.Series(name, [row[index] for row in rows], dtype=pl.String)
-        if kind == "int":
-            column = _parsed(column, pl.Int64(), f"view {plan.name}: {name}")
-        columns.append(column)
+    columns = keys_of_texts(plan, [_parts(plan, key) for key in keys])
     fields = [field.new_from_index(0, len(keys)) for field in _request_fields(plan, request)]
     return pl.DataFrame([*columns, *fields])
 
