@@ -1,7 +1,7 @@
-"""What a read returns: one column a feature, numeric, ready for a model; and the same as a frame.
+"""The result of a read: a numeric column for each feature, or a frame.
 
-Nothing is hidden: `found` tells which entities have a record, `age_us` how old its newest event is, `ahead` where that
-event is not before the moment of the read, `empty` which integer values stand for "none".
+`found` marks entities that have a record, `age_us` is the age of its newest event, `ahead` marks records whose newest
+event is not before the moment of the read, `empty` marks integer values that stand for "none".
 """
 
 from collections.abc import Callable
@@ -90,8 +90,10 @@ class Answer:
         """A frame of n rows, columns named prefix + feature name; texts resolved, times as UTC, null where no value."""
         return pl.DataFrame(
             [
-                column_series(prefix + found.name, found.dtype, self.columns[found.name], self.empty.get(found.name))
-                for found in self.features
+                column_series(
+                    prefix + feature.name, feature.dtype, self.columns[feature.name], self.empty.get(feature.name)
+                )
+                for feature in self.features
             ]
         )
 
@@ -100,7 +102,7 @@ def column_series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_
     """A column (n,) as a series of `dtype`, one of `Feature.dtype`, with null where there is no value."""
     if isinstance(column, Lists):
         return _list_series(name, dtype.removeprefix("list[").removesuffix("]"), column)
-    # Made from buffers, for `fill_nan`, `when` and `fill_null` each start Polars' engine: 0.1 ms a column (measured).
+    # Built from buffers: `fill_nan`, `when` and `fill_null` each start Polars' engine, 0.1 ms a column (measured).
     if empty is None or not empty.any():
         return _TYPED[dtype](column).alias(name)
     if dtype == "text":

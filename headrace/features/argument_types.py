@@ -1,4 +1,4 @@
-"""Arguments of a declaration against its own signature: which there are, and of what types; one check for all.
+"""Checks of a declaration's arguments against the signature of its class: names and types.
 
 class UserActivity(FeatureView, source=Engagement, entity="user_id"):
 recent = LastN("item_id")        class UserActivity · feature recent: LastN: argument n is missing; write ...
@@ -25,7 +25,7 @@ Value: TypeAlias = pl.Expr | str
 Source: TypeAlias = type[Event] | Sequence[type[Event]] | None
 Windows: TypeAlias = str | Sequence[str]
 
-_WANTED: list[tuple[Any, str]] = [
+_ACCEPTED: list[tuple[Any, str]] = [
     (Source, "an event class of the view, or a tuple of them"),
     (Windows, '"1h", ("1h", "24h") or "lifetime"'),
     (Value, 'a column\'s name or an expression, such as col("x") > 1'),
@@ -34,7 +34,7 @@ _WANTED: list[tuple[Any, str]] = [
     (float, "a number"),
     (str, "a text"),
 ]
-_WANTED_BY_NAME = {
+_ACCEPTED_BY_NAME = {
     "hop": 'a span such as "10m"',
     "within": 'a span such as "30d"',
     "half_life": 'a span such as "1h"',
@@ -121,7 +121,7 @@ def _example(name: str, signature: inspect.Signature) -> str:
 
 
 def check_arguments(path: str, aggregation: object) -> None:
-    """See that each argument is of the type that the aggregation's signature says; `path` is named in errors.
+    """Check each argument against the annotation in the signature; `path` is named in errors.
 
     Raises:
         DeclarationError: one is not; says what was found and what to write.
@@ -136,21 +136,21 @@ def check_arguments(path: str, aggregation: object) -> None:
             if not _fits(value, parameter.annotation):
                 raise DeclarationError(
                     f"{path}: {parameter.name}={value!r} is {type(value).__name__}; write "
-                    f"{_wanted(parameter.name, parameter.annotation)}"
+                    f"{_accepted(parameter.name, parameter.annotation)}"
                 )
 
 
 @lru_cache(maxsize=1_000)
 def _parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Of its constructor, with types as objects; none where they cannot be had."""
+    """Parameters of a constructor with evaluated annotations; empty if they cannot be evaluated."""
     try:
         return inspect.signature(kind, eval_str=True).parameters
     except (NameError, TypeError, ValueError):
         return {}
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    origin, arguments = get_origin(wanted), get_args(wanted)
+def _fits(value: Any, annotation: Any) -> bool:
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return any(_fits(value, each) for each in arguments)
     if origin is type:
@@ -163,16 +163,16 @@ def _fits(value: Any, wanted: Any) -> bool:
         )
     if origin is Sequence:  # a text is a sequence of texts, and never meant as one
         return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(x, arguments[0]) for x in value)
-    if wanted in (int, float):
-        return not isinstance(value, bool) and isinstance(value, int if wanted is int else int | float)
-    return not isinstance(wanted, type) or isinstance(value, wanted)  # None is here as its type
+    if annotation in (int, float):
+        return not isinstance(value, bool) and isinstance(value, int if annotation is int else int | float)
+    return not isinstance(annotation, type) or isinstance(value, annotation)  # None is here as its type
 
 
-def _wanted(name: str, annotation: Any) -> str:
-    """In words; None is left out, for it is the default wherever it may be."""
-    if name in _WANTED_BY_NAME:
-        return _WANTED_BY_NAME[name]
-    for known, words in _WANTED:
+def _accepted(name: str, annotation: Any) -> str:
+    """What the argument accepts, in words; None is not mentioned, since it is always a default."""
+    if name in _ACCEPTED_BY_NAME:
+        return _ACCEPTED_BY_NAME[name]
+    for known, words in _ACCEPTED:
         if annotation in (known, known | None):
             return words
     return str(annotation)

@@ -1,4 +1,4 @@
-"""From a frame of events to the arrays that a view's groups take: one Polars select, then NumPy."""
+"""Frames of events as the arrays that a view's groups take: one Polars select, then NumPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ _NULL_HASH = np.int64(-0x6A09E667F3BCC909)
 
 @dataclass(frozen=True, slots=True)
 class FailedRows:
-    """Events that a view leaves out, since one of its expressions has no value for them; m of them.
+    """Events (m,) that a view leaves out because one of its expressions raises for them.
 
     Attributes:
         index: (m,) int64, row in the frame; rows with a null key are not here.
@@ -47,7 +47,7 @@ class FailedRows:
         return replace(self, index=self.index[mask], ids=self.ids[mask], causes=self.causes[mask])
 
     def shifted(self, start: int) -> "FailedRows":
-        """The same rows, of a frame that follows `start` others."""
+        """The rows with `start` added to every index, for frames that are parts of a larger one."""
         return replace(self, index=self.index + start)
 
 
@@ -75,7 +75,7 @@ class FailedExpression:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Events of one class as a view needs them, n of them.
+    """Events (n,) of one class, as a view needs them.
 
     Attributes:
         ids: (n,) int64, entity.
@@ -120,12 +120,12 @@ class Rows:
         )
 
     def shifted(self, start: int) -> "Rows":
-        """The same rows, of a frame that follows `start` others."""
+        """The rows with `start` added to every index, for frames that are parts of a larger one."""
         return replace(self, index=self.index + start, failed=tuple(part.shifted(start) for part in self.failed))
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
-    """All rows, one part after the other; parts come from one view and are at least one."""
+    """Concatenate at least one part; all parts are of one view."""
     if len(parts) == 1:
         return parts[0]
     keys = [part.keys for part in parts if part.keys is not None]
@@ -191,23 +191,23 @@ class EventReader:
 
     def rows(self, frame: pl.DataFrame) -> Rows:
         """Rows of a frame; see `ViewPlan.rows`."""
-        found, failures = self._selected(frame)
+        values, failures = self._selected(frame)
         index, failed = np.arange(frame.height), tuple[FailedRows, ...]()
         if failures is not None:
             failed = (self._failed(frame, failures),)
             index = np.delete(index, failures.index)
             frame = frame[index]
-        if found["key"].null_count():
-            present = found["key"].is_not_null()
+        if values["key"].null_count():
+            present = values["key"].is_not_null()
             index = index[present.to_numpy()]
-            found, frame = found.filter(present), frame.filter(present)
-        ids, keys = ids_of_column(found["key"], self._key_dtype)
-        event_ids = self._event_ids(found, frame) if self._layout.needs_ids else np.zeros(len(ids), np.int64)
-        events = Events(event_ids, self._flag_matrix(found), self._number_matrix(found), self._bit_matrix(found))
-        return Rows(ids, found["time"].to_numpy(writable=True), event_ids.view(np.uint64), index, events, keys, failed)
+            values, frame = values.filter(present), frame.filter(present)
+        ids, keys = ids_of_column(values["key"], self._key_dtype)
+        event_ids = self._event_ids(values, frame) if self._layout.needs_ids else np.zeros(len(ids), np.int64)
+        events = Events(event_ids, self._flag_matrix(values), self._number_matrix(values), self._bit_matrix(values))
+        return Rows(ids, values["time"].to_numpy(writable=True), event_ids.view(np.uint64), index, events, keys, failed)
 
     def sample(self) -> Rows:
-        """A row of made-up state, for running kernels once: no expression of the view is evaluated."""
+        """A made-up row that runs every kernel once; no expression of the view is evaluated."""
         flags, numbers, bits = self._layout.columns
         texts = pl.Series(["x"])
         ids, keys = ids_of_column(pl.Series([1]) if self._key_dtype == "int" else texts, self._key_dtype)
@@ -225,21 +225,21 @@ class EventReader:
             SchemaError: it is the frame's types that do not fit, not single values.
         """
         try:
-            found, failures = frame.select(self._select), None
+            values, failures = frame.select(self._select), None
         except pl.exceptions.ColumnNotFoundError as exc:
             name = str(exc).split("\n", 1)[0]
             raise SchemaError(f"{self._path}: column not found: {name}; there are {', '.join(frame.columns)}") from exc
         except VALUE_ERRORS:
             self._require_types(frame)
-            found, failures = select_rows(frame, self._select)
-        if found["time"].null_count():
+            values, failures = select_rows(frame, self._select)
+        if values["time"].null_count():
             raise SchemaError(
-                f"{self._path}: {self._spec.time} is null in {found['time'].null_count()} rows; drop them"
+                f"{self._path}: {self._spec.time} is null in {values['time'].null_count()} rows; drop them"
             )
-        return found, failures
+        return values, failures
 
     def _require_types(self, frame: pl.DataFrame) -> None:
-        """Raise where no expression of the view could be at fault."""
+        """Raise SchemaError if the frame's types do not fit, so that no single value is at fault."""
         try:
             frame.head(0).select(self._select)
             frame.select(self._select[: self._facts])
@@ -262,28 +262,28 @@ class EventReader:
         return FailedRows(failures.index[known], ids[known], failures.causes[known], expressions)
 
     def _columns_read(self, expressions: Sequence[pl.Expr]) -> list[str]:
-        """Declared columns that the view reads: what an event without an id is known by, whatever else a frame has."""
+        """Declared columns that the view reads; they identify an event without an id, whatever else the frame has."""
         if any(expression.meta.has_multiple_outputs() for expression in expressions):
             return list(self._spec.polars)
         roots = {root for expression in expressions for root in expression.meta.root_names()}
         return [name for name in self._spec.polars if name in roots]
 
-    def _flag_matrix(self, found: pl.DataFrame) -> NDArray[np.uint8]:
-        matrix = np.zeros((found.height, self._layout.columns[0]), np.uint8)
+    def _flag_matrix(self, values: pl.DataFrame) -> NDArray[np.uint8]:
+        matrix = np.zeros((values.height, self._layout.columns[0]), np.uint8)
         for column in self._flags:
-            matrix[:, column] = 1 if column in self._always else found[f"flag{column}"].to_numpy()
+            matrix[:, column] = 1 if column in self._always else values[f"flag{column}"].to_numpy()
         return matrix
 
-    def _number_matrix(self, found: pl.DataFrame) -> NDArray[np.float64]:
-        matrix = np.full((found.height, self._layout.columns[1]), np.nan)
+    def _number_matrix(self, values: pl.DataFrame) -> NDArray[np.float64]:
+        matrix = np.full((values.height, self._layout.columns[1]), np.nan)
         for column in self._numbers:
-            matrix[:, column] = found[f"number{column}"].to_numpy()
+            matrix[:, column] = values[f"number{column}"].to_numpy()
         return matrix
 
-    def _bit_matrix(self, found: pl.DataFrame) -> NDArray[np.int64]:
-        matrix = np.zeros((found.height, self._layout.columns[2]), np.int64)
+    def _bit_matrix(self, values: pl.DataFrame) -> NDArray[np.int64]:
+        matrix = np.zeros((values.height, self._layout.columns[2]), np.int64)
         for column in self._bits:
-            series, kind = found[f"bits{column}"], self._kinds[column]
+            series, kind = values[f"bits{column}"], self._kinds[column]
             if kind == TEXT:
                 matrix[:, column] = POOL.intern(series)
             elif kind == FLOAT:
@@ -292,16 +292,16 @@ class EventReader:
                 matrix[:, column] = series.fill_null(0).to_numpy()
         return matrix
 
-    def _event_ids(self, found: pl.DataFrame, frame: pl.DataFrame) -> NDArray[np.int64]:
-        out = np.empty(found.height, np.int64)
+    def _event_ids(self, values: pl.DataFrame, frame: pl.DataFrame) -> NDArray[np.int64]:
+        out = np.empty(values.height, np.int64)
         if not self._spec.id:
             columns = [frame[name].cast(self._spec.polars[name]) for name in self._identity]
             words = np.stack([_column_words(column) for column in columns], axis=1)
             hash_spans(words.view(np.uint8).reshape(-1), np.arange(len(words) + 1) * 8 * len(columns), self._seed, out)
-        elif found["id"].dtype == pl.String:
-            hash_spans(*text_buffers(found["id"]), self._seed, out)
+        elif values["id"].dtype == pl.String:
+            hash_spans(*text_buffers(values["id"]), self._seed, out)
         else:
-            hash_words(_column_words(found["id"]), self._seed, out)
+            hash_words(_column_words(values["id"]), self._seed, out)
         return out
 
 
@@ -310,7 +310,7 @@ def _is_naive(spec: EventSpec) -> bool:
 
 
 def _float_bits(series: pl.Series) -> NDArray[np.int64]:
-    """Bits of floats, one form of NaN and of zero."""
+    """Bits of floats, with one form of NaN and of zero: (n,)."""
     values = series.to_numpy() + 0.0
     values[np.isnan(values)] = np.nan
     return np.ascontiguousarray(values, np.float64).view(np.int64)

@@ -1,4 +1,4 @@
-"""Counts and log lines of what reads and replays cannot give: events left out, features that are null, reads ahead."""
+"""Metrics and log lines for events that are left out, features that are null, and reads ahead."""
 
 import threading
 import time
@@ -40,7 +40,7 @@ _lock = threading.Lock()
 
 
 def count_failed_features(view: str, feature: str, count: int, detail: str) -> None:
-    """Count values of a feature that its expression does not have; a log line a second at most says so."""
+    """Count values of a feature whose expression failed, and log it at most once a second."""
     FEATURES_FAILED.labels(view, feature).inc(count)
     with _lock:
         line = _lines.setdefault((view, feature), _Line())
@@ -68,7 +68,7 @@ def count_failed_rows(view: str, failed: Sequence[FailedRows]) -> int:
 
 
 class FailedEvents:
-    """Events that a pass over history leaves out, by view, with one log line a view at its end."""
+    """Events left out by a pass over history, counted by view; `log` writes one line a view."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -83,7 +83,7 @@ class FailedEvents:
             self._details.setdefault(view, first.expressions[int(first.causes[0])].summary)
 
     def log(self) -> None:
-        """Say how many events were left out, and why the first was."""
+        """Log how many events were left out, and the reason of the first."""
         for view, count in self.counts.items():
             log.warning(
                 "events_left_out", view=view, reason="expression_failed", count=count, detail=self._details[view]

@@ -5,8 +5,8 @@ or for a composite entity the values joined by the unit separator 0x1f (a 0x1f o
 backslash before it); its id is the XXH64 of the text. That any two of 10 million keys share an id has a
 probability of 3 in a million.
 
-A key that is asked for is cast to the type that the events declare, without loss or not at all: another key's record is
-never read in its place.
+A requested key is cast to the type that the events declare. A cast that would lose information is an error, so a
+request never reads the record of another key.
 """
 
 import functools
@@ -24,10 +24,10 @@ from headrace.kernels.text_pool import hash_text, text_buffers
 
 SEPARATOR = "\x1f"
 NULL_ID = -(2**63)
-"""Id of a null key: never found. An integer key of this value, to which NumPy casts NaN and NaT, counts as null."""
+"""Id of a null key, which has no record. NumPy casts NaN and NaT to it; an integer key of this value counts as null."""
 _WORDS = {"int": "an int", "text": "a str", "any": "an int or a str"}
 WHOLE_MAX = 2**53
-"""Floats from here on stand for several whole numbers each."""
+"""From 2**53 on a float may stand for several integers."""
 _INEXACT = "read the column as integers; pandas makes floats of integers with nulls, unless their dtype is Int64"
 _CASTS = {"int": "pl.Int64", "text": "pl.String", "any": "pl.String"}
 
@@ -81,7 +81,7 @@ def key_columns(plan: EntityKey, frame: pl.DataFrame) -> tuple[NDArray[np.int64]
     """Id (n,) of each row's entity, and its text as a series; None for integer keys, whose text follows from the id.
 
     Raises:
-        SpineError: as `entity_ids`.
+        SpineError: a key column is missing or of another type.
     """
     parts = fitted_keys(plan, frame)
     if len(parts) == 1:  # without a select, which would start Polars' engine
@@ -94,7 +94,7 @@ def fitted_keys(plan: EntityKey, frame: pl.DataFrame) -> list[pl.Series]:
     """The key columns, each as Int64 or String as its events declare it.
 
     Raises:
-        SpineError: as `entity_ids`.
+        SpineError: a key column is missing or of another type.
     """
     lacking = [name for name in plan.entity if name not in frame.columns]
     if lacking:
@@ -106,14 +106,14 @@ def fitted_keys(plan: EntityKey, frame: pl.DataFrame) -> list[pl.Series]:
 
 
 def key_series(plan: EntityKey, index: int, values: Sequence[Any]) -> pl.Series:
-    """Values of key column `index`, as Python has them, as a series of the declared type.
+    """Python values of key column `index` as a series of the declared type.
 
     Raises:
         SpineError: one is of another type; names view, column and value.
     """
     name, kind = plan.entity[index], plan.key_kinds[index]
-    wanted = int if kind == "int" else str
-    if not set(map(type, values)) <= {wanted, type(None)}:
+    python_type = int if kind == "int" else str
+    if not set(map(type, values)) <= {python_type, type(None)}:
         values = [_as_declared(plan, index, value) for value in values]
     try:
         return pl.Series(name, values, pl.Int64 if kind == "int" else pl.String)
@@ -183,18 +183,18 @@ def _fitted(plan: EntityKey, index: int, column: pl.Series) -> pl.Series:
     if dtype.is_float():
         inexact = (column.is_finite() & (column.cast(pl.Float64).abs() >= WHOLE_MAX)).fill_null(value=False)
         if inexact.any():
-            found = f"{column.filter(inexact)[0]!r} is a float that stands for several whole numbers"
-            raise _refused(plan, index, found, _INEXACT)
+            problem = f"{column.filter(inexact)[0]!r} is a float that stands for several whole numbers"
+            raise _refused(plan, index, problem, _INEXACT)
         lost |= (whole.cast(pl.Float64) != column.cast(pl.Float64)).fill_null(value=False)
     if lost.any():
         raise _refused(plan, index, f"{column.filter(lost)[0]!r} is no whole number of 64 bits", "drop such rows")
     return whole if kind == "int" else whole.cast(pl.String)
 
 
-def _refused(plan: EntityKey, index: int, found: str, fix: str = "") -> SpineError:
+def _refused(plan: EntityKey, index: int, problem: str, fix: str = "") -> SpineError:
     name, kind = plan.entity[index], plan.key_kinds[index]
     fix = fix or f"give {_WORDS[kind]}, for a frame pl.col({name!r}).cast({_CASTS[kind]})"
-    return SpineError(f"view {plan.name}: entity column {name}: {found}, and the events have {_WORDS[kind]}; {fix}")
+    return SpineError(f"view {plan.name}: entity column {name}: {problem}, and the events have {_WORDS[kind]}; {fix}")
 
 
 def key_expr(parts: Sequence[pl.Expr], key_dtype: str) -> pl.Expr:
@@ -226,7 +226,7 @@ def ids_of_column(column: pl.Series, key_dtype: str) -> tuple[NDArray[np.int64],
 
 
 class KeyTexts(Sequence[bytes]):
-    """Texts of n keys, a list only when one is asked for: a large read needs no more than their bytes.
+    """Texts of n keys. The list is built on first use; a large read only needs the bytes (`spans`).
 
     ids (n,) and keys are as `key_columns` gives them.
     """
@@ -260,12 +260,12 @@ def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:
     """Text of each key, UTF-8."""
     if keys is None:
         return [b"%d" % key if key != NULL_ID else b"" for key in ids.tolist()]
-    found: list[bytes] = keys.cast(pl.Binary).to_list()
-    return found
+    texts: list[bytes] = keys.cast(pl.Binary).to_list()
+    return texts
 
 
 def ids_of_texts(plan: EntityKey, texts: Sequence[bytes]) -> NDArray[np.int64]:
-    """Id of each key text, the reverse of `texts_of` where that is possible: (n,)."""
+    """Id of each key text, (n,). Integer keys are parsed, others hashed."""
     if plan.key_dtype == "int":
         return np.array([int(text) if text else NULL_ID for text in texts], np.int64)
     return hash_text(pl.Series([text.decode() for text in texts], dtype=pl.String))

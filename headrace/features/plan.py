@@ -55,7 +55,7 @@ class _Key:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ViewPlan:
-    """All that follows from a view.
+    """Everything that follows from a view's declaration.
 
     Attributes:
         entity: the key columns.
@@ -81,14 +81,14 @@ class ViewPlan:
 
     @property
     def version(self) -> str:
-        """What keys and records of the view begin with."""
+        """Version prefix of the view's keys and records."""
         return version_of(self.fingerprint)
 
     def rows(self, event: type[Event], frame: pl.DataFrame) -> Rows:
-        """What the view needs of events: one Polars select, then arrays. Events whose key is null are left out.
+        """Convert events to the rows that the view needs. Events with a null key are left out.
 
-        So are those that an expression of the view has no value for, as a text that a strict cast cannot convert; they
-        are listed in `Rows.failed`.
+        Events for which an expression of the view raises, such as a strict cast of a bad text, are left out and listed
+        in `Rows.failed`.
 
         Raises:
             SchemaError: the view does not read `event`, a column is missing or of another type, or a time is null.
@@ -100,7 +100,7 @@ class ViewPlan:
 
 
 def version_of(fingerprint: str) -> str:
-    """The first half of a fingerprint, which tells the few versions of a view apart in keys and records."""
+    """The first half of a fingerprint; it distinguishes the versions of a view in keys and records."""
     return fingerprint[:8]
 
 
@@ -189,7 +189,7 @@ def _check_names(name: str, sources: tuple[type[Event], ...], keys: tuple[str, .
 
 
 def _key_kinds(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...]) -> tuple[str, ...]:
-    found = []
+    key_kinds = []
     for key in keys:
         kinds = set()
         for event in sources:
@@ -208,8 +208,8 @@ def _key_kinds(name: str, sources: tuple[type[Event], ...], keys: tuple[str, ...
             raise DeclarationError(
                 f"view {name}: entity {key!r} is an int in one source and a str in another; make them alike"
             )
-        found.append("any" if len(kinds) > 1 else kinds.pop())
-    return tuple(found)
+        key_kinds.append("any" if len(kinds) > 1 else kinds.pop())
+    return tuple(key_kinds)
 
 
 def path_of(declared: type) -> str:

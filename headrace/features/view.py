@@ -26,7 +26,7 @@ _CLASS_ARGUMENTS = ("source", "entity", "dedupe", "ttl", "request", "name")
 
 
 class _Body(dict[str, Any]):
-    """The attributes of a view while Python reads its body, each feature written once."""
+    """Namespace of a view's class body; refuses to assign a feature twice."""
 
     def __init__(self, class_name: str, view: str | None) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class _Body(dict[str, Any]):
 
 
 class _ViewType(type):
-    """Type of the views: it sees a name that is written twice, of which a class would keep the last."""
+    """Metaclass of views. It refuses a feature that is written twice; a class would silently keep the last."""
 
     @classmethod
     def __prepare__(cls, name: str, bases: tuple[type, ...], /, **kwargs: Any) -> _Body:
@@ -53,8 +53,8 @@ class FeatureView(metaclass=_ViewType):
     Class arguments:
         source: event class, or tuple of classes, that the view reads. Without one the class is a base for other views.
         entity: column, or tuple of columns, that all sources have: one record for each of their values.
-        dedupe: span ("10m") in which an event that comes again is left out; None takes every delivery for an event of
-            its own. The events need an `id`. An event is known by its class, id and time, as long as its time is less
+        dedupe: span ("10m") in which a repeated event is ignored; None counts every delivery as an event.
+            The events need an `id`. An event is known by its class, id and time, as long as its time is less
             than the span before its entity's newest event; of an entity with more than 65,536 events in the span, only
             the newest so many are known. A duplicate that comes later still is counted again. Each event of the span
             costs the record 8 to 13 bytes, in every write.
@@ -116,15 +116,15 @@ class FeatureView(metaclass=_ViewType):
 
 
 def plan_of(view: type[FeatureView]) -> ViewPlan:
-    """The plan of a view; worked out once, when the class is made.
+    """The plan of a view, which is computed once, when its class is created.
 
     Raises:
         DeclarationError: no view, or a base class without a source.
     """
     if not (isinstance(view, type) and issubclass(view, FeatureView)):
-        found = f"class {view.__module__}:{view.__qualname__}" if isinstance(view, type) else repr(view)
+        written = f"class {view.__module__}:{view.__qualname__}" if isinstance(view, type) else repr(view)
         raise DeclarationError(
-            f"{found} is no view; name a class declared as `class SomeView(FeatureView, source=..., entity=...)`"
+            f"{written} is no view; name a class declared as `class SomeView(FeatureView, source=..., entity=...)`"
         )
     if view._plan is None:  # noqa: SLF001
         raise DeclarationError(f"view {view.__name__}: no source; add source=SomeEvent to the class arguments")
@@ -132,7 +132,7 @@ def plan_of(view: type[FeatureView]) -> ViewPlan:
 
 
 def is_base(view: type[FeatureView]) -> bool:
-    """Whether a view has no source: a base that hands its features on, with no plan of its own."""
+    """Whether a view has no source: a base class whose features are inherited, and which has no plan."""
     return view._plan is None  # noqa: SLF001
 
 
@@ -140,7 +140,7 @@ def plans_of(views: Iterable[type[FeatureView]], role: str) -> list[ViewPlan]:
     """The plans of views that are used together; `role` says in errors what uses them ("replay").
 
     Raises:
-        DeclarationError: as `plan_of`; none, one given twice, or two of one name.
+        DeclarationError: what `plan_of` raises; no views, a view given twice, or two views with one name.
     """
     plans = [plan_of(view) for view in views]
     if not plans:
@@ -175,14 +175,14 @@ def _features(view: type[FeatureView], name: str) -> tuple[dict[str, Aggregation
                     )
                 del declared[attribute]
     expressions = {attribute: value for attribute, value in declared.items() if isinstance(value, pl.Expr)}
-    found = {attribute: value for attribute, value in declared.items() if attribute not in expressions}
-    if not found:
+    aggregations = {attribute: value for attribute, value in declared.items() if attribute not in expressions}
+    if not aggregations:
         raise DeclarationError(f'view {name}: no features; write for example: events = Count(windows=("1h", "24h"))')
-    return found, expressions
+    return aggregations, expressions
 
 
 def _refuse_lost(name: str, base: type) -> None:
-    """Raise where a class holds a feature in a form that would be passed over."""
+    """Raise for features in a form that would be ignored: annotations, uncalled classes, tuples."""
     for attribute, annotation in vars(base).get("__annotations__", {}).items():
         if _is_feature(annotation) and not isinstance(annotation, type):
             raise DeclarationError(
@@ -192,8 +192,8 @@ def _refuse_lost(name: str, base: type) -> None:
         path = f"view {name} · feature {attribute}"
         if _is_feature(value) and isinstance(value, type):
             raise DeclarationError(f"{path}: {value.__name__} is a class; call it")
-        held = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list | set) else ()
-        if attribute != "__annotations__" and any(_is_feature(item) for item in held):
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list | set) else ()
+        if attribute != "__annotations__" and any(_is_feature(item) for item in items):
             raise DeclarationError(f"{path}: a {type(value).__name__}; write one feature, with no comma behind it")
 
 
@@ -213,11 +213,11 @@ def _require_plain(view: object) -> None:
 
 
 def _several(what: str, given: Any, kind: type, example: str) -> tuple[Any, ...]:
-    """None, one or several of a kind, as a tuple."""
-    found = () if given is None else (given,) if isinstance(given, str | type) else given
-    if not isinstance(found, tuple | list) or not all(isinstance(item, kind) for item in found):
+    """None, one object of `kind` or a sequence of them, as a tuple."""
+    items = () if given is None else (given,) if isinstance(given, str | type) else given
+    if not isinstance(items, tuple | list) or not all(isinstance(item, kind) for item in items):
         raise DeclarationError(f"{what}={given!r}; write {example} or a tuple of such")
-    return tuple(found)
+    return tuple(items)
 
 
 def _snake_case(name: str) -> str:

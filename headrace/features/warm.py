@@ -1,4 +1,4 @@
-"""Run a view's kernels once, so that the first real batch does not wait for them to be loaded or compiled."""
+"""Run a view's kernels once, so that the first batch does not wait for their compilation or load."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from headrace.features.view import ViewPlan
 def warm_up(plan: ViewPlan) -> None:
     """Update, pack, load and read one made-up record, in memory only.
 
-    The record is made from arrays. An expression of the view may have no value for made-up events, so none is run.
+    The record is built from arrays: the view's expressions are not evaluated, since they may raise for made-up events.
     """
     slab, copy = Slab(plan), Slab(plan)
     for reader in plan.readers.values():

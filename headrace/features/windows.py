@@ -1,4 +1,4 @@
-"""Windows and their hops: which events a window holds, and the ring of tiles that keeps it.
+"""Windows and hops: which events a window covers, and the ring of tiles that stores it.
 
 The value of a window W with hop h at time t is the aggregate of the events with floor(t, h) - W <= event_time < t:
 
@@ -66,10 +66,10 @@ def parse_span_s(text: str, where: str) -> int:
     >>> parse_span_s("10m", "")
     600
     """
-    found = re.fullmatch(r"([1-9][0-9]*)([smhd])", text) if isinstance(text, str) else None
-    if not found:
+    match = re.fullmatch(r"([1-9][0-9]*)([smhd])", text) if isinstance(text, str) else None
+    if not match:
         raise DeclarationError(f'{where}: {text!r} is no span of time; write "30s", "10m", "24h" or "7d"')
-    seconds = int(found[1]) * UNIT_S[found[2]] if len(found[1]) < 20 else SPAN_MAX_S + 1
+    seconds = int(match[1]) * UNIT_S[match[2]] if len(match[1]) < 20 else SPAN_MAX_S + 1
     if seconds > SPAN_MAX_S:
         raise DeclarationError(f"{where}: {text!r} is longer than {SPAN_MAX_S // 86_400}d; write a shorter span")
     return seconds
@@ -109,11 +109,11 @@ def _chosen_hop_s(length_s: int, label: str, where: str) -> int:
     fitting = [hop for hop in HOPS_S if length_s % hop == 0 and length_s >= HOPS_MIN * hop]
     hop_s = max(fitting, default=1)
     if length_s // hop_s > TILES_CHOSEN_MAX:
-        wanted = max(hop for hop in HOPS_S if length_s >= HOPS_MIN * hop)
-        near = round(length_s / wanted) * wanted
+        longest_s = max(hop for hop in HOPS_S if length_s >= HOPS_MIN * hop)
+        near = round(length_s / longest_s) * longest_s
         raise DeclarationError(
             f"{where}: {label!r} divides only into {length_s // hop_s} tiles of {hop_s} s; write a length that is a "
-            f"multiple of {written_span(wanted)}, such as {written_span(near)!r}, or give hop=",
+            f"multiple of {written_span(longest_s)}, such as {written_span(near)!r}, or give hop=",
         )
     return hop_s
 
@@ -125,7 +125,7 @@ def _given_hop_s(length_s: int, label: str, hop: str, where: str) -> int:
             f"{where}: window {label!r} is shorter than its hop {hop!r}; write a hop that divides it"
         )
     if length_s % hop_s:
-        fits = [written_span(found) for found in HOPS_S if length_s % found == 0]
+        fits = [written_span(divisor_s) for divisor_s in HOPS_S if length_s % divisor_s == 0]
         raise DeclarationError(f"{where}: hop {hop!r} does not divide window {label!r}; use one of {', '.join(fits)}")
     if length_s // hop_s > TILES_MAX:
         raise DeclarationError(

@@ -123,7 +123,7 @@ def test_they_are_not_part_of_what_is_stored():
         (lambda: col("sales_1h").sum(), "looks at other rows"),
         (lambda: col("sales_1h").shuffle(), "is random, so a replay would not reproduce it"),
         (lambda: col("recent").explode(), "gives another number of rows than it gets"),
-        (lambda: col("other") + 1, "are made of each other|no feature"),
+        (lambda: col("other") + 1, "depend on each other|no feature"),
     ],
 )
 def test_wrong_expressions_are_told(make, words):
@@ -133,7 +133,7 @@ def test_wrong_expressions_are_told(make, words):
 
 
 def test_a_circle_a_taken_name_and_an_unknown_type_are_told():
-    with pytest.raises(DeclarationError, match="a, b are made of each other"):
+    with pytest.raises(DeclarationError, match="a, b depend on each other"):
         type("Circle", (ShopPlain,), {"a": col("b") + 1, "b": col("a") + 1}, source=Sale, entity="shop")
     with pytest.raises(DeclarationError, match="is already a feature"):
         type("Taken", (ShopPlain,), {"sales_1h": col("sales_24h") + 1}, source=Sale, entity="shop")

@@ -60,7 +60,7 @@ class Cells:
     Attributes:
         values: (n, k) float64, in the order of the declared cells; a code with several cells has several columns.
         now_us: (n,) int64, the moments of the reads.
-        window: the window that was merged, or the one to be told of, where the state keeps all time.
+        window: the window to read; a state of all time is not limited to it.
     """
 
     values: NDArray[np.float64]

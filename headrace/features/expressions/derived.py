@@ -53,7 +53,7 @@ def request_types(view: str, declared: Mapping[str, Any]) -> dict[str, pl.DataTy
     """
     for name, kind in declared.items():
         if kind not in list(REQUEST_TYPES):  # a list: a type that cannot be hashed is wrong too
-            known = ", ".join(found.__name__ for found in REQUEST_TYPES)
+            known = ", ".join(each.__name__ for each in REQUEST_TYPES)
             raise DeclarationError(f"view {view} · request field {name}: type {kind!r}; use one of {known}")
     return {name: REQUEST_TYPES[kind] for name, kind in declared.items()}
 
@@ -64,7 +64,7 @@ def request_columns(view: str, request: Mapping[str, pl.DataType], frame: pl.Dat
     Raises:
         SpineError: one is missing, or of another type.
     """
-    found = {}
+    columns = {}
     for name, dtype in request.items():
         if name not in frame.columns:
             raise SpineError(
@@ -72,15 +72,15 @@ def request_columns(view: str, request: Mapping[str, pl.DataType], frame: pl.Dat
                 f"there are {', '.join(frame.columns)}"
             )
         try:
-            found[name] = frame[name].cast(dtype)
+            columns[name] = frame[name].cast(dtype)
         except pl.exceptions.PolarsError as exc:
             raise SpineError(f"view {view}: request field {name!r} is {frame[name].dtype}, not {dtype}") from exc
-    return found
+    return columns
 
 
 @dataclass(frozen=True, slots=True)
 class Expressions:
-    """The expressions of one view, bound one after the other so that each may use those before it."""
+    """Expression features of one view; each may use the features that are bound before it."""
 
     view: str
     request: Mapping[str, pl.DataType]
@@ -89,7 +89,7 @@ class Expressions:
         """Attributes in an order in which each comes after those it names.
 
         Raises:
-            DeclarationError: some name each other in a circle.
+            DeclarationError: some depend on each other in a cycle.
         """
         waiting, ordered = dict(declared), []
         while waiting:
@@ -97,7 +97,9 @@ class Expressions:
                 name for name, expr in waiting.items() if not set(expr.meta.root_names()) & (set(waiting) - {name})
             ]
             if not ready:
-                raise DeclarationError(f"view {self.view}: features {', '.join(waiting)} are made of each other")
+                raise DeclarationError(
+                    f"view {self.view}: features {', '.join(waiting)} depend on each other; break the cycle"
+                )
             ordered += ready
             waiting = {name: expr for name, expr in waiting.items() if name not in ready}
         return ordered
@@ -153,11 +155,11 @@ def _evaluate(
     frame = pl.DataFrame(series) if series else pl.DataFrame({"_": np.zeros(known.count)})
     kept = expression.cast(pl.Float64 if feature.dtype == "float" else pl.Int64)
     values, failures = select_rows(frame, [kept.alias("value")])
-    found = values["value"]
+    column = values["value"]
     if failures is not None:
         count_failed_features(view, feature.name, len(failures.index), f"{expression!s}: {failures.messages.get(0)}")
-        found = _with_nulls(found, failures.index, known.count)
-    return _column(found if len(found) == known.count else found.new_from_index(0, known.count), feature.dtype)
+        column = _with_nulls(column, failures.index, known.count)
+    return _column(column if len(column) == known.count else column.new_from_index(0, known.count), feature.dtype)
 
 
 def _with_nulls(values: pl.Series, missing: NDArray[np.int64], count: int) -> pl.Series:

@@ -1,4 +1,4 @@
-"""The columns that a view's groups take of an event: expressions, each worked out once however often it is used."""
+"""Columns that a view computes from an event; equal expressions share one column."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class EventColumns:
     users: list[list[str]] = field(default_factory=list)
 
     def add(self, text: str, sources: Sequence[type[Event]], expression: pl.Expr, user: str, kind: int = FLOAT) -> int:
-        """Column of `expression` over `sources` for the feature `user`, an equal one if there is one."""
+        """Column of `expression` over `sources` for the feature `user`; an existing equal one is reused."""
         text = f"{text} @ {','.join(source.__name__ for source in sources)}"
         if text in self.texts:
             column = self.texts.index(text)
@@ -51,7 +51,7 @@ def expr_text(expression: pl.Expr) -> str:
 
 
 def kind_of(dtype: pl.DataType) -> int | None:
-    """What a value of this type is kept as; None: it cannot be kept."""
+    """Kind in which a value of this type is kept; None if it cannot be kept."""
     if dtype.is_integer() or dtype == pl.Boolean:
         return INT
     if dtype.is_float() or dtype.is_decimal():

@@ -1,4 +1,4 @@
-"""Expressions over rows of which some have no value: the rows it has none for are found, the others are used.
+"""Evaluate expressions where they raise on some rows: those rows are identified, the others are evaluated.
 
     frame.select(e)  ok ------------------------------------------> values of all rows
                      raises --> where its conversions fail (one pass) --> the rest at once --> values of the others
@@ -163,7 +163,7 @@ def _messages(frame: pl.DataFrame, expressions: Sequence[pl.Expr], causes: NDArr
 
 
 def _without_values(message: str) -> str:
-    """Polars' words without the values of one row, for they are said of others too.
+    """Polars' message without the values of one row, since it is reported for other rows too.
 
     >>> _without_values("conversion from `str` to `i64` failed in column 'x' for 1 out of 1 values")
     'conversion from `str` to `i64` failed'

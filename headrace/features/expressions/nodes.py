@@ -36,8 +36,8 @@ def node_of(expression: pl.Expr) -> Node:
     Raises:
         polars.exceptions.ComputeError: it calls a Python function.
     """
-    found: Node = json.loads(expr_text(expression))
-    return found
+    tree: Node = json.loads(expr_text(expression))
+    return tree
 
 
 def expr_of(node: Node) -> pl.Expr:
@@ -85,8 +85,8 @@ def function_name(node: Node) -> tuple[str, ...]:
     """The names of a function node from the outside in, such as ("ListExpr", "Get"); () for other nodes."""
     kind, content = kind_of_node(node)
     names: list[str] = []
-    found = content["function"] if kind == "Function" else None
-    while isinstance(found, dict) and len(found) == 1:
-        name, found = next(iter(found.items()))
+    inner = content["function"] if kind == "Function" else None
+    while isinstance(inner, dict) and len(inner) == 1:
+        name, inner = next(iter(inner.items()))
         names.append(name)
-    return (*names, found) if isinstance(found, str) else tuple(names)
+    return (*names, inner) if isinstance(inner, str) else tuple(names)

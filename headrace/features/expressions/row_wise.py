@@ -66,10 +66,10 @@ _REFUSED: dict[str, str] = {
 """Names of nodes and functions, and what is wrong with them."""
 
 
-def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, wanted: str) -> pl.DataType:
+def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, target: str) -> pl.DataType:
     """The type of an expression's value over columns of `schema`.
 
-    `role` says in errors what it is ("view shop · feature dear: where"), `wanted` what it does not fit ("event Sale").
+    `role` says in errors what it is ("view shop · feature dear: where"), `target` what it does not fit ("event Sale").
 
     Raises:
         DeclarationError: it does not fit the columns, gives several, looks at other rows, changes their number, differs
@@ -84,13 +84,13 @@ def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, 
     except (pl.exceptions.ComputeError, pl.exceptions.ColumnNotFoundError) as exc:
         raise DeclarationError(f"{what} {_OPAQUE}") from exc
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as exc:
-        raise DeclarationError(f"{what} does not fit {wanted}: {exc}") from exc
+        raise DeclarationError(f"{what} does not fit {target}: {exc}") from exc
     try:
         dtypes = pl.DataFrame(schema=dict(schema)).select(expression).dtypes
         if not expression.meta.root_names():
             pl.select(expression)  # a constant has its one value now, or none for any row
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, IndexError) as exc:
-        raise DeclarationError(f"{what} does not fit {wanted}: {exc}") from exc
+        raise DeclarationError(f"{what} does not fit {target}: {exc}") from exc
     if len(dtypes) != 1:
         raise DeclarationError(f"{what} gives {len(dtypes)} columns; write one expression for one")
     _check_types(tree, schema, what)
@@ -229,4 +229,4 @@ def _dtype_of_input(node: Node, index: int, empty: pl.DataFrame) -> pl.DataType:
 def _is_categorical(dtype: Any) -> bool:
     """Whether a type, or one nested in it, is Categorical."""
     nested = [getattr(dtype, "inner", None), *(field.dtype for field in getattr(dtype, "fields", ()))]
-    return dtype == pl.Categorical or any(_is_categorical(found) for found in nested if found is not None)
+    return dtype == pl.Categorical or any(_is_categorical(inner) for inner in nested if inner is not None)
