@@ -305,7 +305,7 @@ class DirectoryReleases:
         """
         scorer = Scorer(self._directory.load(version, self._learner), self._learner)
         if scorer.probe is not None and scorer.probe_scores is not None:
-            apart = np.abs(scorer.score(scorer.probe) - scorer.probe_scores).max(initial=0.0)
+            apart = np.abs(scorer.predict(scorer.probe) - scorer.probe_scores).max(initial=0.0)
             if not apart <= PROBE_APART_MAX:
                 raise SnapshotError(
                     f"model {version} · probe: scores are {apart:.2g} from the learner's, allowed is {PROBE_APART_MAX}"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from headrace.errors import SchemaError
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import PAD, Inputs
-from headrace.learners.prequential import log_losses
+from headrace.learners.models.log_loss import log_losses
 
 
 class RiverClassifier(Protocol):

@@ -16,7 +16,6 @@ from prometheus_client import Counter
 
 from headrace.errors import GateRefusedError
 from headrace.learners.inputs import Inputs
-from headrace.learners.prequential import log_losses
 from headrace.learners.publishing.scorer import Scorer
 
 CHECKED = Counter("headrace_gate_checked_total", "Snapshots that went through the gate.", ["outcome"])
@@ -24,7 +23,7 @@ CHECKED = Counter("headrace_gate_checked_total", "Snapshots that went through th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recent:
-    """Labelled examples: labels (n,), and the log-rate (n,) of their sampling."""
+    """Labelled examples: labels (n,) or (n, L), and the log-rate (n,) of their sampling."""
 
     inputs: Inputs
     labels: NDArray[np.float32]
@@ -33,7 +32,11 @@ class Recent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What a check may look at; scores (n,) are of `recent`, None where there is no recent example or no live model."""
+    """What a check may look at.
+
+    Attributes:
+        scores, live_scores: predictions (n,) or (n, K) for `recent`; None without recent examples, or a live model.
+    """
 
     candidate: Scorer
     live: Scorer | None
@@ -94,7 +97,7 @@ class NormJump:
 
 @dataclass(frozen=True, slots=True)
 class NotWorse:
-    """On recent examples, log-loss is at most (1 + margin) times the live model's; told from `rows_min` examples up."""
+    """On recent examples, the model's loss is at most (1 + margin) times the live one's; needs `rows_min` examples."""
 
     margin: float = 0.05
     rows_min: int = 256
@@ -103,20 +106,23 @@ class NotWorse:
         """Compare; holds without a live model."""
         if evidence.recent is None or evidence.scores is None or len(evidence.recent.labels) < self.rows_min:
             return Finding()
-        loss = float(log_losses(evidence.scores, evidence.recent.labels).mean())
+        loss = evidence.candidate.learner.model.loss
+        mean = float(loss.values(evidence.scores, evidence.recent.labels).mean())
         if evidence.live_scores is None:
-            return Finding({"logloss": loss}, "" if np.isfinite(loss) else "log-loss is not finite")
-        live = float(log_losses(evidence.live_scores, evidence.recent.labels).mean())
-        fine = loss <= live * (1 + self.margin)
-        reason = (
-            "" if fine else f"log-loss {loss:.5g} against {live:.5g} of the live model, {self.margin:.1%} more allowed"
-        )
-        return Finding({"logloss": loss, "live_logloss": live}, reason)
+            return Finding({loss.name: mean}, "" if np.isfinite(mean) else f"{loss.name} is not finite")
+        live = float(loss.values(evidence.live_scores, evidence.recent.labels).mean())
+        # A loss may be below zero, as a log-density: the margin is of its size.
+        is_fine = mean <= live + abs(live) * self.margin
+        reason = f"{loss.name} {mean:.5g} against {live:.5g} of the live model, {self.margin:.1%} more allowed"
+        return Finding({loss.name: mean, f"live_{loss.name}": live}, "" if is_fine else reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """On recent examples, sum of probabilities / sum of labels is in [low, high]; it takes `positives_min` to tell."""
+    """On recent examples, sum of probabilities / sum of labels is in [low, high], for each label.
+
+    Labels with fewer than `positives_min` positives are passed over, and so are losses that are not of probabilities.
+    """
 
     low: float = 0.5
     high: float = 2.0
@@ -124,16 +130,19 @@ class Calibration:
 
     def __call__(self, evidence: Evidence) -> Finding:
         """Look at the candidate alone."""
-        if evidence.recent is None or evidence.scores is None:
+        model = evidence.candidate.learner.model
+        if evidence.recent is None or evidence.scores is None or not model.loss.is_binary:
             return Finding()
-        positives = float(evidence.recent.labels.sum())
-        if positives < self.positives_min:
-            return Finding()
-        ratio = float(evidence.scores.sum(dtype=np.float64)) / positives
-        fine = self.low <= ratio <= self.high
-        return Finding(
-            {"calibration": ratio}, "" if fine else f"calibration {ratio:.3g}, [{self.low:g}, {self.high:g}] allowed"
-        )
+        rows = len(evidence.recent.labels)
+        positives = evidence.recent.labels.reshape(rows, -1).sum(axis=0)
+        predicted = evidence.scores.reshape(rows, -1).sum(axis=0, dtype=np.float64)
+        figures, reasons = {}, []
+        for k in np.flatnonzero(positives >= self.positives_min).tolist():
+            name = "calibration" if model.labels == 1 else f"calibration of label {k}"
+            figures[name] = ratio = float(predicted[k]) / float(positives[k])
+            if not self.low <= ratio <= self.high:
+                reasons.append(f"{name} {ratio:.3g}, [{self.low:g}, {self.high:g}] allowed")
+        return Finding(figures, "; ".join(reasons))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +156,7 @@ class ProbeParity:
         candidate = evidence.candidate
         if candidate.probe is None or candidate.probe_scores is None:
             return Finding()
-        off = float(np.abs(candidate.score(candidate.probe) - candidate.probe_scores).max(initial=0.0))
+        off = float(np.abs(candidate.predict(candidate.probe) - candidate.probe_scores).max(initial=0.0))
         fine = off <= self.tolerance
         return Finding(
             {"probe_off": off}, "" if fine else f"probe scores differ by {off:.3g}, {self.tolerance:g} allowed"
@@ -203,8 +212,8 @@ class Gate:
         recent = recent or self.recent()
         scores = live_scores = None
         if recent is not None:
-            scores = candidate.score(recent.inputs, recent.log_rate)
-            live_scores = live.score(recent.inputs, recent.log_rate) if live is not None else None
+            scores = candidate.predict(recent.inputs, recent.log_rate)
+            live_scores = live.predict(recent.inputs, recent.log_rate) if live is not None else None
         evidence = Evidence(candidate, live, recent, scores, live_scores)
         findings = [check(evidence) for check in self.checks]
         reasons = tuple(finding.reason for finding in findings if finding.reason)

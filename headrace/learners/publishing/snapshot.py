@@ -33,7 +33,8 @@ from safetensors.numpy import save as save_tensors
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
-from headrace.learners.learner import Learner, OnlineLearner
+from headrace.learners.learner import Learner
+from headrace.learners.online import OnlineLearner
 
 FORMAT = 1
 MANIFEST = "manifest.json"

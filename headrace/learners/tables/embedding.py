@@ -2,7 +2,7 @@
 
     ids (B, F) ---- rows ------------> embedded[:, :F]   (B, F, W) --+
     bag j (B, L) -- rows (R, L) mean -> embedded[:, F+j]  (B, W)   --+-> module -> logits -> loss -> grads -> tables
-                        +- elements (R, L, W), with attention  ------+
+                        +- elements (R, L, W), if the model reads them +
 
 Equal consecutive bags (the candidates of one request) are looked up and pooled once: R bags for B rows. In a step the
 gradients of all uses of an id are added up first, in the order of the batch; then each row takes one optimizer step.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import Inputs
-from headrace.learners.models.model import Fields
+from headrace.learners.models.model import Fields, Model
 from headrace.learners.tables import kernels
 from headrace.learners.tables.table import EmbeddingTable
 
@@ -102,19 +102,18 @@ class Lookup:
     Args:
         spec: the fields.
         tables: by name.
-        width: W of a row.
-        attention: look up the elements of bags that name a candidate, too.
+        model: its `dim` is the length of a row's vector; it says of which bags the elements are looked up too.
     """
 
-    def __init__(self, spec: InputSpec, tables: Mapping[str, Table], width: int, *, attention: bool) -> None:
+    def __init__(self, spec: InputSpec, tables: Mapping[str, Table], model: Model) -> None:
         self._tables = [tables[name] for name in spec.tables]
         self._fields = len(spec.categoricals)
         places = {name: place for place, name in enumerate(spec.tables)}
         named = [*(field.table for field in spec.categoricals), *(bag.table for bag in spec.bags)]
         self._table_of = np.array([places[name] for name in named], np.int64)
-        self.width = width
+        self.width = model.dim + 1
         self.bags = len(spec.bags)
-        self._attended = [attention and bool(bag.candidate) for bag in spec.bags]
+        self._reads_elements = [model.reads_elements(bag) for bag in spec.bags]
 
     def find(self, inputs: Inputs) -> Uses:
         """The ids of a batch and their rows. Changes nothing."""
@@ -162,8 +161,8 @@ class Lookup:
         return rows
 
     def _elements(self, uses: Uses, bag: int) -> Floats:
-        """Rows of a bag's elements (R, L, W); R = 0 where nobody attends."""
-        rows = uses.bag_rows(bag) if self._attended[bag] else np.empty((0, 0), np.int64)
+        """Rows of a bag's elements (R, L, W); R = 0 where the model does not read them."""
+        rows = uses.bag_rows(bag) if self._reads_elements[bag] else np.empty((0, 0), np.int64)
         out = np.empty((*rows.shape, self.width), np.float32)
         if out.size:
             kernels.gather_elements(self._tables[self._table_of[self._fields + bag]].weights, rows, out)
@@ -173,8 +172,8 @@ class Lookup:
 class TrainedLookup(Lookup):
     """A lookup that admits ids and takes gradients."""
 
-    def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], width: int, *, attention: bool) -> None:
-        super().__init__(spec, tables, width, attention=attention)
+    def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], model: Model) -> None:
+        super().__init__(spec, tables, model)
         self._trained = [tables[name] for name in spec.tables]
 
     def admit(self, uses: Uses, now_us: int, starts: Ints | None = None) -> Uses:
@@ -211,7 +210,7 @@ class TrainedLookup(Lookup):
         Args:
             uses: of the batch.
             grads: (B, F + J, W) of the loss by `gather`.
-            elements: J x (R, L, W) of the loss by the bags' elements, empty where nobody attends.
+            elements: J x (R, L, W) of the loss by the bags' elements, empty where the model does not read them.
             scale: of all gradients.
         """
         if not self._trained:

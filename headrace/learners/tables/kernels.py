@@ -5,7 +5,6 @@ takes no gradient. W is the width of a row: a vector and, as its last element, a
 of the batch, in float64, so a step is a function of the batch alone.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -251,17 +250,6 @@ def _add_elements(rows: Ints, slot_of: Ints, grads: Floats, scale: float, out: D
         if rows[at] >= 0:
             for j in range(out.shape[1]):
                 out[slot_of[rows[at]], j] += scale * flat[at, j]
-
-
-@kernel
-def log_loss(logits: Floats, labels: Floats, weights: Floats, grads: Floats) -> float:
-    """Mean weighted log-loss of logits (B,) against labels (B,) 0 or 1; `grads` (B,) receives its gradient."""
-    loss = 0.0
-    for i in range(logits.size):
-        z = np.float64(logits[i])
-        grads[i] = weights[i] * (1.0 / (1.0 + math.exp(-z)) - labels[i]) / logits.size
-        loss += weights[i] * (max(z, 0.0) - z * labels[i] + math.log1p(math.exp(-abs(z))))
-    return loss / max(logits.size, 1)
 
 
 @kernel
