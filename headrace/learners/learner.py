@@ -22,14 +22,14 @@ from headrace.learners.tables.table import TablePolicy
 
 
 class Learner:
-    """Base of learner declarations; subclass it, do not make instances.
+    """Base class of learner declarations, which are classes and have no instances.
 
     Attributes:
         views: views whose features `inputs` reads; a single view may stand alone.
-        label: what makes an example positive; None where labels come ready.
+        label: which events make an example positive; None where the stream has labels.
         inputs: the fields of the model.
         model: the model's declaration.
-        tables: embedding table -> policy; tables that are not named have the default one.
+        tables: embedding table -> policy; other tables have the default policy.
         name: of the learner; the class name in snake_case unless given.
 
     Raises:
@@ -57,10 +57,10 @@ class Learner:
 
     @classmethod
     def _check_parts(cls) -> None:
-        """Raise where an attribute is missing or of another kind; one view alone is taken for a tuple of it."""
-        for needed in ("inputs", "model"):
-            if not hasattr(cls, needed):
-                raise DeclarationError(f"learner {cls.name}: no {needed}; declare `{needed} = ...`")
+        """Raise if an attribute is missing or of another kind; a single view becomes a tuple."""
+        for attribute in ("inputs", "model"):
+            if not hasattr(cls, attribute):
+                raise DeclarationError(f"learner {cls.name}: no {attribute}; declare `{attribute} = ...`")
         if isinstance(cls.views, type):
             cls.views = (cls.views,)
         kinds = {
@@ -70,10 +70,10 @@ class Learner:
             "model": (cls.model, isinstance(cls.model, Model), "a model, such as DeepFM()"),
             "tables": (cls.tables, isinstance(cls.tables, Mapping), 'a dict, such as {"item": TablePolicy()}'),
         }
-        for name, (value, fits, wanted) in kinds.items():
-            if not fits:
-                found = f"the class {value.__name__}; call it" if isinstance(value, type) else repr(value)
-                raise DeclarationError(f"learner {cls.name}: {name} is {found}; write {wanted}")
+        for name, (value, is_valid, expected) in kinds.items():
+            if not is_valid:
+                given = f"the class {value.__name__}; call it" if isinstance(value, type) else repr(value)
+                raise DeclarationError(f"learner {cls.name}: {name} is {given}; write {expected}")
         for table, policy in cls.tables.items():
             if not isinstance(policy, TablePolicy):
                 raise DeclarationError(f"learner {cls.name} · table {table!r}: {policy!r}; write a TablePolicy(...)")

@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def build_module(learner: type[Learner], seed: int = 0) -> torch.nn.Module:
-    """The learner's module with first weights by `seed`; torch's own generator stays as it was."""
+    """Build the learner's module with first weights by `seed`; torch's global generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return learner.model.build(learner.inputs)
@@ -33,17 +33,17 @@ def load_module(module: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], nam
     Raises:
         SnapshotError: names or shapes differ.
     """
-    found = {key.removeprefix("dense."): array for key, array in arrays.items() if key.startswith("dense.")}
-    wanted = module.state_dict()
-    shapes = {key: array.shape for key, array in found.items()}
-    if shapes != {key: tuple(value.shape) for key, value in wanted.items()}:
+    saved = prefixed(arrays, "dense.")
+    present = module.state_dict()
+    shapes = {key: array.shape for key, array in saved.items()}
+    if shapes != {key: tuple(value.shape) for key, value in present.items()}:
         differing = sorted(
-            key for key in {*shapes, *wanted} if shapes.get(key) != getattr(wanted.get(key), "shape", None)
+            key for key in {*shapes, *present} if shapes.get(key) != getattr(present.get(key), "shape", None)
         )
         raise SnapshotError(f"learner {name}: dense arrays differ from the model's: {', '.join(differing)}")
     with torch.no_grad():
-        for key, value in wanted.items():
-            value.copy_(torch.from_numpy(np.array(found[key])))
+        for key, value in present.items():
+            value.copy_(torch.from_numpy(np.array(saved[key])))
 
 
 def intercept_of(arrays: Mapping[str, NDArray[Any]], learner: type[Learner]) -> NDArray[np.float32]:
@@ -59,24 +59,24 @@ def intercept_of(arrays: Mapping[str, NDArray[Any]], learner: type[Learner]) -> 
 
 
 def table_arrays(arrays: Mapping[str, NDArray[Any]], table: str, learner: str) -> Arrays:
-    """The arrays of one table without their prefix.
+    """Select the arrays of one table, without their prefix.
 
     Raises:
         SnapshotError: there are none.
     """
-    found = prefixed(arrays, f"table.{table}.")
-    if not {"ids", "weights"} <= set(found):
+    table_state = prefixed(arrays, f"table.{table}.")
+    if not {"ids", "weights"} <= set(table_state):
         raise SnapshotError(f"learner {learner}: no arrays of table {table!r}")
-    return found
+    return table_state
 
 
 def prefixed(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
-    """The arrays whose names begin with `prefix`, without it."""
+    """Select the arrays whose names begin with `prefix`, and strip it."""
     return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
 
 
 class FlatParameters:
-    """A module's parameters as views of one row (1, P), their gradients of another: an optimizer's step is one call."""
+    """A module's parameters as views of one row (1, P), their gradients of another: a step is one optimizer call."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         parameters = list(module.parameters())

@@ -8,11 +8,11 @@ import time
 import httpx
 import pytest
 
-from headrace.errors import ConfigError, PortBusyError, ServiceError
+from headrace.errors import ConfigError, PortBusyError
 from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory, Snapshot
 from headrace.local import EmbeddedRedis, free_port
-from headrace.serving import Ranker
+from headrace.serving import Ranker, on_ray
 from headrace.serving.on_ray import RayOptions, RayServe, build_app
 from tests.serving import stage
 from tests.serving.replica import factory

@@ -1,7 +1,6 @@
 """Scorer: one snapshot, frozen, for inference from any number of threads.
 
-Invariant: nothing in it changes after it was made, and it shares no memory with the learner it came from. An id
-without a row reads as zeros.
+Invariant: it is immutable, and shares no memory with the learner it came from. An id without a row reads as zeros.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from headrace.learners.tables.embedding import Lookup
 
 
 class FrozenTable:
-    """Rows by id, to be read only."""
+    """Read-only rows by id."""
 
     def __init__(self, ids: NDArray[np.int64], weights: NDArray[np.float32]) -> None:
         self._map = IdMap(len(ids))
@@ -44,7 +43,7 @@ class Scorer:
     """A frozen model.
 
     Args:
-        snapshot: as loaded; its arrays are copied where they are not already this snapshot's own.
+        snapshot: source of the arrays, which are copied.
         learner: the declaration it belongs to.
 
     Attributes:
@@ -105,8 +104,8 @@ class Scorer:
 
 
 def _frozen(arrays: Mapping[str, NDArray[Any]], name: str, learner: type[Learner]) -> FrozenTable:
-    found = table_arrays(arrays, name, learner.name)
-    ids, weights = found["ids"], np.array(found["weights"], dtype=np.float32)
+    saved = table_arrays(arrays, name, learner.name)
+    ids, weights = saved["ids"], np.array(saved["weights"], dtype=np.float32)
     if weights.shape != (len(ids), learner.model.dim + 1):
-        raise SnapshotError(f"table {name}: weights {weights.shape}, wanted {(len(ids), learner.model.dim + 1)}")
+        raise SnapshotError(f"table {name}: weights {weights.shape}, expected {(len(ids), learner.model.dim + 1)}")
     return FrozenTable(np.array(ids, dtype=np.int64), weights)
