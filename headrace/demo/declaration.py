@@ -18,8 +18,7 @@ class Demo:
     Args:
         load: returns the log as a frame with the columns of `event`, in the order of event time.
         event: the event class of the log's rows; `entity`, `candidate` and `request_id` are columns of it. The last
-            is null in
-            the log; the player sets it to the id of the ranking request that preceded the row.
+            is null in the log; the player sets it to the id of the ranking request that preceded the row.
         impression: the event that serving logs, with columns `features`, `scores` and `model_version`.
         learner: the learner that is trained and served.
         make_step: makes the training step of the warm start; the job `train` runs the same step.

@@ -46,7 +46,7 @@ from headrace.learners.tables.table import EmbeddingTable
 
 
 class OnlineLearner:
-    """Predicts, then learns. One thread at a time.
+    """Predicts, then learns. Not thread-safe.
 
     Args:
         learner: the declaration.
@@ -191,7 +191,7 @@ class OnlineLearner:
         return predictions, outputs
 
     def expire(self) -> int:
-        """Remove the rows that their tables' policies call old; returns how many."""
+        """Remove the rows that have expired by their tables' policies; returns how many."""
         return sum(table.expire(self.now_us) for table in self.tables.values())
 
     def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
@@ -210,7 +210,7 @@ class OnlineLearner:
         return arrays
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Become the learner that `state_dict` came from; without optimizer arrays, their state starts anew.
+        """Load what `state_dict` returned; without optimizer arrays, their state is initialised.
 
         Raises:
             SnapshotError: the arrays are not those of this learner.
@@ -229,7 +229,7 @@ class OnlineLearner:
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
-        """Torch's generator at this learner's place in its own sequence (dropout draws from it), then as it was."""
+        """Use the learner's own state of torch's generator, which dropout draws from; the global state is restored."""
         outer = torch.get_rng_state()
         torch.set_rng_state(self._rng)
         try:

@@ -204,10 +204,10 @@ class Prequential:
         return arrays
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Become what `state_dict` came from.
+        """Load what `state_dict` returned.
 
         Raises:
-            SnapshotError: of another window or other k.
+            SnapshotError: it was saved with another window or other k.
         """
         if arrays["recent"].shape != self._recent.shape or arrays["hits"].shape != self._hits.shape:
             raise SnapshotError("prequential figures: saved with another window, or other k of hit@k")

@@ -1,8 +1,7 @@
-"""The gate: what must hold before a snapshot is published. Small checks, each with figures and, if it fails, a reason.
+"""The gate: checks before a snapshot is published. Each gives figures and, if it fails, a reason.
 
-The gate keeps a window of recent examples and lets the candidate and the live model score them. The candidate has
-learnt from them and the live one only from some, so the comparison is lenient to the candidate: it catches what
-broke, it does not rank models. A comparison with NaN fails.
+The candidate and the live model score a window of recent examples. The candidate has learnt from all of them and the
+live model from some, so the comparison favours the candidate: it detects breakage, it does not rank models. NaN fails.
 """
 
 from collections import deque
@@ -47,17 +46,17 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Figures of one check, and why it fails; no reason, no objection."""
+    """Figures of one check, and the reason if it fails."""
 
     figures: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 
 
 class Check(Protocol):
-    """One thing that must hold."""
+    """One check."""
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Called once a candidate, in the trainer's thread."""
+        """Check one candidate. Called once a candidate, in the trainer's thread."""
         ...
 
 
@@ -168,7 +167,7 @@ CHECKS: tuple[Check, ...] = (Finite(), NormJump(), NotWorse(), Calibration(), Pr
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """May it be published? The reasons against it, and all figures."""
+    """The result of all checks: reasons against publishing, and all figures."""
 
     passed: bool
     reasons: tuple[str, ...]
@@ -180,7 +179,7 @@ class Gate:
     """Checks a candidate against the live model on recent examples.
 
     Args:
-        checks: all must hold.
+        checks: all must pass.
         window: recent examples kept, at most this many plus one micro-batch.
     """
 
