@@ -1,4 +1,4 @@
-"""What a linear model makes of the same inputs: the mark that `next_item` has to beat."""
+"""A linear model of the same inputs: the baseline for `next_item`."""
 
 from headrace.learners import Learner, Logistic
 from learners.next_item import NextItem

@@ -1,4 +1,4 @@
-"""Which item a customer buys next."""
+"""NextItem: predicts which item a customer buys next."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,8 @@ def quantity_gap(columns: Columns) -> NDArray[np.float64]:
 class NextItem(Learner):
     """DeepFM over item, customer and the customer's last hundred items.
 
-    The table `bought` holds what having bought an item says, apart from the item's own vector: so the factorisation
-    machine learns what goes with what.
+    The table `bought` has a second vector of each item, for its role in the list of bought items, so the factorisation
+    machine learns which items go together.
     """
 
     views = (CustomerActivity, ItemActivity)

@@ -1,3 +1,3 @@
-"""The main job on one machine: play a recorded log through the whole loop, watch it, and report what is true."""
+"""The demo: plays a recorded log through features, serving and learning on one machine, shows it, and reports."""
 
 from headrace.demo.declaration import Demo as Demo

@@ -1,4 +1,4 @@
-"""What a project says so that `headrace demo` can play its log."""
+"""Demo: a project's declaration for `headrace demo`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from headrace.settings import Settings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Demo:
-    """A project's log and what to do with it.
+    """A project's log, and how it is played.
 
     Args:
-        load: gives the log as a frame with the columns of `event`, in the order of event time.
-        event: what a row of the log is; `entity`, `candidate` and `request_id` are columns of it. The last is null in
-            the log, and names the ranking that was asked before the row when there was one.
+        load: returns the log as a frame with the columns of `event`, in the order of event time.
+        event: the event class of the log's rows; `entity`, `candidate` and `request_id` are columns of it. The last
+            is null in the log; the player sets it to the id of the ranking request that preceded the row.
         impression: the event that serving logs, with columns `features`, `scores` and `model_version`.
-        learner: what is trained and served, on its views.
-        make_step: makes the training step, for the warm start; the job `train` runs the same.
+        learner: the learner that is trained and served.
+        make_step: makes the training step of the warm start; the job `train` runs the same step.
         materialize, train: the project's dataflow modules.
-        asks: the rows before which a ranking may be asked; their `candidate` is what the entity then chose.
+        asks: the rows before which a ranking may be requested; their `candidate` is the one that was chosen.
         candidates_count: candidates of one request, the chosen one included.
-        popularity_rows: the others are drawn from the candidates of this many rows before, so by recent popularity.
-        history_share: the part of the log that is history when the demo goes live.
+        popularity_rows: the others are drawn from the candidates of this many preceding rows, so by popularity.
+        history_share: share of the log that is history when the demo goes live.
         partitions: of each topic.
     """
 

@@ -1,4 +1,4 @@
-"""The past of the log, before the demo goes live: records in the store, and a model that has learned from it."""
+"""History of the log before the demo goes live: fills the store and trains a first model."""
 
 import hashlib
 import shutil
@@ -21,16 +21,16 @@ from headrace.pipelines.wiring import dead_letters
 from headrace.schemas import spec_of
 from headrace.settings import Settings
 
-BACKFILL_ROWS = 16_384  # of a batch: larger ones fall off the allocator's fast path
-WARM_ROWS = 2_000  # of a batch that is learned from: each becomes ten examples
-BACKFILL_FLUSH_S = (2.0, 10.0)  # nobody reads yet: many events on one key cost one write
+BACKFILL_ROWS = 16_384  # rows of a batch; larger ones leave the allocator's fast path
+WARM_ROWS = 2_000  # rows of a training batch; each becomes ten examples
+BACKFILL_FLUSH_S = (2.0, 10.0)  # there is no reader yet, and rare flushes merge many events of a key into one write
 HISTORY = "history"
 
 
 def history_batches(
     demo: Demo, frame: pl.DataFrame, settings: Settings, golive_us: int, screen: Screen
 ) -> list[EventBatch]:
-    """The rows of `frame` as checked batches of one partition; bad rows go to the dead letters."""
+    """Decode the rows of `frame` into batches of one partition; bad rows go to the dead letters."""
     topic = spec_of(demo.event).topic
     intake = Intake([demo.event], dead_letters=dead_letters(settings), clock=FixedClock(golive_us))
     batches = []
@@ -44,7 +44,7 @@ def history_batches(
 
 
 def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, screen: Screen) -> None:
-    """Run the history through the views into the store; the live flow goes on from there, at the topic's start."""
+    """Materialize the history into the store; the live flow continues at the start of the topic."""
     started = time.monotonic()
     materializer = Materializer(demo.learner.views, store, flush_s=BACKFILL_FLUSH_S)
     rows, total = 0, sum(batch.frame.height for batch in batches)
@@ -63,9 +63,9 @@ def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, screen: 
 def warm_start(
     demo: Demo, batches: list[EventBatch], settings: Settings, cache: Path, rows: int, screen: Screen
 ) -> None:
-    """Put the model of the newest `rows` of history, and the training state it left, where the live job finds them.
+    """Train on the newest `rows` of history, and put model and training state where the live job reads them.
 
-    Both are kept in `cache` under a name that depends on the declarations, the code and the log: a second start copies.
+    Both are cached in `cache` by a digest of the declarations, the code and the log: a second start copies them.
     """
     kept = cache / _name(demo, batches, rows)
     if not (kept / "done").is_file():
@@ -127,7 +127,7 @@ def _name(demo: Demo, batches: list[EventBatch], rows: int) -> str:
     ]
     digest = hashlib.sha256(repr(parts).encode())
     for source in sorted(Path(headrace.__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())  # another version of the code may keep another state
+        digest.update(source.read_bytes())  # another version of the code may have another state
     for batch in batches:
         digest.update(batch.frame.hash_rows(seed=0).to_numpy().tobytes())
     return f"warm-{digest.hexdigest()[:16]}"

@@ -1,9 +1,9 @@
-"""What the demo measures from outside: by the broker's own log, the models' manifests and the answers that came back.
+"""The demo's measurements from outside, by the broker's log, the models' manifests and the answers of serving.
 
 - From an event to a served model: an event is learned in the first version whose manifest's offsets lie beyond it, and
-  served when the first answer of that version, or of a later one, has come back.
-- Mixed versions: an answer is of one version when the model it names gives, for the logged inputs, the logged scores.
-- Parity: online reads taken while everything ran, against a replay of the broker's log up to the offsets of each read.
+  served with the first answer of that version or a later one.
+- Mixed versions: an answer is of one version if the model it names computes the logged scores from the logged inputs.
+- Parity: online reads taken during the run, against a replay of the broker's log up to the offsets of each read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ SCORE_TOLERANCE = 1e-5  # float32 sums of one row in batches of different sizes
 
 @dataclass(frozen=True, slots=True)
 class OnlineRead:
-    """One shard's records at one moment: what the store held when the shard stood at `offsets`, read as of `now_us`."""
+    """Records of one shard, as the store had them when the shard was at `offsets`, read as of `now_us`."""
 
     view: type[FeatureView]
     shard: int
@@ -38,7 +38,7 @@ class OnlineRead:
 
 
 class Reads:
-    """Takes online reads now and then, of random shards and entities."""
+    """Takes online reads of random shards and entities."""
 
     def __init__(
         self, store: OnlineStore, views: Sequence[type[FeatureView]], frame: pl.DataFrame, *, each: int, seed: int
@@ -68,7 +68,7 @@ class Reads:
 
 @dataclass(slots=True)
 class Parity:
-    """Values compared and how many differ."""
+    """Number of compared values, and of those that differ."""
 
     checked: int = 0
     mismatches: int = 0
@@ -81,17 +81,17 @@ def parity(reads: Iterable[OnlineRead], log: pl.DataFrame) -> Parity:
     for read in reads:
         plan = plan_of(read.view)
         keys = pl.concat_str([pl.col(name).cast(pl.String) for name in plan.entity], separator="\x1f")
-        wanted = [text.decode() for text in read.texts]
-        found = compare(plan, read.offsets, read.texts, read.blobs, log.filter(keys.is_in(wanted)), read.now_us)
-        result.checked += int(found.features["checked"].sum())
-        result.mismatches += found.mismatches
-        result.examples += found.examples.to_dicts()
+        events = log.filter(keys.is_in([text.decode() for text in read.texts]))
+        comparison = compare(plan, read.offsets, read.texts, read.blobs, events, read.now_us)
+        result.checked += int(comparison.features["checked"].sum())
+        result.mismatches += comparison.mismatches
+        result.examples += comparison.examples.to_dicts()
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """A model that answered: what it was trained through, and the wall time of its first answer in µs."""
+    """A model that answered: the offsets it was trained through, and the wall time of its first answer in µs."""
 
     version: int
     offsets: Mapping[str, int]
@@ -122,7 +122,7 @@ def event_to_served_s(
 
 
 def mixed_versions(impressions: pl.DataFrame, directory: ModelDirectory, learner: type[Learner]) -> int:
-    """Answers whose scores are not those of the one model they name.
+    """Count the answers whose scores are not those of the model they name.
 
     `impressions` has the columns `model_version`, `features` (packed inputs) and `scores`.
     """

@@ -1,14 +1,13 @@
-"""Play a log on an accelerated event clock: rows become events of a topic, some of them ask for a ranking first.
+"""Player: plays a log on an accelerated event clock. Rows become events of a topic; some request a ranking first.
 
-Time goes like this, for a row that asks and one that does not::
+Timeline of a row that requests a ranking, and one that does not::
 
     event clock  ----t1-----------------t2-------->
     row 1            |--> POST rank (as of t1) --> answer --> event to the broker
     row 2                               |--> event to the broker
 
-Which rows ask is fixed before the start: every k-th eligible one, so that what is served is a fair sample of the log.
-When too many are in flight the machine is at its limit: the row then flows without asking and is counted as skipped, it
-does not fail.
+The rows that request a ranking are chosen before the start: every k-th eligible one, a fair sample of the log. While
+`IN_FLIGHT_MAX` requests are in flight, further rows become events without a request, and are counted as skipped.
 """
 
 import asyncio
@@ -28,14 +27,14 @@ from headrace.streams.kafka_writer import TopicWriter
 
 TICK_S = 0.02  # how often due rows are handed to the producer
 ANSWER_S_MAX = 10.0
-IN_FLIGHT_MAX = 32  # requests; beyond it rows flow without asking
+IN_FLIGHT_MAX = 32  # requests
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One ranking to ask for: row of the log, entity key and candidates in random order."""
+    """One ranking request: row of the log, entity key, and candidates in random order."""
 
     row: int
     entity: int | str
@@ -49,7 +48,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Played:
-    """What the player saw. Times are wall µs; latencies ms, as the client feels them."""
+    """Counts and times of a run. Times are wall µs; latencies are the client's, in ms."""
 
     events: int = 0
     ok: int = 0
@@ -75,13 +74,13 @@ def plan_asks(
     end_us: int,
     seed: int,
 ) -> list[Ask]:
-    """Draw the rows from `first` on that ask before `end_us`, and their candidates.
+    """Choose the rows from `first` on that request a ranking before `end_us`, and draw their candidates.
 
     Args:
         times_us: event times (n,) ascending; `eligible` (n,), `candidates` (n,) and `entities` (n,) go with them.
-        requests_per_s: of the wall clock, on average over the `seconds` that are played.
-        end_us: event time after which no row asks.
-        popularity_rows: the other candidates are distinct draws from the eligible rows among so many before.
+        requests_per_s: mean rate by the wall clock over the `seconds` of the run.
+        end_us: event time after which no row requests a ranking.
+        popularity_rows: the other candidates are distinct draws from so many preceding eligible rows.
     """
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(eligible)
@@ -94,12 +93,12 @@ def plan_asks(
         pool = candidates[rows[max(end - popularity_rows, 0) : end]]
         others = _draw(pool, candidates[row], candidates_count - 1, rng)
         offered = [candidates[row], *others]
-        asks.append(Ask(row, entities[row], [offered[place] for place in rng.permutation(len(offered))]))
+        asks.append(Ask(row, entities[row], [offered[index] for index in rng.permutation(len(offered))]))
     return asks
 
 
 def _draw(pool: NDArray[np.object_], chosen: object, count: int, rng: np.random.Generator) -> list[int | str]:
-    """Up to `count` draws from `pool` in which nothing occurs twice, nor `chosen`."""
+    """Draw up to `count` distinct values from `pool`, without `chosen`."""
     drawn: dict[int | str, None] = {}
     for _ in range(8):  # rounds; a pool of few distinct values may give fewer
         for value in pool[rng.integers(0, len(pool), 2 * count)] if len(pool) else ():
@@ -111,7 +110,7 @@ def _draw(pool: NDArray[np.object_], chosen: object, count: int, rng: np.random.
 
 
 class Player:
-    """Plays rows of a log. Used once, by one asyncio loop."""
+    """Plays rows of a log, once, in one asyncio loop."""
 
     def __init__(
         self,
@@ -145,7 +144,7 @@ class Player:
         self._in_flight: set[asyncio.Task[None]] = set()
 
     async def play(self) -> Played:
-        """Play all rows; each is in the topic when this returns."""
+        """Play all rows; returns once all are in the topic."""
         timeout, connector = aiohttp.ClientTimeout(ANSWER_S_MAX), aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
         async with aiohttp.ClientSession(self._url, timeout=timeout, connector=connector) as client:
             while self._next < self._end:
@@ -173,7 +172,7 @@ class Player:
         self._write(plain, answered)
 
     def _write(self, plain: list[int], answered: dict[int, str]) -> None:
-        """Rows of the log become events; those that were asked for name their request."""
+        """Write rows as events; rows with a request get its id."""
         rows = sorted([*plain, *answered])
         if rows:
             named = pl.Series(self._request_id, [answered.get(row) for row in rows], dtype=pl.String)

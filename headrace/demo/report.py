@@ -1,4 +1,4 @@
-"""The demo's report: what happened, as JSON and as a page of text, and whether the promises were kept."""
+"""The demo's report as JSON and as text, and its criteria (*promises*)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """Something the demo must show. `kept` is None when the run was too short to tell."""
+    """One criterion of the demo. `kept` is None when the run was too short to judge it."""
 
     words: str
-    found: str
+    measured: str
     kept: bool | None
 
 
@@ -26,7 +26,7 @@ def marks(figures: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def promises(report: Report, *, seconds: float) -> list[Promise]:
-    """What the default run promises; figures that need its length are not judged in a shorter one."""
+    """Judge the promises of the default run; some are left open in a shorter one."""
     requests, parity = report["requests"], report["parity"]
     fresh, served = report["feature_freshness_ms"]["p99"], report["event_to_served_model_s"]["p95"]
     live, frozen = (report["prequential"][name]["auc"] for name in ("live", "frozen"))
@@ -56,7 +56,7 @@ def promises(report: Report, *, seconds: float) -> list[Promise]:
 
 
 def show(report: Report, kept: list[Promise], console: Console) -> None:
-    """Print both as tables."""
+    """Print report and promises as tables."""
     table = Table(title="headrace demo", title_justify="left", box=None, show_header=False, padding=(0, 2))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column()
@@ -66,7 +66,7 @@ def show(report: Report, kept: list[Promise], console: Console) -> None:
     judged = Table(title="promises", title_justify="left", box=None, show_header=False, padding=(0, 2))
     for promise in kept:
         mark = {True: "[green]kept[/]", False: "[bold red]broken[/]", None: "[yellow]not judged: run too short[/]"}
-        judged.add_row(promise.words, promise.found, mark[promise.kept])
+        judged.add_row(promise.words, promise.measured, mark[promise.kept])
     console.print(judged)
 
 

@@ -35,7 +35,7 @@ from headrace.schemas.dead_letters import read as read_letters
 from headrace.settings import Settings
 from headrace.telemetry import StatusBoard
 
-LATENESS_S = 1.0  # wall time that events may be out of order: an answer is waited for before its event flows
+LATENESS_S = 1.0  # wall time that events may be out of order: an event is sent after the answer to its request
 START_S = 0.5  # between the clock's start and its first event
 SHOW_S = 0.5
 READ_S = 2.0  # between two online reads for parity
@@ -59,7 +59,7 @@ class DemoOptions:
 
 
 def run_demo(demo: Demo, root: Path, options: DemoOptions) -> bool:
-    """Run it and print the report; whether every promise that could be judged was kept.
+    """Run the demo and print the report; True if every promise that could be judged was kept.
 
     Raises:
         HeadraceError: a service does not start or died; all others are stopped.
@@ -77,7 +77,7 @@ def run_demo(demo: Demo, root: Path, options: DemoOptions) -> bool:
 
 
 class _Run:
-    """One run's state, from the log to the report."""
+    """State of one run, from the log to the report."""
 
     def __init__(self, demo: Demo, root: Path, options: DemoOptions, frame: pl.DataFrame, screen: Screen) -> None:
         self.demo = demo
@@ -97,7 +97,7 @@ class _Run:
         self.figures = Figures(total_s=options.seconds, speed=self.speed)
 
     def run(self) -> Report:
-        shutil.rmtree(self.folder, ignore_errors=True)  # the broker forgets at its end, so the store starts fresh too
+        shutil.rmtree(self.folder, ignore_errors=True)  # the broker starts empty, so the store must too
         self.folder.mkdir(parents=True)
         self._write_clock(FixedClock(self.golive_us))
         topics = {spec_of(event).topic: self.demo.partitions for event in (self.demo.event, self.demo.impression)}
@@ -110,7 +110,7 @@ class _Run:
                 self.demo, past, settings, self.options.folder.resolve(), self.options.warm_rows, self.screen
             )
             started_s = time.monotonic()
-            stack.launch("serve", ["serve"])  # Ray takes its time: the store is filled meanwhile
+            stack.launch("serve", ["serve"])  # Ray needs seconds to start, in which the store is filled
             history.backfill(self.demo, past, store, self.screen)
             self._launch_jobs(stack, settings, started_s)
             return self._live(stack, settings, store, past)
@@ -215,7 +215,7 @@ class _Run:
         reads: meters.Reads,
         board: StatusBoard,
     ) -> Played:
-        """Play, and meanwhile look at everything twice a second and read online records now and then."""
+        """Play; every half second check the services and draw the figures, every two seconds read online records."""
         loop = asyncio.get_running_loop()
         task = asyncio.create_task(player.play())
         before = signal.getsignal(signal.SIGINT)
@@ -265,7 +265,7 @@ class _Run:
         return figures
 
     def _drain(self, stack: Stack, board: StatusBoard, played: Played) -> dict[str, dict[str, Any]]:
-        """Wait until every event is in the store; the last statuses."""
+        """Wait until every event is in the store; returns the last statuses."""
         deadline = time.monotonic() + DRAIN_S_MAX
         while time.monotonic() < deadline:
             stack.check()
@@ -312,7 +312,7 @@ class _Run:
             },
             "latency_ms": meters.spread(played.latency_ms, 50, 99),
             "examples": {**{name: train[name] for name in names}, "trained": train["trained"] - trained_before},
-            "swaps": served["swaps"]["count"] - 1,  # the first is the start
+            "swaps": served["swaps"]["count"] - 1,  # without the first model's
             "swap_ms": {name: served["swaps"]["swap_ms"][name] for name in ("p50", "p99")},
             "event_to_served_model_s": {**meters.spread(took_s, 50, 95), "events": len(took_s)},
             "prequential": {"live": marks(train["served"]), "frozen": marks(train["shadow"])},
@@ -324,18 +324,18 @@ class _Run:
 
 
 def step_status(statuses: dict[str, dict[str, Any]], role: str) -> dict[str, Any]:
-    """Figures of a job's one step; none before its first batch."""
+    """Status of a job's only step; empty before its first batch."""
     steps = statuses.get(role, {}).get("steps", [])
     return steps[0] if steps else {}
 
 
 def dead_letter_count(folder: Path) -> int:
-    """Letters in the files of `folder`."""
+    """Number of dead letters in the files of `folder`."""
     return read_letters(folder).height if folder.is_dir() else 0
 
 
 def read_topic(settings: Settings, event: Any) -> list[EventBatch]:
-    """All events of a topic, from its start to its present end."""
+    """Read all events of a topic, up to its present end."""
     source = KafkaSource(settings.brokers, [event], until_end=True, config=settings.kafka)
     letters, known = dead_letters(settings), registry_of(settings)
     intake = Intake([event], dead_letters=letters, clock=FixedClock(2**60), registry=known)
@@ -354,15 +354,15 @@ def appended(batches: list[EventBatch]) -> dict[str, tuple[NDArray[np.int64], ND
         parts.setdefault(batch.partition, []).append(batch)
     return {
         partition: (
-            np.concatenate([batch.offsets for batch in found]),
-            np.concatenate([batch.appended_us for batch in found if batch.appended_us is not None]),
+            np.concatenate([batch.offsets for batch in its_batches]),
+            np.concatenate([batch.appended_us for batch in its_batches if batch.appended_us is not None]),
         )
-        for partition, found in parts.items()
+        for partition, its_batches in parts.items()
     }
 
 
 def log_frame(batches: list[EventBatch]) -> pl.DataFrame:
-    """One frame of all batches, with `_partition` and `_offset`."""
+    """Concatenate all batches into one frame with `_partition` and `_offset`."""
     return pl.concat(
         batch.frame.with_columns(
             pl.lit(batch.partition).alias("_partition"), pl.Series("_offset", batch.offsets, dtype=pl.Int64)

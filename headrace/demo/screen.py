@@ -17,15 +17,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-LINE_S = 5.0  # between two lines where there is no terminal
-REDRAW_S = 0.1  # between two pictures of a stage before the view
+LINE_S = 5.0  # between two lines of output that is not a terminal
+REDRAW_S = 0.1  # between two drawings of a progress bar
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
 
 
 @dataclass(slots=True)
 class Figures:
-    """What is shown; None is not known yet. Milliseconds and seconds as named, the rest are counts and rates."""
+    """Figures on the screen; None: not known yet. Units are in the names, the rest are counts and rates."""
 
     elapsed_s: float = 0.0
     total_s: float = 1.0
@@ -70,11 +70,11 @@ class Screen:
             self._live = None
 
     def say(self, words: str) -> None:
-        """One line of progress above the view."""
+        """Print one line above the live view."""
         self._console.print(Text(words, style="dim"))
 
     def progress(self, words: str, done: int, total: int) -> None:
-        """How far a stage before the view is; drawn from its first call on."""
+        """Show the progress of a stage before the live view."""
         is_due = time.monotonic() - self._printed_s >= (REDRAW_S if self._live is not None else LINE_S)
         if not is_due and done < total:
             return
@@ -95,7 +95,7 @@ class Screen:
 
 
 def picture(figures: Figures) -> Panel:
-    """The panel of the terminal."""
+    """The panel for a terminal."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold cyan", no_wrap=True)
     table.add_column()
@@ -113,7 +113,7 @@ def picture(figures: Figures) -> Panel:
 
 
 def line(figures: Figures) -> str:
-    """The same in one line."""
+    """One line of text, for output that is not a terminal."""
     gap = _difference(figures)
     return (
         f"{figures.elapsed_s:5.1f} s  {figures.events:>7,} events"
@@ -169,7 +169,7 @@ def _difference(figures: Figures) -> float | None:
 
 
 def spark(values: list[float]) -> str:
-    """The newest values as a row of bars, the least of them lowest.
+    """The newest values as a row of bars; the least is the lowest bar.
 
     >>> spark([0.0, 1.0, 0.5])
     '▁█▄'

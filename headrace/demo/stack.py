@@ -4,8 +4,8 @@
     jobs                     `headrace run <module>`, one process each
     serving                  `headrace serve`
 
-All of them read the same environment. A service that dies stops the whole stack loudly: `check` raises. So does Ctrl-C,
-also if it came where an exception is not passed on, such as in a callback of a library or a finalizer.
+All of them have one environment. `check` raises if a service died or Ctrl-C was pressed, even where an exception would
+have been lost, such as in a callback of a library or a finalizer.
 """
 
 import signal
@@ -70,7 +70,7 @@ class Stack:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process of this stack needs in its environment."""
+        """Environment variables of the stack's processes."""
         return {
             **self._env,
             "HEADRACE_PROJECT": str(self._project),
@@ -87,7 +87,7 @@ class Stack:
         self._processes.append(process)
 
     def wait_until_served(self) -> None:
-        """Return when `/readyz` says so."""
+        """Return when `/readyz` answers 200."""
         deadline = time.monotonic() + READY_S_MAX
         while True:
             self.check()
@@ -101,7 +101,12 @@ class Stack:
             time.sleep(0.2)
 
     def check(self) -> None:
-        """Return if every service runs and nobody has pressed Ctrl-C."""
+        """Check that every service runs.
+
+        Raises:
+            ServiceError: one died; the message ends with its log.
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
         if self._interrupted.is_set():
             raise KeyboardInterrupt
         self.redis.check()
@@ -114,7 +119,7 @@ class Stack:
         raise KeyboardInterrupt
 
     def stop(self, name: str) -> None:
-        """Let the job `name` drain and end, before the others."""
+        """Stop the job `name` before the others; it drains first."""
         for process in [process for process in self._processes if process.name == name]:
             process.stop()
             self._processes.remove(process)

@@ -13,12 +13,16 @@ from headrace.learners.inputs import PAD as PAD
 from headrace.learners.inputs import Inputs as Inputs
 from headrace.learners.label import Label as Label
 from headrace.learners.learner import Learner as Learner
-from headrace.learners.learner import OnlineLearner as OnlineLearner
 from headrace.learners.models.deep_fm import DeepFM as DeepFM
+from headrace.learners.models.log_loss import LogLoss as LogLoss
 from headrace.learners.models.logistic import Logistic as Logistic
+from headrace.learners.models.loss import Loss as Loss
+from headrace.learners.models.loss import TorchLoss as TorchLoss
 from headrace.learners.models.model import Fields as Fields
 from headrace.learners.models.model import Model as Model
+from headrace.learners.models.model import ZeroHead as ZeroHead
 from headrace.learners.models.on_river import RiverLearner as RiverLearner
+from headrace.learners.online import OnlineLearner as OnlineLearner
 from headrace.learners.prequential import Prequential as Prequential
 from headrace.learners.prequential import auc as auc
 from headrace.learners.publishing.directory import Follower as Follower

@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 
 class Drift:
-    """Tells when the mean of a stream of losses has changed.
+    """Detects a change of the mean of a stream of losses.
 
     Args:
         delta: chance of a false alarm in an unchanging stream, about.
@@ -26,7 +26,7 @@ class Drift:
         self.alarms = 0
 
     def update(self, loss: float) -> bool:
-        """Take the mean loss of one micro-batch; True when the mean has changed."""
+        """Add the mean loss of one micro-batch; True if the mean of the stream has changed."""
         before = float(self._adwin.estimation)
         self._adwin.update(loss)
         if not self._adwin.drift_detected:

@@ -1,4 +1,4 @@
-"""Declaration of what a model reads: view features and request columns -> `Inputs`.
+"""InputSpec: the declaration of a model's inputs, and their assembly from view features and request columns.
 
     inputs = InputSpec(
         Categorical("thing", table="thing"),
@@ -9,7 +9,7 @@
 
 A column with a dot is a view's feature, `<view>.<feature>`; one without is a request column: the candidates' ids, a
 position, .. Missing values: a null id is PAD, which reads as zeros; a NaN, infinite or PAD number is NaN. Training and
-serving assemble with the same spec, so they read the same; its fingerprint says which.
+serving assemble with one spec, whose fingerprint goes with the inputs.
 """
 
 import difflib
@@ -34,11 +34,11 @@ _KINDS: dict[str, int] = {"any": 0, "count": 1, "recency": 2}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _INT64_MAX = 2**63 - 1
 _EXACT_MAX = 2**53
-"""Whole numbers beyond it share a float64 with their neighbours."""
+"""Beyond it, neighbouring whole numbers share one float64."""
 
 
 class ListColumn(Protocol):
-    """A list feature: row i holds `values[i, : lengths[i]]`, newest first; or one row for all."""
+    """A list feature: row i is `values[i, : lengths[i]]`, newest first; a single row stands for all."""
 
     @property
     def values(self) -> NDArray[Any]:
@@ -47,7 +47,7 @@ class ListColumn(Protocol):
 
     @property
     def lengths(self) -> NDArray[Any]:
-        """(n,) how many of the N are there."""
+        """(n,) number of elements present in each row."""
         ...
 
 
@@ -78,7 +78,7 @@ _TRANSFORMS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 @declared
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """One id a row: an int as it is, text by its xxh64. `column` is `name` unless given, and so is `table`."""
+    """One id a row: integers as they are, text by its xxh64. `column` and `table` default to `name`."""
 
     name: str
     column: str = ""
@@ -90,7 +90,7 @@ class Categorical:
 class Bag:
     """The `length` newest ids of a list feature.
 
-    `candidate` names the `Categorical` that a model with attention weighs the elements against; both share a table.
+    `candidate` names the `Categorical` that attention compares the elements with; both use one table.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Bag:
 @declared
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """One number a row: `transform(scale * x)`; log1p and sqrt read negative numbers as 0."""
+    """One number a row: `transform(scale * x)`; log1p and sqrt take negative numbers as 0."""
 
     name: str
     column: str = ""
@@ -114,7 +114,7 @@ class Dense:
 @declared
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Is the candidate in the entity's list: any (0/1), count, or recency 1 / (1 + rank of its newest occurrence)."""
+    """Occurrences of the candidate in a list: any (0/1), count, or recency 1 / (1 + rank of the newest)."""
 
     name: str
     candidate: str
@@ -125,7 +125,7 @@ class Match:
 @declared
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """One number a row by a function of `columns`: called with the mapping of all columns, gives (B,) or (1,) numbers.
+    """One number a row, computed by `function` from the mapping of all columns; it returns (B,) or (1,) numbers.
 
     The function must be pure. The fingerprint holds its qualified name, not its code: raise `version` when the code
         changes.
@@ -159,8 +159,8 @@ class InputSpec:
     def __init__(self, *fields: Field) -> None:
         for field in fields:
             if not isinstance(field, Field):
-                found = f"the class {field.__name__}; call it" if isinstance(field, type) else repr(field)
-                raise DeclarationError(f'inputs: {found}; write fields, such as Categorical("item") or Dense("reads")')
+                given = f"the class {field.__name__}; call it" if isinstance(field, type) else repr(field)
+                raise DeclarationError(f'inputs: {given}; write fields, such as Categorical("item") or Dense("reads")')
         self.fields = tuple(_named(field) for field in fields)
         self.categoricals = tuple(field for field in self.fields if isinstance(field, Categorical))
         self.bags = tuple(field for field in self.fields if isinstance(field, Bag))
@@ -200,10 +200,10 @@ class InputSpec:
                 raise DeclarationError(f"inputs · match {field.name}: kind {field.kind!r}; use {', '.join(_KINDS)}")
 
     def assemble(self, columns: Columns, rows: int) -> Inputs:
-        """The inputs of `rows` examples.
+        """Assemble the inputs of `rows` examples.
 
         Args:
-            columns: source column -> (rows,) values or a list column of so many rows; length 1 holds for every row.
+            columns: source column -> (rows,) values or a list column of so many rows; length 1 stands for all rows.
             rows: B, the number of examples.
 
         Raises:
@@ -341,17 +341,16 @@ def _bag(column: ListColumn, length: int, rows: int) -> NDArray[np.int64]:
 def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDArray[Any]:
     match field:
         case Dense():
-            found = _scalar(columns, field.column, rows)
-            values = np.where(found == PAD, np.nan, found) if found.dtype.kind == "i" else found.astype(np.float64)
+            raw = _scalar(columns, field.column, rows)
+            values = np.where(raw == PAD, np.nan, raw) if raw.dtype.kind == "i" else raw.astype(np.float64)
             return _TRANSFORMS[field.transform](values * field.scale)
         case Match():
             out = np.empty(rows, dtype=np.float32)
             lists = _list(columns, field.column, rows)
             candidates = np.ascontiguousarray(as_ids(_scalar(columns, field.candidate, rows)))
-            held = np.ascontiguousarray(as_ids(lists.values))
-            kernels.match(
-                candidates, held, np.ascontiguousarray(lists.lengths, dtype=np.int64), _KINDS[field.kind], out
-            )
+            elements = np.ascontiguousarray(as_ids(lists.values))
+            lengths = np.ascontiguousarray(lists.lengths, dtype=np.int64)
+            kernels.match(candidates, elements, lengths, _KINDS[field.kind], out)
             return out
         case Derived():
             for name in field.columns:

@@ -1,12 +1,12 @@
-"""What a model reads for a batch of examples, and its packed form for one request.
+"""Inputs: the arrays that a model reads for a batch of examples, and their packed form for one request.
 
     ids    (B, F)   int64    one id a field
     bags   (B, L_j) int64    ids of list j, newest first, padded with PAD
     dense  (B, D)   float32  numbers, NaN where missing
 
-Invariant: `Inputs.from_bytes(inputs.to_bytes())` gives the same values, bit for bit. What is equal in all rows of a
-request (the one entity's features against many candidates) is stored once on the wire; a bag that was stored once
-comes back as a broadcast view. Missing ids are PAD: they have no row in any table and read as zeros.
+Invariant: `Inputs.from_bytes(inputs.to_bytes())` gives the same values, bit for bit. Columns that are equal in all
+rows of a request (the entity's features, beside many candidates) are stored once on the wire; a bag that was stored
+once is unpacked as a broadcast view. Missing ids are PAD: they have no row in any table and read as zeros.
 """
 
 import struct
@@ -31,7 +31,7 @@ _SHARED = 0  # column code of an id or dense column that is stored once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
-    """A batch of examples as arrays; see the module's head for shapes.
+    """A batch of examples as arrays; see the module docstring for shapes.
 
     `fingerprint` (16 hex characters) names the `InputSpec` that assembled it; it travels on the wire.
     """
@@ -106,12 +106,12 @@ class Inputs:
             SchemaError: another spec packed them.
         """
         reader = _Reader(data)
-        magic, found, rows, id_count, dense_count, bag_count = reader.struct(_HEAD)
+        magic, packed_by, rows, id_count, dense_count, bag_count = reader.struct(_HEAD)
         if magic != _MAGIC or rows > ROWS_MAX:
             raise DecodeError(f"packed inputs: {data[:16]!r}.. is not a packed request of at most {ROWS_MAX} rows")
-        if fingerprint is not None and found != int(fingerprint, 16):
+        if fingerprint is not None and packed_by != int(fingerprint, 16):
             raise SchemaError(
-                f"packed inputs of spec {found:016x}, wanted {fingerprint}: features and model must match"
+                f"packed inputs of spec {packed_by:016x}, wanted {fingerprint}: features and model must match"
             )
         codes = reader.array(np.uint8, (id_count,))
         varies = reader.array(np.uint8, (dense_count,)).astype(bool)
@@ -125,7 +125,7 @@ class Inputs:
         dense[:, varies] = reader.array("<f4", (rows, int(varies.sum())))
         bags = tuple(_unpack_bag(reader, rows) for _ in range(bag_count))
         reader.end()
-        return cls(ids, bags, dense, f"{found:016x}")
+        return cls(ids, bags, dense, f"{packed_by:016x}")
 
 
 class _Reader:
@@ -133,13 +133,13 @@ class _Reader:
 
     def __init__(self, data: bytes) -> None:
         self._data = data
-        self._at = 0
+        self._offset = 0
 
     def _advance(self, size: int) -> int:
-        start = self._at
-        self._at += size
-        if self._at > len(self._data):
-            raise DecodeError(f"packed inputs: truncated at byte {len(self._data)}, {self._at} wanted")
+        start = self._offset
+        self._offset += size
+        if self._offset > len(self._data):
+            raise DecodeError(f"packed inputs: truncated at byte {len(self._data)}, {self._offset} wanted")
         return start
 
     def struct(self, form: struct.Struct) -> tuple[Any, ...]:
@@ -152,8 +152,8 @@ class _Reader:
         return np.frombuffer(self._data, dtype, count, start).reshape(shape)
 
     def end(self) -> None:
-        if self._at != len(self._data):
-            raise DecodeError(f"packed inputs: {len(self._data) - self._at} bytes too many")
+        if self._offset != len(self._data):
+            raise DecodeError(f"packed inputs: {len(self._data) - self._offset} bytes too many")
 
 
 def _id_codes(ids: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Label: which later event makes a shown candidate a positive example, and until when."""
+"""Label: which later event makes a shown candidate a positive example, and within what time."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class Label:
     """A candidate is positive when an `event` of the same entity with it happens in [request, request + within).
 
     Args:
-        event: the event class that answers a request.
+        event: the event class of the response.
         within: label window, a whole number and a unit, as in "10m".
         positive: boolean expression over the event's columns, of one row each; None: every event counts. Events for
-            which it has no value are left out and counted.
+            which it is null are skipped and counted.
         candidate: the event's column that names the candidate.
 
     Raises:

@@ -1,91 +1,98 @@
-"""A module with its lookups: forward and backward, by hand where the module offers its own pass, else by autograd."""
-
-from typing import Any
+"""A module with its lookups: forward and backward, by the model's own pass where it has one, else by autograd."""
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
-from headrace.learners.models.model import Fields
+from headrace.errors import DeclarationError
+from headrace.learners.models.model import Fields, Model
 from headrace.learners.tables.embedding import Floats, Lookup, Uses
 
 
 class Network:
     """One module. Not thread-safe while it trains; `score` alone may be called from any number of threads.
 
-    `is_by_hand`: the module has a pass of its own (`by_hand()`), and so no state but its parameters.
+    Args:
+        model: the declaration that built `module`.
+        module: in training mode or not; `forward` and `score` set it.
+        lookup: reads the rows of a batch.
+
+    Attributes:
+        is_by_hand: the model has a pass without autograd.
+
+    Raises:
+        DeclarationError: by all methods that run the module: its outputs are not as the model declares.
     """
 
-    def __init__(self, module: torch.nn.Module, lookup: Lookup) -> None:
+    def __init__(self, model: Model, module: nn.Module, lookup: Lookup) -> None:
+        self._model = model
         self._module = module
         self._lookup = lookup
-        make_pass: Any = getattr(module, "by_hand", None)
-        self._pass: Any = make_pass() if make_pass else None
+        self._pass = model.make_pass(module)
+        self.is_by_hand = self._pass is not None
+        # Of the last forward pass, for `backward`:
         self._fields: Fields | None = None
         self._embedded: Floats | None = None
-        self._logits: torch.Tensor | None = None
-
-    @property
-    def is_by_hand(self) -> bool:
-        """Whether the module has a pass of its own."""
-        return self._pass is not None
+        self._outputs: torch.Tensor | None = None
 
     def score(self, uses: Uses, numbers: Floats) -> Floats:
-        """Logits (B,) of a batch, without the intercept; changes nothing."""
+        """Outputs (B, K) of a batch, without the intercept; changes nothing."""
         if self._pass is not None:
-            return np.asarray(self._pass.score(self._lookup.gather(uses), numbers))
+            return self._pass.score(self._lookup.gather(uses), numbers)
         self._module.eval()
         with torch.inference_mode():
-            logits: Floats = self._module(self._lookup.fields(uses, numbers)).numpy()
-        return logits
+            return self._run(self._lookup.fields(uses, numbers)).numpy()
 
     def forward(self, uses: Uses, numbers: Floats) -> Floats:
-        """Logits (B,) of a training batch, without the intercept; keeps what `backward` needs."""
+        """Outputs (B, K) of a training batch, without the intercept; keeps what `backward` needs."""
         if self._pass is not None:
             self._embedded = self._lookup.gather(uses)
-            return np.asarray(self._pass.forward(self._embedded, numbers))
+            return self._pass.forward(self._embedded, numbers)
         self._module.train()
         self._fields = self._lookup.fields(uses, numbers, grad=True)
-        self._logits = self._module(self._fields)
-        return np.asarray(self._logits.detach().numpy())
+        self._outputs = self._run(self._fields)
+        return self._outputs.detach().numpy()
 
     def backward(self, grads: Floats) -> tuple[Floats, list[Floats]]:
-        """Gradients by the gathered rows (B, E, W) and by each bag's elements, from those by the logits (B,).
+        """Gradients by the gathered rows (B, E, W) and by each bag's elements, from those by the outputs (B, K).
 
         Those by the parameters are added to, or written into, their `.grad`, which was zero.
         """
         if self._pass is not None:
-            return np.asarray(self._pass.backward(grads, self._embedded)), self._no_elements()
-        assert self._logits is not None
+            assert self._embedded is not None, "backward follows forward"
+            return self._pass.backward(grads, self._embedded), self._no_elements()
+        assert self._outputs is not None, "backward follows forward"
         assert self._fields is not None
-        self._logits.backward(torch.from_numpy(grads))  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        embedded, elements = self._fields.embedded, self._fields.elements
-        by_row = torch.zeros_like(embedded) if embedded.grad is None else embedded.grad
-        return by_row.numpy(), [_grad_of(part) for part in elements]
+        self._outputs.backward(torch.from_numpy(grads))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return _grad_of(self._fields.embedded), [_grad_of(elements) for elements in self._fields.elements]
 
-    def rescored(self, logits: Floats, known: Uses, uses: Uses, numbers: Floats) -> Floats:
-        """The logits (B,) of `uses` as they are of `known`, the same batch with the rows of an earlier moment."""
+    def rescored(self, outputs: Floats, known: Uses, uses: Uses, numbers: Floats) -> Floats:
+        """Outputs (B, K) by the rows of `known`, given those by `uses`, a later lookup of the same batch.
+
+        Only the examples of which a row differs are computed.
+        """
         changed = known.differs(uses)
         if not changed.size:
-            return logits
-        out = logits.copy()
+            return outputs
+        out = outputs.copy()
         out[changed] = self.score(known.take(changed), numbers[changed])
         return out
+
+    def _run(self, fields: Fields) -> torch.Tensor:
+        outputs: torch.Tensor = self._module(fields)
+        rows, columns = len(fields.embedded), self._model.outputs
+        expected = (rows,) if columns == 1 else (rows, columns)
+        if tuple(outputs.shape) != expected:
+            raise DeclarationError(
+                f"model {type(self._model).__name__}: outputs {tuple(outputs.shape)} of its module for {rows} "
+                f"examples; with outputs={columns} return {expected}"
+            )
+        return outputs
 
     def _no_elements(self) -> list[Floats]:
         return [np.empty((0, 0, self._lookup.width), np.float32) for _ in range(self._lookup.bags)]
 
 
-def _grad_of(part: torch.Tensor) -> Floats:
-    return np.empty(part.shape, np.float32) if part.grad is None and not part.numel() else _present(part).numpy()
-
-
-def _present(part: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(part) if part.grad is None else part.grad
-
-
-def sigmoid(logits: Floats) -> NDArray[np.float32]:
-    """Probabilities of logits, without overflow."""
-    half = np.float32(0.5)
-    probabilities: Floats = half * (np.float32(1.0) + np.tanh(half * logits))
-    return probabilities
+def _grad_of(leaf: torch.Tensor) -> Floats:
+    """The gradient that a leaf collected; zeros where the module did not use it."""
+    return (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).numpy()

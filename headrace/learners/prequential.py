@@ -1,4 +1,7 @@
-"""Prequential evaluation: every example is a test before it is a lesson, and these are the marks.
+"""Prequential evaluation: figures of predictions that were made before the model learnt from the example.
+
+The model's loss says which figures have a meaning: AUC, calibration and hit@k are of one probability; a model of
+several probabilities has them for each label, and any other model has the mean of its loss.
 
 Sums run in float64. AUC comes three ways: over the last `window` rows exactly; over all rows by a histogram of logits
 at any time, with the bound of its error beside it; and over all rows exactly, from the scores themselves, while there
@@ -15,14 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
+from headrace.learners.models.log_loss import EPS, LogLoss, log_losses
+from headrace.learners.models.model import Model
 from headrace.learners.tables import kernels
 
 ROWS_MAX = 20_000_000  # scores held for the exact AUC: 5 bytes each
 BINS = 8_192
 LOGIT_MAX = 16.0  # outermost bins of the histogram
 SLICES_MAX = 64
-_EPS = 1e-7  # probabilities are read as at least this far from 0 and 1
 
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Figures = dict[str, Any]
 
 
@@ -37,22 +43,17 @@ def auc(scores: NDArray[np.floating[Any]], labels: NDArray[Any]) -> float:
     n = len(labels) - p
     if p == 0 or n == 0:
         return float("nan")
-    _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+    _, group, count = np.unique(scores, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     mid_rank = last - (count - 1) / 2.0  # of equal scores, counted from 1
-    return float((mid_rank[place[positive]].sum() - p * (p + 1) / 2.0) / (p * n))
-
-
-def log_losses(probabilities: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.float64]:
-    """Negative log-likelihood (n,) of each label, in nats."""
-    p = np.clip(probabilities.astype(np.float64), _EPS, 1 - _EPS)
-    return -np.where(labels > 0.5, np.log(p), np.log1p(-p))
+    return float((mid_rank[group[positive]].sum() - p * (p + 1) / 2.0) / (p * n))
 
 
 class Prequential:
     """Streaming figures of predictions that were made before their labels were learnt from.
 
     Args:
+        model: whose predictions they are; without one, of one probability.
         rows_max: scores held for the exact pooled AUC; beyond it, only the histogram's.
         window: rows of the recent figures.
         top: the k of hit@k.
@@ -60,8 +61,21 @@ class Prequential:
     """
 
     def __init__(
-        self, *, rows_max: int = ROWS_MAX, window: int = 10_000, top: tuple[int, ...] = (1, 5, 10), slices: bool = True
+        self,
+        model: Model | None = None,
+        *,
+        rows_max: int = ROWS_MAX,
+        window: int = 10_000,
+        top: tuple[int, ...] = (1, 5, 10),
+        slices: bool = True,
     ) -> None:
+        self._model = model
+        self._loss = LogLoss() if model is None else model.loss
+        labels = 1 if model is None else model.labels
+        self._by_label: list[Prequential] = []
+        if self._loss.is_binary and labels > 1:
+            self._by_label = [Prequential(rows_max=rows_max, window=window, slices=False) for _ in range(labels)]
+        self._is_probability = self._loss.is_binary and labels == 1
         self._rows_max = rows_max
         self._top = top
         self._slices: dict[str, Prequential] | None = {} if slices else None
@@ -70,7 +84,7 @@ class Prequential:
         self._hits = np.zeros(1 + len(top), dtype=np.int64)  # requests with a positive, hits at each k
         self._scores = np.empty(1024, dtype=np.float32)
         self._labels = np.empty(1024, dtype=np.uint8)
-        self._recent = np.zeros((2, window), dtype=np.float32)  # ring of probability, label
+        self._recent = np.zeros((2, window), dtype=np.float32)  # ring of probability, label; or of loss, zero
 
     def __len__(self) -> int:
         return int(self._sums[4])
@@ -84,33 +98,51 @@ class Prequential:
         starts: NDArray[np.int64] | None = None,
         slices: NDArray[Any] | None = None,
     ) -> None:
-        """Mark n predictions.
+        """Add n predictions.
 
         Args:
-            probabilities: (n,) before learning; one that is not finite counts as 0.5, and in `not_finite`.
-            labels: (n,) 0 or 1.
-            weights: (n,) importance in log-loss and calibration.
+            probabilities: (n,) before learning, or predictions (n, K); a probability that is not finite counts as 0.5,
+                an example with another prediction that is not finite is left out; both count in `not_finite`.
+            labels: (n,) 0 or 1, or what the model learns from, (n,) or (n, L).
+            weights: (n,) importance in loss and calibration.
             starts: (requests + 1,) first row of each request, and n; for hit@k. Requests without a positive do not
                 count.
             slices: (n,) of text or ints, which slice a row belongs to.
         """
-        finite = np.isfinite(probabilities)
-        self._sums[5] += len(finite) - int(finite.sum())
-        probabilities = np.where(finite, probabilities, 0.5).astype(np.float32)
-        labels = np.ascontiguousarray(labels, dtype=np.float32)
         weight = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
-        loss = log_losses(probabilities, labels)
-        sums = [weight.sum(), weight @ loss, weight @ probabilities, weight @ labels]
-        self._sums[:4] += np.array(sums, dtype=np.float64)
-        self._count_bins(probabilities, labels)
-        self._hold(probabilities, labels)
-        self._sums[4] += len(labels)
-        if starts is not None:
-            self._count_hits(probabilities, labels, np.ascontiguousarray(starts, dtype=np.int64))
+        finite = np.isfinite(probabilities).reshape(len(labels), -1).all(axis=1)
+        self._sums[5] += len(finite) - int(finite.sum())
+        if self._is_probability:
+            filled = np.where(finite, probabilities, 0.5).astype(np.float32)
+            self._observe_probabilities(filled, np.ascontiguousarray(labels, dtype=np.float32), weight, starts)
+        else:
+            self._observe_losses(probabilities[finite], labels[finite], weight[finite])
+        for k, marks in enumerate(self._by_label):
+            column = np.ascontiguousarray(probabilities[:, k])
+            marks.observe(column, labels[:, k], weights=weight, starts=starts)
         if slices is not None and self._slices is not None:
             for value in np.unique(slices):
                 rows = slices == value
                 self._slice(str(value)).observe(probabilities[rows], labels[rows], weights=weight[rows])
+
+    def _observe_probabilities(
+        self, probabilities: Floats, labels: Floats, weight: Doubles, starts: NDArray[np.int64] | None
+    ) -> None:
+        loss = log_losses(probabilities, labels)
+        sums = [weight.sum(), weight @ loss, weight @ probabilities, weight @ labels]
+        self._sums[:4] += np.array(sums, dtype=np.float64)
+        self._count_bins(probabilities, labels)
+        self._remember_recent(probabilities, labels)
+        self._remember_scores(probabilities, labels)
+        self._sums[4] += len(labels)
+        if starts is not None:
+            self._count_hits(probabilities, labels, np.ascontiguousarray(starts, dtype=np.int64))
+
+    def _observe_losses(self, predictions: NDArray[Any], labels: NDArray[Any], weight: Doubles) -> None:
+        losses = self._loss.values(predictions, labels)
+        self._sums[:2] += weight.sum(), weight @ losses
+        self._remember_recent(losses.astype(np.float32), np.zeros(len(losses), np.float32))
+        self._sums[4] += len(losses)
 
     def snapshot(self, *, exact: bool = False) -> Figures:
         """The figures: over all rows, `recent` over the window, `slices` by name.
@@ -119,12 +151,23 @@ class Prequential:
         labels, `auc` with `auc_error` (it is within auc +- auc_error). `exact` sorts all held scores: about 0.1 s a
         million rows.
         """
+        figures = self._pooled_figures(exact=exact) if self._is_probability else self._loss_figures()
+        if self._hits[0]:
+            figures["requests"] = int(self._hits[0])
+            figures |= {f"hit@{k}": float(self._hits[1 + i] / self._hits[0]) for i, k in enumerate(self._top)}
+        figures["recent"] = self._recent_figures()
+        if self._by_label:
+            figures["labels"] = {str(k): marks.snapshot(exact=exact) for k, marks in enumerate(self._by_label)}
+        if self._slices:
+            figures["slices"] = {name: each.snapshot(exact=exact) for name, each in sorted(self._slices.items())}
+        return figures
+
+    def _pooled_figures(self, *, exact: bool) -> Figures:
         weight, loss, probability, label, rows, not_finite = (float(value) for value in self._sums)
         area, error = self._histogram_auc()
         if exact and rows <= self._rows_max:
-            held = int(rows)
-            area, error = auc(self._scores[:held], self._labels[:held]), 0.0
-        figures: Figures = {
+            area, error = auc(self._scores[: int(rows)], self._labels[: int(rows)]), 0.0
+        return {
             "rows": int(rows),
             "positives": int(self._histogram[1].sum()),
             "not_finite": int(not_finite),
@@ -134,66 +177,76 @@ class Prequential:
             "auc": area,
             "auc_error": error,
         }
-        if self._hits[0]:
-            figures["requests"] = int(self._hits[0])
-            figures |= {f"hit@{k}": float(self._hits[1 + i] / self._hits[0]) for i, k in enumerate(self._top)}
-        figures["recent"] = self._recent_figures()
-        if self._slices:
-            figures["slices"] = {name: each.snapshot(exact=exact) for name, each in sorted(self._slices.items())}
-        return figures
+
+    def _loss_figures(self) -> Figures:
+        weight, loss = float(self._sums[0]), float(self._sums[1])
+        return {
+            "rows": len(self),
+            "not_finite": int(self._sums[5]),
+            self._loss.name: loss / weight if weight else float("nan"),
+        }
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """All state as arrays."""
-        held = min(len(self), self._rows_max)
+        scores = min(len(self), self._rows_max) if self._is_probability else 0
         arrays: dict[str, NDArray[Any]] = {
             "sums": self._sums.copy(),
             "histogram": self._histogram.copy(),
             "hits": self._hits.copy(),
-            "scores": self._scores[:held].copy(),
-            "labels": self._labels[:held].copy(),
+            "scores": self._scores[:scores].copy(),
+            "labels": self._labels[:scores].copy(),
             "recent": self._recent.copy(),
         }
         for name, each in (self._slices or {}).items():
             arrays |= {f"slice.{name}.{key}": array for key, array in each.state_dict().items()}
+        for k, each in enumerate(self._by_label):
+            arrays |= {f"label.{k}.{key}": array for key, array in each.state_dict().items()}
         return arrays
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Become what `state_dict` came from.
+        """Load what `state_dict` returned.
 
         Raises:
-            SnapshotError: of another window or other k.
+            SnapshotError: it was saved with another window or other k.
         """
         if arrays["recent"].shape != self._recent.shape or arrays["hits"].shape != self._hits.shape:
             raise SnapshotError("prequential figures: saved with another window, or other k of hit@k")
         self._sums, self._histogram = np.array(arrays["sums"]), np.array(arrays["histogram"])
         self._hits, self._recent = np.array(arrays["hits"]), np.array(arrays["recent"])
         self._scores, self._labels = np.array(arrays["scores"]), np.array(arrays["labels"])
-        names = {key.removeprefix("slice.").rpartition(".")[0] for key in arrays if key.startswith("slice.")}
+        names = {key.rpartition(".")[0] for key in _prefixed(arrays, "slice.")}
+        names -= {f"{name}.label.{k}" for name in names for k in range(len(self._by_label))}
         self._slices = None if self._slices is None else {}
         for name in sorted(names) if self._slices is not None else ():
-            prefix = f"slice.{name}."
-            held = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-            self._slice(name).load_state_dict(held)
+            self._slice(name).load_state_dict(_prefixed(arrays, f"slice.{name}."))
+        for k, marks in enumerate(self._by_label):
+            marks.load_state_dict(_prefixed(arrays, f"label.{k}."))
 
     def _slice(self, name: str) -> "Prequential":
         assert self._slices is not None
         if name not in self._slices:
             name = name if len(self._slices) < SLICES_MAX else "other"
-            fresh = Prequential(rows_max=self._rows_max // 8, window=1_000, top=self._top, slices=False)
+            fresh = Prequential(self._model, rows_max=self._rows_max // 8, window=1_000, top=self._top, slices=False)
             self._slices.setdefault(name, fresh)
         return self._slices[name]
 
     def _count_bins(self, probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
-        p = np.clip(probabilities.astype(np.float64), _EPS, 1 - _EPS)
+        p = np.clip(probabilities.astype(np.float64), EPS, 1 - EPS)
         bins = ((np.log(p) - np.log1p(-p)) * (BINS / (2 * LOGIT_MAX)) + BINS / 2).astype(np.int64).clip(0, BINS - 1)
         kind = (labels > 0.5).astype(np.int64)
         self._histogram += np.bincount(kind * BINS + bins, minlength=2 * BINS).reshape(2, BINS)
 
-    def _hold(self, probabilities: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
+    def _remember_recent(self, first: Floats, second: Floats) -> None:
+        """Put the last rows of a batch into the ring of the window, by sequence number modulo its length."""
+        window = self._recent.shape[1]
+        slots = (len(self) + np.arange(len(first)))[-window:] % window
+        if len(slots):
+            self._recent[0, slots] = first[-len(slots) :]
+            self._recent[1, slots] = second[-len(slots) :]
+
+    def _remember_scores(self, probabilities: Floats, labels: Floats) -> None:
+        """Keep scores for the exact AUC, up to `rows_max`; the arrays double as they fill."""
         start = len(self)
-        place = (start + np.arange(len(labels)))[-self._recent.shape[1] :] % self._recent.shape[1]
-        self._recent[0, place] = probabilities[-len(place) :] if len(place) else 0.0
-        self._recent[1, place] = labels[-len(place) :] if len(place) else 0.0
         end = min(start + len(labels), self._rows_max)
         if end <= start:
             return
@@ -226,6 +279,8 @@ class Prequential:
         probability, label = self._recent[:, : min(len(self), self._recent.shape[1])]
         if len(label) == 0:
             return {"rows": 0}
+        if not self._is_probability:
+            return {"rows": len(label), self._loss.name: float(probability.mean(dtype=np.float64))}
         positives = float(label.sum(dtype=np.float64))
         return {
             "rows": len(label),
@@ -240,3 +295,7 @@ def _entropy(rate: float) -> float:
     """Log-loss of always saying `rate`."""
     p = np.array([0.0, 1.0])
     return float((log_losses(np.full(2, rate), p) * np.array([1 - rate, rate])).sum())
+
+
+def _prefixed(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}

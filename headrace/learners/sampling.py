@@ -48,7 +48,7 @@ class Negatives:
 
     Attributes:
         values: (n, k) drawn values, of the positives' kind.
-        valid: (n, k) False where no other value than the positive was found.
+        valid: (n, k) False where the draws gave no value but the positive.
         log_popularity: (n, 1 + k) of each positive and its negatives, log of how much more often than a uniform draw
             would the sampler draws the value just before the positive: log(Q(value) * number of values). 0 where all
             values are equally popular.
@@ -60,11 +60,11 @@ class Negatives:
 
 
 class RecentPopularity:
-    """See the module's head. Values are ints or text, never null.
+    """Draws negatives from recent positives; see the module docstring. Values are ints or text, never null.
 
     Args:
-        capacity: how many values back a draw reaches.
-        seed: other seeds draw others.
+        capacity: number of recent values that are drawn from.
+        seed: of all draws.
     """
 
     def __init__(self, capacity: int = 100_000, seed: int = 0) -> None:
@@ -103,10 +103,10 @@ class RecentPopularity:
         return arrays
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Become what `state_dict` came from.
+        """Load what `state_dict` returned.
 
         Raises:
-            SnapshotError: of another capacity.
+            SnapshotError: it was saved with another capacity.
         """
         seen = int(arrays["seen"][0])
         texts = orjson.loads(arrays["texts"].tobytes()) if "texts" in arrays else None
@@ -154,7 +154,10 @@ def _draw(
     drawn: NDArray[np.int64],
     log_popularity: NDArray[np.float64],
 ) -> None:
-    """Draw for each of rows (n,) into drawn (n, k), -1 where nothing was found, then put it into the ring."""
+    """Draw for each of rows (n,) into drawn (n, k), -1 where no draw differed, then put the row into the ring.
+
+    O(n k), and O(ROUNDS) more for each draw that is the positive itself.
+    """
     capacity, k = ring.size, drawn.shape[1]
     for i in range(rows.size):
         sequence = seen + i

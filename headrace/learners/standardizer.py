@@ -1,9 +1,9 @@
-"""Running standardisation of a model's numbers: missing values, outliers and drift are handled here, once.
+"""Running standardisation of a model's numbers, with missing values, outliers and drift.
 
     x (B, D), NaN where missing  ->  (B, 2 D):  z = (x - mean) / sd, 0 where missing  |  1.0 where missing, else 0.0
 
-A missing number takes the mean's place (z = 0) and says so in its indicator, so a feature far from zero keeps its
-scale when some of its values are missing. Statistics are of single rows, not of batches: a row's weight does not
+A missing number becomes the mean (z = 0) with its indicator set, so a feature far from zero keeps its scale when some
+of its values are missing. Statistics are of single rows, not of batches: a row's weight does not
 depend on the size of its batch. They are:
 
 - robust at the start: the first `WARM_ROWS` present values of a feature are kept, and mean and variance are those of
@@ -70,7 +70,7 @@ class Standardizer:
         return out
 
     def observe(self, x: Floats) -> None:
-        """Take x (B, D) into the statistics; NaN and infinite values are passed over."""
+        """Update the statistics by x (B, D); NaN and infinite values are skipped."""
         rows = np.ascontiguousarray(x)
         begin = np.zeros(len(self), np.int64)  # first row of each feature that its first values do not hold
         for index in np.flatnonzero(self.first_count < WARM_ROWS).tolist():
@@ -78,7 +78,7 @@ class Standardizer:
         _observe(rows, begin, self.weight, self.mean, self.var)
 
     def _warm_up(self, index: int, values: Floats) -> int:
-        """Keep the first values of one feature; returns how many of `values` (B,) were looked at for that."""
+        """Keep the first values of one feature; returns the number of `values` (B,) that were consumed."""
         present = np.flatnonzero(np.isfinite(values))
         count = int(self.first_count[index])
         taken = present[: WARM_ROWS - count]
@@ -89,11 +89,11 @@ class Standardizer:
         return int(taken[-1]) + 1 if self.first_count[index] == WARM_ROWS else len(values)
 
     def _start(self, index: int) -> None:
-        """Statistics of one feature from its first values."""
+        """Compute the statistics of one feature from its first values."""
         values = self.first[: self.first_count[index], index].astype(np.float64)
         median = np.median(values)
         distance = np.abs(values - median)
-        # Of the values that differ: a sparse feature's deviation is not zero because most of its values are equal.
+        # Only of values off the median: most values of a sparse feature are equal, which would make the scale zero.
         scale = _NORMAL_MAD * float(np.median(distance[distance > 0])) if (distance > 0).any() else 0.0
         bounded = np.clip(values, median - OUTLIER_SDS * scale, median + OUTLIER_SDS * scale)
         self.weight[index], self.mean[index], self.var[index] = len(values), bounded.mean(), bounded.var()
@@ -103,7 +103,7 @@ class Standardizer:
         return {name: np.array(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Become what `state_dict` came from.
+        """Load what `state_dict` returned.
 
         Raises:
             SnapshotError: arrays are missing, or are of another number of features.
@@ -111,8 +111,8 @@ class Standardizer:
         for name in _STATE:
             present: NDArray[Any] = getattr(self, name)
             if name not in arrays or arrays[name].shape != present.shape:
-                found = arrays[name].shape if name in arrays else "no array"
-                raise SnapshotError(f"statistics of the numbers · {name}: {found}, wanted shape {present.shape}")
+                saved = arrays[name].shape if name in arrays else "no array"
+                raise SnapshotError(f"statistics of the numbers · {name}: {saved}, wanted shape {present.shape}")
             present[:] = arrays[name]
 
 
@@ -120,7 +120,7 @@ class Standardizer:
 def _transform(x: Floats, weight: Doubles, mean: Doubles, var: Doubles, out: Floats) -> None:
     width = x.shape[1]
     for j in range(width):
-        # A constant has no scale: what differs from it by rounding alone must stay small.
+        # A constant has no scale; a floor relative to its size keeps rounding differences small.
         sd = max(math.sqrt(var[j]), 1e-6 * max(abs(mean[j]), 1e-6))
         for i in range(x.shape[0]):
             value = np.float64(x[i, j])
@@ -137,7 +137,7 @@ def _observe(x: Floats, begin: NDArray[np.int64], weight: Doubles, mean: Doubles
             value = np.float64(x[i, j])
             if not math.isfinite(value):
                 continue
-            # Before a feature has varied, its own size is the only scale there is.
+            # Before a feature has varied, the size of its mean is the only scale.
             bound = OUTLIER_SDS * (math.sqrt(var[j]) if var[j] > 0.0 else max(abs(mean[j]), 1.0))
             shift = min(max(value - mean[j], -bound), bound)
             weight[j] = min(weight[j] + 1.0, MEMORY_ROWS)

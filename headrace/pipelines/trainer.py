@@ -111,7 +111,7 @@ class Trainer:
         self.directory = directory
         self.cadence = cadence or Cadence()
         self.gate = gate or Gate()
-        self.prequential = Prequential()
+        self.prequential = Prequential(learner.model)
         self.served = Prequential(slices=False)
         self.shadow = Prequential(slices=False)
         self.trained = 0

@@ -1,4 +1,4 @@
-"""The work of one request, from the validated question to the response's bytes. Runs in a worker thread."""
+"""Answers: the work of one request, from the validated body to the response's bytes. Runs in a worker thread."""
 
 import uuid
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from headrace.serving.swap import LiveModel
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A 200: the body, and the version that answered if a model did."""
+    """A successful response: the body, and the version of the model that answered, if any."""
 
     body: bytes
     model_version: int | None = None
@@ -31,8 +31,8 @@ class Answers:
     """Rank, score and features over one ranker.
 
     Args:
-        clock: what "now" means for features when a request names no time.
-        impressions: the served log, or None.
+        impressions: log of the served rankings, or None.
+        clock: time of requests that have no `event_time`.
     """
 
     def __init__(self, ranker: Ranker, impressions: ImpressionLog | None, clock: Clock) -> None:
@@ -42,11 +42,15 @@ class Answers:
         self._views = {plan_of(view).name: view for view in ranker.spec.learner.views}
 
     def ping(self) -> None:
-        """Return if the store answers."""
+        """Check that the store answers.
+
+        Raises:
+            StoreUnavailableError: it does not.
+        """
         self._ranker.store.ping()
 
     def impression_counts(self) -> dict[str, int] | None:
-        """Logged and dropped impressions, or None when none are logged."""
+        """Counts of logged and dropped impressions; None without a log."""
         log = self._impressions
         return None if log is None else {"logged": log.logged, "dropped": log.dropped}
 
@@ -57,7 +61,7 @@ class Answers:
         order = best(scored.scores, ask.k or len(ask.candidates))
         chosen, scores = [ask.candidates[i] for i in order.tolist()], scored.scores[order]
         request_id = ask.request_id or uuid.uuid4().hex
-        body = _reading(request_id, live, scored)
+        body = _header(request_id, live, scored)
         body["ranked"] = [
             {"candidate": candidate, "score": score, "position": position}
             for position, (candidate, score) in enumerate(zip(chosen, scores.tolist(), strict=True))
@@ -73,7 +77,7 @@ class Answers:
         """One score a candidate, in the request's order; not logged."""
         now_us = self._as_of_us(ask)
         scored = self._ranker.score(live.scorer, ask.entity, ask.candidates, now_us, ask.context)
-        body = _reading(ask.request_id or uuid.uuid4().hex, live, scored)
+        body = _header(ask.request_id or uuid.uuid4().hex, live, scored)
         body["scores"] = scored.scores
         return Reply(dumps(body), live.version)
 
@@ -99,7 +103,7 @@ class Answers:
 
 
 def dumps(body: Mapping[str, Any]) -> bytes:
-    """JSON; NumPy values and datetimes as they should be, bytes as hexadecimal text."""
+    """JSON bytes; NumPy values and datetimes natively, bytes as hexadecimal text."""
     return orjson.dumps(body, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
@@ -111,7 +115,7 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def _reading(request_id: str, live: LiveModel, scored: Scored) -> dict[str, Any]:
+def _header(request_id: str, live: LiveModel, scored: Scored) -> dict[str, Any]:
     return {
         "request_id": request_id,
         "model_version": live.version,
@@ -130,7 +134,7 @@ def _reading(request_id: str, live: LiveModel, scored: Scored) -> dict[str, Any]
 
 
 def _entity(view: type[FeatureView], key: str) -> dict[str, int | str]:
-    """Key columns and values of `key` as written in a path: the parts of a composite key stand between slashes."""
+    """Key columns and values of `key` as written in a path; slashes separate the parts of a composite key."""
     plan = plan_of(view)
     parts = key.split("/") if len(plan.entity) > 1 else [key]
     if len(parts) != len(plan.entity):

@@ -1,6 +1,6 @@
-"""What stands before the routes: API keys, the limit of requests in flight, and the body's size.
+"""Guard: ASGI middleware that checks API keys, the number of requests in flight, and the announced body size.
 
-Plain ASGI: a Starlette `BaseHTTPMiddleware` would put a task and two queues around every request.
+Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues to every request.
 """
 
 import hmac
@@ -13,14 +13,14 @@ from headrace.serving.refusals import RETRY_AFTER_S, Refusal, too_large
 from headrace.serving.report import IN_FLIGHT, Report
 
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes carry no key
-LIMITED = "/v1/"  # paths that count as work; probes and metrics must answer while the replica is full
+LIMITED = "/v1/"  # limited paths; probes and metrics must answer while the replica is full
 
 
 class Guard:
     """ASGI middleware; see the module's docstring.
 
     Args:
-        api_keys: accepted keys, as `X-API-Key` or `Authorization: Bearer`; empty = no keys asked.
+        api_keys: accepted keys, as `X-API-Key` or `Authorization: Bearer`; empty: open.
         max_in_flight: further requests under /v1/ are answered 429 with Retry-After.
         body_bytes_max: a longer announced body is answered 413 unread.
     """
@@ -33,10 +33,10 @@ class Guard:
         self._keys = [key.encode() for key in api_keys]
         self._max_in_flight = max_in_flight
         self._body_bytes_max = body_bytes_max
-        self._in_flight = 0  # touched on the event loop only
+        self._in_flight = 0  # used on the event loop only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a refused request here, hand all others on."""
+        """Answer refused requests, pass all others on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -58,7 +58,7 @@ class Guard:
             IN_FLIGHT.dec()
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
-        if self._keys and path not in OPEN_PATHS and not self._known(headers):
+        if self._keys and path not in OPEN_PATHS and not self._has_known_key(headers):
             return Refusal(
                 401,
                 "unauthorized",
@@ -77,12 +77,12 @@ class Guard:
             return too_large(self._body_bytes_max)
         return None
 
-    def _known(self, headers: dict[bytes, bytes]) -> bool:
+    def _has_known_key(self, headers: dict[bytes, bytes]) -> bool:
         given = headers.get(b"x-api-key")
         if given is None:
             scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
             given = token.strip() if scheme.lower() == b"bearer" else b""
-        # Every key is compared, in constant time each: the answer's time tells nothing about the keys.
+        # Every key is compared, each in constant time, so that timing reveals nothing about the keys.
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
 
 

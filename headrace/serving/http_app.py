@@ -1,4 +1,4 @@
-"""The HTTP face of one replica: FastAPI over a `Ranker` and a `Swap`. Runs under uvicorn and under Ray Serve alike.
+"""The HTTP application of one replica: FastAPI over a `Ranker` and a `Swap`. Runs under uvicorn and under Ray Serve.
 
 Invariant: a handler reads `swap.live` once, in its first line and before its first await, and passes it down.
 
@@ -8,8 +8,8 @@ Invariant: a handler reads `swap.live` once, in its first line and before its fi
     GET  /v1/model, /v1/report       the live model; counters, latencies and swaps of this replica
     GET  /healthz, /readyz, /metrics
 
-The work of a request (one Redis round trip a view, numba, torch) runs in a small thread pool, so that the loop keeps
-accepting; all of it releases the GIL most of the time.
+The work of a request (one Redis round trip a view, numba, torch) runs in a small thread pool, so that the event loop
+keeps accepting; most of that work releases the GIL.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class HttpLimits:
         api_keys: accepted API keys; empty = open.
         max_in_flight: requests under /v1/ at once; more are answered 429.
         body_bytes_max: longest request body.
-        threads: requests worked on at once; the others of `max_in_flight` wait.
+        threads: requests computed at once; the others of `max_in_flight` wait.
     """
 
     api_keys: Collection[str] = ()
@@ -77,11 +77,11 @@ def build_http(
     on_close: Callable[[], None] | None = None,
     title: str = "Headrace",
 ) -> FastAPI:
-    """The ASGI application.
+    """Build the ASGI application.
 
     Args:
-        impressions: the served log, or None to say that answers are not logged.
-        clock: "now" of features for requests that name no time; default the wall clock.
+        impressions: log of the served rankings; None: they are not logged.
+        clock: time of requests that have no `event_time`; default: the wall clock.
         on_close: called once when the application shuts down, after the last request.
     """
     limits = limits or HttpLimits()
@@ -96,10 +96,10 @@ def build_http(
             on_close()
 
     app = FastAPI(title=title, lifespan=lifespan, responses={422: {"model": ErrorResponse}})
-    face = _Face(Answers(ranker, impressions, clock or WallClock()), swap, report, pool, limits.body_bytes_max)
-    face.add_model_routes(app)
-    face.add_operator_routes(app)
-    app.add_exception_handler(HTTPException, face.not_routed)
+    routes = _Routes(Answers(ranker, impressions, clock or WallClock()), swap, report, pool, limits.body_bytes_max)
+    routes.add_model_routes(app)
+    routes.add_operator_routes(app)
+    app.add_exception_handler(HTTPException, routes.not_routed)
     app.add_middleware(
         Guard,
         report=report,
@@ -110,8 +110,8 @@ def build_http(
     return app
 
 
-class _Face:
-    """The routes and what they share."""
+class _Routes:
+    """The route handlers and their shared state."""
 
     def __init__(
         self, answers: Answers, swap: Swap, report: Report, pool: ThreadPoolExecutor, body_bytes_max: int
@@ -123,7 +123,7 @@ class _Face:
         self._body_bytes_max = body_bytes_max
 
     def add_model_routes(self, app: FastAPI) -> None:
-        """Rank, score and features."""
+        """Add rank, score and features."""
 
         async def rank(request: Request) -> Response:
             live = self._swap.live
@@ -146,7 +146,7 @@ class _Face:
         )
 
     def add_operator_routes(self, app: FastAPI) -> None:
-        """Model, report, probes and metrics."""
+        """Add model, report, probes and metrics."""
 
         async def model() -> Response:
             live = self._swap.live
@@ -196,11 +196,11 @@ class _Face:
         return await self._timed(route, work(), live)
 
     async def _timed(self, route: str, work: Awaitable[Reply], live: LiveModel | None = None) -> Response:
-        """Await `work`; every way it can end becomes one response and one count."""
+        """Await `work`, and turn its result or exception into one response and one count."""
         started = time.perf_counter()
         try:
             reply = await work
-        except Exception as exc:  # noqa: BLE001  # the border: whatever a request does, it is answered and counted
+        except Exception as exc:  # noqa: BLE001  # the outermost handler: every request is answered and counted
             response = _refused(refusal_of(exc, route))
         else:
             headers = None if reply.model_version is None else {"x-model-version": str(reply.model_version)}
@@ -254,6 +254,6 @@ def _refused(refusal: Refusal) -> Response:
 
 
 def _takes(model: type[BaseModel]) -> dict[str, object]:
-    """OpenAPI's request body of a route that validates its bytes itself."""
+    """OpenAPI description of the body, for routes that parse the bytes themselves."""
     schema = model.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -1,10 +1,10 @@
-"""What goes over HTTP: request and response bodies, validated once at the border.
+"""Request and response bodies of the HTTP API, validated once.
 
 Requests are validated straight from the body's bytes; an unknown field is an error, so that a misspelt `k` is not
-silently ignored. Responses are described here for OpenAPI and for clients, and written by orjson without passing
-through a model again: building 100 pydantic objects per response would cost more than the ranking's own bookkeeping.
+silently ignored. Responses are described here for OpenAPI and clients, and written by orjson directly: building 100
+pydantic objects per response would cost more than the rest of the ranking's bookkeeping.
 
-Every answer of a model names its `model_version`, in the body and in the header `X-Model-Version`.
+Every response of a model has its `model_version`, in the body and in the header `X-Model-Version`.
 """
 
 from datetime import datetime
@@ -51,13 +51,13 @@ class ScoreRequest(Body):
 
 
 class RankRequest(ScoreRequest):
-    """One entity and the candidates to put in order for it; the served order is logged as one impression."""
+    """One entity and the candidates to rank for it; the served order is logged as one impression."""
 
     k: int | None = Field(default=None, ge=1, le=K_MAX, description="How many to return. Default: all.")
 
 
 class ViewRead(BaseModel):
-    """How much of one view was there."""
+    """Records of one view that were read."""
 
     asked: int = Field(description="Records asked for.")
     found: int = Field(description="Records that exist.")
@@ -68,7 +68,7 @@ class ViewRead(BaseModel):
 
 
 class Reading(BaseModel):
-    """What every answer of a model says of itself."""
+    """Fields of every response of a model."""
 
     request_id: str
     model_version: int
@@ -120,7 +120,7 @@ class ModelResponse(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is not 2xx."""
+    """Body of every response that is not 2xx."""
 
     error: str = Field(description="A stable word: invalid_request, unknown_view, store_unavailable, ...")
     detail: str = Field(description="What was found, and where.")

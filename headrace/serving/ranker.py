@@ -1,13 +1,13 @@
-"""From one entity and many candidates to scores: read, assemble, score. Plain Python, called from several threads.
+"""Ranker: reads, assembles and scores one entity and many candidates. Plain Python, called from several threads.
 
     entity's views      one MGET a view, 1 row   --+
     candidates' views   one MGET a view, B rows  --+-> InputSpec.assemble -> Inputs (B rows) -> scorer -> (B,) scores
     request's columns   keys, context            --+
 
-What the entity has is read once and broadcast: its columns have one row until the inputs are assembled. A view belongs
-to the entity when all its key columns do; one with the candidate's column among its keys has one row a candidate.
+The entity's features are read once and broadcast: its columns have one row until the inputs are assembled. A view with
+the candidate's column among its keys has one row a candidate, any other belongs to the entity.
 
-Invariant: `score` uses the scorer it is given and no other; it never looks at what is live.
+Invariant: `score` uses only the scorer passed to it; it never reads the live model.
 """
 
 import threading
@@ -28,7 +28,7 @@ from headrace.learners import Derived, Inputs, Learner, columns_of
 from headrace.serving.refusals import Refusal
 from headrace.serving.swap import Scores
 
-RESIDENT_MAX = 200_000  # candidate records held per view; at 256 B each 50 MB
+RESIDENT_MAX = 200_000  # candidate records kept in memory per view; at 256 B each 50 MB
 PROBE_ROWS = 100
 
 Key = int | str
@@ -36,10 +36,10 @@ Key = int | str
 
 @dataclass(frozen=True, slots=True)
 class RankingSpec:
-    """What is ranked for whom, and what the model reads of both.
+    """Declaration of a ranking: the learner, and the key columns of a request.
 
     Args:
-        learner: its views, and the declaration of its inputs.
+        learner: whose views and inputs are read.
         entity: key columns that a request gives once.
         candidate: key column that a request gives a list of.
 
@@ -68,9 +68,12 @@ class RankingSpec:
 
 @dataclass(frozen=True, slots=True)
 class ViewFound:
-    """Records of one view in one request: asked for, found, and the newest event's age in µs, or None.
+    """Records of one view in one request.
 
-    `ahead` of them hold an event at or after the request's time.
+    Attributes:
+        asked, found: records that were requested, and that exist.
+        age_us: age of their newest event in µs, None without one.
+        ahead: records with an event at or after the request's time.
     """
 
     asked: int
@@ -95,9 +98,9 @@ class Ranker:
 
     Args:
         spec: the declaration.
-        store: where the features are.
-        candidate_ttl_s: how long a candidate's record may be used again before it is fetched again, in seconds of wall
-            time; 0 = fetch always. Windows are read as of the request's time either way.
+        store: the online store that is read.
+        candidate_ttl_s: seconds of wall time for which a candidate's record is cached; 0: always fetched. Windows are
+            read as of the request's time either way.
     """
 
     def __init__(self, spec: RankingSpec, store: OnlineStore, *, candidate_ttl_s: float = 0.0) -> None:
@@ -106,11 +109,11 @@ class Ranker:
         self._reads = [_ViewRead.of(plan_of(view), spec, candidate_ttl_s) for view in spec.learner.views]
         self._text_keys = text_columns(map(plan_of, spec.learner.views))
         derived = [field for field in spec.learner.inputs.fields if isinstance(field, Derived)]
-        self._raw = {column for field in derived for column in field.columns}  # their functions want what was sent
+        self._raw = {column for field in derived for column in field.columns}  # read as sent, not as ids
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """View -> layout fingerprint: what a model must have been trained on."""
+        """View -> layout fingerprint; a model must be trained on the same."""
         return {read.plan.name: read.plan.fingerprint for read in self._reads}
 
     def read(
@@ -176,8 +179,8 @@ class Ranker:
             )
         for name, value in entity.items():
             _require_type([value], self._text_keys.get(name), f"entity.{name}", name)
-        wanted = self._text_keys.get(self.spec.candidate)
-        _require_type(candidates, wanted, "candidates", self.spec.candidate)
+        is_text = self._text_keys.get(self.spec.candidate)
+        _require_type(candidates, is_text, "candidates", self.spec.candidate)
         for name in self.spec.context:
             if name not in context:
                 raise Refusal(
@@ -191,9 +194,9 @@ class Ranker:
 
 @dataclass(frozen=True, slots=True)
 class KeyColumn:
-    """One key column of a request: what was sent, and its ids (n,) and texts as the store and the tables have them.
+    """One key column of a request: the values as sent, and their ids (n,) and texts for tables and store.
 
-    Hashed once a request: it is asked for by each view and each input.
+    Hashed once a request, and used by each view and each input.
     """
 
     values: NDArray[Any]
@@ -202,7 +205,7 @@ class KeyColumn:
 
     @classmethod
     def of(cls, sent: Sequence[Key], is_text: bool | None) -> Self:
-        """Keys of one type; `is_text` None takes it from the first."""
+        """Build from keys of one type; with `is_text` None the first key decides."""
         if isinstance(sent[0], str) if is_text is None else is_text:
             words = [str(value) for value in sent]
             return cls(np.asarray(words, dtype=object), *hashed_keys(words, is_text=True))
@@ -210,14 +213,14 @@ class KeyColumn:
         return cls(ids, ids, texts)
 
     def repeated(self, rows: int) -> pl.Series:
-        """The values as a series of `rows`: one value stands for all."""
+        """The values as a series of `rows`; a single value is repeated."""
         series = pl.Series(self.values.tolist())
         return series if len(series) == rows else series.new_from_index(0, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class _ViewRead:
-    """How one view is read for a request."""
+    """Plan of reading one view for a request."""
 
     plan: ViewPlan
     per_candidate: bool
@@ -226,7 +229,7 @@ class _ViewRead:
     @classmethod
     def of(cls, plan: ViewPlan, spec: RankingSpec, ttl_s: float) -> Self:
         per_candidate = spec.candidate in plan.entity
-        # Records keyed by entity and candidate together are seldom asked for twice.
+        # Records keyed by entity and candidate together are rarely read twice.
         resident = _Resident(ttl_s) if ttl_s > 0 and plan.entity == (spec.candidate,) else None
         return cls(plan, per_candidate, resident)
 
@@ -244,30 +247,30 @@ class _ViewRead:
 
 
 class _Resident:
-    """Packed records of one view, each used for at most `ttl_s` seconds before it is fetched again."""
+    """Cache of the packed records of one view, for `ttl_s` seconds each."""
 
     def __init__(self, ttl_s: float) -> None:
         self._ttl_s = ttl_s
-        self._held: dict[bytes, tuple[bytes | None, float]] = {}
+        self._entries: dict[bytes, tuple[bytes | None, float]] = {}
         self._lock = threading.Lock()
 
     def records(
         self, store: OnlineStore, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]
     ) -> list[bytes | None]:
         now_s = time.monotonic()
-        held = [self._held.get(text) for text in texts]
-        stale = [i for i, entry in enumerate(held) if entry is None or entry[1] < now_s]
-        out = [entry[0] if entry is not None else None for entry in held]
+        entries = [self._entries.get(text) for text in texts]
+        stale = [i for i, entry in enumerate(entries) if entry is None or entry[1] < now_s]
+        out = [entry[0] if entry is not None else None for entry in entries]
         if not stale:
             return out
         fetched = store.records(plan, ids[stale], [texts[i] for i in stale])
         with self._lock:
             for i, record in zip(stale, fetched, strict=True):
                 out[i] = record
-                self._held.pop(texts[i], None)  # so that the dict's order is that of fetching, oldest first
-                self._held[texts[i]] = (record, now_s + self._ttl_s)
-            while len(self._held) > RESIDENT_MAX:
-                del self._held[next(iter(self._held))]
+                self._entries.pop(texts[i], None)  # keeps the dict in order of fetching, oldest first
+                self._entries[texts[i]] = (record, now_s + self._ttl_s)
+            while len(self._entries) > RESIDENT_MAX:
+                del self._entries[next(iter(self._entries))]
         return out
 
 
@@ -287,9 +290,9 @@ def _column(values: Sequence[Any]) -> NDArray[Any]:
 
 
 def _found(answer: Answer) -> ViewFound:
-    found = int(answer.found.sum())
-    age_us = int(answer.age_us[answer.found].min()) if found else None
-    return ViewFound(len(answer.found), found, age_us, int(answer.ahead.sum()))
+    count = int(answer.found.sum())
+    age_us = int(answer.age_us[answer.found].min()) if count else None
+    return ViewFound(len(answer.found), count, age_us, int(answer.ahead.sum()))
 
 
 def _status(views: Sequence[ViewFound], entity_views: Sequence[ViewFound]) -> str:
@@ -301,10 +304,10 @@ def _status(views: Sequence[ViewFound], entity_views: Sequence[ViewFound]) -> st
 
 
 def _require_type(values: Sequence[Key], is_text: bool | None, field: str, name: str) -> None:
-    """Refuse keys that are not all text or all integers; `is_text` None takes what the first is."""
-    wanted = isinstance(values[0], str) if is_text is None else is_text
+    """Refuse keys that are not all text or all integers; with `is_text` None the first key decides."""
+    must_be_text = isinstance(values[0], str) if is_text is None else is_text
     for i, value in enumerate(values):
-        if isinstance(value, str) != wanted:
+        if isinstance(value, str) != must_be_text:
             where = field if len(values) == 1 and field != "candidates" else f"{field}[{i}]"
-            kind = "text" if wanted else "an integer"
+            kind = "text" if must_be_text else "an integer"
             raise Refusal(422, "invalid_request", f"{where} is {value!r}", f"{name} is {kind}: send it so", where)

@@ -1,4 +1,4 @@
-"""Every way a request can be answered with an error, as one table: our errors and pydantic's -> status and body."""
+"""Refusals: the error responses of the service, and the table from exceptions to them."""
 
 import difflib
 from collections.abc import Collection
@@ -13,14 +13,14 @@ from headrace.serving.messages import ErrorResponse
 
 RETRY_AFTER_S = 1
 STORE_AWAY = "the online store does not answer"
-"""What callers are told of a store that is away; its address is in the log alone."""
+"""Message to callers while the store is unreachable; its address is only logged."""
 
 log = structlog.get_logger(__name__)
 Ask = TypeVar("Ask", bound=BaseModel)
 
 
 class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
-    """A request that is answered with an error: status, a stable word, what was found, what to do, and which field."""
+    """An error response: status, a stable word, what is wrong, what to do, and which field."""
 
     def __init__(self, status: int, error: str, detail: str, fix: str, field: str | None = None) -> None:
         super().__init__(detail)
@@ -32,14 +32,14 @@ class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
         return orjson.dumps(self.body.model_dump())
 
     def headers(self) -> dict[str, str]:
-        """Headers beside the content type."""
+        """Headers besides the content type."""
         if self.status in {429, 503}:
             return {"retry-after": str(RETRY_AFTER_S)}
         return {"www-authenticate": "Bearer"} if self.status == 401 else {}
 
 
 def parse(model: type[Ask], body: bytes) -> Ask:
-    """`body` as `model`.
+    """Parse `body` as `model`.
 
     Raises:
         Refusal: 422 that names the first wrong field.
@@ -55,7 +55,7 @@ def parse(model: type[Ask], body: bytes) -> Ask:
 
 
 def path_of(loc: tuple[int | str, ...]) -> str:
-    """Where in the body a value stands, without the names of the union's branches.
+    """Path of a value in the body, without the names of union branches.
 
     >>> path_of(("candidates", 3, "constrained-int")), path_of(())
     ('candidates[3]', 'body')
@@ -72,7 +72,7 @@ def path_of(loc: tuple[int | str, ...]) -> str:
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """The name of `names` that `name` was probably meant to be.
+    """The closest of `names` to `name`.
 
     >>> nearest("accounts", ["account", "offer"])
     'account'
@@ -87,12 +87,12 @@ def too_large(body_bytes_max: int) -> Refusal:
 
 
 def no_model() -> Refusal:
-    """The refusal while nothing is live."""
+    """The refusal while no model is live."""
     return Refusal(503, "no_model", "no model is live in this replica yet", "publish one, or wait: see /readyz")
 
 
 def refusal_of(exc: Exception, route: str) -> Refusal:
-    """The answer to whatever `exc` a request ended with; what is not the caller's fault is logged."""
+    """The refusal for an exception that ended a request; faults of the service are logged."""
     match exc:
         case Refusal():
             return exc

@@ -1,4 +1,4 @@
-"""What a live view of one replica asks: how many requests, how fast, which swaps. Counters of Prometheus beside it."""
+"""The report of one replica: requests, latencies and swaps. Prometheus counters are kept beside it."""
 
 import threading
 from collections import Counter as Tally
@@ -25,7 +25,7 @@ IN_FLIGHT = Gauge("headrace_requests_in_flight", "Requests being answered.")
 
 
 class Report:
-    """Counts and latency samples of one process since its start. Safe to call from any thread."""
+    """Counts and latency samples of one process since its start. Thread-safe."""
 
     def __init__(self) -> None:
         self.started_us = wall_us()
@@ -37,7 +37,7 @@ class Report:
         self._count = 0
 
     def answered(self, route: str, status: int, seconds: float, *, model_version: int | None = None) -> None:
-        """Count one request; only those answered by a model become latency samples."""
+        """Count one request; with a model version it becomes a latency sample."""
         REQUESTS.labels(route=route, status=str(status)).inc()
         REQUEST_SECONDS.labels(route=route).observe(seconds)
         with self._lock:
@@ -55,9 +55,9 @@ class Report:
     def as_dict(self, swap: Swap) -> dict[str, object]:
         """The report as plain data for JSON."""
         with self._lock:
-            held = min(self._count, SAMPLES)
-            newest = (np.arange(self._count - min(held, SHOWN), self._count)) % SAMPLES
-            latency_ms, samples = self._latency_ms[:held].copy(), (self._at_us[newest], self._latency_ms[newest])
+            size = min(self._count, SAMPLES)
+            newest = (np.arange(self._count - min(size, SHOWN), self._count)) % SAMPLES
+            latency_ms, samples = self._latency_ms[:size].copy(), (self._at_us[newest], self._latency_ms[newest])
             statuses, ranked = dict(self._statuses), dict(self._ranked)
         live = swap.live
         return {

@@ -1,4 +1,4 @@
-"""Serve until told to stop: under Ray Serve, or under uvicorn in this process."""
+"""Serves until SIGTERM or SIGINT: under Ray Serve, or under uvicorn in this process."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from headrace.settings import Settings
 log = structlog.get_logger(__name__)
 
 Say = Callable[[str], object]
-"""Takes one line, once the application answers."""
+"""Called with one line of text once the application answers."""
 
 
 def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path, *, say: Say) -> None:
@@ -47,13 +47,13 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
     )
     with RayServe(options) as served:
         url = served.deploy(build_app(factory, num_replicas=settings.replicas))
-        _on_signals(stopping)  # again: Ray puts a handler of its own in place, which ends the process by SIGABRT
+        _on_signals(stopping)  # again: Ray installs a handler that ends the process by SIGABRT
         say(_up(url, f"Ray Serve, {settings.replicas} replica(s)", settings))
         stopping.wait()
 
 
 def _on_signals(stopping: threading.Event) -> None:
-    """Let SIGTERM and SIGINT set an event."""
+    """Set `stopping` on SIGTERM and SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
 

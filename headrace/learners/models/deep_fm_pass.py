@@ -1,7 +1,7 @@
-"""DeepFM's forward and backward pass by hand: equal to autograd through `DeepFMNet`, at a fraction of its fixed cost.
+"""DeepFM's forward and backward pass without autograd: equal to it, at a fraction of its fixed cost.
 
-Autograd builds and walks a graph of some forty operations, 1 ms whatever the batch's size; here the pass is two kernels
-and a dozen matrix products. The parameters are the module's own tensors, and so are their gradients.
+Autograd builds and traverses a graph of some forty operations, 1 ms for any batch size; this pass is two kernels and a
+dozen matrix products. It reads the module's parameters and writes their `.grad` in place.
 
     x (B, E * dim + N)  the vectors side by side, then the numbers       s (B, dim)  sum of an example's vectors
     logits = linear weights + numbers @ first_order + 1/2 sum(s^2 - sum of v^2) + mlp(x)
@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 
 
 class DeepFMPass:
-    """One module's pass; not thread-safe, for `backward` needs what `forward` kept.
+    """The pass of one module. Not thread-safe: `backward` uses state of `forward`; `score` is.
 
     Args:
         dim: length of a vector.
@@ -35,7 +35,7 @@ class DeepFMPass:
 
     @staticmethod
     def fits(mlp: nn.Sequential) -> bool:
-        """Whether `mlp` is of the layers that this pass knows."""
+        """Whether `mlp` has only the layers that this pass computes."""
         kinds = [type(layer) for layer in mlp]
         return kinds == [nn.Linear, nn.ReLU] * (len(kinds) // 2) + [ZeroHead]
 

@@ -9,29 +9,29 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.models.model import Fields, ZeroHead
+from headrace.learners.models.model import Fields, Model, ZeroHead
 from headrace.learners.tables.optimizers import Adam, Ftrl, Optimizer
 
 
 @dataclass(frozen=True, slots=True)
-class Logistic:
-    """Declaration; `sparse` may be `Adagrad` too."""
+class Logistic(Model):
+    """Declaration of a logistic regression.
+
+    Args:
+        sparse: steps the weights of ids; `Adagrad` is an alternative.
+        optimizer: steps the weights of numbers and the bias.
+    """
 
     sparse: Optimizer = field(default_factory=Ftrl)
     optimizer: Optimizer = field(default_factory=lambda: Adam(lr=5e-3))
 
     @property
     def dim(self) -> int:
-        """No vector: a linear weight alone."""
+        """0: an id has a linear weight and no vector."""
         return 0
 
-    @property
-    def attention(self) -> bool:
-        """Never."""
-        return False
-
     def build(self, spec: InputSpec) -> nn.Module:
-        """The module for inputs of `spec`."""
+        """Build the module for inputs of `spec`."""
         return LogisticNet(len(spec.numbers))
 
 

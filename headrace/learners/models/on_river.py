@@ -1,8 +1,8 @@
 """River models behind the predict and learn of `OnlineLearner`: baselines, one example at a time.
 
 An example becomes a dict: numbers by name, ids as "name=id": 1.0, bag ids as "name=id": 1 / (ids in the bag). About
-50 µs an example with a logistic regression on a dozen features; there is no snapshot of it, so it is measured, not
-served.
+50 µs an example with a logistic regression on a dozen features; there are no snapshots, so it is for comparison, not
+for serving.
 """
 
 from typing import Any, Protocol
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from headrace.errors import SchemaError
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import PAD, Inputs
-from headrace.learners.prequential import log_losses
+from headrace.learners.models.log_loss import log_losses
 
 
 class RiverClassifier(Protocol):
-    """What is used of a River classifier or pipeline."""
+    """The methods of a River classifier or pipeline that are used."""
 
     def predict_proba_one(self, x: dict[str, float]) -> dict[Any, float]:
         """Probability of each class."""

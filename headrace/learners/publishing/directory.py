@@ -1,10 +1,10 @@
-"""ModelDirectory: the published versions of one learner, and the notice that there is a new one.
+"""ModelDirectory: the published versions of one learner, and notices of new ones.
 
     <path>/v00000041/  v00000042/   .staged-.../       Redis stream: {name, version, path, created}
 
-The folder is the truth; a notice only says "look now". So a lost notice costs a poll's interval, and followers work
-without Redis. Versions grow by one and are never reused; a rollback is an old content under a new version. One writer
-a directory: a second one fails at the rename.
+The folder is authoritative; a notice only wakes followers. So a lost notice costs one poll interval, and followers work
+without Redis. Versions grow by one and are never reused; a rollback publishes old content as a new version. A directory
+has one writer: a second one fails at the rename.
 """
 
 import re
@@ -42,7 +42,7 @@ _NAME = re.compile(r"v(\d{8,})")
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A snapshot that is written and flushed, but not yet visible: look at it, then `publish` or `discard` it."""
+    """A snapshot that is written and flushed, but not visible: to be checked, then passed to `publish` or `discard`."""
 
     folder: Path
     snapshot: Snapshot
@@ -52,10 +52,10 @@ class ModelDirectory:
     """Versions of one learner's snapshots in a folder.
 
     Args:
-        path: the folder; made when it is not there.
-        redis_url: where notices go; None: followers poll the folder.
+        path: the folder; created if missing.
+        redis_url: Redis for notices; None: followers poll the folder.
         stream: name of the Redis stream.
-        keep: published versions that stay, the newest ones.
+        keep: number of newest versions that are kept.
 
     Raises:
         StoreError: `redis_url` does not say which Redis is meant.
@@ -72,19 +72,19 @@ class ModelDirectory:
 
     def versions(self) -> list[int]:
         """Published versions, ascending."""
-        found = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
-        return sorted(int(match[1]) for match in found if match)
+        matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
+        return sorted(int(match[1]) for match in matches if match)
 
     def latest(self) -> int | None:
         """The newest published version, None before the first."""
         return max(self.versions(), default=None)
 
     def folder(self, version: int) -> Path:
-        """Where `version` is, or would be."""
+        """Folder of `version`, whether it exists or not."""
         return self.path / f"v{version:08d}"
 
     def load(self, version: int, learner: type[Learner] | None = None) -> Snapshot:
-        """The snapshot `version`, verified.
+        """Load and verify the snapshot `version`.
 
         Raises:
             SnapshotError: it is not there, damaged, or of another learner.
@@ -94,7 +94,7 @@ class ModelDirectory:
         return Snapshot.load(self.folder(version), learner)
 
     def manifest(self, version: int) -> Manifest:
-        """The manifest of `version`; its other files are not read.
+        """Read the manifest of `version`, and none of its other files.
 
         Raises:
             SnapshotError: it is not there or damaged.
@@ -102,7 +102,7 @@ class ModelDirectory:
         return read_manifest(self.folder(version))
 
     def stage(self, snapshot: Snapshot) -> Staged:
-        """Write `snapshot` as the next version without publishing it; returns it as read back from disk and verified.
+        """Write `snapshot` as the next version without publishing it; returns it as read back and verified.
 
         Raises:
             SnapshotError: the directory belongs to another learner, or what was read back differs.
@@ -116,11 +116,11 @@ class ModelDirectory:
         return Staged(folder, Snapshot.load(folder))
 
     def discard(self, staged: Staged) -> None:
-        """Delete what was staged."""
+        """Delete a staged snapshot."""
         shutil.rmtree(staged.folder, ignore_errors=True)
 
     def publish(self, snapshot: Snapshot | Staged) -> int:
-        """Make it the newest version, drop versions beyond `keep`, send the notice; returns the version.
+        """Publish a snapshot as the newest version, delete versions beyond `keep`, send a notice; returns the version.
 
         Raises:
             SnapshotError: another writer published meanwhile, or the directory belongs to another learner.
@@ -140,7 +140,7 @@ class ModelDirectory:
         return version
 
     def rollback(self, version: int) -> int:
-        """Publish the content of `version` again, as a new version; returns that.
+        """Publish the content of `version` as a new version; returns the new version.
 
         Raises:
             SnapshotError: `version` is not there or damaged.
@@ -151,7 +151,7 @@ class ModelDirectory:
         )
 
     def follow(self, block_ms: int = 1_000, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
-        """Each time there is something newer, the newest version; looks at `stop` every `block_ms` milliseconds."""
+        """Yield the newest version each time there is a newer one; calls `stop` every `block_ms` milliseconds."""
         follower = Follower(self)
         while not stop():
             version = follower.poll(block_ms)
@@ -176,7 +176,7 @@ class ModelDirectory:
 
 
 class Follower:
-    """One reader's place in the sequence of versions. One thread at a time."""
+    """A reader's position in the sequence of versions. Not thread-safe."""
 
     def __init__(self, directory: ModelDirectory) -> None:
         self.seen = 0
@@ -186,7 +186,7 @@ class Follower:
         self._idle = threading.Event()
 
     def poll(self, block_ms: int = 0) -> int | None:
-        """The newest version if this did not return it before; waits for one up to `block_ms` milliseconds."""
+        """Return the newest version if it was not seen yet, waiting up to `block_ms` milliseconds; else None."""
         deadline = time.monotonic() + block_ms / 1_000
         while True:
             version = self._directory.latest()
@@ -199,22 +199,22 @@ class Follower:
             self.wait(left_s)
 
     def wait(self, timeout_s: float) -> None:
-        """Return at a notice or after `timeout_s` seconds; without Redis, or while it is away, in POLL_S at most."""
+        """Return at a notice or after `timeout_s` seconds; without a reachable Redis, after POLL_S at the latest."""
         if self._link is not None:
             try:
                 block_ms = max(int(min(timeout_s, 1.0) * 1_000), 1)
                 with self._link.errors("waiting for a notice"):
-                    found: Any = self._link.client.xread({self._directory.stream: self._last_id}, block=block_ms)
+                    notices: Any = self._link.client.xread({self._directory.stream: self._last_id}, block=block_ms)
             except StoreError as exc:
                 log.warning("model_stream_unreadable", reason=str(exc))
             else:
-                if found:
-                    self._last_id = found[0][1][-1][0]
+                if notices:
+                    self._last_id = notices[0][1][-1][0]
                 return
         self._idle.wait(min(timeout_s, POLL_S))
 
     def _newest_id(self) -> Any:
-        """Where to read notices from: an id, not "$", for what comes between two reads must not be lost."""
+        """Id of the newest notice. Reading from "$" would lose notices that arrive between two reads."""
         if self._link is None:
             return "0-0"
         try:

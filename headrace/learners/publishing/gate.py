@@ -1,8 +1,7 @@
-"""The gate: what must hold before a snapshot is published. Small checks, each with figures and, if it fails, a reason.
+"""The gate: checks before a snapshot is published. Each gives figures and, if it fails, a reason.
 
-The gate keeps a window of recent examples and lets the candidate and the live model score them. The candidate has
-learnt from them and the live one only from some, so the comparison is lenient to the candidate: it catches what
-broke, it does not rank models. A comparison with NaN fails.
+The candidate and the live model score a window of recent examples. The candidate has learnt from all of them and the
+live model from some, so the comparison favours the candidate: it detects breakage, it does not rank models. NaN fails.
 """
 
 from collections import deque
@@ -16,7 +15,6 @@ from prometheus_client import Counter
 
 from headrace.errors import GateRefusedError
 from headrace.learners.inputs import Inputs
-from headrace.learners.prequential import log_losses
 from headrace.learners.publishing.scorer import Scorer
 
 CHECKED = Counter("headrace_gate_checked_total", "Snapshots that went through the gate.", ["outcome"])
@@ -24,7 +22,7 @@ CHECKED = Counter("headrace_gate_checked_total", "Snapshots that went through th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recent:
-    """Labelled examples: labels (n,), and the log-rate (n,) of their sampling."""
+    """Labelled examples: labels (n,) or (n, L), and the log-rate (n,) of their sampling."""
 
     inputs: Inputs
     labels: NDArray[np.float32]
@@ -33,7 +31,11 @@ class Recent:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What a check may look at; scores (n,) are of `recent`, None where there is no recent example or no live model."""
+    """What a check may look at.
+
+    Attributes:
+        scores, live_scores: predictions (n,) or (n, K) for `recent`; None without recent examples, or a live model.
+    """
 
     candidate: Scorer
     live: Scorer | None
@@ -44,17 +46,17 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Figures of one check, and why it fails; no reason, no objection."""
+    """Figures of one check, and the reason if it fails."""
 
     figures: dict[str, float] = field(default_factory=dict)
     reason: str = ""
 
 
 class Check(Protocol):
-    """One thing that must hold."""
+    """One check."""
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Called once a candidate, in the trainer's thread."""
+        """Check one candidate. Called once a candidate, in the trainer's thread."""
         ...
 
 
@@ -94,7 +96,7 @@ class NormJump:
 
 @dataclass(frozen=True, slots=True)
 class NotWorse:
-    """On recent examples, log-loss is at most (1 + margin) times the live model's; told from `rows_min` examples up."""
+    """On recent examples, the model's loss is at most (1 + margin) times the live one's; needs `rows_min` examples."""
 
     margin: float = 0.05
     rows_min: int = 256
@@ -103,20 +105,23 @@ class NotWorse:
         """Compare; holds without a live model."""
         if evidence.recent is None or evidence.scores is None or len(evidence.recent.labels) < self.rows_min:
             return Finding()
-        loss = float(log_losses(evidence.scores, evidence.recent.labels).mean())
+        loss = evidence.candidate.learner.model.loss
+        mean = float(loss.values(evidence.scores, evidence.recent.labels).mean())
         if evidence.live_scores is None:
-            return Finding({"logloss": loss}, "" if np.isfinite(loss) else "log-loss is not finite")
-        live = float(log_losses(evidence.live_scores, evidence.recent.labels).mean())
-        fine = loss <= live * (1 + self.margin)
-        reason = (
-            "" if fine else f"log-loss {loss:.5g} against {live:.5g} of the live model, {self.margin:.1%} more allowed"
-        )
-        return Finding({"logloss": loss, "live_logloss": live}, reason)
+            return Finding({loss.name: mean}, "" if np.isfinite(mean) else f"{loss.name} is not finite")
+        live = float(loss.values(evidence.live_scores, evidence.recent.labels).mean())
+        # A loss may be below zero, as a log-density: the margin is of its size.
+        is_fine = mean <= live + abs(live) * self.margin
+        reason = f"{loss.name} {mean:.5g} against {live:.5g} of the live model, {self.margin:.1%} more allowed"
+        return Finding({loss.name: mean, f"live_{loss.name}": live}, "" if is_fine else reason)
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """On recent examples, sum of probabilities / sum of labels is in [low, high]; it takes `positives_min` to tell."""
+    """On recent examples, sum of probabilities / sum of labels is in [low, high], for each label.
+
+    Labels with fewer than `positives_min` positives are passed over, and so are losses that are not of probabilities.
+    """
 
     low: float = 0.5
     high: float = 2.0
@@ -124,16 +129,19 @@ class Calibration:
 
     def __call__(self, evidence: Evidence) -> Finding:
         """Look at the candidate alone."""
-        if evidence.recent is None or evidence.scores is None:
+        model = evidence.candidate.learner.model
+        if evidence.recent is None or evidence.scores is None or not model.loss.is_binary:
             return Finding()
-        positives = float(evidence.recent.labels.sum())
-        if positives < self.positives_min:
-            return Finding()
-        ratio = float(evidence.scores.sum(dtype=np.float64)) / positives
-        fine = self.low <= ratio <= self.high
-        return Finding(
-            {"calibration": ratio}, "" if fine else f"calibration {ratio:.3g}, [{self.low:g}, {self.high:g}] allowed"
-        )
+        rows = len(evidence.recent.labels)
+        positives = evidence.recent.labels.reshape(rows, -1).sum(axis=0)
+        predicted = evidence.scores.reshape(rows, -1).sum(axis=0, dtype=np.float64)
+        figures, reasons = {}, []
+        for k in np.flatnonzero(positives >= self.positives_min).tolist():
+            name = "calibration" if model.labels == 1 else f"calibration of label {k}"
+            figures[name] = ratio = float(predicted[k]) / float(positives[k])
+            if not self.low <= ratio <= self.high:
+                reasons.append(f"{name} {ratio:.3g}, [{self.low:g}, {self.high:g}] allowed")
+        return Finding(figures, "; ".join(reasons))
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,7 @@ class ProbeParity:
         candidate = evidence.candidate
         if candidate.probe is None or candidate.probe_scores is None:
             return Finding()
-        off = float(np.abs(candidate.score(candidate.probe) - candidate.probe_scores).max(initial=0.0))
+        off = float(np.abs(candidate.predict(candidate.probe) - candidate.probe_scores).max(initial=0.0))
         fine = off <= self.tolerance
         return Finding(
             {"probe_off": off}, "" if fine else f"probe scores differ by {off:.3g}, {self.tolerance:g} allowed"
@@ -159,7 +167,7 @@ CHECKS: tuple[Check, ...] = (Finite(), NormJump(), NotWorse(), Calibration(), Pr
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """May it be published? The reasons against it, and all figures."""
+    """The result of all checks: reasons against publishing, and all figures."""
 
     passed: bool
     reasons: tuple[str, ...]
@@ -171,7 +179,7 @@ class Gate:
     """Checks a candidate against the live model on recent examples.
 
     Args:
-        checks: all must hold.
+        checks: all must pass.
         window: recent examples kept, at most this many plus one micro-batch.
     """
 
@@ -203,8 +211,8 @@ class Gate:
         recent = recent or self.recent()
         scores = live_scores = None
         if recent is not None:
-            scores = candidate.score(recent.inputs, recent.log_rate)
-            live_scores = live.score(recent.inputs, recent.log_rate) if live is not None else None
+            scores = candidate.predict(recent.inputs, recent.log_rate)
+            live_scores = live.predict(recent.inputs, recent.log_rate) if live is not None else None
         evidence = Evidence(candidate, live, recent, scores, live_scores)
         findings = [check(evidence) for check in self.checks]
         reasons = tuple(finding.reason for finding in findings if finding.reason)

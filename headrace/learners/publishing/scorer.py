@@ -1,7 +1,6 @@
 """Scorer: one snapshot, frozen, for inference from any number of threads.
 
-Invariant: nothing in it changes after it was made, and it shares no memory with the learner it came from. An id
-without a row reads as zeros.
+Invariant: it is immutable, and shares no memory with the learner it came from. An id without a row reads as zeros.
 """
 
 from collections.abc import Mapping
@@ -13,24 +12,18 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 from headrace.features import IdMap
 from headrace.learners.inputs import Inputs
-from headrace.learners.learner import (
-    Learner,
-    build_module,
-    check_fingerprint,
-    intercept_of,
-    load_module,
-    offsets_of,
-    prefixed,
-    table_arrays,
-)
-from headrace.learners.network import Network, sigmoid
+from headrace.learners.learner import Learner
+from headrace.learners.models.loss import Floats, LogRate
+from headrace.learners.network import Network
+from headrace.learners.online import offsets_of
 from headrace.learners.publishing.snapshot import Manifest, Snapshot, probe_of
 from headrace.learners.standardizer import Standardizer
+from headrace.learners.state import build_module, intercept_of, load_module, prefixed, table_arrays
 from headrace.learners.tables.embedding import Lookup
 
 
 class FrozenTable:
-    """Rows by id, to be read only."""
+    """Read-only rows by id."""
 
     def __init__(self, ids: NDArray[np.int64], weights: NDArray[np.float32]) -> None:
         self._map = IdMap(len(ids))
@@ -50,12 +43,13 @@ class Scorer:
     """A frozen model.
 
     Args:
-        snapshot: as loaded; its arrays are copied where they are not already this snapshot's own.
+        snapshot: source of the arrays, which are copied.
         learner: the declaration it belongs to.
 
     Attributes:
         version, manifest: of the snapshot.
-        probe: a batch, and `probe_scores` (n,) what the learner gave it; None when the snapshot has none.
+        probe: a batch, None when the snapshot has none.
+        probe_scores: the learner's predictions (n,) or (n, K) for `probe`.
 
     Raises:
         SnapshotError: arrays are missing or have other shapes than the model's.
@@ -67,28 +61,37 @@ class Scorer:
         self.learner = learner
         self._module = build_module(learner)
         load_module(self._module, snapshot.arrays, learner.name)
-        self._intercept = intercept_of(snapshot.arrays, learner.name)
+        self._intercept = intercept_of(snapshot.arrays, learner)
         self._numbers = Standardizer(len(learner.inputs.numbers))
         self._numbers.load_state_dict(prefixed(snapshot.arrays, "numbers."))
         self._module.eval()
         self._module.requires_grad_(requires_grad=False)
         self.tables = {name: _frozen(snapshot.arrays, name, learner) for name in learner.inputs.tables}
-        model = learner.model
-        self._lookup = Lookup(learner.inputs, self.tables, model.dim + 1, attention=model.attention)
-        self._network = Network(self._module, self._lookup)
-        found = probe_of(snapshot.arrays, learner.inputs.fingerprint)
-        self.probe: Inputs | None = found[0] if found else None
-        self.probe_scores: NDArray[np.float32] | None = found[1] if found else None
+        self._lookup = Lookup(learner.inputs, self.tables, learner.model)
+        self._network = Network(learner.model, self._module, self._lookup)
+        probe = probe_of(snapshot.arrays, learner.inputs.fingerprint)
+        self.probe: Inputs | None = probe[0] if probe else None
+        self.probe_scores: Floats | None = probe[1] if probe else None
 
-    def score(self, inputs: Inputs, log_rate: float | NDArray[np.floating[Any]] = 0.0) -> NDArray[np.float32]:
-        """Probabilities (B,) of `inputs`; with `log_rate` at another sampling rate than the reference's.
+    def predict(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
+        """Predictions (B,), or (B, K) of a model of several outputs, as `OnlineLearner.predict` gives them.
 
         Raises:
             SchemaError: another spec assembled the inputs.
         """
-        check_fingerprint(self.learner, inputs)
-        logits = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
-        return sigmoid(logits + offsets_of(self._intercept, log_rate))
+        self.learner.check_inputs(inputs)
+        outputs = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
+        return self.learner.model.loss.predictions(outputs + offsets_of(self._intercept, log_rate))
+
+    def score(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
+        """Scores (B,) to rank by: the predictions of a model of one output, else what the model makes of them.
+
+        With `log_rate` at another sampling rate than the reference's.
+
+        Raises:
+            SchemaError: another spec assembled the inputs.
+        """
+        return self.learner.model.score(self.predict(inputs, log_rate))
 
     def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
         """Copies of the module's parameters by name; with `buffers` of all dense state: its buffers, statistics too."""
@@ -101,8 +104,8 @@ class Scorer:
 
 
 def _frozen(arrays: Mapping[str, NDArray[Any]], name: str, learner: type[Learner]) -> FrozenTable:
-    found = table_arrays(arrays, name, learner.name)
-    ids, weights = found["ids"], np.array(found["weights"], dtype=np.float32)
+    saved = table_arrays(arrays, name, learner.name)
+    ids, weights = saved["ids"], np.array(saved["weights"], dtype=np.float32)
     if weights.shape != (len(ids), learner.model.dim + 1):
-        raise SnapshotError(f"table {name}: weights {weights.shape}, wanted {(len(ids), learner.model.dim + 1)}")
+        raise SnapshotError(f"table {name}: weights {weights.shape}, expected {(len(ids), learner.model.dim + 1)}")
     return FrozenTable(np.array(ids, dtype=np.int64), weights)

@@ -1,17 +1,15 @@
 """Snapshot: one version of a learner on disk, whole or not at all.
 
     v00000042/
-      model.safetensors   dense.<name>, intercept, probe.inputs, probe.scores,
+      model.safetensors   dense.<name>, intercept (K,), probe.inputs, probe.scores,
                           table.<table>.ids (n,) ascending, table.<table>.weights (n, W)
       manifest.json       version, learner, fingerprints, offsets, metrics, sha256 of each file and of itself
 
 Invariant: a folder of this name holds exactly the bytes that were written, or `load` raises SnapshotError and says
 what differs. Files are written and fsynced in a temporary folder beside, then the folder is renamed. Nothing is
-pickled. The probe is a small batch with the scores that the learner gave it: whoever loads the snapshot can tell that
-it computes the same.
+pickled. The probe is a small batch with the learner's predictions for it, so that a reader can verify its own.
 
-With `with_optimizer` the arrays are all that training needs; that is the form of a checkpoint, not of a published
-version.
+With `with_optimizer` the arrays hold all state of training: a checkpoint rather than a published version.
 """
 
 import hashlib
@@ -33,7 +31,8 @@ from safetensors.numpy import save as save_tensors
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
-from headrace.learners.learner import Learner, OnlineLearner
+from headrace.learners.learner import Learner
+from headrace.learners.online import OnlineLearner
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -42,7 +41,7 @@ MODEL = "model.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a snapshot says about itself.
+    """Metadata of a snapshot.
 
     Attributes:
         learner: name of its declaration.
@@ -78,7 +77,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """A manifest and its arrays; `arrays` are read, never changed."""
+    """A manifest and its arrays, which are read-only."""
 
     manifest: Manifest
     arrays: Mapping[str, NDArray[Any]]
@@ -93,7 +92,7 @@ class Snapshot:
         probe: Inputs | None = None,
         with_optimizer: bool = False,
     ) -> "Snapshot":
-        """The learner as it is now, copied; with `probe`, its scores of that batch too."""
+        """Copy the state of a learner; with `probe`, also its predictions for that batch."""
         arrays = learner.state_dict(with_optimizer=with_optimizer)
         if probe is not None and len(probe):
             arrays["probe.inputs"] = np.frombuffer(probe.to_bytes(), dtype=np.uint8)
@@ -226,7 +225,7 @@ def move(partial: Path, folder: Path) -> None:
 
 
 def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inputs, NDArray[np.float32]] | None:
-    """The probe batch of a snapshot and the scores (n,) it must get, or None."""
+    """The probe batch of a snapshot and its predictions (n,) or (n, K); None without a probe."""
     if "probe.inputs" not in arrays:
         return None
     return Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint), np.asarray(

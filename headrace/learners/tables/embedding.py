@@ -1,8 +1,8 @@
-"""From inputs to the rows a model reads, and from its gradients back to the tables.
+"""Lookup of a batch: from inputs to the table rows that a model reads, and from its gradients back to the tables.
 
     ids (B, F) ---- rows ------------> embedded[:, :F]   (B, F, W) --+
     bag j (B, L) -- rows (R, L) mean -> embedded[:, F+j]  (B, W)   --+-> module -> logits -> loss -> grads -> tables
-                        +- elements (R, L, W), with attention  ------+
+                        +- elements (R, L, W), if the model reads them +
 
 Equal consecutive bags (the candidates of one request) are looked up and pooled once: R bags for B rows. In a step the
 gradients of all uses of an id are added up first, in the order of the batch; then each row takes one optimizer step.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import Inputs
-from headrace.learners.models.model import Fields
+from headrace.learners.models.model import Fields, Model
 from headrace.learners.tables import kernels
 from headrace.learners.tables.table import EmbeddingTable
 
@@ -46,7 +46,7 @@ class Table(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Uses:
-    """The ids of a batch and the rows they have now, -1 without one; see the module's head.
+    """The ids of a batch and their rows at one moment, -1 without one; see the module docstring.
 
     Attributes:
         ids, rows: (n,).
@@ -79,7 +79,7 @@ class Uses:
         return np.flatnonzero(changed)
 
     def take(self, examples: Ints) -> "Uses":
-        """Some examples, ascending; all bags stay."""
+        """Select examples, ascending; all bags are kept."""
         fields = len(self.starts) - 1 - len(self.lengths)
         cut = int(self.starts[fields])
 
@@ -97,27 +97,26 @@ class Uses:
 
 
 class Lookup:
-    """Reads the rows of batches from some tables.
+    """Reads the rows of batches from tables.
 
     Args:
         spec: the fields.
         tables: by name.
-        width: W of a row.
-        attention: look up the elements of bags that name a candidate, too.
+        model: its `dim` is the length of a row's vector; it says of which bags the elements are looked up too.
     """
 
-    def __init__(self, spec: InputSpec, tables: Mapping[str, Table], width: int, *, attention: bool) -> None:
+    def __init__(self, spec: InputSpec, tables: Mapping[str, Table], model: Model) -> None:
         self._tables = [tables[name] for name in spec.tables]
         self._fields = len(spec.categoricals)
-        places = {name: place for place, name in enumerate(spec.tables)}
-        named = [*(field.table for field in spec.categoricals), *(bag.table for bag in spec.bags)]
-        self._table_of = np.array([places[name] for name in named], np.int64)
-        self.width = width
+        number_of = {name: number for number, name in enumerate(spec.tables)}
+        names = [*(field.table for field in spec.categoricals), *(bag.table for bag in spec.bags)]
+        self._table_of = np.array([number_of[name] for name in names], np.int64)  # of each field and bag
+        self.width = model.dim + 1
         self.bags = len(spec.bags)
-        self._attended = [attention and bool(bag.candidate) for bag in spec.bags]
+        self._reads_elements = [model.reads_elements(bag) for bag in spec.bags]
 
     def find(self, inputs: Inputs) -> Uses:
-        """The ids of a batch and their rows. Changes nothing."""
+        """Look up the ids of a batch and their rows. Read-only."""
         examples, bags = len(inputs), [_distinct(bag) for bag in inputs.bags]
         sizes = [examples] * self._fields + [bag.size for bag, _ in bags]
         starts = np.zeros(len(sizes) + 1, np.int64)
@@ -131,8 +130,8 @@ class Lookup:
         lengths = np.array([bag.shape[1] for bag, _ in bags], np.int64)
         return Uses(ids, self._rows_of(ids, starts), starts, runs, lengths)
 
-    def again(self, uses: Uses) -> Uses:
-        """The same ids with the rows they have now."""
+    def refreshed(self, uses: Uses) -> Uses:
+        """Look up the ids of `uses` again: their rows may have changed."""
         return Uses(uses.ids, self._rows_of(uses.ids, uses.starts), uses.starts, uses.runs, uses.lengths)
 
     def gather(self, uses: Uses) -> Floats:
@@ -150,7 +149,7 @@ class Lookup:
         return Fields(
             torch.from_numpy(self.gather(uses)).requires_grad_(grad),
             torch.from_numpy(dense),
-            tuple(torch.from_numpy(part).requires_grad_(grad) for part in elements),
+            tuple(torch.from_numpy(rows).requires_grad_(grad) for rows in elements),
             tuple(torch.from_numpy(uses.bag_rows(bag) >= 0) for bag in range(len(uses.lengths))),
             tuple(torch.from_numpy(run) for run in uses.runs),
         )
@@ -162,8 +161,8 @@ class Lookup:
         return rows
 
     def _elements(self, uses: Uses, bag: int) -> Floats:
-        """Rows of a bag's elements (R, L, W); R = 0 where nobody attends."""
-        rows = uses.bag_rows(bag) if self._attended[bag] else np.empty((0, 0), np.int64)
+        """Rows of a bag's elements (R, L, W); R = 0 where the model does not read them."""
+        rows = uses.bag_rows(bag) if self._reads_elements[bag] else np.empty((0, 0), np.int64)
         out = np.empty((*rows.shape, self.width), np.float32)
         if out.size:
             kernels.gather_elements(self._tables[self._table_of[self._fields + bag]].weights, rows, out)
@@ -173,15 +172,15 @@ class Lookup:
 class TrainedLookup(Lookup):
     """A lookup that admits ids and takes gradients."""
 
-    def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], width: int, *, attention: bool) -> None:
-        super().__init__(spec, tables, width, attention=attention)
+    def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], model: Model) -> None:
+        super().__init__(spec, tables, model)
         self._trained = [tables[name] for name in spec.tables]
 
     def admit(self, uses: Uses, now_us: int, starts: Ints | None = None) -> Uses:
-        """Count the ids of a training batch, and give rows to those that have earned one; the batch with its new rows.
+        """Count the ids of a training batch and admit those with enough uses; returns the batch with its new rows.
 
-        An id that consecutive examples share is used once: a request's user beside ten candidates. `starts`
-        (requests + 1,) tells requests apart whose ids are equal; without it equal neighbours count as one request.
+        An id that consecutive examples share counts once, such as the user of ten candidates. `starts` (requests + 1,)
+        separates requests with equal ids; without it, equal neighbours count as one request.
         """
         if not self._trained:
             return uses
@@ -194,16 +193,16 @@ class TrainedLookup(Lookup):
         kernels.first_uses(
             uses.ids, uses.rows, uses.starts, self._table_of, begins, len(uses.lengths), is_first, lacking
         )
-        for place in np.flatnonzero(lacking).tolist():
-            segments = np.flatnonzero(self._table_of == place).tolist()
+        for number in np.flatnonzero(lacking).tolist():
+            segments = np.flatnonzero(self._table_of == number).tolist()
             ids, first = (
                 np.concatenate([array[uses.starts[s] : uses.starts[s + 1]] for s in segments])
                 for array in (uses.ids, is_first)
             )
-            self._trained[place].admit(ids[first], now_us)
+            self._trained[number].admit(ids[first], now_us)
         seen, counts = tuple(t.seen_us for t in self._trained), tuple(t.count for t in self._trained)
         kernels.touch(uses.rows, uses.starts, self._table_of, is_first, lacking, now_us, seen, counts)
-        return self.again(uses) if lacking.any() else uses
+        return self.refreshed(uses) if lacking.any() else uses
 
     def step(self, uses: Uses, grads: Floats, elements: Sequence[Floats], scale: float) -> None:
         """One optimizer step of every row in the batch.
@@ -211,25 +210,25 @@ class TrainedLookup(Lookup):
         Args:
             uses: of the batch.
             grads: (B, F + J, W) of the loss by `gather`.
-            elements: J x (R, L, W) of the loss by the bags' elements, empty where nobody attends.
+            elements: J x (R, L, W) of the loss by the bags' elements, empty where the model does not read them.
             scale: of all gradients.
         """
         if not self._trained:
             return
-        parts = tuple(elements) or (np.empty((0, 0, self.width), np.float32),)
+        element_grads = tuple(elements) or (np.empty((0, 0, self.width), np.float32),)
         slots = tuple(table.slots for table in self._trained)
         unique, bounds, totals = kernels.sum_gradients(
-            slots, self._table_of, uses.starts, uses.rows, uses.runs, uses.lengths, grads, parts, scale
+            slots, self._table_of, uses.starts, uses.rows, uses.runs, uses.lengths, grads, element_grads, scale
         )
-        for place, table in enumerate(self._trained):
-            part = slice(int(bounds[place]), int(bounds[place + 1]))
-            table.step(unique[part], totals[part])
+        for number, table in enumerate(self._trained):
+            segment = slice(int(bounds[number]), int(bounds[number + 1]))
+            table.step(unique[segment], totals[segment])
 
 
 def _distinct(bag: Ints) -> tuple[Ints, Ints]:
-    """A bag (B, L) without its consecutive repetitions, (R, L), and which of them each example has, (B,)."""
+    """The distinct consecutive rows (R, L) of a bag (B, L), and the number of each example's row, (B,)."""
     run = np.zeros(len(bag), np.int64)
-    if len(bag) and bag.strides[0] == 0:  # broadcast: recognised without a look
+    if len(bag) and bag.strides[0] == 0:  # broadcast: no comparison needed
         return bag[:1], run
     rows = np.ascontiguousarray(bag)
     count = kernels.runs(rows, run)

@@ -1,11 +1,10 @@
-"""Compiled parts of the learners: gather rows, pool bags, add up gradients, match a candidate with a list, rank.
+"""Compiled kernels of the learners: gather rows, pool bags, sum gradients, match a candidate with a list, rank.
 
 Arrays are C-contiguous. `rows` are int64 row numbers of a table, -1 where an id has no row: it reads as zeros and
 takes no gradient. W is the width of a row: a vector and, as its last element, a linear weight. Sums run in the order
 of the batch, in float64, so a step is a function of the batch alone.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -69,6 +68,7 @@ def _pool(table: Floats, rows: Ints, run: Ints, length: int, out: Floats) -> Non
     """`out` (B, W) = the mean of the bag's rows that are there; rows (R * L,), run (B,)."""
     width = out.shape[1]
     total = np.empty(width, np.float64)
+    # Equal consecutive bags are summed once: the mean is copied from the example before.
     for i in range(out.shape[0]):
         if i > 0 and run[i] == run[i - 1]:
             for j in range(width):
@@ -76,8 +76,8 @@ def _pool(table: Floats, rows: Ints, run: Ints, length: int, out: Floats) -> Non
             continue
         total[:] = 0.0
         present = 0
-        for at in range(run[i] * length, (run[i] + 1) * length):
-            row = rows[at]
+        for position in range(run[i] * length, (run[i] + 1) * length):
+            row = rows[position]
             if row >= 0:
                 present += 1
                 for j in range(width):
@@ -98,7 +98,7 @@ def gather_elements(weights: Floats, rows: Ints, out: Floats) -> None:
 
 @kernel
 def runs(bag: Ints, run: Ints) -> int:
-    """Number the runs of equal consecutive rows of `bag` (B, L) into `run` (B,); returns how many there are."""
+    """Number the runs of equal consecutive rows of `bag` (B, L) into `run` (B,); returns their count. O(B L)."""
     last = 0
     for i in range(bag.shape[0]):
         if i > 0:
@@ -121,16 +121,19 @@ def first_uses(
     is_first: Bools,
     lacking: Bools,
 ) -> None:
-    """Which ids (n,) count as a use, and which tables lack a row of one.
+    """Set `is_first` (n,) for ids that count as a use, and `lacking` (T,) for tables without a row for one of them.
 
-    An example's id equal to the one before it, in the same request (`begins` (B,) marks first examples), is no use.
+    An example's id that equals the one before it in the same request is no use; `begins` (B,) marks the first examples
+    of requests. Ids of bags always count.
     """
     lacking[:] = False
     for s in range(table_of.size):
-        for at in range(starts[s], starts[s + 1]):
-            is_repeated = s < table_of.size - bags and not begins[at - starts[s]] and ids[at] == ids[at - 1]
-            is_first[at] = not is_repeated
-            if rows[at] < 0 and ids[at] != PAD:
+        for position in range(starts[s], starts[s + 1]):
+            is_repeated = (
+                s < table_of.size - bags and not begins[position - starts[s]] and ids[position] == ids[position - 1]
+            )
+            is_first[position] = not is_repeated
+            if rows[position] < 0 and ids[position] != PAD:
                 lacking[table_of[s]] = True
 
 
@@ -138,21 +141,21 @@ def first_uses(
 def touch(
     rows: Ints, starts: Ints, table_of: Ints, is_first: Bools, skipped: Bools, now: int, seen: Tuple, counts: Tuple
 ) -> None:
-    """Note the uses of rows (n,) at `now`, but for the tables (T,) in `skipped`."""
+    """Count the uses of rows (n,) and set their last use to `now`; tables (T,) in `skipped` are left as they are."""
     for s in range(table_of.size):
         if skipped[table_of[s]]:
             continue
         last, count = seen[table_of[s]], counts[table_of[s]]
-        for at in range(starts[s], starts[s + 1]):
-            row = rows[at]
-            if row >= 0 and is_first[at]:
+        for position in range(starts[s], starts[s + 1]):
+            row = rows[position]
+            if row >= 0 and is_first[position]:
                 last[row] = max(last[row], now)
                 count[row] += 1
 
 
 @kernel
 def touch_rows(rows: Ints, now: int, seen: Ints, counts: Ints) -> None:
-    """Note one more use, at `now`, of each row of `rows` (n,)."""
+    """Count one use of each row of `rows` (n,), and set its last use to `now` or later."""
     for i in range(rows.size):
         if rows[i] >= 0:
             seen[rows[i]] = max(seen[rows[i]], now)
@@ -203,8 +206,8 @@ def sum_gradients(
 @kernel
 def _number_rows(rows: Ints, slot_of: Ints, count: int, unique: Ints) -> int:
     """Give each row that has no slot the next one, from `count` on; returns how many slots there are."""
-    for at in range(rows.size):
-        row = rows[at]
+    for position in range(rows.size):
+        row = rows[position]
         if row >= 0 and slot_of[row] < 0:
             slot_of[row] = count
             unique[count] = row
@@ -228,18 +231,19 @@ def _add_pooled(
     """Spread the gradients (B, S, W) of pooled bags over their elements; rows (R * L,), run (B,)."""
     width = out.shape[1]
     total = np.zeros(width)
+    # The gradients of all examples of one run are summed first, then spread once over its elements.
     for i in range(run.size):
         for j in range(width):
             total[j] += scale * grads[i, column, j]
         if i + 1 < run.size and run[i + 1] == run[i]:
             continue
         present = 0
-        for at in range(run[i] * length, (run[i] + 1) * length):
-            present += rows[at] >= 0
-        for at in range(run[i] * length, (run[i] + 1) * length):
-            if rows[at] >= 0:
+        for position in range(run[i] * length, (run[i] + 1) * length):
+            present += rows[position] >= 0
+        for position in range(run[i] * length, (run[i] + 1) * length):
+            if rows[position] >= 0:
                 for j in range(width):
-                    out[slot_of[rows[at]], j] += total[j] / present
+                    out[slot_of[rows[position]], j] += total[j] / present
         total[:] = 0.0
 
 
@@ -247,26 +251,15 @@ def _add_pooled(
 def _add_elements(rows: Ints, slot_of: Ints, grads: Floats, scale: float, out: Doubles) -> None:
     """Add `scale * grads` (R, L, W) of bag elements to their slots; rows (R * L,)."""
     flat = grads.reshape(-1, grads.shape[2])
-    for at in range(rows.size):
-        if rows[at] >= 0:
+    for position in range(rows.size):
+        if rows[position] >= 0:
             for j in range(out.shape[1]):
-                out[slot_of[rows[at]], j] += scale * flat[at, j]
-
-
-@kernel
-def log_loss(logits: Floats, labels: Floats, weights: Floats, grads: Floats) -> float:
-    """Mean weighted log-loss of logits (B,) against labels (B,) 0 or 1; `grads` (B,) receives its gradient."""
-    loss = 0.0
-    for i in range(logits.size):
-        z = np.float64(logits[i])
-        grads[i] = weights[i] * (1.0 / (1.0 + math.exp(-z)) - labels[i]) / logits.size
-        loss += weights[i] * (max(z, 0.0) - z * labels[i] + math.log1p(math.exp(-abs(z))))
-    return loss / max(logits.size, 1)
+                out[slot_of[rows[position]], j] += scale * flat[position, j]
 
 
 @kernel
 def match(candidates: Ints, values: Ints, lengths: Ints, kind: int, out: Floats) -> None:
-    """How the list row of each candidate holds it: kind 0 any (0/1), 1 count, 2 recency 1 / (1 + rank of the newest).
+    """Occurrences of each candidate in its list: kind 0 any (0/1), 1 count, 2 recency 1 / (1 + rank of the newest).
 
     `candidates` and `lengths` (B,) or (1,), `values` (B, N) or (1, N), newest first; `out` (B,). 1 ns an element. A
     missing candidate (PAD) matches nothing, not even a missing element.
@@ -277,19 +270,19 @@ def match(candidates: Ints, values: Ints, lengths: Ints, kind: int, out: Floats)
             out[i] = 0.0
             continue
         row = i if lengths.size > 1 else 0
-        found = 0
+        matches = 0
         first = -1
         for k in range(lengths[row]):
             if values[row, k] == wanted:
-                found += 1
+                matches += 1
                 if first < 0:
                     first = k
         if kind == 0:
-            out[i] = 1.0 if found else 0.0
+            out[i] = 1.0 if matches else 0.0
         elif kind == 1:
-            out[i] = found
+            out[i] = matches
         else:
-            out[i] = 1.0 / (1.0 + first) if found else 0.0
+            out[i] = 1.0 / (1.0 + first) if matches else 0.0
 
 
 @kernel

@@ -41,12 +41,12 @@ _SLACK = 64  # an eviction frees 1/64 of the budget, so that finding the oldest 
 
 @dataclass(frozen=True, slots=True)
 class TablePolicy:
-    """Which ids have a row.
+    """Rules by which ids get and lose their row.
 
     Args:
-        min_count: an id gets its row at this many uses in training.
-        rows_max: never more rows than this; the least recently seen go first.
-        expire_us: rows not seen for so long, in microseconds of event time, go at the next `expire`; None: never.
+        min_count: uses in training after which an id gets its row.
+        rows_max: most rows; the least recently seen are evicted.
+        expire_us: `expire` removes rows not seen for so long, in microseconds of event time; None: never.
         init_scale: new vectors are uniform in [-init_scale, init_scale).
     """
 
@@ -61,14 +61,14 @@ class TablePolicy:
 
 
 class EmbeddingTable:
-    """Rows of weights by id; see the module's head.
+    """Rows of weights by id; see the module docstring.
 
     Args:
-        name: of the table; part of what new rows hash.
+        name: of the table; new rows are initialised by a hash of it, the seed and the id.
         dim: length of a vector; 0 for a linear weight alone.
-        optimizer: steps the rows and owns their state.
-        policy: which ids have a row.
-        seed: other seeds give other first vectors.
+        optimizer: steps the rows and defines their state.
+        policy: rules of admission and removal.
+        seed: of the first vectors.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class EmbeddingTable:
         return sum(array.nbytes for array in (self.weights, self.state, self.seen_us, self.count, self._slots))
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row of each id, -1 without one; any shape, same shape back. Changes nothing."""
+        """Row of each id, -1 without one; any shape, and the result has it too. Read-only."""
         return self._map.get(np.ascontiguousarray(ids).reshape(-1)).reshape(ids.shape)
 
     def admit(self, ids: NDArray[np.int64], now_us: int) -> None:
-        """Count one use of each of `ids` (n,) at `now_us`, give rows to those that earned one, evict beyond the budget.
+        """Count one use of each of `ids` (n,) at `now_us`, add rows at `min_count` uses, and evict over the budget.
 
-        `now_us` is the event time of the batch in microseconds. PAD is ignored; duplicates count each.
+        `now_us` is the event time of the batch in microseconds. PAD is ignored; each duplicate counts.
         """
         rows = self._map.get(ids)
         fresh = ids[(rows < 0) & (ids != PAD)]
@@ -126,7 +126,7 @@ class EmbeddingTable:
         return int(old.size)
 
     def take_removed(self) -> NDArray[np.int64]:
-        """Ids removed since the last call, in order of removal; of more than `rows_max`, the last ones."""
+        """Ids removed since the last call, in order of removal; at most the last `rows_max`."""
         removed = np.concatenate([np.empty(0, dtype=np.int64), *self._removed])
         self._removed = []
         return removed
@@ -137,7 +137,7 @@ class EmbeddingTable:
 
     @property
     def slots(self) -> NDArray[np.int64]:
-        """(rows,) scratch of a step, -1 between steps."""
+        """(rows,) scratch space of a step, -1 between steps."""
         return self._slots
 
     @property
@@ -158,14 +158,14 @@ class EmbeddingTable:
         return arrays
 
     def load(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Become what `export` gave; without optimizer arrays their state starts anew.
+        """Load what `export` returned; without optimizer arrays, their state is initialised.
 
         Raises:
             SnapshotError: shapes do not fit this table.
         """
         ids, weights = np.asarray(arrays["ids"], dtype=np.int64), np.asarray(arrays["weights"], dtype=np.float32)
         if weights.shape != (ids.size, self.width):
-            raise SnapshotError(f"table {self.name}: weights {weights.shape}, wanted {(ids.size, self.width)}")
+            raise SnapshotError(f"table {self.name}: weights {weights.shape}, expected {(ids.size, self.width)}")
         capacity = max(_FIRST_ROWS, ids.size)
         self._map = IdMap(capacity)
         rows, _ = self._map.get_or_add(ids)
@@ -197,10 +197,10 @@ class EmbeddingTable:
         self.count[rows] = 0
 
     def _grow(self, capacity: int) -> None:
-        held = len(self.weights)
+        size = len(self.weights)
         weights, state, seen_us, count = self.weights, self.state, self.seen_us, self.count
         self._allocate(capacity)
-        self.weights[:held], self.state[:held], self.seen_us[:held], self.count[:held] = weights, state, seen_us, count
+        self.weights[:size], self.state[:size], self.seen_us[:size], self.count[:size] = weights, state, seen_us, count
 
     def _evict(self, excess: int) -> None:
         ids, rows = self._map.items()
@@ -216,13 +216,13 @@ class EmbeddingTable:
 
 
 class _Waiting:
-    """Uses of ids that have no row yet: sorted ids with counts; a merge a batch."""
+    """Use counts of ids without a row: arrays sorted by id, merged once a batch."""
 
     def __init__(self) -> None:
         self.load(*(np.empty(0, dtype=np.int64) for _ in range(3)))
 
     def load(self, ids: NDArray[np.generic], uses: NDArray[np.generic], seen_us: NDArray[np.generic]) -> None:
-        self._ids, self._uses, self._seen_us = (np.array(part, dtype=np.int64) for part in (ids, uses, seen_us))
+        self._ids, self._uses, self._seen_us = (np.array(array, dtype=np.int64) for array in (ids, uses, seen_us))
 
     def export(self) -> dict[str, NDArray[np.int64]]:
         return {"ids": self._ids, "uses": self._uses, "seen_us": self._seen_us}
@@ -230,16 +230,16 @@ class _Waiting:
     def count(
         self, ids: NDArray[np.int64], uses: NDArray[np.int64], now_us: int, min_count: int, ids_max: int
     ) -> NDArray[np.int64]:
-        """Add `uses` of the distinct, sorted `ids`; give back, and forget, those that reached `min_count`."""
-        at = np.searchsorted(self._ids, ids)
+        """Add `uses` of the distinct, sorted `ids`; return, and drop, those that reached `min_count`."""
+        positions = np.searchsorted(self._ids, ids)
         known = np.zeros(ids.size, dtype=bool)
-        inside = at < self._ids.size
-        known[inside] = self._ids[at[inside]] == ids[inside]
-        self._uses[at[known]] += uses[known]
-        self._seen_us[at[known]] = now_us
-        self._ids = np.insert(self._ids, at[~known], ids[~known])
-        self._uses = np.insert(self._uses, at[~known], uses[~known])
-        self._seen_us = np.insert(self._seen_us, at[~known], now_us)
+        inside = positions < self._ids.size
+        known[inside] = self._ids[positions[inside]] == ids[inside]
+        self._uses[positions[known]] += uses[known]
+        self._seen_us[positions[known]] = now_us
+        self._ids = np.insert(self._ids, positions[~known], ids[~known])
+        self._uses = np.insert(self._uses, positions[~known], uses[~known])
+        self._seen_us = np.insert(self._seen_us, positions[~known], now_us)
         earned = self._ids[self._uses >= min_count]
         self._keep(self._uses < min_count)
         if self._ids.size > ids_max:

@@ -1,0 +1,120 @@
+"""What the outputs of a model mean, and how a step learns from labels.
+
+B batch   K outputs   L labels of an example   (an array of one column is (B,), not (B, 1))
+
+    outputs (B, K) --predictions--> predictions (B, K)      what is returned, served, evaluated
+    outputs, labels (B, L) --gradients--> d loss / d outputs (B, K), which the learner sends back through the module
+
+`headrace.learners.models.log_loss.LogLoss` is the default. Any other loss is a subclass of `TorchLoss` that writes two
+torch functions.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+LogRate = float | NDArray[np.floating[Any]]
+
+
+class Loss(Protocol):
+    """A model's loss. Stateless: one object may serve several learners and threads."""
+
+    @property
+    def name(self) -> str:
+        """Key of its figures, such as `logloss`."""
+        ...
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether labels are 0 or 1 and predictions their probabilities, so that AUC and log-rates have a meaning."""
+        ...
+
+    @property
+    def label_values(self) -> str:
+        """The allowed labels in words, for error messages."""
+        ...
+
+    def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which labels, of any shape, an example can have; same shape back."""
+        ...
+
+    def predictions(self, outputs: Floats) -> Floats:
+        """Predictions (B, K) of the model's outputs (B, K)."""
+        ...
+
+    def values(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Doubles:
+        """Loss (B,) of each example, from predictions (B, K) and labels (B, L). Used to evaluate."""
+        ...
+
+    def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
+        """Mean over B of the weighted losses, and its gradient (B, K) by the outputs. Used to learn."""
+        ...
+
+    def base(self, labels: Floats, weights: Floats, log_rate: LogRate) -> NDArray[Any]:
+        """Constant outputs (K,) or (1,) that fit a first batch: where the intercept starts. Zeros: no intercept."""
+        ...
+
+    def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
+        """Shift (K,) of the intercept after a batch, and the information (K,) that the batch adds to `information`."""
+        ...
+
+
+class TorchLoss:
+    """Base of losses that are written with torch; gradients are autograd's.
+
+    A subclass defines `losses`, `link` where predictions are not the outputs themselves, and which labels it takes. It
+    has no intercept, unless it overrides `base`, which is then kept; the module's own biases follow the labels.
+    """
+
+    name = "loss"
+    is_binary = False
+    label_values = "a finite number"
+
+    def link(self, outputs: Tensor) -> Tensor:
+        """Predictions (B, K) of outputs (B, K)."""
+        return outputs
+
+    def losses(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Loss (B,) of each example, from predictions (B, K) and labels (B, L)."""
+        raise NotImplementedError
+
+    def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """Finite numbers."""
+        finite: NDArray[np.bool_] = np.isfinite(labels)
+        return finite
+
+    def predictions(self, outputs: Floats) -> Floats:
+        """Predictions (B, K) by `link`."""
+        with torch.inference_mode():
+            linked: Floats = self.link(torch.from_numpy(outputs)).numpy()
+        return linked
+
+    def values(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Doubles:
+        """Loss (B,) of each example by `losses`, in float64."""
+        with torch.inference_mode():
+            losses = self.losses(torch.tensor(predictions, dtype=torch.float64), torch.tensor(labels).double())
+        return np.asarray(losses.numpy())
+
+    def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
+        """Weighted mean of the losses, and its gradient by the outputs, in float64 inside."""
+        leaf = torch.from_numpy(outputs).double().requires_grad_()
+        losses = self.losses(self.link(leaf), torch.from_numpy(labels).double())
+        mean = (losses * torch.from_numpy(weights)).sum() / max(len(outputs), 1)
+        mean.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        assert leaf.grad is not None
+        return float(mean.detach()), leaf.grad.float().numpy()
+
+    def base(self, labels: Floats, weights: Floats, log_rate: LogRate) -> NDArray[Any]:
+        """Zeros: no intercept."""
+        del labels, weights, log_rate
+        return np.zeros(1)
+
+    def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
+        """No shift; the batch's weight counts as information, so that `base` is asked once."""
+        del outputs, labels
+        return np.zeros_like(information), np.full_like(information, float(weights.sum()))

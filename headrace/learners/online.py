@@ -1,0 +1,298 @@
+"""OnlineLearner: predicts and then learns, one micro-batch at a time.
+
+Invariant: the state is a plain dict of arrays, and weights are a function of the declaration, the seed and the
+sequence of batches: a learner that loads the state of another goes on to bitwise equal weights (on CPU, with the same
+number of torch threads).
+
+Outputs. The model's outputs are its module's plus an intercept, which starts at the level of the first batch's labels
+and follows it (`headrace.learners.intercept`): a base rate that changes is followed within some thousand examples,
+where the optimizer's steps of the module would take millions. The model's loss turns outputs into predictions.
+
+Log-rates. Examples of several samplings train one model. An example whose negatives were kept at odds r times the
+reference's has log_rate = -log r: the loss reads sigmoid(logit + log_rate), so `logit` stays the log-odds at the
+reference rate, and that is what `predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events
+Data", Political Analysis 9, section 4.1.
+
+Numbers reach the module standardised by the rows before them (`headrace.learners.standardizer`).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.errors import SchemaError, SnapshotError
+from headrace.learners.inputs import Inputs
+from headrace.learners.intercept import Intercept
+from headrace.learners.learner import Learner
+from headrace.learners.models.loss import Floats, LogRate
+from headrace.learners.network import Network
+from headrace.learners.standardizer import Standardizer
+from headrace.learners.state import (
+    Arrays,
+    FlatParameters,
+    build_module,
+    intercept_of,
+    load_module,
+    prefixed,
+    table_arrays,
+)
+from headrace.learners.tables.embedding import TrainedLookup, Uses
+from headrace.learners.tables.table import EmbeddingTable
+
+
+class OnlineLearner:
+    """Predicts, then learns. Not thread-safe.
+
+    Args:
+        learner: the declaration.
+        seed: of all first weights.
+        threads: set for all of torch in this process; bitwise equality holds between runs with the same number.
+    """
+
+    def __init__(self, learner: type[Learner], seed: int = 0, *, threads: int = 1) -> None:
+        torch.set_num_threads(threads)
+        self.learner = learner
+        self.spec = learner.inputs
+        self.steps = 0
+        self.now_us = 0
+        model = learner.model
+        self.tables = {
+            name: EmbeddingTable(name, model.dim, model.sparse, learner.tables.get(name), seed=seed)
+            for name in self.spec.tables
+        }
+        self._lookup = TrainedLookup(self.spec, self.tables, model)
+        self._module = build_module(learner, seed)
+        self._parameters = FlatParameters(self._module)
+        self._network = Network(model, self._module, self._lookup)
+        self._numbers = Standardizer(len(self.spec.numbers))
+        self._loss = model.loss
+        self._intercept = Intercept(self._loss, model.outputs)
+        self._rng = torch.Generator().manual_seed(seed).get_state()
+        self._dense_state = model.optimizer.initial_state(self._parameters.weights.shape[1])[None]
+
+    def predict(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
+        """Predictions (B,), or (B, K) of several outputs, before learning from `inputs`; changes nothing.
+
+        With `log_rate`, a number, (B,) or (B, K), at an example's own rate in place of the reference's.
+
+        Raises:
+            SchemaError: another spec assembled the inputs.
+        """
+        self.learner.check_inputs(inputs)
+        outputs = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
+        return self._loss.predictions(outputs + offsets_of(self._intercept.value, log_rate))
+
+    def learn(
+        self,
+        inputs: Inputs,
+        labels: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+        log_rate: LogRate = 0.0,
+        event_time_us: int | NDArray[np.int64] | None = None,
+        starts: NDArray[np.int64] | None = None,
+    ) -> float:
+        """One step on B examples; returns the mean of their weighted losses, before the step.
+
+        Args:
+            inputs: B examples.
+            labels: (B,), or (B, L) for a model of several labels; 0 or 1 with log-loss.
+            weights: (B,) importance of each example, finite and not negative; the gradient is the sum of weighted ones
+                over B.
+            log_rate: log-odds offset of the examples' sampling, finite: a number or (B,); for a model of several
+                outputs 0 or (B, K); 0 where the loss is not of probabilities.
+            event_time_us: of the examples, in microseconds; the newest is when their ids were last seen.
+            starts: (requests + 1,) first row of each request, and B. An id counts as used once a request; without it,
+                once a run of equal neighbours.
+
+        Raises:
+            SchemaError: another spec assembled the inputs, labels, weights or log-rates are of another shape, or one of
+                them is out of range. Nothing was learned then.
+        """
+        return self._step(inputs, _Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=False)[
+            1
+        ]
+
+    def predict_and_learn(
+        self,
+        inputs: Inputs,
+        labels: NDArray[Any],
+        weights: NDArray[Any] | None = None,
+        log_rate: LogRate = 0.0,
+        event_time_us: int | NDArray[np.int64] | None = None,
+        starts: NDArray[np.int64] | None = None,
+    ) -> tuple[Floats, float]:
+        """What `predict` gives for B examples, with their log-rates, and what `learn` gives, in that order.
+
+        Faster than the two calls where the model has a pass without autograd: the step's forward pass is that of the
+        prediction, but for examples with an id that gets its row in this batch.
+
+        Raises:
+            SchemaError: as `learn`.
+        """
+        return self._step(inputs, _Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=True)
+
+    def _step(
+        self,
+        inputs: Inputs,
+        targets: "_Targets",
+        event_time_us: int | NDArray[np.int64] | None,
+        starts: NDArray[np.int64] | None,
+        *,
+        wants_predictions: bool,
+    ) -> tuple[Floats, float]:
+        """Check everything, then change state in a fixed order: intercept, rows, module, tables, intercept, numbers."""
+        self.learner.check_inputs(inputs)
+        targets.check(self.learner, len(inputs))
+        if len(inputs) == 0:
+            return self._loss.predictions(np.empty(targets.shape_of(self.learner.model.outputs, 0), np.float32)), 0.0
+        self._tick(event_time_us)
+        y, weight = targets.arrays(len(inputs))
+        before = offsets_of(self._intercept.value, targets.log_rate)
+        if not self._intercept.is_started:
+            self._intercept.start(y, weight, targets.log_rate)
+        offsets = offsets_of(self._intercept.value, targets.log_rate)
+        numbers = self._numbers.transform(inputs.dense)
+        known = self._lookup.find(inputs)
+        uses = self._lookup.admit(known, self.now_us, starts)
+        predictions, outputs = self._forward(known, uses, numbers, before if wants_predictions else None)
+        z = outputs + offsets
+        loss, grads = self._loss.gradients(z, y, weight)
+        by_row, by_element = self._network.backward(grads)
+        self._parameters.step(self.learner.model.optimizer, self._dense_state)
+        # Of the summed loss: what an id learns from one example must not depend on how many others share the batch.
+        self._lookup.step(uses, by_row, by_element, float(len(inputs)))
+        self._intercept.step(z, y, weight)
+        self._numbers.observe(inputs.dense)
+        self.steps += 1
+        return predictions, loss
+
+    def _forward(
+        self, known: Uses, uses: Uses, numbers: Floats, offsets: NDArray[np.float32] | None
+    ) -> tuple[Floats, Floats]:
+        """Predictions before the batch, if `offsets` are given, and the outputs that the step learns from.
+
+        `known` are the rows before ids of the batch were admitted, `uses` those after. With autograd the prediction is
+        a pass of its own, in eval mode; by hand the outputs serve both, but for examples whose rows are new.
+        """
+        predictions = np.empty(0, np.float32)
+        by_hand = self._network.is_by_hand
+        if offsets is not None and not by_hand:
+            predictions = self._loss.predictions(self._network.score(known, numbers) + offsets)
+        self._parameters.zero_grads()
+        with nullcontext() if by_hand else self._own_rng():
+            outputs = self._network.forward(uses, numbers)
+        if offsets is not None and by_hand:
+            predictions = self._loss.predictions(self._network.rescored(outputs, known, uses, numbers) + offsets)
+        return predictions, outputs
+
+    def expire(self) -> int:
+        """Remove the rows that have expired by their tables' policies; returns how many."""
+        return sum(table.expire(self.now_us) for table in self.tables.values())
+
+    def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
+        """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer what learning needs."""
+        arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
+        arrays["intercept"] = self._intercept.value.copy()
+        arrays |= {f"numbers.{name}": array for name, array in self._numbers.state_dict().items()}
+        for name, table in self.tables.items():
+            exported = table.export(with_optimizer=with_optimizer)
+            arrays |= {f"table.{name}.{key}": array for key, array in exported.items()}
+        if with_optimizer:
+            arrays["optimizer.dense"] = self._dense_state.copy()
+            arrays["rng"] = self._rng.numpy().copy()
+            arrays["intercept_information"] = self._intercept.information.copy()
+            arrays["progress"] = np.array([self.steps, self.now_us], dtype=np.int64)
+        return arrays
+
+    def load_state_dict(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Load what `state_dict` returned; without optimizer arrays, their state is initialised.
+
+        Raises:
+            SnapshotError: the arrays are not those of this learner.
+        """
+        load_module(self._module, arrays, self.learner.name)
+        self._intercept.load(intercept_of(arrays, self.learner), arrays.get("intercept_information"))
+        self._numbers.load_state_dict(prefixed(arrays, "numbers."))
+        for name, table in self.tables.items():
+            table.load(table_arrays(arrays, name, self.learner.name))
+        if "optimizer.dense" in arrays:
+            if arrays["optimizer.dense"].shape != self._dense_state.shape:
+                raise SnapshotError(f"learner {self.learner.name}: dense optimizer state of another optimizer")
+            self._dense_state[:] = arrays["optimizer.dense"]
+            self._rng = torch.from_numpy(np.array(arrays["rng"]))
+            self.steps, self.now_us = (int(value) for value in arrays["progress"])
+
+    @contextmanager
+    def _own_rng(self) -> Iterator[None]:
+        """Use the learner's own state of torch's generator, which dropout draws from; the global state is restored."""
+        outer = torch.get_rng_state()
+        torch.set_rng_state(self._rng)
+        try:
+            yield
+        finally:
+            self._rng = torch.get_rng_state()
+            torch.set_rng_state(outer)
+
+    def _tick(self, event_time_us: int | NDArray[np.int64] | None) -> None:
+        # Without times, batches still follow one another: eviction needs an order.
+        newest = self.now_us + 1 if event_time_us is None else int(np.max(event_time_us))
+        self.now_us = max(self.now_us, newest)
+
+
+def offsets_of(intercept: NDArray[np.float32], log_rate: LogRate) -> NDArray[np.float32]:
+    """What is added to outputs (B, K): the intercept (K,) and the log-rate, a number, (B,) or (B, K)."""
+    rate = np.asarray(log_rate, dtype=np.float32)
+    return intercept + (rate if intercept.size == 1 or rate.ndim != 1 else rate[:, None])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Targets:
+    """What a batch is learned towards: labels (B, L), weights (B,) or None, and log-rates."""
+
+    labels: NDArray[Any]
+    weights: NDArray[Any] | None
+    log_rate: LogRate
+
+    @staticmethod
+    def shape_of(columns: int, rows: int) -> tuple[int, ...]:
+        """Shape of an array of `columns` labels or outputs an example."""
+        return (rows,) if columns == 1 else (rows, columns)
+
+    def arrays(self, rows: int) -> tuple[Floats, Floats]:
+        """Labels (B, L) and weights (B,), float32 and contiguous."""
+        weights = np.ones(rows, np.float32) if self.weights is None else self.weights
+        return np.ascontiguousarray(self.labels, dtype=np.float32), np.ascontiguousarray(weights, dtype=np.float32)
+
+    def check(self, learner: type[Learner], rows: int) -> None:
+        """Refuse what would make weights wrong for ever.
+
+        Raises:
+            SchemaError: an array has another shape than the model's, or a value that no example can have.
+        """
+        model, loss = learner.model, learner.model.loss
+        shapes = (("labels", self.labels, model.labels), ("weights", self.weights, 1))
+        for name, array, columns in shapes:
+            if array is not None and array.shape != (shape := self.shape_of(columns, rows)):
+                raise SchemaError(f"learner {learner.name} · {name} {array.shape}: wanted {shape}")
+        rate = np.asarray(self.log_rate)
+        checks: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
+            ("labels", self.labels, loss.is_allowed(self.labels), loss.label_values),
+            ("log_rate", rate, np.isfinite(rate), "a finite number"),
+        ]
+        if not loss.is_binary:
+            checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
+        elif model.outputs > 1 and rate.shape != (rows, model.outputs):
+            checks.append(("log_rate", rate, rate == 0, f"0, or one for each output: ({rows}, {model.outputs})"))
+        if self.weights is not None:
+            allowed = np.isfinite(self.weights) & (self.weights >= 0)
+            checks.append(("weights", self.weights, allowed, "a finite number of at least 0"))
+        for name, values, allowed, meaning in checks:
+            if not allowed.all():
+                raise SchemaError(
+                    f"learner {learner.name} · {name}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}"
+                )

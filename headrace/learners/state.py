@@ -1,0 +1,100 @@
+"""The arrays of a learner's state, and a torch module's part of them.
+
+dense.<name>              the module's parameters and buffers
+intercept                 (K,)
+numbers.<name>            statistics of the numbers
+table.<table>.<array>     ids (n,), weights (n, W), and with the optimizer what training needs
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.errors import SnapshotError
+from headrace.learners.learner import Learner
+from headrace.learners.tables.optimizers import Optimizer
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def build_module(learner: type[Learner], seed: int = 0) -> torch.nn.Module:
+    """Build the learner's module with first weights by `seed`; torch's global generator keeps its state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return learner.model.build(learner.inputs)
+
+
+def load_module(module: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], name: str) -> None:
+    """Copy the `dense.*` arrays into `module`.
+
+    Raises:
+        SnapshotError: names or shapes differ.
+    """
+    saved = prefixed(arrays, "dense.")
+    present = module.state_dict()
+    shapes = {key: array.shape for key, array in saved.items()}
+    if shapes != {key: tuple(value.shape) for key, value in present.items()}:
+        differing = sorted(
+            key for key in {*shapes, *present} if shapes.get(key) != getattr(present.get(key), "shape", None)
+        )
+        raise SnapshotError(f"learner {name}: dense arrays differ from the model's: {', '.join(differing)}")
+    with torch.no_grad():
+        for key, value in present.items():
+            value.copy_(torch.from_numpy(np.array(saved[key])))
+
+
+def intercept_of(arrays: Mapping[str, NDArray[Any]], learner: type[Learner]) -> NDArray[np.float32]:
+    """A copy of the intercept (K,).
+
+    Raises:
+        SnapshotError: there is none, or it is of another number of outputs.
+    """
+    shape = (learner.model.outputs,)
+    if "intercept" not in arrays or arrays["intercept"].shape != shape:
+        raise SnapshotError(f"learner {learner.name}: no intercept of shape {shape}")
+    return np.array(arrays["intercept"], dtype=np.float32)
+
+
+def table_arrays(arrays: Mapping[str, NDArray[Any]], table: str, learner: str) -> Arrays:
+    """Select the arrays of one table, without their prefix.
+
+    Raises:
+        SnapshotError: there are none.
+    """
+    table_state = prefixed(arrays, f"table.{table}.")
+    if not {"ids", "weights"} <= set(table_state):
+        raise SnapshotError(f"learner {learner}: no arrays of table {table!r}")
+    return table_state
+
+
+def prefixed(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
+    """Select the arrays whose names begin with `prefix`, and strip it."""
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+
+
+class FlatParameters:
+    """A module's parameters as views of one row (1, P), their gradients of another: a step is one optimizer call."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        parameters = list(module.parameters())
+        self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        self._grads = torch.zeros_like(self._flat)
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            parameter.data = self._flat[start:end].view_as(parameter)
+            parameter.grad = self._grads[start:end].view_as(parameter)
+            start = end
+        self.weights: NDArray[np.float32] = self._flat.numpy()[None]
+        self._row = np.zeros(1, dtype=np.int64)
+
+    def zero_grads(self) -> None:
+        """Set all gradients to zero, in place."""
+        self._grads.zero_()
+
+    def step(self, optimizer: Optimizer, state: NDArray[np.float32]) -> None:
+        """One optimizer step of the row; `state` (1, S) is the optimizer's."""
+        optimizer.step(self.weights, state, self._row, self._grads.numpy()[None].astype(np.float64))
