@@ -1,4 +1,4 @@
-"""What could not be used is kept: source, place, reason and the bytes themselves.
+"""Payloads and rows that could not be used, kept with source, offset, reason and the original bytes.
 
 Files are JSON lines, one file a process, so that many processes write into one folder without a lock. Whoever finds
 what is bad counts it with `count_letters`, once, however many places it is written to.
@@ -219,7 +219,7 @@ class FileDeadLetters:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush, and let go of the file; a later write starts a new one."""
+        """Flush and close the file; a later write starts a new one."""
         if self._file is not None:
             self.flush()
             self._file.close()
