@@ -91,10 +91,10 @@ class Letters(Sequence[DeadLetter]):
     ) -> Self:
         """Letters of one partition: offsets and payloads (n,), reasons and details (n,) or one for all."""
         given = {"source": source, "partition": partition, "reason": reasons, "detail": details, "payload": payloads}
-        frame = pl.DataFrame({"offset": offsets}).with_columns(
-            pl.lit(value).alias(name) for name, value in (given | {"arrival_us": arrival_us}).items()
-        )
-        return cls(frame.select(pl.col(name).cast(dtype) for name, dtype in _SCHEMA.items()))
+        columns = {name: pl.lit(value) for name, value in (given | {"arrival_us": arrival_us}).items()}
+        columns["offset"] = pl.col("offset")
+        frame = pl.DataFrame({"offset": offsets})
+        return cls(frame.select(columns[name].cast(dtype).alias(name) for name, dtype in _SCHEMA.items()))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
