@@ -1,4 +1,4 @@
-"""Arrow tables as frames, also where Polars lacks a type: zones that are offsets, and columns nobody asks for.
+"""Arrow tables as Polars frames, including time zones given as offsets and unused columns of types Polars lacks.
 
 Polars knows zones by name only: it refuses, or panics at, a column of timestamp[us, tz=+05:30], read or not. Such
 columns become UTC, which is the same moments; a column of a type that it lacks altogether is an error where it is asked
@@ -14,7 +14,7 @@ import pyarrow as pa
 from headrace.errors import SchemaError
 
 _DIGITS_MAX = 38
-"""Decimal digits that Polars has room for."""
+"""Digits of the widest Polars decimal."""
 
 
 def is_plain(schema: pa.Schema) -> bool:

@@ -1,4 +1,4 @@
-"""Frames from files and messages, made to fit a declaration without losing anything.
+"""Lossless casts of frames from files and messages to the declared columns.
 
 Types are compared column by column: one that cannot become the declared type is an error of the whole frame. Values are
 compared row by row: one that would change in the cast, or lies outside the declared type, makes its row a bad one.
@@ -126,7 +126,7 @@ class _Fitter:
     def _fit(
         self, values: pl.Expr, dtype: Any, wanted: FieldType, path: str
     ) -> tuple[pl.Expr, list[tuple[str, pl.Expr]]]:
-        """(The fitted values, [(what is lost, a Boolean expression that tells where)])."""
+        """(The fitted values, [(what is lost, a Boolean expression for where)])."""
         if dtype == wanted.polars():
             return values, []
         if wanted.kind == "struct" and isinstance(dtype, pl.Struct):

@@ -1,4 +1,4 @@
-"""What could not be used is kept: source, place, reason and the bytes themselves.
+"""Payloads and rows that could not be used, kept with source, offset, reason and the original bytes.
 
 Files are JSON lines, one file a process, so that many processes write into one folder without a lock. Whoever finds
 what is bad counts it with `count_letters`, once, however many places it is written to.
@@ -91,10 +91,10 @@ class Letters(Sequence[DeadLetter]):
     ) -> Self:
         """Letters of one partition: offsets and payloads (n,), reasons and details (n,) or one for all."""
         given = {"source": source, "partition": partition, "reason": reasons, "detail": details, "payload": payloads}
-        frame = pl.DataFrame({"offset": offsets}).with_columns(
-            pl.lit(value).alias(name) for name, value in (given | {"arrival_us": arrival_us}).items()
-        )
-        return cls(frame.select(pl.col(name).cast(dtype) for name, dtype in _SCHEMA.items()))
+        columns = {name: pl.lit(value) for name, value in (given | {"arrival_us": arrival_us}).items()}
+        columns["offset"] = pl.col("offset")
+        frame = pl.DataFrame({"offset": offsets})
+        return cls(frame.select(columns[name].cast(dtype).alias(name) for name, dtype in _SCHEMA.items()))
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -219,7 +219,7 @@ class FileDeadLetters:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush, and let go of the file; a later write starts a new one."""
+        """Flush and close the file; a later write starts a new one."""
         if self._file is not None:
             self.flush()
             self._file.close()

@@ -151,7 +151,7 @@ def _sample_value(dtype: pl.DataType) -> Any:
 
 
 def refuse_unknown(what: str, arguments: Iterable[str], known: Sequence[str]) -> None:
-    """Return if there are no arguments beside the known ones; `what` names the class.
+    """Refuse class arguments other than the known ones; `what` names the class.
 
     Raises:
         DeclarationError: there is one; names the nearest known argument.

@@ -1,7 +1,7 @@
-"""What one declared field is: the tree that Avro, Arrow and Polars types and the quality rules are made from.
+"""Types of declared fields, as trees from which Avro, Arrow and Polars types and quality rules are derived.
 
 A `FieldType` is a leaf (int, float, bool, text, bytes, time), a list of one item type, or a struct of named fields.
-Whatever has no exact columnar twin is refused here, with the class, the field and what to write instead.
+A type without an exact columnar equivalent is refused here, with class, field and what to write instead.
 """
 
 import enum
@@ -110,7 +110,7 @@ class FieldType:
 
     @property
     def required(self) -> bool:
-        """Must every event carry a value?"""
+        """Whether every event must carry a value."""
         return not self.nullable and self.default is PydanticUndefined
 
     def polars(self) -> pl.DataType:

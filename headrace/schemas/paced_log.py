@@ -53,7 +53,7 @@ class PacedLog:
                 self._timer.start()
 
     def flush(self) -> None:
-        """Log what waits."""
+        """Log all pending counts now."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()

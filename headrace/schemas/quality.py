@@ -89,7 +89,7 @@ class Quality:
     def check(self, frame: pl.DataFrame, now_us: int) -> Checked:
         """Part the good rows from the bad; `now_us` is the clock that the future is measured from.
 
-        A row that breaks several rules is told by the first, in the order of the declaration.
+        A row that breaks several rules is reported with the first of them, in the order of the declaration.
         """
         latest_us = now_us + self._future_us
         ahead = pl.col(self._time).dt.timestamp("us") > latest_us

@@ -85,7 +85,9 @@ class ArrowCodec:
         if twice:
             raise ValueError(f"the column {min(twice)} occurs twice")
         if not wanted:
-            return pa.table({name: pa.nulls(0) for name in schema.names[:20]})  # whose names `conform` can tell
+            return pa.table(
+                {name: pa.nulls(0) for name in schema.names[:20]}
+            )  # for the error of `conform`, which lists the names
         source = pa.BufferReader(payload)
         with pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(included_fields=wanted)) as stream:
             table = stream.read_all()

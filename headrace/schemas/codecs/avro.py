@@ -1,7 +1,7 @@
 """Avro: one datum a payload, plain or in the Confluent wire format, decoded a batch at a time.
 
-A batch is joined, walked once by a compiled kernel and comes out as columns; no Python object an event. Every payload
-is read inside its own bounds, so a bad one costs itself only.
+The payloads of a batch are joined and decoded by one kernel call into columns, without a Python object per event. Each
+payload is read within its own bounds, so a bad one affects no other.
 """
 
 import time
@@ -149,8 +149,8 @@ class AvroCodec:
             return []
         slots = from_frame(self._program, conform(frame, self._spec))
         # Every number in a slot is written as at most one varint, and every list ends with one more byte.
-        room = (_VARINT_BYTES_MAX + 1) * len(slots.out) + len(slots.data) + len(self._head) * frame.height
-        out = np.empty(room, np.uint8)
+        size_max = (_VARINT_BYTES_MAX + 1) * len(slots.out) + len(slots.data) + len(self._head) * frame.height
+        out = np.empty(size_max, np.uint8)
         bounds = np.empty(frame.height + 1, np.int64)
         nests = np.empty((NESTS_MAX, 3), np.int64)
         head = np.frombuffer(self._head, np.uint8)

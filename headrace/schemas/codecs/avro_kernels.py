@@ -2,7 +2,7 @@
 # Kernels are flat loops over many arrays, and numba compiles `==` chains to jumps but `in` to a tuple search.
 # mypy: disable-error-code="assignment,return-value,no-any-return"
 # NumPy scalars and Python ints are one type to numba.
-"""Avro's binary encoding, walked by a program over many datums at once.
+"""Kernels that decode a batch of Avro datums into slots, and encode slots as datums, by the program of the event.
 
 Source: Avro 1.12 specification, "Binary Encoding". A datum is read inside its own payload's bounds and must use all of
 them, so a truncated or overlong payload can never borrow from, or shift, its neighbour. A bad datum takes back what it
@@ -275,8 +275,8 @@ def decode_datums(
     """Add datums `first`.. to the slots; payload i is `data[bounds[i] + skip : bounds[i + 1]]`.
 
     `status` int64 (n,): a payload whose status is not GOOD on entry is passed over; on exit it is what was wrong plus
-    STATUS_MAX times the op. Returns the number of payloads, or the one that the slots had no room for, with the slots
-    as before it.
+    STATUS_MAX times the op. Returns the number of payloads, or the index of the one that exceeded the slots'
+    capacity, with the slots as before it.
     """
     counts, before = slots.counts, scratch.before
     for i in range(first, len(status)):
@@ -320,7 +320,7 @@ def encode_datums(
 ) -> int:
     """Write `head` and one datum a row to `out`; `bounds` (n + 1,) gets their ends. Returns the size.
 
-    Below a null the slots hold placeholders: they are walked, so that the cursors move on, and then overwritten.
+    Below a null the slots hold placeholders: they are encoded, so that the cursors advance, and then overwritten.
     """
     at = 0
     for row in range(len(bounds) - 1):

@@ -2,7 +2,7 @@
 # Kernels are flat loops over many arrays.
 # mypy: disable-error-code="assignment,return-value,no-any-return"
 # NumPy scalars and Python ints are one type to numba.
-"""Passing over Avro values that the event does not have: any type, maps, wide unions and recursive records included.
+"""Avro's binary primitives, and a skipper for values of any type that the event does not declare.
 
 A schema is a table of nodes, `nodes` int64 (n, 4); a node refers to others by number, so a record may contain itself.
 
@@ -65,7 +65,7 @@ class SkipTable:
         return len(self._nodes) - 1
 
     def link(self, node: int, links: list[int]) -> None:
-        """Say what a node consists of."""
+        """Set the nodes that a node consists of."""
         self._links[node] = links
 
     def _least_bytes(self, node: int) -> int:
@@ -113,7 +113,7 @@ def read_block(data: Bytes, at: int, end: int, least: int) -> tuple[int, int]:
     """The item count that opens a block of an array: (count, position after it), or (status, -1).
 
     `least` is how many bytes an item takes at least, 1 or more: a count that the payload cannot hold is refused before
-    anybody makes room for it.
+    memory is reserved for it.
     """
     items, at = read_varint(data, at, end)
     if at < 0:

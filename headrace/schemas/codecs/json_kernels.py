@@ -2,11 +2,12 @@
 # Kernels are flat loops over many arrays, and numba compiles `==` chains to jumps but `in` to a tuple search.
 # mypy: disable-error-code="assignment,return-value,no-any-return"
 # NumPy scalars and Python ints are one type to numba.
-"""JSON objects, walked by a program over many payloads at once.
+"""Kernels that decode a batch of JSON objects into slots, by the program of the event.
 
-Names may come in any order; names that are not declared are passed over, after a check that their values are JSON; a
-declared name that occurs twice in one object makes the payload bad. A bad payload takes back what it had added to the
-slots. Without recursion, because numba cannot cache that. Cost: about 2 ns a byte.
+Names may come in any order. Undeclared names are skipped once their values are known to be JSON; a declared name that
+occurs twice in one object makes the payload bad. A bad payload resets the counts of all slots to where they were before
+it, so slots hold good payloads only. Open objects and arrays are kept in an explicit stack: numba cannot cache
+recursive functions. Cost: about 2 ns a byte, in one pass; a bad payload may take a second one to tell what is wrong.
 """
 
 from typing import NamedTuple

@@ -2,7 +2,7 @@
 # Kernels are flat loops over many arrays, and numba compiles `==` chains to jumps but `in` to a tuple search.
 # mypy: disable-error-code="assignment,return-value,no-any-return"
 # NumPy scalars and Python ints are one type to numba.
-"""What JSON is written with: space, strings, numbers, names, and the times and bytes that strings hold.
+"""Tokens of JSON: white space, strings, numbers, names, and the times and bytes that strings hold.
 
 Source: RFC 8259, strictly: what `json.loads` refuses is refused, and so are NaN and lone surrogates. Numbers whose
 double needs more than 2**53 and ten to the 22nd are left to the caller as text (Clinger 1990: below that, one
@@ -56,7 +56,7 @@ def skip_space(data: Bytes, at: int, end: int) -> int:
 
 @part
 def is_word(data: Bytes, at: int, end: int, word: int) -> bool:
-    """Do the four bytes at `at` spell `word`, read as a little-endian number?"""
+    """Whether the four bytes at `at` are `word`, a little-endian number."""
     if end - at < 4 or data[at] != word & 0xFF:
         return False
     return (
@@ -225,7 +225,7 @@ def read_name(data: Bytes, at: int, end: int) -> tuple[int, int, bool]:
 def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
     """The integer `data[at:end]`, known to be well-formed: (value, does it fit 64 bits)."""
     negative = data[at] == 0x2D
-    value = 0  # counted downwards, where the range is one wider
+    value = 0  # accumulated below zero, where the range of int64 is one wider
     for i in range(at + 1 if negative else at, end):
         digit = np.int64(data[i]) - 0x30
         if value < _TENTH_OF_MIN or (value == _TENTH_OF_MIN and digit > 8):
@@ -382,7 +382,7 @@ def read_time(data: Bytes, at: int, end: int) -> tuple[int, bool]:
 
 @lean_kernel
 def is_base64(data: Bytes, at: int, end: int) -> bool:
-    r"""Is the string `data[at:end]` padded base64? Only `\/` may be escaped."""
+    r"""Whether the string `data[at:end]` is padded base64; only `\/` may be escaped in it."""
     letters = 0
     padding = 0
     i = at

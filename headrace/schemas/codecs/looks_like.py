@@ -1,4 +1,4 @@
-"""What a payload that a codec cannot read looks like: another codec's bytes, a file, something compressed.
+"""Guesses at what an undecodable payload is: another codec's bytes, a file, compressed data.
 
 Formats are known by their first bytes. Protobuf has none, and a plain Avro datum has none.
 """
@@ -65,7 +65,7 @@ def _is_like_json(payload: bytes) -> bool:
 
 
 def with_hints(bad: Rejects[One], payloads: Sequence[bytes], codec: str, spec: EventSpec) -> Rejects[One]:
-    """Say in the details of undecodable payloads what they look like; `codec` is the one that refused them."""
+    """Add to the details of undecodable payloads what they look like; `codec` is the one that refused them."""
     if not len(bad):
         return bad
     # Most payloads of a storm have no telling first byte, so only the others are looked at one by one.

@@ -120,7 +120,7 @@ class SchemaRegistry:
             raise ServiceError(f"{described}, which holds no id; check HEADRACE_REGISTRY_URL") from exc
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._client.close()
 
     def _describe(self, answer: httpx.Response) -> str:

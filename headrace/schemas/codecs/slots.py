@@ -1,6 +1,6 @@
-"""The slots of a batch: int64 arrays that kernels fill and Arrow columns are made from, and the way back.
+"""Slots of a batch: int64 arrays that decode kernels fill, and their conversion to and from Arrow columns.
 
-Rows are never copied one by one: integers, floats and times become columns as they lie, text is gathered once.
+No row is copied on its own: slots of integers, floats and times are the column buffers, and text is gathered once.
 """
 
 import itertools
@@ -165,7 +165,7 @@ def gather(
 
 
 def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
-    """The slots of a frame that `conform` has passed, for an encoder to walk.
+    """Slots for an encoder, from a frame that `conform` returned.
 
     Raises:
         SchemaError: a column that is never null holds null.

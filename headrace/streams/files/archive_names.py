@@ -1,4 +1,4 @@
-"""Names in an archive, which say what is in a file: how the archiver writes them and how readers take them apart.
+"""File names of an archive, which state the offsets a file holds: how they are written and parsed.
 
     <folder>/<topic>/offsets.json                                           what is committed: partition -> next offset
     <folder>/<topic>/2024-05-01/<partition>.<first>-<next offset>.parquet
@@ -26,7 +26,7 @@ def archive_name(partition: str, first: int, next_offset: int) -> str:
 
 
 def named_rows(topic: str, name: str) -> tuple[str, int, int] | None:
-    """(partition, first, next offset) that a file's name tells; None: the archiver names none so.
+    """(partition, first, next offset) from a file's name; None if the archiver writes no such name.
 
     >>> named_rows("clicks", archive_name("clicks/2", 100, 250))
     ('clicks/2', 100, 250)

@@ -49,7 +49,7 @@ def _batches(path: Path, wanted: Wanted) -> Iterator[pl.DataFrame]:
 
 
 def _check_end(opened: pa.OSFile) -> None:
-    """See that a stream that was read ends where its file does, with its mark: readers take the bytes' end for it, too.
+    """Check that the stream ends with its end mark and with the file; readers also accept a stream without the mark.
 
     Raises:
         DecodeError: the file was cut off, or has more behind the stream.

@@ -254,7 +254,7 @@ def _not_empty(files: list[EventFile], path: str) -> list[EventFile]:
 
 
 def _is_there(filesystem: Any, path: str) -> bool:
-    """Whether there is anything; a server that refuses to tell is no answer.
+    """Whether the path exists; a server that refuses access raises.
 
     Raises:
         OSError: the refusal, which fsspec's HTTP calls a missing file.

@@ -1,4 +1,4 @@
-"""Where a reader stands in a file of lines, as one number that says what it has read.
+"""Positions in a file of lines: one number with the line and a hash of all lines before it.
 
     position = number of the line << 32 | hash of all lines before it (32 bits)
 

@@ -85,10 +85,10 @@ def _after(block: LineBlock, positions: NDArray[np.int64], skipped: int) -> Line
 
 
 def _require_same(file: EventFile, position: int, positions: NDArray[np.int64], first: int) -> None:
-    """Return if the position is that of its line in the file as it is now.
+    """Check that a position still matches its line in the file.
 
     Raises:
-        SourceError: the lines before it are others.
+        SourceError: the lines before it have changed.
     """
     line = line_of(position)
     if positions[line - first] != position:

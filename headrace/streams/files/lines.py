@@ -74,7 +74,7 @@ def is_blank(line: bytes) -> bool:
 
 
 def without_blank(lines: list[bytes]) -> tuple[list[bytes], list[int] | None]:
-    """The lines that are not blank, and their indexes; None: all are."""
+    """The lines that are not blank, and their indexes; None if no line is blank."""
     kept = [line for line in lines if line.strip()]
     if len(kept) == len(lines):
         return lines, None

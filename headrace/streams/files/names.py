@@ -202,10 +202,10 @@ def _still_holds(file: EventFile, positions: Collection[int]) -> bool:
 
 
 def _look_at_others(file: EventFile, partition: str, others: Sequence[_Name]) -> None:
-    """Say that files were read that may have been this one, and hold something else.
+    """Log files that were read before under this name with other content, or refuse this one.
 
     Raises:
-        SourceError: one had its very path, and rows that cannot be told from those of now.
+        SourceError: one had the same path, and its rows cannot be distinguished from those in the file now.
     """
     for name in others:
         if name.path != file.name:

@@ -75,10 +75,10 @@ def fill_columns(frame: pl.DataFrame, columns: Mapping[str, pl.Series], spec: Ev
 
 
 def refuse_others(frame: pl.DataFrame, columns: Mapping[str, pl.Series]) -> None:
-    """Return if the frame, of the declared types, has no other values than the folders say.
+    """Check that the frame, of the declared types, agrees with the values of the folders.
 
     Raises:
-        SchemaError: it has one.
+        SchemaError: a row has another value.
     """
     for name, value in columns.items():
         differs = frame[name].ne_missing(value.new_from_index(0, frame.height))

@@ -113,7 +113,7 @@ def iter_events(file: EventFile, event: type[Event], rows: int) -> Iterator[pl.D
 
 
 def rows_of(file: EventFile) -> int | None:
-    """How many rows a file says that it has; None where only reading tells.
+    """Row count from a file's metadata; None where the format has none.
 
     Raises:
         SourceError: the file is damaged.
@@ -208,10 +208,10 @@ def is_in_order(file: EventFile, column: str) -> bool:
 
 
 def format_of(file: EventFile) -> Format:
-    """The format that a file's suffix tells.
+    """Format of a file, by its suffix.
 
     Raises:
-        SourceError: it tells none, or the file is compressed and its format has a compression of its own.
+        SourceError: the suffix is unknown, or the file is compressed and its format has a compression of its own.
     """
     if file.suffix not in FORMATS:
         raise SourceError(
@@ -254,7 +254,7 @@ def reading(file: EventFile) -> Iterator[None]:
 
 def _fitted(file: EventFile, event: type[Event], rows: pl.DataFrame, given: dict[str, pl.Series]) -> pl.DataFrame:
     if rows.is_empty():
-        rows = pl.DataFrame(schema=dict.fromkeys(rows.columns, pl.Null))  # a file of no rows may tell no types
+        rows = pl.DataFrame(schema=dict.fromkeys(rows.columns, pl.Null))  # a file without rows may lack types
     spec = spec_of(event)
     try:
         fitted = conform(fill_columns(rows, given, spec), spec)

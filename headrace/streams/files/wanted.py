@@ -9,7 +9,7 @@ from headrace.schemas.event import EventSpec
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a reader wants of a file.
+    """Columns that a reader takes from a file.
 
     `types`: column -> Polars type, under every name that a column may have. `fields`: names of each column, the present
     one first, and whether the file must have it; None: every column is read. `time_format` is the strptime format of
