@@ -1,6 +1,6 @@
-"""What a read returns: one column a feature, numeric, ready for a model; and the same as a frame.
+"""What a read returns: one numeric column a feature, ready for a model, which also converts to a frame.
 
-Nothing is hidden: `found` tells which entities have a record, `age_us` how old its newest event is, `ahead` where that
+`found` marks the entities that have a record, `age_us` how old its newest event is, `ahead` where that
 event is not before the moment of the read, `empty` which integer values stand for "none".
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headrace.features.state.lists.update import copy_lists
 from headrace.features.state.rings.update import EMPTY
-from headrace.kernels.text_pool import POOL
+from headrace.kernels.texts import POOL
 
 NEVER = EMPTY
 """Newest event time of a record without events."""
@@ -90,8 +90,10 @@ class Answer:
         """A frame of n rows, columns named prefix + feature name; texts resolved, times as UTC, null where no value."""
         return pl.DataFrame(
             [
-                column_series(prefix + found.name, found.dtype, self.columns[found.name], self.empty.get(found.name))
-                for found in self.features
+                column_series(
+                    prefix + feature.name, feature.dtype, self.columns[feature.name], self.empty.get(feature.name)
+                )
+                for feature in self.features
             ]
         )
 

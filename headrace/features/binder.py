@@ -27,7 +27,7 @@ from headrace.features.state.lists.update import FLOAT, INT, TEXT
 from headrace.features.state.lists.update import TIME as TIME_KIND
 from headrace.features.state.rings.cells import ONE, TAKES_BITS, TIME, WIDTH
 from headrace.features.state.rings.group import RingGroup
-from headrace.features.state.seen_kernels import KEEP_MAX as SEEN_MAX
+from headrace.features.state.seen import KEEP_MAX as SEEN_MAX
 from headrace.features.state.tallies.group import ENTRIES_MAX, KEEP_MAX, KEEP_MIN, TallyGroup
 from headrace.features.state.tallies.update import most_entries
 from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s, window_of, written_span

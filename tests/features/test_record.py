@@ -23,7 +23,7 @@ from headrace.features import (
     read_header,
     read_packed,
 )
-from headrace.kernels.text_pool import TextPool
+from headrace.kernels.texts import TextPool
 from headrace.schemas import Event
 from tests.rides import BASE_US, GOLDEN, RiderTrips, golden_records
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from headrace.features.aggregation import Cell, Source, Value
 from headrace.features.argument_types import declared
 from headrace.features.binder import Binder
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.layout import Reading
+from headrace.features.state.operations import Outputs
 from headrace.features.state.rings.cells import DECAYED, ONE
 from headrace.features.windows import LIFETIME, SECOND_US, parse_span_s, window_of
 

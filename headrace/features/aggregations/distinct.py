@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.argument_types import declared
 from headrace.features.binder import Binder
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.layout import Reading
+from headrace.features.state.operations import Outputs
 from headrace.features.state.tallies.read import DISTINCT
 
 

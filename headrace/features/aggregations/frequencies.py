@@ -13,8 +13,9 @@ from headrace.features.answer import Lists
 from headrace.features.argument_types import declared
 from headrace.features.binder import Binder
 from headrace.features.expressions.event_columns import DTYPE_OF_KIND
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.layout import Reading
 from headrace.features.state.lists.update import FLOAT
+from headrace.features.state.operations import Outputs
 from headrace.features.state.tallies.read import TOP
 
 

@@ -15,7 +15,8 @@ from headrace.features.aggregation import Source, Value, Windows
 from headrace.features.argument_types import declared
 from headrace.features.binder import Binder
 from headrace.features.expressions.event_columns import as_expr
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.layout import Reading
+from headrace.features.state.operations import Outputs
 from headrace.features.state.tallies.read import QUANTILE
 
 SMALLEST = 1e-12

@@ -20,9 +20,10 @@ from headrace.features.answer import Column, Lists, Maybe
 from headrace.features.argument_types import declared
 from headrace.features.binder import Binder
 from headrace.features.expressions.event_columns import DTYPE_OF_KIND, as_expr
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.layout import Reading
 from headrace.features.state.lists.group import read_lists
 from headrace.features.state.lists.update import FLOAT
+from headrace.features.state.operations import Outputs
 from headrace.features.state.rings.cells import FIRST, MAX, TIME
 from headrace.features.windows import LIFETIME, SECOND_US, Window, window_of
 

@@ -14,7 +14,8 @@ from headrace.features.answer import Lists
 from headrace.features.argument_types import declared
 from headrace.features.binder import Binder
 from headrace.features.expressions.event_columns import as_expr
-from headrace.features.state.layout import Outputs, Reading
+from headrace.features.state.layout import Reading
+from headrace.features.state.operations import Outputs
 from headrace.features.state.rings.cells import ADD
 
 DIM_MAX = 1_024
