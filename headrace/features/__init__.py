@@ -29,4 +29,4 @@ from headrace.features.view import is_base as is_base
 from headrace.features.view import plan_of as plan_of
 from headrace.features.view import plans_of as plans_of
 from headrace.kernels.id_map import IdMap as IdMap
-from headrace.kernels.text_pool import hash_text as hash_text
+from headrace.kernels.texts import hash_text as hash_text

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from headrace.features.state.lists.update import copy_lists
 from headrace.features.state.rings.update import EMPTY
-from headrace.kernels.text_pool import POOL
+from headrace.kernels.texts import POOL
 
 NEVER = EMPTY
 """Newest event time of a record without events."""

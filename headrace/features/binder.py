@@ -32,10 +32,11 @@ from headrace.features.expressions.derived import Expressions
 from headrace.features.expressions.event_columns import DTYPE_OF_KIND, as_expr, expr_text, kind_of
 from headrace.features.expressions.row_wise import row_type
 from headrace.features.layout_builder import LayoutBuilder, unnamed
-from headrace.features.state.layout import Derived, Group, Outputs, Reading
+from headrace.features.state.layout import Derived, Group, Reading
 from headrace.features.state.lists.group import ListGroup
 from headrace.features.state.lists.update import FLOAT, INT, TEXT
 from headrace.features.state.lists.update import TIME as TIME_KIND
+from headrace.features.state.operations import Outputs
 from headrace.features.state.rings.cells import ONE, TAKES_BITS, TIME
 from headrace.features.state.tallies.group import ENTRIES_MAX, KEEP_MAX, KEEP_MIN, TallyGroup
 from headrace.features.state.tallies.update import most_entries

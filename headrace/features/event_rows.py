@@ -12,10 +12,11 @@ from headrace.errors import SchemaError
 from headrace.features.expressions.event_columns import EventColumns
 from headrace.features.expressions.failing_rows import VALUE_ERRORS, Failures, select_rows
 from headrace.features.keys import NULL_ID, EntityKey, ids_of_column, key_expr, texts_of
-from headrace.features.state.layout import Events, Layout
+from headrace.features.state.layout import Layout
 from headrace.features.state.lists.update import FLOAT, TEXT
+from headrace.features.state.operations import Events
 from headrace.kernels.hashing import hash_spans, hash_words
-from headrace.kernels.text_pool import POOL, hash_text, text_buffers
+from headrace.kernels.texts import POOL, hash_text, text_buffers
 from headrace.schemas import Event, EventSpec, spec_of
 
 _VALUES_CHARS = 160

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from headrace.errors import SpineError
 from headrace.kernels.hashing import shards_of
 from headrace.kernels.spans import Spans
-from headrace.kernels.text_pool import hash_text, text_buffers
+from headrace.kernels.texts import hash_text, text_buffers
 
 SEPARATOR = "\x1f"
 NULL_ID = -(2**63)

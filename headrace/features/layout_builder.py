@@ -17,7 +17,7 @@ from headrace.features.state.layout import RECORD_VERSION, Derived, Group, Layou
 from headrace.features.state.lists.group import ListGroup
 from headrace.features.state.rings.cells import WIDTH
 from headrace.features.state.rings.group import RingGroup
-from headrace.features.state.seen_kernels import KEEP_MAX as SEEN_MAX
+from headrace.features.state.seen import KEEP_MAX as SEEN_MAX
 from headrace.features.windows import Window
 from headrace.schemas import Event, spec_of
 

@@ -24,7 +24,7 @@ from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.expressions.derived import request_columns
 from headrace.features.failure_counts import FailedEvents, count_ahead
 from headrace.features.keys import ids_of_texts, key_columns
-from headrace.features.state.layout import Operations
+from headrace.features.state.operations import Operations
 from headrace.features.state.slab import Slab
 from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.history.external_sort import Block, keys_of, merged
@@ -106,7 +106,7 @@ class Replay:
         order = np.argsort(times_us, kind="stable")  # spine rows lead: they win ties
         ops = Operations(where, times_us, numbers, rows.events, np.zeros(len(rows), np.uint8))
         newest = np.full(reads, NEVER, np.int64)
-        outputs = slab.run(ops, plan.layout.outputs(reads, close=close), newest, order)
+        outputs = slab.run(ops, plan.layout.outputs(reads, contiguous=close), newest, order)
         slab.mark_dirty(at)
         answer = plan.layout.answer(outputs, newest, now_us, request)
         count_ahead(plan.name, answer)

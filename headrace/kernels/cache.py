@@ -112,12 +112,15 @@ def _facts(value: Any, seen: set[int]) -> list[str]:
         return [repr(sorted(value.targetoptions.items(), key=str)), *_facts(value.py_func, seen)]
     if isinstance(value, Intrinsic):
         return [inspect.getsource(value._defn)]  # noqa: SLF001
+    if isinstance(value, type) and hasattr(value, "_fields"):
+        return _field_facts(value)
     if not isinstance(value, FunctionType):
         return [repr(value) if not hasattr(value, "tobytes") else f"{value.dtype} {value.tobytes().hex()}"]
     if id(value) in seen:
         return [value.__qualname__]
     seen.add(id(value))
     lines = [repr(value.__defaults__)]
+    lines += [line for hint in value.__annotations__.values() for line in _field_facts(hint)]
     lines += [line for cell in value.__closure__ or () for line in _facts(cell.cell_contents, seen)]
     for code in _codes(value.__code__):
         constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
@@ -128,6 +131,11 @@ def _facts(value: Any, seen: set[int]) -> list[str]:
             if name in value.__globals__:
                 lines += _global_facts(value.__globals__[name], code, seen)
     return lines
+
+
+def _field_facts(hint: Any) -> list[str]:
+    """A line about a named tuple class, whose fields compiled code reads by their position; none about other hints."""
+    return [f"{hint.__qualname__}{hint._fields}"] if hasattr(hint, "_fields") else []
 
 
 def _global_facts(value: Any, code: CodeType, seen: set[int]) -> list[str]:

@@ -20,10 +20,10 @@ class IdMap:
 
     `high` is one above the largest row ever handed out: arrays indexed by row need that length. Not thread-safe.
 
-    >>> rooms = IdMap(4)
-    >>> rooms.get_or_add(np.array([7, 9, 7]))
+    >>> rows_of_ids = IdMap(4)
+    >>> rows_of_ids.get_or_add(np.array([7, 9, 7]))
     (array([0, 1, 0]), array([ True,  True, False]))
-    >>> rooms.get(np.array([9, 8]))
+    >>> rows_of_ids.get(np.array([9, 8]))
     array([ 1, -1])
     """
 
@@ -51,12 +51,12 @@ class IdMap:
     def get(self, ids: Ints) -> Ints:
         """Row of each id, -1 where absent; (n,) -> (n,)."""
         rows = np.empty(len(ids), np.int64)
-        find_rows(self.table, _own(ids), rows)
+        find_rows(self.table, _contiguous(ids), rows)
         return rows
 
     def get_or_add(self, ids: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Row of each id, absent ones added in order: (n,) -> rows (n,), is_new (n,), true where an id was added."""
-        ids = _own(ids)
+        ids = _contiguous(ids)
         rows, is_new = np.empty(len(ids), np.int64), np.zeros(len(ids), np.bool_)
         done: Int = 0
         while True:
@@ -73,7 +73,7 @@ class IdMap:
         if need > len(self._free):
             self._free = np.concatenate([self._free, np.zeros(max(need, len(self._free)), np.int64)])
         freed = np.empty(len(ids), np.int64)
-        return freed[: remove_rows(self.table, self._counts, self._free, _own(ids), freed)]
+        return freed[: remove_rows(self.table, self._counts, self._free, _contiguous(ids), freed)]
 
     def items(self) -> tuple[Ints, Ints]:
         """All ids and their rows, by ascending row."""
@@ -82,7 +82,7 @@ class IdMap:
         return used[:, 0].copy(), used[:, 1] - 1
 
 
-def _own(ids: Ints) -> Ints:
+def _contiguous(ids: Ints) -> Ints:
     """`ids` as a C-contiguous writable int64 array: one kernel signature."""
     return np.require(ids, np.int64, ["C", "W"])
 
@@ -159,14 +159,14 @@ def remove_rows(
 ) -> Int:
     """Remove each id, put its row on the free list and into `freed`; returns how many there were."""
     mask = table.shape[0] - 1
-    found = 0
+    removed = 0
     for i in range(ids.size):
         hole = _line_of(table, ids[i])
         if table[hole, 1] == 0:
             continue
-        freed[found] = table[hole, 1] - 1
-        free[counts[_FREE]] = freed[found]
-        found += 1
+        freed[removed] = table[hole, 1] - 1
+        free[counts[_FREE]] = freed[removed]
+        removed += 1
         counts[_FREE] += 1
         counts[_SIZE] -= 1
         line = (hole + 1) & mask
@@ -179,7 +179,7 @@ def remove_rows(
             line = (line + 1) & mask
         table[hole, 0] = 0
         table[hole, 1] = 0
-    return found
+    return removed
 
 
 @lean_kernel

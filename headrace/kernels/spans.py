@@ -1,6 +1,6 @@
-"""Many byte strings in one buffer: as objects each of them would cost more than what is done with it."""
+"""Many byte strings in one buffer: an object each would cost more than the work done on it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Spans(Sequence[bytes]):
-    """n byte strings: number i is `data[offsets[i]:offsets[i + 1]]`, offsets (n + 1,). Objects are made as asked for.
+    """n byte strings: number i is `data[offsets[i]:offsets[i + 1]]`, offsets (n + 1,). An access makes a bytes object.
 
     >>> spans = Spans(np.frombuffer(b"teajam", np.uint8), np.array([0, 3, 6]))
     >>> list(spans), spans[-1], spans.part(1, 2)[0]
@@ -38,13 +38,12 @@ class Spans(Sequence[bytes]):
 
 
 def spans_of(texts: Sequence[bytes]) -> Spans:
-    """Any byte strings as spans; those that are spans, or can tell theirs, are not copied one by one."""
+    """Byte strings as spans; `Spans`, and sequences with a method `spans`, are not copied one by one."""
     if isinstance(texts, Spans):
         return texts
-    told = getattr(texts, "spans", None)
-    if told is not None:
-        found: Spans = told()
-        return found
+    as_spans: Callable[[], Spans] | None = getattr(texts, "spans", None)
+    if as_spans is not None:
+        return as_spans()
     offsets = np.zeros(len(texts) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
     return Spans(np.frombuffer(bytearray().join(texts), np.uint8), offsets)

@@ -60,12 +60,12 @@ def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
     helpers = min(thread_count(), len(works)) - 1
     if helpers < 1:
         return [work() for work in works]
-    found: dict[int, T] = {}
+    results: dict[int, T] = {}
     to_come = iter(enumerate(works))
 
     def carry_out() -> None:
         for number, work in to_come:  # the interpreter hands each out once
-            found[number] = work()
+            results[number] = work()
 
     waiting = [_pool().submit(carry_out) for _ in range(helpers)]
     try:
@@ -75,7 +75,7 @@ def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
     for helper in waiting:
         if not helper.cancelled():
             helper.result()
-    return [found[number] for number in range(len(works))]
+    return [results[number] for number in range(len(works))]
 
 
 @functools.cache

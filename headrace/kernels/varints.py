@@ -99,7 +99,7 @@ def _apart(value: np.uint64) -> np.uint64:
 
 @lean_kernel
 def _get_bytes(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
-    """The same byte by byte: numbers of more than 8 bytes, and the last bytes of all."""
+    """Read an unsigned number byte by byte: one of more than 8 bytes, or at the end of the data."""
     value, shift = np.uint64(0), np.uint64(0)
     while at < end and shift < np.uint64(70):
         byte = np.uint64(data[at])

@@ -31,7 +31,7 @@ from headrace.errors import FencedError
 from headrace.features.event_rows import FailedRows, Rows, concat_rows
 from headrace.features.failure_counts import count_failed_rows
 from headrace.features.keys import shard_of
-from headrace.features.state.lateness import DUPLICATE, LATE, TOO_LATE
+from headrace.features.state.operations import DUPLICATE, LATE, TOO_LATE
 from headrace.features.state.slab import Slab
 from headrace.features.store import OnlineStore
 from headrace.features.store.fences import ShardWrite, fenced

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from headrace.errors import LayoutError
 from headrace.features import Count, FeatureView, LastN, Slab, entity_ids, plan_of, read_packed
-from headrace.features.state import seen_kernels as seen_ids
-from headrace.features.state.lateness import DUPLICATE, LATE, TAKEN, TOO_LATE
+from headrace.features.state import seen as seen_ids
+from headrace.features.state.operations import DUPLICATE, LATE, TAKEN, TOO_LATE
 from headrace.history.replay import Replay
 from headrace.schemas import Event
 from tests import oracle

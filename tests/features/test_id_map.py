@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from headrace.features import FeatureView, IdMap, LastN, hash_text, plan_of, shard_of
 from headrace.kernels.hashing import mix, splitmix64
-from headrace.kernels.text_pool import TextPool
+from headrace.kernels.texts import TextPool
 from headrace.schemas import Event
 
 

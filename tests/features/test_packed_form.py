@@ -185,12 +185,12 @@ def test_a_quiet_entity_writes_its_tile_once():
     slab = Slab(plan)
     slab.update(plan.rows(Sale, sales([BASE_US], [4.95], ["tea"])))
     sizes = []
-    for group, own, donor in plan.layout.with_donors(slab._state):
+    for group, pool, base in plan.layout.with_bases(slab._state):
         ends = np.zeros(1, np.int64)
-        group.pack(own, donor, slab.rows(), slab.newest_us[slab.rows()], np.empty(100, np.uint8), ends)
-        sizes.append((group.donor, int(ends[0])))
+        group.pack(pool, base, slab.rows(), slab.newest_us[slab.rows()], np.empty(100, np.uint8), ends)
+        sizes.append((group.base, int(ends[0])))
     rings, lists = sizes[: len(SPANS)], sizes[len(SPANS) :]
-    assert [donor for donor, _ in rings] == [None, 0, 1, 2, 3, 4]
+    assert [base for base, _ in rings] == [None, 0, 1, 2, 3, 4]
     assert rings[0][1] > rings[-1][1] == 1
     assert lists[0][1] > lists[1][1]
     assert math.isclose(slab.read(slab.rows(), BASE_US + 1).columns["mean_24h"][0], 4.95)

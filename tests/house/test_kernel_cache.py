@@ -143,3 +143,34 @@ def test_code_of_a_callee_that_moved_to_another_module_is_compiled_again(tmp_pat
     moved = {**FILES, "work.py": CALLER.replace("from parts", "from pieces"), "pieces.py": PARTS}
     del moved["parts.py"]
     assert run(tmp_path, moved) == (1, 20)
+
+
+FIELDS = """
+from typing import NamedTuple
+
+from headrace.kernels.compile import kernel, part
+
+class Pair(NamedTuple):
+    low: int
+    high: int
+
+@part
+def low_of(pair: Pair):
+    return pair.low
+
+@kernel
+def low(pair: Pair):
+    pair = Pair(*pair)
+    return low_of(pair)
+
+value = low((1, 2))
+print(sum(low.stats.cache_misses.values()), value)
+"""
+
+
+def test_other_fields_of_a_named_tuple_compile_again(tmp_path):
+    """Compiled code reads fields by their position, also in a part that only an annotation ties to the class."""
+    swapped = FIELDS.replace("    low: int\n    high: int\n", "    high: int\n    low: int\n")
+    assert run(tmp_path, {"work.py": FIELDS}) == (1, 1)
+    assert run(tmp_path, {"work.py": FIELDS}) == (0, 1)
+    assert run(tmp_path, {"work.py": swapped}) == (1, 2)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from headrace.features.answer import Column, Feature, Maybe
 from headrace.features.argument_types import Source, Value, Windows, declared
-from headrace.features.state.layout import Known, Outputs
+from headrace.features.state.layout import Known
+from headrace.features.state.operations import Outputs
 from headrace.features.state.rings.cells import ONE
 from headrace.features.windows import Window
 

@@ -1,33 +1,181 @@
-"""Blocks of words that the rows of a group share, in sizes that double: a row takes the room that it needs.
+"""Blocks of words that the rows of a group share: a row holds one block, in sizes that double as it fills.
 
-    heads (rows, 4) int64    first word of the row's block, order of the block (0 for none), elements in use, and one
-                             number that is the group's own
-    words (a,) int64         all blocks
-    rooms (parts, ...) int64 of each part, which one thread at a time works on: the word where its next block begins,
-                             the word where its room ends; then by order the first block that is free, -1 for none. A
-                             free block holds the next one in its first word.
+    heads (rows, 4) int64    START: first word of the row's block | ORDER: its size class, 0 for none
+                             COUNT: elements in use | TAG: one number that belongs to the group
+    words (a,) int64         all blocks; floats (a,) is the same memory as float64
+    free (areas, 2 + ORDERS) allocation areas, each used by one thread at a time:
+                             NEXT: first word never handed out | END: where the area ends
+                             FREE + order: first free block of that order, -1 for none; a free block holds the first
+                             word of the next free one in its own first word
 
-A block of order o has room for `least << (o - 1)` elements, at most for `most`. A kernel that finds no room says where
-it stopped; it is called again from there when there is more.
+A block of order o fits `least << (o - 1)` elements, at most `most`. Invariant: blocks of different rows never overlap,
+and the memory of an emptied row goes to the free list of its order, so a pool that has warmed up stops growing.
+A kernel that finds no memory returns the operation where it stopped and is called again from there after `extend`.
 """
 
-from headrace.kernels.compile import Int, Ints, lean_kernel, part
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, TypeAlias
 
-START, ORDER, COUNT, OWN = 0, 1, 2, 3
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.kernels.compile import LINE_WORDS, Floats, Int, Ints, lean_kernel, part, plain
+from headrace.kernels.threads import run_all
+
+START, ORDER, COUNT, TAG = 0, 1, 2, 3
 NEXT, END, FREE = 0, 1, 2
 ORDERS = 22
-"""A block has at most 2**21 times the least elements."""
+"""Size classes: the largest block has 2**21 times the least elements."""
+EXTENT_MIN, GROWTH_MIN, GROWTH = 4_096, 1 << 24, 4
+"""Words of the smallest extent of an area; words, and factor, by which the memory of a pool grows at least.
+
+Spare memory costs address space only; growing copies what is in use.
+"""
+
+
+class Blocks(NamedTuple):
+    """Arrays of a pool for kernels; the module's docstring has their layout."""
+
+    heads: Ints
+    words: Ints
+    floats: Floats
+    free: Ints
+
+
+Apply: TypeAlias = Callable[[int, int], Int]
+"""(area, first operation) -> the first operation that found no memory, or their count when all are done."""
+
+
+class BlockPool:
+    """Rows with a block each, of up to `largest` words. A row must be cleared before it is used.
+
+    An element takes `width` words; an empty row has the tag `tag`. Several threads may work on disjoint rows, each in
+    its own allocation area.
+    """
+
+    def __init__(self, capacity: int, largest: int, width: int, tag: int) -> None:
+        self._tag, self._largest, self._width = tag, largest, width
+        self._lock = threading.Lock()
+        self._heads, self._free = _empty_heads(capacity), _empty_areas(1)
+        self._used = 0
+        self._words = _aligned(np.empty, max(EXTENT_MIN, largest))
+        self._publish()
+
+    def clear(self, rows: NDArray[np.int64]) -> None:
+        """Empty rows (n,) and free their blocks."""
+        clear_blocks(self.blocks, self._tag, rows)
+
+    def grow(self, capacity: int) -> None:
+        """Grow to `capacity` rows, keeping the contents of existing rows."""
+        heads = _empty_heads(capacity)
+        heads[: len(self._heads)] = self._heads
+        self._heads = heads
+        self._publish()
+
+    def nbytes(self, rows: int) -> int:
+        """Memory in use when only the first `rows` rows are."""
+        return self._heads[:rows].nbytes + 8 * self._used
+
+    def fill(self, count: int, work: Callable[[int], Int]) -> None:
+        """Run `work(begin)` from 0 until it returns `count`, extending area 0 wherever it ran out of memory."""
+        begin = 0
+        while (begin := int(work(begin))) < count:
+            self.extend(0, count - begin)
+
+    def ensure_areas(self, count: int) -> None:
+        """Ensure allocation areas 0..count-1 exist. Must not run concurrently with workers."""
+        if count > len(self._free):
+            self._free = np.concatenate([self._free, _empty_areas(count - len(self._free))])
+            self._publish()
+
+    def extend(self, area: int, elements: int, *, in_place: bool = False) -> bool:
+        """Give an area another extent, for `elements` elements where possible; returns whether it did.
+
+        Pass `in_place` while other threads work in the pool: then memory is not moved, and may be too short.
+        """
+        size = max(EXTENT_MIN, self._largest, elements * self._width)
+        with self._lock:
+            if self._used + size > len(self._words):
+                if in_place:
+                    return False
+                grown = _aligned(np.empty, max(GROWTH * len(self._words), GROWTH_MIN, self._used + size))
+                grown[: self._used] = self._words[: self._used]
+                self._words = grown
+                self._publish()
+            if self._free[area, END] != self._used:  # another area's extent lies in between
+                self._free[area, NEXT] = self._used
+            self._used += size
+            self._free[area, END] = self._used
+            return True
+
+    def _publish(self) -> None:
+        words = self._words
+        self.blocks: Blocks = plain(Blocks(self._heads, words, words.view(np.float64), self._free))
+
+
+def run_parts(pools: Sequence[BlockPool], applies: Sequence[Apply], counts: Sequence[int]) -> None:
+    """Run every function of `applies`, one per pool, for every part of `counts` operations; parts run in parallel.
+
+    Part i works in allocation area i. Pools grow only between rounds, when no thread is at work in them.
+    """
+    for pool in pools:
+        pool.ensure_areas(len(counts))
+    pending = {area: (0, 0) for area, count in enumerate(counts) if count}
+    while pending:
+        works = [partial(_run_part, pools, applies, area, counts[area], *state) for area, state in pending.items()]
+        pending = {area: state for area, state in zip(pending, run_all(works), strict=True) if state is not None}
+        for area, (index, begin) in pending.items():
+            pools[index].extend(area, counts[area] - begin)
+
+
+def _run_part(
+    pools: Sequence[BlockPool], applies: Sequence[Apply], area: int, count: int, first: int, begin: int
+) -> tuple[int, int] | None:
+    """Run a part from `applies[first]` and operation `begin` on.
+
+    Returns (pool, operation) where the pool must grow, or None when the part is done.
+    """
+    for index in range(first, len(applies)):
+        while (begin := int(applies[index](area, begin))) < count:
+            if not pools[index].extend(area, count - begin, in_place=True):
+                return index, begin
+        begin = 0
+    return None
+
+
+def _aligned(make: Callable[..., NDArray[np.int64]], count: int) -> NDArray[np.int64]:
+    """Words (count,) of np.zeros or np.empty that start on a cache line.
+
+    NumPy's large arrays start 16 bytes into a line, where every second head would straddle two: two misses, not one.
+    """
+    words = make(count + LINE_WORDS, np.int64)
+    skip = -(words.ctypes.data // words.itemsize) % LINE_WORDS
+    return words[skip : skip + count]
+
+
+def _empty_heads(capacity: int) -> NDArray[np.int64]:
+    """Heads (capacity, 4) of rows without a block."""
+    return _aligned(np.zeros, 4 * capacity).reshape(capacity, 4)
+
+
+def _empty_areas(count: int) -> NDArray[np.int64]:
+    """Areas (count, 2 + ORDERS) without memory or free blocks."""
+    free = np.full((count, FREE + ORDERS), -1, np.int64)
+    free[:, NEXT] = free[:, END] = 0
+    return free
 
 
 @part
 def room_of(order: Int, least: Int, most: Int) -> Int:
-    """Elements that a block of an order has room for."""
+    """Elements that fit a block of an order."""
     return min(least << (order - 1), most) if order > 0 else 0
 
 
 @part
 def order_of(count: Int, least: Int, most: Int) -> Int:
-    """The least order with room for `count` elements, count <= most."""
+    """Smallest order that fits `count` elements, count <= most."""
     order: Int = 0
     while room_of(order, least, most) < count:
         order += 1
@@ -35,86 +183,78 @@ def order_of(count: Int, least: Int, most: Int) -> Int:
 
 
 @part
-def take_block(words: Ints, rooms: Ints, number: Int, order: Int, size: Int) -> Int:
-    """First word of a free block of `size` words for the part `number`; -1 where there is no room."""
-    block: Int = rooms[number, FREE + order]
+def take_block(blocks: Blocks, area: Int, order: Int, size: Int) -> Int:
+    """First word of a free block of `size` words; -1 where the area has no memory left. Cost: O(1)."""
+    block: Int = blocks.free[area, FREE + order]
     if block >= 0:
-        rooms[number, FREE + order] = words[block]
+        blocks.free[area, FREE + order] = blocks.words[block]
         return block
-    block = rooms[number, NEXT]
-    if block + size > rooms[number, END]:
+    block = blocks.free[area, NEXT]
+    if block + size > blocks.free[area, END]:
         return -1
-    rooms[number, NEXT] = block + size
+    blocks.free[area, NEXT] = block + size
     return block
 
 
 @part
-def give_block(words: Ints, rooms: Ints, number: Int, order: Int, block: Int) -> None:
-    """Have a block used again."""
-    words[block] = rooms[number, FREE + order]
-    rooms[number, FREE + order] = block
+def give_block(blocks: Blocks, area: Int, order: Int, block: Int) -> None:
+    """Put a block on the free list of its order."""
+    blocks.words[block] = blocks.free[area, FREE + order]
+    blocks.free[area, FREE + order] = block
 
 
 @part
-def make_block(
-    heads: Ints, words: Ints, rooms: Ints, number: Int, row: Int, count: Int, least: Int, most: Int, width: Int
-) -> bool:
-    """Give an empty row a block for `count` elements of `width` words, all in use; false where there is no room."""
+def make_block(blocks: Blocks, area: Int, row: Int, count: Int, least: Int, most: Int, width: Int) -> bool:
+    """Give an empty row a block of `count` elements of `width` words; false where the area has no memory left."""
     order = order_of(count, least, most)
     start: Int = 0
     if order > 0:
-        start = take_block(words, rooms, number, order, room_of(order, least, most) * width)
+        start = take_block(blocks, area, order, room_of(order, least, most) * width)
         if start < 0:
             return False
-    heads[row, START] = start
-    heads[row, ORDER] = order
-    heads[row, COUNT] = count
+    blocks.heads[row, START] = start
+    blocks.heads[row, ORDER] = order
+    blocks.heads[row, COUNT] = count
     return True
 
 
 @part
 def drop_first(
-    heads: Ints,
-    words: Ints,
-    rooms: Ints,
-    number: Int,
-    row: Int,
-    gone: Int,
-    grows: bool,
-    least: Int,
-    most: Int,
-    width: Int,
+    blocks: Blocks, area: Int, row: Int, dropped: Int, grows: bool, least: Int, most: Int, width: Int
 ) -> bool:
-    """Drop the first `gone` elements of a row's block; if it `grows`, move the others to one of the next order.
+    """Drop the first `dropped` elements of a row's block; if it `grows`, move the rest to the next order.
 
-    False, and nothing is changed, where there is no room.
+    Returns false, and changes nothing, where the area has no memory left. Cost: the words that stay.
     """
+    heads, words = blocks.heads, blocks.words
     start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
     target = start
     if grows:
-        target = take_block(words, rooms, number, order + 1, room_of(order + 1, least, most) * width)
+        target = take_block(blocks, area, order + 1, room_of(order + 1, least, most) * width)
         if target < 0:
             return False
-    first = start + gone * width
-    for word in range((count - gone) * width):
+    first = start + dropped * width
+    for word in range((count - dropped) * width):  # ascending: source and target may overlap, the target lies first
         words[target + word] = words[first + word]
     if grows:
         if order > 0:
-            give_block(words, rooms, number, order, start)
+            give_block(blocks, area, order, start)
         heads[row, START] = target
         heads[row, ORDER] = order + 1
-    heads[row, COUNT] = count - gone
+    heads[row, COUNT] = count - dropped
     return True
 
 
 @lean_kernel
-def clear_blocks(heads: Ints, words: Ints, rooms: Ints, own: Int, rows: Ints) -> None:
-    """Empty rows (n,) and free their blocks; `own` is the group's number of an empty row."""
+def clear_blocks(blocks: Blocks, tag: Int, rows: Ints) -> None:
+    """Empty rows (n,), free their blocks into area 0 and set their tags to `tag`."""
+    blocks = Blocks(*blocks)
+    heads = blocks.heads
     for i in range(rows.size):
         row = rows[i]
         if heads[row, ORDER] > 0:
-            give_block(words, rooms, 0, heads[row, ORDER], heads[row, START])
+            give_block(blocks, 0, heads[row, ORDER], heads[row, START])
         heads[row, START] = 0
         heads[row, ORDER] = 0
         heads[row, COUNT] = 0
-        heads[row, OWN] = own
+        heads[row, TAG] = tag

@@ -10,70 +10,18 @@ fingerprint is a hash of everything that decides the meaning of a record's bytes
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer, Column, Feature, Maybe
-from headrace.features.state.states import Blocks
+from headrace.features.state.blocks import BlockPool
+from headrace.features.state.operations import Events, Operations, Outputs, Packed, PackedReads
 from headrace.kernels.compile import Int
 
-Outputs: TypeAlias = tuple[NDArray[Any], ...]
-"""Answers of a group to some reads: arrays whose first axis is the read, but for lists that follow each other."""
 RECORD_VERSION = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """What groups need of e events: event_ids (e,), flags (e, f), numbers (e, v), bits (e, d); ids are 64 bits."""
-
-    event_ids: NDArray[np.int64]
-    flags: NDArray[np.uint8]
-    numbers: NDArray[np.float64]
-    bits: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Operations:
-    """Events and reads in the order they happen: rows (n,), times (n,), ops (n,), late (e,).
-
-    `ops[i] >= 0` is the read with that number, else event `~ops[i]`. Groups set `late` to 1 where an event is too old;
-    lateness.py has its other marks.
-    """
-
-    rows: NDArray[np.int64]
-    times: NDArray[np.int64]
-    ops: NDArray[np.int64]
-    events: Events
-    late: NDArray[np.uint8]
-
-    def part(self, begin: int, end: int) -> "Operations":
-        """Operations `begin` to `end`, of the same events."""
-        return Operations(self.rows[begin:end], self.times[begin:end], self.ops[begin:end], self.events, self.late)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedReads:
-    """Reads of n packed rows as of moments (n,): row i is answered in `out[...][reads[i]]`; or none, as `NO_READS`.
-
-    `keeps`: the rows are wanted as well, for what refers to them.
-    """
-
-    moments: NDArray[np.int64]
-    reads: NDArray[np.int64]
-    keeps: bool
-    out: Outputs
-
-    def operations(self, rows: NDArray[np.int64]) -> Operations:
-        """The same as reads of rows (n,) that have been filled."""
-        none = Events(_NONE, np.zeros((0, 0), np.uint8), np.zeros((0, 0)), np.zeros((0, 0), np.int64))
-        return Operations(rows, self.moments, self.reads, none, np.zeros(0, np.uint8))
-
-
-_NONE = np.zeros(0, np.int64)
-NO_READS = PackedReads(_NONE, _NONE, True, ())
 
 
 class Group(Protocol):
@@ -90,41 +38,37 @@ class Group(Protocol):
         ...
 
     @property
-    def donor(self) -> int | None:
+    def base(self) -> int | None:
         """Number of an earlier group of the view whose rows the packed form may refer to."""
         ...
 
-    def make(self, capacity: int) -> Blocks:
-        """State of `capacity` rows; `clear` is called on a row before it is used."""
+    def make(self, capacity: int) -> BlockPool:
+        """State of `capacity` rows; a row must be cleared before it is used."""
         ...
 
-    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
-        """Empty rows (n,)."""
-        ...
+    def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:
+        """Answers of `reads` reads, as an empty row would give them.
 
-    def outputs(self, reads: int, *, close: bool = False) -> Outputs:
-        """Arrays for the answers of `reads` reads, as an empty row would give them; if `close`, lists may follow close.
-
-        Those have their place from `placed` only.
+        If `contiguous`, lists may follow each other without gaps; `sized` then gives them their slots.
         """
         ...
 
-    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:
-        """The arrays `out` with room for all that operations sorted by row, cut into parts, can find."""
+    def sized(self, state: BlockPool, parts: Sequence[Operations], out: Outputs) -> Outputs:
+        """The arrays `out` with room for all that operations, sorted by row and cut into parts, can return."""
         ...
 
-    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
-        """Add events and answer reads, in order, from operation `begin` on, as part `number` of those side by side.
+    def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
+        """Add events and answer reads, in order, from operation `begin` on, in an allocation area of this thread.
 
-        Returns the first that found no room, their count when all are done. The state must be a function of the set of
-        events.
+        Returns the first operation that found no memory, or their count when all are done. Invariant: the state is a
+        function of the set of events.
         """
         ...
 
-    def reaches(
+    def covers(
         self, events: Events, picked: NDArray[np.int64], times: NDArray[np.int64], newest: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whether each event picked (m,) is wanted and not too old.
+        """Whether the group admits each event of picked (m,), and still covers its time.
 
         newest (m,) is the entity's newest event time by then, times (m,) the event's own.
         """
@@ -132,8 +76,8 @@ class Group(Protocol):
 
     def pack(
         self,
-        state: Any,
-        donor: Any,
+        state: BlockPool,
+        base: BlockPool,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
@@ -141,25 +85,15 @@ class Group(Protocol):
     ) -> None:
         """Write rows into `out` one after the other; `ends[i]` is where row i ends, also where `out` is too short.
 
-        Bytes of `out` beyond may be written as well, of which ROOM_BYTES are not counted in what is needed. `donor` is
-        the donor's state, the group's own if it has none.
+        Bytes of `out` beyond may be written as well, of which ROOM_BYTES are not counted in what is needed. `base` is
+        the base's state, the group's own if it has none.
         """
         ...
 
-    def unpack(
-        self,
-        state: Any,
-        donor: Any,
-        rows: NDArray[np.int64],
-        newest: NDArray[np.int64],
-        data: NDArray[np.uint8],
-        at: NDArray[np.int64],
-        ends: NDArray[np.int64],
-        reading: PackedReads | None = None,
-    ) -> None:
-        """Fill row i, which is empty, from `data[at[i]:ends[i]]` and move `at[i]`, to -1 where bytes are wrong.
+    def unpack(self, state: BlockPool, base: BlockPool, packed: Packed, reading: PackedReads | None = None) -> None:
+        """Fill rows, which are empty, from their packed sections.
 
-        The donor's rows are filled before. With `reading` the rows are read as `walk` would, and filled if need be.
+        The base's rows must be filled before. With `reading` the rows are read as `apply` would, and filled if need be.
         """
         ...
 
@@ -210,18 +144,18 @@ class Layout:
     request: Mapping[str, pl.DataType] = field(default_factory=dict)
     dedupe_us: int = 0
 
-    def make(self, capacity: int) -> list[Blocks]:
+    def make(self, capacity: int) -> list[BlockPool]:
         """State of `capacity` rows for each group; a row must be cleared before it is used."""
         return [group.make(capacity) for group in self.groups]
 
-    def with_donors(self, states: Sequence[Blocks]) -> Iterator[tuple[Group, Blocks, Blocks]]:
-        """Each group with its state and its donor's, of `states` as `make` gives them."""
+    def with_bases(self, states: Sequence[BlockPool]) -> Iterator[tuple[Group, BlockPool, BlockPool]]:
+        """Each group with its state and its base's (its own without a base), of `states` as `make` returns them."""
         for group, state in zip(self.groups, states, strict=True):
-            yield group, state, state if group.donor is None else states[group.donor]
+            yield group, state, state if group.base is None else states[group.base]
 
-    def outputs(self, reads: int, *, close: bool = False) -> list[Outputs]:
+    def outputs(self, reads: int, *, contiguous: bool = False) -> list[Outputs]:
         """Arrays for the answers of `reads` reads; see `Group.outputs`."""
-        return [group.outputs(reads, close=close) for group in self.groups]
+        return [group.outputs(reads, contiguous=contiguous) for group in self.groups]
 
     def no_events(self) -> Events:
         """Events of a run that only reads."""
@@ -252,13 +186,13 @@ class Layout:
         for reading in self.readings:
             name = reading.feature.name
             if isinstance(reading, Reading):
-                found = reading.read(outputs[reading.group], now_us)
+                column = reading.read(outputs[reading.group], now_us)
             else:
-                found = reading.read(known)
-            if isinstance(found, Maybe):
-                known.columns[name], known.empty[name] = found.values, found.empty
+                column = reading.read(known)
+            if isinstance(column, Maybe):
+                known.columns[name], known.empty[name] = column.values, column.empty
             else:
-                known.columns[name] = found
+                known.columns[name] = column
         exists = newest_us != NEVER
         ahead = newest_us >= now_us  # NEVER is before any moment
         age_us = np.where(exists, np.maximum(now_us - newest_us, 0), -1)

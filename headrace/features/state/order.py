@@ -14,22 +14,18 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.state.layout import Events, Operations
-from headrace.features.state.order_kernels import (
-    DIGIT_BITS,
-    gather_bytes,
-    gather_operations,
-    gather_words,
-    scatter_late,
-    sort_by_row,
-)
+from headrace.features.state.operations import Events, Operations
+from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel
 from headrace.kernels.threads import PART_MIN, run_all
 
+DIGIT_BITS = 11
+"""Bits of a pass of the radix sort: its 2,048 counters stay in the first-level cache."""
 SORTED_MIN = 2_048
 """Operations from which sorting pays."""
-_AS_THEY_ARE = np.zeros(0, np.int64)
-_KEPT_MAX = 1 << 20
-"""Operations for which the room is kept from batch to batch; more would hold memory for a rare case."""
+_UNCHANGED = np.zeros(0, np.int64)
+_REUSED_MAX = 1 << 20
+"""Operations up to which buffers are reused from batch to batch; more would hold memory for a rare case."""
+_INDEX = np.int64(0xFFFFFFFF)
 
 
 class EntityOrder:
@@ -37,7 +33,7 @@ class EntityOrder:
 
     def __init__(self) -> None:
         self._counts = np.zeros(1 << DIGIT_BITS, np.int64)
-        self._room: tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._buffers: tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def sorted(self, ops: Operations, first: NDArray[np.int64] | None = None) -> tuple[Operations, NDArray[np.int64]]:
         """The operations entity by entity, and for each of its events (e,) which it was; valid until the next call.
@@ -45,39 +41,39 @@ class EntityOrder:
         `first` (n,) is the order in which they happen, where it is not the one that they have.
         """
         count, events = len(ops.rows), len(ops.events.event_ids)
-        held, order, other, source = self._room_for(count, events, ops.events)
-        found = Operations(
-            held.rows[:count],
-            held.times[:count],
-            held.ops[:count],
+        buffers, order, other, source = self._buffers_for(count, events, ops.events)
+        by_row = Operations(
+            buffers.rows[:count],
+            buffers.times[:count],
+            buffers.ops[:count],
             Events(
-                held.events.event_ids[:events],
-                held.events.flags[:events],
-                held.events.numbers[:events],
-                held.events.bits[:events],
+                buffers.events.event_ids[:events],
+                buffers.events.flags[:events],
+                buffers.events.numbers[:events],
+                buffers.events.bits[:events],
             ),
-            held.late[:events],
+            buffers.late[:events],
         )
-        found.late[:] = 0
-        first = _AS_THEY_ARE if first is None else first
+        by_row.late[:] = 0
+        first = _UNCHANGED if first is None else first
         order, places, source = order[:count], source[: events + 1], source[:events]
-        sort_by_row(ops.rows, first, order, found.rows, other[:count], self._counts)
-        gather_operations(order, ops.ops, found.ops, places)
+        sort_by_row(ops.rows, first, order, by_row.rows, other[:count], self._counts)
+        gather_operations(order, ops.ops, by_row.ops, places)
         works = [
-            partial(gather_words, order, _column(ops.times), _column(found.times)),
-            partial(gather_words, source, _column(ops.events.event_ids), _column(found.events.event_ids)),
-            partial(gather_words, source, ops.events.numbers.view(np.int64), found.events.numbers.view(np.int64)),
-            partial(gather_words, source, ops.events.bits, found.events.bits),
-            partial(gather_bytes, source, ops.events.flags, found.events.flags),
+            partial(gather_words, order, _column(ops.times), _column(by_row.times)),
+            partial(gather_words, source, _column(ops.events.event_ids), _column(by_row.events.event_ids)),
+            partial(gather_words, source, ops.events.numbers.view(np.int64), by_row.events.numbers.view(np.int64)),
+            partial(gather_words, source, ops.events.bits, by_row.events.bits),
+            partial(gather_bytes, source, ops.events.flags, by_row.events.flags),
         ]
         run_all(works) if count >= PART_MIN else [work() for work in works]
-        return found, source
+        return by_row, source
 
-    def _room_for(
+    def _buffers_for(
         self, count: int, events: int, like: Events
     ) -> tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        if self._room is not None and len(self._room[1]) >= count and len(self._room[3]) > events:
-            return self._room
+        if self._buffers is not None and len(self._buffers[1]) >= count and len(self._buffers[3]) > events:
+            return self._buffers
         count, events = max(count, SORTED_MIN), max(events, SORTED_MIN)
         columns = Events(
             np.empty(events, np.int64),
@@ -86,9 +82,9 @@ class EntityOrder:
             np.empty((events, like.bits.shape[1]), np.int64),
         )
         words = [np.empty(count, np.int64) for _ in range(5)]
-        held = Operations(words[0], words[1], words[2], columns, np.empty(events, np.uint8))
-        room = (held, words[3], words[4], np.empty(events + 1, np.int64))
-        self._room = room if count <= _KEPT_MAX else None
+        buffers = Operations(words[0], words[1], words[2], columns, np.empty(events, np.uint8))
+        room = (buffers, words[3], words[4], np.empty(events + 1, np.int64))
+        self._buffers = room if count <= _REUSED_MAX else None
         return room
 
 
@@ -96,6 +92,79 @@ def _column(words: NDArray[np.int64]) -> NDArray[np.int64]:
     return words.reshape(-1, 1)
 
 
-def report_late(found: NDArray[np.uint8], source: NDArray[np.int64], late: NDArray[np.uint8]) -> None:
-    """Carry the late flags of sorted events back to the events as they came."""
-    scatter_late(source, found, late)
+@lean_kernel
+def sort_by_row(rows: Ints, first: Ints, order: Ints, to_rows: Ints, other: Ints, counts: Ints) -> None:
+    """`order` (n,) becomes the indexes that sort rows (n,), -1 <= row < 2**31, stably, to_rows (n,) the rows so sorted.
+
+    n < 2**32. What is equal keeps the order `first` (n,), or with none of it the one it has. `other` (n,) and `counts`
+    (2**DIGIT_BITS,) are scratch. Knuth, The Art of Computer Programming 3, 5.2.5: least significant digit first. Row
+    and index travel in one word, so each pass reads and writes 8 bytes a row.
+    """
+    highest: Int = 0
+    for i in range(rows.size):
+        index = first[i] if first.size > 0 else i
+        order[i] = ((rows[index] + 1) << np.int64(32)) | index
+        highest = max(highest, rows[i] + 1)
+    bits = 1
+    while highest >> bits:
+        bits += 1
+    passes = (bits + DIGIT_BITS - 1) // DIGIT_BITS
+    width = (bits + passes - 1) // passes
+    mask = np.int64((1 << width) - 1)
+    source, target = order, other
+    for digit in range(passes):
+        shift = np.int64(32 + digit * width)
+        counts[: 1 << width] = 0
+        for i in range(rows.size):
+            counts[(source[i] >> shift) & mask] += 1
+        start: Int = 0
+        for value in range(1 << width):
+            count = counts[value]
+            counts[value] = start
+            start += count
+        for i in range(rows.size):
+            value = (source[i] >> shift) & mask
+            target[counts[value]] = source[i]
+            counts[value] += 1
+        source, target = target, source
+    for i in range(rows.size):
+        to_rows[i] = (source[i] >> np.int64(32)) - 1
+        order[i] = source[i] & _INDEX
+
+
+@lean_kernel
+def gather_operations(order: Ints, ops: Ints, to_ops: Ints, source: Ints) -> None:
+    """Write the operations ops (n,) in `order` (n,), their events numbered anew as they come; reads keep their numbers.
+
+    `source` (e + 1,) is which events they were; its last is scratch, so that none need be jumped over.
+    """
+    event: Int = np.int64(0)
+    for i in range(order.size):
+        op = ops[order[i]]
+        source[event] = ~op
+        to_ops[i] = ~event if op < 0 else op
+        event += np.int64(op < 0)
+
+
+@lean_kernel
+def gather_words(order: Ints, words: Ints, out: Ints) -> None:
+    """`out[i] = words[order[i]]`: rows of words (n, c). One column at a time keeps the reads of one loop in flight."""
+    for c in range(words.shape[1]):
+        for i in range(order.size):
+            out[i, c] = words[order[i], c]
+
+
+@lean_kernel
+def gather_bytes(order: Ints, source: Bytes, out: Bytes) -> None:
+    """`out[i] = source[order[i]]`: rows of source (n, c)."""
+    for i in range(order.size):
+        for c in range(source.shape[1]):
+            out[i, c] = source[order[i], c]
+
+
+@lean_kernel
+def scatter_late(source: Ints, marks: Bytes, late: Bytes) -> None:
+    """`late[source[i]] = marks[i]` where it is set."""
+    for i in range(source.size):
+        if marks[i] != 0:
+            late[source[i]] = marks[i]

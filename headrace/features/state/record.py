@@ -4,9 +4,15 @@
     | events that came lately, where the view has dedupe=
 
 Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have left every window,
-and empty ones, are not written, nor twice what two groups hold. A quiet entity costs some tens of bytes. Header:
-state/record_codec.py; sections: rings/packing.py, lists/packing.py, tallies/codec.py, seen_kernels.py; numbers:
-kernels/bit_columns.py and varints.py.
+and empty ones, are not written, nor twice what two groups hold. A quiet entity costs some tens of bytes. Sections:
+rings/codec.py, lists/packing.py, tallies/codec.py, seen.py; numbers: kernels/bit_columns.py and varints.py.
+
+    header    version, 4 bytes | varint sequence | time: varint 4 * zigzag(number) + unit
+              | arrival: zigzag varint, after the time
+
+The newest event time is counted in the largest of minutes, seconds, milliseconds and microseconds that divides it; 0
+microseconds, which that rule never writes, stands for a record without events. The version is the first half of the
+fingerprint.
 """
 
 import threading
@@ -22,13 +28,14 @@ from numpy.typing import NDArray
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
 from headrace.features.failure_counts import count_ahead
-from headrace.features.state.layout import PackedReads
-from headrace.features.state.record_codec import join_sections, pack_heads, unpack_heads
+from headrace.features.state.blocks import BlockPool
+from headrace.features.state.operations import Packed, PackedReads
 from headrace.features.state.seen import SeenIds, skip_seen
-from headrace.features.state.states import Blocks
-from headrace.kernels.bit_columns import ROOM_BYTES
+from headrace.kernels.bit_columns import ROOM_BYTES, unit_of, unit_us
+from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
 from headrace.kernels.spans import Spans, Values, values_of
 from headrace.kernels.threads import run_all
+from headrace.kernels.varints import get_half, get_signed, get_varint, put_half, put_signed, put_varint
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
@@ -44,6 +51,7 @@ BLOCK_ROWS = 1024
 _SECTION_BYTES = 64
 """Room for a group's part of a record at first; afterwards what the fullest batch of the view needed, and a quarter."""
 
+_EMPTY = np.int64(NEVER)
 _NEEDED: dict[tuple[str, int], int] = {}
 _SCRATCH = threading.local()
 
@@ -68,13 +76,13 @@ def read_header(blob: bytes) -> Header:
     heads, at = _heads(np.frombuffer(bytearray(blob), np.uint8), np.zeros(1, np.int64), np.array([len(blob)]))
     if at[0] < 0:
         raise LayoutError(f"record of {len(blob)} bytes: shorter than a header; it is damaged")
-    version, sequence, newest_us, arrival_us = (int(found[0]) for found in heads)
+    version, sequence, newest_us, arrival_us = (int(field[0]) for field in heads)
     return Header(_hex(version), sequence, newest_us, arrival_us, int(at[0]))
 
 
 def pack_records(
     plan: "ViewPlan",
-    state: Sequence[Blocks],
+    state: Sequence[BlockPool],
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
     sequences: NDArray[np.int64],
@@ -87,7 +95,7 @@ def pack_records(
     """
     newest = newest_us[rows]
     packers = [partial(pack_heads, _signed(plan.version), sequences, newest, arrival_us)]
-    packers += [partial(group.pack, own, donor, rows, newest) for group, own, donor in plan.layout.with_donors(state)]
+    packers += [partial(group.pack, pool, base, rows, newest) for group, pool, base in plan.layout.with_bases(state)]
     if seen is not None:
         packers.append(partial(seen.pack, rows, newest))
     works = [partial(_room_for, plan, number, len(rows), pack) for number, pack in enumerate(packers)]
@@ -102,7 +110,7 @@ def pack_records(
 
 def unpack_records(
     plan: "ViewPlan",
-    state: Sequence[Blocks],
+    state: Sequence[BlockPool],
     newest_us: NDArray[np.int64],
     rows: NDArray[np.int64],
     blobs: Values,
@@ -130,12 +138,13 @@ def unpack_records(
             "the view was changed; backfill the new version, then switch to it",
         )
     newest_us[rows] = newest
-    for (group, own, donor), reading in zip(
-        plan.layout.with_donors(state), readings or [None] * len(state), strict=True
+    packed = Packed(rows, newest, data, at, ends)
+    for (group, pool, base), reading in zip(
+        plan.layout.with_bases(state), readings or [None] * len(state), strict=True
     ):
-        group.unpack(own, donor, rows, newest, data, at, ends, reading)
+        group.unpack(pool, base, packed, reading)
     if seen is not None:
-        seen.unpack(rows, newest, data, at, ends)
+        seen.unpack(packed)
     elif plan.layout.dedupe_us:
         skip_seen(data, at, ends)
     if (at != ends).any():
@@ -166,15 +175,17 @@ def read_packed(
 class PackedReader:
     """Reads packed records of `count` entities as of `now_us`, one moment or one for each (count,), as they come.
 
-    If `close`, lists of the answer follow each other where that is possible; see `Lists`.
+    If `contiguous`, lists of the answer follow each other where that is possible; see `Lists`.
     """
 
-    def __init__(self, plan: "ViewPlan", count: int, now_us: int | NDArray[np.int64], *, close: bool = False) -> None:
+    def __init__(
+        self, plan: "ViewPlan", count: int, now_us: int | NDArray[np.int64], *, contiguous: bool = False
+    ) -> None:
         self._plan = plan
         moments = np.full(count, now_us, np.int64) if isinstance(now_us, int) else now_us
         self._now_us = np.require(moments, np.int64, ["C", "W"])
         self._newest_us = np.full(count, NEVER, np.int64)
-        self._outputs = plan.layout.outputs(count, close=close)
+        self._outputs = plan.layout.outputs(count, contiguous=contiguous)
 
     def add(self, start: int, blobs: Values) -> None:
         """The records of the entities from `start` on, which are next; a missing one is an entity without.
@@ -182,19 +193,19 @@ class PackedReader:
         Raises:
             LayoutError: a record was written by another version of the view, or is damaged.
         """
-        held = np.flatnonzero(blobs.starts >= 0)
+        present = np.flatnonzero(blobs.starts >= 0)
         # On one thread: another core is Redis's meanwhile; several threads of short kernels gained nothing (measured).
-        for begin in range(0, len(held), BLOCK_ROWS):
-            cut = held[begin : begin + BLOCK_ROWS]
+        for begin in range(0, len(present), BLOCK_ROWS):
+            cut = present[begin : begin + BLOCK_ROWS]
             self._add_block(start + cut, Values(blobs.data, blobs.starts[cut], blobs.ends[cut]))
 
     def _add_block(self, reads: NDArray[np.int64], blobs: Values) -> None:
         """The records of the entities `reads` (m,)."""
         layout, (state, newest_us), rows = self._plan.layout, _scratch(self._plan), np.arange(len(reads))
-        moments, donors = self._now_us[reads], {group.donor for group in layout.groups}
-        readings = [PackedReads(moments, reads, number in donors, out) for number, out in enumerate(self._outputs)]
-        for group, held in zip(layout.groups, state, strict=True):
-            group.clear(held, rows)
+        moments, bases = self._now_us[reads], {group.base for group in layout.groups}
+        readings = [PackedReads(moments, reads, number in bases, out) for number, out in enumerate(self._outputs)]
+        for pool in state:
+            pool.clear(rows)
         unpack_records(self._plan, state, newest_us, rows, blobs, readings=readings)
         self._newest_us[reads] = newest_us[rows]
 
@@ -237,13 +248,57 @@ def _hex(version: int) -> str:
     return f"{version & (2**32 - 1):08x}"
 
 
-def _scratch(plan: "ViewPlan") -> tuple[list[Blocks], NDArray[np.int64]]:
+def _scratch(plan: "ViewPlan") -> tuple[list[BlockPool], NDArray[np.int64]]:
     """This thread's room for BLOCK_ROWS unpacked records of the view."""
-    held: dict[str, tuple[list[Blocks], NDArray[np.int64]]] = _SCRATCH.__dict__.setdefault("held", {})
-    if plan.fingerprint not in held:
-        held[plan.fingerprint] = (plan.layout.make(BLOCK_ROWS), np.full(BLOCK_ROWS, NEVER, np.int64))
-    return held[plan.fingerprint]
+    states: dict[str, tuple[list[BlockPool], NDArray[np.int64]]] = _SCRATCH.__dict__.setdefault("states", {})
+    if plan.fingerprint not in states:
+        states[plan.fingerprint] = (plan.layout.make(BLOCK_ROWS), np.full(BLOCK_ROWS, NEVER, np.int64))
+    return states[plan.fingerprint]
 
 
 def _damaged(plan: "ViewPlan", index: int) -> LayoutError:
     return LayoutError(f"view {plan.name}: record {index} of the batch is damaged; delete it and replay its entity")
+
+
+@lean_kernel
+def pack_heads(version: Int, sequences: Ints, newest: Ints, arrival: Int, out: Bytes, ends: Ints) -> None:
+    """Write a header for each of sequences and newest (n,), one after the other; `ends` (n,) is where each ends."""
+    position: Int = np.int64(0)
+    for i in range(newest.size):
+        position = put_half(out, position, version)
+        position = put_varint(out, position, np.uint64(sequences[i]))
+        if newest[i] == _EMPTY:
+            position = put_signed(out, put_varint(out, position, np.uint64(0)), arrival)
+        else:
+            unit = unit_of(newest[i], 3)
+            time = newest[i] // unit_us(unit)
+            zigzag = np.uint64((time << np.int64(1)) ^ (time >> np.int64(63)))
+            position = put_varint(out, position, (zigzag << np.uint64(2)) | np.uint64(unit))
+            position = put_signed(out, position, arrival - newest[i])
+        ends[i] = position
+
+
+@lean_kernel
+def unpack_heads(
+    data: Bytes, at: Ints, ends: Ints, versions: Ints, sequences: Ints, newest: Ints, arrivals: Ints
+) -> None:
+    """Read the header at each `data[at[i]:ends[i]]` into arrays (n,); `at[i]` moves on, -1 where bytes are wrong."""
+    for i in range(at.size):
+        version, position = get_half(data, at[i], ends[i])
+        sequence, position = get_varint(data, position, ends[i])
+        number, position = get_varint(data, position, ends[i])
+        unit, zigzag = np.int64(number & np.uint64(3)), number >> np.uint64(2)
+        time = (np.int64(zigzag >> np.uint64(1)) ^ -np.int64(zigzag & np.uint64(1))) * unit_us(unit)
+        after, position = get_signed(data, position, ends[i])
+        versions[i], sequences[i] = version, np.int64(sequence)
+        newest[i], arrivals[i] = time if number != np.uint64(0) else _EMPTY, time + after
+        at[i] = position
+
+
+@lean_kernel
+def join_sections(parts: Bytes, starts: Ints, ends: Ints, out: Bytes, at: Ints) -> None:
+    """Copy `parts[starts[i]:ends[i]]` to `out[at[i]:]` and move `at[i]` to its end: sections into records."""
+    for i in range(at.size):
+        size = ends[i] - starts[i]
+        copy_bytes(parts, starts[i], out, at[i], size)
+        at[i] += size

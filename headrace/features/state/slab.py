@@ -16,15 +16,14 @@ from numpy.typing import NDArray
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows
 from headrace.features.keys import KeyTexts, entity_ids, ids_of_texts, shard_of
-from headrace.features.state.lateness import LATE, TOO_LATE, mark_too_late
-from headrace.features.state.layout import Group, Operations, Outputs
-from headrace.features.state.order import SORTED_MIN, EntityOrder, report_late
+from headrace.features.state.blocks import BlockPool, run_parts
+from headrace.features.state.layout import Group
+from headrace.features.state.operations import LATE, TOO_LATE, Operations, Outputs
+from headrace.features.state.order import SORTED_MIN, EntityOrder, scatter_late
 from headrace.features.state.record import pack_records, unpack_records
-from headrace.features.state.rings.update import run_newest
 from headrace.features.state.seen import SeenIds
-from headrace.features.state.states import Blocks, run_parts
 from headrace.features.view import ViewPlan
-from headrace.kernels.compile import Int
+from headrace.kernels.compile import Int, Ints, lean_kernel
 from headrace.kernels.id_map import IdMap
 from headrace.kernels.spans import Spans, values_of
 from headrace.kernels.threads import cut_parts, run_all
@@ -43,7 +42,7 @@ class Slab:
     def __init__(self, plan: ViewPlan, capacity: int = 1024) -> None:
         self.plan = plan
         self._map = IdMap(capacity)
-        self._state: list[Blocks] = plan.layout.make(capacity)
+        self._state: list[BlockPool] = plan.layout.make(capacity)
         self.newest_us = np.full(capacity, NEVER, np.int64)
         self._dirty = np.zeros(capacity, np.bool_)
         self._ids = np.zeros(capacity, np.int64)
@@ -58,8 +57,8 @@ class Slab:
     def nbytes(self) -> int:
         """Memory of the rows that have been in use so far; rows to spare are address space only."""
         rows, columns = self._map.high, (self.newest_us, self._dirty, self._ids)
-        held = sum(state.nbytes(rows) for state in self._state) + sum(column[:rows].nbytes for column in columns)
-        return held + self._map.nbytes + (self._seen.nbytes(rows) if self._seen else 0)
+        slab_bytes = sum(state.nbytes(rows) for state in self._state) + sum(column[:rows].nbytes for column in columns)
+        return slab_bytes + self._map.nbytes + (self._seen.nbytes(rows) if self._seen else 0)
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of each entity, -1 where absent: (n,) -> (n,)."""
@@ -69,8 +68,8 @@ class Slab:
         """Row of each entity, absent ones added with an empty record: (n,) -> (n,)."""
         rows, is_new = self._map.get_or_add(ids)
         new = np.flatnonzero(is_new)
-        found = None if self.plan.key_dtype == "int" else [texts[index] for index in new.tolist()]
-        self._admit(ids[new], rows[new], found)
+        new_texts = None if self.plan.key_dtype == "int" else [texts[index] for index in new.tolist()]
+        self._admit(ids[new], rows[new], new_texts)
         return rows
 
     def update(self, rows: Rows, at: NDArray[np.int64] | None = None) -> int:
@@ -85,7 +84,7 @@ class Slab:
         return int(np.count_nonzero((marks == LATE) | (marks == TOO_LATE)))
 
     def take_in(self, rows: Rows, at: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        """Like `update`; returns what became of each event (n,), one of the marks of lateness.py."""
+        """Like `update`; returns what became of each event (n,), one of the marks of operations.py."""
         if at is None:
             at = self.rows_of_events(rows)
         ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.uint8))
@@ -102,15 +101,15 @@ class Slab:
     ) -> list[Outputs]:
         """Carry out events and reads in order; returns `outputs` with the answers, newest gets the newest event times.
 
-        `order` (n,) is the one in which the operations happen, where it is not the one that they have; close outputs
-        need one.
+        `order` (n,) is the one in which the operations happen, where it is not the one that they have; contiguous
+        outputs need one.
         """
         if order is None and len(ops.late) < SORTED_MIN:
             return self._carry_out(ops, outputs, newest, lambda rows: [(0, len(rows))])
         sorted_ops, source = self._order.sorted(ops, order)
-        found = self._carry_out(sorted_ops, outputs, newest, cut_parts)
-        report_late(sorted_ops.late, source, ops.late)
-        return found
+        answers = self._carry_out(sorted_ops, outputs, newest, cut_parts)
+        scatter_late(source, sorted_ops.late, ops.late)
+        return answers
 
     def _carry_out(
         self,
@@ -122,19 +121,19 @@ class Slab:
         if self._seen is not None:
             ops = self._seen.without_duplicates(ops)
         older = np.empty((len(ops.late), 2), np.int64)
-        parts = [ops.part(begin, end) for begin, end in cut(ops.rows)]
+        parts = [ops.cut(begin, end) for begin, end in cut(ops.rows)]
         run_all([partial(run_newest, self.newest_us, part.rows, part.times, part.ops, newest, older) for part in parts])
         groups = self.plan.layout.groups
-        found = [
-            group.placed(state, parts, out) for group, state, out in zip(groups, self._state, outputs, strict=True)
+        answers = [
+            group.sized(state, parts, out) for group, state, out in zip(groups, self._state, outputs, strict=True)
         ]
-        walks = [
-            partial(_walk, group, state, parts, out)
-            for group, state, out in zip(groups, self._state, found, strict=True)
+        applies = [
+            partial(_apply, group, state, parts, out)
+            for group, state, out in zip(groups, self._state, answers, strict=True)
         ]
-        run_parts(self._state, walks, [len(part.rows) for part in parts])
-        mark_too_late(groups, ops, older)
-        return found
+        run_parts(self._state, applies, [len(part.rows) for part in parts])
+        _mark_too_late(groups, ops, older)
+        return answers
 
     def read(
         self,
@@ -179,12 +178,12 @@ class Slab:
         """
         self._clear(self._map.get(ids))
         rows = self.add(ids, texts)
-        held = [index for index, blob in enumerate(blobs) if blob is not None]
+        present = [index for index, blob in enumerate(blobs) if blob is not None]
         try:
-            for start in range(0, len(held), _GROUP_ROWS):
-                part = held[start : start + _GROUP_ROWS]
-                found = values_of([blobs[index] for index in part])
-                unpack_records(self.plan, self._state, self.newest_us, rows[part], found, self._seen)
+            for start in range(0, len(present), _GROUP_ROWS):
+                picked = present[start : start + _GROUP_ROWS]
+                values = values_of([blobs[index] for index in picked])
+                unpack_records(self.plan, self._state, self.newest_us, rows[picked], values, self._seen)
         except BaseException:
             self.drop(rows)
             raise
@@ -247,8 +246,8 @@ class Slab:
     def _clear(self, rows: NDArray[np.int64]) -> None:
         rows = rows[rows >= 0]
         if rows.size:
-            for group, state in zip(self.plan.layout.groups, self._state, strict=True):
-                group.clear(state, rows)
+            for state in self._state:
+                state.clear(rows)
             if self._seen is not None:
                 self._seen.clear(rows)
             self.newest_us[rows] = NEVER
@@ -265,5 +264,33 @@ class Slab:
         self._ids = np.concatenate([self._ids, np.zeros(added, np.int64)])
 
 
-def _walk(group: Group, state: Blocks, parts: Sequence[Operations], out: Outputs, number: int, begin: int) -> Int:
-    return group.walk(state, number, parts[number], begin, out)
+def _apply(group: Group, state: BlockPool, parts: Sequence[Operations], out: Outputs, area: int, begin: int) -> Int:
+    return group.apply(state, area, parts[area], begin, out)
+
+
+def _mark_too_late(groups: tuple[Group, ...], ops: Operations, older: NDArray[np.int64]) -> None:
+    """Make LATE events TOO_LATE that no group covers; `older` (e, 2) as `run_newest` wrote it."""
+    left = np.flatnonzero(ops.late == LATE)
+    for group in reversed(groups):  # lists and the longest windows tend to come last, and cover most
+        if not left.size:
+            return
+        times, newest = older[left].T
+        left = left[~group.covers(ops.events, left, times, newest)]
+    ops.late[left] = TOO_LATE
+
+
+@lean_kernel
+def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints, older: Ints) -> None:
+    """Keep each row's newest event time; a read copies it to out[ops[i]].
+
+    `older` (e, 2) gets the time of an event and its row's newest, where the event is older; else it is left as it is.
+    """
+    for i in range(rows.size):
+        if ops[i] < 0:
+            if times[i] < newest[rows[i]]:
+                older[~ops[i], 0] = times[i]
+                older[~ops[i], 1] = newest[rows[i]]
+            else:
+                newest[rows[i]] = times[i]
+        elif rows[i] >= 0:
+            out[ops[i]] = newest[rows[i]]

@@ -195,7 +195,7 @@ class OnlineStore:
         self.require_active(plan)
         if self._link.cluster:
             return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
-        reader, start = PackedReader(plan, len(ids), now_us, close=close), 0
+        reader, start = PackedReader(plan, len(ids), now_us, contiguous=close), 0
         for values in self._link.values(*self._requests(plan, ids, texts)):
             count = len(values.starts)
             values.starts[ids[start : start + count] == NULL_ID] = -1  # it shares the empty text with the entity ""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headrace.kernels.compile import lean_kernel, part
-from headrace.kernels.packed_texts import is_utf8
+from headrace.kernels.texts import is_utf8
 from headrace.schemas.codecs.avro_skip import (
     BAD_BOOL,
     BAD_BRANCH,

@@ -15,7 +15,7 @@ read, or a failure below 0, see `failure`.
 import numpy as np
 
 from headrace.kernels.compile import lean_kernel, part
-from headrace.kernels.packed_texts import is_utf8
+from headrace.kernels.texts import is_utf8
 from headrace.schemas.codecs.kernels import Bytes, base64_value, hex_value
 
 NOT_JSON, TWICE, WRONG_TYPE, MISSING, NO_ROOM, TOO_DEEP, NULL_VALUE, FAR_TIME = range(1, 9)

@@ -2,30 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.state.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
-from headrace.features.state.lists.packing import pack_list
-from headrace.features.state.lists.unpacking import unpack_list
-from headrace.features.state.lists.update import STAMP, TEXT, copy_lists, count_lists, run_list
-from headrace.features.state.states import Blocks
+from headrace.features.state.blocks import BlockPool
+from headrace.features.state.layout import Group
+from headrace.features.state.lists.packing import ListBase, PackScratch, pack_list
+from headrace.features.state.lists.unpacking import ReadScratch, unpack_list
+from headrace.features.state.lists.update import STAMP, TEXT, List, ListOut, copy_lists, count_lists, run_list
+from headrace.features.state.operations import NO_READS, Events, Operations, Outputs, Packed, PackedReads
 from headrace.kernels.bit_columns import SPARE
-from headrace.kernels.compile import Int, Ints
-from headrace.kernels.text_pool import POOL
+from headrace.kernels.compile import Int, plain
+from headrace.kernels.texts import POOL, TextLines
 from headrace.kernels.threads import run_all
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ListGroup:
-    """Group of one list; see lists/update.py for the arrays.
+    """Group of one list; size to kinds as in `List`, `timed`: whether reads return times.
 
-    `flag` is the flag column that admits an event, `columns` (m,) the bit columns of its values, `kinds` (m,) what they
-    are; `timed` whether reads tell times. Its packed form refers to the list `donor` of donor_size elements with
-    donor_width values; links (m,) tell which of the donor's values each of ours is, -1 none.
+    Its packed form refers to the group number `base`, a list of base_size elements with base_width values; links (m,)
+    are the base's value for each of ours, -1 where there is none. See lists/packing.py.
     """
 
     size: int
@@ -37,55 +36,52 @@ class ListGroup:
     text: str
     needs_ids: bool = True
     timed: bool = False
-    donor: int | None = None
-    donor_size: int = 0
-    donor_width: int = 0
+    base: int | None = None
+    base_size: int = 0
+    base_width: int = 0
     links: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def linked(self, earlier: Sequence[Group]) -> "ListGroup":
-        """The list with the donor among `earlier` that has most of its values, the longest such; itself if no list."""
+        """The list with a base: of the `earlier` lists the one with most of its values, the longest of these.
+
+        Returns the list itself if there is no earlier one.
+        """
         lists = [(number, other) for number, other in enumerate(earlier) if isinstance(other, ListGroup)]
         if not lists:
             return self
-        found = {number: _links(self, other) for number, other in lists}
-        best, donor = max(lists, key=lambda known: (int((found[known[0]] >= 0).sum()), known[1].size))
-        return replace(self, donor=best, donor_size=donor.size, donor_width=len(donor.columns), links=found[best])
+        links = {number: _links(self, other) for number, other in lists}
+        number, base = max(lists, key=lambda known: (int((links[known[0]] >= 0).sum()), known[1].size))
+        return replace(self, base=number, base_size=base.size, base_width=len(base.columns), links=links[number])
 
-    def make(self, capacity: int) -> Blocks:
+    def make(self, capacity: int) -> BlockPool:
         """State of `capacity` rows; a row must be cleared before it is used."""
-        return Blocks(capacity, self.size * self._stride, self._stride, 0)
+        stride = STAMP + len(self.columns)
+        return BlockPool(capacity, self.size * stride, stride, 0)
 
-    @property
-    def _stride(self) -> int:
-        """Words of an element."""
-        return STAMP + len(self.columns)
+    def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:
+        """Empty answers of `reads` reads, in the order of `ListOut`.
 
-    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
-        """Empty rows."""
-        state.clear(rows)
-
-    def outputs(self, reads: int, *, close: bool = False) -> Outputs:
-        """Answers of `reads` reads, empty: times (reads, N) or (reads, 0), values (reads, N, m), counts (reads,).
-
-        And starts (reads,), the slot of each list's first element, and an empty array. If `close`, times are (0,),
-        values (slots, m), and the last array tells how many slots are in use, (1,).
+        times (reads, N), or (reads, 0) where they are not read; values (reads, N, m); counts (reads,); starts (reads,),
+        the slot of each list's first element; filled (0,). If `contiguous`, times are (0,), values (slots, m), and
+        filled (1,) counts the slots in use.
         """
         counts, none = np.zeros(reads, np.int64), np.zeros(0, np.int64)
-        if close and not self.timed:
+        if contiguous and not self.timed:
             values = np.empty((reads * self.size, len(self.columns)), np.int64)
             return none, values, counts, np.zeros(reads, np.int64), np.zeros(1, np.int64)
         times = np.zeros((reads, self.size if self.timed else 0), np.int64)
         values = np.zeros((reads, self.size, len(self.columns)), np.int64)
         return times, values, counts, np.arange(reads) * self.size, none
 
-    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:
-        """`outputs` with a slot for each element that a read may find; `parts` are sorted by row."""
+    def sized(self, state: BlockPool, parts: Sequence[Operations], out: Outputs) -> Outputs:
+        """`out` with a slot for each element that a read may return; `parts` are sorted by row."""
         times, _, counts, starts, filled = out
         if not filled.size:
             return out
+        heads = state.blocks[0]
         run_all(
             [
-                partial(count_lists, state.heads, self.size, self.flag, part.rows, part.ops, part.events.flags, counts)
+                partial(count_lists, heads, self.size, self.flag, part.rows, part.ops, part.events.flags, counts)
                 for part in parts
             ]
         )
@@ -93,129 +89,62 @@ class ListGroup:
         filled[0] = counts.sum()
         return times, np.empty((int(filled[0]), len(self.columns)), np.int64), counts, starts, filled
 
-    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
+    def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
-        events = ops.events
-        times, values, counts, starts, _ = out
-        return run_list(
-            state.heads,
-            state.words,
-            state.rooms,
-            number,
-            self.size,
-            self.flag,
-            self.columns,
-            self.distinct,
-            self.strict,
-            ops.rows,
-            ops.times,
-            events.event_ids,
-            ops.ops,
-            begin,
-            events.flags,
-            events.bits,
-            times.reshape(-1),
-            values.reshape(-1),
-            starts,
-            counts,
-        )
+        return run_list(state.blocks, area, self._list, ops.arrays(), begin, _out_arrays(out))
 
-    def reaches(
+    def covers(
         self,
         events: Events,
         picked: NDArray[np.int64],
         times: NDArray[np.int64],  # noqa: ARG002
         newest: NDArray[np.int64],  # noqa: ARG002
     ) -> NDArray[np.bool_]:
-        """Whether each event picked (m,) is wanted: none is too old, it may only be none of the newest."""
+        """Whether the list admits each event of picked (m,): none is too old, it may only be none of the newest."""
         return np.asarray(events.flags[picked, self.flag] != 0, np.bool_)
 
     def pack(
         self,
-        state: Any,
-        donor: Any,
+        state: BlockPool,
+        base: BlockPool,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        pack_list(
-            state.heads,
-            state.words,
-            self.size,
-            self.kinds,
-            *self._donated(donor),
-            rows,
-            newest,
-            *POOL.arrays(),
-            np.empty((6, self.size), np.int64),
-            np.empty(self.size, np.float64),
-            out,
-            ends,
+        scratch = plain(PackScratch(np.empty((6, self.size), np.int64), np.empty(self.size, np.float64)))
+        pack_list(state.blocks, self._list, base.blocks, self._base, rows, newest, POOL.arrays(), scratch, out, ends)
+
+    def unpack(self, state: BlockPool, base: BlockPool, packed: Packed, reading: PackedReads | None = None) -> None:
+        """Fill empty rows, or read them, and add their texts to the pool."""
+        lines = TextLines.of(len(packed.rows) * self.size * int((self.kinds == TEXT).sum()))
+        room = self.size + SPARE
+        scratch = plain(ReadScratch(np.empty((3, room), np.int64), np.empty(room, np.float64)))
+        reads = reading or replace(NO_READS, out=self.outputs(0))
+        arrays, texts, moments, out = plain(packed), plain(lines), reads.arrays(), _out_arrays(reads.out)
+        spec, list_base = self._list, self._base
+        state.fill(
+            len(packed.rows),
+            lambda begin: unpack_list(
+                state.blocks, spec, base.blocks, list_base, arrays, begin, texts, moments, scratch, out
+            ),
         )
+        POOL.learn_lines(lines, packed.data)
 
-    def unpack(
-        self,
-        state: Any,
-        donor: Any,
-        rows: NDArray[np.int64],
-        newest: NDArray[np.int64],
-        data: NDArray[np.uint8],
-        at: NDArray[np.int64],
-        ends: NDArray[np.int64],
-        reading: PackedReads | None = None,
-    ) -> None:
-        """Fill empty rows from `data[at:ends]`, or read them, and teach the pool the texts."""
-        texts = np.empty((len(rows) * self.size * int((self.kinds == TEXT).sum()), 3), np.int64)
-        found, room = np.zeros(1, np.int64), self.size + SPARE
-        scratch, column = np.empty((3, room), np.int64), np.empty(room, np.float64)
-        read = reading or replace(NO_READS, out=self.outputs(0))
-        times, values, counts, starts, filled = read.out
+    @cached_property
+    def _list(self) -> List:
+        return plain(List(self.size, self.flag, self.columns, self.kinds, self.distinct, self.strict))
 
-        def walk(begin: int) -> Int:
-            return unpack_list(
-                state.heads,
-                state.words,
-                state.rooms,
-                self.size,
-                self.kinds,
-                *self._donated(donor),
-                rows,
-                newest,
-                data,
-                at,
-                ends,
-                begin,
-                texts,
-                found,
-                self.strict,
-                read.keeps,
-                read.moments,
-                read.reads,
-                scratch,
-                column,
-                times.reshape(-1),
-                values.reshape(-1),
-                starts,
-                counts,
-                filled,
-            )
-
-        state.fill(len(rows), walk)
-        if found[0]:
-            hashes, starts, stops = np.ascontiguousarray(texts[: found[0]].T)
-            POOL.learn(hashes, data, starts, stops)
-
-    def _donated(self, donor: Any) -> tuple[Ints, Ints, int, int, bool, Ints]:
-        """What lists/packing.py wants to know of the donor."""
-        return donor.heads, donor.words, self.donor_size, self.donor_width, self.donor is not None, self.links
+    @cached_property
+    def _base(self) -> ListBase:
+        return plain(ListBase(self.base_size, self.base_width, self.base is not None, self.links))
 
 
 def read_lists(out: Outputs, column: int, lengths: NDArray[np.int64], *, reverses: bool) -> NDArray[np.int64]:
     """One value of the first lengths (n,) elements of each list, newest first or `reverses`, in a form of `Lists`.
 
-    Close lists lie in the order of the reads, so where no slot in use is left out there is nothing to do.
+    Contiguous lists lie in the order of the reads, so where every slot in use is read there is nothing to copy.
     """
     _, values, counts, starts, filled = out
     width = values.shape[-1]
@@ -224,16 +153,21 @@ def read_lists(out: Outputs, column: int, lengths: NDArray[np.int64], *, reverse
         total = int(lengths.sum())
         if is_whole and total == filled[0]:
             return values.reshape(-1)[:total]
-        bits, places = np.empty(total, np.int64), np.cumsum(lengths) - lengths
+        bits, to = np.empty(total, np.int64), np.cumsum(lengths) - lengths
     elif is_whole:
         return values.reshape(values.shape[:2])
     else:
-        bits, places = np.zeros(values.shape[:2], np.int64), starts
-    copy_lists(values.reshape(-1), width, column, starts, lengths, reverses, bits.reshape(-1), places)
+        bits, to = np.zeros(values.shape[:2], np.int64), starts
+    copy_lists(values.reshape(-1), width, column, starts, lengths, reverses, bits.reshape(-1), to)
     return bits
 
 
-def _links(group: ListGroup, donor: ListGroup) -> NDArray[np.int64]:
-    """(m,) the donor's value from the same column as each of the group's, -1 where there is none."""
-    theirs = donor.columns.tolist()
+def _out_arrays(out: Outputs) -> ListOut:
+    times, values, counts, starts, filled = out
+    return plain(ListOut(times.reshape(-1), values.reshape(-1), counts, starts, filled))
+
+
+def _links(group: ListGroup, base: ListGroup) -> NDArray[np.int64]:
+    """(m,) the base's value from the same column as each of the group's, -1 where there is none."""
+    theirs = base.columns.tolist()
     return np.array([theirs.index(x) if x in theirs else -1 for x in group.columns.tolist()], np.int64)

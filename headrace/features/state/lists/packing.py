@@ -1,24 +1,26 @@
 """The packed form of a list: columns of bits, newest element first, times as differences, texts written out.
 
-    count     elements, in as many bits as N needs; of 0 nothing follows
-    refers    with a donor, 1 bit: whether elements refer to it
-    steps     if so, an unsigned column: 1 + elements of the donor since the last one referred to, 0 where it lacks ours
+    count     elements, in as many bits as N needs; nothing follows a count of 0
+    refers    with a base, 1 bit: whether elements refer to it
+    steps     if so, an unsigned column: 1 + elements of the base since the last one referred to, 0 where it lacks ours
     times     spans: time since the element before, the first since the newest event of the entity
     ids       32 bits each
     values    a column each: INT signed; FLOAT floats; TIME spans, from value to event time; TEXT an unsigned column of
               lengths, then from the next byte on the texts
 
 Lists of one view often hold the same events: the last 20 with two values are among the last 50 with one. So a list may
-be linked to one before it, its donor: an element that refers to it has no time, id and values that the donor has in the
-other columns; links (m,) tell which of the donor's values each of ours is, -1 none.
+have an earlier one as its base: an element that refers to the base is left out of the other columns, but for the
+values that the base lacks; links (m,) are the base's value for each of ours, -1 where there is none.
 
 Columns: kernels/bit_columns.py. A row begins and ends with a byte.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from headrace.features.state.blocks import COUNT, ORDER, OWN, START, room_of
-from headrace.features.state.lists.update import FLOAT, INT, LEAST, STAMP, TIME, place_of
+from headrace.features.state.blocks import COUNT, ORDER, START, TAG, Blocks, room_of
+from headrace.features.state.lists.update import FLOAT, INT, LEAST, STAMP, TIME, List, slot_of
 from headrace.kernels.bit_columns import (
     bits_of,
     put_codes,
@@ -31,214 +33,207 @@ from headrace.kernels.bit_columns import (
 )
 from headrace.kernels.compile import Bytes, Floats, Int, Ints, copy_bytes, lean_kernel, part, prefetch
 from headrace.kernels.id_map import find_row
+from headrace.kernels.texts import Texts
 
 AHEAD, NEAR = 6, 3
-"""Rows between the prefetch of a row's head, and once it is there of its elements, and their use."""
+"""Rows between the prefetch of a row's head, then of its elements, and their use."""
 HALF_BITS = 32
-"""Of an id a list keeps half."""
+"""Bits of the half id that a list keeps."""
 _HALF = np.int64(0xFFFFFFFF)
+
+
+class ListBase(NamedTuple):
+    """The list that a packed list refers to: N and values of an element, whether there is one, links (m,)."""
+
+    size: Int
+    width: Int
+    exists: bool
+    links: Ints
+
+
+class PackScratch(NamedTuple):
+    """Room of a writer: words (6, N), column (N,)."""
+
+    words: Ints
+    column: Floats
 
 
 @lean_kernel
 def pack_list(
-    heads: Ints,
-    words: Ints,
-    size: Int,
-    kinds: Ints,
-    donor_heads: Ints,
-    donor_words: Ints,
-    donor_size: Int,
-    donor_width: Int,
-    linked: bool,
-    links: Ints,
+    blocks: Blocks,
+    spec: List,
+    base_blocks: Blocks,
+    base: ListBase,
     rows: Ints,
     newest: Ints,
-    table: Ints,
-    text_offsets: Ints,
-    text_data: Bytes,
-    scratch: Ints,
-    column: Floats,
+    pool: Texts,
+    scratch: PackScratch,
     out: Bytes,
     ends: Ints,
 ) -> None:
-    """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
+    """Write rows (n,) into `out`, one after the other; ends (n,) is where each ends, also where `out` is too short.
 
-    newest (n,) is each entity's newest event time; `table`, `text_offsets`, `text_data` are the pool of texts. scratch
-    (6, N) and column (N,) are used.
+    newest (n,) is each entity's newest event time. Cost: some 2 ns a number that is written, a lookup a text.
     """
-    elements, stamps, others = scratch[0], scratch[1], scratch[2]
-    codes, steps, times = scratch[3], scratch[4], scratch[5]
-    at: Int = np.int64(0)
-    width, count_bits = kinds.size, bits_of(np.uint64(size))
+    blocks, spec, base_blocks, base = Blocks(*blocks), List(*spec), Blocks(*base_blocks), ListBase(*base)
+    pool, scratch = Texts(*pool), PackScratch(*scratch)
+    words, kinds, column = blocks.words, spec.kinds, scratch.column
+    elements, stamps, unlike = scratch.words[0], scratch.words[1], scratch.words[2]
+    codes, steps, times = scratch.words[3], scratch.words[4], scratch.words[5]
+    bit: Int = np.int64(0)
+    count_bits = bits_of(np.uint64(spec.size))
     for i in range(rows.size):
         if i + AHEAD < rows.size:
-            prefetch(heads, 4 * rows[i + AHEAD])
-            prefetch(donor_heads, 4 * rows[i + AHEAD])
+            prefetch(blocks.heads, 4 * rows[i + AHEAD])
+            prefetch(base_blocks.heads, 4 * rows[i + AHEAD])
         if i + NEAR < rows.size:
-            _prefetch_elements(heads, words, size, rows[i + NEAR], width)
-        row, count = rows[i], heads[rows[i], COUNT]
-        _find_elements(heads, words, size, row, width, newest[i], elements, stamps, times)
-        at = put_field(out, at, np.uint64(count), count_bits)
-        own: Int = np.int64(count)
-        if linked and count > 0:
-            own = _refer(
-                words, elements, stamps, count, donor_heads, donor_words, donor_size, donor_width, links, row, codes
-            )
-            refers = 8 * (count - own) > count  # a reference saves some 8 bytes, and costs up to 1 everywhere
-            at = put_field(out, at, np.uint64(refers), 1)
-            own = own if refers else np.int64(count)
+            _prefetch_elements(blocks, spec, rows[i + NEAR])
+        row, count = rows[i], blocks.heads[rows[i], COUNT]
+        _find_elements(blocks, spec, row, newest[i], elements, stamps, times)
+        bit = put_field(out, bit, np.uint64(count), count_bits)
+        unlike_count: Int = np.int64(count)  # elements that do not refer to the base: `unlike`, or all
+        if base.exists and count > 0:
+            unlike_count = _refer(words, elements, stamps, count, base_blocks, base, row, codes)
+            refers = 8 * (count - unlike_count) > count  # a reference saves some 8 bytes, and costs up to 1 everywhere
+            bit = put_field(out, bit, np.uint64(refers), 1)
+            unlike_count = unlike_count if refers else np.int64(count)
             if refers:
-                at = put_unsigned(out, at, codes, count)
-        if own < count:
-            found: Int = np.int64(0)
+                bit = put_unsigned(out, bit, codes, count)
+        if unlike_count < count:
+            listed: Int = np.int64(0)
             for j in range(count):
                 if codes[j] == 0:
-                    others[found] = j
-                    found += 1
-        for k in range(own):
-            codes[k] = times[others[k] if own < count else k]
-        at = put_spans(out, at, codes, own)
-        for k in range(own):
-            codes[k] = words[stamps[others[k] if own < count else k] + 1] & _HALF
-        at = put_codes(out, at, codes, own, HALF_BITS)
-        for m in range(width):
-            some = own < count and links[m] >= 0
-            written = own if some else np.int64(count)
+                    unlike[listed] = j
+                    listed += 1
+        for k in range(unlike_count):
+            codes[k] = times[unlike[k] if unlike_count < count else k]
+        bit = put_spans(out, bit, codes, unlike_count)
+        for k in range(unlike_count):
+            codes[k] = words[stamps[unlike[k] if unlike_count < count else k] + 1] & _HALF
+        bit = put_codes(out, bit, codes, unlike_count, HALF_BITS)
+        for m in range(kinds.size):
+            some = unlike_count < count and base.links[m] >= 0
+            written = unlike_count if some else np.int64(count)
             for k in range(written):
-                j = others[k] if some else k
+                j = unlike[k] if some else k
                 word = words[elements[j] + m]
                 codes[k] = words[stamps[j]] - word if kinds[m] == TIME else word
             if kinds[m] == INT:
-                at = put_signed(out, at, codes, written)
+                bit = put_signed(out, bit, codes, written)
             elif kinds[m] == FLOAT:
                 for k in range(written):
                     column[k] = np.int64(codes[k]).view(np.float64)
-                at = put_numbers(out, at, column, written, 0.0, codes, steps)
+                bit = put_numbers(out, bit, column, written, 0.0, codes, steps)
             elif kinds[m] == TIME:
-                at = put_spans(out, at, codes, written)
+                bit = put_spans(out, bit, codes, written)
             else:
-                at = _put_texts(out, at, codes, written, steps, table, text_offsets, text_data)
-        at = to_byte(at)
-        ends[i] = at >> np.int64(3)
+                bit = _put_texts(out, bit, codes, written, steps, pool)
+        bit = to_byte(bit)
+        ends[i] = bit >> np.int64(3)
 
 
 @part
-def _prefetch_elements(heads: Ints, words: Ints, size: Int, row: Int, width: Int) -> None:
-    """Ask for a row's elements, a line of eight words at a time."""
-    start = heads[row, START]
-    for word in range(start, start + room_of(heads[row, ORDER], LEAST, size) * (STAMP + width), 8):
-        prefetch(words, word)
+def _prefetch_elements(blocks: Blocks, spec: List, row: Int) -> None:
+    """Prefetch a row's elements, a line of eight words at a time."""
+    start, room = blocks.heads[row, START], room_of(blocks.heads[row, ORDER], LEAST, spec.size)
+    for word in range(start, start + room * (STAMP + spec.kinds.size), 8):
+        prefetch(blocks.words, word)
 
 
 @part
 def _find_elements(
-    heads: Ints, words: Ints, size: Int, row: Int, width: Int, newest: Int, elements: Ints, stamps: Ints, spans: Ints
+    blocks: Blocks, spec: List, row: Int, newest: Int, elements: Ints, stamps: Ints, spans: Ints
 ) -> None:
-    """Where the values and the stamps of a row's elements are, newest first, and the time since the one before."""
-    start, first, room = heads[row, START], heads[row, OWN], room_of(heads[row, ORDER], LEAST, size)
+    """First words of the values and stamps of a row's elements, newest first, and the time since the one before."""
+    heads, words = blocks.heads, blocks.words
+    start, first, room = heads[row, START], heads[row, TAG], room_of(heads[row, ORDER], LEAST, spec.size)
     before, count = newest, heads[row, COUNT]
     for j in range(count):
-        place = place_of(first, count - 1 - j, room)
-        stamps[j] = start + STAMP * place
-        elements[j] = start + STAMP * room + width * place
+        slot = slot_of(first, count - 1 - j, room)
+        stamps[j] = start + STAMP * slot
+        elements[j] = start + STAMP * room + spec.kinds.size * slot
         spans[j] = before - words[stamps[j]]
         before = words[stamps[j]]
 
 
 @part
 def _refer(
-    words: Ints,
-    elements: Ints,
-    stamps: Ints,
-    count: Int,
-    donor_heads: Ints,
-    donor_words: Ints,
-    donor_size: Int,
-    donor_width: Int,
-    links: Ints,
-    row: Int,
-    steps: Ints,
+    words: Ints, elements: Ints, stamps: Ints, count: Int, base_blocks: Blocks, base: ListBase, row: Int, steps: Ints
 ) -> Int:
-    """Set the step of each element to the donor's that it equals; returns how many have none."""
-    seen: Int = np.int64(0)
+    """Set the step of each element to the base's element that it equals; returns how many equal none.
+
+    Both lists are in the same order, so both are passed through once.
+    """
+    newer: Int = np.int64(0)
     after: Int = np.int64(0)
-    own: Int = np.int64(0)
+    unlike: Int = np.int64(0)
     for j in range(count):
-        found, seen = _find(
-            words, stamps[j], elements[j], donor_heads, donor_words, donor_size, donor_width, links, row, seen
-        )
-        if found < after:  # none, or two elements of ours are one of the donor's
+        index, newer = _find(words, stamps[j], elements[j], base_blocks, base, row, newer)
+        if index < after:  # none, or two elements of ours are one of the base's
             steps[j] = 0
-            own += 1
+            unlike += 1
         else:
-            steps[j] = found - after + 1
-            after = found + 1
-    return own
+            steps[j] = index - after + 1
+            after = index + 1
+    return unlike
 
 
 @part
-def _put_texts(
-    out: Bytes, at: Int, hashes: Ints, count: Int, rows: Ints, table: Ints, text_offsets: Ints, text_data: Bytes
-) -> Int:
+def _put_texts(out: Bytes, bit: Int, hashes: Ints, count: Int, rows: Ints, pool: Texts) -> Int:
     """Write the texts of the first `count` hashes, which are changed; returns the next position."""
+    offsets = pool.offsets
     for k in range(count):
-        rows[k] = find_row(table, hashes[k])
-        hashes[k] = text_offsets[rows[k] + 1] - text_offsets[rows[k]]
-    at = to_byte(put_unsigned(out, at, hashes, count))
-    byte = at >> np.int64(3)
+        rows[k] = find_row(pool.table, hashes[k])
+        hashes[k] = offsets[rows[k] + 1] - offsets[rows[k]]
+    bit = to_byte(put_unsigned(out, bit, hashes, count))
+    byte = bit >> np.int64(3)
     for k in range(count):
-        length = text_offsets[rows[k] + 1] - text_offsets[rows[k]]
+        length = offsets[rows[k] + 1] - offsets[rows[k]]
         if byte + length <= out.size:
-            copy_bytes(text_data, text_offsets[rows[k]], out, byte, length)
+            copy_bytes(pool.data, offsets[rows[k]], out, byte, length)
         byte += length
     return 8 * byte
 
 
 @part
 def _find(
-    words: Ints,
-    stamp: Int,
-    values: Int,
-    donor_heads: Ints,
-    donor_words: Ints,
-    donor_size: Int,
-    donor_width: Int,
-    links: Ints,
-    row: Int,
-    seen: Int,
+    words: Ints, stamp: Int, values: Int, base_blocks: Blocks, base: ListBase, row: Int, newer: Int
 ) -> tuple[Int, Int]:
-    """Where the donor holds our element, counted from its newest, -1 where it does not; and what of it is newer.
+    """Index of the base's element, counted from its newest, that equals ours; -1 where there is none.
 
-    `stamp` and `values` are where the element's words begin. `seen` of the donor's elements are known to be newer.
+    `stamp` and `values` are the first words of our element. Also returns how many of the base's elements are newer than
+    ours; the next call, which must be about an older element, passes it as `newer`.
     """
+    heads, base_words = base_blocks.heads, base_blocks.words
     time, event_id = words[stamp], np.uint64(words[stamp + 1])
-    start, count, first = donor_heads[row, START], donor_heads[row, COUNT], donor_heads[row, OWN]
-    room = room_of(donor_heads[row, ORDER], LEAST, donor_size)
-    place = seen
-    while place < count:
-        other = place_of(first, count - 1 - place, room)
-        donor_time = donor_words[start + STAMP * other]
-        if donor_time < time:
+    start, count, first = heads[row, START], heads[row, COUNT], heads[row, TAG]
+    room = room_of(heads[row, ORDER], LEAST, base.size)
+    index = newer
+    while index < count:
+        slot = slot_of(first, count - 1 - index, room)
+        base_time = base_words[start + STAMP * slot]
+        if base_time < time:
             break
-        if donor_time == time:
-            donor_id = np.uint64(donor_words[start + STAMP * other + 1])
-            if donor_id < event_id:
+        if base_time == time:
+            base_id = np.uint64(base_words[start + STAMP * slot + 1])
+            if base_id < event_id:
                 break
-            donor_values = start + STAMP * room + donor_width * other
-            if donor_id == event_id and _equal(words, values, donor_words, donor_values, links):
-                return place, seen
-            if donor_id > event_id and place == seen:
-                seen += 1
-        elif place == seen:
-            seen += 1
-        place += 1
-    return np.int64(-1), seen
+            base_values = start + STAMP * room + base.width * slot
+            if base_id == event_id and _equal(words, values, base_words, base_values, base.links):
+                return index, newer
+            if base_id > event_id and index == newer:
+                newer += 1
+        elif index == newer:
+            newer += 1
+        index += 1
+    return np.int64(-1), newer
 
 
 @part
-def _equal(words: Ints, values: Int, donor_words: Ints, donor_values: Int, links: Ints) -> bool:
+def _equal(words: Ints, values: Int, base_words: Ints, base_values: Int, links: Ints) -> bool:
+    """Whether the linked values of two elements are equal, to the bit."""
     same = True
     for m in range(links.size):
         if links[m] >= 0:
-            same &= words[values + m] == donor_words[donor_values + links[m]]
+            same &= words[values + m] == base_words[base_values + links[m]]
     return same

@@ -1,11 +1,12 @@
 """Lists of the N newest events of an entity, ordered by (time, event id, values).
 
-A row's block holds its elements in a circle, so that the newest event costs one write:
+A row's block (state/blocks.py) holds its elements in a circle, so that the newest event costs one write. The row's tag
+is the slot of the oldest element. A block with room for c elements of m values:
 
-    heads (rows, 4)    see state/blocks.py; its own number is the place of the oldest element in the circle
-    words (a,) int64   of a block with room for c elements of m values:
-                       c times (event time, upper half of the event id), then
-                       c times the values: whole numbers, bits of floats, hashes of texts, times
+    c stamps        (event time, upper half of the event id)
+    c * m values    whole numbers, bits of floats, hashes of texts, times
+
+    slots    | 5 | 6 | 7 | 3 | 4 |       tag 3: the oldest element is in slot 3, the newest in slot 2
 
 A late event is moved into its right place. `distinct`: of events with equal values only the newest stays, which is
 exact with N elements kept: a value that was pushed out has N newer ones before it for good.
@@ -14,9 +15,12 @@ Half an id is enough: it tells events of one entity, one microsecond and equal v
 matter that two of 4 billion are alike.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from headrace.features.state.blocks import COUNT, ORDER, OWN, START, give_block, room_of, take_block
+from headrace.features.state.blocks import COUNT, ORDER, START, TAG, Blocks, give_block, room_of, take_block
+from headrace.features.state.operations import Ops
 from headrace.kernels.compile import LINE_WORDS, Bytes, Int, Ints, lean_kernel, part, prefetch, reverse_eight
 
 INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
@@ -25,183 +29,162 @@ LEAST = 2
 STAMP = 2
 """Words of an element beside its values."""
 AHEAD, NEAR = 16, 6
-"""Operations between the prefetch of a list's head, and once it is there of its elements, and their use."""
+"""Operations between the prefetch of a list's head, then of its elements, and their use."""
 _EIGHT = 8
 
 
-@lean_kernel
-def run_list(
-    heads: Ints,
-    words: Ints,
-    rooms: Ints,
-    number: Int,
-    size: Int,
-    flag: Int,
-    columns: Ints,
-    distinct: bool,
-    strict: bool,
-    rows: Ints,
-    times: Ints,
-    event_ids: Ints,
-    ops: Ints,
-    begin: Int,
-    flags: Bytes,
-    bits: Ints,
-    out_times: Ints,
-    out_values: Ints,
-    out_starts: Ints,
-    out_counts: Ints,
-) -> Int:
-    """Walk the operations (n,): `ops[i] >= 0` reads the row's list into out_*[ops[i]], else adds event ~ops[i].
+class List(NamedTuple):
+    """A list for kernels.
 
-    Begins at operation `begin` and returns the first that found no room, n when all are done. `size` is N. rows, times
-    (n,) belong to operations; event_ids (e,), flags (e, f), bits (e, d) to events; `columns` (m,) picks bits. out_times
-    (slots,) or (0,), out_values (slots * m,) are filled newest first from slot out_starts (reads,) of the read on, and
-    out_counts (reads,). `strict` leaves out elements that are not before `times[i]`.
+    size: N. flag: flag column that admits an event. columns (m,): bit columns of the values, kinds (m,) what they are.
+    distinct: keep one element of those with equal values. strict: read only elements before the moment.
     """
-    width = columns.size
+
+    size: Int
+    flag: Int
+    columns: Ints
+    kinds: Ints
+    distinct: bool
+    strict: bool
+
+
+class ListOut(NamedTuple):
+    """Answers of list reads; a list lies in consecutive slots, newest element first.
+
+    times (slots,), or (0,) where times are not read. values (slots * m,). counts (reads,). starts (reads,): first slot
+    of each list. filled (1,): slots in use, where lists are contiguous, else (0,).
+    """
+
+    times: Ints
+    values: Ints
+    counts: Ints
+    starts: Ints
+    filled: Ints
+
+
+@lean_kernel
+def run_list(blocks: Blocks, area: Int, spec: List, ops: Ops, begin: Int, out: ListOut) -> Int:
+    """Apply operations from `begin` on; returns the first that found no memory, n when all are done.
+
+    A read of row -1 leaves its answer as it is. Cost: an event O(1) where it is the newest, else what it moves; a
+    distinct one a search of the list; a read what it copies.
+    """
+    blocks, spec, ops, out = Blocks(*blocks), List(*spec), Ops(*ops), ListOut(*out)
+    rows, codes = ops.rows, ops.ops
     for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
-            prefetch(heads, 4 * max(rows[i + AHEAD], 0))
+            prefetch(blocks.heads, 4 * max(rows[i + AHEAD], 0))
         if i + NEAR < rows.size:
-            _prefetch_list(heads, words, out_values, out_starts, max(rows[i + NEAR], 0), ops[i + NEAR], size, width)
-        row = rows[i]
-        event = ~ops[i]
+            _prefetch_list(blocks, spec, out, max(rows[i + NEAR], 0), codes[i + NEAR])
+        row, event = rows[i], ~codes[i]
         if event >= 0:
-            if flags[event, flag] != 0:
-                half = event_ids[event] >> np.int64(32)
-                if not _insert(
-                    heads, words, rooms, number, size, width, row, times[i], half, bits, event, columns, distinct
-                ):
-                    return i
+            if ops.flags[event, spec.flag] != 0 and not _insert(blocks, area, spec, ops, row, i):
+                return i
         elif row >= 0:
-            q = ops[i]
-            out_counts[q] = _read(
-                heads, words, size, width, row, times[i], strict, out_times, out_values, out_starts[q]
-            )
+            out.counts[codes[i]] = _read(blocks, spec, row, ops.times[i], out, out.starts[codes[i]])
     return rows.size
 
 
 @part
-def _prefetch_list(
-    heads: Ints, words: Ints, out_values: Ints, out_starts: Ints, row: Int, op: Int, size: Int, width: Int
-) -> None:
-    """Have what an operation to come will touch on its way from memory: the list's newer end, or what is read."""
+def _prefetch_list(blocks: Blocks, spec: List, out: ListOut, row: Int, code: Int) -> None:
+    """Prefetch what a later operation will touch: the list's newest element, or all of a list and its answer."""
+    heads, words, width = blocks.heads, blocks.words, spec.columns.size
     start, count = heads[row, START], heads[row, COUNT]
     if count == 0:
         return
-    room = room_of(heads[row, ORDER], LEAST, size)
-    place = place_of(heads[row, OWN], count - 1, room)
-    prefetch(words, start + STAMP * place)
-    if op < 0:
-        prefetch(words, start + STAMP * room + width * place)
+    room = room_of(heads[row, ORDER], LEAST, spec.size)
+    slot = slot_of(heads[row, TAG], count - 1, room)
+    prefetch(words, start + STAMP * slot)
+    if code < 0:
+        prefetch(words, start + STAMP * room + width * slot)
     else:
         for word in range(0, count * width, LINE_WORDS):
             prefetch(words, start + STAMP * room + word)
-            prefetch(out_values, out_starts[op] * width + word)
+            prefetch(out.values, out.starts[code] * width + word)
 
 
 @part
-def place_of(first: Int, index: Int, room: Int) -> Int:
-    """Place in the circle of the element with that index, oldest first."""
-    place = first + index
-    return place if place < room else place - room
+def slot_of(first: Int, index: Int, room: Int) -> Int:
+    """Slot in a circle of `room` slots of the element with that index, oldest first; `first` is the oldest one's."""
+    slot = first + index
+    return slot if slot < room else slot - room
 
 
 @part
-def _read(
-    heads: Ints,
-    words: Ints,
-    size: Int,
-    width: Int,
-    row: Int,
-    time: Int,
-    strict: bool,
-    out_times: Ints,
-    out_values: Ints,
-    slot: Int,
-) -> Int:
-    """Write a row's list to `slot` on, newest first: the elements of a circle are two runs.
+def _read(blocks: Blocks, spec: List, row: Int, time: Int, out: ListOut, to: Int) -> Int:
+    """Write a row's list to `out` from slot `to` on, newest first; returns how many elements are read as of `time`.
 
-    `strict` leaves out what is not before `time`.
+    The elements of a circle are two runs.
     """
-    start, first = heads[row, START], heads[row, OWN]
+    heads, words, width = blocks.heads, blocks.words, spec.columns.size
+    start, first = heads[row, START], heads[row, TAG]
     count: Int = heads[row, COUNT]
-    room = room_of(heads[row, ORDER], LEAST, size)
-    while strict and count > 0 and words[start + STAMP * place_of(first, count - 1, room)] >= time:
+    room = room_of(heads[row, ORDER], LEAST, spec.size)
+    while spec.strict and count > 0 and words[start + STAMP * slot_of(first, count - 1, room)] >= time:
         count -= 1
     wrapped = max(first + count - room, 0)
     values = start + STAMP * room
-    _reverse(words, values, width, wrapped, wrapped, out_values, slot)
-    _reverse(words, values, width, first + count - wrapped, count - wrapped, out_values, slot + wrapped)
-    if out_times.size > 0:
+    _reverse(words, values, width, wrapped, wrapped, out.values, to)
+    _reverse(words, values, width, first + count - wrapped, count - wrapped, out.values, to + wrapped)
+    if out.times.size > 0:
         for j in range(count):
-            out_times[slot + j] = words[start + STAMP * place_of(first, count - 1 - j, room)]
+            out.times[to + j] = words[start + STAMP * slot_of(first, count - 1 - j, room)]
     return count
 
 
 @part
-def _reverse(words: Ints, values: Int, width: Int, end: Int, count: Int, out: Ints, slot: Int) -> None:
-    """Copy the values of the elements end - count to end, last first, to `out` from a slot on."""
+def _reverse(words: Ints, values: Int, width: Int, end: Int, count: Int, out: Ints, to: Int) -> None:
+    """Copy the values of the slots [end - count, end), last first, to `out` from slot `to` on."""
     if width == 1:
-        reverse_words(words, values + end - count, count, out, slot)
+        reverse_words(words, values + end - count, count, out, to)
     else:
         for j in range(count):
             for m in range(width):
-                out[(slot + j) * width + m] = words[values + (end - 1 - j) * width + m]
+                out[(to + j) * width + m] = words[values + (end - 1 - j) * width + m]
 
 
 @part
-def reverse_words(words: Ints, begin: Int, count: Int, out: Ints, at: Int) -> None:
-    """Copy `count` words from `begin` on, last first, to `out` from `at` on: eight by eight, the last eight overlap."""
+def reverse_words(words: Ints, begin: Int, count: Int, out: Ints, to: Int) -> None:
+    """Copy `count` words from `begin` on, last first, to `out[to:]`: eight by eight, where the last eight overlap."""
     if count < _EIGHT:
         for j in range(count):
-            out[at + j] = words[begin + count - 1 - j]
+            out[to + j] = words[begin + count - 1 - j]
         return
     for j in range(0, count - _EIGHT, _EIGHT):
-        reverse_eight(words, begin + count - _EIGHT - j, out, at + j)
-    reverse_eight(words, begin, out, at + count - _EIGHT)
+        reverse_eight(words, begin + count - _EIGHT - j, out, to + j)
+    reverse_eight(words, begin, out, to + count - _EIGHT)
 
 
 @part
-def _insert(
-    heads: Ints,
-    words: Ints,
-    rooms: Ints,
-    number: Int,
-    size: Int,
-    width: Int,
-    row: Int,
-    time: Int,
-    half: Int,
-    bits: Ints,
-    event: Int,
-    columns: Ints,
-    distinct: bool,
-) -> bool:
-    """Put one element into its place; drop the oldest when full, or the element itself when older than all.
+def _insert(blocks: Blocks, area: Int, spec: List, ops: Ops, row: Int, i: Int) -> bool:
+    """Put the event of operation i into its place; drop the oldest element when full, or the event when older than all.
 
-    False, and nothing is changed, where there is no room.
+    False, and nothing is changed, where there is no memory.
     """
+    heads, words, size, width = blocks.heads, blocks.words, spec.size, spec.columns.size
+    time, event = ops.times[i], ~ops.ops[i]
+    half = ops.event_ids[event] >> np.int64(32)
     count = heads[row, COUNT]
     room = room_of(heads[row, ORDER], LEAST, size)
     if count == room and room < size:
-        if not _grow(heads, words, rooms, number, size, width, row):
+        if not _grow(blocks, area, spec, row):
             return False
         room = room_of(heads[row, ORDER], LEAST, size)
-    start, first = heads[row, START], heads[row, OWN]
-    if distinct:
-        held = _find(words, start, room, first, count, bits, event, columns)
-        if held >= 0:
-            if _compare(words, start, room, place_of(first, held, room), time, half, bits, event, columns) >= 0:
+    start, first = heads[row, START], heads[row, TAG]
+    if spec.distinct:
+        equal = _find(words, start, room, first, count, ops.bits, event, spec.columns)
+        if equal >= 0:
+            slot = slot_of(first, equal, room)
+            if _compare(words, start, room, slot, time, half, ops.bits, event, spec.columns) >= 0:
                 return True
-            for j in range(held, count - 1):
-                _move(words, start, room, width, place_of(first, j + 1, room), place_of(first, j, room))
+            for j in range(equal, count - 1):
+                _move(words, start, room, width, slot_of(first, j + 1, room), slot_of(first, j, room))
             count -= 1
             heads[row, COUNT] = count
-    index = count
+    index = count  # where the event belongs, found from the newest element on: mostly it is the newest
     while index > 0:
-        order = _compare(words, start, room, place_of(first, index - 1, room), time, half, bits, event, columns)
+        slot = slot_of(first, index - 1, room)
+        order = _compare(words, start, room, slot, time, half, ops.bits, event, spec.columns)
         if order == 0:
             return True
         if order < 0:
@@ -214,36 +197,37 @@ def _insert(
         count -= 1
         index -= 1
     for j in range(count, index, -1):
-        _move(words, start, room, width, place_of(first, j - 1, room), place_of(first, j, room))
-    place = place_of(first, index, room)
-    words[start + STAMP * place] = time
-    words[start + STAMP * place + 1] = half
+        _move(words, start, room, width, slot_of(first, j - 1, room), slot_of(first, j, room))
+    slot = slot_of(first, index, room)
+    words[start + STAMP * slot] = time
+    words[start + STAMP * slot + 1] = half
     for m in range(width):
-        words[start + STAMP * room + width * place + m] = bits[event, columns[m]]
-    heads[row, OWN] = first
+        words[start + STAMP * room + width * slot + m] = ops.bits[event, spec.columns[m]]
+    heads[row, TAG] = first
     heads[row, COUNT] = count + 1
     return True
 
 
 @part
-def _grow(heads: Ints, words: Ints, rooms: Ints, number: Int, size: Int, width: Int, row: Int) -> bool:
-    """Move a row's elements to a block of the next order; false where there is no room."""
-    start, order, count, first = heads[row, START], heads[row, ORDER], heads[row, COUNT], heads[row, OWN]
+def _grow(blocks: Blocks, area: Int, spec: List, row: Int) -> bool:
+    """Move a row's elements to a block of the next order, oldest in slot 0; false where there is no memory."""
+    heads, words, size, width = blocks.heads, blocks.words, spec.size, spec.columns.size
+    start, order, count, first = heads[row, START], heads[row, ORDER], heads[row, COUNT], heads[row, TAG]
     room, larger = room_of(order, LEAST, size), room_of(order + 1, LEAST, size)
-    target = take_block(words, rooms, number, order + 1, larger * (STAMP + width))
+    target = take_block(blocks, area, order + 1, larger * (STAMP + width))
     if target < 0:
         return False
     for index in range(count):
-        place = place_of(first, index, room)
-        words[target + STAMP * index] = words[start + STAMP * place]
-        words[target + STAMP * index + 1] = words[start + STAMP * place + 1]
+        slot = slot_of(first, index, room)
+        words[target + STAMP * index] = words[start + STAMP * slot]
+        words[target + STAMP * index + 1] = words[start + STAMP * slot + 1]
         for m in range(width):
-            words[target + STAMP * larger + width * index + m] = words[start + STAMP * room + width * place + m]
+            words[target + STAMP * larger + width * index + m] = words[start + STAMP * room + width * slot + m]
     if order > 0:
-        give_block(words, rooms, number, order, start)
+        give_block(blocks, area, order, start)
     heads[row, START] = target
     heads[row, ORDER] = order + 1
-    heads[row, OWN] = 0
+    heads[row, TAG] = 0
     return True
 
 
@@ -252,7 +236,7 @@ def _find(words: Ints, start: Int, room: Int, first: Int, count: Int, bits: Ints
     """Index of the element with the event's values, -1 where none."""
     width = columns.size
     for j in range(count):
-        at = start + STAMP * room + width * place_of(first, j, room)
+        at = start + STAMP * room + width * slot_of(first, j, room)
         same = True
         for m in range(width):
             same &= words[at + m] == bits[event, columns[m]]
@@ -263,15 +247,15 @@ def _find(words: Ints, start: Int, room: Int, first: Int, count: Int, bits: Ints
 
 @part
 def _compare(
-    words: Ints, start: Int, room: Int, place: Int, time: Int, half: Int, bits: Ints, event: Int, columns: Ints
+    words: Ints, start: Int, room: Int, slot: Int, time: Int, half: Int, bits: Ints, event: Int, columns: Ints
 ) -> Int:
-    """-1, 0, 1 as the element is before, equal to or after the event, by (time, id as unsigned, values)."""
-    at = start + STAMP * place
+    """Order of an element and the event, -1, 0 or 1, by (time, id as unsigned, values)."""
+    at = start + STAMP * slot
     if words[at] != time:
         return -1 if words[at] < time else 1
     if words[at + 1] != half:
         return -1 if np.uint64(words[at + 1]) < np.uint64(half) else 1
-    values = start + STAMP * room + columns.size * place
+    values = start + STAMP * room + columns.size * slot
     for m in range(columns.size):
         if words[values + m] != bits[event, columns[m]]:
             return -1 if words[values + m] < bits[event, columns[m]] else 1
@@ -289,16 +273,16 @@ def _move(words: Ints, start: Int, room: Int, width: Int, source: Int, target: I
 
 @lean_kernel
 def count_lists(heads: Ints, size: Int, flag: Int, rows: Ints, ops: Ints, flags: Bytes, out_counts: Ints) -> None:
-    """The most elements that each read of `run_list` can find, where operations of one row follow each other.
+    """Count the elements that each read of `run_list` returns at most; operations of one row must follow each other.
 
-    That is what it does find, unless an event comes twice, or has values of another that is `distinct`.
+    It returns fewer where an event comes twice, has values of another that is `distinct`, or is after the moment.
     """
-    held = np.int64(-1)
+    counted = np.int64(-1)
     count: Int = np.int64(0)
     for i in range(rows.size):
         row, op = rows[i], ops[i]
-        if row != held:
-            held = row
+        if row != counted:
+            counted = row
             count = heads[row, COUNT] if row >= 0 else np.int64(0)
         if op >= 0:
             out_counts[op] = count
@@ -310,9 +294,10 @@ def count_lists(heads: Ints, size: Int, flag: Int, rows: Ints, ops: Ints, flags:
 def copy_lists(
     values: Ints, width: Int, column: Int, starts: Ints, counts: Ints, reverses: bool, out: Ints, out_starts: Ints
 ) -> None:
-    """One value of each element of lists: counts (n,) elements of slots starts (n,) on, to out[out_starts (n,):].
+    """Copy one value of each element of n lists to out[out_starts (n,):].
 
-    A slot of `values` has `width` of them. `reverses`: last first.
+    List i has counts (n,) elements from slot starts (n,) on; a slot of `values` has `width` values, of which `column`
+    is copied. `reverses`: last element first.
     """
     for i in range(counts.size):
         first, step, to = np.uint64(starts[i] * width + column), np.uint64(width), np.uint64(out_starts[i])

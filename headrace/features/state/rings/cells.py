@@ -1,4 +1,4 @@
-"""The algebra of a tile: for each code, `init`, `update` with one event, `merge` with another tile's cells.
+"""The algebra of a tile: for each code, an empty value, `update` with one event, `merge` with another tile's cells.
 
     code      cells                                  update with value x                  merge
     ADD       sum                                    sum + x                              a + b
@@ -46,19 +46,12 @@ def takes_bits(code: Int) -> bool:
 
 @part
 def start_value(code: Int, cell: Int) -> float:
-    """What a cell holds before its first event."""
+    """Value of a cell before its first event."""
     if code in (MIN, FIRST) or (code == INT_MIN and cell == 0):
         return _INF
     if code == MAX or (code in (DECAYED, INT_MAX) and cell == 0):
         return -_INF
     return 0.0
-
-
-@part
-def init(cells: Floats, at: Int, code: Int) -> None:
-    """Empty the cells of one code."""
-    for j in range(width_of(code)):
-        cells[at + j] = start_value(code, j)
 
 
 @part
@@ -150,20 +143,20 @@ def keep_extreme(cells: Floats, at: Int, code: Int, upper: Float, lower: Float) 
 @lean_kernel
 def add_moments(cells: Floats, at: Int, count: Float, mean: Float, squares: Float) -> None:
     """Add a sample of `count` numbers to the MOMENTS cells; a single number is (1, x, 0)."""
-    held = cells[at]
+    before = cells[at]
     step = mean - cells[at + 1]
-    share = count / (held + count)
-    cells[at] = held + count
+    share = count / (before + count)
+    cells[at] = before + count
     cells[at + 1] += step * share
-    cells[at + 2] += squares + step * step * (held * share)
+    cells[at + 2] += squares + step * step * (before * share)
 
 
 @lean_kernel
 def add_decayed(cells: Floats, at: Int, half_life: float, time: Float, value: Float) -> None:
     """Add `value` as of `time` to the DECAYED cells."""
-    held = cells[at]
-    if time >= held:
-        cells[at + 1] = cells[at + 1] * np.exp2((held - time) / half_life) + value
+    newest = cells[at]
+    if time >= newest:
+        cells[at + 1] = cells[at + 1] * np.exp2((newest - time) / half_life) + value
         cells[at] = time
     else:
-        cells[at + 1] += value * np.exp2((time - held) / half_life)
+        cells[at + 1] += value * np.exp2((time - newest) / half_life)

@@ -2,29 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.state.layout import NO_READS, Events, Group, Operations, Outputs, PackedReads
+from headrace.features.state.blocks import BlockPool
+from headrace.features.state.layout import Group
+from headrace.features.state.operations import NO_READS, Events, Operations, Outputs, Packed, PackedReads
 from headrace.features.state.rings.cells import FIRST, MAX, TAKES_BITS, WIDTH, start_value
-from headrace.features.state.rings.packing import pack_ring
-from headrace.features.state.rings.unpacking import unpack_ring
-from headrace.features.state.rings.update import EMPTY, most_tiles, run_number_ring, run_ring
-from headrace.features.state.states import Blocks
+from headrace.features.state.rings.codec import Base, Scratch, pack_ring, unpack_ring
+from headrace.features.state.rings.update import EMPTY, Ring, most_tiles, run_ring
 from headrace.features.windows import Window
 from headrace.kernels.bit_columns import SPARE
-from headrace.kernels.compile import Floats, Int, Ints, interpreted
+from headrace.kernels.compile import Int, interpreted, plain
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class RingGroup:
-    """Group of a window's cells; see rings/update.py for the arrays.
+    """Group of a window's cells; items and starts as in `Ring`, params (m,) as in `run_ring`; `text` describes them.
 
-    items (m, 4) int64: code, first cell, flag column, value column; params (m,) float64; `text` describes them. Its
-    packed form refers to the ring `donor` with hop `donor_hop`, span `donor_span` and empty tile donor_starts (d,);
-    links (k,) tell which of the donor's cells each of ours is, -1 none.
+    Its packed form refers to the group number `base`, a ring with hop `base_hop`, span `base_span` and empty tile
+    base_starts (d,); links (k,) are the base's cell for each of ours, -1 where there is none. See rings/codec.py.
     """
 
     window: Window
@@ -32,34 +31,37 @@ class RingGroup:
     params: NDArray[np.float64]
     text: str
     starts: NDArray[np.float64]
-    donor: int | None = None
-    donor_hop: int = 0
-    donor_span: int = 0
-    donor_starts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
+    base: int | None = None
+    base_hop: int = 0
+    base_span: int = 0
+    base_starts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0, np.float64))
     links: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def of(cls, window: Window, items: NDArray[np.int64], params: NDArray[np.float64], text: str) -> "RingGroup":
-        """A ring without a donor."""
+        """A ring without a base."""
         starts = np.empty(sum(WIDTH[code] for code in items[:, 0].tolist()), np.float64)
         for code, first, *_ in items.tolist():
             starts[first : first + WIDTH[code]] = [interpreted(start_value)(code, j) for j in range(WIDTH[code])]
         return cls(window, items, params, text, starts)
 
     def linked(self, earlier: Sequence[Group]) -> "RingGroup":
-        """The ring with the donor among `earlier` that has most of its cells, the longest such; itself if none has."""
+        """The ring with a base: of the `earlier` rings the one with most of its cells, the longest of these.
+
+        Returns the ring itself if none shares a cell.
+        """
         best, most = self, 0
         for number, other in enumerate(earlier):
             if isinstance(other, RingGroup) and other.window.hop_us and self.window.hop_us % other.window.hop_us == 0:
                 links = _links(self, other)
                 count = int((links >= 0).sum())
-                if count > most or (count == most > 0 and other.window.window_us >= _window_us(best, earlier)):
+                if count > most or (count == most > 0 and other.window.window_us >= _base_window_us(best, earlier)):
                     best = replace(
                         self,
-                        donor=number,
-                        donor_hop=other.window.hop_us,
-                        donor_span=other.window.span,
-                        donor_starts=other.starts,
+                        base=number,
+                        base_hop=other.window.hop_us,
+                        base_span=other.window.span,
+                        base_starts=other.starts,
                         links=links,
                     )
                     most = count
@@ -75,166 +77,110 @@ class RingGroup:
         """Cells of a tile."""
         return len(self.starts)
 
-    def make(self, capacity: int) -> Blocks:
+    def make(self, capacity: int) -> BlockPool:
         """State of `capacity` rows; a row must be cleared before it is used."""
-        return Blocks(capacity, self._most * (self.width + 1), self.width + 1, EMPTY)
+        return BlockPool(capacity, self._ring_most * (self.width + 1), self.width + 1, EMPTY)
 
-    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
-        """Empty rows."""
-        state.clear(rows)
-
-    def outputs(self, reads: int, *, close: bool = False) -> Outputs:  # noqa: ARG002
-        """Answers of `reads` reads, empty: cells (reads, k)."""
+    def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:  # noqa: ARG002
+        """Empty answers of `reads` reads: cells (reads, k)."""
         out = np.empty((reads, self.width), np.float64)
         out[:1], done = self.starts, 1
-        while done < reads:  # copies that double: NumPy writes a short row, again and again, at a seventh of the speed
+        while done < reads:  # in copies that double: broadcasting a short row runs at a seventh of the speed
             out[done : 2 * done] = out[: min(done, reads - done)]
             done *= 2
         return (out,)
 
-    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
-        """The same: every answer has its place."""
+    def sized(self, state: BlockPool, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
+        """`out`, as it is: every answer has a fixed size."""
         return out
 
-    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
+    def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
-        events, answers = ops.events, out[0].reshape(-1)
-        plain = bool((self.items[:, 0] <= MAX).all())
-        run = run_number_ring if plain else run_ring
-        return run(
-            state.heads,
-            state.words,
-            state.floats,
-            state.rooms,
-            number,
-            self._most,
-            self.width,
-            self.items,
-            None if plain else self.params,
-            self.window.hop_us,
-            self.window.span,
-            ops.rows,
-            ops.times,
-            events.event_ids,
-            ops.ops,
-            begin,
-            events.flags,
-            events.numbers,
-            events.bits,
-            ops.late,
-            np.empty(self.width, np.float64),
-            answers,
+        closed = np.empty(self.width, np.float64)
+        return run_ring(
+            state.blocks, area, self._ring, self._update_params, ops.arrays(), begin, closed, out[0].reshape(-1)
         )
 
-    def reaches(
+    def covers(
         self, events: Events, picked: NDArray[np.int64], times: NDArray[np.int64], newest: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whether each event picked (m,) is wanted and not too old."""
-        wanted = np.zeros(len(times), np.bool_)
+        """Whether some cell admits each event of picked (m,), and the window still covers its time."""
+        admitted = np.zeros(len(times), np.bool_)
         for code, _, flag, column in self.items.tolist():
             admits = events.flags[picked, flag] != 0
             if code not in TAKES_BITS and column >= 0:
                 admits &= np.isfinite(events.numbers[picked, column])
-            wanted |= admits
-        return np.asarray(wanted & (times >= self.window.start_us(newest)), np.bool_)
+            admitted |= admits
+        return np.asarray(admitted & (times >= self.window.start_us(newest)), np.bool_)
 
     def pack(
         self,
-        state: Any,
-        donor: Any,
+        state: BlockPool,
+        base: BlockPool,
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],  # noqa: ARG002
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        pack_ring(
-            state.heads,
-            state.words,
-            state.floats,
-            self.starts,
-            self.window.hop_us,
-            self.window.span,
-            *self._donated(donor),
-            rows,
-            np.empty((4, self.window.tiles), np.int64),
-            np.empty(self.window.tiles, np.float64),
-            out,
-            ends,
-        )
+        scratch, column = np.empty((4, self.window.tiles), np.int64), np.empty(self.window.tiles, np.float64)
+        pack_ring(state.blocks, self._ring, base.blocks, self._base, rows, scratch, column, out, ends)
 
-    def unpack(
-        self,
-        state: Any,
-        donor: Any,
-        rows: NDArray[np.int64],
-        newest: NDArray[np.int64],
-        data: NDArray[np.uint8],
-        at: NDArray[np.int64],
-        ends: NDArray[np.int64],
-        reading: PackedReads | None = None,
-    ) -> None:
-        """Fill empty rows from `data[at:ends]`, or read them."""
-        read = reading or NO_READS
-        out = read.out[0].reshape(-1) if reading else np.empty(0, np.float64)
-
-        def walk(begin: int) -> Int:
-            return unpack_ring(
-                state.heads,
-                state.words,
-                state.floats,
-                state.rooms,
-                self._most,
-                self.starts,
-                self.window.hop_us,
-                self.window.span,
-                *self._donated(donor),
-                rows,
-                newest,
-                data,
-                at,
-                ends,
-                begin,
+    def unpack(self, state: BlockPool, base: BlockPool, packed: Packed, reading: PackedReads | None = None) -> None:
+        """Fill empty rows, or read them."""
+        reads = reading or NO_READS
+        out = reads.out[0].reshape(-1) if reading else np.empty(0, np.float64)
+        scratch = plain(
+            Scratch(
                 np.empty((3, self.window.tiles), np.int64),
                 np.empty((self.width, self.window.tiles + SPARE), np.float64),
                 np.empty(self.width, np.float64),
-                self.items,
-                self.params,
-                read.keeps,
-                read.moments,
-                read.reads,
-                out,
             )
-
-        state.fill(len(rows), walk)
+        )
+        arrays, moments, ring, ring_base = plain(packed), reads.arrays(), self._ring, self._base
+        state.fill(
+            len(packed.rows),
+            lambda begin: unpack_ring(
+                state.blocks, ring, base.blocks, ring_base, arrays, begin, scratch, moments, self.params, out
+            ),
+        )
 
     @property
-    def _most(self) -> int:
+    def _ring_most(self) -> int:
         return most_tiles(self.window.span)
 
-    def _donated(self, donor: Any) -> tuple[Ints, Ints, Floats, Floats, int, int, Ints]:
-        """What rings/packing.py wants to know of the donor."""
-        facts = self.donor_starts, self.donor_hop, self.donor_span, self.links
-        return donor.heads, donor.words, donor.floats, *facts
+    @cached_property
+    def _ring(self) -> Ring:
+        return plain(Ring(self.items, self.starts, self.window.hop_us, self.window.span, self._ring_most))
+
+    @cached_property
+    def _update_params(self) -> NDArray[np.float64] | None:
+        return self.params if (self.items[:, 0] > MAX).any() else None
+
+    @cached_property
+    def _base(self) -> Base:
+        return plain(Base(self.base_starts, self.base_hop, self.base_span, self.links))
 
 
-def _links(ring: RingGroup, donor: RingGroup) -> NDArray[np.int64]:
-    """(k,) the donor's cell that keeps the same as each of the ring's, -1 where none does."""
-    first = {_what(donor, item): int(donor.items[item, 1]) for item in range(len(donor.items))}
+def _links(ring: RingGroup, base: RingGroup) -> NDArray[np.int64]:
+    """(k,) the base's cell with the same content as each of the ring's, -1 where there is none."""
+    base_cells = {_item_key(base, item): int(base.items[item, 1]) for item in range(len(base.items))}
     links = np.full(ring.width, -1, np.int64)
     for item in range(len(ring.items)):
-        found, own, width = first.get(_what(ring, item)), int(ring.items[item, 1]), WIDTH[int(ring.items[item, 0])]
-        if found is not None:
-            links[own : own + width] = np.arange(found, found + width)
+        base_cell = base_cells.get(_item_key(ring, item))
+        code, cell = ring.items[item, :2].tolist()
+        if base_cell is not None:
+            links[cell : cell + WIDTH[code]] = np.arange(base_cell, base_cell + WIDTH[code])
     return links
 
 
-def _what(ring: RingGroup, item: int) -> tuple[float, ...]:
+def _item_key(ring: RingGroup, item: int) -> tuple[float, ...]:
+    """What decides the content of an item's cells."""
     code, _, flag, column = ring.items[item].tolist()
     return code, flag, column, float(ring.params[item])
 
 
-def _window_us(ring: RingGroup, earlier: Sequence[Group]) -> int:
-    """Length of the donor's window."""
-    donor = None if ring.donor is None else earlier[ring.donor]
-    return donor.window.window_us if isinstance(donor, RingGroup) else 0
+def _base_window_us(ring: RingGroup, earlier: Sequence[Group]) -> int:
+    """Length of the base's window, 0 without a base."""
+    base = None if ring.base is None else earlier[ring.base]
+    return base.window.window_us if isinstance(base, RingGroup) else 0

@@ -1,170 +1,166 @@
 """Rings of tiles: one pass that adds events and answers reads in the order they come. Packed: rings/packing.py.
 
-A row's block holds the tiles that have events, oldest first, each k cells and the tile's number:
+A row's block (state/blocks.py) holds the tiles that have events, oldest first. A tile is width + 1 words: its cells as
+floats (rings/cells.py), then its number, event_time // hop. The row's tag is the newest tile of any of its events.
 
-    heads (rows, 4)       see state/blocks.py; its own number is the newest tile of any event of the entity
-    words, floats (a,)    the same memory as int64 and as float64; see rings/cells.py for the cells
+    words    | cells of tile 7 | 7 | cells of tile 8 | 8 | cells of tile 12 | 12 |        tag 12
 
-So a quiet entity takes one tile a window, a busy one as many as the window has. `items` (m, 4) int64 are the codes on
-the ring: code, first cell, flag column, value column (cells.ONE: the number 1, cells.TIME: the event's time); `params`
-(m,) float64, or None where all codes are ADD, MIN or MAX. An event older than `head - span` tiles is in no window that
-may still be asked for and is refused; tiles that old are dropped when a block is full. `hop` 0 means one tile for ever.
+So a quiet entity takes one tile a window, a busy one as many as the window has. An event older than `tag - span` tiles
+lies outside every window that can still be read and is refused; tiles that old are dropped when a block is full.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
-from headrace.features.state.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
-from headrace.features.state.rings.cells import TIME, add_number, init, merge, takes_bits, update
-from headrace.kernels.compile import LINE_WORDS, Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
+from headrace.features.state.blocks import COUNT, ORDER, START, TAG, Blocks, drop_first, room_of
+from headrace.features.state.operations import LATE, Ops
+from headrace.features.state.rings.cells import TIME, add_number, merge, takes_bits, update
+from headrace.kernels.compile import LINE_WORDS, Floats, Int, Ints, lean_kernel, part, prefetch
 
 EMPTY = -(2**62)
 LEAST = 1
 """Tiles of the smallest block."""
 AHEAD, NEAR = 16, 8
-"""Operations between the prefetch of a row's head, and once it is there of its newest tile, and their use."""
+"""Operations between the prefetch of a row's head, then of its newest tile, and their use."""
 LINES = 3
-"""Lines of memory of the newest tiles that are fetched ahead; the processor itself goes on with those beside them."""
+"""Cache lines of the newest tiles to prefetch; the processor itself goes on with those beside them."""
 _EMPTY = np.int64(EMPTY)
+_LATE = np.uint8(LATE)
+
+
+class Ring(NamedTuple):
+    """A ring for kernels.
+
+    items (m, 4) int64: code, first cell, flag column, value column (cells.ONE: the number 1, cells.TIME: the event's
+    time). starts (k,): the k cells of an empty tile. hop in microseconds, 0: one tile for ever.
+    span: whole tiles of the window. most: tiles of the largest block.
+    """
+
+    items: Ints
+    starts: Floats
+    hop: Int
+    span: Int
+    most: Int
 
 
 def most_tiles(span: int) -> int:
-    """Tiles of the largest block: a window's, and some more, so that old ones are dropped several at a time."""
+    """Tiles of the largest block: a window's and a quarter more, so that old ones are dropped several at a time."""
     return span + 1 + span // 4
 
 
-def _run_ring(
-    heads: Ints,
-    words: Ints,
-    floats: Floats,
-    rooms: Ints,
-    number: Int,
-    most: Int,
-    width: Int,
-    items: Ints,
-    params: Floats | None,
-    hop: Int,
-    span: Int,
-    rows: Ints,
-    times: Ints,
-    event_ids: Ints,
-    ops: Ints,
-    begin: Int,
-    flags: Bytes,
-    numbers: Floats,
-    bits: Ints,
-    late: Bytes,
-    closed: Floats,
-    out: Floats,
+@lean_kernel
+def run_ring(
+    blocks: Blocks, area: Int, ring: Ring, params: Floats | None, ops: Ops, begin: Int, closed: Floats, out: Floats
 ) -> Int:
-    """Walk the operations (n,): `ops[i] >= 0` reads the row as of `times[i]` into out[ops[i]], else adds event ~ops[i].
+    """Apply operations from `begin` on: a read of row -1 leaves its answer as it is, the others write k cells.
 
-    Begins at operation `begin` and returns the first that found no room, n when all are done. rows, times (n,) belong
-    to operations; event_ids (e,), flags (e, f), numbers (e, v), bits (e, d), late (e,) to events. `late` is set where
-    an event is refused; out, (reads, k) as one row, already holds empty cells, a read of row -1 leaves them. Numbers
-    that are not finite are left out.
+    Returns the first operation that found no memory, n when all are done. out, (reads, k) as one row, holds empty cells
+    at first. params (m,) belong to the items, None where all codes are ADD, MIN or MAX: a kernel without the other
+    codes is a tenth faster, and compiled sooner. Numbers that are not finite are left out.
 
     Cost: an event m cells, a read the tiles there are. Of reads of one row that follow each other inside a hop the
-    later ones cost two: `closed` (k,), scratch, keeps what all tiles before the newest come to, until an event changes
+    later ones cost two: `closed` (k,), scratch, keeps the merge of all tiles before the newest until an event changes
     one.
     """
-    stride = width + 1
-    kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)
+    blocks, ring, ops = Blocks(*blocks), Ring(*ring), Ops(*ops)
+    heads, words = blocks.heads, blocks.words
+    rows, times, codes = ops.rows, ops.times, ops.ops
+    hop, span, width = ring.hop, ring.span, ring.starts.size
+    kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)  # what `closed` is the merge of
     for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
             prefetch(heads, 4 * max(rows[i + AHEAD], 0))
         if i + NEAR < rows.size:
-            _prefetch_tile(heads, words, out, max(rows[i + NEAR], 0), ops[i + NEAR], width)
+            _prefetch_tile(heads, words, out, max(rows[i + NEAR], 0), codes[i + NEAR], width)
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
             tile = times[i] // hop
-        if ops[i] >= 0:
+        if codes[i] >= 0:
             if row < 0:
                 continue
-            begins = hop > 0 and tile * hop == times[i]  # all events of the tile are at or after the read
-            low = max(tile, heads[row, OWN]) - span
+            begins = hop > 0 and tile * hop == times[i]  # every event of the tile is at or after the read
+            low = max(tile, heads[row, TAG]) - span
             if kept_row != row or kept_low != low or kept_tile != tile:
-                _clear_tile(closed, 0, items)
-                start, count = heads[row, START], heads[row, COUNT]
-                merge_tiles(words, floats, start, count, items, params, width, low, tile - 1, closed, 0)
+                _clear_tile(closed, 0, ring.starts)
+                merge_tiles(blocks, heads[row, START], heads[row, COUNT], ring, params, low, tile - 1, closed, 0)
                 kept_row, kept_low, kept_tile = row, low, tile
-            _merge_tile(closed, 0, items, params, out, ops[i] * width)
-            if tile >= low and not begins:  # a tile that left the windows may linger
-                newest = _place(words, heads[row, START], heads[row, COUNT], stride, tile)
-                start, count = heads[row, START] + newest * stride, heads[row, COUNT] - newest
-                merge_tiles(words, floats, start, count, items, params, width, tile, tile, out, ops[i])
+            to = codes[i] * width
+            _merge_tile(closed, 0, ring, params, out, to)
+            if tile >= low and not begins:  # a tile that left the window may linger
+                newest = _find_tile(words, heads[row, START], heads[row, COUNT], width + 1, tile)
+                start, count = heads[row, START] + newest * (width + 1), heads[row, COUNT] - newest
+                merge_tiles(blocks, start, count, ring, params, tile, tile, out, to)
             continue
         if row == kept_row and tile != kept_tile:
             kept_row = np.int64(-1)
-        event = ~ops[i]
-        heads[row, OWN] = max(heads[row, OWN], tile)
-        at: Int = np.int64(-1)
-        for m in range(items.shape[0]):
-            if flags[event, items[m, 2]] == 0:
-                continue
-            code, column = items[m, 0], items[m, 3]
-            value, word = 1.0, np.int64(0)
-            if params is not None and takes_bits(code):
-                word = bits[event, column]
-            else:
-                value = _number_of(numbers, event, column, times[i])
-                if not np.isfinite(value):
-                    continue
-            if at < 0:
-                if tile < heads[row, OWN] - span:
-                    late[event] = 1
-                    break
-                at = _tile_of(heads, words, floats, rooms, number, most, width, items, span, row, tile)
-                if at < 0:
-                    return i
-            _update_item(floats, at, items, m, params, value, word, times[i], event_ids[event])
+        heads[row, TAG] = max(heads[row, TAG], tile)
+        if not _add_event(blocks, area, ring, params, ops, i, tile):
+            return i
     return rows.size
 
 
-run_ring = lean_kernel(_run_ring)
-run_number_ring = lean_kernel(_run_ring)
-"""The same for `params` None. Without the other codes it is a tenth faster, and compiled sooner."""
+@part
+def _add_event(blocks: Blocks, area: Int, ring: Ring, params: Floats | None, ops: Ops, i: Int, tile: Int) -> bool:
+    """Add the event of operation i to its tile; false, and nothing is changed, where there is no memory for it.
+
+    The tile is looked up at the first cell that admits the event, so an event that no cell admits makes none.
+    """
+    row, event, floats = ops.rows[i], ~ops.ops[i], blocks.floats
+    word: Int = np.int64(-1)
+    for m in range(ring.items.shape[0]):
+        if ops.flags[event, ring.items[m, 2]] == 0:
+            continue
+        code, column = ring.items[m, 0], ring.items[m, 3]
+        value, bits = 1.0, np.int64(0)
+        if params is not None and takes_bits(code):
+            bits = ops.bits[event, column]
+        else:
+            value = _number_of(ops.numbers, event, column, ops.times[i])
+            if not np.isfinite(value):
+                continue
+        if word < 0:
+            if tile < blocks.heads[row, TAG] - ring.span:
+                ops.late[event] = _LATE
+                break
+            word = _tile_of(blocks, area, ring, row, tile)
+            if word < 0:
+                return False
+        if params is None:
+            add_number(floats, word + ring.items[m, 1], code, value)
+        else:
+            update(floats, word + ring.items[m, 1], code, params[m], value, bits, ops.times[i], ops.event_ids[event])
+    return True
 
 
 @part
 def _number_of(numbers: Floats, event: Int, column: Int, time: Int) -> float:
-    """What an event adds to a cell."""
+    """What an event adds to a cell; + 0.0 turns -0.0 into 0.0, so that records do not depend on the sign of zero."""
     if column >= 0:
         return float(numbers[event, column] + 0.0)
     return np.float64(time) if column == TIME else 1.0
 
 
 @part
-def _update_item(
-    floats: Floats,
-    at: Int,
-    items: Ints,
-    m: Int,
-    params: Floats | None,
-    value: float,
-    word: Int,
-    time: Int,
-    event_id: Int,
-) -> None:
-    if params is None:
-        add_number(floats, at + items[m, 1], items[m, 0], value)
-    else:
-        update(floats, at + items[m, 1], items[m, 0], params[m], value, word, time, event_id)
+def _prefetch_tile(heads: Ints, words: Ints, out: Floats, row: Int, code: Int, width: Int) -> None:
+    """Prefetch what a later operation will touch: its answer, and its row's newest tiles. Latency is most of its cost.
 
-
-@part
-def _prefetch_tile(heads: Ints, words: Ints, out: Floats, row: Int, op: Int, width: Int) -> None:
-    """Have what an operation to come will touch on its way from memory: latency is most of what it costs."""
-    if op >= 0:
-        prefetch(out, op * width)
+    The head itself was prefetched AHEAD - NEAR operations ago.
+    """
+    if code >= 0:
+        prefetch(out, code * width)
     last = heads[row, START] + heads[row, COUNT] * (width + 1) - 1
     for line in range(LINES):
         prefetch(words, max(last - LINE_WORDS * line, 0))
 
 
 @part
-def _place(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> Int:
-    """First of `count` tiles that is not before `tile`; mostly it is the newest, or newer than all."""
+def _find_tile(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> Int:
+    """Index of the first of `count` tiles that is not before `tile`; mostly it is the newest, or newer than all.
+
+    Cost: O(1) for the newest tile or a newer one, else a binary search.
+    """
     last = start + count * stride - 1
     if count == 0 or words[last] < tile:
         return np.int64(count)
@@ -182,104 +178,78 @@ def _place(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> Int:
 
 
 @part
-def _tile_of(
-    heads: Ints,
-    words: Ints,
-    floats: Floats,
-    rooms: Ints,
-    number: Int,
-    most: Int,
-    width: Int,
-    items: Ints,
-    span: Int,
-    row: Int,
-    tile: Int,
-) -> Int:
-    """First word of the row's tile, made if it is not there; -1 where that finds no room."""
-    stride = width + 1
-    count = heads[row, COUNT]
-    place = _place(words, heads[row, START], count, stride, tile)
-    if place < count and words[heads[row, START] + place * stride + width] == tile:
-        return np.int64(heads[row, START] + place * stride)
-    if count == room_of(heads[row, ORDER], LEAST, most):
-        oldest = heads[row, OWN] - span
-        if not _make_room(heads, words, rooms, number, most, stride, row, oldest):
+def _tile_of(blocks: Blocks, area: Int, ring: Ring, row: Int, tile: Int) -> Int:
+    """First word of the row's tile of that number, inserted if it has none; -1 where there is no memory.
+
+    Cost: a late event moves the tiles after its own by one.
+    """
+    heads, words, width = blocks.heads, blocks.words, ring.starts.size
+    stride, count = width + 1, heads[row, COUNT]
+    index = _find_tile(words, heads[row, START], count, stride, tile)
+    if index < count and words[heads[row, START] + index * stride + width] == tile:
+        return np.int64(heads[row, START] + index * stride)
+    if count == room_of(heads[row, ORDER], LEAST, ring.most):
+        if not _make_room(blocks, area, ring, row, heads[row, TAG] - ring.span):
             return np.int64(-1)
         count = heads[row, COUNT]
-        place = _place(words, heads[row, START], count, stride, tile)
-    at: Int = np.int64(heads[row, START] + place * stride)
-    for word in range(heads[row, START] + count * stride - 1, at - 1, -1):
+        index = _find_tile(words, heads[row, START], count, stride, tile)
+    first: Int = np.int64(heads[row, START] + index * stride)
+    for word in range(heads[row, START] + count * stride - 1, first - 1, -1):
         words[word + stride] = words[word]
-    _clear_tile(floats, at, items)
-    words[at + width] = tile
+    _clear_tile(blocks.floats, first, ring.starts)
+    words[first + width] = tile
     heads[row, COUNT] = count + 1
-    return at
+    return first
 
 
 @part
-def _make_room(
-    heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, stride: Int, row: Int, oldest: Int
-) -> bool:
-    """Have room for one more tile in the row's full block, the next larger if need be; false where there is none."""
+def _make_room(blocks: Blocks, area: Int, ring: Ring, row: Int, oldest: Int) -> bool:
+    """Make room for one more tile in the row's full block; false where there is no memory.
+
+    Drops the tiles before `oldest`, and moves to a block twice as large if that frees less than half.
+    """
+    heads, stride = blocks.heads, ring.starts.size + 1
     count = heads[row, COUNT]
-    gone = _place(words, heads[row, START], count, stride, oldest)
-    grows = bool(heads[row, ORDER] == 0 or 2 * gone < count < most)
-    return drop_first(heads, words, rooms, number, row, gone, grows, LEAST, most, stride)
+    dropped = _find_tile(blocks.words, heads[row, START], count, stride, oldest)
+    grows = bool(heads[row, ORDER] == 0 or 2 * dropped < count < ring.most)
+    return drop_first(blocks, area, row, dropped, grows, LEAST, ring.most, stride)
 
 
 @part
-def _clear_tile(floats: Floats, at: Int, items: Ints) -> None:
-    for m in range(items.shape[0]):
-        init(floats, at + items[m, 1], items[m, 0])
+def _clear_tile(floats: Floats, first: Int, starts: Floats) -> None:
+    for cell in range(starts.size):
+        floats[first + cell] = starts[cell]
 
 
 @part
 def merge_tiles(
-    words: Ints,
-    floats: Floats,
+    blocks: Blocks,
     start: Int,
     count: Int,
-    items: Ints,
+    ring: Ring,
     params: Floats | None,
-    width: Int,
     low: Int,
     high: Int,
     out: Floats,
-    q: Int,
+    to: Int,
 ) -> None:
-    """Merge those of `count` tiles, oldest first from `words[start]` on, with low <= tile <= high into out[q]."""
-    at = start
+    """Merge those of `count` tiles, oldest first from word `start` on, with low <= tile <= high into out[to:]."""
+    width = ring.starts.size
+    word = start
     for _ in range(count):
-        tile = words[at + width]
+        tile = blocks.words[word + width]
         if tile > high:
             break
         if tile >= low:
-            _merge_tile(floats, at, items, params, out, q * width)
-        at += width + 1
+            _merge_tile(blocks.floats, word, ring, params, out, to)
+        word += width + 1
 
 
 @part
-def _merge_tile(floats: Floats, at: Int, items: Ints, params: Floats | None, out: Floats, to: Int) -> None:
-    for m in range(items.shape[0]):
-        code, cell = items[m, 0], items[m, 1]
+def _merge_tile(floats: Floats, first: Int, ring: Ring, params: Floats | None, out: Floats, to: Int) -> None:
+    for m in range(ring.items.shape[0]):
+        code, cell = ring.items[m, 0], ring.items[m, 1]
         if params is None:
-            add_number(out, to + cell, code, floats[at + cell])
+            add_number(out, to + cell, code, floats[first + cell])
         else:
-            merge(out, to + cell, floats, at + cell, code, params[m])
-
-
-@lean_kernel
-def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints, older: Ints) -> None:
-    """Keep each row's newest event time; a read copies it to out[ops[i]].
-
-    `older` (e, 2) gets the time of an event and its row's newest, where the event is older; else it is left as it is.
-    """
-    for i in range(rows.size):
-        if ops[i] < 0:
-            if times[i] < newest[rows[i]]:
-                older[~ops[i], 0] = times[i]
-                older[~ops[i], 1] = newest[rows[i]]
-            else:
-                newest[rows[i]] = times[i]
-        elif rows[i] >= 0:
-            out[ops[i]] = newest[rows[i]]
+            merge(out, to + cell, floats, first + cell, code, params[m])

@@ -2,15 +2,16 @@
 
 import numpy as np
 
-from headrace.features.state.blocks import COUNT, OWN, START, make_block
+from headrace.features.state.blocks import COUNT, START, TAG, Blocks, make_block
 from headrace.features.state.lists.update import FLOAT, TEXT
+from headrace.features.state.operations import Packed
 from headrace.features.state.rings.update import EMPTY
 from headrace.features.state.tallies.count_sketch import ENTRY, ROWS, sketch_entries, word_of
-from headrace.features.state.tallies.read import DISTINCT, LEVELS, QUANTILE, TOP, place_of_mark
+from headrace.features.state.tallies.read import DISTINCT, LEVELS, QUANTILE, TOP, Tally, place_of_mark
 from headrace.features.state.tallies.update import LEAST, keep_least_rank, keep_limit
 from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel, part
 from headrace.kernels.id_map import find_row
-from headrace.kernels.packed_texts import read_text
+from headrace.kernels.texts import TextLines, Texts, read_text
 from headrace.kernels.varints import (
     get_signed,
     get_varint,
@@ -27,32 +28,20 @@ _EMPTY, _LEVELS = np.int64(EMPTY), np.int64(LEVELS)
 
 
 @lean_kernel
-def pack_tally(
-    heads: Ints,
-    words: Ints,
-    kind: Int,
-    mode: Int,
-    keep: Int,
-    span: Int,
-    rows: Ints,
-    table: Ints,
-    text_offsets: Ints,
-    text_data: Bytes,
-    out: Bytes,
-    ends: Ints,
-) -> None:
+def pack_tally(blocks: Blocks, tally: Tally, rows: Ints, pool: Texts, out: Bytes, ends: Ints) -> None:
     """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
 
     A row is how many entries it has, then, oldest tile first, (tiles since the one before, twice the keys, odd above
     level 0; for QUANTILE above level 0 the level; each key and its third word, for DISTINCT the key alone; for TOP
-    above level 0 the counters of the sketch). Tiles outside the window at the head are left out. `table`,
-    `text_offsets`, `text_data` are the pool.
+    above level 0 the counters of the sketch). Tiles outside the window at the head are left out.
     """
+    blocks, tally, pool = Blocks(*blocks), Tally(*tally), Texts(*pool)
+    heads, words, offsets, mode, kind = blocks.heads, blocks.words, pool.offsets, tally.mode, tally.kind
     position: Int = np.int64(0)
     for i in range(rows.size):
         row = rows[i]
         start, count = heads[row, START], heads[row, COUNT]
-        low = heads[row, OWN] - span
+        low = heads[row, TAG] - tally.span
         j = place_of_mark(words, start, count, low * _LEVELS)
         position = put_varint(out, position, np.uint64(count - j))
         before = low - 1
@@ -70,11 +59,11 @@ def pack_tally(
             while j < end:
                 key = words[start + ENTRY * j + 1]
                 if kind == TEXT:
-                    text = find_row(table, key)
-                    begin, stop = text_offsets[text], text_offsets[text + 1]
+                    text = find_row(pool.table, key)
+                    begin, stop = offsets[text], offsets[text + 1]
                     position = put_varint(out, position, np.uint64(stop - begin))
                     for b in range(begin, stop):
-                        position = put_byte(out, position, text_data[b])
+                        position = put_byte(out, position, pool.data[b])
                 elif kind == FLOAT:
                     position = put_word(out, position, key)
                 else:
@@ -84,99 +73,79 @@ def pack_tally(
                     position = put_varint(out, position, np.uint64(words[start + ENTRY * j + 2]))
                 j += 1
             if mode == TOP and level > 0:
-                for counter in range(ROWS * keep):
-                    held = words[word_of(start + ENTRY * j, counter)]
-                    position = put_varint(out, position, np.uint64(held))
-                j += sketch_entries(keep)
+                for counter in range(ROWS * tally.keep):
+                    times = words[word_of(start + ENTRY * j, counter)]
+                    position = put_varint(out, position, np.uint64(times))
+                j += sketch_entries(tally.keep)
         ends[i] = position
 
 
 @lean_kernel
-def unpack_tally(
-    heads: Ints,
-    words: Ints,
-    rooms: Ints,
-    most: Int,
-    kind: Int,
-    mode: Int,
-    keep: Int,
-    hop: Int,
-    span: Int,
-    rows: Ints,
-    newest: Ints,
-    data: Bytes,
-    at: Ints,
-    ends: Ints,
-    begin: Int,
-    texts: Ints,
-    texts_found: Ints,
-) -> Int:
-    """Fill empty rows from what `pack_tally` wrote at `data[at[i]:ends[i]]`; `at[i]` moves on, -1 if bytes are wrong.
+def unpack_tally(blocks: Blocks, tally: Tally, packed: Packed, begin: Int, texts: TextLines) -> Int:
+    """Fill empty rows from what `pack_tally` wrote, from row `begin` on.
 
-    newest (n,) is each record's newest event time. Begins at row `begin` and returns the first that found no room, n
-    when all are done. texts (room for one line a text, 3) gets (hash, start, end) of each text met; texts_found (1,)
-    counts its lines.
+    Returns the first row that found no memory, n when all are done.
     """
-    for i in range(begin, rows.size):
+    blocks, tally, packed, texts = Blocks(*blocks), Tally(*tally), Packed(*packed), TextLines(*texts)
+    at, ends, newest = packed.at, packed.ends, packed.newest
+    for i in range(begin, packed.rows.size):
         if at[i] < 0:
             continue
-        row = rows[i]
+        row = packed.rows[i]
         head = _EMPTY
         if newest[i] != _EMPTY:
-            head = newest[i] // hop if hop > 0 else np.int64(0)
-        count, position = get_varint(data, at[i], ends[i])
-        if position < 0 or count > np.uint64(min(most, ends[i] - position)):
+            head = newest[i] // tally.hop if tally.hop > 0 else np.int64(0)
+        count, position = get_varint(packed.data, at[i], ends[i])
+        if position < 0 or count > np.uint64(min(tally.most, ends[i] - position)):
             at[i] = -1
             continue
-        if not make_block(heads, words, rooms, 0, row, np.int64(count), LEAST, most, ENTRY):
+        if not make_block(blocks, 0, row, np.int64(count), LEAST, tally.most, ENTRY):
             return i
-        heads[row, OWN] = head
+        blocks.heads[row, TAG] = head
+        start = blocks.heads[row, START]
         entry: Int = np.int64(0)
-        tile = head - span - 1
+        tile = head - tally.span - 1
         while position >= 0 and entry < np.int64(count):
             before = tile
             tile, entry, position = _get_tile(
-                data, position, ends[i], words, heads[row, START], entry, np.int64(count), before, kind, mode, keep,
-                texts, texts_found,
-            )  # fmt: skip
+                packed, i, position, blocks.words, start, entry, before, tally, np.int64(count), texts
+            )
             if tile > head or tile <= before:
                 position = -1
-        heads[row, COUNT] = entry
+        blocks.heads[row, COUNT] = entry
         at[i] = position
-    return rows.size
+    return packed.rows.size
 
 
 @part
 def _get_tile(
-    data: Bytes,
+    packed: Packed,
+    i: Int,
     at: Int,
-    end: Int,
     words: Ints,
     start: Int,
     entry: Int,
-    count: Int,
     before: Int,
-    kind: Int,
-    mode: Int,
-    keep: Int,
-    texts: Ints,
-    texts_found: Ints,
+    tally: Tally,
+    count: Int,
+    texts: TextLines,
 ) -> tuple[Int, Int, Int]:
     """Read a tile into the entries from `entry` on, of `count`: (its number, entries in use, next position or -1)."""
+    data, end, keep, mode = packed.data, packed.ends[i], tally.keep, tally.mode
     delta, at = get_varint(data, at, end)
     entries, at = get_varint(data, at, end)
     level, entries = entries & np.uint64(1), entries >> np.uint64(1)
     is_full = mode != QUANTILE and level > np.uint64(0)
     if mode == QUANTILE and level > np.uint64(0):
         level, at = get_varint(data, at, end)
-    own = np.int64(entries) + (sketch_entries(keep) if mode == TOP and is_full else np.int64(0))
+    needed = np.int64(entries) + (sketch_entries(keep) if mode == TOP and is_full else np.int64(0))
     wrong = entries == np.uint64(0) or entries > np.uint64(keep) or (is_full and entries < np.uint64(keep))
-    if at < 0 or wrong or own > count - entry or level > np.uint64(LEVEL_MAX) or delta > np.uint64(TILES_MAX):
+    if at < 0 or wrong or needed > count - entry or level > np.uint64(LEVEL_MAX) or delta > np.uint64(TILES_MAX):
         return before, entry, np.int64(-1)
     tile, first = before + np.int64(delta), entry
     last: Int = np.int64(0)
     for _ in range(np.int64(entries)):
-        key, at, texts_found[0] = _get_key(data, at, end, kind, last, texts, texts_found[0])
+        key, at = _get_key(data, at, end, tally.kind, last, texts)
         times = np.uint64(1)
         if mode != DISTINCT:
             times, at = get_varint(data, at, end)
@@ -206,23 +175,22 @@ def _get_sketch(data: Bytes, at: Int, end: Int, words: Ints, start: Int, entry: 
         words[base + ENTRY * j + 1] = 0
         words[base + ENTRY * j + 2] = 0
     for counter in range(ROWS * keep):
-        held, at = get_varint(data, at, end)
-        words[word_of(base, counter)] = np.int64(held)
+        times, at = get_varint(data, at, end)
+        words[word_of(base, counter)] = np.int64(times)
     return at
 
 
 @part
-def _get_key(data: Bytes, at: Int, end: Int, kind: Int, before: Int, texts: Ints, found: Int) -> tuple[Int, Int, Int]:
-    """Read a key after another of its tile: (key, next position or -1, lines of `texts` in use)."""
+def _get_key(data: Bytes, at: Int, end: Int, kind: Int, before: Int, texts: TextLines) -> tuple[Int, Int]:
+    """Read a key after another of its tile: (key, next position or -1)."""
     if kind == FLOAT:
-        key, at = get_word(data, at, end)
-        return key, at, found
+        return get_word(data, at, end)
     if kind != TEXT:
         step, at = get_signed(data, at, end)
-        return before + step, at, found
+        return before + step, at
     length, at = get_varint(data, at, end)
     if at < 0 or length > np.uint64(end - at):
-        return np.int64(0), -1, found
+        return np.int64(0), np.int64(-1)
     stop = at + np.int64(length)
-    key, lines = read_text(data, at, stop, texts, found)
-    return (key, stop, lines) if lines >= 0 else (key, np.int64(-1), found)
+    key, is_text = read_text(data, at, stop, texts)
+    return key, np.int64(stop if is_text else -1)

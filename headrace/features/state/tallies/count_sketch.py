@@ -6,8 +6,8 @@
 A key adds to one counter of each of the four rows, so the least of them is what it came to and what others with the
 same counter did: as much as the least of any four counters is, in the middle. Two sketches added are the sketch of
 both, in any order. Source: Cormode and Muthukrishnan 2005, "An improved data stream summary: the count-min sketch and
-its applications"; it differs in that keys are told from the most frequent on, and what they came to is taken out before
-the next one is told: a rare key that shares its counters with four frequent ones is not taken for one.
+its applications"; it differs in that keys are estimated from the most frequent on, and each is taken out before the
+next one is estimated: a rare key that shares its counters with four frequent ones is not taken for one.
 
 Counters lie two by two in the words 1 and 2 of entries of a tally (tallies/update.py), from word `base` on.
 """
@@ -39,29 +39,29 @@ def word_of(base: Int, counter: Int) -> Int:
 @part
 def count_in(words: Ints, base: Int, keep: Int, key: Int, times: Int) -> None:
     """Add a key that came some times."""
-    own = mix(~key)
+    bits = mix(~key)
     for row in range(ROWS):
-        words[word_of(base, row * keep + _column(own, keep))] += times
-        own >>= _BITS
+        words[word_of(base, row * keep + _column(bits, keep))] += times
+        bits >>= _BITS
 
 
 @part
 def take_out(sums: Ints, keep: Int, key: Int, times: Int) -> None:
     """Take a key that came some times out of the counters sums (4 keep,)."""
-    own = mix(~key)
+    bits = mix(~key)
     for row in range(ROWS):
-        sums[row * keep + _column(own, keep)] -= times
-        own >>= _BITS
+        sums[row * keep + _column(bits, keep)] -= times
+        bits >>= _BITS
 
 
 @part
 def estimate(sums: Ints, keep: Int, others: Int, key: Int) -> Int:
     """About how often a key came, by the counters sums (4 keep,), to the least of which other keys add `others`."""
-    own = mix(~key)
-    least: Int = np.int64(sums[_column(own, keep)])
+    bits = mix(~key)
+    least: Int = np.int64(sums[_column(bits, keep)])
     for row in range(1, ROWS):
-        own >>= _BITS
-        least = min(least, np.int64(sums[row * keep + _column(own, keep)]))
+        bits >>= _BITS
+        least = min(least, np.int64(sums[row * keep + _column(bits, keep)]))
     return max(least - others, 0)
 
 
@@ -74,15 +74,15 @@ def others_of(sums: Ints, keep: Int, scratch: Ints) -> Int:
         scratch[j] = sums[j]
     while gap > 0:  # Shell's sort
         for i in range(gap, size):
-            held, j = scratch[i], i
-            while j >= gap and scratch[j - gap] > held:
+            value, j = scratch[i], i
+            while j >= gap and scratch[j - gap] > value:
                 scratch[j] = scratch[j - gap]
                 j -= gap
-            scratch[j] = held
+            scratch[j] = value
         gap = 1 if gap == 2 else np.int64(gap / 2.25)
     return np.int64(scratch[np.int64(MIDDLE * size)])
 
 
 @part
-def _column(own: np.uint64, keep: Int) -> Int:
-    return np.int64(((own & _MASK) * np.uint64(keep)) >> _BITS)
+def _column(bits: np.uint64, keep: Int) -> Int:
+    return np.int64(((bits & _MASK) * np.uint64(keep)) >> _BITS)

@@ -2,22 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.state.layout import Events, Operations, Outputs, PackedReads
+from headrace.features.state.blocks import BlockPool
 from headrace.features.state.lists.update import TEXT
+from headrace.features.state.operations import Events, Operations, Outputs, Packed, PackedReads
 from headrace.features.state.rings.update import EMPTY
-from headrace.features.state.states import Blocks
 from headrace.features.state.tallies.codec import pack_tally, unpack_tally
 from headrace.features.state.tallies.count_sketch import ENTRY, ROWS
-from headrace.features.state.tallies.read import DISTINCT, TOP
+from headrace.features.state.tallies.read import DISTINCT, TOP, Tally, TallyOut, TallyScratch
 from headrace.features.state.tallies.update import most_entries, run_tally
 from headrace.features.windows import Window
-from headrace.kernels.compile import Int
-from headrace.kernels.text_pool import POOL
+from headrace.kernels.compile import Int, plain
+from headrace.kernels.texts import POOL, TextLines
 
 KEEP_MIN, KEEP_MAX = 3, 4_096
 """Keys of a tile: with fewer the buckets of negative, no and positive numbers would not fit."""
@@ -25,7 +25,7 @@ ENTRIES_MAX = 2_097_152
 """Entries of a row at most: 50 MB of memory."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TallyGroup:
     """Group of one tally of one window; see tallies/update.py for the arrays and bounds.
 
@@ -44,124 +44,76 @@ class TallyGroup:
     quantiles: NDArray[np.float64]
     text: str
     needs_ids: bool = False
-    donor: int | None = None
+    base: int | None = None
 
-    def make(self, capacity: int) -> Blocks:
+    def make(self, capacity: int) -> BlockPool:
         """State of `capacity` rows; a row must be cleared before it is used."""
-        return Blocks(capacity, self._most * ENTRY, ENTRY, EMPTY)
+        return BlockPool(capacity, self._most * ENTRY, ENTRY, EMPTY)
 
-    def clear(self, state: Any, rows: NDArray[np.int64]) -> None:
-        """Empty rows."""
-        state.clear(rows)
-
-    def outputs(self, reads: int, *, close: bool = False) -> Outputs:  # noqa: ARG002
-        """Answers of `reads` reads, empty: keys (reads, k), counts (reads, k), lengths (reads,), estimates (reads,)."""
+    def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:  # noqa: ARG002
+        """Empty answers of `reads` reads: keys (reads, k), counts (reads, k), lengths (reads,), estimates (reads,)."""
         width = 0 if self.mode == DISTINCT else self.width
         counts = np.zeros((reads, width if self.mode == TOP else 0), np.int64)
         return np.zeros((reads, width), np.int64), counts, np.zeros(reads, np.int64), np.zeros(reads, np.float64)
 
-    def placed(self, state: Any, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
-        """The same: every answer has its place."""
+    def sized(self, state: BlockPool, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
+        """`out`, as it is: every answer has a fixed size."""
         return out
 
-    def walk(self, state: Any, number: int, ops: Operations, begin: int, out: Outputs) -> Int:
+    def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
-        events = ops.events
         room = self._most if len(out[2]) else 0
-        return run_tally(
-            state.heads,
-            state.words,
-            state.rooms,
-            number,
-            self._most,
-            self.flag,
-            self.column,
-            self.keep,
-            self.window.hop_us,
-            self.window.span,
-            ops.rows,
-            ops.times,
-            ops.ops,
-            begin,
-            events.flags,
-            events.bits,
-            ops.late,
-            self.mode,
-            self.quantiles,
-            np.empty((2, room), np.int64),
-            np.empty((2, room), np.int64),
-            np.empty(self.window.tiles + 1, np.int64),
-            np.empty((2, ROWS * self.keep + 2 if self.mode == TOP else 0), np.int64),
-            out[0],
-            out[1],
-            out[2],
-            out[3],
+        scratch = plain(
+            TallyScratch(
+                np.empty((2, room), np.int64),
+                np.empty((2, room), np.int64),
+                np.empty(self.window.tiles + 1, np.int64),
+                np.empty((2, ROWS * self.keep + 2 if self.mode == TOP else 0), np.int64),
+            )
         )
+        return run_tally(state.blocks, area, self._tally, ops.arrays(), begin, scratch, plain(TallyOut(*out)))
 
-    def reaches(
+    def covers(
         self, events: Events, picked: NDArray[np.int64], times: NDArray[np.int64], newest: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whether each event picked (m,) is wanted and not too old."""
+        """Whether the tally admits each event of picked (m,), and the window still covers its time."""
         return np.asarray((events.flags[picked, self.flag] != 0) & (times >= self.window.start_us(newest)), np.bool_)
 
     def pack(
         self,
-        state: Any,
-        donor: Any,  # noqa: ARG002
+        state: BlockPool,
+        base: BlockPool,  # noqa: ARG002
         rows: NDArray[np.int64],
         newest: NDArray[np.int64],  # noqa: ARG002
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
         """Write rows one after the other."""
-        table, offsets, texts = POOL.arrays()
-        facts = self.kind, self.mode, self.keep, self.window.span
-        pack_tally(state.heads, state.words, *facts, rows, table, offsets, texts, out, ends)
+        pack_tally(state.blocks, self._tally, rows, POOL.arrays(), out, ends)
 
     def unpack(
         self,
-        state: Any,
-        donor: Any,  # noqa: ARG002
-        rows: NDArray[np.int64],
-        newest: NDArray[np.int64],
-        data: NDArray[np.uint8],
-        at: NDArray[np.int64],
-        ends: NDArray[np.int64],
+        state: BlockPool,
+        base: BlockPool,  # noqa: ARG002
+        packed: Packed,
         reading: PackedReads | None = None,
     ) -> None:
-        """Fill empty rows from `data[at:ends]`, or read them, and teach the pool the texts."""
-        bytes_left = int(np.sum(ends - at, where=at >= 0)) if self.kind == TEXT else 0
-        texts, found = np.empty((bytes_left, 3), np.int64), np.zeros(1, np.int64)
-
-        def walk(begin: int) -> Int:
-            return unpack_tally(
-                state.heads,
-                state.words,
-                state.rooms,
-                self._most,
-                self.kind,
-                self.mode,
-                self.keep,
-                self.window.hop_us,
-                self.window.span,
-                rows,
-                newest,
-                data,
-                at,
-                ends,
-                begin,
-                texts,
-                found,
-            )
-
-        state.fill(len(rows), walk)
-        if found[0]:
-            hashes, starts, stops = np.ascontiguousarray(texts[: found[0]].T)
-            POOL.learn(hashes, data, starts, stops)
+        """Fill empty rows, or read them, and add their texts to the pool."""
+        bytes_left = int(np.sum(packed.ends - packed.at, where=packed.at >= 0)) if self.kind == TEXT else 0
+        lines = TextLines.of(bytes_left)
+        arrays, texts, tally = plain(packed), plain(lines), self._tally
+        state.fill(len(packed.rows), lambda begin: unpack_tally(state.blocks, tally, arrays, begin, texts))
+        POOL.learn_lines(lines, packed.data)
         if reading is not None:
-            ops = reading.operations(rows)
-            state.fill(len(rows), lambda begin: self.walk(state, 0, ops, begin, reading.out))
+            ops = reading.operations(packed.rows)
+            state.fill(len(packed.rows), lambda begin: self.apply(state, 0, ops, begin, reading.out))
 
     @property
     def _most(self) -> int:
         return most_entries(self.window.span, self.mode, self.keep)
+
+    @cached_property
+    def _tally(self) -> Tally:
+        hop_us, span = self.window.hop_us, self.window.span
+        facts = (self.mode, self.kind, self.flag, self.column, self.keep, hop_us, span, self._most)
+        return plain(Tally(*facts, self.quantiles))

@@ -1,9 +1,10 @@
-"""Reads of tallies: the tiles of a window merged, and what is told of them. The arrays: tallies/update.py."""
+"""Reads of tallies: merging the tiles of a window, and answers from it. The layout: tallies/update.py."""
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from headrace.features.state.tallies.count_sketch import ENTRY, others_of
-from headrace.features.state.tallies.most_frequent import most_frequent
+from headrace.features.state.tallies.count_sketch import ENTRY, estimate, others_of, take_out
 from headrace.kernels.compile import Floats, Int, Ints, part
 from headrace.kernels.hashing import mix
 
@@ -11,6 +12,43 @@ DISTINCT, TOP, QUANTILE = 0, 1, 2
 LEVELS, RANKS = 64, 32
 _LEVELS = np.int64(LEVELS)
 _NO_LIMIT = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+class Tally(NamedTuple):
+    """A tally for kernels.
+
+    mode: what a read returns. kind: of the keys. flag: flag column that admits an event, column: bit column of its key.
+    keep: keys of a tile. hop in microseconds, 0: one tile for ever. span: whole tiles of the window. most: entries of
+    the largest block. quantiles (k,).
+    """
+
+    mode: Int
+    kind: Int
+    flag: Int
+    column: Int
+    keep: Int
+    hop: Int
+    span: Int
+    most: Int
+    quantiles: Floats
+
+
+class TallyScratch(NamedTuple):
+    """Room of a read: keys, counts (2, most), runs (span + 2,), sums (2, 4 keep + 2)."""
+
+    keys: Ints
+    counts: Ints
+    runs: Ints
+    sums: Ints
+
+
+class TallyOut(NamedTuple):
+    """Answers of tally reads: keys, counts (reads, k), lengths, estimates (reads,); see `answer`."""
+
+    keys: Ints
+    counts: Ints
+    lengths: Ints
+    estimates: Floats
 
 
 @part
@@ -43,16 +81,7 @@ def place_of_key(words: Ints, start: Int, first: Int, end: Int, key: Int) -> Int
 
 @part
 def merge_window(
-    words: Ints,
-    start: Int,
-    count: Int,
-    low: Int,
-    high: Int,
-    mode: Int,
-    keys: Ints,
-    counts: Ints,
-    runs: Ints,
-    sums: Ints,
+    words: Ints, start: Int, count: Int, low: Int, high: Int, mode: Int, scratch: TallyScratch
 ) -> tuple[Int, Int, Int, np.uint64]:
     """Counts by key of the tiles `low <= tile <= high`, keys ascending: keys, counts (2, most), in one side of them.
 
@@ -61,12 +90,13 @@ def merge_window(
     sums[0] gets the sum of all sketches; runs (tiles + 1,) is scratch. The tiles are sorted, so they are merged two by
     two, and equal keys are one from the first time they meet.
     """
+    keys, counts, runs, sums = scratch.keys, scratch.counts, scratch.runs, scratch.sums
     begin, end = place_of_mark(words, start, count, low * _LEVELS), count
     if count > 0 and words[start + ENTRY * (count - 1)] >= (high + 1) * _LEVELS:
         end = place_of_mark(words, start, count, (high + 1) * _LEVELS)
     level, limit = _common(words, start, begin, end, mode)
     tiles: Int = np.int64(0)
-    found: Int = np.int64(0)
+    used: Int = np.int64(0)
     mark: Int = np.int64(0)
     if mode == TOP and level > 0:
         _add_sketches(words, start, begin, end, sums[0])
@@ -78,18 +108,18 @@ def merge_window(
         if limit < _NO_LIMIT and mix(key) > limit:
             continue
         if tiles == 0 or words[at] != mark:
-            runs[tiles], tiles, mark = found, tiles + 1, np.int64(words[at])
+            runs[tiles], tiles, mark = used, tiles + 1, np.int64(words[at])
         if mode == QUANTILE:
             finer = level - mark % _LEVELS
             if key > 0:
                 key += (np.int64(1) << finer) - 1
             key >>= finer
-            if found > runs[tiles - 1] and keys[0, found - 1] == key:
-                counts[0, found - 1] += words[at + 2]
+            if used > runs[tiles - 1] and keys[0, used - 1] == key:
+                counts[0, used - 1] += words[at + 2]
                 continue
-        keys[0, found], counts[0, found] = key, words[at + 2] - (words[at + 2] % RANKS if mode == TOP else 0)
-        found += 1
-    runs[tiles] = found
+        keys[0, used], counts[0, used] = key, words[at + 2] - (words[at + 2] % RANKS if mode == TOP else 0)
+        used += 1
+    runs[tiles] = used
     side = np.int64(0)
     while tiles > 1:
         tiles = _merge_pairs(keys[side], counts[side], runs, tiles, keys[1 - side], counts[1 - side])
@@ -160,46 +190,95 @@ def _merge_pairs(keys: Ints, counts: Ints, runs: Ints, tiles: Int, to_keys: Ints
 
 @part
 def answer(
-    mode: Int,
-    found: Int,
-    level: Int,
-    limit: np.uint64,
-    keep: Int,
-    quantiles: Floats,
-    keys: Ints,
-    counts: Ints,
-    spare: Ints,
-    sums: Ints,
-    read: Int,
-    out_keys: Ints,
-    out_counts: Ints,
-    out_lengths: Ints,
-    out_estimates: Floats,
+    tally: Tally, used: Int, side: Int, level: Int, limit: np.uint64, scratch: TallyScratch, read: Int, out: TallyOut
 ) -> None:
-    """Write what a read tells of `found` keys, ascending, and their counts, as `merge_window` gives them.
+    """Write the answer of a read from `used` keys, ascending, and their counts, as `merge_window` returns them.
 
-    DISTINCT: the estimate (reads,). TOP: the k most frequent keys and their counts (reads, k), of equally frequent ones
-    the least first, and how many. QUANTILE: the buckets of `quantiles` (k,), and the level, k where there are any.
+    DISTINCT: the estimate. TOP: the k most frequent keys and their counts, of equally frequent ones the least first,
+    and how many. QUANTILE: the buckets of the quantiles, and the level as estimate, k as length where there are any.
     """
+    mode, sums = tally.mode, scratch.sums
+    keys, counts, spare = scratch.keys[side], scratch.counts[side], scratch.counts[1 - side]
     if mode == DISTINCT:
-        out_estimates[read] = found
+        out.estimates[read] = used
         if limit < _NO_LIMIT:
-            out_estimates[read] = (found - 1) / ((np.float64(limit) + 1.0) / 2.0**64)
+            out.estimates[read] = (used - 1) / ((np.float64(limit) + 1.0) / 2.0**64)
     elif mode == TOP:
-        others = others_of(sums[0], keep, sums[1]) if level > 0 else np.int64(0)
-        out_lengths[read] = most_frequent(
-            found, keys, counts, spare, bool(level > 0), sums[0], keep, others, out_keys[read], out_counts[read]
+        others = others_of(sums[0], tally.keep, sums[1]) if level > 0 else np.int64(0)
+        out.lengths[read] = most_frequent(
+            used, keys, counts, spare, bool(level > 0), sums[0], tally.keep, others, out.keys[read], out.counts[read]
         )
-    elif found > 0:
+    elif used > 0:
         total = np.int64(0)
-        for j in range(found):
+        for j in range(used):
             total += counts[j]
-        for q in range(quantiles.size):
-            rank, below = quantiles[q] * (total - 1.0), counts[0]
+        for q in range(tally.quantiles.size):
+            rank, below = tally.quantiles[q] * (total - 1.0), counts[0]
             j = 0
-            while below <= rank and j < found - 1:
+            while below <= rank and j < used - 1:
                 j += 1
                 below += counts[j]
-            out_keys[read, q] = keys[j]
-        out_lengths[read] = quantiles.size
-        out_estimates[read] = level
+            out.keys[read, q] = keys[j]
+        out.lengths[read] = tally.quantiles.size
+        out.estimates[read] = level
+
+
+@part
+def most_frequent(
+    used: Int,
+    keys: Ints,
+    counts: Ints,
+    exact: Ints,
+    is_sketched: bool,
+    sums: Ints,
+    keep: Int,
+    others: Int,
+    out_keys: Ints,
+    out_counts: Ints,
+) -> Int:
+    """Put the keys with the greatest counts into out_* (k,), of equal ones the least key first; returns how many.
+
+    keys, counts (used,) are used up, exact (used,) is scratch. With `is_sketched`, what the sums of the sketches
+    estimate is added to the counts, see `estimate`. Cost: the keys, and their logarithm for each of the k.
+    """
+    for j in range(used):
+        exact[j] = counts[j]
+        if is_sketched:
+            counts[j] = max(counts[j] + estimate(sums, keep, others, keys[j]), 1)
+    for j in range(used // 2 - 1, -1, -1):
+        _sift(keys, counts, exact, j, used)
+    size, length = used, np.int64(0)
+    while size > 0 and length < out_keys.size:
+        if is_sketched:
+            estimated = estimate(sums, keep, others, keys[0])
+            if max(exact[0] + estimated, 1) < counts[0]:  # what shares its counters has been taken out since
+                counts[0] = max(exact[0] + estimated, 1)
+                _sift(keys, counts, exact, 0, size)
+                continue
+            take_out(sums, keep, keys[0], estimated)
+        out_keys[length], out_counts[length] = keys[0], counts[0]
+        length += 1
+        size -= 1
+        keys[0], counts[0], exact[0] = keys[size], counts[size], exact[size]
+        _sift(keys, counts, exact, 0, size)
+    return length
+
+
+@part
+def _sift(keys: Ints, counts: Ints, exact: Ints, at: Int, size: Int) -> None:
+    """Let the key at a place of the heap sink to where none below it comes before it."""
+    key, count, exact_count = keys[at], counts[at], exact[at]
+    while 2 * at + 1 < size:
+        below: Int = 2 * at + 1
+        if below + 1 < size and _before(counts, keys, below + 1, counts[below], keys[below]):
+            below += 1
+        if not _before(counts, keys, below, count, key):
+            break
+        keys[at], counts[at], exact[at] = keys[below], counts[below], exact[below]
+        at = below
+    keys[at], counts[at], exact[at] = key, count, exact_count
+
+
+@part
+def _before(counts: Ints, keys: Ints, at: Int, count: Any, key: Any) -> bool:
+    return bool(counts[at] > count or (counts[at] == count and keys[at] < key))

@@ -3,7 +3,7 @@
 A row's block holds its entries in the order of (tile, key), of ENTRY = 3 words each, so a quiet entity takes what it
 has, a busy one `keep` entries for each tile of its window:
 
-    heads (rows, 4)    see state/blocks.py; its own number is the newest tile of any event of the entity
+    heads (rows, 4)    see state/blocks.py; the tag is the newest tile of any event of the entity
     words (a,) int64   mark: tile * LEVELS + level of the tile | key | how often it came
 
 A tile keeps `keep` keys, and its level tells what became of the others: a function of the set of its events, in
@@ -17,7 +17,7 @@ whatever order they come. Level 0 is all of them. Else, by the mode,
                for distinct-value estimation under multiset operations"); how often they came is not counted
     TOP        at level 1 those are kept of which some event has the smallest hash, by the power of two, then those with
                the smallest hashes: a sample in which frequent keys are likely (Cohen and Kaplan 2007, "Summarizing data
-               using bottom-k sketches"). How often they came is told by a sketch of all events, kernels/
+               using bottom-k sketches"). Their counts are estimated by a sketch of all events,
                count_sketch.py, in entries of level 2 after them. The third word of a key is 32 times how often it came,
                0 at level 1, and its rank: how many zeros the smallest hash of its events begins with.
 
@@ -27,7 +27,8 @@ Tiles that left the window are dropped when a block is full.
 
 import numpy as np
 
-from headrace.features.state.blocks import COUNT, ORDER, OWN, START, drop_first, room_of
+from headrace.features.state.blocks import COUNT, ORDER, START, TAG, Blocks, drop_first, room_of
+from headrace.features.state.operations import LATE, Ops
 from headrace.features.state.tallies.count_sketch import ENTRY, ROWS, count_in, sketch_entries, word_of
 from headrace.features.state.tallies.read import (
     DISTINCT,
@@ -35,21 +36,25 @@ from headrace.features.state.tallies.read import (
     QUANTILE,
     RANKS,
     TOP,
+    Tally,
+    TallyOut,
+    TallyScratch,
     answer,
     merge_window,
     place_of_key,
     place_of_mark,
 )
-from headrace.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
+from headrace.kernels.compile import Int, Ints, lean_kernel, part, prefetch
 from headrace.kernels.hashing import mix
 
 LEAST = 2
 """Entries of the smallest block."""
 AHEAD, NEAR = 16, 8
-"""Operations between the prefetch of a row's head, and once it is there of its newest entries, and their use."""
+"""Operations between the prefetch of a row's head, then of its newest entries, and their use."""
 _LEVEL_MASK = np.int64(LEVELS - 1)
 _LEVELS = np.int64(LEVELS)
 _RANK_MASK = np.int64(RANKS - 1)
+_LATE = np.uint8(LATE)
 
 
 def most_entries(span: int, mode: int, keep: int) -> int:
@@ -64,83 +69,44 @@ def most_of_tile(mode: int, keep: int) -> int:
 
 @lean_kernel
 def run_tally(
-    heads: Ints,
-    words: Ints,
-    rooms: Ints,
-    number: Int,
-    most: Int,
-    flag: Int,
-    column: Int,
-    keep: Int,
-    hop: Int,
-    span: Int,
-    rows: Ints,
-    times: Ints,
-    ops: Ints,
-    begin: Int,
-    flags: Bytes,
-    bits: Ints,
-    late: Bytes,
-    mode: Int,
-    quantiles: Floats,
-    merged_keys: Ints,
-    merged_counts: Ints,
-    runs: Ints,
-    sums: Ints,
-    out_keys: Ints,
-    out_counts: Ints,
-    out_lengths: Ints,
-    out_estimates: Floats,
+    blocks: Blocks, area: Int, tally: Tally, ops: Ops, begin: Int, scratch: TallyScratch, out: TallyOut
 ) -> Int:
-    """Walk the operations (n,): `ops[i] >= 0` reads the row as of `times[i]` into out_*[ops[i]], else adds ~ops[i].
+    """Apply operations from `begin` on; returns the first that found no memory, n when all are done.
 
-    Begins at operation `begin` and returns the first that found no room, n when all are done. The event's key is
-    bits[event, column]. What a read writes, by `mode`: see `answer`. merged_* (2, most), runs (span + 2,) and sums (2,
-    4 keep + 2) are scratch. Cost: an event log C of C entries and what it moves, which for the newest tile is at most
-    `keep`; a read C log T of T tiles at most.
+    A read of row -1 leaves its answer as it is; see `answer`. Cost: an event log C of C entries and what it moves,
+    which for the newest tile is at most `keep`; a read C log T of T tiles at most.
     """
-    known: Int = np.int64(0)
+    blocks, tally, ops = Blocks(*blocks), Tally(*tally), Ops(*ops)
+    scratch, out = TallyScratch(*scratch), TallyOut(*out)
+    heads, rows, codes, hop, span = blocks.heads, ops.rows, ops.ops, tally.hop, tally.span
+    known: Int = np.int64(0)  # where the tile of the last event began: mostly the next event's as well
     for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
             prefetch(heads, 4 * max(rows[i + AHEAD], 0))
         if i + NEAR < rows.size:
-            _prefetch_entries(heads, words, max(rows[i + NEAR], 0), ops[i + NEAR])
+            _prefetch_entries(heads, blocks.words, max(rows[i + NEAR], 0), codes[i + NEAR])
         row = rows[i]
         tile = np.int64(0)
         if hop > 0:
-            tile = times[i] // hop
-        if ops[i] >= 0:
+            tile = ops.times[i] // hop
+        if codes[i] >= 0:
             if row >= 0:
-                low = max(tile, heads[row, OWN]) - span
-                if hop > 0 and tile * hop == times[i]:
-                    tile -= 1  # all events of the tile are at or after the read
-                side, found, level, limit = merge_window(
-                    words,
-                    heads[row, START],
-                    heads[row, COUNT],
-                    low,
-                    tile,
-                    mode,
-                    merged_keys,
-                    merged_counts,
-                    runs,
-                    sums,
+                low = max(tile, heads[row, TAG]) - span
+                if hop > 0 and tile * hop == ops.times[i]:
+                    tile -= 1  # every event of the tile is at or after the read
+                side, used, level, limit = merge_window(
+                    blocks.words, heads[row, START], heads[row, COUNT], low, tile, tally.mode, scratch
                 )
-                answer(
-                    mode, found, level, limit, keep, quantiles, merged_keys[side], merged_counts[side],
-                    merged_counts[1 - side], sums, ops[i], out_keys, out_counts, out_lengths, out_estimates,
-                )  # fmt: skip
+                answer(tally, used, side, level, limit, scratch, codes[i], out)
             continue
-        heads[row, OWN] = max(heads[row, OWN], tile)
-        event = ~ops[i]
-        if flags[event, flag] == 0:
+        heads[row, TAG] = max(heads[row, TAG], tile)
+        event = ~codes[i]
+        if ops.flags[event, tally.flag] == 0:
             continue
-        if tile < heads[row, OWN] - span:
-            late[event] = 1
+        if tile < heads[row, TAG] - span:
+            ops.late[event] = _LATE
             continue
-        known = _add(
-            heads, words, rooms, number, most, span, row, tile, times[i], bits[event, column], keep, mode, known
-        )  # fmt: skip
+        known = _add(blocks, area, tally, row, tile, ops.times[i], ops.bits[event, tally.column], known)
         if known < 0:
             return i
     return rows.size
@@ -148,7 +114,7 @@ def run_tally(
 
 @part
 def _prefetch_entries(heads: Ints, words: Ints, row: Int, op: Int) -> None:
-    """Have what an operation to come will touch on its way from memory: the newest entries, for a read some more."""
+    """Prefetch the newest entries of a row that a later operation will touch, for a read some more."""
     count = heads[row, COUNT]
     lines = 4 if op < 0 else 16
     end = heads[row, START] + ENTRY * count
@@ -157,22 +123,9 @@ def _prefetch_entries(heads: Ints, words: Ints, row: Int, op: Int) -> None:
 
 
 @part
-def _add(
-    heads: Ints,
-    words: Ints,
-    rooms: Ints,
-    number: Int,
-    most: Int,
-    span: Int,
-    row: Int,
-    tile: Int,
-    time: Int,
-    key: Int,
-    keep: Int,
-    mode: Int,
-    known: Int,
-) -> Int:
+def _add(blocks: Blocks, area: Int, tally: Tally, row: Int, tile: Int, time: Int, key: Int, known: Int) -> Int:
     """Count one event; returns where its tile begins, -1 where there is no room. It is likely to begin at `known`."""
+    heads, words, keep, mode, most = blocks.heads, blocks.words, tally.keep, tally.mode, tally.most
     start, count = heads[row, START], heads[row, COUNT]
     first: Int = np.int64(count)
     end: Int = np.int64(count)
@@ -214,7 +167,7 @@ def _add(
         return first
     more = sketch_entries(keep) if is_full else np.int64(1)
     while room_of(heads[row, ORDER], LEAST, most) < count + more:
-        if not _make_room(heads, words, rooms, number, most, row, (heads[row, OWN] - span) * _LEVELS):
+        if not _make_room(blocks, area, most, row, (heads[row, TAG] - tally.span) * _LEVELS):
             return np.int64(-1)
         gone = count - heads[row, COUNT]
         at, first, end = at - gone, first - gone, end - gone
@@ -231,9 +184,9 @@ def _add(
 
 @part
 def _rank(key: Int, time: Int) -> Int:
-    """How many zeros the hash of an event begins with, 31 at most: told by the exponent of its first 53 bits."""
-    found = mix(np.int64(np.uint64(key) + mix(time))) >> np.uint64(11)
-    return min(np.int64(1075) - (np.float64(found).view(np.int64) >> np.int64(52)), _RANK_MASK)
+    """How many zeros the hash of an event begins with, 31 at most: from the exponent of its first 53 bits."""
+    hashed = mix(np.int64(np.uint64(key) + mix(time))) >> np.uint64(11)
+    return min(np.int64(1075) - (np.float64(hashed).view(np.int64) >> np.int64(52)), _RANK_MASK)
 
 
 @part
@@ -334,9 +287,9 @@ def _add_to_sketch(words: Ints, start: Int, first: Int, end: Int, keep: Int, key
     most = np.uint64(0)
     for j in range(first, end):
         if words[start + ENTRY * j + 2] == least:
-            found = mix(words[start + ENTRY * j + 1])
-            if worst < 0 or found > most:
-                worst, most = j, found
+            hashed = mix(words[start + ENTRY * j + 1])
+            if worst < 0 or hashed > most:
+                worst, most = j, hashed
     if rank > least or mix(key) < most:
         _replace(words, start, worst, at, np.int64(words[start + ENTRY * first]), key, rank)
         keep_least_rank(words, start, first, end, keep)
@@ -383,12 +336,13 @@ def _shift(words: Ints, start: Int, at: Int, count: Int, by: Int) -> None:
 
 
 @part
-def _make_room(heads: Ints, words: Ints, rooms: Ints, number: Int, most: Int, row: Int, oldest: Int) -> bool:
-    """Have room for one more entry in the row's full block, the next larger if need be; false where there is none.
+def _make_room(blocks: Blocks, area: Int, most: Int, row: Int, oldest: Int) -> bool:
+    """Make room for one more entry in the row's full block; false where there is no memory.
 
-    Entries with marks before `oldest` may go.
+    Drops the entries with marks before `oldest`, and moves to a larger block if that frees less than half.
     """
+    heads = blocks.heads
     order, count = heads[row, ORDER], heads[row, COUNT]
-    gone = place_of_mark(words, heads[row, START], count, oldest)
-    grows = bool(order == 0 or (2 * gone < count and room_of(order, LEAST, most) < most))
-    return drop_first(heads, words, rooms, number, row, gone, grows, LEAST, most, ENTRY)
+    dropped = place_of_mark(blocks.words, heads[row, START], count, oldest)
+    grows = bool(order == 0 or (2 * dropped < count and room_of(order, LEAST, most) < most))
+    return drop_first(blocks, area, row, dropped, grows, LEAST, most, ENTRY)

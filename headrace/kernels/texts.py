@@ -1,23 +1,46 @@
 """The process's texts by their 64-bit hash: lists hold hashes, answers and records hold the text.
 
-Append-only: a text that was met once stays for the life of the process, so memory grows with the vocabulary of the list
-features, not with the number of events. Thread-safe.
+Append-only: a text stays for the life of the process once it was interned, so memory grows with the vocabulary of the
+list features, not with the number of events. Thread-safe.
 """
 
 import threading
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel
-from headrace.kernels.hashing import hash_spans
+from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, part, plain
+from headrace.kernels.hashing import hash_spans, xxh64
 from headrace.kernels.id_map import IdMap
 
 _NO_SEED = np.uint64(0)
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class Texts(NamedTuple):
+    """The pool for kernels: the text of hash h is `data[offsets[r]:offsets[r + 1]]`, with r = `find_row(table, h)`.
+
+    table (lines, 2) of an `IdMap`, offsets (rows + 1,), data (bytes,).
+    """
+
+    table: Ints
+    offsets: Ints
+    data: Bytes
+
+
+class TextLines(NamedTuple):
+    """Texts that a kernel met: lines (room, 3) of hash, start and end in the data it read; used (1,) lines in use."""
+
+    lines: Ints
+    used: Ints
+
+    @classmethod
+    def of(cls, room: int) -> "TextLines":
+        """No texts yet, and room for so many."""
+        return cls(np.empty((room, 3), np.int64), np.zeros(1, np.int64))
 
 
 class TextPool:
@@ -39,7 +62,7 @@ class TextPool:
         return len(self._map)
 
     def intern(self, texts: pl.Series) -> Ints:
-        """Hash of each text, (n,) int64, and remember them; a null hashes as the empty text."""
+        """Remember texts; returns the hash of each, (n,) int64. A null hashes as the empty text."""
         data, offsets = text_buffers(texts)
         hashes = np.empty(len(texts), np.int64)
         hash_spans(data, offsets, _NO_SEED, hashes)
@@ -63,9 +86,9 @@ class TextPool:
             fresh = fresh[np.sort(first)]
             count = len(self._map)
             lengths = ends[fresh] - starts[fresh]
-            self._offsets = _room(self._offsets, count + len(fresh) + 1)
+            self._offsets = _grown(self._offsets, count + len(fresh) + 1)
             self._offsets[count + 1 : count + len(fresh) + 1] = self._offsets[count] + np.cumsum(lengths)
-            self._data = _room(self._data, int(self._offsets[count + len(fresh)]))
+            self._data = _grown(self._data, int(self._offsets[count + len(fresh)]))
             copy_spans(data, starts[fresh], ends[fresh], self._data, int(self._offsets[count]))
             self._map.get_or_add(hashes[fresh])  # last: a packer that reads without the lock finds a text or nothing
 
@@ -86,10 +109,16 @@ class TextPool:
         array = pa.LargeStringArray.from_buffers(len(rows), pa.py_buffer(offsets), pa.py_buffer(out), mask)
         return pl.Series(array)
 
-    def arrays(self) -> tuple[Ints, Ints, Bytes]:
-        """(table, offsets, data) for a kernel: text of row r is `data[offsets[r]:offsets[r + 1]]`."""
+    def learn_lines(self, texts: TextLines, data: Bytes) -> None:
+        """Remember the texts that a kernel met in `data`."""
+        if texts.used[0]:
+            hashes, starts, ends = np.ascontiguousarray(texts.lines[: texts.used[0]].T)
+            self.learn(hashes, data, starts, ends)
+
+    def arrays(self) -> Texts:
+        """The pool for a kernel."""
         with self._lock:
-            return self._map.table, self._offsets, self._data
+            return plain(Texts(self._map.table, self._offsets, self._data))
 
 
 POOL = TextPool()
@@ -103,10 +132,10 @@ def text_buffers(texts: pl.Series) -> tuple[Bytes, Ints]:
     _, offsets, data = array.buffers()
     if len(array) == 0:
         return np.zeros(0, np.uint8), np.zeros(1, np.int64)
-    found = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1].copy()
-    first, last = int(found[0]), int(found[-1])
+    edges = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1].copy()
+    first, last = int(edges[0]), int(edges[-1])
     content = np.frombuffer(data, np.uint8)[first:last].copy() if last > first else np.zeros(0, np.uint8)
-    return content, found - first
+    return content, edges - first
 
 
 def hash_text(values: Any) -> Ints:
@@ -122,7 +151,7 @@ def hash_text(values: Any) -> Ints:
     return hashes
 
 
-def _room(array: NDArray[Scalar], need: int) -> NDArray[Scalar]:
+def _grown(array: NDArray[Scalar], need: int) -> NDArray[Scalar]:
     """`array`, or a copy of at least twice its size, so that `need` elements fit."""
     if need <= len(array):
         return array
@@ -143,3 +172,51 @@ def copy_spans(
     for i in range(starts.size):
         copy_bytes(data, starts[i], out, at, ends[i] - starts[i])
         at += ends[i] - starts[i]
+
+
+@part
+def read_text(data: Bytes, start: Int, stop: Int, texts: TextLines) -> tuple[Int, bool]:
+    """Read the text `data[start:stop]`: (its hash, whether it is UTF-8).
+
+    `texts` gets a line for it, so that the pool can learn it; none where it is full.
+    """
+    word, line = np.int64(xxh64(data, start, stop, np.uint64(0))), texts.used[0]
+    if not is_utf8(data, int(start), int(stop)):
+        return word, False
+    if line < texts.lines.shape[0]:
+        texts.lines[line, 0] = word
+        texts.lines[line, 1] = start
+        texts.lines[line, 2] = stop
+        texts.used[0] += 1
+    return word, True
+
+
+@lean_kernel
+def is_utf8(data: Bytes, start: int, end: int) -> bool:
+    """Whether `data[start:end]` is well-formed UTF-8: no surrogates, no overlong forms (Unicode 16, table 3-7)."""
+    i = start
+    while i < end:
+        first = data[i]
+        if first < 0x80:
+            i += 1
+            continue
+        low, high = 0x80, 0xBF
+        if 0xC2 <= first <= 0xDF:
+            more = 1
+        elif 0xE0 <= first <= 0xEF:
+            more = 2
+            low = 0xA0 if first == 0xE0 else 0x80
+            high = 0x9F if first == 0xED else 0xBF
+        elif 0xF0 <= first <= 0xF4:
+            more = 3
+            low = 0x90 if first == 0xF0 else 0x80
+            high = 0x8F if first == 0xF4 else 0xBF
+        else:
+            return False
+        if i + more >= end or not low <= data[i + 1] <= high:
+            return False
+        for j in range(i + 2, i + more + 1):
+            if not 0x80 <= data[j] <= 0xBF:
+                return False
+        i += more + 1
+    return True
