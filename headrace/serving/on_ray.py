@@ -33,6 +33,7 @@ import structlog
 from fastapi import FastAPI
 
 from headrace.errors import ConfigError, ServiceError
+from headrace.extras import require
 from headrace.local.listening import require_free
 
 FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
@@ -91,6 +92,7 @@ def build_app(
         num_cpus: reserved per replica; torch, numba and Polars get that many threads, at least one.
         env: environment of the replicas, beside what they inherit.
     """
+    require("ray")
     from ray import serve
 
     threads = str(max(int(num_cpus), 1))
@@ -127,6 +129,7 @@ class RayServe:
 
     def start(self) -> Self:
         """Start both; return when HTTP is served."""
+        require("ray")
         import ray
         from ray import serve
 
