@@ -4,11 +4,12 @@ import html
 import io
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 IMAGES = DOCS / "images"
+WARM_ROWS = 100_000
+"""Rows of history that the demo's model learns from before it plays."""
 
 LAYERS = (
     {"kernels": "compiled loops over arrays"},
@@ -161,9 +162,8 @@ def demo_picture(seconds: float = 60.0) -> str:
 
     root = project.activate(DOCS.parent)
     run.Screen = Recorded  # type: ignore[misc]
-    with tempfile.TemporaryDirectory() as folder:
-        options = run.DemoOptions(seconds, None, 60.0, 300_000, Path(folder) / "demo", 0, None)
-        run.run_demo(project.load_object("pipelines.demo:demo"), root, options)
+    options = run.DemoOptions(seconds, None, 60.0, WARM_ROWS, root / ".headrace" / "picture", 0, None)
+    run.run_demo(project.load_object("pipelines.demo:demo"), root, options)
     console = Console(record=True, width=124, file=io.StringIO(), force_terminal=True)
     console.print(screen.picture(shown[-1]))
     return re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title="make demo"), flags=re.DOTALL)
