@@ -14,7 +14,8 @@ TORCH_INDEX ?=
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 # a Python that has no bytewax: a few minutes of tests without it, and without torch
 NEWEST ?= python3.13
-QUICK := tests/schemas tests/features tests/house/test_house.py
+QUICK := tests/schemas tests/features tests/house/test_house.py \
+  $(addprefix --ignore=tests/features/test_,redis_url.py view_names.py whole_numbers.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick lowest lint format bench docs pictures pins clean
