@@ -39,7 +39,7 @@ test: setup ## the whole test suite, in two processes (ARGS="tests/features -k r
 
 quick: ## the tests of events and features on NEWEST (python3.13), without torch and Bytewax
 	@$(NEWEST) -m venv .venv-newest
-	@.venv-newest/bin/python $(PIP_INSTALL) -c constraints.txt --editable '.[flow,local]' pytest pytest-timeout hypothesis pyyaml
+	@.venv-newest/bin/python $(PIP_INSTALL) -c constraints.txt --editable '.[flow,local]' pytest pytest-timeout hypothesis pyyaml duckdb
 	@.venv-newest/bin/python -m pytest $(QUICK) $(ARGS)
 
 lowest: ## the test suite with the lowest version of every range in pyproject.toml
