@@ -127,7 +127,7 @@ for door in {list(doors)}:
 
 def test_a_command_names_the_extra():
     """A command ends with one line and exit code 1, `doctor` with a note for each extra."""
-    commands = ["models list", "run pipelines.train", "serve --plain", "demo"]
+    commands = ["models list", "run pipelines.materialize", "serve --plain", "demo"]
     program = f"""
 from headrace.cli import app
 for words in {[*commands, "doctor"]}:
