@@ -8,7 +8,10 @@ COPY pipelines ./pipelines
 COPY learners ./learners
 COPY serving ./serving
 COPY tests/project ./tests/project
+COPY templates ./templates
 COPY data ./data
 COPY docker-compose.yml ./
-RUN pip install --no-cache-dir -c constraints.txt --editable .
+# CPU build of torch: --build-arg TORCH_INDEX=URL of PyTorch's CPU wheels (pytorch.org/get-started shows it)
+ARG TORCH_INDEX=
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt --editable '.[serve]'
 ENV HEADRACE_PROJECT=/srv/headrace NUMBA_CACHE_DIR=/var/lib/headrace/numba

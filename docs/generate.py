@@ -27,8 +27,8 @@ def cli_page() -> str:
         "--title",
         "Commands",
     ]
-    found = subprocess.run(command, check=True, capture_output=True, text=True, cwd=DOCS.parent)
-    page = "\n".join(line.rstrip() for line in found.stdout.rstrip().splitlines()) + "\n"
+    listing = subprocess.run(command, check=True, capture_output=True, text=True, cwd=DOCS.parent)
+    page = "\n".join(line.rstrip() for line in listing.stdout.rstrip().splitlines()) + "\n"
     return _with_whole_summaries(html.unescape(page))
 
 
@@ -78,7 +78,7 @@ def _common_arguments() -> list[str]:
 def _arguments(aggregation: type) -> str:
     """Its arguments without their types: names, defaults and what must be named."""
     signature = inspect.signature(aggregation)
-    plain = [found.replace(annotation=inspect.Parameter.empty) for found in signature.parameters.values()]
+    plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 

@@ -5,6 +5,7 @@ Catch `HeadraceError` for all of them, or a branch::
     HeadraceError
       ConfigError            settings, project folder, command-line arguments
         PortBusyError        a port that a service wants is taken
+        MissingExtraError    an optional package is not installed
       DeclarationError       an event, view or learner is declared wrongly
       SchemaError            data does not fit its declaration
         DecodeError          bytes that no codec can read
@@ -37,6 +38,10 @@ class ConfigError(HeadraceError):
 
 class PortBusyError(ConfigError):
     """A port that a service wants is taken."""
+
+
+class MissingExtraError(ConfigError, ModuleNotFoundError):
+    """An optional package is not installed. The message names the extra that brings it; `name` is the package."""
 
 
 class DeclarationError(HeadraceError, TypeError):

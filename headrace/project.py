@@ -21,6 +21,7 @@ import orjson
 
 from headrace import stack_state
 from headrace.errors import ConfigError, HeadraceError
+from headrace.extras import missing_of
 from headrace.stack_state import StackState
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ _TEMPLATE_PYPROJECT = """\
 [project]
 name = "{name}"
 version = "0.1.0"
-requires-python = ">=3.11,<3.13"
-dependencies = ["headrace[local]"]
+requires-python = ">=3.11,<3.14"
+dependencies = ["headrace[all]"]
 
 [project.optional-dependencies]
 dev = ["pytest>=8"]
@@ -61,7 +62,9 @@ _TEMPLATE_DOCKERFILE = """\
 FROM python:3.12-slim-bookworm
 WORKDIR /srv/project
 COPY . .
-RUN pip install --no-cache-dir headrace
+# CPU build of torch: --build-arg TORCH_INDEX=URL of PyTorch's CPU wheels (pytorch.org/get-started shows it)
+ARG TORCH_INDEX=
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} 'headrace[serve]'
 ENV HEADRACE_PROJECT=/srv/project NUMBA_CACHE_DIR=/var/lib/headrace/numba
 """
 
@@ -147,6 +150,9 @@ def load_module(name: str) -> ModuleType:
     except HeadraceError:
         raise
     except ModuleNotFoundError as exc:
+        missing = missing_of(exc)
+        if missing is not None:
+            raise missing from exc
         if exc.name is None or not (name == exc.name or name.startswith(exc.name + ".")):
             raise ConfigError(f"module {name} cannot be imported: {_fault(exc)}") from exc
         raise ConfigError(f"no module {name!r}: write it as folder.file, e.g. features.customer") from exc

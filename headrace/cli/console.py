@@ -18,6 +18,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from headrace.errors import HeadraceError, ServiceError
+from headrace.extras import missing_of
 from headrace.settings import Settings, SettingsWarning, load_settings
 from headrace.stack_state import EMBEDDED
 from headrace.telemetry import configure_logs
@@ -112,6 +113,11 @@ def command(
                 if uses_services:
                     _prepare_services(settings)
                 function(*args, **kwargs)
+            except ModuleNotFoundError as exc:
+                error = missing_of(exc)
+                if error is None:
+                    raise
+                _fail(error, str(error))
             except HeadraceError as exc:
                 is_log = isinstance(exc, ServiceError)  # it may end with the last lines of a log
                 _fail(exc, str(exc) if is_log else " ".join(str(exc).split()))

@@ -18,11 +18,13 @@ from headrace.errors import (
     ConfigError,
     EvictionError,
     HeadraceError,
+    MissingExtraError,
     PortBusyError,
     ServiceError,
     StoreError,
     StoreUnavailableError,
 )
+from headrace.extras import is_installed, require
 from headrace.features.store.client import RedisLink
 from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
 from headrace.local.listening import require_free
@@ -30,20 +32,9 @@ from headrace.settings import Settings
 from headrace.streams.kafka.clients import connected
 from headrace.telemetry import StatusBoard
 
-PACKAGES = (
-    "bytewax",
-    "confluent-kafka",
-    "fastavro",
-    "numba",
-    "numpy",
-    "polars",
-    "pyarrow",
-    "pydantic",
-    "ray",
-    "redis",
-    "river",
-    "torch",
-)
+PACKAGES = ("fastavro", "numba", "numpy", "polars", "pyarrow", "pydantic", "redis")
+EXTRAS = {"flow": ("bytewax", "confluent_kafka"), "learn": ("river", "torch"), "serve": ("fastapi", "ray", "uvicorn")}
+"""Packages whose versions are shown, by the extra that brings them."""
 DISK_BYTES_MIN = 2_000_000_000  # a store's append-only file, snapshots and logs of a day's work
 SILENT_S_MAX = 30.0  # a process that posts no status for so long is not well
 ANSWER_S_MAX = 3.0
@@ -76,7 +67,7 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything; never raises for what it finds."""
-    findings = [_python(), _packages(), _embedded(), _project(), _disk(settings.model_dir)]
+    findings = [_python(), _packages(), *map(_extra, EXTRAS), _embedded(), _project(), _disk(settings.model_dir)]
     findings += [*_stack(settings), *_redis(settings), _broker(settings), _port(settings)]
     return findings
 
@@ -118,9 +109,9 @@ def check_health(role: str, settings: Settings) -> None:
 
 def _python() -> Finding:
     version = ".".join(str(part) for part in sys.version_info[:3])
-    if (3, 11) <= sys.version_info[:2] < (3, 13):
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
         return Finding("python", "good", version)
-    return Finding("python", "bad", version, "use Python 3.11 or 3.12: bytewax has no newer wheel")
+    return Finding("python", "bad", version, "use Python 3.11 to 3.13")
 
 
 def _packages() -> Finding:
@@ -133,6 +124,15 @@ def _packages() -> Finding:
     if missing:
         return Finding("packages", "bad", f"missing {', '.join(missing)}", "run `make setup`, or pip install headrace")
     return Finding("packages", "good", ", ".join(versions))
+
+
+def _extra(extra: str) -> Finding:
+    """The packages of an extra; what is missing is a note, since not every installation needs it."""
+    lacking = [package for package in EXTRAS[extra] if not is_installed(package)]
+    if lacking:
+        return Finding(f"extra {extra}", "note", f"missing {', '.join(lacking)}", f"pip install 'headrace[{extra}]'")
+    versions = (f"{package} {importlib.metadata.version(package)}" for package in EXTRAS[extra])
+    return Finding(f"extra {extra}", "good", ", ".join(versions))
 
 
 def _embedded() -> Finding:
@@ -249,6 +249,8 @@ def _eviction_risk(link: RedisLink) -> tuple[State, str]:
 def _broker(settings: Settings) -> Finding:
     try:
         return Finding("broker", "good", _ask_broker(settings))
+    except MissingExtraError as exc:
+        return Finding("broker", "note", "not asked", str(exc))
     except ConfigError as exc:
         return Finding("broker", "bad", str(exc), "set HEADRACE_BROKERS and HEADRACE_KAFKA")
     except HeadraceError as exc:
@@ -256,6 +258,7 @@ def _broker(settings: Settings) -> Finding:
 
 
 def _ask_broker(settings: Settings) -> str:
+    require("confluent_kafka")
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 

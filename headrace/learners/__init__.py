@@ -1,5 +1,9 @@
 """Online learning: embedding tables, models, the learner, evaluation, the gate and snapshots."""
 
+from headrace.extras import require
+
+require("torch")
+
 from headrace.learners.columns import column_of as column_of
 from headrace.learners.columns import columns_of as columns_of
 from headrace.learners.drift import Drift as Drift

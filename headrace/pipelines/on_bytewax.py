@@ -30,6 +30,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from headrace.extras import require
+
+require("bytewax", "confluent_kafka")
+
 import bytewax.operators as op
 import polars as pl
 from bytewax.dataflow import Dataflow, Operator, Stream, operator

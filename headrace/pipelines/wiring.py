@@ -4,20 +4,24 @@ The only module of `headrace.pipelines` that reads `Settings`; classes take plai
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from headrace.clock import Clock
 from headrace.features.store import OnlineStore
 from headrace.schemas import DeadLetter, DeadLetters, Event, FileDeadLetters
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.settings import Settings
-from headrace.streams.kafka_source import KafkaSource, Start
-from headrace.streams.kafka_writer import KafkaDeadLetters, TopicWriter
 from headrace.telemetry import StatusBoard
 
+if TYPE_CHECKING:  # they import the broker's client, an optional package
+    from headrace.streams.kafka_source import KafkaSource, Start
+    from headrace.streams.kafka_writer import TopicWriter
 
-def kafka_source(settings: Settings, events: Sequence[type[Event]], *, start: Start | None = None) -> KafkaSource:
+
+def kafka_source(settings: Settings, events: Sequence[type[Event]], *, start: "Start | None" = None) -> "KafkaSource":
     """Source of the topics of `events`; `start`, as in `KafkaSource`, is for partitions not read yet."""
+    from headrace.streams.kafka_source import KafkaSource
+
     return KafkaSource(settings.brokers, events, start=start, config=settings.kafka)
 
 
@@ -36,8 +40,14 @@ def dead_letters(settings: Settings) -> DeadLetters:
     """Dead letters to files and to the topic; nothing is opened before the first one."""
     return _Several(
         lambda: FileDeadLetters(settings.dead_letter_dir),
-        lambda: KafkaDeadLetters(settings.brokers, settings.dead_letter_topic, config=settings.kafka),
+        lambda: _topic_of_letters(settings),
     )
+
+
+def _topic_of_letters(settings: Settings) -> DeadLetters:
+    from headrace.streams.kafka_writer import KafkaDeadLetters
+
+    return KafkaDeadLetters(settings.brokers, settings.dead_letter_topic, config=settings.kafka)
 
 
 class IntakeOptions(TypedDict):
@@ -65,13 +75,15 @@ def registry_of(settings: Settings) -> SchemaRegistry | None:
     return SchemaRegistry(settings.registry_url) if settings.registry_url else None
 
 
-def topic_writer(settings: Settings, event: type[Event]) -> TopicWriter:
+def topic_writer(settings: Settings, event: type[Event]) -> "TopicWriter":
     """A producer of `event`; with a registry it registers the event's schema.
 
     Raises:
         EvolutionError: the registry refuses the schema.
         ServiceError: it does not answer.
     """
+    from headrace.streams.kafka_writer import TopicWriter
+
     return TopicWriter(settings.brokers, event, config=settings.kafka, registry=registry_of(settings))
 
 

@@ -1,5 +1,9 @@
 """Features, scores and rankings over HTTP, with models that change while they serve."""
 
+from headrace.extras import require
+
+require("fastapi", "starlette", "uvicorn")
+
 from headrace.serving.http_app import HttpLimits as HttpLimits
 from headrace.serving.http_app import build_http as build_http
 from headrace.serving.impressions import Impression as Impression

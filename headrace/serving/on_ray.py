@@ -30,6 +30,7 @@ import structlog
 from fastapi import FastAPI
 
 from headrace.errors import ConfigError, ServiceError
+from headrace.extras import require
 from headrace.local.listening import require_free
 from headrace.serving import haproxy
 
@@ -89,6 +90,7 @@ def build_app(
         num_cpus: CPUs reserved for a replica; torch, numba and Polars get as many threads, at least one.
         env: environment variables of the replicas, beside those they inherit.
     """
+    require("ray")
     from ray import serve
 
     threads = str(max(int(num_cpus), 1))
@@ -125,6 +127,7 @@ class RayServe:
 
     def start(self) -> Self:
         """Start Ray and Serve; return when HTTP is served."""
+        require("ray")
         import ray
         from ray import serve
 

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, TypeAlias
 
+from headrace.extras import require
+
+require("confluent_kafka")
+
 import numpy as np
 import structlog
 import tenacity

@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from headrace.extras import require
+
+require("confluent_kafka")
+
 import polars as pl
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer

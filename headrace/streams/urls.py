@@ -21,7 +21,6 @@ from headrace.errors import ConfigError
 from headrace.redaction import shown_url
 from headrace.schemas import Event
 from headrace.streams.file_source import open_files
-from headrace.streams.kafka.url import open_topics
 from headrace.streams.positions import refuse_both
 from headrace.streams.source import Batch, OpenOptions, Source
 from headrace.streams.time_merge import TimeMerge
@@ -45,8 +44,14 @@ class Scheme:
     merge: Callable[[Sequence[Any]], Source] | None = None
 
 
+def _open_topics(url: str, options: OpenOptions) -> Source:
+    from headrace.streams.kafka.url import open_topics  # it imports the broker's client, an optional package
+
+    return open_topics(url, options)
+
+
 FILES = Scheme(open_files, merge=TimeMerge)
-SCHEMES: dict[str, Scheme] = {"kafka": Scheme(open_topics, holds_all_events=True)}
+SCHEMES: dict[str, Scheme] = {"kafka": Scheme(_open_topics, holds_all_events=True)}
 """Name before "://" -> scheme. A new source is one file and one entry here."""
 
 

@@ -1,12 +1,15 @@
 """docker-compose.yml agrees with the settings and the project's topics."""
 
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from headrace import project
 from headrace.schemas import spec_of
 from headrace.settings import Settings
 from schemas.retail import Engagement, Impression
@@ -68,6 +71,28 @@ def test_redis_keeps_an_append_only_file(compose):
     command = compose["services"]["redis"]["command"]
     assert command[command.index("--appendonly") + 1] == "yes"
     assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+
+
+def test_the_image_copies_what_the_wheel_holds(repo):
+    """The build inside the image finds every folder and file that the distribution includes."""
+    tool = tomllib.loads((repo / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = re.findall(r"^COPY (.*) \S+$", (repo / "Dockerfile").read_text(), re.MULTILINE)
+    assert {*tool["force-include"], *tool["packages"], "pyproject.toml", "constraints.txt"} <= set(
+        " ".join(copied).split()
+    )
+
+
+def test_the_cpu_build_of_torch_is_one_variable(repo, compose):
+    """`TORCH_INDEX` reaches pip in the images of this checkout and of a new project, and in `make setup`."""
+    for text in ((repo / "Dockerfile").read_text(), project._TEMPLATE_DOCKERFILE):
+        assert (
+            'ARG TORCH_INDEX=\nRUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}' in text
+        )
+    assert compose["services"]["train"]["build"]["args"] == {"TORCH_INDEX": "${TORCH_INDEX:-}"}
+    for url, words in (("file:///wheels", "--extra-index-url file:///wheels"), ("", "--disable-pip-version-check -c")):
+        command = ["make", "-n", "-W", "pyproject.toml", "setup", "PYTHON=python3", f"TORCH_INDEX={url}"]
+        said = subprocess.run(command, cwd=repo, capture_output=True, text=True, check=True).stdout
+        assert words in " ".join(said.split())
 
 
 def test_docker_compose_accepts_the_file(repo):

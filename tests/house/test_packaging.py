@@ -84,12 +84,14 @@ sys.meta_path.insert(0, Hiding())
 
 
 def unnamed() -> set[str]:
-    """Modules of this environment that neither headrace[local] nor the `dev` extra of a new project brings along."""
+    """Modules of this environment that neither headrace[all] nor the `dev` extra of a new project brings along."""
     repo = Path(__file__).resolve().parents[2]
     ours = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
     theirs = tomllib.loads(project._TEMPLATE_PYPROJECT.format(name="shop"))["project"]
-    assert theirs["dependencies"] == ["headrace[local]"]
-    todo = [*ours["dependencies"], *ours["optional-dependencies"]["local"], *theirs["optional-dependencies"]["dev"]]
+    assert theirs["dependencies"] == ["headrace[all]"]
+    extras = [one for name, wants in ours["optional-dependencies"].items() if name != "dev" for one in wants]
+    todo = [*ours["dependencies"], *extras, *theirs["optional-dependencies"]["dev"]]
+    todo = [requirement for requirement in todo if not requirement.startswith("headrace[")]
     named = {"headrace"}
     while todo:
         requirement = Requirement(todo.pop())
