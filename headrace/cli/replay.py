@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 import polars as pl
 
+from headrace.atomic import write_file
 from headrace.cli.progress import TOPICS, RowsBar
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.history.export import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
@@ -135,7 +136,7 @@ def _spool(
             source.close()
     for event, frames in held.items():
         _write(frames or [pl.DataFrame(schema=spec_of(event).polars)], room / event.__name__)
-    done.write_bytes(orjson.dumps(list(urls)))
+    write_file(done, orjson.dumps(list(urls)))
     if letters.count:
         bar.say(f"{letters.count:,} events of the topics are bad, and left out")
 

@@ -26,6 +26,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from headrace.atomic import write_file
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features.view import FeatureView, plan_of
 from headrace.history.external_sort import Block, merged
@@ -196,7 +197,7 @@ def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool)
             )
         return int(known["parts"])
     folder.mkdir(parents=True, exist_ok=True)
-    noted.write_bytes(orjson.dumps({"inputs": inputs, "parts": parts}))
+    write_file(noted, orjson.dumps({"inputs": inputs, "parts": parts}))
     return parts
 
 

@@ -22,6 +22,7 @@ from typing import TypeAlias
 import orjson
 import polars as pl
 
+from headrace.atomic import write_file
 from headrace.errors import ConfigError
 from headrace.features.view import FeatureView, plan_of
 from headrace.history.external_sort import Block, read_block, write_blocks
@@ -79,9 +80,7 @@ class Progress:
 
     def save(self, folder: Path) -> None:
         """Replace what was known."""
-        new = folder / f"{_PROGRESS}.new"
-        new.write_bytes(orjson.dumps(asdict(self)))
-        new.replace(folder / _PROGRESS)
+        write_file(folder / _PROGRESS, orjson.dumps(asdict(self)))
 
     def blocks(self, folder: Path) -> list[Block]:
         """The answers, by row."""
