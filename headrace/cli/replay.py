@@ -115,26 +115,26 @@ def _spool(
     options = intake_of(settings)
     options["dead_letters"] = letters
     intake = Intake(events, **options)
-    held: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
+    waiting: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
     read = 0
     for url in urls:
         source = source_of_url(url, events, until_end=True, config=settings.kafka)
         source.seek({})
         try:
             while not source.exhausted:
-                found = source.poll()
-                for batch in map(intake.decode, found):
-                    held[batch.event].append(batch.frame)
+                payloads = source.poll()
+                for batch in map(intake.decode, payloads):
+                    waiting[batch.event].append(batch.frame)
                     read += batch.frame.height
-                    if sum(frame.height for frame in held[batch.event]) >= SPOOL_ROWS:
-                        _write(held[batch.event], room / batch.event.__name__)
-                if found:
+                    if sum(frame.height for frame in waiting[batch.event]) >= SPOOL_ROWS:
+                        _write(waiting[batch.event], room / batch.event.__name__)
+                if payloads:
                     bar.show(TOPICS, read, None)
                 else:
                     time.sleep(0.003)
         finally:
             source.close()
-    for event, frames in held.items():
+    for event, frames in waiting.items():
         _write(frames or [pl.DataFrame(schema=spec_of(event).polars)], room / event.__name__)
     write_file(done, orjson.dumps(list(urls)))
     if letters.count:

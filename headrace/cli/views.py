@@ -180,12 +180,14 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
 
     declared, opened = _views(views), _store(store)
     with opened:
-        found = verify_views(declared, events, opened, load_settings())
+        results = verify_views(declared, events, opened, load_settings())
     if as_json:
-        print_rows([result.as_dict() for result in found], as_json)
+        print_rows([result.as_dict() for result in results], as_json)
     else:
-        print_rows([{"view": one.view, **row} for one in found for row in one.features.iter_rows(named=True)], as_json)
-    for result in found:
+        print_rows(
+            [{"view": one.view, **row} for one in results for row in one.features.iter_rows(named=True)], as_json
+        )
+    for result in results:
         for example in result.examples.iter_rows(named=True):
             err.print(
                 f"{result.view} · {example['feature']} · key {example['key']}: stored {example['found']}, "
@@ -199,7 +201,7 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
         err.print(f"{result.view}: {words}", highlight=False)
         for note in _notes(result):
             err.print(f"{result.view}: {note}", highlight=False)
-    if not all(result.ok for result in found):
+    if not all(result.ok for result in results):
         raise typer.Exit(1)
 
 
@@ -269,11 +271,11 @@ def features_versions(view: View, store: StoreUrl = None, as_json: Json = False)
 
     Example: `headrace features versions features.customer:CustomerActivity`
     """
-    from headrace.features.store.versions import versions
+    from headrace.features import plan_of
 
     [declared] = _views([view])
     with _store(store) as opened:
-        rows = [asdict(version) for version in versions(declared, opened)]
+        rows = [asdict(version) for version in opened.views.list(plan_of(declared))]
         print_rows(rows, as_json, empty=f"no version of {view} in {opened.url}: materialize or backfill it")
 
 
@@ -300,11 +302,11 @@ def features_drop(
 
     Example: `headrace features drop features.customer:CustomerActivity 1f0c9a2b`
     """
-    from headrace.features.store.versions import drop
+    from headrace.features import plan_of
 
     [declared] = _views([view])
     with _store(store) as opened:
-        err.print(f"{drop(declared, version, opened):,} keys deleted", highlight=False)
+        err.print(f"{opened.views.drop(plan_of(declared), version):,} keys deleted", highlight=False)
 
 
 @command(features_app, "show")

@@ -156,14 +156,14 @@ class _Walk:
         part, plan = self._part, plan_of(self._part.views[0])
         names = [*plan.entity, TIME, *(name for view in part.views for name in plan_of(view).layout.request)]
         needed = dict.fromkeys(names)
-        found, start = [], 0
+        pieces, start = [], 0
         for piece in SpineFiles(part.spine, self._replay.plans, part.written).pieces(list(needed)):
             rows = piece.select(list(needed)).with_columns(row=pl.int_range(start, start + piece.height))
             start += piece.height
-            found.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))
-        if not found:
+            pieces.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))
+        if not pieces:
             return pl.DataFrame()
-        spine = pl.concat(found, how="vertical_relaxed")
+        spine = pl.concat(pieces, how="vertical_relaxed")
         check_spine(self._replay.plans, spine)
         times_us = pl.Series(spine_times(spine, plan.name))
         if self._progress.cut_us is not None:

@@ -22,7 +22,7 @@ from prometheus_client import Counter, Gauge
 from headrace.atomic import publish_folder, staging_folder
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError, StoreError
-from headrace.features.store.client import RedisLink
+from headrace.features.store.link import RedisLink
 from headrace.learners.learner import Learner
 from headrace.learners.publishing.snapshot import Manifest, Snapshot, already_published, read_manifest
 
