@@ -117,7 +117,7 @@ def _nearest(name: str | Path) -> Path | None:
 
 
 def activate(root: Path | None = None) -> Path:
-    """Put the project's root first on the import path and return it.
+    """Insert the project's root at the front of the import path and return it.
 
     Raises:
         ConfigError: there is no project, or one of its folders lacks `__init__.py` (same-named folders would merge).

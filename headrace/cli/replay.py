@@ -1,7 +1,7 @@
-"""What the command `replay` does: from views and URLs to a file, with a bar on stderr.
+"""The command `replay`: views and URLs to a file, with a progress bar on stderr.
 
-A topic is first written to files beside the output, since a replay reads its log in the order of time, in several
-processes perhaps, and once more when it is taken up:
+A topic is first written to files beside the output, because a replay reads its log in time order, possibly in several
+processes, and again when it is resumed:
 
     training.parquet.topics/Engagement/0.parquet ...      and done.json with the URLs when all was read
 """

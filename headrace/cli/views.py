@@ -68,15 +68,16 @@ def replay(
     ] = None,
     csv_time_format: CsvTimeFormat = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each for a part of the entities.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from what a run that did not end left.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that did not end.")] = False,
     memory_rows: Annotated[
         int, typer.Option(min=1, help="Events in memory at a time; a larger log is sorted on disk.")
     ] = 10_000_000,
     checkpoint: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Seconds of work that a run taken up does again.")
+        float,
+        typer.Option(min=0, callback=finite, help="Seconds between checkpoints: the work that a resumed run repeats."),
     ] = 60.0,
 ) -> None:
-    """Features as of each row of a spine.
+    """Write point-in-time features for a table of entity keys and times (a spine).
 
     Example: `headrace replay VIEW --events LOG --spine ROWS --out FILE`
     """
@@ -172,7 +173,7 @@ def backfill(
 
 @command(app, "verify")
 def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Replay events up to the store's offsets and compare with what is stored; exit 1 on a difference.
+    """Replay events up to the store's offsets and compare with the stored records; exit 1 on a difference.
 
     Example: `headrace verify features.customer:CustomerActivity --events archive/`
     """
@@ -323,7 +324,7 @@ def features_show(view: View, as_json: Json = False) -> None:
 
 
 def _notes(result: Any) -> list[str]:
-    """What of a comparison could not be made, or may be to blame for differences."""
+    """Notes on entities that were not compared, and on likely causes of differences."""
     notes = []
     if result.beyond:
         notes.append(

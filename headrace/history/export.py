@@ -1,11 +1,11 @@
-"""Replay into a file: in parts that are kept beside it until they are joined, so that a run can be taken up.
+"""Replay into a file: in parts that are kept beside it until they are joined, so that a run can be resumed.
 
     training.parquet.parts/
         inputs.json          views, events, spine and number of parts: a run goes on only with the same
         <views>-<part>/      one part (`replay_part`)
 
-Views of one entity are walked together, those of another entity on their own. At the end the answers of all are merged
-back into the spine's order, and written piece by piece beside the spine's own columns.
+Views of one entity are replayed together. At the end the answers of all views are merged back into the spine's order
+and written piece by piece beside the spine's own columns.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ from headrace.schemas.time_units import TimeUnit
 from headrace.streams.files.finder import EventFile, find_files
 
 CHECKPOINT_S = 60.0
-"""Seconds between two writes of the records: what a run that is taken up does again."""
+"""Seconds between checkpoints: the work that a resumed run repeats."""
 
 
 def replay_to_file(
@@ -70,8 +70,8 @@ def replay_to_file(
         time_unit, csv_time_format: as for `replay`.
         overwrite: replace a file that is there.
         workers: processes, each for a part of the entities; the budget of rows is divided among them.
-        resume: go on from what an earlier run with the same inputs left; without one, begin.
-        checkpoint_s: seconds between two moments from which a run can be taken up.
+        resume: continue an earlier run with the same inputs, if there is one.
+        checkpoint_s: seconds between checkpoints, from which a run can be resumed.
         report: receives each part's progress; called in this process.
         prepare: called first in each worker process; a function of a module.
 
@@ -153,7 +153,7 @@ def _inputs(
     spine: Sequence[EventFile],
     written: SpineFormat,
 ) -> dict[str, Any]:
-    """What decides the answers."""
+    """Everything that the answers depend on; a run is resumed only with equal inputs."""
     declared = {}
     for view in views:
         plan, source = plan_of(view), ""
@@ -172,7 +172,7 @@ def _inputs(
 
 
 def _pinned(table: Any, event: type[Event]) -> Any:
-    """The very files that a pattern or an archive on this disk has now: all parts read the same, though it grows."""
+    """The files that a local pattern or archive has now, so that all parts read the same ones while it grows."""
     files = find_files(table, spec_of(event).topic)
     return [file.path for file in files] if files and all(file.is_local for file in files) else table
 
@@ -280,7 +280,7 @@ def _joined(views: Sequence[type[FeatureView]], parts: Sequence[Part], spine: Sp
 
 
 class _Answers:
-    """The answers of the views of one entity, in the spine's order."""
+    """Answers of the views of one entity, in the spine's order."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         self._frames = self._in_order(blocks)

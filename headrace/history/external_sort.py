@@ -41,7 +41,7 @@ class Block:
 
 
 class Sorter:
-    """Takes frames, holds up to `rows_max` rows, and writes the rest to `folder()` as sorted runs."""
+    """Collects frames: up to `rows_max` rows in memory, the rest in `folder()` as sorted runs."""
 
     def __init__(self, key: pl.Expr, rows_max: int, folder: Callable[[], Path]) -> None:
         self._key = key
@@ -53,7 +53,7 @@ class Sorter:
         self._blocks: list[Block] = []
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take the next rows."""
+        """Add the next rows."""
         for start in range(0, frame.height, self._rows_max):
             part = frame[start : start + self._rows_max]
             if self._waiting_rows + part.height > self._rows_max:
@@ -110,7 +110,7 @@ def read_block(path: Path, index: int) -> pl.DataFrame:
 
 @dataclass(slots=True)
 class _Open:
-    """What is left of a block that was read: sorted rows and their keys."""
+    """The remaining rows of an open block, sorted, and their keys."""
 
     frame: pl.DataFrame
     keys: NDArray[np.int64]
@@ -169,7 +169,7 @@ def _sorted(frame: pl.DataFrame, key: pl.Expr) -> _Open:
 
 
 def _below(parts: dict[int, _Open], key: pl.Expr, cut: int | None) -> pl.DataFrame | None:
-    """Take the rows below `cut` out of open blocks, in order; blocks that are used up are dropped."""
+    """Remove the rows below `cut` from open blocks and return them in order; empty blocks are dropped."""
     taken = []
     for place in sorted(parts):
         part = parts[place]

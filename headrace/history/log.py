@@ -69,7 +69,7 @@ class Span:
 
 
 def in_part(plan: ViewPlan, frame: pl.DataFrame, part: int, parts: int) -> pl.Series:
-    """Whether each row's entity belongs to a part: (n,) Boolean; null keys belong to one as well."""
+    """Whether each row's entity belongs to the part, (n,) Boolean; null keys belong to one part too."""
     keys = frame.select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
     return pl.Series(shard_of(ids_of_column(keys, plan.key_dtype)[0], parts) == part)
 

@@ -131,7 +131,7 @@ class Replay:
             frame.write_ipc(folder / f"{plan.name}.arrow", compression="zstd")
 
     def load(self, folder: str | Path) -> None:
-        """Put saved records into the slabs; views that were not saved stay as they are.
+        """Load saved records into the slabs; views that were not saved are unchanged.
 
         Raises:
             LayoutError: saved by another version of a view.
@@ -253,7 +253,7 @@ def _cut_times(times_us: Sequence[NDArray[np.int64]], chunk_rows: int) -> list[i
 def _cut(
     history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, spine_us: NDArray[np.int64], chunk_rows: int
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
-    """The same for events in memory, sorted by time."""
+    """Cut events in memory, sorted by time, into chunks; yields what `chunks` does."""
     event_us = {event: keys_of(frame, time_of(event)) for event, frame in history.items()}
     cuts = [*_cut_times([spine_us, *event_us.values()], chunk_rows), None]
     taken, answered = dict.fromkeys(history, 0), 0

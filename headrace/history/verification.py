@@ -1,4 +1,4 @@
-"""What a comparison of a store with its log found: per feature, with examples, and what could not be compared."""
+"""Result of comparing a store with its log: differences per feature, examples, and what could not be compared."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -66,7 +66,7 @@ class Verification:
 def differences(
     expected: Answer, stored: Answer, texts: Sequence[bytes], counted: NDArray[np.bool_]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What differs between replayed and stored values of entities with key `texts`, of those `counted` (n,).
+    """Differences between replayed and stored values of entities with key `texts`, of those `counted` (n,).
 
     Returns a row a feature, and up to `EXAMPLES_MAX` examples; `Verification` has the columns.
     """

@@ -135,7 +135,7 @@ class LocalStack:
             raise ServiceError(f"given up after {DEATHS_MAX} deaths within {DEATHS_S:.0f} s: {exc}") from exc
 
     def _begin_life(self, starts_before: int) -> None:
-        """Let the next broker's topics begin beyond all offsets of those before; noted before it starts."""
+        """Start the next broker's topics beyond every earlier offset; saved before the broker starts."""
         self.broker.topics = orjson.loads((self.folder / TOPICS).read_bytes())
         self.broker.first_offset = starts_before * LIFE_OFFSETS
         self._note(broker_starts=starts_before + 1)

@@ -32,7 +32,7 @@ _COMMIT_KEY, _COMMIT_VALUE = b"\0\0\0\1", b"\0\0\0\0\0\0"
 
 
 def begin_at(port: int, topics: Mapping[str, int], first_offset: int) -> None:
-    """Let the empty topics (name -> partition count) of the broker at `port` begin at `first_offset`.
+    """Make empty topics (name -> partition count) of the broker at `port` begin at `first_offset`.
 
     `first_offset` is a multiple of `LIFE_OFFSETS`; 0 leaves topics as they are.
 
