@@ -1,7 +1,7 @@
 """Time, in int64 microseconds UTC: the wall clock, a fixed instant, or an event clock that runs faster than the wall.
 
-Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock is written as
-text, so that several processes can share one: `wall`, `fixed:<event_us>`, `accelerated:<event_us>:<wall_us>:<speed>`,
+Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock has a text form,
+so that several processes can share one: `wall`, `fixed:<event_us>`, `accelerated:<event_us>:<wall_us>:<speed>`,
 `paced:<wall_us>:<path>` with the pace in a file, or `file:<path>` for whichever of these a file holds at the moment.
 """
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 MOMENT_US_MAX = 2**61
 """Microseconds, 73,000 years."""
 SPEED_MAX = 1e9
-"""Event seconds in a second of the wall: 30 years."""
+"""Event seconds per wall second: 30 years."""
 
 
 class Clock(Protocol):
-    """Anything that tells the time."""
+    """Source of the current event time."""
 
     def now_us(self) -> int:
         """Now, in microseconds since 1970 UTC."""
@@ -32,7 +32,7 @@ class Clock(Protocol):
 
 
 def wall_us() -> int:
-    """The wall clock's now, in microseconds since 1970 UTC."""
+    """Current wall time, in microseconds since 1970 UTC."""
     return time.time_ns() // 1_000
 
 
@@ -50,7 +50,7 @@ class WallClock:
 
 @dataclass(frozen=True, slots=True)
 class FixedClock:
-    """A clock that stands still.
+    """A clock that always returns the same instant.
 
     >>> FixedClock(5).now_us()
     5
@@ -59,7 +59,7 @@ class FixedClock:
     event_us: int
 
     def now_us(self) -> int:
-        """The instant it was given."""
+        """The fixed instant, in microseconds since 1970 UTC."""
         return self.event_us
 
     def __str__(self) -> str:
@@ -68,19 +68,15 @@ class FixedClock:
 
 @dataclass(frozen=True, slots=True)
 class AcceleratedClock:
-    """History played at `speed` times its pace: `event_us` happens at wall time `started_wall_us`."""
+    """Replays history at `speed` times real time, so that `event_us` falls on wall time `started_wall_us`."""
 
     event_us: int
     started_wall_us: int
     speed: float
 
     def now_us(self) -> int:
-        """Event time that corresponds to the wall's now."""
+        """Current event time, in microseconds since 1970 UTC."""
         return self.event_us + int((wall_us() - self.started_wall_us) * self.speed)
-
-    def wall_of(self, event_us: int) -> int:
-        """Wall time, in microseconds, at which `event_us` happens."""
-        return self.started_wall_us + int((event_us - self.event_us) / self.speed)
 
     def __str__(self) -> str:
         return f"accelerated:{self.event_us}:{self.started_wall_us}:{self.speed!r}"
@@ -88,10 +84,10 @@ class AcceleratedClock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PacedClock:
-    """History played at a changing pace: quiet hours pass quickly, so that events flow evenly.
+    """Replays history at a varying pace: quiet hours pass quickly, so that events flow evenly.
 
     `path` is a NumPy file of int64 (n, 2): microseconds of wall time since `started_wall_us`, ascending, and the event
-    time then. Between them the clock is linear; outside it stands still.
+    time then. The clock is linear between them and constant outside.
     """
 
     started_wall_us: int
@@ -100,7 +96,7 @@ class PacedClock:
 
     @staticmethod
     def load(started_wall_us: int, path: Path) -> "PacedClock":
-        """The clock whose pace is in the file `path`.
+        """Load the pace from the file `path`.
 
         Raises:
             ConfigError: the file cannot be read, or holds something else.
@@ -116,7 +112,7 @@ class PacedClock:
         return PacedClock(started_wall_us, path, knots)
 
     def now_us(self) -> int:
-        """Event time that corresponds to the wall's now."""
+        """Current event time, in microseconds since 1970 UTC."""
         import numpy as np
 
         # Relative to the first knot: float64 holds microseconds of centuries, but not since 1970 to the last digit.
@@ -129,7 +125,7 @@ class PacedClock:
 
 
 class FileClock:
-    """The clock whose text a file holds; a new text is noticed within `LOOK_S` seconds. Write the file by renaming."""
+    """The clock that a file describes; replace the file atomically. Changes are seen within `LOOK_S` seconds."""
 
     LOOK_S = 0.1
 
@@ -139,7 +135,7 @@ class FileClock:
         self._looked_s = time.monotonic()
 
     def now_us(self) -> int:
-        """Now, by the clock that the file holds.
+        """Current time of the clock described by the file.
 
         Raises:
             ConfigError: the file is gone, or holds no clock.
@@ -163,7 +159,7 @@ class FileClock:
 
 
 def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | PacedClock | FileClock:
-    """The clock that `text` describes.
+    """Parse the text form of a clock.
 
     Raises:
         ConfigError: `text` is none of the five forms, or names a file that holds none.
@@ -193,7 +189,7 @@ def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | PacedC
 
 
 def _moment(text: str) -> int:
-    """Microseconds since 1970, as far from overflow as a read allows."""
+    """Microseconds since 1970, limited so that window arithmetic cannot overflow."""
     moment_us = int(text)
     if abs(moment_us) > MOMENT_US_MAX:
         raise ValueError(f"{text} is no time in microseconds: use at most {MOMENT_US_MAX}")

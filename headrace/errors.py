@@ -4,27 +4,27 @@ Catch `HeadraceError` for all of them, or a branch::
 
     HeadraceError
       ConfigError            settings, project folder, command-line arguments
-        PortBusyError        a port that a service wants is taken
+        PortBusyError        the port of a service is in use
         MissingExtraError    an optional package is not installed
       DeclarationError       an event, view or learner is declared wrongly
       SchemaError            data does not fit its declaration
-        DecodeError          bytes that no codec can read
-        EvolutionError       a change of an event that readers of old data could not survive
+        DecodeError          bytes that do not decode
+        EvolutionError       an event changed so that old data cannot be read
       SourceError            a stream or file cannot be read
         UnknownTopicError    the broker has no such topic
-        OffsetLostError      the wanted offset has left the broker's retention
+        OffsetLostError      the broker no longer retains the offset
       StoreError             the online store
         StoreUnavailableError  Redis does not answer
         FencedError          another engine wrote, or Redis went back in time: stop, reload, replay
         LayoutError          a record was written by another layout of the view
-        EvictionError        Redis may drop records to make room
-      SpineError             rows of entity keys and times that cannot be read as of
+        EvictionError        Redis may evict records
+      SpineError             entity keys and times (a spine) of the wrong form
       ModelError             learners and snapshots
         SnapshotError        a snapshot that is incomplete, corrupt or of another learner
-        GateRefusedError     a snapshot that must not be published
+        GateRefusedError     the gate refused to publish a snapshot
       ServiceError           a service or folder that the engine needs cannot be used
 
-A message names what was found, where, what is allowed and what to do.
+Messages say what was found, where, what is allowed and how to fix it.
 """
 
 
@@ -37,7 +37,7 @@ class ConfigError(HeadraceError):
 
 
 class PortBusyError(ConfigError):
-    """A port that a service wants is taken."""
+    """The port of a service is in use."""
 
 
 class MissingExtraError(ConfigError, ModuleNotFoundError):
@@ -53,11 +53,11 @@ class SchemaError(HeadraceError, ValueError):
 
 
 class DecodeError(SchemaError):
-    """Bytes that no codec can read."""
+    """Bytes that do not decode."""
 
 
 class EvolutionError(SchemaError):
-    """A change of an event that readers of old data could not survive."""
+    """An event changed so that old data cannot be read."""
 
 
 class SourceError(HeadraceError):
@@ -69,7 +69,7 @@ class UnknownTopicError(SourceError):
 
 
 class OffsetLostError(SourceError):
-    """The wanted offset has left the broker's retention."""
+    """The broker no longer retains the offset."""
 
 
 class StoreError(HeadraceError):
@@ -89,11 +89,11 @@ class LayoutError(StoreError):
 
 
 class EvictionError(StoreError):
-    """Redis may drop records to make room, so entities would begin at 0 again unseen."""
+    """Redis may evict records; their entities would restart from zero without notice."""
 
 
 class SpineError(HeadraceError, ValueError):
-    """Rows of entity keys and times that cannot be read as of."""
+    """Entity keys and times (a spine) of the wrong form."""
 
 
 class ModelError(HeadraceError):
@@ -105,7 +105,7 @@ class SnapshotError(ModelError):
 
 
 class GateRefusedError(ModelError):
-    """A snapshot must not be published."""
+    """The gate refused to publish a snapshot."""
 
 
 class ServiceError(HeadraceError):

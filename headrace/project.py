@@ -120,7 +120,7 @@ def _nearest(name: str | Path) -> Path | None:
 
 
 def activate(root: Path | None = None) -> Path:
-    """Put the project's root first on the import path and return it.
+    """Insert the project's root at the front of the import path and return it.
 
     Raises:
         ConfigError: there is no project, or one of its folders lacks `__init__.py` (same-named folders would merge).
@@ -193,7 +193,7 @@ def subclasses_in(folder: str, base: type[T], root: Path) -> tuple[list[type[T]]
 
     A module that cannot be imported does not hide what the others define.
     """
-    found: dict[str, type[T]] = {}
+    classes: dict[str, type[T]] = {}
     broken: list[str] = []
     for file in sorted((root / folder).glob("*.py")):
         if file.stem == "__init__":
@@ -216,8 +216,8 @@ def subclasses_in(folder: str, base: type[T], root: Path) -> tuple[list[type[T]]
                 and value is not base
                 and value.__module__ == module.__name__
             ):
-                found[f"{module.__name__}:{value.__qualname__}"] = value
-    return [found[name] for name in sorted(found)], broken
+                classes[f"{module.__name__}:{value.__qualname__}"] = value
+    return [classes[name] for name in sorted(classes)], broken
 
 
 def events(root: Path) -> tuple[list[type["Event"]], list[str]]:
@@ -237,11 +237,11 @@ def event_named(name: str, root: Path) -> type["Event"]:
     from headrace.schemas import Event, spec_of
 
     if ":" in name:
-        found = load_object(name)
-        if not (isinstance(found, type) and issubclass(found, Event)):
+        chosen = load_object(name)
+        if not (isinstance(chosen, type) and issubclass(chosen, Event)):
             raise ConfigError(f"{name} is no event; name a class that is declared with `class ...(Event, topic=...)`")
-        spec_of(found)
-        return found
+        spec_of(chosen)
+        return chosen
     declared, broken = events(root)
     named = [event for event in declared if event.__name__ == name]
     if len(named) > 1:

@@ -73,7 +73,7 @@ def _span_s(default: float, description: str, **bounds: float) -> Any:
 
 
 class Settings(BaseSettings):
-    """What differs between a laptop, a test and production."""
+    """Settings that differ between a laptop, a test and production."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
 
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
 
     @property
     def serving_url(self) -> str:
-        """Where this machine reaches what is served on `host` and `port`."""
+        """URL at which this machine reaches the HTTP server."""
         return self.serving_url_of(self.port)
 
     def serving_url_of(self, port: int) -> str:

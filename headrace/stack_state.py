@@ -127,7 +127,7 @@ class StateFile:
         os.pwrite(self._file, text, 0)
 
     def close(self) -> None:
-        """Give the lock back; what was written stays: the ports, and how often the broker was started."""
+        """Release the lock; the content stays: the ports, and how often the broker was started."""
         os.close(self._file)
 
 

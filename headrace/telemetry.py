@@ -48,7 +48,7 @@ class StatusBoard:
     """
 
     def __init__(self, redis_url: str, namespace: str = "hr", *, expire_s: float = 60.0) -> None:
-        from headrace.features.store.client import RedisLink
+        from headrace.features.store.link import RedisLink
 
         self._link = RedisLink(redis_url, timeout_s=TIMEOUT_S)
         self._prefix = f"{namespace}:status:"

@@ -1,4 +1,4 @@
-"""What the commands share: the applications they register at, their common options, and how they print.
+"""Shared by the commands: the Typer applications, common options, and printing.
 
 Data goes to stdout, words to stderr; an error is one line and exit code 1.
 """
@@ -65,7 +65,7 @@ class KeysCommand(TyperCommand):
     """A command whose arguments may be negative numbers: `get VIEW -5 -7,books --json`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Called by click, which takes a word with a hyphen for an option, with the words of the command line."""
+        """Called by click with the command line; click would take a word with a hyphen for an option."""
         end = args.index("--") if "--" in args else len(args)
         marked = [_MARK + word if _NEGATIVE.match(word) else word for word in args[:end]] + args[end:]
         rest = super().parse_args(ctx, marked)
@@ -166,7 +166,7 @@ def say(line: str) -> None:
 
 
 def _words_of(exc: OSError) -> str:
-    """What the operating system refused, and where."""
+    """Message and path of an error of the operating system."""
     if isinstance(exc, shutil.Error):  # a list of all files that could not be copied
         return str(exc.args[0][0][2])
     return f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}"

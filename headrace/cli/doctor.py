@@ -25,8 +25,8 @@ from headrace.errors import (
     StoreUnavailableError,
 )
 from headrace.extras import is_installed, require
-from headrace.features.store.client import RedisLink
 from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
+from headrace.features.store.link import RedisLink
 from headrace.local.listening import require_free
 from headrace.settings import Settings
 from headrace.streams.kafka.clients import connected
@@ -154,13 +154,16 @@ def _stack(settings: Settings) -> Iterator[Finding]:
     if not stack.is_running:
         yield Finding("headrace up", "note", f"its services do not run ({stack.folder})", "start them: headrace up")
         return
-    found = f"process {stack.pid} runs Redis at {stack.redis_url} and a broker at {stack.brokers} in {stack.folder}"
+    description = (
+        f"process {stack.pid} runs Redis at {stack.redis_url} and a broker at {stack.brokers} in {stack.folder}"
+    )
     if not stack.restarts:
-        yield Finding("headrace up", "good", found)
+        yield Finding("headrace up", "good", description)
         return
     deaths = ", ".join(f"{name} {count}" for name, count in sorted(stack.restarts.items()))
     lost = "; what its topics held each time is lost" if "broker" in stack.restarts else ""
-    yield Finding("headrace up", "note", f"{found}; started again after a death: {deaths}{lost}", "see the logs there")
+    description += f"; started again after a death: {deaths}{lost}"
+    yield Finding("headrace up", "note", description, "see the logs there")
 
 
 def _project() -> Finding:
@@ -180,12 +183,13 @@ def _disk(folder: Path) -> Finding:
         free = shutil.disk_usage(existing).free
     except OSError as exc:
         return Finding("disk", "bad", f"{folder}: {exc.strerror}", "set HEADRACE_MODEL_DIR to a folder of yours")
-    found = f"{free / 1e9:.0f} GB free below {existing}"
+    free_space = f"{free / 1e9:.0f} GB free below {existing}"
     if not os.access(existing, os.W_OK):
         return Finding("disk", "bad", f"{existing} cannot be written to", "set HEADRACE_MODEL_DIR to a folder of yours")
     if free < DISK_BYTES_MIN:
-        return Finding("disk", "bad", found, f"free at least {DISK_BYTES_MIN / 1e9:.0f} GB, or set HEADRACE_MODEL_DIR")
-    return Finding("disk", "good", found)
+        advice = f"free at least {DISK_BYTES_MIN / 1e9:.0f} GB, or set HEADRACE_MODEL_DIR"
+        return Finding("disk", "bad", free_space, advice)
+    return Finding("disk", "good", free_space)
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
@@ -216,19 +220,19 @@ def _eviction(link: RedisLink, *, is_allowed: bool) -> Finding:
     """What Redis does when its memory is full, and whether it has done so."""
     try:
         dropped = sum(int(info.get("evicted_keys", 0)) for info in link.info("stats").values())
-        state, found = _eviction_risk(link)
+        state, description = _eviction_risk(link)
     except StoreUnavailableError:
         raise
     except StoreError:
-        dropped, (state, found) = 0, _UNKNOWN_EVICTION
+        dropped, (state, description) = 0, _UNKNOWN_EVICTION
     advice = "" if state == "good" else ADVICE
     if state == "bad" and is_allowed:
         state, advice = "note", "HEADRACE_ALLOW_EVICTION is set: entities may begin at 0 again"
     if dropped:
         state = "note" if state == "good" else state
-        found += f"; {dropped:,} keys were dropped since it started"
+        description += f"; {dropped:,} keys were dropped since it started"
         advice = advice or "compare the store with `headrace verify`"
-    return Finding("redis memory", state, found, advice)
+    return Finding("redis memory", state, description, advice)
 
 
 _UNKNOWN_EVICTION: tuple[State, str] = ("note", "the user of the URL may not ask for its maxmemory-policy (+info)")

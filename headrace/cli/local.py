@@ -274,9 +274,9 @@ def _port(*choices: int | None) -> int:
 
 
 def _refuse_other_ports(running: StackState, redis_port: int | None, broker_port: int | None) -> None:
-    for name, wanted, used in (
+    for name, asked, used in (
         ("--redis-port", redis_port, running.redis_port),
         ("--broker-port", broker_port, running.broker_port),
     ):
-        if wanted not in {None, 0, used}:
-            raise ConfigError(f"{name} {wanted}: it runs on {used} (process {running.pid}); `headrace down` first")
+        if asked not in {None, 0, used}:
+            raise ConfigError(f"{name} {asked}: it runs on {used} (process {running.pid}); `headrace down` first")

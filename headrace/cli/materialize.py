@@ -1,16 +1,15 @@
-"""What the commands `materialize`, `backfill` and `verify` do: from views and URLs to a flow and its words."""
+"""The commands `materialize`, `backfill` and `verify`: run a flow over the sources that URLs name."""
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
-from rich.console import Console
 
+from headrace.cli.progress import RowsBar
 from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
 from headrace.features.store.fences import Fence
@@ -57,12 +56,13 @@ def materialize_views(
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka, beside_topic=beside_topic)
-    with contextlib.closing(FileDeadLetters(settings.dead_letter_dir)) as letters:
+    letters = FileDeadLetters(settings.dead_letter_dir)
+    with contextlib.closing(letters), RowsBar(description="materialize", line_s=None) as bar:
         intake = {**intake_of(settings), "dead_letters": letters}
-        progress = Progress()
-        options = {"records_max": records_max, "on_status": progress.show}
+        options = {"records_max": records_max, "on_status": _FlowProgress(bar).on_status}
         run_flow(materialize_flow(source, views, store, intake, **options), runner=runner, workers=workers, say=say)
-    progress.end(store, views)
+    names = ", ".join(plan_of(view).name for view in views)
+    bar.say(f"{names} in {store.url}: done after {bar.elapsed_s:.1f} s")
 
 
 def backfill_views(
@@ -94,9 +94,9 @@ def backfill_views(
     has_topic = any(part.has_live_offsets for part in source.parts())
     if not (files_only or has_topic):
         _require_ends(source, ends)
-    progress = Progress()
-    registry, on_flush = registry_of(settings), progress.add
-    with contextlib.closing(FileDeadLetters(settings.dead_letter_dir)) as letters:
+    letters, registry = FileDeadLetters(settings.dead_letter_dir), registry_of(settings)
+    with contextlib.closing(letters), RowsBar(description="backfill", line_s=None) as bar:
+        on_flush = _FlowProgress(bar).on_flush
         done = backfill(views, source, store, handover=ends, dead_letters=letters, registry=registry, on_flush=on_flush)
     if not has_topic:
         return done
@@ -167,53 +167,37 @@ class _Log:
         source.seek({name: end for name, end in self._archived.items() if name not in self.ends})
         try:
             while not source.exhausted:
-                found = source.poll()
-                yield from map(self._intake.decode, found)
-                if not found:
+                payloads = source.poll()
+                yield from map(self._intake.decode, payloads)
+                if not payloads:
                     time.sleep(0.003)
         finally:
             source.close()
 
 
-class Progress:
-    """One line on stderr that follows a flow; without a terminal only its last words."""
+class _FlowProgress:
+    """Shows a flow's rows on a bar, from its status or its flushes."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._started_s = time.monotonic()
+    def __init__(self, bar: RowsBar) -> None:
+        self._bar = bar
         self._rows = 0
         self._first: int | None = None
 
-    def show(self, status: Mapping[str, Any]) -> None:
+    def on_status(self, status: Mapping[str, Any]) -> None:
         """Take a flow's status, twice a second."""
-        at = sum(offset for step in status["steps"] for offset in step["positions"].values())
         if not status["steps"]:
             return
-        self._first = at if self._first is None else self._first
-        self._rows = at - self._first
+        offsets = sum(offset for step in status["steps"] for offset in step["positions"].values())
+        self._first = offsets if self._first is None else self._first
         records = sum(step["records"] for step in status["steps"])
         freshness = status["steps"][0]["freshness_ms"]["p50"]
         words = "" if freshness is None else f" · freshness {freshness:,.0f} ms"
-        self._line(f"{records:,} records{words}")
+        self._bar.update(offsets - self._first, words=f"{records:,} records{words}")
 
-    def add(self, summary: FlushSummary) -> None:
+    def on_flush(self, summary: FlushSummary) -> None:
         """Take one flush of a backfill."""
         self._rows += summary.events
-        self._line(f"{summary.records:,} records in the last flush")
-
-    def end(self, store: OnlineStore, views: Sequence[type[FeatureView]]) -> None:
-        """The last words."""
-        names = ", ".join(plan_of(view).name for view in views)
-        took_s = time.monotonic() - self._started_s
-        if self._console.is_terminal:
-            sys.stderr.write("\r\x1b[K")
-        self._console.print(f"{names} in {store.url}: done after {took_s:.1f} s")
-
-    def _line(self, words: str) -> None:
-        if self._console.is_terminal:
-            rate = self._rows / max(time.monotonic() - self._started_s, 1e-3)
-            sys.stderr.write(f"\r\x1b[K{self._rows:,} rows · {rate:,.0f} rows/s · {words}")
-            sys.stderr.flush()
+        self._bar.update(self._rows, words=f"{summary.records:,} records in the last flush")
 
 
 class _Known:

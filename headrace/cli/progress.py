@@ -1,6 +1,6 @@
-"""How far a long command is, on stderr: a bar in a terminal, elsewhere a line every ten seconds.
+"""Progress of a long command on stderr: a bar in a terminal, elsewhere a line every ten seconds.
 
-reading  ━━━━━━╸         1,250,000 rows  410,000 rows/s  0:00:03        rows read and sorted: how many is not known
+reading  ━━━━━━╸         1,250,000 rows  410,000 rows/s  0:00:03        rows read and sorted; the total is not known yet
 replay   ━━━━━━━━━━━╸    8,000,000 rows  1,900,000 rows/s  0:00:04
 """
 
@@ -20,14 +20,19 @@ TOPICS = -1
 
 
 class RowsBar:
-    """Rows done of all parts, rows a second and times. A context manager; drawn from its start on."""
+    """Rows done, rows a second and times of a long command. A context manager; drawn from its start on.
 
-    def __init__(self, console: Console | None = None, *, line_s: float = LINE_S) -> None:
+    `line_s`: seconds between two lines where stderr is no terminal; None writes none.
+    """
+
+    def __init__(
+        self, console: Console | None = None, *, description: str = "reading", line_s: float | None = LINE_S
+    ) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"), _Rate())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, *times, console=self._console, disable=not self._console.is_terminal)
-        self._task = self._progress.add_task("reading", total=None, words="")
+        self._task = self._progress.add_task(description, total=None, words="")
         self._parts: dict[int, tuple[int, int | None]] = {}
         self._line_s = line_s
         self._ended = threading.Event()
@@ -35,7 +40,7 @@ class RowsBar:
 
     def __enter__(self) -> Self:
         self._progress.start()
-        if not self._console.is_terminal:
+        if self._line_s is not None and not self._console.is_terminal:
             self._lines.start()
         return self
 
@@ -43,33 +48,37 @@ class RowsBar:
         self._ended.set()
         self._progress.stop()
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the bar was made."""
+        return self._progress.tasks[0].elapsed or 0.0
+
+    def update(self, rows: int, total: int | None = None, *, words: str = "", description: str | None = None) -> None:
+        """Show `rows` done, of `total` where that is known, and `words` beside them."""
+        shown = f"{rows:,} rows{words and f' · {words}'}"
+        self._progress.update(self._task, completed=rows, total=total, description=description, words=shown)
+
     def show(self, place: int, done: int, total: int | None) -> None:
-        """Take how far a part is: rows done, and in all where that is known."""
+        """Show the sum of all parts; part `place` has `done` rows of `total`, where that is known."""
         if place >= 0 and TOPICS in self._parts:
             self._parts.clear()
             self._progress.reset(self._task, total=None)
         self._parts[place] = (done, total)
         known = [part for _, part in self._parts.values() if part is not None]
         rows = sum(part for part, _ in self._parts.values())
-        self._progress.update(
-            self._task,
-            description="replay" if known else "reading",
-            completed=rows,
-            total=sum(known) if len(known) == len(self._parts) else None,
-            words=f"{rows:,} rows",
-        )
+        whole = sum(known) if len(known) == len(self._parts) else None
+        self.update(rows, whole, description="replay" if known else "reading")
 
     def say(self, words: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         self._console.print(words)
 
     def _write_lines(self) -> None:
-        """On a thread of its own, so that a line comes while a large piece is sorted as well."""
+        """Runs in its own thread, so that a line comes also while a large piece is sorted."""
         while not self._ended.wait(self._line_s):
             task = self._progress.tasks[0]
             of_all = "" if task.total is None else f" of {task.total:,.0f}"
-            seconds = task.elapsed or 0.0
-            self.say(f"{task.description}: {task.completed:,.0f}{of_all} rows after {seconds:,.0f} s")
+            self.say(f"{task.description}: {task.completed:,.0f}{of_all} rows after {self.elapsed_s:,.0f} s")
 
 
 class _Rate(ProgressColumn):

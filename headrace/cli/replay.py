@@ -1,7 +1,7 @@
-"""What the command `replay` does: from views and URLs to a file, with a bar on stderr.
+"""The command `replay`: views and URLs to a file, with a progress bar on stderr.
 
-A topic is first written to files beside the output, since a replay reads its log in the order of time, in several
-processes perhaps, and once more when it is taken up:
+A topic is first written to files beside the output, because a replay reads its log in time order, possibly in several
+processes, and again when it is resumed:
 
     training.parquet.topics/Engagement/0.parquet ...      and done.json with the URLs when all was read
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 import polars as pl
 
+from headrace.atomic import write_file
 from headrace.cli.progress import TOPICS, RowsBar
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.history.export import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
@@ -114,28 +115,28 @@ def _spool(
     options = intake_of(settings)
     options["dead_letters"] = letters
     intake = Intake(events, **options)
-    held: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
+    waiting: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
     read = 0
     for url in urls:
         source = source_of_url(url, events, until_end=True, config=settings.kafka)
         source.seek({})
         try:
             while not source.exhausted:
-                found = source.poll()
-                for batch in map(intake.decode, found):
-                    held[batch.event].append(batch.frame)
+                payloads = source.poll()
+                for batch in map(intake.decode, payloads):
+                    waiting[batch.event].append(batch.frame)
                     read += batch.frame.height
-                    if sum(frame.height for frame in held[batch.event]) >= SPOOL_ROWS:
-                        _write(held[batch.event], room / batch.event.__name__)
-                if found:
+                    if sum(frame.height for frame in waiting[batch.event]) >= SPOOL_ROWS:
+                        _write(waiting[batch.event], room / batch.event.__name__)
+                if payloads:
                     bar.show(TOPICS, read, None)
                 else:
                     time.sleep(0.003)
         finally:
             source.close()
-    for event, frames in held.items():
+    for event, frames in waiting.items():
         _write(frames or [pl.DataFrame(schema=spec_of(event).polars)], room / event.__name__)
-    done.write_bytes(orjson.dumps(list(urls)))
+    write_file(done, orjson.dumps(list(urls)))
     if letters.count:
         bar.say(f"{letters.count:,} events of the topics are bad, and left out")
 

@@ -68,15 +68,16 @@ def replay(
     ] = None,
     csv_time_format: CsvTimeFormat = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes, each for a part of the entities.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from what a run that did not end left.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume a run that did not end.")] = False,
     memory_rows: Annotated[
         int, typer.Option(min=1, help="Events in memory at a time; a larger log is sorted on disk.")
     ] = 10_000_000,
     checkpoint: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Seconds of work that a run taken up does again.")
+        float,
+        typer.Option(min=0, callback=finite, help="Seconds between checkpoints: the work that a resumed run repeats."),
     ] = 60.0,
 ) -> None:
-    """Features as of each row of a spine.
+    """Write point-in-time features for a table of entity keys and times (a spine).
 
     Example: `headrace replay VIEW --events LOG --spine ROWS --out FILE`
     """
@@ -172,7 +173,7 @@ def backfill(
 
 @command(app, "verify")
 def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Replay events up to the store's offsets and compare with what is stored; exit 1 on a difference.
+    """Replay events up to the store's offsets and compare with the stored records; exit 1 on a difference.
 
     Example: `headrace verify features.customer:CustomerActivity --events archive/`
     """
@@ -180,12 +181,14 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
 
     declared, opened = _views(views), _store(store)
     with opened:
-        found = verify_views(declared, events, opened, load_settings())
+        results = verify_views(declared, events, opened, load_settings())
     if as_json:
-        print_rows([result.as_dict() for result in found], as_json)
+        print_rows([result.as_dict() for result in results], as_json)
     else:
-        print_rows([{"view": one.view, **row} for one in found for row in one.features.iter_rows(named=True)], as_json)
-    for result in found:
+        print_rows(
+            [{"view": one.view, **row} for one in results for row in one.features.iter_rows(named=True)], as_json
+        )
+    for result in results:
         for example in result.examples.iter_rows(named=True):
             err.print(
                 f"{result.view} · {example['feature']} · key {example['key']}: stored {example['found']}, "
@@ -199,7 +202,7 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
         err.print(f"{result.view}: {words}", highlight=False)
         for note in _notes(result):
             err.print(f"{result.view}: {note}", highlight=False)
-    if not all(result.ok for result in found):
+    if not all(result.ok for result in results):
         raise typer.Exit(1)
 
 
@@ -269,11 +272,11 @@ def features_versions(view: View, store: StoreUrl = None, as_json: Json = False)
 
     Example: `headrace features versions features.customer:CustomerActivity`
     """
-    from headrace.features.store.versions import versions
+    from headrace.features import plan_of
 
     [declared] = _views([view])
     with _store(store) as opened:
-        rows = [asdict(version) for version in versions(declared, opened)]
+        rows = [asdict(version) for version in opened.views.list(plan_of(declared))]
         print_rows(rows, as_json, empty=f"no version of {view} in {opened.url}: materialize or backfill it")
 
 
@@ -300,11 +303,11 @@ def features_drop(
 
     Example: `headrace features drop features.customer:CustomerActivity 1f0c9a2b`
     """
-    from headrace.features.store.versions import drop
+    from headrace.features import plan_of
 
     [declared] = _views([view])
     with _store(store) as opened:
-        err.print(f"{drop(declared, version, opened):,} keys deleted", highlight=False)
+        err.print(f"{opened.views.drop(plan_of(declared), version):,} keys deleted", highlight=False)
 
 
 @command(features_app, "show")
@@ -321,7 +324,7 @@ def features_show(view: View, as_json: Json = False) -> None:
 
 
 def _notes(result: Any) -> list[str]:
-    """What of a comparison could not be made, or may be to blame for differences."""
+    """Notes on entities that were not compared, and on likely causes of differences."""
     notes = []
     if result.beyond:
         notes.append(

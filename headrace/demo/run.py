@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console
 
+from headrace.atomic import write_file
 from headrace.clock import AcceleratedClock, Clock, FixedClock, PacedClock, wall_us
 from headrace.demo import history, meters
 from headrace.demo.declaration import Demo
@@ -129,9 +130,7 @@ class _Run:
         }
 
     def _write_clock(self, clock: Clock) -> None:
-        fresh = self.folder / "clock.new"
-        fresh.write_text(str(clock), encoding="utf-8")
-        fresh.replace(self.folder / "clock")
+        write_file(self.folder / "clock", str(clock).encode())
 
     def _start_clock(self) -> AcceleratedClock | PacedClock:
         """Start the event clock: at --speed, or else at a pace at which the rest of the log flows evenly."""

@@ -1,11 +1,11 @@
-"""Replay into a file: in parts that are kept beside it until they are joined, so that a run can be taken up.
+"""Replay into a file: in parts that are kept beside it until they are joined, so that a run can be resumed.
 
     training.parquet.parts/
         inputs.json          views, events, spine and number of parts: a run goes on only with the same
         <views>-<part>/      one part (`replay_part`)
 
-Views of one entity are walked together, those of another entity on their own. At the end the answers of all are merged
-back into the spine's order, and written piece by piece beside the spine's own columns.
+Views of one entity are replayed together. At the end the answers of all views are merged back into the spine's order
+and written piece by piece beside the spine's own columns.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from headrace.atomic import write_file
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features.view import FeatureView, plan_of
 from headrace.history.external_sort import Block, merged
@@ -41,7 +42,7 @@ from headrace.schemas.time_units import TimeUnit
 from headrace.streams.files.finder import EventFile, find_files
 
 CHECKPOINT_S = 60.0
-"""Seconds between two writes of the records: what a run that is taken up does again."""
+"""Seconds between checkpoints: the work that a resumed run repeats."""
 
 
 def replay_to_file(
@@ -69,9 +70,9 @@ def replay_to_file(
         time_unit, csv_time_format: as for `replay`.
         overwrite: replace a file that is there.
         workers: processes, each for a part of the entities; the budget of rows is divided among them.
-        resume: go on from what an earlier run with the same inputs left; without one, begin.
-        checkpoint_s: seconds between two moments from which a run can be taken up.
-        report: told how far each part is. Called in this process.
+        resume: continue an earlier run with the same inputs, if there is one.
+        checkpoint_s: seconds between checkpoints, from which a run can be resumed.
+        report: receives each part's progress; called in this process.
         prepare: called first in each worker process; a function of a module.
 
     Raises:
@@ -140,10 +141,10 @@ def parts_folder(out: str | Path) -> Path:
 
 def _groups(views: Sequence[type[FeatureView]]) -> list[tuple[type[FeatureView], ...]]:
     """Views by entity: parts of entities are parts of each of them."""
-    found: dict[Any, list[type[FeatureView]]] = {}
+    by_entity: dict[Any, list[type[FeatureView]]] = {}
     for view in views:
-        found.setdefault((plan_of(view).entity, plan_of(view).key_dtype), []).append(view)
-    return [tuple(group) for group in found.values()]
+        by_entity.setdefault((plan_of(view).entity, plan_of(view).key_dtype), []).append(view)
+    return [tuple(group) for group in by_entity.values()]
 
 
 def _inputs(
@@ -152,7 +153,7 @@ def _inputs(
     spine: Sequence[EventFile],
     written: SpineFormat,
 ) -> dict[str, Any]:
-    """What decides the answers."""
+    """Everything that the answers depend on; a run is resumed only with equal inputs."""
     declared = {}
     for view in views:
         plan, source = plan_of(view), ""
@@ -171,7 +172,7 @@ def _inputs(
 
 
 def _pinned(table: Any, event: type[Event]) -> Any:
-    """The very files that a pattern or an archive on this disk has now: all parts read the same, though it grows."""
+    """The files that a local pattern or archive has now, so that all parts read the same ones while it grows."""
     files = find_files(table, spec_of(event).topic)
     return [file.path for file in files] if files and all(file.is_local for file in files) else table
 
@@ -181,7 +182,7 @@ def _identity(file: EventFile) -> list[Any]:
 
 
 def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool) -> int:
-    """Begin a run or take one up; the number of its parts."""
+    """Start or resume a run; returns its number of parts."""
     noted = folder / "inputs.json"
     if folder.exists() and not noted.is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is needed for the parts of the replay, and holds something else: move it away")
@@ -196,7 +197,7 @@ def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool)
             )
         return int(known["parts"])
     folder.mkdir(parents=True, exist_ok=True)
-    noted.write_bytes(orjson.dumps({"inputs": inputs, "parts": parts}))
+    write_file(noted, orjson.dumps({"inputs": inputs, "parts": parts}))
     return parts
 
 
@@ -205,9 +206,9 @@ def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool)
 
 def _work_in_processes(parts: Sequence[Part], workers: int, report: Report, prepare: Callable[[], None] | None) -> None:
     context = multiprocessing.get_context("spawn")  # Polars' threads do not survive a fork
-    told, stop = context.Queue(), context.Event()
+    reports, stop = context.Queue(), context.Event()
     threads = max(thread_count() // workers, 1)
-    with ProcessPoolExecutor(workers, context, _start_worker, (told, stop, prepare, threads)) as pool:
+    with ProcessPoolExecutor(workers, context, _start_worker, (reports, stop, prepare, threads)) as pool:
         futures = [pool.submit(_work, part) for part in parts]
         try:
             is_done = False
@@ -215,7 +216,7 @@ def _work_in_processes(parts: Sequence[Part], workers: int, report: Report, prep
                 is_done = _are_done(futures)
                 with contextlib.suppress(queue.Empty):
                     while True:
-                        report(*told.get(timeout=0.1))
+                        report(*reports.get(timeout=0.1))
         except BaseException as exc:
             stop.set()
             for future in futures:
@@ -235,7 +236,7 @@ def _are_done(futures: Sequence["Future[None]"]) -> bool:
     return not running
 
 
-def _start_worker(told: Any, stop: Any, prepare: Callable[[], None] | None, threads: int) -> None:
+def _start_worker(reports: Any, stop: Any, prepare: Callable[[], None] | None, threads: int) -> None:
     """Called once in each worker. It ends with its parent, however that ends."""
     os.environ[VARIABLE] = str(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
@@ -249,7 +250,7 @@ def _start_worker(told: Any, stop: Any, prepare: Callable[[], None] | None, thre
     threading.Thread(target=follow, daemon=True).start()
     if prepare is not None:
         prepare()
-    _worker.update(told=told, stop=stop)
+    _worker.update(reports=reports, stop=stop)
 
 
 _worker: dict[str, Any] = {}
@@ -257,7 +258,7 @@ _worker: dict[str, Any] = {}
 
 def _work(part: Part) -> None:
     with contextlib.suppress(StoppedError):  # nobody waits for it
-        work_on(part, lambda *words: _worker["told"].put(words), _worker["stop"].is_set)
+        work_on(part, lambda *words: _worker["reports"].put(words), _worker["stop"].is_set)
 
 
 # The end: answers beside the spine
@@ -279,20 +280,20 @@ def _joined(views: Sequence[type[FeatureView]], parts: Sequence[Part], spine: Sp
 
 
 class _Answers:
-    """The answers of the views of one entity, in the spine's order."""
+    """Answers of the views of one entity, in the spine's order."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
-        self._stretches = self._in_order(blocks)
-        self._held: list[pl.DataFrame] = []
+        self._frames = self._in_order(blocks)
+        self._buffered: list[pl.DataFrame] = []
 
     def take(self, rows: int) -> pl.DataFrame:
         """The next rows' answers."""
-        held = sum(frame.height for frame in self._held)
-        while held < rows:
-            self._held.append(next(self._stretches))
-            held += self._held[-1].height
-        whole = pl.concat(self._held)
-        self._held = [whole[rows:]]
+        rows_buffered = sum(frame.height for frame in self._buffered)
+        while rows_buffered < rows:
+            self._buffered.append(next(self._frames))
+            rows_buffered += self._buffered[-1].height
+        whole = pl.concat(self._buffered)
+        self._buffered = [whole[rows:]]
         return whole[:rows].drop("row")
 
     @staticmethod
@@ -300,8 +301,8 @@ class _Answers:
         row = 0
         for stretch, _ in merged({"": blocks}, {"": ROW}, PIECE_ROWS):
             if stretch:
-                found = stretch[""]
-                assert found["row"][0] == row
-                assert found["row"][-1] == row + found.height - 1
-                row += found.height
-                yield found
+                answers = stretch[""]
+                assert answers["row"][0] == row
+                assert answers["row"][-1] == row + answers.height - 1
+                row += answers.height
+                yield answers

@@ -41,37 +41,37 @@ class Block:
 
 
 class Sorter:
-    """Takes frames, holds up to `rows_max` rows, and writes the rest to `folder()` as sorted runs."""
+    """Collects frames: up to `rows_max` rows in memory, the rest in `folder()` as sorted runs."""
 
     def __init__(self, key: pl.Expr, rows_max: int, folder: Callable[[], Path]) -> None:
         self._key = key
         self._rows_max = rows_max
         self._folder = folder
-        self._held: list[pl.DataFrame] = []
-        self._held_rows = 0
+        self._waiting: list[pl.DataFrame] = []
+        self._waiting_rows = 0
         self._runs = 0
         self._blocks: list[Block] = []
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take the next rows."""
+        """Add the next rows."""
         for start in range(0, frame.height, self._rows_max):
             part = frame[start : start + self._rows_max]
-            if self._held_rows + part.height > self._rows_max:
+            if self._waiting_rows + part.height > self._rows_max:
                 self._write_run()
-            self._held.append(part)
-            self._held_rows += part.height
+            self._waiting.append(part)
+            self._waiting_rows += part.height
 
     def blocks(self) -> list[Block]:
         """All rows that were added: one block in memory, or blocks of runs. Nothing can be added after."""
         if not self._blocks:
-            return memory_block(pl.concat(self._held), self._key) if self._held else []
+            return memory_block(pl.concat(self._waiting), self._key) if self._waiting else []
         self._write_run()
         return self._blocks
 
     def _write_run(self) -> None:
-        if not self._held:
+        if not self._waiting:
             return
-        frame, self._held, self._held_rows = pl.concat(self._held).sort(self._key, maintain_order=True), [], 0
+        frame, self._waiting, self._waiting_rows = pl.concat(self._waiting).sort(self._key, maintain_order=True), [], 0
         path = self._folder() / f"run{self._runs}.arrow"
         self._runs += 1
         low, high = _BLOCK_ROWS
@@ -103,14 +103,14 @@ def write_blocks(frame: pl.DataFrame, key: pl.Expr, path: Path, rows: int) -> li
 def read_block(path: Path, index: int) -> pl.DataFrame:
     """One block of a file that `write_blocks` wrote."""
     with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
-        found = pl.from_arrow(reader.get_batch(index))
-    assert isinstance(found, pl.DataFrame)
-    return found
+        frame = pl.from_arrow(reader.get_batch(index))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
 
 
 @dataclass(slots=True)
 class _Open:
-    """What is left of a block that was read: sorted rows and their keys."""
+    """The remaining rows of an open block, sorted, and their keys."""
 
     frame: pl.DataFrame
     keys: NDArray[np.int64]
@@ -130,18 +130,18 @@ def merged(
         reverse=True,
     )
     opened: dict[Name, dict[int, _Open]] = {name: {} for name in blocks}
-    held = 0
+    rows_open = 0
     while True:
         is_first = True
-        while waiting and (is_first or held + blocks[waiting[-1][2]][waiting[-1][1]].rows <= rows):
+        while waiting and (is_first or rows_open + blocks[waiting[-1][2]][waiting[-1][1]].rows <= rows):
             _, place, name = waiting.pop()
             opened[name][place] = _sorted(blocks[name][place].read(), keys[name])
-            held += len(opened[name][place].keys)
+            rows_open += len(opened[name][place].keys)
             is_first = False
         cut = waiting[-1][0] if waiting else None
-        found = {name: _below(parts, keys[name], cut) for name, parts in opened.items()}
-        stretch = {name: frame for name, frame in found.items() if frame is not None}
-        held -= sum(frame.height for frame in stretch.values())
+        ready = {name: _below(parts, keys[name], cut) for name, parts in opened.items()}
+        stretch = {name: frame for name, frame in ready.items() if frame is not None}
+        rows_open -= sum(frame.height for frame in stretch.values())
         yield stretch, cut
         if cut is None:
             return
@@ -169,7 +169,7 @@ def _sorted(frame: pl.DataFrame, key: pl.Expr) -> _Open:
 
 
 def _below(parts: dict[int, _Open], key: pl.Expr, cut: int | None) -> pl.DataFrame | None:
-    """Take the rows below `cut` out of open blocks, in order; blocks that are used up are dropped."""
+    """Remove the rows below `cut` from open blocks and return them in order; empty blocks are dropped."""
     taken = []
     for place in sorted(parts):
         part = parts[place]

@@ -69,7 +69,7 @@ class Span:
 
 
 def in_part(plan: ViewPlan, frame: pl.DataFrame, part: int, parts: int) -> pl.Series:
-    """Whether each row's entity belongs to a part: (n,) Boolean; null keys belong to one as well."""
+    """Whether each row's entity belongs to the part, (n,) Boolean; null keys belong to one part too."""
     keys = frame.select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
     return pl.Series(shard_of(ids_of_column(keys, plan.key_dtype)[0], parts) == part)
 
@@ -143,21 +143,21 @@ def open_log(
     return blocks
 
 
-def table_of(found: TableLike, place: str) -> Table:
+def table_of(value: TableLike, place: str) -> Table:
     """A frame, or the paths of files. `place` is named in errors.
 
     Raises:
         SchemaError: it is neither, or a table that cannot be read.
     """
-    frame = frame_of(found)
+    frame = frame_of(value)
     if frame is not None:
         return frame
-    if isinstance(found, (str, Path)) or (
-        isinstance(found, Sequence) and all(isinstance(path, (str, Path)) for path in found)
+    if isinstance(value, (str, Path)) or (
+        isinstance(value, Sequence) and all(isinstance(path, (str, Path)) for path in value)
     ):
-        return found
+        return value
     raise SchemaError(
-        f"{place}: a {type(found).__name__} is no table; give a frame (Polars, pandas, pyarrow), a list of dicts, a "
+        f"{place}: a {type(value).__name__} is no table; give a frame (Polars, pandas, pyarrow), a list of dicts, a "
         "dict of lists, or paths of files"
     )
 
@@ -220,9 +220,9 @@ def _spec_for(event: type[Event], columns: tuple[str, ...]) -> EventSpec:
     """What is declared of an event, without columns that are neither there nor can be left away."""
     spec = spec_of(event)
     types = {
-        name: found
-        for name, found in spec.types.items()
-        if name == spec.time or not found.required or {name, *found.aliases} & {*columns}
+        name: field
+        for name, field in spec.types.items()
+        if name == spec.time or not field.required or {name, *field.aliases} & {*columns}
     }
     if len(types) == len(spec.types):
         return spec
@@ -236,8 +236,8 @@ def _checked(
     for file, count in zip(files, rows, strict=True):
         is_sized = file.size >= 0 and file.compression is None
         is_small = count <= budget if count is not None else is_sized and file.size <= budget * _BYTES_A_ROW
-        found = [read_events(file, event)] if is_small else iter_events(file, event, min(PIECE_ROWS, budget))
-        for piece in found:
+        pieces = [read_events(file, event)] if is_small else iter_events(file, event, min(PIECE_ROWS, budget))
+        for piece in pieces:
             yield _good(piece, event, file.url)
 
 

@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace.atomic import open_file
 from headrace.errors import ConfigError
 from headrace.schemas import rows_as_json
 
@@ -47,9 +48,9 @@ def write_output(pieces: Iterable[pl.DataFrame], out: Path) -> int:
     Raises:
         ConfigError: the disk is full, or closed.
     """
-    new, rows = out.with_name(f"{out.name}.new"), 0
+    rows = 0
     try:
-        with new.open("wb") as file:
+        with open_file(out) as file:
             writer = None
             for piece in pieces:
                 writer = writer or WRITERS[out.suffix.lower()](file, piece)
@@ -57,11 +58,8 @@ def write_output(pieces: Iterable[pl.DataFrame], out: Path) -> int:
                 rows += piece.height
             assert writer is not None, "no piece was written"
             writer.close()
-        new.replace(out)
     except OSError as exc:
         raise ConfigError(f"--out {out} cannot be written: {exc}; mend that, and go on with --resume") from exc
-    finally:
-        new.unlink(missing_ok=True)
     return rows
 
 

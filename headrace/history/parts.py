@@ -22,6 +22,7 @@ from typing import TypeAlias
 import orjson
 import polars as pl
 
+from headrace.atomic import write_file
 from headrace.errors import ConfigError
 from headrace.features.view import FeatureView, plan_of
 from headrace.history.external_sort import Block, read_block, write_blocks
@@ -38,16 +39,16 @@ _BLOCK_ROWS = 2_048
 _PROGRESS = "progress.json"
 
 Report: TypeAlias = Callable[[int, int, int | None], None]
-"""Told (place of the part, rows done, rows in all): events and spine rows; None while the log is read and sorted."""
+"""Receives (part number, rows done, rows in total), events and spine rows; total None while the log is sorted."""
 
 
 class StoppedError(Exception):
-    """A part was asked to stop; it has written how far it came."""
+    """A part was asked to stop; its progress is saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a worker needs to know. `place` counts the parts of all views."""
+    """Work order of one worker. `place` numbers the parts of all views."""
 
     place: int
     folder: Path
@@ -64,7 +65,7 @@ class Part:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a part is: all before `cut_us`; `answers`: file, and (least row, greatest row, rows) of each block."""
+    """Progress of a part: done before `cut_us`; `answers`: file, and (least row, greatest row, rows) of each block."""
 
     cut_us: int | None = None
     is_done: bool = False
@@ -73,15 +74,13 @@ class Progress:
 
     @classmethod
     def load(cls, folder: Path) -> "Progress":
-        """What is known of a part; nothing if it was never begun."""
+        """Load the progress of a part; empty if it was never started."""
         path = folder / _PROGRESS
         return cls(**orjson.loads(path.read_bytes())) if path.is_file() else cls()
 
     def save(self, folder: Path) -> None:
-        """Replace what was known."""
-        new = folder / f"{_PROGRESS}.new"
-        new.write_bytes(orjson.dumps(asdict(self)))
-        new.replace(folder / _PROGRESS)
+        """Write the progress atomically."""
+        write_file(folder / _PROGRESS, orjson.dumps(asdict(self)))
 
     def blocks(self, folder: Path) -> list[Block]:
         """The answers, by row."""
@@ -93,7 +92,7 @@ class Progress:
 
 
 def work_on(part: Part, report: Report, is_stopped: Callable[[], bool] = lambda: False) -> None:
-    """Bring a part to its end, from where it was left. `is_stopped` is asked after each chunk.
+    """Run a part to its end, from its saved progress. `is_stopped` is asked after each chunk.
 
     Raises:
         StoppedError: it was asked to stop.
@@ -112,7 +111,7 @@ def work_on(part: Part, report: Report, is_stopped: Callable[[], bool] = lambda:
 
 
 class _Walk:
-    """A part at work: its records, and answers that are not yet in a file."""
+    """A running part: its records, and answers not yet written."""
 
     def __init__(self, part: Part, progress: Progress) -> None:
         self._part = part
@@ -124,7 +123,7 @@ class _Walk:
         self._files = list(progress.answers)
 
     def run(self, room: Path, report: Report, is_stopped: Callable[[], bool]) -> int:
-        """Walk to the end; returns the rows there were in all."""
+        """Replay to the end; returns the total number of rows."""
         part, progress, total = self._part, self._progress, 0
         report(part.place, 0, None)
         spine = self._spine()
@@ -153,18 +152,18 @@ class _Walk:
         return total
 
     def _spine(self) -> pl.DataFrame:
-        """Our rows that are not answered, sorted by time: keys, time, fields of the request and the row."""
+        """The part's spine rows without an answer, sorted by time: keys, time, request fields and row number."""
         part, plan = self._part, plan_of(self._part.views[0])
         names = [*plan.entity, TIME, *(name for view in part.views for name in plan_of(view).layout.request)]
         needed = dict.fromkeys(names)
-        found, start = [], 0
+        pieces, start = [], 0
         for piece in SpineFiles(part.spine, self._replay.plans, part.written).pieces(list(needed)):
             rows = piece.select(list(needed)).with_columns(row=pl.int_range(start, start + piece.height))
             start += piece.height
-            found.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))
-        if not found:
+            pieces.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))
+        if not pieces:
             return pl.DataFrame()
-        spine = pl.concat(found, how="vertical_relaxed")
+        spine = pl.concat(pieces, how="vertical_relaxed")
         check_spine(self._replay.plans, spine)
         times_us = pl.Series(spine_times(spine, plan.name))
         if self._progress.cut_us is not None:
@@ -216,7 +215,7 @@ class _Counter:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes away; the lock ends with the process."""
+    """Lock the folder against other processes; the lock ends with the process."""
     with (folder / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

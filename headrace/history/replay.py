@@ -131,17 +131,17 @@ class Replay:
             frame.write_ipc(folder / f"{plan.name}.arrow", compression="zstd")
 
     def load(self, folder: str | Path) -> None:
-        """Put saved records into the slabs; views that were not saved stay as they are.
+        """Load saved records into the slabs; views that were not saved are unchanged.
 
         Raises:
             LayoutError: saved by another version of a view.
             SourceError: no view of this replay was saved there.
         """
-        found = [plan for plan in self.plans if (Path(folder) / f"{plan.name}.arrow").exists()]
-        if not found:
+        saved = [plan for plan in self.plans if (Path(folder) / f"{plan.name}.arrow").exists()]
+        if not saved:
             names = ", ".join(plan.name for plan in self.plans)
             raise SourceError(f"replay: {folder} holds no saved records of {names}; write them with Replay.save")
-        for plan in found:
+        for plan in saved:
             frame = pl.read_ipc(Path(folder) / f"{plan.name}.arrow")
             texts = frame["key"].to_list()
             try:
@@ -181,8 +181,8 @@ def replay(
         SchemaError: events do not fit their declaration, a class is missing, or something is no table.
         SourceError: a file that is not there or cannot be read.
     """
-    wanted = [views] if isinstance(views, type) else list(views)
-    walk = Replay(wanted)
+    view_list = [views] if isinstance(views, type) else list(views)
+    walk = Replay(view_list)
     tables = tables_of(walk.plans, events)
     rows = read_spine(spine, walk.plans, SpineFormat(time_unit, csv_time_format))
     check_spine(walk.plans, rows)
@@ -231,29 +231,29 @@ def chunks(
 
 def _cut_times(times_us: Sequence[NDArray[np.int64]], chunk_rows: int) -> list[int]:
     """The times of every `chunk_rows`-th of all rows, without putting them in order; each column is sorted."""
-    held = [column for column in times_us if len(column)]
-    if not held:
+    columns = [column for column in times_us if len(column)]
+    if not columns:
         return []
-    least, most = min(int(column[0]) for column in held), max(int(column[-1]) for column in held)
+    least, most = min(int(column[0]) for column in columns), max(int(column[-1]) for column in columns)
 
     def time_of_row(number: int) -> int:
         low, high = least, most
         while low < high:
             middle = (low + high) // 2
-            if sum(int(np.searchsorted(column, middle, "right")) for column in held) > number:
+            if sum(int(np.searchsorted(column, middle, "right")) for column in columns) > number:
                 high = middle
             else:
                 low = middle + 1
         return low
 
-    rows = sum(len(column) for column in held)
+    rows = sum(len(column) for column in columns)
     return sorted({time_of_row(number) for number in range(chunk_rows, rows, chunk_rows)})
 
 
 def _cut(
     history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, spine_us: NDArray[np.int64], chunk_rows: int
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
-    """The same for events in memory, sorted by time."""
+    """Cut events in memory, sorted by time, into chunks; yields what `chunks` does."""
     event_us = {event: keys_of(frame, time_of(event)) for event, frame in history.items()}
     cuts = [*_cut_times([spine_us, *event_us.values()], chunk_rows), None]
     taken, answered = dict.fromkeys(history, 0), 0

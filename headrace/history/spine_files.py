@@ -76,9 +76,9 @@ class SpineFiles:
             SourceError, SchemaError, SpineError: a file cannot be read, or its times need a unit.
         """
         schema = {name: dtype for name, dtype in self.schema.items() if columns is None or name in columns}
-        wanted = Wanted(self._types, None if columns is None else tuple(((name,), False) for name in columns))
+        selection = Wanted(self._types, None if columns is None else tuple(((name,), False) for name in columns))
         for file in self.files:
-            for piece in self._pieces_of(file, wanted):
+            for piece in self._pieces_of(file, selection):
                 yield pl.DataFrame([_fitted(piece, name, dtype) for name, dtype in schema.items()])
 
     def read(self) -> pl.DataFrame:
@@ -94,11 +94,11 @@ class SpineFiles:
             return self._read(file).schema
         return self._typed(read_schema(file), file).schema
 
-    def _pieces_of(self, file: EventFile, wanted: Wanted) -> Iterator[pl.DataFrame]:
+    def _pieces_of(self, file: EventFile, selection: Wanted) -> Iterator[pl.DataFrame]:
         if file.suffix != ".parquet":
             yield from self._read(file).iter_slices(_PIECE_ROWS)
         else:
-            yield from (self._typed(piece, file) for piece in iter_file(file, _PIECE_ROWS, wanted))
+            yield from (self._typed(piece, file) for piece in iter_file(file, _PIECE_ROWS, selection))
 
     def _read(self, file: EventFile) -> pl.DataFrame:
         """A file that names no types in front, once."""

@@ -1,4 +1,4 @@
-"""What a comparison of a store with its log found: per feature, with examples, and what could not be compared."""
+"""Result of comparing a store with its log: differences per feature, examples, and what could not be compared."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -64,9 +64,9 @@ class Verification:
 
 
 def differences(
-    expected: Answer, found: Answer, texts: Sequence[bytes], counted: NDArray[np.bool_]
+    expected: Answer, stored: Answer, texts: Sequence[bytes], counted: NDArray[np.bool_]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """What differs between replayed and stored values of entities with key `texts`, of those `counted` (n,).
+    """Differences between replayed and stored values of entities with key `texts`, of those `counted` (n,).
 
     Returns a row a feature, and up to `EXAMPLES_MAX` examples; `Verification` has the columns.
     """
@@ -74,16 +74,16 @@ def differences(
     examples: list[tuple[str, str, str, str]] = []
     shown: tuple[pl.DataFrame, pl.DataFrame] | None = None
     for name, column in expected.columns.items():
-        differs = _differs(column, found.columns[name]) | (expected.found != found.found)
+        differs = _differs(column, stored.columns[name]) | (expected.found != stored.found)
         if name in expected.empty:
-            differs |= expected.empty[name] != found.empty[name]
+            differs |= expected.empty[name] != stored.empty[name]
         differs &= counted
         features.append((name, int(counted.sum()), int(differs.sum())))
         for index in np.flatnonzero(differs)[: EXAMPLES_MAX - len(examples)]:
-            shown = shown or (expected.to_polars(), found.to_polars())
+            shown = shown or (expected.to_polars(), stored.to_polars())
             sides = (
                 str(frame[name][int(index)]) if answer.found[index] else "missing"
-                for answer, frame in zip((expected, found), shown, strict=True)
+                for answer, frame in zip((expected, stored), shown, strict=True)
             )
             examples.append((texts[index].decode(errors="replace"), name, *sides))
     return (

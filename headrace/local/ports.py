@@ -56,8 +56,8 @@ def listener(port: int) -> str:
     try:
         import psutil
 
-        found = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
-        owners = [one.pid for one in found if one.laddr.port == port and one.pid is not None]
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        owners = [one.pid for one in listening if one.laddr.port == port and one.pid is not None]
         return f"process {owners[0]} ({psutil.Process(owners[0]).name()})" if owners else "a process of another user"
     except (ImportError, psutil.Error):  # other systems than Linux tell only root who listens
         return "another process"

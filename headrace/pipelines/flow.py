@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from headrace.atomic import open_file
 from headrace.clock import Clock
 from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, events_of, plan_of
@@ -147,9 +148,8 @@ def frames_to(folder: str | Path) -> Callable[[pl.DataFrame], object]:
 
     def write(frame: pl.DataFrame) -> None:
         target.mkdir(parents=True, exist_ok=True)
-        name = f"{time.time_ns()}.parquet"
-        frame.write_parquet(target / f".{name}")
-        (target / f".{name}").rename(target / name)
+        with open_file(target / f"{time.time_ns()}.parquet") as file:
+            frame.write_parquet(file)
 
     return write
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from headrace.atomic import write_file
 from headrace.errors import EvolutionError
 from headrace.schemas.event import Event, EventSpec, spec_of
 
@@ -61,7 +62,7 @@ def write_lock(event: type[Event], folder: str | Path, *, force: bool = False) -
         if refused:
             reasons = "; ".join(f"{change.field} ({change.rule}): {change.message}" for change in refused)
             raise EvolutionError(f"event {spec_of(event).name} against {path.name}: {reasons}")
-    path.write_text(json.dumps(_locked(spec_of(event)), indent=2) + "\n", encoding="utf-8")
+    write_file(path, f"{json.dumps(_locked(spec_of(event)), indent=2)}\n".encode())
     return path
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from headrace.errors import HeadraceError, StoreError, StoreUnavailableError
 from headrace.features import OnlineStore
-from headrace.features.store.client import RedisLink
+from headrace.features.store.link import RedisLink
 from headrace.learners import ModelDirectory
 from headrace.telemetry import StatusBoard
 

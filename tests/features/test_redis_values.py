@@ -11,7 +11,7 @@ import redis.exceptions as theirs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.features.store.values import NotValuesError, read_values
+from headrace.features.store.wire import NotValuesError, read_values
 from headrace.kernels.spans import values_of
 
 VALUES = st.lists(

@@ -19,8 +19,8 @@ from headrace.features import plan_of
 from headrace.features.keys import NULL_ID, shard_of, texts_of
 from headrace.features.state.slab import Slab
 from headrace.features.store import fences
-from headrace.features.store.client import RedisLink
 from headrace.features.store.fences import Fence, ShardWrite
+from headrace.features.store.link import RedisLink
 from headrace.features.store.store import FIRST_KEYS, PART_KEYS, OnlineStore
 from headrace.features.store.transactions import Guarded
 from headrace.local import EmbeddedRedis, free_port

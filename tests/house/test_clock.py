@@ -16,10 +16,9 @@ def test_text_round_trip(clock):
 
 
 def test_accelerated_clock_runs_faster():
-    """One second of the wall is `speed` seconds of event time, there and back."""
+    """One second of the wall is `speed` seconds of event time."""
     clock = AcceleratedClock(event_us=1_000_000, started_wall_us=wall_us() - 2_000_000, speed=100.0)
     assert clock.now_us() == pytest.approx(201_000_000, abs=20_000_000)
-    assert clock.wall_of(101_000_000) == clock.started_wall_us + 1_000_000
 
 
 @pytest.mark.parametrize("text", ["", "noon", "fixed", "fixed:x", "accelerated:1:2", "wall:1"])

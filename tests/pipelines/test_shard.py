@@ -322,7 +322,7 @@ def test_a_view_with_a_ttl_starts_anew_in_memory_when_redis_forgets(store):
     shards = shard_set(store, view, clock=clock)
     shards.apply(part[0])
     shards.flush()
-    for key in list(store._scan_keys("brief_load", shards.plan.fingerprint)):
+    for key in list(store.views.scan_records(shards.plan)):
         store._link.client.delete(key)
     shards._clock = FixedClock(START_US + 1_000_000)
     shards.apply(part[1])

@@ -1,39 +1,30 @@
-"""The connection to Redis: one server or a cluster, guarded transactions, scripts, and redis-py's errors in our tree.
+"""redis-py behind one module: how its clients are opened, and its errors as ours.
 
-Nothing above this module imports redis. A link is thread-safe: redis-py's pool gives each call its own connection.
+No other module of the store imports redis, so that another client, or another version of this one, is changed here.
 """
 
-import hashlib
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, Self, TypeAlias
+from typing import Any
 
-import hiredis
 import redis
-import redis.exceptions as theirs
+from redis import exceptions as driver
 from redis.backoff import NoBackoff
 from redis.cluster import RedisCluster
 from redis.retry import Retry
 
 from headrace.errors import StoreError, StoreUnavailableError
-from headrace.features.store.cluster import Command, by_hash_tag, send_to_cluster
-from headrace.features.store.transactions import Guarded, Held, carry_out, in_pieces, reply_of, without_errors
-from headrace.features.store.url import parse_store_url
-from headrace.features.store.values import NotValuesError, read_values
-from headrace.kernels.spans import Values, values_of
+from headrace.features.store.url import StoreUrl
 from headrace.redaction import redacted
 from headrace.stack_state import EMBEDDED
 
 TIMEOUT_S = 5.0
 """Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
-
 CONNECT_TIMEOUT_S = 2.0
 
-KEYS_MAX = 10_000
-"""Keys in one MGET: more would hold up every other client for longer than some 10 ms."""
+DISCONNECTED = (driver.ConnectionError, driver.TimeoutError)
+"""Errors after which it is unknown what the server has done."""
+DRIVER_ERRORS = (driver.RedisError, driver.RedisClusterException)
+PRIMARIES = RedisCluster.PRIMARIES
+MovedError, NoScriptError, ResponseError = driver.MovedError, driver.NoScriptError, driver.ResponseError
 
 _READ_BYTES = 1 << 18
 """Bytes asked of the socket at a time: a read of thousands of records is some MB."""
@@ -48,31 +39,31 @@ _NO_QUORUM = "the cluster has no quorum or lacks slots: see CLUSTER INFO"
 _REPLICA = "this is a replica: a failover is under way, or the URL is wrong"
 
 _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
-    (theirs.AuthenticationError, StoreError, _CREDENTIALS),
-    (theirs.AuthorizationError, StoreError, "the user of the URL may not do this"),
+    (driver.AuthenticationError, StoreError, _CREDENTIALS),
+    (driver.AuthorizationError, StoreError, "the user of the URL may not do this"),
     (
-        theirs.NoPermissionError,
+        driver.NoPermissionError,
         StoreError,
         _FORBIDDEN,
     ),
-    (theirs.ExternalAuthProviderError, StoreError, "check the credentials of the URL"),
-    (theirs.OutOfMemoryError, StoreError, _FULL),
-    (theirs.BusyLoadingError, StoreUnavailableError, "it loads its data from disk: wait"),
+    (driver.ExternalAuthProviderError, StoreError, "check the credentials of the URL"),
+    (driver.OutOfMemoryError, StoreError, _FULL),
+    (driver.BusyLoadingError, StoreUnavailableError, "it loads its data from disk: wait"),
     (
-        theirs.MaxConnectionsError,
+        driver.MaxConnectionsError,
         StoreUnavailableError,
         "all connections of this process are in use: lower concurrency",
     ),
-    (theirs.ConnectionError, StoreUnavailableError, _AWAY),
-    (theirs.TimeoutError, StoreUnavailableError, f"it did not answer in time: {_AWAY}, and that it is not overloaded"),
-    (theirs.ReadOnlyError, StoreUnavailableError, _REPLICA),
-    (theirs.ClusterDownError, StoreUnavailableError, _NO_QUORUM),
-    (theirs.SlotNotCoveredError, StoreUnavailableError, _NO_QUORUM),
-    (theirs.TryAgainError, StoreUnavailableError, "the cluster moves slots: try again"),
-    (theirs.MovedError, StoreUnavailableError, "the cluster moves slots: try again"),
-    (theirs.AskError, StoreUnavailableError, "the cluster moves slots: try again"),
-    (theirs.RedisClusterException, StoreUnavailableError, _AWAY),
-    (theirs.RedisError, StoreError, "Redis 6.2 or newer is needed; the key space must be Headrace's own"),
+    (driver.ConnectionError, StoreUnavailableError, _AWAY),
+    (driver.TimeoutError, StoreUnavailableError, f"it did not answer in time: {_AWAY}, and that it is not overloaded"),
+    (driver.ReadOnlyError, StoreUnavailableError, _REPLICA),
+    (driver.ClusterDownError, StoreUnavailableError, _NO_QUORUM),
+    (driver.SlotNotCoveredError, StoreUnavailableError, _NO_QUORUM),
+    (driver.TryAgainError, StoreUnavailableError, "the cluster moves slots: try again"),
+    (driver.MovedError, StoreUnavailableError, "the cluster moves slots: try again"),
+    (driver.AskError, StoreUnavailableError, "the cluster moves slots: try again"),
+    (driver.RedisClusterException, StoreUnavailableError, _AWAY),
+    (driver.RedisError, StoreError, "Redis 6.2 or newer is needed; the key space must be Headrace's own"),
 )
 """redis-py's class -> ours and what to do; the first match counts."""
 
@@ -88,281 +79,50 @@ _REPLIES: tuple[tuple[str, type[StoreError], str], ...] = (
 """Text of a reply -> ours and what to do, asked first: a script's error is a plain ResponseError that quotes it."""
 
 
-_Call: TypeAlias = tuple[Sequence[bytes], Sequence[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A Lua script and its name in error messages."""
-
-    name: str
-    text: str
-    sha: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
-
-
-class RedisLink:
-    """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, `embedded://`, or a cluster's.
-
-    A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`); the other nodes are found through it.
-    `embedded://DIR` is the Redis of a folder, found again wherever it listens.
-    Nothing connects before the first command.
+def open_client(place: StoreUrl, timeout_s: float) -> Any:
+    """redis-py's client for `place`; that of a cluster asks its node for the others.
 
     Raises:
-        StoreError: `url` does not say which Redis is meant.
+        redis.RedisError: no node of the cluster answers.
     """
+    # One quick retry revives an idle connection that the server had closed; waiting is the caller's business.
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "socket_read_size": _READ_BYTES,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT_S, timeout_s),
+        "retry": Retry(NoBackoff(), 1),
+    }
+    if place.url.startswith(EMBEDDED):
+        from headrace.local.embedded_url import client_options
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._place = parse_store_url(url)
-        self._timeout_s = timeout_s
-        self._opening = threading.Lock()
-        self._client: Any = None
-
-    @property
-    def shown_url(self) -> str:
-        """Where Redis is, without secrets."""
-        return self._place.shown
-
-    @property
-    def cluster(self) -> bool:
-        """Whether Redis is a cluster."""
-        return self._place.is_cluster
-
-    @property
-    def client(self) -> Any:
-        """redis-py's client, made at the first use: that of a cluster asks a node for the others.
-
-        Raises:
-            StoreUnavailableError: no node of the cluster answers.
-        """
-        if self._client is None:
-            with self._opening, self.errors("connecting"):
-                self._client = self._client or self._open()
-        return self._client
-
-    def _open(self) -> Any:
-        # One quick retry brings an idle connection back that the server had closed; waiting is the caller's business.
-        options: dict[str, Any] = {
-            "protocol": 2,
-            "socket_read_size": _READ_BYTES,
-            "socket_timeout": self._timeout_s,
-            "socket_connect_timeout": min(CONNECT_TIMEOUT_S, self._timeout_s),
-            "retry": Retry(NoBackoff(), 1),
-        }
-        if self._place.url.startswith(EMBEDDED):
-            from headrace.local.embedded_url import client_options
-
-            return redis.Redis.from_url("redis://", **options, **client_options(self._place.url))
-        return (RedisCluster if self.cluster else redis.Redis).from_url(self._place.url, **options)
-
-    @contextmanager
-    def errors(self, doing: str) -> Iterator[None]:
-        """Turn redis-py's errors inside the block into ours; `doing` says what was tried."""
-        try:
-            yield
-        except (theirs.RedisError, theirs.RedisClusterException) as exc:
-            raise self._ours(exc, doing) from exc
-
-    def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of `keys`, None where there is none; one round trip for each `KEYS_MAX` keys.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer.
-        """
-        with self.errors(f"reading {len(keys)} records"):
-            if self.cluster:
-                return self._mget_cluster(keys)
-            values: list[bytes | None] = []
-            for start in range(0, len(keys), KEYS_MAX):
-                values += self.client.mget(keys[start : start + KEYS_MAX])
-            return values
-
-    def values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
-        """Replies to packed MGETs of `counts` keys, in one round trip to a single server; good until the next is drawn.
-
-        Redis works on the next request while the caller works on the reply to this one.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer.
-        """
-        done = 0
-        with self.errors(f"reading {sum(counts)} records"):
-            try:
-                for values in self._values(requests, counts):
-                    done += 1
-                    yield values
-            except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with single commands
-                yield from self._values(requests[done:], counts[done:])
-            except NotValuesError:  # redis-py tells what it is
-                yield from map(values_of, without_errors(self._replies(requests[done:])))
-
-    def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
-        """The hash at each of `keys`, empty where there is none, in one round trip.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer.
-        """
-        with self.errors(f"reading {len(keys)} hashes"):
-            if self.cluster:
-                flat = self._cluster_replies([("HGETALL", key) for key in keys], keys)
-                return [dict(zip(reply[::2], reply[1::2], strict=True)) for reply in flat]
-            with self.client.pipeline(transaction=False) as pipeline:
-                for key in keys:
-                    pipeline.hgetall(key)
-                return list(pipeline.execute())
-
-    def unlink(self, keys: Sequence[bytes]) -> int:
-        """Delete `keys`; return how many there were.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer; some may be gone.
-        """
-        with self.errors(f"deleting {len(keys)} keys"):
-            if not self.cluster:
-                return int(self.client.unlink(*keys))
-            parts = [[keys[index] for index in indexes] for indexes in by_hash_tag(keys).values()]
-            return sum(self._cluster_replies([("UNLINK", *part) for part in parts], [part[0] for part in parts]))
-
-    def run(self, script: Script, calls: Iterable[_Call]) -> list[Any]:
-        """The replies of `script` for each (keys, arguments) of `calls`, in one round trip on a single server.
-
-        The first calls are on their way to Redis while later ones are drawn from `calls`.
-
-        Each call is atomic, the calls together are not: after an error some may have run and others not.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer; which calls ran is unknown.
-            StoreError: a call failed.
-        """
-        with self.errors(script.name):
-            made, replies = self._run_loaded(script, calls)
-            unknown = [index for index, reply in enumerate(replies) if isinstance(reply, theirs.NoScriptError)]
-            if unknown:
-                self.client.script_load(script.text)
-                _, again = self._run_loaded(script, [made[index] for index in unknown])
-                for index, reply in zip(unknown, again, strict=True):
-                    replies[index] = reply
-            return list(without_errors(replies))
-
-    def guarded(self, doing: str, calls: Iterable[Guarded]) -> list[tuple[Held, bool]]:
-        """What the guards of each call held, and whether its commands were carried out; on a single server.
-
-        Each call is all or nothing: WATCH, and MULTI only ends in EXEC once the guards' answer is here. The commands of
-        a call are on their way while the next one is drawn from `calls`.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer; which calls were carried out is unknown.
-            StoreError: Redis refused a command.
-        """
-        made: list[Guarded] = []
-        to_come = iter(calls)
-        with self.errors(doing):
-            try:
-                return carry_out(self.client.connection_pool, to_come, made)
-            except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
-                return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
-
-    def info(self, section: str) -> dict[str, dict[str, Any]]:
-        """The server's INFO on a section, by node; of a cluster that of each master.
-
-        Raises:
-            StoreUnavailableError: Redis does not answer.
-            StoreError: the user may not ask.
-        """
-        with self.errors(f"INFO {section}"):
-            if not self.cluster:
-                return {self.shown_url: self.client.info(section)}
-            by_node = self.client.info(section, target_nodes=RedisCluster.PRIMARIES)
-            is_one = not all(isinstance(value, dict) for value in by_node.values())
-            return {self.shown_url: by_node} if is_one else by_node
-
-    def close(self) -> None:
-        """Close all connections."""
-        if self._client is not None:
-            self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _run_loaded(self, script: Script, calls: Iterable[_Call]) -> tuple[list[_Call], list[Any]]:
-        """The calls and their replies, errors among them."""
-        made: list[_Call] = []
-        if self.cluster:
-            made.extend(calls)
-            commands: list[Command] = [("EVALSHA", script.sha, len(keys), *keys, *given) for keys, given in made]
-            return made, send_to_cluster(self.client, commands, [keys[0] for keys, _ in made])
-        to_come = iter(calls)
-        try:
-            return made, list(self._replies(_commands(script, to_come, made)))
-        except (theirs.ConnectionError, theirs.TimeoutError):  # once more, as redis-py does with its own pipelines
-            again: list[_Call] = []
-            return again, list(self._replies(_commands(script, chain(made, to_come), again)))
-
-    def _values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        try:
-            connection.send_packed_command(requests)
-            yield from read_values(connection, counts)
-        except BaseException:
-            connection.disconnect()  # replies may be under way that nobody will read
-            raise
-        finally:
-            pool.release(connection)
-
-    def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
-        """Send packed commands over one connection, the first while later ones are made; then replies, or errors."""
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        try:
-            count = 0
-            for piece in in_pieces(commands):
-                count += len(piece)
-                connection.send_packed_command(piece, check_health=False)  # its PING would come between
-            for _ in range(count):
-                yield reply_of(connection)
-        except BaseException:
-            connection.disconnect()  # replies may be under way that nobody will read
-            raise
-        finally:
-            pool.release(connection)
-
-    def _mget_cluster(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """As `mget`: one MGET a hash tag and `KEYS_MAX` keys, all nodes at once."""
-        parts = [
-            indexes[start : start + KEYS_MAX]
-            for indexes in by_hash_tag(keys).values()
-            for start in range(0, len(indexes), KEYS_MAX)
-        ]
-        commands: list[Command] = [("MGET", *[keys[index] for index in part]) for part in parts]
-        values: list[bytes | None] = [None] * len(keys)
-        for part, found in zip(parts, self._cluster_replies(commands, [keys[part[0]] for part in parts]), strict=True):
-            for index, value in zip(part, found, strict=True):
-                values[index] = value
-        return values
-
-    def _cluster_replies(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
-        return list(without_errors(send_to_cluster(self.client, commands, keys)))
-
-    def _ours(self, exc: Exception, doing: str) -> StoreError:
-        quoted = [(our, advice) for text, our, advice in _REPLIES if text in str(exc)]
-        known = [(our, advice) for kind, our, advice in _ERRORS if isinstance(exc, kind)]
-        our, advice = (quoted + known)[0]
-        if isinstance(exc, theirs.MovedError | theirs.ClusterCrossSlotError) and not self.cluster:
-            our, advice = StoreError, _ONE_OF_MANY
-        reason = redacted(f"{type(exc).__name__}: {exc}", self._place.url)
-        return our(f"{doing}: Redis at {self.shown_url} failed ({reason}); {advice}")
+        return redis.Redis.from_url("redis://", **options, **client_options(place.url))
+    return (RedisCluster if place.is_cluster else redis.Redis).from_url(place.url, **options)
 
 
-def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iterator[bytes]:
-    """The script's commands, packed; what is drawn from `calls` is noted in `made`."""
-    for call in calls:
-        made.append(call)
-        keys, arguments = call
-        # What redis-py calls as well, after a look at each argument.
-        yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
+def store_error(exc: Exception, place: StoreUrl, doing: str) -> StoreError:
+    """redis-py's `exc` as an error of ours; `doing` says what was tried."""
+    by_text = [(error, advice) for text, error, advice in _REPLIES if text in str(exc)]
+    by_class = [(error, advice) for kind, error, advice in _ERRORS if isinstance(exc, kind)]
+    error, advice = (by_text + by_class)[0]
+    if isinstance(exc, driver.MovedError | driver.ClusterCrossSlotError) and not place.is_cluster:
+        error, advice = StoreError, _ONE_OF_MANY
+    reason = redacted(f"{type(exc).__name__}: {exc}", place.url)
+    return error(f"{doing}: Redis at {place.shown} failed ({reason}); {advice}")
+
+
+def receive_into(socket: Any, buffer: memoryview) -> int:
+    """Number of bytes received into `buffer`, at least one.
+
+    Raises:
+        redis.TimeoutError, redis.ConnectionError: as redis-py's own reads do.
+    """
+    try:
+        count: int = socket.recv_into(buffer)
+    except TimeoutError as exc:
+        raise driver.TimeoutError("Timeout reading from the socket") from exc
+    except OSError as exc:
+        raise driver.ConnectionError(f"Error while reading from the socket: {exc}") from exc
+    if not count:
+        raise driver.ConnectionError("Connection closed by server")
+    return count

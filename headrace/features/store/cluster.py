@@ -1,4 +1,4 @@
-"""Many commands to a Redis Cluster in one round trip: written to every node before any answer is read.
+"""Many commands to a Redis Cluster in one round trip: written to every node before any reply is read.
 
 redis-py's own cluster pipeline refuses EVALSHA and MGET, and tries each command of a dead node anew, one time-out after
 another. Here each node gets its commands as one packet, a node that is away is an error at once, and commands that a
@@ -8,11 +8,10 @@ node refuses because their slot has moved are sent again after a look at the slo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import redis.exceptions as theirs
-from redis.cluster import ClusterNode
+from headrace.features.store.client import DISCONNECTED, MovedError, ResponseError
 
 MOVES_MAX = 5
-"""Times that refused commands are sent again: each needs slots that moved between two looks at them."""
+"""Times that commands refused because their slot moved are sent again."""
 
 Command = tuple[Any, ...]
 """Name and arguments of one command, as redis-py's `execute_command` takes them."""
@@ -30,15 +29,15 @@ def send_to_cluster(client: Any, commands: Sequence[Command], keys: Sequence[byt
     replies: list[Any] = [None] * len(commands)
     open_indexes: Sequence[int] = range(len(commands))
     for _ in range(MOVES_MAX + 1):
-        by_node: dict[ClusterNode, list[int]] = {}
+        by_node: dict[Any, list[int]] = {}
         for index in open_indexes:
             by_node.setdefault(client.get_node_from_key(keys[index]), []).append(index)
         try:
             _exchange(client, by_node, commands, replies)
-        except (theirs.ConnectionError, theirs.TimeoutError):
+        except DISCONNECTED:
             client.nodes_manager.initialize()  # a replica may have taken over: the caller's next try goes there
             raise
-        open_indexes = [index for index in open_indexes if isinstance(replies[index], theirs.MovedError)]
+        open_indexes = [index for index in open_indexes if isinstance(replies[index], MovedError)]
         if not open_indexes:
             break
         client.nodes_manager.initialize()
@@ -60,7 +59,7 @@ def by_hash_tag(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
 
 
 def _exchange(
-    client: Any, by_node: Mapping[ClusterNode, Sequence[int]], commands: Sequence[Command], replies: list[Any]
+    client: Any, by_node: Mapping[Any, Sequence[int]], commands: Sequence[Command], replies: list[Any]
 ) -> None:
     """Fill `replies` at the indexes of `by_node`."""
     taken: list[tuple[Any, Any]] = []
@@ -74,7 +73,7 @@ def _exchange(
             for index in indexes:
                 try:
                     replies[index] = connection.read_response()
-                except theirs.ResponseError as exc:
+                except ResponseError as exc:
                     replies[index] = exc
     except BaseException:
         for _, connection in taken:

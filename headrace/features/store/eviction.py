@@ -1,10 +1,10 @@
-"""Whether Redis may drop records by itself: an entity whose record is evicted begins at 0 again, and nobody is told.
+"""Whether Redis may evict records: the entity of an evicted record silently restarts from zero.
 
     maxmemory-policy     noeviction        volatile-...                          allkeys-...
     may drop             nothing           keys with a ttl: views with ttl=      any key
 
-A store is only written where the policy is noeviction, unless its owner allows another. It is the policy that counts,
-not whether it would drop something now: a maxmemory, or a ttl= of a view, is often set later and by someone else.
+A store is only written where the policy is noeviction, unless another is allowed explicitly. The policy decides, not
+whether it would evict something now: a maxmemory, or a view's ttl=, is often set later and by someone else.
 """
 
 from collections.abc import Mapping
@@ -19,20 +19,20 @@ ALLOW = "HEADRACE_ALLOW_EVICTION=true, or OnlineStore.open(..., allow_eviction=T
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """What one Redis node does when its memory is full. `maxmemory_bytes` 0: it has no limit now."""
+    """Eviction settings of one Redis node. `maxmemory_bytes` 0: no limit is set."""
 
     policy: str
     maxmemory_bytes: int
 
     @classmethod
     def of_info(cls, info: Mapping[str, Any]) -> "Eviction | None":
-        """From the answer to INFO memory; None where a managed Redis does not tell."""
+        """Parse the reply to INFO memory; None where a managed Redis hides the setting."""
         policy = info.get("maxmemory_policy")
         return None if policy is None else cls(str(policy), int(info.get("maxmemory", 1)))
 
     @property
     def may_drop(self) -> bool:
-        """Whether records may go before their time."""
+        """Whether records may be evicted before their ttl."""
         return self.policy != NO_EVICTION
 
     def __str__(self) -> str:

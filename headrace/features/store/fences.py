@@ -10,29 +10,27 @@ place of 4 (measured); a transaction costs a question, which is why it is not on
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import hiredis
 import numpy as np
 
 from headrace.errors import FencedError
-from headrace.features.store.client import RedisLink, Script
-from headrace.features.store.requests import LENGTH_MAX, put_records
+from headrace.features.store.link import RedisLink, Script
 from headrace.features.store.transactions import Guarded, Held, Packed
+from headrace.features.store.wire import LENGTH_MAX, put_records
+from headrace.features.view import ViewPlan
 from headrace.kernels.spans import Spans, spans_of
 
-if TYPE_CHECKING:
-    from headrace.features.view import ViewPlan
-
 FENCED, APPLIED, REPEATED = 0, 1, 2
-"""What became of a write: nothing, for the fence is another's; done; done by an earlier try whose answer was lost."""
+"""Outcome of a write: refused, because the fence is another writer's; applied; already applied by an earlier try."""
 Outcome: TypeAlias = tuple[int, int, str]
-"""One of these, and the sequence and writer that the fence showed."""
+"""Outcome, and the sequence and writer on the fence."""
 
 TOGETHER_MAX = 1_024
-"""Records in one transaction, which holds up everybody else for a millisecond; a shard with more has one of its own."""
+"""Records in one transaction, which blocks Redis for about a millisecond; a shard with more gets its own."""
 PIECE_MAX = 512
-"""Records that are made and sent at a time: Redis reads them while the next ones are made."""
+"""Records packed and sent at a time: Redis reads them while the next ones are packed."""
 
 # ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
 # then these, then the records. unpack() is limited to some 8,000 values, hence the steps.
@@ -114,7 +112,7 @@ class FlushReport:
 def write_shards(
     link: RedisLink, prefix_of: Callable[[int], bytes], ttl_ms: int, writes: Sequence[ShardWrite]
 ) -> list[Outcome]:
-    """Carry out each write if its fence is as expected. `prefix_of` a shard is what its keys begin with.
+    """Apply each write if its fence is as expected. `prefix_of` gives the key prefix of a shard.
 
     Raises:
         StoreUnavailableError: Redis does not answer; which writes were applied is unknown.
@@ -131,23 +129,23 @@ def fence_key(prefix: bytes) -> bytes:
     return prefix + b"!fence"
 
 
-def fence_of(held: Mapping[bytes, bytes]) -> Fence:
-    """The fence that a hash holds."""
-    offsets = {name[2:].decode(): int(value) for name, value in held.items() if name.startswith(b"o:")}
-    return Fence(int(held.get(b"sequence", 0)), held.get(b"writer", b"").decode(), offsets)
+def fence_of(fields: Mapping[bytes, bytes]) -> Fence:
+    """Parse the hash of a fence."""
+    offsets = {name[2:].decode(): int(value) for name, value in fields.items() if name.startswith(b"o:")}
+    return Fence(int(fields.get(b"sequence", 0)), fields.get(b"writer", b"").decode(), offsets)
 
 
-def fenced(plan: "ViewPlan", shard: int, expected: tuple[int, str], found: tuple[int, str]) -> FencedError:
-    """The error of an engine whose shard's fence shows another (sequence, writer) than it left there."""
+def fenced(plan: ViewPlan, shard: int, expected: tuple[int, str], actual: tuple[int, str]) -> FencedError:
+    """The error for a fence that shows another (sequence, writer) than the engine wrote."""
     return FencedError(
         f"view {plan.name} · shard {shard}: expected sequence {expected[0]} of writer {expected[1] or 'nobody'}, "
-        f"found {found[0]} of {found[1] or 'nobody'}. Another engine owns the shard, or Redis lost data: stop, open "
+        f"found {actual[0]} of {actual[1] or 'nobody'}. Another engine owns the shard, or Redis lost data: stop, open "
         "the shards again and replay from their offsets"
     )
 
 
 def _groups(writes: Sequence[ShardWrite]) -> Iterator[list[ShardWrite]]:
-    """The writes in their order, as many together as a transaction takes."""
+    """Consecutive writes, grouped into transactions."""
     group: list[ShardWrite] = []
     size = 0
     for write in writes:
@@ -173,11 +171,11 @@ def _by_transactions(
             yield Guarded(guards, ("sequence", "writer"), partial(_as_expected, group), commands)
 
     outcomes = []
-    for group, (held, done) in zip(made, link.guarded("flush", calls()), strict=True):
-        shown = [_shown(fields) for fields in held]
+    for group, (guard_fields, done) in zip(made, link.guarded("flush", calls()), strict=True):
+        shown = [_shown(fields) for fields in guard_fields]
         if done:
             outcomes.append([(APPLIED, *each) for each in shown])
-        elif len(group) > 1:  # what is amiss with one must not be in the way of the others
+        elif len(group) > 1:  # a refused shard must not block the others
             alone = _by_transactions(link, prefix_of, ttl_ms, ([write] for write in group))
             outcomes.append([outcome for [outcome] in alone])
         else:
@@ -193,12 +191,12 @@ def _not_done(link: RedisLink, prefix_of: Callable[[int], bytes], write: ShardWr
     return REPEATED if is_repeated else FENCED, *shown
 
 
-def _as_expected(group: Sequence[ShardWrite], held: Held) -> bool:
-    return all(_shown(fields) == write.expected for write, fields in zip(group, held, strict=True))
+def _as_expected(group: Sequence[ShardWrite], guard_fields: Held) -> bool:
+    return all(_shown(fields) == write.expected for write, fields in zip(group, guard_fields, strict=True))
 
 
 def _shown(fields: Sequence[bytes | None]) -> tuple[int, str]:
-    """Sequence and writer of a fence; nobody's is at 0."""
+    """Sequence and writer of a fence; (0, "") if it was never written."""
     return int(fields[0] or 0), (fields[1] or b"").decode()
 
 
@@ -246,12 +244,12 @@ def _blobs(write: ShardWrite, begin: int, end: int) -> Sequence[bytes]:
 
 
 def _offsets(write: ShardWrite) -> list[Any]:
-    """Fields of the fence that say how far the shard is."""
+    """Offset fields of the fence, names and values alternating."""
     return [part for name, offset in write.offsets.items() for part in (f"o:{name}", offset)]
 
 
 def _script_call(write: ShardWrite, prefix: bytes, ttl_ms: int) -> tuple[list[bytes], list[Any]]:
-    """Keys and arguments of the script; the records are made only now."""
+    """Keys and arguments of the script; the records are packed here."""
     blobs, offsets = _blobs(write, 0, len(write.texts)), _offsets(write)
     sequence, writer = write.expected
     fence = [sequence, sequence + 1, writer, write.writer, ttl_ms, len(offsets)]

@@ -1,4 +1,4 @@
-"""The records of a flush, packed while Redis reads those before."""
+"""Records of a flush, packed in chunks while Redis reads the chunks before."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +9,7 @@ from headrace.kernels.spans import Spans, spans_of
 
 
 class Packing:
-    """Records of a slab, packed as they are asked for: some hundred at a time, for each call costs something.
+    """Records of a slab, packed on demand, some hundred at a time to amortise the cost of a call.
 
     rows (n,), with the sequences (n,) of their shards' flush. `texts` (n,) are their keys.
     """

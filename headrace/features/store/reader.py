@@ -8,9 +8,9 @@ user_id | clicks_10m  recent     | _status  _age_s
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from headrace.clock import wall_us
 from headrace.errors import SpineError
+from headrace.features.answer import Answer
 from headrace.features.expressions.derived import request_columns
 from headrace.features.keys import KeyTexts, key_columns, key_series, keys_of_texts
-from headrace.features.view import AGE_S, STATUS, FeatureView, ViewPlan, plan_of
+from headrace.features.view import AGE_S, STATUS, ViewPlan
 from headrace.schemas.tables import frame_of
 from headrace.schemas.time_units import UNIT_NAMES, likely_unit
-
-if TYPE_CHECKING:
-    from headrace.features.store.store import OnlineStore
 
 FRESH = "fresh"
 MISSING = "missing"
@@ -36,19 +34,18 @@ _STATUS = pl.Series(STATUS, [MISSING, FRESH, AHEAD])
 
 
 def read_frame(
-    store: "OnlineStore",
-    view: type[FeatureView],
+    plan: ViewPlan,
     entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any],
-    now: datetime | int | str | None = None,
+    now: datetime | int | str | None,
+    answer_of: Callable[..., Answer],
 ) -> pl.DataFrame:
-    """Feature values of `entities` as of `now`; `OnlineStore.read` says more.
+    """Feature values of `entities` as of `now`, which `OnlineStore.answer` gives; `OnlineStore.read` documents both.
 
     Raises:
         SpineError: an entity column is missing or of another type, or `now` is no time.
         LayoutError: the view was changed and its new version is not active yet.
         StoreUnavailableError: Redis does not answer.
     """
-    plan = plan_of(view)
     given = _frame_of_lists(plan, entities) if isinstance(entities, Mapping) else _frame_or_keys(entities)
     frame = entity_frame(plan, given)
     ids, keys = key_columns(plan, frame)
@@ -57,7 +54,7 @@ def read_frame(
         if plan.layout.request and isinstance(given, pl.DataFrame)
         else None
     )
-    answer = store.answer(plan, ids, KeyTexts(ids, keys), instant_us(now), request, close=True)
+    answer = answer_of(plan, ids, KeyTexts(ids, keys), instant_us(now), request, close=True)
     age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
     status = _STATUS[answer.found.astype(np.int64) + answer.ahead]
     features = answer.to_polars().get_columns()
@@ -158,32 +155,32 @@ def _parts(plan: ViewPlan, key: str) -> list[str]:
 
 def _request_fields(plan: ViewPlan, words: Sequence[str]) -> list[pl.Series]:
     """Fields of the request, one value each; none without words, and else all that the view declares."""
-    known, found = plan.layout.request, dict[str, pl.Series]()
+    known, fields = plan.layout.request, dict[str, pl.Series]()
     for word in words:
         name, equals, text = word.partition("=")
-        if not equals or name not in known or name in found:
+        if not equals or name not in known or name in fields:
             raise SpineError(
                 f"view {plan.name}: request {word!r}: write name=value, once each of {_listed(list(known)) or '(none)'}"
             )
-        found[name] = _parsed(pl.Series(name, [text]), known[name], f"view {plan.name}: request field {name}")
-    lacking = [name for name in known if name not in found]
-    if found and lacking:
+        fields[name] = _parsed(pl.Series(name, [text]), known[name], f"view {plan.name}: request field {name}")
+    lacking = [name for name in known if name not in fields]
+    if fields and lacking:
         raise SpineError(f"view {plan.name}: request field {lacking[0]} is missing; write {lacking[0]}=value too")
-    return list(found.values())
+    return list(fields.values())
 
 
 def _parsed(texts: pl.Series, dtype: pl.DataType, what: str) -> pl.Series:
     """Texts as values of a type."""
     if dtype == pl.Boolean:
-        found = texts.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
+        values = texts.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
     elif isinstance(dtype, pl.Datetime):
-        found = pl.Series(texts.name, [instant_us(text) for text in texts]).cast(dtype)
+        values = pl.Series(texts.name, [instant_us(text) for text in texts]).cast(dtype)
     else:
-        found = texts.cast(dtype, strict=False)
-    if found.null_count():
-        bad = texts[int(found.is_null().arg_max() or 0)]
+        values = texts.cast(dtype, strict=False)
+    if values.null_count():
+        bad = texts[int(values.is_null().arg_max() or 0)]
         raise SpineError(f"{what} {bad!r} is no {dtype}" + "; write true or false" * (dtype == pl.Boolean))
-    return found
+    return values
 
 
 def instant_us(now: datetime | int | str | None) -> int:

@@ -3,12 +3,12 @@
 Each shard of a view has a fence: a hash with a sequence number, the token of its last writer, and the next offset of
 every source partition. A flush is one step per shard, which compares the fence, writes the records and moves the fence
 on, all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that
-went back in time, is found out at the next flush.
+went back in time, is detected at the next flush.
 
     <ns>:{<shard>}:<view>:<version>:<key text>       one record, packed          {..} is the hash tag: a shard's keys
     <ns>:{<shard>}:<view>:<version>!fence            its shard's fence               are in one slot of a cluster
     <ns>:views                                       view name -> active fingerprint
-    <ns>:owners                                      view name -> module:Class, see owners.py
+    <ns>:owners                                      view name -> module:Class, see versions.py
     <ns>:meta                                        shards: fixed when the namespace is first opened
 
 A version is the first half of the fingerprint: keys are a good part of what Redis holds of a quiet entity.
@@ -28,11 +28,10 @@ import polars as pl
 import structlog
 from numpy.typing import NDArray
 
-from headrace.errors import EvictionError, LayoutError, StoreError, StoreUnavailableError
+from headrace.errors import EvictionError, StoreError, StoreUnavailableError
 from headrace.features.answer import Answer
 from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.state.record import PackedReader, read_packed
-from headrace.features.store.client import KEYS_MAX, RedisLink, Script
 from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
 from headrace.features.store.fences import (
     APPLIED,
@@ -45,25 +44,23 @@ from headrace.features.store.fences import (
     fenced,
     write_shards,
 )
-from headrace.features.store.owners import ViewOwners
+from headrace.features.store.link import KEYS_MAX, RedisLink, Script
 from headrace.features.store.reader import read_frame
-from headrace.features.store.requests import LENGTH_MAX, put_keys
-from headrace.features.view import FeatureView, ViewPlan, version_of
+from headrace.features.store.versions import ViewVersions
+from headrace.features.store.wire import LENGTH_MAX, put_keys
+from headrace.features.view import FeatureView, ViewPlan, plan_of
 from headrace.kernels.spans import spans_of
 
-ACTIVE_S_MAX = 1.0
-"""Seconds that a reader may believe which version of a view is active before it asks again."""
-
 EVICTION_S = 5.0
-"""Seconds between two looks, while records are written, at whether Redis may evict them."""
+"""Seconds between checks, while records are written, whether Redis may evict them."""
 
 SNAPSHOT_KEYS_MAX = 50_000
-"""Keys in one atomic snapshot: reading them holds up Redis for some 50 ms."""
+"""Keys in one atomic snapshot: reading them blocks Redis for some 50 ms."""
 
 PART_KEYS = 500
-"""Keys in one MGET of a large read: Redis finds some while the ones before are decoded."""
+"""Keys in one MGET of a large read: Redis looks up the next while the last are decoded."""
 FIRST_KEYS = 100, 200
-"""Keys in the first ones of a read that needs several, so that there is soon something to decode."""
+"""Keys in the first MGETs of a large read, small so that decoding starts soon."""
 
 _SNAPSHOT = Script(
     "snapshot",
@@ -90,8 +87,7 @@ class OnlineStore:
         self._allow_eviction = allow_eviction
         self._evictions: dict[str, Eviction] = {}
         self._evictions_s = -math.inf
-        self._owners = ViewOwners(link, namespace)
-        self._active: dict[str, tuple[str | None, float]] = {}
+        self.views = ViewVersions(link, namespace)
         self._known_prefixes: dict[tuple[str, str], list[bytes]] = {}
 
     @classmethod
@@ -114,11 +110,11 @@ class OnlineStore:
         try:
             with link.errors("opening the store"):
                 link.client.hsetnx(f"{namespace}:meta", "shards", shards)
-                found = int(link.client.hget(f"{namespace}:meta", "shards"))
-            if found != shards:
+                shards_before = int(link.client.hget(f"{namespace}:meta", "shards"))
+            if shards_before != shards:
                 raise StoreError(  # noqa: TRY301 - the link must be closed
-                    f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {found}, "
-                    f"not {shards}; open it with {found}, or use another namespace and backfill"
+                    f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {shards_before}, "
+                    f"not {shards}; open it with {shards_before}, or use another namespace and backfill"
                 )
         except BaseException:
             link.close()
@@ -171,7 +167,7 @@ class OnlineStore:
             LayoutError: the view was changed and its new version is not active yet.
             StoreUnavailableError: Redis does not answer.
         """
-        return read_frame(self, view, entities, now)
+        return read_frame(plan_of(view), entities, now, self.answer)
 
     def answer(
         self,
@@ -209,10 +205,10 @@ class OnlineStore:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        found = self._link.mget(self._keys(plan, ids, texts))
+        records = self._link.mget(self._keys(plan, ids, texts))
         for index in np.flatnonzero(ids == NULL_ID).tolist():
-            found[index] = None  # it shares the empty text with the entity ""
-        return found
+            records[index] = None  # it shares the empty text with the entity ""
+        return records
 
     def scan(self, plan: ViewPlan) -> Iterator[tuple[bytes, bytes]]:
         """(key text, record) of every entity of the view's version, in no order.
@@ -222,14 +218,14 @@ class OnlineStore:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        keys = self._scan_keys(plan.name, plan.fingerprint)
+        keys = self.views.scan_records(plan)
         while part := list(islice(keys, KEYS_MAX)):
             for key, record in zip(part, self._link.mget(part), strict=True):
                 if record is not None:
                     yield key.split(b":", 4)[4], record
 
     def snapshot(self, plan: ViewPlan, shard: int, texts: Sequence[bytes]) -> tuple[dict[str, int], list[bytes | None]]:
-        """(offsets, records) of one moment: what `texts`, entities of `shard`, held when it stood at the offsets.
+        """(offsets, records) read atomically: the records of `texts`, entities of `shard`, at those offsets.
 
         Raises:
             StoreError: more than `SNAPSHOT_KEYS_MAX` texts.
@@ -245,17 +241,17 @@ class OnlineStore:
     # Writing
 
     def fence(self, plan: ViewPlan, shard: int) -> Fence:
-        """Where one shard stands."""
+        """The fence of one shard."""
         return self.fences(plan, [shard])[shard]
 
     def fences(self, plan: ViewPlan, shards: Sequence[int]) -> dict[int, Fence]:
-        """Where each of `shards` stands, in one round trip.
+        """The fences of `shards`, in one round trip.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        held = self._link.hashes([fence_key(self._prefix(plan, shard)) for shard in shards])
-        return {shard: fence_of(each) for shard, each in zip(shards, held, strict=True)}
+        hashes = self._link.hashes([fence_key(self._prefix(plan, shard)) for shard in shards])
+        return {shard: fence_of(fields) for shard, fields in zip(shards, hashes, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
         """Apply each write if its shard's fence is as expected: in transactions, on a cluster in scripts.
@@ -270,19 +266,19 @@ class OnlineStore:
             StoreError: Redis refused, for instance for lack of memory.
         """
         self.require_kept(plan)
-        found = write_shards(self._link, functools.partial(self._prefix, plan), _ttl_ms(plan), writes)
-        for write, (state, sequence, writer) in zip(writes, found, strict=True):
+        outcomes = write_shards(self._link, functools.partial(self._prefix, plan), _ttl_ms(plan), writes)
+        for write, (state, sequence, writer) in zip(writes, outcomes, strict=True):
             if state not in {APPLIED, REPEATED}:
                 raise fenced(plan, write.shard, write.expected, (sequence, writer))
         return FlushReport(
             {write.shard: write.expected_sequence + 1 for write in writes},
-            frozenset(write.shard for write, (state, *_) in zip(writes, found, strict=True) if state == REPEATED),
+            frozenset(write.shard for write, (state, *_) in zip(writes, outcomes, strict=True) if state == REPEATED),
         )
 
     def require_kept(self, plan: ViewPlan) -> None:
         """Return if Redis keeps the view's records until their ttl; asks Redis at most every `EVICTION_S` seconds.
 
-        A user who may not ask, or a managed Redis that does not tell, is only logged, once.
+        Where the user may not ask, or a managed Redis hides the setting, a warning is logged once.
 
         Raises:
             EvictionError: its maxmemory-policy may drop them, and that was not allowed when the store was opened.
@@ -318,28 +314,20 @@ class OnlineStore:
         if is_first and self._allow_eviction and any(each.may_drop for each in self._evictions.values()):
             log.warning("eviction_allowed", store=self.url, policies={str(each) for each in self._evictions.values()})
 
-    # Versions of views
+    # Versions of views (`versions.ViewVersions` has the rules)
 
     def active(self, view_name: str) -> str | None:
-        """Fingerprint of the version that readers of the view get, or None: nothing was materialised yet."""
-        with self._link.errors(f"reading the active version of {view_name}"):
-            found: bytes | None = self._link.client.hget(f"{self.namespace}:views", view_name)
-        fingerprint = None if found is None else found.decode()
-        self._active[view_name] = (fingerprint, time.monotonic())
-        return fingerprint
+        """Fingerprint of the version that readers of the view get; None before anything was materialized."""
+        return self.views.active(view_name)
 
     def activate(self, plan: ViewPlan) -> None:
-        """Let readers of the view get this version; other processes notice within `ACTIVE_S_MAX` seconds.
+        """Give readers of the view this version; other processes notice within `ACTIVE_S_MAX` seconds.
 
         Raises:
             LayoutError: another class owns the view's name.
             StoreUnavailableError: Redis does not answer.
         """
-        self._owners.claim(plan, self.active(plan.name))
-        with self._link.errors(f"activating {plan.name}"):
-            self._link.client.hset(f"{self.namespace}:views", plan.name, plan.fingerprint)
-        log.info("view_activated", view=plan.name, fingerprint=plan.fingerprint)
-        self.active(plan.name)
+        self.views.activate(plan)
 
     def register(self, plan: ViewPlan) -> bool:
         """Activate the view's version if none is active; return whether it is the active one now.
@@ -350,21 +338,15 @@ class OnlineStore:
             StoreUnavailableError: Redis does not answer.
         """
         self.require_kept(plan)
-        self._owners.claim(plan, self.active(plan.name))
-        with self._link.errors(f"registering {plan.name}"):
-            self._link.client.hsetnx(f"{self.namespace}:views", plan.name, plan.fingerprint)
-        return self.active(plan.name) == plan.fingerprint
+        return self.views.register(plan)
 
     def adopt(self, plan: ViewPlan) -> str | None:
-        """Make the view's class the owner of its name, as after it was moved; return who was, None if nobody.
+        """Make the view's class the owner of its name; return the owner before, None if there was none.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        owner = self._owners.of(plan.name)
-        self._owners.adopt(plan)
-        log.info("view_adopted", view=plan.name, owner=plan.declared_in, before=owner)
-        return owner
+        return self.views.adopt(plan)
 
     def drop(self, view_name: str, fingerprint: str) -> int:
         """Delete a version of a view, records and fences; return how many keys.
@@ -373,24 +355,11 @@ class OnlineStore:
             StoreError: readers get this version.
             StoreUnavailableError: Redis does not answer; call again.
         """
-        if self.active(view_name) == fingerprint:
-            raise StoreError(f"view {view_name} · version {fingerprint} is active; activate another one first")
-        keys, dropped = self._scan_keys(view_name, fingerprint, b"[:!]"), 0
-        while part := list(islice(keys, KEYS_MAX)):
-            dropped += self._link.unlink(part)
-        return dropped
+        return self.views.delete(view_name, fingerprint)
 
     def require_active(self, plan: ViewPlan) -> None:
         """Return if readers get this version of the view, or none yet; else raise `LayoutError`."""
-        fingerprint, asked_s = self._active.get(plan.name, (None, -math.inf))
-        if time.monotonic() - asked_s > ACTIVE_S_MAX:
-            fingerprint = self.active(plan.name)
-        if fingerprint not in {None, plan.fingerprint}:
-            self._owners.require(plan)
-            raise LayoutError(
-                f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the "
-                "view was changed and its new version is not active; run `headrace backfill`, which activates it"
-            )
+        self.views.require_active(plan)
 
     def _keys(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
         prefix = self._prefixes(plan)
@@ -414,7 +383,7 @@ class OnlineStore:
         return [names[count] + part for count, part in zip(counts, parts, strict=True)], counts
 
     def _prefixes(self, plan: ViewPlan) -> list[bytes]:
-        """What the keys of the records of each shard begin with."""
+        """Key prefix of the records of each shard."""
         version = plan.name, plan.version
         if version not in self._known_prefixes:
             self._known_prefixes[version] = [self._prefix(plan, shard) + b":" for shard in range(self.shards)]
@@ -422,11 +391,6 @@ class OnlineStore:
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
         return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.version}".encode()
-
-    def _scan_keys(self, view_name: str, fingerprint: str, kind: bytes = b":") -> Iterator[bytes]:
-        pattern = f"{self.namespace}:{{*}}:{view_name}:{version_of(fingerprint)}".encode() + kind + b"*"
-        with self._link.errors(f"scanning {view_name}"):
-            yield from self._link.client.scan_iter(match=pattern, count=1_000)
 
 
 def _ttl_ms(plan: ViewPlan) -> int:

@@ -1,7 +1,7 @@
-"""Transactions that are carried out only if some hashes hold what is expected: WATCH, MULTI, and EXEC after a look.
+"""Transactions applied only if some hashes have the expected fields: WATCH, MULTI, and EXEC after checking them.
 
-EXEC is not sent before the guards' answer is here, so no command is ever carried out against it; and a guard that
-changes after the answer makes EXEC do nothing. The commands are on their way meanwhile.
+EXEC is sent only after the guards' fields have arrived and were accepted; a guard that changes later makes EXEC do
+nothing. The commands travel in the meantime.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,24 +10,25 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 import hiredis
-import redis.exceptions as theirs
+
+from headrace.features.store.client import ResponseError
 
 Held: TypeAlias = list[list[bytes | None]]
-"""What the guards of a call held: (guards, fields)."""
+"""Fields of a call's guards: (guards, fields)."""
 Packed: TypeAlias = bytes | memoryview
-"""One command or several, as Redis reads them."""
+"""One or more packed commands."""
 
 _SEND_BYTES = 1 << 15
-"""Bytes of a pipeline that are sent while the rest is still made: Redis works on them meanwhile."""
+"""Bytes of a pipeline sent at a time, so that Redis works while the rest is packed."""
 
 _EXEC, _DISCARD = (hiredis.pack_command((name,)) for name in ("EXEC", "DISCARD"))
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """Commands that are carried out together if `accepts` what `fields` of each hash of `guards` hold then.
+    """Commands applied together if `accepts` agrees to the `fields` of each hash of `guards`.
 
-    `commands` makes them, packed, and says how many they are; a second time if the connection broke.
+    `commands` packs and counts them; it is called again if the connection broke.
     """
 
     guards: Sequence[bytes]
@@ -37,9 +38,9 @@ class Guarded:
 
 
 def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[tuple[Held, bool]]:
-    """What the guards of each call held, and whether its commands were carried out; over one connection of a pool.
+    """Guard fields of each call, and whether its commands were applied; over one connection of a pool.
 
-    What is drawn from `calls` is noted in `made`. Raises redis-py's errors.
+    Calls drawn from `calls` are appended to `made`. Raises redis-py's errors.
 
     sent       guards 1, commands 1 ...      EXEC 1, guards 2, commands 2 ...      EXEC 2
     answered           guards 1                      EXEC 1, guards 2
@@ -56,8 +57,8 @@ def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[
             if asked is not None:
                 if before is not None:
                     done.append(_ended(connection, *before))
-                held = _answer(connection, asked[0])
-                before = (asked[1], held, asked[0].accepts(held))
+                guard_fields = _answer(connection, asked[0])
+                before = (asked[1], guard_fields, asked[0].accepts(guard_fields))
                 head.append(_EXEC if before[2] else _DISCARD)
             asked = None
             if call is not None:
@@ -79,7 +80,7 @@ def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[
 
 
 def in_pieces(commands: Iterable[Packed]) -> Iterator[list[Packed]]:
-    """Packed commands, as many together as are worth a call, and drawn no sooner."""
+    """Group packed commands into chunks of about `_SEND_BYTES`, drawing them lazily."""
     waiting: list[Packed] = []
     size = 0
     for command in commands:
@@ -93,15 +94,15 @@ def in_pieces(commands: Iterable[Packed]) -> Iterator[list[Packed]]:
 
 
 def reply_of(connection: Any) -> Any:
-    """The next reply, or the error that it is."""
+    """The next reply; error replies are returned, not raised."""
     try:
         return connection.read_response()
-    except theirs.ResponseError as exc:
+    except ResponseError as exc:
         return exc
 
 
 def without_errors(replies: Iterable[Any]) -> Iterator[Any]:
-    """The replies; an error among them is raised."""
+    """Pass replies through, raising the first error reply."""
     for reply in replies:
         if isinstance(reply, Exception):
             raise reply
@@ -114,14 +115,14 @@ def _question(call: Guarded) -> list[Packed]:
 
 
 def _answer(connection: Any, call: Guarded) -> Held:
-    """The replies to the question but the last, of MULTI."""
-    _, *held = without_errors([reply_of(connection) for _ in range(1 + len(call.guards))])
-    return held
+    """Guard fields: the replies after WATCH's. MULTI's reply is read later."""
+    _, *guard_fields = without_errors([reply_of(connection) for _ in range(1 + len(call.guards))])
+    return guard_fields
 
 
-def _ended(connection: Any, count: int, held: Held, accepted: bool) -> tuple[Held, bool]:
+def _ended(connection: Any, count: int, guard_fields: Held, accepted: bool) -> tuple[Held, bool]:
     """The rest of a call's replies: to MULTI, to each of its `count` commands, to the end."""
     *_, last = without_errors([reply_of(connection) for _ in range(count + 2)])
     if accepted and last is not None:
         list(without_errors(last))
-    return held, accepted and last is not None
+    return guard_fields, accepted and last is not None

@@ -1,4 +1,4 @@
-"""A store's URL, checked before redis-py sees it, which takes much as something else and quotes secrets in its errors.
+"""A store's URL, checked before redis-py sees it, which misreads many malformed URLs and quotes secrets in its errors.
 
     redis://user:password@host:6379/0      rediss:// with TLS      unix:///path/to/socket
     redis+cluster://host:6379              any node of a cluster; rediss+cluster:// with TLS
@@ -11,12 +11,10 @@ import contextlib
 import ipaddress
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
-
-from redis.connection import URL_QUERY_ARGUMENT_PARSERS
 
 from headrace.errors import StoreError
 from headrace.redaction import shown_url
@@ -26,20 +24,18 @@ FORMS = "redis://user:password@host:6379/0, rediss://, unix:///path, redis+clust
 
 _CLUSTER = "+cluster"
 _SCHEMES = ("redis", "rediss", "unix", f"redis{_CLUSTER}", f"rediss{_CLUSTER}")
-_OPTIONS = frozenset(
-    {
-        "db",
-        "username",
-        "password",
-        "client_name",
-        "socket_timeout",
-        "socket_connect_timeout",
-        "socket_read_size",
-        "health_check_interval",
-        "max_connections",
-    }
-)
-"""Query parameters that are passed to redis-py; others would change the protocol or fail inside it."""
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "db": int,
+    "username": str,
+    "password": str,
+    "client_name": str,
+    "socket_timeout": float,
+    "socket_connect_timeout": float,
+    "socket_read_size": int,
+    "health_check_interval": int,
+    "max_connections": int,
+}
+"""Query parameters that are passed to redis-py, and their types; others would change the protocol or fail inside it."""
 _TLS_OPTION = re.compile(r"ssl_(cert_reqs|ca_certs|ca_path|ca_data|certfile|keyfile|password|check_hostname|ciphers)")
 _ENCODE = "percent-encode / ? # @ : and % in user and password, as Python's urllib.parse.quote(text, safe='') does"
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
@@ -56,7 +52,7 @@ class StoreUrl:
 
 
 def parse_store_url(url: str) -> StoreUrl:
-    """`url`, once it says without doubt which Redis is meant.
+    """Parse `url`, which must name one Redis unambiguously.
 
     Raises:
         StoreError: it does not; the message holds no secret of it.
@@ -74,7 +70,7 @@ def parse_store_url(url: str) -> StoreUrl:
 
 
 def _faults(url: str) -> Iterator[str]:
-    """What is wrong with a URL, and what to write; to be drawn until the first. Quotes nothing of user and query."""
+    """Faults of a URL, each with its fix; only the first is drawn. Quotes nothing of user and query."""
     scheme, colon, rest = url.partition("://")
     before, at, after = rest.rpartition("@")
     if not colon:
@@ -141,7 +137,7 @@ def _faults_of_options(scheme: str, parts: SplitResult) -> Iterator[str]:
 
 
 def _is_value(name: str, text: str) -> bool:
-    parser: Any = URL_QUERY_ARGUMENT_PARSERS.get(name, str)
+    parser = _OPTIONS.get(name, str)
     try:
         value = parser(text)
     except ValueError:

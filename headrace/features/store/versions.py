@@ -1,12 +1,35 @@
-"""Versions of a view in a store: a changed view is built beside the old one, which stays until somebody drops it."""
+"""Which version of a view readers get, which class owns its name, and the versions that a store holds.
 
+    <ns>:views       view name -> active fingerprint
+    <ns>:owners      view name -> module:Class that first wrote under it
+
+A changed view is built beside the version that readers get, which stays until it is dropped. The class that was changed
+is still the owner of the name. Another class of the name is refused, so that it cannot replace records that are not its
+own, unless its records are equal to the byte: then it is the same view under a new address, and becomes the owner. A
+class that was moved and changed at once takes the name over with `headrace features adopt`.
+"""
+
+import math
 import re
+import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-from headrace.errors import StoreError
-from headrace.features.store.store import OnlineStore
-from headrace.features.view import FeatureView, plan_of, version_of
+import structlog
+
+from headrace.errors import LayoutError, StoreError
+from headrace.features.store.link import KEYS_MAX, RedisLink
+from headrace.features.view import ViewPlan, version_of
+
+ACTIVE_S_MAX = 1.0
+"""Seconds that a reader may believe which version of a view is active before it asks again."""
+
+_SCRIPT = "__main__"
+"""Module of a class whose file is run as a script, whatever its name is when it is imported."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,43 +45,164 @@ class Version:
     records: int
 
 
-def versions(view: type[FeatureView], store: OnlineStore) -> list[Version]:
-    """All versions of a view in the store, the active one first. Walks over every key of the Redis.
+class ViewVersions:
+    """Versions and owners of the views of one namespace. Thread-safe. Every method may raise StoreUnavailableError."""
 
-    Raises:
-        StoreUnavailableError: Redis does not answer.
-    """
-    plan = plan_of(view)
-    prefix = f"{store.namespace}:{{*}}:{plan.name}:"
-    form = re.compile(rf"{re.escape(store.namespace)}:\{{\d+\}}:{re.escape(plan.name)}:([0-9a-f]+)([:!])".encode())
-    records: Counter[str] = Counter()
-    with store._link.errors(f"listing the versions of {plan.name}"):  # noqa: SLF001
-        for key in store._link.client.scan_iter(match=f"{prefix}*", count=1_000):  # noqa: SLF001
-            if found := form.match(key):
-                records[found[1].decode()] += found[2] == b":"
-    active = store.active(plan.name)
-    known = [
-        Version(version, active is not None and version == version_of(active), version == plan.version, count)
-        for version, count in records.items()
-    ]
-    return sorted(known, key=lambda one: (not one.is_active, not one.is_declared, one.version))
+    def __init__(self, link: RedisLink, namespace: str) -> None:
+        self._link = link
+        self._namespace = namespace
+        self._known: dict[str, tuple[str | None, float]] = {}
 
+    def active(self, view_name: str) -> str | None:
+        """Fingerprint of the version that readers of the view get; None before anything was materialized."""
+        fingerprint = self._field("views", view_name, "reading the active version of")
+        self._known[view_name] = (fingerprint, time.monotonic())
+        return fingerprint
 
-def drop(view: type[FeatureView], version: str, store: OnlineStore) -> int:
-    """Delete a version of a view, records and offsets; returns the number of keys.
+    def activate(self, plan: ViewPlan) -> None:
+        """Give readers of the view this version.
 
-    Raises:
-        StoreError: readers get it, or the store has none such.
-        StoreUnavailableError: Redis does not answer; call again.
-    """
-    name, known = plan_of(view).name, versions(view, store)
-    found = next((one for one in known if one.version == version_of(version)), None)
-    if found is None:
-        held = ", ".join(one.version for one in known) or "none at all"
-        raise StoreError(f"view {name}: {store.url} holds no version {version!r}; it holds {held}")
-    if found.is_active:
-        raise StoreError(
-            f"view {name}: version {found.version} is active, readers get it; backfill another one first, which "
-            "activates that"
+        Raises:
+            LayoutError: another class owns the view's name.
+        """
+        self._claim(plan)
+        with self._link.errors(f"activating {plan.name}"):
+            self._link.client.hset(f"{self._namespace}:views", plan.name, plan.fingerprint)
+        log.info("view_activated", view=plan.name, fingerprint=plan.fingerprint)
+        self.active(plan.name)
+
+    def register(self, plan: ViewPlan) -> bool:
+        """Activate the view's version if none is active; return whether it is the active one now.
+
+        Raises:
+            LayoutError: another class owns the view's name.
+        """
+        self._claim(plan)
+        with self._link.errors(f"registering {plan.name}"):
+            self._link.client.hsetnx(f"{self._namespace}:views", plan.name, plan.fingerprint)
+        return self.active(plan.name) == plan.fingerprint
+
+    def require_active(self, plan: ViewPlan) -> None:
+        """Return if readers get this version of the view, or none yet.
+
+        Raises:
+            LayoutError: readers get another version.
+        """
+        fingerprint, asked_s = self._known.get(plan.name, (None, -math.inf))
+        if time.monotonic() - asked_s > ACTIVE_S_MAX:
+            fingerprint = self.active(plan.name)
+        if fingerprint not in {None, plan.fingerprint}:
+            self._require_owner(plan)
+            raise LayoutError(
+                f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the "
+                "view was changed and its new version is not active; run `headrace backfill`, which activates it"
+            )
+
+    def adopt(self, plan: ViewPlan) -> str | None:
+        """Make the view's class the owner of its name; return the owner before, None if there was none."""
+        owner = self._owner(plan.name)
+        self._set_owner(plan)
+        log.info("view_adopted", view=plan.name, owner=plan.declared_in, before=owner)
+        return owner
+
+    def list(self, plan: ViewPlan) -> list[Version]:
+        """All versions of the view, the active one first. Scans every key of the Redis."""
+        view = re.escape(plan.name)
+        form = re.compile(rf"{re.escape(self._namespace)}:\{{\d+\}}:{view}:([0-9a-f]+)([:!])".encode())
+        records: Counter[str] = Counter()
+        for match in filter(
+            None, map(form.match, self._scan(f"{plan.name}:*", f"listing the versions of {plan.name}"))
+        ):
+            records[match[1].decode()] += match[2] == b":"
+        active = self.active(plan.name)
+        known = [
+            Version(version, active is not None and version == version_of(active), version == plan.version, count)
+            for version, count in records.items()
+        ]
+        return sorted(known, key=lambda one: (not one.is_active, not one.is_declared, one.version))
+
+    def drop(self, plan: ViewPlan, version: str) -> int:
+        """Delete a version of the view, records and fences; return the number of keys. Call again after an error.
+
+        Raises:
+            StoreError: readers get this version, or the store has none such.
+        """
+        name, known = plan.name, self.list(plan)
+        chosen = next((one for one in known if one.version == version_of(version)), None)
+        if chosen is None:
+            names = ", ".join(one.version for one in known) or "none at all"
+            raise StoreError(f"view {name}: {self._link.shown_url} holds no version {version!r}; it holds {names}")
+        if chosen.is_active:
+            raise StoreError(
+                f"view {name}: version {chosen.version} is active, readers get it; backfill another one first, which "
+                "activates that"
+            )
+        return self.delete(name, chosen.version)
+
+    def delete(self, view_name: str, fingerprint: str) -> int:
+        """Delete the keys of a version, whether or not any exist; return how many did. Call again after an error.
+
+        Raises:
+            StoreError: readers get this version.
+        """
+        if self.active(view_name) == fingerprint:
+            raise StoreError(f"view {view_name} · version {fingerprint} is active; activate another one first")
+        pattern, dropped = f"{view_name}:{version_of(fingerprint)}[:!]*", 0
+        keys = self._scan(pattern, f"scanning {view_name}")
+        while part := list(islice(keys, KEYS_MAX)):
+            dropped += self._link.unlink(part)
+        return dropped
+
+    def scan_records(self, plan: ViewPlan) -> Iterator[bytes]:
+        """Keys of all records of the view's version, in no order; one may come twice."""
+        return self._scan(f"{plan.name}:{plan.version}:*", f"scanning {plan.name}")
+
+    def _scan(self, pattern: str, doing: str) -> Iterator[bytes]:
+        with self._link.errors(doing):
+            yield from self._link.client.scan_iter(match=f"{self._namespace}:{{*}}:{pattern}".encode(), count=1_000)
+
+    def _claim(self, plan: ViewPlan) -> None:
+        """Make the view's class the owner of its name.
+
+        Raises:
+            LayoutError: another class owns the name, and its records are not equal.
+        """
+        active = self.active(plan.name)
+        with self._link.errors(f"claiming {plan.name}"):
+            self._link.client.hsetnx(f"{self._namespace}:owners", plan.name, plan.declared_in)
+        owner = self._owner(plan.name) if active == plan.fingerprint else self._require_owner(plan)
+        if owner != plan.declared_in and not plan.declared_in.startswith(_SCRIPT):
+            self._set_owner(plan)
+
+    def _require_owner(self, plan: ViewPlan) -> str | None:
+        """The owner of the view's name, which is the view's class, or None.
+
+        Raises:
+            LayoutError: another class owns the name.
+        """
+        owner = self._owner(plan.name)
+        if owner is None or _is_same_class(owner, plan.declared_in):
+            return owner
+        raise LayoutError(
+            f"view {plan.name}: {self._link.shown_url} has records of {owner} under this name, and {plan.declared_in} "
+            'is another view, which would replace them. Give one of the two another name="..." in its class '
+            f"arguments; or, if the class was moved or renamed, run `headrace features adopt {plan.declared_in}`"
         )
-    return store.drop(name, found.version)
+
+    def _owner(self, view_name: str) -> str | None:
+        return self._field("owners", view_name, "reading the owner of")
+
+    def _set_owner(self, plan: ViewPlan) -> None:
+        with self._link.errors(f"adopting {plan.name}"):
+            self._link.client.hset(f"{self._namespace}:owners", plan.name, plan.declared_in)
+
+    def _field(self, name: str, view_name: str, doing: str) -> str | None:
+        with self._link.errors(f"{doing} {view_name}"):
+            value: bytes | None = self._link.client.hget(f"{self._namespace}:{name}", view_name)
+        return None if value is None else value.decode()
+
+
+def _is_same_class(owner: str, declared_in: str) -> bool:
+    """Whether both may be addresses of one class, one of them that of a script."""
+    (module, _, name), (other_module, _, other_name) = owner.partition(":"), declared_in.partition(":")
+    return name == other_name and (module == other_module or _SCRIPT in (module, other_module))

@@ -1,6 +1,6 @@
 """ModelDirectory: the published versions of one learner, and notices of new ones.
 
-    <path>/v00000041/  v00000042/   .staged-.../       Redis stream: {name, version, path, created}
+    <path>/v00000041/  v00000042/   .v00000043.4f1a09bc/       Redis stream: {name, version, path, created}
 
 The folder is authoritative; a notice only wakes followers. So a lost notice costs one poll interval, and followers work
 without Redis. Versions grow by one and are never reused; a rollback publishes old content as a new version. A directory
@@ -8,7 +8,6 @@ has one writer: a second one fails at the rename.
 """
 
 import re
-import secrets
 import shutil
 import threading
 import time
@@ -20,11 +19,12 @@ from typing import Any
 import structlog
 from prometheus_client import Counter, Gauge
 
+from headrace.atomic import publish_folder, staging_folder
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError, StoreError
-from headrace.features.store.client import RedisLink
+from headrace.features.store.link import RedisLink
 from headrace.learners.learner import Learner
-from headrace.learners.publishing.snapshot import Manifest, Snapshot, move, read_manifest
+from headrace.learners.publishing.snapshot import Manifest, Snapshot, already_published, read_manifest
 
 STREAM = "hr:models"
 NOTICES_MAX = 1_000  # entries the stream keeps, about
@@ -110,8 +110,7 @@ class ModelDirectory:
         latest = self.latest() or 0
         if latest and (name := self.manifest(latest).learner) != snapshot.manifest.learner:
             raise SnapshotError(f"models {self.path.name}: of learner {name!r}, not {snapshot.manifest.learner!r}")
-        folder = self.path / f".staged-{latest + 1}-{secrets.token_hex(4)}"
-        folder.mkdir()
+        folder = staging_folder(self.folder(latest + 1))
         replace(snapshot, manifest=replace(snapshot.manifest, version=latest + 1)).write(folder)
         return Staged(folder, Snapshot.load(folder))
 
@@ -128,7 +127,9 @@ class ModelDirectory:
         staged = self.stage(snapshot) if isinstance(snapshot, Snapshot) else snapshot
         version = staged.snapshot.manifest.version
         try:
-            move(staged.folder, self.folder(version))
+            publish_folder(staged.folder, self.folder(version))
+        except FileExistsError as exc:
+            raise already_published(self.folder(version)) from exc
         finally:
             self.discard(staged)
         for old in self.versions()[: -self._keep]:

@@ -6,16 +6,13 @@
       manifest.json       version, learner, fingerprints, offsets, metrics, sha256 of each file and of itself
 
 Invariant: a folder of this name holds exactly the bytes that were written, or `load` raises SnapshotError and says
-what differs. Files are written and fsynced in a temporary folder beside, then the folder is renamed. Nothing is
-pickled. The probe is a small batch with the learner's predictions for it, so that a reader can verify its own.
+what differs; `headrace.atomic` writes the folder. Nothing is pickled. The probe is a small batch with the learner's
+predictions for it, so that a reader can verify its own.
 
 With `with_optimizer` the arrays hold all state of training: a checkpoint rather than a published version.
 """
 
 import hashlib
-import os
-import secrets
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -28,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from headrace.atomic import open_folder
 from headrace.clock import wall_us
 from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
@@ -116,29 +114,23 @@ class Snapshot:
             SnapshotError: the folder exists.
         """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.parent / f".{folder.name}.{secrets.token_hex(4)}"
-        partial.mkdir()
         try:
-            written = self.write(partial)
-            move(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return written
+            with open_folder(folder) as partial:
+                return self.write(partial)
+        except FileExistsError as exc:
+            raise already_published(folder) from exc
 
     def write(self, folder: Path) -> "Snapshot":
-        """Write the two files into the existing `folder`, and flush them to disk; no rename."""
+        """Write the two files into the existing `folder`; returns the snapshot with `files` in its manifest."""
         data = save_tensors({name: np.ascontiguousarray(array) for name, array in self.arrays.items()})
-        write_synced(folder / MODEL, data)
+        (folder / MODEL).write_bytes(data)
         files = {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
         manifest = replace(self.manifest, files=files)
         plain = asdict(manifest)
-        write_synced(
-            folder / MANIFEST,
-            orjson.dumps(
-                {**plain, "checksum": _checksum(plain)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
-            ),
+        text = orjson.dumps(
+            {**plain, "checksum": _checksum(plain)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
         )
+        (folder / MANIFEST).write_bytes(text)
         return Snapshot(manifest, self.arrays)
 
     @staticmethod
@@ -197,31 +189,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     return Manifest(**plain)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and flush it to disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def move(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder` and flush their parent: after a crash either all of it is there or nothing.
-
-    Raises:
-        SnapshotError: `folder` exists and is not empty.
-    """
-    try:
-        partial.rename(folder)
-    except OSError as exc:
-        if folder.exists():
-            raise SnapshotError(f"snapshot {folder.name}: exists; another writer uses this directory") from exc
-        raise
-    parent = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+def already_published(folder: Path) -> SnapshotError:
+    """The error for a `folder` that exists where a snapshot was to be written."""
+    return SnapshotError(f"snapshot {folder.name}: exists; another writer uses this directory")
 
 
 def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inputs, NDArray[np.float32]] | None:

@@ -1,0 +1,288 @@
+"""A connection to Redis, one server or a cluster: reads, scripts and guarded transactions, with errors of our tree.
+
+Thread-safe: redis-py's pool gives each call its own connection.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Self, TypeAlias
+
+import hiredis
+
+from headrace.features.store.client import (
+    DISCONNECTED,
+    DRIVER_ERRORS,
+    PRIMARIES,
+    TIMEOUT_S,
+    NoScriptError,
+    open_client,
+    store_error,
+)
+from headrace.features.store.cluster import Command, by_hash_tag, send_to_cluster
+from headrace.features.store.transactions import Guarded, Held, carry_out, in_pieces, reply_of, without_errors
+from headrace.features.store.url import parse_store_url
+from headrace.features.store.wire import NotValuesError, read_values
+from headrace.kernels.spans import Values, values_of
+
+KEYS_MAX = 10_000
+"""Keys in one MGET: more would block other clients for over 10 ms."""
+
+_Call: TypeAlias = tuple[Sequence[bytes], Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and its name in error messages."""
+
+    name: str
+    text: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sha", hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest())
+
+
+class RedisLink:
+    """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, `embedded://`, or a cluster's.
+
+    A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`); the other nodes are found through it.
+    `embedded://DIR` is the Redis of a folder, located at each connect, wherever it listens.
+    Nothing connects before the first command.
+
+    Raises:
+        StoreError: `url` does not say which Redis is meant.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._place = parse_store_url(url)
+        self._timeout_s = timeout_s
+        self._opening = threading.Lock()
+        self._client: Any = None
+
+    @property
+    def shown_url(self) -> str:
+        """Where Redis is, without secrets."""
+        return self._place.shown
+
+    @property
+    def cluster(self) -> bool:
+        """Whether Redis is a cluster."""
+        return self._place.is_cluster
+
+    @property
+    def client(self) -> Any:
+        """redis-py's client, created on first use.
+
+        Raises:
+            StoreUnavailableError: no node of the cluster answers.
+        """
+        if self._client is None:
+            with self._opening, self.errors("connecting"):
+                self._client = self._client or open_client(self._place, self._timeout_s)
+        return self._client
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Translate redis-py's errors raised in the block; `doing` names the operation."""
+        try:
+            yield
+        except DRIVER_ERRORS as exc:
+            raise store_error(exc, self._place, doing) from exc
+
+    def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values of `keys`, None where there is none; one round trip for each `KEYS_MAX` keys.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        with self.errors(f"reading {len(keys)} records"):
+            if self.cluster:
+                return self._mget_cluster(keys)
+            values: list[bytes | None] = []
+            for start in range(0, len(keys), KEYS_MAX):
+                values += self.client.mget(keys[start : start + KEYS_MAX])
+            return values
+
+    def values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
+        """Replies to packed MGETs of `counts` keys, in one round trip; each is valid until the next.
+
+        Redis works on the next request while the caller works on the reply to this one.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        done = 0
+        with self.errors(f"reading {sum(counts)} records"):
+            try:
+                for values in self._values(requests, counts):
+                    done += 1
+                    yield values
+            except DISCONNECTED:  # retry once, as redis-py does for single commands
+                yield from self._values(requests[done:], counts[done:])
+            except NotValuesError:  # redis-py parses it, and raises what it is
+                yield from map(values_of, without_errors(self._replies(requests[done:])))
+
+    def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
+        """The hash at each of `keys`, empty where there is none, in one round trip.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        with self.errors(f"reading {len(keys)} hashes"):
+            if self.cluster:
+                flat = self._cluster_replies([("HGETALL", key) for key in keys], keys)
+                return [dict(zip(reply[::2], reply[1::2], strict=True)) for reply in flat]
+            with self.client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.hgetall(key)
+                return list(pipeline.execute())
+
+    def unlink(self, keys: Sequence[bytes]) -> int:
+        """Delete `keys`; return how many there were.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; some may be gone.
+        """
+        with self.errors(f"deleting {len(keys)} keys"):
+            if not self.cluster:
+                return int(self.client.unlink(*keys))
+            parts = [[keys[index] for index in indexes] for indexes in by_hash_tag(keys).values()]
+            return sum(self._cluster_replies([("UNLINK", *part) for part in parts], [part[0] for part in parts]))
+
+    def run(self, script: Script, calls: Iterable[_Call]) -> list[Any]:
+        """The replies of `script` for each (keys, arguments) of `calls`, in one round trip on a single server.
+
+        Calls are sent while later ones are drawn from `calls`.
+
+        Each call is atomic, the calls together are not: after an error some may have run and others not.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; which calls ran is unknown.
+            StoreError: a call failed.
+        """
+        with self.errors(script.name):
+            made, replies = self._run_loaded(script, calls)
+            unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            if unknown:
+                self.client.script_load(script.text)
+                _, again = self._run_loaded(script, [made[index] for index in unknown])
+                for index, reply in zip(unknown, again, strict=True):
+                    replies[index] = reply
+            return list(without_errors(replies))
+
+    def guarded(self, doing: str, calls: Iterable[Guarded]) -> list[tuple[Held, bool]]:
+        """Guard fields of each call, and whether its commands were applied; on a single server.
+
+        Each call is all or nothing: WATCH, and MULTI only ends in EXEC once the guards' answer is here. The commands of
+        a call are sent while the next call is drawn from `calls`.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer; which calls were applied is unknown.
+            StoreError: Redis refused a command.
+        """
+        made: list[Guarded] = []
+        to_come = iter(calls)
+        with self.errors(doing):
+            try:
+                return carry_out(self.client.connection_pool, to_come, made)
+            except DISCONNECTED:  # retry once, as redis-py does for its own pipelines
+                return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
+
+    def info(self, section: str) -> dict[str, dict[str, Any]]:
+        """INFO of a section, by node; on a cluster, of each primary.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+            StoreError: the user may not ask.
+        """
+        with self.errors(f"INFO {section}"):
+            if not self.cluster:
+                return {self.shown_url: self.client.info(section)}
+            by_node = self.client.info(section, target_nodes=PRIMARIES)
+            is_one = not all(isinstance(value, dict) for value in by_node.values())
+            return {self.shown_url: by_node} if is_one else by_node
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._client is not None:
+            self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _run_loaded(self, script: Script, calls: Iterable[_Call]) -> tuple[list[_Call], list[Any]]:
+        """The calls and their replies, errors among them."""
+        made: list[_Call] = []
+        if self.cluster:
+            made.extend(calls)
+            commands: list[Command] = [("EVALSHA", script.sha, len(keys), *keys, *given) for keys, given in made]
+            return made, send_to_cluster(self.client, commands, [keys[0] for keys, _ in made])
+        to_come = iter(calls)
+        try:
+            return made, list(self._replies(_commands(script, to_come, made)))
+        except DISCONNECTED:  # retry once, as redis-py does for its own pipelines
+            again: list[_Call] = []
+            return again, list(self._replies(_commands(script, chain(made, to_come), again)))
+
+    def _values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(requests)
+            yield from read_values(connection, counts)
+        except BaseException:
+            connection.disconnect()  # replies may be under way that nobody will read
+            raise
+        finally:
+            pool.release(connection)
+
+    def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
+        """Send packed commands over one connection, the first while later ones are made; then replies, or errors."""
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            count = 0
+            for piece in in_pieces(commands):
+                count += len(piece)
+                connection.send_packed_command(piece, check_health=False)  # its PING would come between
+            for _ in range(count):
+                yield reply_of(connection)
+        except BaseException:
+            connection.disconnect()  # replies may be under way that nobody will read
+            raise
+        finally:
+            pool.release(connection)
+
+    def _mget_cluster(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """`mget` on a cluster: one MGET per hash tag and `KEYS_MAX` keys, all nodes at once."""
+        parts = [
+            indexes[start : start + KEYS_MAX]
+            for indexes in by_hash_tag(keys).values()
+            for start in range(0, len(indexes), KEYS_MAX)
+        ]
+        commands: list[Command] = [("MGET", *[keys[index] for index in part]) for part in parts]
+        values: list[bytes | None] = [None] * len(keys)
+        replies = self._cluster_replies(commands, [keys[part[0]] for part in parts])
+        for part, part_values in zip(parts, replies, strict=True):
+            for index, value in zip(part, part_values, strict=True):
+                values[index] = value
+        return values
+
+    def _cluster_replies(self, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
+        return list(without_errors(send_to_cluster(self.client, commands, keys)))
+
+
+def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iterator[bytes]:
+    """Pack the script's commands; calls drawn from `calls` are appended to `made`."""
+    for call in calls:
+        made.append(call)
+        keys, arguments = call
+        # hiredis packs directly; redis-py would inspect each argument first.
+        yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))
