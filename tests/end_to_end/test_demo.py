@@ -15,6 +15,12 @@ SECONDS = 15
 ARGUMENTS = ["--seconds", str(SECONDS), "--speed", "40000", "--requests-per-s", "10", "--warm-rows", "20000"]
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The demo's folder, one for all runs: the first keeps the warm start's model there, and the others copy it."""
+    return tmp_path_factory.mktemp("demo")
+
+
 def start(repo: Path, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "headrace.cli", "demo", "--folder", str(folder), *ARGUMENTS, *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
@@ -32,9 +38,8 @@ def left_over(folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(300)
-def test_demo_runs_the_whole_loop(repo, tmp_path_factory):
+def test_demo_runs_the_whole_loop(repo, folder):
     """No failed request, mixed version or parity mismatch; examples joined, models swapped in, nothing left running."""
-    folder = tmp_path_factory.mktemp("demo")
     report_path = folder / "report.json"
     process = start(repo, folder, "--json", str(report_path))
     code = process.wait(timeout=280)
@@ -62,9 +67,8 @@ def test_demo_runs_the_whole_loop(repo, tmp_path_factory):
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("stage", ["backfill", "are ready"])
-def test_interrupt_stops_everything(repo, tmp_path_factory, stage):
+def test_interrupt_stops_everything(repo, folder, stage):
     """Ctrl-C while services start, or while the log is played, ends every process of the demo."""
-    folder = tmp_path_factory.mktemp("interrupted")
     process = start(repo, folder)
     deadline = time.monotonic() + 120
     while stage not in (folder / "out.txt").read_text() and time.monotonic() < deadline:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import headrace
 from headrace import project
 
 
@@ -54,10 +56,12 @@ def newcomer(wheel, tmp_path_factory) -> Path:
     comes from the wheel, since a venv's own packages come first. What no requirement leads to is hidden.
     """
     environment = tmp_path_factory.mktemp("newcomer") / "venv"
-    venv.create(environment, with_pip=True)
+    venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True, capture_output=True
+        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel],
+        check=True,
+        capture_output=True,
     )
     purelib = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
@@ -65,11 +69,21 @@ def newcomer(wheel, tmp_path_factory) -> Path:
         capture_output=True,
         text=True,
     ).stdout.strip()
+    copy_compiled_kernels(Path(headrace.__file__).parent, Path(purelib, "headrace"))
     Path(purelib, "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
     assert {"hypothesis", "duckdb", "mypy"} <= unnamed()
     Path(purelib, "hidden.py").write_text(HIDING.format(names=sorted(unnamed())))
     Path(purelib, "hidden.pth").write_text("import hidden\n")
     return environment / "bin"
+
+
+def copy_compiled_kernels(checkout: Path, installed: Path) -> None:
+    """Copy compiled code that this machine has: its key is what a kernel does, so a kernel that differs compiles."""
+    for path in checkout.rglob("__pycache__/*.nb[ic]"):
+        target = installed / path.relative_to(checkout)
+        if target.parent.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 HIDING = """
