@@ -116,7 +116,7 @@ def test_records_that_expired_are_counted_apart(store):
     """A ttl is no difference."""
     fill(store, BriefLoad, batches(LOG, 300))
     plan = plan_of(BriefLoad)
-    for key in store._scan_keys(plan.name, plan.fingerprint):
+    for key in list(store.views.scan_records(plan)):
         store._link.client.delete(key)
     result = verify(BriefLoad, LOG, store)
     assert result.ok
