@@ -1,4 +1,4 @@
-"""Find the project a command runs in, make its five folders importable, and copy the template into a new one.
+"""Find the project a command runs in, and make its five folders importable.
 
 A project is a folder whose pyproject.toml has a `[tool.headrace]` table. Its folders `schemas/`, `features/`,
 `pipelines/`, `learners/` and `serving/` are packages, so its root goes first on the import path: an installed package
@@ -8,16 +8,12 @@ of the same name is shadowed while a Headrace command runs.
 import difflib
 import importlib
 import os
-import re
-import shutil
 import sys
 import tomllib
 import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import orjson
 
 from headrace import stack_state
 from headrace.errors import ConfigError, HeadraceError
@@ -31,42 +27,6 @@ T = TypeVar("T")
 
 ENV_FILE = ".env"
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
-_TEMPLATE_PYPROJECT = """\
-[project]
-name = "{name}"
-version = "0.1.0"
-requires-python = ">=3.11,<3.14"
-dependencies = ["headrace[all]"]
-
-[project.optional-dependencies]
-dev = ["pytest>=8"]
-
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[tool.setuptools]
-packages = []  # the folders are put on the path by headrace, and are not installed
-
-[tool.headrace]
-# This folder is a Headrace project: the CLI finds it by this table and puts it on the path.
-
-[tool.pytest.ini_options]
-pythonpath = ["."]
-testpaths = ["tests"]
-"""
-
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
-"""Files of a template that a new project does not get."""
-_TEMPLATE_DOCKERFILE = """\
-FROM python:3.12-slim-bookworm
-WORKDIR /srv/project
-COPY . .
-# CPU build of torch: --build-arg TORCH_INDEX=URL of PyTorch's CPU wheels (pytorch.org/get-started shows it)
-ARG TORCH_INDEX=
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} 'headrace[serve]'
-ENV HEADRACE_PROJECT=/srv/project NUMBA_CACHE_DIR=/var/lib/headrace/numba
-"""
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -256,65 +216,3 @@ def event_named(name: str, root: Path) -> type["Event"]:
             f"no event {name!r} in {root / 'schemas'}; there are {', '.join(names) or 'none'}{hint}{unread}"
         )
     return named[0]
-
-
-def template() -> Path:
-    """The folder that `init` copies: the checkout this package runs from, or the copy inside the wheel."""
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "pyproject.toml").is_file() and (checkout / "tests" / "project").is_dir():
-        return checkout  # an editable install also sees headrace/_project if someone built in place; the source wins
-    return Path(__file__).resolve().parent / "_project"
-
-
-def init(target: Path, *, bare: bool = False) -> list[Path]:
-    """Copy the template into `target` as a new project; return the files written.
-
-    `bare`: one event, two views and a learner to fill in; else the shop, with its log.
-
-    Raises:
-        ConfigError: `target` exists and is not empty.
-    """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists and is not empty: name a new folder")
-    source = template()
-    if bare:
-        shutil.copytree(source / "templates" / "bare", target, ignore=_LEFT_OUT, dirs_exist_ok=True)
-    else:
-        _copy_shop(source, target)
-    readme = (source / "templates" / "README.md").read_text(encoding="utf-8")
-    written = {
-        "README.md": readme.replace("{name}", target.resolve().name),
-        "pyproject.toml": _TEMPLATE_PYPROJECT.format(name=_project_name(target.resolve().name)),
-        "Dockerfile": _TEMPLATE_DOCKERFILE,
-        ".env.example": _env_example(),
-        ".gitignore": ".headrace/\n.venv/\n.env\n__pycache__/\n*.egg-info/\n",
-    }
-    for name, text in written.items():
-        (target / name).write_text(text, encoding="utf-8")
-    return sorted(path for path in target.rglob("*") if path.is_file())
-
-
-def _copy_shop(source: Path, target: Path) -> None:
-    tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
-    for folder in (*FOLDERS, "data"):
-        shutil.copytree(source / folder, target / folder, ignore=_LEFT_OUT)
-    shutil.copytree(tests, target / "tests", ignore=_LEFT_OUT)
-    shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
-
-
-def _project_name(folder: str) -> str:
-    """A folder's name as the name of a Python distribution."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._") or "project"
-
-
-def _env_example() -> str:
-    """Every setting with its default and its meaning, commented out."""
-    from headrace.settings import PREFIX, Settings
-
-    lines = ["# Copy this file to .env, and uncomment what is to differ. Variables of the environment come first.\n"]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default is None else field.default
-        value = orjson.dumps(default).decode() if isinstance(default, dict | tuple | bool) else default
-        lines.append(f"# {field.description}" if field.description else "#")
-        lines.append(f"#{PREFIX}{name.upper()}={value}\n")
-    return "\n".join(lines)

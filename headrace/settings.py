@@ -193,7 +193,7 @@ def load_settings() -> Settings:
 
 
 def _with_stack(settings: Settings) -> Settings:
-    """The same settings, with addresses of the project's own services for those that nobody has set."""
+    """Return settings with the addresses of the project's own services where none are set."""
     stack = project.stack()
     if stack is None:
         return settings

@@ -113,7 +113,9 @@ def init(
 
     Example: `headrace init --bare podcasts`
     """
-    files = project.init(directory, bare=bare)
+    from headrace.cli.scaffold import init as write_project
+
+    files = write_project(directory, bare=bare)
     err.print(f"{len(files)} files in {directory}. Next: cd {directory} && headrace doctor", highlight=False)
 
 

@@ -61,6 +61,7 @@ def replay(
     to: Annotated[
         Path, typer.Option("--out", help="File to write: .parquet, .arrow, .ipc, .feather, .csv, .jsonl or .ndjson.")
     ],
+    *,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
     time_unit: Annotated[
         str | None,

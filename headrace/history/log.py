@@ -170,10 +170,10 @@ def read_spine(table: TableLike, plans: Sequence[ViewPlan], written: SpineFormat
         SchemaError: it is no table.
         SpineError: its times are numbers of no unit, or files have columns that do not fit each other.
     """
-    found = table_of(table, "spine")
-    if isinstance(found, pl.DataFrame | pl.LazyFrame):
-        return with_times(found.lazy().collect(), written.time_unit)
-    return SpineFiles(found, plans, written).read()
+    rows = table_of(table, "spine")
+    if isinstance(rows, pl.DataFrame | pl.LazyFrame):
+        return with_times(rows.lazy().collect(), written.time_unit)
+    return SpineFiles(rows, plans, written).read()
 
 
 def _blocks(

@@ -66,7 +66,7 @@ class Replay:
         return self._advance(events, spine)
 
     def frames(self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame) -> pl.DataFrame:
-        """As `advance`, side by side in one frame: columns `<view>.<feature>`."""
+        """Answers of `advance` as one frame, side by side: columns `<view>.<feature>`."""
         answers = self._advance(events, spine, close=True)
         assert answers is not None
         return pl.concat([answers[plan.name].to_polars(f"{plan.name}.") for plan in self.plans], how="horizontal")

@@ -26,7 +26,7 @@ _LIBRARIES = ("math", "numba", "numpy")
 
 
 def compile_once(dispatcher: Any) -> Any:
-    """Have the dispatcher of `numba.njit(cache=True)` share its compiled code with other processes; returns it."""
+    """Make the dispatcher of `numba.njit(cache=True)` share its compiled code with other processes; returns it."""
     dispatcher._cache = _SharedCache(dispatcher._cache, dispatcher)  # noqa: SLF001
     return dispatcher
 

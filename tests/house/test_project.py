@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from headrace import project
+from headrace.cli import scaffold
 from headrace.errors import ConfigError
 from headrace.settings import Settings
 from tests.house.commands import headrace
@@ -19,7 +20,7 @@ def new_project(tmp_path, monkeypatch):
     monkeypatch.delenv("HEADRACE_PROJECT", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
     root = tmp_path / "shop"
-    project.init(root)
+    scaffold.init(root)
     return root
 
 
@@ -46,7 +47,7 @@ def test_init_refuses_a_folder_with_content(tmp_path):
     """Nothing of the user's is overwritten."""
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty"):
-        project.init(tmp_path)
+        scaffold.init(tmp_path)
 
 
 def test_init_copies_the_five_folders(new_project, repo):
@@ -63,7 +64,7 @@ def test_init_copies_the_five_folders(new_project, repo):
 def test_init_writes_a_readme_and_every_setting(tmp_path, bare):
     """.env.example names each setting with its default, commented out; copied to .env it changes nothing."""
     root = tmp_path / "My Shop"
-    project.init(root, bare=bare)
+    scaffold.init(root, bare=bare)
     assert (root / "README.md").read_text().startswith("# My Shop\n")
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"] == "My-Shop"
     lines = (root / ".env.example").read_text().splitlines()
@@ -77,7 +78,7 @@ def test_init_writes_a_readme_and_every_setting(tmp_path, bare):
 
 def test_bare_has_nothing_of_the_shop(tmp_path):
     """The five folders, tests and no log; every file is small enough to fill in."""
-    files = project.init(tmp_path / "mine", bare=True)
+    files = scaffold.init(tmp_path / "mine", bare=True)
     assert {path.relative_to(tmp_path / "mine").parts[0] for path in files} >= {*project.FOLDERS, "tests"}
     assert not [path for path in files if path.suffix in {".parquet", ".avsc"}]
     words = " ".join(path.read_text() for path in files if path.suffix == ".py")

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from headrace import project
+from headrace.cli import scaffold
 from headrace.stack_state import FOLDER, read_state
 from tests.house import commands
 from tests.local.processes import wait_until_gone
@@ -44,7 +44,7 @@ def headrace(root: Path, *arguments: str, text: str = "", code: int = 0) -> tupl
 def root(tmp_path):
     """A bare project; its services are stopped at the end, whatever happened."""
     folder = tmp_path / "mine"
-    project.init(folder, bare=True)
+    scaffold.init(folder, bare=True)
     yield folder
     headrace(folder, "down")
 

@@ -16,7 +16,7 @@ import pytest
 import redis
 from confluent_kafka import Producer
 
-from headrace import project
+from headrace.cli import scaffold
 from headrace.errors import ConfigError, HeadraceError, PortBusyError, ServiceError, StoreUnavailableError
 from headrace.features import Count, FeatureView
 from headrace.features.store import OnlineStore
@@ -289,7 +289,7 @@ def test_settings_find_the_services_of_the_project(tmp_path, monkeypatch):
     for name in ("REDIS_URL", "BROKERS", "PROJECT"):
         monkeypatch.delenv(f"HEADRACE_{name}", raising=False)
     root = tmp_path / "mine"
-    project.init(root, bare=True)
+    scaffold.init(root, bare=True)
     monkeypatch.chdir(root / "features")
     assert load_settings().stack is None
     with kept(root / FOLDER) as stack:

@@ -164,7 +164,7 @@ class Slab:
         return [blob for cut in cuts for blob in self.pack_spans(rows[cut], sequences[cut], arrival_us)]
 
     def pack_spans(self, rows: NDArray[np.int64], sequences: NDArray[np.int64], arrival_us: int) -> Spans:
-        """As `pack`, for rows of several flushes' sequences (n,); some thousand at most, for the scratch room."""
+        """Pack rows whose flush sequences (n,) differ; some thousand rows at most, which bounds the scratch memory."""
         rows = np.require(rows, np.int64, ["C", "W"])
         return pack_records(self.plan, self._state, self.newest_us, rows, sequences, arrival_us, self._seen)
 
@@ -201,11 +201,11 @@ class Slab:
         return np.flatnonzero(self._dirty)
 
     def mark_dirty(self, rows: NDArray[np.int64]) -> None:
-        """Call rows (n,) changed."""
+        """Mark rows (n,) as changed since they were last packed."""
         self._dirty[rows] = True
 
     def clear_dirty(self, rows: NDArray[np.int64]) -> None:
-        """Call rows (n,) clean."""
+        """Mark rows (n,) as unchanged since they were last packed."""
         self._dirty[rows] = False
 
     def rows(self) -> NDArray[np.int64]:
@@ -221,7 +221,7 @@ class Slab:
         return list(self.key_texts(rows))
 
     def key_texts(self, rows: NDArray[np.int64]) -> Sequence[bytes]:
-        """As `texts`, without an object a text where that is possible."""
+        """Key texts of rows (n,) as spans of one buffer where they are so already: no object a text."""
         if self.plan.key_dtype == "int":
             return KeyTexts(self._ids[rows], None)
         return [self._texts[row] for row in rows.tolist()]

@@ -266,7 +266,7 @@ def most_frequent(
 
 @part
 def _sift(keys: Ints, counts: Ints, exact: Ints, at: Int, size: Int) -> None:
-    """Let the key at a place of the heap sink to where none below it comes before it."""
+    """Restore the heap order below one place: its key sinks until no key below comes before it."""
     key, count, exact_count = keys[at], counts[at], exact[at]
     while 2 * at + 1 < size:
         below: Int = 2 * at + 1
