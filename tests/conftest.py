@@ -4,12 +4,17 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from headrace.local import EmbeddedBroker, EmbeddedRedis
 from headrace.schemas import dead_letters
 from headrace.streams.files import left_out
 from tests.redis_cluster import RedisCluster
+
+# one example may load compiled kernels, or wait for the other processes of a busy machine
+hypothesis.settings.register_profile("headrace", deadline=None)
+hypothesis.settings.load_profile("headrace")
 
 
 @pytest.fixture(autouse=True)

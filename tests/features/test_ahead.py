@@ -110,7 +110,7 @@ def test_an_answer_has_it_as_an_array(store):
         assert answer.found.tolist() == [True, True, False]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(seed=st.integers(0, 2**32))
 def test_what_is_not_ahead_is_what_a_replay_gives_and_so_is_what_has_times(seed):
     """Lists that are not full and First leave later events out; windows too, read at the beginning of their hop."""

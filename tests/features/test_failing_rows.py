@@ -97,7 +97,7 @@ def alone(frame, expressions):
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32))
 def test_a_row_fails_if_and_only_if_the_expression_raises_on_it_alone(seed):
     """Whatever else is in the frame; the others have the values that they have alone."""

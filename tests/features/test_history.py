@@ -64,7 +64,7 @@ WRITERS = {
 }
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_merge_of_runs_is_one_stable_sort(tmp_path, data):
     """Whatever the sizes of frames, runs and stretches."""
@@ -104,7 +104,7 @@ def test_a_log_of_any_format_and_size(tmp_path, suffix, memory_rows):
         assert_frame_equal(replay(Short, table, rows, memory_rows=memory_rows, chunk_rows=40), wanted)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), memory_rows=st.integers(1, 80), chunk_rows=st.integers(1, 80))
 def test_two_classes_within_any_budget(tmp_path, seed, memory_rows, chunk_rows):
     rng = random.Random(seed)

@@ -15,7 +15,7 @@ from headrace.kernels.texts import TextPool
 from headrace.schemas import Event
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32))
 def test_adds_finds_and_removes_like_a_dict(seed):
     """Clustered ids, so that lines collide; rows in use are never handed out twice."""

@@ -82,7 +82,7 @@ def check(rows, view, events, now_us):
 
 
 @VIEWS
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS)
 def test_any_order_batching_and_eviction_reads_as_defined(view, seed):
     """Events come in any order; the read is at or after the newest."""
@@ -99,7 +99,7 @@ def test_any_order_batching_and_eviction_reads_as_defined(view, seed):
 
 
 @pytest.mark.parametrize("view", [RiderTrips, RiderWhole])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS)
 def test_bytes_follow_from_the_set_of_events(view, seed):
     """Two orders, two batchings, with and without eviction: the same bytes, and the same reads, of the past too."""
@@ -121,7 +121,7 @@ def test_bytes_follow_from_the_set_of_events(view, seed):
 
 
 @VIEWS
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_packed_records_read_like_the_slab(view, seed):
     """`read_packed` and a slab that loaded the bytes answer alike; so does what they pack again."""
@@ -203,7 +203,7 @@ def require(definition: Definition, rows, events, now_us):
 
 
 @EACH
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=SEEDS)
 def test_each_aggregation_obeys_the_law(definition, seed):
     """Any order, batching and eviction: the defined value, from the slab and from its bytes, and the same bytes."""
@@ -228,7 +228,7 @@ def test_each_aggregation_obeys_the_law(definition, seed):
 
 
 @EACH
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(seed=SEEDS)
 def test_each_aggregation_replays_as_defined(definition, seed):
     """Reads between the events of a history, in one pass."""

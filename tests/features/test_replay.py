@@ -41,7 +41,7 @@ def assert_defined(result, events, definitions, view):
             assert oracle.same(row[name], found, 1e3), (name, row["note"], row[name], found)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_replay_is_the_oracle_and_the_live_flow(seed):
     """One call, many calls, and a live slab that is read as events come give the same."""

@@ -155,7 +155,7 @@ def check(row, events, now_us):
     assert {k: v for k, v in found.items() if k is not None} == oracle.frequencies(rated, "rating")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=SEEDS)
 def test_within_their_bounds_they_read_as_defined_in_any_order_and_batching(seed):
     rng = random.Random(seed)
@@ -169,7 +169,7 @@ def test_within_their_bounds_they_read_as_defined_in_any_order_and_batching(seed
 
 
 @pytest.mark.parametrize("view", [Taste, Crowded])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(seed=SEEDS)
 def test_bytes_follow_from_the_set_of_events_also_where_room_is_short(view, seed):
     rng = random.Random(seed)

@@ -102,7 +102,7 @@ def values_of(numbers, now):
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(numbers=NUMBERS)
 def test_values_that_came_are_given_back_as_they_came(numbers):
     """On replay, from the slab, from packed records, and from records that were loaded again."""

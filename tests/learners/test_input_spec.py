@@ -20,7 +20,7 @@ def lists(*rows, width=4):
     return Lists(values, np.array([len(row) for row in rows], dtype=np.int64))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_match_equals_its_definition(data):
     rows = data.draw(st.integers(1, 4))

@@ -31,7 +31,7 @@ def same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(inputs())
 def test_packing_and_unpacking_gives_the_same_bits(batch):
     same(Inputs.from_bytes(batch.to_bytes(), FINGERPRINT), batch)

@@ -23,7 +23,7 @@ def brute_auc(scores, labels):
     return wins / pairs if pairs else float("nan")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(SCORES)
 def test_auc_equals_its_definition_over_pairs(rows):
     scores, labels = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
@@ -90,7 +90,7 @@ def brute_hits(p, y, starts, k):
     return hits / total if total else None
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(SCORES, st.data())
 def test_hits_equal_their_definition(rows, data):
     p, y = np.array([row[0] for row in rows], np.float32), np.array([row[1] for row in rows])

@@ -7,7 +7,7 @@ from headrace.errors import DeclarationError, SnapshotError
 from headrace.learners import RecentPopularity, log_rate
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=60), st.data())
 def test_negatives_do_not_depend_on_how_the_stream_is_cut(values, data):
     values = np.array(values)
@@ -26,7 +26,7 @@ def test_negatives_do_not_depend_on_how_the_stream_is_cut(values, data):
             assert not drawn
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["a", "b", "c", "d"]), min_size=1, max_size=60), st.integers(1, 12), st.integers(1, 30))
 def test_popularity_is_counted_in_the_window_before_each_positive(values, capacity, cut):
     sampler = RecentPopularity(capacity, seed=3)

@@ -19,7 +19,7 @@ def observed(values, *, cut=256):
     return standardizer
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_statistics_do_not_depend_on_how_rows_are_cut(data):
     seed, rows = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 300))
@@ -31,7 +31,7 @@ def test_statistics_do_not_depend_on_how_rows_are_cut(data):
         np.testing.assert_array_equal(array, cut.state_dict()[name])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 999), st.floats(-1e6, 1e6), st.floats(1e-3, 1e4))
 def test_mean_and_deviation_are_those_of_the_present_values(seed, mean, deviation):
     rng = np.random.default_rng(seed)

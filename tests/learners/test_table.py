@@ -28,7 +28,7 @@ def admit(held, ids, now_us=1):
 BATCHES = st.lists(st.lists(st.one_of(st.integers(0, 12), st.just(PAD)), max_size=8), max_size=12)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(BATCHES, st.integers(1, 3))
 def test_admission_and_reads_equal_a_dict(batches, min_count):
     held, uses = table(min_count=min_count), {}

@@ -231,7 +231,7 @@ def test_what_any_shard_has_read_is_compared(tmp_path, store):
     assert counted(store) == 12
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_that_grows_byte_by_byte_gives_each_line_once(tmp_path, data):
     """Wherever it is cut when it is read: a last line is read when it is whole, and put aside until then."""

@@ -65,7 +65,7 @@ def test_unsorted_keeps_the_file_order(tmp_path):
 
 
 @given(group_rows=st.integers(1, 120), rows_max=st.integers(1, 120), begin=st.integers(0, 100), is_sorted=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_row_groups_of_any_size_come_whole_from_any_row_on(tmp_path_factory, group_rows, rows_max, begin, is_sorted):
     frame = passages(100).sort("at", maintain_order=True)
     path = tmp_path_factory.mktemp("files") / "log.parquet"

@@ -109,7 +109,7 @@ shows_and_follows = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shows_and_follows, st.randoms(), st.integers(1, 7), st.booleans(), st.sampled_from([3, 1_000]))
 def test_any_order_batching_and_duplication_give_the_naive_answer(events, rng: random.Random, size, resumed, most):
     """Events in random order with a lateness of 20 s, a fifth of them twice, the state saved and loaded half way."""

@@ -172,7 +172,7 @@ def test_every_visit_is_learned_once():
     assert step.trainer.trained_positions["visits/0"] == ROWS
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_weights_are_a_function_of_the_events(sizes):
     """However the streams are cut, and however far the watermark moves at once, examples, marks and weights agree."""

@@ -62,7 +62,7 @@ def mutated(payload: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_a_mutated_payload_changes_no_other_row(codec, data, seed):
     event = data.draw(st.sampled_from(EVENTS))
@@ -89,7 +89,7 @@ def test_a_mutated_payload_changes_no_other_row(codec, data, seed):
     assert found.frame.filter([place in untouched for place in index]).equals(wanted)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**32), made=rows(Everything, min_size=2, max_size=3))
 def test_a_mutated_datum_of_another_writer_changes_no_other_row(seed, made):
     """Read by a schema with more fields, in another order, than the event has."""

@@ -141,7 +141,7 @@ def test_a_claim_of_many_rows_without_bytes_takes_no_memory():
     assert peak_bytes < 1 << 20
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     made=rows(Everything, min_size=2), seed=st.integers(0, 2**32), compression=st.sampled_from([None, "lz4", "zstd"])
 )

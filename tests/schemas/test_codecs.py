@@ -24,7 +24,7 @@ each_event = pytest.mark.parametrize("event", EVENTS)
 
 @each_codec
 @each_event
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_what_is_encoded_is_decoded(event, codec, data):
     frame = frame_of(event, data.draw(rows(event)))
@@ -58,7 +58,7 @@ def test_a_null_that_the_event_does_not_declare_is_refused_with_its_place(codec)
 
 
 @each_codec
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(made=rows(Everything, min_size=1, max_size=3))
 def test_slices_and_chunks_encode_as_their_rows(codec, made):
     """Offsets of a sliced or chunked column must not leak into the wire."""
@@ -70,7 +70,7 @@ def test_slices_and_chunks_encode_as_their_rows(codec, made):
     assert wire.decode(wire.encode(cut)).frame.equals(cut)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(made=rows(Everything))
 def test_avro_datums_are_byte_equal_to_fastavro(made):
     schema = fastavro.parse_schema(SPEC.avro)
@@ -85,7 +85,7 @@ def test_avro_datums_are_byte_equal_to_fastavro(made):
     assert ConfluentAvroCodec(SPEC, 70_000).encode(frame) == [head + datum for datum in wanted]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(made=rows(Everything))
 def test_json_payloads_are_what_pydantic_reads_and_writes(made):
     frame = frame_of(Everything, made)

@@ -175,7 +175,7 @@ def test_a_given_format_decides(tmp_path):
 
 
 @given(rows=st.lists(st.tuples(st.integers(0, 2**40), st.sampled_from(["Z", "+00:00", ""])), min_size=1, max_size=9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_pieces_of_a_csv_mean_what_the_whole_means(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("csv")
     moments = [NOON + timedelta(microseconds=us) for us, _ in rows]

@@ -55,7 +55,7 @@ def read_json(unit, number: str):
     return found.bad[0] if found.bad else found.frame["until"].cast(pl.Int64)[0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     unit=st.sampled_from([None, *TIME_UNITS]),
     number=st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**13), max_value=10**13)
@@ -102,7 +102,7 @@ def test_every_time_of_an_event_is_read_in_its_unit(unit):
     assert found == {"event_time": NOON, "door": 1, "until": NOON, "stay": {"since": NOON, "visits": [NOON, NOON]}}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(unit=st.sampled_from(TIME_UNITS), numbers=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5))
 def test_integer_columns_are_read_in_the_unit_of_the_event(unit, numbers):
     fitting = [number for number in numbers if -(2**63) < in_micros(number, unit) < 2**63]

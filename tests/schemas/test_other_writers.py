@@ -93,7 +93,7 @@ def test_ids_part_the_writers_and_keep_the_order():
     assert sorted(asked) == [1, 3, 9]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(made=rows(Everything), data=st.data())
 def test_our_own_schema_as_writer_changes_nothing(made, data):
     frame = frame_of(Everything, made)

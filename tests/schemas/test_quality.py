@@ -99,7 +99,7 @@ def first_error(row):
     return None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(made=st.lists(ROWS | st.just(GOOD), max_size=5), name=st.sampled_from(list(GOOD)))
 def test_the_verdict_is_pydantics(made, name):
     made = [GOOD | {name: row[name]} for row in made] + made

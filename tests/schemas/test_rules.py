@@ -107,7 +107,7 @@ def is_good(adapter, value):
     return True
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_every_rule_has_pydantics_verdict(data):
     found, values = data.draw(shaped())

@@ -104,7 +104,7 @@ def named_types(draw, kind, name, names, depth):
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_fields_that_the_event_does_not_have_are_passed_over_whatever_they_are(data):
     names = []
@@ -272,7 +272,7 @@ class Numbers(Event, topic="numbers", key="door", codec="confluent-avro"):
     text: str | None = None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     numbers=st.lists(st.integers(-(2**127), 2**127 - 1) | st.integers(-(10**18), 10**18), min_size=1, max_size=8),
     scale=st.integers(0, 38),
@@ -447,7 +447,7 @@ DOCUMENTS = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schema=DOCUMENTS)
 def test_any_json_document_is_a_schema_or_one_error(schema):
     with contextlib.suppress(SchemaError):
