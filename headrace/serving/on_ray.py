@@ -39,6 +39,7 @@ OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum; unused
 REPLICA_PORTS = 64  # one a replica; Serve does not reuse a freed port for 150 s
 DRAIN_S = 1.0  # a stopping replica still answers for so long, until all proxies have dropped it
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+START_TRIES = 2  # Ray gives its node 30 s and HAProxy 60 s to start, which a loaded machine can exceed
 REMOVE_TRIES = 15  # 0.2 s apart
 REASON_LINES = 8  # last lines of a replica's traceback that go into an error message
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  # a name, not a token
@@ -129,7 +130,6 @@ class RayServe:
         """Start Ray and Serve; return when HTTP is served."""
         require("ray")
         import ray
-        from ray import serve
 
         options = self.options
         if ray.is_initialized():
@@ -144,28 +144,42 @@ class RayServe:
         self._variables_before = {name: os.environ.get(name) for name in variables if name != TOKEN_VARIABLE}
         os.environ.update(variables)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # its lines repeat ours
-        try:
-            ray.init(
-                num_cpus=options.num_cpus,
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level="ERROR",
-                _temp_dir=str(folder),
-                _node_ip_address=options.host if options.host.startswith("127.") else None,
-            )
-            serve.start(
-                http_options={"host": options.host, "port": options.port},
-                proxy_location="HeadOnly",
-                logging_config=QUIET,
-            )
-        except Exception as exc:
-            logs = folder / "session_latest" / "logs"
-            self._keep_logs()
-            self.stop()
-            raise ServiceError(f"Ray Serve does not start: {exc}; logs: {logs}") from exc
+        for tries_left in reversed(range(START_TRIES)):
+            try:
+                self._start_once(folder)
+                break
+            except Exception as exc:
+                logs = folder / "session_latest" / "logs"
+                if tries_left:
+                    log.warning("ray_serve_start_retried", reason=str(exc), logs=str(logs))
+                    self._shut_down()
+                    continue
+                self._keep_logs()
+                self.stop()
+                raise ServiceError(f"Ray Serve does not start: {exc}; logs: {logs}") from exc
         log.info("ray_serve_started", url=self.url, haproxy=self.haproxy, folder=str(folder))
         return self
+
+    def _start_once(self, folder: Path) -> None:
+        """Start Ray, then Serve's proxies."""
+        import ray
+        from ray import serve
+
+        options = self.options
+        ray.init(
+            num_cpus=options.num_cpus,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(folder),
+            _node_ip_address=options.host if options.host.startswith("127.") else None,
+        )
+        serve.start(
+            http_options={"host": options.host, "port": options.port},
+            proxy_location="HeadOnly",
+            logging_config=QUIET,
+        )
 
     def deploy(self, app: Any, *, name: str = "headrace") -> str:
         """Deploy `app` (of `build_app`) at `/`; return the URL when its replicas are ready.

@@ -11,7 +11,8 @@ from headrace.errors import DeclarationError, LayoutError, SchemaError, SourceEr
 from headrace.features import Count, FeatureView, LastN, Slab, Sum, col, entity_ids, plan_of
 from headrace.history.replay import Replay, replay
 from tests import oracle
-from tests.features.test_law import RIDERS, check, history, plain, rows_of
+from tests.features.test_law import RIDERS, check, history, rows_of
+from tests.oracle import plain
 from tests.rides import BASE_US, TRIPS, Check, Ride, RiderFloats, RiderTrips, add, frames, ride
 from tests.spines import in_time, replay_micros
 
