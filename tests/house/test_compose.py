@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from headrace import project
+from headrace.cli import scaffold
 from headrace.schemas import spec_of
 from headrace.settings import Settings
 from schemas.retail import Engagement, Impression
@@ -84,7 +84,7 @@ def test_the_image_copies_what_the_wheel_holds(repo):
 
 def test_the_cpu_build_of_torch_is_one_variable(repo, compose):
     """`TORCH_INDEX` reaches pip in the images of this checkout and of a new project, and in `make setup`."""
-    for text in ((repo / "Dockerfile").read_text(), project._TEMPLATE_DOCKERFILE):
+    for text in ((repo / "Dockerfile").read_text(), scaffold._TEMPLATE_DOCKERFILE):
         assert (
             'ARG TORCH_INDEX=\nRUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}' in text
         )

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import headrace
-from headrace import project
+from headrace.cli import scaffold
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def unnamed() -> set[str]:
     """Modules of this environment that neither headrace[all] nor the `dev` extra of a new project brings along."""
     repo = Path(__file__).resolve().parents[2]
     ours = tomllib.loads((repo / "pyproject.toml").read_text())["project"]
-    theirs = tomllib.loads(project._TEMPLATE_PYPROJECT.format(name="shop"))["project"]
+    theirs = tomllib.loads(scaffold._TEMPLATE_PYPROJECT.format(name="shop"))["project"]
     assert theirs["dependencies"] == ["headrace[all]"]
     extras = [one for name, wants in ours["optional-dependencies"].items() if name != "dev" for one in wants]
     todo = [*ours["dependencies"], *extras, *theirs["optional-dependencies"]["dev"]]
