@@ -9,8 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headrace import OnlineStore
+from headrace import Count, FeatureView, OnlineStore
+from headrace.errors import DeclarationError
 from headrace.features import Slab, entity_ids, plan_of, read_packed
+from headrace.features.aggregations.aggregation import Aggregation, Combination, Windowed, aggregation
 from headrace.pipelines.shard import ShardSet
 from headrace.streams.source import EventBatch
 from tests import oracle
@@ -100,3 +102,19 @@ def test_it_is_right_in_the_store(definition, events, redis_url):
         shards.apply(EventBatch(Ride, "rides/0", offsets, rows.height, rows, None, NOW_US))
         shards.flush()
         require(definition, store.read(view, RIDERS, now=NOW_US).to_dicts(), events)
+
+
+@pytest.mark.parametrize(("base", "missing"), [(Aggregation, "state"), (Windowed, "cells"), (Combination, "combine")])
+def test_one_that_lacks_a_method_is_refused_by_its_name(base, missing):
+    """At the declaration of the view, with the methods that it needs."""
+    lacking = aggregation(type("Lacking", (base,), {"__annotations__": {}}))
+    with pytest.raises(DeclarationError, match=rf"Lacking defines no `{missing}`"):
+        plan_of(
+            type(
+                "Lacks",
+                (FeatureView,),
+                {"value": lacking(), "count": Count(windows="lifetime")},
+                source=Ride,
+                entity="rider",
+            )
+        )

@@ -2,8 +2,11 @@
 
 import csv
 import json
-import os
+import subprocess
+import sys
+import tempfile
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -12,7 +15,7 @@ from polars.testing import assert_frame_equal
 from headrace.errors import ConfigError
 from headrace.features import Count, FeatureView, LastN, VectorMean
 from headrace.history.export import replay_to_file
-from headrace.history.output import WRITERS, check_output, write_output
+from headrace.history.output import WRITERS, write_output
 from headrace.history.replay import replay
 from headrace.schemas import Event
 
@@ -144,11 +147,29 @@ def test_a_file_is_replaced_when_asked(tmp_path, paths):
     assert "guest.visits_lifetime" in out.read_text()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_closed_folder_is_refused(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(ConfigError, match="nothing can be written in"):
-        check_output(tmp_path / "closed" / "out.csv", overwrite=False)
+CHECK = """
+import os, sys
+from pathlib import Path
+from headrace.errors import ConfigError
+from headrace.history.output import check_output
+
+if os.geteuid() == 0:  # root may write anywhere
+    os.setgid(65534)
+    os.setuid(65534)
+try:
+    check_output(Path(sys.argv[1]), overwrite=False)
+except ConfigError as exc:
+    print(exc)
+"""
+
+
+def test_a_closed_folder_is_refused():
+    with tempfile.TemporaryDirectory() as closed:
+        Path(closed).chmod(0o555)
+        words = [sys.executable, "-c", CHECK, f"{closed}/out.csv"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        Path(closed).chmod(0o755)
+    assert f"nothing can be written in {closed}; open it for writing" in done.stdout
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

@@ -303,3 +303,14 @@ def test_a_batch_of_no_weight_leaves_the_intercept():
     inputs = Stream(5).batch(4)[0]
     online.learn(inputs, np.ones((4, 2)), weights=np.zeros(4))
     assert np.isfinite(online.predict(inputs)).all()
+
+
+def test_a_model_or_loss_that_lacks_a_method_is_refused_by_its_name():
+    """With the method that it needs."""
+    bare = type("Bare", (Model,), {"dim": 0, "sparse": Adagrad(), "optimizer": Adam()})
+    with pytest.raises(DeclarationError, match="Bare defines no `build`"):
+        OnlineLearner(type("Lacks", (Learner,), {"inputs": SPEC, "model": bare()}))
+    lossless = replace(Visits(), loss=type("Lossless", (TorchLoss,), {})())
+    learner = OnlineLearner(type("Loses", (Learner,), {"inputs": SPEC, "model": lossless}))
+    with pytest.raises(DeclarationError, match="Lossless defines no `losses`"):
+        learner.learn(Stream(4).batch(4)[0], np.zeros(4))

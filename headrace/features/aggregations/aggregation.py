@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from headrace.errors import DeclarationError
 from headrace.features.answer import Column, Feature, Maybe
 from headrace.features.argument_types import Source, Value, Windows, declared
 from headrace.features.state.layout import Known
@@ -203,9 +204,12 @@ class Aggregation:
         """What is wrong with the arguments and what to write, if anything; types are checked before."""
         return None
 
-    def state(self, types: Types) -> State:
+    def state(self, types: Types) -> State:  # noqa: ARG002
         """What is kept, and the features read from it. Called once a view."""
-        raise NotImplementedError
+        raise self._lacks("state", "what it keeps and the features read from it")
+
+    def _lacks(self, method: str, purpose: str) -> DeclarationError:
+        return DeclarationError(f"{type(self).__name__} defines no `{method}`: {purpose}")
 
 
 @aggregation
@@ -229,11 +233,11 @@ class Windowed(Aggregation):
 
     def cells(self) -> Sequence[Cell]:
         """What a tile keeps."""
-        raise NotImplementedError
+        raise self._lacks("cells", "what a tile keeps; or define `state`")
 
-    def read(self, cells: Cells) -> Column | Maybe:
+    def read(self, cells: Cells) -> Column | Maybe:  # noqa: ARG002
         """The value (n,) of merged cells."""
-        raise NotImplementedError
+        raise self._lacks("read", "the value of merged cells")
 
     def state(self, types: Types) -> State:  # noqa: ARG002
         """`cells` in every tile, `read` for every window."""
@@ -254,10 +258,14 @@ class Combination(Aggregation):
 
     __slots__ = ()
 
-    def combine(self, path: str, features: Mapping[str, Sequence[Feature]]) -> Sequence[Combined]:
+    def combine(
+        self,
+        path: str,  # noqa: ARG002
+        features: Mapping[str, Sequence[Feature]],  # noqa: ARG002
+    ) -> Sequence[Combined]:
         """Its features; `features` are those of the view's other attributes, `path` names it in errors.
 
         Raises:
             DeclarationError: it names what the view lacks, or what does not fit.
         """
-        raise NotImplementedError
+        raise self._lacks("combine", "its features")

@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from headrace.errors import DeclarationError
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 LogRate = float | NDArray[np.floating[Any]]
@@ -79,9 +81,9 @@ class TorchLoss:
         """Predictions (B, K) of outputs (B, K)."""
         return outputs
 
-    def losses(self, predictions: Tensor, labels: Tensor) -> Tensor:
+    def losses(self, predictions: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
         """Loss (B,) of each example, from predictions (B, K) and labels (B, L)."""
-        raise NotImplementedError
+        raise DeclarationError(f"{type(self).__name__} defines no `losses`: the loss of each example")
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """Finite numbers."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headrace.errors import DeclarationError
 from headrace.learners.input_spec import Bag, InputSpec
 from headrace.learners.models.log_loss import LogLoss
 from headrace.learners.models.loss import Floats, Loss
@@ -103,7 +104,7 @@ class Model:
         outputs = 1
         labels = 1
 
-    def build(self, spec: InputSpec) -> nn.Module:
+    def build(self, spec: InputSpec) -> nn.Module:  # noqa: ARG002
         """Build a module for inputs of `spec`: `forward(fields: Fields) -> outputs`, (B,) for one output, else (B, K).
 
         Called once a learner and once a snapshot load, with torch's generator seeded. Everything that must survive a
@@ -111,7 +112,7 @@ class Model:
         it changes nothing. With log-loss a new module should return zeros, or nearly: the learner's intercept holds the
         base rate, and what the module adds to it at first only makes the first versions wrong.
         """
-        raise NotImplementedError
+        raise DeclarationError(f"{type(self).__name__} defines no `build`: it makes the torch module")
 
     def reads_elements(self, bag: Bag) -> bool:
         """Whether the module reads the single ids of `bag` in `Fields.elements`, not their mean alone."""
