@@ -18,6 +18,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import IO, Any
 
+from numba import types
 from numba.core.dispatcher import Dispatcher
 from numba.extending import _Intrinsic as Intrinsic
 
@@ -26,8 +27,18 @@ _LIBRARIES = ("math", "numba", "numpy")
 
 
 def compile_once(dispatcher: Any) -> Any:
-    """Make the dispatcher of `numba.njit(cache=True)` share its compiled code with other processes; returns it."""
+    """Make the dispatcher of `numba.njit(cache=True)` share its compiled code with other processes; returns it.
+
+    A kernel that calls it with a literal integer gets the code for any integer: Numba would compile one for each.
+    LLVM still sees the literal where the callee is compiled into its caller.
+    """
     dispatcher._cache = _SharedCache(dispatcher._cache, dispatcher)  # noqa: SLF001
+    typed_call = dispatcher.get_call_template
+
+    def untied_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return typed_call(tuple(map(types.unliteral, args)), {key: types.unliteral(kind) for key, kind in kwargs.items()})
+
+    dispatcher.get_call_template = untied_call
     return dispatcher
 
 
