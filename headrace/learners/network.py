@@ -30,6 +30,7 @@ class Network:
         self._lookup = lookup
         self._pass = model.make_pass(module)
         self.is_by_hand = self._pass is not None
+        self._no_elements = [np.empty((0, 0, lookup.width), np.float32) for _ in range(lookup.bags)]
         # Of the last forward pass, for `backward`:
         self._fields: Fields | None = None
         self._embedded: Floats | None = None
@@ -56,11 +57,11 @@ class Network:
     def backward(self, grads: Floats) -> tuple[Floats, list[Floats]]:
         """Gradients by the gathered rows (B, E, W) and by each bag's elements, from those by the outputs (B, K).
 
-        Those by the parameters are added to, or written into, their `.grad`, which was zero.
+        Those by the parameters are written into their `.grad` by hand; autograd adds to it, so it must be zero before.
         """
         if self._pass is not None:
             assert self._embedded is not None, "backward follows forward"
-            return self._pass.backward(grads, self._embedded), self._no_elements()
+            return self._pass.backward(grads, self._embedded), self._no_elements
         assert self._outputs is not None, "backward follows forward"
         assert self._fields is not None
         self._outputs.backward(torch.from_numpy(grads))  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -88,9 +89,6 @@ class Network:
                 f"examples; with outputs={columns} return {expected}"
             )
         return outputs
-
-    def _no_elements(self) -> list[Floats]:
-        return [np.empty((0, 0, self._lookup.width), np.float32) for _ in range(self._lookup.bags)]
 
 
 def _grad_of(leaf: torch.Tensor) -> Floats:

@@ -183,7 +183,8 @@ class OnlineLearner:
         by_hand = self._network.is_by_hand
         if offsets is not None and not by_hand:
             predictions = self._loss.predictions(self._network.score(known, numbers) + offsets)
-        self._parameters.zero_grads()
+        if not by_hand:  # a pass by hand writes gradients, it does not add to them
+            self._parameters.zero_grads()
         with nullcontext() if by_hand else self._own_rng():
             outputs = self._network.forward(uses, numbers)
         if offsets is not None and by_hand:
@@ -279,11 +280,12 @@ class _Targets:
         for name, array, columns in shapes:
             if array is not None and array.shape != (shape := self.shape_of(columns, rows)):
                 raise SchemaError(f"learner {learner.name} · {name} {array.shape}: wanted {shape}")
-        rate = np.asarray(self.log_rate)
         checks: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
-            ("labels", self.labels, loss.is_allowed(self.labels), loss.label_values),
-            ("log_rate", rate, np.isfinite(rate), "a finite number"),
+            ("labels", self.labels, loss.is_allowed(self.labels), loss.label_values)
         ]
+        rate = np.asarray(self.log_rate)
+        if rate.ndim or rate != 0:
+            checks.append(("log_rate", rate, np.isfinite(rate), "a finite number"))
         if not loss.is_binary:
             checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
         elif model.outputs > 1 and rate.shape != (rows, model.outputs):

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
 from headrace.learners.learner import Learner
-from headrace.learners.tables.optimizers import Optimizer
+from headrace.learners.tables.optimizers import Optimizer, is_compiled
+from headrace.learners.tables.steps import step_dense
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -89,6 +90,7 @@ class FlatParameters:
             parameter.grad = self._grads[start:end].view_as(parameter)
             start = end
         self.weights: NDArray[np.float32] = self._flat.numpy()[None]
+        self.grads: NDArray[np.float32] = self._grads.numpy()
         self._row = np.zeros(1, dtype=np.int64)
 
     def zero_grads(self) -> None:
@@ -97,4 +99,7 @@ class FlatParameters:
 
     def step(self, optimizer: Optimizer, state: NDArray[np.float32]) -> None:
         """One optimizer step of the row; `state` (1, S) is the optimizer's."""
-        optimizer.step(self.weights, state, self._row, self._grads.numpy()[None].astype(np.float64))
+        if is_compiled(optimizer):
+            step_dense(optimizer.kind, optimizer.rates, self.weights, state, self.grads)
+        else:
+            optimizer.step(self.weights, state, self._row, self.grads[None].astype(np.float64))

@@ -13,8 +13,7 @@ All ids of a batch lie in one flat array, so that each stage is one call of a ke
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +27,9 @@ from headrace.learners.tables.table import EmbeddingTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+
+_NO_BAGS = (np.empty((0, 0), np.int64),)
+"""For a kernel that indexes a tuple of bags, which may not be empty."""
 
 
 class Table(Protocol):
@@ -44,8 +46,7 @@ class Table(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Uses:
+class Uses(NamedTuple):
     """The ids of a batch and their rows at one moment, -1 without one; see the module docstring.
 
     Attributes:
@@ -117,18 +118,14 @@ class Lookup:
 
     def find(self, inputs: Inputs) -> Uses:
         """Look up the ids of a batch and their rows. Read-only."""
-        examples, bags = len(inputs), [_distinct(bag) for bag in inputs.bags]
-        sizes = [examples] * self._fields + [bag.size for bag, _ in bags]
-        starts = np.zeros(len(sizes) + 1, np.int64)
-        np.cumsum(sizes, out=starts[1:])
-        ids = np.empty(int(starts[-1]), np.int64)
-        ids[: starts[self._fields]].reshape(self._fields, examples)[:] = inputs.ids.T
-        runs = np.empty((len(bags), examples), np.int64)
-        for j, (bag, run) in enumerate(bags):
-            ids[starts[self._fields + j] : starts[self._fields + j + 1]] = bag.reshape(-1)
-            runs[j] = run
-        lengths = np.array([bag.shape[1] for bag, _ in bags], np.int64)
-        return Uses(ids, self._rows_of(ids, starts), starts, runs, lengths)
+        examples = len(inputs)
+        # A broadcast bag is one row for all examples: no comparison needed.
+        bags = [np.ascontiguousarray(bag[:1] if bag.strides[0] == 0 else bag) for bag in inputs.bags]
+        lengths = np.array([bag.shape[1] for bag in bags], np.int64)
+        starts, runs = np.empty(len(self._table_of) + 1, np.int64), np.empty((len(bags), examples), np.int64)
+        ids = np.empty(inputs.ids.size + sum(bag.size for bag in bags), np.int64)
+        count = kernels.lay_out(np.ascontiguousarray(inputs.ids), tuple(bags) or _NO_BAGS, starts, runs, ids)
+        return Uses(ids[:count], self._rows_of(ids[:count], starts), starts, runs, lengths)
 
     def refreshed(self, uses: Uses) -> Uses:
         """Look up the ids of `uses` again: their rows may have changed."""
@@ -188,11 +185,12 @@ class TrainedLookup(Lookup):
         begins[:1] = True
         if starts is not None:
             begins[starts[:-1][np.diff(starts) > 0]] = True
-        is_first = np.empty(len(uses.ids), np.bool_)
-        lacking = np.zeros(len(self._trained), np.bool_)
-        kernels.first_uses(
-            uses.ids, uses.rows, uses.starts, self._table_of, begins, len(uses.lengths), is_first, lacking
+        seen, counts = tuple(table.seen_us for table in self._trained), tuple(table.count for table in self._trained)
+        is_first, lacking = kernels.count_uses(
+            uses.ids, uses.rows, uses.starts, self._table_of, begins, len(uses.lengths), now_us, seen, counts
         )
+        if not lacking.any():
+            return uses
         for number in np.flatnonzero(lacking).tolist():
             segments = np.flatnonzero(self._table_of == number).tolist()
             ids, first = (
@@ -200,9 +198,7 @@ class TrainedLookup(Lookup):
                 for array in (uses.ids, is_first)
             )
             self._trained[number].admit(ids[first], now_us)
-        seen, counts = tuple(t.seen_us for t in self._trained), tuple(t.count for t in self._trained)
-        kernels.touch(uses.rows, uses.starts, self._table_of, is_first, lacking, now_us, seen, counts)
-        return self.refreshed(uses) if lacking.any() else uses
+        return self.refreshed(uses)
 
     def step(self, uses: Uses, grads: Floats, elements: Sequence[Floats], scale: float) -> None:
         """One optimizer step of every row in the batch.
@@ -223,13 +219,3 @@ class TrainedLookup(Lookup):
         for number, table in enumerate(self._trained):
             segment = slice(int(bounds[number]), int(bounds[number + 1]))
             table.step(unique[segment], totals[segment])
-
-
-def _distinct(bag: Ints) -> tuple[Ints, Ints]:
-    """The distinct consecutive rows (R, L) of a bag (B, L), and the number of each example's row, (B,)."""
-    run = np.zeros(len(bag), np.int64)
-    if len(bag) and bag.strides[0] == 0:  # broadcast: no comparison needed
-        return bag[:1], run
-    rows = np.ascontiguousarray(bag)
-    count = kernels.runs(rows, run)
-    return (rows if count == len(rows) else rows[np.flatnonzero(np.diff(run, prepend=-1))]), run

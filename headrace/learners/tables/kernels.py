@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernels.compile import kernel
+from headrace.kernels.compile import Int, kernel
 from headrace.kernels.hashing import mix
 from headrace.kernels.id_map import find_rows
 from headrace.learners.inputs import PAD
@@ -41,6 +41,43 @@ def find(maps: Tuple, table_of: Ints, starts: Ints, ids: Ints, rows: Ints) -> No
     """Row of each id (n,) in its segment's map, -1 without one. Segment s is elements starts[s] to starts[s + 1]."""
     for s in range(table_of.size):
         find_rows(maps[table_of[s]], ids[starts[s] : starts[s + 1]], rows[starts[s] : starts[s + 1]])
+
+
+@kernel
+def lay_out(fields: Ints, bags: Tuple, starts: Ints, runs: Ints, ids: Ints) -> Int:
+    """Write the ids of a batch into `ids`, segment by segment, and set `starts` (F + J + 1,); returns n, how many.
+
+    `fields` (B, F). Bag j (B, L), or (1, L) for all examples: equal consecutive rows are written once, and `runs[j]`
+    (B,) numbers them. O(B L); `ids` has room for every bag whole.
+    """
+    examples, count = fields.shape
+    starts[0] = 0
+    for s in range(count):
+        for i in range(examples):
+            ids[starts[s] + i] = fields[i, s]
+        starts[s + 1] = starts[s] + examples
+    for j in range(runs.shape[0]):
+        starts[count + j + 1] = starts[count + j] + _lay_out_bag(bags[j], runs[j], ids[starts[count + j] :])
+    return np.int64(starts[-1])
+
+
+@kernel
+def _lay_out_bag(bag: Ints, run: Ints, ids: Ints) -> Int:
+    """Write the runs of equal rows of `bag` once each, and their numbers into `run` (B,); returns how many ids."""
+    length, last = bag.shape[1], -1
+    run[:] = 0
+    for i in range(bag.shape[0]):
+        is_new = i == 0
+        for k in range(length):
+            if is_new:
+                break
+            is_new = bag[i, k] != bag[i - 1, k]
+        if is_new:
+            last += 1
+            for k in range(length):
+                ids[last * length + k] = bag[i, k]
+        run[i] = last
+    return np.int64((last + 1) * length)
 
 
 @kernel
@@ -97,36 +134,18 @@ def gather_elements(weights: Floats, rows: Ints, out: Floats) -> None:
 
 
 @kernel
-def runs(bag: Ints, run: Ints) -> int:
-    """Number the runs of equal consecutive rows of `bag` (B, L) into `run` (B,); returns their count. O(B L)."""
-    last = 0
-    for i in range(bag.shape[0]):
-        if i > 0:
-            for k in range(bag.shape[1]):
-                if bag[i, k] != bag[i - 1, k]:
-                    last += 1
-                    break
-        run[i] = last
-    return last + 1 if bag.shape[0] else 0
-
-
-@kernel
-def first_uses(
-    ids: Ints,
-    rows: Ints,
-    starts: Ints,
-    table_of: Ints,
-    begins: Bools,
-    bags: int,
-    is_first: Bools,
-    lacking: Bools,
-) -> None:
-    """Set `is_first` (n,) for ids that count as a use, and `lacking` (T,) for tables without a row for one of them.
+def count_uses(
+    ids: Ints, rows: Ints, starts: Ints, table_of: Ints, begins: Bools, bags: int, now: int, seen: Tuple, counts: Tuple
+) -> tuple[Bools, Bools]:
+    """Count the uses of a batch's ids, and set the last use of their rows to `now`.
 
     An example's id that equals the one before it in the same request is no use; `begins` (B,) marks the first examples
-    of requests. Ids of bags always count.
+    of requests. Ids of bags always count. A table without a row for one of the ids is left as it is.
+
+    Returns:
+        is_first (n,), true for ids that count as a use; lacking (T,), true for tables that were left.
     """
-    lacking[:] = False
+    is_first, lacking = np.empty(rows.size, np.bool_), np.zeros(len(seen), np.bool_)
     for s in range(table_of.size):
         for position in range(starts[s], starts[s + 1]):
             is_repeated = (
@@ -135,22 +154,15 @@ def first_uses(
             is_first[position] = not is_repeated
             if rows[position] < 0 and ids[position] != PAD:
                 lacking[table_of[s]] = True
-
-
-@kernel
-def touch(
-    rows: Ints, starts: Ints, table_of: Ints, is_first: Bools, skipped: Bools, now: int, seen: Tuple, counts: Tuple
-) -> None:
-    """Count the uses of rows (n,) and set their last use to `now`; tables (T,) in `skipped` are left as they are."""
     for s in range(table_of.size):
-        if skipped[table_of[s]]:
-            continue
-        last, count = seen[table_of[s]], counts[table_of[s]]
-        for position in range(starts[s], starts[s + 1]):
-            row = rows[position]
-            if row >= 0 and is_first[position]:
-                last[row] = max(last[row], now)
-                count[row] += 1
+        if not lacking[table_of[s]]:
+            last, count = seen[table_of[s]], counts[table_of[s]]
+            for position in range(starts[s], starts[s + 1]):
+                row = rows[position]
+                if row >= 0 and is_first[position]:
+                    last[row] = max(last[row], now)
+                    count[row] += 1
+    return is_first, lacking
 
 
 @kernel

@@ -6,14 +6,13 @@ not touched.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.kernels.compile import kernel
-from headrace.learners.tables.kernels import Doubles, Floats, Ints
+from headrace.learners.tables.steps import ADAGRAD, ADAM, FTRL, Doubles, Floats, Ints, Rates, step_rows
 
 
 class Optimizer(Protocol):
@@ -32,8 +31,34 @@ class Optimizer(Protocol):
         ...
 
 
+class Compiled:
+    """Base of the optimizers whose steps other kernels can take: see `headrace.learners.tables.steps`.
+
+    Attributes:
+        kind: which step.
+    """
+
+    __slots__ = ()
+    kind: ClassVar[int]
+
+    @property
+    def rates(self) -> Rates:
+        """Numbers of the step, by kind."""
+        raise NotImplementedError
+
+    def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
+        """One step; see `Optimizer.step`."""
+        step_rows(self.kind, self.rates, weights, state, rows, grads)
+
+
+def is_compiled(optimizer: Optimizer) -> TypeGuard[Compiled]:
+    """Whether kernels can take the optimizer's step: it is one of those below, and no subclass changes the step."""
+    step: Any = type(optimizer).step
+    return isinstance(optimizer, Compiled) and step is Compiled.step
+
+
 @dataclass(frozen=True, slots=True)
-class Adagrad:
+class Adagrad(Compiled):
     """Row-wise Adagrad: one accumulator for a row's vector and one for its linear weight.
 
     Args:
@@ -46,6 +71,7 @@ class Adagrad:
         Highly Multiclass Classifiers").
     """
 
+    kind: ClassVar[int] = ADAGRAD
     lr: float = 0.05
     initial: float = 0.01
     eps: float = 1e-8
@@ -53,6 +79,11 @@ class Adagrad:
     def __post_init__(self) -> None:
         if not (self.lr > 0 and self.initial >= 0 and self.eps > 0):
             raise DeclarationError(f"{self}: lr and eps must be above 0, initial not below")
+
+    @property
+    def rates(self) -> Rates:
+        """See `headrace.learners.tables.steps`."""
+        return (float(self.lr), float(self.eps), 0.0, 0.0)
 
     def state_width(self, width: int) -> int:
         """Two accumulators."""
@@ -63,18 +94,15 @@ class Adagrad:
         """Both at `initial`."""
         return np.full(self.state_width(width), self.initial, dtype=np.float32)
 
-    def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
-        """One step; see `Optimizer.step`."""
-        _adagrad(weights, state, rows, grads, self.lr, self.eps)
-
 
 @dataclass(frozen=True, slots=True)
-class Ftrl:
+class Ftrl(Compiled):
     """FTRL-proximal: per-coordinate rates, and exact zeros by l1.
 
     Source: McMahan et al. (2013), "Ad Click Prediction: a View from the Trenches", algorithm 1.
     """
 
+    kind: ClassVar[int] = FTRL
     alpha: float = 0.1
     beta: float = 1.0
     l1: float = 0.0
@@ -84,6 +112,11 @@ class Ftrl:
         if not (self.alpha > 0 and self.beta >= 0 and self.l1 >= 0 and self.l2 >= 0):
             raise DeclarationError(f"{self}: alpha must be above 0, the others not below")
 
+    @property
+    def rates(self) -> Rates:
+        """See `headrace.learners.tables.steps`."""
+        return (float(self.alpha), float(self.beta), float(self.l1), float(self.l2))
+
     def state_width(self, width: int) -> int:
         """Z and n of each coordinate."""
         return 2 * width
@@ -92,19 +125,16 @@ class Ftrl:
         """Zeros: a weight becomes what z and n say at its first step."""
         return np.zeros(2 * width, dtype=np.float32)
 
-    def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
-        """One step; see `Optimizer.step`."""
-        _ftrl(weights, state, rows, grads, self.alpha, self.beta, self.l1, self.l2)
-
 
 @dataclass(frozen=True, slots=True)
-class Adam:
+class Adam(Compiled):
     """Adam with bias correction.
 
     Source: Kingma, Ba (2015), "Adam", arXiv:1412.6980, algorithm 1. The step number is a float32: exact to 16.7 M
         steps, and where it stops growing the correction has long been 1.
     """
 
+    kind: ClassVar[int] = ADAM
     lr: float = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
@@ -114,6 +144,11 @@ class Adam:
         if not (self.lr > 0 and 0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
             raise DeclarationError(f"{self}: lr and eps must be above 0, the betas in [0, 1)")
 
+    @property
+    def rates(self) -> Rates:
+        """See `headrace.learners.tables.steps`."""
+        return (float(self.lr), float(self.beta1), float(self.beta2), float(self.eps))
+
     def state_width(self, width: int) -> int:
         """First moments, second moments, step number."""
         return 2 * width + 1
@@ -121,63 +156,3 @@ class Adam:
     def initial_state(self, width: int) -> NDArray[np.float32]:
         """Zeros."""
         return np.zeros(self.state_width(width), dtype=np.float32)
-
-    def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
-        """One step; see `Optimizer.step`."""
-        _adam(weights, state, rows, grads, self.lr, self.beta1, self.beta2, self.eps)
-
-
-@kernel
-def _adagrad(weights: Floats, state: Floats, rows: Ints, grads: Doubles, lr: float, eps: float) -> None:
-    last = weights.shape[1] - 1
-    for i in range(rows.size):
-        row = rows[i]
-        if last > 0:
-            square = 0.0
-            for j in range(last):
-                square += grads[i, j] * grads[i, j]
-            state[row, 0] += square / last
-            rate = lr / (np.sqrt(state[row, 0]) + eps)
-            for j in range(last):
-                weights[row, j] -= rate * grads[i, j]
-        state[row, 1] += grads[i, last] * grads[i, last]
-        weights[row, last] -= lr / (np.sqrt(state[row, 1]) + eps) * grads[i, last]
-
-
-@kernel
-def _ftrl(
-    weights: Floats, state: Floats, rows: Ints, grads: Doubles, alpha: float, beta: float, l1: float, l2: float
-) -> None:
-    width = weights.shape[1]
-    for i in range(rows.size):
-        row = rows[i]
-        for j in range(width):
-            g = grads[i, j]
-            n = np.float64(state[row, width + j])
-            sigma = (np.sqrt(n + g * g) - np.sqrt(n)) / alpha
-            z = np.float64(state[row, j]) + g - sigma * weights[row, j]
-            n += g * g
-            state[row, j] = z
-            state[row, width + j] = n
-            shrunk = max(abs(z) - l1, 0.0)
-            weights[row, j] = -np.sign(z) * shrunk / ((beta + np.sqrt(n)) / alpha + l2)
-
-
-@kernel
-def _adam(
-    weights: Floats, state: Floats, rows: Ints, grads: Doubles, lr: float, beta1: float, beta2: float, eps: float
-) -> None:
-    width = weights.shape[1]
-    for i in range(rows.size):
-        row = rows[i]
-        step = state[row, 2 * width] + 1.0
-        state[row, 2 * width] = step
-        rate = lr / (1.0 - beta1**step)
-        root = np.sqrt(1.0 - beta2**step)
-        for j in range(width):
-            g = grads[i, j]
-            m = beta1 * state[row, j] + (1.0 - beta1) * g
-            v = beta2 * state[row, width + j] + (1.0 - beta2) * g * g
-            state[row, j] = m
-            state[row, width + j] = v
-            weights[row, j] -= rate * m / (np.sqrt(v) / root + eps)
