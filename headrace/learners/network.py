@@ -1,6 +1,5 @@
 """A module with its lookups: forward and backward, by the model's own pass where it has one, else by autograd."""
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,7 +17,7 @@ class Network:
         lookup: reads the rows of a batch.
 
     Attributes:
-        is_by_hand: the model has a pass without autograd.
+        by_hand: the module's pass without autograd, if the model has one.
 
     Raises:
         DeclarationError: by all methods that run the module: its outputs are not as the model declares.
@@ -28,9 +27,7 @@ class Network:
         self._model = model
         self._module = module
         self._lookup = lookup
-        self._pass = model.make_pass(module)
-        self.is_by_hand = self._pass is not None
-        self._no_elements = [np.empty((0, 0, lookup.width), np.float32) for _ in range(lookup.bags)]
+        self.by_hand = model.make_pass(module)
         # Of the last forward pass, for `backward`:
         self._fields: Fields | None = None
         self._embedded: Floats | None = None
@@ -38,17 +35,17 @@ class Network:
 
     def score(self, uses: Uses, numbers: Floats) -> Floats:
         """Outputs (B, K) of a batch, without the intercept; changes nothing."""
-        if self._pass is not None:
-            return self._pass.score(self._lookup.gather(uses), numbers)
+        if self.by_hand is not None:
+            return self.by_hand.score(self._lookup.gather(uses), numbers)
         self._module.eval()
         with torch.inference_mode():
             return self._run(self._lookup.fields(uses, numbers)).numpy()
 
     def forward(self, uses: Uses, numbers: Floats) -> Floats:
         """Outputs (B, K) of a training batch, without the intercept; keeps what `backward` needs."""
-        if self._pass is not None:
+        if self.by_hand is not None:
             self._embedded = self._lookup.gather(uses)
-            return self._pass.forward(self._embedded, numbers)
+            return self.by_hand.forward(self._embedded, numbers)
         self._module.train()
         self._fields = self._lookup.fields(uses, numbers, grad=True)
         self._outputs = self._run(self._fields)
@@ -59,9 +56,9 @@ class Network:
 
         Those by the parameters are written into their `.grad` by hand; autograd adds to it, so it must be zero before.
         """
-        if self._pass is not None:
+        if self.by_hand is not None:
             assert self._embedded is not None, "backward follows forward"
-            return self._pass.backward(grads, self._embedded), self._no_elements
+            return self.by_hand.backward(grads, self._embedded), list(self._lookup.no_elements)
         assert self._outputs is not None, "backward follows forward"
         assert self._fields is not None
         self._outputs.backward(torch.from_numpy(grads))  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -31,6 +31,7 @@ from headrace.learners.intercept import Intercept
 from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.network import Network
+from headrace.learners.per_example import Batch, Parts, example_loop
 from headrace.learners.standardizer import Standardizer
 from headrace.learners.state import (
     Arrays,
@@ -74,6 +75,8 @@ class OnlineLearner:
         self._intercept = Intercept(self._loss, model.outputs)
         self._rng = torch.Generator().manual_seed(seed).get_state()
         self._dense_state = model.optimizer.initial_state(self._parameters.weights.shape[1])[None]
+        parts = Parts(self._lookup, self._parameters, self._numbers, self._intercept)
+        self._loop = example_loop(model, self._network.by_hand, parts, self._dense_state)
 
     def predict(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
         """Predictions (B,), or (B, K) of several outputs, before learning from `inputs`; changes nothing.
@@ -125,16 +128,51 @@ class OnlineLearner:
         log_rate: LogRate = 0.0,
         event_time_us: int | NDArray[np.int64] | None = None,
         starts: NDArray[np.int64] | None = None,
+        *,
+        per_example: bool = False,
     ) -> tuple[Floats, float]:
         """What `predict` gives for B examples, with their log-rates, and what `learn` gives, in that order.
 
         Faster than the two calls where the model has a pass without autograd: the step's forward pass is that of the
         prediction, but for examples with an id that gets its row in this batch.
 
+        With `per_example` it does, bit for bit, what B calls of one example each do: an example is predicted with the
+        weights after the one before it, each is a step, and `starts` means nothing. `Logistic` and `DeepFM` without
+        hidden layers learn so in one compiled loop, at some microseconds an example; other models take B steps.
+
         Raises:
             SchemaError: as `learn`.
         """
+        if per_example:
+            return self._step_each(inputs, _Targets(labels, weights, log_rate), event_time_us)
         return self._step(inputs, _Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=True)
+
+    def _step_each(
+        self, inputs: Inputs, targets: "_Targets", event_time_us: int | NDArray[np.int64] | None
+    ) -> tuple[Floats, float]:
+        """B steps of one example, by the compiled loop where the model has one."""
+        self.learner.check_inputs(inputs)
+        targets.check(self.learner, count := len(inputs))
+        if count == 0:
+            return self._step(inputs, targets, event_time_us, None, wants_predictions=True)
+        times = self.now_us + 1 + np.arange(count) if event_time_us is None else event_time_us
+        now_us = np.maximum.accumulate(np.maximum(np.broadcast_to(times, count), self.now_us).astype(np.int64))
+
+        def single(i: int) -> tuple[Floats, float]:
+            example = slice(i, i + 1)
+            return self._step(inputs.take(example), targets.take(example), int(now_us[i]), None, wants_predictions=True)
+
+        if self._loop is None:
+            steps = [single(i) for i in range(count)]
+            return np.concatenate([predictions for predictions, _ in steps]), float(
+                np.mean([loss for _, loss in steps])
+            )
+        steps_before = self.steps
+        rates = np.broadcast_to(np.float32(targets.log_rate), count)
+        batch = Batch(inputs, *targets.arrays(count), np.ascontiguousarray(rates, np.float32), now_us)
+        predictions, losses = self._loop.run(batch, single)
+        self.steps, self.now_us = steps_before + count, int(now_us[-1])
+        return predictions, float(losses.mean())
 
     def _step(
         self,
@@ -180,7 +218,7 @@ class OnlineLearner:
         a pass of its own, in eval mode; by hand the outputs serve both, but for examples whose rows are new.
         """
         predictions = np.empty(0, np.float32)
-        by_hand = self._network.is_by_hand
+        by_hand = self._network.by_hand is not None
         if offsets is not None and not by_hand:
             predictions = self._loss.predictions(self._network.score(known, numbers) + offsets)
         if not by_hand:  # a pass by hand writes gradients, it does not add to them
@@ -263,6 +301,12 @@ class _Targets:
     def shape_of(columns: int, rows: int) -> tuple[int, ...]:
         """Shape of an array of `columns` labels or outputs an example."""
         return (rows,) if columns == 1 else (rows, columns)
+
+    def take(self, examples: slice) -> "_Targets":
+        """Select examples."""
+        rate = np.asarray(self.log_rate)
+        weights = None if self.weights is None else self.weights[examples]
+        return _Targets(self.labels[examples], weights, rate[examples] if rate.ndim else self.log_rate)
 
     def arrays(self, rows: int) -> tuple[Floats, Floats]:
         """Labels (B, L) and weights (B,), float32 and contiguous."""

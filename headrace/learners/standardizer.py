@@ -66,7 +66,7 @@ class Standardizer:
         A number that was never seen has no scale yet: it is 0.
         """
         out = np.empty((len(x), 2 * len(self)), np.float32)
-        _transform(np.ascontiguousarray(x), self.weight, self.mean, self.var, out)
+        transform_rows(np.ascontiguousarray(x), self.weight, self.mean, self.var, out)
         return out
 
     def observe(self, x: Floats) -> None:
@@ -75,7 +75,12 @@ class Standardizer:
         begin = np.zeros(len(self), np.int64)  # first row of each feature that its first values do not hold
         for index in np.flatnonzero(self.first_count < WARM_ROWS).tolist():
             begin[index] = self._warm_up(index, rows[:, index])
-        _observe(rows, begin, self.weight, self.mean, self.var)
+        observe_rows(rows, begin, self.weight, self.mean, self.var)
+
+    def needs_warm_up(self, x: Floats) -> NDArray[np.bool_]:
+        """Which rows (B,) of x (B, D) have a present value of a feature whose first values are not complete."""
+        cold = np.flatnonzero(self.first_count < WARM_ROWS)
+        return np.asarray(np.isfinite(x[:, cold]).any(axis=1))
 
     def _warm_up(self, index: int, values: Floats) -> int:
         """Keep the first values of one feature; returns the number of `values` (B,) that were consumed."""
@@ -117,7 +122,8 @@ class Standardizer:
 
 
 @kernel
-def _transform(x: Floats, weight: Doubles, mean: Doubles, var: Doubles, out: Floats) -> None:
+def transform_rows(x: Floats, weight: Doubles, mean: Doubles, var: Doubles, out: Floats) -> None:
+    """`out` (B, 2 D) = standardised numbers and missing-value indicators of x (B, D)."""
     width = x.shape[1]
     for j in range(width):
         # A constant has no scale; a floor relative to its size keeps rounding differences small.
@@ -130,7 +136,7 @@ def _transform(x: Floats, weight: Doubles, mean: Doubles, var: Doubles, out: Flo
 
 
 @kernel
-def _observe(x: Floats, begin: NDArray[np.int64], weight: Doubles, mean: Doubles, var: Doubles) -> None:
+def observe_rows(x: Floats, begin: NDArray[np.int64], weight: Doubles, mean: Doubles, var: Doubles) -> None:
     """Welford's update row by row, from row `begin` (D,) on, with bounded values and exponential forgetting."""
     for j in range(x.shape[1]):
         for i in range(begin[j], x.shape[0]):

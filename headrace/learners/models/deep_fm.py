@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headrace.errors import DeclarationError
 from headrace.learners.input_spec import Bag, InputSpec
 from headrace.learners.models.deep_fm_pass import DeepFMPass
+from headrace.learners.models.fm_pass import FMPass
 from headrace.learners.models.model import Fields, Model, Pass, ZeroHead
 from headrace.learners.tables.optimizers import Adagrad, Adam, Optimizer
 
@@ -86,10 +87,12 @@ class DeepFMNet(nn.Module):
         logits: Tensor = linear + pairs + deep
         return logits
 
-    def by_hand(self) -> DeepFMPass | None:
+    def by_hand(self) -> Pass | None:
         """This module's pass without autograd; None where it attends, or has other layers."""
         if type(self) is not DeepFMNet or max(self.candidates, default=-1) >= 0 or not DeepFMPass.fits(self.mlp):
             return None
+        if isinstance(only := self.mlp[0], ZeroHead):
+            return FMPass(self.first_order, only)
         return DeepFMPass(self.dim, self.mlp, self.first_order)
 
     def _attend(self, vectors: Tensor, fields: Fields) -> Tensor:

@@ -65,7 +65,7 @@ class LogLoss:
         """Mean weighted log-loss, and its gradient by the log-odds."""
         if outputs.ndim == 1:
             grads = np.empty(len(outputs), np.float32)
-            return _log_loss(outputs, labels, weights, grads), grads
+            return log_loss_gradients(outputs, labels, weights, grads), grads
         columns = [self.gradients(z, y, weights) for z, y in _columns(outputs, labels)]
         return sum(loss for loss, _ in columns), np.stack([grads for _, grads in columns], axis=1)
 
@@ -83,7 +83,7 @@ class LogLoss:
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
         """Shifts (K,) that balance the batch with what is known, and the batch's information at them."""
         pairs = [(outputs, labels)] if outputs.ndim == 1 else _columns(outputs, labels)
-        fits = [_fit(z, y, weights, prior) for (z, y), prior in zip(pairs, information, strict=True)]
+        fits = [balance(z, y, weights, prior) for (z, y), prior in zip(pairs, information, strict=True)]
         return np.array([shift for shift, _ in fits]), np.array([added for _, added in fits])
 
 
@@ -106,7 +106,7 @@ def _columns(outputs: Floats, labels: Floats) -> list[tuple[Floats, Floats]]:
 
 
 @kernel
-def _log_loss(logits: Floats, labels: Floats, weights: Floats, grads: Floats) -> float:
+def log_loss_gradients(logits: Floats, labels: Floats, weights: Floats, grads: Floats) -> float:
     """Mean weighted log-loss of logits (B,) against labels (B,) 0 or 1; `grads` (B,) receives its gradient.
 
     max(z, 0) - z y + log1p(exp(-|z|)) is the log-loss without overflow at large |z|.
@@ -120,7 +120,7 @@ def _log_loss(logits: Floats, labels: Floats, weights: Floats, grads: Floats) ->
 
 
 @kernel
-def _fit(logits: Floats, labels: Floats, weights: Floats, prior: float) -> tuple[float, float]:
+def balance(logits: Floats, labels: Floats, weights: Floats, prior: float) -> tuple[float, float]:
     """(shift, information at the shift) that balance a batch, all (B,), with the information `prior`."""
     shift, information = 0.0, 0.0
     for _ in range(STEPS_MAX):

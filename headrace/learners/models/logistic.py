@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.models.model import Fields, Model, ZeroHead
+from headrace.learners.models.fm_pass import FMPass
+from headrace.learners.models.model import Fields, Model, Pass, ZeroHead
 from headrace.learners.tables.optimizers import Adam, Ftrl, Optimizer
 
 
@@ -33,6 +34,10 @@ class Logistic(Model):
     def build(self, spec: InputSpec) -> nn.Module:
         """Build the module for inputs of `spec`."""
         return LogisticNet(len(spec.numbers))
+
+    def make_pass(self, module: nn.Module) -> Pass | None:
+        """Return the pass without autograd."""
+        return FMPass(module.linear) if type(module) is LogisticNet else None
 
 
 class LogisticNet(nn.Module):

@@ -13,20 +13,21 @@ All ids of a batch lie in one flat array, so that each stage is one call of a ke
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.inputs import Inputs
+from headrace.learners.inputs import PAD, Inputs
 from headrace.learners.models.model import Fields, Model
 from headrace.learners.tables import kernels
 from headrace.learners.tables.table import EmbeddingTable
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Bools = NDArray[np.bool_]
 
 _NO_BAGS = (np.empty((0, 0), np.int64),)
 """For a kernel that indexes a tuple of bags, which may not be empty."""
@@ -71,13 +72,16 @@ class Uses(NamedTuple):
         """Examples, ascending, of which an id has another row in `other`, a lookup of the same batch."""
         if self.rows is other.rows:
             return np.empty(0, np.int64)
-        unequal = self.rows != other.rows
+        return np.flatnonzero(self.examples_with(self.rows != other.rows))
+
+    def examples_with(self, mask: Bools) -> Bools:
+        """Which examples (B,) have an id of `mask` (n,)."""
         fields = len(self.starts) - 1 - len(self.lengths)
-        changed = unequal[: self.starts[fields]].reshape(fields, self.examples).any(axis=0)
+        having = np.asarray(mask[: self.starts[fields]].reshape(fields, self.examples).any(axis=0))
         for bag, length in enumerate(self.lengths.tolist()):
-            part = unequal[self.starts[fields + bag] : self.starts[fields + bag + 1]].reshape(-1, length)
-            changed |= part.any(axis=1)[self.runs[bag]]
-        return np.flatnonzero(changed)
+            part = mask[self.starts[fields + bag] : self.starts[fields + bag + 1]].reshape(-1, length)
+            having |= np.asarray(part.any(axis=1))[self.runs[bag]]
+        return having
 
     def take(self, examples: Ints) -> "Uses":
         """Select examples, ascending; all bags are kept."""
@@ -104,6 +108,12 @@ class Lookup:
         spec: the fields.
         tables: by name.
         model: its `dim` is the length of a row's vector; it says of which bags the elements are looked up too.
+
+    Attributes:
+        width: W of a row.
+        bags: J.
+        table_of: (F + J,) number of the table of each field and bag.
+        no_elements: max(J, 1) empty arrays, for kernels that take gradients by the elements of bags.
     """
 
     def __init__(self, spec: InputSpec, tables: Mapping[str, Table], model: Model) -> None:
@@ -111,9 +121,10 @@ class Lookup:
         self._fields = len(spec.categoricals)
         number_of = {name: number for number, name in enumerate(spec.tables)}
         names = [*(field.table for field in spec.categoricals), *(bag.table for bag in spec.bags)]
-        self._table_of = np.array([number_of[name] for name in names], np.int64)  # of each field and bag
+        self.table_of = np.array([number_of[name] for name in names], np.int64)  # of each field and bag
         self.width = model.dim + 1
         self.bags = len(spec.bags)
+        self.no_elements = tuple(np.empty((0, 0, self.width), np.float32) for _ in range(max(self.bags, 1)))
         self._reads_elements = [model.reads_elements(bag) for bag in spec.bags]
 
     def find(self, inputs: Inputs) -> Uses:
@@ -122,7 +133,7 @@ class Lookup:
         # A broadcast bag is one row for all examples: no comparison needed.
         bags = [np.ascontiguousarray(bag[:1] if bag.strides[0] == 0 else bag) for bag in inputs.bags]
         lengths = np.array([bag.shape[1] for bag in bags], np.int64)
-        starts, runs = np.empty(len(self._table_of) + 1, np.int64), np.empty((len(bags), examples), np.int64)
+        starts, runs = np.empty(len(self.table_of) + 1, np.int64), np.empty((len(bags), examples), np.int64)
         ids = np.empty(inputs.ids.size + sum(bag.size for bag in bags), np.int64)
         count = kernels.lay_out(np.ascontiguousarray(inputs.ids), tuple(bags) or _NO_BAGS, starts, runs, ids)
         return Uses(ids[:count], self._rows_of(ids[:count], starts), starts, runs, lengths)
@@ -133,11 +144,11 @@ class Lookup:
 
     def gather(self, uses: Uses) -> Floats:
         """Rows of the id fields and means of the bags, (B, F + J, W); zeros for an id without a row."""
-        out = np.empty((uses.examples, len(self._table_of), self.width), np.float32)
+        out = np.empty((uses.examples, len(self.table_of), self.width), np.float32)
         if not self._tables:
             return out
         weights = tuple(table.weights for table in self._tables)
-        kernels.gather(weights, self._table_of, uses.starts, uses.rows, uses.runs, uses.lengths, out)
+        kernels.gather(weights, self.table_of, uses.starts, uses.rows, uses.runs, uses.lengths, out)
         return out
 
     def fields(self, uses: Uses, dense: Floats, *, grad: bool = False) -> Fields:
@@ -154,7 +165,7 @@ class Lookup:
     def _rows_of(self, ids: Ints, starts: Ints) -> Ints:
         rows = np.empty(len(ids), np.int64)
         if self._tables:
-            kernels.find(tuple(table.lines for table in self._tables), self._table_of, starts, ids, rows)
+            kernels.find(tuple(table.lines for table in self._tables), self.table_of, starts, ids, rows)
         return rows
 
     def _elements(self, uses: Uses, bag: int) -> Floats:
@@ -162,7 +173,7 @@ class Lookup:
         rows = uses.bag_rows(bag) if self._reads_elements[bag] else np.empty((0, 0), np.int64)
         out = np.empty((*rows.shape, self.width), np.float32)
         if out.size:
-            kernels.gather_elements(self._tables[self._table_of[self._fields + bag]].weights, rows, out)
+            kernels.gather_elements(self._tables[self.table_of[self._fields + bag]].weights, rows, out)
         return out
 
 
@@ -187,18 +198,48 @@ class TrainedLookup(Lookup):
             begins[starts[:-1][np.diff(starts) > 0]] = True
         seen, counts = tuple(table.seen_us for table in self._trained), tuple(table.count for table in self._trained)
         is_first, lacking = kernels.count_uses(
-            uses.ids, uses.rows, uses.starts, self._table_of, begins, len(uses.lengths), now_us, seen, counts
+            uses.ids, uses.rows, uses.starts, self.table_of, begins, len(uses.lengths), now_us, seen, counts
         )
         if not lacking.any():
             return uses
         for number in np.flatnonzero(lacking).tolist():
-            segments = np.flatnonzero(self._table_of == number).tolist()
+            segments = np.flatnonzero(self.table_of == number).tolist()
             ids, first = (
                 np.concatenate([array[uses.starts[s] : uses.starts[s + 1]] for s in segments])
                 for array in (uses.ids, is_first)
             )
             self._trained[number].admit(ids[first], now_us)
         return self.refreshed(uses)
+
+    @property
+    def arrays(self) -> tuple[tuple[NDArray[Any], ...], ...]:
+        """Weights, optimizer state, last use, uses and scratch slots: a tuple each, of an array a table."""
+        names = ("weights", "state", "seen_us", "count", "slots")
+        return tuple(tuple(getattr(table, name) for table in self._trained) for name in names)
+
+    def waiting(self, uses: Uses) -> Bools:
+        """Which examples (B,) have an id without a row that `add` may not give one: it waits, or the table is full."""
+        mask = np.zeros(len(uses.ids), np.bool_)
+        for table, ids, positions in self._lacking(uses):
+            if table.policy.min_count > 1 or len(table) + len(ids) > table.policy.rows_max:
+                mask[positions] = True
+        return uses.examples_with(mask)
+
+    def add(self, uses: Uses) -> Uses:
+        """Give a row to each id of a batch without one, not counting a use; returns the batch with its new rows."""
+        lacking = self._lacking(uses)
+        for table, ids, _ in lacking:
+            table.add(ids)
+        return self.refreshed(uses) if lacking else uses
+
+    def _lacking(self, uses: Uses) -> list[tuple[EmbeddingTable, Ints, Ints]]:
+        """Tables that lack rows for ids of the batch: table, distinct ids, and all their positions in the batch."""
+        positions = np.flatnonzero((uses.rows < 0) & (uses.ids != PAD))
+        if not positions.size:
+            return []
+        numbers = self.table_of[np.searchsorted(uses.starts, positions, side="right") - 1]
+        parts = [(self._trained[number], positions[numbers == number]) for number in np.unique(numbers).tolist()]
+        return [(table, np.unique(uses.ids[part]), part) for table, part in parts]
 
     def step(self, uses: Uses, grads: Floats, elements: Sequence[Floats], scale: float) -> None:
         """One optimizer step of every row in the batch.
@@ -211,10 +252,10 @@ class TrainedLookup(Lookup):
         """
         if not self._trained:
             return
-        element_grads = tuple(elements) or (np.empty((0, 0, self.width), np.float32),)
+        element_grads = tuple(elements) or self.no_elements
         slots = tuple(table.slots for table in self._trained)
         unique, bounds, totals = kernels.sum_gradients(
-            slots, self._table_of, uses.starts, uses.rows, uses.runs, uses.lengths, grads, element_grads, scale
+            slots, self.table_of, uses.starts, uses.rows, uses.runs, uses.lengths, grads, element_grads, scale
         )
         for number, table in enumerate(self._trained):
             segment = slice(int(bounds[number]), int(bounds[number + 1]))

@@ -116,6 +116,11 @@ class EmbeddingTable:
             self._evict(len(self) - keep)
         ROWS.labels(table=self.name).set(len(self))
 
+    def add(self, ids: NDArray[np.int64]) -> None:
+        """Give a row to each of the distinct `ids` (n,), which have none, not counting a use; the budget has room."""
+        self._add(ids)
+        ROWS.labels(table=self.name).set(len(self))
+
     def expire(self, now_us: int) -> int:
         """Remove the rows not seen since `now_us - expire_us`; returns how many."""
         if self.policy.expire_us is None:

@@ -1,0 +1,242 @@
+"""Learning example by example in one compiled loop: what B calls with one example each do, at some microseconds each.
+
+Example i is predicted with the weights that examples 0 to i - 1 left. A call of a batch of one costs a hundred
+microseconds whatever the model; this loop runs the kernels of that step one after the other, so its weights are those
+of B such calls, bit for bit.
+
+    lay out, find rows, add rows of new ids      once a chunk of examples
+    read rows -> output -> loss -> gradients -> dense step -> rows' step -> intercept -> statistics      an example
+
+It knows models that are linear but for pairs (`FMPass`), log-loss, and the shipped optimizers. Examples that change
+more than a step does are left to the caller, one by one: the first, which starts the intercept; those with one of the
+first values of a number; and those with an id that waits for admission, or that needs another one's row.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.kernels.compile import Float, kernel
+from headrace.learners.inputs import Inputs
+from headrace.learners.intercept import INFORMATION_MAX, Intercept
+from headrace.learners.models.fm_pass import FMPass, fm_gradients, fm_outputs
+from headrace.learners.models.log_loss import LogLoss, balance, log_loss_gradients
+from headrace.learners.models.model import Model, Pass
+from headrace.learners.standardizer import Standardizer, observe_rows, transform_rows
+from headrace.learners.state import FlatParameters
+from headrace.learners.tables.embedding import TrainedLookup
+from headrace.learners.tables.kernels import gather, sum_gradients, touch_rows
+from headrace.learners.tables.optimizers import Compiled, is_compiled
+from headrace.learners.tables.steps import step_dense, step_row
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Tuple = tuple[Any, ...]
+
+CHUNK = 512
+"""Examples that are looked up together."""
+
+
+class Batch(NamedTuple):
+    """B examples, checked; see `OnlineLearner.learn`.
+
+    Attributes:
+        inputs: of the examples.
+        labels, weights, log_rates: (B,) float32.
+        now_us: (B,) the newest event time up to each example.
+    """
+
+    inputs: Inputs
+    labels: Floats
+    weights: Floats
+    log_rates: Floats
+    now_us: Ints
+
+
+class ExampleLoop:
+    """The loop of one learner, over its parts; not thread-safe.
+
+    Args:
+        parts: of the learner.
+        sparse, dense: optimizers of rows and of the module's parameters.
+        by_hand: the module's pass.
+        dense_state: (1, S) of the optimizer.
+    """
+
+    def __init__(self, parts: "Parts", sparse: Compiled, dense: Compiled, by_hand: FMPass, dense_state: Floats) -> None:
+        self._parts = parts
+        self._optimizers = (sparse.kind, sparse.rates, dense.kind, dense.rates)
+        self._pass = by_hand
+        self._dense_state = dense_state
+
+    def run(self, batch: Batch, single: Callable[[int], tuple[Floats, float]]) -> tuple[Floats, Doubles]:
+        """Predict and learn each example in turn; returns predictions (B,) and weighted losses (B,).
+
+        Args:
+            batch: the examples.
+            single: predicts and learns one example, given its number.
+        """
+        count = len(batch.inputs)
+        predictions, losses = np.empty(count, np.float32), np.empty(count, np.float64)
+        begin = 0
+        while begin < count:
+            end = begin + self._learn_chunk(batch, begin, predictions, losses)
+            if end == begin:
+                predictions[begin : begin + 1], losses[begin] = single(begin)
+                end += 1
+            begin = end
+        return predictions, losses
+
+    def _learn_chunk(self, batch: Batch, begin: int, predictions: Floats, losses: Doubles) -> int:
+        """Learn from the examples that the loop can take, from `begin` on, at most `CHUNK`; returns how many."""
+        parts = self._parts
+        if not parts.intercept.is_started:
+            return 0
+        chunk = slice(begin, begin + CHUNK)
+        inputs = batch.inputs.take(chunk)
+        uses = parts.lookup.find(inputs)
+        is_left = parts.numbers.needs_warm_up(inputs.dense) | parts.lookup.waiting(uses)
+        count = int(is_left.argmax()) if is_left.any() else len(inputs)
+        if count == 0:
+            return 0
+        if count < len(inputs):  # an id that only later examples use gets no row yet
+            inputs, chunk = inputs.take(slice(count)), slice(begin, begin + count)
+            uses = parts.lookup.find(inputs)
+        known, uses = uses.rows, parts.lookup.add(uses)
+        learn_each(
+            parts.lookup.arrays,
+            parts.lookup.table_of,
+            (known, *uses[1:]),
+            (np.ascontiguousarray(inputs.dense), *(array[chunk] for array in batch[1:])),
+            (
+                self._pass.head,
+                self._pass.head_grads,
+                parts.parameters.weights,
+                self._dense_state,
+                parts.parameters.grads,
+            ),
+            (parts.numbers.weight, parts.numbers.mean, parts.numbers.var),
+            (parts.intercept.value, parts.intercept.information),
+            self._optimizers,
+            (predictions[chunk], losses[chunk], parts.lookup.no_elements),
+        )
+        return count
+
+
+class Parts(NamedTuple):
+    """What a learner is made of, and the loop changes."""
+
+    lookup: TrainedLookup
+    parameters: FlatParameters
+    numbers: Standardizer
+    intercept: Intercept
+
+
+def example_loop(model: Model, by_hand: Pass | None, parts: Parts, dense_state: Floats) -> ExampleLoop | None:
+    """The loop of a learner, None where it cannot do what a step does."""
+    sparse, dense = model.sparse, model.optimizer
+    is_known = type(model.loss) is LogLoss and model.outputs == 1 and len(parts.lookup.table_of) > 0
+    if is_known and type(by_hand) is FMPass and is_compiled(sparse) and is_compiled(dense):
+        return ExampleLoop(parts, sparse, dense, by_hand, dense_state)
+    return None
+
+
+@kernel
+def learn_each(
+    tables: Tuple,
+    table_of: Ints,
+    uses: Tuple,
+    examples: Tuple,
+    dense: Tuple,
+    numbers: Tuple,
+    intercept: Tuple,
+    optimizers: Tuple,
+    out: Tuple,
+) -> None:
+    """Predict and learn the examples of `uses`, one by one; each argument's parts are named in the first lines.
+
+    `known` (n,) are the rows before ids of these examples got one: an id is predicted without its row at its first use.
+    """
+    weights, states, seen, counts, slots = tables
+    known, rows, starts, runs, lengths = uses
+    x, labels, importance, log_rates, now_us = examples
+    head, head_grads, flat_weights, flat_state, flat_grads = dense
+    weight, mean, var = numbers
+    value, information = intercept
+    kind, rates, dense_kind, dense_rates = optimizers
+    predictions, losses, no_elements = out
+    width, segments = weights[0].shape[1], table_of.size
+    own_starts, own_runs = _own_layout(segments, lengths), np.zeros((lengths.size, 1), np.int64)
+    own_rows, own_known = np.empty(own_starts[-1], np.int64), np.empty(own_starts[-1], np.int64)
+    embedded, by_row = np.empty((1, segments, width), np.float32), np.empty((1, segments, width), np.float32)
+    standardised, sums = np.empty((1, 2 * x.shape[1]), np.float32), np.empty((1, width - 1), np.float32)
+    z, grads, begin = np.empty(1, np.float32), np.empty(1, np.float32), np.zeros(x.shape[1], np.int64)
+    for i in range(runs.shape[1]):
+        own_x, y, w = x[i : i + 1], labels[i : i + 1], importance[i : i + 1]
+        offset = value[0] + log_rates[i]
+        transform_rows(own_x, weight, mean, var, standardised)
+        is_new = False
+        for s in range(segments):
+            size = own_starts[s + 1] - own_starts[s]
+            first = starts[s] + (i if s < segments - lengths.size else runs[s - segments + lengths.size, i] * size)
+            part = slice(own_starts[s], own_starts[s + 1])
+            own_rows[part] = rows[first : first + size]
+            is_new |= _rows_before(own_rows[part], known[first : first + size], counts[table_of[s]], own_known[part])
+        if is_new:
+            gather(weights, table_of, own_starts, own_known, own_runs, lengths, embedded)
+            fm_outputs(embedded, standardised, head, sums, z)
+            predictions[i] = _sigmoid(z[0] + offset)
+        gather(weights, table_of, own_starts, own_rows, own_runs, lengths, embedded)
+        fm_outputs(embedded, standardised, head, sums, z)
+        z[0] += offset
+        if not is_new:
+            predictions[i] = _sigmoid(z[0])
+        losses[i] = log_loss_gradients(z, y, w, grads)
+        fm_gradients(grads, embedded, standardised, head, head_grads, sums, by_row)
+        step_dense(dense_kind, dense_rates, flat_weights, flat_state, flat_grads)
+        unique, bounds, totals = sum_gradients(
+            slots, table_of, own_starts, own_rows, own_runs, lengths, by_row, no_elements, 1.0
+        )
+        for t in range(len(slots)):
+            for u in range(bounds[t], bounds[t + 1]):
+                step_row(kind, rates, weights[t], states[t], unique[u], totals[u])
+        for s in range(segments):
+            touch_rows(own_rows[own_starts[s] : own_starts[s + 1]], now_us[i], seen[table_of[s]], counts[table_of[s]])
+        shift, added = balance(z, y, w, information[0])
+        value[0] += np.float32(shift)
+        information[0] = min(information[0] + added, max(INFORMATION_MAX, added))
+        observe_rows(own_x, begin, weight, mean, var)
+
+
+@kernel
+def _own_layout(segments: int, lengths: Ints) -> Ints:
+    """Starts (F + J + 1,) of the segments of one example: F fields of one id, then J bags of `lengths`."""
+    starts, fields = np.arange(segments + 1), segments - lengths.size
+    for bag in range(lengths.size):
+        starts[fields + bag + 1] = starts[fields + bag] + lengths[bag]
+    return starts
+
+
+@kernel
+def _rows_before(rows: Ints, known: Ints, counts: Ints, out: Ints) -> bool:
+    """`out` = `rows` of a table, -1 where a row is new and not yet used; returns whether one is.
+
+    `known` are the rows before the batch; `counts` the uses of each row of the table.
+    """
+    is_new = False
+    for k in range(rows.size):
+        out[k] = rows[k]
+        if rows[k] >= 0 and known[k] < 0 and counts[rows[k]] == 0:
+            out[k] = -1
+            is_new = True
+    return is_new
+
+
+@kernel
+def _sigmoid(z: float) -> Float:
+    """Probability of log-odds, in float32."""
+    half = np.float32(0.5)
+    return half * (np.float32(1.0) + np.tanh(half * np.float32(z)))
