@@ -1,7 +1,7 @@
 """Train on examples and publish models; plain Python.
 
     joined requests --+
-                      +--> waiting --(rows_min reached, or drained)--------> predict -> marks -> learn --+
+                      +--> waiting --(rows_min reached, or drained)--------> predict, learn -> marks ----+
     events, as of ----+                                                                                  |
                                             every publish_s: snapshot -> staged -> gate -> published <---+
 
@@ -67,12 +67,15 @@ class Cadence:
             then depend on the speed of the machine; None: never.
         publish_s: between two publications, in seconds; None: only when `publish` is called.
         refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
+        per_example: each example of a micro-batch is predicted and learned after the one before it: micro-batches of
+            one, whatever `rows_min`. See `OnlineLearner.predict_and_learn` for the models to which that is cheap.
     """
 
     rows_min: int = 1_024
     wait_s: float | None = None
     publish_s: float | None = 2.0
     refusals_max: int = 10
+    per_example: bool = False
 
     def __post_init__(self) -> None:
         if self.rows_min < 1 or self.refusals_max < 1:
@@ -316,12 +319,16 @@ class Trainer:
 
     def _train(self, batch: Examples) -> None:
         with STEP_SECONDS.time():
-            probabilities = self.online.predict(batch.inputs, batch.log_rate)
+            probabilities, _ = self.online.predict_and_learn(
+                batch.inputs,
+                batch.labels,
+                log_rate=batch.log_rate,
+                event_time_us=batch.time_us,
+                starts=batch.starts,
+                per_example=self.cadence.per_example,
+            )
             slices = np.array(SOURCES)[batch.source]
             self.prequential.observe(probabilities, batch.labels, starts=batch.starts, slices=slices)
-            self.online.learn(
-                batch.inputs, batch.labels, log_rate=batch.log_rate, event_time_us=batch.time_us, starts=batch.starts
-            )
             self.gate.remember(batch.inputs, batch.labels, batch.log_rate)
         self.trained += len(batch)
         for name in SOURCES:

@@ -146,6 +146,17 @@ def test_weights_do_not_depend_on_how_the_stream_is_cut(cuts):
     assert weights(whole) == weights(cut)
 
 
+def test_learning_per_example_does_not_depend_on_micro_batches():
+    """Examples in order of events, each predicted with the weights after the one before it, whatever `rows_min` is."""
+    small, large = (trainer(cadence=Cadence(rows_min=rows, publish_s=None, per_example=True)) for rows in (5, 128))
+    feed(small, [300])
+    feed(large, [40, 41, 555])
+    for each in (small, large):
+        each.drain()
+    assert small.online.steps == small.trained == large.trained
+    assert weights(small) == weights(large)
+
+
 @pytest.mark.parametrize("at", [20, 250, 601])
 def test_a_resumed_run_ends_bitwise_equal(at, tmp_path):
     cuts = list(range(10, 600, 10))
@@ -283,8 +294,11 @@ def test_micro_batches_go_by_rows_or_by_time(tmp_path):
 def test_groups_are_never_parted(tmp_path):
     one, _, _ = shelf_trainer(tmp_path)
     sizes = []
-    learn = one.online.learn
-    one.online.learn = lambda inputs, *rest, **kwargs: (sizes.append(len(inputs)), learn(inputs, *rest, **kwargs))[1]
+    learn = one.online.predict_and_learn
+    one.online.predict_and_learn = lambda inputs, *rest, **kwargs: (
+        sizes.append(len(inputs)),
+        learn(inputs, *rest, **kwargs),
+    )[1]
     for i in range(5):
         one.add_requests(requests(3, size=30, seed=i))
         one.poll()
