@@ -58,7 +58,7 @@ format: setup ## let ruff put the code in shape
 	@$(VENV)/bin/ruff check --fix .
 
 bench: setup ## every benchmark against its baseline (a few minutes)
-	@for run in benchmarks/*/run.py; do echo "== $$run"; $(PY) $$run || exit 1; done
+	@for run in benchmarks/*/run.py benchmarks/*/*/run.py; do echo "== $$run"; $(PY) $$run || exit 1; done
 
 docs: setup ## write the generated pages of docs/ anew
 	@$(PY) docs/generate.py

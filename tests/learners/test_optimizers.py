@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from headrace.errors import DeclarationError
-from headrace.learners import Adagrad, Adam, Ftrl
+from headrace.learners import Adagrad, Adam, Ftrl, Learner, Logistic, OnlineLearner
+from tests.shelves import SPEC, Stream
 
 RNG = np.random.default_rng(5)
 
@@ -92,3 +93,18 @@ def test_rows_that_are_not_named_stay():
 def test_wrong_rates_are_refused(wrong):
     with pytest.raises(DeclarationError):
         wrong()
+
+
+class Still(Adam):
+    """Steps nothing."""
+
+    def step(self, weights, state, rows, grads):
+        del weights, state, rows, grads
+
+
+def test_a_step_that_a_subclass_changes_is_taken_for_dense_parameters_too():
+    learner = type("Stands", (Learner,), {"inputs": SPEC, "model": Logistic(optimizer=Still())})
+    online = OnlineLearner(learner)
+    inputs, labels, _ = Stream(0).batch(64)
+    online.predict_and_learn(inputs, labels, per_example=True)
+    assert (online.state_dict()["dense.linear.weight"] == 0).all()
