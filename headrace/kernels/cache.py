@@ -36,7 +36,9 @@ def compile_once(dispatcher: Any) -> Any:
     typed_call = dispatcher.get_call_template
 
     def untied_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return typed_call(tuple(map(types.unliteral, args)), {key: types.unliteral(kind) for key, kind in kwargs.items()})
+        return typed_call(
+            tuple(map(types.unliteral, args)), {key: types.unliteral(kind) for key, kind in kwargs.items()}
+        )
 
     dispatcher.get_call_template = untied_call
     return dispatcher
