@@ -8,6 +8,7 @@ A request, or a positive with its negatives, is a group: rows that are ranked to
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,13 @@ class Examples:
         starts = self.starts[first : last + 1] - self.starts[first]
         arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
         return Examples(self.inputs.take(rows), *arrays, starts)
+
+    def by_step(self, step_us: int) -> "dict[int, Examples]":
+        """Groups by their event time // `step_us`, each in order; groups must be in the order of time."""
+        numbers = self.time_us[self.starts[:-1]] // step_us
+        firsts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
+        edges = [*firsts.tolist(), len(numbers)]
+        return {int(numbers[first]): self.groups(first, end) for first, end in pairwise(edges)}
 
     @staticmethod
     def concat(parts: "list[Examples]") -> "Examples":

@@ -45,6 +45,8 @@ REQUESTS_MAX = 1_000_000
 """Open requests in memory; more are spilled to disk."""
 ENGAGEMENTS_MAX = 20_000_000
 """Positive engagements in memory."""
+PRUNE_ROWS = 65_536
+"""Engagements beside which it is not worth looking for those that nothing can match any more."""
 LONG_AGO_US = -(2**62)
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
@@ -102,10 +104,37 @@ class JoinSpec:
     @property
     def step_us(self) -> int:
         """Requests come out when the watermark passes a multiple of this."""
-        return max(self.within_us // STEPS_PER_WINDOW, 1)
+        return step_us_of(self.within_us)
 
 
-class Joiner:
+def step_us_of(within_us: int) -> int:
+    """Microseconds of event time of one step: what waits for a window comes out at multiples of it."""
+    return max(within_us // STEPS_PER_WINDOW, 1)
+
+
+class Offsets:
+    """Next offset of each partition whose rows were taken in, so that none is taken in twice."""
+
+    def __init__(self) -> None:
+        self._positions: dict[str, int] = {}
+
+    def positions(self) -> dict[str, int]:
+        """Next offset of every partition seen. Rows below it are not taken twice."""
+        return dict(self._positions)
+
+    def new_rows(self, batch: EventBatch) -> EventBatch:
+        """The rows of a batch, of any event, that come for the first time; its partition's offset moves past them."""
+        offset = self._positions.get(batch.partition, 0)
+        self._positions[batch.partition] = max(offset, batch.next_offset)
+        return batch.since(offset)
+
+    def skip_to(self, positions: Mapping[str, int]) -> None:
+        """Take rows before `positions` (partition -> next offset) as seen."""
+        for partition, offset in positions.items():
+            self._positions[partition] = max(self._positions.get(partition, 0), offset)
+
+
+class Joiner(Offsets):
     """Open requests and engagements of one `JoinSpec`, in memory; requests beyond `requests_max` on disk in `spill`.
 
     `counts` tells what became of the rows. State survives a restart by `save` and `load`, offsets with it.
@@ -119,6 +148,7 @@ class Joiner:
         engagements_max: int = ENGAGEMENTS_MAX,
         spill: str | Path | None = None,
     ) -> None:
+        super().__init__()
         self.spec = spec
         self.counts: dict[str, int] = {}
         self._request = spec_of(spec.request)
@@ -130,18 +160,14 @@ class Joiner:
         self._slices: dict[int, list[pl.DataFrame | Path]] = {}  # event time // step -> requests
         self._in_memory = 0
         self._engagements: list[pl.DataFrame] = []
+        self._engagements_left = 0  # after they were last pruned
         self._watermark_us = LONG_AGO_US
         self._newest_us = LONG_AGO_US
-        self._positions: dict[str, int] = {}
 
     @property
     def open_requests(self) -> int:
         """Requests waiting in memory, without spilled ones."""
         return self._in_memory
-
-    def positions(self) -> dict[str, int]:
-        """Next offset of every partition seen. Rows below it are not taken twice."""
-        return dict(self._positions)
 
     def add(self, batch: EventBatch) -> None:
         """Take in the new rows of a batch of either event.
@@ -150,17 +176,6 @@ class Joiner:
             SourceError: it is of neither.
         """
         self.add_new(self.new_rows(batch))
-
-    def new_rows(self, batch: EventBatch) -> EventBatch:
-        """The rows of a batch, of any event, that come for the first time; its partition's offset moves past them."""
-        offset = self._positions.get(batch.partition, 0)
-        self._positions[batch.partition] = max(offset, batch.next_offset)
-        return batch.since(offset)
-
-    def skip_to(self, positions: Mapping[str, int]) -> None:
-        """Take rows before `positions` (partition -> next offset) as seen."""
-        for partition, offset in positions.items():
-            self._positions[partition] = max(self._positions.get(partition, 0), offset)
 
     def add_new(self, batch: EventBatch) -> None:
         """Take in what `new_rows` returned, if it is of either event.
@@ -231,6 +246,7 @@ class Joiner:
         due_before = (self._watermark_us - self.spec.within_us) // self.spec.step_us
         due = sorted(number for number in self._slices if ended or number < due_before)
         if not due:
+            self._forget_engagements()
             return None
         requests = self._take(due)
         engagements = self._dense_engagements()
@@ -239,6 +255,13 @@ class Joiner:
         self._engagements = [engagements.filter(pl.col("__time") >= floor_us)]
         self._count("requests", labelled.height)
         return labelled
+
+    def _forget_engagements(self) -> None:
+        """Drop engagements that nothing can match any more, once as many again wait as did after the last time."""
+        waiting = sum(frame.height for frame in self._engagements)
+        if waiting > 2 * self._engagements_left + PRUNE_ROWS:
+            self._engagements = [pl.concat(self._engagements).filter(pl.col("__time") >= self._floor_us())]
+            self._engagements_left = self._engagements[0].height
 
     def save(self, folder: str | Path) -> None:
         """Write the whole state, offsets with it, into `folder`."""

@@ -11,10 +11,10 @@ order, so they are read as of exactly that time, and examples are a function of 
 
 Micro-batches end at multiples of the joiner's step in event time, however far the watermark moves at once: first the
 requests of a step are learned, then its other engagements, then the next step's. So weights are a function of the
-events as well.
+events as well. Without a joiner every engagement is an example of its own and waits for the watermark alone.
 
-State: joiner, trainer and waiting events are saved together, with one table of offsets, the joiner's, which covers
-every event; a restart resumes from there.
+State: joiner, trainer and waiting events are saved together, with one table of offsets, which covers every event; a
+restart resumes from there.
 """
 
 import time
@@ -27,8 +27,9 @@ import polars as pl
 import structlog
 
 from headrace.checkpoints import Checkpoints
+from headrace.errors import DeclarationError
 from headrace.learners import Verdict
-from headrace.pipelines.joiner import Joiner
+from headrace.pipelines.joiner import Joiner, Offsets, step_us_of
 from headrace.pipelines.trainer import Trainer
 from headrace.schemas import Event, spec_of
 from headrace.streams.positions import Positions, positions_of
@@ -47,28 +48,36 @@ class TrainStep:
 
     Args:
         trainer: made with `events`, so that it can make examples of engagements.
-        joiner: of the requests that serving logs.
+        joiner: of the requests that serving logs; None: there are none.
         events: classes that the learner's views read; the engagement of the joiner is one of them.
         state: folder of the saved state; None keeps nothing.
+        lateness_us: without a joiner, how far behind the newest an event may arrive, in event time.
+
+    Raises:
+        DeclarationError: there is no joiner, and the learner has no label.
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        joiner: Joiner,
+        joiner: Joiner | None,
         events: Sequence[type[Event]],
         *,
         state: Path | None = None,
         save_s: float = SAVE_S,
         idle_s: float = IDLE_S,
+        lateness_us: int = 0,
     ) -> None:
         self.trainer = trainer
         self.joiner = joiner
-        self._events = tuple(events)
+        self.events = tuple(events)
+        self.lateness_us = lateness_us if joiner is None else joiner.spec.lateness_us
+        self._step_us = _step_us(trainer) if joiner is None else joiner.spec.step_us
+        self._offsets = Offsets() if joiner is None else joiner
         self._checkpoints = None if state is None else Checkpoints(state)
         self._save_s = save_s
-        self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
-        self._early = _EarlyEvents(self._events)
+        self._watermark = Watermark(lateness_us=self.lateness_us, idle_s=idle_s)
+        self._early = _EarlyEvents(self.events)
         self._served: list[pl.DataFrame] = []  # ids of engagements that labelled a request, with their times
         self._released_s = 0.0
         self._saved_s = time.monotonic()
@@ -84,7 +93,7 @@ class TrainStep:
 
     def positions(self) -> Positions:
         """Next offset of each partition that the state has taken in."""
-        return positions_of("the trainer", self.joiner.positions())
+        return positions_of("the trainer", self._offsets.positions())
 
     def expect(self, partitions: Sequence[str]) -> None:
         """The watermark waits for each of these."""
@@ -93,11 +102,19 @@ class TrainStep:
     def apply(self, batch: EventBatch) -> None:
         """Take in requests or engagements."""
         self._watermark.observe(batch)
-        new = self.joiner.new_rows(batch)
-        if batch.event in (self.joiner.spec.request, self.joiner.spec.engagement):
+        self.add(batch)
+
+    def add(self, batch: EventBatch) -> None:
+        """Take in requests or engagements that do not move the watermark: the caller of `advance` does."""
+        new = self._offsets.new_rows(batch)
+        if self.joiner is not None and batch.event in (self.joiner.spec.request, self.joiner.spec.engagement):
             self.joiner.add_new(new)
-        if batch.event in self._events:
+        if batch.event in self.events:
             self._early.add(new)
+
+    def skip_to(self, positions: Mapping[str, int]) -> None:
+        """Take rows before `positions` (partition -> next offset) as learned."""
+        self._offsets.skip_to(positions)
 
     @property
     def due_s(self) -> float | None:
@@ -123,7 +140,7 @@ class TrainStep:
 
     def status(self) -> dict[str, Any]:
         """Figures to show: examples, marks of what was served, progress."""
-        counts = self.joiner.counts
+        counts = {} if self.joiner is None else self.joiner.counts
         return {
             "joined": self._joined,
             "positives": self._positives,
@@ -140,12 +157,14 @@ class TrainStep:
     def save(self) -> None:
         """Write a checkpoint into the folder of the state, if there is one."""
         if self._checkpoints is not None:
-            facts = {"trainer": self.trainer.facts(), "joined": self._joined, "positives": self._positives}
+            counts = {"joined": self._joined, "positives": self._positives}
+            facts = {"trainer": self.trainer.facts(), "positions": self._offsets.positions(), **counts}
             with self._checkpoints.write(facts) as folder:
                 for name in ("trainer", "joiner", "held"):
                     (folder / name).mkdir()
                 self.trainer.write(folder / "trainer")
-                self.joiner.save(folder / "joiner")
+                if self.joiner is not None:
+                    self.joiner.save(folder / "joiner")
                 self._early.save(folder / "held")
                 pl.concat([_no_ids(), *self._served]).write_ipc(folder / "served.arrow")
         self._saved_s = time.monotonic()
@@ -161,34 +180,53 @@ class TrainStep:
         else:  # of an earlier release
             self.trainer.load(folder / "trainer")
             self._joined, self._positives = orjson.loads((folder / "progress.json").read_bytes())
-        self.joiner.load(folder / "joiner")
+        if self.joiner is not None:
+            self.joiner.load(folder / "joiner")
+        self.skip_to(facts.get("positions", {}))
         if (offsets := folder / "held" / "positions.json").is_file():  # of an earlier release
-            self.joiner.skip_to(orjson.loads(offsets.read_bytes()))
+            self.skip_to(orjson.loads(offsets.read_bytes()))
         self._early.load(folder / "held")
         self._served = [pl.read_ipc(folder / "served.arrow")]
         log.info("train_step_resumed", state=folder.name, positions=self.positions())
 
     def _release(self) -> None:
         watermark_us = self._watermark.value_us()
-        if watermark_us is None:
-            return
-        step_us = self.joiner.spec.step_us
-        requests = self.joiner.advance(watermark_us)
-        # The joiner gives requests out in steps: only below the last of them is every request of an engagement known.
-        through_us = (watermark_us - self.joiner.spec.within_us) // step_us * step_us
+        if watermark_us is not None:
+            self.advance(watermark_us)
+
+    def advance(self, watermark_us: int, *, awaits_requests: bool = True) -> None:
+        """Learn from what the watermark allows, one step of event time after the other.
+
+        `awaits_requests` False: every request is known that an engagement before the watermark may label, as in a
+        history without requests, so engagements do not wait for them.
+        """
+        within_us = self.joiner.spec.within_us if self.joiner is not None and awaits_requests else 0
+        requests = None if self.joiner is None else self.joiner.advance(watermark_us)
+        # Steps are learned whole: only below the last of them are all requests and engagements known.
+        through_us = (watermark_us - within_us) // self._step_us * self._step_us
         events = self._early.take(through_us)
-        frames = {} if requests is None else {self.joiner.spec.request: requests}
-        asked, alone = _by_step(frames, step_us), _by_step(events, step_us)
-        for number in sorted({*asked, *alone}):
-            for frame in asked.get(number, {}).values():
-                self._learn_from(frame)
-            if number in alone:
-                self.trainer.add_events(alone[number], served=self._served_ids()["id"])
-            self.trainer.drain()
+        self._learn(requests, events)
         if events:
-            self.trainer.add_events({}, self._early.learned_positions(self.joiner.positions()))
+            self.trainer.add_events({}, self._early.learned_positions(self._offsets.positions()))
             # A request is no older than `within` before its engagement: older ids cannot be asked for again.
             self._served = [self._served_ids().filter(pl.col("time_us") >= through_us)]
+
+    def _learn(self, requests: pl.DataFrame | None, events: Mapping[type[Event], pl.DataFrame]) -> None:
+        """Learn, step by step, first the requests and then the events of each.
+
+        Examples of all events are made at once, which costs less: they do not depend on the requests between them.
+        """
+        asked: dict[int, pl.DataFrame] = {}
+        if requests is not None and self.joiner is not None:
+            self._remember_served(requests)
+            asked = _by_step(requests, spec_of(self.joiner.spec.request).time, self._step_us)
+        examples = self.trainer.examples_of(events, served=self._served_ids()["id"]) if events else None
+        alone = {} if examples is None else examples.by_step(self._step_us)
+        for number in sorted({*asked, *alone}):
+            if number in asked:
+                self._learn_from(asked[number])
+            self.trainer.add_examples(alone.get(number))
+            self.trainer.drain()
 
     def _served_ids(self) -> pl.DataFrame:
         return pl.concat([_no_ids(), *self._served])
@@ -198,6 +236,8 @@ class TrainStep:
         self._joined += labels.len()
         self._positives += int(labels.sum() or 0)
         self.trainer.add_requests(requests)
+
+    def _remember_served(self, requests: pl.DataFrame) -> None:
         ids = requests.select(
             pl.col("label_ids").explode().cast(pl.String).alias("id"),
             pl.col("label_times").explode().dt.epoch("us").alias("time_us"),
@@ -260,17 +300,20 @@ class _EarlyEvents:
             self._frames[event] = [pl.read_ipc(path)] if path.is_file() else []
 
 
-def _by_step(frames: Mapping[type[Event], pl.DataFrame], step_us: int) -> dict[int, dict[type[Event], pl.DataFrame]]:
-    """Rows of each event class by event time // step_us, each frame in its own order."""
-    steps: dict[int, dict[type[Event], pl.DataFrame]] = {}
-    for event, frame in frames.items():
-        numbers = frame[spec_of(event).time].dt.epoch("us") // step_us
-        parts = frame.with_columns(numbers.alias("__step")).partition_by(
-            "__step", as_dict=True, include_key=False, maintain_order=True
-        )
-        for (number,), part in parts.items():
-            steps.setdefault(int(number), {})[event] = part
-    return steps
+def _step_us(trainer: Trainer) -> int:
+    label = trainer.learner.label
+    if label is None:
+        raise DeclarationError(f"learner {trainer.learner.name}: no label, so no event is an example; declare one")
+    return step_us_of(label.within_us)
+
+
+def _by_step(frame: pl.DataFrame, time_column: str, step_us: int) -> dict[int, pl.DataFrame]:
+    """Rows by event time // step_us, each frame in its own order."""
+    numbers = frame[time_column].dt.epoch("us") // step_us
+    parts = frame.with_columns(numbers.alias("__step")).partition_by(
+        "__step", as_dict=True, include_key=False, maintain_order=True
+    )
+    return {int(number): part for (number,), part in parts.items()}
 
 
 def _no_ids() -> pl.DataFrame:

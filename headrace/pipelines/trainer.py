@@ -137,7 +137,7 @@ class Trainer:
         """
         self._mark(frame, self._columns.scores, self.served)
         self._mark(frame, self._columns.shadow, self.shadow)
-        return self._add(requests_to_examples(frame, self.learner, self._columns), positions)
+        return self.add_examples(requests_to_examples(frame, self.learner, self._columns), positions)
 
     def add_events(
         self,
@@ -153,7 +153,29 @@ class Trainer:
         Raises:
             DeclarationError: the trainer was made without `events`.
         """
-        return self._add(self._event_examples().add(events, served), positions)
+        return self.add_examples(self.examples_of(events, served=served), positions)
+
+    def examples_of(
+        self, events: Mapping[type[Event], pl.DataFrame], *, served: pl.Series | None = None
+    ) -> Examples | None:
+        """Take in events, as `add_events` does, and return their examples, which are not learned from.
+
+        Raises:
+            DeclarationError: the trainer was made without `events`.
+        """
+        return self._event_examples().add(events, served)
+
+    def add_examples(self, examples: Examples | None, positions: Mapping[str, int] | None = None) -> int:
+        """Take in examples, in order, to be learned from; returns their number."""
+        if examples is None or len(examples) == 0:
+            self._move_to(positions or {})
+            return 0
+        if not self._waiting:
+            self._waiting_since = self._monotonic()
+        self._waiting.append((examples, self.positions | dict(positions or {})))
+        self._waiting_rows += len(examples)
+        WAITING.set(self._waiting_rows)
+        return len(examples)
 
     def observe_events(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
         """Take in events, by class, for features only, without learning from them: history before a warm start.
@@ -284,17 +306,6 @@ class Trainer:
             self._waiting[-1] = (examples, before | dict(positions))
         else:
             self.trained_positions = self.trained_positions | dict(positions)
-
-    def _add(self, examples: Examples | None, positions: Mapping[str, int] | None) -> int:
-        if examples is None or len(examples) == 0:
-            self._move_to(positions or {})
-            return 0
-        if not self._waiting:
-            self._waiting_since = self._monotonic()
-        self._waiting.append((examples, self.positions | dict(positions or {})))
-        self._waiting_rows += len(examples)
-        WAITING.set(self._waiting_rows)
-        return len(examples)
 
     def _cut(self, rows_min: int) -> Examples:
         """Remove and return the first groups with at least `rows_min` rows together, or all."""
