@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headrace.learners import Learner as Learner
     from headrace.learners import Logistic as Logistic
     from headrace.learners import Match as Match
+    from headrace.pipelines.from_history.train import train as train
     from headrace.schemas import Event as Event
     from headrace.schemas import Field as Field
 
@@ -33,6 +34,7 @@ _HOMES = {
     "headrace.features": ("FeatureView", "OnlineStore", "col"),
     "headrace.history.replay": ("replay",),
     "headrace.history.verify": ("verify",),
+    "headrace.pipelines.from_history.train": ("train",),
     "headrace.learners": (
         *("Bag", "Categorical", "DeepFM", "Dense", "Derived", "InputSpec", "Label", "Learner", "Logistic", "Match"),
     ),

@@ -229,6 +229,14 @@ def chunks(
             return
 
 
+def cut_events(
+    history: Mapping[type[Event], pl.DataFrame], rows: int
+) -> Iterator[tuple[dict[type[Event], pl.DataFrame], int | None]]:
+    """Cut events in memory, sorted by time, at common times into pieces of about `rows` rows; the last has no cut."""
+    for piece, _, cut in _cut(history, pl.DataFrame(), np.empty(0, np.int64), rows):
+        yield piece, cut
+
+
 def _cut_times(times_us: Sequence[NDArray[np.int64]], chunk_rows: int) -> list[int]:
     """The times of every `chunk_rows`-th of all rows, without putting them in order; each column is sorted."""
     columns = [column for column in times_us if len(column)]

@@ -138,6 +138,11 @@ class TrainStep:
         self.save()
         return []
 
+    @property
+    def waiting(self) -> int:
+        """Events that wait for the watermark."""
+        return self._early.rows
+
     def status(self) -> dict[str, Any]:
         """Figures to show: examples, marks of what was served, progress."""
         counts = {} if self.joiner is None else self.joiner.counts
@@ -147,7 +152,7 @@ class TrainStep:
             "late": counts.get("late_requests", 0) + counts.get("late_engagements", 0),
             "duplicates": counts.get("duplicate_requests", 0) + counts.get("duplicate_engagements", 0),
             "trained": self.trainer.trained,
-            "held": self._early.rows,
+            "held": self.waiting,
             "watermark_us": self._watermark.value_us(),
             "served": self.trainer.served.snapshot(),
             "shadow": self.trainer.shadow.snapshot(),

@@ -1,0 +1,202 @@
+"""What history may be given as, and its events in the order of time, whatever their number.
+
+    URLs, paths, archives, topics --.
+                                    +--> Source --> Intake --> OrderedEvents (sorted on disk if many) --> pieces
+    frames, lists of dicts ---------'
+
+A piece holds all events before its cut that no piece before it held, so features as of a time are exact.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+
+from headrace.clock import wall_us
+from headrace.errors import SchemaError
+from headrace.history.external_sort import Sorter, merged
+from headrace.history.log import MEMORY_ROWS, time_of
+from headrace.history.replay import cut_events
+from headrace.schemas import DeadLetter, Event, spec_of
+from headrace.schemas.tables import frame_of
+from headrace.streams.intake import Intake
+from headrace.streams.source import Batch, EventBatch, Source
+from headrace.streams.urls import MergedSource, sources_of_urls
+
+PIECE_ROWS = 16_384
+"""Events of a piece: more take more memory as examples, fewer cost more calls."""
+POLL_S = 0.003
+
+
+class LeftOut:
+    """Dead letters that are only counted: the events stay where they are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def write(self, letters: Sequence[DeadLetter]) -> None:
+        """Count them."""
+        self.count += len(letters)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class FrameSource(Source):
+    """The rows of one frame, as one partition."""
+
+    def __init__(self, event: type[Event], frame: pl.DataFrame) -> None:
+        self._event = event
+        self._frame: pl.DataFrame | None = frame
+        self._rows = frame
+
+    def describe(self) -> str:
+        """Event and number of rows."""
+        return f"{self._event.__name__} from a frame of {self._rows.height:,} rows"
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the frame has been read."""
+        return self._frame is None
+
+    def partitions(self) -> list[str]:
+        """One."""
+        return [f"{spec_of(self._event).topic}/frame"]
+
+    def share(self, index: int, count: int) -> Self:
+        """The whole frame for the first reader, nothing for others."""
+        del count
+        return type(self)(self._event, self._rows if index == 0 else self._rows.clear())
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Read from a row on."""
+        self._frame = self._rows[positions.get(self.partitions()[0], 0) :]
+
+    def poll(self) -> list[Batch]:
+        """All rows."""
+        if self._frame is None:
+            return []
+        rows, self._frame = self._frame, None
+        topic, first = spec_of(self._event).topic, self._rows.height - rows.height
+        offsets = np.arange(first, self._rows.height)
+        end = self._rows.height
+        return [Batch(topic, self.partitions()[0], offsets, end, None, rows, None, wall_us(), ended=True)]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def open_history(events: Any, classes: Sequence[type[Event]], **options: Any) -> Source:
+    """The source of a history: see `headrace.train` for what `events` may be.
+
+    `options` are those of `sources_of_urls`.
+
+    Raises:
+        SchemaError: it is no table, no path and no source, or one table for several classes.
+        ConfigError: a URL that cannot be understood.
+    """
+    if hasattr(events, "poll"):
+        source: Source = events
+        return source
+    if isinstance(events, Mapping) and all(isinstance(name, type) for name in events):
+        known = {event: table for event, table in events.items() if event in classes}
+        sources = [_source_of(table, event, **options) for event, table in known.items()]
+        if not sources:
+            names = ", ".join(event.__name__ for event in classes)
+            raise SchemaError(f"events: no table of {names}; give one, such as {{{classes[0].__name__}: frame}}")
+        return sources[0] if len(sources) == 1 else MergedSource(sources)
+    if (frame := frame_of(events)) is not None:
+        if len(classes) > 1:
+            names = ", ".join(event.__name__ for event in classes)
+            raise SchemaError(f"events: the learner reads {names}; give a dict with a table of each")
+        return FrameSource(classes[0], frame.lazy().collect())
+    return sources_of_urls(_urls(events), classes, until_end=True, **options)
+
+
+def _source_of(table: Any, event: type[Event], **options: Any) -> Source:
+    frame = frame_of(table)
+    if frame is not None:
+        return FrameSource(event, frame.lazy().collect())
+    return sources_of_urls(_urls(table), [event], until_end=True, **options)
+
+
+def _urls(paths: Any) -> list[str]:
+    listed = [paths] if isinstance(paths, str | Path) else paths
+    if not isinstance(listed, Sequence) or not listed or not all(isinstance(path, str | Path) for path in listed):
+        raise SchemaError(
+            f"events: a {type(paths).__name__} is no history; give a frame, paths or URLs, or a dict of these by event"
+        )
+    return [str(path) for path in listed]
+
+
+def read_to_end(source: Source, intake: Intake, positions: Mapping[str, int] | None = None) -> Iterator[EventBatch]:
+    """The good rows of a source that ends, from `positions` on (partition -> offset); closes it."""
+    source.seek(positions or {})
+    try:
+        while not source.exhausted:
+            batches = source.poll()
+            yield from map(intake.decode, batches)
+            if not batches:
+                time.sleep(POLL_S)
+    finally:
+        source.close()
+
+
+class OrderedEvents:
+    """Events of some classes, to be read once in the order of time. A context manager.
+
+    Args:
+        classes: of the events; others are left out.
+        until_us: events at this time and after it are left out; None: none is.
+        memory_rows: events in memory at a time; more are sorted on disk.
+    """
+
+    def __init__(
+        self, classes: Sequence[type[Event]], *, until_us: int | None = None, memory_rows: int = MEMORY_ROWS
+    ) -> None:
+        self.rows = 0
+        self.span_us: tuple[int, int] | None = None
+        self.left_after = 0
+        self._until_us = until_us
+        self._memory_rows = memory_rows
+        self._room = tempfile.TemporaryDirectory(prefix="headrace-")
+        budget = max(memory_rows // max(len(classes), 1), 1)
+        self._sorters = {event: Sorter(time_of(event), budget, partial(self._folder, event)) for event in classes}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._room.cleanup()
+
+    def add(self, event: type[Event], frame: pl.DataFrame) -> None:
+        """Take in rows, in any order."""
+        if event not in self._sorters or frame.is_empty():
+            return
+        first, last = frame.select(time_of(event).min().alias("first"), time_of(event).max().alias("last")).row(0)
+        known = self.span_us or (first, last)
+        self.span_us = min(known[0], first), max(known[1], last)
+        if self._until_us is not None and last >= self._until_us:
+            kept = frame.filter(time_of(event) < self._until_us)
+            self.left_after += frame.height - kept.height
+            frame = kept
+        self.rows += frame.height
+        self._sorters[event].add(frame)
+
+    def pieces(self, rows: int = PIECE_ROWS) -> Iterator[tuple[dict[type[Event], pl.DataFrame], int | None]]:
+        """Frames by class with about `rows` rows together, and the time they end before; None at the end."""
+        blocks = {event: sorter.blocks() for event, sorter in self._sorters.items()}
+        times = {event: time_of(event) for event in blocks}
+        for frames, cut in merged(blocks, times, max(self._memory_rows // 4, 1)):
+            for piece, inner in cut_events(frames, rows):
+                yield piece, cut if inner is None else inner
+
+    def _folder(self, event: type[Event]) -> Path:
+        folder = Path(self._room.name) / spec_of(event).name
+        folder.mkdir(exist_ok=True)
+        return folder
