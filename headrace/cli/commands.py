@@ -4,6 +4,7 @@ Heavy packages (torch, ray, bytewax) are imported by the command that needs them
 """
 
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +21,13 @@ from headrace.cli.console import (
     err,
     finite,
     models_app,
+    prepare_services,
     print_rows,
     report_broken,
     say,
     schemas_app,
 )
+from headrace.cli.views import EventUrls
 from headrace.errors import ConfigError
 from headrace.settings import load_settings
 
@@ -76,6 +79,52 @@ def run(
     project.activate()
     flow = project.load_object(f"{module}:flow")
     run_flow(flow, runner=runner, workers=workers, say=lambda line: say(f"{module} is up: {line}"))
+
+
+@command(app, "train")
+def train(
+    learner: Annotated[str, typer.Argument(help="A learner of the project, or module:Class")],
+    events: EventUrls,
+    impressions: Annotated[
+        str | None, typer.Option(metavar="URL", help="Served requests, to be joined with the events as labels.")
+    ] = None,
+    since: Annotated[
+        datetime | None, typer.Option("--from", help="Learn from here on; earlier events feed features only. UTC.")
+    ] = None,
+    until: Annotated[datetime | None, typer.Option("--until", help="Leave out events from here on. UTC.")] = None,
+    handover: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help='JSON, {"topic/0": 1200}: first offsets that the files do not hold.'),
+    ] = None,
+    *,
+    topic_follows: Annotated[
+        bool, typer.Option("--topic-follows", help="The topic holds none of these events: go on from its start.")
+    ] = False,
+    then_live: Annotated[
+        bool, typer.Option("--then-live", help="Then run the flow of the module, from where history ends.")
+    ] = False,
+    module: Annotated[
+        str | None, typer.Option(help="Module with `make_step` and `flow`. Default: pipelines.train.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Picture of the figures over time, .png or .svg.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a learner on history, in one pass, and publish its first model; then go on live.
+
+    Example: `headrace train NextItem --events archive/ --then-live`
+    """
+    from headrace.cli.train import TrainOptions, go_live, moment, row_of, train_learner
+
+    root = project.activate()
+    settings = load_settings()
+    if then_live:
+        prepare_services(settings)
+    options = TrainOptions(impressions, moment(since), moment(until), handover, topic_follows, then_live, module, plot)
+    print_rows([row_of(train_learner(learner, events, settings, root, options, say))], as_json)
+    if then_live:
+        go_live(module, say)
 
 
 @command(app, "serve", uses_services=True)

@@ -111,7 +111,7 @@ def command(
                 settings = _settings()
                 configure_logs(settings.log_level, as_json=settings.log_json)
                 if uses_services:
-                    _prepare_services(settings)
+                    prepare_services(settings)
                 function(*args, **kwargs)
             except ModuleNotFoundError as exc:
                 error = missing_of(exc)
@@ -133,8 +133,12 @@ def command(
     return register
 
 
-def _prepare_services(settings: Settings) -> None:
-    """Refuse services that do not run; let processes of other working directories find an embedded Redis, too."""
+def prepare_services(settings: Settings) -> None:
+    """Refuse services that do not run; let processes of other working directories find an embedded Redis, too.
+
+    Raises:
+        ServiceError: those of the project's `headrace up` do not run.
+    """
     stack = settings.stack
     if stack is not None and not stack.is_ready:
         state = (

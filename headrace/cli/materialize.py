@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from headrace.history.verification import Verification
 from headrace.history.verify import verify_all
 from headrace.pipelines.backfill import Backfilled, backfill
 from headrace.pipelines.flow import materialize_flow
+from headrace.pipelines.from_history.reading import LeftOut, read_to_end
 from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.runner import Runner, run_flow
 from headrace.pipelines.wiring import intake_of, registry_of
-from headrace.schemas import DeadLetter, FileDeadLetters, spec_of
+from headrace.schemas import FileDeadLetters, spec_of
 from headrace.settings import Settings
 from headrace.streams.intake import Intake
 from headrace.streams.positions import OFFSET_MAX, Reached, is_live, least_positions
@@ -90,7 +90,7 @@ def backfill_views(
     )
     ends = {name: offset for part in source.parts() for name, offset in part.ends().items()}
     if handover is not None:
-        ends |= _offsets(handover, {spec_of(event).topic for event in events})
+        ends |= offsets_of(handover, {spec_of(event).topic for event in events})
     has_topic = any(part.has_live_offsets for part in source.parts())
     if not (files_only or has_topic):
         _require_ends(source, ends)
@@ -136,7 +136,9 @@ def verify_views(
     for part in source.parts():
         part.tell_origins()
         part.refuse_changed(readers)
-    return verify_all(views, _Log(source, Intake(events, dead_letters=_Known(), registry=registry_of(settings))), store)
+    return verify_all(
+        views, _Log(source, Intake(events, dead_letters=LeftOut(), registry=registry_of(settings))), store
+    )
 
 
 def _reached(view: type[FeatureView], store: OnlineStore) -> Reached:
@@ -163,16 +165,8 @@ class _Log:
         self.ends = {name: end for name, end in self._archived.items() if name not in live}
 
     def __iter__(self) -> Iterator[EventBatch]:
-        source = self._source.share(0, 1)
-        source.seek({name: end for name, end in self._archived.items() if name not in self.ends})
-        try:
-            while not source.exhausted:
-                payloads = source.poll()
-                yield from map(self._intake.decode, payloads)
-                if not payloads:
-                    time.sleep(0.003)
-        finally:
-            source.close()
+        positions = {name: end for name, end in self._archived.items() if name not in self.ends}
+        return read_to_end(self._source.share(0, 1), self._intake, positions)
 
 
 class _FlowProgress:
@@ -200,18 +194,12 @@ class _FlowProgress:
         self._bar.update(self._rows, words=f"{summary.records:,} records in the last flush")
 
 
-class _Known:
-    """Dead letters of events that the flow has put aside already."""
+def offsets_of(path: Path, topics: Collection[str]) -> dict[str, int]:
+    """The offsets of a hand-over file; one that names another topic would hand nothing over.
 
-    def write(self, letters: Sequence[DeadLetter]) -> None:
-        """They are where the flow wrote them."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def _offsets(path: Path, topics: Collection[str]) -> dict[str, int]:
-    """The offsets of a hand-over file; one that names another topic would hand nothing over."""
+    Raises:
+        ConfigError: it is no JSON object of offsets of partitions of `topics`.
+    """
     try:
         offsets = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as exc:

@@ -78,7 +78,9 @@ class RowsBar:
         while not self._ended.wait(self._line_s):
             task = self._progress.tasks[0]
             of_all = "" if task.total is None else f" of {task.total:,.0f}"
-            self.say(f"{task.description}: {task.completed:,.0f}{of_all} rows after {self.elapsed_s:,.0f} s")
+            _, _, words = str(task.fields["words"]).partition(" · ")
+            after = f"after {self.elapsed_s:,.0f} s{words and f': {words}'}"
+            self.say(f"{task.description}: {task.completed:,.0f}{of_all} rows {after}")
 
 
 class _Rate(ProgressColumn):

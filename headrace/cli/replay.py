@@ -7,7 +7,6 @@ processes, and again when it is resumed:
 """
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.history.export import CHECKPOINT_S, parts_folder, refuse_unfinished, replay_to_file
 from headrace.history.log import MEMORY_ROWS
 from headrace.history.output import check_output
+from headrace.pipelines.from_history.reading import LeftOut, read_to_end
 from headrace.pipelines.wiring import intake_of
-from headrace.schemas import DeadLetter, Event, spec_of
+from headrace.schemas import Event, spec_of
 from headrace.schemas.time_units import TimeUnit
 from headrace.settings import Settings, load_settings
 from headrace.streams.intake import Intake
@@ -111,7 +111,7 @@ def _spool(
     if resume and done.is_file() and orjson.loads(done.read_bytes()) == list(urls):
         return
     shutil.rmtree(room, ignore_errors=True)
-    letters = _Counted()
+    letters = LeftOut()
     options = intake_of(settings)
     options["dead_letters"] = letters
     intake = Intake(events, **options)
@@ -119,21 +119,12 @@ def _spool(
     read = 0
     for url in urls:
         source = source_of_url(url, events, until_end=True, config=settings.kafka)
-        source.seek({})
-        try:
-            while not source.exhausted:
-                payloads = source.poll()
-                for batch in map(intake.decode, payloads):
-                    waiting[batch.event].append(batch.frame)
-                    read += batch.frame.height
-                    if sum(frame.height for frame in waiting[batch.event]) >= SPOOL_ROWS:
-                        _write(waiting[batch.event], room / batch.event.__name__)
-                if payloads:
-                    bar.show(TOPICS, read, None)
-                else:
-                    time.sleep(0.003)
-        finally:
-            source.close()
+        for batch in read_to_end(source, intake):
+            waiting[batch.event].append(batch.frame)
+            read += batch.frame.height
+            if sum(frame.height for frame in waiting[batch.event]) >= SPOOL_ROWS:
+                _write(waiting[batch.event], room / batch.event.__name__)
+            bar.show(TOPICS, read, None)
     for event, frames in waiting.items():
         _write(frames or [pl.DataFrame(schema=spec_of(event).polars)], room / event.__name__)
     write_file(done, orjson.dumps(list(urls)))
@@ -151,17 +142,3 @@ def _write(frames: list[pl.DataFrame], folder: Path) -> None:
 
 def _number(path: Path) -> int:
     return int(path.stem)
-
-
-class _Counted:
-    """Dead letters of events that the flow has put aside already: only how many."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Count them."""
-        self.count += len(letters)
-
-    def close(self) -> None:
-        """Nothing is open."""

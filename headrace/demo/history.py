@@ -3,7 +3,6 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import headrace
 from headrace.clock import FixedClock, wall_us
 from headrace.demo.declaration import Demo
 from headrace.demo.screen import Screen
-from headrace.errors import ModelError
 from headrace.features.store import OnlineStore
 from headrace.pipelines import Batch, EventBatch, Intake, Materializer
 from headrace.pipelines.backfill import hand_over
@@ -22,7 +20,6 @@ from headrace.schemas import spec_of
 from headrace.settings import Settings
 
 BACKFILL_ROWS = 16_384  # rows of a batch; larger ones leave the allocator's fast path
-WARM_ROWS = 2_000  # rows of a training batch; each becomes ten examples
 BACKFILL_FLUSH_S = (2.0, 10.0)  # there is no reader yet, and rare flushes merge many events of a key into one write
 HISTORY = "history"
 
@@ -77,43 +74,18 @@ def warm_start(
 
 
 def _train(demo: Demo, batches: list[EventBatch], settings: Settings, kept: Path, rows: int, screen: Screen) -> None:
-    started = time.monotonic()
-    state = kept / "state"
-    never_s = 1e9
-    ours = settings.model_copy(update={"model_dir": kept / "models", "state_dir": state, "publish_s": never_s})
-    step = demo.make_step(ours)
-    total = sum(batch.frame.height for batch in batches)
-    skipped, done = max(total - rows, 0), 0
-    for frame in _frames(batches, 0, skipped):
-        screen.progress("warm start: events before those that are learned", done, skipped)
-        step.trainer.observe_events({demo.event: frame})
-        done += frame.height
-    done = 0
-    for frame in _frames(batches, skipped, skipped + rows):
-        screen.progress(f"warm start: {step.trainer.trained:,} examples learned", done, total - skipped)
-        step.trainer.add_events({demo.event: frame})
-        step.trainer.poll()
-        done += frame.height
-    step.trainer.drain()
-    verdict = step.trainer.publish()
-    if not verdict.passed:
-        raise ModelError(f"the warm start's model is refused: {'; '.join(verdict.reasons)}")
-    step.save()
-    seconds = time.monotonic() - started
-    trained = step.trainer.trained
+    step = demo.make_step(settings.model_copy(update={"model_dir": kept / "models", "state_dir": kept / "state"}))
+    frame = pl.concat([batch.frame for batch in batches])
+    learned_from = frame[max(frame.height - rows, 0), spec_of(demo.event).time]
+
+    def report(what: str, done: int, total: int | None, _figures: object) -> None:
+        screen.progress(f"warm start, {what}: {step.trainer.trained:,} examples learned", done, total or frame.height)
+
+    done = headrace.train(step, {demo.event: frame}, since=learned_from, topic_follows=True, report=report)
     screen.say(
-        f"warm start: {trained:,} examples learned in {seconds:.0f} s ({trained / seconds:,.0f}/s); kept for next time"
+        f"warm start: {done.examples:,} examples learned in {done.seconds:.0f} s"
+        f" ({done.examples / done.seconds:,.0f}/s); kept for next time"
     )
-
-
-def _frames(batches: list[EventBatch], first: int, end: int) -> Iterator[pl.DataFrame]:
-    """Rows [first, end) of all batches, in frames of at most `WARM_ROWS`."""
-    begin = 0
-    for batch in batches:
-        low, high = max(first - begin, 0), min(end - begin, batch.frame.height)
-        for start in range(low, high, WARM_ROWS):
-            yield batch.frame[start : min(start + WARM_ROWS, high)]
-        begin += batch.frame.height
 
 
 def _name(demo: Demo, batches: list[EventBatch], rows: int) -> str:

@@ -129,7 +129,7 @@ def train(
         ModelError: the gate refuses the model; nothing is published or saved.
     """
     span = Span(_micros(since), _micros(until))
-    step = learner if isinstance(learner, TrainStep) else _step_of(learner, models, state)
+    step = learner if isinstance(learner, TrainStep) else default_step(learner, models, state)
     histories = [open_history(events, step.events)]
     if impressions is not None:
         if step.joiner is None:
@@ -146,6 +146,19 @@ def train(
         intake=intake,
         report=report,
     )
+
+
+def default_step(learner: type[Learner], models: str | Path | None, state: str | Path | None) -> TrainStep:
+    """A step that learns from events alone; `models` and `state` are its folders, None keeps none.
+
+    Raises:
+        DeclarationError: the learner has no label with a candidate column.
+    """
+    examples = EventExamples(learner)
+    directory = None if models is None else ModelDirectory(models)
+    trainer = Trainer(learner, directory, cadence=Cadence(publish_s=None), events=examples)
+    classes = dict.fromkeys((*events_of(map(plan_of, learner.views)), examples.label.event))
+    return TrainStep(trainer, None, list(classes), state=None if state is None else Path(state))
 
 
 def train_on(
@@ -309,15 +322,6 @@ def _publish(step: TrainStep) -> int | None:
     if not verdict.passed:
         raise ModelError(f"the model of this history is refused: {'; '.join(verdict.reasons)}")
     return step.trainer.directory.latest()
-
-
-def _step_of(learner: type[Learner], models: str | Path | None, state: str | Path | None) -> TrainStep:
-    """A step that learns from events alone."""
-    examples = EventExamples(learner)
-    directory = None if models is None else ModelDirectory(models)
-    trainer = Trainer(learner, directory, cadence=Cadence(publish_s=None), events=examples)
-    classes = dict.fromkeys((*events_of(map(plan_of, learner.views)), examples.label.event))
-    return TrainStep(trainer, None, list(classes), state=None if state is None else Path(state))
 
 
 def _classes(step: TrainStep, *, has_requests: bool) -> list[type[Event]]:

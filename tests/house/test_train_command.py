@@ -1,0 +1,134 @@
+"""`headrace train`: a new project learns from a file, then goes on with its topic, in real processes."""
+
+import signal
+import time
+from datetime import datetime
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+
+from headrace.checkpoints import Checkpoints
+from headrace.cli.scaffold import init
+from headrace.learners import ModelDirectory
+from headrace.local import EmbeddedBroker
+from headrace.pipelines import TopicWriter, create_topics
+from headrace.pipelines.from_history.train import CURVE_ROWS
+from headrace.schemas import Event
+from tests.house.test_view_commands import headrace, start
+
+ROWS = 1_500
+
+
+class Action(Event, topic="actions", key="user_id", time="event_time", id="action_id", codec="json"):
+    """The event of a bare project."""
+
+    action_id: str
+    event_time: datetime
+    user_id: int
+    item_id: str
+    request_id: str | None = None
+
+
+def actions() -> pl.DataFrame:
+    rng = np.random.default_rng(0)
+    user = rng.integers(0, 20, ROWS)
+    times = pl.Series(1_760_000_000_000_000 + np.arange(ROWS) * 5_000_000).cast(pl.Datetime("us", "UTC"))
+    items = [f"i{(u * 7 + int(k)) % 50}" for u, k in zip(user, rng.geometric(0.3, ROWS), strict=True)]
+    columns = {"action_id": [f"a{i}" for i in range(ROWS)], "event_time": times, "user_id": user, "item_id": items}
+    return pl.DataFrame(columns, schema_overrides={"user_id": pl.Int64}).with_columns(
+        request_id=pl.lit(None, pl.String)
+    )
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A new project with a log of actions."""
+    init(tmp_path / "shop", bare=True)
+    actions()[:1_000].write_parquet(tmp_path / "shop" / "log.parquet")
+    return tmp_path / "shop"
+
+
+def test_a_project_is_warmed_from_a_file(project):
+    """One pass, the figures as JSON, a first model, and a state that is not trained twice."""
+    code, out, words = headrace(project, "train", "Ranking", "--events", "log.parquet", "--json")
+    assert code == 0, words
+    [row] = orjson.loads(out)
+    assert (row["learner"], row["version"], row["events"]) == ("ranking", 1, 1_000)
+    assert 9_000 < row["examples"] < min(10_000, CURVE_ROWS)
+    assert row["waiting"] == pytest.approx(1_000 - row["examples"] / 10, abs=2)
+    assert 0.5 < row["auc"] < 1
+    assert ModelDirectory(project / ".headrace" / "models").latest() == 1
+    code, out, words = headrace(project, "train", "ranking", "--events", "log.parquet")
+    assert (code, out) == (1, "")
+    assert "has learned from" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("Rankin", "--events", "log.parquet"), "no learner 'Rankin'.*did you mean Ranking"),
+        (("features.views:UserActivity", "--events", "log.parquet"), "is no learner"),
+        (("Ranking", "--events", "nope.parquet"), "nope.parquet does not exist"),
+        (("Ranking", "--events", "log.parquet", "--from", "2030-01-01"), "no events of Action from 2030-01-01"),
+        (("Ranking", "--events", "log.parquet", "--from", "2025-01-02", "--until", "2025-01-01"), "swap the times"),
+        (("Ranking", "--events", "log.parquet", "--then-live"), "--topic-follows"),
+        (("Ranking", "--events", "log.parquet", "--then-live", "--until", "2030-01-01"), "would be lost"),
+        (("Ranking", "--events", "log.parquet", "--module", "pipelines.materialize"), "no 'make_step'"),
+        (("Ranking", "--events", "log.parquet", "--plot", "figures.pdf"), "ends in .png or .svg"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(project, words, message):
+    code, out, said = headrace(project, "train", *words)
+    assert (code, out) == (1, "")
+    [line] = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert pl.Series([line]).str.contains(message).item(), line
+
+
+def test_a_learner_without_a_flow_is_trained_on_events_alone(project):
+    (project / "learners" / "other.py").write_text(
+        "from headrace import Categorical, InputSpec, Label, Learner\nfrom headrace.learners import Logistic\n"
+        "from schemas.events import Action\n\n\nclass Other(Learner):\n"
+        "    label = Label(Action, '5m', candidate='item_id')\n"
+        "    inputs = InputSpec(Categorical('item_id'))\n    model = Logistic()\n"
+    )
+    code, out, words = headrace(project, "train", "Other", "--events", "log.parquet", "--json")
+    assert code == 0, words
+    assert "is trained on events alone" in words
+    assert orjson.loads(out)[0]["version"] == 1
+    assert ModelDirectory(project / ".headrace" / "models" / "other").latest() == 1
+    code, _, words = headrace(project, "train", "Other", "--events", "log.parquet", "--then-live", "--topic-follows")
+    assert code == 1
+    assert "--then-live needs a flow of Other" in words
+
+
+def test_then_live_goes_on_with_the_topic(project, redis_url, tmp_path):
+    """1,000 actions from the file, 500 from the topic: all of them are in the state at the end, each once."""
+    with EmbeddedBroker(tmp_path / "broker") as server:
+        create_topics(server.bootstrap, {"actions": 1, "impressions": 1, "dead-letters": 1})
+        environment = {
+            "HEADRACE_REDIS_URL": redis_url,
+            "HEADRACE_BROKERS": server.bootstrap,
+            "HEADRACE_LATENESS_S": "0",
+        }
+        words = ("train", "Ranking", "--events", "log.parquet", "--topic-follows", "--then-live", "--json")
+        process = start(project, *words, **environment)
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        assert orjson.loads(line)[0]["version"] == 1
+        writer = TopicWriter(server.bootstrap, Action)
+        writer.write(actions()[1_000:])
+        writer.flush()
+        models, deadline = ModelDirectory(project / ".headrace" / "models"), time.monotonic() + 60
+        while models.latest() < 2 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert models.latest() >= 2
+    folder, facts = Checkpoints(project / ".headrace" / "state" / "train").newest()
+    assert facts["positions"] == {"history/actions": 1_000, "actions/0": 500}
+    waiting = pl.read_ipc(folder / "held" / "Action.arrow").height
+    trained = facts["trainer"]["trained"]
+    assert trained == pytest.approx(10 * (ROWS - waiting), abs=20)
