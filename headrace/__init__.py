@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from headrace.learners import Logistic as Logistic
     from headrace.learners import Match as Match
     from headrace.pipelines.from_history.train import train as train
+    from headrace.pipelines.from_history.training_set import inputs_of as inputs_of
+    from headrace.pipelines.from_history.training_set import training_set as training_set
     from headrace.schemas import Event as Event
     from headrace.schemas import Field as Field
 
@@ -35,6 +37,7 @@ _HOMES = {
     "headrace.history.replay": ("replay",),
     "headrace.history.verify": ("verify",),
     "headrace.pipelines.from_history.train": ("train",),
+    "headrace.pipelines.from_history.training_set": ("inputs_of", "training_set"),
     "headrace.learners": (
         *("Bag", "Categorical", "DeepFM", "Dense", "Derived", "InputSpec", "Label", "Learner", "Logistic", "Match"),
     ),

@@ -7,7 +7,7 @@ A request, or a positive with its negatives, is a group: rows that are ranked to
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from prometheus_client import Counter
 from safetensors.numpy import load_file, save_file
 
 from headrace.errors import DeclarationError, DecodeError, SchemaError
-from headrace.features import Lists, plan_of
+from headrace.features import Answer, Lists, plan_of
 from headrace.features.expressions.failing_rows import rows_where
 from headrace.history.replay import Replay
 from headrace.learners import Inputs, Label, Learner, RecentPopularity, column_of, columns_of, log_rate
@@ -226,32 +226,41 @@ class EventExamples:
 
         `served` are ids of positives that are learned as part of a request: they count as popular, but give no example.
         """
-        drawn = self._spine(events.get(self.label.event), served)
+        drawn = self.read(events, served)
+        return None if drawn is None else self.assemble(drawn)
+
+    def read(
+        self, events: Mapping[type[Event], pl.DataFrame], served: pl.Series | None = None
+    ) -> "DrawnExamples | None":
+        """Examples as `add` makes them, before their inputs are assembled; None when there is none."""
+        drawn = self._drawn(events.get(self.label.event), served)
         if drawn is None:
             for replay in self._replays():
                 replay.advance(events)
             return None
-        spine, valid, log_rates = drawn
-        columns: dict[str, Column] = {name: column_of(spine[name]) for name in self._columns}
         if self._separate is not None:
-            columns |= columns_of(self._separate.advance(events, spine) or {})
+            drawn.separate.update(self._separate.advance(events, drawn.rows) or {})
         if self._shared is not None:
-            positives = spine[:: valid.shape[1]]
-            read = columns_of(self._shared.advance(events, positives) or {})
-            columns |= {name: _repeat(column, valid.shape[1]) for name, column in read.items()}
-        inputs = self.learner.inputs.assemble(columns, spine.height)
-        kept = valid.reshape(-1)
-        sizes = valid.sum(axis=1)
-        labels = np.zeros(valid.shape, dtype=np.float32)
-        labels[:, 0] = 1.0
+            firsts = drawn.rows[:: drawn.valid.shape[1]]
+            drawn.shared.update(self._shared.advance(events, firsts) or {})
+        return drawn
+
+    def assemble(self, drawn: "DrawnExamples") -> Examples:
+        """The examples, with the inputs of the learner's model."""
+        columns: dict[str, Column] = {name: column_of(drawn.rows[name]) for name in self._columns}
+        columns |= columns_of(drawn.separate)
+        repeats = drawn.valid.shape[1]
+        columns |= {name: _repeat(column, repeats) for name, column in columns_of(drawn.shared).items()}
+        inputs = self.learner.inputs.assemble(columns, drawn.rows.height)
+        kept = drawn.valid.reshape(-1)
         count = int(kept.sum())
         return Examples(
             inputs.take(kept),
-            labels.reshape(-1)[kept],
-            log_rates.reshape(-1)[kept],
-            spine["event_time"].dt.epoch("us").to_numpy()[kept],
+            drawn.labels.reshape(-1)[kept],
+            drawn.log_rates.reshape(-1)[kept],
+            drawn.rows["event_time"].dt.epoch("us").to_numpy()[kept],
             np.full(count, EVENTS, dtype=np.int64),
-            np.concatenate([[0], np.cumsum(sizes)]),
+            drawn.starts,
         )
 
     def save(self, folder: Path) -> None:
@@ -278,10 +287,8 @@ class EventExamples:
             KEYLESS.labels(learner=self.learner.name).inc(positives.height - whole.height)
         return whole.sort(self._spec.time, maintain_order=True)
 
-    def _spine(
-        self, frame: pl.DataFrame | None, served: pl.Series | None
-    ) -> tuple[pl.DataFrame, NDArray[np.bool_], NDArray[np.float32]] | None:
-        """One row an example, the positive before its negatives; which are valid, and log-rates, (positives, 1 + k)."""
+    def _drawn(self, frame: pl.DataFrame | None, served: pl.Series | None) -> "DrawnExamples | None":
+        """The rows of examples, each positive before its negatives, not read yet."""
         positives = None if frame is None else self._positives(frame)
         if positives is None or positives.is_empty():
             return None
@@ -298,10 +305,50 @@ class EventExamples:
         valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), is_drawn], axis=1)
         # An invalid negative is read like the positive, and dropped later.
         every = np.concatenate([ids[:, None], np.where(is_drawn, values, ids[:, None])], axis=1)
-        spine = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
-        repeated = spine[np.repeat(np.arange(len(ids)), every.shape[1])]
+        rows = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
+        repeated = rows[np.repeat(np.arange(len(ids)), every.shape[1])]
         replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
-        return repeated.with_columns(replaced), valid, (self._log_rate - popularity).astype(np.float32)
+        labels = np.zeros(valid.shape, dtype=np.float32)
+        labels[:, 0] = 1.0
+        log_rates = (self._log_rate - popularity).astype(np.float32)
+        return DrawnExamples(repeated.with_columns(replaced), valid, labels, log_rates)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnExamples:
+    """Groups of 1 + k rows: an event, then its drawn negatives; `rows` has them one after the other.
+
+    `valid` (groups, 1 + k) says which rows are examples; `labels` and `log_rates` are of that shape too. `separate` are
+    answers of views for each row, `shared` those for each group, by view.
+    """
+
+    rows: pl.DataFrame
+    valid: NDArray[np.bool_]
+    labels: NDArray[np.float32]
+    log_rates: NDArray[np.float32]
+    separate: dict[str, Answer] = field(default_factory=dict)
+    shared: dict[str, Answer] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """First example of each group, and their number: (groups + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.valid.sum(axis=1))])
+
+    def frame(self) -> pl.DataFrame:
+        """The examples with their columns as they were read, a row each; `group` counts from 0."""
+        groups, repeats = self.valid.shape
+        group = np.repeat(np.arange(groups), repeats)
+        labels = {"group": group, "label": self.labels.reshape(-1), "log_rate": self.log_rates.reshape(-1)}
+        answers = [answer_frame(view, answer) for view, answer in self.separate.items()]
+        answers += [answer_frame(view, answer)[group] for view, answer in self.shared.items()]
+        whole = pl.concat([pl.DataFrame(labels), self.rows, *answers], how="horizontal")
+        return whole.filter(pl.Series(self.valid.reshape(-1)))
+
+
+def answer_frame(view: str, answer: Answer) -> pl.DataFrame:
+    """Columns `<view>.<feature>`, `<view>._found` and `<view>._age_s`, null where there is no value."""
+    age_s = pl.Series(f"{view}._age_s", np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)).fill_nan(None)
+    return answer.to_polars(f"{view}.").with_columns(pl.Series(f"{view}._found", answer.found), age_s)
 
 
 def _repeat(column: Column, times: int) -> Column:

@@ -1,0 +1,125 @@
+"""Training sets for other tools: what the trainer learns from, as a frame and as inputs."""
+
+from datetime import timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+
+import headrace
+from headrace import Categorical, Dense, InputSpec, Label, Learner, replay
+from headrace.errors import ConfigError, SchemaError, SpineError
+from headrace.learners import Logistic
+from headrace.pipelines.examples import EventExamples
+from tests.visits import START, GuestVisits, NextPlace, Visit, visits
+
+
+def assert_same_inputs(one, other):
+    assert one.to_bytes() == other.to_bytes()
+
+
+@pytest.mark.parametrize("memory_rows", [10_000_000, 50])
+def test_inputs_are_those_that_the_trainer_learns_from(memory_rows):
+    """Equal inputs, labels, log-rates, times and groups, whatever fits into memory; and so are inputs of the frame."""
+    options = {"negatives": 3, "capacity": 50}
+    expected = EventExamples(NextPlace, **options).add({Visit: visits()})
+    shuffled = visits().sample(fraction=1.0, shuffle=True, seed=1)
+    made = headrace.training_set(NextPlace, shuffled, as_inputs=True, memory_rows=memory_rows, **options)
+    assert_same_inputs(made.inputs, expected.inputs)
+    for name in ("labels", "log_rate", "time_us", "source", "starts"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(expected, name), err_msg=name)
+    frame = headrace.training_set(NextPlace, visits(), **options)
+    assert_same_inputs(headrace.inputs_of(NextPlace, frame), expected.inputs)
+    np.testing.assert_array_equal(frame["label"].to_numpy(), expected.labels)
+    np.testing.assert_array_equal(frame["log_rate"].to_numpy(), expected.log_rate)
+    np.testing.assert_array_equal(frame["event_time"].dt.epoch("us").to_numpy(), expected.time_us)
+    np.testing.assert_array_equal(np.flatnonzero(np.diff(frame["group"], prepend=-1)), expected.starts[:-1])
+
+
+def test_the_frame_has_source_columns_and_lists():
+    """Names and types of the event and of the replay; a list is a list."""
+    frame = headrace.training_set(NextPlace, visits(), negatives=2)
+    assert frame.columns[:5] == ["group", "label", "log_rate", "event_time", "guest"]
+    assert frame.schema["guest_visits.recent"] == pl.List(pl.Int64)
+    assert frame.schema["place"] == visits().schema["place"]
+    positives = frame.filter(pl.col("label") == 1)
+    expected = replay(GuestVisits, visits(), positives.select("guest", "event_time"))
+    assert positives["guest_visits.recent"].to_list() == expected["guest_visits.recent"].to_list()
+    assert positives["guest_visits.visits_1h"].to_list() == expected["guest_visits.visits_1h"].to_list()
+
+
+class Linear(Learner):
+    views = (GuestVisits,)
+    label = Label(Visit, within="1m", candidate="place")
+    inputs = InputSpec(Categorical("place"), Dense("visits", "guest_visits.visits_1h", transform="log1p"))
+    model = Logistic()
+
+
+def test_a_logistic_is_fitted_outside_with_numpy():
+    """One weight a place and one of a number, log-rates as offsets: the weights are what places are chosen by."""
+    skewed = visits().with_columns(place=pl.col("place") * pl.col("place") // 24)
+    frame = headrace.training_set(Linear, skewed, negatives=5)
+    places = frame["place"].to_numpy()
+    counts = np.bincount(skewed["place"].to_numpy())
+    visits_1h = frame["guest_visits.visits_1h"].fill_null(0).to_numpy()
+    design = np.column_stack([np.eye(len(counts))[places], np.log1p(visits_1h)])
+    label, offset = frame["label"].to_numpy(), frame["log_rate"].to_numpy()
+    weights = np.zeros(design.shape[1])
+    for _ in range(30):  # Newton steps of a logistic regression with a small ridge
+        p = 1 / (1 + np.exp(-(design @ weights + offset)))
+        hessian = design.T @ (design * (p * (1 - p))[:, None]) + 0.1 * np.eye(len(weights))
+        weights += np.linalg.solve(hessian, design.T @ (label - p) - 0.1 * weights)
+    assert p.sum() / label.sum() == pytest.approx(1.0, abs=0.02)
+    known = counts > 0
+    assert np.corrcoef(weights[: len(counts)][known], np.log(counts[known]))[0, 1] > 0.9
+
+
+def test_a_spine_is_answered_in_its_order_with_labels_of_what_follows():
+    """[t, t + 1 min): a visit at t counts, one at t + 60 s does not."""
+    visit = visits().row(100, named=True)
+    moments = [0, 1, -59, -60]
+    spine = pl.DataFrame(
+        {
+            "event_time": [visit["at"] + timedelta(seconds=s) for s in moments],
+            "guest": visit["guest"],
+            "place": 77,
+            "weight": [1, 2, 3, 4],
+        }
+    ).with_columns(pl.col("event_time").dt.cast_time_unit("us"))
+    log = visits().with_columns(place=pl.when(pl.col("visit_id") == visit["visit_id"]).then(77).otherwise("place"))
+    frame = headrace.training_set(NextPlace, log, spine)
+    assert frame["label"].to_list() == [1.0, 0.0, 1.0, 0.0]
+    assert frame["weight"].to_list() == [1, 2, 3, 4]
+    assert frame["log_rate"].to_list() == [0.0] * 4
+    expected = replay(GuestVisits, log, spine)
+    assert frame["guest_visits.recent"].to_list() == expected["guest_visits.recent"].to_list()
+    made = headrace.training_set(NextPlace, log, spine, as_inputs=True)
+    assert_same_inputs(made.inputs, headrace.inputs_of(NextPlace, frame))
+    np.testing.assert_array_equal(made.labels, frame["label"].to_numpy())
+    np.testing.assert_array_equal(made.starts, np.arange(5))
+
+
+def test_labels_of_the_spine_itself_are_kept():
+    spine = pl.DataFrame({"event_time": [START], "guest": [1], "place": [2], "label": [0.5]})
+    assert headrace.training_set(NextPlace, visits(), spine)["label"].to_list() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"events": visits()[:0]}, ConfigError, "no example in this history"),
+        ({"spine": 7}, SchemaError, "spine: a int is no table"),
+        ({"spine": pl.DataFrame({"guest": [1]})}, SpineError, "no column 'event_time'"),
+        ({"spine": pl.DataFrame({"event_time": [START], "guest": [1]})}, ConfigError, "no column place"),
+        ({"spine": pl.DataFrame({"event_time": [START], "guest": [1]}), "seed": 1}, ConfigError, "seed draw negatives"),
+    ],
+)
+def test_bad_input_is_one_clear_error(given, error, message):
+    arguments = {"events": visits(), **given}
+    with pytest.raises(error, match=message):
+        headrace.training_set(NextPlace, arguments.pop("events"), **arguments)
+
+
+def test_a_frame_without_an_input_is_refused():
+    with pytest.raises(SchemaError, match="no column guest_visits.recent"):
+        headrace.inputs_of(NextPlace, pl.DataFrame({"place": [1], "guest_visits.visits_1h": [1]}))
