@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from headrace.pipelines.joiner import JoinSpec
+from headrace.pipelines.joining.spec import JoinSpec
 from headrace.schemas import DeadLetter, Event, Field, spec_of
 from headrace.streams.source import Batch, EventBatch, Source
 

@@ -13,7 +13,7 @@ from headrace.pipelines.flow import Job as Job
 from headrace.pipelines.flow import Place as Place
 from headrace.pipelines.join_step import JoinStep as JoinStep
 from headrace.pipelines.joiner import Joiner as Joiner
-from headrace.pipelines.joiner import JoinSpec as JoinSpec
+from headrace.pipelines.joining.spec import JoinSpec as JoinSpec
 from headrace.pipelines.loop import Step as Step
 from headrace.pipelines.loop import graceful_stop as graceful_stop
 from headrace.pipelines.materializer import FlushSummary as FlushSummary

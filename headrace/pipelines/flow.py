@@ -24,7 +24,8 @@ from headrace.clock import Clock
 from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, events_of, plan_of
 from headrace.pipelines.join_step import IDLE_S, JoinStep
-from headrace.pipelines.joiner import Joiner, JoinSpec
+from headrace.pipelines.joiner import Joiner
+from headrace.pipelines.joining.spec import JoinSpec
 from headrace.pipelines.loop import Step
 from headrace.pipelines.materializer import Materializer
 from headrace.schemas import DeadLetters, Event

@@ -44,8 +44,10 @@ class JoinStep:
         self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
         self._saved_s = time.monotonic()
         self._ticked_s = 0.0
-        if self._checkpoints is not None and (newest := self._checkpoints.newest()):
-            joiner.load(newest[0])
+        if self._checkpoints is not None:
+            joiner.keep_in(self._checkpoints.folder / "requests")
+            if newest := self._checkpoints.newest():
+                joiner.load(newest[0])
 
     def describe(self) -> str:
         """Requests, and where the joiner's state is."""

@@ -48,7 +48,7 @@ from headrace.pipelines.flow import Flow, Job, OnStatus, Place, StoreLike, frame
 from headrace.pipelines.flow import join as join_job
 from headrace.pipelines.flow import materialize as materialize_job
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
-from headrace.pipelines.joiner import JoinSpec
+from headrace.pipelines.joining.spec import JoinSpec
 from headrace.pipelines.loop import (
     IDLE_S,
     Heartbeat,

@@ -29,7 +29,8 @@ import structlog
 from headrace.checkpoints import Checkpoints
 from headrace.errors import DeclarationError
 from headrace.learners import Verdict
-from headrace.pipelines.joiner import Joiner, Offsets, step_us_of
+from headrace.pipelines.joiner import Joiner, Offsets
+from headrace.pipelines.joining.spec import step_us_of
 from headrace.pipelines.trainer import Trainer
 from headrace.schemas import Event, spec_of
 from headrace.streams.positions import Positions, positions_of
@@ -84,6 +85,8 @@ class TrainStep:
         self._positives = 0
         self._joined = 0
         if self._checkpoints is not None:
+            if joiner is not None:
+                joiner.keep_in(self._checkpoints.folder / "requests")
             self._load(self._checkpoints)
 
     def describe(self) -> str:

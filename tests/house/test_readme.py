@@ -14,6 +14,7 @@ from headrace.schemas.event import _DECLARED, CODECS
 
 PAGES = (
     *("README.md", "CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/events.md", "docs/quickstart.md", "docs/replay.md"),
+    "docs/learning.md",
     "docs/views.md",
     "docs/delivery.md",
     "CHANGELOG.md",

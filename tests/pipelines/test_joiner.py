@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from headrace.errors import ConfigError, DeclarationError, SourceError
+from headrace.errors import ConfigError, DeclarationError, SnapshotError, SourceError
 from headrace.pipelines.join_step import JoinStep
-from headrace.pipelines.joiner import Joiner, JoinSpec
+from headrace.pipelines.joiner import Joiner
+from headrace.pipelines.joining.spec import JoinSpec
 from headrace.schemas import spec_of
 from headrace.streams.watermark import END_OF_TIME_US
 from tests.turnstiles import FOLLOWED as SPEC
@@ -222,11 +223,59 @@ def test_memory_is_bounded_by_spilling_what_is_due_last(tmp_path):
         for begin in range(0, 100, 5):
             joiner.add(batch(shows[begin : begin + 5], begin))
             joiner.add(batch([Follow(begin + 1, begin % 3, 1, number=begin)], begin // 5))
-            assert joiner is roomy or joiner.open_requests <= 10
+            assert joiner is roomy or joiner.requests_in_memory <= 10
+            assert joiner.open_requests == begin + 5
     assert any((tmp_path / "spill").iterdir())
     assert_frame_equal(tight.advance(END_OF_TIME_US), roomy.advance(END_OF_TIME_US))
     assert not any((tmp_path / "spill").iterdir())
     assert tight.counts["spilled_requests"] >= 90
+
+
+@pytest.mark.parametrize("most", [10, 1_000])
+def test_kept_requests_stay_in_files_across_save_and_load(tmp_path, most):
+    """A save names the files, a load reads none; what was taken is deleted once no checkpoint can name it."""
+    shows = [Show(second, second % 3, (1, 2), number=second) for second in range(100)]
+    plain, kept = Joiner(SPEC), Joiner(SPEC, requests_max=most)
+    kept.keep_in(tmp_path / "requests")
+    for begin in range(0, 100, 10):
+        for joiner in (plain, kept):
+            joiner.add(batch(shows[begin : begin + 10], begin))
+            joiner.add(batch([Follow(begin + 1, begin % 3, 1, number=begin)], begin // 10))
+        kept.save(tmp_path / "state")
+    assert pl.read_ipc(tmp_path / "state" / "engagements.arrow").height == 10
+    assert not (tmp_path / "state" / "requests.arrow").exists()
+    (tmp_path / "requests" / "9-9-crashed.arrow").write_bytes(b"of a crash")
+    again = Joiner(SPEC, requests_max=most)
+    again.keep_in(tmp_path / "requests")
+    again.load(tmp_path / "state")
+    assert not (tmp_path / "requests" / "9-9-crashed.arrow").exists()
+    assert (again.open_requests, again.requests_in_memory) == (100, 0)
+    due = micros(50 + WITHIN_S)
+    first = again.advance(due)
+    assert_frame_equal(first, plain.advance(due))
+    later = Joiner(SPEC, requests_max=most)  # the process dies before its next save: the state is still whole
+    later.keep_in(tmp_path / "requests")
+    later.load(tmp_path / "state")
+    assert_frame_equal(later.advance(due), first)
+    rest = later.advance(END_OF_TIME_US)
+    assert_frame_equal(rest, plain.advance(END_OF_TIME_US))
+    later.save(tmp_path / "state")
+    assert any((tmp_path / "requests").iterdir())  # an earlier checkpoint may name them
+    later.save(tmp_path / "state")
+    assert not any((tmp_path / "requests").iterdir())
+
+
+def test_a_missing_file_of_requests_is_named(tmp_path):
+    kept = Joiner(SPEC)
+    kept.keep_in(tmp_path / "requests")
+    kept.add(batch([Show(1, 1, (1,))]))
+    kept.save(tmp_path / "state")
+    [path] = (tmp_path / "requests").iterdir()
+    path.unlink()
+    again = Joiner(SPEC)
+    again.keep_in(tmp_path / "requests")
+    with pytest.raises(SnapshotError, match="missing or damaged"):
+        again.load(tmp_path / "state")
 
 
 def test_the_limit_of_engagements_is_named():
@@ -289,4 +338,4 @@ def test_the_step_resumes_from_its_folder_and_open_windows_survive_a_stop(tmp_pa
     [frame] = again.finish()
     assert told([frame]) == naive(shows, [Follow(5, 1, 1)])
     assert JoinStep(Joiner(SPEC), state=tmp_path).joiner.open_requests == 0
-    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 1
+    assert len(list(tmp_path.glob("c*"))) == 1

@@ -11,7 +11,7 @@ from headrace.errors import ConfigError
 from headrace.features import Count, FeatureView, OnlineStore
 from headrace.pipelines import Archiver, FileSource, Flow, Job, dataflow, on_bytewax, run_flow
 from headrace.pipelines.flow import frames_to, join, materialize
-from headrace.pipelines.joiner import JoinSpec
+from headrace.pipelines.joining.spec import JoinSpec
 from tests.pipelines.test_flows import RUNNERS, run_as
 from tests.turnstiles import START_US, Followed, Passage, Shelf, Shown, door_use, passages, read_doors, views_of
 

@@ -1,0 +1,52 @@
+"""Labels of requests: which of their candidates an engagement followed, and when."""
+
+import polars as pl
+
+from headrace.pipelines.joining.spec import OUTPUT, JoinSpec, micros
+from headrace.schemas import spec_of
+
+
+def label_requests(requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSpec) -> pl.DataFrame:
+    """`requests` with the labels of their candidates; `engagements` has each id once."""
+    request, engagement = spec_of(spec.request), spec_of(spec.engagement)
+    engagement_id = str(engagement.id)
+    cells = (
+        requests.select(
+            *(pl.col(c).alias(f"__e{i}") for i, c in enumerate(spec.request_entity)),
+            micros(request.time).alias("__t"),
+            pl.col(spec.candidates).alias("__c"),
+        )
+        .with_row_index("__row")
+        .filter(pl.col("__c").list.len() > 0)
+        .explode("__c")
+        .with_row_index("__cell")
+    )
+    right = engagements.select(
+        *(pl.col(c).alias(f"__e{i}") for i, c in enumerate(spec.engagement_entity)),
+        pl.col(spec.candidate).alias("__c"),
+        pl.col("__time").alias("label_times"),
+        pl.col(engagement_id).alias("label_ids"),
+        pl.col("appended_us").alias("label_appended_us"),
+    )
+    keys = [*(f"__e{i}" for i in range(len(spec.request_entity))), "__c"]
+    first = (
+        cells.join(right, on=keys)
+        .filter((pl.col("label_times") >= pl.col("__t")) & (pl.col("label_times") < pl.col("__t") + spec.within_us))
+        .sort("__cell", "label_times", "label_ids")
+        .unique("__cell", keep="first", maintain_order=True)
+        .select("__cell", "label_times", "label_ids", "label_appended_us")
+    )
+    lists = (
+        cells.select("__row", "__cell")
+        .join(first, on="__cell", how="left", maintain_order="left")
+        .group_by("__row", maintain_order=True)
+        .agg(
+            pl.col("label_times").is_not_null().cast(pl.Int8).alias("labels"),
+            pl.col("label_times").cast(pl.Datetime("us", "UTC")),
+            "label_ids",
+            "label_appended_us",
+        )
+    )
+    whole = requests.with_row_index("__row").join(lists, on="__row", how="left", maintain_order="left")
+    added = [pl.col(c).fill_null(pl.lit([], lists.schema[c])) for c in OUTPUT[:4]]
+    return whole.select(*request.polars, *added, "appended_us")
