@@ -3,18 +3,15 @@
 from headrace.pipelines import JoinSpec
 from headrace.settings import Settings
 from learners.next_item import NextItem
-from schemas.retail import Engagement, Impression
+from schemas.retail import Impression
 
 
 def label_spec(settings: Settings) -> JoinSpec:
     """The join of impressions with engagements, for the jobs that label."""
-    return JoinSpec(
+    return JoinSpec.of_label(
+        NextItem.label,
         Impression,
-        Engagement,
-        candidates="item_ids",
-        candidate="item_id",
-        positive=NextItem.label.positive,
-        within_us=NextItem.label.within_us,
+        "item_ids",
         lateness_us=int(settings.lateness_s * 1e6),
         request_entity=("request_id",),
         engagement_entity=("request_id",),

@@ -1,6 +1,7 @@
-"""Label: which later event makes a shown candidate a positive example, and within what time."""
+"""Label: which later event makes a shown candidate a positive or a negative example, and within what time."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import polars as pl
 
@@ -22,16 +23,25 @@ class Label:
         positive: boolean expression over the event's columns, of one row each; None: every event counts. Events for
             which it is null are skipped and counted.
         candidate: the event's column that names the candidate.
+        negative: boolean expression of the events that say no, such as `col("rating") < 4`: a candidate with such an
+            event and no positive one is negative. An event for which `positive` is true as well is positive.
+        value: number that a positive event is labelled with, such as `col("seconds")`; None: 1. A negative is 0. For
+            models whose loss takes numbers. Events whose value is null or not finite are skipped and counted.
+        absent: what a shown candidate without an event within the window is: "negative", or "unknown", which is not
+            learned from.
 
     Raises:
-        DeclarationError: `event` is no event class, `within` is not such a span, `positive` is no such expression, or
-            the event has no column `candidate`.
+        DeclarationError: `event` is no event class, `within` is not such a span, `positive` or `negative` is no such
+            expression, `value` is no number, `absent` is another word, or the event has no column `candidate`.
     """
 
     event: type[Event]
     within: str
     positive: pl.Expr | None = None
     candidate: str = ""
+    negative: pl.Expr | None = None
+    value: pl.Expr | None = None
+    absent: Literal["negative", "unknown"] = "negative"
 
     def __post_init__(self) -> None:
         if not (isinstance(self.event, type) and issubclass(self.event, Event)):
@@ -40,19 +50,28 @@ class Label:
         if self.candidate and self.candidate not in self.event.model_fields:
             fields = ", ".join(self.event.model_fields)
             raise DeclarationError(f"label candidate={self.candidate!r}: event {self.event.__name__} has {fields}")
-        if self.positive is not None:
-            self._check_positive(self.positive)
+        for name, expression in (("positive", self.positive), ("negative", self.negative)):
+            if expression is not None and (dtype := self._type_of(name, expression)) != pl.Boolean:
+                where = f"label of {self.event.__name__}: {name}"
+                raise DeclarationError(f'{where} is {dtype}, not Boolean; write a comparison, such as col("x") == 1')
+        if self.value is not None and not (dtype := self._type_of("value", self.value)).is_numeric():
+            raise DeclarationError(
+                f'label of {self.event.__name__}: value is {dtype}; write a number, as col("seconds")'
+            )
+        if self.absent not in ("negative", "unknown"):
+            raise DeclarationError(
+                f'label of {self.event.__name__}: absent={self.absent!r}; write "negative" or "unknown"'
+            )
 
-    def _check_positive(self, positive: pl.Expr) -> None:
-        what, schema = f"label of {self.event.__name__}: positive", spec_of(self.event).polars
-        if not isinstance(positive, pl.Expr):
-            raise DeclarationError(f'{what}={positive!r}; write an expression, such as col("action") == "click"')
-        unknown = [name for name in positive.meta.root_names() if name not in schema]
+    def _type_of(self, name: str, expression: pl.Expr) -> pl.DataType:
+        """Type of an expression over the event's columns, of one row each."""
+        what, schema = f"label of {self.event.__name__}: {name}", spec_of(self.event).polars
+        if not isinstance(expression, pl.Expr):
+            raise DeclarationError(f'{what}={expression!r}; write an expression, such as col("action") == "click"')
+        unknown = [column for column in expression.meta.root_names() if column not in schema]
         if unknown:
             raise DeclarationError(f"{what} names {unknown[0]!r}; event {self.event.__name__} has {', '.join(schema)}")
-        dtype = row_type(positive, schema, what, f"event {self.event.__name__}")
-        if dtype != pl.Boolean:
-            raise DeclarationError(f'{what} is {dtype}, not Boolean; write a comparison, such as col("x") == 1')
+        return row_type(expression, schema, what, f"event {self.event.__name__}")
 
     @property
     def within_us(self) -> int:

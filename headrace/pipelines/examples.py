@@ -21,14 +21,15 @@ from safetensors.numpy import load_file, save_file
 
 from headrace.errors import DeclarationError, DecodeError, SchemaError
 from headrace.features import Answer, Lists, plan_of
-from headrace.features.expressions.failing_rows import rows_where
 from headrace.history.replay import Replay
 from headrace.learners import Inputs, Label, Learner, RecentPopularity, column_of, columns_of, log_rate
 from headrace.learners.input_spec import Column
+from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
 from headrace.schemas import Event, spec_of
 
 REQUESTS, EVENTS = 0, 1  # `Examples.source`
 SOURCES = ("requests", "events")
+NEGATIVES = 9  # drawn for each positive
 
 SKIPPED = Counter("headrace_requests_skipped_total", "Joined requests that could not be trained on.", ["reason"])
 KEYLESS = Counter(
@@ -119,16 +120,21 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
     """Examples of joined requests, one a row of `frame`; None when none is usable.
 
     A request is skipped and counted, by reason, so that it does not stop the stream: its features were packed by
-    another spec or are damaged, or its labels are not a 0 or 1 for each row.
+    another spec or are damaged, or its labels are not one for each row that the model's loss allows. A row whose label
+    is null is left out: nobody knows it.
     """
     inputs, labels, times = [], [], []
     selected = frame.select(columns.features, columns.labels, pl.col(columns.time).dt.epoch("us"))
-    for packed, label, time_us in selected.iter_rows():
+    for packed, listed, time_us in selected.iter_rows():
         reason = ""
         try:
             rows = Inputs.from_bytes(packed, learner.inputs.fingerprint)
-            if len(rows) != len(label) or not set(label) <= {0, 1}:
+            known = np.array([value is not None for value in listed], dtype=np.bool_)
+            label = np.array([value for value in listed if value is not None], dtype=np.float32)
+            if len(rows) != len(known) or not learner.model.loss.is_allowed(label).all():
                 reason = "labels"
+            elif not known.all():
+                rows = rows.take(known)
         except DecodeError:
             reason = "damaged"
         except SchemaError:
@@ -146,7 +152,7 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
     row_count = int(sizes.sum())
     return Examples(
         Inputs.concat(inputs),
-        np.concatenate([np.asarray(part, dtype=np.float32) for part in labels]),
+        np.concatenate(labels),
         np.zeros(row_count, dtype=np.float32),
         np.repeat(np.array(times, dtype=np.int64), sizes),
         np.full(row_count, REQUESTS, dtype=np.int64),
@@ -155,20 +161,20 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
 
 
 class EventExamples:
-    """Positives from the label's events, negatives from what was popular, both read as of the event's time.
+    """Examples of the label's events, and negatives from what was popular, all read as of the event's time.
 
     The request columns of the spec are those of the event, with the candidate replaced for a negative. Features never
     include the event itself: at equal times the read comes first. Examples are a function of the sequence of events,
     not of how it was cut into frames, as long as cuts are between event times and these do not decrease. A positive
     without an entity or a candidate gives no example and is counted; one that lacks another column is learned as it is
-    served, with that value missing.
+    served, with that value missing. An explicit negative is a group of its own, with log-rate 0.
 
     Negatives are drawn by popularity, so each row's log-rate corrects the popularity of its own candidate (log Q): the
     logit is that of a candidate drawn uniformly, `reference` negatives a positive.
 
     Args:
         learner: its label must name the candidate's column.
-        negatives: drawn for each positive.
+        negatives: drawn for each positive; None: 9, or none where the label has negatives or numbers of its own.
         reference: negatives a positive in the traffic that probabilities are meant for; None: the same as drawn.
         capacity: how many positives back negatives are drawn from.
         seed: of the draws.
@@ -182,7 +188,7 @@ class EventExamples:
         self,
         learner: type[Learner],
         *,
-        negatives: int = 9,
+        negatives: int | None = None,
         reference: float | None = None,
         capacity: int = 100_000,
         seed: int = 0,
@@ -193,8 +199,9 @@ class EventExamples:
             )
         self.learner = learner
         self.label: Label = learner.label
-        self._negatives = negatives
-        self._log_rate = log_rate(negatives, reference or negatives)
+        has_own = self.label.negative is not None or self.label.value is not None
+        self._negatives = (0 if has_own else NEGATIVES) if negatives is None else negatives
+        self._log_rate = log_rate(self._negatives, reference or self._negatives) if self._negatives else 0.0
         self._sampler = RecentPopularity(capacity, seed)
         # Views that a negative shares with its positive are read once for both.
         shared = [view for view in learner.views if self.label.candidate not in plan_of(view).entity]
@@ -217,7 +224,8 @@ class EventExamples:
         """Update views and popularity with `events`, without making examples."""
         frame = events.get(self.label.event)
         if frame is not None:
-            self._sampler.draw(self._positives(frame)[self.label.candidate].to_numpy(), 0)
+            positives = self._labelled(frame).filter(IS_POSITIVE)
+            self._sampler.draw(positives[self.label.candidate].to_numpy(), 0)
         for replay in self._replays():
             replay.advance(events)
 
@@ -278,39 +286,44 @@ class EventExamples:
     def _replays(self) -> list[Replay]:
         return [replay for replay in (self._shared, self._separate) if replay is not None]
 
-    def _positives(self, frame: pl.DataFrame) -> pl.DataFrame:
-        positives, failed = (frame, 0) if self.label.positive is None else rows_where(frame, self.label.positive)
+    def _labelled(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Events with a label, an entity and a candidate, in the order of time."""
+        labelled, failed = labelled_events(frame, self.label)
         if failed:
             SKIPPED.labels("failed_label").inc(failed)
-        whole = positives.drop_nulls([self._spec.time, *self._required])
-        if whole.height < positives.height:
-            KEYLESS.labels(learner=self.learner.name).inc(positives.height - whole.height)
+        whole = labelled.drop_nulls([self._spec.time, *self._required])
+        if whole.height < labelled.height:
+            KEYLESS.labels(learner=self.learner.name).inc(labelled.height - whole.height)
         return whole.sort(self._spec.time, maintain_order=True)
 
     def _drawn(self, frame: pl.DataFrame | None, served: pl.Series | None) -> "DrawnExamples | None":
-        """The rows of examples, each positive before its negatives, not read yet."""
-        positives = None if frame is None else self._positives(frame)
-        if positives is None or positives.is_empty():
+        """The rows of examples, each event before its drawn negatives, not read yet."""
+        events = None if frame is None else self._labelled(frame)
+        if events is None or events.is_empty():
             return None
-        candidate = self.label.candidate
-        drawn = self._sampler.draw(positives[candidate].to_numpy(), self._negatives)
-        values, is_drawn, popularity = drawn.values, drawn.valid, drawn.log_popularity
+        candidate, is_positive = self.label.candidate, events[IS_POSITIVE].to_numpy()
+        ids = events[candidate].to_numpy()
+        drawn = self._sampler.draw(ids[is_positive], self._negatives)  # an explicit negative is no positive elsewhere
+        valid = np.ones((len(ids), 1 + self._negatives), dtype=bool)
+        valid[:, 1:] = False
+        valid[is_positive, 1:] = drawn.valid
+        # An invalid negative is read like its event, and dropped later.
+        every = np.repeat(ids[:, None], valid.shape[1], axis=1)
+        every[is_positive, 1:] = np.where(drawn.valid, drawn.values, every[is_positive, 1:])
+        log_rates = np.zeros(valid.shape, dtype=np.float32)
+        if self._negatives:  # else nothing was sampled
+            log_rates[is_positive] = self._log_rate - drawn.log_popularity
         if served is not None and self._spec.id is not None:
-            is_alone = ~positives[self._spec.id].is_in(served.implode()).to_numpy()
-            positives, values = positives.filter(is_alone), values[is_alone]
-            is_drawn, popularity = is_drawn[is_alone], popularity[is_alone]
-            if positives.is_empty():
+            is_alone = ~events[self._spec.id].is_in(served.implode()).to_numpy()
+            events, valid = events.filter(is_alone), valid[is_alone]
+            every, log_rates = every[is_alone], log_rates[is_alone]
+            if events.is_empty():
                 return None
-        ids = positives[candidate].to_numpy()
-        valid = np.concatenate([np.ones((len(ids), 1), dtype=bool), is_drawn], axis=1)
-        # An invalid negative is read like the positive, and dropped later.
-        every = np.concatenate([ids[:, None], np.where(is_drawn, values, ids[:, None])], axis=1)
-        rows = positives.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
-        repeated = rows[np.repeat(np.arange(len(ids)), every.shape[1])]
-        replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=positives.schema[candidate])
+        rows = events.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
+        repeated = rows[np.repeat(np.arange(rows.height), valid.shape[1])]
+        replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=events.schema[candidate])
         labels = np.zeros(valid.shape, dtype=np.float32)
-        labels[:, 0] = 1.0
-        log_rates = (self._log_rate - popularity).astype(np.float32)
+        labels[:, 0] = events[LABEL].to_numpy()
         return DrawnExamples(repeated.with_columns(replaced), valid, labels, log_rates)
 
 

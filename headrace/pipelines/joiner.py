@@ -23,7 +23,7 @@ import polars as pl
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, SourceError
-from headrace.features.expressions.failing_rows import rows_where
+from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
 from headrace.pipelines.joining.labels import label_requests
 from headrace.pipelines.joining.open_requests import OpenRequests
 from headrace.pipelines.joining.spec import JoinSpec, micros
@@ -38,6 +38,7 @@ ENGAGEMENTS_MAX = 20_000_000
 """Positive engagements in memory."""
 PRUNE_ROWS = 65_536
 """Engagements beside which it is not worth looking for those that nothing can match any more."""
+MARKS = (LABEL, IS_POSITIVE)
 LONG_AGO_US = -(2**62)
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
@@ -143,19 +144,19 @@ class Joiner(Offsets):
     def _add_engagements(self, batch: EventBatch) -> None:
         """Take in engagements. One that no open or coming request can match is late: counted and dropped.
 
-        So is one that `positive` has no value for, counted as "failed_engagements".
+        So is one that an expression of its label has no value for, counted as "failed_engagements".
 
         Raises:
             ConfigError: there are more than `engagements_max`.
         """
         frame = self._with_append_times(batch)
-        positive, failed = (frame, 0) if self.spec.positive is None else rows_where(frame, self.spec.positive)
+        labelled, failed = labelled_events(frame, self.spec)
         self._count("failed_engagements", failed)
-        columns = [*self.spec.engagement_entity, self.spec.candidate, self._engagement.id, "appended_us"]
-        useful = positive.select(*columns, micros(self._engagement.time).alias("__time")).filter(
+        columns = [*self.spec.engagement_entity, self.spec.candidate, self._engagement.id, "appended_us", *MARKS]
+        useful = labelled.select(*columns, micros(self._engagement.time).alias("__time")).filter(
             pl.col("__time") >= self._floor_us(),
         )
-        self._count("late_engagements", positive.height - useful.height)
+        self._count("late_engagements", labelled.height - useful.height)
         if not useful.is_empty():
             self._engagements.append(useful)
         waiting = sum(frame.height for frame in self._engagements)
@@ -173,7 +174,8 @@ class Joiner(Offsets):
         Returns:
             (n_requests,): the request's columns, then `labels` List(Int8) with one 0 or 1 a candidate, `label_times`
             List(Datetime), `label_ids` and `label_appended_us` List(Int64) of each candidate's first match (null where
-            there is none), `appended_us` of the request.
+            there is none), `appended_us` of the request. Labels are Float32 if the spec has a `value`, and null where
+            they are unknown. A positive match comes before a negative one.
         """
         ended = watermark_us >= END_OF_TIME_US
         # An end is not for ever: a later run over more of the stream goes on after the newest event.
@@ -188,7 +190,7 @@ class Joiner(Offsets):
         labelled = label_requests(requests, engagements, self.spec)
         floor_us = self._floor_us()
         self._engagements = [engagements.filter(pl.col("__time") >= floor_us)]
-        self._count("requests", labelled.height)
+        self._count_labels(labelled)
         return labelled
 
     def _forget_engagements(self) -> None:
@@ -228,7 +230,12 @@ class Joiner(Offsets):
         self._watermark_us, self._newest_us = state["watermark_us"], state["newest_us"]
         self._positions, self.counts = state["positions"], state["counts"]
         self._open.load(source, state)
-        self._engagements = [pl.read_ipc(source / "engagements.arrow")]
+        engagements = pl.read_ipc(source / "engagements.arrow")
+        if LABEL not in engagements.columns:  # of an earlier release: all were positive
+            engagements = engagements.with_columns(
+                pl.lit(1.0, pl.Float32).alias(LABEL), pl.lit(value=True).alias(IS_POSITIVE)
+            )
+        self._engagements = [engagements.select(self._no_engagements().columns)]
 
     def _with_append_times(self, batch: EventBatch) -> pl.DataFrame:
         newest = newest_us(batch)
@@ -261,6 +268,11 @@ class Joiner(Offsets):
         first = self._open.first()
         return self._watermark_us if first is None else min(first * self.spec.step_us, self._watermark_us)
 
+    def _count_labels(self, labelled: pl.DataFrame) -> None:
+        """Requests that came out, and how many of them no engagement labelled."""
+        self._count("requests", labelled.height)
+        self._count("unjoined_requests", labelled.filter(pl.col("label_ids").list.drop_nulls().list.len() == 0).height)
+
     def _count(self, outcome: str, rows: int) -> None:
         if rows:
             self.counts[outcome] = self.counts.get(outcome, 0) + rows
@@ -269,11 +281,14 @@ class Joiner(Offsets):
     def _no_engagements(self) -> pl.DataFrame:
         columns = [*self.spec.engagement_entity, self.spec.candidate, str(self._engagement.id)]
         types = {column: self._engagement.polars[column] for column in columns}
-        return pl.DataFrame(schema={**types, "appended_us": pl.Int64(), "__time": pl.Int64()})
+        marks = {LABEL: pl.Float32(), IS_POSITIVE: pl.Boolean()}
+        return pl.DataFrame(schema={**types, "appended_us": pl.Int64(), **marks, "__time": pl.Int64()})
 
     def _fingerprint(self) -> Mapping[str, Any]:
         spec = self.spec
+        later = {"negative": spec.negative, "value": spec.value}  # named only where given: states of before stay good
         return {
+            **{name: str(expression) for name, expression in later.items() if expression is not None},
             "request": self._request.name,
             "engagement": self._engagement.name,
             "columns": [spec.candidates, spec.candidate, *spec.request_entity, *spec.engagement_entity],

@@ -241,8 +241,8 @@ class TrainStep:
 
     def _learn_from(self, requests: pl.DataFrame) -> None:
         labels = requests["labels"].explode()
-        self._joined += labels.len()
-        self._positives += int(labels.sum() or 0)
+        self._joined += labels.drop_nulls().len()
+        self._positives += int((labels > 0).sum())
         self.trainer.add_requests(requests)
 
     def _remember_served(self, requests: pl.DataFrame) -> None:

@@ -361,9 +361,9 @@ class Trainer:
         )
         if both.is_empty():
             return
-        sizes = both["labels"].list.len().to_numpy()
-        labels = both["labels"].explode().to_numpy().astype(np.float32)
-        scores = both["scores"].explode().to_numpy().astype(np.float32)
+        known = both.with_row_index().explode("labels", "scores").drop_nulls("labels")  # an unknown label is none
+        sizes = known.group_by("index", maintain_order=True).len()["len"].to_numpy()
+        labels, scores = known["labels"].to_numpy().astype(np.float32), known["scores"].to_numpy().astype(np.float32)
         marks.observe(scores, labels, starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
 
     def _latest(self) -> Scorer | None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from headrace.errors import ConfigError, DeclarationError, SnapshotError, SourceError
+from headrace.learners import Label
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
 from headrace.pipelines.joining.spec import JoinSpec
@@ -198,6 +199,7 @@ def test_late_rows_and_duplicates_are_counted():
     assert joiner.advance(END_OF_TIME_US) is None
     assert joiner.counts == {
         "requests": 2,
+        "unjoined_requests": 1,
         "duplicate_requests": 1,
         "duplicate_engagements": 1,
         "late_requests": 1,
@@ -229,6 +231,45 @@ def test_memory_is_bounded_by_spilling_what_is_due_last(tmp_path):
     assert_frame_equal(tight.advance(END_OF_TIME_US), roomy.advance(END_OF_TIME_US))
     assert not any((tmp_path / "spill").iterdir())
     assert tight.counts["spilled_requests"] >= 90
+
+
+@pytest.mark.parametrize("unknown", [True, False])
+def test_explicit_negatives_and_what_nobody_said(tmp_path, unknown):
+    """walked: 1; read: 0, unless it is walked too, before or after; without either: 0, or unknown."""
+    spec = replace(SPEC, negative=pl.col("how") == "read", absent_is_unknown=unknown)
+    joiner = Joiner(spec)
+    joiner.add(batch([Show(0, 1, (1, 2, 3, 4))]))
+    hows = [(1, "walked"), (2, "read"), (3, "read"), (3, "walked"), (4, "jumped")]
+    joiner.add(batch([Follow(1 + i, 1, sign, how, i) for i, (sign, how) in enumerate(hows)]))
+    joiner.save(tmp_path)
+    again = Joiner(spec)
+    again.load(tmp_path)
+    frame = again.advance(END_OF_TIME_US)
+    assert frame["labels"].to_list() == [[1, 0, 1, None if unknown else 0]]
+    assert frame["label_ids"].to_list() == [["f000", "f001", "f003", None]]
+    assert frame.schema["labels"] == pl.List(pl.Int8)
+    with pytest.raises(ConfigError, match="belongs to"):
+        Joiner(SPEC).load(tmp_path)
+
+
+def test_numeric_labels_are_the_value_of_the_first_match():
+    spec = replace(SPEC, positive=None, value=pl.col("how").str.len_chars() / 2, absent_is_unknown=True)
+    joiner = Joiner(spec)
+    joiner.add(batch([Show(0, 1, (1, 2))]))
+    joiner.add(batch([Follow(2, 1, 1, "walked", 0), Follow(1, 1, 1, "ran", 1)]))
+    frame = joiner.advance(END_OF_TIME_US)
+    assert frame["labels"].to_list() == [[1.5, None]]
+    assert frame.schema["labels"] == pl.List(pl.Float32)
+
+
+def test_a_label_declares_the_join():
+    """Every part of the label is a part of the spec."""
+    label = Label(
+        Followed, "32s", pl.col("how") == "walked", "sign", negative=pl.col("how") == "read", absent="unknown"
+    )
+    spec = JoinSpec.of_label(label, Shown, "signs", lateness_us=7)
+    assert (spec.within_us, spec.lateness_us, spec.absent_is_unknown) == (WITHIN_S * 1_000_000, 7, True)
+    assert (spec.positive is label.positive, spec.negative is label.negative) == (True, True)
 
 
 @pytest.mark.parametrize("most", [10, 1_000])

@@ -376,3 +376,66 @@ def test_wrong_wiring_is_refused(tmp_path):
     )
     with pytest.raises(DeclarationError, match="Loan has no column place"):
         EventExamples(needs)
+
+
+def renamed(label):
+    body = {name: vars(NextLoan)[name] for name in ("views", "inputs", "model", "tables")}
+    return type("Labelled", (Learner,), {**body, "label": label})
+
+
+def test_explicit_negatives_are_groups_of_their_own():
+    """No negative is drawn beside them, unless it is asked for; then a positive has its own, and they have none."""
+    label = Label(Loan, within="10m", candidate="book", positive=~pl.col("renewed"), negative=pl.col("renewed"))
+    plain = EventExamples(renamed(label)).add({Loan: loans()})
+    np.testing.assert_array_equal(plain.labels, (~loans()["renewed"]).cast(pl.Float32))
+    np.testing.assert_array_equal(plain.starts, np.arange(loans().height + 1))
+    assert not plain.log_rate.any()
+    mixed = EventExamples(renamed(label), negatives=3).add({Loan: loans()})
+    drawn = EventExamples(NextLoan, negatives=3).add({Loan: loans()})
+    sizes = np.diff(mixed.starts)
+    assert set(sizes[loans()["renewed"].to_numpy()]) == {1}
+    np.testing.assert_array_equal(sizes[~loans()["renewed"].to_numpy()], np.diff(drawn.starts))
+    assert mixed.labels.sum() == drawn.labels.sum()
+    np.testing.assert_array_equal(mixed.log_rate[mixed.log_rate != 0], drawn.log_rate[drawn.log_rate != 0])
+
+
+def test_numeric_labels_are_values_of_the_events():
+    """One that is null or not finite gives no example and is counted."""
+    value = pl.when(pl.col("reader") == 3).then(None).otherwise(pl.col("reader") / 2)
+    made = EventExamples(renamed(Label(Loan, within="10m", candidate="book", value=value))).add({Loan: loans()})
+    np.testing.assert_array_equal(made.labels, loans().filter(pl.col("reader") != 3)["reader"].to_numpy() / 2)
+
+
+def test_unknown_labels_of_a_request_are_not_learned_from():
+    """Its other rows are; of the scores too, only those of known labels are judged."""
+    inputs = EventExamples(NextLoan, negatives=3).add({Loan: loans()[:40]}).inputs.take(slice(20, 24))
+    frame = pl.DataFrame(
+        {
+            "event_time": loans()["at"][:2],
+            "features": [inputs.to_bytes()] * 2,
+            "labels": [[1, None, 0, None], [0, 0, 0, 2]],
+            "scores": [[0.5, 0.1, 0.2, 0.3]] * 2,
+        }
+    )
+    made = requests_to_examples(frame, NextLoan, RequestColumns())
+    np.testing.assert_array_equal(made.labels, [1, 0])
+    np.testing.assert_array_equal(made.inputs.ids, inputs.ids[[0, 2]])
+    one = trainer()
+    assert one.add_requests(frame[:1]) == 2
+    assert one.served.snapshot()["rows"] == 2
+    assert one.served.snapshot()["auc"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"negative": pl.col("book")}, "negative is Int64, not Boolean"),
+        ({"negative": "renewed"}, "negative='renewed'; write an expression"),
+        ({"negative": pl.col("sold")}, "negative names 'sold'"),
+        ({"value": pl.col("loan_id")}, "value is String; write a number"),
+        ({"absent": "maybe"}, "absent"),
+    ],
+)
+def test_a_wrong_label_is_refused(wrong, message):
+    with pytest.raises(DeclarationError, match=message):
+        Label(Loan, within="10m", candidate="book", **wrong)

@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from headrace.errors import ConfigError, SchemaError
-from headrace.features.expressions.failing_rows import rows_where
 from headrace.features.view import events_of, plan_of
 from headrace.history.log import MEMORY_ROWS
 from headrace.history.replay import Replay
@@ -19,6 +18,7 @@ from headrace.history.spine import spine_times, with_times
 from headrace.learners import Inputs, Label, Learner, column_of
 from headrace.pipelines.examples import EVENTS, DrawnExamples, EventExamples, Examples, answer_frame
 from headrace.pipelines.from_history.reading import LeftOut, OrderedEvents, open_history, read_to_end
+from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
 from headrace.schemas import spec_of
 from headrace.schemas.tables import TableLike, frame_of
 from headrace.streams.intake import Intake
@@ -155,8 +155,8 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
 def _positives(label: Label, frame: pl.DataFrame | None) -> pl.DataFrame:
     spec = spec_of(label.event)
     rows = pl.DataFrame(schema=spec.polars) if frame is None else frame
-    positive = rows if label.positive is None else rows_where(rows, label.positive)[0]
-    return positive.select(*_match_columns(label), pl.col(spec.time).dt.epoch("us").alias("__at"))
+    positive = labelled_events(rows, label)[0].filter(IS_POSITIVE)
+    return positive.select(*_match_columns(label), pl.col(spec.time).dt.epoch("us").alias("__at"), label=LABEL)
 
 
 def _match_columns(label: Label) -> list[str]:
@@ -175,7 +175,7 @@ def _labelled(learner: type[Learner], rows: pl.DataFrame, matches: Sequence[pl.D
             f"spine: no column {', '.join(missing)}, by which {learner.label.event.__name__} labels its rows; add it, "
             "or a column 'label'"
         )
-    following = pl.concat(matches).sort("__at").with_columns(label=pl.lit(1.0, pl.Float32))
+    following = pl.concat(matches).sort("__at")
     keys = [f"__key{number}" for number in range(len(columns))]
     try:
         keyed = rows.with_columns(

@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL
 from headrace.pipelines.joining.spec import OUTPUT, JoinSpec, micros
 from headrace.schemas import spec_of
 
@@ -27,21 +28,24 @@ def label_requests(requests: pl.DataFrame, engagements: pl.DataFrame, spec: Join
         pl.col("__time").alias("label_times"),
         pl.col(engagement_id).alias("label_ids"),
         pl.col("appended_us").alias("label_appended_us"),
+        LABEL,
+        IS_POSITIVE,
     )
     keys = [*(f"__e{i}" for i in range(len(spec.request_entity))), "__c"]
     first = (
         cells.join(right, on=keys)
         .filter((pl.col("label_times") >= pl.col("__t")) & (pl.col("label_times") < pl.col("__t") + spec.within_us))
-        .sort("__cell", "label_times", "label_ids")
+        .sort("__cell", ~pl.col(IS_POSITIVE), "label_times", "label_ids")  # a positive one comes before negatives
         .unique("__cell", keep="first", maintain_order=True)
-        .select("__cell", "label_times", "label_ids", "label_appended_us")
+        .select("__cell", "label_times", "label_ids", "label_appended_us", LABEL)
     )
+    absent = pl.col(LABEL) if spec.absent_is_unknown else pl.col(LABEL).fill_null(0.0)
     lists = (
         cells.select("__row", "__cell")
         .join(first, on="__cell", how="left", maintain_order="left")
         .group_by("__row", maintain_order=True)
         .agg(
-            pl.col("label_times").is_not_null().cast(pl.Int8).alias("labels"),
+            absent.cast(spec.label_dtype).alias("labels"),
             pl.col("label_times").cast(pl.Datetime("us", "UTC")),
             "label_ids",
             "label_appended_us",

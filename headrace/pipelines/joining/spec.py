@@ -1,10 +1,12 @@
 """JoinSpec: which engagements label which requests."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
 from headrace.errors import DeclarationError
+from headrace.learners import Label
 from headrace.schemas import Event, spec_of
 
 STEPS_PER_WINDOW = 16
@@ -18,8 +20,9 @@ class JoinSpec:
     """Which engagements label which requests.
 
     `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
-    `positive` picks the engagements that count, None: all; `within_us` is the label window. The entity columns default
-    to the events' keys and `request_id` to the request's declared id.
+    `positive` picks the engagements that count, None: all; `negative` those that say no; `value` is the number that a
+    positive one is labelled with, None: 1; a candidate without either is 0, or null if `absent_is_unknown`; `within_us`
+    is the label window. The entity columns default to the events' keys and `request_id` to the request's declared id.
 
     Raises:
         DeclarationError: a column is missing, or two that are compared differ in type.
@@ -35,6 +38,29 @@ class JoinSpec:
     request_id: str | None = None
     request_entity: tuple[str, ...] = ()
     engagement_entity: tuple[str, ...] = ()
+    negative: pl.Expr | None = None
+    value: pl.Expr | None = None
+    absent_is_unknown: bool = False
+
+    @staticmethod
+    def of_label(label: Label, request: type[Event], candidates: str, **options: Any) -> "JoinSpec":
+        """The join that a learner's label declares; `options` are further arguments, such as `request_entity`.
+
+        Raises:
+            DeclarationError: as `JoinSpec`.
+        """
+        return JoinSpec(
+            request,
+            label.event,
+            candidates=candidates,
+            candidate=label.candidate,
+            within_us=label.within_us,
+            positive=label.positive,
+            negative=label.negative,
+            value=label.value,
+            absent_is_unknown=label.absent == "unknown",
+            **options,
+        )
 
     def __post_init__(self) -> None:
         request, engagement = spec_of(self.request), spec_of(self.engagement)
@@ -61,6 +87,11 @@ class JoinSpec:
             raise DeclarationError(
                 f"{where}: within {self.within_us} us, lateness {self.lateness_us} us: must be positive"
             )
+
+    @property
+    def label_dtype(self) -> pl.DataType:
+        """Type of one label: 0 and 1 are Int8, numeric labels Float32."""
+        return pl.Int8() if self.value is None else pl.Float32()
 
     @property
     def step_us(self) -> int:

@@ -19,13 +19,10 @@ EVENTS = (*LEARNT, Impression)
 
 def join_spec(settings: Settings) -> JoinSpec:
     """Which event labels which ranking: the one that names its request, within the learner's window."""
-    return JoinSpec(
+    return JoinSpec.of_label(
+        Ranking.label,
         Impression,
-        Ranking.label.event,
-        candidates="candidates",
-        candidate=Ranking.label.candidate,
-        positive=Ranking.label.positive,
-        within_us=Ranking.label.within_us,
+        "candidates",
         lateness_us=int(settings.lateness_s * 1e6),
         request_entity=("request_id",),
         engagement_entity=("request_id",),
