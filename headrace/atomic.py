@@ -35,7 +35,7 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -77,15 +77,15 @@ def publish_folder(partial: Path, folder: Path) -> None:
     """
     for below, _, names in os.walk(partial):
         for name in names:
-            _sync(Path(below) / name)
-        _sync(Path(below))
+            sync(Path(below) / name)
+        sync(Path(below))
     try:
         partial.rename(folder)
     except OSError as exc:
         if folder.exists():
             raise FileExistsError(f"{folder} exists; another writer uses its parent") from exc
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -94,7 +94,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -26,6 +26,7 @@ from typing import Any
 import polars as pl
 import structlog
 
+from headrace.atomic import sync
 from headrace.errors import SnapshotError
 from headrace.schemas import EventSpec
 
@@ -137,10 +138,13 @@ class OpenRequests:
             pl.concat([empty, *(part.read() for part in self._parts())]).write_ipc(target / FILE)
             return {}
         self._write_all()
-        for part in self._parts():
-            if part.written is not None:
-                part.written.result()
-                part.written = None
+        written = [part for part in self._parts() if part.written is not None]
+        for part in written:
+            assert part.written is not None
+            part.written.result()
+            part.written = None
+        if written and self._folder is not None:
+            sync(self._folder)  # the names, too, are on disk before a checkpoint names them
         files = [
             [part.path.name, number, part.rows, part.path.stat().st_size]
             for number, parts in self._slices.items()

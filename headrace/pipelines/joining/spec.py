@@ -1,13 +1,15 @@
 """JoinSpec: which engagements label which requests."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from headrace.errors import DeclarationError
-from headrace.learners import Label
 from headrace.schemas import Event, spec_of
+
+if TYPE_CHECKING:  # learners need torch, an optional package
+    from headrace.learners import Label
 
 STEPS_PER_WINDOW = 16
 """A request waits at most this fraction of `within` longer than it must; fewer scans of the engagements in return."""
@@ -43,7 +45,7 @@ class JoinSpec:
     absent_is_unknown: bool = False
 
     @staticmethod
-    def of_label(label: Label, request: type[Event], candidates: str, **options: Any) -> "JoinSpec":
+    def of_label(label: "Label", request: type[Event], candidates: str, **options: Any) -> "JoinSpec":
         """The join that a learner's label declares; `options` are further arguments, such as `request_entity`.
 
         Raises:
