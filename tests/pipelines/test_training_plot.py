@@ -1,18 +1,14 @@
-"""The picture of a training: drawn where matplotlib is installed, one clear error where it is not."""
-
-import importlib.util
+"""The picture of a training, and one clear error where it cannot be drawn."""
 
 import pytest
 
 import headrace
-from headrace.errors import ConfigError, MissingExtraError
+from headrace.errors import ConfigError
 from headrace.pipelines.from_history.plot import check_plot, plot_curve
+from tests.house.test_extras import python
 from tests.visits import NextPlace, visits
 
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
-
-@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="matplotlib is not installed: pip install 'headrace[plot]'")
 @pytest.mark.parametrize(("name", "beginning"), [("curve.png", b"\x89PNG"), ("curve.svg", b"<?xml")])
 def test_the_curve_is_drawn(tmp_path, name, beginning):
     """A panel for each figure."""
@@ -21,11 +17,16 @@ def test_the_curve_is_drawn(tmp_path, name, beginning):
     assert (tmp_path / name).read_bytes().startswith(beginning)
 
 
-@pytest.mark.skipif(HAS_MATPLOTLIB, reason="matplotlib is installed")
-def test_without_matplotlib_the_extra_is_named(tmp_path):
+def test_without_matplotlib_the_extra_is_named():
     """Before anything is trained."""
-    with pytest.raises(MissingExtraError, match="pip install 'headrace.plot.'"):
-        check_plot(tmp_path / "curve.png")
+    program = (
+        "from pathlib import Path\n"
+        "from headrace.pipelines.from_history.plot import check_plot\n"
+        "check_plot(Path('curve.png'))\n"
+    )
+    done = python(program, without={"matplotlib"})
+    assert done.stderr.splitlines()[-1].startswith("headrace.errors.MissingExtraError: ")
+    assert "pip install 'headrace[plot]'" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "message"), [("curve.pdf", ".png or .svg"), ("nowhere/curve.png", "no folder")])
