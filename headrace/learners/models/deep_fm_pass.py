@@ -40,6 +40,7 @@ class DeepFMPass:
         self._parameters = [layer.weight for layer in hidden], [layer.bias for layer in hidden]
         self._heads = [array for layer in (first_order, head) for array in (layer.weight, layer.bias)]
         self._head: Head = _rows_of([array.detach() for array in self._heads])
+        self._mlp_head = torch.from_numpy(self._head[2]), torch.from_numpy(self._head[3])
 
     @staticmethod
     def fits(mlp: nn.Sequential) -> bool:
@@ -66,7 +67,8 @@ class DeepFMPass:
         inputs = [torch.from_numpy(x)]
         for weight, bias in self._hidden:
             inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())
-        add_head(inputs[-1].numpy(), self._head, logits)
+        weight, bias = self._mlp_head
+        torch.from_numpy(logits).add_(torch.mv(inputs[-1], weight)).add_(bias)
         return logits, sums, inputs
 
     def backward(self, grads: Floats, embedded: Floats) -> Floats:
@@ -116,17 +118,6 @@ def first_and_second_order(embedded: Floats, dense: Floats, head: Head, x: Float
         for j in range(dim):
             whole += sums[i, j] * sums[i, j]
         out[i] = linear + 0.5 * (whole - squares)
-
-
-@kernel
-def add_head(hidden: Floats, head: Head, out: Floats) -> None:
-    """Add the MLP's head, of its last hidden layer (B, H), to `out` (B,)."""
-    weight, bias = head[2], head[3]
-    for i in range(hidden.shape[0]):
-        total = np.float64(bias[0])
-        for j in range(hidden.shape[1]):
-            total += np.float64(weight[j]) * hidden[i, j]
-        out[i] += total
 
 
 @kernel
