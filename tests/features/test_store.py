@@ -21,7 +21,8 @@ from headrace.features.state.slab import Slab
 from headrace.features.store import fences
 from headrace.features.store.fences import Fence, ShardWrite
 from headrace.features.store.link import RedisLink
-from headrace.features.store.store import FIRST_KEYS, PART_KEYS, OnlineStore
+from headrace.features.store.mget import FIRST_KEYS, PART_KEYS, ViewRead
+from headrace.features.store.store import OnlineStore
 from headrace.features.store.transactions import Guarded
 from headrace.local import EmbeddedRedis, free_port
 from tests.faults import Wire
@@ -309,6 +310,45 @@ def test_a_large_read_comes_in_parts_also_when_the_wire_breaks(redis_url, lost):
         answer = reader.answer(PLAN, ids, texts_of(ids, None), START_US)
         assert wire.lost_replies == lost
     assert np.flatnonzero(answer.found).tolist() == [0, first - 1, first, PART_KEYS - 1, PART_KEYS, len(ids) - 1]
+
+
+def test_several_views_are_read_in_one_round_trip(store, store_url):
+    """Each read of a batch, at a moment of its own or of each entity, is answered as it is alone."""
+    slab = Slab(PLAN)
+    slab.update(PLAN.rows(Reading, log_frame(200).drop("_partition", "_offset")))
+    rows = slab.rows()[:6]
+    ids, texts, blobs = slab.ids(rows), slab.texts(rows), slab.pack(rows)
+    for shard in np.unique(shard_of(ids, 32)).tolist():
+        mine = np.flatnonzero(shard_of(ids, 32) == shard).tolist()
+        store.flush(PLAN, [write(shard, 0, texts=[texts[i] for i in mine], blobs=[blobs[i] for i in mine])])
+    moments = START_US + np.arange(6) * 3_600_000_000
+    reads = [
+        ViewRead(PLAN, ids, texts, moments),
+        ViewRead(PLAN, np.array([NULL_ID, ids[0]]), [b"", texts[0]], START_US),
+    ]
+    by_entity, with_null = store.answers(reads, deadline_s=time.monotonic() + 30)
+    assert with_null.found.tolist() == [False, True]
+    for i, moment in enumerate(moments.tolist()):
+        alone = store.answer(PLAN, ids[i : i + 1], texts[i : i + 1], moment)
+        assert alone.to_polars().row(0) == by_entity.to_polars().row(i)
+        assert (alone.age_us[0], alone.ahead[0]) == (by_entity.age_us[i], by_entity.ahead[i])
+
+
+def test_a_redis_that_hangs_is_left_at_the_deadline(tmp_path):
+    """The process is stopped: a read with a deadline ends in time, and the next one works once Redis goes on."""
+    with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url) as store:
+        read = ViewRead(PLAN, np.array([7]), [b"7"], START_US)
+        assert not store.answers([read])[0].found[0]
+        pid = redis._process.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            before_s = time.monotonic()
+            with pytest.raises(StoreUnavailableError):
+                store.answers([read], deadline_s=before_s + 0.2)
+            assert time.monotonic() - before_s < 2.0
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert not store.answers([read])[0].found[0]
 
 
 def test_commands_are_carried_out_only_against_the_guards_that_were_accepted(redis_url):

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from headrace.errors import DeclarationError
-from headrace.features.store.store import PART_KEYS
+from headrace.features.store.mget import PART_KEYS
 from headrace.learners import Categorical, DeepFM, Dense, InputSpec, Learner
 from headrace.serving import Ranker, RankingSpec
 from headrace.serving.ranker import best

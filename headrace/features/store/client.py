@@ -3,6 +3,9 @@
 No other module of the store imports redis, so that another client, or another version of this one, is changed here.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -109,6 +112,29 @@ def store_error(exc: Exception, place: StoreUrl, doing: str) -> StoreError:
         error, advice = StoreError, _ONE_OF_MANY
     reason = redacted(f"{type(exc).__name__}: {exc}", place.url)
     return error(f"{doing}: Redis at {place.shown} failed ({reason}); {advice}")
+
+
+SEND_S_MIN = 0.001
+"""Least time that a command gets: zero would make the socket non-blocking."""
+
+
+@contextmanager
+def bounded(connection: Any, deadline_s: float | None) -> Iterator[None]:
+    """Within the block, `connection` waits for Redis no longer than until `deadline_s`, of `time.monotonic`.
+
+    A wait for a part of a reply may end later than that by the time that was left when the block began.
+    """
+    if deadline_s is None:
+        yield
+        return
+    left_s = max(deadline_s - time.monotonic(), SEND_S_MIN)
+    if connection.socket_timeout is None or left_s < connection.socket_timeout:
+        connection._sock.settimeout(left_s)  # noqa: SLF001 - redis-py has one time-out a connection
+    try:
+        yield
+    finally:
+        if connection._sock is not None:  # noqa: SLF001
+            connection._sock.settimeout(connection.socket_timeout)  # noqa: SLF001
 
 
 def receive_into(socket: Any, buffer: memoryview) -> int:

@@ -5,6 +5,7 @@ Thread-safe: redis-py's pool gives each call its own connection.
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from headrace.features.store.client import (
     PRIMARIES,
     TIMEOUT_S,
     NoScriptError,
+    bounded,
     open_client,
     store_error,
 )
@@ -107,10 +109,13 @@ class RedisLink:
                 values += self.client.mget(keys[start : start + KEYS_MAX])
             return values
 
-    def values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
+    def values(
+        self, requests: Sequence[bytes], counts: Sequence[int], deadline_s: float | None = None
+    ) -> Iterator[Values]:
         """Replies to packed MGETs of `counts` keys, in one round trip; each is valid until the next.
 
-        Redis works on the next request while the caller works on the reply to this one.
+        Redis works on the next request while the caller works on the reply to this one. `deadline_s` is a moment of
+        `time.monotonic`: Redis must have answered by then, retries included.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -118,11 +123,13 @@ class RedisLink:
         done = 0
         with self.errors(f"reading {sum(counts)} records"):
             try:
-                for values in self._values(requests, counts):
+                for values in self._values(requests, counts, deadline_s):
                     done += 1
                     yield values
             except DISCONNECTED:  # retry once, as redis-py does for single commands
-                yield from self._values(requests[done:], counts[done:])
+                if deadline_s is not None and time.monotonic() >= deadline_s:
+                    raise
+                yield from self._values(requests[done:], counts[done:], deadline_s)
             except NotValuesError:  # redis-py parses it, and raises what it is
                 yield from map(values_of, without_errors(self._replies(requests[done:])))
 
@@ -231,12 +238,13 @@ class RedisLink:
             again: list[_Call] = []
             return again, list(self._replies(_commands(script, chain(made, to_come), again)))
 
-    def _values(self, requests: Sequence[bytes], counts: Sequence[int]) -> Iterator[Values]:
+    def _values(self, requests: Sequence[bytes], counts: Sequence[int], deadline_s: float | None) -> Iterator[Values]:
         pool = self.client.connection_pool
         connection = pool.get_connection()
         try:
-            connection.send_packed_command(requests)
-            yield from read_values(connection, counts)
+            with bounded(connection, deadline_s):
+                connection.send_packed_command(requests)
+                yield from read_values(connection, counts)
         except BaseException:
             connection.disconnect()  # replies may be under way that nobody will read
             raise

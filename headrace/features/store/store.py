@@ -20,7 +20,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, islice
 from typing import Any, Self
 
 import numpy as np
@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from headrace.errors import EvictionError, StoreError, StoreUnavailableError
 from headrace.features.answer import Answer
 from headrace.features.keys import NULL_ID, shard_of
-from headrace.features.state.record import PackedReader, read_packed
+from headrace.features.state.record import PackedReader
+from headrace.features.store.client import TIMEOUT_S
 from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
 from headrace.features.store.fences import (
     APPLIED,
@@ -45,22 +46,17 @@ from headrace.features.store.fences import (
     write_shards,
 )
 from headrace.features.store.link import KEYS_MAX, RedisLink, Script
+from headrace.features.store.mget import ViewRead, packed_mgets
 from headrace.features.store.reader import read_frame
 from headrace.features.store.versions import ViewVersions
-from headrace.features.store.wire import LENGTH_MAX, put_keys
 from headrace.features.view import FeatureView, ViewPlan, plan_of
-from headrace.kernels.spans import spans_of
+from headrace.kernels.spans import Values, values_of
 
 EVICTION_S = 5.0
 """Seconds between checks, while records are written, whether Redis may evict them."""
 
 SNAPSHOT_KEYS_MAX = 50_000
 """Keys in one atomic snapshot: reading them blocks Redis for some 50 ms."""
-
-PART_KEYS = 500
-"""Keys in one MGET of a large read: Redis looks up the next while the last are decoded."""
-FIRST_KEYS = 100, 200
-"""Keys in the first MGETs of a large read, small so that decoding starts soon."""
 
 _SNAPSHOT = Script(
     "snapshot",
@@ -91,11 +87,20 @@ class OnlineStore:
         self._known_prefixes: dict[tuple[str, str], list[bytes]] = {}
 
     @classmethod
-    def open(cls, url: str, shards: int = 32, namespace: str = "hr", *, allow_eviction: bool = False) -> Self:
+    def open(
+        cls,
+        url: str,
+        shards: int = 32,
+        namespace: str = "hr",
+        *,
+        allow_eviction: bool = False,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Self:
         """Connect to `url` (`redis://`, `rediss://`, `unix://`, `redis+cluster://` for a node of a cluster).
 
         `shards` is fixed for a namespace when it is first opened: it decides where each record lives.
         `allow_eviction`: write although Redis may evict records, whose entities then begin at 0 again unseen.
+        `timeout_s`: seconds that one command may take before Redis counts as away.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -106,7 +111,7 @@ class OnlineStore:
             raise StoreError(f"namespace {namespace!r}: use letters, digits, underscore, dot and hyphen")
         if not 1 <= shards <= 16_384:
             raise StoreError(f"shards = {shards}: use 1 to 16384; 32 suits most stores")
-        link = RedisLink(url)
+        link = RedisLink(url, timeout_s=timeout_s)
         try:
             with link.errors("opening the store"):
                 link.client.hsetnx(f"{namespace}:meta", "shards", shards)
@@ -188,16 +193,44 @@ class OnlineStore:
             LayoutError: the view was changed and its new version is not active yet.
             StoreUnavailableError: Redis does not answer.
         """
-        self.require_active(plan)
+        return self.answers([ViewRead(plan, ids, texts, now_us)], request, close=close)[0]
+
+    def answers(
+        self,
+        reads: Sequence[ViewRead],
+        request: Mapping[str, pl.Series] | None = None,
+        *,
+        close: bool = False,
+        deadline_s: float | None = None,
+    ) -> list[Answer]:
+        """Answers to `reads`, as `answer` gives each, of all views in one round trip.
+
+        `deadline_s`: moment of `time.monotonic` by which Redis must have answered; else the time-out of the store.
+
+        Raises:
+            LayoutError: a view was changed and its new version is not active yet.
+            StoreUnavailableError: Redis does not answer, or not in time.
+        """
+        for read in reads:
+            self.require_active(read.plan)
+        readers = [PackedReader(read.plan, len(read.ids), read.now_us, contiguous=close) for read in reads]
         if self._link.cluster:
-            return read_packed(plan, ids, texts, self.records(plan, ids, texts), now_us, request)
-        reader, start = PackedReader(plan, len(ids), now_us, contiguous=close), 0
-        for values in self._link.values(*self._requests(plan, ids, texts)):
-            count = len(values.starts)
-            values.starts[ids[start : start + count] == NULL_ID] = -1  # it shares the empty text with the entity ""
-            reader.add(start, values)
-            start += count
-        return reader.answer(request)
+            keys = [self._keys(read.plan, read.ids, read.texts) for read in reads]
+            records = iter(self._link.mget([key for some in keys for key in some]))
+            for reader, read in zip(readers, reads, strict=True):
+                _add(reader, read.ids, 0, values_of(list(islice(records, len(read.ids)))))
+        else:
+            packed = [packed_mgets(self._prefixes(read.plan), read.ids, read.texts) for read in reads]
+            starts = [
+                (reader, read.ids, end - count)
+                for reader, read, (_, counts) in zip(readers, reads, packed, strict=True)
+                for end, count in zip(accumulate(counts), counts, strict=True)
+            ]
+            requests = [request for requests, _ in packed for request in requests]
+            replies = self._link.values(requests, [count for _, counts in packed for count in counts], deadline_s)
+            for values, (reader, ids, start) in zip(replies, starts, strict=True):
+                _add(reader, ids, start, values)
+        return [reader.answer(request) for reader in readers]
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
         """The packed record of each entity, None where there is none or the key is null. Any version can be read so.
@@ -365,23 +398,6 @@ class OnlineStore:
         prefix = self._prefixes(plan)
         return [prefix[shard] + text for shard, text in zip(shard_of(ids, self.shards).tolist(), texts, strict=True)]
 
-    def _requests(
-        self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]
-    ) -> tuple[list[bytes], list[int]]:
-        """Packed MGETs of up to `PART_KEYS` keys each, and how many keys each has."""
-        prefixes = self._prefixes(plan)
-        keys, heads = spans_of(texts), spans_of(prefixes)
-        out = np.empty(len(keys.data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
-        ends = np.zeros(len(texts) + 1, np.int64)
-        put_keys(heads.data, heads.offsets, shard_of(ids, self.shards), keys.data, keys.offsets, out, ends[1:])
-        packed = out[: ends[-1]].tobytes()
-        starts = [0, *accumulate(FIRST_KEYS)] if len(texts) > PART_KEYS else [0]
-        cuts = [*starts[:-1], *range(starts[-1], len(texts), PART_KEYS), len(texts)]
-        counts = [end - start for start, end in pairwise(cuts)]
-        names = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in set(counts)}
-        parts = [packed[begin:end] for begin, end in pairwise(ends[cuts].tolist())]
-        return [names[count] + part for count, part in zip(counts, parts, strict=True)], counts
-
     def _prefixes(self, plan: ViewPlan) -> list[bytes]:
         """Key prefix of the records of each shard."""
         version = plan.name, plan.version
@@ -395,3 +411,9 @@ class OnlineStore:
 
 def _ttl_ms(plan: ViewPlan) -> int:
     return max(1, plan.ttl_us // 1_000) if plan.ttl_us else 0
+
+
+def _add(reader: PackedReader, ids: NDArray[np.int64], start: int, values: Values) -> None:
+    """Give `reader` the records of the entities from `start` on; a null key has none."""
+    values.starts[ids[start : start + len(values.starts)] == NULL_ID] = -1  # its empty text is that of the entity ""
+    reader.add(start, values)
