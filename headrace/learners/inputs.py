@@ -18,15 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DecodeError, SchemaError
+from headrace.learners.packed_form import MAGIC, MISSING_ID, SHARED, pack_requests
 
-PAD = -(2**63)
+PAD = MISSING_ID
 ROWS_MAX = 1_000_000  # a packed request that claims more is corrupt
 
-_MAGIC = b"HRI1"
 _HEAD = struct.Struct("<4sQIHHH")  # magic, fingerprint, rows, id fields, dense fields, bags
 _BAG = struct.Struct("<HHBB")  # width as declared, width stored, 1 when shared by all rows, bytes an id
 _WIDTHS = (1, 2, 4, 8)
-_SHARED = 0  # column code of an id or dense column that is stored once
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,22 +75,11 @@ class Inputs:
 
     def to_bytes(self) -> bytes:
         """The packed form: little-endian, columns that are equal in all rows once, ids in as few bytes as they need."""
-        out = [
-            _HEAD.pack(
-                _MAGIC, int(self.fingerprint, 16), len(self), self.ids.shape[1], self.dense.shape[1], len(self.bags)
-            )
-        ]
-        codes = _id_codes(self.ids)
-        bits = np.ascontiguousarray(self.dense).view(np.int32)  # by bits: -0.0 and 0.0 differ
-        varies = (bits != bits[:1]).any(axis=0)
-        out += [codes.tobytes(), varies.astype(np.uint8).tobytes()]
-        out.append(np.ascontiguousarray(self.ids[:1, codes == _SHARED], dtype="<i8").tobytes())
-        out += [_narrow(self.ids[:, codes == width], width) for width in _WIDTHS if (codes == width).any()]
-        out.append(np.ascontiguousarray(self.dense[:1, ~varies], dtype="<f4").tobytes())
-        out.append(np.ascontiguousarray(self.dense[:, varies], dtype="<f4").tobytes())
-        for bag in self.bags:
-            out += _pack_bag(bag)
-        return b"".join(out)
+        return self.pack_each(np.arange(len(self)), np.array([0, len(self)]))[0]
+
+    def pack_each(self, picked: NDArray[np.int64], edges: NDArray[np.int64]) -> list[bytes]:
+        """The packed form of n requests: number i is of the rows `picked[edges[i]:edges[i + 1]]`, in this order."""
+        return list(pack_requests(self.ids, self.dense, self.bags, self.fingerprint, picked, edges))
 
     @classmethod
     def from_bytes(cls, data: bytes, fingerprint: str | None = None) -> Self:
@@ -107,7 +95,7 @@ class Inputs:
         """
         reader = _Reader(data)
         magic, packed_by, rows, id_count, dense_count, bag_count = reader.struct(_HEAD)
-        if magic != _MAGIC or rows > ROWS_MAX:
+        if magic != MAGIC or rows > ROWS_MAX:
             raise DecodeError(f"packed inputs: {data[:16]!r}.. is not a packed request of at most {ROWS_MAX} rows")
         if fingerprint is not None and packed_by != int(fingerprint, 16):
             raise SchemaError(
@@ -116,7 +104,7 @@ class Inputs:
         codes = reader.array(np.uint8, (id_count,))
         varies = reader.array(np.uint8, (dense_count,)).astype(bool)
         ids = np.empty((rows, id_count), dtype=np.int64)
-        ids[:, codes == _SHARED] = reader.array("<i8", (min(rows, 1), int((codes == _SHARED).sum())))
+        ids[:, codes == SHARED] = reader.array("<i8", (min(rows, 1), int((codes == SHARED).sum())))
         for width in _WIDTHS:
             if (codes == width).any():
                 ids[:, codes == width] = _widen(reader.array(f"<i{width}", (rows, int((codes == width).sum()))))
@@ -156,42 +144,10 @@ class _Reader:
             raise DecodeError(f"packed inputs: {len(self._data) - self._offset} bytes too many")
 
 
-def _id_codes(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Per column (F,): 0 when all rows are equal, else the bytes an id needs."""
-    if len(ids) == 0:
-        return np.zeros(ids.shape[1], dtype=np.uint8)
-    codes = _bytes_needed(ids)
-    codes[(ids == ids[:1]).all(axis=0)] = _SHARED
-    return codes
-
-
-def _bytes_needed(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-    real = np.where(ids == PAD, 0, ids)
-    low, high = real.min(axis=0, initial=0), real.max(axis=0, initial=0)
-    codes = np.full(ids.shape[1], 8, dtype=np.uint8)
-    for width in (4, 2, 1):
-        half = 1 << (8 * width - 1)
-        codes[(low > -half) & (high < half)] = width  # -half itself stands for PAD
-    return codes
-
-
-def _narrow(ids: NDArray[np.int64], width: int) -> bytes:
-    return np.where(ids == PAD, -(1 << (8 * width - 1)), ids).astype(f"<i{width}").tobytes()
-
-
 def _widen(ids: NDArray[Any]) -> NDArray[np.int64]:
     wide = ids.astype(np.int64)
     wide[ids == np.iinfo(ids.dtype).min] = PAD
     return wide
-
-
-def _pack_bag(bag: NDArray[np.int64]) -> list[bytes]:
-    shared = len(bag) > 0 and (bag.strides[0] == 0 or bool((bag == bag[:1]).all()))
-    kept = bag[:1] if shared else bag
-    used = np.flatnonzero((kept != PAD).any(axis=0))
-    kept = kept[:, : used[-1] + 1 if used.size else 0]
-    width = int(_bytes_needed(kept).max(initial=1))
-    return [_BAG.pack(bag.shape[1], kept.shape[1], shared, width), _narrow(kept, width)]
 
 
 def _unpack_bag(reader: _Reader, rows: int) -> NDArray[np.int64]:

@@ -37,6 +37,22 @@ def test_packing_and_unpacking_gives_the_same_bits(batch):
     same(Inputs.from_bytes(batch.to_bytes(), FINGERPRINT), batch)
 
 
+@settings(max_examples=100)
+@given(inputs(), st.lists(st.integers(0, 6), max_size=4), st.randoms(use_true_random=False))
+def test_requests_are_packed_from_rows_of_one_batch(batch, counts, random):
+    """Each as it would be packed alone, whichever rows it takes and in whatever order."""
+    if not len(batch):
+        counts = [0] * len(counts)
+    edges = np.cumsum([0, *counts])
+    picked = np.array([random.randrange(len(batch)) for _ in range(edges[-1])], dtype=np.int64)
+    packed = batch.pack_each(picked, edges)
+    assert len(packed) == len(counts)
+    for i, data in enumerate(packed):
+        rows = batch.take(picked[edges[i] : edges[i + 1]])
+        assert data == rows.to_bytes()
+        same(Inputs.from_bytes(data, FINGERPRINT), rows)
+
+
 def wide(rows):
     ids = np.stack([np.arange(rows), np.full(rows, 2**40)], axis=1).astype(np.int64)
     bag = np.broadcast_to(np.arange(50, dtype=np.int64) + 2**33, (rows, 50))
