@@ -103,7 +103,8 @@ def pack_bag(bag: Ints, picked: Ints, edges: Ints, out: Bytes, ends: Ints) -> No
         first, last = edges[i], edges[i + 1]
         is_shared = last > first and _are_equal(bag, picked, first, last)
         kept = first + 1 if is_shared else last
-        used, width = np.int64(0), np.int64(1)
+        used: Int = np.int64(0)
+        width: Int = np.int64(1)
         for row in range(first, kept):
             for j in range(bag.shape[1]):
                 number = bag[picked[row], j]
@@ -122,7 +123,8 @@ def pack_bag(bag: Ints, picked: Ints, edges: Ints, out: Bytes, ends: Ints) -> No
 @part
 def _id_code(ids: Ints, field: Int, picked: Ints, first: Int, last: Int) -> Int:
     """SHARED where all rows of a column are equal, else the bytes that an id needs."""
-    needed, varies = np.int64(1), False
+    needed: Int = np.int64(1)
+    varies = False
     for row in range(first, last):
         number = ids[picked[row], field]
         varies |= number != ids[picked[first], field]
