@@ -16,8 +16,8 @@ from headrace.serving.messages import RankRequest as RankRequest
 from headrace.serving.messages import RankResponse as RankResponse
 from headrace.serving.messages import ScoreRequest as ScoreRequest
 from headrace.serving.messages import ScoreResponse as ScoreResponse
+from headrace.serving.queries import RankingSpec as RankingSpec
 from headrace.serving.ranker import Ranker as Ranker
-from headrace.serving.ranker import RankingSpec as RankingSpec
 from headrace.serving.ranker import Scored as Scored
 from headrace.serving.swap import DirectoryReleases as DirectoryReleases
 from headrace.serving.swap import LiveModel as LiveModel

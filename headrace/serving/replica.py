@@ -12,7 +12,8 @@ from headrace.schemas import Event
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.serving.http_app import HttpLimits, build_http
 from headrace.serving.impressions import ImpressionColumns, ImpressionLog
-from headrace.serving.ranker import Ranker, RankingSpec
+from headrace.serving.queries import RankingSpec
+from headrace.serving.ranker import Ranker
 from headrace.serving.swap import DirectoryReleases, Swap
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs

@@ -8,8 +8,9 @@ import redis
 
 from headrace.errors import DeclarationError
 from headrace.features.store.mget import PART_KEYS
-from headrace.learners import Categorical, DeepFM, Dense, InputSpec, Learner
+from headrace.learners import Categorical, DeepFM, Dense, InputSpec, Learner, Scorer, Snapshot
 from headrace.serving import Ranker, RankingSpec
+from headrace.serving.queries import Query
 from headrace.serving.ranker import best
 from headrace.serving.refusals import Refusal
 from tests.serving import stage
@@ -36,6 +37,57 @@ def test_a_request_asks_redis_once_a_view(ranker, redis_url):
         commands = client.info("commandstats").items()
     asked = {name: stats["calls"] for name, stats in commands if not name.startswith("cmdstat_config")}
     assert asked == {"cmdstat_mget": 1 + 2 * -(-500 // PART_KEYS)}
+
+
+QUERIES = [
+    Query({"reader": 7}, ["a", "b", "z"], NOW_US),
+    Query({"reader": 1234}, ["c"], NOW_US),
+    Query({"reader": 8}, ["z", "a", "b", "c", "a"], NOW_US - 600_000_000),
+    Query({"reader": 7}, ["b"], NOW_US + 7_200_000_000),
+]
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, 60.0])
+def test_a_batch_reads_what_each_request_reads_alone(store, ttl_s):
+    """Inputs bit for bit, and what is said of the records: readers, counts of things and moments are mixed."""
+    ranker = Ranker(stage.SPEC, store, candidate_ttl_s=ttl_s)
+    batch = ranker.read_batch(QUERIES)
+    assert batch.edges.tolist() == [0, 3, 4, 9, 10]
+    model = Scorer(Snapshot.of(stage.learned(1)), NextThing)
+    scores = model.score(batch.inputs)
+    for i, query in enumerate(QUERIES):
+        alone, rows = ranker.read_batch([query]), slice(batch.edges[i], batch.edges[i + 1])
+        assert batch.inputs.take(rows).to_bytes() == alone.inputs.to_bytes()
+        assert batch.requests[i] == alone.requests[0]
+        assert scores[rows] == pytest.approx(model.score(alone.inputs), abs=1e-6)
+    assert [read.status for read in batch.requests] == ["partial", "missing", "partial", "ok"]
+
+
+def test_all_views_of_a_batch_come_in_one_round_trip(ranker, redis_url):
+    """Three MGETs, one a view, sent together."""
+    for _ in range(2):  # the first may compile for so long that what it found of the views' versions is old
+        ranker.read_batch(QUERIES)
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_resetstat()
+        ranker.read_batch(QUERIES)
+        commands = client.info("commandstats").items()
+    asked = {name: stats["calls"] for name, stats in commands if not name.startswith("cmdstat_config")}
+    assert asked == {"cmdstat_mget": 3}
+
+
+def test_queries_whose_columns_have_other_types_are_kept_apart():
+    """A column of a batch has one type, as it has alone: whole numbers and text are hashed otherwise."""
+
+    class Paged(Learner):
+        views = ()
+        inputs = InputSpec(Categorical("thing"), Dense("page"))
+        model = DeepFM(dim=2, hidden=(4,))
+
+    rules = Ranker(RankingSpec(Paged, entity=("reader",), candidate="thing"), None).rules
+    given = [("a", 1), ("b", 2), (3, 1), ("a", 1.5), ("a", None)]
+    kinds = [rules.kind(Query({"reader": 7}, [thing], NOW_US, {"page": page})) for thing, page in given]
+    assert kinds[0] == kinds[1]
+    assert len(set(kinds)) == 4
 
 
 def test_resident_candidates_are_fetched_again_after_their_time(store):

@@ -1,0 +1,147 @@
+"""What one request asks of a ranking: its declaration, the checks before any work, and its key columns."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from headrace.errors import DeclarationError
+from headrace.features import plan_of
+from headrace.features.keys import hashed_keys, text_columns
+from headrace.learners import Learner
+from headrace.serving.refusals import Refusal
+
+Key = int | str
+
+
+@dataclass(frozen=True, slots=True)
+class RankingSpec:
+    """Declaration of a ranking: the learner, and the key columns of a request.
+
+    Args:
+        learner: whose views and inputs are read.
+        entity: key columns that a request gives once.
+        candidate: key column that a request gives a list of.
+
+    Raises:
+        DeclarationError: a view has a key column that requests do not give.
+    """
+
+    learner: type[Learner]
+    entity: tuple[str, ...]
+    candidate: str
+
+    def __post_init__(self) -> None:
+        given = {*self.entity, self.candidate}
+        for plan in map(plan_of, self.learner.views):
+            if not set(plan.entity) <= given:
+                raise DeclarationError(
+                    f"ranking · view {plan.name}: key {', '.join(plan.entity)}; given are {', '.join(sorted(given))}"
+                )
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Columns that a request must give in `context`."""
+        given = {*self.entity, self.candidate}
+        return tuple(name for name in self.learner.inputs.columns if "." not in name and name not in given)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One entity and its candidates, as of `now_us` (microseconds UTC), with values of the request."""
+
+    entity: Mapping[str, Key]
+    candidates: Sequence[Key]
+    now_us: int
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+class QueryRules:
+    """Checks of queries against a spec, and which of them one batch may hold."""
+
+    def __init__(self, spec: RankingSpec) -> None:
+        self._spec = spec
+        self._entity = frozenset(spec.entity)
+        self._context = spec.context
+        self.text_keys = text_columns(map(plan_of, spec.learner.views))
+        """Key column -> whether it is text; without those that no view declares."""
+        self._undeclared = [name for name in spec.entity if name not in self.text_keys]
+
+    def check(self, query: Query) -> None:
+        """Return if `query` can be read.
+
+        Raises:
+            Refusal: 422, a key or a context value is missing or of the wrong type.
+        """
+        if query.entity.keys() != self._entity:
+            wrong = next(iter(self._entity ^ query.entity.keys()))
+            raise Refusal(
+                422,
+                "invalid_request",
+                f"entity has the keys {sorted(query.entity)}",
+                f"give exactly {', '.join(self._spec.entity)}",
+                f"entity.{wrong}",
+            )
+        for name, value in query.entity.items():
+            _require_type([value], self.text_keys.get(name), f"entity.{name}", name)
+        is_text = self.text_keys.get(self._spec.candidate)
+        _require_type(query.candidates, is_text, "candidates", self._spec.candidate)
+        for name in self._context:
+            if name not in query.context:
+                raise Refusal(
+                    422,
+                    "invalid_request",
+                    f"context has no {name!r}",
+                    f"the model reads {name}: give it",
+                    f"context.{name}",
+                )
+
+    def kind(self, query: Query) -> Hashable:
+        """Queries of equal kinds make one batch: each column of theirs has one type, as it has in a request alone."""
+        kinds = [type(query.context[name]) for name in self._context]
+        kinds += [type(query.entity[name]) for name in self._undeclared]
+        if self._spec.candidate not in self.text_keys:
+            kinds.append(type(query.candidates[0]))
+        return tuple(kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyColumn:
+    """One key column of a batch: the values as sent, and their ids (n,) and texts for tables and store.
+
+    Hashed once a batch, and used by each view and each input.
+    """
+
+    values: NDArray[Any]
+    ids: NDArray[np.int64]
+    texts: list[bytes]
+
+    @classmethod
+    def of(cls, sent: Sequence[Key], is_text: bool | None) -> Self:
+        """Build from keys of one type; with `is_text` None the first key decides."""
+        if isinstance(sent[0], str) if is_text is None else is_text:
+            words = [str(value) for value in sent]
+            return cls(np.asarray(words, dtype=object), *hashed_keys(words, is_text=True))
+        ids, texts = hashed_keys(sent, is_text=False)
+        return cls(ids, ids, texts)
+
+    def spread(self, owners: NDArray[np.int64] | None, rows: int) -> pl.Series:
+        """The values as a series of `rows`: those of `owners` (rows,), or the single one repeated."""
+        if len(self.values) == rows:
+            return pl.Series(self.values.tolist())
+        if owners is None:
+            return pl.Series(self.values.tolist()).new_from_index(0, rows)
+        return pl.Series(self.values[owners].tolist())
+
+
+def _require_type(values: Sequence[Key], is_text: bool | None, field: str, name: str) -> None:
+    """Refuse keys that are not all text or all integers; with `is_text` None the first key decides."""
+    must_be_text = isinstance(values[0], str) if is_text is None else is_text
+    for i, value in enumerate(values):
+        if isinstance(value, str) != must_be_text:
+            where = field if len(values) == 1 and field != "candidates" else f"{field}[{i}]"
+            kind = "text" if must_be_text else "an integer"
+            raise Refusal(422, "invalid_request", f"{where} is {value!r}", f"{name} is {kind}: send it so", where)
