@@ -1,22 +1,27 @@
-"""Answers: the work of one request, from the validated body to the response's bytes. Runs in a worker thread."""
+"""Answers: the work of a batch of requests, from validated bodies to the bytes of responses, in a lane's thread."""
 
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import orjson
 
 from headrace.clock import Clock
-from headrace.errors import SpineError
+from headrace.errors import SpineError, StoreUnavailableError
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
-from headrace.serving.impressions import Impression, ImpressionLog
+from headrace.serving.breaker import StoreBreaker
+from headrace.serving.impressions import ImpressionBatch, ImpressionLog
+from headrace.serving.lanes import Job
 from headrace.serving.messages import RankRequest, ScoreRequest
-from headrace.serving.ranker import Ranker, Scored, best
-from headrace.serving.refusals import Refusal, nearest
-from headrace.serving.swap import LiveModel
+from headrace.serving.queries import Query
+from headrace.serving.ranker import BatchRead, Ranker, RequestRead, best
+from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away
+from headrace.serving.swap import LiveModel, Swap
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +35,29 @@ class Reply:
 class Answers:
     """Rank, score and features over one ranker.
 
+    Invariant: a batch reads `swap.live` once, and one model answers all its requests.
+
     Args:
         impressions: log of the served rankings, or None.
         clock: time of requests that have no `event_time`.
     """
 
-    def __init__(self, ranker: Ranker, impressions: ImpressionLog | None, clock: Clock) -> None:
+    def __init__(self, ranker: Ranker, swap: Swap, impressions: ImpressionLog | None, clock: Clock) -> None:
         self._ranker = ranker
+        self._swap = swap
         self._impressions = impressions
         self._clock = clock
         self._views = {plan_of(view).name: view for view in ranker.spec.learner.views}
+        self.breaker = StoreBreaker(self.ping)
+
+    def require_store(self) -> None:
+        """Return unless the store is known to hang.
+
+        Raises:
+            Refusal: 503.
+        """
+        if self.breaker.is_open:
+            raise store_away()
 
     def ping(self) -> None:
         """Check that the store answers.
@@ -49,48 +67,125 @@ class Answers:
         """
         self._ranker.store.ping()
 
-    def impression_counts(self) -> dict[str, int] | None:
-        """Counts of logged and dropped impressions; None without a log."""
+    def impression_counts(self) -> dict[str, Any] | None:
+        """Counts of logged, delivered and dropped impressions; None without a log."""
         log = self._impressions
-        return None if log is None else {"logged": log.logged, "dropped": log.dropped}
+        if log is None:
+            return None
+        by_reason = dict(log.dropped_by_reason)
+        return {
+            "logged": log.logged,
+            "delivered": log.delivered,
+            "dropped": log.dropped,
+            "dropped_by_reason": by_reason,
+        }
 
-    def rank(self, live: LiveModel, ask: RankRequest) -> Reply:
-        """The k best candidates, best first; logged as one impression in this order."""
-        now_us = self._as_of_us(ask)
-        scored = self._ranker.score(live.scorer, ask.entity, ask.candidates, now_us, ask.context)
-        order = best(scored.scores, ask.k or len(ask.candidates))
-        chosen, scores = [ask.candidates[i] for i in order.tolist()], scored.scores[order]
-        request_id = ask.request_id or uuid.uuid4().hex
-        body = _header(request_id, live, scored)
-        body["ranked"] = [
-            {"candidate": candidate, "score": score, "position": position}
-            for position, (candidate, score) in enumerate(zip(chosen, scores.tolist(), strict=True))
-        ]
-        if self._impressions is not None:
-            inputs = scored.inputs.take(order)
-            self._impressions.log(
-                Impression(request_id, now_us, ask.entity, chosen, scores, live.version, inputs, ask.context)
+    def query(self, ask: ScoreRequest) -> Query:
+        """What `ask` reads, checked, so that it cannot fail the batch that it joins.
+
+        Raises:
+            Refusal: 422, a key, a value of the context or the time is missing or of the wrong type.
+        """
+        try:
+            now_us = self._clock.now_us() if ask.event_time is None else instant_us(ask.event_time)
+        except SpineError as exc:
+            fix = "send ISO 8601, or µs since 1970"
+            raise Refusal(422, "invalid_request", f"event_time: {exc}", fix, "event_time") from exc
+        query = Query(ask.entity, ask.candidates, now_us, ask.context)
+        self._ranker.rules.check(query)
+        if self._impressions is not None and isinstance(ask, RankRequest):
+            self._impressions.context_of(ask.entity, ask.context)
+        return query
+
+    def work(self, jobs: Sequence[Job]) -> list[Reply | Refusal]:
+        """A reply or refusal for each job, in order; requests whose columns have other types go in batches apart."""
+        live = self._swap.live
+        if live is None:
+            return [no_model()] * len(jobs)
+        outcomes: dict[int, Reply | Refusal] = {}
+        groups: dict[Any, list[int]] = {}
+        for i, job in enumerate(jobs):
+            groups.setdefault(self._ranker.rules.kind(job.query), []).append(i)
+        for indexes in groups.values():
+            batch = [jobs[i] for i in indexes]
+            outcomes.update(zip(indexes, self._outcomes(live, batch), strict=True))
+        return [outcomes[i] for i in range(len(jobs))]
+
+    def _outcomes(self, live: LiveModel, jobs: Sequence[Job]) -> list[Reply | Refusal]:
+        started_s = time.perf_counter()
+        try:
+            return list(self._replies(live, jobs))
+        except StoreUnavailableError as exc:
+            self.breaker.failed(time.perf_counter() - started_s)
+            return [refusal_of(exc, jobs[0].route)] * len(jobs)
+        except Exception as exc:  # noqa: BLE001  # whatever a model or a function of the declaration raises
+            if len(jobs) == 1:
+                return [refusal_of(exc, jobs[0].route)]
+        return [self._outcomes(live, [job])[0] for job in jobs]  # the one that fails shall cost no other
+
+    def _replies(self, live: LiveModel, jobs: Sequence[Job]) -> list[Reply]:
+        batch = self._ranker.read_batch([job.query for job in jobs], max(job.deadline_s for job in jobs))
+        scores = live.scorer.score(batch.inputs)
+        starts, ids = batch.edges.tolist(), [job.ask.request_id or uuid.uuid4().hex for job in jobs]
+        orders: list[tuple[int, Any]] = []
+        replies = []
+        for i, job in enumerate(jobs):
+            own = scores[starts[i] : starts[i + 1]]
+            body = _header(ids[i], live, batch.requests[i])
+            if job.route == "rank":
+                order = best(own, job.ask.k or len(own))
+                orders.append((i, order))
+                body["ranked"] = _ranked(job.ask.candidates, order.tolist(), own[order].tolist())
+            else:
+                body["scores"] = own
+            replies.append(Reply(dumps(body), live.version))
+        if self._impressions is not None and orders:
+            self._log(self._impressions, live, jobs, batch, scores, ids, orders)
+        return replies
+
+    def _log(
+        self,
+        impressions: ImpressionLog,
+        live: LiveModel,
+        jobs: Sequence[Job],
+        batch: BatchRead,
+        scores: Any,
+        ids: Sequence[str],
+        orders: Sequence[tuple[int, Any]],
+    ) -> None:
+        """Log the rankings of a batch: (index of the job, order of its candidates) each."""
+        picked = np.concatenate([batch.edges[i] + order for i, order in orders])
+        edges = np.zeros(len(orders) + 1, np.int64)
+        np.cumsum([len(order) for _, order in orders], out=edges[1:])
+        queries = [jobs[i].query for i, _ in orders]
+        impressions.log_batch(
+            ImpressionBatch(
+                [ids[i] for i, _ in orders],
+                [query.now_us for query in queries],
+                [query.entity for query in queries],
+                [[jobs[i].query.candidates[j] for j in order.tolist()] for i, order in orders],
+                scores[picked],
+                live.version,
+                batch.inputs,
+                picked,
+                edges,
+                [impressions.context_of(query.entity, query.context) for query in queries],
             )
-        return Reply(dumps(body), live.version)
-
-    def score(self, live: LiveModel, ask: ScoreRequest) -> Reply:
-        """One score a candidate, in the request's order; not logged."""
-        now_us = self._as_of_us(ask)
-        scored = self._ranker.score(live.scorer, ask.entity, ask.candidates, now_us, ask.context)
-        body = _header(ask.request_id or uuid.uuid4().hex, live, scored)
-        body["scores"] = scored.scores
-        return Reply(dumps(body), live.version)
-
-    def _as_of_us(self, ask: ScoreRequest) -> int:
-        return self._clock.now_us() if ask.event_time is None else instant_us(ask.event_time)
+        )
 
     def features(self, view: str, key: str) -> Reply:
         """One record of `view` as of the clock's now."""
         if view not in self._views:
             near = nearest(view, self._views)
             raise Refusal(404, "unknown_view", f"no view {view!r} is served here", f"nearest is {near!r}", "view")
+        self.require_store()
         entity = _entity(self._views[view], key)
-        row = self._ranker.store.read(self._views[view], {n: [v] for n, v in entity.items()}, self._clock.now_us())
+        started_s = time.perf_counter()
+        try:
+            row = self._ranker.store.read(self._views[view], {n: [v] for n, v in entity.items()}, self._clock.now_us())
+        except StoreUnavailableError:
+            self.breaker.failed(time.perf_counter() - started_s)
+            raise
         values = row.row(0, named=True)
         body = {
             "view": view,
@@ -115,22 +210,29 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def _header(request_id: str, live: LiveModel, scored: Scored) -> dict[str, Any]:
+def _header(request_id: str, live: LiveModel, read: RequestRead) -> dict[str, Any]:
     return {
         "request_id": request_id,
         "model_version": live.version,
-        "features_age_s": None if scored.entity_age_us is None else scored.entity_age_us / 1e6,
-        "status": scored.status,
+        "features_age_s": None if read.entity_age_us is None else read.entity_age_us / 1e6,
+        "status": read.status,
         "views": {
             name: {
-                "asked": read.asked,
-                "found": read.found,
-                "ahead": read.ahead,
-                "age_s": None if read.age_us is None else read.age_us / 1e6,
+                "asked": view.asked,
+                "found": view.found,
+                "ahead": view.ahead,
+                "age_s": None if view.age_us is None else view.age_us / 1e6,
             }
-            for name, read in scored.views.items()
+            for name, view in read.views.items()
         },
     }
+
+
+def _ranked(candidates: Sequence[Any], order: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:
+    return [
+        {"candidate": candidates[index], "score": score, "position": position}
+        for position, (index, score) in enumerate(zip(order, scores, strict=True))
+    ]
 
 
 def _entity(view: type[FeatureView], key: str) -> dict[str, int | str]:

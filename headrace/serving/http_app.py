@@ -1,15 +1,13 @@
 """The HTTP application of one replica: FastAPI over a `Ranker` and a `Swap`. Runs under uvicorn and under Ray Serve.
 
-Invariant: a handler reads `swap.live` once, in its first line and before its first await, and passes it down.
-
     POST /v1/rank                    the k best candidates, logged as one impression
     POST /v1/score                   one score a candidate, not logged
     GET  /v1/features/{view}/{key}   one record as of now; a composite key is written a/b
     GET  /v1/model, /v1/report       the live model; counters, latencies and swaps of this replica
     GET  /healthz, /readyz, /metrics
 
-The work of a request (one Redis round trip a view, numba, torch) runs in a small thread pool, so that the event loop
-keeps accepting; most of that work releases the GIL.
+Rank and score are worked on in batches by the threads of two lanes (lanes.py); the event loop parses, validates and
+sends. A record is read by a small pool of its own, and the probes by none that a request could fill.
 """
 
 import asyncio
@@ -18,10 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -40,14 +39,18 @@ from headrace.serving.messages import (
     ScoreRequest,
     ScoreResponse,
 )
+from headrace.serving.model_route import Lanes, ModelRoute
 from headrace.serving.ranker import Ranker
-from headrace.serving.refusals import STORE_AWAY, Refusal, no_model, parse, refusal_of, too_large
+from headrace.serving.refusals import STORE_AWAY, Refusal, no_model, refusal_of, store_away
 from headrace.serving.report import Report
 from headrace.serving.swap import LiveModel, Swap
 
+READ_THREADS = 2
+"""Single records that are read at once; others wait, within their deadline."""
+PING_S = 1.0
+"""How long a probe waits for the store."""
+
 log = structlog.get_logger(__name__)
-Ask = TypeVar("Ask", bound=BaseModel)
-P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +59,16 @@ class HttpLimits:
 
     Args:
         api_keys: accepted API keys; empty = open.
-        max_in_flight: requests under /v1/ at once; more are answered 429.
+        max_in_flight: requests of the model that may wait or be worked on at once, small and large ones apart; more are
+            answered 429, and before that those that would wait for longer than they may.
         body_bytes_max: longest request body.
-        threads: requests computed at once; the others of `max_in_flight` wait.
+        timeout_s: deadline of a request that has no header `X-Request-Timeout-Ms`, from the arrival of its body.
     """
 
     api_keys: Collection[str] = ()
-    max_in_flight: int = 64
+    max_in_flight: int = 1_024
     body_bytes_max: int = 1_048_576
-    threads: int = 4
+    timeout_s: float = 1.0
 
 
 def build_http(
@@ -85,72 +89,93 @@ def build_http(
         on_close: called once when the application shuts down, after the last request.
     """
     limits = limits or HttpLimits()
-    pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="headrace-rank")
-    report = Report()
+    report, answers = Report(), Answers(ranker, swap, impressions, clock or WallClock())
+    lanes = Lanes(answers, limits.max_in_flight)
+    reads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="headrace-read")
+    probes = ThreadPoolExecutor(1, thread_name_prefix="headrace-probe")
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         yield
-        pool.shutdown(wait=True)
+        lanes.close()
+        reads.shutdown(wait=True)
+        probes.shutdown(wait=False)
+        answers.breaker.close()
         if on_close is not None:
             on_close()
 
     app = FastAPI(title=title, lifespan=lifespan, responses={422: {"model": ErrorResponse}})
-    routes = _Routes(Answers(ranker, impressions, clock or WallClock()), swap, report, pool, limits.body_bytes_max)
-    routes.add_model_routes(app)
-    routes.add_operator_routes(app)
+    for name, model, answer in (("rank", RankRequest, RankResponse), ("score", ScoreRequest, ScoreResponse)):
+        route = ModelRoute(
+            name,
+            model,
+            answers=answers,
+            lanes=lanes,
+            swap=swap,
+            report=report,
+            body_bytes_max=limits.body_bytes_max,
+            timeout_s=limits.timeout_s,
+        )
+        _add_model_route(app, route, model, answer)
+    routes = _Routes(answers, swap, report, reads, probes)
+    routes.add_to(app, limits.timeout_s)
     app.add_exception_handler(HTTPException, routes.not_routed)
     app.add_middleware(
         Guard,
         report=report,
         api_keys=tuple(limits.api_keys),
-        max_in_flight=limits.max_in_flight,
         body_bytes_max=limits.body_bytes_max,
     )
     return app
 
 
+def _add_model_route(app: FastAPI, route: ModelRoute[Any], model: type[BaseModel], answer: type[BaseModel]) -> None:
+    """Add a route that FastAPI describes and routes to, and that answers by itself."""
+
+    async def described() -> None:
+        """For OpenAPI only: `route` handles the requests."""
+
+    path = f"/v1/{route.name}"
+    app.add_api_route(
+        path,
+        described,
+        methods=["POST"],
+        name=route.name,
+        response_model=None,
+        responses={200: {"model": answer}},
+        openapi_extra=_takes(model),
+    )
+    api_route = app.router.routes[-1]
+    assert isinstance(api_route, APIRoute)
+    api_route.app = route
+
+
 class _Routes:
-    """The route handlers and their shared state."""
+    """The handlers of all routes but the model's, and their shared state."""
 
     def __init__(
-        self, answers: Answers, swap: Swap, report: Report, pool: ThreadPoolExecutor, body_bytes_max: int
+        self,
+        answers: Answers,
+        swap: Swap,
+        report: Report,
+        reads: ThreadPoolExecutor,
+        probes: ThreadPoolExecutor,
     ) -> None:
         self._answers = answers
         self._swap = swap
         self._report = report
-        self._pool = pool
-        self._body_bytes_max = body_bytes_max
+        self._reads = reads
+        self._probes = probes
+        self._ping: asyncio.Future[None] | None = None
 
-    def add_model_routes(self, app: FastAPI) -> None:
-        """Add rank, score and features."""
-
-        async def rank(request: Request) -> Response:
-            live = self._swap.live
-            return await self._model_route(live, "rank", request, RankRequest, self._answers.rank)
-
-        async def score(request: Request) -> Response:
-            live = self._swap.live
-            return await self._model_route(live, "score", request, ScoreRequest, self._answers.score)
+    def add_to(self, app: FastAPI, timeout_s: float) -> None:
+        """Add features, model, report, probes and metrics."""
 
         async def features(view: str, key: str) -> Response:
-            return await self._timed("features", self._in_thread(self._answers.features, view, key))
-
-        for path, handler, ask, answer in (
-            ("/v1/rank", rank, RankRequest, RankResponse),
-            ("/v1/score", score, ScoreRequest, ScoreResponse),
-        ):
-            app.post(path, response_model=None, responses={200: {"model": answer}}, openapi_extra=_takes(ask))(handler)
-        app.get("/v1/features/{view}/{key:path}", response_model=None, responses={200: {"model": FeaturesResponse}})(
-            features
-        )
-
-    def add_operator_routes(self, app: FastAPI) -> None:
-        """Add model, report, probes and metrics."""
+            return await self._timed("features", self._features(view, key, timeout_s))
 
         async def model() -> Response:
-            live = self._swap.live
-            return await self._timed("model", self._model(live))
+            return await self._timed("model", self._model(self._swap.live))
 
         async def report() -> Response:
             body = self._report.as_dict(self._swap)
@@ -161,12 +186,14 @@ class _Routes:
             return _json({"status": "ok"})
 
         async def readyz() -> Response:
-            live = self._swap.live
-            return await self._ready(live)
+            return await self._ready(self._swap.live)
 
         async def metrics() -> Response:
             return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
+        app.get("/v1/features/{view}/{key:path}", response_model=None, responses={200: {"model": FeaturesResponse}})(
+            features
+        )
         app.get("/v1/model", response_model=None, responses={200: {"model": ModelResponse}})(model)
         app.get("/v1/report", response_model=None)(report)
         app.get("/healthz", response_model=None)(healthz)
@@ -179,23 +206,7 @@ class _Routes:
         detail = str(exc.detail) if isinstance(exc, HTTPException) else "unexpected"
         return _refused(Refusal(status, "no_such_route", detail, "see /docs for the routes"))
 
-    async def _model_route(
-        self,
-        live: LiveModel | None,
-        route: str,
-        request: Request,
-        model: type[Ask],
-        answer: Callable[[LiveModel, Ask], Reply],
-    ) -> Response:
-        async def work() -> Reply:
-            if live is None:
-                raise no_model()
-            ask = parse(model, await self._body(request))
-            return await self._in_thread(answer, live, ask)
-
-        return await self._timed(route, work(), live)
-
-    async def _timed(self, route: str, work: Awaitable[Reply], live: LiveModel | None = None) -> Response:
+    async def _timed(self, route: str, work: Awaitable[Reply]) -> Response:
         """Await `work`, and turn its result or exception into one response and one count."""
         started = time.perf_counter()
         try:
@@ -205,21 +216,15 @@ class _Routes:
         else:
             headers = None if reply.model_version is None else {"x-model-version": str(reply.model_version)}
             response = Response(reply.body, media_type="application/json", headers=headers)
-        version = live.version if live is not None and response.status_code == 200 else None
-        self._report.answered(route, response.status_code, time.perf_counter() - started, model_version=version)
+        self._report.answered(route, response.status_code, time.perf_counter() - started)
         return response
 
-    async def _in_thread(self, work: Callable[P, Reply], *args: P.args, **_kwargs: P.kwargs) -> Reply:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
-
-    async def _body(self, request: Request) -> bytes:
-        parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > self._body_bytes_max:  # a chunked body announces no length to the guard
-                raise too_large(self._body_bytes_max)
-            parts.append(part)
-        return b"".join(parts)
+    async def _features(self, view: str, key: str, timeout_s: float) -> Reply:
+        work = asyncio.get_running_loop().run_in_executor(self._reads, self._answers.features, view, key)
+        try:
+            return await asyncio.wait_for(work, timeout_s)
+        except TimeoutError as exc:
+            raise store_away() from exc
 
     async def _model(self, live: LiveModel | None) -> Reply:
         if live is None:
@@ -235,14 +240,26 @@ class _Routes:
 
     async def _ready(self, live: LiveModel | None) -> Response:
         problems = [] if live is not None else ["no model is live"]
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._answers.ping)
-        except HeadraceError as exc:
-            log.warning("store_not_ready", reason=str(exc))
+        if self._answers.breaker.is_open or not await self._store_answers():
             problems.append(STORE_AWAY)
         ready = not problems
         version = live.version if live is not None else None
         return _json({"ready": ready, "model_version": version, "problems": problems}, 200 if ready else 503)
+
+    async def _store_answers(self) -> bool:
+        """Whether the store answers a ping within PING_S; probes at once share one ping."""
+        loop = asyncio.get_running_loop()
+        if self._ping is None or self._ping.done() or self._ping.get_loop() is not loop:
+            self._ping = loop.run_in_executor(self._probes, self._answers.ping)
+        try:
+            await asyncio.wait_for(asyncio.shield(self._ping), PING_S)
+        except TimeoutError:
+            log.warning("store_not_ready", reason=f"no answer to a ping within {PING_S} s")
+            return False
+        except HeadraceError as exc:
+            log.warning("store_not_ready", reason=str(exc))
+            return False
+        return True
 
 
 def _json(body: dict[str, object], status: int = 200) -> Response:

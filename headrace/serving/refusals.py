@@ -1,12 +1,13 @@
 """Refusals: the error responses of the service, and the table from exceptions to them."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 import orjson
 import structlog
 from pydantic import BaseModel, ValidationError
+from starlette.types import Send
 
 from headrace.errors import HeadraceError, LayoutError, StoreError, StoreUnavailableError
 from headrace.serving.messages import ErrorResponse
@@ -22,9 +23,19 @@ Ask = TypeVar("Ask", bound=BaseModel)
 class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
     """An error response: status, a stable word, what is wrong, what to do, and which field."""
 
-    def __init__(self, status: int, error: str, detail: str, fix: str, field: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        detail: str,
+        fix: str,
+        field: str | None = None,
+        *,
+        retry_after_s: int = RETRY_AFTER_S,
+    ) -> None:
         super().__init__(detail)
         self.status = status
+        self._retry_after_s = retry_after_s
         self.body = ErrorResponse(error=error, detail=detail, fix=fix, field=field)
 
     def to_bytes(self) -> bytes:
@@ -34,7 +45,9 @@ class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
     def headers(self) -> dict[str, str]:
         """Headers besides the content type."""
         if self.status in {429, 503}:
-            return {"retry-after": str(RETRY_AFTER_S)}
+            return {"retry-after": str(self._retry_after_s)}
+        if self.status == 408:
+            return {"connection": "close"}
         return {"www-authenticate": "Bearer"} if self.status == 401 else {}
 
 
@@ -91,6 +104,12 @@ def no_model() -> Refusal:
     return Refusal(503, "no_model", "no model is live in this replica yet", "publish one, or wait: see /readyz")
 
 
+def store_away() -> Refusal:
+    """The refusal while the store does not answer."""
+    fix = f"try again after {RETRY_AFTER_S} s; the replica's log says more"
+    return Refusal(503, "store_unavailable", STORE_AWAY, fix)
+
+
 def refusal_of(exc: Exception, route: str) -> Refusal:
     """The refusal for an exception that ended a request; faults of the service are logged."""
     match exc:
@@ -98,9 +117,7 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
             return exc
         case StoreUnavailableError():
             log.warning("store_unavailable", route=route, reason=str(exc))
-            return Refusal(
-                503, "store_unavailable", STORE_AWAY, f"try again after {RETRY_AFTER_S} s; the replica's log says more"
-            )
+            return store_away()
         case LayoutError():
             log.error("layout_differs", route=route, reason=str(exc))
             return Refusal(503, "layout_differs", str(exc), "backfill the view's present layout, or serve the old one")
@@ -112,3 +129,16 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
             return Refusal(500, "failed", str(exc), "see the replica's log")
     log.error("request_failed", route=route, error=type(exc).__name__, exc_info=exc)
     return Refusal(500, "internal", f"{type(exc).__name__} in {route}", "see the replica's log")
+
+
+async def send_refusal(refusal: Refusal, send: Send) -> None:
+    """Answer an ASGI request with `refusal`."""
+    await send_json(send, refusal.status, refusal.to_bytes(), refusal.headers())
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
+    """Answer an ASGI request with JSON bytes."""
+    extra = [(name.encode(), value.encode()) for name, value in headers.items()]
+    fixed = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *extra]})
+    await send({"type": "http.response.body", "body": body})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from headrace.clock import wall_us
 from headrace.serving.swap import Swap, Swapped
@@ -21,7 +21,6 @@ REQUEST_SECONDS = Histogram(
     ["route"],
     buckets=(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 5),
 )
-IN_FLIGHT = Gauge("headrace_requests_in_flight", "Requests being answered.")
 
 
 class Report:
@@ -30,6 +29,7 @@ class Report:
     def __init__(self) -> None:
         self.started_us = wall_us()
         self._lock = threading.Lock()
+        self._metrics: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._statuses: Tally[int] = Tally()
         self._ranked: Tally[int] = Tally()
         self._latency_ms: NDArray[np.float64] = np.zeros(SAMPLES)
@@ -38,8 +38,12 @@ class Report:
 
     def answered(self, route: str, status: int, seconds: float, *, model_version: int | None = None) -> None:
         """Count one request; with a model version it becomes a latency sample."""
-        REQUESTS.labels(route=route, status=str(status)).inc()
-        REQUEST_SECONDS.labels(route=route).observe(seconds)
+        if (route, status) not in self._metrics:  # looking a child up by its labels costs more than counting
+            requests = REQUESTS.labels(route=route, status=str(status))
+            self._metrics[route, status] = (requests, REQUEST_SECONDS.labels(route=route))
+        requests, request_seconds = self._metrics[route, status]
+        requests.inc()
+        request_seconds.observe(seconds)
         with self._lock:
             self._statuses[status] += 1
             if model_version is None:

@@ -12,6 +12,7 @@ from headrace.errors import DeclarationError
 from headrace.learners import Inputs
 from headrace.schemas import Event, codec_for
 from headrace.serving import Impression, ImpressionColumns, ImpressionLog
+from headrace.serving.impressions import ImpressionBatch
 from tests.serving import stage
 from tests.serving.stage import NOW, NOW_US, Ranks, Shown, Signature
 
@@ -49,7 +50,8 @@ def test_a_ranking_is_logged_as_it_was_served(serve, broker):
     assert log.flush() == 0
     log.close()
     assert (log.logged, log.dropped) == (3, 0)
-    assert client.get("/v1/report").json()["impressions"] == {"logged": 3, "dropped": 0}
+    counts = client.get("/v1/report").json()["impressions"]
+    assert counts == {"logged": 3, "delivered": 3, "dropped": 0, "dropped_by_reason": {}}
     frame = consume(broker, 3).filter(pl.col("request_id").str.starts_with("log-")).sort("request_id")
     row = frame.row(0, named=True)
     assert frame["request_id"].to_list() == ["log-0", "log-1", "log-2"]
@@ -82,7 +84,7 @@ def test_a_shadow_that_fails_costs_its_scores_only():
             raise ValueError("shadow")
 
     log = ImpressionLog(Shown, NOWHERE, shadow=Broken(), config={"log_level": 0, "message.timeout.ms": 100})
-    frame = log.frame([impression("a"), impression("b")])
+    frame = log.frame([ImpressionBatch.of(impression("a")), ImpressionBatch.of(impression("b"))])
     assert frame["shadow_scores"].to_list() == [[], []]
     log.close()
 
@@ -95,7 +97,7 @@ def test_shadow_scores_of_a_batch_are_parted_by_request():
             return np.arange(len(inputs), dtype=np.float32)
 
     log = ImpressionLog(Shown, NOWHERE, shadow=Counts(), config={"log_level": 0})
-    frame = log.frame([impression("a", 2), impression("b", 1), impression("c", 3)])
+    frame = log.frame([ImpressionBatch.of(impression(name, rows)) for name, rows in (("a", 2), ("b", 1), ("c", 3))])
     assert frame["shadow_scores"].to_list() == [[0, 1], [2], [3, 4, 5]]
     log.close()
 

@@ -1,0 +1,108 @@
+"""Impressions before they are encoded: of one request, and of a scored batch by columns."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.learners import Inputs
+
+
+@dataclass(frozen=True, slots=True)
+class ImpressionColumns:
+    """Which column of the event holds what. `shadow` may be None when the event has no such column."""
+
+    request_id: str = "request_id"
+    candidates: str = "candidates"
+    scores: str = "scores"
+    model_version: str = "model_version"
+    features: str = "features"
+    shadow: str | None = "shadow_scores"
+
+
+@dataclass(frozen=True, slots=True)
+class Impression:
+    """One answered request, in served order: candidates, scores (k,) and inputs of k rows."""
+
+    request_id: str
+    event_time_us: int
+    entity: Mapping[str, int | str]
+    candidates: Sequence[int | str]
+    scores: NDArray[np.float32]
+    model_version: int
+    inputs: Inputs
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ImpressionBatch:
+    """Answered requests of one model version, n of them, k rows in all, by columns.
+
+    Request i shows rows `picked[edges[i]:edges[i + 1]]` of `inputs`, in this order; `scores` (k,) are in it already.
+    """
+
+    request_ids: Sequence[str]
+    times_us: Sequence[int]
+    entities: Sequence[Mapping[str, int | str]]
+    candidates: Sequence[Sequence[int | str]]
+    scores: NDArray[np.float32]
+    model_version: int
+    inputs: Inputs
+    picked: NDArray[np.int64]
+    edges: NDArray[np.int64]
+    contexts: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, impression: Impression) -> Self:
+        """A batch of one."""
+        rows = np.arange(len(impression.inputs))
+        return cls(
+            [impression.request_id],
+            [impression.event_time_us],
+            [impression.entity],
+            [impression.candidates],
+            impression.scores,
+            impression.model_version,
+            impression.inputs,
+            rows,
+            np.array([0, len(rows)]),
+            [impression.context],
+        )
+
+    def __len__(self) -> int:
+        return len(self.request_ids)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it holds in memory."""
+        bags = [bag[:1] if _is_one(bag) else bag for bag in self.inputs.bags]
+        arrays: list[NDArray[Any]] = [self.inputs.ids, self.inputs.dense, *bags]
+        texts = sum(len(name) for names in self.candidates for name in names if isinstance(name, str))
+        return sum(array.nbytes for array in arrays) + texts + 100 * len(self.picked) + 500 * len(self)
+
+    def split(self) -> "list[ImpressionBatch]":
+        """Batches of one request each."""
+        parts = []
+        for i in range(len(self)):
+            rows, one = slice(self.edges[i], self.edges[i + 1]), slice(i, i + 1)
+            parts.append(
+                ImpressionBatch(
+                    self.request_ids[one],
+                    self.times_us[one],
+                    self.entities[one],
+                    self.candidates[one],
+                    self.scores[rows],
+                    self.model_version,
+                    self.inputs,
+                    self.picked[rows],
+                    self.edges[i : i + 2] - self.edges[i],
+                    self.contexts[one],
+                )
+            )
+        return parts
+
+
+def _is_one(bag: NDArray[np.int64]) -> bool:
+    return len(bag) > 0 and bag.strides[0] == 0

@@ -1,0 +1,40 @@
+"""Columns of the impression that a request fills by its context, checked against the event's declaration."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from headrace.schemas import EventSpec
+from headrace.serving.refusals import Refusal
+
+
+class ContextColumn:
+    """A column of the event that a request fills by its context."""
+
+    def __init__(self, name: str, spec: EventSpec) -> None:
+        field_info = spec.event.model_fields[name]
+        self._name = name
+        self._event = spec.name
+        self._adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field_info.annotation, field_info])  # type: ignore[arg-type]  # made at run time
+        self._is_required = field_info.is_required() and name not in spec.optional
+        self._default = None if field_info.is_required() else field_info.get_default(call_default_factory=True)
+
+    def value(self, context: Mapping[str, Any]) -> Any:
+        """The value to log.
+
+        Raises:
+            Refusal: 422, it is missing or not as the event declares it.
+        """
+        where = f"context.{self._name}"
+        if self._name not in context:
+            if not self._is_required:
+                return self._default
+            detail = f"context has no {self._name!r}"
+            raise Refusal(422, "invalid_request", detail, f"the event {self._event} logs it: give it", where)
+        try:
+            return self._adapter.validate_json(orjson.dumps(context[self._name]), strict=True)
+        except ValidationError as exc:
+            detail = f"{where}: {exc.errors(include_url=False)[0]['msg']}"
+            raise Refusal(422, "invalid_request", detail, f"send it as event {self._event} declares it", where) from exc

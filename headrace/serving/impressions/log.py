@@ -1,0 +1,307 @@
+"""The served log: one event a request, for the joiner that turns impressions and what followed into examples.
+
+Row i of an impression is what stood at position i: its candidate, its score, its shadow score, and row i of the packed
+model inputs. So the learner trains on the very numbers that the model saw; no feature is fetched a second time.
+
+Logging never delays an answer: `log_batch` puts the requests of a scored batch on a queue that is bounded in requests
+and bytes, or counts them as dropped. One background thread scores with the shadow model, packs, encodes and produces,
+by columns: the fixed cost of a frame is shared by some hundred requests.
+
+    batch -> queue (queue_max, bytes_max) -> thread: up to batch_max requests -> shadow -> codec -> producer -> broker
+
+An impression that cannot be encoded, or that the broker's client refuses, costs itself alone.
+"""
+
+import queue
+import threading
+import time
+from collections import Counter as Tally
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import structlog
+from confluent_kafka import KafkaError, Message
+from numpy.typing import NDArray
+from prometheus_client import Counter
+
+from headrace.errors import DeclarationError, SourceError
+from headrace.learners import Inputs
+from headrace.schemas import Event, codec_for, spec_of
+from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.serving.impressions.batch import Impression, ImpressionBatch, ImpressionColumns
+from headrace.serving.impressions.context import ContextColumn
+from headrace.serving.swap import Scores
+from headrace.streams.kafka_writer import MessageProducer
+
+QUEUE_MAX = 4_096  # requests
+BYTES_MAX = 64_000_000  # of what waits: inputs are kept as arrays, texts by their lengths
+BATCH_MAX = 256  # requests a frame
+LINGER_S = 0.1  # how long the first request of a frame waits for others: alone it costs 0.8 ms of CPU
+PRODUCE_TRIES = 100  # of 50 ms each while librdkafka's own queue is full
+MESSAGE_TIMEOUT_MS = 60_000  # after which an impression that the broker has not acknowledged is dropped
+FLUSH_S = 10.0  # how long `close` waits for the broker's acknowledgements
+
+LOGGED = Counter("headrace_impressions_total", "Impressions handed to the producer.")
+DELIVERED = Counter("headrace_impressions_delivered_total", "Impressions that the broker has acknowledged.")
+SHADOW_FAILED = Counter(
+    "headrace_shadow_failed_total", "Impressions logged without the shadow scores they should have."
+)
+DROPPED = Counter("headrace_impressions_dropped_total", "Impressions lost.", ["reason"])
+
+log = structlog.get_logger(__name__)
+
+
+class ImpressionLog:
+    """Impressions to the topic of `event`.
+
+    Args:
+        event: the declared impression event; its other columns are the entity's keys and values of the context.
+        bootstrap: broker addresses.
+        shadow: a frozen model that scores the same inputs, in the background and for the log only; None = no shadow.
+        config: further librdkafka settings.
+        registry: where the event's schema is registered, if it is Confluent-framed Avro.
+
+    Raises:
+        DeclarationError: the event lacks a column of `columns`.
+        ConfigError: `config` or `bootstrap` are not as librdkafka takes them.
+    """
+
+    def __init__(
+        self,
+        event: type[Event],
+        bootstrap: str,
+        *,
+        columns: ImpressionColumns | None = None,
+        shadow: Scores | None = None,
+        queue_max: int = QUEUE_MAX,
+        bytes_max: int = BYTES_MAX,
+        batch_max: int = BATCH_MAX,
+        config: Mapping[str, Any] | None = None,
+        registry: SchemaRegistry | None = None,
+    ) -> None:
+        self.logged = 0
+        self.delivered = 0
+        self.dropped = 0
+        self.dropped_by_reason: Tally[str] = Tally()
+        self._spec = spec_of(event)
+        self._columns = columns or ImpressionColumns()
+        self._codec = codec_for(event, registry=registry, writes=True)
+        self._shadow = shadow
+        self._queue: queue.SimpleQueue[ImpressionBatch] = queue.SimpleQueue()
+        self._queue_max, self._bytes_max, self._batch_max = queue_max, bytes_max, batch_max
+        self._waiting = 0  # requests in the queue and in the thread's hands; guarded by _counting, as are the counts
+        self._waiting_bytes = 0
+        self._closed = threading.Event()  # nothing more is taken
+        self._ended = threading.Event()  # the thread stops
+        self._counting = threading.Lock()
+        self._check_columns()
+        taken = {*self._columns_named(), self._spec.time}
+        self._context = {name: ContextColumn(name, self._spec) for name in self._spec.polars if name not in taken}
+        self._producer = MessageProducer(
+            bootstrap, config, **{"compression.type": "lz4", "message.timeout.ms": MESSAGE_TIMEOUT_MS}
+        )
+        self._thread = threading.Thread(target=self._drain, name="headrace-impressions", daemon=True)
+        self._thread.start()
+
+    def log(self, impression: Impression) -> bool:
+        """Queue one impression; see `log_batch`."""
+        return self.log_batch(ImpressionBatch.of(impression))
+
+    def log_batch(self, batch: ImpressionBatch) -> bool:
+        """Queue the requests of a batch: False when they were dropped, because the queue is full or closed.
+
+        Never blocks.
+        """
+        if self._closed.is_set():
+            return self._drop(len(batch), "closed")
+        size_bytes = batch.size_bytes
+        with self._counting:
+            is_full = self._waiting + len(batch) > self._queue_max or self._waiting_bytes + size_bytes > self._bytes_max
+            if not is_full:
+                self._waiting += len(batch)
+                self._waiting_bytes += size_bytes
+        if is_full:
+            return self._drop(len(batch), "queue_full")
+        self._queue.put(batch)
+        return True
+
+    def context_of(self, entity: Mapping[str, int | str], context: Mapping[str, Any]) -> dict[str, Any]:
+        """Values of the event's columns that neither the ranking nor the entity fills, as the event declares them.
+
+        Raises:
+            Refusal: 422, one is missing or of another type.
+        """
+        return {name: column.value(context) for name, column in self._context.items() if name not in entity}
+
+    def flush(self, timeout_s: float = FLUSH_S) -> int:
+        """Wait until all that was logged is acknowledged: the number of impressions still unsent after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self._waiting and time.monotonic() < deadline:
+            time.sleep(0.002)
+        return self._waiting + self._producer.wait(max(deadline - time.monotonic(), 0.0))
+
+    def close(self) -> None:
+        """Send what is queued, then stop. What the broker does not take within FLUSH_S is counted as dropped."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self.flush()
+        self._ended.set()
+        self._thread.join(timeout=FLUSH_S)
+        unsent = self._waiting + len(self._producer)
+        if unsent:
+            self._drop(unsent, "unsent_at_close")
+
+    def _check_columns(self) -> None:
+        wanted = [name for name in self._columns_named() if name is not None]
+        missing = [name for name in wanted if name not in self._spec.polars]
+        if missing:
+            raise DeclarationError(
+                f"event {self._spec.name}: no column {missing[0]!r} for the served log; it has "
+                f"{', '.join(self._spec.polars)}; add it or name another in ImpressionColumns"
+            )
+
+    def _columns_named(self) -> list[str | None]:
+        names = self._columns
+        return [names.request_id, names.candidates, names.scores, names.model_version, names.features, names.shadow]
+
+    def _drop(self, count: int, reason: str) -> bool:
+        with self._counting:
+            self.dropped += count
+            self.dropped_by_reason[reason] += count
+        DROPPED.labels(reason=reason).inc(count)
+        return False
+
+    def _drain(self) -> None:
+        while not self._ended.is_set():
+            batches = self._take()
+            try:
+                self._produce(batches)
+            except Exception:
+                log.exception("impressions_failed", impressions=sum(map(len, batches)))  # the thread must not end
+            finally:
+                with self._counting:
+                    self._waiting -= sum(map(len, batches))
+                    self._waiting_bytes -= sum(batch.size_bytes for batch in batches)
+            self._producer.poll()
+
+    def _take(self) -> list[ImpressionBatch]:
+        """The next batches, of about `batch_max` requests; the first waits `LINGER_S` for others. None at times."""
+        try:
+            batches = [self._queue.get(timeout=0.2)]
+        except queue.Empty:
+            return []
+        if self._waiting < self._batch_max:
+            self._closed.wait(LINGER_S)  # one sleep: a wake-up a request would take the GIL from the scoring thread
+        count = len(batches[0])
+        while count < self._batch_max:
+            try:
+                batches.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+            count += len(batches[-1])
+        return batches
+
+    def _produce(self, batches: Sequence[ImpressionBatch]) -> None:
+        """Encode and send; where that fails, each request alone, so that a bad one costs no other."""
+        count = sum(map(len, batches))
+        if not count:
+            return
+        try:
+            payloads = self._codec.encode(self.frame(batches))
+        except Exception as exc:
+            # Whatever a value makes Polars or a codec raise: the log of all others goes on.
+            if count > 1:
+                for batch in batches:
+                    for one in batch.split():
+                        self._produce([one])
+                return
+            log.exception("impression_not_encoded", request_id=batches[0].request_ids[0], error=type(exc).__name__)
+            self._drop(1, "encode")
+            return
+        keyed = len(payloads) == count  # the Arrow codec makes one message of the whole frame
+        entities = [entity for batch in batches for entity in batch.entities]
+        for i, payload in enumerate(payloads):
+            key = "\x1f".join([str(entities[i].get(name, "")) for name in self._spec.key]) if keyed else None
+            self._send(payload, key, 1 if keyed else count)
+
+    def _send(self, payload: bytes, key: str | None, count: int) -> None:
+        deliver = self._delivered if count == 1 else partial(self._delivered, count=count)
+        try:
+            for _ in range(PRODUCE_TRIES):
+                if self._producer.try_send(self._spec.topic, payload, key, deliver):
+                    self.logged += count
+                    LOGGED.inc(count)
+                    return
+                if self._ended.is_set():
+                    break
+                self._producer.poll(0.05)  # the producer is full: wait here, in the background, not in a request
+        except SourceError as exc:
+            log.warning("impression_refused", bytes=len(payload), impressions=count, reason=str(exc))
+            self._drop(count, "refused")
+            return
+        self._drop(count, "producer_full")
+
+    def _delivered(self, error: KafkaError | None, _message: Message, count: int = 1) -> None:
+        if error is not None:
+            log.error("impressions_not_delivered", impressions=count, reason=str(error))
+            self._drop(count, "broker")
+            return
+        with self._counting:
+            self.delivered += count
+        DELIVERED.inc(count)
+
+    def frame(self, batches: Sequence[ImpressionBatch]) -> pl.DataFrame:
+        """The requests of all batches as rows of the event, columns in the declaration's order."""
+        names = self._columns
+        candidates = [shown for batch in batches for shown in batch.candidates]
+        lengths = np.concatenate([np.diff(batch.edges) for batch in batches])
+        flat_scores = np.concatenate([batch.scores for batch in batches])
+        columns: dict[str, Any] = {
+            names.request_id: [text for batch in batches for text in batch.request_ids],
+            self._spec.time: pl.Series([time_us for batch in batches for time_us in batch.times_us], dtype=pl.Int64),
+            names.candidates: _lists(pl.Series([key for shown in candidates for key in shown]), lengths),
+            names.scores: _lists(pl.Series(flat_scores), lengths),
+            names.model_version: np.repeat([b.model_version for b in batches], [len(b) for b in batches]),
+            names.features: [data for b in batches for data in b.inputs.pack_each(b.picked, b.edges)],
+        }
+        if names.shadow is not None:
+            columns[names.shadow] = self._shadow_scores(batches, lengths)
+        for name in self._spec.polars:
+            if name not in columns:
+                columns[name] = [
+                    entity[name] if name in entity else context.get(name)
+                    for batch in batches
+                    for entity, context in zip(batch.entities, batch.contexts, strict=True)
+                ]
+        return pl.DataFrame([_typed(name, columns[name], dtype) for name, dtype in self._spec.polars.items()])
+
+    def _shadow_scores(self, batches: Sequence[ImpressionBatch], lengths: NDArray[np.int64]) -> pl.Series:
+        empty = _lists(pl.Series([], dtype=pl.Float32), np.zeros_like(lengths))
+        if self._shadow is None:
+            return empty
+        try:
+            scores = self._shadow.score(Inputs.concat([batch.inputs.take(batch.picked) for batch in batches]))
+        except Exception:
+            # A shadow is for comparison only: the impression is worth more than its shadow scores.
+            log.exception("shadow_failed", impressions=len(lengths))
+            SHADOW_FAILED.inc(len(lengths))
+            return empty
+        return _lists(pl.Series(scores), lengths)
+
+
+def _lists(values: pl.Series, lengths: NDArray[np.int64]) -> pl.Series:
+    """A series of lists: `values` cut into pieces of `lengths` (n,)."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    flat = values.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return pl.Series(pa.LargeListArray.from_arrays(pa.array(offsets), flat))
+
+
+def _typed(name: str, values: Any, dtype: pl.DataType) -> pl.Series:
+    series = values.alias(name) if isinstance(values, pl.Series) else pl.Series(name, values)
+    return series if series.dtype == dtype else series.cast(dtype)

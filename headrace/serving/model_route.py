@@ -1,0 +1,150 @@
+"""The routes of the model, rank and score: plain ASGI, since FastAPI's own handling costs as much as the scoring.
+
+body (within BODY_S) -> validated -> lane of small or of large requests -> bytes of the response
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+from headrace.serving.answers import Answers, Reply
+from headrace.serving.lanes import ClientGoneError, Job, Lane
+from headrace.serving.messages import ScoreRequest
+from headrace.serving.queries import Query
+from headrace.serving.refusals import Refusal, no_model, parse, refusal_of, send_json, send_refusal, too_large
+from headrace.serving.report import Report
+from headrace.serving.swap import Swap
+
+BODY_S = 5.0
+"""Seconds within which the body of a request must have arrived."""
+TIMEOUT_HEADER = b"x-request-timeout-ms"
+TIMEOUT_MS_MAX = 60_000
+LARGE_CANDIDATES = 256
+"""A request of more candidates goes into the lane of large ones: it takes some milliseconds."""
+LARGE_BODY_BYTES = 65_536
+"""A longer body is parsed in a thread: it takes a millisecond or more."""
+CLIENT_GONE = 499
+"""Status that a request is counted under whose client hung up."""
+
+Ask = TypeVar("Ask", bound=ScoreRequest)
+
+
+class Lanes:
+    """The lanes of small and of large requests, which share the limit of requests in flight.
+
+    Args:
+        answers: does the work of a batch.
+        in_flight_max: requests that may wait or be worked on in each lane.
+    """
+
+    def __init__(self, answers: Answers, in_flight_max: int) -> None:
+        self.small = Lane("rank", answers.work, waiting_max=in_flight_max, rows_max=1_024)
+        self.large = Lane("rank-large", answers.work, waiting_max=in_flight_max, rows_max=1)
+
+    def of(self, ask: ScoreRequest) -> Lane:
+        """The lane that `ask` belongs to."""
+        return self.large if len(ask.candidates) > LARGE_CANDIDATES else self.small
+
+    def close(self) -> None:
+        """Work on all that was submitted, then stop."""
+        self.small.close()
+        self.large.close()
+
+
+class ModelRoute(Generic[Ask]):
+    """ASGI application of one route.
+
+    Args:
+        name: of the route in metrics, "rank" or "score".
+        model: what bodies are parsed as.
+        timeout_s: deadline of requests that bring none in `X-Request-Timeout-Ms`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: type[Ask],
+        *,
+        answers: Answers,
+        lanes: Lanes,
+        swap: Swap,
+        report: Report,
+        body_bytes_max: int,
+        timeout_s: float,
+    ) -> None:
+        self.name = name
+        self._model = model
+        self._answers = answers
+        self._lanes = lanes
+        self._swap = swap
+        self._report = report
+        self._body_bytes_max = body_bytes_max
+        self._timeout_s = timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; every request is answered and counted."""
+        started_s = time.perf_counter()
+        version = None
+        try:
+            reply = await self._reply(scope, receive)
+        except ClientGoneError:
+            status = CLIENT_GONE
+        except Exception as exc:  # noqa: BLE001  # the outermost handler
+            refusal = refusal_of(exc, self.name)
+            status = refusal.status
+            await send_refusal(refusal, send)
+        else:
+            status, version = 200, reply.model_version
+            await send_json(send, status, reply.body, {"x-model-version": str(version)})
+        self._report.answered(self.name, status, time.perf_counter() - started_s, model_version=version)
+
+    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
+        if self._swap.live is None:
+            raise no_model()
+        self._answers.require_store()
+        timeout_s = self._timeout_of(scope["headers"])
+        self._lanes.small.require_room(time.monotonic() + timeout_s)  # before the work of reading it
+        body = await self._body(receive)
+        if len(body) > LARGE_BODY_BYTES:
+            ask, query = await asyncio.to_thread(self._parsed, body)
+        else:
+            ask, query = self._parsed(body)
+        job = Job(self.name, ask, query, time.monotonic() + timeout_s, receive)
+        reply: Reply = await self._lanes.of(ask).submit(job)
+        return reply
+
+    def _parsed(self, body: bytes) -> tuple[Ask, Query]:
+        ask = parse(self._model, body)
+        return ask, self._answers.query(ask)
+
+    def _timeout_of(self, headers: list[tuple[bytes, bytes]]) -> float:
+        for name, value in headers:
+            if name == TIMEOUT_HEADER:
+                if not value.isdigit() or not 1 <= int(value) <= TIMEOUT_MS_MAX:
+                    detail = f"X-Request-Timeout-Ms is {value.decode('latin-1')!r}"
+                    raise Refusal(422, "invalid_request", detail, f"send whole milliseconds, 1 to {TIMEOUT_MS_MAX}")
+                return int(value) / 1_000
+        return self._timeout_s
+
+    async def _body(self, receive: Receive) -> bytes:
+        parts, size, is_whole = [], 0, False
+        try:
+            async with asyncio.timeout(BODY_S):
+                while not is_whole:
+                    message: Mapping[str, object] = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError
+                    part = message.get("body", b"")
+                    assert isinstance(part, bytes)
+                    size += len(part)
+                    if size > self._body_bytes_max:  # a chunked body announces no length to the guard
+                        raise too_large(self._body_bytes_max)
+                    parts.append(part)
+                    is_whole = not message.get("more_body", False)
+        except TimeoutError as exc:
+            detail = f"{size} bytes of the body came within {BODY_S} s"
+            raise Refusal(408, "body_too_slow", detail, "send the whole body at once", "body") from exc
+        return parts[0] if len(parts) == 1 else b"".join(parts)
