@@ -126,7 +126,10 @@ class Settings(BaseSettings):
     api_keys: Keys = Field(
         (), repr=False, description="accepted X-API-Key values, separated by commas or as JSON; none: no key is asked"
     )
-    in_flight_max: int = Field(256, ge=1, description="requests in flight in a replica before it answers 429")
+    in_flight_max: int = Field(1_024, ge=1, description="requests in flight in a replica before it answers 429")
+    request_timeout_s: float = _span_s(
+        1.0, "deadline of a request that brings none in X-Request-Timeout-Ms, in seconds", gt=0
+    )
     frozen_version: int | None = Field(None, ge=1, description="snapshot scored beside the live one, for comparison")
     torch_threads: int = Field(1, ge=1, le=1_024, description="threads of one torch operation in a process")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

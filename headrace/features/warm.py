@@ -1,22 +1,29 @@
 """Run a view's kernels once, so that the first batch does not wait for their compilation or load."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.features.state.slab import Slab
 from headrace.features.view import ViewPlan
 
 
 def warm_up(plan: ViewPlan) -> None:
-    """Update, pack, load and read one made-up record, in memory only.
-
-    The record is built from arrays: the view's expressions are not evaluated, since they may raise for made-up events.
-    """
-    slab, copy = Slab(plan), Slab(plan)
-    for reader in plan.readers.values():
-        slab.update(reader.sample())
-    rows = slab.rows()
-    ids, texts = slab.ids(rows), slab.texts(rows)
-    copy.load(ids, texts, slab.pack(rows))
+    """Update, pack, load and read one made-up record, in memory only."""
+    copy = Slab(plan)
+    ids, texts, records = sample_records(plan)
+    copy.load(ids, texts, records)
     now_us = np.full(len(ids), np.iinfo(np.int32).max, np.int64) * 1_000_000
     reads = plan.layout.read_operations(copy.locate(ids), now_us)
     copy.run(reads, plan.layout.outputs(len(ids)), np.empty(len(ids), np.int64))
+
+
+def sample_records(plan: ViewPlan) -> tuple[NDArray[np.int64], list[bytes], list[bytes]]:
+    """Ids (n,), key texts and packed records of made-up entities.
+
+    They are built from arrays: the view's expressions are not evaluated, since they may raise for made-up events.
+    """
+    slab = Slab(plan)
+    for reader in plan.readers.values():
+        slab.update(reader.sample())
+    rows = slab.rows()
+    return slab.ids(rows), slab.texts(rows), slab.pack(rows)

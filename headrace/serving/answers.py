@@ -1,5 +1,6 @@
 """Answers: the work of a batch of requests, from validated bodies to the bytes of responses, in a lane's thread."""
 
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -8,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import orjson
+import structlog
 
 from headrace.clock import Clock
-from headrace.errors import SpineError, StoreUnavailableError
+from headrace.errors import SpineError, StoreError, StoreUnavailableError
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
@@ -22,6 +24,11 @@ from headrace.serving.queries import Query
 from headrace.serving.ranker import BatchRead, Ranker, RequestRead, best
 from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away
 from headrace.serving.swap import LiveModel, Swap
+
+WARM_RETRY_S = 1.0
+"""Seconds between two tries to warm up while the store is away."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,26 @@ class Answers:
         self._clock = clock
         self._views = {plan_of(view).name: view for view in ranker.spec.learner.views}
         self.breaker = StoreBreaker(self.ping)
+        self._closed = threading.Event()
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether every kernel of the path has run, so that no request waits for its compilation."""
+        return self._ranker.is_warm
+
+    def warm(self) -> None:
+        """Run every kernel of the path once; tries again while the store is away. Called in a thread of its own."""
+        while not self._ranker.is_warm and not self._closed.is_set():
+            try:
+                self._ranker.warm()
+            except StoreError as exc:
+                log.warning("not_warm_yet", reason=str(exc))
+                self._closed.wait(WARM_RETRY_S)
+
+    def close(self) -> None:
+        """End the threads that look after the store."""
+        self._closed.set()
+        self.breaker.close()
 
     def require_store(self) -> None:
         """Return unless the store is known to hang.

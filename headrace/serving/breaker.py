@@ -9,7 +9,7 @@ from prometheus_client import Gauge
 
 from headrace.errors import StoreError
 
-SLOW_S = 0.1
+SLOW_S = 0.25
 """A failure that took so long opens the circuit; a refused connection, which costs milliseconds, does not."""
 PROBE_S = 0.25
 """Seconds between two looks at whether Redis answers again."""

@@ -11,6 +11,7 @@ sends. A record is read by a small pool of its own, and the probes by none that 
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -96,11 +97,12 @@ def build_http(
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        threading.Thread(target=answers.warm, name="headrace-warm", daemon=True).start()
         yield
         lanes.close()
         reads.shutdown(wait=True)
         probes.shutdown(wait=False)
-        answers.breaker.close()
+        answers.close()
         if on_close is not None:
             on_close()
 
@@ -240,6 +242,8 @@ class _Routes:
 
     async def _ready(self, live: LiveModel | None) -> Response:
         problems = [] if live is not None else ["no model is live"]
+        if not self._answers.is_warm:
+            problems.append("kernels are being compiled")
         if self._answers.breaker.is_open or not await self._store_answers():
             problems.append(STORE_AWAY)
         ready = not problems

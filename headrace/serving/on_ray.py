@@ -77,7 +77,7 @@ def build_app(
     *,
     name: str = "headrace",
     num_replicas: int = 1,
-    max_ongoing_requests: int = 256,
+    max_ongoing_requests: int = 4_096,
     num_cpus: float = 1.0,
     health_check_period_s: float = 10.0,
     env: Mapping[str, str] | None = None,

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from headrace.features import Answer, Lists, ViewPlan, entity_ids, plan_of, read_packed
 from headrace.features.store import OnlineStore
 from headrace.features.store.mget import ViewRead
+from headrace.features.warm import sample_records
 from headrace.learners import Derived, Inputs, columns_of
 from headrace.learners.input_spec import Column
 from headrace.serving.queries import Key, KeyColumn, Query, QueryRules, RankingSpec
@@ -96,6 +97,7 @@ class Ranker:
         self.rules = QueryRules(spec)
         self._reads = [_ViewSource.of(plan_of(view), spec, candidate_ttl_s) for view in spec.learner.views]
         derived = [field for field in spec.learner.inputs.fields if isinstance(field, Derived)]
+        self.is_warm = False
         self._raw = {column for field in derived for column in field.columns}  # read as sent, not as ids
 
     @property
@@ -151,16 +153,42 @@ class Ranker:
 
     def probe(self, rows: int = PROBE_ROWS) -> Inputs:
         """Inputs of a request whose records are all missing: the shape of a real one, with no store asked."""
-        request: dict[str, Any] = {name: _column([0.0]) for name in self.spec.context}
-        for name in (*self.spec.entity, self.spec.candidate):
-            count = rows if name == self.spec.candidate else 1
-            request[name] = _column([str(i) if self.rules.text_keys.get(name) else i for i in range(count)])
+        return self._inputs_of([self._probe_query(rows)], dict.fromkeys(read.plan.name for read in self._reads))
+
+    def warm(self) -> None:
+        """Run every kernel that a request may need, once: on a new machine they are compiled, for some 20 s.
+
+        Reads records that are made up, and asks the store for some that are missing.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        records = {read.plan.name: sample_records(read.plan)[2][0] for read in self._reads}
+        for count in (1, 2):
+            queries = [self._probe_query(PROBE_ROWS)] * count
+            self.read_batch(queries)
+            self._inputs_of(queries, records).pack_each(np.arange(1), np.array([0, 1]))
+        self.is_warm = True
+
+    def _probe_query(self, rows: int) -> Query:
+        text_keys = self.rules.text_keys
+        entity: dict[str, Key] = {name: "0" if text_keys.get(name) else 0 for name in self.spec.entity}
+        is_text = text_keys.get(self.spec.candidate)
+        candidates: list[Key] = [str(i) if is_text else i for i in range(rows)]
+        return Query(entity, candidates, 0, dict.fromkeys(self.spec.context, 0.0))
+
+    def _inputs_of(self, queries: Sequence[Query], records: Mapping[str, bytes | None]) -> Inputs:
+        """Inputs of probe queries, every record of a view being the same, or missing."""
+        counts = [len(query.candidates) for query in queries]
+        owners, rows = np.repeat(np.arange(len(counts)), counts) if len(counts) > 1 else None, sum(counts)
         answers: dict[str, Answer] = {}
         for read in self._reads:
-            count = rows if read.per_candidate else 1
-            nobody: list[bytes | None] = [None] * count
-            answers[read.plan.name] = read_packed(read.plan, np.arange(count), [b""] * count, nobody, 0)
-        return self.spec.learner.inputs.assemble(columns_of(answers, request), rows)
+            count = rows if read.per_candidate else len(queries)
+            same = [records[read.plan.name]] * count
+            moments = np.zeros(count, np.int64)
+            answers[read.plan.name] = read_packed(read.plan, np.arange(count), [b""] * count, same, moments)
+        columns = self._columns(answers, self._keys(queries), queries, owners)
+        return self.spec.learner.inputs.assemble(columns, rows)
 
     def _keys(self, queries: Sequence[Query]) -> dict[str, KeyColumn]:
         text_keys, candidate = self.rules.text_keys, self.spec.candidate

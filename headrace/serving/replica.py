@@ -3,6 +3,7 @@
 The only module of the room that reads `Settings`; the classes themselves take plain arguments.
 """
 
+import torch
 from fastapi import FastAPI
 
 from headrace.errors import ConfigError
@@ -18,6 +19,7 @@ from headrace.serving.swap import DirectoryReleases, Swap
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
 
+STORE_TIMEOUT_S_MIN = 0.5  # for connecting and the looks of a start, however short requests may be
 MODEL_WAIT_S = 5.0  # how long a start waits for a first model before it serves without one, not ready
 
 
@@ -46,8 +48,13 @@ def build_replica(
     """
     settings = settings or load_settings()
     configure_logs(settings.log_level, as_json=settings.log_json)
+    torch.set_num_threads(settings.torch_threads)
     store = OnlineStore.open(
-        settings.redis_url, settings.shards, settings.namespace, allow_eviction=settings.allow_eviction
+        settings.redis_url,
+        settings.shards,
+        settings.namespace,
+        allow_eviction=settings.allow_eviction,
+        timeout_s=max(settings.request_timeout_s, STORE_TIMEOUT_S_MIN),
     )
     ranker = Ranker(RankingSpec(learner, entity, candidate), store)
     directory = ModelDirectory(settings.model_dir, settings.redis_url)
@@ -67,7 +74,9 @@ def build_replica(
         impressions.close()
         store.close()
 
-    limits = HttpLimits(api_keys=settings.api_keys, max_in_flight=settings.in_flight_max)
+    limits = HttpLimits(
+        api_keys=settings.api_keys, max_in_flight=settings.in_flight_max, timeout_s=settings.request_timeout_s
+    )
     return build_http(ranker, swap, impressions=impressions, clock=settings.event_clock, limits=limits, on_close=close)
 
 

@@ -21,7 +21,7 @@ def store(redis_url: str) -> Iterator[OnlineStore]:
 
 @pytest.fixture
 def ranker(store: OnlineStore) -> Ranker:
-    return Ranker(stage.SPEC, store)
+    return stage.warm_ranker(store)
 
 
 class Client:

@@ -8,9 +8,20 @@ import numpy as np
 import polars as pl
 
 from headrace.clock import FixedClock
-from headrace.features import Count, FeatureView, LastN, plan_of
+from headrace.features import Count, FeatureView, LastN, hash_text, plan_of
 from headrace.features.store import OnlineStore
-from headrace.learners import Bag, Categorical, DeepFM, Dense, InputSpec, Learner, Match, OnlineLearner
+from headrace.learners import (
+    Bag,
+    Categorical,
+    DeepFM,
+    Dense,
+    InputSpec,
+    Learner,
+    Match,
+    OnlineLearner,
+    Scorer,
+    Snapshot,
+)
 from headrace.pipelines.shard import ShardSet
 from headrace.schemas import Event
 from headrace.serving import Loaded, Ranker, RankingSpec, Swap
@@ -172,6 +183,13 @@ def swap_of(ranker: Ranker, releases, **options) -> Swap:
 NO_STORE_RANKER = Ranker(SPEC, None)  # for probes: they ask no store
 
 
+def warm_ranker(store: OnlineStore) -> Ranker:
+    """A ranker whose kernels are loaded: requests have a deadline, and loading takes seconds."""
+    ranker = Ranker(SPEC, store)
+    ranker.warm()
+    return ranker
+
+
 def learned(seed: int) -> OnlineLearner:
     """A learner after some steps: a new one gives every thing the same score, whatever its seed."""
     learner, rng = OnlineLearner(NextThing, seed=seed), np.random.default_rng(seed)
@@ -179,3 +197,13 @@ def learned(seed: int) -> OnlineLearner:
     for _ in range(3):
         learner.learn(examples, rng.integers(0, 2, 16))
     return learner
+
+
+def learned_scorer(seed: int) -> Scorer:
+    """The learner of `learned`, frozen."""
+    return Scorer(Snapshot.of(learned(seed)), NextThing)
+
+
+def id_of(thing: str) -> int:
+    """The id of a thing's text."""
+    return int(hash_text([thing])[0])

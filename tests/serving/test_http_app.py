@@ -9,7 +9,7 @@ import pytest
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
 from headrace.local.stack import LocalStack
-from headrace.serving import HttpLimits, Ranker, RankResponse, ScoreResponse
+from headrace.serving import HttpLimits, RankResponse, ScoreResponse
 from tests.serving import stage
 from tests.serving.stage import NOW_US, Ranks, Signature
 
@@ -200,7 +200,7 @@ def test_redis_away_and_back(tmp_path, serve):
     """503 with one clear error while Redis is away; answers again without a restart of ours."""
     with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url, shards=stage.SHARDS) as store:
         stage.fill(store, stage.EVENTS)
-        client = serve(Ranks(), on=Ranker(stage.SPEC, store))
+        client = serve(Ranks(), on=stage.warm_ranker(store))
         assert client.post("/v1/rank", ASK).status_code == 200
         redis.stop()
         response = client.post("/v1/rank", ASK)
@@ -226,7 +226,7 @@ def test_a_redis_that_moves_is_found_again(tmp_path, serve):
         port = stack.redis.port
         store = OnlineStore.open(stack.state.store_url, shards=stage.SHARDS)
         stage.fill(store, stage.EVENTS)
-        client = serve(Ranks(), on=Ranker(stage.SPEC, store))
+        client = serve(Ranks(), on=stage.warm_ranker(store))
         before = client.post("/v1/rank", ASK).json()["ranked"]
     with store, socket.socket() as taken:
         assert client.post("/v1/rank", ASK).status_code == 503
