@@ -1,6 +1,7 @@
 """The served log: what is written, and that it never holds up an answer."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -17,6 +18,10 @@ from tests.serving import stage
 from tests.serving.stage import NOW, NOW_US, Ranks, Shown, Signature
 
 NOWHERE = "127.0.0.1:1"
+
+
+class ShownElsewhere(Shown, topic="shown_elsewhere"):
+    """To a topic of its own, which the broker makes at the first message."""
 
 
 def impression(request_id: str = "r", rows: int = 3) -> Impression:
@@ -114,3 +119,84 @@ def test_an_event_without_a_column_is_refused_at_the_start():
         ImpressionLog(Bare, NOWHERE)
     with pytest.raises(DeclarationError, match="nope"):
         ImpressionLog(Shown, NOWHERE, columns=ImpressionColumns(shadow="nope"))
+
+
+def rows_of(*impressions):
+    return [ImpressionBatch.of(one) for one in impressions]
+
+
+def test_an_impression_that_cannot_be_encoded_costs_itself_alone(broker):
+    """Its reader is text in a column of whole numbers; the 49 beside it are delivered."""
+    log = ImpressionLog(ShownElsewhere, broker)
+    for i in range(50):
+        log.log(replace(impression(f"r{i}"), entity={"reader": "seven" if i == 25 else 7}))
+    assert log.flush() == 0
+    log.close()
+    assert (log.delivered, log.dropped, log.dropped_by_reason) == (49, 1, {"encode": 1})
+
+
+def test_an_impression_that_the_client_refuses_costs_itself_alone(broker):
+    """It is longer than a message may be."""
+    log = ImpressionLog(ShownElsewhere, broker, config={"message.max.bytes": 20_000})
+    for i in range(20):
+        log.log(impression(f"r{i}", rows=8_000 if i == 10 else 3))
+    assert log.flush() == 0
+    log.close()
+    assert (log.logged, log.delivered, log.dropped_by_reason) == (19, 19, {"refused": 1})
+
+
+def test_the_queue_is_bounded_in_bytes():
+    """Large impressions are dropped and counted long before the queue is full by their number."""
+    log = ImpressionLog(Shown, NOWHERE, bytes_max=1_000_000, config={"log_level": 0, "message.timeout.ms": 100})
+    one = impression(rows=1_000)
+    size_bytes = ImpressionBatch.of(one).size_bytes
+    assert size_bytes > one.inputs.ids.nbytes + one.inputs.dense.nbytes
+    taken = sum(log.log(one) for _ in range(200))
+    assert 1 <= taken < 200
+    assert log.dropped_by_reason["queue_full"] == 200 - taken
+    log.close()
+
+
+def test_a_batch_is_written_as_its_requests_alone():
+    """Rows picked in served order from the inputs of the whole batch."""
+    log = ImpressionLog(Shown, NOWHERE, config={"log_level": 0})
+    names, rows = [["b", "a"], ["c"], ["d", "f", "e"]], np.array([1, 0, 2, 3, 5, 4])
+    scores, inputs = np.linspace(0.9, 0.1, 6, dtype=np.float32), stage.NO_STORE_RANKER.probe(6)
+    readers, contexts = [{"reader": i} for i in range(3)], [{"page": i} for i in range(3)]
+    times = [NOW_US + i for i in range(3)]
+    edges = np.array([0, 2, 3, 6])
+    batch = ImpressionBatch(["x", "y", "z"], times, readers, names, scores, 5, inputs, rows, edges, contexts)
+    alone = [
+        Impression(
+            f"{'xyz'[i]}",
+            times[i],
+            readers[i],
+            names[i],
+            scores[edges[i] : edges[i + 1]],
+            5,
+            inputs.take(rows[edges[i] : edges[i + 1]]),
+            contexts[i],
+        )
+        for i in range(3)
+    ]
+    assert log.frame([batch]).equals(log.frame(rows_of(*alone)))
+    assert log.frame([batch]).equals(log.frame(batch.split()))
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("context", "field"),
+    [({"page": "x"}, "context.page"), ({"page": 1.5}, "context.page"), ({"page": True}, "context.page")],
+)
+def test_a_context_that_the_event_cannot_hold_is_refused_at_the_request(serve, context, field):
+    """422 that names it, instead of an impression that is lost later."""
+    log = ImpressionLog(Shown, NOWHERE, config={"log_level": 0, "message.timeout.ms": 100})
+    client = serve(Ranks(), impressions=log)
+    ask = {"entity": {"reader": 7}, "candidates": ["a"]}
+    refused = client.post("/v1/rank", {**ask, "context": context})
+    assert (refused.status_code, refused.json()["error"]) == (422, "invalid_request")
+    assert refused.json()["field"] == field
+    assert client.post("/v1/score", {**ask, "context": context}).status_code == 200  # scores are not logged
+    for fine in ({}, {"page": None}, {"page": 3}, {"page": 3, "further": "x"}):
+        assert client.post("/v1/rank", {**ask, "context": fine}).status_code == 200
+    log.close()
