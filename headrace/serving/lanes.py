@@ -205,12 +205,17 @@ def _watch(job: Job) -> None:
         job.watcher = job.loop.create_task(_until_over(job))
 
 
+async def until_gone(receive: Receive) -> None:
+    """Return when the client of a request whose body was read hangs up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _until_over(job: Job) -> None:
     """End `job` when its client hangs up or its deadline passes."""
     try:
         async with asyncio.timeout(job.deadline_s - time.monotonic()):
-            while (await job.receive())["type"] != "http.disconnect":
-                pass
+            await until_gone(job.receive)
     except TimeoutError:
         SHED.labels(reason="deadline").inc()
         fix = "try again after the seconds of Retry-After, or allow more time"

@@ -6,12 +6,13 @@ body (within BODY_S) -> validated -> lane of small or of large requests -> bytes
 import asyncio
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
 from headrace.serving.answers import Answers, Reply
-from headrace.serving.lanes import ClientGoneError, Job, Lane
+from headrace.serving.lanes import ClientGoneError, Job, Lane, until_gone
 from headrace.serving.messages import ScoreRequest
 from headrace.serving.queries import Query
 from headrace.serving.refusals import Refusal, no_model, parse, refusal_of, send_json, send_refusal, too_large
@@ -24,8 +25,8 @@ TIMEOUT_HEADER = b"x-request-timeout-ms"
 TIMEOUT_MS_MAX = 60_000
 LARGE_CANDIDATES = 256
 """A request of more candidates goes into the lane of large ones: it takes some milliseconds."""
-LARGE_BODY_BYTES = 65_536
-"""A longer body is parsed in a thread: it takes a millisecond or more."""
+LARGE_BODY_BYTES = 16_384
+"""A longer body is parsed in a thread, one at a time: it takes a millisecond or more."""
 CLIENT_GONE = 499
 """Status that a request is counted under whose client hung up."""
 
@@ -33,7 +34,7 @@ Ask = TypeVar("Ask", bound=ScoreRequest)
 
 
 class Lanes:
-    """The lanes of small and of large requests, which share the limit of requests in flight.
+    """The lanes of small and of large requests, and the thread that parses large bodies.
 
     Args:
         answers: does the work of a batch.
@@ -42,6 +43,7 @@ class Lanes:
 
     def __init__(self, answers: Answers, in_flight_max: int) -> None:
         self.small = Lane("rank", answers.work, waiting_max=in_flight_max, rows_max=1_024)
+        self.parser = ThreadPoolExecutor(1, thread_name_prefix="headrace-parse")
         self.large = Lane("rank-large", answers.work, waiting_max=in_flight_max, rows_max=1)
 
     def of(self, ask: ScoreRequest) -> Lane:
@@ -52,6 +54,7 @@ class Lanes:
         """Work on all that was submitted, then stop."""
         self.small.close()
         self.large.close()
+        self.parser.shutdown()
 
 
 class ModelRoute(Generic[Ask]):
@@ -109,7 +112,7 @@ class ModelRoute(Generic[Ask]):
         self._lanes.small.require_room(time.monotonic() + timeout_s)  # before the work of reading it
         body = await self._body(receive)
         if len(body) > LARGE_BODY_BYTES:
-            ask, query = await asyncio.to_thread(self._parsed, body)
+            ask, query = await self._parsed_in_thread(body, receive)
         else:
             ask, query = self._parsed(body)
         job = Job(self.name, ask, query, time.monotonic() + timeout_s, receive)
@@ -119,6 +122,17 @@ class ModelRoute(Generic[Ask]):
     def _parsed(self, body: bytes) -> tuple[Ask, Query]:
         ask = parse(self._model, body)
         return ask, self._answers.query(ask)
+
+    async def _parsed_in_thread(self, body: bytes, receive: Receive) -> tuple[Ask, Query]:
+        """`_parsed` in the parser's thread, unless the client hangs up before its turn comes."""
+        parsing = asyncio.get_running_loop().run_in_executor(self._lanes.parser, self._parsed, body)
+        gone = asyncio.ensure_future(until_gone(receive))
+        await asyncio.wait((parsing, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not parsing.done():
+            parsing.cancel()
+            raise ClientGoneError
+        gone.cancel()
+        return await parsing
 
     def _timeout_of(self, headers: list[tuple[bytes, bytes]]) -> float:
         for name, value in headers:
