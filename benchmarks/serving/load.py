@@ -22,10 +22,12 @@ class Caller(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport) -> None:
+        """Called once, when the connection stands."""
         self._transport = transport
         self._send()
 
     def data_received(self, data: bytes) -> None:
+        """Called with each piece of an answer."""
         self._buffer += data
         head_end = self._buffer.find(b"\r\n\r\n")
         if head_end < 0:
@@ -42,7 +44,8 @@ class Caller(asyncio.Protocol):
         else:
             self._transport.close()
 
-    def connection_lost(self, exc) -> None:
+    def connection_lost(self, _exc) -> None:
+        """Called once, after the last answer or when the server hung up."""
         self._tally.left -= 1
         if not self._tally.left:
             self._tally.done.set_result(None)
@@ -63,6 +66,7 @@ class Tally:
         self.done = asyncio.get_running_loop().create_future()
 
     def add(self, status: int, seconds: float) -> None:
+        """Count an answer."""
         if self.begin_s <= time.perf_counter() < self.end_s:
             self.statuses[status] += 1
             if status == 200:

@@ -48,7 +48,8 @@ def arguments(description: str, seconds: float) -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def stage() -> Iterator[Stage]:
+def stage(**settings: str) -> Iterator[Stage]:
+    """Start Redis and a broker, and fill them; `settings` are further variables for the servers."""
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory(prefix="hrb") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
@@ -62,12 +63,15 @@ def stage() -> Iterator[Stage]:
             "HEADRACE_MODEL_DIR": str(folder / "models"),
             "HEADRACE_HOST": "127.0.0.1",
             "HEADRACE_LOG_JSON": "true",
+            **settings,
         }
         made = Stage(env, folder)
         _fill(made)
         _publish(folder / "models", redis.url)
-        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-              f"Python {platform.python_version()}; seed {SEED}; {CUSTOMERS} customers, {ITEMS} items, {EVENTS} events")
+        print(
+            f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+            f"Python {platform.python_version()}; seed {SEED}; {CUSTOMERS} customers, {ITEMS} items, {EVENTS} events"
+        )
         yield made
 
 
@@ -93,8 +97,9 @@ def _fill(made: Stage) -> None:
     store = made.env["HEADRACE_REDIS_URL"]
     command = ["materialize", *views, "--events", str(made.folder / "log.parquet"), "--store", store, "--until-end"]
     env = {**made.env, "HEADRACE_PROJECT": str(ROOT), "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-m", "headrace.cli", *command], env=env, cwd=made.folder, check=True,
-                   capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "headrace.cli", *command], env=env, cwd=made.folder, check=True, capture_output=True
+    )
 
 
 def _publish(folder: Path, redis_url: str) -> None:

@@ -147,9 +147,10 @@ def _add_model_route(app: FastAPI, route: ModelRoute[Any], model: type[BaseModel
         responses={200: {"model": answer}},
         openapi_extra=_takes(model),
     )
-    api_route = app.router.routes[-1]
+    api_route = app.router.routes.pop()
     assert isinstance(api_route, APIRoute)
     api_route.app = route
+    app.router.routes.insert(0, api_route)  # routes are tried in order, each by a regular expression
 
 
 class _Routes:
