@@ -124,12 +124,15 @@ class Answers:
             self._impressions.context_of(ask.entity, ask.context)
         return query
 
-    def work(self, jobs: Sequence[Job]) -> list[Reply | Refusal]:
-        """A reply or refusal for each job, in order; requests whose columns have other types go in batches apart."""
+    def work(self, jobs: Sequence[Job]) -> list[Reply | Exception]:
+        """A reply for each job, or the exception that ended it, in order.
+
+        Requests whose columns have other types go in batches apart.
+        """
         live = self._swap.live
         if live is None:
             return [no_model()] * len(jobs)
-        outcomes: dict[int, Reply | Refusal] = {}
+        outcomes: dict[int, Reply | Exception] = {}
         groups: dict[Any, list[int]] = {}
         for i, job in enumerate(jobs):
             groups.setdefault(self._ranker.rules.kind(job.query), []).append(i)
@@ -138,7 +141,7 @@ class Answers:
             outcomes.update(zip(indexes, self._outcomes(live, batch), strict=True))
         return [outcomes[i] for i in range(len(jobs))]
 
-    def _outcomes(self, live: LiveModel, jobs: Sequence[Job]) -> list[Reply | Refusal]:
+    def _outcomes(self, live: LiveModel, jobs: Sequence[Job]) -> list[Reply | Exception]:
         started_s = time.perf_counter()
         try:
             return list(self._replies(live, jobs))
@@ -147,7 +150,7 @@ class Answers:
             return [refusal_of(exc, jobs[0].route)] * len(jobs)
         except Exception as exc:  # noqa: BLE001  # whatever a model or a function of the declaration raises
             if len(jobs) == 1:
-                return [refusal_of(exc, jobs[0].route)]
+                return [exc]  # the handler logs it: a traceback takes longer to write than a batch to score
         return [self._outcomes(live, [job])[0] for job in jobs]  # the one that fails shall cost no other
 
     def _replies(self, live: LiveModel, jobs: Sequence[Job]) -> list[Reply]:

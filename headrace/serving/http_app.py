@@ -43,7 +43,7 @@ from headrace.serving.messages import (
 from headrace.serving.model_route import Lanes, ModelRoute
 from headrace.serving.ranker import Ranker
 from headrace.serving.refusals import STORE_AWAY, Refusal, no_model, refusal_of, store_away
-from headrace.serving.report import Report
+from headrace.serving.report import Report, refused_entry
 from headrace.serving.swap import LiveModel, Swap
 
 READ_THREADS = 2
@@ -237,6 +237,7 @@ class _Routes:
             "swapped_us": live.swapped_us,
             "age_s": (wall_us() - live.swapped_us) / 1e6,
             "kept": self._swap.kept,
+            "refused": refused_entry(self._swap),
             "manifest": dict(live.manifest),
         }
         return Reply(dumps(body), live.version)
@@ -249,7 +250,10 @@ class _Routes:
             problems.append(STORE_AWAY)
         ready = not problems
         version = live.version if live is not None else None
-        return _json({"ready": ready, "model_version": version, "problems": problems}, 200 if ready else 503)
+        body: dict[str, object] = {"ready": ready, "model_version": version, "problems": problems}
+        if refused := refused_entry(self._swap):
+            body["refused"] = refused
+        return _json(body, 200 if ready else 503)
 
     async def _store_answers(self) -> bool:
         """Whether the store answers a ping within PING_S; probes at once share one ping."""

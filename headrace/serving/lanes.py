@@ -39,7 +39,7 @@ SHED = Counter("headrace_requests_shed_total", "Requests refused unread, or left
 log = structlog.get_logger(__name__)
 
 Outcome = Any
-"""What answers a job: a reply of the work, or the Refusal that ended it."""
+"""What answers a job: a reply of the work, or the exception that ended it."""
 
 
 class ClientGoneError(Exception):

@@ -116,6 +116,9 @@ class ModelResponse(BaseModel):
     swapped_us: int
     age_s: float = Field(description="Seconds since it became live.")
     kept: list[int] = Field(description="Versions that a rollback reaches without loading, newest first.")
+    refused: dict[str, object] | None = Field(
+        default=None, description="A newer version that was refused: model_version, reason, refused_us; null: none."
+    )
     manifest: dict[str, object]
 
 

@@ -80,10 +80,19 @@ class Report:
             "swaps": {
                 "count": swap.swaps,
                 "refused": swap.refused,
+                "last_refused": refused_entry(swap),
                 "swap_ms": percentiles([entry.swap_ms for entry in swap.history]),
                 "recent": [_swap_entry(entry) for entry in list(swap.history)[-SHOWN:]],
             },
         }
+
+
+def refused_entry(swap: Swap) -> dict[str, object] | None:
+    """The refused version that no newer one has replaced, why, and since when; None: there is none."""
+    refused = swap.last_refused
+    if refused is None:
+        return None
+    return {"model_version": refused.version, "reason": refused.reason, "refused_us": refused.refused_us}
 
 
 def _swap_entry(entry: Swapped) -> dict[str, object]:

@@ -46,6 +46,9 @@ SWAP_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
 REFUSED = Counter("headrace_swap_refused_total", "Snapshots that were not taken.", ["reason"])
+REFUSED_VERSION = Gauge(
+    "headrace_model_refused_version", "Version that was refused and that no newer one has replaced; 0: none."
+)
 LIVE_VERSION = Gauge("headrace_model_version", "Version of the live model.")
 
 log = structlog.get_logger(__name__)
@@ -109,6 +112,15 @@ class Swapped:
     manifest: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class RefusedModel:
+    """A snapshot that was not taken: its version, why, and when (wall time, µs)."""
+
+    version: int
+    reason: str
+    refused_us: int
+
+
 class Swap:
     """The live model of one process, and the thread that follows the published ones.
 
@@ -136,6 +148,7 @@ class Swap:
         self.history: deque[Swapped] = deque(maxlen=HISTORY)
         self.swaps = 0
         self.refused = 0
+        self.last_refused: RefusedModel | None = None  # None again once a newer model is live
         self._releases = releases
         self._probe = probe
         self._fingerprints = dict(fingerprints or {})
@@ -217,11 +230,15 @@ class Swap:
             self._settled = version
             self.refused += 1
             REFUSED.labels(reason=type(exc).__name__).inc()
+            self.last_refused = RefusedModel(version, str(exc), wall_us())
+            REFUSED_VERSION.set(version)
             live = self.live.version if self.live else None
             log.warning("snapshot_refused", model_version=version, live=live, reason=str(exc), error=type(exc).__name__)
             return False
         self._settled = version
         self._store(version, loaded, started)
+        self.last_refused = None
+        REFUSED_VERSION.set(0)
         return True
 
     def _load(self, version: int) -> Loaded:

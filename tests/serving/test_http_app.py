@@ -6,11 +6,13 @@ import socket
 import httpx
 import pytest
 
+from headrace.errors import SnapshotError
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
 from headrace.local.stack import LocalStack
-from headrace.serving import HttpLimits, RankResponse, ScoreResponse
+from headrace.serving import HttpLimits, RankResponse, ScoreResponse, build_http
 from tests.serving import stage
+from tests.serving.conftest import Client
 from tests.serving.stage import NOW_US, Ranks, Signature
 
 ASK = {"entity": {"reader": 7}, "candidates": ["c", "b", "a", "z"]}
@@ -187,6 +189,29 @@ def test_model_report_and_metrics(serve):
     metrics = client.get("/metrics").text
     assert 'headrace_requests_total{route="rank",status="200"}' in metrics
     assert "headrace_swaps_total" in metrics
+
+
+def test_a_refused_version_is_named_with_its_reason_until_a_newer_one_is_live(ranker):
+    """In the model, the report, the readiness and the metrics; the live model goes on."""
+    releases = stage.Published({3: Ranks()})
+    swap = stage.swap_of(ranker, releases)
+    swap.refresh()
+    releases.models[4] = SnapshotError("table thing: 3 of 9 rows are not finite")
+    assert not swap.refresh()
+    client = Client(build_http(ranker, swap, impressions=None, clock=stage.CLOCK))
+    seen = [
+        client.get("/v1/model").json()["refused"],
+        client.get("/readyz").json()["refused"],
+        client.get("/v1/report").json()["swaps"]["last_refused"],
+    ]
+    for refused in seen:
+        assert (refused["model_version"], "not finite" in refused["reason"]) == (4, True)
+    assert client.get("/v1/model").json()["model_version"] == 3
+    assert "headrace_model_refused_version 4.0" in client.get("/metrics").text
+    releases.models[5] = Ranks()
+    assert swap.refresh()
+    assert client.get("/v1/model").json()["refused"] is None
+    assert "refused" not in client.get("/readyz").json()
 
 
 def test_openapi_describes_the_bodies_that_are_validated_by_hand(serve):
