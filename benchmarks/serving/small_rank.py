@@ -2,11 +2,14 @@
 
     python -m benchmarks.serving.small_rank --baseline ../before
 
-Every answer must be 200. CPU is that of the server's process, load and Redis apart. Rounds take turns, best of three.
+Every answer must be 200. CPU is that of the server's process, load and Redis apart. All servers run at once and take
+turns; best of three.
 """
 
 import random
 from collections import defaultdict
+from contextlib import ExitStack
+from itertools import product
 from typing import NamedTuple
 
 import psutil
@@ -31,13 +34,13 @@ def main() -> None:
     random.Random(0).shuffle(given)
     sides = {"ours": ROOT, **({"baseline": options.baseline.resolve()} if options.baseline else {}), "empty": None}
     rounds: dict[tuple[str, int], list[Seen]] = defaultdict(list)
-    with stage(HEADRACE_REQUEST_TIMEOUT_S="5") as made:  # a stall of the machine is no refusal
-        for _ in range(ROUNDS):
-            for name, checkout in sides.items():
-                with server(made, checkout) as (port, process):
-                    load(port, "/v1/rank", 16, 2.0, given)
-                    for callers in CALLERS:
-                        rounds[name, callers].append(measured(port, process, callers, options.seconds, given))
+    with ExitStack() as stack:
+        made = stack.enter_context(stage(HEADRACE_REQUEST_TIMEOUT_S="5"))  # a stall of the machine is no refusal
+        servers = {name: stack.enter_context(server(made, checkout)) for name, checkout in sides.items()}
+        for port, _ in servers.values():
+            load(port, "/v1/rank", 16, 2.0, given)
+        for _, callers, (name, (port, process)) in product(range(ROUNDS), CALLERS, servers.items()):
+            rounds[name, callers].append(measured(port, process, callers, options.seconds, given))
     best = {side: max(seen) for side, seen in rounds.items()}
     print(f"{'':10}" + "".join(f"{callers:>4} callers: req/s  CPU ms  p99 ms" for callers in CALLERS))
     for name in sides:
