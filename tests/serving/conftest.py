@@ -7,8 +7,11 @@ import httpx
 import pytest
 
 from headrace.features.store import OnlineStore
-from headrace.serving import Ranker, build_http
+from headrace.serving import HttpLimits, Ranker, build_http
 from tests.serving import stage
+
+PATIENT = HttpLimits(timeout_s=30.0)
+"""A model's first request may load kernels for longer than a second on a busy machine."""
 
 
 @pytest.fixture
@@ -51,6 +54,6 @@ def serve(ranker: Ranker):
     def build(model=None, *, version: int = 3, impressions=None, limits=None, on=ranker) -> Client:
         swap = stage.swap_of(on, stage.Published({} if model is None else {version: model}))
         swap.refresh()
-        return Client(build_http(on, swap, impressions=impressions, clock=stage.CLOCK, limits=limits))
+        return Client(build_http(on, swap, impressions=impressions, clock=stage.CLOCK, limits=limits or PATIENT))
 
     return build
