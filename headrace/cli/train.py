@@ -170,5 +170,11 @@ def _require_where(histories: Sequence[Source], handover: Mapping[str, int], opt
 
 
 def moment(text: datetime | None) -> datetime | None:
-    """A time of the command line, UTC."""
-    return None if text is None else text.replace(tzinfo=UTC)
+    """A time of the command line: UTC, unless it says its own offset.
+
+    >>> moment(datetime.fromisoformat("2026-01-01T02:00:00+02:00")) == moment(datetime(2026, 1, 1))
+    True
+    """
+    if text is None:
+        return None
+    return text.replace(tzinfo=UTC) if text.tzinfo is None else text.astimezone(UTC)

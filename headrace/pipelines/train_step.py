@@ -94,6 +94,11 @@ class TrainStep:
         directory = self.trainer.directory
         return f"models of {self.trainer.learner.name} to {directory.path if directory else 'memory alone'}"
 
+    @property
+    def state_folder(self) -> Path | None:
+        """Folder of the saved state; None keeps nothing."""
+        return None if self._checkpoints is None else self._checkpoints.folder
+
     def positions(self) -> Positions:
         """Next offset of each partition that the state has taken in."""
         return positions_of("the trainer", self._offsets.positions())

@@ -63,6 +63,7 @@ def test_a_project_is_warmed_from_a_file(project):
     code, out, words = headrace(project, "train", "ranking", "--events", "log.parquet")
     assert (code, out) == (1, "")
     assert "has learned from" in words
+    assert "delete the folder .headrace/state/train to begin anew" in " ".join(words.split())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +73,7 @@ def test_a_project_is_warmed_from_a_file(project):
         (("features.views:UserActivity", "--events", "log.parquet"), "is no learner"),
         (("Ranking", "--events", "nope.parquet"), "nope.parquet does not exist"),
         (("Ranking", "--events", "log.parquet", "--from", "2030-01-01"), "no events of Action from 2030-01-01"),
+        (("Ranking", "--events", "log.parquet", "--from", "2030-01-01T00:00:00-02:00"), "from 2030-01-01T02:00:00Z"),
         (("Ranking", "--events", "log.parquet", "--from", "2025-01-02", "--until", "2025-01-01"), "swap the times"),
         (("Ranking", "--events", "log.parquet", "--then-live"), "--topic-follows"),
         (("Ranking", "--events", "log.parquet", "--then-live", "--until", "2030-01-01"), "would be lost"),

@@ -332,10 +332,10 @@ def _classes(step: TrainStep, *, has_requests: bool) -> list[type[Event]]:
 def _require_fresh(step: TrainStep) -> None:
     if step.trainer.trained or step.positions():
         read = ", ".join(f"{name} up to {offset:,}" for name, offset in sorted(step.positions().items())) or "nothing"
+        begin = "give a new step" if step.state_folder is None else f"delete the folder {step.state_folder}"
         raise ConfigError(
             f"learner {step.trainer.learner.name}: its state has learned from {step.trainer.trained:,} examples "
-            f"already ({read}); history would be learned twice. Delete the folder of the state to begin anew, or go "
-            "on live"
+            f"already ({read}); history would be learned twice; {begin} to begin anew, or go on live"
         )
 
 
