@@ -23,7 +23,14 @@ from headrace.streams.source import Source
 from headrace.streams.urls import sources_of_urls
 
 MODULE = "pipelines.train"
-SHOWN = {"auc": "AUC", "logloss": "log-loss", "calibration": "calibration", "hit@10": "hit@10"}
+SHOWN = {
+    "auc": "AUC",
+    "logloss": "log-loss",
+    "base_logloss": "of the base rate",
+    "calibration": "calibration",
+    "hit@1": "hit@1",
+}
+"""Figures and their words. The log-loss of the base rate is what a model without features has."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -108,7 +115,8 @@ def row_of(training: Training) -> dict[str, Any]:
     """The result as one row of a table."""
     numbers = {name: value for name, value in training.figures.items() if isinstance(value, float)}
     figures = {name: round(numbers[name], 4) for name in SHOWN if name in numbers} or numbers
-    counts = {"events": training.events, "examples": training.examples, "waiting": training.waiting}
+    names = ("events", "left_out", "examples", "waiting")
+    counts = {name: getattr(training, name) for name in names}
     return {"learner": training.learner, "version": training.version, **counts, **figures}
 
 

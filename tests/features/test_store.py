@@ -334,11 +334,16 @@ def test_several_views_are_read_in_one_round_trip(store, store_url):
         assert (alone.age_us[0], alone.ahead[0]) == (by_entity.age_us[i], by_entity.ahead[i])
 
 
-def test_a_redis_that_hangs_is_left_at_the_deadline(tmp_path):
-    """The process is stopped: a read with a deadline ends in time, and the next one works once Redis goes on."""
+@pytest.mark.parametrize("idle_s", [0.0, 1.1], ids=["the records", "the active version"])
+def test_a_redis_that_hangs_is_left_at_the_deadline(tmp_path, idle_s):
+    """The process is stopped: a read with a deadline ends in time, and the next one works once Redis goes on.
+
+    After a second the view's active version is asked for before its records.
+    """
     with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url) as store:
         read = ViewRead(PLAN, np.array([7]), [b"7"], START_US)
         assert not store.answers([read])[0].found[0]
+        time.sleep(idle_s)
         pid = redis._process.pid
         os.kill(pid, signal.SIGSTOP)
         try:

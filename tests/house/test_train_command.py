@@ -59,6 +59,9 @@ def test_a_project_is_warmed_from_a_file(project):
     assert 9_000 < row["examples"] < min(10_000, CURVE_ROWS)
     assert row["waiting"] == pytest.approx(1_000 - row["examples"] / 10, abs=2)
     assert 0.5 < row["auc"] < 1
+    assert row["left_out"] == 0
+    assert row["base_logloss"] == pytest.approx(0.325, abs=0.001)  # of one positive in ten
+    assert 0 < row["hit@1"] < 1
     assert ModelDirectory(project / ".headrace" / "models").latest() == 1
     code, out, words = headrace(project, "train", "ranking", "--events", "log.parquet")
     assert (code, out) == (1, "")

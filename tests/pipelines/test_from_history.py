@@ -157,7 +157,7 @@ def test_bad_rows_are_left_out_and_kept(tmp_path):
     letters = FileDeadLetters(tmp_path / "letters")
     done = headrace.train(make(), tmp_path / "log.jsonl", intake={"dead_letters": letters})
     letters.close()
-    assert done.events == ROWS
+    assert (done.events, done.left_out) == (ROWS, 1)
     assert len(list((tmp_path / "letters").iterdir())) == 1
 
 

@@ -133,6 +133,27 @@ class RedisLink:
             except NotValuesError:  # redis-py parses it, and raises what it is
                 yield from map(values_of, without_errors(self._replies(requests[done:])))
 
+    def field(self, key: str, name: str, doing: str, deadline_s: float | None = None) -> bytes | None:
+        """The field `name` of the hash at `key`, None where there is none; `doing` names the operation in errors.
+
+        `deadline_s` is a moment of `time.monotonic`: one server must have answered by then, retries included.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        with self.errors(doing):
+            value: bytes | None
+            if self.cluster or deadline_s is None:
+                value = self.client.hget(key, name)
+                return value
+            try:
+                value = self._field(key, name, deadline_s)
+            except DISCONNECTED:  # retry once, as redis-py does
+                if time.monotonic() >= deadline_s:
+                    raise
+                value = self._field(key, name, deadline_s)
+            return value
+
     def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
         """The hash at each of `keys`, empty where there is none, in one round trip.
 
@@ -238,30 +259,33 @@ class RedisLink:
             again: list[_Call] = []
             return again, list(self._replies(_commands(script, chain(made, to_come), again)))
 
+    def _field(self, key: str, name: str, deadline_s: float) -> Any:
+        with self._connection() as connection, bounded(connection, deadline_s):
+            connection.send_command("HGET", key, name)
+            return connection.read_response()
+
     def _values(self, requests: Sequence[bytes], counts: Sequence[int], deadline_s: float | None) -> Iterator[Values]:
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        try:
-            with bounded(connection, deadline_s):
-                connection.send_packed_command(requests)
-                yield from read_values(connection, counts)
-        except BaseException:
-            connection.disconnect()  # replies may be under way that nobody will read
-            raise
-        finally:
-            pool.release(connection)
+        with self._connection() as connection, bounded(connection, deadline_s):
+            connection.send_packed_command(requests)
+            yield from read_values(connection, counts)
 
     def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
         """Send packed commands over one connection, the first while later ones are made; then replies, or errors."""
-        pool = self.client.connection_pool
-        connection = pool.get_connection()
-        try:
+        with self._connection() as connection:
             count = 0
             for piece in in_pieces(commands):
                 count += len(piece)
                 connection.send_packed_command(piece, check_health=False)  # its PING would come between
             for _ in range(count):
                 yield reply_of(connection)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        """A connection of the pool, closed if the block ends by an exception."""
+        pool = self.client.connection_pool
+        connection = pool.get_connection()
+        try:
+            yield connection
         except BaseException:
             connection.disconnect()  # replies may be under way that nobody will read
             raise

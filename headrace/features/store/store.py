@@ -212,7 +212,7 @@ class OnlineStore:
             StoreUnavailableError: Redis does not answer, or not in time.
         """
         for read in reads:
-            self.require_active(read.plan)
+            self.views.require_active(read.plan, deadline_s)
         readers = [PackedReader(read.plan, len(read.ids), read.now_us, contiguous=close) for read in reads]
         if self._link.cluster:
             keys = [self._keys(read.plan, read.ids, read.texts) for read in reads]

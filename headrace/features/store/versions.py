@@ -53,9 +53,12 @@ class ViewVersions:
         self._namespace = namespace
         self._known: dict[str, tuple[str | None, float]] = {}
 
-    def active(self, view_name: str) -> str | None:
-        """Fingerprint of the version that readers of the view get; None before anything was materialized."""
-        fingerprint = self._field("views", view_name, "reading the active version of")
+    def active(self, view_name: str, deadline_s: float | None = None) -> str | None:
+        """Fingerprint of the version that readers of the view get; None before anything was materialized.
+
+        `deadline_s`: moment of `time.monotonic` by which Redis must have answered.
+        """
+        fingerprint = self._field("views", view_name, "reading the active version of", deadline_s)
         self._known[view_name] = (fingerprint, time.monotonic())
         return fingerprint
 
@@ -82,15 +85,17 @@ class ViewVersions:
             self._link.client.hsetnx(f"{self._namespace}:views", plan.name, plan.fingerprint)
         return self.active(plan.name) == plan.fingerprint
 
-    def require_active(self, plan: ViewPlan) -> None:
-        """Return if readers get this version of the view, or none yet.
+    def require_active(self, plan: ViewPlan, deadline_s: float | None = None) -> None:
+        """Return if readers get this version of the view, or none yet; Redis is asked once in `ACTIVE_S_MAX` seconds.
+
+        `deadline_s`: moment of `time.monotonic` by which Redis must have answered.
 
         Raises:
             LayoutError: readers get another version.
         """
         fingerprint, asked_s = self._known.get(plan.name, (None, -math.inf))
         if time.monotonic() - asked_s > ACTIVE_S_MAX:
-            fingerprint = self.active(plan.name)
+            fingerprint = self.active(plan.name, deadline_s)
         if fingerprint not in {None, plan.fingerprint}:
             self._require_owner(plan)
             raise LayoutError(
@@ -196,9 +201,8 @@ class ViewVersions:
         with self._link.errors(f"adopting {plan.name}"):
             self._link.client.hset(f"{self._namespace}:owners", plan.name, plan.declared_in)
 
-    def _field(self, name: str, view_name: str, doing: str) -> str | None:
-        with self._link.errors(f"{doing} {view_name}"):
-            value: bytes | None = self._link.client.hget(f"{self._namespace}:{name}", view_name)
+    def _field(self, name: str, view_name: str, doing: str, deadline_s: float | None = None) -> str | None:
+        value = self._link.field(f"{self._namespace}:{name}", view_name, f"{doing} {view_name}", deadline_s)
         return None if value is None else value.decode()
 
 

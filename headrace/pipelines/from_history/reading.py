@@ -22,7 +22,7 @@ from headrace.errors import SchemaError
 from headrace.history.external_sort import Sorter, merged
 from headrace.history.log import MEMORY_ROWS, time_of
 from headrace.history.replay import cut_events
-from headrace.schemas import DeadLetter, Event, spec_of
+from headrace.schemas import DeadLetter, DeadLetters, Event, spec_of
 from headrace.schemas.tables import frame_of
 from headrace.streams.intake import Intake
 from headrace.streams.source import Batch, EventBatch, Source
@@ -34,17 +34,22 @@ POLL_S = 0.003
 
 
 class LeftOut:
-    """Dead letters that are only counted: the events stay where they are."""
+    """Counts dead letters and hands them on; without `then` they are only counted: the events stay where they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: DeadLetters | None = None) -> None:
         self.count = 0
+        self._then = then
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Count them."""
+        """Count them, and hand them on."""
         self.count += len(letters)
+        if self._then is not None:
+            self._then.write(letters)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close what they are handed to."""
+        if self._then is not None:
+            self._then.close()
 
 
 class FrameSource(Source):

@@ -11,7 +11,7 @@ the state, and learned live. So weights are those of one trainer that was fed hi
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Training:
         events: rows of history, those before `since` included.
         examples: what was learned from.
         waiting: events that the watermark does not allow yet; a live flow learns them.
+        left_out: bad events, which are no part of `events`.
         seconds: of the training, the reading included.
         figures: prequential figures over all examples (`Prequential.snapshot`).
         curve: a row for every 50,000 examples or so: `event_time`, `examples`, and the figures of the recent examples.
@@ -63,6 +64,7 @@ class Training:
     curve: pl.DataFrame
     version: int | None
     positions: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,21 +183,23 @@ def train_on(
     _require_fresh(step)
     classes = _classes(step, has_requests=has_requests)
     ends = {name: end for source in histories for part in source.parts() for name, end in part.ends().items()}
-    intake = intake or {"dead_letters": LeftOut()}
+    options = dict(intake or {})
+    left_out = options["dead_letters"] = LeftOut(options.get("dead_letters"))
 
     def batches() -> Iterable[EventBatch]:
         for source in histories:
             live = {name for part in source.parts() if part.has_live_offsets for name in part.partitions()}
             begin = {name: end for name, end in ends.items() if name in live}  # a topic beside its archive
-            for batch in read_to_end(source, Intake(classes, **intake), begin):
+            for batch in read_to_end(source, Intake(classes, **options), begin):
                 if batch.partition in live:
                     ends[batch.partition] = max(ends.get(batch.partition, 0), batch.next_offset)
                 yield batch
 
     where = _Where(ends, dict(handover or {}), topic_follows=topic_follows, is_cut=span.until_us is not None)
-    return learn_history(
+    training = learn_history(
         step, batches(), span, where=where, has_requests=has_requests, memory_rows=memory_rows, report=report
     )
+    return replace(training, left_out=left_out.count)
 
 
 @dataclass(frozen=True, slots=True)
