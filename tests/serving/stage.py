@@ -207,3 +207,11 @@ def learned_scorer(seed: int) -> Scorer:
 def id_of(thing: str) -> int:
     """The id of a thing's text."""
     return int(hash_text([thing])[0])
+
+
+def until(condition, seconds=20.0):
+    """Return once `condition()` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.005)

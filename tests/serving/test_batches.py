@@ -19,7 +19,7 @@ from headrace.local import EmbeddedRedis, free_port
 from headrace.serving import HttpLimits
 from headrace.serving.model_route import LARGE_CANDIDATES
 from tests.serving import stage
-from tests.serving.stage import NOW_US, Ranks, Signature
+from tests.serving.stage import NOW_US, Ranks, Signature, until
 
 
 def asks(count):
@@ -189,13 +189,6 @@ def test_a_redis_that_hangs_costs_little_after_the_first(tmp_path, serve):
         finally:
             os.kill(redis._process.pid, signal.SIGCONT)
         until(lambda: client.post("/v1/rank", asks(1)[0]).status_code == 200)
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.02)
 
 
 class Server(uvicorn.Server):

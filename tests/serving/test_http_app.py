@@ -13,7 +13,7 @@ from headrace.local.stack import LocalStack
 from headrace.serving import HttpLimits, RankResponse, ScoreResponse, build_http
 from tests.serving import stage
 from tests.serving.conftest import Client
-from tests.serving.stage import NOW_US, Ranks, Signature
+from tests.serving.stage import NOW_US, Ranks, Signature, until
 
 ASK = {"entity": {"reader": 7}, "candidates": ["c", "b", "a", "z"]}
 
@@ -260,7 +260,7 @@ def test_a_redis_that_moves_is_found_again(tmp_path, serve):
         taken.bind(("127.0.0.1", port))
         with LocalStack(tmp_path, {}) as stack:
             assert stack.redis.port != port
-            assert client.get("/readyz").status_code == 200
+            until(lambda: client.get("/readyz").status_code == 200)
             assert client.post("/v1/rank", ASK).json()["ranked"] == before
 
 

@@ -106,7 +106,7 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
         done.set()
 
     async def play() -> tuple[list[list[int]], dict]:
-        async with httpx.AsyncClient(timeout=10) as client:
+        async with httpx.AsyncClient(timeout=30, headers={"X-Request-Timeout-Ms": "30000"}) as client:
             *seen, _ = await asyncio.gather(*(caller(client) for _ in range(4)), publisher(client))
             return seen, (await client.get(f"{url}/v1/report")).json()
 

@@ -13,7 +13,7 @@ from headrace.errors import SnapshotError
 from headrace.learners import ModelDirectory, Snapshot
 from headrace.serving import DirectoryReleases
 from tests.serving import stage
-from tests.serving.stage import NextThing, Published, Signature
+from tests.serving.stage import NextThing, Published, Signature, until
 
 
 @pytest.fixture
@@ -28,13 +28,6 @@ def follow(ranker):
     yield start
     for swap in started:
         swap.close()
-
-
-def until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.002)
 
 
 def test_the_newest_becomes_live_and_those_between_are_skipped(follow):
