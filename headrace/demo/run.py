@@ -127,6 +127,7 @@ class _Run:
             "HEADRACE_FUTURE_S": repr(2 * lateness_s + 600),
             "HEADRACE_FROZEN_VERSION": "1",
             "HEADRACE_MODELS_KEPT": "100000",
+            "HEADRACE_REQUEST_TIMEOUT_S": "10",  # all share one machine: a slow answer is shown, not refused
         }
 
     def _write_clock(self, clock: Clock) -> None:
