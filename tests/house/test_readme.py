@@ -95,7 +95,7 @@ def test_shell_blocks_name_real_commands(repo):
     for target in targets:
         assert subprocess.run(["make", "-n", target], cwd=repo, capture_output=True).returncode == 0
     commands = {line.split()[1] for line in lines if line.startswith("headrace ")}
-    assert commands == {"init", "up", "produce", "run", "serve", "get", "replay", "backfill", "verify"}
+    assert commands == {"init", "up", "produce", "train", "run", "serve", "get", "replay", "backfill", "verify"}
     for command in commands:
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
 
