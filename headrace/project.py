@@ -198,13 +198,19 @@ def event_named(name: str, root: Path) -> type["Event"]:
     from headrace.schemas import Event, spec_of
 
     if ":" in name:
-        chosen = load_object(name)
-        if not (isinstance(chosen, type) and issubclass(chosen, Event)):
-            raise ConfigError(f"{name} is no event; name a class that is declared with `class ...(Event, topic=...)`")
+        chosen = _class_at(name, Event, "event", "class ...(Event, topic=...)")
         spec_of(chosen)
         return chosen
     declared, broken = events(root)
     return _named("event", name, [(event.__name__, event) for event in declared], broken, root / "schemas")
+
+
+def _class_at(address: str, base: type[T], kind: str, declaration: str) -> type[T]:
+    """The subclass of `base` at `module:Class`."""
+    chosen = load_object(address)
+    if not (isinstance(chosen, type) and issubclass(chosen, base)):
+        raise ConfigError(f"{address} is no {kind}; name a class that is declared with `{declaration}`")
+    return chosen
 
 
 def learner_named(name: str, root: Path) -> type["Learner"]:
@@ -216,10 +222,7 @@ def learner_named(name: str, root: Path) -> type["Learner"]:
     from headrace.learners import Learner
 
     if ":" in name:
-        chosen = load_object(name)
-        if not (isinstance(chosen, type) and issubclass(chosen, Learner)):
-            raise ConfigError(f"{name} is no learner; name a class that is declared with `class ...(Learner)`")
-        return chosen
+        return _class_at(name, Learner, "learner", "class ...(Learner)")
     declared, broken = subclasses_in("learners", Learner, root)
     by_name = [(name if learner.name == name else learner.__name__, learner) for learner in declared]
     return _named("learner", name, by_name, broken, root / "learners")

@@ -5,6 +5,7 @@ beside the weights, (rows, state_width). Steps compute in float64 and store floa
 not touched.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeGuard
 
@@ -31,7 +32,7 @@ class Optimizer(Protocol):
         ...
 
 
-class Compiled:
+class Compiled(ABC):
     """Base of the optimizers whose steps other kernels can take: see `headrace.learners.tables.steps`.
 
     Attributes:
@@ -42,9 +43,9 @@ class Compiled:
     kind: ClassVar[int]
 
     @property
+    @abstractmethod
     def rates(self) -> Rates:
         """Numbers of the step, by kind."""
-        raise NotImplementedError
 
     def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
         """One step; see `Optimizer.step`."""
