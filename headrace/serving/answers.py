@@ -64,13 +64,20 @@ class Answers:
         return self._ranker.is_warm
 
     def warm(self) -> None:
-        """Run every kernel of the path once; tries again while the store is away. Called in a thread of its own."""
+        """Run every kernel of the path once; tries again while the store is away. Called in a thread of its own.
+
+        A function of the declaration may fail on records that are made up: that is logged, and keeps no replica from
+        being ready; a request may then wait for a kernel.
+        """
         while not self._ranker.is_warm and not self._closed.is_set():
             try:
                 self._ranker.warm()
             except StoreError as exc:
                 log.warning("not_warm_yet", reason=str(exc))
                 self._closed.wait(WARM_RETRY_S)
+            except Exception:
+                log.exception("warm_up_failed")  # of whatever kind: the thread must not end with the replica unready
+                self._ranker.is_warm = True
 
     def close(self) -> None:
         """End the threads that look after the store."""

@@ -8,8 +8,9 @@ import redis
 
 from headrace.errors import DeclarationError
 from headrace.features.store.mget import PART_KEYS
-from headrace.learners import Categorical, DeepFM, Dense, InputSpec, Learner, Scorer, Snapshot
+from headrace.learners import Categorical, DeepFM, Dense, Derived, InputSpec, Learner, Scorer, Snapshot
 from headrace.serving import Ranker, RankingSpec
+from headrace.serving.answers import Answers
 from headrace.serving.queries import Query
 from headrace.serving.ranker import best
 from headrace.serving.refusals import Refusal
@@ -156,3 +157,25 @@ def test_candidates_of_no_view_may_be_text_or_integers_but_not_both():
     assert ranker.read({}, ["3", "4"], NOW_US, {}).inputs.ids.tolist() != [[3], [4]]
     with pytest.raises(Refusal, match="candidates\\[1\\]"):
         ranker.read({}, [3, "4"], NOW_US, {})
+
+
+def not_of_made_up_records(_columns):
+    raise ValueError("these are no records of ours")
+
+
+def test_a_function_that_fails_on_made_up_records_keeps_no_replica_unready(store):
+    """Warming up ends, and requests say themselves what they fail with."""
+
+    class Picky(Learner):
+        views = stage.NextThing.views
+        inputs = InputSpec(Categorical("thing"), Derived("odd", not_of_made_up_records, ("reader",)))
+        model = stage.NextThing.model
+
+    ranker = Ranker(RankingSpec(Picky, entity=("reader",), candidate="thing"), store)
+    with pytest.raises(Exception, match="no records of ours"):
+        ranker.warm()
+    answers = Answers(ranker, stage.swap_of(ranker, stage.Published({})), None, stage.CLOCK)
+    assert not answers.is_warm
+    answers.warm()
+    assert answers.is_warm
+    answers.close()
