@@ -53,10 +53,11 @@ def __getattr__(name: str) -> Any:
         return __dir__()
     if name in _HOME_OF:
         return getattr(importlib.import_module(_HOME_OF[name]), name)
-    if name[:1].isupper():  # names of modules are asked for too, and must not load the aggregations
-        aggregations = importlib.import_module(_AGGREGATIONS)
-        if name in aggregations.__all__:
-            return getattr(aggregations, name)
+    if not name[:1].isupper():  # names of modules are asked for too, and must not load the aggregations
+        raise AttributeError(f"headrace has no {name!r}; it has {', '.join(sorted(_HOME_OF))} and the aggregations")
+    aggregations = importlib.import_module(_AGGREGATIONS)
+    if name in aggregations.__all__:
+        return getattr(aggregations, name)
     raise AttributeError(f"headrace has no {name!r}; it has {', '.join(__dir__())}")
 
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from numba import types
 from numba.core.dispatcher import Dispatcher
+from numba.core.runtime import rtsys
 from numba.extending import _Intrinsic as Intrinsic
 
 _LIBRARIES = ("math", "numba", "numpy")
@@ -75,9 +76,15 @@ class _SharedCache:
         return compiled
 
     def _load(self, signature: Any, context: Any) -> Any:
-        """The compiled code; None also where it names a module that has since moved: its callees' code is the same."""
+        """The compiled code; None also where it names a module that has since moved: its callees' code is the same.
+
+        Numba's own `load_overload` first imports all that its compiler may need, a second and more of a process's
+        start; code that is already compiled needs none of it but the counters of references.
+        """
+        rtsys.initialize(context)
         try:
-            return self._cache.load_overload(signature, context)
+            with self._cache._guard_against_spurious_io_errors():  # noqa: SLF001
+                return self._cache._load_overload(signature, context)  # noqa: SLF001
         except ImportError:
             return None
 

