@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -102,9 +102,10 @@ def produce(
 
     Example: `headrace produce Engagement --from log.parquet --rate 1000`
     """
+    from headrace.cli.progress import RowsBar
     from headrace.pipelines.loop import graceful_stop
     from headrace.pipelines.wiring import topic_writer
-    from headrace.streams.produce import LineSource
+    from headrace.streams.produce import LineSource, Sent
     from headrace.streams.produce import produce as send
     from headrace.streams.urls import source_of_url
 
@@ -113,13 +114,18 @@ def produce(
     _require_topic(declared, settings)
     is_stdin = path == "-"
     source = LineSource(sys.stdin.fileno(), declared) if is_stdin else source_of_url(path, [declared], until_end=True)
-    refused = _Refused()
-    with graceful_stop() as stop, _Counter(refused) as counter:
-        try:
-            send(source, declared, topic_writer(settings, declared), _intake(declared, settings, refused), counter.sent,
-                 rate=rate, stop=stop, on_progress=counter.show)  # fmt: skip
-        finally:
-            counter.end("interrupted: " if stop.is_set() else "")
+    refused, sent = _Refused(), Sent()
+    try:
+        with graceful_stop() as stop, RowsBar(err, description="produce") as bar:
+
+            def show(sent: Sent) -> None:
+                bar.update(sent.rows, words=f"{refused.count:,} refused" if refused.count else "")
+
+            send(source, declared, topic_writer(settings, declared), _intake(declared, settings, refused), sent,
+                 rate=rate, stop=stop, on_progress=show)  # fmt: skip
+    finally:
+        before = "interrupted: " if stop.is_set() else ""
+        say(f"{before}{sent.rows:,} sent, {refused.count:,} refused")
     if stop.is_set():
         raise typer.Exit(130)
     if refused.count:
@@ -209,36 +215,6 @@ class _Refused:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-class _Counter:
-    """Counts of a run on one line of stderr, which a terminal sees grow; a context manager."""
-
-    def __init__(self, refused: _Refused) -> None:
-        from headrace.streams.produce import Sent
-
-        self.sent = Sent()
-        self._refused = refused
-        self._status = err.status("0 sent")
-
-    def __enter__(self) -> Self:
-        self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._status.stop()
-
-    def show(self, _sent: object) -> None:
-        """Show how far it is."""
-        self._status.update(self._words())
-
-    def end(self, before: str) -> None:
-        """Say the last word."""
-        self._status.stop()
-        say(before + self._words())
-
-    def _words(self) -> str:
-        return f"{self.sent.rows:,} sent, {self._refused.count:,} refused"
 
 
 def _tell(state: StackState, topics: dict[str, int], stop: str) -> None:
