@@ -7,6 +7,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.client import AsyncClient as AsyncClient
+    from headrace.client import Client as Client
+    from headrace.client import Engagements as Engagements
     from headrace.errors import HeadraceError as HeadraceError
     from headrace.features import FeatureView as FeatureView
     from headrace.features import OnlineStore as OnlineStore
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from headrace.schemas import Field as Field
 
 _HOMES = {
+    "headrace.client": ("AsyncClient", "Client", "Engagements"),
     "headrace.errors": ("HeadraceError",),
     "headrace.schemas": ("Event", "Field"),
     "headrace.features": ("FeatureView", "OnlineStore", "col"),

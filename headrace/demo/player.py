@@ -15,14 +15,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import aiohttp
 import numpy as np
-import orjson
 import polars as pl
 import structlog
 from numpy.typing import NDArray
 
+from headrace.client import AsyncClient
 from headrace.clock import Clock, wall_us
+from headrace.errors import ClientError
 from headrace.streams.kafka_writer import TopicWriter
 
 TICK_S = 0.02  # how often due rows are handed to the producer
@@ -54,7 +54,6 @@ class Played:
     ok: int = 0
     failed: int = 0
     skipped: int = 0
-    disagreeing: int = 0  # answers whose header and body name different versions
     latency_ms: list[float] = field(default_factory=list)
     first_answer_us: dict[int, int] = field(default_factory=dict)  # model version -> wall time of its first answer
     errors: list[str] = field(default_factory=list)
@@ -145,8 +144,7 @@ class Player:
 
     async def play(self) -> Played:
         """Play all rows; returns once all are in the topic."""
-        timeout, connector = aiohttp.ClientTimeout(ANSWER_S_MAX), aiohttp.TCPConnector(limit=IN_FLIGHT_MAX)
-        async with aiohttp.ClientSession(self._url, timeout=timeout, connector=connector) as client:
+        async with AsyncClient(self._url, timeout_s=ANSWER_S_MAX, connections_max=IN_FLIGHT_MAX) as client:
             while self._next < self._end:
                 self._send_due(client)
                 await asyncio.sleep(TICK_S)
@@ -155,7 +153,7 @@ class Player:
         await asyncio.to_thread(self._writer.flush)
         return self.played
 
-    def _send_due(self, client: aiohttp.ClientSession) -> None:
+    def _send_due(self, client: AsyncClient) -> None:
         end = min(int(np.searchsorted(self._times_us, self._clock.now_us(), side="right")), self._end)
         due, answered = np.arange(self._next, end), self._answered
         self._next, self._answered = max(end, self._next), {}
@@ -179,29 +177,24 @@ class Player:
             self._writer.write(self._frame[rows].with_columns(named))
             self.played.events += len(rows)
 
-    async def _ask(self, client: aiohttp.ClientSession, ask: Ask) -> None:
-        body = {
-            "request_id": ask.request_id,
-            "entity": {self._entity: ask.entity},
-            "candidates": list(ask.candidates),
-            "event_time": int(self._times_us[ask.row]),
-        }
+    async def _ask(self, client: AsyncClient, ask: Ask) -> None:
         started = time.perf_counter()
         try:
-            async with client.post("/v1/rank", data=orjson.dumps(body)) as response:
-                response.raise_for_status()
-                answer, header = orjson.loads(await response.read()), response.headers.get("x-model-version")
-            version, returned = int(answer["model_version"]), len(answer["ranked"])
-        except (aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, KeyError, ValueError) as exc:
+            answer = await client.rank(
+                {self._entity: ask.entity},
+                ask.candidates,
+                request_id=ask.request_id,
+                event_time=int(self._times_us[ask.row]),
+            )
+        except ClientError as exc:
             self._fail(ask, f"{type(exc).__name__}: {exc}")
         else:
-            if returned == len(ask.candidates):
+            if len(answer.ranked) == len(ask.candidates):
                 self.played.ok += 1
             else:
-                self._fail(ask, f"{returned} of {len(ask.candidates)} candidates came back")
+                self._fail(ask, f"{len(answer.ranked)} of {len(ask.candidates)} candidates came back")
             self.played.latency_ms.append((time.perf_counter() - started) * 1_000)
-            self.played.disagreeing += header != str(version)
-            self.played.first_answer_us.setdefault(version, wall_us())
+            self.played.first_answer_us.setdefault(answer.model_version, wall_us())
         self._answered[ask.row] = ask.request_id
 
     def _fail(self, ask: Ask, error: str) -> None:

@@ -308,7 +308,7 @@ class _Run:
                 "ok": played.ok,
                 "failed": played.failed,
                 "skipped": played.skipped,
-                "mixed_version": mixed + played.disagreeing,
+                "mixed_version": mixed,
             },
             "latency_ms": meters.spread(played.latency_ms, 50, 99),
             "examples": {**{name: train[name] for name in names}, "trained": train["trained"] - trained_before},

@@ -31,6 +31,8 @@ FLUSH_S_MAX = 30.0
 """Seconds that a flush waits for the broker's acknowledgements."""
 FLUSH_PART_S = 0.25
 """Seconds between two looks, within a flush, at whether the broker refuses us for good."""
+DELIVERY_PART_S = 0.02
+"""Seconds for which one thread waits for an acknowledgement that another may be given."""
 LETTER_BYTES_MAX = 900_000
 """Bytes of a dead letter's message: below the million that librdkafka and brokers allow by default."""
 _PAYLOAD_BYTES_MAX = 600_000  # 800,000 as base64
@@ -66,8 +68,23 @@ class TopicWriter:
         Raises:
             SourceError: the broker refused an earlier message.
         """
+        messages = self._messages(frame)
+        for key, payload in messages:
+            self._producer.send(self.topic, payload, key)
+        return len(messages)
+
+    def deliver(self, frame: pl.DataFrame, timeout_s: float) -> None:
+        """Write the rows, and return once the broker has acknowledged each. Safe to call from several threads.
+
+        Raises:
+            SourceError: the broker refused one, or did not acknowledge all within `timeout_s` seconds.
+        """
+        self._producer.deliver(self.topic, self._messages(frame), timeout_s)
+
+    def _messages(self, frame: pl.DataFrame) -> list[tuple[str | None, bytes]]:
+        """Key and payload of each message that the rows become."""
         if frame.is_empty():
-            return 0
+            return []
         payloads = self._codec.encode(frame.select(*self._spec.polars))
         keys: list[str | None] = [None] * len(payloads)
         if len(payloads) == frame.height:
@@ -76,9 +93,7 @@ class TopicWriter:
                 .to_series()
                 .to_list()
             )
-        for key, payload in zip(keys, payloads, strict=True):
-            self._producer.send(self.topic, payload, key)
-        return len(payloads)
+        return list(zip(keys, payloads, strict=True))
 
     def flush(self) -> None:
         """Wait until the broker has everything.
@@ -210,6 +225,30 @@ class MessageProducer:
         except KafkaException as exc:
             raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: {exc.args[0].str()}") from exc
         return True
+
+    def deliver(self, topic: str, messages: Sequence[tuple[str | None, bytes]], timeout_s: float) -> None:
+        """Send messages of (key, payload), and return once the broker has acknowledged each of them.
+
+        Raises:
+            SourceError: it refused one, or did not acknowledge all within `timeout_s` seconds.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        errors: list[KafkaError | None] = []  # one an acknowledged or refused message, from whichever thread polls
+        for key, payload in messages:
+            while not self.try_send(topic, payload, key, lambda error, _message: errors.append(error)):
+                self._raise_late(topic, deadline_s, timeout_s)
+                self.poll(DELIVERY_PART_S)
+        while len(errors) < len(messages):
+            self._raise_late(topic, deadline_s, timeout_s)
+            self.poll(DELIVERY_PART_S)
+        refused = next((error for error in errors if error is not None), None)
+        if refused is not None:
+            raise SourceError(f"broker {self._bootstrap} refused a message for topic {topic!r}: {refused.str()}")
+
+    def _raise_late(self, topic: str, deadline_s: float, timeout_s: float) -> None:
+        self._raise_refusal()
+        if time.monotonic() > deadline_s:
+            raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: not acknowledged within {timeout_s:g} s")
 
     def poll(self, wait_s: float = 0.0) -> None:
         """Report deliveries to `on_delivery`; waits up to `wait_s` for one."""

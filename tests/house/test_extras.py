@@ -103,6 +103,7 @@ def test_an_import_names_the_extra():
     """Every import that needs an extra raises `MissingExtraError`, an ImportError whose `name` is the package."""
     doors = {
         "from headrace import Learner": "torch",
+        "from headrace import Client": "httpx",
         "import headrace.learners": "torch",
         "import headrace.pipelines.trainer": "torch",
         "import headrace.serving": "fastapi",

@@ -1,0 +1,254 @@
+"""One call of the service, without its input and output: what is sent, what an answer means, and when to try again.
+
+    call --> request --> answer -------------------> the answer's dataclass
+              ^            | 429, 503, 409 with Retry-After, or no connection
+              '-- pause <--' while the deadline allows; else the typed error
+
+A call may be repeated: each try has one request id, by which the training drops a ranking that was logged twice.
+"""
+
+import random
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import orjson
+
+from headrace.client.answers import FeaturesAnswer, Key, RankAnswer, ScoreAnswer
+from headrace.errors import (
+    ClientError,
+    DeadlineError,
+    InvalidRequestError,
+    NotReachedError,
+    OverloadedError,
+    ResponseError,
+    UnauthorizedError,
+    UnavailableError,
+    VersionError,
+)
+
+TIMEOUT_MS_MAX = 60_000
+"""Longest deadline that the service takes over from a request, in milliseconds."""
+PAUSE_S = (0.02, 0.5)
+"""Pause before the second try of a call that found no connection; it doubles with each, up to the other."""
+JITTER = 0.2
+"""Share by which a pause is lengthened at random, so that clients refused together do not come back together."""
+RETRIED = frozenset({409, 429, 503})
+"""Statuses that are tried again if the answer says when."""
+TEXT_CHARS_MAX = 200  # of an answer that is no JSON, in an error
+
+_ERRORS: dict[int, type[ResponseError]] = {
+    **dict.fromkeys((400, 404, 405, 408, 413, 422), InvalidRequestError),
+    **dict.fromkeys((401, 403), UnauthorizedError),
+    **dict.fromkeys((502, 503, 504), UnavailableError),
+    409: VersionError,
+    429: OverloadedError,
+}
+
+Answer = TypeVar("Answer")
+
+
+class Remaining(dict[str, float]):
+    """Timeouts of httpcore's phases (connect, pool, write, read) that are all what is left until `deadline_s`."""
+
+    def __init__(self, deadline_s: float) -> None:
+        super().__init__()
+        self._deadline_s = deadline_s
+
+    def get(self, _phase: str, _default: Any = None) -> Any:
+        """Seconds left; called by httpcore at the start of each phase."""
+        return max(self._deadline_s - time.monotonic(), 0.001)
+
+
+class Call(Generic[Answer]):
+    """One call, used by one thread or task.
+
+    Args:
+        timeout_s: deadline from now on, in seconds, for all tries together.
+        read: makes the answer of the decoded body.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Mapping[str, Any]], Answer],
+        *,
+        timeout_s: float,
+        body: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.request_id = request_id or uuid.uuid4().hex
+        self.what = f"{method} {path}"
+        self.timeouts = Remaining(time.monotonic() + timeout_s)
+        self._method = method
+        self._path = path
+        self._read = read
+        self._timeout_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s
+        self._tries = 0
+        self._content = b"" if body is None else self._json({**body, "request_id": self.request_id})
+
+    def _json(self, body: Mapping[str, Any]) -> bytes:
+        try:
+            return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        except TypeError as exc:
+            raise ClientError(f"{self.what}: cannot be written as JSON: {exc}", request_id=self.request_id) from exc
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the deadline; not positive once it has passed."""
+        return self._deadline_s - time.monotonic()
+
+    def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """The next try.
+
+        Raises:
+            DeadlineError: it is too late for one.
+        """
+        remaining_ms = int(self.remaining_s * 1_000)
+        if remaining_ms < 1:
+            raise self.too_late()
+        self._tries += 1
+        headers = {"x-request-id": self.request_id, "x-request-timeout-ms": str(min(remaining_ms, TIMEOUT_MS_MAX))}
+        if self._content:
+            headers["content-type"] = "application/json"
+        return client.build_request(
+            self._method, self._path, content=self._content, headers=headers, extensions={"timeout": self.timeouts}
+        )
+
+    def answer(self, response: httpx.Response) -> Answer:
+        """The answer of a response.
+
+        Raises:
+            ResponseError: it is an error, or no answer of this service.
+            DeadlineError: the service gave up at the deadline.
+        """
+        if not response.is_success:
+            raise self._error(response)
+        try:
+            body = orjson.loads(response.content)
+            answer, version = self._read(body), response.headers.get("x-model-version")
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as exc:
+            raise self._unreadable(response) from exc
+        if version is not None and version != str(body["model_version"]):
+            raise self._unreadable(response)
+        return answer
+
+    def pause_after(self, error: httpx.TransportError | ResponseError) -> float:
+        """Seconds to wait before the next try.
+
+        Raises:
+            ResponseError, NotReachedError: `error` as the caller's, if another try cannot help or comes too late.
+        """
+        if isinstance(error, ResponseError):
+            if error.status not in RETRIED or error.retry_after_s is None:
+                raise error
+            pause_s = max(error.retry_after_s, PAUSE_S[0])
+        else:
+            pause_s = min(PAUSE_S[0] * 2 ** (self._tries - 1), PAUSE_S[1])
+        pause_s *= 1 + random.uniform(0, JITTER)
+        if pause_s < self.remaining_s:
+            return pause_s
+        if isinstance(error, ResponseError):
+            raise error
+        reason = str(error) or type(error).__name__
+        words = (
+            f"{self.what}: {reason}, {self._tries} tries within {self._timeout_s:g} s; check the URL and that it runs"
+        )
+        raise NotReachedError(words, request_id=self.request_id) from error
+
+    def too_late(self, detail: str = "no answer") -> DeadlineError:
+        """The error of a call whose deadline has passed."""
+        return DeadlineError(f"{self.what}: {detail} within {self._timeout_s:g} s", request_id=self.request_id)
+
+    def _error(self, response: httpx.Response) -> ClientError:
+        try:
+            body = orjson.loads(response.content)
+            code, detail, fix, field = body["error"], body["detail"], body["fix"], body.get("field")
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return self._unreadable(response)
+        if code == "deadline_exceeded":
+            return self.too_late("the service gave up: no answer")
+        status = response.status_code
+        return _ERRORS.get(status, ResponseError)(
+            f"{self.what}: {status} {code}: {detail}; {fix}",
+            request_id=response.headers.get("x-request-id", self.request_id),
+            status=status,
+            code=code,
+            detail=detail,
+            fix=fix,
+            field=field,
+            retry_after_s=_retry_after_s(response),
+        )
+
+    def _unreadable(self, response: httpx.Response) -> ResponseError:
+        """The error for a body that is not this service's: a proxy's page, or another service."""
+        status = response.status_code
+        text = " ".join(response.text[:TEXT_CHARS_MAX].split())
+        return _ERRORS.get(status, ResponseError)(
+            f"{self.what}: {status} with a body that is no answer of Headrace: {text!r}; check the URL",
+            request_id=self.request_id,
+            status=status,
+            code="unreadable",
+            detail=text,
+            retry_after_s=_retry_after_s(response),
+        )
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    """Seconds of the header Retry-After, a number or a date (RFC 9110, section 10.2.3); None: none that can be read."""
+    text = response.headers.get("retry-after", "")
+    try:
+        return max(float(text), 0.0) if text[:1].isdigit() else _until_s(parsedate_to_datetime(text))
+    except ValueError:
+        return None
+
+
+def _until_s(moment: datetime) -> float:
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max((aware - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+def rank_call(
+    entity: Mapping[str, Key], candidates: Sequence[Key], timeout_s: float, options: Mapping[str, Any]
+) -> Call[RankAnswer]:
+    """A call of rank; `options` are those of `Client.rank`."""
+    return _model_call("/v1/rank", RankAnswer.read, _body(entity, candidates), timeout_s, options)
+
+
+def score_call(
+    entity: Mapping[str, Key], candidates: Sequence[Key], timeout_s: float, options: Mapping[str, Any]
+) -> Call[ScoreAnswer]:
+    """A call of score; `options` are those of `Client.score`."""
+    return _model_call("/v1/score", ScoreAnswer.read, _body(entity, candidates), timeout_s, options)
+
+
+def features_call(view: str, key: Key | Sequence[Key], *, timeout_s: float) -> Call[FeaturesAnswer]:
+    """A call of features; a composite key is a sequence of its parts, in the order of the view's entity."""
+    parts = [key] if isinstance(key, int | str) else key
+    path = "/".join(quote(str(part), safe="") for part in (view, *parts))
+    return Call("GET", f"/v1/features/{path}", FeaturesAnswer.read, timeout_s=timeout_s)
+
+
+def _model_call(
+    path: str,
+    read: Callable[[Mapping[str, Any]], Answer],
+    body: Mapping[str, Any],
+    timeout_s: float,
+    options: Mapping[str, Any],
+) -> Call[Answer]:
+    given = {"timeout_s": timeout_s, **{name: value for name, value in options.items() if value is not None}}
+    timeout_s, request_id = given.pop("timeout_s"), given.pop("request_id", None)
+    return Call("POST", path, read, timeout_s=timeout_s, body={**body, **given}, request_id=request_id)
+
+
+def _body(entity: Mapping[str, Key], candidates: Any) -> dict[str, Any]:
+    """Fields of the body; an array of whole numbers is written as it is, which takes no object a candidate."""
+    is_array = hasattr(candidates, "dtype") and candidates.dtype.kind in "iu"
+    return {"entity": dict(entity), "candidates": candidates if is_array else list(candidates)}

@@ -1,0 +1,241 @@
+"""`Client` and `AsyncClient`: a service's routes as methods, over connections that are kept.
+
+Both share what a call is (call.py); they differ in how they wait. Both are safe to share, between threads or tasks.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
+
+import httpx
+
+from headrace.client.answers import FeaturesAnswer, Key, RankAnswer, ScoreAnswer
+from headrace.client.call import Call, features_call, rank_call, score_call
+from headrace.client.engagements import Engagements, EngagementWriter
+from headrace.errors import ConfigError, DeadlineError, ResponseError
+from headrace.redaction import shown_url
+
+if TYPE_CHECKING:  # it loads the codecs, which a client without engagements does not need
+    from headrace.schemas import Event
+
+TIMEOUT_S = 1.0
+"""Deadline of a call by default, in seconds: that of the service."""
+KEPT_S = 4.0
+"""Seconds for which an idle connection is kept: uvicorn closes it after 5, and a call might just then be on it."""
+DELIVERY_S = 10.0
+"""Seconds within which the broker must have acknowledged an engagement."""
+
+Answer = TypeVar("Answer")
+
+
+class ScoreOptions(TypedDict, total=False):
+    """Options of `score`, and with `k` of `rank`.
+
+    Args:
+        context: values of this request that the model or the impression reads beside the features.
+        event_time: as-of time of the features, a datetime or µs since 1970 UTC; default: the service's clock.
+        request_id: default: a new one. Sent as `X-Request-Id` too.
+        min_version, exact_version: model version that must answer; another is a `VersionError`.
+        timeout_s: deadline of the call in seconds, tries and pauses included; default: the client's.
+    """
+
+    context: Mapping[str, str | int | float | bool | None]
+    event_time: datetime | int
+    request_id: str
+    min_version: int
+    exact_version: int
+    timeout_s: float
+
+
+class RankOptions(ScoreOptions, total=False):
+    """Options of `rank`: those of `score`, and `k`, how many candidates to return (default: all)."""
+
+    k: int
+
+
+class _Base:
+    """What both clients take, and how they open connections."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+        connections_max: int = 64,
+        verify: ssl.SSLContext | bool = True,
+        engagements: Engagements | None = None,
+    ) -> None:
+        self.url = url
+        self._timeout_s = timeout_s
+        self._writer = None if engagements is None else EngagementWriter(engagements)
+        self._options: dict[str, Any] = {
+            "base_url": _checked(url),
+            "headers": {} if api_key is None else {"x-api-key": api_key},
+            "limits": httpx.Limits(
+                max_connections=connections_max, max_keepalive_connections=connections_max, keepalive_expiry=KEPT_S
+            ),
+            "verify": verify,
+        }
+
+    def _rank(self, entity: Mapping[str, Key], candidates: Sequence[Key], options: RankOptions) -> Call[RankAnswer]:
+        return rank_call(entity, candidates, self._timeout_s, options)
+
+    def _score(self, entity: Mapping[str, Key], candidates: Sequence[Key], options: ScoreOptions) -> Call[ScoreAnswer]:
+        return score_call(entity, candidates, self._timeout_s, options)
+
+    def _features(self, view: str, key: Key | Sequence[Key], timeout_s: float | None) -> Call[FeaturesAnswer]:
+        return features_call(view, key, timeout_s=self._timeout_s if timeout_s is None else timeout_s)
+
+    def _engaged(self, request_id: str, candidate: Key, fields: Mapping[str, Any]) -> "Event":
+        if self._writer is None:
+            raise ConfigError(
+                "engaged: the client has no broker to write to; make it with "
+                "engagements=Engagements(YourEvent, candidate=..., brokers=...)"
+            )
+        return self._writer.write(request_id, candidate, fields, DELIVERY_S)
+
+
+class Client(_Base):
+    """A client of one service; a context manager that closes its connections.
+
+    >>> from headrace import Client
+    >>> with Client("http://127.0.0.1:8000") as client:  # doctest: +SKIP
+    ...     answer = client.rank({"customer_id": 17850}, ["22423", "85123A"], k=1)
+    ...     answer.ranked[0].candidate, answer.model_version
+    ('85123A', 12)
+
+    A call is tried again, within its deadline, when the service cannot be reached, or refuses it and says when to come
+    back (`Retry-After`). All tries have the same request id.
+
+    Args:
+        url: of the service, such as "http://127.0.0.1:8000".
+        api_key: sent as `X-API-Key`.
+        timeout_s: deadline of a call in seconds, also sent as `X-Request-Timeout-Ms`.
+        connections_max: connections, and so calls at once; further calls wait for one, within their deadline.
+        verify: TLS context for https; False checks no certificate.
+        engagements: event and broker that `engaged` writes to.
+
+    Raises:
+        ConfigError: `url` is no http or https URL.
+        MissingExtraError: httpx is not installed.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._http = httpx.Client(**self._options)
+
+    def rank(self, entity: Mapping[str, Key], candidates: Sequence[Key], **options: Unpack[RankOptions]) -> RankAnswer:
+        """Rank `candidates` for `entity` (key column -> value); logged by the service as one impression.
+
+        Raises:
+            ClientError: the tree in `headrace.errors`; so do all methods.
+        """
+        return self._answer(self._rank(entity, candidates, options))
+
+    def score(
+        self, entity: Mapping[str, Key], candidates: Sequence[Key], **options: Unpack[ScoreOptions]
+    ) -> ScoreAnswer:
+        """Score `candidates` for `entity`, in their order; not logged."""
+        return self._answer(self._score(entity, candidates, options))
+
+    def features(self, view: str, key: Key | Sequence[Key], *, timeout_s: float | None = None) -> FeaturesAnswer:
+        """Read one record of `view` as of now; a composite key is a sequence of its parts."""
+        return self._answer(self._features(view, key, timeout_s))
+
+    def engaged(self, request_id: str, candidate: Key, /, **fields: Any) -> "Event":
+        """Write the event that labels `candidate` of a ranking, and return it once the broker has acknowledged it.
+
+        `fields` are the event's other columns; its time is now and its id a new one unless they are among them.
+
+        Raises:
+            ConfigError: the client was made without `engagements`.
+            SchemaError: the values do not fit the event.
+            SourceError: the broker refused it, or did not acknowledge it within 10 s.
+        """
+        return self._engaged(request_id, candidate, fields)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def _answer(self, call: Call[Answer]) -> Answer:
+        while True:
+            try:
+                return call.answer(self._http.send(call.request(self._http)))
+            except httpx.TimeoutException as exc:
+                raise call.too_late() from exc
+            except (httpx.TransportError, ResponseError) as exc:
+                time.sleep(call.pause_after(exc))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Base):
+    """A client for asyncio; an async context manager. Arguments, methods and errors are those of `Client`."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._http = httpx.AsyncClient(**self._options)
+
+    async def rank(
+        self, entity: Mapping[str, Key], candidates: Sequence[Key], **options: Unpack[RankOptions]
+    ) -> RankAnswer:
+        """See `Client.rank`."""
+        return await self._answer(self._rank(entity, candidates, options))
+
+    async def score(
+        self, entity: Mapping[str, Key], candidates: Sequence[Key], **options: Unpack[ScoreOptions]
+    ) -> ScoreAnswer:
+        """See `Client.score`."""
+        return await self._answer(self._score(entity, candidates, options))
+
+    async def features(self, view: str, key: Key | Sequence[Key], *, timeout_s: float | None = None) -> FeaturesAnswer:
+        """See `Client.features`."""
+        return await self._answer(self._features(view, key, timeout_s))
+
+    async def engaged(self, request_id: str, candidate: Key, /, **fields: Any) -> "Event":
+        """See `Client.engaged`; waits for the broker in a thread."""
+        return await asyncio.to_thread(self._engaged, request_id, candidate, fields)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def _answer(self, call: Call[Answer]) -> Answer:
+        try:
+            async with asyncio.timeout(max(call.remaining_s, 0)):
+                while True:
+                    try:
+                        return call.answer(await self._http.send(call.request(self._http)))
+                    except httpx.TimeoutException as exc:
+                        raise call.too_late() from exc
+                    except (httpx.TransportError, ResponseError) as exc:
+                        await asyncio.sleep(call.pause_after(exc))
+        except DeadlineError:
+            raise
+        except TimeoutError as exc:
+            raise call.too_late() from exc
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _checked(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError):
+        parsed = httpx.URL("")
+    if parsed.scheme not in {"http", "https"} or not parsed.host:
+        raise ConfigError(f"service URL {shown_url(url)!r}: write http://host:port or https://host:port")
+    return parsed

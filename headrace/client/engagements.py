@@ -1,0 +1,105 @@
+"""Writing the event that labels a ranking, to its topic, as the project's own producers do.
+
+Serving has no route that writes: whoever could call it would write into the log that models are trained on. A client
+that is to report engagements is given the broker, and the broker's own access rules apply.
+"""
+
+import difflib
+import threading
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from headrace.errors import DeclarationError, SchemaError
+
+if TYPE_CHECKING:  # they load the broker's client and the codecs, which a client without engagements does not need
+    from headrace.schemas import Event
+    from headrace.streams.kafka_writer import TopicWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Engagements:
+    """The event that `Client.engaged` writes, and where.
+
+    Args:
+        event: event class, in whose topic the training reads labels.
+        candidate: column that names the candidate.
+        brokers: Kafka bootstrap servers, host:port, comma separated.
+        request_id: column that names the ranking.
+        kafka: further librdkafka options (SASL, TLS).
+        registry_url: Confluent schema registry; empty: none.
+    """
+
+    event: "type[Event]"
+    candidate: str
+    brokers: str
+    request_id: str = "request_id"
+    kafka: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    registry_url: str = field(default="", repr=False)
+
+
+class EngagementWriter:
+    """Writes events of `Engagements`, one at a time. Connects at the first; safe to share between threads.
+
+    Raises:
+        DeclarationError: the event has no such columns.
+    """
+
+    def __init__(self, engagements: Engagements) -> None:
+        self._to = engagements
+        self._lock = threading.Lock()
+        self._writer: TopicWriter | None = None
+        columns = engagements.event.model_fields
+        for role in ("candidate", "request_id"):
+            column = getattr(engagements, role)
+            if column not in columns:
+                raise DeclarationError(
+                    f"engagements {role}={column!r}: event {engagements.event.__name__} has {', '.join(columns)}"
+                )
+
+    def write(self, request_id: str, candidate: int | str, fields: Mapping[str, Any], timeout_s: float) -> "Event":
+        """Write one event and return it once the broker has acknowledged it.
+
+        Raises:
+            SchemaError: the values do not fit the event.
+            SourceError: the broker refused it, or did not acknowledge it within `timeout_s` seconds.
+        """
+        import polars as pl
+
+        from headrace.schemas import spec_of
+
+        event, spec = self._to.event, spec_of(self._to.event)
+        self._refuse_unknown(fields)
+        filled: dict[str, Any] = {spec.time: datetime.now(UTC)}
+        if spec.id is not None and spec.types[spec.id].kind == "text":
+            filled[spec.id] = uuid.uuid4().hex
+        labels = {self._to.request_id: request_id, self._to.candidate: candidate}
+        try:
+            row = event(**{**filled, **fields, **labels})
+        except ValidationError as exc:
+            first = exc.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise SchemaError(f"event {event.__name__}.{where}: {first['msg']}, not {first['input']!r}") from exc
+        self._opened().deliver(pl.DataFrame([row.model_dump()], schema=spec.polars), timeout_s)
+        return row
+
+    def _refuse_unknown(self, fields: Mapping[str, Any]) -> None:
+        known = list(self._to.event.model_fields)
+        for name in fields:
+            if name not in known:
+                nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise SchemaError(f"event {self._to.event.__name__} has no field {name!r}; did you mean {nearest!r}?")
+
+    def _opened(self) -> "TopicWriter":
+        from headrace.schemas.codecs.registry import SchemaRegistry
+        from headrace.streams.kafka_writer import TopicWriter
+
+        with self._lock:
+            if self._writer is None:
+                registry = SchemaRegistry(self._to.registry_url) if self._to.registry_url else None
+                self._writer = TopicWriter(self._to.brokers, self._to.event, config=self._to.kafka, registry=registry)
+            return self._writer

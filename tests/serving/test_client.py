@@ -1,0 +1,226 @@
+"""`headrace.Client` and `AsyncClient` against applications under uvicorn, and a real broker."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Self
+
+import numpy as np
+import pytest
+import uvicorn
+
+from headrace import AsyncClient, Client, Engagements
+from headrace import client as client_room
+from headrace.errors import (
+    ConfigError,
+    DeadlineError,
+    DeclarationError,
+    InvalidRequestError,
+    NotReachedError,
+    OverloadedError,
+    ResponseError,
+    SchemaError,
+    SourceError,
+    UnauthorizedError,
+    UnavailableError,
+)
+from headrace.local.ports import free_port
+from headrace.schemas import Event, Field, FileDeadLetters
+from headrace.serving import HttpLimits
+from headrace.streams.intake import Intake
+from headrace.streams.kafka_source import KafkaSource
+from headrace.streams.kafka_writer import create_topics
+from tests.serving.stage import Ranks, Signature, until
+
+READER, THINGS = {"reader": 7}, ["c", "b", "a", "z"]
+
+
+class Running:
+    """An ASGI application under uvicorn, in a thread of this process."""
+
+    def __init__(self, app, port: int = 0) -> None:
+        config = uvicorn.Config(app, port=port, log_level="warning", access_log=False)
+        self.server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self.server.run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        until(lambda: self.server.started)
+        self.port = self.server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.should_exit = True
+        self._thread.join()
+
+
+def test_rank_score_and_features(serve):
+    """Both clients give equal answers, over connections that they keep."""
+    asks = {"request_id": "r1", "event_time": 1_772_366_400_000_000, "timeout_s": 30}
+
+    async def play(url: str):
+        async with AsyncClient(url, timeout_s=30) as client:
+            return await asyncio.gather(
+                client.rank(READER, THINGS, k=3, **asks),
+                client.score(READER, THINGS, **asks),
+                client.features("pair_activity", (7, "a")),
+            )
+
+    with Running(serve(Ranks()).app) as running, Client(running.url, timeout_s=30) as client:
+        answers = client.rank(READER, THINGS, k=3, **asks), client.score(READER, THINGS, **asks)
+        pair = client.features("pair_activity", (7, "a"))
+        assert client.features("thing_activity", "a").entity == {"thing": "a"}
+        for _ in range(8):
+            client.score(READER, THINGS)
+        assert len(running.server.server_state.connections) == 1
+        assert asyncio.run(play(running.url)) == [*answers, pair]
+    ranked, scored = answers
+    assert [(each.candidate, each.position) for each in ranked.ranked] == [("a", 0), ("b", 1), ("c", 2)]
+    assert (ranked.request_id, ranked.model_version, ranked.status) == ("r1", 3, "partial")
+    assert ranked.features_age_s == 300.0
+    assert (ranked.views["thing_activity"].asked, ranked.views["thing_activity"].found) == (4, 3)
+    assert scored.scores == pytest.approx([0.01, 0.12, 0.21, 0.0])
+    assert (pair.status, pair.entity, pair.age_s) == ("fresh", {"reader": 7, "thing": "a"}, 300.0)
+
+
+def test_a_request_that_is_wrong_is_a_typed_error(serve):
+    """The error has the service's word, field and request id; nothing is tried twice that cannot help."""
+    with Running(serve(Ranks()).app) as running, Client(running.url, timeout_s=30) as client:
+        with pytest.raises(
+            InvalidRequestError, match=r"^POST /v1/rank: 422 invalid_request: k: .*\(request r9\)"
+        ) as bad:
+            client.rank(READER, THINGS, k=0, request_id="r9")
+        assert (bad.value.status, bad.value.code, bad.value.field) == (422, "invalid_request", "k")
+        assert bad.value.request_id == "r9"
+        with pytest.raises(InvalidRequestError, match="unknown_view.*reader_activity") as unknown:
+            client.features("reader_activty", 7)
+        assert unknown.value.status == 404
+        with pytest.raises(client_room.ClientError, match="POST /v1/score: cannot be written as JSON"):
+            client.score({"reader": object()}, THINGS)
+        with pytest.raises(InvalidRequestError, match="candidates"):
+            client.score(READER, np.array([[1, 2]]))
+    with pytest.raises(ConfigError, match=r"service URL 'ftp://x': write http://host:port"):
+        Client("ftp://x")
+
+
+def test_an_api_key_is_sent(serve):
+    limits = HttpLimits(api_keys=("secret",), timeout_s=30)
+    with Running(serve(Ranks(), limits=limits).app) as running:
+        with Client(running.url, timeout_s=30) as client, pytest.raises(UnauthorizedError) as refused:
+            client.rank(READER, THINGS)
+        assert refused.value.code == "unauthorized"
+        with Client(running.url, api_key="secret", timeout_s=30) as client:
+            assert client.rank(READER, THINGS).model_version == 3
+
+
+def test_a_deadline_is_the_clients_and_the_services(serve):
+    """The call ends at its deadline in both clients, and the service hears how long it has."""
+    with Running(serve(Signature(3, pause_s=0.6)).app) as running, Client(running.url) as client:
+        began_s = time.monotonic()
+        with pytest.raises(DeadlineError, match="POST /v1/rank: no answer within 0.2 s"):
+            client.rank(READER, THINGS, timeout_s=0.2)
+
+        async def late() -> None:
+            async with AsyncClient(running.url, timeout_s=0.2) as patient:
+                await patient.score(READER, THINGS)
+
+        with pytest.raises(DeadlineError, match="POST /v1/score"):
+            asyncio.run(late())
+        assert time.monotonic() - began_s < 5  # and not the service's 30 s
+        with pytest.raises(TimeoutError):
+            client.score(READER, THINGS, timeout_s=0)
+
+
+def test_a_refusal_is_tried_again_when_the_service_says(serve):
+    """The second of two requests is refused by a replica that takes one, and comes back after Retry-After."""
+    limits = HttpLimits(max_in_flight=1, timeout_s=30)
+    with (
+        Running(serve(Signature(3, pause_s=0.6), limits=limits).app) as running,
+        Client(running.url, timeout_s=30) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        both = list(threads.map(lambda _: client.rank(READER, THINGS), range(2)))
+        assert [answer.model_version for answer in both] == [3, 3]
+        waiting = threads.submit(client.rank, READER, THINGS)
+        time.sleep(0.1)
+        with pytest.raises(OverloadedError) as refused:
+            client.rank(READER, THINGS, timeout_s=0.4)
+        assert (refused.value.status, refused.value.retry_after_s) == (429, 1.0)
+        waiting.result()
+
+
+def test_a_service_that_is_away_is_waited_for_and_named(serve):
+    """A call begun before the service listens is answered; without one, the error says what to check."""
+    port = free_port()
+    with Client(f"http://127.0.0.1:{port}") as client:
+        with pytest.raises(NotReachedError, match=r"tries within 0.3 s; check the URL and that it runs"):
+            client.rank(READER, THINGS, timeout_s=0.3)
+        with ThreadPoolExecutor(1) as thread:
+            early = thread.submit(client.rank, READER, THINGS, timeout_s=30)
+            with Running(serve(Ranks()).app, port):
+                assert early.result().model_version == 3
+    with Running(serve().app) as running, Client(running.url, timeout_s=0.5) as client:
+        with pytest.raises(UnavailableError) as refused:
+            client.rank(READER, THINGS)
+        assert refused.value.code == "no_model"
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, ResponseError), (502, UnavailableError)])
+def test_an_answer_of_something_else_is_said(status, error):
+    """A proxy's page, or another service at the URL."""
+
+    async def page(scope, _receive, send) -> None:
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": status, "headers": []})
+            await send({"type": "http.response.body", "body": b"<h1>Bad gateway</h1>"})
+
+    with Running(page) as running, Client(running.url, timeout_s=5) as client:
+        with pytest.raises(error, match="no answer of Headrace: '<h1>Bad gateway</h1>'") as caught:
+            client.rank(READER, THINGS)
+        assert caught.value.code == "unreadable"
+
+
+def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_path):
+    """Id and time are filled in, the rest is checked, and what the broker refuses is an error."""
+
+    class Chosen(Event, topic=topic, key="reader", time="event_time", id="event_id"):
+        event_id: str
+        event_time: datetime
+        reader: int
+        thing: str
+        seconds: int = Field(default=0, ge=0)
+        request_id: str | None = None
+
+    create_topics(broker, {topic: 1})
+    to = Engagements(Chosen, candidate="thing", brokers=broker)
+
+    async def play():
+        async with AsyncClient("http://127.0.0.1:1", engagements=to) as client:
+            return await asyncio.gather(*(client.engaged(f"r{i}", "b", reader=8) for i in range(4)))
+
+    with Client("http://127.0.0.1:1", engagements=to) as client:
+        written = [client.engaged("r", "a", reader=7, seconds=3), *asyncio.run(play())]
+        with pytest.raises(SchemaError, match=r"event Chosen.seconds: .*greater than or equal to 0, not -1"):
+            client.engaged("r", "a", reader=7, seconds=-1)
+        with pytest.raises(SchemaError, match="event Chosen has no field 'second'; did you mean 'seconds'"):
+            client.engaged("r", "a", reader=7, second=1)
+    source = KafkaSource(broker, [Chosen], until_end=True)
+    intake = Intake([Chosen], dead_letters=FileDeadLetters(tmp_path))
+    rows = []
+    with contextlib.closing(source):
+        while not source.exhausted:
+            rows += [row for batch in source.poll() for row in intake.decode(batch).frame.to_dicts()]
+    assert [Chosen(**row) for row in rows[:1]] == written[:1]
+    assert sorted(row["request_id"] for row in rows) == ["r", "r0", "r1", "r2", "r3"]
+    assert len({row["event_id"] for row in rows}) == 5
+    with pytest.raises(DeclarationError, match="engagements candidate='item': event Chosen has event_id"):
+        Client("http://127.0.0.1:1", engagements=Engagements(Chosen, candidate="item", brokers=broker))
+    with Client("http://127.0.0.1:1") as client, pytest.raises(ConfigError, match="engagements=Engagements"):
+        client.engaged("r", "a")
+
+    with Client("http://127.0.0.1:1", engagements=to) as client, pytest.raises(SourceError, match="too large"):
+        client.engaged("r", "x" * 2_000_000, reader=7)
