@@ -1,16 +1,38 @@
 """Write the generated pages of docs/ anew: `make docs`. A test holds them equal to the code."""
 
+import ast
 import html
 import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.features import Windowed, aggregations
 from headrace.features.aggregations import example
 
 DOCS = Path(__file__).resolve().parent
+ENGINE = DOCS.parent / "headrace"
+METRIC_KINDS = {"Counter": "counter", "Gauge": "gauge", "Histogram": "histogram"}
+FLOWS = "materialize, train, archive"
+ROLES_OF = {
+    "telemetry": FLOWS,
+    "schemas": FLOWS,
+    "streams/watermark": "train",
+    "streams/files/left_out": "train",
+    "streams": FLOWS,
+    "features/failure_counts": "materialize, train, serve",
+    "pipelines/materializer": "materialize",
+    "pipelines/shard": "materialize, train",
+    "pipelines/archiver": "archive",
+    "pipelines": "train",
+    "learners": "train",
+    "serving": "serve",
+}
+"""Roles in whose processes the metrics of a module change; the first of these that the module's path begins with."""
+TABLE = re.compile(r"(?<=<!-- metrics -->\n).*?(?=<!-- end of metrics -->)", re.DOTALL)
 
 
 def cli_page() -> str:
@@ -90,7 +112,45 @@ def _described(aggregation: type) -> str:
     return f"{text}\n\n```python\n>>> {shown}\n```" if shown else text
 
 
-PAGES = {"cli.md": cli_page, "aggregations.md": aggregations_page}
+@dataclass(frozen=True, slots=True, order=True)
+class Metric:
+    """One metric as it is declared: a counter, gauge or histogram."""
+
+    name: str
+    kind: str
+    labels: str
+    roles: str
+    help: str
+
+
+def metrics() -> Iterator[Metric]:
+    """Every metric of the engine, from the calls that declare them; nothing is imported."""
+    for path in sorted(ENGINE.rglob("*.py")):
+        module = path.relative_to(ENGINE).with_suffix("").as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            kind = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+            first = getattr(node.args[0], "value", None) if node.args else None
+            if kind not in METRIC_KINDS or not str(first).startswith("headrace_"):
+                continue
+            name, described, labels = (*map(ast.literal_eval, node.args), [])[:3]
+            roles = next(of for prefix, of in ROLES_OF.items() if module.startswith(prefix))
+            shown = ", ".join(f"`{label}`" for label in labels)
+            yield Metric(name, METRIC_KINDS[kind], shown, roles, described.rstrip("."))
+
+
+def operations_page() -> str:
+    """The page as it is, with the table of metrics from the code."""
+    lines = ["| metric | kind | labels | roles | meaning |", "|---|---|---|---|---|"]
+    lines += [
+        f"| `{each.name}` | {each.kind} | {each.labels} | {each.roles} | {each.help} |" for each in sorted(metrics())
+    ]
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    return TABLE.sub(lambda _old: "\n" + "\n".join(lines) + "\n\n", page)
+
+
+PAGES = {"cli.md": cli_page, "aggregations.md": aggregations_page, "operations.md": operations_page}
 
 if __name__ == "__main__":
     for page, write in PAGES.items():

@@ -120,8 +120,11 @@ class Settings(BaseSettings):
     models_kept: int = Field(20, ge=2, description="published snapshots that stay on disk")
     publish_s: float = _span_s(2.0, "seconds between two published snapshots", gt=0)
     lateness_s: float = _span_s(60.0, "how far behind the newest an event may arrive, event time", ge=0)
-    host: str = Field("127.0.0.1", min_length=1, description="address that serving listens on")
+    host: str = Field("127.0.0.1", min_length=1, description="address that serving and metrics listen on")
     port: int = Field(8000, ge=0, le=65_535, description="port that serving listens on")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="port of /metrics of flows and training; 0: any free one; default: none"
+    )
     replicas: int = Field(1, ge=1, le=1_024, description="Ray Serve replicas")
     api_keys: Keys = Field(
         (), repr=False, description="accepted X-API-Key values, separated by commas or as JSON; none: no key is asked"

@@ -1,22 +1,32 @@
-"""Logs, and the status board through which processes of one installation show how they are doing.
+"""Logs, metrics, and the status board through which processes of one installation show how they are doing.
 
-Metrics proper are `prometheus_client` objects declared at the head of the module that counts; a name carries its unit.
+Metrics are `prometheus_client` objects declared at the head of the module that counts; a name carries its unit. A
+process of serving answers them on its own port, all others by `serve_metrics`; docs/operations.md lists them.
 """
 
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import orjson
 import structlog
+from prometheus_client import Histogram, start_http_server
 
 from headrace.clock import wall_us
-from headrace.errors import StoreError
+from headrace.errors import PortBusyError, StoreError
 
 TIMEOUT_S = 2.0
 """Seconds that Redis may take to answer before a status is given up."""
+
+STAGE_SECONDS = Histogram(
+    "headrace_stage_seconds",
+    "Time of one piece of work of a flow, by stage: read, decode, prepare, apply, tick",
+    ["stage"],
+    buckets=(0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+)
 
 
 def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
@@ -36,6 +46,29 @@ def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+@contextlib.contextmanager
+def serve_metrics(host: str, port: int) -> Iterator[int]:
+    """Answer `GET /metrics` on `host`:`port` meanwhile, in a thread; gives the port, which differs for port 0.
+
+    Raises:
+        PortBusyError: the address cannot be listened on.
+    """
+    try:
+        server, thread = start_http_server(port, addr=host)
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise PortBusyError(
+            f"metrics: {host}:{port} cannot be used ({reason}); choose another with HEADRACE_HOST and "
+            "HEADRACE_METRICS_PORT"
+        ) from exc
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 class StatusBoard:

@@ -64,7 +64,7 @@ def demo(
         raise typer.Exit(1)
 
 
-@command(app, "run", uses_services=True)
+@command(app, "run", uses_services=True, has_metrics=True)
 def run(
     module: Annotated[str, typer.Argument(help="A module with a `flow`, e.g. pipelines.materialize")],
     runner: Runner = None,
@@ -81,7 +81,7 @@ def run(
     run_flow(flow, runner=runner, workers=workers, say=lambda line: say(f"{module} is up: {line}"))
 
 
-@command(app, "train")
+@command(app, "train", has_metrics=True)
 def train(
     learner: Annotated[str, typer.Argument(help="A learner of the project, or module:Class")],
     events: EventUrls,
@@ -189,7 +189,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 @command(app, "health", uses_services=True)
-def health(role: Annotated[str, typer.Argument(help="materialize, train or serve")]) -> None:
+def health(role: Annotated[str, typer.Argument(help="materialize, train, archive or serve")]) -> None:
     """Exit 0 if a process of this installation is well, for container health checks.
 
     Example: `headrace health serve`

@@ -3,6 +3,7 @@
 Data goes to stdout, words to stderr; an error is one line and exit code 1.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import math
@@ -10,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, NoReturn, ParamSpec
 
 import typer
@@ -21,7 +22,7 @@ from headrace.errors import HeadraceError, ServiceError
 from headrace.extras import missing_of
 from headrace.settings import Settings, SettingsWarning, load_settings
 from headrace.stack_state import EMBEDDED
-from headrace.telemetry import configure_logs
+from headrace.telemetry import configure_logs, serve_metrics
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,11 +97,17 @@ View = Annotated[str, typer.Argument(metavar="VIEW", help="module:Class, e.g. fe
 
 
 def command(
-    group: typer.Typer, name: str, *, uses_services: bool = False, kind: type[TyperCommand] = TyperCommand
+    group: typer.Typer,
+    name: str,
+    *,
+    uses_services: bool = False,
+    has_metrics: bool = False,
+    kind: type[TyperCommand] = TyperCommand,
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Register a command whose `HeadraceError`s, and the operating system's, become one line and exit code 1.
 
     `uses_services`: it uses the Redis and the broker of the settings, so those of `headrace up` must run.
+    `has_metrics`: it answers /metrics while it runs, if HEADRACE_METRICS_PORT is set.
     `kind`: click's class of the command.
     """
 
@@ -112,7 +119,8 @@ def command(
                 configure_logs(settings.log_level, as_json=settings.log_json)
                 if uses_services:
                     prepare_services(settings)
-                function(*args, **kwargs)
+                with _metrics(settings) if has_metrics else contextlib.nullcontext():
+                    function(*args, **kwargs)
             except ModuleNotFoundError as exc:
                 error = missing_of(exc)
                 if error is None:
@@ -151,6 +159,17 @@ def prepare_services(settings: Settings) -> None:
         from headrace.local.embedded_url import folder_of
 
         os.environ["HEADRACE_REDIS_URL"] = f"{EMBEDDED}{folder_of(settings.redis_url)}"
+
+
+@contextlib.contextmanager
+def _metrics(settings: Settings) -> Iterator[None]:
+    """Metrics of this process meanwhile, where a port is set for them."""
+    if settings.metrics_port is None:
+        yield
+        return
+    with serve_metrics(settings.host, settings.metrics_port) as port:
+        say(f"metrics: {settings.serving_url_of(port)}/metrics")
+        yield
 
 
 def _settings() -> Settings:

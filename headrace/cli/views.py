@@ -101,7 +101,7 @@ def replay(
     err.print(f"{rows:,} rows: {to}", highlight=False)
 
 
-@command(app, "materialize")
+@command(app, "materialize", has_metrics=True)
 def materialize(
     views: Views,
     events: EventUrls,
@@ -141,7 +141,7 @@ def materialize(
         )
 
 
-@command(app, "backfill")
+@command(app, "backfill", has_metrics=True)
 def backfill(
     views: Views,
     events: EventUrls,

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 import polars as pl
 import structlog
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge, Histogram
 
 from headrace.atomic import PARTIAL, open_file, write_file
 from headrace.schemas import Event, spec_of
@@ -34,6 +34,12 @@ ROWS_MAX = 1_000_000
 """Rows in memory that cause a flush."""
 
 ARCHIVED = Counter("headrace_archived_rows_total", "Rows written to the archive", ["topic"])
+WAITING_ROWS = Gauge("headrace_archive_waiting_rows", "Rows in memory that wait for the next flush of the archive")
+FLUSH_SECONDS = Histogram(
+    "headrace_archive_flush_seconds",
+    "Time of one flush of the archive: files, then offsets",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+)
 
 
 class Archiver:
@@ -73,6 +79,7 @@ class Archiver:
             self._since_s = time.monotonic()
         self._batches.append(batch)
         self._rows += batch.frame.height
+        WAITING_ROWS.set(self._rows)
         self._positions[batch.partition] = batch.next_offset
 
     @property
@@ -91,6 +98,7 @@ class Archiver:
         """Positions, and the number of buffered rows."""
         return {"positions": self.positions(), "waiting_rows": self._rows}
 
+    @FLUSH_SECONDS.time()
     def finish(self) -> list[Path]:
         """Write the buffered rows, then the offsets."""
         written: list[Path] = []
@@ -103,6 +111,7 @@ class Archiver:
             self._commit(topic)
         self._batches.clear()
         self._rows = 0
+        WAITING_ROWS.set(0)
         return written
 
     def _write(self, event: type[Event], partition: str, batches: Sequence[EventBatch]) -> list[Path]:

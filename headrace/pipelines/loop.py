@@ -21,6 +21,7 @@ from headrace.streams.intake import Intake
 from headrace.streams.positions import least_positions
 from headrace.streams.read_ahead import ReadAhead, keep_freed_memory
 from headrace.streams.source import Batch, EventBatch, Source, described
+from headrace.telemetry import STAGE_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,8 @@ WAIT_S_MAX = 0.1
 """How long a batch is waited for at a time."""
 STATUS_S = 0.5
 """Interval of the figures that a flow reports."""
+
+APPLY, TICK = map(STAGE_SECONDS.labels, ("apply", "tick"))
 
 
 class Step(Protocol):
@@ -160,8 +163,10 @@ def drive(
                 ahead.stop()
             batches = ahead.poll(_wait_s(steps))
             for batch, step in product(batches, steps):
-                step.apply(batch)
-            _hand_on((step.tick() for step in steps), outs)
+                with APPLY.time():
+                    step.apply(batch)
+            with TICK.time():
+                _hand_on((step.tick() for step in steps), outs)
             if heartbeat is not None:
                 heartbeat.beat(has_read=bool(batches))
         _hand_on((step.finish() for step in steps), outs)

@@ -50,7 +50,9 @@ from headrace.pipelines.flow import materialize as materialize_job
 from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
 from headrace.pipelines.joining.spec import JoinSpec
 from headrace.pipelines.loop import (
+    APPLY,
     IDLE_S,
+    TICK,
     Heartbeat,
     Step,
     discard,
@@ -319,7 +321,7 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
 
     def on_notify(self) -> tuple[Sequence[Any], bool]:
         """Called when `notify_at` has passed, sometimes without need."""
-        return self._done(lambda: self._step.tick() if self._step else ())
+        return self._done(lambda: self._tick(self._step) if self._step else ())
 
     def on_eof(self) -> tuple[Sequence[Any], bool]:
         """Called once when all sources have ended or were asked to stop; after a failure nothing is flushed."""
@@ -335,8 +337,13 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
             self._step = self._steps.made[values[0][0]]
             self._step.expect([name for each in self._inputs for name in each.partitions])
         for _, batch in values:
-            self._step.apply(batch)
-        return self._step.tick()
+            with APPLY.time():
+                self._step.apply(batch)
+        return self._tick(self._step)
+
+    def _tick(self, step: Step) -> Sequence[Any]:
+        with TICK.time():
+            return step.tick()
 
     def _done(self, act: Callable[[], Sequence[Any]]) -> tuple[Sequence[Any], bool]:
         with self._inputs[0].noting():

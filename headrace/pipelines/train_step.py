@@ -25,6 +25,7 @@ from typing import Any
 import orjson
 import polars as pl
 import structlog
+from prometheus_client import Histogram
 
 from headrace.checkpoints import Checkpoints
 from headrace.errors import DeclarationError
@@ -40,6 +41,12 @@ from headrace.streams.watermark import Watermark
 SAVE_S = 30.0  # between two saves: what a crash makes it train again
 RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of the waiting events
 IDLE_S = 5.0  # wall time after which a silent partition no longer holds the watermark back
+
+SAVE_SECONDS = Histogram(
+    "headrace_checkpoint_seconds",
+    "Time of one checkpoint of the training.",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
+)
 
 log = structlog.get_logger(__name__)
 
@@ -167,6 +174,7 @@ class TrainStep:
             "prequential": self.trainer.prequential.snapshot(),
         }
 
+    @SAVE_SECONDS.time()
     def save(self) -> None:
         """Write a checkpoint into the folder of the state, if there is one."""
         if self._checkpoints is not None:

@@ -53,6 +53,13 @@ STEP_SECONDS = Histogram(
 )
 WAITING = Gauge("headrace_examples_waiting", "Examples that wait for their micro-batch.")
 REFUSED = Counter("headrace_models_refused_total", "Snapshots the gate refused.")
+PUBLISH_SECONDS = Histogram(
+    "headrace_publish_seconds",
+    "Time of one publication: snapshot, gate, files and notice.",
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+)
+AUC = Gauge("headrace_prequential_auc_ratio", "Area under the ROC curve of predictions made before learning.")
+LOGLOSS = Gauge("headrace_prequential_logloss_nats", "Mean log-loss of predictions made before learning.")
 
 log = structlog.get_logger(__name__)
 
@@ -207,6 +214,7 @@ class Trainer:
         while self._waiting_rows:
             self._train(self._cut(self.cadence.rows_min))
 
+    @PUBLISH_SECONDS.time()
     def publish(self) -> Verdict:
         """Take a snapshot, ask the gate, and publish the snapshot if it passes.
 
@@ -218,12 +226,15 @@ class Trainer:
         self._published_at, self._published_steps = self._monotonic(), self.online.steps
         if self.live is None:
             self.live = self._latest()
-        recent = self.gate.recent()
+        recent, metrics = self.gate.recent(), self.prequential.snapshot()
+        for gauge, figure in ((AUC, "auc"), (LOGLOSS, "logloss")):
+            if figure in metrics:
+                gauge.set(metrics[figure])
         snapshot = Snapshot.of(
             self.online,
             parent=self.live.version if self.live else 0,
             offsets=self.trained_positions,
-            metrics=self.prequential.snapshot(),
+            metrics=metrics,
             probe=recent.inputs.take(slice(-PROBE_ROWS, None)) if recent else None,
         )
         staged = self.directory.stage(snapshot)

@@ -19,7 +19,7 @@ import structlog
 import tenacity
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import TopicMetadata
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
@@ -53,6 +53,9 @@ Compacted logs and transactions leave gaps too, but none of a billion.
 PARTITIONS_S = 30.0
 """Interval of checks for partitions added to a topic, in seconds."""
 
+LAG_ROWS = Gauge(
+    "headrace_source_lag_rows", "Offsets between what was read of a partition and its end", ["topic", "partition"]
+)
 BROKER_ERRORS = Counter("headrace_broker_errors_total", "Errors that the broker's client reported", ["code"])
 
 LOST = frozenset({KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET})  # noqa: SLF001
@@ -308,6 +311,7 @@ class KafkaSource(Source):
             _, high = self._connect().get_watermark_offsets(TopicPartition(*key), cached=True)
             if high < 0:
                 continue
+            LAG_ROWS.labels(cursor.topic, cursor.number).set(max(high - cursor.position, 0))
             if cursor.position <= high:
                 self._beyond_s.pop(key, None)
             elif key in self._unfetched or now_s - self._beyond_s.setdefault(key, now_s) > BEYOND_S:

@@ -22,6 +22,9 @@ from typing import Generic, TypeVar
 import structlog
 
 from headrace.streams.source import Batch, EventBatch, Source
+from headrace.telemetry import STAGE_SECONDS
+
+_READ, _DECODE, _PREPARE = map(STAGE_SECONDS.labels, ("read", "decode", "prepare"))
 
 T = TypeVar("T", bound=Batch | EventBatch)
 
@@ -123,11 +126,15 @@ class ReadAhead(Generic[T]):
     def _run(self) -> None:
         try:
             while not (self._stop.is_set() or self._source.exhausted):
+                began_s = time.perf_counter()
                 batches = self._source.poll()
-                decoded = [self._decode(batch) for batch in batches]
-                for batch, prepare in product(decoded, self._prepare):
-                    if self._waiting or (not self._is_awaited and len(batch.offsets) >= PREPARED_ROWS):
-                        prepare(batch)
+                if batches:  # the many polls that bring nothing are no work
+                    _READ.observe(time.perf_counter() - began_s)
+                decoded = [self._decoded(batch) for batch in batches]
+                for each, prepare in product(decoded, self._prepare):
+                    if self._waiting or (not self._is_awaited and len(each.offsets) >= PREPARED_ROWS):
+                        with _PREPARE.time():
+                            prepare(each)
                 if decoded:
                     self._hand_on(decoded)
                 pause_s = self._pause_after(batches)
@@ -138,6 +145,10 @@ class ReadAhead(Generic[T]):
         with self._lock:
             self._ended = True
             self._lock.notify_all()
+
+    def _decoded(self, batch: Batch) -> T:
+        with _DECODE.time():
+            return self._decode(batch)
 
     def _hand_on(self, decoded: list[T]) -> None:
         with self._lock:

@@ -11,12 +11,19 @@ silent, those with events decide. Once all expected partitions have ended it is 
 
 from collections.abc import Iterable
 
+from prometheus_client import Gauge
+
 from headrace.clock import wall_us
 from headrace.streams.intake import newest_us
 from headrace.streams.source import EventBatch
 
 END_OF_TIME_US = 2**62
 """Watermark of a stream that has ended."""
+
+
+WATERMARK = Gauge(
+    "headrace_watermark_timestamp_seconds", "Event time up to which all events are taken to have arrived, since 1970"
+)
 
 
 class Watermark:
@@ -63,6 +70,7 @@ class Watermark:
         elif newest and None not in newest:
             least_us = min(time_us for time_us in newest if time_us is not None) - self._lateness_us
             self._value_us = least_us if self._value_us is None else max(self._value_us, least_us)
+            WATERMARK.set(self._value_us / 1e6)
         return self._value_us
 
     def _is_idle(self, partition: str, wall: int) -> bool:

@@ -7,12 +7,15 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import polars as pl
 from polars.testing import assert_frame_equal
+from prometheus_client.parser import text_string_to_metric_families
 
 from features.customer import CustomerActivity
 from features.item import ItemActivity
 from headrace.history.replay import replay
+from headrace.local import free_port
 from headrace.pipelines import TopicWriter, create_topics
 from headrace.streams.urls import source_of_url
 from schemas.retail import Engagement
@@ -32,7 +35,12 @@ def test_a_killed_archiver_writes_each_event_once_and_its_files_replay_as_the_lo
     """append ... | archive -x kill -9 | append ... | archive -x | ... | SIGTERM: files and offsets, nothing twice."""
     create_topics(bootstrap, {"engagements": 3, "impressions": 1, "dead-letters": 1})
     folder, moments = tmp_path / "archive", random.Random(7)
-    settings = {"HEADRACE_ARCHIVE_DIR": str(folder), "HEADRACE_ARCHIVE_FLUSH_S": "0.05"}
+    port = free_port()
+    settings = {
+        "HEADRACE_ARCHIVE_DIR": str(folder),
+        "HEADRACE_ARCHIVE_FLUSH_S": "0.05",
+        "HEADRACE_METRICS_PORT": str(port),
+    }
     log = purchases(EVENTS, datetime.now(UTC) - timedelta(days=1))
     writer = TopicWriter(bootstrap, Engagement)
     for kill in range(KILLS + 1):
@@ -48,6 +56,8 @@ def test_a_killed_archiver_writes_each_event_once_and_its_files_replay_as_the_lo
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline_s
             time.sleep(0.005)
+        if last:
+            check_metrics(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
         process.send_signal(signal.SIGTERM if last else signal.SIGKILL)
         assert (process.wait(WAIT_S) == 0) is last, process.stderr.read()
         process.stderr.close()
@@ -58,6 +68,23 @@ def test_a_killed_archiver_writes_each_event_once_and_its_files_replay_as_the_lo
     views = [CustomerActivity, ItemActivity]
     by_log, by_archive = (replay(views, {Engagement: events}, spine) for events in (log, found))
     assert_frame_equal(by_archive, by_log)
+
+
+def check_metrics(page: str) -> None:
+    """Counters, lags and the seconds of the stages, of the last process; it took in what those before it had not."""
+    values = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+    taken_in = values["headrace_events_total", "engagements"]
+    assert 0 < taken_in <= EVENTS
+    assert values["headrace_archived_rows_total", "engagements"] == taken_in
+    assert [values["headrace_source_lag_rows", str(number), "engagements"] for number in range(3)] == [0, 0, 0]
+    for stage in ("read", "decode", "apply", "tick"):
+        assert values["headrace_stage_seconds_count", stage] > 0
+        assert values["headrace_stage_seconds_sum", stage] > 0
+    assert values["headrace_archive_flush_seconds_count",] > 0
 
 
 def archived_rows(folder: Path) -> int:

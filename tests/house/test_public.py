@@ -47,7 +47,7 @@ def test_unknown_name_is_an_attribute_error():
         headrace.Cuont  # noqa: B018
 
 
-@pytest.mark.parametrize("page", ["cli.md", "aggregations.md"])
+@pytest.mark.parametrize("page", ["cli.md", "aggregations.md", "operations.md"])
 def test_generated_pages_are_fresh(repo, page):
     """`make docs` has been run since the commands or aggregations changed."""
     spec = importlib.util.spec_from_file_location("generate", repo / "docs" / "generate.py")

@@ -17,6 +17,7 @@ PAGES = (
     "docs/learning.md",
     "docs/views.md",
     "docs/delivery.md",
+    "docs/operations.md",
     "CHANGELOG.md",
 )
 
