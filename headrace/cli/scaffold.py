@@ -36,6 +36,11 @@ testpaths = ["tests"]
 """
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
 """Files of a template that a new project does not get."""
+_COMPOSE = {
+    "REDIS_PASSWORD": "password of its Redis, in letters and digits",
+    "TORCH_INDEX": "URL of the CPU wheels of PyTorch (pytorch.org/get-started shows it)",
+}
+"""Variables that docker-compose.yml needs and that are no settings."""
 _TEMPLATE_DOCKERFILE = """\
 FROM python:3.12-slim-bookworm
 WORKDIR /srv/project
@@ -43,6 +48,9 @@ COPY . .
 # CPU build of torch: --build-arg TORCH_INDEX=URL of PyTorch's CPU wheels (pytorch.org/get-started shows it)
 ARG TORCH_INDEX=
 RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} 'headrace[serve]'
+# What it writes is below /var/lib/headrace: a new volume there takes over the owner.
+RUN useradd --create-home --uid 10001 headrace && install -d -o headrace -g headrace /var/lib/headrace
+USER headrace
 ENV HEADRACE_PROJECT=/srv/project NUMBA_CACHE_DIR=/var/lib/headrace/numba
 """
 
@@ -85,7 +93,7 @@ def init(target: Path, *, bare: bool = False) -> list[Path]:
 
 def _copy_shop(source: Path, target: Path) -> None:
     tests = source / "tests" / "project" if (source / "tests" / "project").is_dir() else source / "tests"
-    for folder in (*FOLDERS, "data"):
+    for folder in (*FOLDERS, "data", "monitoring"):
         shutil.copytree(source / folder, target / folder, ignore=_LEFT_OUT)
     shutil.copytree(tests, target / "tests", ignore=_LEFT_OUT)
     shutil.copy2(source / "docker-compose.yml", target / "docker-compose.yml")
@@ -104,4 +112,5 @@ def _env_example() -> str:
         value = orjson.dumps(default).decode() if isinstance(default, dict | tuple | bool) else default
         lines.append(f"# {field.description}" if field.description else "#")
         lines.append(f"#{PREFIX}{name.upper()}={value}\n")
+    lines += [f"# of docker-compose.yml: {meaning}\n#{name}=\n" for name, meaning in _COMPOSE.items()]
     return "\n".join(lines)

@@ -42,7 +42,14 @@ def test_template_is_inside(wheel):
     """The wheel holds the five folders, the compose file, the log, the scaffold's tests and the bare template."""
     names = set(zipfile.ZipFile(wheel).namelist())
     bare = ("templates/README.md", "templates/bare/schemas/events.py", "templates/bare/tests/test_project.py")
-    for wanted in ("schemas/retail.py", "pipelines/materialize.py", "serving/app.py", "docker-compose.yml", *bare):
+    for wanted in (
+        "schemas/retail.py",
+        "pipelines/materialize.py",
+        "serving/app.py",
+        "docker-compose.yml",
+        "monitoring/prometheus.yml",
+        *bare,
+    ):
         assert f"headrace/_project/{wanted}" in names
     assert any(name.startswith("headrace/_project/tests/test_") for name in names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".nbi", ".nbc"))]

@@ -56,7 +56,7 @@ def test_init_copies_the_five_folders(new_project, repo):
         ours = {path.name for path in (repo / folder).glob("*.*") if path.suffix in {".py", ".avsc"}}
         assert {path.name for path in (new_project / folder).glob("*.*")} == ours
     assert not list(new_project.rglob("__pycache__"))
-    for name in ("docker-compose.yml", "Dockerfile", "pyproject.toml", ".gitignore"):
+    for name in ("docker-compose.yml", "monitoring/prometheus.yml", "Dockerfile", "pyproject.toml", ".gitignore"):
         assert (new_project / name).read_text() != ""
 
 
