@@ -6,7 +6,7 @@ Heavy packages (torch, ray, bytewax) are imported by the command that needs them
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from headrace.cli import views as cli_views  # noqa: F401 - it registers its com
 from headrace.cli.console import (
     Json,
     Runner,
+    all_finite,
     app,
     command,
     err,
@@ -149,6 +150,37 @@ def serve(
         serve_plain(factory, settings, say=say)
     else:
         serve_on_ray(factory, settings, root, say=say)
+
+
+@command(app, "load")
+def load(
+    url: Annotated[str, typer.Argument(help="The service, e.g. http://127.0.0.1:8000")],
+    *,
+    bodies: Annotated[
+        Path, typer.Option(metavar="FILE", help="Requests, one JSON object a line, with entity and candidates.")
+    ],
+    rate: Annotated[list[float], typer.Option(min=0.1, callback=all_finite, help="Requests a second; repeatable.")],
+    seconds: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds of each rate.")] = 30.0,
+    route: Annotated[Literal["rank", "score"], typer.Option(help="rank logs an impression a request.")] = "rank",
+    timeout_s: Annotated[float, typer.Option(min=0.001, callback=finite, help="Deadline of a request, in s.")] = 1.0,
+    connections: Annotated[int, typer.Option(min=1, help="Connections at most; further requests wait.")] = 256,
+    api_key: Annotated[str | None, typer.Option(help="Sent as X-API-Key.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the arrivals.")] = 0,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a row a request there.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Picture of latencies, .png or .svg.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Offer a running service requests on a schedule, and show how long each took from its scheduled time.
+
+    Example: `headrace load http://127.0.0.1:8000 --bodies asks.jsonl --rate 100 --rate 200 --plot load.png`
+    """
+    from headrace.cli.load import LoadOptions, offer_load
+
+    options = LoadOptions(bodies, rate, seconds, route, timeout_s, connections, api_key, seed, csv, plot)
+    rows = offer_load(url, options, say)
+    print_rows(rows, as_json)
+    if not any(row["ok"] for row in rows):
+        raise typer.Exit(1)
 
 
 @command(app, "init")

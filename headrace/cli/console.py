@@ -62,6 +62,13 @@ def finite(number: float | None) -> float | None:
     return number
 
 
+def all_finite(numbers: list[float]) -> list[float]:
+    """Callback of an option that may be repeated; see `finite`."""
+    for number in numbers:
+        finite(number)
+    return numbers
+
+
 class KeysCommand(TyperCommand):
     """A command whose arguments may be negative numbers: `get VIEW -5 -7,books --json`."""
 

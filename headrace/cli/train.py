@@ -11,7 +11,8 @@ from headrace.cli.materialize import offsets_of
 from headrace.cli.progress import RowsBar
 from headrace.errors import ConfigError
 from headrace.learners import Learner
-from headrace.pipelines.from_history.plot import check_plot, plot_curve
+from headrace.pictures import check_plot
+from headrace.pipelines.from_history.plot import plot_curve
 from headrace.pipelines.from_history.reading import PIECE_ROWS
 from headrace.pipelines.from_history.train import Training, default_step, train
 from headrace.pipelines.runner import run_flow

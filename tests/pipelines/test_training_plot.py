@@ -4,7 +4,8 @@ import pytest
 
 import headrace
 from headrace.errors import ConfigError
-from headrace.pipelines.from_history.plot import check_plot, plot_curve
+from headrace.pictures import check_plot
+from headrace.pipelines.from_history.plot import plot_curve
 from tests.house.test_extras import python
 from tests.visits import NextPlace, visits
 
@@ -19,11 +20,7 @@ def test_the_curve_is_drawn(tmp_path, name, beginning):
 
 def test_without_matplotlib_the_extra_is_named():
     """Before anything is trained."""
-    program = (
-        "from pathlib import Path\n"
-        "from headrace.pipelines.from_history.plot import check_plot\n"
-        "check_plot(Path('curve.png'))\n"
-    )
+    program = "from pathlib import Path\nfrom headrace.pictures import check_plot\ncheck_plot(Path('curve.png'))\n"
     done = python(program, without={"matplotlib"})
     assert done.stderr.splitlines()[-1].startswith("headrace.errors.MissingExtraError: ")
     assert "pip install 'headrace[plot]'" in done.stderr

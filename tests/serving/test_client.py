@@ -9,11 +9,16 @@ from datetime import datetime
 from typing import Self
 
 import numpy as np
+import orjson
+import polars as pl
 import pytest
 import uvicorn
+from typer.testing import CliRunner
 
 from headrace import AsyncClient, Client, Engagements
 from headrace import client as client_room
+from headrace.cli import app
+from headrace.client.load import bodies_of, schedule_s
 from headrace.errors import (
     ConfigError,
     DeadlineError,
@@ -41,8 +46,8 @@ READER, THINGS = {"reader": 7}, ["c", "b", "a", "z"]
 class Running:
     """An ASGI application under uvicorn, in a thread of this process."""
 
-    def __init__(self, app, port: int = 0) -> None:
-        config = uvicorn.Config(app, port=port, log_level="warning", access_log=False)
+    def __init__(self, application, port: int = 0) -> None:
+        config = uvicorn.Config(application, port=port, log_level="warning", access_log=False)
         self.server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self.server.run)
 
@@ -224,3 +229,42 @@ def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_pat
 
     with Client("http://127.0.0.1:1", engagements=to) as client, pytest.raises(SourceError, match="too large"):
         client.engaged("r", "x" * 2_000_000, reader=7)
+
+
+def test_load_is_offered_on_a_schedule_that_waits_for_no_answer(serve, tmp_path):
+    """A service that takes 0.1 s a batch is sent all requests in time, and each waits for it."""
+    body = orjson.dumps({"entity": READER, "candidates": THINGS, "k": 2, "request_id": "taken once"})
+    (tmp_path / "asks.jsonl").write_bytes(body + b"\n\n" + body)
+    names = {name: str(tmp_path / name) for name in ("asks.jsonl", "load.csv", "load.png", "one.svg")}
+    with Running(serve(Signature(3, pause_s=0.1)).app) as running:
+        words = ["load", running.url, "--bodies", names["asks.jsonl"], "--seconds", "1", "--json", "--timeout-s"]
+        files = ["--csv", names["load.csv"], "--plot", names["load.png"]]
+        done = CliRunner().invoke(app, [*words, "20", "--rate", "20", "--rate", "60", *files])
+        late = CliRunner().invoke(app, [*words, "0.05", "--rate", "20"])
+        one = CliRunner().invoke(app, [*words, "20", "--rate", "5", "--plot", names["one.svg"]])
+    assert (done.exit_code, one.exit_code, late.exit_code) == (0, 0, 1), done.output + late.output
+    rows = orjson.loads(done.stdout)
+    sent = [len(schedule_s(rate, 1.0, 0)) for rate in (20, 60)]
+    assert [(row["sent"], row["ok"], row["failed"]) for row in rows] == [(count, count, "") for count in sent]
+    assert all(row["max_ms"] >= row["p50_ms"] >= 100 for row in rows)
+    table = pl.read_csv(names["load.csv"])
+    assert table["rate_per_s"].value_counts(sort=True).rows() == [(60.0, sent[1]), (20.0, sent[0])]
+    assert table["outcome"].unique().to_list() == ["ok"]
+    assert table["model_version"].unique().to_list() == [3]
+    assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "one.svg").read_bytes().startswith(b"<?xml")
+    assert "within 0.05 s" in " ".join(late.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "asks, line 2: no JSON"),
+        ('{"entity": 1}', "asks, line 2: no request; write an object with entity and candidates"),
+        (None, "asks holds no request"),
+    ],
+)
+def test_a_file_of_requests_is_checked(line, says):
+    lines = [] if line is None else [b'{"entity": {}, "candidates": [1]}', line.encode()]
+    with pytest.raises(ConfigError, match=f"^{says}"):
+        bodies_of(lines, "asks")

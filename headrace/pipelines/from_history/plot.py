@@ -4,25 +4,8 @@ from pathlib import Path
 
 import polars as pl
 
-from headrace.errors import ConfigError
-from headrace.extras import require
+from headrace.pictures import check_plot
 from headrace.pipelines.from_history.train import Training
-
-SUFFIXES = (".png", ".svg")
-
-
-def check_plot(path: Path) -> None:
-    """Check that a picture can be written to `path`.
-
-    Raises:
-        ConfigError: its suffix is neither .png nor .svg, or its folder is not there.
-        MissingExtraError: matplotlib is not installed.
-    """
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"plot {path}: write a name that ends in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"plot {path}: there is no folder {path.parent}")
-    require("matplotlib")
 
 
 def plot_curve(training: Training, path: Path) -> None:

@@ -1,0 +1,76 @@
+"""`headrace load`: offer a running service some rates, one after the other."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from headrace.client import AsyncClient
+from headrace.client.load import LoadRun, Route, bodies_of, play
+from headrace.client.load_plot import plot_load
+from headrace.errors import ConfigError
+from headrace.pictures import check_plot
+
+LATE_MS_MAX = 10.0
+"""99th percentile of the generator's own delay, from which on it is said to be the bottleneck."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Options of `headrace load`; see its help."""
+
+    bodies: Path
+    rates: Sequence[float]
+    seconds: float
+    route: Route
+    timeout_s: float
+    connections_max: int
+    api_key: str | None
+    seed: int
+    csv: Path | None
+    plot: Path | None
+
+
+def offer_load(url: str, options: LoadOptions, say: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Offer each rate, write the files, and return a row of figures a rate.
+
+    Raises:
+        ConfigError: a file cannot be read or written, or is not as it should be.
+        ClientError: the service does not answer the first request.
+    """
+    for path, check in ((options.plot, check_plot), (options.csv, _check_folder)):
+        if path is not None:
+            check(path)
+    with options.bodies.open("rb") as file:
+        bodies = bodies_of(file.readlines(), str(options.bodies))
+    runs = asyncio.run(_play_all(url, bodies, options))
+    if options.csv is not None:
+        pl.concat(run.requests.select(pl.lit(run.rate_per_s).alias("rate_per_s"), pl.all()) for run in runs).write_csv(
+            options.csv
+        )
+    if options.plot is not None:
+        plot_load(runs, options.plot)
+    rows = [run.summary() for run in runs]
+    for row in rows:
+        if (late_ms := row["late_p99_ms"]) > LATE_MS_MAX:
+            words = f"requests were sent up to {late_ms:g} ms late (p99), which is in their latency"
+            say(f"{row['rate_per_s']:g}/s: {words}: this machine cannot offer so many")
+    return rows
+
+
+async def _play_all(url: str, bodies: Sequence[dict[str, Any]], options: LoadOptions) -> list[LoadRun]:
+    async with AsyncClient(
+        url, api_key=options.api_key, timeout_s=options.timeout_s, connections_max=options.connections_max
+    ) as client:
+        return [
+            await play(client, bodies, rate_per_s=rate, seconds=options.seconds, route=options.route, seed=options.seed)
+            for rate in options.rates
+        ]
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise ConfigError(f"csv {path}: there is no folder {path.parent}")
