@@ -65,7 +65,7 @@ WAYS = {
         ("learners/online.py", "one step of the model"),
         ("learners/publishing/gate.py", "may this model be published?"),
         ("learners/publishing/snapshot.py", "written whole, with digests"),
-        ("serving/swap.py", "built beside the live one, swapped"),
+        ("serving/swap", "built beside the live one, swapped"),
     ),
     "a replay": (
         ("history/replay.py", "views, events and a spine"),

@@ -43,7 +43,7 @@ from headrace.serving.messages import (
 from headrace.serving.model_route import Lanes, ModelRoute
 from headrace.serving.ranker import Ranker
 from headrace.serving.refusals import STORE_AWAY, Refusal, no_model, refusal_of, store_away
-from headrace.serving.report import Report, refused_entry
+from headrace.serving.report import Report, published_entry, refused_entry
 from headrace.serving.swap import LiveModel, Swap
 
 READ_THREADS = 2
@@ -238,6 +238,7 @@ class _Routes:
             "age_s": (wall_us() - live.swapped_us) / 1e6,
             "kept": self._swap.kept,
             "refused": refused_entry(self._swap),
+            "published": published_entry(self._swap),
             "manifest": dict(live.manifest),
         }
         return Reply(dumps(body), live.version)
@@ -251,6 +252,7 @@ class _Routes:
         ready = not problems
         version = live.version if live is not None else None
         body: dict[str, object] = {"ready": ready, "model_version": version, "problems": problems}
+        body["published"] = published_entry(self._swap)
         if refused := refused_entry(self._swap):
             body["refused"] = refused
         return _json(body, 200 if ready else 503)

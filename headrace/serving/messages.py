@@ -115,9 +115,15 @@ class ModelResponse(BaseModel):
     model_version: int
     swapped_us: int
     age_s: float = Field(description="Seconds since it became live.")
-    kept: list[int] = Field(description="Versions that a rollback reaches without loading, newest first.")
+    kept: list[int] = Field(
+        description="Earlier versions in memory: requests may ask for them, a rollback reaches them without loading."
+    )
     refused: dict[str, object] | None = Field(
         default=None, description="A newer version that was refused: model_version, reason, refused_us; null: none."
+    )
+    published: dict[str, object] = Field(
+        description="The newest published version, when the directory was last read (µs), and whether the live "
+        "version is newer than all of it (live_is_unpublished): its folder vanished."
     )
     manifest: dict[str, object]
 

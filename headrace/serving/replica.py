@@ -15,7 +15,7 @@ from headrace.serving.http_app import HttpLimits, build_http
 from headrace.serving.impressions import ImpressionColumns, ImpressionLog
 from headrace.serving.queries import RankingSpec
 from headrace.serving.ranker import Ranker
-from headrace.serving.swap import DirectoryReleases, Swap
+from headrace.serving.swap import DirectoryReleases, Swap, verified_scorer
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
 
@@ -87,4 +87,4 @@ def _frozen(
         return None
     if columns.shadow is None:
         raise ConfigError("HEADRACE_FROZEN_VERSION is set, but the impression has no column for its scores")
-    return Scorer(directory.load(version, learner), learner)
+    return verified_scorer(directory, version, learner)

@@ -81,6 +81,7 @@ class Report:
                 "count": swap.swaps,
                 "refused": swap.refused,
                 "last_refused": refused_entry(swap),
+                "published": published_entry(swap),
                 "swap_ms": percentiles([entry.swap_ms for entry in swap.history]),
                 "recent": [_swap_entry(entry) for entry in list(swap.history)[-SHOWN:]],
             },
@@ -93,6 +94,15 @@ def refused_entry(swap: Swap) -> dict[str, object] | None:
     if refused is None:
         return None
     return {"model_version": refused.version, "reason": refused.reason, "refused_us": refused.refused_us}
+
+
+def published_entry(swap: Swap) -> dict[str, object]:
+    """What the model directory held at the last look, and whether the live version is among it."""
+    return {
+        "newest": swap.newest,
+        "looked_us": swap.looked_us,
+        "live_is_unpublished": swap.is_unpublished,
+    }
 
 
 def _swap_entry(entry: Swapped) -> dict[str, object]:

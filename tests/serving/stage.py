@@ -152,15 +152,15 @@ class Ranks:
 
 
 class Published:
-    """`Releases` in memory: `models` by version; the newest is the greatest unless `at` says otherwise."""
+    """`Releases` in memory: `models` by version."""
 
     def __init__(self, models: Mapping[int, object] | None = None, fingerprints: Mapping[str, str] | None = None):
         self.models = dict(models or {})
         self.fingerprints = NextThing.fingerprints() if fingerprints is None else fingerprints
         self.loads: list[int] = []
 
-    def newest(self):
-        return max(self.models, default=None)
+    def versions(self):
+        return list(self.models)
 
     def wait(self, timeout_s):
         time.sleep(min(timeout_s, 0.002))

@@ -166,7 +166,13 @@ def test_without_a_model_it_is_alive_but_not_ready(serve):
     """503 no_model; healthz is fine."""
     client = serve()
     assert client.get("/healthz").status_code == 200
-    assert client.get("/readyz").json() == {"ready": False, "model_version": None, "problems": ["no model is live"]}
+    published = {"newest": None, "looked_us": client.get("/readyz").json()["published"]["looked_us"]}
+    assert client.get("/readyz").json() == {
+        "ready": False,
+        "model_version": None,
+        "problems": ["no model is live"],
+        "published": {**published, "live_is_unpublished": False},
+    }
     for response in (client.post("/v1/rank", ASK), client.get("/v1/model")):
         assert (response.status_code, response.json()["error"]) == (503, "no_model")
         assert response.headers["retry-after"] == "1"
@@ -189,6 +195,9 @@ def test_model_report_and_metrics(serve):
     metrics = client.get("/metrics").text
     assert 'headrace_requests_total{route="rank",status="200"}' in metrics
     assert "headrace_swaps_total" in metrics
+    assert (model["published"]["newest"], model["published"]["live_is_unpublished"]) == (3, False)
+    assert "headrace_model_newest_version 3.0" in metrics
+    assert "headrace_model_unpublished 0.0" in metrics
 
 
 def test_a_refused_version_is_named_with_its_reason_until_a_newer_one_is_live(ranker):

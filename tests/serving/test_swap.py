@@ -1,6 +1,7 @@
 """Swap: what becomes live, what is refused, how it rolls back."""
 
 import gc
+import shutil
 import threading
 import time
 import weakref
@@ -8,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from headrace.errors import SnapshotError
 from headrace.learners import ModelDirectory, Snapshot
@@ -109,6 +111,57 @@ def test_a_file_system_that_fails_for_a_moment_is_asked_again():
     assert swap.live.version == 1
 
 
+def test_the_live_version_stays_when_its_folder_vanishes(follow):
+    """1 2 -> 2 live | 2 vanishes: 2 stays, and is said to be unpublished | 2 again: published | 3 -> 3 live."""
+    releases = Published({1: Signature(1), 2: Signature(2)})
+    swap = follow(releases)
+    assert (swap.live.version, swap.newest, swap.is_unpublished) == (2, 2, False)
+    second = releases.models.pop(2)
+    with capture_logs() as logs:
+        until(lambda: swap.is_unpublished)
+        time.sleep(0.02)
+    assert (swap.live.version, swap.newest, swap.swaps) == (2, 1, 1)
+    assert [line["event"] for line in logs] == ["live_model_unpublished"]
+    releases.models = {}
+    until(lambda: swap.newest is None)
+    assert swap.live.version == 2
+    releases.models = {2: second}
+    until(lambda: not swap.is_unpublished)
+    releases.models[3] = Signature(3)
+    until(lambda: swap.live.version == 3)
+
+
+def test_a_start_takes_the_newest_version_that_is_whole(follow):
+    """Of 1, 2, 3 (broken) and 4 (broken): 2, and 4 is shown as refused until 5 comes."""
+    broken = {version: SnapshotError(f"version {version} is truncated") for version in (3, 4)}
+    releases = Published({1: Signature(1), 2: Signature(2), **broken})
+    swap = follow(releases)
+    time.sleep(0.02)
+    assert (swap.live.version, swap.last_refused.version, releases.loads) == (2, 4, [4, 3, 2])
+    releases.models[5] = Signature(5)
+    until(lambda: swap.live.version == 5)
+    assert swap.last_refused is None
+
+
+def test_earlier_models_are_kept_within_bounds():
+    """Of models of 400 bytes two fit into 1,000 beside the live one, of 600 bytes one."""
+
+    class Sized(Published):
+        def load(self, version):
+            loaded = super().load(version)
+            return replace(loaded, manifest={"files": {"model.safetensors": {"bytes": self.size}}})
+
+    for size, kept in ((400, [4, 3]), (600, [4]), (2_000, [])):
+        releases = Sized()
+        releases.size = size
+        swap = stage.swap_of(stage.NO_STORE_RANKER, releases, keep=5, keep_bytes_max=1_000)
+        for version in range(1, 6):
+            releases.models[version] = Signature(version)
+            assert swap.refresh()
+        assert swap.kept == kept
+        assert [version for version in range(1, 7) if swap.loaded(version)] == [*sorted(kept), 5]
+
+
 def test_rollback_holds_until_something_newer_comes(follow):
     """1, 2, 3, back to 1: not overtaken by 3 again, but by 4."""
     releases = Published({1: Signature(1)})
@@ -169,11 +222,11 @@ def test_the_loader_outlives_a_directory_that_fails_and_a_hook_that_raises(follo
     class Flaky(Published):
         calls = 0
 
-        def newest(self):
+        def versions(self):
             self.calls += 1
             if self.calls % 3 == 1:
                 raise OSError("not mounted")
-            return super().newest()
+            return super().versions()
 
     def hook(swapped):
         raise ValueError(swapped)
@@ -236,6 +289,32 @@ def test_a_snapshot_that_does_not_reproduce_its_probe_is_refused(directory):
     swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
     assert not swap.refresh()
     assert swap.refused == 1
+
+
+@pytest.mark.parametrize("array", ["table.thing.weights", "numbers.mean", "intercept"])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_stands(directory, array):
+    """In a row that no probe reads, too; all checksums are right."""
+    snapshot = Snapshot.of(stage.learned(1), probe=stage.NO_STORE_RANKER.probe(5))
+    arrays = {name: np.array(values) for name, values in snapshot.arrays.items()}
+    arrays[array].reshape(-1)[-1:] = np.inf
+    directory.publish(snapshot)
+    directory.publish(replace(snapshot, arrays=arrays))
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    assert swap.refresh()
+    assert (swap.live.version, swap.last_refused.version) == (1, 2)
+    assert f"{array}: 1 of" in swap.last_refused.reason
+
+
+def test_a_folder_whose_manifest_names_another_version_is_refused(directory):
+    """Folder v2 copied to v3 by hand."""
+    for seed in (1, 2):
+        publish(directory, seed)
+    shutil.copytree(directory.folder(2), directory.folder(3))
+    with pytest.raises(SnapshotError, match="v00000003: its manifest says version 2"):
+        directory.load(3, NextThing)
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    assert swap.refresh()
+    assert (swap.live.version, swap.last_refused.version) == (2, 3)
 
 
 def test_the_directorys_rollback_comes_as_a_new_version(directory):

@@ -87,11 +87,18 @@ class ModelDirectory:
         """Load and verify the snapshot `version`.
 
         Raises:
-            SnapshotError: it is not there, damaged, or of another learner.
+            SnapshotError: it is not there, damaged, of another learner, or its manifest names another version.
         """
-        if not self.folder(version).is_dir():
+        folder = self.folder(version)
+        if not folder.is_dir():
             raise SnapshotError(f"models {self.path.name}: no version {version}; there are {self.versions()}")
-        return Snapshot.load(self.folder(version), learner)
+        snapshot = Snapshot.load(folder, learner)
+        if snapshot.manifest.version != version:
+            raise SnapshotError(
+                f"models {self.path.name} · {folder.name}: its manifest says version {snapshot.manifest.version}; "
+                "the folder was renamed or copied: publish its content as a new version with rollback"
+            )
+        return snapshot
 
     def manifest(self, version: int) -> Manifest:
         """Read the manifest of `version`, and none of its other files.

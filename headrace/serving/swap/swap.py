@@ -8,9 +8,13 @@ passes it down; a `LiveModel` is immutable. So exactly one version answers a req
                                                                      |
                                                                      +-> refused: counted, logged, v7 stays
 
-A snapshot that fails to load, belongs to other views, or scores the probe with values that are not finite is refused
-and not tried again; a newer one is. The previous models stay in memory for a rollback, which takes the same steps
-without the load.
+A snapshot that fails to load, holds a number that is not finite, belongs to other views, or scores the probe with NaN
+or infinity is refused and not tried again; the next older one that is newer than the live model is taken instead, and
+every newer one. So a process starts with the newest version that is whole.
+
+The live version never falls: when the folder of the newest version vanishes (a prune, a mount that comes and goes) the
+live model stays, and the fact is logged and shown. Only `rollback` brings an older version back, from memory if it is
+one of those kept there.
 
 Not optimal: tables are copied whole with each snapshot, so time and memory of a swap grow with the model.
 """
@@ -18,26 +22,26 @@ Not optimal: tables are copied whole with each snapshot, so time and memory of a
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 from prometheus_client import Counter, Gauge, Histogram
 
 from headrace.clock import wall_us
-from headrace.errors import SnapshotError
-from headrace.learners import Follower, Inputs, Learner, ModelDirectory, Scorer
+from headrace.errors import HeadraceError, SnapshotError
+from headrace.learners import Inputs
+from headrace.serving.swap.models import LiveModel, Loaded, Releases
 
 CADENCE_S = 0.5  # least time between swaps: each one occupies a core for the time of a load
 COST_RATIO = 5.0  # least time between swaps, in multiples of the cost of the last one
 WAIT_S = 0.25  # longest sleep between two looks at the model directory, in seconds
-KEEP = 2  # previous models kept in memory for rollback
+KEEP = 2  # previous models kept in memory, for requests that ask for them and for rollback
+KEEP_BYTES_MAX = 1_000_000_000  # of the previous models' files: beyond it the oldest are let go
 OS_RETRIES = 3  # for transient errors of a file system; a corrupt snapshot is not read again
 HISTORY = 512
-PROBE_APART_MAX = 1e-4  # probabilities; another number of torch threads may sum in another order
 
 SWAPS = Counter("headrace_swaps_total", "Models that became live in this process.")
 SWAP_SECONDS = Histogram(
@@ -50,55 +54,13 @@ REFUSED_VERSION = Gauge(
     "headrace_model_refused_version", "Version that was refused and that no newer one has replaced; 0: none."
 )
 LIVE_VERSION = Gauge("headrace_model_version", "Version of the live model.")
+NEWEST_VERSION = Gauge("headrace_model_newest_version", "Newest version in the model directory; 0: there is none.")
+LOOKED = Gauge("headrace_model_looked_timestamp_seconds", "When the model directory was last read, seconds since 1970.")
+UNPUBLISHED = Gauge(
+    "headrace_model_unpublished", "1 while the live version is newer than every version in the model directory."
+)
 
 log = structlog.get_logger(__name__)
-
-
-class Scores(Protocol):
-    """A frozen model. Called from several threads at once."""
-
-    def score(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Scores (n,) of `inputs`, to rank by."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A loaded model: frozen, with the fingerprints of the views it reads, and its manifest as plain data."""
-
-    scorer: Scores
-    fingerprints: Mapping[str, str]
-    manifest: Mapping[str, Any]
-
-
-class Releases(Protocol):
-    """Source of new models. Called by the loader thread, and by callers of `refresh`."""
-
-    def newest(self) -> int | None:
-        """Version that should be live, or None while nothing was published."""
-        ...
-
-    def wait(self, timeout_s: float) -> None:
-        """Return when something may have been published, or after `timeout_s` seconds."""
-        ...
-
-    def load(self, version: int) -> Loaded:
-        """Load the model `version`, and verify its checksum.
-
-        Raises:
-            SnapshotError: it is incomplete, corrupt or of another learner.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class LiveModel:
-    """A model that answers requests. Immutable."""
-
-    version: int
-    scorer: Scores
-    manifest: Mapping[str, Any]
-    swapped_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +92,12 @@ class Swap:
         fingerprints: view -> layout fingerprint that this process reads; a model of other layouts is refused.
         on_swap: called in the loader thread after each swap, one at a time; its exceptions are logged.
         cadence_s, cost_ratio: the next swap comes at least max(cadence_s, cost_ratio x the last one's cost) later.
-        keep: previous models kept in memory for `rollback`.
+        keep, keep_bytes_max: previous models kept in memory, at most so many and of so many bytes.
+
+    Attributes:
+        newest: newest published version at the last look, None when there was none.
+        looked_us: when the model directory was last read (wall time, µs), None before.
+        is_unpublished: the live version is newer than every published one.
     """
 
     def __init__(
@@ -143,20 +110,28 @@ class Swap:
         cadence_s: float = CADENCE_S,
         cost_ratio: float = COST_RATIO,
         keep: int = KEEP,
+        keep_bytes_max: int = KEEP_BYTES_MAX,
     ) -> None:
         self.live: LiveModel | None = None
         self.history: deque[Swapped] = deque(maxlen=HISTORY)
         self.swaps = 0
         self.refused = 0
         self.last_refused: RefusedModel | None = None  # None again once a newer model is live
+        self.newest: int | None = None
+        self.looked_us: int | None = None
+        self.is_unpublished = False
         self._releases = releases
         self._probe = probe
         self._fingerprints = dict(fingerprints or {})
         self._on_swap = on_swap
         self._cadence_s = cadence_s
         self._cost_ratio = cost_ratio
-        self._kept: deque[LiveModel] = deque(maxlen=keep)
-        self._settled: int | None = None  # newest version that was taken, refused or rolled back from: not tried again
+        self._keep = keep
+        self._keep_bytes_max = keep_bytes_max
+        self._kept: tuple[LiveModel, ...] = ()  # oldest first; replaced as a whole, so that requests may read it
+        self._floor = 0  # versions up to this one are not taken any more
+        self._refused_versions: set[int] = set()  # above the floor
+        self._follow_fault = ""
         self._turn = threading.Lock()  # one swap at a time; requests never take it
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -164,8 +139,14 @@ class Swap:
 
     @property
     def kept(self) -> list[int]:
-        """Versions in memory for `rollback`, newest first."""
+        """Versions in memory beside the live one, the last replaced first."""
         return [model.version for model in reversed(self._kept)]
+
+    def loaded(self, version: int) -> LiveModel | None:
+        """The model `version` if it is live or kept in memory, else None. Never waits."""
+        live = self.live
+        models = self._kept if live is None else (live, *self._kept)
+        return next((model for model in models if model.version == version), None)
 
     def start(self, wait_s: float = 0.0) -> Self:
         """Start the loader thread; return when a model is live or after `wait_s` seconds."""
@@ -185,10 +166,28 @@ class Swap:
     def refresh(self) -> bool:
         """Check once for a newer model and swap to it; True if the live model changed."""
         with self._turn:
-            version = self._releases.newest()
-            if version is None or version == self._settled:
-                return False
-            return self._take(version)
+            versions = self._releases.versions()
+            self._note_published(versions)
+            for version in sorted(versions, reverse=True):
+                if version <= self._floor:
+                    break
+                if version not in self._refused_versions and self._take(version):
+                    return True
+            return False
+
+    def _note_published(self, versions: Sequence[int]) -> None:
+        """Record what the directory holds, and whether the live version vanished from it."""
+        self.newest, self.looked_us = max(versions, default=None), wall_us()
+        NEWEST_VERSION.set(self.newest or 0)
+        LOOKED.set(self.looked_us / 1e6)
+        live = self.live
+        is_unpublished = live is not None and live.version > (self.newest or 0)
+        if is_unpublished != self.is_unpublished:
+            version = live.version if live else None
+            event = "live_model_unpublished" if is_unpublished else "live_model_published_again"
+            log.warning(event, model_version=version, newest=self.newest)
+        self.is_unpublished = is_unpublished
+        UNPUBLISHED.set(is_unpublished)
 
     def rollback(self, version: int) -> None:
         """Serve `version` again until a version newer than all known ones is published.
@@ -197,11 +196,11 @@ class Swap:
             SnapshotError: `version` is neither in memory nor loadable; the live model stays.
         """
         with self._turn:
-            kept = {model.version: model for model in self._kept}.get(version)
+            kept = self.loaded(version)
             started = time.perf_counter()
             loaded = Loaded(kept.scorer, self._fingerprints, kept.manifest) if kept else self._releases.load(version)
             self._check(version, loaded)
-            self._settled = self._releases.newest()
+            self._floor = max(self._floor, *self._releases.versions(), version)
             self._store(version, loaded, started)
         log.warning("model_rolled_back", model_version=version, was_kept=kept is not None)
 
@@ -214,9 +213,12 @@ class Swap:
                 cost_s = time.perf_counter() - before if swapped else 0.0
                 if not swapped:
                     self._releases.wait(WAIT_S)
-            except Exception:
+                self._follow_fault = ""
+            except Exception as exc:
                 # Whatever the directory raises, the thread goes on: without it the live model would never change again.
-                log.exception("model_follow_failed")
+                if repr(exc) != self._follow_fault:  # once, not at every look
+                    log.exception("model_follow_failed")
+                    self._follow_fault = repr(exc)
                 self._stop.wait(WAIT_S)
             if cost_s:
                 self._stop.wait(max(self._cadence_s, self._cost_ratio * cost_s))
@@ -227,18 +229,21 @@ class Swap:
             loaded = self._load(version)
             self._check(version, loaded)
         except Exception as exc:  # noqa: BLE001  # whatever torch or a kernel raises on a broken file is a refusal
-            self._settled = version
+            self._refused_versions.add(version)
             self.refused += 1
             REFUSED.labels(reason=type(exc).__name__).inc()
-            self.last_refused = RefusedModel(version, str(exc), wall_us())
-            REFUSED_VERSION.set(version)
+            if self.last_refused is None or self.last_refused.version < version:
+                self.last_refused = RefusedModel(version, _public_reason(exc), wall_us())
+                REFUSED_VERSION.set(version)
             live = self.live.version if self.live else None
             log.warning("snapshot_refused", model_version=version, live=live, reason=str(exc), error=type(exc).__name__)
             return False
-        self._settled = version
+        self._floor = version
+        self._refused_versions = {refused for refused in self._refused_versions if refused > version}
         self._store(version, loaded, started)
-        self.last_refused = None
-        REFUSED_VERSION.set(0)
+        if self.last_refused is not None and self.last_refused.version < version:
+            self.last_refused = None
+            REFUSED_VERSION.set(0)
         return True
 
     def _load(self, version: int) -> Loaded:
@@ -272,8 +277,7 @@ class Swap:
         model = LiveModel(version, loaded.scorer, loaded.manifest, wall_us())
         self.live = model
         seconds = time.perf_counter() - started
-        kept = [*self._kept, *([previous] if previous else [])]
-        self._kept = deque((model for model in kept if model.version != version), self._kept.maxlen)
+        self._kept = self._within_bounds([*self._kept, *([previous] if previous else [])], version)
         self.swaps += 1
         SWAPS.inc()
         SWAP_SECONDS.observe(seconds)
@@ -290,39 +294,18 @@ class Swap:
             except Exception:
                 log.exception("swap_hook_failed", model_version=version)  # the hook observes; it must not undo a swap
 
+    def _within_bounds(self, models: Sequence[LiveModel], live_version: int) -> tuple[LiveModel, ...]:
+        """The last of `models` that may stay in memory beside the live one."""
+        kept: list[LiveModel] = []
+        size_bytes = 0
+        for model in reversed([model for model in models if model.version != live_version]):
+            size_bytes += model.size_bytes
+            if len(kept) == self._keep or size_bytes > self._keep_bytes_max:
+                break
+            kept.insert(0, model)
+        return tuple(kept)
 
-class DirectoryReleases:
-    """`Releases` from a `ModelDirectory`: verified snapshots as frozen scorers that reproduce their probe scores.
 
-    Args:
-        directory: where snapshots are published; with a Redis URL its notices wake the loader at once.
-        learner: the declaration that the snapshots must belong to.
-    """
-
-    def __init__(self, directory: ModelDirectory, learner: type[Learner]) -> None:
-        self._directory = directory
-        self._learner = learner
-        self._follower = Follower(directory)
-
-    def newest(self) -> int | None:
-        """The newest published version."""
-        return self._directory.latest()
-
-    def wait(self, timeout_s: float) -> None:
-        """Return at the next notice, or after `timeout_s` seconds."""
-        self._follower.wait(timeout_s)
-
-    def load(self, version: int) -> Loaded:
-        """The snapshot `version`, frozen.
-
-        Raises:
-            SnapshotError: it is missing, damaged, of another learner, or scores its probe otherwise than its learner.
-        """
-        scorer = Scorer(self._directory.load(version, self._learner), self._learner)
-        if scorer.probe is not None and scorer.probe_scores is not None:
-            apart = np.abs(scorer.predict(scorer.probe) - scorer.probe_scores).max(initial=0.0)
-            if not apart <= PROBE_APART_MAX:
-                raise SnapshotError(
-                    f"model {version} · probe: scores are {apart:.2g} from the learner's, allowed is {PROBE_APART_MAX}"
-                )
-        return Loaded(scorer, scorer.manifest.views, asdict(scorer.manifest))
+def _public_reason(exc: Exception) -> str:
+    """Why a snapshot was refused, for callers: texts of other errors than ours may hold paths and addresses."""
+    return str(exc) if isinstance(exc, HeadraceError) else f"{type(exc).__name__}: see the replica's log"

@@ -1,0 +1,76 @@
+"""Models from a model directory, verified whole before they may answer."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+
+from headrace.errors import SnapshotError
+from headrace.learners import Follower, Learner, ModelDirectory, Scorer, Snapshot
+from headrace.serving.swap.models import Loaded
+
+PROBE_APART_MAX = 1e-4
+"""Largest difference of probabilities: another number of torch threads may sum in another order."""
+FINITE_ROWS = 1 << 18
+"""Numbers looked at in one call, which releases the GIL."""
+
+
+class DirectoryReleases:
+    """`Releases` from a `ModelDirectory`: verified snapshots as frozen scorers that reproduce their probe scores.
+
+    Args:
+        directory: where snapshots are published; with a Redis URL its notices wake the loader at once.
+        learner: the declaration that the snapshots must belong to.
+    """
+
+    def __init__(self, directory: ModelDirectory, learner: type[Learner]) -> None:
+        self._directory = directory
+        self._learner = learner
+        self._follower = Follower(directory)
+
+    def versions(self) -> Sequence[int]:
+        """The published versions, ascending."""
+        return self._directory.versions()
+
+    def wait(self, timeout_s: float) -> None:
+        """Return at the next notice, or after `timeout_s` seconds."""
+        self._follower.wait(timeout_s)
+
+    def load(self, version: int) -> Loaded:
+        """The snapshot `version`, frozen; raises as `verified_scorer` does."""
+        scorer = verified_scorer(self._directory, version, self._learner)
+        return Loaded(scorer, scorer.manifest.views, asdict(scorer.manifest))
+
+
+def verified_scorer(directory: ModelDirectory, version: int, learner: type[Learner]) -> Scorer:
+    """The snapshot `version` of `directory`, frozen.
+
+    Raises:
+        SnapshotError: it is missing, damaged, of another learner, holds a number that is not finite, or scores its
+            probe otherwise than its learner.
+    """
+    snapshot = directory.load(version, learner)
+    _require_finite(snapshot, version)
+    scorer = Scorer(snapshot, learner)
+    if scorer.probe is not None and scorer.probe_scores is not None:
+        apart = np.abs(scorer.predict(scorer.probe) - scorer.probe_scores).max(initial=0.0)
+        if not apart <= PROBE_APART_MAX:
+            raise SnapshotError(
+                f"model {version} · probe: scores are {apart:.2g} from the learner's, allowed is {PROBE_APART_MAX}"
+            )
+    return scorer
+
+
+def _require_finite(snapshot: Snapshot, version: int) -> None:
+    """Raise SnapshotError if any float of the snapshot, tables included, is not finite as float32."""
+    for name, array in snapshot.arrays.items():
+        if not np.issubdtype(array.dtype, np.floating):
+            continue
+        flat = array.reshape(-1)
+        with np.errstate(over="ignore"):
+            bad = sum(
+                int((~np.isfinite(flat[begin : begin + FINITE_ROWS].astype(np.float32, copy=False))).sum())
+                for begin in range(0, len(flat), FINITE_ROWS)
+            )
+        if bad:
+            raise SnapshotError(f"model {version} · {name}: {bad} of {len(flat)} numbers are not finite")
