@@ -206,11 +206,14 @@ class Swap:
 
     def _follow(self) -> None:
         while not self._stop.is_set():
-            cost_s = 0.0
+            pause_s = 0.0
             try:
+                is_first = self.live is None
                 before = time.perf_counter()
                 swapped = self.refresh()
-                cost_s = time.perf_counter() - before if swapped else 0.0
+                if swapped:  # the first model's cost is that of loading kernels, and says nothing of the next one's
+                    cost_s = 0.0 if is_first else time.perf_counter() - before
+                    pause_s = max(self._cadence_s, self._cost_ratio * cost_s)
                 if not swapped:
                     self._releases.wait(WAIT_S)
                 self._follow_fault = ""
@@ -220,8 +223,8 @@ class Swap:
                     log.exception("model_follow_failed")
                     self._follow_fault = repr(exc)
                 self._stop.wait(WAIT_S)
-            if cost_s:
-                self._stop.wait(max(self._cadence_s, self._cost_ratio * cost_s))
+            if pause_s:
+                self._stop.wait(pause_s)
 
     def _take(self, version: int) -> bool:
         started = time.perf_counter()
