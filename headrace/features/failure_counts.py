@@ -23,6 +23,9 @@ FEATURES_FAILED = Counter(
 READS_AHEAD = Counter(
     "headrace_reads_ahead_total", "Records read as of a moment at or before their newest event", ["view"]
 )
+RECORDS_DAMAGED = Counter(
+    "headrace_records_damaged_total", "Records that could not be read, so that their entities had none", ["view"]
+)
 LINE_S = 1.0
 """Seconds between two log lines of one view and feature; the counters are exact."""
 
@@ -42,14 +45,27 @@ _lock = threading.Lock()
 def count_failed_features(view: str, feature: str, count: int, detail: str) -> None:
     """Count values of a feature whose expression failed, and log it at most once a second."""
     FEATURES_FAILED.labels(view, feature).inc(count)
+    if count := _due((view, feature), count):
+        log.warning("feature_expression_failed", view=view, feature=feature, count=count, detail=detail)
+
+
+def count_damaged(view: str, count: int, key: bytes, detail: str) -> None:
+    """Count records that could not be read, and log at most once a second one of their keys."""
+    RECORDS_DAMAGED.labels(view).inc(count)
+    if count := _due((view, "!damaged"), count):
+        log.error("records_damaged", view=view, count=count, key=key.decode(errors="replace"), detail=detail)
+
+
+def _due(line_of: tuple[str, str], count: int) -> int:
+    """The number of cases to write in a log line now; 0: the last line is less than LINE_S old."""
     with _lock:
-        line = _lines.setdefault((view, feature), _Line())
+        line = _lines.setdefault(line_of, _Line())
         line.count += count
         now_s = time.monotonic()
         if now_s < line.due_s:
-            return
+            return 0
         line.due_s, count, line.count = now_s + LINE_S, line.count, 0
-    log.warning("feature_expression_failed", view=view, feature=feature, count=count, detail=detail)
+    return count
 
 
 def count_ahead(view: str, answer: Answer) -> None:

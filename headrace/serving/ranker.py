@@ -317,7 +317,7 @@ class _Resident:
 
     def answer(self, store: OnlineStore, read: ViewRead) -> Answer:
         """Values as of the read's moments, of records that may be `ttl_s` old."""
-        return read_packed(read.plan, read.ids, read.texts, self._records(store, read), read.now_us)
+        return read_packed(read.plan, read.ids, read.texts, self._records(store, read), read.now_us, skips_damaged=True)
 
     def _records(self, store: OnlineStore, read: ViewRead) -> list[bytes | None]:
         now_s = time.monotonic()

@@ -1,5 +1,6 @@
 """The packed form: golden bytes, damage, versions; and the slab around it."""
 
+import random
 from datetime import datetime
 from importlib import import_module
 
@@ -23,9 +24,11 @@ from headrace.features import (
     read_header,
     read_packed,
 )
+from headrace.features.state import record
+from headrace.kernels.spans import values_of
 from headrace.kernels.texts import TextPool
 from headrace.schemas import Event
-from tests.rides import BASE_US, GOLDEN, RiderTrips, golden_records
+from tests.rides import BASE_US, GOLDEN, GOLDEN_ONCE, RiderOnce, RiderTrips, add, golden_records, ride
 
 KERNELS = [
     "features.state.blocks",
@@ -130,6 +133,42 @@ def test_damaged_records_are_refused():
         except LayoutError:
             refused += 1
     assert refused > 100
+
+
+def ways_to_break(blob, other):
+    """A record that is empty, cut, longer, of another layout, no record at all, and some with other bytes."""
+    changed = np.random.default_rng(3).integers(32, len(blob), 40)
+    bytes_changed = [blob[:at] + bytes([blob[at] ^ 255]) + blob[at + 1 :] for at in changed.tolist()]
+    return [b"", blob[:3], blob[: len(blob) // 2], blob + b"\0", other, b"\0garbage\xff" * 9, *bytes_changed]
+
+
+@pytest.mark.parametrize("view", [RiderTrips, RiderOnce])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_a_damaged_record_is_missing_and_costs_no_other(monkeypatch, view, contiguous):
+    """Blocks of 16 records, damage amid them: every other answer is what it is where the damaged are missing."""
+    monkeypatch.setattr(record, "BLOCK_ROWS", 16)
+    plan, rng = plan_of(view), random.Random(5)
+    slab = Slab(plan)
+    for rider in range(60):
+        add(slab, [ride(100 * rider + i, BASE_US + i * 10**7, rider, rng) for i in range(20)])
+    rows = slab.rows()
+    blobs, now_us = slab.pack(rows), BASE_US + 300 * 10**6
+    golden_other = bytes.fromhex((GOLDEN if view is RiderOnce else GOLDEN_ONCE).read_text().split()[1])
+    broken = ways_to_break(blobs[7], golden_other)
+    rng.shuffle(broken)
+    mixed = [blob for pair in zip(blobs, broken, strict=False) for blob in pair] + blobs[len(broken) :]
+    reader = record.PackedReader(plan, len(mixed), now_us, contiguous=contiguous)
+    reader.add(0, values_of(mixed))
+    assert set(reader.damaged) <= set(range(1, 2 * len(broken), 2))
+    assert len(reader.damaged) > 10
+    assert "view " in str(reader.damage)
+    whole = [None if i in set(reader.damaged) else blob for i, blob in enumerate(mixed)]
+    expected = record.PackedReader(plan, len(mixed), now_us, contiguous=contiguous)
+    expected.add(0, values_of(whole))
+    assert expected.damage is None
+    answer, right = reader.answer(), expected.answer()
+    assert (answer.found == right.found).all()
+    assert answer.to_polars().equals(right.to_polars())
 
 
 @pytest.mark.parametrize("view", ["Seen", "Labels"])

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from headrace.errors import SnapshotError
+from headrace.features import hash_text, plan_of
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
 from headrace.local.stack import LocalStack
@@ -228,6 +229,34 @@ def test_openapi_describes_the_bodies_that_are_validated_by_hand(serve):
     routes = serve().get("/openapi.json").json()["paths"]
     schema = routes["/v1/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"entity", "candidates", "k"} <= set(schema["properties"])
+
+
+def test_a_damaged_record_is_one_missing_record(serve, store, redis_url):
+    """Garbage, a cut record and one of another layout under the keys of a, b and reader 7's pair with c."""
+    before = serve(Ranks()).post("/v1/score", ASK).json()
+    plans = {plan.name: plan for plan in map(plan_of, stage.NextThing.views)}
+    thing, pair = plans["thing_activity"], plans["pair_activity"]
+    keys = store._keys(thing, hash_text(["a", "b", "c"]), [b"a", b"b", b"c"])
+    pair_keys = store._keys(pair, hash_text(["7\x1fc"]), [b"7\x1fc"])
+    redis = store._link.client
+    redis.mset({keys[0]: b"\x00garbage\xff" * 3, keys[1]: redis.get(keys[1])[:-2], pair_keys[0]: redis.get(keys[2])})
+    body = serve(Ranks()).post("/v1/score", ASK).json()
+    assert {name: view["found"] for name, view in before["views"].items()} == {
+        "reader_activity": 1,
+        "thing_activity": 3,
+        "pair_activity": 2,
+    }
+    assert {name: view["found"] for name, view in body["views"].items()} == {
+        "reader_activity": 1,
+        "thing_activity": 1,
+        "pair_activity": 2,
+    }
+    assert body["scores"] == pytest.approx([0.01, 0.1, 0.2, 0.0])  # c whole; b and a without their popularity
+    client = serve(Ranks())
+    assert client.get("/v1/features/thing_activity/a").json()["status"] == "missing"
+    assert client.get("/v1/features/thing_activity/c").json()["status"] == "fresh"
+    assert 'headrace_records_damaged_total{view="thing_activity"}' in client.get("/metrics").text
+    assert 'headrace_records_damaged_total{view="pair_activity"}' in client.get("/metrics").text
 
 
 def test_redis_away_and_back(tmp_path, serve):

@@ -136,6 +136,7 @@ def test_a_start_takes_the_newest_version_that_is_whole(follow):
     broken = {version: SnapshotError(f"version {version} is truncated") for version in (3, 4)}
     releases = Published({1: Signature(1), 2: Signature(2), **broken})
     swap = follow(releases)
+    until(lambda: swap.live is not None)
     time.sleep(0.02)
     assert (swap.live.version, swap.last_refused.version, releases.loads) == (2, 4, [4, 3, 2])
     releases.models[5] = Signature(5)

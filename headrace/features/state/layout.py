@@ -57,6 +57,10 @@ class Group(Protocol):
         """The arrays `out` with room for all that operations, sorted by row and cut into parts, can return."""
         ...
 
+    def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
+        """Make answers `reads` (m,) empty again, the last that were written."""
+        ...
+
     def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on, in an allocation area of this thread.
 

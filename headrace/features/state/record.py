@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import LayoutError
 from headrace.features.answer import NEVER, Answer, Lists
-from headrace.features.failure_counts import count_ahead
+from headrace.features.failure_counts import count_ahead, count_damaged
 from headrace.features.state.blocks import BlockPool
 from headrace.features.state.operations import Packed, PackedReads
 from headrace.features.state.seen import SeenIds, skip_seen
@@ -54,6 +54,14 @@ _SECTION_BYTES = 64
 _EMPTY = np.int64(NEVER)
 _NEEDED: dict[tuple[str, int], int] = {}
 _SCRATCH = threading.local()
+
+
+class DamagedError(LayoutError):
+    """Records that cannot be read: `rows` (n,) marks which of those passed in."""
+
+    def __init__(self, message: str, rows: NDArray[np.bool_]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +132,19 @@ def unpack_records(
     others refer to is filled.
 
     Raises:
-        LayoutError: written by another version of the view, or damaged.
+        DamagedError: records were written by another version of the view, or are damaged.
     """
     data, ends = blobs.data, blobs.ends
     (versions, _, newest, _), at = _heads(data, blobs.starts, ends)
-    others = np.flatnonzero(versions != _signed(plan.version))
-    if others.size:
-        first = int(others[0])
+    others = versions != _signed(plan.version)
+    if others.any():
+        first = int(others.argmax())
         if ends[first] - blobs.starts[first] < VERSION_BYTES:
-            raise _damaged(plan, first)
-        raise LayoutError(
+            raise _damaged(plan, others)
+        raise DamagedError(
             f"view {plan.name}: a record has layout {_hex(int(versions[first]))}, this declaration is {plan.version}: "
             "the view was changed; backfill the new version, then switch to it",
+            others,
         )
     newest_us[rows] = newest
     packed = Packed(rows, newest, data, at, ends)
@@ -148,7 +157,7 @@ def unpack_records(
     elif plan.layout.dedupe_us:
         skip_seen(data, at, ends)
     if (at != ends).any():
-        raise _damaged(plan, int(np.flatnonzero(at != ends)[0]))
+        raise _damaged(plan, at != ends)
 
 
 def read_packed(
@@ -158,17 +167,23 @@ def read_packed(
     blobs: Sequence[bytes | None],
     now_us: int | NDArray[np.int64],
     request: Mapping[str, pl.Series] | None = None,
+    *,
+    skips_damaged: bool = False,
 ) -> Answer:
     """Features of n entities as of `now_us`, straight from their packed records; None is an entity without one.
 
     ids (n,) and texts (n,) name the entities; only the blobs decide the values. `request`: fields of the request, (n,).
+    If `skips_damaged`, a record that cannot be read is counted, and its entity has none.
 
     Raises:
-        LayoutError: a record was written by another version of the view, or is damaged.
+        DamagedError: a record was written by another version of the view, or is damaged.
     """
     assert len(ids) == len(texts) == len(blobs), f"{len(ids)} ids, {len(texts)} texts, {len(blobs)} records"
     reader = PackedReader(plan, len(blobs), now_us)
     reader.add(0, values_of(blobs))
+    if reader.damage is not None and not skips_damaged:
+        raise reader.damage
+    reader.count_damaged(texts)
     return reader.answer(request)
 
 
@@ -176,6 +191,9 @@ class PackedReader:
     """Reads packed records of `count` entities as of `now_us`, one moment or one for each (count,), as they come.
 
     If `contiguous`, lists of the answer follow each other where that is possible; see `Lists`.
+
+    A record that cannot be read costs itself alone: its entity has none. `damaged` are the indexes of such entities,
+    `damage` is what was wrong with the first, None without any.
     """
 
     def __init__(
@@ -186,13 +204,11 @@ class PackedReader:
         self._now_us = np.require(moments, np.int64, ["C", "W"])
         self._newest_us = np.full(count, NEVER, np.int64)
         self._outputs = plan.layout.outputs(count, contiguous=contiguous)
+        self.damaged: list[int] = []
+        self.damage: DamagedError | None = None
 
     def add(self, start: int, blobs: Values) -> None:
-        """The records of the entities from `start` on, which are next; a missing one is an entity without.
-
-        Raises:
-            LayoutError: a record was written by another version of the view, or is damaged.
-        """
+        """The records of the entities from `start` on, which are next; a missing one is an entity without."""
         present = np.flatnonzero(blobs.starts >= 0)
         # On one thread: another core is Redis's meanwhile; several threads of short kernels gained nothing (measured).
         for begin in range(0, len(present), BLOCK_ROWS):
@@ -206,8 +222,23 @@ class PackedReader:
         readings = [PackedReads(moments, reads, number in bases, out) for number, out in enumerate(self._outputs)]
         for pool in state:
             pool.clear(rows)
-        unpack_records(self._plan, state, newest_us, rows, blobs, readings=readings)
+        try:
+            unpack_records(self._plan, state, newest_us, rows, blobs, readings=readings)
+        except DamagedError as exc:
+            self.damage = self.damage or exc
+            self.damaged += reads[exc.rows].tolist()
+            for group, out in zip(layout.groups, self._outputs, strict=True):
+                group.forget(out, reads)  # of all records of the block: which were answered is unknown
+            whole = ~exc.rows
+            if whole.any():
+                self._add_block(reads[whole], Values(blobs.data, blobs.starts[whole], blobs.ends[whole]))
+            return
         self._newest_us[reads] = newest_us[rows]
+
+    def count_damaged(self, texts: Sequence[bytes]) -> None:
+        """Count and log the records that could not be read; texts (count,) are their entities' keys."""
+        if self.damage is not None:
+            count_damaged(self._plan.name, len(self.damaged), texts[self.damaged[0]], str(self.damage))
 
     def answer(self, request: Mapping[str, pl.Series] | None = None) -> Answer:
         """The features of all; `request` has fields of the request, (count,)."""
@@ -256,8 +287,11 @@ def _scratch(plan: "ViewPlan") -> tuple[list[BlockPool], NDArray[np.int64]]:
     return states[plan.fingerprint]
 
 
-def _damaged(plan: "ViewPlan", index: int) -> LayoutError:
-    return LayoutError(f"view {plan.name}: record {index} of the batch is damaged; delete it and replay its entity")
+def _damaged(plan: "ViewPlan", rows: NDArray[np.bool_]) -> DamagedError:
+    first = int(rows.argmax())
+    return DamagedError(
+        f"view {plan.name}: record {first} of the batch is damaged; delete it and replay its entity", rows
+    )
 
 
 @lean_kernel

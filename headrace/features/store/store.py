@@ -164,8 +164,9 @@ class OnlineStore:
         features that need them are null then.
 
         Columns: the entity's, the features (short names), `_status` and `_age_s` (now minus the newest event time, in
-        seconds, at least 0; null when missing). The status is "fresh", "missing" (no record), or "ahead": the record
-        holds an event at or after `now`, which some of its values may have taken in (docs/views.md says which).
+        seconds, at least 0; null when missing). The status is "fresh", "missing" (no record, or a damaged one, which
+        is counted), or "ahead": the record holds an event at or after `now`, which some of its values may have taken in
+        (docs/views.md says which).
 
         Raises:
             SpineError: an entity column is missing or of another type.
@@ -186,6 +187,7 @@ class OnlineStore:
     ) -> Answer:
         """Values of the entities `ids` (n,) with key `texts` as of `now_us`, numeric: for serving.
 
+        A record that cannot be read, damaged or of another layout, is counted, and its entity has none.
         One round trip; a single server gets MGETs of up to `PART_KEYS` keys. `request`: fields of the request, (n,);
         without it, features that need one have no value. `close`: lists may follow each other, as they go into a frame.
 
@@ -230,6 +232,8 @@ class OnlineStore:
             replies = self._link.values(requests, [count for _, counts in packed for count in counts], deadline_s)
             for values, (reader, ids, start) in zip(replies, starts, strict=True):
                 _add(reader, ids, start, values)
+        for reader, read in zip(readers, reads, strict=True):
+            reader.count_damaged(read.texts)
         return [reader.answer(request) for reader in readers]
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:

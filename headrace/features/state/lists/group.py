@@ -89,6 +89,15 @@ class ListGroup:
         filled[0] = counts.sum()
         return times, np.empty((int(filled[0]), len(self.columns)), np.int64), counts, starts, filled
 
+    def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
+        """Make answers `reads` (m,) empty again, the last that were written."""
+        times, values, counts, _, filled = out
+        counts[reads] = 0
+        if filled.size:
+            filled[0] = counts.sum()  # slots are taken in the order of the reads
+        else:
+            times[reads], values[reads] = 0, 0
+
     def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
         return run_list(state.blocks, area, self._list, ops.arrays(), begin, _out_arrays(out))

@@ -94,6 +94,10 @@ class RingGroup:
         """`out`, as it is: every answer has a fixed size."""
         return out
 
+    def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
+        """Make answers `reads` (m,) empty again."""
+        out[0][reads] = self.starts
+
     def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
         closed = np.empty(self.width, np.float64)

@@ -60,6 +60,11 @@ class TallyGroup:
         """`out`, as it is: every answer has a fixed size."""
         return out
 
+    def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
+        """Make answers `reads` (m,) empty again."""
+        for array in out:
+            array[reads] = 0
+
     def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
         """Add events and answer reads, in order, from operation `begin` on."""
         room = self._most if len(out[2]) else 0
