@@ -5,14 +5,15 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import orjson
 import structlog
+from prometheus_client import Gauge
 
 from headrace.clock import Clock
-from headrace.errors import SpineError, StoreError, StoreUnavailableError
+from headrace.errors import LayoutError, SpineError, StoreError, StoreUnavailableError
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
@@ -27,6 +28,14 @@ from headrace.serving.swap import LiveModel, Swap
 
 WARM_RETRY_S = 1.0
 """Seconds between two tries to warm up while the store is away."""
+
+VIEW_STATE = Gauge(
+    "headrace_view_state",
+    "1 for the state of a view's records in this replica: active; replaced: readers elsewhere get another version; "
+    "unreadable: every ranking is refused.",
+    ["view", "state"],
+)
+ViewState = Literal["active", "replaced", "unreadable"]
 
 log = structlog.get_logger(__name__)
 
@@ -100,6 +109,25 @@ class Answers:
             StoreUnavailableError: it does not.
         """
         self._ranker.store.ping()
+
+    def check_views(self) -> dict[str, ViewState]:
+        """State of each view's records for this replica.
+
+        Raises:
+            StoreUnavailableError: the store does not answer.
+        """
+        states: dict[str, ViewState] = {}
+        for name, view in self._views.items():
+            try:
+                replaced = self._ranker.store.require_readable(plan_of(view))
+            except LayoutError as exc:
+                log.warning("view_not_readable", view=name, reason=str(exc))
+                states[name] = "unreadable"
+            else:
+                states[name] = "replaced" if replaced else "active"
+            for state in get_args(ViewState):
+                VIEW_STATE.labels(view=name, state=state).set(states[name] == state)
+        return states
 
     def impression_counts(self) -> dict[str, Any] | None:
         """Counts of logged, delivered and dropped impressions; None without a log."""

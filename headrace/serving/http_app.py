@@ -28,7 +28,7 @@ from starlette.exceptions import HTTPException
 
 from headrace.clock import Clock, WallClock, wall_us
 from headrace.errors import HeadraceError
-from headrace.serving.answers import Answers, Reply, dumps
+from headrace.serving.answers import Answers, Reply, ViewState, dumps
 from headrace.serving.guard import Guard
 from headrace.serving.impressions import ImpressionLog
 from headrace.serving.messages import (
@@ -169,7 +169,7 @@ class _Routes:
         self._report = report
         self._reads = reads
         self._probes = probes
-        self._ping: asyncio.Future[None] | None = None
+        self._looking: asyncio.Future[dict[str, ViewState]] | None = None
 
     def add_to(self, app: FastAPI, timeout_s: float) -> None:
         """Add features, model, report, probes and metrics."""
@@ -247,30 +247,37 @@ class _Routes:
         problems = [] if live is not None else ["no model is live"]
         if not self._answers.is_warm:
             problems.append("kernels are being compiled")
-        if self._answers.breaker.is_open or not await self._store_answers():
+        views = None if self._answers.breaker.is_open else await self._view_states()
+        if views is None:
             problems.append(STORE_AWAY)
+        unreadable = [name for name, state in (views or {}).items() if state == "unreadable"]
+        problems += [f"view {name}: readers get another version than this replica's" for name in unreadable]
         ready = not problems
         version = live.version if live is not None else None
         body: dict[str, object] = {"ready": ready, "model_version": version, "problems": problems}
         body["published"] = published_entry(self._swap)
+        if replaced := [name for name, state in (views or {}).items() if state == "replaced"]:
+            body["replaced_views"] = replaced
         if refused := refused_entry(self._swap):
             body["refused"] = refused
         return _json(body, 200 if ready else 503)
 
-    async def _store_answers(self) -> bool:
-        """Whether the store answers a ping within PING_S; probes at once share one ping."""
+    async def _view_states(self) -> dict[str, ViewState] | None:
+        """State of each view, None if the store does not answer within PING_S; probes at once share one look."""
         loop = asyncio.get_running_loop()
-        if self._ping is None or self._ping.done() or self._ping.get_loop() is not loop:
-            self._ping = loop.run_in_executor(self._probes, self._answers.ping)
+        if self._looking is None or self._looking.done() or self._looking.get_loop() is not loop:
+            self._looking = loop.run_in_executor(self._probes, self._look)
         try:
-            await asyncio.wait_for(asyncio.shield(self._ping), PING_S)
+            return await asyncio.wait_for(asyncio.shield(self._looking), PING_S)
         except TimeoutError:
             log.warning("store_not_ready", reason=f"no answer to a ping within {PING_S} s")
-            return False
         except HeadraceError as exc:
             log.warning("store_not_ready", reason=str(exc))
-            return False
-        return True
+        return None
+
+    def _look(self) -> dict[str, ViewState]:
+        self._answers.ping()
+        return self._answers.check_views()
 
 
 def _json(body: dict[str, object], status: int = 200) -> Response:

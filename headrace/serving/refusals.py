@@ -15,6 +15,7 @@ from headrace.serving.messages import ErrorResponse
 RETRY_AFTER_S = 1
 STORE_AWAY = "the online store does not answer"
 """Message to callers while the store is unreachable; its address is only logged."""
+LAYOUT_DIFFERS = "readers of a view get another version of it than this replica's"
 
 log = structlog.get_logger(__name__)
 Ask = TypeVar("Ask", bound=BaseModel)
@@ -120,7 +121,7 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
             return store_away()
         case LayoutError():
             log.error("layout_differs", route=route, reason=str(exc))
-            return Refusal(503, "layout_differs", str(exc), "backfill the view's present layout, or serve the old one")
+            return Refusal(503, "layout_differs", LAYOUT_DIFFERS, "wait for a replica of the view's present version")
         case StoreError():
             log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
             return Refusal(500, "failed", "the online store refused the request", "see the replica's log")

@@ -54,6 +54,7 @@ def build_replica(
         settings.shards,
         settings.namespace,
         allow_eviction=settings.allow_eviction,
+        reads_replaced=True,
         timeout_s=max(settings.request_timeout_s, STORE_TIMEOUT_S_MIN),
     )
     ranker = Ranker(RankingSpec(learner, entity, candidate), store)

@@ -6,7 +6,8 @@ import socket
 import httpx
 import pytest
 
-from headrace.errors import SnapshotError
+from headrace import Count, FeatureView
+from headrace.errors import LayoutError, SnapshotError
 from headrace.features import hash_text, plan_of
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
@@ -229,6 +230,36 @@ def test_openapi_describes_the_bodies_that_are_validated_by_hand(serve):
     routes = serve().get("/openapi.json").json()["paths"]
     schema = routes["/v1/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"entity", "candidates", "k"} <= set(schema["properties"])
+
+
+def test_a_replaced_version_of_a_view_is_served_until_it_is_dropped(redis_url, serve):
+    """
+    v1 active | v2 activated: v1's records are served, and said to be replaced | v1 dropped: refused, and not ready
+    """
+    plan = plan_of(stage.ThingActivity)
+
+    class Later(FeatureView, source=stage.Reading, entity="thing", name=plan.name):
+        reads = Count(windows=("2h",))
+
+    with OnlineStore.open(redis_url, shards=stage.SHARDS, reads_replaced=True) as store:
+        stage.fill(store, stage.EVENTS)
+        client = serve(Ranks(), on=stage.warm_ranker(store))
+        before = client.post("/v1/score", ASK).json()
+        store.views._set_owner(plan_of(Later))  # as a class that was changed in place
+        store.activate(plan_of(Later))
+        after = client.post("/v1/score", ASK).json()
+        assert (after["scores"], after["views"]) == (before["scores"], before["views"])
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["replaced_views"]) == (200, [plan.name])
+        assert f'headrace_view_state{{state="replaced",view="{plan.name}"}} 1.0' in client.get("/metrics").text
+        with OnlineStore.open(redis_url, shards=stage.SHARDS) as strict, pytest.raises(LayoutError, match=plan.name):
+            strict.read(stage.ThingActivity, ["a"])
+        store.drop(plan.name, plan.version)
+        until(lambda: client.post("/v1/score", ASK).status_code == 503)
+        refused, ready = client.post("/v1/score", ASK), client.get("/readyz")
+        assert (refused.json()["error"], ready.status_code) == ("layout_differs", 503)
+        assert plan.name in ready.json()["problems"][0]
+        assert "127.0.0.1" not in refused.text + ready.text
 
 
 def test_a_damaged_record_is_one_missing_record(serve, store, redis_url):

@@ -8,6 +8,7 @@ went back in time, is detected at the next flush.
     <ns>:{<shard>}:<view>:<version>:<key text>       one record, packed          {..} is the hash tag: a shard's keys
     <ns>:{<shard>}:<view>:<version>!fence            its shard's fence               are in one slot of a cluster
     <ns>:views                                       view name -> active fingerprint
+    <ns>:activated                                   versions that were active once, see versions.py
     <ns>:owners                                      view name -> module:Class, see versions.py
     <ns>:meta                                        shards: fixed when the namespace is first opened
 
@@ -76,11 +77,20 @@ class OnlineStore:
     Open it with `OnlineStore.open`; close it, or use it as a context manager.
     """
 
-    def __init__(self, link: RedisLink, shards: int, namespace: str, *, allow_eviction: bool = False) -> None:
+    def __init__(
+        self,
+        link: RedisLink,
+        shards: int,
+        namespace: str,
+        *,
+        allow_eviction: bool = False,
+        reads_replaced: bool = False,
+    ) -> None:
         self.shards = shards
         self.namespace = namespace
         self._link = link
         self._allow_eviction = allow_eviction
+        self._reads_replaced = reads_replaced
         self._evictions: dict[str, Eviction] = {}
         self._evictions_s = -math.inf
         self.views = ViewVersions(link, namespace)
@@ -94,12 +104,15 @@ class OnlineStore:
         namespace: str = "hr",
         *,
         allow_eviction: bool = False,
+        reads_replaced: bool = False,
         timeout_s: float = TIMEOUT_S,
     ) -> Self:
         """Connect to `url` (`redis://`, `rediss://`, `unix://`, `redis+cluster://` for a node of a cluster).
 
         `shards` is fixed for a namespace when it is first opened: it decides where each record lives.
         `allow_eviction`: write although Redis may evict records, whose entities then begin at 0 again unseen.
+        `reads_replaced`: read a version of a view that another one has replaced, until it is dropped; for a process
+        whose model needs it.
         `timeout_s`: seconds that one command may take before Redis counts as away.
 
         Raises:
@@ -124,7 +137,7 @@ class OnlineStore:
         except BaseException:
             link.close()
             raise
-        return cls(link, shards, namespace, allow_eviction=allow_eviction)
+        return cls(link, shards, namespace, allow_eviction=allow_eviction, reads_replaced=reads_replaced)
 
     def close(self) -> None:
         """Close all connections."""
@@ -214,7 +227,7 @@ class OnlineStore:
             StoreUnavailableError: Redis does not answer, or not in time.
         """
         for read in reads:
-            self.views.require_active(read.plan, deadline_s)
+            self.require_readable(read.plan, deadline_s)
         readers = [PackedReader(read.plan, len(read.ids), read.now_us, contiguous=close) for read in reads]
         if self._link.cluster:
             keys = [self._keys(read.plan, read.ids, read.texts) for read in reads]
@@ -397,6 +410,21 @@ class OnlineStore:
     def require_active(self, plan: ViewPlan) -> None:
         """Return if readers get this version of the view, or none yet; else raise `LayoutError`."""
         self.views.require_active(plan)
+
+    def require_readable(self, plan: ViewPlan, deadline_s: float | None = None) -> bool:
+        """Return whether this version of the view was replaced by another, which this store may read all the same.
+
+        `deadline_s`: moment of `time.monotonic` by which Redis must have answered.
+
+        Raises:
+            LayoutError: readers get another version, and the store was not opened with `reads_replaced`, or this
+                version was never active, or it was dropped.
+            StoreUnavailableError: Redis does not answer.
+        """
+        if self._reads_replaced:
+            return self.views.require_readable(plan, deadline_s)
+        self.views.require_active(plan, deadline_s)
+        return False
 
     def _keys(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes]:
         prefix = self._prefixes(plan)

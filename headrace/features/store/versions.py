@@ -1,9 +1,11 @@
 """Which version of a view readers get, which class owns its name, and the versions that a store holds.
 
     <ns>:views       view name -> active fingerprint
+    <ns>:activated   view name:version -> 1, of each version that readers got once and that was not dropped
     <ns>:owners      view name -> module:Class that first wrote under it
 
-A changed view is built beside the version that readers get, which stays until it is dropped. The class that was changed
+A changed view is built beside the version that readers get, which stays until it is dropped. A reader that was made for
+the replaced version, a model server for instance, may go on with it (`require_readable`). The class that was changed
 is still the owner of the name. Another class of the name is refused, so that it cannot replace records that are not its
 own, unless its records are equal to the byte: then it is the same view under a new address, and becomes the owner. A
 class that was moved and changed at once takes the name over with `headrace features adopt`.
@@ -52,6 +54,7 @@ class ViewVersions:
         self._link = link
         self._namespace = namespace
         self._known: dict[str, tuple[str | None, float]] = {}
+        self._superseded: dict[str, float] = {}
 
     def active(self, view_name: str, deadline_s: float | None = None) -> str | None:
         """Fingerprint of the version that readers of the view get; None before anything was materialized.
@@ -69,7 +72,10 @@ class ViewVersions:
             LayoutError: another class owns the view's name.
         """
         self._claim(plan)
+        replaced = self.active(plan.name)
         with self._link.errors(f"activating {plan.name}"):
+            for version in filter(None, (replaced, plan.fingerprint)):  # stores of earlier releases lack the first
+                self._link.client.hset(f"{self._namespace}:activated", _label(plan.name, version), 1)
             self._link.client.hset(f"{self._namespace}:views", plan.name, plan.fingerprint)
         log.info("view_activated", view=plan.name, fingerprint=plan.fingerprint)
         self.active(plan.name)
@@ -83,7 +89,11 @@ class ViewVersions:
         self._claim(plan)
         with self._link.errors(f"registering {plan.name}"):
             self._link.client.hsetnx(f"{self._namespace}:views", plan.name, plan.fingerprint)
-        return self.active(plan.name) == plan.fingerprint
+        is_active = self.active(plan.name) == plan.fingerprint
+        if is_active:
+            with self._link.errors(f"registering {plan.name}"):
+                self._link.client.hset(f"{self._namespace}:activated", _label(plan.name, plan.fingerprint), 1)
+        return is_active
 
     def require_active(self, plan: ViewPlan, deadline_s: float | None = None) -> None:
         """Return if readers get this version of the view, or none yet; Redis is asked once in `ACTIVE_S_MAX` seconds.
@@ -93,15 +103,44 @@ class ViewVersions:
         Raises:
             LayoutError: readers get another version.
         """
-        fingerprint, asked_s = self._known.get(plan.name, (None, -math.inf))
-        if time.monotonic() - asked_s > ACTIVE_S_MAX:
-            fingerprint = self.active(plan.name, deadline_s)
+        fingerprint = self._active_lately(plan, deadline_s)
         if fingerprint not in {None, plan.fingerprint}:
             self._require_owner(plan)
             raise LayoutError(
                 f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the "
                 "view was changed and its new version is not active; run `headrace backfill`, which activates it"
             )
+
+    def require_readable(self, plan: ViewPlan, deadline_s: float | None = None) -> bool:
+        """Return whether this version of the view was replaced, where it may be read: readers get it, or got it once.
+
+        Records of a replaced version stay as they are until it is dropped. `deadline_s` is as in `require_active`.
+
+        Raises:
+            LayoutError: readers get another version, and never got this one, or it was dropped.
+        """
+        fingerprint = self._active_lately(plan, deadline_s)
+        if fingerprint in {None, plan.fingerprint}:
+            self._superseded.pop(plan.name, None)
+            return False
+        asked_s = self._superseded.get(plan.name)
+        if asked_s is None or time.monotonic() - asked_s > ACTIVE_S_MAX:
+            label = _label(plan.name, plan.fingerprint)
+            if self._field("activated", label, "reading the replaced versions of", deadline_s) is None:
+                self._superseded.pop(plan.name, None)
+                self.require_active(plan, deadline_s)
+                return False
+            if asked_s is None:
+                log.warning("view_superseded", view=plan.name, version=plan.fingerprint, active=fingerprint)
+            self._superseded[plan.name] = time.monotonic()
+        return True
+
+    def _active_lately(self, plan: ViewPlan, deadline_s: float | None) -> str | None:
+        """`active`, asked once in `ACTIVE_S_MAX` seconds."""
+        fingerprint, asked_s = self._known.get(plan.name, (None, -math.inf))
+        if time.monotonic() - asked_s > ACTIVE_S_MAX:
+            fingerprint = self.active(plan.name, deadline_s)
+        return fingerprint
 
     def adopt(self, plan: ViewPlan) -> str | None:
         """Make the view's class the owner of its name; return the owner before, None if there was none."""
@@ -152,6 +191,8 @@ class ViewVersions:
         """
         if self.active(view_name) == fingerprint:
             raise StoreError(f"view {view_name} · version {fingerprint} is active; activate another one first")
+        with self._link.errors(f"dropping {view_name}"):
+            self._link.client.hdel(f"{self._namespace}:activated", _label(view_name, fingerprint))
         pattern, dropped = f"{view_name}:{version_of(fingerprint)}[:!]*", 0
         keys = self._scan(pattern, f"scanning {view_name}")
         while part := list(islice(keys, KEYS_MAX)):
@@ -204,6 +245,11 @@ class ViewVersions:
     def _field(self, name: str, view_name: str, doing: str, deadline_s: float | None = None) -> str | None:
         value = self._link.field(f"{self._namespace}:{name}", view_name, f"{doing} {view_name}", deadline_s)
         return None if value is None else value.decode()
+
+
+def _label(view_name: str, fingerprint: str) -> str:
+    """A version in the hash of those that were active once."""
+    return f"{view_name}:{version_of(fingerprint)}"
 
 
 def _is_same_class(owner: str, declared_in: str) -> bool:
