@@ -8,7 +8,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextvars import ContextVar
 from typing import Any
 
 import orjson
@@ -20,6 +21,8 @@ from headrace.errors import PortBusyError, StoreError
 
 TIMEOUT_S = 2.0
 """Seconds that Redis may take to answer before a status is given up."""
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Id of the HTTP request that is answered: in every log line that is written meanwhile."""
 
 STAGE_SECONDS = Histogram(
     "headrace_stage_seconds",
@@ -37,6 +40,7 @@ def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_request_id,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
@@ -69,6 +73,13 @@ def serve_metrics(host: str, port: int) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    request_id = REQUEST_ID.get()
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
+    return event
 
 
 class StatusBoard:

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,7 +12,7 @@ import structlog
 from prometheus_client import Gauge
 
 from headrace.clock import Clock
-from headrace.errors import LayoutError, SpineError, StoreError, StoreUnavailableError
+from headrace.errors import LayoutError, ModelError, SpineError, StoreError, StoreUnavailableError
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
@@ -23,7 +22,7 @@ from headrace.serving.lanes import Job
 from headrace.serving.messages import RankRequest, ScoreRequest
 from headrace.serving.queries import Query
 from headrace.serving.ranker import BatchRead, Ranker, RequestRead, best
-from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away
+from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away, version_not_live
 from headrace.serving.swap import LiveModel, Swap
 
 WARM_RETRY_S = 1.0
@@ -159,59 +158,101 @@ class Answers:
             self._impressions.context_of(ask.entity, ask.context)
         return query
 
+    def require_version(self, ask: ScoreRequest) -> None:
+        """Return if the model that `ask` wants could answer now.
+
+        Raises:
+            Refusal: 409, it is not here; 503, no model is live.
+        """
+        live = self._swap.live
+        if live is None:
+            raise no_model()
+        self._model_for(ask, live)
+
+    def _model_for(self, ask: ScoreRequest, live: LiveModel) -> LiveModel:
+        """The model that answers `ask` while `live` is live.
+
+        Raises:
+            Refusal: 409.
+        """
+        model = live
+        if ask.exact_version is not None and ask.exact_version != live.version:
+            kept = self._swap.loaded(ask.exact_version)
+            if kept is None:
+                may_come = ask.exact_version > live.version
+                raise version_not_live("exact_version", ask.exact_version, live.version, may_come=may_come)
+            model = kept
+        if ask.min_version is not None and ask.min_version > model.version:
+            may_come = ask.exact_version is None
+            raise version_not_live("min_version", ask.min_version, model.version, may_come=may_come)
+        return model
+
     def work(self, jobs: Sequence[Job]) -> list[Reply | Exception]:
         """A reply for each job, or the exception that ended it, in order.
 
-        Requests whose columns have other types go in batches apart.
+        Requests whose columns have other types, or that want another model, go in batches apart.
         """
         live = self._swap.live
         if live is None:
             return [no_model()] * len(jobs)
         outcomes: dict[int, Reply | Exception] = {}
-        groups: dict[Any, list[int]] = {}
+        groups: dict[Any, tuple[LiveModel, list[int]]] = {}
         for i, job in enumerate(jobs):
-            groups.setdefault(self._ranker.rules.kind(job.query), []).append(i)
-        for indexes in groups.values():
+            try:
+                model = self._model_for(job.ask, live)
+            except Refusal as exc:
+                outcomes[i] = exc
+                continue
+            groups.setdefault((model.version, self._ranker.rules.kind(job.query)), (model, []))[1].append(i)
+        for model, indexes in groups.values():
             batch = [jobs[i] for i in indexes]
-            outcomes.update(zip(indexes, self._outcomes(live, batch), strict=True))
+            outcomes.update(zip(indexes, self._outcomes(model, batch, live.version), strict=True))
         return [outcomes[i] for i in range(len(jobs))]
 
-    def _outcomes(self, live: LiveModel, jobs: Sequence[Job]) -> list[Reply | Exception]:
+    def _outcomes(self, model: LiveModel, jobs: Sequence[Job], live_at_start: int) -> list[Reply | Exception]:
         started_s = time.perf_counter()
         try:
-            return list(self._replies(live, jobs))
+            return list(self._replies(model, jobs, live_at_start))
         except StoreUnavailableError as exc:
             self.breaker.failed(time.perf_counter() - started_s)
             return [refusal_of(exc, jobs[0].route)] * len(jobs)
         except Exception as exc:  # noqa: BLE001  # whatever a model or a function of the declaration raises
             if len(jobs) == 1:
                 return [exc]  # the handler logs it: a traceback takes longer to write than a batch to score
-        return [self._outcomes(live, [job])[0] for job in jobs]  # the one that fails shall cost no other
+        return [
+            self._outcomes(model, [job], live_at_start)[0] for job in jobs
+        ]  # the one that fails shall cost no other
 
-    def _replies(self, live: LiveModel, jobs: Sequence[Job]) -> list[Reply]:
+    def _replies(self, model: LiveModel, jobs: Sequence[Job], live_at_start: int) -> list[Reply]:
         batch = self._ranker.read_batch([job.query for job in jobs], max(job.deadline_s for job in jobs))
-        scores = live.scorer.score(batch.inputs)
-        starts, ids = batch.edges.tolist(), [job.ask.request_id or uuid.uuid4().hex for job in jobs]
+        scores = model.scorer.score(batch.inputs)
+        if not np.isfinite(scores).all():
+            count = int((~np.isfinite(scores)).sum())
+            raise ModelError(f"model {model.version}: {count} of {len(scores)} scores are not finite")
+        live = self._swap.live
+        live_at_end = live_at_start if live is None else live.version
+        starts, ids = batch.edges.tolist(), [job.request_id for job in jobs]
         orders: list[tuple[int, Any]] = []
         replies = []
         for i, job in enumerate(jobs):
             own = scores[starts[i] : starts[i + 1]]
-            body = _header(ids[i], live, batch.requests[i])
+            body = _header(ids[i], model.version, batch.requests[i])
+            body |= {"live_at_start": live_at_start, "live_at_end": live_at_end}
             if job.route == "rank":
                 order = best(own, job.ask.k or len(own))
                 orders.append((i, order))
                 body["ranked"] = _ranked(job.ask.candidates, order.tolist(), own[order].tolist())
             else:
                 body["scores"] = own
-            replies.append(Reply(dumps(body), live.version))
+            replies.append(Reply(dumps(body), model.version))
         if self._impressions is not None and orders:
-            self._log(self._impressions, live, jobs, batch, scores, ids, orders)
+            self._log(self._impressions, model.version, jobs, batch, scores, ids, orders)
         return replies
 
     def _log(
         self,
         impressions: ImpressionLog,
-        live: LiveModel,
+        model_version: int,
         jobs: Sequence[Job],
         batch: BatchRead,
         scores: Any,
@@ -230,7 +271,7 @@ class Answers:
                 [query.entity for query in queries],
                 [[jobs[i].query.candidates[j] for j in order.tolist()] for i, order in orders],
                 scores[picked],
-                live.version,
+                model_version,
                 batch.inputs,
                 picked,
                 edges,
@@ -275,10 +316,10 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def _header(request_id: str, live: LiveModel, read: RequestRead) -> dict[str, Any]:
+def _header(request_id: str, model_version: int, read: RequestRead) -> dict[str, Any]:
     return {
         "request_id": request_id,
-        "model_version": live.version,
+        "model_version": model_version,
         "features_age_s": None if read.entity_age_us is None else read.entity_age_us / 1e6,
         "status": read.status,
         "views": {

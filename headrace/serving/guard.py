@@ -1,16 +1,24 @@
-"""Guard: ASGI middleware that checks API keys and the announced body size.
+"""Guard: ASGI middleware that names each request, and checks API keys and the announced body size.
+
+The id of a request is its header `X-Request-Id`, if that can be written into a log, else a new one; a ranking may bring
+its own in the body. It is in the response's header, in the body, and in each line of the log.
 
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues to every request.
 """
 
 import hmac
+import re
+import uuid
 from collections.abc import Collection
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headrace.serving.messages import REQUEST_ID_CHARS_MAX
 from headrace.serving.refusals import Refusal, send_refusal, too_large
 from headrace.serving.report import Report
+from headrace.telemetry import REQUEST_ID
 
+_REQUEST_ID = re.compile(rb"[!-~]{1,%d}" % REQUEST_ID_CHARS_MAX)
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})  # probes carry no key
 
 
@@ -34,12 +42,26 @@ class Guard:
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
-        refusal = self._refusal(path, dict(scope["headers"]))
-        if refusal is not None:
-            self._report.answered("guard", refusal.status, 0.0)
-            await send_refusal(refusal, send)
-            return
-        await self._app(scope, receive, send)
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
+        is_usable = _REQUEST_ID.fullmatch(request_id)
+        token = REQUEST_ID.set(request_id.decode() if is_usable else uuid.uuid4().hex)
+
+        async def send_named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                name = (REQUEST_ID.get() or "").encode("ascii", "replace")
+                message["headers"] = [*message["headers"], (b"x-request-id", name)]
+            await send(message)
+
+        try:
+            refusal = self._refusal(path, headers)
+            if refusal is None:
+                await self._app(scope, receive, send_named)
+            else:
+                self._report.answered("guard", refusal.status, 0.0)
+                await send_refusal(refusal, send_named)
+        finally:
+            REQUEST_ID.reset(token)
 
     def _refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
         if self._keys and path not in OPEN_PATHS and not self._has_known_key(headers):

@@ -49,10 +49,25 @@ class ClientGoneError(Exception):
 class Job:
     """One request on its way: what is asked, until when, and who waits for it. Belongs to the event loop."""
 
-    __slots__ = ("ask", "deadline_s", "future", "is_over", "loop", "query", "receive", "route", "timer", "watcher")
+    __slots__ = (
+        "ask",
+        "deadline_s",
+        "future",
+        "is_over",
+        "loop",
+        "query",
+        "receive",
+        "request_id",
+        "route",
+        "timer",
+        "watcher",
+    )
 
-    def __init__(self, route: str, ask: Any, query: Query, deadline_s: float, receive: Receive) -> None:
+    def __init__(
+        self, route: str, ask: Any, query: Query, deadline_s: float, receive: Receive, *, request_id: str
+    ) -> None:
         self.route = route
+        self.request_id = request_id
         self.ask = ask
         self.query = query
         self.deadline_s = deadline_s  # of time.monotonic

@@ -37,7 +37,19 @@ class ScoreRequest(Body):
     )
     candidates: list[Key] = Field(min_length=1, max_length=CANDIDATES_MAX)
     request_id: str | None = Field(
-        default=None, min_length=1, max_length=REQUEST_ID_CHARS_MAX, description="Made when absent."
+        default=None,
+        min_length=1,
+        max_length=REQUEST_ID_CHARS_MAX,
+        description="Default: the header X-Request-Id; made when both are absent.",
+    )
+    min_version: int | None = Field(
+        default=None, ge=1, le=2**63 - 1, description="Oldest model version that may answer; else 409."
+    )
+    exact_version: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**63 - 1,
+        description="The model version that must answer, the live one or one of those kept in memory; else 409.",
     )
     event_time: datetime | Annotated[int, Field(strict=True, ge=0, lt=2**62)] | None = Field(
         default=None,
@@ -71,7 +83,9 @@ class Reading(BaseModel):
     """Fields of every response of a model."""
 
     request_id: str
-    model_version: int
+    model_version: int = Field(description="The version that answered.")
+    live_at_start: int = Field(description="The version that was live when the work on the request began.")
+    live_at_end: int = Field(description="The version that was live when it ended.")
     features_age_s: float | None = Field(description="Age of the entity's newest event, in seconds; null: no record.")
     status: Status = Field(description="ok: all records found; partial: some; missing: none of the entity's.")
     views: dict[str, ViewRead]
@@ -135,3 +149,4 @@ class ErrorResponse(BaseModel):
     detail: str = Field(description="What was found, and where.")
     fix: str = Field(description="What to do about it.")
     field: str | None = Field(default=None, description="Path of the value that is wrong, for example candidates[3].")
+    request_id: str | None = Field(default=None, description="As in the header X-Request-Id and in the replica's log.")

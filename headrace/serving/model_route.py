@@ -5,6 +5,7 @@ body (within BODY_S) -> validated -> lane of small or of large requests -> bytes
 
 import asyncio
 import time
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -18,6 +19,7 @@ from headrace.serving.queries import Query
 from headrace.serving.refusals import Refusal, no_model, parse, refusal_of, send_json, send_refusal, too_large
 from headrace.serving.report import Report
 from headrace.serving.swap import Swap
+from headrace.telemetry import REQUEST_ID
 
 BODY_S = 5.0
 """Seconds within which the body of a request must have arrived."""
@@ -115,7 +117,10 @@ class ModelRoute(Generic[Ask]):
             ask, query = await self._parsed_in_thread(body, receive)
         else:
             ask, query = self._parsed(body)
-        job = Job(self.name, ask, query, time.monotonic() + timeout_s, receive)
+        request_id = ask.request_id or REQUEST_ID.get() or uuid.uuid4().hex
+        REQUEST_ID.set(request_id)
+        self._answers.require_version(ask)
+        job = Job(self.name, ask, query, time.monotonic() + timeout_s, receive, request_id=request_id)
         reply: Reply = await self._lanes.of(ask).submit(job)
         return reply
 

@@ -11,6 +11,7 @@ from starlette.types import Send
 
 from headrace.errors import HeadraceError, LayoutError, StoreError, StoreUnavailableError
 from headrace.serving.messages import ErrorResponse
+from headrace.telemetry import REQUEST_ID
 
 RETRY_AFTER_S = 1
 STORE_AWAY = "the online store does not answer"
@@ -22,7 +23,10 @@ Ask = TypeVar("Ask", bound=BaseModel)
 
 
 class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
-    """An error response: status, a stable word, what is wrong, what to do, and which field."""
+    """An error response: status, a stable word, what is wrong, what to do, and which field.
+
+    `retry_after_s`: seconds after which a client may try again, for 409, 429 and 503; 0: trying again is of no use.
+    """
 
     def __init__(
         self,
@@ -41,11 +45,11 @@ class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
 
     def to_bytes(self) -> bytes:
         """The response's JSON."""
-        return orjson.dumps(self.body.model_dump())
+        return orjson.dumps({**self.body.model_dump(), "request_id": REQUEST_ID.get()})
 
     def headers(self) -> dict[str, str]:
         """Headers besides the content type."""
-        if self.status in {429, 503}:
+        if self.status in {409, 429, 503} and self._retry_after_s:
             return {"retry-after": str(self._retry_after_s)}
         if self.status == 408:
             return {"connection": "close"}
@@ -103,6 +107,14 @@ def too_large(body_bytes_max: int) -> Refusal:
 def no_model() -> Refusal:
     """The refusal while no model is live."""
     return Refusal(503, "no_model", "no model is live in this replica yet", "publish one, or wait: see /readyz")
+
+
+def version_not_live(field: str, version: int, live_version: int, *, may_come: bool) -> Refusal:
+    """The refusal of a request for another model version; `may_come`: this replica may have it later."""
+    detail = f"{field} is {version}, live is {live_version}"
+    fix = "try again after the seconds of Retry-After" if may_come else "ask for a version that /v1/model lists"
+    retry_after_s = RETRY_AFTER_S if may_come else 0
+    return Refusal(409, "version_not_live", detail, fix, field, retry_after_s=retry_after_s)
 
 
 def store_away() -> Refusal:

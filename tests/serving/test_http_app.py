@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 import httpx
+import numpy as np
 import pytest
 
 from headrace import Count, FeatureView
@@ -14,7 +15,7 @@ from headrace.local import EmbeddedRedis
 from headrace.local.stack import LocalStack
 from headrace.serving import HttpLimits, RankResponse, ScoreResponse, build_http
 from tests.serving import stage
-from tests.serving.conftest import Client
+from tests.serving.conftest import PATIENT, Client
 from tests.serving.stage import NOW_US, Ranks, Signature, until
 
 ASK = {"entity": {"reader": 7}, "candidates": ["c", "b", "a", "z"]}
@@ -230,6 +231,105 @@ def test_openapi_describes_the_bodies_that_are_validated_by_hand(serve):
     routes = serve().get("/openapi.json").json()["paths"]
     schema = routes["/v1/rank"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert {"entity", "candidates", "k"} <= set(schema["properties"])
+
+
+def test_a_request_is_named_by_its_body_its_header_or_anew(serve):
+    """In the answer, the header and in errors; a header that no log could hold is replaced."""
+    client = serve(Ranks())
+    named = {"x-request-id": "h-1"}
+    both = client.post("/v1/rank", {**ASK, "request_id": "b-1"}, headers=named)
+    assert (both.json()["request_id"], both.headers["x-request-id"]) == ("b-1", "b-1")
+    of_header = client.post("/v1/score", ASK, headers=named)
+    assert (of_header.json()["request_id"], of_header.headers["x-request-id"]) == ("h-1", "h-1")
+    made = client.post("/v1/rank", ASK)
+    assert len(made.json()["request_id"]) == 32
+    assert made.json()["request_id"] == made.headers["x-request-id"]
+    for refused in (
+        client.post("/v1/rank", {}, headers=named),
+        client.get("/v1/features/nope/1", headers=named),
+        client.get("/nowhere", headers=named),
+        serve(limits=HttpLimits(api_keys=("k",))).get("/v1/model", headers=named),
+    ):
+        assert refused.status_code >= 400
+        assert (refused.json()["request_id"], refused.headers["x-request-id"]) == ("h-1", "h-1")
+    for unusable in ("a b", "x" * 129, "é"):
+        answer = client.post("/v1/rank", ASK, headers={"x-request-id": unusable.encode()})
+        assert len(answer.json()["request_id"]) == 32
+    assert client.get("/healthz", headers=named).headers["x-request-id"] == "h-1"
+
+
+def test_requests_may_ask_for_a_version(ranker):
+    """1..5 were live, 3 and 4 are kept: who asks for an older one, or for one to come, gets 409."""
+    releases = stage.Published()
+    swap = stage.swap_of(ranker, releases)
+    for version in range(1, 6):
+        releases.models[version] = Signature(version)
+        assert swap.refresh()
+    client = Client(build_http(ranker, swap, impressions=None, clock=stage.CLOCK, limits=PATIENT))
+
+    def answer(**wanted):
+        return client.post("/v1/score", {**ASK, **wanted})
+
+    for wanted, version in (
+        ({}, 5),
+        ({"exact_version": 3}, 3),
+        ({"exact_version": 4, "min_version": 4}, 4),
+        ({"exact_version": 5}, 5),
+        ({"min_version": 5}, 5),
+    ):
+        body = answer(**wanted).json()
+        assert (body["model_version"], body["scores"]) == (version, [version / stage.SIGN] * 4)
+        assert (body["live_at_start"], body["live_at_end"]) == (5, 5)
+    for wanted, field, retry_after in (
+        ({"exact_version": 2}, "exact_version", None),
+        ({"exact_version": 6}, "exact_version", "1"),
+        ({"min_version": 6}, "min_version", "1"),
+        ({"min_version": 4, "exact_version": 3}, "min_version", None),
+    ):
+        refused = answer(**wanted)
+        assert (refused.status_code, refused.json()["error"], refused.json()["field"]) == (
+            409,
+            "version_not_live",
+            field,
+        )
+        assert refused.headers.get("retry-after") == retry_after
+    assert answer(exact_version=0).status_code == 422
+
+
+def test_a_swap_amid_the_work_is_said(ranker):
+    """2 becomes live while 1 scores: 1 answers, and the answer names both."""
+    releases = stage.Published({1: Signature(1)})
+    swap = stage.swap_of(ranker, releases)
+
+    class Swapping(Signature):
+        def score(self, inputs):
+            if swap.live is not None and swap.live.version == 1:  # not in the warm-up
+                releases.models[2] = Signature(2)
+                assert swap.refresh()
+            return super().score(inputs)
+
+    releases.models[1] = Swapping(1)
+    assert swap.refresh()
+    client = Client(build_http(ranker, swap, impressions=None, clock=stage.CLOCK, limits=PATIENT))
+    body = client.post("/v1/score", ASK).json()
+    assert (body["model_version"], body["live_at_start"], body["live_at_end"]) == (1, 1, 2)
+
+
+def test_a_score_that_is_not_finite_is_an_error(serve):
+    """It is no answer, and costs no other request."""
+
+    class Overflows:
+        def score(self, inputs):
+            return np.full(len(inputs), np.inf if self.is_live else 1.0, np.float32)
+
+        is_live = False
+
+    model = Overflows()
+    client = serve(model)
+    model.is_live = True
+    refused = client.post("/v1/score", ASK)
+    assert (refused.status_code, refused.json()["error"]) == (500, "failed")
+    assert "4 of 4 scores are not finite" in refused.json()["detail"]
 
 
 def test_a_replaced_version_of_a_view_is_served_until_it_is_dropped(redis_url, serve):
