@@ -15,7 +15,13 @@ from headrace.errors import PortBusyError
 from headrace.telemetry import serve_metrics
 
 UNITS = ("seconds", "bytes", "rows", "ratio", "nats", "requests", "version")
-WITHOUT_UNIT = {"headrace_requests_waiting", "headrace_examples_waiting", "headrace_store_circuit_open"}
+WITHOUT_UNIT = {
+    "headrace_requests_waiting",
+    "headrace_examples_waiting",
+    "headrace_store_circuit_open",
+    "headrace_view_state",
+    "headrace_model_unpublished",
+}
 
 
 @pytest.fixture(scope="module")
