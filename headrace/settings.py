@@ -133,6 +133,15 @@ class Settings(BaseSettings):
     request_timeout_s: float = _span_s(
         1.0, "deadline of a request that brings none in X-Request-Timeout-Ms, in seconds", gt=0
     )
+    resident_mb: int = Field(
+        0,
+        ge=0,
+        le=1_048_576,
+        description="memory for candidates' features kept in a replica, in MB; 0: none are kept",
+    )
+    resident_refresh_s: float = _span_s(
+        1.0, "seconds between two readings of the resident candidates, which are at most so old", gt=0
+    )
     frozen_version: int | None = Field(None, ge=1, description="snapshot scored beside the live one, for comparison")
     torch_threads: int = Field(1, ge=1, le=1_024, description="threads of one torch operation in a process")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -145,15 +145,6 @@ def text_columns(keys: Iterable[EntityKey]) -> dict[str, bool]:
     return {name: kind == "text" for name, kind in kinds.items() if kind != "any"}
 
 
-def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int64], list[bytes]]:
-    """Ids (n,) and texts of keys of a single column, all texts or all integers."""
-    if is_text:
-        ids, keys = ids_of_column(pl.Series(values, dtype=pl.String), "str")
-        return ids, texts_of(ids, keys)
-    ids = np.asarray(values, np.int64)  # without a series: it is asked for in every request
-    return ids, texts_of(ids, None)
-
-
 def _as_declared(plan: EntityKey, index: int, value: Any) -> Any:
     """A value as an int or a str, whichever is declared."""
     kind = plan.key_kinds[index]
@@ -254,6 +245,15 @@ class KeyTexts(Sequence[bytes]):
     @functools.cached_property
     def _texts(self) -> list[bytes]:
         return texts_of(self._ids, self._keys)
+
+
+def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int64], KeyTexts]:
+    """Ids (n,) and texts of keys of a single column, all texts or all integers."""
+    if is_text:
+        ids, keys = ids_of_column(pl.Series(values, dtype=pl.String), "str")
+        return ids, KeyTexts(ids, keys)
+    ids = np.asarray(values, np.int64)  # without a series: it is asked for in every request
+    return ids, KeyTexts(ids, None)
 
 
 def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:

@@ -21,8 +21,9 @@ from headrace.serving.impressions import ImpressionBatch, ImpressionLog
 from headrace.serving.lanes import Job
 from headrace.serving.messages import RankRequest, ScoreRequest
 from headrace.serving.queries import Query
-from headrace.serving.ranker import BatchRead, Ranker, RequestRead, best
+from headrace.serving.ranker import Ranker
 from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away, version_not_live
+from headrace.serving.resident.batch_read import BatchRead, RequestRead, best
 from headrace.serving.swap import LiveModel, Swap
 
 WARM_RETRY_S = 1.0
@@ -93,12 +94,13 @@ class Answers:
         self.breaker.close()
 
     def require_store(self) -> None:
-        """Return unless the store is known to hang.
+        """Return unless the store is known to hang and requests need it.
 
         Raises:
             Refusal: 503.
         """
-        if self.breaker.is_open:
+        resident = self._ranker.resident
+        if self.breaker.is_open and not (resident is not None and resident.covers_all_views):
             raise store_away()
 
     def ping(self) -> None:
@@ -152,7 +154,7 @@ class Answers:
         except SpineError as exc:
             fix = "send ISO 8601, or µs since 1970"
             raise Refusal(422, "invalid_request", f"event_time: {exc}", fix, "event_time") from exc
-        query = Query(ask.entity, ask.candidates, now_us, ask.context)
+        query = Query(ask.entity, ask.candidates, now_us, ask.context, is_now=ask.event_time is None)
         self._ranker.rules.check(query)
         if self._impressions is not None and isinstance(ask, RankRequest):
             self._impressions.context_of(ask.entity, ask.context)
@@ -224,8 +226,10 @@ class Answers:
         ]  # the one that fails shall cost no other
 
     def _replies(self, model: LiveModel, jobs: Sequence[Job], live_at_start: int) -> list[Reply]:
-        batch = self._ranker.read_batch([job.query for job in jobs], max(job.deadline_s for job in jobs))
-        scores = model.scorer.score(batch.inputs)
+        may_ask = not self.breaker.is_open
+        deadline_s = max(job.deadline_s for job in jobs)
+        batch = self._ranker.read_batch([job.query for job in jobs], deadline_s, may_ask=may_ask)
+        scores = batch.scores(model.scorer)
         if not np.isfinite(scores).all():
             count = int((~np.isfinite(scores)).sum())
             raise ModelError(f"model {model.version}: {count} of {len(scores)} scores are not finite")
@@ -264,6 +268,7 @@ class Answers:
         edges = np.zeros(len(orders) + 1, np.int64)
         np.cumsum([len(order) for _, order in orders], out=edges[1:])
         queries = [jobs[i].query for i, _ in orders]
+        inputs, rows = batch.shown(picked)
         impressions.log_batch(
             ImpressionBatch(
                 [ids[i] for i, _ in orders],
@@ -272,8 +277,8 @@ class Answers:
                 [[jobs[i].query.candidates[j] for j in order.tolist()] for i, order in orders],
                 scores[picked],
                 model_version,
-                batch.inputs,
-                picked,
+                inputs,
+                rows,
                 edges,
                 [impressions.context_of(query.entity, query.context) for query in queries],
             )
@@ -328,6 +333,7 @@ def _header(request_id: str, model_version: int, read: RequestRead) -> dict[str,
                 "found": view.found,
                 "ahead": view.ahead,
                 "age_s": None if view.age_us is None else view.age_us / 1e6,
+                "resident_age_s": None if view.resident_age_us is None else view.resident_age_us / 1e6,
             }
             for name, view in read.views.items()
         },

@@ -77,6 +77,10 @@ class ViewRead(BaseModel):
     age_s: float | None = Field(
         description="Age of the newest event among the found records, in seconds; null: none found."
     )
+    resident_age_s: float | None = Field(
+        default=None,
+        description="Seconds from the reading of values kept in memory to the request; null: all come from the store.",
+    )
 
 
 class Reading(BaseModel):

@@ -51,12 +51,16 @@ class RankingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One entity and its candidates, as of `now_us` (microseconds UTC), with values of the request."""
+    """One entity and its candidates, as of `now_us` (microseconds UTC), with values of the request.
+
+    `is_now`: the moment is the service's now, so that resident values of a moment ago may answer it.
+    """
 
     entity: Mapping[str, Key]
     candidates: Sequence[Key]
     now_us: int
     context: Mapping[str, Any] = field(default_factory=dict)
+    is_now: bool = False
 
 
 class QueryRules:
@@ -117,13 +121,13 @@ class KeyColumn:
 
     values: NDArray[Any]
     ids: NDArray[np.int64]
-    texts: list[bytes]
+    texts: Sequence[bytes]
 
     @classmethod
     def of(cls, sent: Sequence[Key], is_text: bool | None) -> Self:
         """Build from keys of one type; with `is_text` None the first key decides."""
         if isinstance(sent[0], str) if is_text is None else is_text:
-            words = [str(value) for value in sent]
+            words = list(map(str, sent))
             return cls(np.asarray(words, dtype=object), *hashed_keys(words, is_text=True))
         ids, texts = hashed_keys(sent, is_text=False)
         return cls(ids, ids, texts)

@@ -15,6 +15,7 @@ from headrace.serving.http_app import HttpLimits, build_http
 from headrace.serving.impressions import ImpressionColumns, ImpressionLog
 from headrace.serving.queries import RankingSpec
 from headrace.serving.ranker import Ranker
+from headrace.serving.resident import ResidentCandidates
 from headrace.serving.swap import DirectoryReleases, Swap, verified_scorer
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
@@ -57,7 +58,17 @@ def build_replica(
         reads_replaced=True,
         timeout_s=max(settings.request_timeout_s, STORE_TIMEOUT_S_MIN),
     )
-    ranker = Ranker(RankingSpec(learner, entity, candidate), store)
+    spec = RankingSpec(learner, entity, candidate)
+    resident = None
+    if settings.resident_mb:
+        resident = ResidentCandidates(
+            spec,
+            store,
+            settings.event_clock,
+            budget_bytes=settings.resident_mb * 1_000_000,
+            refresh_s=settings.resident_refresh_s,
+        )
+    ranker = Ranker(spec, store, resident=resident)
     directory = ModelDirectory(settings.model_dir, settings.redis_url)
     impressions = ImpressionLog(
         impression,
@@ -67,11 +78,14 @@ def build_replica(
         config=settings.kafka,
         registry=SchemaRegistry(settings.registry_url) if settings.registry_url else None,
     )
-    swap = Swap(DirectoryReleases(directory, learner), probe=ranker.probe, fingerprints=ranker.fingerprints)
+    releases = DirectoryReleases(directory, learner, on_load=resident.prepare if resident else None)
+    swap = Swap(releases, probe=ranker.probe, fingerprints=ranker.fingerprints)
     swap.start(wait_s=MODEL_WAIT_S)
 
     def close() -> None:
         swap.close()
+        if resident is not None:
+            resident.close()
         impressions.close()
         store.close()
 

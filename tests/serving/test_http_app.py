@@ -32,7 +32,8 @@ def test_rank_orders_by_score_and_names_the_version(serve):
     assert response.headers["x-model-version"] == "3"
     assert body.status == "partial"
     assert body.features_age_s == 300.0
-    assert body.views["thing_activity"].model_dump() == {"asked": 4, "found": 3, "ahead": 0, "age_s": 300.0}
+    expected = {"asked": 4, "found": 3, "ahead": 0, "age_s": 300.0, "resident_age_s": None}
+    assert body.views["thing_activity"].model_dump() == expected
 
 
 def test_scores_come_in_the_requests_order(serve):

@@ -1,7 +1,5 @@
 """Ranker: one read a view, resident records, the probe, and what a declaration may not say."""
 
-import time
-
 import numpy as np
 import pytest
 import redis
@@ -12,8 +10,8 @@ from headrace.learners import Categorical, DeepFM, Dense, Derived, InputSpec, Le
 from headrace.serving import Ranker, RankingSpec
 from headrace.serving.answers import Answers
 from headrace.serving.queries import Query
-from headrace.serving.ranker import best
 from headrace.serving.refusals import Refusal
+from headrace.serving.resident.batch_read import best
 from tests.serving import stage
 from tests.serving.stage import NOW_US, NextThing
 
@@ -48,10 +46,8 @@ QUERIES = [
 ]
 
 
-@pytest.mark.parametrize("ttl_s", [0.0, 60.0])
-def test_a_batch_reads_what_each_request_reads_alone(store, ttl_s):
+def test_a_batch_reads_what_each_request_reads_alone(ranker):
     """Inputs bit for bit, and what is said of the records: readers, counts of things and moments are mixed."""
-    ranker = Ranker(stage.SPEC, store, candidate_ttl_s=ttl_s)
     batch = ranker.read_batch(QUERIES)
     assert batch.edges.tolist() == [0, 3, 4, 9, 10]
     model = Scorer(Snapshot.of(stage.learned(1)), NextThing)
@@ -89,22 +85,6 @@ def test_queries_whose_columns_have_other_types_are_kept_apart():
     kinds = [rules.kind(Query({"reader": 7}, [thing], NOW_US, {"page": page})) for thing, page in given]
     assert kinds[0] == kinds[1]
     assert len(set(kinds)) == 4
-
-
-def test_resident_candidates_are_fetched_again_after_their_time(store):
-    """Within the ttl nothing known is asked for; windows still move with the request's time; later it is fresh."""
-    ranker = Ranker(stage.SPEC, store, candidate_ttl_s=1.0)
-    popularity = NextThing.inputs.dense_names.index("popularity")
-
-    def read(now_us: int = NOW_US) -> list[float]:
-        return ranker.read({"reader": 7}, CANDIDATES, now_us, {}).inputs.dense[:, popularity].tolist()
-
-    assert read() == [1, 2, 0]
-    stage.fill(store, stage.readings(*[(1, "a", 1.0)] * 3, skip=5))
-    assert read() == [1, 2, 0]
-    assert read(NOW_US + 3_600_000_000) == [0, 0, 0]
-    time.sleep(1.05)
-    assert read() == [4, 2, 0]
 
 
 def test_the_probe_has_a_requests_shape(ranker):

@@ -93,6 +93,11 @@ class Scorer:
         """
         return self.learner.model.score(self.predict(inputs, log_rate))
 
+    @property
+    def has_plain_layers(self) -> bool:
+        """Whether the model's pass is its parameters alone: layers without attention, computed without autograd."""
+        return self._network.by_hand is not None
+
     def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
         """Copies of the module's parameters by name; with `buffers` of all dense state: its buffers, statistics too."""
         named = self._module.state_dict() if buffers else dict(self._module.named_parameters())

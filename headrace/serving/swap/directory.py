@@ -1,6 +1,6 @@
 """Models from a model directory, verified whole before they may answer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -21,10 +21,14 @@ class DirectoryReleases:
     Args:
         directory: where snapshots are published; with a Redis URL its notices wake the loader at once.
         learner: the declaration that the snapshots must belong to.
+        on_load: called with each scorer that was loaded, before it goes live, in the loader thread.
     """
 
-    def __init__(self, directory: ModelDirectory, learner: type[Learner]) -> None:
+    def __init__(
+        self, directory: ModelDirectory, learner: type[Learner], on_load: Callable[[Scorer], None] | None = None
+    ) -> None:
         self._directory = directory
+        self._on_load = on_load
         self._learner = learner
         self._follower = Follower(directory)
 
@@ -39,6 +43,8 @@ class DirectoryReleases:
     def load(self, version: int) -> Loaded:
         """The snapshot `version`, frozen; raises as `verified_scorer` does."""
         scorer = verified_scorer(self._directory, version, self._learner)
+        if self._on_load is not None:
+            self._on_load(scorer)
         return Loaded(scorer, scorer.manifest.views, asdict(scorer.manifest))
 
 

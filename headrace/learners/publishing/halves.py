@@ -1,0 +1,251 @@
+"""A DeepFM in halves: what a candidate adds to its score is computed once, what a request adds once a request.
+
+The first layer is linear, so it is a sum over the fields of the candidate, of the request, and of both; the
+factorisation machine needs the sum of the vectors and the sum of their squares, which are sums over fields as well:
+
+    first (H,) = W x_candidate + W x_request + W x_both + bias        relu(first) -> the other layers
+    pairs      = 1/2 (|s_candidate + s_request|^2 - squares_candidate - squares_request)
+
+A request of B candidates costs B H additions for the first layer in place of B (E dim + N) H products. Fields of both
+are numbers only, some of B. Equal to the whole forward pass up to the order of sums: 1e-5 (test_halves.py).
+
+    x (E * dim + N)  vectors of id fields and bags, then the numbers: standardised, and their missing-value indicators
+    H  width of the first layer      B, n  rows      s (dim,)  sum of the vectors
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from headrace.kernels.compile import Float, lean_kernel
+from headrace.learners.input_spec import Bag, Columns, Field, InputSpec
+from headrace.learners.inputs import Inputs
+from headrace.learners.models.deep_fm import DeepFM
+from headrace.learners.publishing.scorer import Scorer
+from headrace.learners.standardizer import Standardizer
+from headrace.learners.state import prefixed
+from headrace.learners.tables.embedding import Lookup
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+BLOCK_ROWS = 4_096
+"""Candidates of which a half is computed at a time: their rows of x are 2 MB at a width of 128."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some fields of a spec: their own spec, None without any, and where their columns lie in the whole `Inputs`.
+
+    Attributes:
+        ids, bags, numbers: positions in `Inputs.ids`, `Inputs.bags` and `Inputs.dense`.
+    """
+
+    spec: InputSpec | None
+    ids: Ints
+    bags: Ints
+    numbers: Ints
+
+    @classmethod
+    def of(cls, whole: InputSpec, fields: Sequence[Field]) -> Self:
+        """The part of `fields`, which are of `whole`."""
+        names = [each.name for each in fields]
+        positions = [
+            np.array([all_names.index(name) for name in names if name in all_names], np.int64)
+            for all_names in (whole.id_names, whole.bag_names, whole.dense_names)
+        ]
+        return cls(InputSpec(*map(alone, fields)) if fields else None, *positions)
+
+    def assemble(self, columns: Columns, rows: int) -> Inputs:
+        """Inputs of these fields, `rows` rows."""
+        if self.spec is not None:
+            return self.spec.assemble(columns, rows)
+        return Inputs(np.empty((rows, 0), np.int64), (), np.empty((rows, 0), np.float32))
+
+
+def alone(each: Field) -> Field:
+    """A field that may stand in a spec without the others: which candidate a bag has matters to the model alone."""
+    return replace(each, candidate="") if isinstance(each, Bag) else each
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What n rows add: `first` (n, H) before the activation, `sums` (n, dim), `linear` (n,) without the pairs of s."""
+
+    first: Floats
+    sums: Floats
+    linear: Floats
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self.first.nbytes + self.sums.nbytes + self.linear.nbytes
+
+
+class Halves:
+    """One frozen model, for requests of one entity and many candidates. Immutable; any number of threads may use it.
+
+    Made by `Halves.of`.
+    """
+
+    def __init__(self, scorer: Scorer, candidate: Part, request: Part, both: Part) -> None:
+        weights = scorer.dense()
+        whole = scorer.learner.inputs
+        self._scorer = scorer
+        self._intercept: Floats = weights["intercept"]
+        linear = sum(1 for name in weights if name.startswith("mlp.") and name.endswith(".weight"))
+        layers = [(weights[f"mlp.{2 * i}.weight"], weights[f"mlp.{2 * i}.bias"]) for i in range(linear)]
+        (first, self._first_bias), *rest = layers
+        self._layers = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in rest]
+        self._bias = float(weights["first_order.bias"][0])
+        numbers = Standardizer(len(whole.numbers))
+        numbers.load_state_dict(prefixed(weights, "numbers."))
+        self._candidate, self._request, self._both = (
+            _Weights(part, scorer, first, weights["first_order.weight"][0], numbers)
+            for part in (candidate, request, both)
+        )
+
+    @classmethod
+    def of(cls, scorer: Any, candidate: Part, request: Part, both: Part) -> "Halves | None":
+        """The halves of a scorer; None where its model has none, or a field of both is an id."""
+        if not isinstance(scorer, Scorer) or not scorer.has_plain_layers or both.ids.size or both.bags.size:
+            return None
+        model = scorer.learner.model
+        return cls(scorer, candidate, request, both) if isinstance(model, DeepFM) and model.hidden else None
+
+    def of_candidates(self, inputs: Inputs) -> Half:
+        """The half of n candidates, from inputs of the candidate's fields alone."""
+        return self._candidate.half(inputs)
+
+    def score(self, half: Half, rows: Ints, request: Inputs, both: Inputs) -> Floats:
+        """Scores (B,) of the candidates `rows` (B,) of `half`, for one request.
+
+        Args:
+            half: of `of_candidates`.
+            request: one row, of the request's fields.
+            both: (B,) of the fields of both.
+        """
+        own = self._request.half(request)
+        numbers = self._both.numbers.transform(np.ascontiguousarray(both.dense))
+        first, sums, linear = (own.first[0] + self._first_bias, own.sums[0], np.float32(own.linear[0] + self._bias))
+        hidden = np.empty((len(rows), half.first.shape[1]), np.float32)
+        logits = np.empty(len(rows), np.float32)
+        weights = self._both.weights, self._both.first_order
+        join_halves((half.first, half.sums, half.linear), rows, (first, sums), linear, numbers, weights, hidden, logits)
+        outputs = torch.from_numpy(hidden)
+        *layers, (head, head_bias) = self._layers
+        for weight, bias in layers:
+            outputs = torch.addmm(bias, outputs, weight.t()).relu_()
+        torch.from_numpy(logits).add_(torch.mv(outputs, head[0])).add_(head_bias)
+        model = self._scorer.learner.model
+        return model.score(model.loss.predictions(logits + self._intercept))
+
+
+class _Weights:
+    """The weights of some fields.
+
+    Attributes:
+        weights: (P, H) of the first layer, a row for each of their columns of x.
+        first_order: (2 D,) of their numbers.
+        numbers: statistics of their numbers.
+    """
+
+    def __init__(self, fields: Part, scorer: Scorer, first: Floats, first_order: Floats, numbers: Standardizer) -> None:
+        whole, dim = scorer.learner.inputs, scorer.learner.model.dim
+        vectors = np.concatenate([fields.ids, len(whole.categoricals) + fields.bags])
+        width, all_numbers = (len(whole.categoricals) + len(whole.bags)) * dim, len(whole.numbers)
+        of_vectors = (vectors[:, None] * dim + np.arange(dim)).reshape(-1)
+        of_numbers = np.concatenate([fields.numbers, all_numbers + fields.numbers])
+        self.weights = np.ascontiguousarray(first[:, np.concatenate([of_vectors, width + of_numbers])].T)
+        self.first_order = np.ascontiguousarray(first_order[of_numbers])
+        self.numbers = Standardizer(len(fields.numbers))
+        for name in ("weight", "mean", "var"):
+            getattr(self.numbers, name)[:] = getattr(numbers, name)[fields.numbers]
+        self._dim = dim
+        self._lookup = Lookup(fields.spec, scorer.tables, scorer.learner.model) if fields.spec else None
+
+    def half(self, inputs: Inputs) -> Half:
+        """What the rows of `inputs` add."""
+        count = len(inputs)
+        shapes = (count, self.weights.shape[1]), (count, self._dim), (count,)
+        made = Half(*(np.empty(shape, np.float32) for shape in shapes))
+        weights = torch.from_numpy(self.weights)
+        for begin in range(0, count, BLOCK_ROWS):
+            cut = slice(begin, begin + BLOCK_ROWS)
+            block = inputs.take(cut)
+            numbers = self.numbers.transform(np.ascontiguousarray(block.dense))
+            x = np.empty((len(block), len(self.weights)), np.float32)
+            add_up(self._rows(block), numbers, self.first_order, x, made.sums[cut], made.linear[cut])
+            torch.mm(torch.from_numpy(x), weights, out=torch.from_numpy(made.first[cut]))
+        return made
+
+    def _rows(self, block: Inputs) -> Floats:
+        """Rows of the tables (n, E, W)."""
+        if self._lookup is None:
+            return np.empty((len(block), 0, self._dim + 1), np.float32)
+        return self._lookup.gather(self._lookup.find(block))
+
+
+@lean_kernel
+def add_up(embedded: Floats, numbers: Floats, first_order: Floats, x: Floats, sums: Floats, linear: Floats) -> None:
+    """Fill `x` (n, P), `sums` (n, dim), and `linear` (n,): linear weights and numbers, minus half the squares.
+
+    embedded (n, E, dim + 1), numbers (n, 2 D), first_order (2 D,). O(n P); sums run in float64.
+    """
+    dim = sums.shape[1]
+    for i in range(x.shape[0]):
+        total = np.float64(0.0)
+        for j in range(dim):
+            sums[i, j] = 0.0
+        for e in range(embedded.shape[1]):
+            for j in range(dim):
+                v = embedded[i, e, j]
+                x[i, e * dim + j] = v
+                sums[i, j] += v
+                total -= 0.5 * np.float64(v) * v
+            total += embedded[i, e, dim]
+        for j in range(numbers.shape[1]):
+            x[i, embedded.shape[1] * dim + j] = numbers[i, j]
+            total += np.float64(first_order[j]) * numbers[i, j]
+        linear[i] = total
+
+
+@lean_kernel
+def join_halves(
+    half: tuple[Floats, Floats, Floats],
+    rows: Ints,
+    request: tuple[Floats, Floats],
+    linear: Float,
+    numbers: Floats,
+    weights: tuple[Floats, Floats],
+    hidden: Floats,
+    logits: Floats,
+) -> None:
+    """`hidden` (B, H) = the first layer's outputs, and `logits` (B,) = what is not the MLP's, of the candidates `rows`.
+
+    half: first (n, H), sums (n, dim), linear (n,). request: first (H,) with the bias, sums (dim,). numbers (B, 2 C) of
+    both, weights: (2 C, H) and first order (2 C,) of theirs. O(B H (1 + 2 C)), a row of `first` is read once.
+    """
+    first, sums, own = half
+    request_first, request_sums = request
+    both, first_order = weights
+    for i in range(rows.size):
+        row = rows[i]
+        for j in range(hidden.shape[1]):
+            hidden[i, j] = first[row, j] + request_first[j]
+        total = np.float64(own[row]) + linear
+        for c in range(numbers.shape[1]):
+            number = numbers[i, c]
+            if number != 0.0:  # an indicator of a missing value mostly is
+                total += np.float64(first_order[c]) * number
+                for j in range(hidden.shape[1]):
+                    hidden[i, j] += number * both[c, j]
+        for j in range(hidden.shape[1]):
+            hidden[i, j] = max(hidden[i, j], np.float32(0.0))
+        for j in range(request_sums.size):
+            s = np.float64(sums[row, j]) + request_sums[j]
+            total += 0.5 * s * s
+        logits[i] = total

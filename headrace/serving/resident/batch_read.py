@@ -1,0 +1,180 @@
+"""What was read for a batch of requests, and its scores: inputs are put together when and where they are needed.
+
+A lone request for many candidates that are all resident needs no inputs of its own: it is scored in halves
+(`publishing/halves.py`), and the inputs of the candidates that it shows are assembled for its impression.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.learners import Inputs
+from headrace.serving.resident.candidates import ResidentCandidates
+from headrace.serving.resident.catalogue import CandidateRows, Hit, Records
+from headrace.serving.resident.split_inputs import SplitInputs
+from headrace.serving.swap import Scores
+
+FAN_OUT_MIN = 128
+"""Candidates from which a lone request is scored in halves: fewer cost more in calls than they save."""
+
+Ints = NDArray[np.int64]
+
+
+class ViewFound(NamedTuple):
+    """Records of one view in one request.
+
+    Attributes:
+        asked, found: records that were requested, and that exist.
+        age_us: age of their newest event in µs, None without one.
+        ahead: records with an event at or after the request's time.
+        resident_age_us: how long before the request resident values were read, in µs of event time; None where the
+            store was asked for all.
+    """
+
+    asked: int
+    found: int
+    age_us: int | None
+    ahead: int = 0
+    resident_age_us: int | None = None
+
+
+class RequestRead(NamedTuple):
+    """What was read for one request: by view, in a word, and the age of the entity's newest event in µs."""
+
+    views: dict[str, ViewFound]
+    status: str
+    entity_age_us: int | None
+
+
+def requests_read(
+    by_view: Mapping[str, tuple[Records, str]], counts: Sequence[int], edges: Ints, resident_age_us: int | None
+) -> list[RequestRead]:
+    """What was read for each request, from each view's records and whether it is of candidate, request or both.
+
+    counts (n,) and edges (n + 1,) of the candidates; `resident_age_us` of the candidates' views.
+    """
+    ones, starts = [1] * len(counts), edges[:-1]
+    reads = {
+        view: _found(records, ones, None, None)
+        if kind == "request"
+        else _found(records, counts, starts, resident_age_us if kind == "candidate" else None)
+        for view, (records, kind) in by_view.items()
+    }
+    requests = []
+    for i in range(len(counts)):
+        views = {view: some[i] for view, some in reads.items()}
+        entity_views = [views[view] for view, (_, kind) in by_view.items() if kind == "request"]
+        ages_us = [view.age_us for view in entity_views if view.age_us is not None]
+        requests.append(RequestRead(views, _status(views.values(), entity_views), min(ages_us, default=None)))
+    return requests
+
+
+class BatchRead:
+    """What a batch of n requests is scored from: rows `edges[i]` to `edges[i + 1]` are the candidates of request i.
+
+    Args:
+        split: the parts of the inputs.
+        edges: (n + 1,).
+        requests: what was read for each.
+        parts: inputs of the requests' fields (n,) and of those of both (R,).
+        owners: (R,) request of each candidate; None: there is one.
+        candidates: what was read of the candidates (R,), or
+        hit: that all are resident.
+        resident: keeps the halves of models.
+    """
+
+    def __init__(
+        self,
+        split: SplitInputs,
+        edges: Ints,
+        requests: list[RequestRead],
+        parts: tuple[Inputs, Inputs],
+        *,
+        owners: Ints | None,
+        candidates: CandidateRows | None = None,
+        hit: Hit | None = None,
+        resident: ResidentCandidates | None = None,
+    ) -> None:
+        self.edges = edges
+        self.requests = requests
+        self._split = split
+        self._of_requests, self._of_both = parts
+        self._owners = owners
+        self._candidates = candidates
+        self._hit = hit
+        self._resident = resident
+        self._inputs: Inputs | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """All inputs (R,)."""
+        if self._inputs is None:
+            candidates = self._candidate_inputs(slice(None))
+            self._inputs = self._split.merged(candidates, self._of_requests, self._of_both, self._owners)
+        return self._inputs
+
+    def scores(self, scorer: Scores) -> NDArray[np.float32]:
+        """Scores (R,) of all candidates by `scorer` alone."""
+        hit, resident = self._hit, self._resident
+        if hit is not None and resident is not None and self._owners is None and len(hit.rows) >= FAN_OUT_MIN:
+            halved = resident.half(scorer, hit.catalogue)
+            if halved is not None:
+                halves, half = halved
+                return halves.score(half, hit.rows, self._of_requests, self._of_both)
+        return scorer.score(self.inputs)
+
+    def shown(self, picked: Ints) -> tuple[Inputs, Ints]:
+        """Inputs that hold the candidates `picked` (k,), and their rows (k,) there."""
+        if self._inputs is not None:
+            return self._inputs, picked
+        owners = None if self._owners is None else self._owners[picked]
+        both = self._of_both.take(picked)
+        inputs = self._split.merged(self._candidate_inputs(picked), self._of_requests, both, owners)
+        return inputs, np.arange(len(picked))
+
+    def _candidate_inputs(self, rows: Ints | slice) -> Inputs:
+        """Inputs of the candidates' fields, of the rows asked for."""
+        if self._candidates is not None:
+            return self._candidates.inputs.take(rows)
+        assert self._hit is not None
+        return self._hit.catalogue.rows.inputs.take(self._hit.rows[rows])
+
+
+def best(scores: NDArray[np.float32], k: int) -> Ints:
+    """Indexes (k,) of the greatest scores, best first; equal scores in the request's order.
+
+    >>> best(np.array([0.1, 0.9, 0.9], np.float32), 2).tolist()
+    [1, 2]
+    """
+    if k < len(scores):
+        least = -np.partition(-scores, k - 1)[k - 1]
+        above = np.flatnonzero(scores >= least)  # more than k where scores are equal, fewer where some are NaN
+        if len(above) >= k:
+            return above[np.argsort(-scores[above], kind="stable")[:k]]
+    return np.argsort(-scores, kind="stable")[:k]
+
+
+def _found(
+    records: Records, counts: Sequence[int], starts: Ints | None, resident_age_us: int | None
+) -> list[ViewFound]:
+    """Records by request, which has `counts` of them from `starts` on; None: one each."""
+    never = np.int64(2**63 - 1)
+    present, ages_us, ahead = records.exists, np.where(records.exists, records.age_us, never), records.ahead
+    if starts is not None:
+        present, ahead = (np.add.reduceat(flags, starts, dtype=np.int64) for flags in (present, ahead))
+        ages_us = np.minimum.reduceat(ages_us, starts)
+    columns = zip(counts, present.tolist(), ages_us.tolist(), ahead.tolist(), strict=True)
+    return [
+        ViewFound(asked, int(n), age_us if n else None, int(late), resident_age_us)
+        for asked, n, age_us, late in columns
+    ]
+
+
+def _status(views: Collection[ViewFound], entity_views: Sequence[ViewFound]) -> str:
+    if all(view.found == view.asked for view in views):
+        return "ok"
+    if entity_views and not any(view.found for view in entity_views):
+        return "missing"
+    return "partial"
