@@ -40,10 +40,11 @@ class Stage:
     folder: Path
 
 
-def arguments(description: str, seconds: float) -> argparse.Namespace:
+def arguments(description: str, seconds: float, rounds: int = 3) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--baseline", type=Path, help="another checkout of this repository, served beside it")
     parser.add_argument("--seconds", type=float, default=seconds, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=rounds, help="of each measurement, where requests are counted")
     return parser.parse_args()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -112,33 +112,34 @@ class QueryRules:
         return tuple(kinds)
 
 
-@dataclass(frozen=True, slots=True)
 class KeyColumn:
-    """One key column of a batch: the values as sent, and their ids (n,) and texts for tables and store.
+    """One key column of a batch: the keys as sent, and their ids (n,) and texts for tables and store.
 
     Hashed once a batch, and used by each view and each input.
+
+    Args:
+        sent: keys of one type.
+        is_text: whether that is text; None: the first key decides.
     """
 
-    values: NDArray[Any]
-    ids: NDArray[np.int64]
-    texts: Sequence[bytes]
+    def __init__(self, sent: Sequence[Key], is_text: bool | None) -> None:
+        self._sent = sent
+        self._is_text = isinstance(sent[0], str) if is_text is None else is_text
+        self.ids, self.texts = hashed_keys(sent, is_text=self._is_text)
 
-    @classmethod
-    def of(cls, sent: Sequence[Key], is_text: bool | None) -> Self:
-        """Build from keys of one type; with `is_text` None the first key decides."""
-        if isinstance(sent[0], str) if is_text is None else is_text:
-            words = list(map(str, sent))
-            return cls(np.asarray(words, dtype=object), *hashed_keys(words, is_text=True))
-        ids, texts = hashed_keys(sent, is_text=False)
-        return cls(ids, ids, texts)
+    @property
+    def values(self) -> NDArray[Any]:
+        """The keys as sent (n,): int64, or objects; made when they are asked for, as few declarations do."""
+        return np.asarray(list(map(str, self._sent)), dtype=object) if self._is_text else self.ids
 
     def spread(self, owners: NDArray[np.int64] | None, rows: int) -> pl.Series:
         """The values as a series of `rows`: those of `owners` (rows,), or the single one repeated."""
-        if len(self.values) == rows:
-            return pl.Series(self.values.tolist())
+        values = self.values
+        if len(values) == rows:
+            return pl.Series(values.tolist())
         if owners is None:
-            return pl.Series(self.values.tolist()).new_from_index(0, rows)
-        return pl.Series(self.values[owners].tolist())
+            return pl.Series(values.tolist()).new_from_index(0, rows)
+        return pl.Series(values[owners].tolist())
 
 
 def _require_type(values: Sequence[Key], is_text: bool | None, field: str, name: str) -> None:

@@ -162,11 +162,10 @@ class Ranker:
     def _keys(self, queries: Sequence[Query]) -> dict[str, KeyColumn]:
         text_keys, candidate = self.rules.text_keys, self.spec.candidate
         keys = {
-            name: KeyColumn.of([query.entity[name] for query in queries], text_keys.get(name))
-            for name in self.spec.entity
+            name: KeyColumn([query.entity[name] for query in queries], text_keys.get(name)) for name in self.spec.entity
         }
         sent = queries[0].candidates if len(queries) == 1 else list(chain(*[query.candidates for query in queries]))
-        keys[candidate] = KeyColumn.of(sent, text_keys.get(candidate))
+        keys[candidate] = KeyColumn(sent, text_keys.get(candidate))
         return keys
 
     def _hit(self, keys: Mapping[str, KeyColumn], queries: Sequence[Query]) -> Hit | None:

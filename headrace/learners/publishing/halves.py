@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.kernels.compile import Float, lean_kernel
+from headrace.kernels.compile import Int, lean_kernel
 from headrace.learners.input_spec import Bag, Columns, Field, InputSpec
 from headrace.learners.inputs import Inputs
 from headrace.learners.models.deep_fm import DeepFM
@@ -34,6 +34,8 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 BLOCK_ROWS = 4_096
 """Candidates of which a half is computed at a time: their rows of x are 2 MB at a width of 128."""
+SCORE_ROWS = 1_024
+"""Candidates that pass through the layers at a time: 1 MB at a width of 256, which stays in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +75,23 @@ def alone(each: Field) -> Field:
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """What n rows add: `first` (n, H) before the activation, `sums` (n, dim), `linear` (n,) without the pairs of s."""
+    """What n rows add, side by side, so that a row is one span of memory: what is fetched at random costs by the span.
 
-    first: Floats
-    sums: Floats
-    linear: Floats
+    rows (n, H + dim + 1): first layer before the activation (H), s (dim), and what is linear less half the squares (1).
+    """
+
+    rows: Floats
+    width: int
+
+    @property
+    def first(self) -> Floats:
+        """(n, H)."""
+        return self.rows[:, : self.width]
 
     @property
     def nbytes(self) -> int:
-        """Memory of the arrays."""
-        return self.first.nbytes + self.sums.nbytes + self.linear.nbytes
+        """Memory of the array."""
+        return self.rows.nbytes
 
 
 class Halves:
@@ -95,12 +104,11 @@ class Halves:
         weights = scorer.dense()
         whole = scorer.learner.inputs
         self._scorer = scorer
-        self._intercept: Floats = weights["intercept"]
+        self._constant: Floats = weights["intercept"] + weights["first_order.bias"]
         linear = sum(1 for name in weights if name.startswith("mlp.") and name.endswith(".weight"))
         layers = [(weights[f"mlp.{2 * i}.weight"], weights[f"mlp.{2 * i}.bias"]) for i in range(linear)]
         (first, self._first_bias), *rest = layers
         self._layers = [(torch.from_numpy(weight), torch.from_numpy(bias)) for weight, bias in rest]
-        self._bias = float(weights["first_order.bias"][0])
         numbers = Standardizer(len(whole.numbers))
         numbers.load_state_dict(prefixed(weights, "numbers."))
         self._candidate, self._request, self._both = (
@@ -130,18 +138,22 @@ class Halves:
         """
         own = self._request.half(request)
         numbers = self._both.numbers.transform(np.ascontiguousarray(both.dense))
-        first, sums, linear = (own.first[0] + self._first_bias, own.sums[0], np.float32(own.linear[0] + self._bias))
-        hidden = np.empty((len(rows), half.first.shape[1]), np.float32)
-        logits = np.empty(len(rows), np.float32)
-        weights = self._both.weights, self._both.first_order
-        join_halves((half.first, half.sums, half.linear), rows, (first, sums), linear, numbers, weights, hidden, logits)
-        outputs = torch.from_numpy(hidden)
+        logits, deep = np.empty(len(rows), np.float32), torch.empty(len(rows))
+        of_request = torch.from_numpy(own.first[0] + self._first_bias)
+        all_rows, of_both = torch.from_numpy(half.rows), torch.from_numpy(self._both.weights)
+        at, x_both = torch.from_numpy(rows), torch.from_numpy(numbers)
         *layers, (head, head_bias) = self._layers
-        for weight, bias in layers:
-            outputs = torch.addmm(bias, outputs, weight.t()).relu_()
-        torch.from_numpy(logits).add_(torch.mv(outputs, head[0])).add_(head_bias)
+        for begin in range(0, len(rows), SCORE_ROWS):
+            cut = slice(begin, begin + SCORE_ROWS)
+            block = all_rows.index_select(0, at[cut])  # (b, H + dim + 1)
+            add_pairs(block.numpy(), own.rows[0], half.width, numbers[cut], self._both.first_order, logits[cut])
+            outputs = block[:, : half.width].addmm_(x_both[cut], of_both).add_(of_request).relu_()  # (b, H)
+            for weight, bias in layers:
+                outputs = torch.addmm(bias, outputs, weight.t()).relu_()
+            torch.mv(outputs, head[0], out=deep[cut])
+        torch.from_numpy(logits).add_(deep).add_(head_bias)
         model = self._scorer.learner.model
-        return model.score(model.loss.predictions(logits + self._intercept))
+        return model.score(model.loss.predictions(logits + self._constant))
 
 
 class _Weights:
@@ -170,16 +182,16 @@ class _Weights:
     def half(self, inputs: Inputs) -> Half:
         """What the rows of `inputs` add."""
         count = len(inputs)
-        shapes = (count, self.weights.shape[1]), (count, self._dim), (count,)
-        made = Half(*(np.empty(shape, np.float32) for shape in shapes))
+        width = self.weights.shape[1]
+        made = Half(np.empty((count, width + self._dim + 1), np.float32), width)
         weights = torch.from_numpy(self.weights)
         for begin in range(0, count, BLOCK_ROWS):
             cut = slice(begin, begin + BLOCK_ROWS)
             block = inputs.take(cut)
             numbers = self.numbers.transform(np.ascontiguousarray(block.dense))
             x = np.empty((len(block), len(self.weights)), np.float32)
-            add_up(self._rows(block), numbers, self.first_order, x, made.sums[cut], made.linear[cut])
-            torch.mm(torch.from_numpy(x), weights, out=torch.from_numpy(made.first[cut]))
+            add_up(self._rows(block), numbers, self.first_order, x, made.rows[cut], width)
+            torch.from_numpy(made.first[cut]).copy_(torch.mm(torch.from_numpy(x), weights))
         return made
 
     def _rows(self, block: Inputs) -> Floats:
@@ -190,62 +202,41 @@ class _Weights:
 
 
 @lean_kernel
-def add_up(embedded: Floats, numbers: Floats, first_order: Floats, x: Floats, sums: Floats, linear: Floats) -> None:
-    """Fill `x` (n, P), `sums` (n, dim), and `linear` (n,): linear weights and numbers, minus half the squares.
+def add_up(embedded: Floats, numbers: Floats, first_order: Floats, x: Floats, rows: Floats, width: Int) -> None:
+    """Fill `x` (n, P) and from column `width` on `rows` (n, H + dim + 1): s, and what is linear less half the squares.
 
     embedded (n, E, dim + 1), numbers (n, 2 D), first_order (2 D,). O(n P); sums run in float64.
     """
-    dim = sums.shape[1]
+    dim = rows.shape[1] - width - 1
     for i in range(x.shape[0]):
         total = np.float64(0.0)
         for j in range(dim):
-            sums[i, j] = 0.0
+            rows[i, width + j] = 0.0
         for e in range(embedded.shape[1]):
             for j in range(dim):
                 v = embedded[i, e, j]
                 x[i, e * dim + j] = v
-                sums[i, j] += v
+                rows[i, width + j] += v
                 total -= 0.5 * np.float64(v) * v
             total += embedded[i, e, dim]
         for j in range(numbers.shape[1]):
             x[i, embedded.shape[1] * dim + j] = numbers[i, j]
             total += np.float64(first_order[j]) * numbers[i, j]
-        linear[i] = total
+        rows[i, width + dim] = total
 
 
 @lean_kernel
-def join_halves(
-    half: tuple[Floats, Floats, Floats],
-    rows: Ints,
-    request: tuple[Floats, Floats],
-    linear: Float,
-    numbers: Floats,
-    weights: tuple[Floats, Floats],
-    hidden: Floats,
-    logits: Floats,
-) -> None:
-    """`hidden` (B, H) = the first layer's outputs, and `logits` (B,) = what is not the MLP's, of the candidates `rows`.
+def add_pairs(rows: Floats, request: Floats, width: Int, numbers: Floats, first_order: Floats, logits: Floats) -> None:
+    """`logits` (B,) = what is not the MLP's, of candidates' `rows` (B, H + dim + 1) and the request's (H + dim + 1,).
 
-    half: first (n, H), sums (n, dim), linear (n,). request: first (H,) with the bias, sums (dim,). numbers (B, 2 C) of
-    both, weights: (2 C, H) and first order (2 C,) of theirs. O(B H (1 + 2 C)), a row of `first` is read once.
+    numbers (B, 2 C) of both, first_order (2 C,) of theirs. O(B (dim + C)).
     """
-    first, sums, own = half
-    request_first, request_sums = request
-    both, first_order = weights
-    for i in range(rows.size):
-        row = rows[i]
-        for j in range(hidden.shape[1]):
-            hidden[i, j] = first[row, j] + request_first[j]
-        total = np.float64(own[row]) + linear
-        for c in range(numbers.shape[1]):
-            number = numbers[i, c]
-            if number != 0.0:  # an indicator of a missing value mostly is
-                total += np.float64(first_order[c]) * number
-                for j in range(hidden.shape[1]):
-                    hidden[i, j] += number * both[c, j]
-        for j in range(hidden.shape[1]):
-            hidden[i, j] = max(hidden[i, j], np.float32(0.0))
-        for j in range(request_sums.size):
-            s = np.float64(sums[row, j]) + request_sums[j]
+    last = rows.shape[1] - 1
+    for i in range(rows.shape[0]):
+        total = np.float64(rows[i, last]) + request[last]
+        for c in range(first_order.size):
+            total += np.float64(first_order[c]) * numbers[i, c]
+        for j in range(width, last):
+            s = np.float64(rows[i, j]) + request[j]
             total += 0.5 * s * s
         logits[i] = total
