@@ -301,12 +301,10 @@ class _ViewSource:
         """The entities to read, at `now_us`: one moment for each, or one for all."""
         first = keys[self.plan.entity[0]]
         if len(self.plan.entity) == 1:
-            ids, texts = first.ids, first.texts
-        else:
-            count = len(first.ids) if self.kind == "request" else rows
-            frame = {name: keys[name].spread(owners, count) for name in self.plan.entity}
-            ids, texts = entity_ids(self.plan, pl.DataFrame(frame))
-        return ViewRead(self.plan, ids, texts, now_us)
+            return ViewRead(self.plan, first.ids, first.texts, now_us)
+        count = len(first.ids) if self.kind == "request" else rows
+        frame = {name: keys[name].spread(owners, count) for name in self.plan.entity}
+        return ViewRead(self.plan, *entity_ids(self.plan, pl.DataFrame(frame)), now_us)
 
 
 def _column(values: Sequence[Any]) -> NDArray[Any]:

@@ -43,7 +43,7 @@ class Scorer:
     """A frozen model.
 
     Args:
-        snapshot: source of the arrays, which are copied.
+        snapshot: source of the arrays; its tables are shared, not copied, and must not be written to.
         learner: the declaration it belongs to.
 
     Attributes:
@@ -110,7 +110,7 @@ class Scorer:
 
 def _frozen(arrays: Mapping[str, NDArray[Any]], name: str, learner: type[Learner]) -> FrozenTable:
     saved = table_arrays(arrays, name, learner.name)
-    ids, weights = saved["ids"], np.array(saved["weights"], dtype=np.float32)
+    ids, weights = saved["ids"], np.require(saved["weights"], np.float32, ["C", "W"])
     if weights.shape != (len(ids), learner.model.dim + 1):
         raise SnapshotError(f"table {name}: weights {weights.shape}, expected {(len(ids), learner.model.dim + 1)}")
-    return FrozenTable(np.array(ids, dtype=np.int64), weights)
+    return FrozenTable(np.require(ids, np.int64, ["C", "W"]), weights)

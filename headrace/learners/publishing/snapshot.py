@@ -21,8 +21,6 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from headrace.atomic import open_folder
@@ -31,6 +29,7 @@ from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
 from headrace.learners.learner import Learner
 from headrace.learners.online import OnlineLearner
+from headrace.learners.publishing.tensor_file import read_verified, tensors_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -144,20 +143,11 @@ class Snapshot:
         manifest = read_manifest(folder)
         if learner is not None:
             _check_belongs(manifest, learner, folder)
-        for name, facts in manifest.files.items():
-            data = _read(folder / name)
-            if len(data) != facts["bytes"]:
-                raise SnapshotError(
-                    f"snapshot {folder.name} · {name}: {len(data)} bytes, manifest says {facts['bytes']}"
-                )
-            if hashlib.sha256(data).hexdigest() != facts["sha256"]:
-                raise SnapshotError(f"snapshot {folder.name} · {name}: checksum differs from the manifest's")
         if list(manifest.files) != [MODEL]:
             raise SnapshotError(f"snapshot {folder.name}: files {list(manifest.files)}, wanted {MODEL}")
-        try:
-            return Snapshot(manifest, load_tensors(data))
-        except SafetensorError as exc:
-            raise SnapshotError(f"snapshot {folder.name} · {MODEL}: {exc}") from exc
+        facts = manifest.files[MODEL]
+        data = read_verified(folder / MODEL, facts["bytes"], facts["sha256"])
+        return Snapshot(manifest, tensors_of(data, f"snapshot {folder.name} · {MODEL}"))
 
     def restore(self, learner: OnlineLearner) -> None:
         """Load the arrays into `learner`.
