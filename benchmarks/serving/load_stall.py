@@ -2,8 +2,8 @@
 
     python -m benchmarks.serving.load_stall
 
-The longest time between two ticks while the snapshot is read, verified and made a scorer, beside the same through the
-safetensors library (which copies each tensor under the GIL) and a wait of the same length (what the machine does alone).
+The longest time between two ticks while the snapshot is read, verified and made a scorer, beside reading it with the
+safetensors library, which copies each tensor under the GIL, and beside doing nothing: what the machine adds.
 """
 
 import tempfile

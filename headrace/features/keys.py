@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from headrace.errors import SpineError
 from headrace.kernels.hashing import shards_of
 from headrace.kernels.spans import Spans
-from headrace.kernels.texts import hash_text, text_buffers
+from headrace.kernels.texts import hash_bytes, hash_text, text_buffers
 
 SEPARATOR = "\x1f"
 NULL_ID = -(2**63)
 """Id of a null key, which has no record. NumPy casts NaN and NaT to it; an integer key of this value counts as null."""
+FEW = 64
+"""Keys up to which Python's own bytes cost less than a series of them."""
 _WORDS = {"int": "an int", "text": "a str", "any": "an int or a str"}
 WHOLE_MAX = 2**53
 """From 2**53 on a float may stand for several integers."""
@@ -247,13 +249,17 @@ class KeyTexts(Sequence[bytes]):
         return texts_of(self._ids, self._keys)
 
 
-def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int64], KeyTexts]:
+def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int64], Sequence[bytes]]:
     """Ids (n,) and texts of keys of a single column, all texts or all integers."""
-    if is_text:
+    if is_text and len(values) > FEW:
         ids, keys = ids_of_column(pl.Series(values, dtype=pl.String), "str")
         return ids, KeyTexts(ids, keys)
-    ids = np.asarray(values, np.int64)  # without a series: it is asked for in every request
-    return ids, KeyTexts(ids, None)
+    # Without a series: it is asked for in every request, and a series costs more than some keys.
+    if not is_text:
+        ids = np.asarray(values, np.int64)
+        return ids, KeyTexts(ids, None) if len(ids) > FEW else texts_of(ids, None)
+    texts = [value.encode() for value in values]
+    return hash_bytes(texts), texts
 
 
 def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:

@@ -172,6 +172,7 @@ class InputSpec:
         tables = [*(field.table for field in self.categoricals), *(field.table for field in self.bags)]
         self.tables = tuple(dict.fromkeys(tables))
         self._check()
+        self._transforms = _transforms_of(self.numbers)
         self.fingerprint = f"{xxhash.xxh64_intdigest(repr([_text(field) for field in self.fields]).encode()):016x}"
 
     def __repr__(self) -> str:
@@ -213,12 +214,26 @@ class InputSpec:
         for index, categorical in enumerate(self.categoricals):
             ids[:, index] = as_ids(_scalar(columns, categorical.column, rows))
         bags = tuple(_bag(_list(columns, bag.column, rows), bag.length, rows) for bag in self.bags)
-        dense = np.empty((rows, len(self.numbers)), dtype=np.float32)
+        numbers = np.empty((len(self.numbers), rows))
         for index, number in enumerate(self.numbers):
-            values = np.asarray(_number(number, columns, rows), np.float64)
-            # A number that a float32 cannot hold is large, not missing.
-            dense[:, index] = np.where(np.isfinite(values), values.clip(-_FLOAT32_MAX, _FLOAT32_MAX), np.nan)
+            numbers[index] = _number(number, columns, rows)
+        for transform, indexes, scales in self._transforms:
+            numbers[indexes] = _TRANSFORMS[transform](numbers[indexes] * scales)
+        dense = np.empty((rows, len(self.numbers)), dtype=np.float32)
+        # A number that a float32 cannot hold is large, not missing.
+        dense[:] = np.where(np.isfinite(numbers), numbers.clip(-_FLOAT32_MAX, _FLOAT32_MAX), np.nan).T
         return Inputs(ids, bags, dense, self.fingerprint)
+
+
+def _transforms_of(numbers: tuple[Dense | Match | Derived, ...]) -> list[tuple[str, NDArray[np.int64], NDArray[Any]]]:
+    """Transform, the rows of numbers it is for (n,), and their scales (n, 1): one call for all of a kind."""
+    dense = [(i, number) for i, number in enumerate(numbers) if isinstance(number, Dense)]
+    by_name = {name: [(i, number.scale) for i, number in dense if number.transform == name] for name in _TRANSFORMS}
+    return [
+        (name, np.array([i for i, _ in pairs]), np.array([[scale] for _, scale in pairs]))
+        for name, pairs in by_name.items()
+        if pairs
+    ]
 
 
 def as_ids(values: NDArray[Any]) -> NDArray[np.int64]:
@@ -342,8 +357,7 @@ def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDAr
     match field:
         case Dense():
             raw = _scalar(columns, field.column, rows)
-            values = np.where(raw == PAD, np.nan, raw) if raw.dtype.kind == "i" else raw.astype(np.float64)
-            return _TRANSFORMS[field.transform](values * field.scale)
+            return np.where(raw == PAD, np.nan, raw) if raw.dtype.kind == "i" else raw
         case Match():
             out = np.empty(rows, dtype=np.float32)
             lists = _list(columns, field.column, rows)

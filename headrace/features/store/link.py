@@ -33,6 +33,9 @@ from headrace.kernels.spans import Values, values_of
 KEYS_MAX = 10_000
 """Keys in one MGET: more would block other clients for over 10 ms."""
 
+_TOGETHER_BYTES = 1 << 13
+"""Packed requests up to this size are sent in one piece."""
+
 _Call: TypeAlias = tuple[Sequence[bytes], Sequence[Any]]
 
 
@@ -266,7 +269,9 @@ class RedisLink:
 
     def _values(self, requests: Sequence[bytes], counts: Sequence[int], deadline_s: float | None) -> Iterator[Values]:
         with self._connection() as connection, bounded(connection, deadline_s):
-            connection.send_packed_command(requests)
+            # One call: each costs a system call and wakes Redis; a large read is sent by parts, so that Redis begins.
+            joined = [b"".join(requests)] if sum(map(len, requests)) <= _TOGETHER_BYTES else requests
+            connection.send_packed_command(joined)
             yield from read_values(connection, counts)
 
     def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
