@@ -116,7 +116,7 @@ def row_of(training: Training) -> dict[str, Any]:
     """The result as one row of a table."""
     numbers = {name: value for name, value in training.figures.items() if isinstance(value, float)}
     figures = {name: round(numbers[name], 4) for name in SHOWN if name in numbers} or numbers
-    names = ("events", "left_out", "examples", "waiting")
+    names = ("events", "left_out", "examples", "waiting", "micro_batch")
     counts = {name: getattr(training, name) for name in names}
     return {"learner": training.learner, "version": training.version, **counts, **figures}
 

@@ -167,6 +167,7 @@ class TrainStep:
             "late": counts.get("late_requests", 0) + counts.get("late_engagements", 0),
             "duplicates": counts.get("duplicate_requests", 0) + counts.get("duplicate_engagements", 0),
             "trained": self.trainer.trained,
+            "micro_batch": self.trainer.micro_batch.rows,
             "held": self.waiting,
             "watermark_us": self._watermark.value_us(),
             "served": self.trainer.served.snapshot(),

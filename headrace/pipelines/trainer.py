@@ -9,13 +9,13 @@ Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the 
 waiting examples, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
 once. Micro-batches end by rows, at whole groups, and where the caller drains the trainer, which `TrainStep` does at
 fixed event times. So weights are a function of the examples: a resumed run ends with weights bitwise equal to those of
-an unbroken one, however the stream is cut into frames and however fast the machine is.
+an unbroken one, however the stream is cut into frames. The machine's speed enters once, where the trainer chooses the
+rows of its micro-batches (`headrace.pipelines.training.cadence`), and the saved state records it.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from headrace.pipelines.examples import (
     RequestColumns,
     requests_to_examples,
 )
+from headrace.pipelines.training.cadence import Cadence, MicroBatch
 from headrace.schemas import Event
 
 PROBE_ROWS = 64
@@ -64,38 +65,13 @@ LOGLOSS = Gauge("headrace_prequential_logloss_nats", "Mean log-loss of predictio
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Cadence:
-    """Sizes and intervals of training and publication.
-
-    Args:
-        rows_min: a micro-batch is the fewest whole groups with at least this many rows.
-        wait_s: examples that have waited so long, on the wall clock, are trained on although they are fewer. Weights
-            then depend on the speed of the machine; None: never.
-        publish_s: between two publications, in seconds; None: only when `publish` is called.
-        refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
-        per_example: each example of a micro-batch is predicted and learned after the one before it: micro-batches of
-            one, whatever `rows_min`. See `OnlineLearner.predict_and_learn` for the models to which that is cheap.
-    """
-
-    rows_min: int = 1_024
-    wait_s: float | None = None
-    publish_s: float | None = 2.0
-    refusals_max: int = 10
-    per_example: bool = False
-
-    def __post_init__(self) -> None:
-        if self.rows_min < 1 or self.refusals_max < 1:
-            raise DeclarationError(f"{self}: rows_min and refusals_max must be at least 1")
-
-
 class Trainer:
     """One learner, trained on a stream. One thread.
 
     Args:
         learner: the declaration.
         directory: where versions are published; None: nowhere.
-        cadence: micro-batches and publications.
+        cadence: micro-batches and publications; None: the defaults, whose micro-batches are chosen.
         events: makes examples of events; None: `add_events` is not used.
         columns: of the frames given to `add_requests`.
         gate: None is a gate with the default checks.
@@ -120,6 +96,7 @@ class Trainer:
         self.online = OnlineLearner(learner, seed, threads=threads)
         self.directory = directory
         self.cadence = cadence or Cadence()
+        self.micro_batch = MicroBatch(learner, self.cadence, threads)
         self.gate = gate or Gate()
         self.prequential = Prequential(learner.model)
         self.served = Prequential(slices=False)
@@ -198,8 +175,8 @@ class Trainer:
         Raises:
             GateRefusedError: it refused too often in a row.
         """
-        while self._waiting_rows >= self.cadence.rows_min:
-            self._train(self._cut(self.cadence.rows_min))
+        while self._waiting_rows >= self.micro_batch.rows:
+            self._train(self._cut(self.micro_batch.rows))
         wait_s = self.cadence.wait_s
         if self._waiting_rows and wait_s is not None and self._monotonic() - self._waiting_since >= wait_s:
             self.drain()
@@ -212,7 +189,7 @@ class Trainer:
     def drain(self) -> None:
         """Train on all waiting examples, the last micro-batch being smaller."""
         while self._waiting_rows:
-            self._train(self._cut(self.cadence.rows_min))
+            self._train(self._cut(self.micro_batch.rows))
 
     @PUBLISH_SECONDS.time()
     def publish(self) -> Verdict:
@@ -280,6 +257,7 @@ class Trainer:
             "trained_positions": self.trained_positions,
             "waiting_positions": [positions for _, positions in self._waiting],
             "trained": self.trained,
+            "micro_batch": self.micro_batch.facts(),
         }
 
     def write(self, folder: Path) -> None:
@@ -303,6 +281,7 @@ class Trainer:
         self.trained_positions = facts["trained_positions"]
         self._move_to(facts["positions"])
         self.trained = facts["trained"]
+        self.micro_batch.load(facts.get("micro_batch"))
         self._published_steps = 0
 
     @property
@@ -353,6 +332,7 @@ class Trainer:
             self.prequential.observe(probabilities, batch.labels, starts=batch.starts, slices=slices)
             self.gate.remember(batch.inputs, batch.labels, batch.log_rate)
         self.trained += len(batch)
+        self.micro_batch.observe(batch)
         for name in SOURCES:
             TRAINED.labels(source=name).inc(int((slices == name).sum()))
         if self.online.steps % EXPIRE_STEPS == 0:

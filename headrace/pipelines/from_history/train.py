@@ -26,7 +26,8 @@ from headrace.learners import Learner, ModelDirectory
 from headrace.pipelines.examples import EventExamples
 from headrace.pipelines.from_history.reading import LeftOut, OrderedEvents, open_history, read_to_end
 from headrace.pipelines.train_step import TrainStep
-from headrace.pipelines.trainer import Cadence, Trainer
+from headrace.pipelines.trainer import Trainer
+from headrace.pipelines.training.cadence import Cadence
 from headrace.schemas import Event, spec_of
 from headrace.streams.intake import Intake
 from headrace.streams.source import EventBatch, Source
@@ -52,6 +53,7 @@ class Training:
         figures: prequential figures over all examples (`Prequential.snapshot`).
         curve: a row for every 50,000 examples or so: `event_time`, `examples`, and the figures of the recent examples.
         version: published; None where there is no directory of models.
+        micro_batch: rows of a micro-batch at the end: those of the cadence, or the fewest that keep up.
         positions: partition of a topic -> offset at which a live flow goes on.
     """
 
@@ -65,6 +67,7 @@ class Training:
     version: int | None
     positions: dict[str, int] = field(default_factory=dict)
     left_out: int = 0
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +274,7 @@ def learn_history(
         curve=pl.DataFrame(curve),
         version=version,
         positions=positions,
+        micro_batch=step.trainer.micro_batch.rows,
     )
 
 

@@ -1,0 +1,147 @@
+"""Sizes and intervals of training, and the choice of the smallest micro-batch that keeps up.
+
+What an example teaches is known to those after its micro-batch, so small ones predict better, but each step has a cost
+whatever its size. A trainer without a size of its own learns its first examples in micro-batches of `START_ROWS`; then
+it times steps of each size on a learner made for that, and takes the fewest rows whose steps need at most `SHARE` of
+the time in which so many examples come.
+
+Invariant: the choice follows a micro-batch, never a frame, and is made once in the life of a training state, which
+records it. So weights stay a function of the examples and of the recorded number, whatever machine resumes.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import structlog
+
+from headrace.errors import DeclarationError
+from headrace.learners import Learner, OnlineLearner
+from headrace.pipelines.examples import Examples
+
+SIZES = (16, 64, 256, 1_024, 4_096)
+START_ROWS = 1_024
+"""Rows of a micro-batch before the choice."""
+ENOUGH_ROWS = 2_048
+"""Examples after which their rate is known well enough."""
+ENOUGH_US = 1_000_000
+"""Event time that they must span: a burst has no rate."""
+SHARE = 0.5
+"""Of the trainer's time that steps may take; the rest is for features, joins and publications."""
+REPEATS = 3
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Sizes and intervals of training and publication.
+
+    Args:
+        rows_min: a micro-batch is the fewest whole groups with at least this many rows. None: the fewest that keep up
+            with the stream, chosen after the first examples and recorded in the state.
+        wait_s: examples that have waited so long, on the wall clock, are trained on although they are fewer. Weights
+            then depend on the speed of the machine; None: never.
+        publish_s: between two publications, in seconds; None: only when `publish` is called.
+        refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
+        per_example: each example of a micro-batch is predicted and learned after the one before it: micro-batches of
+            one, whatever `rows_min`. See `OnlineLearner.predict_and_learn` for the models to which that is cheap.
+    """
+
+    rows_min: int | None = None
+    wait_s: float | None = None
+    publish_s: float | None = 2.0
+    refusals_max: int = 10
+    per_example: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.rows_min is not None and self.rows_min < 1) or self.refusals_max < 1:
+            raise DeclarationError(f"{self}: rows_min and refusals_max must be at least 1")
+
+
+class MicroBatch:
+    """Rows of a micro-batch: those of the cadence, or the fewest that keep up with the stream.
+
+    Args:
+        learner: whose steps are timed.
+        cadence: its `rows_min` is not changed.
+        threads: of torch, see `OnlineLearner`.
+
+    Attributes:
+        rows: at present.
+        is_chosen: whether they stay so.
+    """
+
+    def __init__(self, learner: type[Learner], cadence: Cadence, threads: int) -> None:
+        self.rows = cadence.rows_min or START_ROWS
+        # Learning one by one has steps of one row, whatever the rows of a call.
+        self.is_chosen = cadence.rows_min is not None or cadence.per_example
+        self._is_given = self.is_chosen
+        self._learner = learner
+        self._threads = threads
+        self._seen = 0
+        self._first_us, self._last_us = 0, 0
+
+    def observe(self, batch: Examples) -> None:
+        """Count a micro-batch that was learned; choose once enough examples have come."""
+        if self.is_chosen:
+            return
+        first_us, last_us = int(batch.time_us.min()), int(batch.time_us.max())
+        self._first_us = min(self._first_us, first_us) if self._seen else first_us
+        self._last_us = max(self._last_us, last_us) if self._seen else last_us
+        self._seen += len(batch)
+        span_us = self._last_us - self._first_us
+        if self._seen >= ENOUGH_ROWS and span_us >= ENOUGH_US:
+            self._choose(self._seen / span_us * 1e6, batch)
+
+    def facts(self) -> dict[str, Any]:
+        """State of the choice, plain enough for JSON."""
+        return {
+            "rows": self.rows,
+            "is_chosen": self.is_chosen,
+            "seen": self._seen,
+            "first_us": self._first_us,
+            "last_us": self._last_us,
+        }
+
+    def load(self, facts: Mapping[str, Any] | None) -> None:
+        """Take over what `facts` gave; None, of an earlier release, which had `START_ROWS`. A cadence's rows stay."""
+        if self._is_given:
+            return
+        state = facts or {"rows": START_ROWS, "is_chosen": True, "seen": 0, "first_us": 0, "last_us": 0}
+        self.rows, self.is_chosen, self._seen = state["rows"], state["is_chosen"], state["seen"]
+        self._first_us, self._last_us = state["first_us"], state["last_us"]
+
+    def _choose(self, rows_per_s: float, batch: Examples) -> None:
+        budget_s = SHARE / rows_per_s
+        for rows in SIZES:
+            step_s = step_seconds(self._learner, batch, rows, self._threads)
+            if step_s / rows <= budget_s:
+                break
+        self.rows, self.is_chosen = rows, True
+        keeps_up = step_s / rows <= budget_s
+        log.log(
+            20 if keeps_up else 30,
+            "micro_batch_chosen",
+            learner=self._learner.name,
+            rows=rows,
+            step_ms=round(step_s * 1e3, 2),
+            examples_per_s=round(rows_per_s, 1),
+            keeps_up=keeps_up,
+        )
+
+
+def step_seconds(learner: type[Learner], batch: Examples, rows: int, threads: int = 1) -> float:
+    """Seconds that a step on `rows` examples like those of `batch` takes: the fastest of three, of a new learner."""
+    online = OnlineLearner(learner, threads=threads)
+    picked = np.arange(rows) % len(batch)
+    inputs, labels, log_rate = batch.inputs.take(picked), batch.labels[picked], batch.log_rate[picked]
+    fastest_s = math.inf
+    for _ in range(1 + REPEATS):  # the first gives ids their rows
+        started_s = time.perf_counter()
+        online.predict_and_learn(inputs, labels, log_rate=log_rate)
+        fastest_s = min(fastest_s, time.perf_counter() - started_s)
+    return fastest_s
