@@ -154,6 +154,9 @@ class Answers:
         except SpineError as exc:
             fix = "send ISO 8601, or µs since 1970"
             raise Refusal(422, "invalid_request", f"event_time: {exc}", fix, "event_time") from exc
+        if now_us < 0:
+            detail = f"event_time {ask.event_time} is before 1970"
+            raise Refusal(422, "invalid_request", detail, "send a time since 1970", "event_time")
         query = Query(ask.entity, ask.candidates, now_us, ask.context, is_now=ask.event_time is None)
         self._ranker.rules.check(query)
         if self._impressions is not None and isinstance(ask, RankRequest):

@@ -11,6 +11,7 @@ sends. A record is read by a small pool of its own, and the probes by none that 
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -22,7 +23,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
@@ -43,7 +44,7 @@ from headrace.serving.messages import (
 from headrace.serving.model_route import Lanes, ModelRoute
 from headrace.serving.ranker import Ranker
 from headrace.serving.refusals import STORE_AWAY, Refusal, no_model, refusal_of, store_away
-from headrace.serving.report import Report, published_entry, refused_entry
+from headrace.serving.report import Report, metrics_page, published_entry, refused_entry
 from headrace.serving.swap import LiveModel, Swap
 
 READ_THREADS = 2
@@ -192,7 +193,7 @@ class _Routes:
             return await self._ready(self._swap.live)
 
         async def metrics() -> Response:
-            return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+            return Response(await asyncio.to_thread(metrics_page), media_type=CONTENT_TYPE_LATEST)
 
         app.get("/v1/features/{view}/{key:path}", response_model=None, responses={200: {"model": FeaturesResponse}})(
             features
@@ -207,6 +208,7 @@ class _Routes:
         """Answer an unknown path or method."""
         status = exc.status_code if isinstance(exc, HTTPException) else 500
         detail = str(exc.detail) if isinstance(exc, HTTPException) else "unexpected"
+        self._report.answered("none", status, 0.0)
         return _refused(Refusal(status, "no_such_route", detail, "see /docs for the routes"))
 
     async def _timed(self, route: str, work: Awaitable[Reply]) -> Response:
@@ -234,6 +236,7 @@ class _Routes:
             raise no_model()
         body = {
             "model_version": live.version,
+            "replica": os.getpid(),
             "swapped_us": live.swapped_us,
             "age_s": (wall_us() - live.swapped_us) / 1e6,
             "kept": self._swap.kept,

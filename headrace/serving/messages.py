@@ -7,10 +7,11 @@ pydantic objects per response would cost more than the rest of the ranking's boo
 Every response of a model has its `model_version`, in the body and in the header `X-Model-Version`.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 CANDIDATES_MAX = 5_000  # the largest fan-out of one request: about 40 KB of JSON, 15 ms of a DeepFM 256-128 on one core
 K_MAX = CANDIDATES_MAX
@@ -21,6 +22,18 @@ Key = (
     | Annotated[str, Field(strict=True, min_length=1, max_length=512)]
 )
 Status = Literal["ok", "partial", "missing"]
+_DATE = re.compile(r"\d{4}-\d\d-\d\d(?!\d)")
+
+
+def _moment(value: object) -> object:
+    """Pass on times that have one meaning: others would be read as seconds by their size, sign or point."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is None or is_whole or (isinstance(value, str) and _DATE.match(value)):
+        return value
+    raise ValueError("write ISO 8601, as 2026-03-01T12:00:00Z, or whole microseconds since 1970 UTC")
+
+
+Moment = Annotated[datetime | Annotated[int, Field(strict=True, ge=0, lt=2**62)] | None, BeforeValidator(_moment)]
 
 
 class Body(BaseModel):
@@ -51,7 +64,7 @@ class ScoreRequest(Body):
         le=2**63 - 1,
         description="The model version that must answer, the live one or one of those kept in memory; else 409.",
     )
-    event_time: datetime | Annotated[int, Field(strict=True, ge=0, lt=2**62)] | None = Field(
+    event_time: Moment = Field(
         default=None,
         description="As-of time of the features: ISO 8601 or µs since 1970 UTC. Default: the service's clock.",
     )
@@ -131,6 +144,7 @@ class ModelResponse(BaseModel):
     """The live model of this replica."""
 
     model_version: int
+    replica: int = Field(description="Process id of the replica that answers.")
     swapped_us: int
     age_s: float = Field(description="Seconds since it became live.")
     kept: list[int] = Field(

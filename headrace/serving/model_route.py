@@ -140,8 +140,9 @@ class ModelRoute(Generic[Ask]):
         return await parsing
 
     def _timeout_of(self, headers: list[tuple[bytes, bytes]]) -> float:
-        for name, value in headers:
+        for name, text in headers:
             if name == TIMEOUT_HEADER:
+                value = text.strip()
                 if not value.isdigit() or not 1 <= int(value) <= TIMEOUT_MS_MAX:
                     detail = f"X-Request-Timeout-Ms is {value.decode('latin-1')!r}"
                     raise Refusal(422, "invalid_request", detail, f"send whole milliseconds, 1 to {TIMEOUT_MS_MAX}")

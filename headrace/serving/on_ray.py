@@ -33,6 +33,7 @@ from headrace.errors import ConfigError, ServiceError
 from headrace.extras import require
 from headrace.local.listening import require_free
 from headrace.serving import haproxy
+from headrace.serving.report import METRICS_VARIABLE
 
 FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
 OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum; unused
@@ -80,6 +81,7 @@ def build_app(
     max_ongoing_requests: int = 4_096,
     num_cpus: float = 1.0,
     health_check_period_s: float = 10.0,
+    metrics_folder: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Any:
     """Build a Serve application of one deployment, for `RayServe.deploy` or `serve run module:app`.
@@ -89,6 +91,8 @@ def build_app(
         num_replicas: processes, each with the model in memory.
         max_ongoing_requests: limit of one replica; above the application's `max_in_flight`, which answers 429 first.
         num_cpus: CPUs reserved for a replica; torch, numba and Polars get as many threads, at least one.
+        metrics_folder: where the replicas keep their metrics, so that each answers /metrics for all, as
+            `RayServe.metrics_folder`; None: each answers for itself.
         env: environment variables of the replicas, beside those they inherit.
     """
     require("ray")
@@ -96,6 +100,8 @@ def build_app(
 
     threads = str(max(int(num_cpus), 1))
     env_vars = {**dict.fromkeys(THREAD_VARIABLES, threads), **(env or {})}
+    if metrics_folder is not None:
+        env_vars[METRICS_VARIABLE] = str(metrics_folder)
     deployment = serve.deployment(
         serve.ingress(factory)(),
         name=name,
@@ -125,6 +131,7 @@ class RayServe:
         self._temporary_folders: list[Path] = []
         self._variables_before: dict[str, str | None] = {}
         self._folder = options.folder
+        self.metrics_folder: Path | None = None  # for the replicas' metrics; known once started, gone when stopped
 
     def start(self) -> Self:
         """Start Ray and Serve; return when HTTP is served."""
@@ -136,6 +143,7 @@ class RayServe:
             raise ConfigError("Ray runs in this process already: stop it first")
         require_free(options.host, options.port)
         folder = self._folder = options.folder or self._temporary("hr-ray-")
+        self.metrics_folder = self._temporary("hr-metrics-")
         if len(str(folder)) > FOLDER_CHARS_MAX:
             raise ConfigError(
                 f"Ray's folder {folder} has more than {FOLDER_CHARS_MAX} characters: choose a shorter path"

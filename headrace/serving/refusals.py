@@ -9,7 +9,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from starlette.types import Send
 
-from headrace.errors import HeadraceError, LayoutError, StoreError, StoreUnavailableError
+from headrace.errors import HeadraceError, LayoutError, ModelError, SchemaError, StoreUnavailableError
 from headrace.serving.messages import ErrorResponse
 from headrace.telemetry import REQUEST_ID
 
@@ -65,11 +65,40 @@ def parse(model: type[Ask], body: bytes) -> Ask:
     try:
         return model.model_validate_json(body)
     except ValidationError as exc:
-        first = exc.errors(include_url=False)[0]
-        field = path_of(first["loc"])
+        field, fault, kind = _first_fault(exc)
         known = ", ".join(model.model_fields)
-        fix = f"known fields: {known}" if first["type"] == "extra_forbidden" else "see /docs for the request's schema"
-        raise Refusal(422, "invalid_request", f"{field}: {first['msg']}", fix, field) from exc
+        fix = f"known fields: {known}" if kind == "extra_forbidden" else "see /docs for the request's schema"
+        raise Refusal(422, "invalid_request", f"{field}: {fault}", fix, field) from exc
+
+
+def _first_fault(exc: ValidationError) -> tuple[str, str, str]:
+    """Path, message and kind of the first fault; of a union, that of the branch which the value's type is meant for."""
+    faults = exc.errors(include_url=False)
+    first = faults[0]
+    field = path_of(first["loc"])
+    same = [fault for fault in faults if path_of(fault["loc"]) == field]
+    if len(same) == 1:
+        return field, first["msg"].removeprefix("Value error, "), first["type"]
+    meant = {int: "int", str: "str"}.get(type(first["input"]), "")
+    of_type = next((fault for fault in same if meant and str(fault["loc"][-1]).endswith(meant)), None)
+    if of_type is not None:
+        return field, of_type["msg"], of_type["type"]
+    return field, f"is {_json_type(first['input'])}, not {' or '.join(_wanted(each['type']) for each in same)}", "union"
+
+
+def _json_type(value: object) -> str:
+    names = {bool: "true or false", float: "a number with a fraction", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _wanted(kind: str) -> str:
+    """What a branch of a union takes, from the kind of its fault.
+
+    >>> _wanted("string_type"), _wanted("int_type")
+    ('text', 'an integer')
+    """
+    names = {"int": "an integer", "string": "text", "float": "a number", "bool": "true or false", "datetime": "a time"}
+    return names.get(kind.partition("_")[0], kind)
 
 
 def path_of(loc: tuple[int | str, ...]) -> str:
@@ -134,12 +163,11 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
         case LayoutError():
             log.error("layout_differs", route=route, reason=str(exc))
             return Refusal(503, "layout_differs", LAYOUT_DIFFERS, "wait for a replica of the view's present version")
-        case StoreError():
-            log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
-            return Refusal(500, "failed", "the online store refused the request", "see the replica's log")
         case HeadraceError():
             log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
-            return Refusal(500, "failed", str(exc), "see the replica's log")
+            # Texts of other errors, the store's for one, may name addresses of the inside.
+            detail = str(exc) if isinstance(exc, ModelError | SchemaError) else "the request cannot be answered"
+            return Refusal(500, "failed", detail, "see the replica's log")
     log.error("request_failed", route=route, error=type(exc).__name__, exc_info=exc)
     return Refusal(500, "internal", f"{type(exc).__name__} in {route}", "see the replica's log")
 

@@ -1,18 +1,30 @@
-"""The report of one replica: requests, latencies and swaps. Prometheus counters are kept beside it."""
+"""The report of one replica: requests, latencies and swaps; and the metrics of all replicas of a machine.
 
+Where replicas share a port, a scrape reaches any of them. So they keep their Prometheus metrics in files of one folder
+(prometheus_client's multiprocess mode), and each answers for all: counters and histograms are sums over all replicas
+that ever ran, so they never fall; gauges, and figures of the process, have the label `replica`, its process id.
+"""
+
+import os
 import threading
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Metric, ProcessCollector, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from headrace.clock import wall_us
 from headrace.serving.swap import Swap, Swapped
 
 SAMPLES = 4_096  # latencies kept for the percentiles
 SHOWN = 256  # newest samples and swaps in one report
+METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The folder of the metrics of all replicas; prometheus_client reads it when it is imported."""
 
 REQUESTS = Counter("headrace_requests_total", "Answered requests.", ["route", "status"])
 REQUEST_SECONDS = Histogram(
@@ -65,6 +77,7 @@ class Report:
             statuses, ranked = dict(self._statuses), dict(self._ranked)
         live = swap.live
         return {
+            "replica": os.getpid(),
             "now_us": wall_us(),
             "started_us": self.started_us,
             "model_version": live.version if live else None,
@@ -86,6 +99,52 @@ class Report:
                 "recent": [_swap_entry(entry) for entry in list(swap.history)[-SHOWN:]],
             },
         }
+
+
+class AllReplicas(Collector):
+    """Metrics of all replicas that keep theirs in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterator[Metric]:
+        """Sums of counters and histograms; gauges and process figures of each replica that runs."""
+        files = sorted(str(path) for path in self._folder.glob("*.db"))
+        pids = {Path(file).stem.rpartition("_")[2] for file in files}
+        running = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+        for metric in MultiProcessCollector.merge(files):  # type: ignore[no-untyped-call]
+            if metric.type == "gauge":
+                metric.samples = [
+                    sample._replace(labels={**_without_pid(sample.labels), "replica": sample.labels["pid"]})
+                    for sample in metric.samples
+                    if sample.labels["pid"] in running
+                ]
+            yield metric
+        yield from _process_metrics(sorted(running))
+
+
+def _without_pid(labels: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in labels.items() if name != "pid"}
+
+
+def _process_metrics(pids: Sequence[str]) -> Iterator[Metric]:
+    """CPU, memory and open files of each process, with the label `replica`."""
+    by_name: dict[str, Metric] = {}
+    for pid in pids:
+        for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+            family = by_name.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+            family.samples += [sample._replace(labels={"replica": pid}) for sample in metric.samples]
+    yield from by_name.values()
+
+
+def metrics_page() -> bytes:
+    """Metrics in Prometheus's text format: of all replicas of the machine, or of this process where it is alone."""
+    folder = os.environ.get(METRICS_VARIABLE)
+    if not folder:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    registry.register(AllReplicas(Path(folder)))
+    return generate_latest(registry)
 
 
 def refused_entry(swap: Swap) -> dict[str, object] | None:

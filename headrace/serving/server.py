@@ -46,7 +46,7 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
         env={"PYTHONPATH": path, "HEADRACE_PROJECT": str(root)},
     )
     with RayServe(options) as served:
-        url = served.deploy(build_app(factory, num_replicas=settings.replicas))
+        url = served.deploy(build_app(factory, num_replicas=settings.replicas, metrics_folder=served.metrics_folder))
         _on_signals(stopping)  # again: Ray installs a handler that ends the process by SIGABRT
         say(_up(url, f"Ray Serve, {settings.replicas} replica(s)", settings))
         stopping.wait()

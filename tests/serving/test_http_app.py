@@ -116,6 +116,60 @@ def test_an_invalid_body_names_its_field(serve, body, field):
     assert response.json()["field"].startswith(field)
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"entity": {"reader": 2**70}}, "entity.reader: Input should be less than or equal to 9223372036854775807"),
+        ({"entity": {"reader": ""}}, "entity.reader: String should have at least 1 character"),
+        ({"entity": {"reader": "x" * 513}}, "entity.reader: String should have at most 512 characters"),
+        ({"entity": {"reader": None}}, "entity.reader: is null, not an integer or text"),
+        ({"candidates": ["a", 1.5]}, "candidates[1]: is a number with a fraction, not an integer or text"),
+        ({"candidates": [["a"]]}, "candidates[0]: is a list, not an integer or text"),
+        ({"candidates": [True]}, "candidates[0]: is true or false, not an integer or text"),
+        ({"context": {"x": [1]}}, "context.x: is a list, not text or an integer or a number or true or false"),
+        ({"event_time": 1323430000.5}, "event_time: write ISO 8601"),
+        ({"event_time": True}, "event_time: write ISO 8601"),
+        ({"event_time": "1323430000"}, "event_time: write ISO 8601"),
+        ({"event_time": "-1"}, "event_time: write ISO 8601"),
+        ({"event_time": "20260301"}, "event_time: write ISO 8601"),
+        ({"event_time": -1}, "before 1970"),
+        ({"event_time": 1323430000}, "looks like seconds"),
+        ({"event_time": "1969-12-31T23:59:59Z"}, "before 1970"),
+    ],
+)
+def test_an_error_names_the_fault_and_a_time_has_one_meaning(serve, body, says):
+    """Of the branches of a union the one that was meant; numbers are whole µs, texts are ISO 8601."""
+    refused = serve(Ranks()).post("/v1/rank", {**ASK, **body})
+    assert refused.status_code == 422
+    assert says in refused.json()["detail"]
+
+
+def test_the_deadlines_header_may_have_blanks(serve):
+    """As HTTP allows around a value; anything else is named."""
+    client = serve(Ranks())
+    assert client.post("/v1/rank", ASK, headers={"x-request-timeout-ms": " 30000 "}).status_code == 200
+    for value in ("0", "-1", "1e3", "5_0", "60001", ""):
+        refused = client.post("/v1/rank", ASK, headers={"x-request-timeout-ms": value})
+        assert refused.status_code == 422
+        assert "X-Request-Timeout-Ms" in refused.json()["detail"]
+
+
+def test_wrong_requests_are_counted(serve):
+    """404 and 405 of paths and methods that are not served."""
+    client = serve(Ranks())
+
+    def counted(status):
+        name = f'headrace_requests_total{{route="none",status="{status}"}}'
+        return sum(
+            float(line.split()[-1]) for line in client.get("/metrics").text.splitlines() if line.startswith(name)
+        )
+
+    before = counted(404), counted(405)
+    client.get("/nowhere")
+    client.get("/v1/rank")
+    assert (counted(404), counted(405)) == (before[0] + 1, before[1] + 1)
+
+
 def test_a_body_that_is_no_json_or_too_large(serve):
     """422 and 413; a chunked body announces no length and is cut off as well."""
     client = serve(Ranks(), limits=HttpLimits(body_bytes_max=1_000))
@@ -279,7 +333,7 @@ def test_requests_may_ask_for_a_version(ranker):
         ({"min_version": 5}, 5),
     ):
         body = answer(**wanted).json()
-        assert (body["model_version"], body["scores"]) == (version, [version / stage.SIGN] * 4)
+        assert (body["model_version"], body["scores"]) == (version, pytest.approx([version / stage.SIGN] * 4))
         assert (body["live_at_start"], body["live_at_end"]) == (5, 5)
     for wanted, field, retry_after in (
         ({"exact_version": 2}, "exact_version", None),

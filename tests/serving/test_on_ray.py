@@ -68,8 +68,9 @@ def stage_on_ray(tmp_path_factory):
             proxy_ports=(free_port(), free_port()),
             num_cpus=2,
         )
-        app = build_app(factory, env={"HR_TEST_REDIS": redis.url, "HR_TEST_MODELS": str(directory.path)})
+        env = {"HR_TEST_REDIS": redis.url, "HR_TEST_MODELS": str(directory.path)}
         with SlowAtFirst(options) as serve:
+            app = build_app(factory, metrics_folder=serve.metrics_folder, env=env)
             yield serve.deploy(app), directory, store
         assert serve.starts == 2
         assert (directory.path / "closed").exists(), "the application was not told to close"
@@ -138,6 +139,18 @@ def test_errors_pass_the_proxy_as_they_are(stage_on_ray):
     assert httpx.post(f"{url}/v1/rank", json={}).json()["error"] == "invalid_request"
     assert httpx.get(f"{url}/v1/features/nope/1").status_code == 404
     assert httpx.get(f"{url}/readyz").json()["ready"]
+    named = httpx.get(f"{url}/v1/model", headers={"x-request-id": "h-1"})
+    assert named.headers.get_list("x-request-id") == ["h-1"]
+
+
+def test_metrics_are_those_of_all_replicas(stage_on_ray):
+    """Gauges name the replica that /v1/model names; the process's own figures are there."""
+    url, _, _ = stage_on_ray
+    replica = httpx.get(f"{url}/v1/model").json()["replica"]
+    page = httpx.get(f"{url}/metrics").text
+    assert f'headrace_model_version{{replica="{replica}"}}' in page
+    assert f'process_resident_memory_bytes{{replica="{replica}"}}' in page
+    assert 'headrace_requests_total{route="model",status="200"}' in page
 
 
 def test_a_second_ray_in_one_process_is_refused(stage_on_ray):
