@@ -18,10 +18,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
@@ -30,6 +32,8 @@ from starlette.exceptions import HTTPException
 from headrace.clock import Clock, WallClock, wall_us
 from headrace.errors import HeadraceError
 from headrace.serving.answers import Answers, Reply, ViewState, dumps
+from headrace.serving.contract.docs_page import docs_page
+from headrace.serving.contract.openapi import Contract
 from headrace.serving.guard import Guard
 from headrace.serving.impressions import ImpressionLog
 from headrace.serving.messages import (
@@ -107,7 +111,9 @@ def build_http(
         if on_close is not None:
             on_close()
 
-    app = FastAPI(title=title, lifespan=lifespan, responses={422: {"model": ErrorResponse}})
+    app = FastAPI(
+        title=title, lifespan=lifespan, responses={422: {"model": ErrorResponse}}, docs_url=None, redoc_url=None
+    )
     for name, model, answer in (("rank", RankRequest, RankResponse), ("score", ScoreRequest, ScoreResponse)):
         route = ModelRoute(
             name,
@@ -123,6 +129,8 @@ def build_http(
     routes = _Routes(answers, swap, report, reads, probes)
     routes.add_to(app, limits.timeout_s)
     app.add_exception_handler(HTTPException, routes.not_routed)
+    logged = impressions.context_schemas if impressions is not None else {}
+    _describe(app, Contract(ranker.spec, logged, asks_for_keys=bool(limits.api_keys)))
     app.add_middleware(
         Guard,
         report=report,
@@ -152,6 +160,23 @@ def _add_model_route(app: FastAPI, route: ModelRoute[Any], model: type[BaseModel
     assert isinstance(api_route, APIRoute)
     api_route.app = route
     app.router.routes.insert(0, api_route)  # routes are tried in order, each by a regular expression
+
+
+def _describe(app: FastAPI, contract: Contract) -> None:
+    """Make /openapi.json describe this very service, and add /docs."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            routes = [route for route in app.routes if getattr(route, "path", "") != "/docs"]
+            made = get_openapi(title=app.title, version=version("headrace"), routes=routes)
+            app.openapi_schema = contract.fill(made)
+        return app.openapi_schema
+
+    async def docs() -> Response:
+        return Response(docs_page(document()), media_type="text/html")
+
+    app.openapi = document  # type: ignore[method-assign]  # as FastAPI's documentation extends it
+    app.get("/docs", response_model=None, include_in_schema=False)(docs)
 
 
 class _Routes:
@@ -256,8 +281,8 @@ class _Routes:
         unreadable = [name for name, state in (views or {}).items() if state == "unreadable"]
         problems += [f"view {name}: readers get another version than this replica's" for name in unreadable]
         ready = not problems
-        version = live.version if live is not None else None
-        body: dict[str, object] = {"ready": ready, "model_version": version, "problems": problems}
+        live_version = live.version if live is not None else None
+        body: dict[str, object] = {"ready": ready, "model_version": live_version, "problems": problems}
         body["published"] = published_entry(self._swap)
         if replaced := [name for name, state in (views or {}).items() if state == "replaced"]:
             body["replaced_views"] = replaced

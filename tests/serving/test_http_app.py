@@ -445,6 +445,44 @@ def test_a_damaged_record_is_one_missing_record(serve, store, redis_url):
     assert 'headrace_records_damaged_total{view="pair_activity"}' in client.get("/metrics").text
 
 
+def test_openapi_describes_this_very_service(serve):
+    """Keys with their types, the context, every status, the keys' scheme; its examples are answered with 200."""
+    client = serve(Ranks())
+    document = client.get("/openapi.json").json()
+    rank = document["paths"]["/v1/rank"]["post"]
+    content = rank["requestBody"]["content"]["application/json"]
+    fields = content["schema"]["properties"]
+    assert fields["entity"]["properties"]["reader"]["type"] == "integer"
+    assert (fields["entity"]["required"], fields["entity"]["additionalProperties"]) == (["reader"], False)
+    assert fields["candidates"]["items"]["type"] == "string"
+    assert set(rank["responses"]) == {"200", "408", "409", "413", "422", "429", "500", "503"}
+    assert {each["name"] for each in rank["parameters"]} == {"X-Request-Id", "X-Request-Timeout-Ms"}
+    for route in ("rank", "score"):
+        assert client.post(f"/v1/{route}", content["example"]).status_code == 200
+    features = document["paths"]["/v1/features/{view}/{key}"]["get"]
+    example = {each["name"]: each["example"] for each in features["parameters"]}
+    assert client.get("/v1/features/{view}/{key}".format(**example)).status_code == 200
+    assert "404" in features["responses"]
+    assert "securitySchemes" not in document["components"]
+
+    keyed = serve(Ranks(), limits=HttpLimits(api_keys=("k",)))
+    document = keyed.get("/openapi.json", headers={"x-api-key": "k"}).json()
+    assert set(document["components"]["securitySchemes"]) == {"key", "bearer"}
+    assert "401" in document["paths"]["/v1/rank"]["post"]["responses"]
+    assert document["paths"]["/readyz"]["get"]["security"] == []
+
+
+def test_the_documentation_needs_no_other_host(serve):
+    """No script, no asset; the example and every route are on the page."""
+    client = serve(Ranks())
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert not {"<script", "http://", "https://", "src="} & set(page.text.split())
+    assert "cdn" not in page.text
+    for text in ("POST /v1/rank", "GET /v1/features/{view}/{key}", "reader", "curl -X POST"):
+        assert text in page.text
+
+
 def test_redis_away_and_back(tmp_path, serve):
     """503 with one clear error while Redis is away; answers again without a restart of ours."""
     with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url, shards=stage.SHARDS) as store:

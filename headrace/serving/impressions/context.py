@@ -21,6 +21,11 @@ class ContextColumn:
         self._is_required = field_info.is_required() and name not in spec.optional
         self._default = None if field_info.is_required() else field_info.get_default(call_default_factory=True)
 
+    @property
+    def schema(self) -> tuple[dict[str, Any], bool]:
+        """JSON schema of the values, and whether a request must give one."""
+        return self._adapter.json_schema(), self._is_required
+
     def value(self, context: Mapping[str, Any]) -> Any:
         """The value to log.
 

@@ -137,6 +137,11 @@ class ImpressionLog:
         """
         return {name: column.value(context) for name, column in self._context.items() if name not in entity}
 
+    @property
+    def context_schemas(self) -> dict[str, tuple[dict[str, Any], bool]]:
+        """Columns that a request fills by its context or its keys -> JSON schema, and whether it must."""
+        return {name: column.schema for name, column in self._context.items()}
+
     def flush(self, timeout_s: float = FLUSH_S) -> int:
         """Wait until all that was logged is acknowledged: the number of impressions still unsent after `timeout_s`."""
         deadline = time.monotonic() + timeout_s

@@ -1,0 +1,1 @@
+"""What clients of the HTTP service can rely on, described by the service itself."""
