@@ -47,6 +47,11 @@ def _key_list(value: Any) -> Any:
     return [key.strip() for key in value.split(",")]
 
 
+def _origins(value: Any) -> Any:
+    """Origins separated by commas."""
+    return [origin.strip() for origin in value.split(",")] if isinstance(value, str) else value
+
+
 def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
@@ -63,6 +68,7 @@ def _as_text(value: Any) -> Any:
 
 Key = Annotated[str, Field(min_length=1, pattern=r"^[!-~]+$")]  # what an HTTP header can carry
 Keys = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_key_list)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 Threads = Annotated[int | None, BeforeValidator(_none_if_empty)]
 KafkaOptions = Annotated[dict[str, str], BeforeValidator(_as_text)]
 
@@ -127,8 +133,18 @@ class Settings(BaseSettings):
     )
     replicas: int = Field(1, ge=1, le=1_024, description="Ray Serve replicas")
     api_keys: Keys = Field(
-        (), repr=False, description="accepted X-API-Key values, separated by commas or as JSON; none: no key is asked"
+        (),
+        repr=False,
+        description="accepted API keys, separated by commas or as JSON, each id:sha256[:requests a second[:scope]], or "
+        "the key itself; none: no key is asked",
     )
+    api_keys_file: Path | None = Field(None, description="file of more API keys, one a line")
+    cors_origins: Origins = Field(
+        (), description="origins whose pages may call serving from a browser, separated by commas; none: CORS is off"
+    )
+    tls_cert: Path | None = Field(None, description="certificate (PEM) that serving listens with")
+    tls_key: Path | None = Field(None, description="private key (PEM) of the certificate")
+    drain_s: float = _span_s(1.0, "seconds from a stop, when /readyz says no, until no request is taken", ge=0)
     in_flight_max: int = Field(1_024, ge=1, description="requests in flight in a replica before it answers 429")
     request_timeout_s: float = _span_s(
         1.0, "deadline of a request that brings none in X-Request-Timeout-Ms, in seconds", gt=0
@@ -162,7 +178,8 @@ class Settings(BaseSettings):
     def serving_url_of(self, port: int) -> str:
         """`serving_url` with another port: that which was given for port 0."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if self.tls_cert else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     @cached_property
     def event_clock(self) -> Clock:

@@ -23,6 +23,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -32,6 +33,7 @@ from starlette.exceptions import HTTPException
 from headrace.clock import Clock, WallClock, wall_us
 from headrace.errors import HeadraceError
 from headrace.serving.answers import Answers, Reply, ViewState, dumps
+from headrace.serving.api_keys import ApiKeys
 from headrace.serving.contract.docs_page import docs_page
 from headrace.serving.contract.openapi import Contract
 from headrace.serving.guard import Guard
@@ -64,7 +66,8 @@ class HttpLimits:
     """Limits and keys of one replica.
 
     Args:
-        api_keys: accepted API keys; empty = open.
+        api_keys: accepted API keys, each itself or in the form of `api_keys.py`; none: open.
+        cors_origins: origins whose pages may call the service from a browser; none: CORS is off.
         max_in_flight: requests of the model that may wait or be worked on at once, small and large ones apart; more are
             answered 429, and before that those that would wait for longer than they may.
         body_bytes_max: longest request body.
@@ -72,6 +75,7 @@ class HttpLimits:
     """
 
     api_keys: Collection[str] = ()
+    cors_origins: Collection[str] = ()
     max_in_flight: int = 1_024
     body_bytes_max: int = 1_048_576
     timeout_s: float = 1.0
@@ -93,8 +97,12 @@ def build_http(
         impressions: log of the served rankings; None: they are not logged.
         clock: time of requests that have no `event_time`; default: the wall clock.
         on_close: called once when the application shuts down, after the last request.
+
+    Raises:
+        ConfigError: an API key is of another form than it may have.
     """
     limits = limits or HttpLimits()
+    keys = ApiKeys(limits.api_keys)
     report, answers = Report(), Answers(ranker, swap, impressions, clock or WallClock())
     lanes = Lanes(answers, limits.max_in_flight)
     reads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="headrace-read")
@@ -130,13 +138,21 @@ def build_http(
     routes.add_to(app, limits.timeout_s)
     app.add_exception_handler(HTTPException, routes.not_routed)
     logged = impressions.context_schemas if impressions is not None else {}
-    _describe(app, Contract(ranker.spec, logged, asks_for_keys=bool(limits.api_keys)))
+    _describe(app, Contract(ranker.spec, logged, asks_for_keys=bool(keys)))
     app.add_middleware(
         Guard,
         report=report,
-        api_keys=tuple(limits.api_keys),
+        api_keys=keys,
         body_bytes_max=limits.body_bytes_max,
     )
+    if limits.cors_origins:  # added last, so that it answers a browser's preflight, which brings no key
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(limits.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id", "x-request-timeout-ms"],
+            expose_headers=["retry-after", "x-model-version", "x-request-id"],
+        )
     return app
 
 

@@ -11,6 +11,7 @@ from headrace.features.store import OnlineStore
 from headrace.learners import Learner, ModelDirectory, Scorer
 from headrace.schemas import Event
 from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.serving.api_keys import keys_of_file
 from headrace.serving.http_app import HttpLimits, build_http
 from headrace.serving.impressions import ImpressionColumns, ImpressionLog
 from headrace.serving.queries import RankingSpec
@@ -90,7 +91,10 @@ def build_replica(
         store.close()
 
     limits = HttpLimits(
-        api_keys=settings.api_keys, max_in_flight=settings.in_flight_max, timeout_s=settings.request_timeout_s
+        api_keys=(*settings.api_keys, *(keys_of_file(settings.api_keys_file) if settings.api_keys_file else ())),
+        cors_origins=settings.cors_origins,
+        max_in_flight=settings.in_flight_max,
+        timeout_s=settings.request_timeout_s,
     )
     return build_http(ranker, swap, impressions=impressions, clock=settings.event_clock, limits=limits, on_close=close)
 

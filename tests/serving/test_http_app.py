@@ -1,6 +1,7 @@
 """Every route and every way a request can fail, against a real Redis."""
 
 import asyncio
+import hashlib
 import socket
 
 import httpx
@@ -8,12 +9,13 @@ import numpy as np
 import pytest
 
 from headrace import Count, FeatureView
-from headrace.errors import LayoutError, SnapshotError
+from headrace.errors import ConfigError, LayoutError, SnapshotError
 from headrace.features import hash_text, plan_of
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
 from headrace.local.stack import LocalStack
 from headrace.serving import HttpLimits, RankResponse, ScoreResponse, build_http
+from headrace.serving.api_keys import keys_of_file
 from tests.serving import stage
 from tests.serving.conftest import PATIENT, Client
 from tests.serving.stage import NOW_US, Ranks, Signature, until
@@ -201,6 +203,74 @@ def test_api_keys_guard_all_but_the_probes(serve):
     assert client.post("/v1/rank", ASK, headers={"x-api-key": "two"}).status_code == 200
     assert client.post("/v1/rank", ASK, headers={"authorization": "Bearer one"}).status_code == 200
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+
+
+def test_a_key_has_an_id_a_limit_and_scopes(serve):
+    """By its hash; beyond the limit 429, outside the scope 403; no key that is empty opens anything."""
+    digest = hashlib.sha256(b"secret").hexdigest()
+    keys = (f"app:{digest}:2:rank", f"ops:{hashlib.sha256(b'other').hexdigest()}::operate+features")
+    client = serve(Ranks(), limits=HttpLimits(api_keys=keys, timeout_s=30.0))
+    app, ops = {"x-api-key": "secret"}, {"authorization": "Bearer other"}
+    assert client.post("/v1/rank", ASK, headers={"x-api-key": digest}).status_code == 401
+    for empty in ({"x-api-key": ""}, {"authorization": "Bearer "}, {}):
+        assert client.post("/v1/rank", ASK, headers=empty).status_code == 401
+    forbidden = client.get("/v1/model", headers=app)
+    assert (forbidden.status_code, forbidden.json()["error"]) == (403, "forbidden")
+    assert "operate" in forbidden.json()["detail"]
+    assert client.get("/v1/model", headers=ops).status_code == 200
+    assert client.get("/v1/features/reader_activity/7", headers=ops).status_code == 200
+    assert client.post("/v1/score", ASK, headers=ops).status_code == 403
+    burst = [client.post("/v1/score", {}, headers=app) for _ in range(8)]
+    limited = [answer for answer in burst if answer.status_code == 429]
+    assert len(limited) >= 2
+    assert limited[0].headers["retry-after"] == "1"
+    assert "app" in limited[0].json()["detail"]
+    assert 'headrace_key_requests_total{key="app",outcome="limited"}' in client.get("/metrics", headers=ops).text
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (("",), "API key 1 is empty"),
+        (("app:abc",), "API key 1 .not shown. is of another form"),
+        ((f"app:{'0' * 64}:5:everything",), "no scope 'everything'; there are rank, features, operate"),
+        ((f"app:{'0' * 64}:0",), "lets none through"),
+        ((f"app:{'0' * 64}", f"app:{'1' * 64}"), "app: configured twice"),
+    ],
+)
+def test_keys_of_another_form_are_refused_at_the_start(serve, keys, says):
+    with pytest.raises(ConfigError, match=says):
+        serve(Ranks(), limits=HttpLimits(api_keys=keys))
+
+
+def test_keys_of_a_file(tmp_path):
+    """One a line; a file without any must not open the service."""
+    path = tmp_path / "keys"
+    path.write_text(f"# keys\n\napp:{'0' * 64}\n")
+    assert list(keys_of_file(path)) == [f"app:{'0' * 64}"]
+    path.write_text("# none\n")
+    with pytest.raises(ConfigError, match="holds no key"):
+        keys_of_file(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        keys_of_file(tmp_path / "nowhere")
+
+
+def test_browsers_are_served_only_from_the_origins_that_are_set(serve):
+    """No CORS header without the setting; every answer has the headers that protect a browser."""
+    origin = {"origin": "https://shop.example"}
+    preflight = {**origin, "access-control-request-method": "POST"}
+    closed = serve(Ranks())
+    assert "access-control-allow-origin" not in closed.post("/v1/rank", ASK, headers=origin).headers
+    assert closed("OPTIONS", "/v1/rank", headers=preflight).status_code == 405
+    limits = HttpLimits(timeout_s=30.0, api_keys=("k",), cors_origins=("https://shop.example",))
+    opened = serve(Ranks(), limits=limits)
+    assert opened("OPTIONS", "/v1/rank", headers=preflight).headers["access-control-allow-origin"] == origin["origin"]
+    answer = opened.post("/v1/rank", ASK, headers={**origin, "x-api-key": "k"})
+    assert answer.headers["access-control-allow-origin"] == origin["origin"]
+    other = opened.post("/v1/rank", ASK, headers={"origin": "https://else.example", "x-api-key": "k"})
+    assert "access-control-allow-origin" not in other.headers
+    for name, value in (("x-content-type-options", "nosniff"), ("cache-control", "no-store")):
+        assert answer.headers[name] == closed.get("/nowhere").headers[name] == value
 
 
 def test_more_than_max_in_flight_are_told_to_wait(serve):

@@ -1,0 +1,159 @@
+"""API keys: who may ask a replica for what, and how often.
+
+A key is configured by its hash, so that no setting, file or backup holds one that opens the service:
+
+    <id>:<sha256 of the key, hex>[:<requests a second>[:<scope>+<scope>..]]         mobile:9f86d0...:200:rank+features
+
+Limits are of one replica each. A key without a scope may do all. A setting without a colon is the key itself, for a
+laptop; it has no limit and may do all.
+"""
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from prometheus_client import Counter
+
+from headrace.errors import ConfigError
+from headrace.serving.refusals import Refusal
+
+SCOPES = {"rank": "/v1/rank and /v1/score", "features": "/v1/features", "operate": "/v1/model, /v1/report, /metrics"}
+"""Scope -> what it opens; /docs and /openapi.json are open to every key."""
+_PREFIXES = {
+    "/v1/rank": "rank",
+    "/v1/score": "rank",
+    "/v1/features": "features",
+    "/v1/model": "operate",
+    "/v1/report": "operate",
+    "/metrics": "operate",
+}
+_HASHED = re.compile(
+    r"(?P<id>[\w.-]{1,64}):(?P<digest>[0-9a-fA-F]{64})(:(?P<limit>\d*\.?\d*))?(:(?P<scopes>[a-z+]+))?", re.ASCII
+)
+_FORM = "write id:sha256[:requests a second[:scope+scope]]"
+
+KEY_REQUESTS = Counter("headrace_key_requests_total", "Requests by API key and outcome.", ["key", "outcome"])
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ApiKey:
+    """One key: its id for logs and metrics, the SHA-256 of it, requests a second (inf: no limit) and scopes."""
+
+    id: str
+    digest: bytes
+    limit_per_s: float = math.inf
+    scopes: frozenset[str] = frozenset(SCOPES)
+    _tokens: float = field(default=-1.0, init=False)
+    _filled_s: float = field(default=0.0, init=False)
+
+    @classmethod
+    def parse(cls, text: str, number: int) -> "ApiKey":
+        """The key that `text` configures, the `number`-th.
+
+        Raises:
+            ConfigError: it is of another form, or names a scope that there is not.
+        """
+        if ":" not in text:
+            if not text:
+                raise ConfigError(f"API key {number} is empty, and would let everyone in; {_FORM}")
+            return cls(f"key-{number}", hashlib.sha256(text.encode()).digest())
+        match = _HASHED.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"API key {number} (not shown) is of another form; {_FORM}")
+        scopes = frozenset((match["scopes"] or "+".join(SCOPES)).split("+"))
+        if unknown := scopes - SCOPES.keys():
+            raise ConfigError(f"API key {match['id']}: no scope {min(unknown)!r}; there are {', '.join(SCOPES)}")
+        limit = math.inf if match["limit"] in {None, "", "."} else float(match["limit"])
+        if limit <= 0:
+            raise ConfigError(f"API key {match['id']}: a limit of {limit:g} requests a second lets none through")
+        return cls(match["id"], bytes.fromhex(match["digest"]), limit, scopes)
+
+    def wait_s(self, now_s: float) -> float:
+        """Take one request from the limit: 0.0, or the seconds until the next is allowed. For one thread.
+
+        A token bucket that holds the requests of one second, at least one.
+        """
+        if self.limit_per_s == math.inf:
+            return 0.0
+        size = max(self.limit_per_s, 1.0)
+        filled = size if self._tokens < 0 else self._tokens + (now_s - self._filled_s) * self.limit_per_s
+        self._tokens, self._filled_s = min(filled, size), now_s
+        if self._tokens < 1.0:
+            return (1.0 - self._tokens) / self.limit_per_s
+        self._tokens -= 1.0
+        return 0.0
+
+
+class ApiKeys:
+    """The keys of a service. Without any, it is open.
+
+    Raises:
+        ConfigError: a key is of another form, or two have one id.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        given = list(texts)
+        keys = [ApiKey.parse(text, number) for number, text in enumerate(given, 1)]
+        ids = [key.id for key in keys]
+        if twice := sorted({name for name in ids if ids.count(name) > 1}):
+            raise ConfigError(f"API key {twice[0]}: configured twice; give each an id of its own")
+        if plain := [key.id for key, text in zip(keys, given, strict=True) if ":" not in text]:
+            log.warning("api_keys_in_plain_text", keys=plain, advice=_FORM)
+        self._by_digest = {key.digest: key for key in keys}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_digest)
+
+    def refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
+        """Why a request may not go on: 401, 403 or 429; None if it may. Call in the event loop."""
+        # What is looked up is a hash: the time it takes reveals nothing of the keys.
+        key = self._by_digest.get(hashlib.sha256(_given(headers)).digest())
+        if key is None:
+            KEY_REQUESTS.labels(key="", outcome="unknown").inc()
+            fix = "send the header X-API-Key: <key> or Authorization: Bearer <key>"
+            return Refusal(401, "unauthorized", "no known API key in the request", fix)
+        scope = next((scope for prefix, scope in _PREFIXES.items() if path.startswith(prefix)), None)
+        if scope is not None and scope not in key.scopes:
+            KEY_REQUESTS.labels(key=key.id, outcome="forbidden").inc()
+            detail = f"the API key {key.id} has no scope {scope}"
+            return Refusal(403, "forbidden", detail, f"use a key whose scope opens {SCOPES[scope]}")
+        wait_s = key.wait_s(time.monotonic())
+        if wait_s > 0:
+            KEY_REQUESTS.labels(key=key.id, outcome="limited").inc()
+            detail = f"the API key {key.id} may send {key.limit_per_s:g} requests a second to a replica"
+            fix = "try again after the seconds of Retry-After"
+            return Refusal(429, "too_many_requests", detail, fix, retry_after_s=max(math.ceil(wait_s), 1))
+        KEY_REQUESTS.labels(key=key.id, outcome="accepted").inc()
+        return None
+
+
+def keys_of_file(path: Path) -> Collection[str]:
+    """Keys of a file: one a line, without blank lines and those that begin with #.
+
+    Raises:
+        ConfigError: it cannot be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"HEADRACE_API_KEYS_FILE {path} cannot be read: {exc}") from exc
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        raise ConfigError(f"HEADRACE_API_KEYS_FILE {path} holds no key; {_FORM}, one a line")
+    return keys
+
+
+def _given(headers: dict[bytes, bytes]) -> bytes:
+    """The key that a request brings; empty without one, which is no key."""
+    given = headers.get(b"x-api-key")
+    if given is None:
+        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+        given = token.strip() if scheme.lower() == b"bearer" else b""
+    return given
