@@ -33,7 +33,12 @@ STAGE_SECONDS = Histogram(
 
 
 def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
-    """Send structlog events to stderr, as text for people or as JSON lines for collectors."""
+    """Send structlog events to stderr, as text for people or as JSON lines for collectors.
+
+    As JSON, warnings and what libraries log by Python's own `logging` become such lines too.
+    """
+    if as_json:
+        _log_libraries_as_json()
     renderer = (
         structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
@@ -73,6 +78,29 @@ def serve_metrics(host: str, port: int) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _log_libraries_as_json() -> None:
+    shared: list[Any] = [
+        _add_request_id,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso"),
+        structlog.processors.format_exc_info,
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    handler.name = "headrace-json"
+    logging.root.handlers = [each for each in logging.root.handlers if each.name != handler.name] + [handler]
+    logging.captureWarnings(capture=True)
 
 
 def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -28,6 +28,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
 from headrace.clock import Clock, WallClock, wall_us
@@ -134,7 +135,8 @@ def build_http(
             timeout_s=limits.timeout_s,
         )
         _add_model_route(app, route, model, answer)
-    routes = _Routes(answers, swap, report, reads, probes)
+    app.state.is_draining = False  # set by the server when it is told to stop
+    routes = _Routes(answers, swap, report, reads, probes, app.state)
     routes.add_to(app, limits.timeout_s)
     app.add_exception_handler(HTTPException, routes.not_routed)
     logged = impressions.context_schemas if impressions is not None else {}
@@ -205,7 +207,9 @@ class _Routes:
         report: Report,
         reads: ThreadPoolExecutor,
         probes: ThreadPoolExecutor,
+        state: State,
     ) -> None:
+        self._state = state
         self._answers = answers
         self._swap = swap
         self._report = report
@@ -289,6 +293,8 @@ class _Routes:
 
     async def _ready(self, live: LiveModel | None) -> Response:
         problems = [] if live is not None else ["no model is live"]
+        if self._state.is_draining:
+            problems.append("the replica is about to stop")
         if not self._answers.is_warm:
             problems.append("kernels are being compiled")
         views = None if self._answers.breaker.is_open else await self._view_states()

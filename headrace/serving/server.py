@@ -1,5 +1,6 @@
 """Serves until SIGTERM or SIGINT: under Ray Serve, or under uvicorn in this process."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -7,15 +8,23 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace.errors import ConfigError
 from headrace.local.listening import require_free
 from headrace.redaction import shown_url
+from headrace.serving.refusals import Refusal
+from headrace.serving.report import REQUESTS
 from headrace.settings import Settings
+
+HEAD_S = 10.0
+"""Seconds within which the head of a request must have arrived, counted from the connection or its last answer."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +40,12 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
     Raises:
         PortBusyError: the port is taken.
         ServiceError: Ray, Serve or the application does not start.
+        ConfigError: TLS is set, which needs `--plain` or a proxy of one's own.
     """
+    if settings.tls_cert is not None or settings.tls_key is not None:
+        raise ConfigError(
+            "HEADRACE_TLS_CERT: TLS is served with --plain only; put a proxy that ends TLS before Ray Serve"
+        )
     from headrace.local.ports import free_port
     from headrace.serving.on_ray import RayOptions, RayServe, build_app
 
@@ -63,15 +77,43 @@ def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say)
 
     Raises:
         PortBusyError: the port is taken.
-        ConfigError: `factory` makes no application.
+        ConfigError: `factory` makes no application, or files of TLS are missing.
     """
+    tls_options = _tls_options(settings)
     require_free(settings.host, settings.port)
     app = factory()
     if not isinstance(app, FastAPI):
         raise ConfigError(f"make_http returns {type(app).__name__}, not an application: return build_replica(...)")
-    config = uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
+    options: dict[str, Any] = {"log_config": None} if settings.log_json else {}  # configure_logs has its own then
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http=GuardedConnection,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        **tls_options,
+        **options,
+    )
     with contextlib.suppress(KeyboardInterrupt):
-        _Announced(config, lambda port: say(_up(settings.serving_url_of(port), "uvicorn", settings))).run()
+        say_up = lambda port: say(_up(settings.serving_url_of(port), "uvicorn", settings))  # noqa: E731
+        _Announced(config, say_up, app, settings.drain_s).run()
+
+
+def _tls_options(settings: Settings) -> dict[str, Any]:
+    """Options of uvicorn for TLS, none where it is not set.
+
+    Raises:
+        ConfigError: one of the two files is not set, or not there.
+    """
+    files = {"HEADRACE_TLS_CERT": settings.tls_cert, "HEADRACE_TLS_KEY": settings.tls_key}
+    if not any(files.values()):
+        return {}
+    for name, path in files.items():
+        if path is None or not path.is_file():
+            raise ConfigError(f"{name}: {path or 'not set'}: TLS needs the files of a certificate and of its key (PEM)")
+    return {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
 
 
 def _up(url: str, runner: str, settings: Settings) -> str:
@@ -81,12 +123,90 @@ def _up(url: str, runner: str, settings: Settings) -> str:
     )
 
 
-class _Announced(uvicorn.Server):
-    """A server that calls `on_up` with its port once it answers requests."""
+class GuardedConnection(HttpToolsProtocol):
+    """uvicorn's connection, of which heads that come slowly are given up and malformed ones counted.
 
-    def __init__(self, config: uvicorn.Config, on_up: Callable[[int], object]) -> None:
+    uvicorn itself waits for ever for the first request of a connection, and for the rest of a head.
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by asyncio when a client connects."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio with what arrived."""
+        super().data_received(data)
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._await_head()  # what arrived begins a request that is not whole yet
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser at the end of a head."""
+        self._stop_waiting()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio once, at the end."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer bytes that are no HTTP request."""
+        self._end(Refusal(400, "bad_request", msg, "send HTTP/1.1"))
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        self._end(Refusal(408, "head_too_slow", f"no whole head came within {HEAD_S:g} s", "send it at once"))
+
+    def _end(self, refusal: Refusal) -> None:
+        """Answer outside the application, and close."""
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
+        REQUESTS.labels(route="none", status=str(refusal.status)).inc()
+        body = refusal.to_bytes()
+        reason = {400: "Bad Request", 408: "Request Timeout"}[refusal.status]
+        head = (
+            f"HTTP/1.1 {refusal.status} {reason}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class _Announced(uvicorn.Server):
+    """A server that calls `on_up` with its port once it answers requests, and drains before it ends.
+
+    `drain_s`: seconds from a signal, from when on `app` is not ready, until no connection is taken. A second signal
+    ends that wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_up: Callable[[int], object], app: FastAPI, drain_s: float) -> None:
         super().__init__(config)
         self._on_up = on_up
+        self._application = app
+        self._drain_s = drain_s
+        self._is_draining = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called in the main thread at SIGTERM and SIGINT."""
+        if self._is_draining or not self._drain_s:
+            super().handle_exit(sig, frame)
+            return
+        self._is_draining = self._application.state.is_draining = True
+        timer = threading.Timer(self._drain_s, super().handle_exit, (sig, frame))
+        timer.daemon = True
+        timer.start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn once, before its loop; returns without having started if the application fails."""
