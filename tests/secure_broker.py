@@ -39,7 +39,7 @@ class SecureBroker:
         self._tls: ssl.SSLContext | None = None
         if tls:
             self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._tls.load_cert_chain(*_certificate(folder))
+            self._tls.load_cert_chain(*certificate(folder))
             self.config["ssl.ca.location"] = str(folder / "gate.pem")
         if sasl:
             self.config |= {"sasl.mechanism": "PLAIN", "sasl.username": USER, "sasl.password": PASSWORD}
@@ -137,7 +137,7 @@ def _pump_both(client: socket.socket, broker: socket.socket) -> None:
     back.join()
 
 
-def _certificate(folder: Path) -> tuple[Path, Path]:
+def certificate(folder: Path) -> tuple[Path, Path]:
     """A self-signed certificate of this machine and its key, as files."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gate")])

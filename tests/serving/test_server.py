@@ -1,0 +1,117 @@
+"""The server around the application, in a process of its own: TLS, slow heads, malformed bytes, logs, draining."""
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+import httpx
+import orjson
+import pytest
+
+from headrace.errors import ConfigError
+from headrace.serving.server import serve_on_ray, serve_plain
+from headrace.settings import Settings
+from tests.secure_broker import certificate
+
+SERVER = """
+import warnings
+from fastapi import FastAPI
+from headrace.serving import server
+from headrace.settings import load_settings
+from headrace.telemetry import configure_logs
+
+server.HEAD_S = 0.5
+settings = load_settings()
+configure_logs(as_json=settings.log_json)
+app = FastAPI()
+app.state.is_draining = False
+app.get("/draining")(lambda: app.state.is_draining)
+warnings.warn("a library's warning")
+server.serve_plain(lambda: app, settings, say=lambda line: print(line, flush=True))
+"""
+HEAD = b"GET /draining HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.fixture
+def served(tmp_path):
+    """(process, URL, TLS context, log) of a server with TLS and JSON logs."""
+    cert, key = certificate(tmp_path)
+    env = {
+        "HEADRACE_PORT": "0",
+        "HEADRACE_LOG_JSON": "true",
+        "HEADRACE_DRAIN_S": "2",
+        "HEADRACE_TLS_CERT": str(cert),
+        "HEADRACE_TLS_KEY": str(key),
+        "HEADRACE_PROJECT": str(tmp_path),
+    }
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            [sys.executable, "-c", SERVER], env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
+    ):
+        url = process.stdout.readline().split()[0]
+        yield process, url, ssl.create_default_context(cafile=cert), log
+        process.kill()
+
+
+def answer_to(url, context, *parts, pause_s=0.0):
+    """All that the server sends to these bytes until it closes the connection."""
+    host, port = httpx.URL(url).host, httpx.URL(url).port
+    with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain, server_hostname=host) as link:
+        received = b""
+        with contextlib.suppress(OSError):  # it may close while more is sent
+            for part in parts:
+                link.sendall(part)
+                time.sleep(pause_s)
+        with contextlib.suppress(ConnectionResetError):
+            while more := link.recv(4_096):
+                received += more
+        return received
+
+
+def test_connections_logs_and_the_end_of_a_server(served):
+    """
+    malformed -> 400 | a head that drips, or none, or blank lines after an answer -> 408, closed | SIGTERM -> not ready
+    for a while, still answering | then it ends, and all it wrote was JSON
+    """
+    process, url, context, log = served
+    assert url.startswith("https://")
+    with httpx.Client(base_url=url, verify=context) as client:
+        assert client.get("/draining").json() is False
+        assert "server" not in client.get("/draining").headers
+
+        malformed = answer_to(url, context, b"\x00\xffnonsense\r\n\r\n")
+        assert malformed.startswith(b"HTTP/1.1 400 ")
+        assert orjson.loads(malformed.partition(b"\r\n\r\n")[2])["error"] == "bad_request"
+        drips = [HEAD, *(b"x-a: b\r\n" for _ in range(8))]
+        assert answer_to(url, context, *drips, pause_s=0.2).startswith(b"HTTP/1.1 408 ")
+        assert answer_to(url, context).startswith(b"HTTP/1.1 408 ")
+        after = answer_to(url, context, HEAD + b"\r\n", *[b"\r\n"] * 8, pause_s=0.2)
+        assert after.startswith(b"HTTP/1.1 200 ")
+        assert b"HTTP/1.1 408 " in after
+
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while client.get("/draining").json() is False:
+            assert time.monotonic() < deadline
+    assert process.wait(20) in {0, -signal.SIGTERM}  # uvicorn raises the signal again once it has ended
+    lines = [orjson.loads(line) for line in log.read_bytes().splitlines()]
+    assert any("a library's warning" in line["event"] for line in lines)
+    assert any(line["event"] == "Invalid HTTP request received." for line in lines)
+
+
+def test_tls_needs_both_files_and_no_ray(tmp_path):
+    """Named before anything is started."""
+    cert, key = certificate(tmp_path)
+    for settings in (Settings(tls_cert=cert), Settings(tls_key=key), Settings(tls_cert=cert, tls_key=tmp_path / "no")):
+        with pytest.raises(ConfigError, match="HEADRACE_TLS_(CERT|KEY): .*TLS needs the files"):
+            serve_plain(dict, settings, say=print)
+    with pytest.raises(ConfigError, match="--plain"):
+        serve_on_ray(dict, Settings(tls_cert=cert, tls_key=key), tmp_path, say=print)
