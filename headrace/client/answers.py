@@ -39,12 +39,13 @@ class Ranked:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _ModelAnswer:
     """Fields of every answer of a model.
 
     `features_age_s` is the age of the entity's newest event in seconds, None without a record. `status` is "ok" if all
-    records were found, "partial" if some were, "missing" if none of the entity's was.
+    records were found, "partial" if some were, "missing" if none of the entity's was. `live_at_start` and `live_at_end`
+    are the versions that were live when the work on the request began and ended; None: the service does not say.
     """
 
     request_id: str
@@ -52,9 +53,11 @@ class _ModelAnswer:
     status: Literal["ok", "partial", "missing"]
     features_age_s: float | None
     views: dict[str, ViewRead]
+    live_at_start: int | None = None
+    live_at_end: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankAnswer(_ModelAnswer):
     """The best candidates, best first."""
 
@@ -71,7 +74,7 @@ class RankAnswer(_ModelAnswer):
         return cls(**_of_model(body), ranked=ranked)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreAnswer(_ModelAnswer):
     """One score a candidate, in the order of the request."""
 
@@ -106,4 +109,5 @@ class FeaturesAnswer:
 def _of_model(body: Mapping[str, Any]) -> dict[str, Any]:
     fields = ("request_id", "model_version", "status", "features_age_s")
     views = {name: ViewRead.read(of_view) for name, of_view in body["views"].items()}
-    return {**{name: body[name] for name in fields}, "views": views}
+    live = {name: body.get(name) for name in ("live_at_start", "live_at_end")}
+    return {**{name: body[name] for name in fields}, **live, "views": views}

@@ -8,6 +8,7 @@ A call may be repeated: each try has one request id, by which the training drops
 """
 
 import random
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ JITTER = 0.2
 """Share by which a pause is lengthened at random, so that clients refused together do not come back together."""
 RETRIED = frozenset({409, 429, 503})
 """Statuses that are tried again if the answer says when."""
+HEADER_ID = re.compile("[!-~]{1,128}")
+"""Request ids that a header can carry; others are in the body alone."""
 TEXT_CHARS_MAX = 200  # of an answer that is no JSON, in an error
 
 _ERRORS: dict[int, type[ResponseError]] = {
@@ -115,7 +118,9 @@ class Call(Generic[Answer]):
         if remaining_ms < 1:
             raise self.too_late()
         self._tries += 1
-        headers = {"x-request-id": self.request_id, "x-request-timeout-ms": str(min(remaining_ms, TIMEOUT_MS_MAX))}
+        headers = {"x-request-timeout-ms": str(min(remaining_ms, TIMEOUT_MS_MAX))}
+        if HEADER_ID.fullmatch(self.request_id):
+            headers["x-request-id"] = self.request_id
         if self._content:
             headers["content-type"] = "application/json"
         return client.build_request(

@@ -34,11 +34,12 @@ from headrace.errors import (
 )
 from headrace.local.ports import free_port
 from headrace.schemas import Event, Field, FileDeadLetters
-from headrace.serving import HttpLimits
+from headrace.serving import HttpLimits, build_http
 from headrace.streams.intake import Intake
 from headrace.streams.kafka_source import KafkaSource
 from headrace.streams.kafka_writer import create_topics
-from tests.serving.stage import Ranks, Signature, until
+from tests.serving import stage
+from tests.serving.stage import SIGN, Ranks, Signature, until
 
 READER, THINGS = {"reader": 7}, ["c", "b", "a", "z"]
 
@@ -172,6 +173,39 @@ def test_a_service_that_is_away_is_waited_for_and_named(serve):
         with pytest.raises(UnavailableError) as refused:
             client.rank(READER, THINGS)
         assert refused.value.code == "no_model"
+
+
+def test_a_long_request_outlives_swaps_and_a_redeploy(ranker):
+    """
+    old  |-- long request, version 1 -------------------|  answered
+    live  1   2 3 4 5 6  stop: takes no more requests
+    new                     |-- version 7, same port ------
+    """
+    releases, limits = stage.Published({1: Signature(1)}), HttpLimits(timeout_s=30)
+    old, new = (stage.swap_of(ranker, of) for of in (releases, stage.Published({7: Signature(7)})))
+    old.refresh()
+    new.refresh()
+    old_app, new_app = (
+        build_http(ranker, swap, impressions=None, clock=stage.CLOCK, limits=limits) for swap in (old, new)
+    )
+    old.live.scorer.pause_s = 3.0
+    with contextlib.ExitStack() as cleanup:
+        running = cleanup.enter_context(Running(old_app))
+        client = cleanup.enter_context(Client(running.url, timeout_s=30))
+        threads = cleanup.enter_context(ThreadPoolExecutor(2))
+        long = threads.submit(client.rank, READER, [*map(str, range(300))])
+        until(lambda: len(running.server.server_state.tasks) == 1)
+        for version in range(2, 7):
+            releases.models[version] = Signature(version)
+            assert old.refresh()
+            assert client.rank(READER, THINGS).model_version == version
+        running.server.should_exit = True
+        until(lambda: not any(server.is_serving() for server in running.server.servers))
+        cleanup.enter_context(Running(new_app, running.port))
+        assert client.rank(READER, THINGS).model_version == 7
+        assert not long.done()
+        answer = long.result()
+        assert {round(each.score * SIGN) for each in answer.ranked} == {answer.model_version} == {1}
 
 
 @pytest.mark.parametrize(("status", "error"), [(200, ResponseError), (502, UnavailableError)])
