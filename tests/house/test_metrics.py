@@ -8,11 +8,10 @@ import socket
 import httpx
 import prometheus_client
 import pytest
-from typer.testing import CliRunner
 
-from headrace.cli import app
 from headrace.errors import PortBusyError
 from headrace.telemetry import serve_metrics
+from tests.house import commands
 
 UNITS = ("seconds", "bytes", "rows", "ratio", "nats", "requests", "version")
 WITHOUT_UNIT = {
@@ -70,7 +69,7 @@ def test_metrics_are_served_while_a_command_runs():
         httpx.get(f"http://127.0.0.1:{port}/metrics")
 
 
-def test_a_port_that_is_taken_is_one_error(monkeypatch):
+def test_a_port_that_is_taken_is_one_error(repo):
     """The command ends before it does anything, with the port and the setting."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -78,9 +77,10 @@ def test_a_port_that_is_taken_is_one_error(monkeypatch):
             PortBusyError, match=rf"^metrics: 127.0.0.1:{port} cannot be used \(Address already in use\)"
         ):
             serve_metrics("127.0.0.1", port).__enter__()
-        monkeypatch.setenv("HEADRACE_METRICS_PORT", str(port))
-        done = CliRunner().invoke(app, ["backfill", "no.such:View", "--events", "x"])
-    assert done.exit_code == 1
-    assert " ".join(done.output.split()).startswith(f"error: metrics: 127.0.0.1:{port} cannot be used")
+        words = ("backfill", "no.such:View", "--events", "x")
+        ran = commands.headrace(*words, cwd=repo, HEADRACE_METRICS_PORT=str(port))
+    assert ran.code == 1
+    assert ran.err.startswith(f"error: metrics: 127.0.0.1:{port} cannot be used")
+    assert len(ran.err.splitlines()) == 1
     with pytest.raises(PortBusyError, match="metrics: no.such.host:1 cannot be used"):
         serve_metrics("no.such.host", 1).__enter__()
