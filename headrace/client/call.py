@@ -9,6 +9,7 @@ A call may be repeated: each try has one request id, by which the training drops
 
 import random
 import re
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -123,6 +124,8 @@ class Call(Generic[Answer]):
             headers["x-request-id"] = self.request_id
         if self._content:
             headers["content-type"] = "application/json"
+        if "opentelemetry.propagate" in sys.modules:  # the caller uses it: the service goes on with its trace
+            sys.modules["opentelemetry.propagate"].inject(headers)
         return client.build_request(
             self._method, self._path, content=self._content, headers=headers, extensions={"timeout": self.timeouts}
         )

@@ -25,6 +25,7 @@ from headrace.serving.ranker import Ranker
 from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away, version_not_live
 from headrace.serving.resident.batch_read import BatchRead, RequestRead, best
 from headrace.serving.swap import LiveModel, Swap
+from headrace.tracing import trace_batch
 
 WARM_RETRY_S = 1.0
 """Seconds between two tries to warm up while the store is away."""
@@ -229,10 +230,13 @@ class Answers:
         ]  # the one that fails shall cost no other
 
     def _replies(self, model: LiveModel, jobs: Sequence[Job], live_at_start: int) -> list[Reply]:
+        ends_ns = [time.time_ns()]
         may_ask = not self.breaker.is_open
         deadline_s = max(job.deadline_s for job in jobs)
         batch = self._ranker.read_batch([job.query for job in jobs], deadline_s, may_ask=may_ask)
+        ends_ns.append(time.time_ns())
         scores = batch.scores(model.scorer)
+        ends_ns.append(time.time_ns())
         if not np.isfinite(scores).all():
             count = int((~np.isfinite(scores)).sum())
             raise ModelError(f"model {model.version}: {count} of {len(scores)} scores are not finite")
@@ -254,6 +258,7 @@ class Answers:
             replies.append(Reply(dumps(body), model.version))
         if self._impressions is not None and orders:
             self._log(self._impressions, model.version, jobs, batch, scores, ids, orders)
+        trace_batch((job.trace for job in jobs), [*ends_ns, time.time_ns()], len(jobs))
         return replies
 
     def _log(

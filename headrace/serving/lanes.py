@@ -24,6 +24,7 @@ from starlette.types import Receive
 
 from headrace.serving.queries import Query
 from headrace.serving.refusals import Refusal
+from headrace.tracing import submitted
 
 WATCH_S = 0.05
 """How long a request waits before its client is watched: less would cost every request a task."""
@@ -60,6 +61,7 @@ class Job:
         "request_id",
         "route",
         "timer",
+        "trace",
         "watcher",
     )
 
@@ -68,6 +70,7 @@ class Job:
     ) -> None:
         self.route = route
         self.request_id = request_id
+        self.trace = submitted()
         self.ask = ask
         self.query = query
         self.deadline_s = deadline_s  # of time.monotonic

