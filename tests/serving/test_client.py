@@ -30,12 +30,19 @@ from headrace.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from headrace.features import plan_of
+from headrace.features.store import OnlineStore
+from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
 from headrace.local.ports import free_port
 from headrace.schemas import Event, Field, FileDeadLetters
-from headrace.serving import HttpLimits, build_http
+from headrace.serving import HttpLimits, ImpressionColumns, build_http
+from headrace.serving.replica import build_replica
+from headrace.settings import Settings
 from headrace.streams.intake import Intake
 from headrace.streams.kafka_source import KafkaSource
 from headrace.streams.kafka_writer import create_topics
+from learners.next_item import NextItem
+from schemas.retail import Impression
 from tests.house import commands
 from tests.serving import stage
 from tests.serving.stage import SIGN, Ranks, Signature, until
@@ -270,6 +277,32 @@ def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_pat
 
     with Client("http://127.0.0.1:1", engagements=to) as client, pytest.raises(SourceError, match="too large"):
         client.engaged("r", "x" * 2_000_000, reader=7)
+
+
+def test_the_example_of_the_page_runs(repo, redis_url, broker, tmp_path):
+    """Against the project's own replica, with a model that has learned nothing and no events."""
+    page = (repo / "docs" / "serving.md").read_text()
+    block = page.split("```python\n")[1].split("```")[0]
+    with OnlineStore.open(redis_url) as store:
+        for view in NextItem.views:
+            store.activate(plan_of(view))
+    models = tmp_path / "models"
+    ModelDirectory(models, redis_url).publish(Snapshot.of(OnlineLearner(NextItem, seed=0)))
+    settings = Settings(redis_url=redis_url, brokers=broker, model_dir=models, request_timeout_s=60)
+    columns = ImpressionColumns(candidates="item_ids", shadow="frozen_scores")
+    replica = build_replica(
+        NextItem, Impression, entity=("customer_id",), candidate="item_id", columns=columns, settings=settings
+    )
+    with Running(replica) as running:
+        there = {"http://127.0.0.1:8000": running.url, "127.0.0.1:9092": broker, "timeout_s=0.5": "timeout_s=60"}
+        for shown, put_in in there.items():
+            assert shown in block
+            block = block.replace(shown, put_in)
+        names: dict = {}
+        exec(block, names)
+    answer = names["answer"]
+    assert [each.position for each in answer.ranked] == [0, 1]
+    assert (answer.model_version, answer.status) == (1, "missing")
 
 
 def test_load_is_offered_on_a_schedule_that_waits_for_no_answer(serve, repo, tmp_path):
