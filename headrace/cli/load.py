@@ -9,7 +9,9 @@ from typing import Any
 import polars as pl
 
 from headrace.client import AsyncClient
+from headrace.client.call import TIMEOUT_MS_MAX
 from headrace.client.load import LoadRun, Route, bodies_of, play
+from headrace.client.load_connections import Connections
 from headrace.client.load_plot import plot_load
 from headrace.errors import ConfigError
 from headrace.pictures import check_plot
@@ -62,11 +64,24 @@ def offer_load(url: str, options: LoadOptions, say: Callable[[str], object]) -> 
 
 
 async def _play_all(url: str, bodies: Sequence[dict[str, Any]], options: LoadOptions) -> list[LoadRun]:
-    async with AsyncClient(
-        url, api_key=options.api_key, timeout_s=options.timeout_s, connections_max=options.connections_max
-    ) as client:
+    headers = {"x-request-timeout-ms": str(max(min(int(options.timeout_s * 1_000), TIMEOUT_MS_MAX), 1))}
+    if options.api_key is not None:
+        headers["x-api-key"] = options.api_key
+    async with (
+        AsyncClient(url, api_key=options.api_key, timeout_s=options.timeout_s) as client,
+        Connections(url, headers, options.connections_max) as connections,
+    ):
         return [
-            await play(client, bodies, rate_per_s=rate, seconds=options.seconds, route=options.route, seed=options.seed)
+            await play(
+                client,
+                connections,
+                bodies,
+                rate_per_s=rate,
+                seconds=options.seconds,
+                timeout_s=options.timeout_s,
+                route=options.route,
+                seed=options.seed,
+            )
             for rate in options.rates
         ]
 

@@ -12,8 +12,7 @@ latency counts from the scheduled time, so that neither a slow service nor a slo
 Sources: G. Tene, "How NOT to measure latency" and wrk2; B. Schroeder et al., "Open versus closed: a cautionary tale",
 NSDI 2006.
 
-Knowingly not optimal: one process and one event loop, which send some hundred requests a second; `late_ms` shows when
-the generator is the bottleneck.
+Knowingly not optimal: one process and one event loop; `late_ms` shows when the generator is the bottleneck.
 """
 
 import asyncio
@@ -24,11 +23,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 import polars as pl
 from numpy.typing import NDArray
 
 from headrace.client.client import AsyncClient
-from headrace.errors import ClientError, ConfigError, ResponseError
+from headrace.client.load_connections import Connections
+from headrace.errors import ConfigError
 
 Route = Literal["rank", "score"]
 OK = "ok"
@@ -37,7 +38,7 @@ PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99.9_ms": 99.9,
 
 @dataclass(frozen=True, slots=True)
 class LoadRun:
-    """What came of one rate.
+    """What came of one rate in `seconds`, until the last outcome.
 
     `requests` has a row for each scheduled request: `scheduled_s` since the start, `late_ms` from there until it was
     sent, `latency_ms` from there until its outcome, `outcome` ("ok", or the word of the error), and `model_version`.
@@ -86,41 +87,63 @@ def schedule_s(rate_per_s: float, seconds: float, seed: int) -> NDArray[np.float
 
 async def play(
     client: AsyncClient,
+    connections: Connections,
     bodies: Sequence[Mapping[str, Any]],
     *,
     rate_per_s: float,
     seconds: float,
+    timeout_s: float,
     route: Route = "rank",
     seed: int = 0,
 ) -> LoadRun:
     """Send `bodies` in turn to `route` for `seconds`, and return once all have an outcome.
 
+    `client` sends the first body, alone, so that a wrong address, key or body is one clear error; `connections` send
+    all that are counted, each for `timeout_s` at most.
+
     Raises:
-        ClientError: the first body, which is sent alone beforehand, is not answered.
+        ClientError: the first body is not answered.
     """
-    call = getattr(client, route)
-    await _send(call, bodies[0])
-    times_s = schedule_s(rate_per_s, seconds, seed)
+    await getattr(client, route)(**bodies[0])
+    requests = [connections.request(f"/v1/{route}", orjson.dumps(body)) for body in bodies]
     rows: list[tuple[float, float, float, str, int | None]] = []
     began_s = time.perf_counter()
 
-    async def ask(due_s: float, body: Mapping[str, Any]) -> None:
+    async def ask(due_s: float, request: bytes) -> None:
         late_s = time.perf_counter() - began_s - due_s
-        version = None
-        try:
-            version, outcome = await _send(call, body), OK
-        except ClientError as exc:
-            outcome = exc.code if isinstance(exc, ResponseError) else _word(exc)
+        outcome, version = await _outcome(connections, request, timeout_s)
         rows.append((due_s, late_s * 1e3, (time.perf_counter() - began_s - due_s) * 1e3, outcome, version))
 
     tasks = set()
-    for number, due_s in enumerate(times_s.tolist()):
+    for number, due_s in enumerate(schedule_s(rate_per_s, seconds, seed).tolist()):
+        # One turn of the loop a request, even where several are due: it reads the answers that are there.
         await asyncio.sleep(max(began_s + due_s - time.perf_counter(), 0.0))
-        task = asyncio.create_task(ask(due_s, bodies[number % len(bodies)]))
+        task = asyncio.create_task(ask(due_s, requests[number % len(requests)]))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
-    return LoadRun(rate_per_s, seconds, pl.DataFrame(rows, schema=_SCHEMA, orient="row").sort("scheduled_s"))
+    table = pl.DataFrame(rows, schema=_SCHEMA, orient="row").sort("scheduled_s")
+    return LoadRun(rate_per_s, max(time.perf_counter() - began_s, seconds), table)
+
+
+async def _outcome(connections: Connections, request: bytes, timeout_s: float) -> tuple[str, int | None]:
+    """What came of a request, in a word, and the version of the model that answered."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            status, headers, body = await connections.send(request)
+    except TimeoutError:
+        return "deadline", None
+    except OSError:
+        return "not_reached", None
+    except ValueError:
+        return "unreadable", None
+    if status == 200:
+        version = headers.get("x-model-version", "")
+        return OK, int(version) if version.isdigit() else None
+    try:
+        return str(orjson.loads(body)["error"]), None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return f"http_{status}", None
 
 
 _SCHEMA = {
@@ -132,25 +155,12 @@ _SCHEMA = {
 }
 
 
-async def _send(call: Any, body: Mapping[str, Any]) -> int:
-    answer = await call(**body)
-    version: int = answer.model_version
-    return version
-
-
-def _word(exc: ClientError) -> str:
-    """A short word of an error without an answer, such as "deadline"."""
-    return type(exc).__name__.removesuffix("Error").lower()
-
-
 def bodies_of(lines: Sequence[bytes], name: str) -> list[dict[str, Any]]:
     """Requests of JSON lines, as the arguments of `AsyncClient.rank`; a `request_id` is left out, each gets a new one.
 
     Raises:
         ConfigError: a line is no request, or there is none; `name` is the file's.
     """
-    import orjson
-
     bodies = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ import uvicorn
 
 from headrace import AsyncClient, Client, Engagements
 from headrace import client as client_room
-from headrace.client.load import bodies_of, schedule_s
+from headrace.client.load import bodies_of, play, schedule_s
+from headrace.client.load_connections import Connections
 from headrace.errors import (
     ConfigError,
     DeadlineError,
@@ -328,6 +330,29 @@ def test_load_is_offered_on_a_schedule_that_waits_for_no_answer(serve, repo, tmp
     assert (tmp_path / "load.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "one.svg").read_bytes().startswith(b"<?xml")
     assert "within 0.05 s" in late.err
+
+
+def test_load_counts_what_failed_by_its_word(serve):
+    """Refusals of a replica that takes one request, what comes too late, and a service that went away."""
+    body = {"entity": READER, "candidates": THINGS}
+
+    async def offer(running: Running, *, timeout_s: float, is_away: bool = False) -> dict:
+        async with AsyncClient(running.url, timeout_s=30) as client, Connections(running.url, {}, 8) as connections:
+            if is_away:
+                away = Connections(f"http://127.0.0.1:{free_port()}", {}, 8)
+                return (await play(client, away, [body], rate_per_s=30, seconds=1, timeout_s=timeout_s)).summary()
+            return (await play(client, connections, [body], rate_per_s=30, seconds=1, timeout_s=timeout_s)).summary()
+
+    limits = HttpLimits(max_in_flight=1, timeout_s=30)
+    with Running(serve(Signature(3, pause_s=0.2), limits=limits).app) as running:
+        refused = asyncio.run(offer(running, timeout_s=30))
+        late = asyncio.run(offer(running, timeout_s=0.1))
+        away = asyncio.run(offer(running, timeout_s=30, is_away=True))
+    assert re.fullmatch(r"too_many_requests \d+", refused["failed"])
+    assert refused["ok"] + int(refused["failed"].split()[1]) == refused["sent"]
+    assert late["ok"] == 0
+    assert "deadline" in late["failed"]
+    assert away["failed"] == f"not_reached {away['sent']}"
 
 
 @pytest.mark.parametrize(
