@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from headrace.learners import Categorical, DeepFM, Ftrl, InputSpec, Learner, Logistic, OnlineLearner
+from headrace.learners import Categorical, DeepFM, InputSpec, Learner, Logistic, OnlineLearner
 
 SPEC = InputSpec(Categorical("user"), Categorical("thing"))
 
@@ -13,7 +13,7 @@ class Linear(Learner):
     """A weight an id."""
 
     inputs = SPEC
-    model = Logistic(sparse=Ftrl(alpha=0.3))
+    model = Logistic()
 
 
 class Pairs(Learner):

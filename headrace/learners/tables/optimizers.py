@@ -100,11 +100,14 @@ class Adagrad(Compiled):
 class Ftrl(Compiled):
     """FTRL-proximal: per-coordinate rates, and exact zeros by l1.
 
+    The default `alpha` suits ids that come some ten to some thousand times: with 0.1 in its place `Logistic` loses 1 to
+    4 points of prequential AUC on ratings, clicks, purchases and a planted model, whatever the micro-batch.
+
     Source: McMahan et al. (2013), "Ad Click Prediction: a View from the Trenches", algorithm 1.
     """
 
     kind: ClassVar[int] = FTRL
-    alpha: float = 0.1
+    alpha: float = 0.5
     beta: float = 1.0
     l1: float = 0.0
     l2: float = 0.0
