@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.kernels.compile import kernel
+from headrace.learners.models.fm_pass import pair_products
 from headrace.learners.models.model import ZeroHead
 
 Floats = NDArray[np.float32]
@@ -102,22 +103,15 @@ def first_and_second_order(embedded: Floats, dense: Floats, head: Head, x: Float
     """`x` (B, E * dim + N) and `sums` (B, dim) of the module docstring; `out` (B,) = logits without the MLP."""
     first, bias, dim = head[0], head[1], sums.shape[1]
     for i in range(embedded.shape[0]):
-        sums[i] = 0.0
-        linear, squares = np.float64(bias[0]), 0.0
+        total = np.float64(bias[0]) + pair_products(embedded[i], sums[i])
         for e in range(embedded.shape[1]):
             for j in range(dim):
-                v = embedded[i, e, j]
-                x[i, e * dim + j] = v
-                sums[i, j] += v
-                squares += v * v
-            linear += embedded[i, e, dim]
+                x[i, e * dim + j] = embedded[i, e, j]
+            total += embedded[i, e, dim]
         for j in range(dense.shape[1]):
             x[i, embedded.shape[1] * dim + j] = dense[i, j]
-            linear += np.float64(first[j]) * dense[i, j]
-        whole = 0.0
-        for j in range(dim):
-            whole += sums[i, j] * sums[i, j]
-        out[i] = linear + 0.5 * (whole - squares)
+            total += np.float64(first[j]) * dense[i, j]
+        out[i] = total
 
 
 @kernel

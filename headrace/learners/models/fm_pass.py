@@ -77,7 +77,7 @@ def fm_outputs(embedded: Floats, dense: Floats, head: Head, sums: Floats, out: F
     """`out` (B,) and the sums of vectors (B, dim) of rows (B, E, W) and numbers (B, N)."""
     first, bias, deep, deep_bias = head
     for i in range(embedded.shape[0]):
-        total = np.float64(bias[0]) + _pairs(embedded[i], sums[i])
+        total = np.float64(bias[0]) + pair_products(embedded[i], sums[i])
         for j in range(dense.shape[1]):
             total += np.float64(first[j]) * dense[i, j]
         for e in range(embedded.shape[1]):
@@ -88,7 +88,7 @@ def fm_outputs(embedded: Floats, dense: Floats, head: Head, sums: Floats, out: F
 
 
 @lean_kernel
-def _pairs(rows: Floats, sums: Floats) -> float:
+def pair_products(rows: Floats, sums: Floats) -> float:
     """Sum over pairs of the products of vectors; `sums` (dim,) receives the sum of the vectors."""
     squares, whole = 0.0, 0.0
     sums[:] = 0.0
