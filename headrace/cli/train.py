@@ -62,6 +62,8 @@ def train_learner(
         check_plot(options.plot)
     learner = project.learner_named(name, root)
     step = _step_of(learner, settings, root, options, say)
+    if not options.then_live and step.trainer.directory is not None:
+        step.trainer.directory.stop_notices()  # a training on files needs no Redis
     source = sources_of_urls(urls, step.events, until_end=True, rows_max=PIECE_ROWS, config=settings.kafka)
     impressions = _impressions(step, settings, options)
     topics = {spec_of(event).topic for event in step.events}

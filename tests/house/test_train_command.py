@@ -1,6 +1,10 @@
 """`headrace train`: a new project learns from a file, then goes on with its topic, in real processes."""
 
+import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from datetime import datetime
 
@@ -63,10 +67,34 @@ def test_a_project_is_warmed_from_a_file(project):
     assert row["base_logloss"] == pytest.approx(0.325, abs=0.001)  # of one positive in ten
     assert 0 < row["hit@1"] < 1
     assert ModelDirectory(project / ".headrace" / "models").latest() == 1
+    assert "model_notice_failed" not in words
     code, out, words = headrace(project, "train", "ranking", "--events", "log.parquet")
     assert (code, out) == (1, "")
     assert "has learned from" in words
     assert "delete the folder .headrace/state/train to begin anew" in " ".join(words.split())
+
+
+def test_the_page_on_learning_runs(project, repo):
+    """The Python blocks of docs/learning.md, one after the other, in a new project with a log."""
+    blocks = re.findall(
+        r"^```python\n(.*?)^```$", (repo / "docs" / "learning.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert len(blocks) == 3
+    checks = (
+        "assert done.version == 1 and done.examples > 9_000 and 0.5 < done.figures['auc'] < 1",
+        "assert len(frame) == len(examples) == len(rows) == len(inputs) > 9_000",
+        "assert frame['label'].sum() <= rows['label'].sum()",
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{repo}"}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join((*blocks, *checks))],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3_000:]
 
 
 @pytest.mark.parametrize(

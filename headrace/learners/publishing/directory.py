@@ -166,6 +166,10 @@ class ModelDirectory:
             if version is not None:
                 yield version
 
+    def stop_notices(self) -> None:
+        """Publish without notices from here on: readers look at the directory every `POLL_S` seconds."""
+        self._link = None
+
     def _notice(self, manifest: Manifest) -> None:
         if self._link is None:
             return
