@@ -200,11 +200,14 @@ def offsets_of(path: Path, topics: Collection[str]) -> dict[str, int]:
     Raises:
         ConfigError: it is no JSON object of offsets of partitions of `topics`.
     """
+    example = f'{{"{min(topics)}/0": 1200}}'
     try:
         offsets = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as exc:
-        raise ConfigError(f"--handover {path}: {exc}") from exc
-    example = f'{{"{min(topics)}/0": 1200}}'
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise ConfigError(f"--handover {path}: cannot be read ({reason}); write a file such as {example}") from exc
+    except orjson.JSONDecodeError as exc:
+        raise ConfigError(f"--handover {path}: no JSON: {exc}; write an object such as {example}") from exc
     if not isinstance(offsets, dict) or not offsets:
         raise ConfigError(f"--handover {path}: write a JSON object such as {example}")
     for partition, offset in offsets.items():

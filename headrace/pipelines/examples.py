@@ -181,7 +181,7 @@ class EventExamples:
 
     Raises:
         DeclarationError: the learner has no label with a candidate column, or its event lacks an entity column of a
-            view.
+            view, or `negatives` or `reference` is below 0.
     """
 
     def __init__(
@@ -199,6 +199,9 @@ class EventExamples:
             )
         self.learner = learner
         self.label: Label = learner.label
+        for name, number in (("negatives", negatives), ("reference", reference)):
+            if number is not None and number < 0:
+                raise DeclarationError(f"learner {learner.name}: {name}={number}; write a number of at least 0")
         has_own = self.label.negative is not None or self.label.value is not None
         self._negatives = (0 if has_own else NEGATIVES) if negatives is None else negatives
         self._log_rate = log_rate(self._negatives, reference or self._negatives) if self._negatives else 0.0

@@ -161,7 +161,7 @@ def asks_of(redis_url, taken_port):
         ((*materialize, "foo://x"), {}, "Protocol not known: foo"),
         (("materialize", "schemas.ev:Ev", "--store", redis_url, "--events", "log.jsonl"), {}, "is no view"),
         (backfill, {}, "give --handover FILE"),
-        ((*backfill, "--handover", "nowhere.json"), {}, "--handover nowhere.json: "),
+        ((*backfill, "--handover", "nowhere.json"), {}, "--handover nowhere.json: cannot be read (No such file"),
         ((*backfill, "--handover", "list.json"), {}, 'write a JSON object such as {"ev/0": 1200}'),
         ((*backfill, "--handover", "huge.json"), {}, "is no offset"),
         ((*backfill, "--handover", "truth.json"), {}, "True is no offset"),

@@ -8,7 +8,7 @@ import pytest
 
 import headrace
 from headrace import Categorical, Dense, InputSpec, Label, Learner, replay
-from headrace.errors import ConfigError, SchemaError, SpineError
+from headrace.errors import ConfigError, DeclarationError, SchemaError, SpineError
 from headrace.learners import Logistic
 from headrace.pipelines.examples import EventExamples
 from tests.visits import START, GuestVisits, NextPlace, Visit, visits
@@ -112,6 +112,12 @@ def test_labels_of_the_spine_itself_are_kept():
         ({"spine": pl.DataFrame({"guest": [1]})}, SpineError, "no column 'event_time'"),
         ({"spine": pl.DataFrame({"event_time": [START], "guest": [1]})}, ConfigError, "no column place"),
         ({"spine": pl.DataFrame({"event_time": [START], "guest": [1]}), "seed": 1}, ConfigError, "seed draw negatives"),
+        ({"negatives": -1}, DeclarationError, "negatives=-1; write a number of at least 0"),
+        (
+            {"spine": pl.DataFrame({"event_time": [START], "guest": [1], "place": [2], "label": ["yes"]})},
+            SpineError,
+            "column label is String, not a number",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(given, error, message):

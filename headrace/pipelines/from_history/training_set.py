@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 import polars as pl
 
-from headrace.errors import ConfigError, SchemaError
+from headrace.errors import ConfigError, SchemaError, SpineError
 from headrace.features.view import events_of, plan_of
 from headrace.history.log import MEMORY_ROWS
 from headrace.history.replay import Replay
@@ -129,7 +129,7 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
     table = frame_of(spine)
     if table is None:
         raise SchemaError(f"spine: a {type(spine).__name__} is no table; give a frame")
-    rows = with_times(table.lazy().collect(), None)
+    rows = _with_numbers(with_times(table.lazy().collect(), None))
     times_us = spine_times(rows, learner.name)
     order = np.argsort(times_us, kind="stable")
     rows, times_us = rows.with_columns(group=pl.Series(np.arange(rows.height)))[order], times_us[order]
@@ -148,8 +148,20 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
     whole = pl.concat(frames)
     if "label" not in whole.columns:
         whole = _labelled(learner, whole, matches)
-    label = pl.col("label").cast(pl.Float32)
-    return whole.with_columns(label, log_rate=pl.lit(0.0, pl.Float32)).sort("group").select(*ADDED, pl.exclude(*ADDED))
+    return whole.with_columns(log_rate=pl.lit(0.0, pl.Float32)).sort("group").select(*ADDED, pl.exclude(*ADDED))
+
+
+def _with_numbers(rows: pl.DataFrame) -> pl.DataFrame:
+    """The spine with its column `label`, where it has one, as Float32."""
+    if "label" not in rows.columns:
+        return rows
+    try:
+        return rows.with_columns(pl.col("label").cast(pl.Float32))
+    except pl.exceptions.PolarsError as exc:
+        raise SpineError(
+            f"spine: column label is {rows.schema['label']}, not a number; make it one, as in "
+            'label=(col("label") == "yes").cast(pl.Float32), or leave it out to label rows by what follows'
+        ) from exc
 
 
 def _positives(label: Label, frame: pl.DataFrame | None) -> pl.DataFrame:
