@@ -1,4 +1,24 @@
 """The `headrace` command."""
 
-from headrace.cli import commands as commands
-from headrace.cli.console import app as app
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def _ended_by_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: interrupted imports would print a traceback. Main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+with _ended_by_interrupts():  # seconds of imports, before the command itself answers Ctrl-C
+    from headrace.cli import commands as commands
+    from headrace.cli.console import app as app

@@ -23,6 +23,18 @@ from headrace.schemas import Event
 from tests.house.test_view_commands import headrace, start
 
 ROWS = 1_500
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "headrace.cli.commands":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+import headrace.cli
+"""
+"""Ctrl-C while the command imports its modules."""
 
 
 class Action(Event, topic="actions", key="user_id", time="event_time", id="action_id", codec="json"):
@@ -72,6 +84,11 @@ def test_a_project_is_warmed_from_a_file(project):
     assert (code, out) == (1, "")
     assert "has learned from" in words
     assert "delete the folder .headrace/state/train to begin anew" in " ".join(words.split())
+
+
+def test_ctrl_c_during_imports_prints_no_traceback():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_the_page_on_learning_runs(project, repo):
