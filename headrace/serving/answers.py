@@ -16,6 +16,7 @@ from headrace.errors import LayoutError, ModelError, SpineError, StoreError, Sto
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
+from headrace.serving.bodies.arrow import MEDIA_TYPE, arrow_answer
 from headrace.serving.breaker import StoreBreaker
 from headrace.serving.impressions import ImpressionBatch, ImpressionLog
 from headrace.serving.lanes import Job
@@ -43,10 +44,11 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful response: the body, and the version of the model that answered, if any."""
+    """A successful response: the body, the version of the model that answered, if any, and the body's type."""
 
     body: bytes
     model_version: int | None = None
+    media_type: str = "application/json"
 
 
 class Answers:
@@ -249,13 +251,11 @@ class Answers:
             own = scores[starts[i] : starts[i + 1]]
             body = _header(ids[i], model.version, batch.requests[i])
             body |= {"live_at_start": live_at_start, "live_at_end": live_at_end}
+            order = None
             if job.route == "rank":
                 order = best(own, job.ask.k or len(own))
                 orders.append((i, order))
-                body["ranked"] = _ranked(job.ask.candidates, order.tolist(), own[order].tolist())
-            else:
-                body["scores"] = own
-            replies.append(Reply(dumps(body), model.version))
+            replies.append(_reply(job, body, own, order, model.version))
         if self._impressions is not None and orders:
             self._log(self._impressions, model.version, jobs, batch, scores, ids, orders)
         trace_batch((job.trace for job in jobs), [*ends_ns, time.time_ns()], len(jobs))
@@ -346,6 +346,20 @@ def _header(request_id: str, model_version: int, read: RequestRead) -> dict[str,
             for name, view in read.views.items()
         },
     }
+
+
+def _reply(job: Job, body: dict[str, Any], scores: Any, order: Any, model_version: int) -> Reply:
+    """The reply of a job: `scores` (B,) of its candidates, of a ranking in the `order` (k,) of positions."""
+    shown = None if order is None else order.tolist()
+    if job.as_arrow:
+        candidates = None if shown is None else [job.ask.candidates[i] for i in shown]
+        answer = arrow_answer(body, candidates, scores if order is None else scores[order])
+        return Reply(answer, model_version, MEDIA_TYPE)
+    if shown is None:
+        body["scores"] = scores
+    else:
+        body["ranked"] = _ranked(job.ask.candidates, shown, scores[order].tolist())
+    return Reply(dumps(body), model_version)
 
 
 def _ranked(candidates: Sequence[Any], order: Sequence[int], scores: Sequence[float]) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ class Job:
     """One request on its way: what is asked, until when, and who waits for it. Belongs to the event loop."""
 
     __slots__ = (
+        "as_arrow",
         "ask",
         "deadline_s",
         "future",
@@ -66,11 +67,20 @@ class Job:
     )
 
     def __init__(
-        self, route: str, ask: Any, query: Query, deadline_s: float, receive: Receive, *, request_id: str
+        self,
+        route: str,
+        ask: Any,
+        query: Query,
+        deadline_s: float,
+        receive: Receive,
+        *,
+        request_id: str,
+        as_arrow: bool = False,
     ) -> None:
         self.route = route
         self.request_id = request_id
         self.trace = submitted()
+        self.as_arrow = as_arrow  # the form of the answer
         self.ask = ask
         self.query = query
         self.deadline_s = deadline_s  # of time.monotonic

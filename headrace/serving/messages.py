@@ -16,10 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 CANDIDATES_MAX = 5_000  # the largest fan-out of one request: about 40 KB of JSON, 15 ms of a DeepFM 256-128 on one core
 K_MAX = CANDIDATES_MAX
 REQUEST_ID_CHARS_MAX = 128
+KEY_CHARS_MAX = 512
 
 Key = (
     Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
-    | Annotated[str, Field(strict=True, min_length=1, max_length=512)]
+    | Annotated[str, Field(strict=True, min_length=1, max_length=KEY_CHARS_MAX)]
 )
 Status = Literal["ok", "partial", "missing"]
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?!\d)")

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from headrace.serving.answers import Answers, Reply
+from headrace.serving.bodies.arrow import MEDIA_TYPE, parse_arrow
 from headrace.serving.lanes import ClientGoneError, Job, Lane, until_gone
 from headrace.serving.messages import ScoreRequest
 from headrace.serving.queries import Query
@@ -103,7 +104,7 @@ class ModelRoute(Generic[Ask]):
             await send_refusal(refusal, send)
         else:
             status, version = 200, reply.model_version
-            await send_json(send, status, reply.body, {"x-model-version": str(version)})
+            await send_json(send, status, reply.body, {"x-model-version": str(version)}, reply.media_type)
         self._report.answered(self.name, status, time.perf_counter() - started_s, model_version=version)
 
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
@@ -111,26 +112,28 @@ class ModelRoute(Generic[Ask]):
             raise no_model()
         self._answers.require_store()
         timeout_s = self._timeout_of(scope["headers"])
+        is_arrow, as_arrow = (_names_arrow(scope["headers"], name) for name in (b"content-type", b"accept"))
         self._lanes.small.require_room(time.monotonic() + timeout_s)  # before the work of reading it
         body = await self._body(receive)
         if len(body) > LARGE_BODY_BYTES:
-            ask, query = await self._parsed_in_thread(body, receive)
+            ask, query = await self._parsed_in_thread(body, receive, is_arrow)
         else:
-            ask, query = self._parsed(body)
+            ask, query = self._parsed(body, is_arrow)
         request_id = ask.request_id or REQUEST_ID.get() or uuid.uuid4().hex
         REQUEST_ID.set(request_id)
         self._answers.require_version(ask)
-        job = Job(self.name, ask, query, time.monotonic() + timeout_s, receive, request_id=request_id)
+        deadline_s = time.monotonic() + timeout_s
+        job = Job(self.name, ask, query, deadline_s, receive, request_id=request_id, as_arrow=as_arrow)
         reply: Reply = await self._lanes.of(ask).submit(job)
         return reply
 
-    def _parsed(self, body: bytes) -> tuple[Ask, Query]:
-        ask = parse(self._model, body)
+    def _parsed(self, body: bytes, is_arrow: bool) -> tuple[Ask, Query]:
+        ask = (parse_arrow if is_arrow else parse)(self._model, body)
         return ask, self._answers.query(ask)
 
-    async def _parsed_in_thread(self, body: bytes, receive: Receive) -> tuple[Ask, Query]:
+    async def _parsed_in_thread(self, body: bytes, receive: Receive, is_arrow: bool) -> tuple[Ask, Query]:
         """`_parsed` in the parser's thread, unless the client hangs up before its turn comes."""
-        parsing = asyncio.get_running_loop().run_in_executor(self._lanes.parser, self._parsed, body)
+        parsing = asyncio.get_running_loop().run_in_executor(self._lanes.parser, self._parsed, body, is_arrow)
         gone = asyncio.ensure_future(until_gone(receive))
         await asyncio.wait((parsing, gone), return_when=asyncio.FIRST_COMPLETED)
         if not parsing.done():
@@ -168,3 +171,8 @@ class ModelRoute(Generic[Ask]):
             detail = f"{size} bytes of the body came within {BODY_S} s"
             raise Refusal(408, "body_too_slow", detail, "send the whole body at once", "body") from exc
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _names_arrow(headers: list[tuple[bytes, bytes]], name: bytes) -> bool:
+    """Whether the header `name` names the type of Arrow streams."""
+    return any(key == name and MEDIA_TYPE.encode() in value.lower() for key, value in headers)

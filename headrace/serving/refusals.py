@@ -177,9 +177,11 @@ async def send_refusal(refusal: Refusal, send: Send) -> None:
     await send_json(send, refusal.status, refusal.to_bytes(), refusal.headers())
 
 
-async def send_json(send: Send, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-    """Answer an ASGI request with JSON bytes."""
+async def send_json(
+    send: Send, status: int, body: bytes, headers: Mapping[str, str], media_type: str = "application/json"
+) -> None:
+    """Answer an ASGI request with JSON bytes, or with those of another type."""
     extra = [(name.encode(), value.encode()) for name, value in headers.items()]
-    fixed = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    fixed = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *extra]})
     await send({"type": "http.response.body", "body": body})
