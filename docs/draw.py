@@ -21,6 +21,7 @@ LAYERS = (
     {
         "history": "replay of logs, training sets, verification",
         "learners": "inputs, tables, models, gate, snapshots",
+        "client": "calls of a running service",
     },
     {
         "pipelines": "materialize, join, train, archive",
@@ -65,7 +66,7 @@ WAYS = {
         ("learners/online.py", "one step of the model"),
         ("learners/publishing/gate.py", "may this model be published?"),
         ("learners/publishing/snapshot.py", "written whole, with digests"),
-        ("serving/swap", "built beside the live one, swapped"),
+        ("serving/swap/swap.py", "built beside the live one, swapped"),
     ),
     "a replay": (
         ("history/replay.py", "views, events and a spine"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: interrupted imports would print a traceback. Main thread only."""
+    """Ctrl-C ends the process at once meanwhile: interrupted imports would print a traceback. Main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

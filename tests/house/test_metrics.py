@@ -16,6 +16,7 @@ from tests.house import commands
 UNITS = ("seconds", "bytes", "rows", "ratio", "nats", "requests", "version")
 WITHOUT_UNIT = {
     "headrace_requests_waiting",
+    "headrace_resident_over_budget",
     "headrace_examples_waiting",
     "headrace_store_circuit_open",
     "headrace_view_state",
