@@ -31,7 +31,7 @@ from headrace.learners import Inputs, columns_of
 from headrace.learners.input_spec import Column
 from headrace.serving.queries import Key, KeyColumn, Query, QueryRules, RankingSpec
 from headrace.serving.resident import ResidentCandidates, SplitInputs
-from headrace.serving.resident.batch_read import BatchRead, ViewFound, requests_read
+from headrace.serving.resident.batch_read import BatchRead, Parts, RequestRead, ViewFound, requests_read
 from headrace.serving.resident.catalogue import CandidateRows, Hit, Records, taken
 from headrace.serving.swap import Scores
 
@@ -207,34 +207,28 @@ class Ranker:
             by_kind[split.kinds[view]][view] = answer
         key = keys[name].values if name in split.raw else keys[name].ids
         by_request = columns_of(by_kind["request"], self._request_columns(keys, queries))
-        candidates: CandidateRows | None = None
+        records = {view: Records.of(answer) for view, answer in answers.items()}
         if hit is None:
             by_row = columns_of({**by_kind["candidate"], **by_kind["both"]}, {name: key})
             columns = _spread(by_row, by_request, cut.owners)
-            candidates = split.rows_of(by_kind["candidate"], columns, rows)
-            records = candidates.records
-        else:
-            if hit.absent.size:
-                absent = columns_of(by_kind["candidate"], {name: key[hit.absent]})
-                candidates = hit.completed(split.rows_of(by_kind["candidate"], absent, len(hit.absent)))
-            shared = hit.columns() if candidates is None else candidates.columns
-            records = hit.records() if candidates is None else candidates.records
-            columns = _spread({**columns_of(by_kind["both"], {name: key}), **shared}, by_request, cut.owners)
+            read = self._requests_read(records, cut, None)
+            return BatchRead(cut.edges, read, inputs=self.spec.learner.inputs.assemble(columns, rows))
+        candidates: CandidateRows | None = None
+        if hit.absent.size:
+            absent = columns_of(by_kind["candidate"], {name: key[hit.absent]})
+            candidates = hit.completed(split.rows_of(by_kind["candidate"], absent, len(hit.absent)))
+        shared = hit.columns() if candidates is None else candidates.columns
+        records |= hit.records() if candidates is None else candidates.records
+        columns = _spread({**columns_of(by_kind["both"], {name: key}), **shared}, by_request, cut.owners)
         of_requests = split.request.assemble(columns if cut.owners is None else by_request, len(queries))
-        of_both = split.both.assemble(columns, rows)
-        others = {view: Records.of(answer) for view, answer in answers.items() if split.kinds[view] != "candidate"}
-        by_view = {read.plan.name: ({**records, **others}[read.plan.name], read.kind) for read in self._reads}
-        age_us = None if hit is None else hit.age_us
-        return BatchRead(
-            split,
-            cut.edges,
-            requests_read(by_view, cut.counts, cut.edges, age_us),
-            (of_requests, of_both),
-            owners=cut.owners,
-            candidates=candidates,
-            hit=hit if candidates is None else None,
-            resident=self.resident,
-        )
+        parts = Parts(split, of_requests, split.both.assemble(columns, rows), cut.owners, candidates, hit)
+        return BatchRead(cut.edges, self._requests_read(records, cut, hit.age_us), parts=parts, resident=self.resident)
+
+    def _requests_read(
+        self, records: Mapping[str, Records], cut: "_Cut", resident_age_us: int | None
+    ) -> list[RequestRead]:
+        by_view = {read.plan.name: (records[read.plan.name], read.kind) for read in self._reads}
+        return requests_read(by_view, cut.counts, cut.edges, resident_age_us)
 
     def _request_columns(self, keys: Mapping[str, KeyColumn], queries: Sequence[Query]) -> dict[str, Any]:
         """Keys of the entities and context (n,)."""

@@ -5,6 +5,7 @@ A lone request for many candidates that are all resident needs no inputs of its 
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -71,75 +72,86 @@ def requests_read(
     return requests
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Inputs of a batch with resident candidates, in parts that are not put together yet.
+
+    Attributes:
+        split: the parts of the spec.
+        of_requests, of_both: inputs of the requests' fields (n,) and of those of both (R,).
+        owners: (R,) request of each candidate; None: there is one.
+        candidates: what was read of the candidates (R,); None: all are resident, see `hit`.
+    """
+
+    split: SplitInputs
+    of_requests: Inputs
+    of_both: Inputs
+    owners: Ints | None
+    candidates: CandidateRows | None
+    hit: Hit
+
+    def merged(self, rows: Ints | slice) -> Inputs:
+        """Inputs of the candidates `rows`."""
+        if self.candidates is not None:
+            of_candidates = self.candidates.inputs.take(rows)
+        else:
+            of_candidates = self.hit.catalogue.rows.inputs.take(self.hit.rows[rows])
+        owners = None if self.owners is None else self.owners[rows]
+        return self.split.merged(of_candidates, self.of_requests, self.of_both.take(rows), owners)
+
+
 class BatchRead:
     """What a batch of n requests is scored from: rows `edges[i]` to `edges[i + 1]` are the candidates of request i.
 
     Args:
-        split: the parts of the inputs.
         edges: (n + 1,).
         requests: what was read for each.
-        parts: inputs of the requests' fields (n,) and of those of both (R,).
-        owners: (R,) request of each candidate; None: there is one.
-        candidates: what was read of the candidates (R,), or
-        hit: that all are resident.
+        inputs: of all candidates (R,), or
+        parts: what they are made of when they are needed.
         resident: keeps the halves of models.
     """
 
     def __init__(
         self,
-        split: SplitInputs,
         edges: Ints,
         requests: list[RequestRead],
-        parts: tuple[Inputs, Inputs],
         *,
-        owners: Ints | None,
-        candidates: CandidateRows | None = None,
-        hit: Hit | None = None,
+        inputs: Inputs | None = None,
+        parts: Parts | None = None,
         resident: ResidentCandidates | None = None,
     ) -> None:
+        assert (inputs is None) != (parts is None), "either inputs or their parts"
         self.edges = edges
         self.requests = requests
-        self._split = split
-        self._of_requests, self._of_both = parts
-        self._owners = owners
-        self._candidates = candidates
-        self._hit = hit
+        self._inputs = inputs
+        self._parts = parts
         self._resident = resident
-        self._inputs: Inputs | None = None
 
     @property
     def inputs(self) -> Inputs:
         """All inputs (R,)."""
         if self._inputs is None:
-            candidates = self._candidate_inputs(slice(None))
-            self._inputs = self._split.merged(candidates, self._of_requests, self._of_both, self._owners)
+            assert self._parts is not None
+            self._inputs = self._parts.merged(slice(None))
         return self._inputs
 
     def scores(self, scorer: Scores) -> NDArray[np.float32]:
         """Scores (R,) of all candidates by `scorer` alone."""
-        hit, resident = self._hit, self._resident
-        if hit is not None and resident is not None and self._owners is None and len(hit.rows) >= FAN_OUT_MIN:
-            halved = resident.half(scorer, hit.catalogue)
+        parts = self._parts
+        if parts is not None and parts.candidates is None and parts.owners is None and self.edges[-1] >= FAN_OUT_MIN:
+            assert self._resident is not None
+            halved = self._resident.half(scorer, parts.hit.catalogue)
             if halved is not None:
                 halves, half = halved
-                return halves.score(half, hit.rows, self._of_requests, self._of_both)
+                return halves.score(half, parts.hit.rows, parts.of_requests, parts.of_both)
         return scorer.score(self.inputs)
 
     def shown(self, picked: Ints) -> tuple[Inputs, Ints]:
         """Inputs that hold the candidates `picked` (k,), and their rows (k,) there."""
         if self._inputs is not None:
             return self._inputs, picked
-        owners = None if self._owners is None else self._owners[picked]
-        both = self._of_both.take(picked)
-        inputs = self._split.merged(self._candidate_inputs(picked), self._of_requests, both, owners)
-        return inputs, np.arange(len(picked))
-
-    def _candidate_inputs(self, rows: Ints | slice) -> Inputs:
-        """Inputs of the candidates' fields, of the rows asked for."""
-        if self._candidates is not None:
-            return self._candidates.inputs.take(rows)
-        assert self._hit is not None
-        return self._hit.catalogue.rows.inputs.take(self._hit.rows[rows])
+        assert self._parts is not None
+        return self._parts.merged(picked), np.arange(len(picked))
 
 
 def best(scores: NDArray[np.float32], k: int) -> Ints:
