@@ -227,9 +227,8 @@ class Answers:
         except Exception as exc:  # noqa: BLE001  # whatever a model or a function of the declaration raises
             if len(jobs) == 1:
                 return [exc]  # the handler logs it: a traceback takes longer to write than a batch to score
-        return [
-            self._outcomes(model, [job], live_at_start)[0] for job in jobs
-        ]  # the one that fails shall cost no other
+        # Each alone: the one that fails shall cost no other.
+        return [self._outcomes(model, [job], live_at_start)[0] for job in jobs]
 
     def _replies(self, model: LiveModel, jobs: Sequence[Job], live_at_start: int) -> list[Reply]:
         ends_ns = [time.time_ns()]
@@ -257,7 +256,8 @@ class Answers:
                 orders.append((i, order))
             replies.append(_reply(job, body, own, order, model.version))
         if self._impressions is not None and orders:
-            self._log(self._impressions, model.version, jobs, batch, scores, ids, orders)
+            live_versions = live_at_start, live_at_end
+            self._log(self._impressions, model.version, live_versions, jobs, batch, scores, ids, orders)
         trace_batch((job.trace for job in jobs), [*ends_ns, time.time_ns()], len(jobs))
         return replies
 
@@ -265,6 +265,7 @@ class Answers:
         self,
         impressions: ImpressionLog,
         model_version: int,
+        live_versions: tuple[int, int],
         jobs: Sequence[Job],
         batch: BatchRead,
         scores: Any,
@@ -289,6 +290,7 @@ class Answers:
                 rows,
                 edges,
                 [impressions.context_of(query.entity, query.context) for query in queries],
+                live_versions,
             )
         )
 

@@ -121,6 +121,23 @@ def test_an_event_without_a_column_is_refused_at_the_start():
         ImpressionLog(Shown, NOWHERE, columns=ImpressionColumns(shadow="nope"))
 
 
+class ShownLive(Shown, topic="shown_live"):
+    """With the versions that were live around the work."""
+
+    live_before: int
+    live_after: int
+
+
+def test_the_versions_live_around_the_work_are_logged_where_the_event_has_columns():
+    """Of two batches, one request and two."""
+    columns = ImpressionColumns(live_at_start="live_before", live_at_end="live_after")
+    log = ImpressionLog(ShownLive, NOWHERE, columns=columns)
+    one, two = ImpressionBatch.of(impression("a")), ImpressionBatch.of(impression("b"))
+    frame = log.frame([replace(one, live=(5, 6)), replace(two, live=(6, 6))])
+    assert frame.select("model_version", "live_before", "live_after").rows() == [(5, 5, 6), (5, 6, 6)]
+    log.close()
+
+
 def rows_of(*impressions):
     return [ImpressionBatch.of(one) for one in impressions]
 
@@ -165,7 +182,7 @@ def test_a_batch_is_written_as_its_requests_alone():
     readers, contexts = [{"reader": i} for i in range(3)], [{"page": i} for i in range(3)]
     times = [NOW_US + i for i in range(3)]
     edges = np.array([0, 2, 3, 6])
-    batch = ImpressionBatch(["x", "y", "z"], times, readers, names, scores, 5, inputs, rows, edges, contexts)
+    batch = ImpressionBatch(["x", "y", "z"], times, readers, names, scores, 5, inputs, rows, edges, contexts, (5, 5))
     alone = [
         Impression(
             f"{'xyz'[i]}",

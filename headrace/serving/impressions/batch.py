@@ -12,7 +12,10 @@ from headrace.learners import Inputs
 
 @dataclass(frozen=True, slots=True)
 class ImpressionColumns:
-    """Which column of the event holds what. `shadow` may be None when the event has no such column."""
+    """Which column of the event holds what; one that may be None is left out where the event has no such column.
+
+    `live_at_start`, `live_at_end`: versions that were live when the work on the request began and ended.
+    """
 
     request_id: str = "request_id"
     candidates: str = "candidates"
@@ -20,6 +23,8 @@ class ImpressionColumns:
     model_version: str = "model_version"
     features: str = "features"
     shadow: str | None = "shadow_scores"
+    live_at_start: str | None = None
+    live_at_end: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class ImpressionBatch:
     """Answered requests of one model version, n of them, k rows in all, by columns.
 
     Request i shows rows `picked[edges[i]:edges[i + 1]]` of `inputs`, in this order; `scores` (k,) are in it already.
+    `live`: versions that were live when the work began and ended.
     """
 
     request_ids: Sequence[str]
@@ -53,6 +59,7 @@ class ImpressionBatch:
     picked: NDArray[np.int64]
     edges: NDArray[np.int64]
     contexts: Sequence[Mapping[str, Any]]
+    live: tuple[int, int]
 
     @classmethod
     def of(cls, impression: Impression) -> Self:
@@ -69,6 +76,7 @@ class ImpressionBatch:
             rows,
             np.array([0, len(rows)]),
             [impression.context],
+            (impression.model_version, impression.model_version),
         )
 
     def __len__(self) -> int:
@@ -99,6 +107,7 @@ class ImpressionBatch:
                     self.picked[rows],
                     self.edges[i : i + 2] - self.edges[i],
                     self.contexts[one],
+                    self.live,
                 )
             )
         return parts

@@ -172,7 +172,8 @@ class ImpressionLog:
 
     def _columns_named(self) -> list[str | None]:
         names = self._columns
-        return [names.request_id, names.candidates, names.scores, names.model_version, names.features, names.shadow]
+        always = [names.request_id, names.candidates, names.scores, names.model_version, names.features]
+        return [*always, names.shadow, names.live_at_start, names.live_at_end]
 
     def _drop(self, count: int, reason: str) -> bool:
         with self._counting:
@@ -274,6 +275,9 @@ class ImpressionLog:
             names.model_version: np.repeat([b.model_version for b in batches], [len(b) for b in batches]),
             names.features: [data for b in batches for data in b.inputs.pack_each(b.picked, b.edges)],
         }
+        for place, name in enumerate((names.live_at_start, names.live_at_end)):
+            if name is not None:
+                columns[name] = np.repeat([b.live[place] for b in batches], [len(b) for b in batches])
         if names.shadow is not None:
             columns[names.shadow] = self._shadow_scores(batches, lengths)
         for name in self._spec.polars:
