@@ -160,8 +160,8 @@ def learn_each(
 
     `known` (n,) are the rows before ids of these examples got one: an id is predicted without its row at its first use.
     """
-    weights, states, seen, counts, slots = tables
-    known, rows, starts, runs, lengths = uses
+    weights, _, _, counts, slots = tables
+    _, _, _, runs, lengths = uses
     x, labels, importance, log_rates, now_us = examples
     head, head_grads, flat_weights, flat_state, flat_grads = dense
     weight, mean, var = numbers
@@ -178,13 +178,7 @@ def learn_each(
         own_x, y, w = x[i : i + 1], labels[i : i + 1], importance[i : i + 1]
         offset = value[0] + log_rates[i]
         transform_rows(own_x, weight, mean, var, standardised)
-        is_new = False
-        for s in range(segments):
-            size = own_starts[s + 1] - own_starts[s]
-            first = starts[s] + (i if s < segments - lengths.size else runs[s - segments + lengths.size, i] * size)
-            part = slice(own_starts[s], own_starts[s + 1])
-            own_rows[part] = rows[first : first + size]
-            is_new |= _rows_before(own_rows[part], known[first : first + size], counts[table_of[s]], own_known[part])
+        is_new = _own_rows(i, uses, table_of, counts, own_starts, own_rows, own_known)
         if is_new:
             gather(weights, table_of, own_starts, own_known, own_runs, lengths, embedded)
             fm_outputs(embedded, standardised, head, sums, z)
@@ -197,14 +191,8 @@ def learn_each(
         losses[i] = log_loss_gradients(z, y, w, grads)
         fm_gradients(grads, embedded, standardised, head, head_grads, sums, by_row)
         step_dense(dense_kind, dense_rates, flat_weights, flat_state, flat_grads)
-        unique, bounds, totals = sum_gradients(
-            slots, table_of, own_starts, own_rows, own_runs, lengths, by_row, no_elements, 1.0
-        )
-        for t in range(len(slots)):
-            for u in range(bounds[t], bounds[t + 1]):
-                step_row(kind, rates, weights[t], states[t], unique[u], totals[u])
-        for s in range(segments):
-            touch_rows(own_rows[own_starts[s] : own_starts[s + 1]], now_us[i], seen[table_of[s]], counts[table_of[s]])
+        summed = sum_gradients(slots, table_of, own_starts, own_rows, own_runs, lengths, by_row, no_elements, 1.0)
+        _step_tables(tables, table_of, (kind, rates), summed, own_starts, own_rows, now_us[i])
         shift, added = balance(z, y, w, information[0])
         value[0] += np.float32(shift)
         information[0] = min(information[0] + added, max(INFORMATION_MAX, added))
@@ -218,6 +206,37 @@ def _own_layout(segments: int, lengths: Ints) -> Ints:
     for bag in range(lengths.size):
         starts[fields + bag + 1] = starts[fields + bag] + lengths[bag]
     return starts
+
+
+@kernel
+def _own_rows(
+    i: int, uses: Tuple, table_of: Ints, counts: Tuple, own_starts: Ints, own_rows: Ints, own_known: Ints
+) -> bool:
+    """`own_rows` and `own_known` = rows of example `i`, and those before its ids' first use; whether they differ."""
+    known, rows, starts, runs, lengths = uses
+    fields, is_new = table_of.size - lengths.size, False
+    for s in range(table_of.size):
+        size = own_starts[s + 1] - own_starts[s]
+        first = starts[s] + (i if s < fields else runs[s - fields, i] * size)
+        part = slice(own_starts[s], own_starts[s + 1])
+        own_rows[part] = rows[first : first + size]
+        is_new |= _rows_before(own_rows[part], known[first : first + size], counts[table_of[s]], own_known[part])
+    return is_new
+
+
+@kernel
+def _step_tables(
+    tables: Tuple, table_of: Ints, optimizer: Tuple, summed: Tuple, own_starts: Ints, own_rows: Ints, now_us: int
+) -> None:
+    """Step the rows of one example by their gradients, `sum_gradients` of it, and note that they were used."""
+    weights, states, seen, counts, _ = tables
+    kind, rates = optimizer
+    unique, bounds, totals = summed
+    for t in range(len(weights)):
+        for u in range(bounds[t], bounds[t + 1]):
+            step_row(kind, rates, weights[t], states[t], unique[u], totals[u])
+    for s in range(table_of.size):
+        touch_rows(own_rows[own_starts[s] : own_starts[s + 1]], now_us, seen[table_of[s]], counts[table_of[s]])
 
 
 @kernel
