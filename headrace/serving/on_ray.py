@@ -33,6 +33,7 @@ from headrace.errors import ConfigError, ServiceError
 from headrace.extras import require
 from headrace.local.listening import require_free
 from headrace.serving import haproxy
+from headrace.serving.model_route import TIMEOUT_MS_MAX
 from headrace.serving.report import METRICS_VARIABLE
 
 FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
@@ -108,7 +109,7 @@ def build_app(
         num_replicas=num_replicas,
         max_ongoing_requests=max_ongoing_requests,
         health_check_period_s=health_check_period_s,
-        graceful_shutdown_timeout_s=5.0,
+        graceful_shutdown_timeout_s=TIMEOUT_MS_MAX / 1_000 + DRAIN_S,  # the longest deadline of a request
         ray_actor_options={"num_cpus": num_cpus, "runtime_env": {"env_vars": env_vars}},
         logging_config=QUIET,
     )
