@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 import torch
 
-from benchmarks.serving.stage import CUSTOMERS, ITEMS, SEED, arguments, stage
+from benchmarks.serving.stage import CUSTOMERS, SEED, arguments, stage
 from headrace.clock import WallClock, wall_us
 from headrace.features import hash_text
 from headrace.features.store import OnlineStore
@@ -28,7 +28,7 @@ from headrace.serving.resident.batch_read import best
 
 SIZES = (1_000, 5_000)
 HIDDEN = ((64, 32), (256, 128))
-CATALOGUE = 20_000
+CATALOGUE = 6_000
 K = 100
 
 
@@ -72,7 +72,7 @@ def trained(learner_of: Any, ranker: Ranker, names: list[str], rng: np.random.Ge
     for table in learner.tables.values():
         table.admit(hash_text(names), 1)
     for _ in range(20):
-        query = Query({"customer_id": int(rng.integers(0, CUSTOMERS))}, list(rng.choice(names[:ITEMS], 64)), wall_us())
+        query = Query({"customer_id": int(rng.integers(0, CUSTOMERS))}, list(rng.choice(names, 64)), wall_us())
         learner.learn(ranker.read_batch([query]).inputs, rng.integers(0, 2, 64))
     return Scorer(Snapshot.of(learner), learner_of)
 
@@ -81,7 +81,7 @@ def main(rounds: int) -> None:
     torch.set_num_threads(1)
     rng = np.random.default_rng(SEED)
     names = [f"item {i}" for i in range(CATALOGUE)]
-    with stage() as made, OnlineStore.open(made.env["HEADRACE_REDIS_URL"]) as store:
+    with stage(CATALOGUE) as made, OnlineStore.open(made.env["HEADRACE_REDIS_URL"]) as store:
         from learners.next_item import NextItem
 
         for hidden in HIDDEN:

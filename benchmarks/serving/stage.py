@@ -49,7 +49,7 @@ def arguments(description: str, seconds: float, rounds: int = 3) -> argparse.Nam
 
 
 @contextlib.contextmanager
-def stage(**settings: str) -> Iterator[Stage]:
+def stage(items: int = ITEMS, **settings: str) -> Iterator[Stage]:
     """Start Redis and a broker, and fill them; `settings` are further variables for the servers."""
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory(prefix="hrb") as name, contextlib.ExitStack() as stack:
@@ -67,16 +67,16 @@ def stage(**settings: str) -> Iterator[Stage]:
             **settings,
         }
         made = Stage(env, folder)
-        _fill(made)
+        _fill(made, items)
         _publish(folder / "models", redis.url)
         print(
             f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
-            f"Python {platform.python_version()}; seed {SEED}; {CUSTOMERS} customers, {ITEMS} items, {EVENTS} events"
+            f"Python {platform.python_version()}; seed {SEED}; {CUSTOMERS} customers, {items} items, {EVENTS} events"
         )
         yield made
 
 
-def _fill(made: Stage) -> None:
+def _fill(made: Stage, items: int) -> None:
     """Records of customers and items, materialised from a made-up log of the last 30 days."""
     rng, now = np.random.default_rng(SEED), datetime.now(UTC)
     frame = pl.DataFrame(
@@ -84,7 +84,7 @@ def _fill(made: Stage) -> None:
             "event_id": [f"e{i}" for i in range(EVENTS)],
             "event_time": [now - timedelta(seconds=float(s)) for s in np.sort(rng.random(EVENTS) * 30 * 86_400)[::-1]],
             "customer_id": rng.integers(0, CUSTOMERS, EVENTS),
-            "item_id": [f"item {i}" for i in (rng.random(EVENTS) ** 2 * ITEMS).astype(int)],
+            "item_id": [f"item {i}" for i in (rng.random(EVENTS) ** 2 * items).astype(int)],
             "action": pl.Series(["purchase", "purchase", "purchase", "cancel"])[rng.integers(0, 4, EVENTS)],
             "quantity": rng.integers(1, 20, EVENTS),
             "unit_price": np.round(rng.random(EVENTS) * 50, 2),
