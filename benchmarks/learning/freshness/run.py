@@ -4,10 +4,13 @@
                                                 [--out docs/images/freshness.svg]
 
 Each click is a positive; four negatives are drawn from as many clicks before it as a day has on average, in proportion
-to their popularity then (no correction: the question is which of five equally popular stories was opened). Features are
+to their popularity then (no correction: popularity of the last day alone tells nothing). Features are
 as of the click. One learner reads the stream once, in micro-batches of ten seconds of event time. At each boundary of
 an interval its weights are published, and predict all that comes before the next boundary. The first day only warms
 up; "never" is the model after that day. Beside it: a live co-visit counter, which forgets nothing.
+
+In the clicks of Globo half of the gaps in a session are exactly 30.000 s, the invented time of its last click. Here no
+time between clicks is label or feature; such a click only stands up to half a minute from its place.
 """
 
 import argparse
