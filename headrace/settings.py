@@ -48,8 +48,15 @@ def _key_list(value: Any) -> Any:
 
 
 def _origins(value: Any) -> Any:
-    """Origins separated by commas."""
-    return [origin.strip() for origin in value.split(",")] if isinstance(value, str) else value
+    """Origins as a JSON list, or separated by commas; an empty text is none."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError:
+            raise ValueError('begins like JSON and is none; write origin1,origin2 or ["origin1"]') from None
+    return [origin.strip() for origin in value.split(",")] if value.strip() else []
 
 
 def _none_if_empty(value: Any) -> Any:

@@ -6,6 +6,7 @@ its own in the body. It is in the response's header, in the body, and in each li
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues to every request.
 """
 
+import os
 import re
 import uuid
 
@@ -25,6 +26,8 @@ SECURITY_HEADERS = [
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 ]
+NAMED_OUTSIDE_VARIABLE = "SERVE_NAMES_REQUESTS"
+"""Environment variable that is set where Ray Serve adds the request's `X-Request-Id` to every response by itself."""
 HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
@@ -41,6 +44,7 @@ class Guard:
         self._report = report
         self._keys = api_keys
         self._body_bytes_max = body_bytes_max
+        self._is_named_outside = NAMED_OUTSIDE_VARIABLE in os.environ
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer refused requests, pass all others on."""
@@ -58,7 +62,8 @@ class Guard:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 name = (REQUEST_ID.get() or "").encode("ascii", "replace")
-                message["headers"] = [*message["headers"], (b"x-request-id", name), *more_headers]
+                own = [] if self._is_named_outside and name == request_id else [(b"x-request-id", name)]
+                message["headers"] = [*message["headers"], *own, *more_headers]
             await send(message)
 
         try:

@@ -33,6 +33,7 @@ from headrace.errors import ConfigError, ServiceError
 from headrace.extras import require
 from headrace.local.listening import require_free
 from headrace.serving import haproxy
+from headrace.serving.guard import NAMED_OUTSIDE_VARIABLE
 from headrace.serving.model_route import TIMEOUT_MS_MAX
 from headrace.serving.report import METRICS_VARIABLE
 
@@ -100,7 +101,7 @@ def build_app(
     from ray import serve
 
     threads = str(max(int(num_cpus), 1))
-    env_vars = {**dict.fromkeys(THREAD_VARIABLES, threads), **(env or {})}
+    env_vars = {**dict.fromkeys(THREAD_VARIABLES, threads), NAMED_OUTSIDE_VARIABLE: "1", **(env or {})}
     if metrics_folder is not None:
         env_vars[METRICS_VARIABLE] = str(metrics_folder)
     deployment = serve.deployment(

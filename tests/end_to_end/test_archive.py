@@ -1,6 +1,7 @@
 """The archive as it is run for real: killed again and again, it holds each event once, and replays as the log does."""
 
 import json
+import math
 import random
 import signal
 import time
@@ -70,17 +71,27 @@ def test_a_killed_archiver_writes_each_event_once_and_its_files_replay_as_the_lo
     assert_frame_equal(by_archive, by_log)
 
 
-def check_metrics(page: str) -> None:
-    """Counters, lags and the seconds of the stages, of the last process; it took in what those before it had not."""
-    values = {
+def values_of(page: str) -> dict[tuple[str, ...], float]:
+    """Value of each sample by its name and the values of its labels."""
+    return {
         (sample.name, *sorted(sample.labels.values())): sample.value
         for family in text_string_to_metric_families(page)
         for sample in family.samples
     }
+
+
+def lags(page: str) -> list[float]:
+    """Lag of each partition of engagements; infinite before it was looked at."""
+    values = values_of(page)
+    return [values.get(("headrace_source_lag_rows", str(number), "engagements"), math.inf) for number in range(3)]
+
+
+def check_metrics(page: str) -> None:
+    """Counters and the seconds of the stages, of the last process; it took in what those before it had not."""
+    values = values_of(page)
     taken_in = values["headrace_events_total", "engagements"]
     assert 0 < taken_in <= EVENTS
     assert values["headrace_archived_rows_total", "engagements"] == taken_in
-    assert [values["headrace_source_lag_rows", str(number), "engagements"] for number in range(3)] == [0, 0, 0]
     for stage in ("read", "decode", "apply", "tick"):
         assert values["headrace_stage_seconds_count", stage] > 0
         assert values["headrace_stage_seconds_sum", stage] > 0

@@ -63,6 +63,16 @@ def test_api_keys_are_words_or_json(text, keys, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("text", "origins"),
+    [("", ()), ("[]", ()), ("https://a.example, https://b.example", ("https://a.example", "https://b.example")),
+     ('["https://a.example"]', ("https://a.example",))],
+)  # fmt: skip
+def test_origins_are_separated_by_commas_or_json(text, origins, monkeypatch):
+    monkeypatch.setenv("HEADRACE_CORS_ORIGINS", text)
+    assert load_settings().cors_origins == origins
+
+
+@pytest.mark.parametrize(
     "text", ["", " ", "a,,b", "a,", '[""]', '["TOPSECRET"', '"TOPSECRET"', "[1]", "TOP SECRET", "é"]
 )
 def test_no_key_or_half_a_key_is_refused_and_not_shown(text, monkeypatch):
