@@ -162,6 +162,9 @@ class Published:
     def versions(self):
         return list(self.models)
 
+    def state_of(self, version):
+        return id(self.models.get(version))
+
     def wait(self, timeout_s):
         time.sleep(min(timeout_s, 0.002))
 

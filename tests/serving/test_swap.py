@@ -282,6 +282,30 @@ def test_a_damaged_snapshot_is_refused_while_the_old_one_serves(directory, file,
     assert (swap.live.version, swap.refused) == (1, 1)
 
 
+@pytest.mark.parametrize("order", [("model.safetensors", "manifest.json"), ("manifest.json", "model.safetensors")])
+def test_a_folder_that_is_copied_file_by_file_is_taken_once_it_is_whole(directory, tmp_path, order):
+    """Refused while it is not whole, though not at each look; taken at the second look after its last change."""
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    publish(directory, 1)
+    assert swap.refresh()
+    target = directory.folder(publish(directory, 2))
+    whole = shutil.copytree(target, tmp_path / "whole")
+    for file in order:
+        (target / file).unlink()
+    for part in (slice(0, 100), slice(100, None)):
+        for file in order:
+            with (target / file).open("ab") as out:
+                out.write((whole / file).read_bytes()[part])
+            if (part, file) != (slice(100, None), order[-1]):
+                assert not swap.refresh()
+    assert swap.last_refused.version == 2
+    assert swap.refused == 1  # it changed before each look
+    assert not swap.refresh()
+    assert swap.refresh()
+    assert (swap.live.version, swap.last_refused) == (2, None)
+    assert not swap.refresh()
+
+
 def test_a_snapshot_that_does_not_reproduce_its_probe_is_refused(directory):
     """Whole by its checksums, but the weights are not those that gave the probe's scores."""
     honest = Snapshot.of(stage.learned(1), probe=stage.NO_STORE_RANKER.probe(5))

@@ -1,6 +1,7 @@
 """Models from a model directory, verified whole before they may answer."""
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -35,6 +36,14 @@ class DirectoryReleases:
     def versions(self) -> Sequence[int]:
         """The published versions, ascending."""
         return self._directory.versions()
+
+    def state_of(self, version: int) -> Hashable:
+        """Names, sizes and times of the version's files; empty where they vanish meanwhile."""
+        try:
+            stats = [(entry.name, entry.stat()) for entry in os.scandir(self._directory.folder(version))]
+        except OSError:
+            return ()
+        return tuple(sorted((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
     def wait(self, timeout_s: float) -> None:
         """Return at the next notice, or after `timeout_s` seconds."""

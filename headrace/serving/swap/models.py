@@ -1,6 +1,6 @@
 """What a swap works with: a loaded model, the live one, and where new ones come from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +32,10 @@ class Releases(Protocol):
 
     def versions(self) -> Sequence[int]:
         """Published versions, in any order; the greatest that is whole should be live."""
+        ...
+
+    def state_of(self, version: int) -> Hashable:
+        """Value that differs once the files of `version` do: a version that was refused is then looked at again."""
         ...
 
     def wait(self, timeout_s: float) -> None:

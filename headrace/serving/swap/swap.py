@@ -22,7 +22,7 @@ Not optimal: tables are copied whole with each snapshot, so time and memory of a
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -130,7 +130,8 @@ class Swap:
         self._keep_bytes_max = keep_bytes_max
         self._kept: tuple[LiveModel, ...] = ()  # oldest first; replaced as a whole, so that requests may read it
         self._floor = 0  # versions up to this one are not taken any more
-        self._refused_versions: set[int] = set()  # above the floor
+        self._refused_states: dict[int, Hashable] = {}  # above the floor: state of the files that were refused
+        self._changed_states: dict[int, Hashable] = {}  # of refused versions whose files have changed since
         self._follow_fault = ""
         self._turn = threading.Lock()  # one swap at a time; requests never take it
         self._stop = threading.Event()
@@ -171,9 +172,23 @@ class Swap:
             for version in sorted(versions, reverse=True):
                 if version <= self._floor:
                     break
-                if version not in self._refused_versions and self._take(version):
+                if self._may_take(version) and self._take(version):
                     return True
             return False
+
+    def _may_take(self, version: int) -> bool:
+        """Whether `version` was not refused, or its files have changed since and were the same at the last look.
+
+        A folder that is copied file by file is refused at first; while it grows it is not read again at every look.
+        """
+        if version not in self._refused_states:
+            return True
+        state = self._releases.state_of(version)
+        if state == self._refused_states[version]:
+            return False
+        before = self._changed_states.get(version)
+        self._changed_states[version] = state
+        return state == before
 
     def _note_published(self, versions: Sequence[int]) -> None:
         """Record what the directory holds, and whether the live version vanished from it."""
@@ -228,23 +243,25 @@ class Swap:
 
     def _take(self, version: int) -> bool:
         started = time.perf_counter()
+        state = self._releases.state_of(version)
         try:
             loaded = self._load(version)
             self._check(version, loaded)
         except Exception as exc:  # noqa: BLE001  # whatever torch or a kernel raises on a broken file is a refusal
-            self._refused_versions.add(version)
+            self._refused_states[version] = state
             self.refused += 1
             REFUSED.labels(reason=type(exc).__name__).inc()
-            if self.last_refused is None or self.last_refused.version < version:
+            if self.last_refused is None or self.last_refused.version <= version:
                 self.last_refused = RefusedModel(version, _public_reason(exc), wall_us())
                 REFUSED_VERSION.set(version)
             live = self.live.version if self.live else None
             log.warning("snapshot_refused", model_version=version, live=live, reason=str(exc), error=type(exc).__name__)
             return False
         self._floor = version
-        self._refused_versions = {refused for refused in self._refused_versions if refused > version}
+        self._refused_states = {refused: state for refused, state in self._refused_states.items() if refused > version}
+        self._changed_states.clear()
         self._store(version, loaded, started)
-        if self.last_refused is not None and self.last_refused.version < version:
+        if self.last_refused is not None and self.last_refused.version <= version:
             self.last_refused = None
             REFUSED_VERSION.set(0)
         return True
