@@ -71,6 +71,8 @@ class Standardizer:
 
     def observe(self, x: Floats) -> None:
         """Update the statistics by x (B, D); NaN and infinite values are skipped."""
+        if not len(self):
+            return
         rows = np.ascontiguousarray(x)
         begin = np.zeros(len(self), np.int64)  # first row of each feature that its first values do not hold
         for index in np.flatnonzero(self.first_count < WARM_ROWS).tolist():

@@ -17,6 +17,7 @@ MODELS = {
     "logistic": Logistic,
     "fm": lambda **steps: DeepFM(dim=4, hidden=(), **steps),
     "deep_fm": lambda **steps: DeepFM(dim=4, hidden=(8, 4), **steps),
+    "wide_deep_fm": lambda **steps: DeepFM(dim=4, hidden=(256, 128), **steps),  # its products are of BLAS
     "attention": lambda **steps: DeepFM(dim=4, hidden=(8,), attention=True, **steps),
 }
 OPTIMIZERS = {"adagrad": Adagrad(lr=0.05), "adam": Adam(lr=0.01), "ftrl": Ftrl(l1=1e-3, l2=1e-2)}

@@ -1,13 +1,16 @@
 """DeepFM's forward and backward pass without autograd: equal to it, at a fraction of its fixed cost.
 
 Autograd builds and traverses a graph of some forty operations, 1 ms for any batch size. This pass is three matrix
-products a hidden layer, by BLAS, and a compiled kernel before and after each: what is left of a step at small batches
-is the products. It reads the module's parameters and writes their `.grad` in place.
+products a hidden layer, by BLAS, and a compiled kernel before and after each; for a small batch it is one kernel
+forward and one backward. It reads the module's parameters and writes their `.grad` in place.
 
     x (B, E * dim + N)  the vectors side by side, then the numbers       s (B, dim)  sum of an example's vectors
     logits = linear weights + numbers @ first_order + 1/2 sum(s^2 - sum of v^2) + mlp(x)
     d logits / d v = s - v + d mlp / d x
 """
+
+import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +20,13 @@ from torch import Tensor, nn
 from headrace.kernels.compile import kernel
 from headrace.learners.models.fm_pass import pair_products
 from headrace.learners.models.model import ZeroHead
+from headrace.learners.models.small_mlp import PRODUCTS_MAX, mlp_backward, mlp_forward
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats, Floats, Floats]
 """First-order weights (N,) and bias (1,), the MLP head's weights (H,) and bias (1,); or their gradients."""
+Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
+"""Weights (H, K) and biases (H,) of each hidden layer; or their gradients."""
 
 
 class DeepFMPass:
@@ -39,6 +45,9 @@ class DeepFMPass:
         *hidden, head = [layer for layer in mlp if isinstance(layer, nn.Linear)]
         self._hidden = [(layer.weight.detach(), layer.bias.detach()) for layer in hidden]
         self._parameters = [layer.weight for layer in hidden], [layer.bias for layer in hidden]
+        weights, biases = (tuple(one.detach().numpy() for one in kind) for kind in self._parameters)
+        self._layers: Layers = (weights, biases)
+        self._products = sum(layer.weight.numel() for layer in hidden)
         self._heads = [array for layer in (first_order, head) for array in (layer.weight, layer.bias)]
         self._head: Head = _rows_of([array.detach() for array in self._heads])
         self._mlp_head = torch.from_numpy(self._head[2]), torch.from_numpy(self._head[3])
@@ -59,33 +68,49 @@ class DeepFMPass:
         self._dense = dense
         return logits
 
-    def _forward(self, embedded: Floats, dense: Floats) -> tuple[Floats, Floats, list[Tensor]]:
+    def _forward(self, embedded: Floats, dense: Floats) -> tuple[Floats, Floats, tuple[Floats, ...]]:
         """Logits, sums of vectors, and the inputs of each layer of the MLP, the head's last."""
         count, columns = embedded.shape[:2]
         x = np.empty((count, columns * self._dim + dense.shape[1]), np.float32)
         sums, logits = np.empty((count, self._dim), np.float32), np.empty(count, np.float32)
+        if self._is_small(count):
+            inputs = (x, *(np.empty((count, bias.size), np.float32) for bias in self._layers[1]))
+            forward_small(embedded, dense, self._head, self._layers, inputs, sums, logits)
+            return logits, sums, inputs
         first_and_second_order(embedded, dense, self._head, x, sums, logits)
-        inputs = [torch.from_numpy(x)]
+        tensors = [torch.from_numpy(x)]
         for weight, bias in self._hidden:
-            inputs.append(torch.addmm(bias, inputs[-1], weight.t()).relu_())
+            tensors.append(torch.addmm(bias, tensors[-1], weight.t()).relu_())
         weight, bias = self._mlp_head
-        torch.from_numpy(logits).add_(torch.mv(inputs[-1], weight)).add_(bias)
-        return logits, sums, inputs
+        torch.from_numpy(logits).add_(torch.mv(tensors[-1], weight)).add_(bias)
+        return logits, sums, tuple(tensor.numpy() for tensor in tensors)
 
     def backward(self, grads: Floats, embedded: Floats) -> Floats:
         """Gradients (B, E, W) by the rows, from those by the logits (B,); the parameters' are written into `.grad`."""
-        head_grads = _rows_of([_grad(parameter) for parameter in self._heads])
-        below = np.empty(self._inputs[-1].shape, np.float32)
-        head_gradients(grads, self._dense, self._inputs[-1].numpy(), self._head, head_grads, below)
-        for layer in range(len(self._hidden) - 1, -1, -1):
-            weight, bias = (_grad(parameters[layer]) for parameters in self._parameters)
-            mask_and_sum(below, self._inputs[layer + 1].numpy(), bias.numpy())
-            above = torch.from_numpy(below)
-            torch.mm(above.t(), self._inputs[layer], out=weight)
-            below = torch.mm(above, self._hidden[layer][0]).numpy()
+        head_grads, layer_grads = self._grads
         out = np.empty_like(embedded)
+        if self._is_small(len(grads)):
+            batch = (grads, embedded, self._dense, self._sums, self._inputs)
+            backward_small(batch, self._head, self._layers, head_grads, layer_grads, out)
+            return out
+        below = np.empty(self._inputs[-1].shape, np.float32)
+        head_gradients(grads, self._dense, self._inputs[-1], self._head, head_grads, below)
+        for layer in range(len(self._hidden) - 1, -1, -1):
+            mask_and_sum(below, self._inputs[layer + 1], layer_grads[1][layer])
+            above = torch.from_numpy(below)
+            torch.mm(above.t(), torch.from_numpy(self._inputs[layer]), out=torch.from_numpy(layer_grads[0][layer]))
+            below = torch.mm(above, self._hidden[layer][0]).numpy()
         gradients_by_rows(below, grads, embedded, self._sums, out)
         return out
+
+    def _is_small(self, count: int) -> bool:
+        return count * self._products <= PRODUCTS_MAX
+
+    @functools.cached_property
+    def _grads(self) -> tuple[Head, Layers]:
+        """The gradients of the head and of the hidden layers, which stay where they are too."""
+        weights, biases = (tuple(_grad(one).numpy() for one in kind) for kind in self._parameters)
+        return _rows_of([_grad(parameter) for parameter in self._heads]), (weights, biases)
 
 
 def _rows_of(arrays: list[Tensor]) -> Head:
@@ -96,6 +121,33 @@ def _rows_of(arrays: list[Tensor]) -> Head:
 def _grad(parameter: Tensor) -> Tensor:
     assert parameter.grad is not None, "gradients are views of one row, made with the learner"
     return parameter.grad
+
+
+@kernel
+def forward_small(
+    embedded: Floats, dense: Floats, head: Head, layers: Layers, inputs: tuple[Floats, ...], sums: Floats, out: Floats
+) -> None:
+    """`out` (B,) = logits; `inputs` of the layers, the head's last, and `sums` (B, dim) for the way back."""
+    first_and_second_order(embedded, dense, head, inputs[0], sums, out)
+    mlp_forward(layers[0], layers[1], inputs)
+    hidden, weight, bias = inputs[-1], head[2], head[3]
+    for i in range(out.size):
+        total = np.float64(bias[0])
+        for j in range(weight.size):
+            total += np.float64(weight[j]) * hidden[i, j]
+        out[i] += np.float32(total)
+
+
+@kernel
+def backward_small(
+    batch: tuple[Any, ...], head: Head, layers: Layers, head_grads: Head, layer_grads: Layers, out: Floats
+) -> None:
+    """`out` (B, E, W) = gradients by the rows; those by all parameters are overwritten."""
+    grads, embedded, dense, sums, inputs = batch
+    below = np.empty(inputs[-1].shape, np.float32)
+    head_gradients(grads, dense, inputs[-1], head, head_grads, below)
+    by_x = mlp_backward(below, layers[0], inputs, layer_grads[0], layer_grads[1])
+    gradients_by_rows(by_x, grads, embedded, sums, out)
 
 
 @kernel

@@ -183,6 +183,7 @@ class TrainedLookup(Lookup):
     def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], model: Model) -> None:
         super().__init__(spec, tables, model)
         self._trained = [tables[name] for name in spec.tables]
+        self._segments = [np.flatnonzero(self.table_of == number).tolist() for number in range(len(spec.tables))]
 
     def admit(self, uses: Uses, now_us: int, starts: Ints | None = None) -> Uses:
         """Count the ids of a training batch and admit those with enough uses; returns the batch with its new rows.
@@ -202,13 +203,11 @@ class TrainedLookup(Lookup):
         )
         if not lacking.any():
             return uses
+        edges = uses.starts.tolist()
         for number in np.flatnonzero(lacking).tolist():
-            segments = np.flatnonzero(self.table_of == number).tolist()
-            ids, first = (
-                np.concatenate([array[uses.starts[s] : uses.starts[s + 1]] for s in segments])
-                for array in (uses.ids, is_first)
-            )
-            self._trained[number].admit(ids[first], now_us)
+            parts = [slice(edges[s], edges[s + 1]) for s in self._segments[number]]
+            ids = [uses.ids[part][is_first[part]] for part in parts]
+            self._trained[number].admit(ids[0] if len(ids) == 1 else np.concatenate(ids), now_us)
         return self.refreshed(uses)
 
     @property

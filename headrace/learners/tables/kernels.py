@@ -24,16 +24,28 @@ Tuple = tuple[Any, ...]
 
 
 @kernel
-def init_rows(ids: Ints, rows: Ints, seed: np.uint64, scale: float, weights: Floats) -> None:
-    """Set `weights[rows]` (n, W) by the ids alone: vectors uniform in [-scale, scale), linear weight 0."""
+def init_rows(
+    ids: Ints, rows: Ints, is_new: Bools, seed: np.uint64, scale: float, initial: Floats, arrays: Tuple
+) -> None:
+    """Set the rows of the `ids` (n,) that are new, in all `arrays` of a table: weights, state, last use, uses.
+
+    Vectors are uniform in [-scale, scale) by the ids alone, linear weights 0, the state is `initial` (S,).
+    """
+    weights, state, seen, counts = arrays
+    width = weights.shape[1] - 1
     for i in range(rows.size):
+        if not is_new[i]:
+            continue
+        row = rows[i]
         word = mix(int(np.uint64(ids[i]) ^ seed))
-        width = weights.shape[1] - 1
         for j in range(width):
             word = mix(int(word))
             unit = np.float64(word >> np.uint64(11)) * (1.0 / 9007199254740992.0)
-            weights[rows[i], j] = scale * (2.0 * unit - 1.0)
-        weights[rows[i], width] = 0.0
+            weights[row, j] = scale * (2.0 * unit - 1.0)
+        weights[row, width] = 0.0
+        state[row] = initial
+        seen[row] = 0
+        counts[row] = 0
 
 
 @kernel

@@ -80,6 +80,7 @@ class EmbeddingTable:
         self._optimizer = optimizer
         self._seed = np.uint64(xxhash.xxh64_intdigest(name.encode(), seed))
         self._map = IdMap(_FIRST_ROWS)
+        self._rows = ROWS.labels(table=name)
         self._initial = optimizer.initial_state(self.width)
         self._allocate(_FIRST_ROWS)
         self._waiting = _Waiting()
@@ -102,24 +103,25 @@ class EmbeddingTable:
 
         `now_us` is the event time of the batch in microseconds. PAD is ignored; each duplicate counts.
         """
-        rows = self._map.get(ids)
-        fresh = ids[(rows < 0) & (ids != PAD)]
-        if fresh.size:
-            unique, uses = np.unique(fresh, return_counts=True)
-            if self.policy.min_count > 1:
-                unique = self._waiting.count(unique, uses, now_us, self.policy.min_count, self.policy.rows_max)
-            self._add(unique)
+        if self.policy.min_count == 1:
+            rows = self._add(ids[ids != PAD])
+        else:
             rows = self._map.get(ids)
+            fresh = ids[(rows < 0) & (ids != PAD)]
+            if fresh.size:
+                unique, uses = np.unique(fresh, return_counts=True)
+                self._add(self._waiting.count(unique, uses, now_us, self.policy.min_count, self.policy.rows_max))
+                rows = self._map.get(ids)
         kernels.touch_rows(rows, now_us, self.seen_us, self.count)
         if len(self) > self.policy.rows_max:
             keep = max(self.policy.rows_max - self.policy.rows_max // _SLACK, 1)
             self._evict(len(self) - keep)
-        ROWS.labels(table=self.name).set(len(self))
+        self._rows.set(len(self))
 
     def add(self, ids: NDArray[np.int64]) -> None:
         """Give a row to each of the distinct `ids` (n,), which have none, not counting a use; the budget has room."""
         self._add(ids)
-        ROWS.labels(table=self.name).set(len(self))
+        self._rows.set(len(self))
 
     def expire(self, now_us: int) -> int:
         """Remove the rows not seen since `now_us - expire_us`; returns how many."""
@@ -191,15 +193,14 @@ class EmbeddingTable:
         self.count = np.zeros(capacity, dtype=np.int64)
         self._slots = np.full(capacity, -1, dtype=np.int64)
 
-    def _add(self, ids: NDArray[np.int64]) -> None:
-        rows, _ = self._map.get_or_add(ids)
-        needed = int(rows.max(initial=-1)) + 1
-        if needed > len(self.weights):
-            self._grow(max(needed, 2 * len(self.weights)))
-        kernels.init_rows(ids, rows, self._seed, self.policy.init_scale, self.weights)
-        self.state[rows] = self._initial
-        self.seen_us[rows] = 0
-        self.count[rows] = 0
+    def _add(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of `ids` (n,); an id without one gets one."""
+        rows, is_new = self._map.get_or_add(ids)
+        if self._map.high > len(self.weights):
+            self._grow(max(self._map.high, 2 * len(self.weights)))
+        arrays = (self.weights, self.state, self.seen_us, self.count)
+        kernels.init_rows(ids, rows, is_new, self._seed, self.policy.init_scale, self._initial, arrays)
+        return rows
 
     def _grow(self, capacity: int) -> None:
         size = len(self.weights)
