@@ -9,6 +9,8 @@ Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues 
 import os
 import re
 import uuid
+from collections.abc import Mapping
+from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,17 +33,37 @@ NAMED_OUTSIDE_VARIABLE = "SERVE_NAMES_REQUESTS"
 HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
+class Shedding(Protocol):
+    """A route that can say beforehand that it would not answer in time."""
+
+    name: str
+
+    def refusal(self, scope: Scope) -> Refusal | None:
+        """Why not, before the body is read; None if it may."""
+        ...
+
+
 class Guard:
     """ASGI middleware; see the module's docstring.
 
     Args:
         api_keys: accepted keys, as `X-API-Key` or `Authorization: Bearer`; none: open.
         body_bytes_max: a longer announced body is answered 413 unread.
+        shedding: path -> its route, which is asked last: a refusal here costs half of one by the application.
     """
 
-    def __init__(self, app: ASGIApp, *, report: Report, api_keys: ApiKeys, body_bytes_max: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        report: Report,
+        api_keys: ApiKeys,
+        body_bytes_max: int,
+        shedding: Mapping[str, Shedding],
+    ) -> None:
         self._app = app
         self._report = report
+        self._shedding = shedding
         self._keys = api_keys
         self._body_bytes_max = body_bytes_max
         self._is_named_outside = NAMED_OUTSIDE_VARIABLE in os.environ
@@ -67,11 +89,14 @@ class Guard:
             await send(message)
 
         try:
-            refusal = self._refusal(path, headers)
+            refusal, route = self._refusal(path, headers), "guard"
+            shedding = self._shedding.get(path) if refusal is None and scope["method"] == "POST" else None
+            if shedding is not None:
+                refusal, route = shedding.refusal(scope), shedding.name
             if refusal is None:
                 await self._app(scope, receive, send_named)
             else:
-                self._report.answered("guard", refusal.status, 0.0)
+                self._report.answered(route, refusal.status, 0.0)
                 await send_refusal(refusal, send_named)
         finally:
             REQUEST_ID.reset(token)

@@ -72,7 +72,8 @@ class HttpLimits:
         max_in_flight: requests of the model that may wait or be worked on at once, small and large ones apart; more are
             answered 429, and before that those that would wait for longer than they may.
         body_bytes_max: longest request body.
-        timeout_s: deadline of a request that has no header `X-Request-Timeout-Ms`, from the arrival of its body.
+        timeout_s: deadline of a request that has no header `X-Request-Timeout-Ms`, from the arrival of its body
+            at this machine under `--plain`, in this process under Ray Serve.
     """
 
     api_keys: Collection[str] = ()
@@ -123,6 +124,7 @@ def build_http(
     app = FastAPI(
         title=title, lifespan=lifespan, responses={422: {"model": ErrorResponse}}, docs_url=None, redoc_url=None
     )
+    model_routes = {}
     for name, model, answer in (("rank", RankRequest, RankResponse), ("score", ScoreRequest, ScoreResponse)):
         route = ModelRoute(
             name,
@@ -134,6 +136,7 @@ def build_http(
             body_bytes_max=limits.body_bytes_max,
             timeout_s=limits.timeout_s,
         )
+        model_routes[f"/v1/{name}"] = route
         _add_model_route(app, route, model, answer)
     app.state.is_draining = False  # set by the server when it is told to stop
     routes = _Routes(answers, swap, report, reads, probes, app.state)
@@ -146,6 +149,7 @@ def build_http(
         report=report,
         api_keys=keys,
         body_bytes_max=limits.body_bytes_max,
+        shedding=model_routes,
     )
     if limits.cors_origins:  # added last, so that it answers a browser's preflight, which brings no key
         app.add_middleware(

@@ -5,9 +5,9 @@
 There is no timer: a lone request is taken at once, and while a batch is worked on the next one gathers. The event loop
 is woken once a batch. Large requests have a lane of their own, so that small ones never wait behind them.
 
-A request is refused when it would wait for longer than it may: requests before it, times the mean seconds of one.
-One whose deadline passes is answered there and then; one that has waited for a while is watched, so that the work of a
-client that hung up is dropped. Both cost one timer a request, which a quick answer cancels.
+A request is refused when it would wait for longer than it may, judged by what those before it cost lately. One whose
+deadline passes is answered there and then; one that has waited for a while is watched, so that the work of a client
+that hung up is dropped. Both cost one timer a request, which a quick answer cancels.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from headrace.tracing import submitted
 WATCH_S = 0.05
 """How long a request waits before its client is watched: less would cost every request a task."""
 SMOOTHING = 0.2
-"""Weight of the last batch in the mean seconds of a request."""
+"""Weight of the last batch in the mean seconds of a request, and of a batch."""
 
 WAITING = Gauge("headrace_requests_waiting", "Requests that wait for the scoring thread, or are worked on.", ["lane"])
 BATCH_REQUESTS = Histogram(
@@ -122,15 +122,21 @@ class Lane:
         self._waiting_max = waiting_max
         self._rows_max = rows_max
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._waiting = 0  # used on the event loop only
-        self._request_s = 0.0  # mean seconds of a request lately: written by the thread, read by the event loop
+        self._waiting = self._waiting_rows = 0  # used on the event loop only
+        # Mean seconds of a request and of a batch lately: written by the thread, read by the event loop.
+        self._request_s = self._batch_s = 0.0
         self._thread: threading.Thread | None = None
         self._waiting_gauge = WAITING.labels(lane=name)
         self._batch_sizes = BATCH_REQUESTS.labels(lane=name)
 
     def expected_wait_s(self) -> float:
-        """Seconds until a request that came now would be begun, from what those before it cost lately."""
-        return self._waiting * self._request_s
+        """Seconds until a request that came now would be begun, from what those before it cost lately.
+
+        The lesser of two guesses: as many requests one by one, or as many batches as they fill. After lone requests,
+        each of which costs as much as a batch, the first would refuse most of a burst.
+        """
+        batches = 1 + self._waiting_rows // self._rows_max
+        return min(self._waiting * self._request_s, batches * self._batch_s)
 
     def require_room(self, deadline_s: float) -> None:
         """Return if a request may wait here until `deadline_s`.
@@ -169,6 +175,7 @@ class Lane:
             self._thread = threading.Thread(target=self._run, name=f"headrace-{self._name}", daemon=True)
             self._thread.start()
         self._waiting += 1
+        self._waiting_rows += len(job.query.candidates)
         self._waiting_gauge.inc()
         left_s = max(job.deadline_s - time.monotonic(), 0.0)
         job.timer = job.loop.call_later(min(WATCH_S, left_s), _watch, job)
@@ -177,6 +184,8 @@ class Lane:
             outcome = await job.future
         finally:
             job.end(None)
+        if not isinstance(outcome, Exception) and time.monotonic() > job.deadline_s:
+            outcome = _deadline_over()  # it was ready in time, and waited for this turn of the event loop
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -208,23 +217,29 @@ class Lane:
         if wanted:
             started_s = time.perf_counter()
             outcomes = self._work(wanted)
-            seconds = (time.perf_counter() - started_s) / len(wanted)
-            self._request_s += SMOOTHING * (seconds - self._request_s)
+            seconds = time.perf_counter() - started_s
+            self._request_s += SMOOTHING * (seconds / len(wanted) - self._request_s)
+            self._batch_s += SMOOTHING * (seconds - self._batch_s)
             self._batch_sizes.observe(len(wanted))
         for loop in dict.fromkeys(job.loop for job in jobs):
             pairs = [(job, outcome) for job, outcome in zip(wanted, outcomes, strict=True) if job.loop is loop]
-            count = sum(job.loop is loop for job in jobs)
+            rows = [len(job.query.candidates) for job in jobs if job.loop is loop]
             try:
-                loop.call_soon_threadsafe(self._deliver, pairs, count)
+                loop.call_soon_threadsafe(self._deliver, pairs, len(rows), sum(rows))
             except RuntimeError:  # the loop is closed: nobody waits for its answers any more
-                self._waiting -= count
+                self._leave(len(rows), sum(rows))
                 log.warning("answers_undelivered", requests=len(pairs))
 
-    def _deliver(self, pairs: Sequence[tuple[Job, Outcome]], count: int) -> None:
-        self._waiting -= count
-        self._waiting_gauge.dec(count)
+    def _deliver(self, pairs: Sequence[tuple[Job, Outcome]], count: int, rows: int) -> None:
+        self._leave(count, rows)
         for job, outcome in pairs:
             job.end(outcome)
+
+    def _leave(self, count: int, rows: int) -> None:
+        """Forget `count` requests of `rows` candidates."""
+        self._waiting -= count
+        self._waiting_rows -= rows
+        self._waiting_gauge.dec(count)
 
 
 def _watch(job: Job) -> None:
@@ -245,11 +260,16 @@ async def _until_over(job: Job) -> None:
         async with asyncio.timeout(job.deadline_s - time.monotonic()):
             await until_gone(job.receive)
     except TimeoutError:
-        SHED.labels(reason="deadline").inc()
-        fix = "try again after the seconds of Retry-After, or allow more time"
-        outcome: Exception = Refusal(503, "deadline_exceeded", "the request's time is over", fix)
+        outcome: Exception = _deadline_over()
     else:
         SHED.labels(reason="client_gone").inc()
         outcome = ClientGoneError()
     job.watcher = None
     job.end(outcome)
+
+
+def _deadline_over() -> Refusal:
+    """The counted refusal of a request whose deadline has passed."""
+    SHED.labels(reason="deadline").inc()
+    fix = "try again after the seconds of Retry-After, or allow more time"
+    return Refusal(503, "deadline_exceeded", "the request's time is over", fix)

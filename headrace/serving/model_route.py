@@ -19,6 +19,7 @@ from headrace.serving.messages import ScoreRequest
 from headrace.serving.queries import Query
 from headrace.serving.refusals import Refusal, no_model, parse, refusal_of, send_json, send_refusal, too_large
 from headrace.serving.report import Report
+from headrace.serving.sockets import ARRIVED_S
 from headrace.serving.swap import Swap
 from headrace.telemetry import REQUEST_ID
 
@@ -33,6 +34,7 @@ LARGE_BODY_BYTES = 16_384
 CLIENT_GONE = 499
 """Status that a request is counted under whose client hung up."""
 
+_ARROW = MEDIA_TYPE.encode()
 Ask = TypeVar("Ask", bound=ScoreRequest)
 
 
@@ -107,13 +109,23 @@ class ModelRoute(Generic[Ask]):
             await send_json(send, status, reply.body, {"x-model-version": str(version)}, reply.media_type)
         self._report.answered(self.name, status, time.perf_counter() - started_s, model_version=version)
 
+    def refusal(self, scope: Scope) -> Refusal | None:
+        """Why a request cannot be answered in time, whatever it asks; None if it may.
+
+        For the guard, before the application spends on it: under overload most requests end here.
+        """
+        try:
+            if self._swap.live is None:
+                raise no_model()
+            self._answers.require_store()
+            self._lanes.small.require_room(_arrived_s(scope) + self._timeout_of(scope["headers"]))
+        except Refusal as exc:
+            return exc
+        return None
+
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
-        if self._swap.live is None:
-            raise no_model()
-        self._answers.require_store()
         timeout_s = self._timeout_of(scope["headers"])
         is_arrow, as_arrow = (_names_arrow(scope["headers"], name) for name in (b"content-type", b"accept"))
-        self._lanes.small.require_room(time.monotonic() + timeout_s)  # before the work of reading it
         body = await self._body(receive)
         if len(body) > LARGE_BODY_BYTES:
             ask, query = await self._parsed_in_thread(body, receive, is_arrow)
@@ -122,7 +134,7 @@ class ModelRoute(Generic[Ask]):
         request_id = ask.request_id or REQUEST_ID.get() or uuid.uuid4().hex
         REQUEST_ID.set(request_id)
         self._answers.require_version(ask)
-        deadline_s = time.monotonic() + timeout_s
+        deadline_s = _arrived_s(scope) + timeout_s
         job = Job(self.name, ask, query, deadline_s, receive, request_id=request_id, as_arrow=as_arrow)
         reply: Reply = await self._lanes.of(ask).submit(job)
         return reply
@@ -173,6 +185,12 @@ class ModelRoute(Generic[Ask]):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+def _arrived_s(scope: Scope) -> float:
+    """When the request reached this machine, of `time.monotonic`; now where its body is not whole, or nobody knows."""
+    arrived_s: float = scope.get("state", {}).get(ARRIVED_S, 0.0)
+    return arrived_s or time.monotonic()
+
+
 def _names_arrow(headers: list[tuple[bytes, bytes]], name: bytes) -> bool:
     """Whether the header `name` names the type of Arrow streams."""
-    return any(key == name and MEDIA_TYPE.encode() in value.lower() for key, value in headers)
+    return any(key == name and _ARROW in value.lower() for key, value in headers)

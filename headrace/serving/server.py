@@ -14,17 +14,13 @@ from typing import Any
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace.errors import ConfigError
 from headrace.local.listening import require_free
 from headrace.redaction import shown_url
-from headrace.serving.refusals import Refusal
-from headrace.serving.report import REQUESTS
+from headrace.serving.sockets.accepting import Acceptor
+from headrace.serving.sockets.connection import GuardedConnection
 from headrace.settings import Settings
-
-HEAD_S = 10.0
-"""Seconds within which the head of a request must have arrived, counted from the connection or its last answer."""
 
 log = structlog.get_logger(__name__)
 
@@ -123,67 +119,6 @@ def _up(url: str, runner: str, settings: Settings) -> str:
     )
 
 
-class GuardedConnection(HttpToolsProtocol):
-    """uvicorn's connection, of which heads that come slowly are given up and malformed ones counted.
-
-    uvicorn itself waits for ever for the first request of a connection, and for the rest of a head.
-    """
-
-    _head_timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by asyncio when a client connects."""
-        super().connection_made(transport)
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Called by asyncio with what arrived."""
-        super().data_received(data)
-        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()  # what arrived begins a request that is not whole yet
-
-    def on_headers_complete(self) -> None:
-        """Called by the parser at the end of a head."""
-        self._stop_waiting()
-        super().on_headers_complete()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by asyncio once, at the end."""
-        self._stop_waiting()
-        super().connection_lost(exc)
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP request."""
-        self._end(Refusal(400, "bad_request", msg, "send HTTP/1.1"))
-
-    def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
-
-    def _stop_waiting(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _give_up(self) -> None:
-        self._head_timer = None
-        self._end(Refusal(408, "head_too_slow", f"no whole head came within {HEAD_S:g} s", "send it at once"))
-
-    def _end(self, refusal: Refusal) -> None:
-        """Answer outside the application, and close."""
-        self._stop_waiting()
-        if self.transport.is_closing():
-            return
-        REQUESTS.labels(route="none", status=str(refusal.status)).inc()
-        body = refusal.to_bytes()
-        reason = {400: "Bad Request", 408: "Request Timeout"}[refusal.status]
-        head = (
-            f"HTTP/1.1 {refusal.status} {reason}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-
 class _Announced(uvicorn.Server):
     """A server that calls `on_up` with its port once it answers requests, and drains before it ends.
 
@@ -197,6 +132,7 @@ class _Announced(uvicorn.Server):
         self._application = app
         self._drain_s = drain_s
         self._is_draining = False
+        self._acceptor: Acceptor | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called in the main thread at SIGTERM and SIGINT."""
@@ -212,4 +148,16 @@ class _Announced(uvicorn.Server):
         """Called by uvicorn once, before its loop; returns without having started if the application fails."""
         await super().startup(sockets)
         if self.started:
-            self._on_up(self.servers[0].sockets[0].getsockname()[1])
+            listeners = [each for server in self.servers for each in server.sockets]
+            self._acceptor = Acceptor(listeners, self._connection, self.config.ssl)
+            self._on_up(listeners[0].getsockname()[1])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn once, after its loop."""
+        if self._acceptor is not None:
+            self._acceptor.close()
+        await super().shutdown(sockets)
+
+    def _connection(self) -> GuardedConnection:
+        """The protocol of a connection, as uvicorn makes it."""
+        return GuardedConnection(self.config, self.server_state, self.lifespan.state, asyncio.get_running_loop())

@@ -1,6 +1,7 @@
 """Natural batching: what waits is one batch, answers are those of lone requests, and nothing waits for ever."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -17,7 +18,12 @@ from prometheus_client import REGISTRY
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis, free_port
 from headrace.serving import HttpLimits
+from headrace.serving.lanes import Job, Lane
 from headrace.serving.model_route import LARGE_CANDIDATES
+from headrace.serving.queries import Query
+from headrace.serving.refusals import Refusal
+from headrace.serving.sockets.accepting import Acceptor
+from headrace.serving.sockets.connection import GuardedConnection
 from tests.serving import stage
 from tests.serving.stage import NOW_US, Ranks, Signature, until
 
@@ -169,6 +175,107 @@ def test_requests_that_would_wait_for_too_long_are_shed(serve):
     assert {answer.status_code for answer in answers} <= {200, 429, 503}
 
 
+def test_a_deadline_runs_from_the_socket(serve):
+    """The event loop stands still while a request waits, unread, for longer than it may: it is refused, not answered.
+
+    loop      |--- /block ------------------------|
+    request       sent, 100 ms allowed |- 150 ms -| read -> 429
+    """
+    app = serve(Ranks()).app
+    blocked, sent = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        blocked.set()
+        assert sent.wait(10)
+        time.sleep(0.15)  # noqa: ASYNC251  # the point of it
+
+    app.get("/block")(block)
+    with Server(app, http=GuardedConnection) as server:
+        data = json.dumps(asks(1)[0]).encode()
+        with server.half_sent(data) as patient:
+            assert b" 200 " in patient.recv(1_000).partition(b"\r\n")[0]
+        with server.half_sent(b"", target="GET /block") as blocking:
+            assert blocked.wait(10)
+            with server.half_sent(data, headers="X-Request-Timeout-Ms: 100\r\n") as late:
+                sent.set()
+                assert b" 429 " in late.recv(1_000).partition(b"\r\n")[0]
+            assert b" 200 " in blocking.recv(1_000).partition(b"\r\n")[0]
+
+
+def test_an_answer_that_waits_past_its_deadline_is_none():
+    """It is ready in time, but the event loop is busy for longer: 503, as what is served comes within its deadline."""
+
+    async def play():
+        loop = asyncio.get_running_loop()
+
+        def work(jobs):
+            loop.call_soon_threadsafe(time.sleep, 0.2)
+            return ["an answer"] * len(jobs)
+
+        lane = Lane("late", work, waiting_max=8, rows_max=8)
+        query = Query({"reader": 7}, ["a"], NOW_US)
+        try:
+            return await lane.submit(Job("rank", None, query, time.monotonic() + 0.1, None, request_id="r"))
+        finally:
+            lane.close()
+
+    with pytest.raises(Refusal) as refused:
+        asyncio.run(play())
+    assert (refused.value.status, refused.value.body.error) == (503, "deadline_exceeded")
+
+
+def test_lone_requests_do_not_make_a_burst_look_too_long():
+    """A lone request costs 10 ms, as a whole batch does: of 64 at once with 300 ms to wait none is refused."""
+
+    async def play():
+        def work(jobs):
+            time.sleep(0.01)
+            return [len(jobs)] * len(jobs)
+
+        async def connected():
+            await asyncio.sleep(30)
+
+        lane = Lane("burst", work, waiting_max=64, rows_max=64)
+        query = Query({"reader": 7}, ["a"], NOW_US)
+
+        def job(seconds):
+            return Job("rank", None, query, time.monotonic() + seconds, connected, request_id="r")
+
+        try:
+            for _ in range(20):
+                await lane.submit(job(30))
+            return await asyncio.gather(*(lane.submit(job(0.3)) for _ in range(64)), return_exceptions=True)
+        finally:
+            lane.close()
+
+    refused = [each for each in asyncio.run(play()) if isinstance(each, Refusal)]
+    assert [each for each in refused if each.status == 429] == []
+
+
+def test_all_connections_that_wait_are_accepted_in_one_turn():
+    """uvloop alone takes one a turn: with turns of 100 ms, the last of 300 callers would wait for 30 s."""
+
+    async def play():
+        accepted = []
+
+        class Accepted(asyncio.Protocol):
+            def connection_made(self, transport):
+                accepted.append(transport)
+
+        with socket.create_server(("127.0.0.1", 0), backlog=64) as listener, contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(socket.create_connection(listener.getsockname()))
+            acceptor = Acceptor([listener], Accepted, None)
+            for _ in range(6):  # two turns to accept one and open it, and some to spare
+                await asyncio.sleep(0)
+            acceptor.close()
+            for transport in accepted:
+                transport.close()
+        return len(accepted)
+
+    assert asyncio.run(play()) == 40
+
+
 def test_a_redis_that_hangs_costs_little_after_the_first(tmp_path, serve):
     """Stopped: the first request waits for its deadline, later ones for nothing; it goes on and so do they."""
     with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url, shards=stage.SHARDS, timeout_s=1.0) as store:
@@ -194,9 +301,9 @@ def test_a_redis_that_hangs_costs_little_after_the_first(tmp_path, serve):
 class Server(uvicorn.Server):
     """A real server in a thread."""
 
-    def __init__(self, app) -> None:
+    def __init__(self, app, **options) -> None:
         self.port = free_port()
-        super().__init__(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning"))
+        super().__init__(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", **options))
         self.thread = threading.Thread(target=self.run)
 
     def __enter__(self):
@@ -208,10 +315,10 @@ class Server(uvicorn.Server):
         self.should_exit = True
         self.thread.join(20)
 
-    def half_sent(self, body, *, length=None):
+    def half_sent(self, body, *, length=None, target="POST /v1/rank", headers=""):
         """A connection that has sent a head and `body`."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        head = f"POST /v1/rank HTTP/1.1\r\nHost: x\r\nContent-Length: {length or len(body)}\r\n\r\n"
+        head = f"{target} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length or len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         return connection
 

@@ -22,10 +22,11 @@ SERVER = """
 import warnings
 from fastapi import FastAPI
 from headrace.serving import server
+from headrace.serving.sockets import connection
 from headrace.settings import load_settings
 from headrace.telemetry import configure_logs
 
-server.HEAD_S = 0.5
+connection.HEAD_S = 0.5
 settings = load_settings()
 configure_logs(as_json=settings.log_json)
 app = FastAPI()
