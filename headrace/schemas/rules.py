@@ -59,6 +59,8 @@ def rules_in(item: Any, path: str) -> list[Rule]:
         bound = getattr(item, name)
         if isinstance(bound, float) and math.isnan(bound):
             raise DeclarationError(f"{path}: {name}=NaN refuses every value; give a number")
+        if name == "multiple_of" and not 0 < bound < math.inf:  # older pydantics panic at the first value
+            raise DeclarationError(f"{path}: 'multiple_of' must be a finite number greater than 0, and is {bound!r}")
         return [Rule(name, bound)]
     if isinstance(item, pydantic.StringConstraints):
         return _text_rules(item, path)

@@ -202,6 +202,7 @@ def test_whole_numbers_are_compared_with_bounds_that_are_floats_exactly():
         (str, {"pattern": "["}, 'event Wrong: Field "value": regex parse error'),
         (int, {"ge": "a"}, "event Wrong: Field \"value\": 'ge' must be coercible to an integer"),
         (int, {"multiple_of": 0}, "'multiple_of' must be a finite number greater than 0"),
+        (float, {"multiple_of": float("inf")}, "'multiple_of' must be a finite number greater than 0"),
     ],
 )
 def test_a_rule_that_pydantic_refuses_is_an_error_of_the_declaration(kind, rule, message):
