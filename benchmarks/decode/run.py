@@ -1,6 +1,7 @@
 """How many payloads a second become rows, ours against other parsers; answers are compared.
 
-The rivals are loops over fastavro, json and orjson, and the column readers of pyarrow and Polars.
+The rivals are loops over fastavro, json, orjson and (where it is installed) msgspec, and the column readers of pyarrow
+and Polars.
 
 python -m benchmarks.decode.run [--rows 100000] [--repeats 7] [--seed 7]
 
@@ -9,6 +10,7 @@ A repeat times ours and the rival one after the other, and the ratio is the medi
 
 import argparse
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import statistics
@@ -23,7 +25,8 @@ import polars as pl
 from benchmarks.decode import ours, rival_columns, rival_fastavro, rival_json
 from benchmarks.decode.declaration import avro_payloads, json_payloads, rows
 
-PACKAGES = ("polars", "numpy", "numba", "pyarrow", "fastavro", "orjson")
+HAS_MSGSPEC = importlib.util.find_spec("msgspec") is not None
+PACKAGES = ("polars", "numpy", "numba", "pyarrow", "fastavro", "orjson", *(["msgspec"] if HAS_MSGSPEC else []))
 
 
 def main() -> None:
@@ -45,6 +48,11 @@ def main() -> None:
     for name, parse in rival_json.PARSERS.items():
         rival, loop = partial(rival_json.decode, parse), partial(rival_json.loop, parse)
         compare("json", json, frame, {f"{name} loop, to dicts": loop, f"{name} loop, to a frame": rival}, given.repeats)
+    if HAS_MSGSPEC:
+        from benchmarks.decode import rival_msgspec as typed
+
+        loops = {"msgspec loop, to structs": typed.loop, "msgspec loop, to a frame": typed.decode}
+        compare("json", json, frame, loops, given.repeats)
     compare("json", json, frame, rival_columns.READERS, given.repeats)
 
 
