@@ -370,12 +370,13 @@ def test_what_is_no_view_is_told(found):
     ],
 )
 def test_errors_say_where_and_what_to_write(make, words):
-    """View, feature and fix, when the class is made."""
+    """View, feature and fix on one line, when the class is made."""
     if words is None:
         assert plan_of(make()).features
         return
-    with pytest.raises(DeclarationError, match=words):
+    with pytest.raises(DeclarationError, match=words) as raised:
         make()
+    assert "\n" not in str(raised.value)
 
 
 def test_values_may_be_expressions():

@@ -84,17 +84,22 @@ def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, 
     except (pl.exceptions.ComputeError, pl.exceptions.ColumnNotFoundError) as exc:
         raise DeclarationError(f"{what} {_OPAQUE}") from exc
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as exc:
-        raise DeclarationError(f"{what} does not fit {target}: {exc}") from exc
+        raise DeclarationError(f"{what} does not fit {target}: {_first_line(exc)}") from exc
     try:
         dtypes = pl.DataFrame(schema=dict(schema)).select(expression).dtypes
         if not expression.meta.root_names():
             pl.select(expression)  # a constant has its one value now, or none for any row
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, IndexError) as exc:
-        raise DeclarationError(f"{what} does not fit {target}: {exc}") from exc
+        raise DeclarationError(f"{what} does not fit {target}: {_first_line(exc)}") from exc
     if len(dtypes) != 1:
         raise DeclarationError(f"{what} gives {len(dtypes)} columns; write one expression for one")
     _check_types(tree, schema, what)
     return dtypes[0]
+
+
+def _first_line(error: BaseException) -> str:
+    """Polars repeats the expression on further lines."""
+    return str(error).partition("\n")[0]
 
 
 def _check(node: Node, what: str) -> None:
