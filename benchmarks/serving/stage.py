@@ -126,10 +126,18 @@ def bodies(count: int, candidates: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def server(made: Stage, checkout: Path | None) -> Iterator[tuple[int, psutil.Process]]:
-    """A server of `checkout`, or the empty handler, once it answers: its port and process."""
+def server(made: Stage, checkout: Path | None, *command: str) -> Iterator[tuple[int, psutil.Process]]:
+    """A server of `checkout`, or the empty handler, once it answers: its port and process.
+
+    `command`: words after the interpreter instead of those of `headrace serve --plain`; one of `benchmarks` gets the
+    port as well.
+    """
     port = free_port()
-    words = [str(HERE / "empty.py"), str(port)] if checkout is None else ["-m", "headrace.cli", "serve", "--plain"]
+    words = list(command or ("-m", "headrace.cli", "serve", "--plain"))
+    if checkout is None:
+        words = [str(HERE / "empty.py")]
+    if "headrace.cli" not in words:
+        words.append(str(port))
     root = checkout or ROOT
     env = {**made.env, "HEADRACE_PORT": str(port), "HEADRACE_PROJECT": str(root), "PYTHONPATH": str(root)}
     with (made.folder / f"serve-{port}.log").open("wb") as out:
@@ -139,7 +147,7 @@ def server(made: Stage, checkout: Path | None) -> Iterator[tuple[int, psutil.Pro
             yield port, psutil.Process(process.pid)
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(120)  # Ray takes its time
 
 
 def _until_ready(process: subprocess.Popen[bytes], port: int, path: str) -> None:
