@@ -127,16 +127,20 @@ def key_series(plan: EntityKey, index: int, values: Sequence[Any]) -> pl.Series:
 def keys_of_texts(plan: EntityKey, rows: Sequence[Sequence[str]]) -> list[pl.Series]:
     """Key columns of keys that are written as texts, as in a command or a path: one text a key column.
 
+    An integer has one form: `+7` and `007` are refused, so that a record has one name.
+
     Raises:
-        SpineError: the text of an integer column is no whole number of 64 bits.
+        SpineError: the text of an integer column is no whole number of 64 bits, or another form of one.
     """
     columns = []
     for index, (name, kind) in enumerate(zip(plan.entity, plan.key_kinds, strict=True)):
         texts = pl.Series(name, [row[index] for row in rows], dtype=pl.String)
         column = texts.cast(pl.Int64, strict=False) if kind == "int" else texts
-        if column.null_count():
-            wrong = texts[int(column.is_null().arg_max() or 0)]
-            raise SpineError(f"view {plan.name}: {name} {wrong!r} is no Int64")
+        is_wrong = column.is_null() | (column.cast(pl.String) != texts)
+        if is_wrong.any():
+            row = int(is_wrong.arg_max() or 0)
+            fault = "is no Int64" if column[row] is None else f"is another form of {column[row]}: write that"
+            raise SpineError(f"view {plan.name}: {name} {texts[row]!r} {fault}")
         columns.append(column)
     return columns
 

@@ -13,8 +13,10 @@ it is free, on the same port: a connection asks the folder where Redis is each t
 The folder of a project's `headrace up` is different: there Redis is started by `up` alone, and awaited by all others.
 """
 
+import math
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,15 +70,20 @@ class EmbeddedConnection(redis.Connection):
     """A connection to the Redis of a folder, wherever it listens when the connection is made; started if it must be.
 
     For redis-py's `connection_class`, with `folder` as an argument beside. Used by many threads, one at a time.
+
+    Args:
+        folder: of the server.
+        until_s: the moment, of `time.monotonic`, until which the calling thread may wait for a connection.
     """
 
-    def __init__(self, *, folder: Path, **options: Any) -> None:
+    def __init__(self, *, folder: Path, until_s: Callable[[], float] = lambda: math.inf, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self._folder = folder
+        self._until_s = until_s
 
     def _connect(self) -> Any:
         """Called by redis-py whenever the connection is made; raises redis-py's errors, which it expects here."""
-        deadline_s = time.monotonic() + RECONNECT_S_MAX
+        deadline_s = min(time.monotonic() + RECONNECT_S_MAX, self._until_s())
         while True:
             try:
                 address = _listening(self._folder)

@@ -6,13 +6,15 @@ A key is configured by its hash, so that no setting, file or backup holds one th
 
 Limits are of one replica each. A key without a scope may do all. A setting without a colon is the key itself, for a
 laptop; it has no limit and may do all.
+
+Keys of a file are read again when it changes, so that one can be added or withdrawn while the service runs.
 """
 
 import hashlib
 import math
 import re
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +38,9 @@ _HASHED = re.compile(
     r"(?P<id>[\w.-]{1,64}):(?P<digest>[0-9a-fA-F]{64})(:(?P<limit>\d*\.?\d*))?(:(?P<scopes>[a-z+]+))?", re.ASCII
 )
 _FORM = "write id:sha256[:requests a second[:scope+scope]]"
+
+LOOK_S = 1.0
+"""Seconds between two looks at whether the file of keys has changed; a look costs a microsecond."""
 
 KEY_REQUESTS = Counter("headrace_key_requests_total", "Requests by API key and outcome.", ["key", "outcome"])
 
@@ -92,27 +97,58 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of a service. Without any, it is open.
+    """The keys of a service. Without any, it is open. For one thread.
+
+    Args:
+        texts: keys of the settings.
+        file: of more keys, one a line; read again when it changes. One that is faulty then, or holds no key, is logged,
+            and the keys before it stay.
 
     Raises:
-        ConfigError: a key is of another form, or two have one id.
+        ConfigError: a key is of another form, two have one id, or the file cannot be read or holds none.
     """
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        given = list(texts)
+    def __init__(self, texts: Iterable[str], file: Path | None = None) -> None:
+        self._texts = tuple(texts)
+        self._file = file
+        self._file_state = _state_of(file)
+        self._looked_s = time.monotonic()
+        self._by_digest = self._read()
+
+    def _read(self) -> dict[bytes, ApiKey]:
+        """All keys by their digest."""
+        given = [*self._texts, *(keys_of_file(self._file) if self._file else ())]
         keys = [ApiKey.parse(text, number) for number, text in enumerate(given, 1)]
         ids = [key.id for key in keys]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ConfigError(f"API key {twice[0]}: configured twice; give each an id of its own")
         if plain := [key.id for key, text in zip(keys, given, strict=True) if ":" not in text]:
             log.warning("api_keys_in_plain_text", keys=plain, advice=_FORM)
-        self._by_digest = {key.digest: key for key in keys}
+        return {key.digest: key for key in keys}
+
+    def _look(self, now_s: float) -> None:
+        """Read the keys again if their file has changed."""
+        if self._file is None or now_s - self._looked_s < LOOK_S:
+            return
+        self._looked_s = now_s
+        state = _state_of(self._file)
+        if state == self._file_state:
+            return
+        self._file_state = state
+        try:
+            self._by_digest = self._read()
+        except ConfigError as exc:
+            log.warning("api_keys_not_read_again", reason=str(exc), advice="the keys before the change stay")
+        else:
+            log.info("api_keys_read_again", keys=sorted(key.id for key in self._by_digest.values()))
 
     def __bool__(self) -> bool:
         return bool(self._by_digest)
 
     def refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
         """Why a request may not go on: 401, 403 or 429; None if it may. Call in the event loop."""
+        now_s = time.monotonic()
+        self._look(now_s)
         # What is looked up is a hash: the time it takes reveals nothing of the keys.
         key = self._by_digest.get(hashlib.sha256(_given(headers)).digest())
         if key is None:
@@ -124,7 +160,7 @@ class ApiKeys:
             KEY_REQUESTS.labels(key=key.id, outcome="forbidden").inc()
             detail = f"the API key {key.id} has no scope {scope}"
             return Refusal(403, "forbidden", detail, f"use a key whose scope opens {SCOPES[scope]}")
-        wait_s = key.wait_s(time.monotonic())
+        wait_s = key.wait_s(now_s)
         if wait_s > 0:
             KEY_REQUESTS.labels(key=key.id, outcome="limited").inc()
             detail = f"the API key {key.id} may send {key.limit_per_s:g} requests a second to a replica"
@@ -148,6 +184,15 @@ def keys_of_file(path: Path) -> Collection[str]:
     if not keys:
         raise ConfigError(f"HEADRACE_API_KEYS_FILE {path} holds no key; {_FORM}, one a line")
     return keys
+
+
+def _state_of(file: Path | None) -> Hashable:
+    """Something that differs once a file was replaced or written; None while it is not there."""
+    try:
+        stat = file.stat() if file is not None else None
+    except OSError:
+        return None
+    return stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _given(headers: dict[bytes, bytes]) -> bytes:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -68,6 +69,7 @@ class HttpLimits:
 
     Args:
         api_keys: accepted API keys, each itself or in the form of `api_keys.py`; none: open.
+        api_keys_file: file of more keys, one a line, read again when it changes; None: there is none.
         cors_origins: origins whose pages may call the service from a browser; none: CORS is off.
         max_in_flight: requests of the model that may wait or be worked on at once, small and large ones apart; more are
             answered 429, and before that those that would wait for longer than they may.
@@ -77,6 +79,7 @@ class HttpLimits:
     """
 
     api_keys: Collection[str] = ()
+    api_keys_file: Path | None = None
     cors_origins: Collection[str] = ()
     max_in_flight: int = 1_024
     body_bytes_max: int = 1_048_576
@@ -104,7 +107,7 @@ def build_http(
         ConfigError: an API key is of another form than it may have.
     """
     limits = limits or HttpLimits()
-    keys = ApiKeys(limits.api_keys)
+    keys = ApiKeys(limits.api_keys, limits.api_keys_file)
     report, answers = Report(), Answers(ranker, swap, impressions, clock or WallClock())
     lanes = Lanes(answers, limits.max_in_flight)
     reads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="headrace-read")

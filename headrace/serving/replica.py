@@ -11,7 +11,6 @@ from headrace.features.store import OnlineStore
 from headrace.learners import Learner, ModelDirectory, Scorer
 from headrace.schemas import Event
 from headrace.schemas.codecs.registry import SchemaRegistry
-from headrace.serving.api_keys import keys_of_file
 from headrace.serving.http_app import HttpLimits, build_http
 from headrace.serving.impressions import ImpressionColumns, ImpressionLog
 from headrace.serving.queries import RankingSpec
@@ -96,7 +95,8 @@ def build_replica(
             tracing.close()
 
     limits = HttpLimits(
-        api_keys=(*settings.api_keys, *(keys_of_file(settings.api_keys_file) if settings.api_keys_file else ())),
+        api_keys=settings.api_keys,
+        api_keys_file=settings.api_keys_file,
         cors_origins=settings.cors_origins,
         max_in_flight=settings.in_flight_max,
         timeout_s=settings.request_timeout_s,

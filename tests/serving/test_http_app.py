@@ -3,19 +3,23 @@
 import asyncio
 import hashlib
 import socket
+import time
 
 import httpx
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 
 from headrace import Count, FeatureView
-from headrace.errors import ConfigError, LayoutError, SnapshotError
+from headrace.errors import ConfigError, LayoutError, SnapshotError, StoreUnavailableError
 from headrace.features import hash_text, plan_of
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
+from headrace.local.embedded_url import RECONNECT_S_MAX
 from headrace.local.stack import LocalStack
 from headrace.serving import HttpLimits, RankResponse, ScoreResponse, build_http
 from headrace.serving.api_keys import keys_of_file
+from headrace.serving.queries import Query
 from tests.serving import stage
 from tests.serving.conftest import PATIENT, Client
 from tests.serving.stage import NOW_US, Ranks, Signature, until
@@ -84,6 +88,10 @@ def test_features_of_one_record(serve, path, entity, status):
     [
         ("reader_activty/7", 404, "unknown_view", "reader_activity"),
         ("reader_activity/seven", 422, "invalid_request", "seven"),
+        ("reader_activity/007", 422, "invalid_request", "'007' is another form of 7"),
+        ("reader_activity/+7", 422, "invalid_request", "'+7' is another form of 7"),
+        ("reader_activity/-0", 422, "invalid_request", "'-0' is another form of 0"),
+        ("pair_activity/07/a", 422, "invalid_request", "'07' is another form of 7"),
         ("pair_activity/7", 422, "invalid_request", "reader/thing"),
     ],
 )
@@ -253,6 +261,29 @@ def test_keys_of_a_file(tmp_path):
         keys_of_file(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         keys_of_file(tmp_path / "nowhere")
+
+
+def test_a_changed_file_of_keys_is_read_again(serve, tmp_path):
+    """A key is withdrawn and another added without a restart; a file that is faulty or empty changes nothing."""
+    file = tmp_path / "keys"
+    old, new = ({"x-api-key": key} for key in ("old", "new"))
+    write = lambda *keys: file.write_text("".join(f"{k}:{hashlib.sha256(k.encode()).hexdigest()}\n" for k in keys))  # noqa: E731
+    write("old")
+    client = serve(Ranks(), limits=HttpLimits(timeout_s=30, api_keys_file=file))
+    status = lambda headers: client.post("/v1/rank", ASK, headers=headers).status_code  # noqa: E731
+    assert (status(old), status(new)) == (200, 401)
+    write("old", "new")
+    until(lambda: status(new) == 200)
+    assert status(old) == 200
+    write("new")
+    until(lambda: status(old) == 401)
+    with capture_logs() as lines:
+        for faulty in ("", "id:nonsense"):
+            file.write_text(faulty)
+            count = len(lines)
+            until(lambda count=count: status(new) == 200 and any("not_read" in each["event"] for each in lines[count:]))
+    file.unlink()
+    assert (status(old), status(new)) == (401, 200)
 
 
 def test_browsers_are_served_only_from_the_origins_that_are_set(serve):
@@ -468,7 +499,8 @@ def test_a_replaced_version_of_a_view_is_served_until_it_is_dropped(redis_url, s
 
     with OnlineStore.open(redis_url, shards=stage.SHARDS, reads_replaced=True) as store:
         stage.fill(store, stage.EVENTS)
-        client = serve(Ranks(), on=stage.warm_ranker(store))
+        ranker = stage.warm_ranker(store)
+        client = serve(Ranks(), on=ranker)
         before = client.post("/v1/score", ASK).json()
         store.views._set_owner(plan_of(Later))  # as a class that was changed in place
         store.activate(plan_of(Later))
@@ -583,9 +615,14 @@ def test_a_redis_that_moves_is_found_again(tmp_path, serve):
         port = stack.redis.port
         store = OnlineStore.open(stack.state.store_url, shards=stage.SHARDS)
         stage.fill(store, stage.EVENTS)
-        client = serve(Ranks(), on=stage.warm_ranker(store))
+        ranker = stage.warm_ranker(store)
+        client = serve(Ranks(), on=ranker)
         before = client.post("/v1/rank", ASK).json()["ranked"]
     with store, socket.socket() as taken:
+        query, began_s = Query({"reader": 7}, ["a"], NOW_US), time.monotonic()
+        with pytest.raises(StoreUnavailableError):
+            ranker.read_batch([query], began_s + 0.1)
+        assert time.monotonic() - began_s < RECONNECT_S_MAX  # a new connection waits no longer than the deadline
         assert client.post("/v1/rank", ASK).status_code == 503
         assert client.get("/readyz").status_code == 503
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

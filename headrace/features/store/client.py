@@ -3,6 +3,8 @@
 No other module of the store imports redis, so that another client, or another version of this one, is changed here.
 """
 
+import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,7 +101,7 @@ def open_client(place: StoreUrl, timeout_s: float) -> Any:
     if place.url.startswith(EMBEDDED):
         from headrace.local.embedded_url import client_options
 
-        return redis.Redis.from_url("redis://", **options, **client_options(place.url))
+        return redis.Redis.from_url("redis://", **options, **client_options(place.url), until_s=_connect_until_s)
     return (RedisCluster if place.is_cluster else redis.Redis).from_url(place.url, **options)
 
 
@@ -112,6 +114,24 @@ def store_error(exc: Exception, place: StoreUrl, doing: str) -> StoreError:
         error, advice = StoreError, _ONE_OF_MANY
     reason = redacted(f"{type(exc).__name__}: {exc}", place.url)
     return error(f"{doing}: Redis at {place.shown} failed ({reason}); {advice}")
+
+
+_connecting = threading.local()
+
+
+@contextmanager
+def connecting_until(deadline_s: float | None) -> Iterator[None]:
+    """Within the block, this thread waits for an embedded Redis that is away until then, of `time.monotonic`."""
+    _connecting.until_s = math.inf if deadline_s is None else deadline_s
+    try:
+        yield
+    finally:
+        _connecting.until_s = math.inf
+
+
+def _connect_until_s() -> float:
+    """The moment of this thread's `connecting_until`; infinity outside of its block."""
+    return float(getattr(_connecting, "until_s", math.inf))
 
 
 SEND_S_MIN = 0.001

@@ -21,6 +21,7 @@ from headrace.features.store.client import (
     TIMEOUT_S,
     NoScriptError,
     bounded,
+    connecting_until,
     open_client,
     store_error,
 )
@@ -263,12 +264,12 @@ class RedisLink:
             return again, list(self._replies(_commands(script, chain(made, to_come), again)))
 
     def _field(self, key: str, name: str, deadline_s: float) -> Any:
-        with self._connection() as connection, bounded(connection, deadline_s):
+        with self._connection(deadline_s) as connection, bounded(connection, deadline_s):
             connection.send_command("HGET", key, name)
             return connection.read_response()
 
     def _values(self, requests: Sequence[bytes], counts: Sequence[int], deadline_s: float | None) -> Iterator[Values]:
-        with self._connection() as connection, bounded(connection, deadline_s):
+        with self._connection(deadline_s) as connection, bounded(connection, deadline_s):
             # One call: each costs a system call and wakes Redis; a large read is sent by parts, so that Redis begins.
             joined = [b"".join(requests)] if sum(map(len, requests)) <= _TOGETHER_BYTES else requests
             connection.send_packed_command(joined)
@@ -285,10 +286,11 @@ class RedisLink:
                 yield reply_of(connection)
 
     @contextmanager
-    def _connection(self) -> Iterator[Any]:
+    def _connection(self, deadline_s: float | None = None) -> Iterator[Any]:
         """A connection of the pool, closed if the block ends by an exception."""
         pool = self.client.connection_pool
-        connection = pool.get_connection()
+        with connecting_until(deadline_s):
+            connection = pool.get_connection()
         try:
             yield connection
         except BaseException:
