@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -21,6 +20,7 @@ from headrace.schemas import decode_letter
 from headrace.schemas.dead_letters import read as read_letters
 from headrace.streams.kafka_writer import MessageProducer
 from schemas.retail import Engagement
+from tests.forked import Forked
 
 RUNNERS = {
     "headrace": ["-m", "headrace.cli", "run", "pipelines.materialize"],
@@ -50,8 +50,8 @@ def environment(tmp_path, redis_url, bootstrap):
     }
 
 
-def start(repo: Path, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, *arguments], cwd=repo, env=environment, stderr=subprocess.PIPE, text=True)
+def start(repo: Path, arguments: list[str], environment: dict[str, str]) -> Forked:
+    return Forked(arguments, cwd=repo, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def purchases(count: int, now: datetime) -> pl.DataFrame:

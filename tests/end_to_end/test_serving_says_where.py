@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from headrace.local import free_port
+from tests.forked import Forked
 
 APP = """
 from fastapi import FastAPI
@@ -40,13 +41,11 @@ def start(repo, folder, *words, port):
         "HEADRACE_BROKERS": "10.1.2.3:9092",
         "HEADRACE_LOG_LEVEL": "warning",
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "headrace.cli", "serve", *words],
-        cwd=folder,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    arguments = ["-m", "headrace.cli", "serve", *words]
+    options = {"cwd": folder, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    if "--plain" in words:
+        return Forked(arguments, **options)
+    return subprocess.Popen([sys.executable, *arguments], **options)  # Ray starts processes of its own from it
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,8 +4,6 @@ import functools
 import http.server
 import io
 import random
-import subprocess
-import sys
 import threading
 import urllib.parse
 import uuid
@@ -27,6 +25,7 @@ from headrace.history.replay import replay
 from headrace.local import free_port
 from headrace.pipelines import Archiver, EventBatch
 from headrace.schemas import spec_of
+from tests import forked
 from tests.features.test_law import history
 from tests.features.test_replay import Short, spine_of
 from tests.rides import BASE_US, Check, Ride, RiderTrips, frames, ride
@@ -64,7 +63,7 @@ WRITERS = {
 }
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_merge_of_runs_is_one_stable_sort(tmp_path, data):
     """Whatever the sizes of frames, runs and stretches."""
@@ -104,7 +103,7 @@ def test_a_log_of_any_format_and_size(tmp_path, suffix, memory_rows):
         assert_frame_equal(replay(Short, table, rows, memory_rows=memory_rows, chunk_rows=40), wanted)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), memory_rows=st.integers(1, 80), chunk_rows=st.integers(1, 80))
 def test_two_classes_within_any_budget(tmp_path, seed, memory_rows, chunk_rows):
     rng = random.Random(seed)
@@ -391,8 +390,8 @@ def test_memory_follows_the_budget_and_not_the_log(tmp_path, repo):
     late.write_parquet(tmp_path / "spine.parquet")
     found = {}
     for memory_rows in (10 * rows, rows // 15):
-        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "log.parquet"), str(tmp_path / "spine.parquet")]
-        done = subprocess.run([*command, str(memory_rows)], cwd=repo, capture_output=True, text=True, check=True)
+        command = ["-c", PROGRAM, str(tmp_path / "log.parquet"), str(tmp_path / "spine.parquet")]
+        done = forked.run([*command, memory_rows], cwd=repo, check=True)
         found[memory_rows] = done.stdout.split()
     (whole, total), (bounded, same) = found.values()
     assert total == same

@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import uuid
 
 import polars as pl
@@ -24,6 +23,7 @@ from headrace.schemas import spec_of
 from tests.features.test_history import rides, spine
 from tests.features.test_law import history
 from tests.features.test_replay import Short, spine_of
+from tests.forked import Forked, run
 from tests.rides import BASE_US, Check, Ride, RiderTrips, frames
 from tests.spines import in_time
 
@@ -213,9 +213,9 @@ def test_killed_runs_are_taken_up(files, repo, tmp_path, workers):
     """SIGKILL again and again; workers die with their parent, so that the next run finds the parts free."""
     log, spine, out = files
     (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, tmp_path / "program.py", log, spine, out, workers, "resume"]
+    command = [tmp_path / "program.py", log, spine, out, workers, "resume"]
     for _ in range(3 - int(workers)):
-        process = subprocess.Popen(
+        process = Forked(
             command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, stdout=subprocess.PIPE, text=True
         )
         for line in process.stdout:
@@ -229,7 +229,7 @@ def test_killed_runs_are_taken_up(files, repo, tmp_path, workers):
     parts = out.with_name("out.parquet.parts")
     done = sum(Progress.load(folder).cut_us is not None for folder in parts.iterdir() if folder.is_dir())
     assert done or workers == "2"
-    subprocess.run(command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, check=True, capture_output=True)
+    run(command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, check=True)
     assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)
 
 

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 import tempfile
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -18,6 +16,7 @@ from headrace.history.export import replay_to_file
 from headrace.history.output import WRITERS, write_output
 from headrace.history.replay import replay
 from headrace.schemas import Event
+from tests import forked
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -166,8 +165,7 @@ except ConfigError as exc:
 def test_a_closed_folder_is_refused():
     with tempfile.TemporaryDirectory() as closed:
         Path(closed).chmod(0o555)
-        words = [sys.executable, "-c", CHECK, f"{closed}/out.csv"]
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        done = forked.run(["-c", CHECK, f"{closed}/out.csv"], check=True)
         Path(closed).chmod(0o755)
     assert f"nothing can be written in {closed}; open it for writing" in done.stdout
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from functools import cache
@@ -18,6 +16,7 @@ from headrace.errors import DeclarationError
 from headrace.features import plan_of
 from headrace.features.expressions.failing_rows import VALUE_ERRORS, select_rows
 from headrace.features.expressions.row_wise import row_type
+from tests import forked
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = 12
@@ -169,7 +168,7 @@ def test_what_is_taken_has_the_same_values_in_another_process():
         "from tests.features.test_row_wise import taken\n"
         "print(json.dumps({name: alone for name, (_, alone) in taken().items()}))"
     )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    there = forked.run(["-c", code], check=True)
     assert json.loads(there.stdout) == {name: alone for name, (_, alone) in taken().items()}
 
 

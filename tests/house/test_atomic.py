@@ -1,12 +1,11 @@
 """What is written atomically is there whole or not at all, after errors and kills."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from headrace.atomic import digests, open_file, open_folder, publish_folder, write_file
+from tests import forked
 
 KILLED = """
 import os, signal, sys
@@ -33,7 +32,7 @@ def names_in(folder):
 
 
 def kill_while_writing(kind, path, repo):
-    done = subprocess.run([sys.executable, "-c", KILLED, kind, str(path)], cwd=repo, check=False)
+    done = forked.run(["-c", KILLED, kind, path], cwd=repo)
     assert done.returncode == -signal.SIGKILL
 
 

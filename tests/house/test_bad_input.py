@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from headrace.local import free_port
-from tests.house.commands import Ask, Commands
+from tests.house.commands import Ask, run
 
 VIEW = "features.v:V"
 FLOW = """
@@ -58,12 +58,6 @@ FILES = {
     "file.json": '{"ev/log.jsonl": 5}',
 }
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving", "outside", "damaged_env")
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    with Commands(tmp_path_factory.mktemp("commands")) as started:
-        yield started
 
 
 @pytest.fixture
@@ -190,12 +184,12 @@ def asks_of(redis_url, taken_port):
 
 
 @pytest.mark.timeout(600)
-def test_bad_input_is_one_line(commands, project, redis_url):
+def test_bad_input_is_one_line(project, redis_url):
     given = asks_of(redis_url, redis_url.rpartition(":")[2].split("/")[0])
     letters = {"HEADRACE_DEAD_LETTER_DIR": "letters", "HEADRACE_BROKERS": "127.0.0.1:1"}
     wrong = []
     for words, environment, message in given:
-        ran = commands.run(Ask(words, environment), project, **letters)
+        ran = run(Ask(words, environment), project, **letters)
         if not (ran.code == 0 if message is None else is_one_line(ran, message)):
             wrong.append(f"{environment} {ran}")
     assert not wrong, "\n\n".join(wrong)
@@ -220,49 +214,49 @@ USAGE = (
 )
 
 
-def test_wrong_usage_says_how_to_call_it(commands, project):
+def test_wrong_usage_says_how_to_call_it(project):
     for words in USAGE:
-        ran = commands.run(Ask(words), project)
+        ran = run(Ask(words), project)
         assert (ran.code, ran.out) == (2, ""), ran
         assert "Usage: headrace" in ran.err
         assert "Traceback" not in ran.err
 
 
-def test_a_disk_that_is_full_from_some_file_on_is_one_line(commands, project):
+def test_a_disk_that_is_full_from_some_file_on_is_one_line(project):
     """The project that is made new cannot be written whole."""
-    ran = commands.run(Ask(("init", str(project / "copy")), file_bytes_max=500), project)
+    ran = run(Ask(("init", str(project / "copy")), file_bytes_max=500), project)
     assert is_one_line(ran, "File too large"), ran
 
 
-def test_words_that_are_no_mistake(commands, project, redis_url):
+def test_words_that_are_no_mistake(project, redis_url):
     """Negative keys, a version, empty lists that say so, a misspelt setting that is warned of."""
     store = ("--store", redis_url)
 
-    def run(*words, **environment):
-        return commands.run(Ask(words, environment), project)
+    def command(*words, **environment):
+        return run(Ask(words, environment), project)
 
-    ran = run("get", VIEW, "-5", "7", "-6", *store, "--json")
+    ran = command("get", VIEW, "-5", "7", "-6", *store, "--json")
     assert (ran.code, [record["user"] for record in orjson.loads(ran.out)]) == (0, [-5, 7, -6])
-    ran = run("get", VIEW, "7", "--now", "-0001-01-01", *store)
+    ran = command("get", VIEW, "7", "--now", "-0001-01-01", *store)
     assert is_one_line(ran, "now='-0001-01-01' is no time")
-    ran = run("--version")
+    ran = command("--version")
     assert (ran.code, ran.out.split()[0], ran.err) == (0, "headrace", "")
-    ran = run("models", "list")
+    ran = command("models", "list")
     assert (ran.code, ran.out, ran.err.startswith("no models in ")) == (0, "", True)
-    ran = run("features", "versions", VIEW, *store)
+    ran = command("features", "versions", VIEW, *store)
     assert (ran.code, ran.out, ran.err.startswith("no version of features.v:V in redis://")) == (0, "", True)
-    ran = run("features", "list", "--json", HEADRACE_BROKER="x")
+    ran = command("features", "list", "--json", HEADRACE_BROKER="x")
     assert ran.err == "warning: HEADRACE_BROKER is no setting and is ignored; did you mean HEADRACE_BROKERS?\n"
     assert orjson.loads(ran.out)[1] == {"view": VIEW, "entity": "user", "features": 1}
 
 
-def test_times_are_iso_8601_and_ages_readable(commands, project, redis_url):
+def test_times_are_iso_8601_and_ages_readable(project, redis_url):
     """In JSON and for people, also inside of lists."""
     store = ("--store", redis_url)
-    ran = commands.run(Ask(("materialize", "features.times:Times", "--events", "log.jsonl", *store)), project)
+    ran = run(Ask(("materialize", "features.times:Times", "--events", "log.jsonl", *store)), project)
     assert ran.code == 0, ran
     get = ("get", "features.times:Times", "1", "--now", "2026-01-03T07:30:00", *store)
-    [record] = orjson.loads(commands.run(Ask((*get, "--json")), project).out)
+    [record] = orjson.loads(run(Ask((*get, "--json")), project).out)
     assert record == {
         "user": 1,
         "last": "2026-01-01T00:00:00Z",
@@ -271,6 +265,6 @@ def test_times_are_iso_8601_and_ages_readable(commands, project, redis_url):
         "_status": "fresh",
         "_age_s": 55 * 3_600 + 1_800,
     }
-    shown = commands.run(Ask(get), project).out
+    shown = run(Ask(get), project).out
     assert "2026-01-01T00:00:00Z" in shown
     assert "2 d 7 h" in shown

@@ -4,6 +4,7 @@ import functools
 import http.server
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -16,7 +17,7 @@ from headrace.streams.files.finder import find_files
 from headrace.streams.kafka.clients import connected
 from headrace.streams.urls import source_of_url
 from headrace.telemetry import StatusBoard
-from tests.house.commands import Ask, Commands
+from tests.house.commands import Ask, run
 from tests.house.test_bad_input import FILES, FOLDERS, VIEW
 from tests.meters import Reading
 
@@ -76,12 +77,6 @@ KAFKAS = (
 )
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory):
-    with Commands(tmp_path_factory.mktemp("commands")) as started:
-        yield started
-
-
 @pytest.fixture
 def project(tmp_path):
     for name in FOLDERS:
@@ -110,7 +105,7 @@ def commands_of(store):
 
 
 @pytest.mark.timeout(600)
-def test_no_command_shows_one(commands, project, redis_url):
+def test_no_command_shows_one(project, redis_url):
     """One store URL with each command, each with one of them; likewise URLs of files, registries and brokers."""
     asks = commands_of(STORES[1]) + [commands_of(store)[index % 9] for index, store in enumerate(STORES)]
     for url in EVENTS:
@@ -130,8 +125,9 @@ def test_no_command_shows_one(commands, project, redis_url):
     ]
     settings = {"HEADRACE_BROKERS": "127.0.0.1:1", "HEADRACE_LOG_LEVEL": "debug", "HEADRACE_DEAD_LETTER_DIR": "letters"}
     shown = []
-    for ask in asks:
-        ran = commands.run(ask, project, **settings)
+    with ThreadPoolExecutor(4) as pool:  # some wait seconds for a host that does not answer
+        runs = list(pool.map(lambda ask: run(ask, project, **settings), asks))
+    for ask, ran in zip(asks, runs, strict=True):
         if SECRET in ran.out + ran.err or "Traceback" in ran.err or ran.code not in {0, 1}:
             shown.append(f"{ask.environment} {ran}")
     assert not shown, "\n\n".join(shown)
@@ -185,14 +181,14 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server_of_files_that_refuses_is_named_without_the_password(commands, project, redis_url):
+def test_a_server_of_files_that_refuses_is_named_without_the_password(project, redis_url):
     """The libraries' own errors quote the whole URL."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         place = f"127.0.0.1:{server.server_port}"
         for name in ("denied", "broken", "gone", "other"):
             url = f"http://me:{SECRET}@{place}/{name}.parquet?token={SECRET}"
-            ran = commands.run(Ask(("materialize", VIEW, "--events", url, "--store", redis_url)), project)
+            ran = run(Ask(("materialize", VIEW, "--events", url, "--store", redis_url)), project)
             assert ran.code == 1
             assert f"http://me:***@{place}/{name}.parquet?token=***" in ran.err
             assert SECRET not in ran.out + ran.err

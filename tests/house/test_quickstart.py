@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from headrace.local import free_port
+from tests.forked import put_command
 
 PAGE = "docs/quickstart.md"
 _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.DOTALL | re.MULTILINE)
@@ -97,19 +98,20 @@ def answers(shell: Shell, command: str, shown: Block) -> None:
             logs = "".join(f"\n== {log.name}\n{log.read_text()[-2_000:]}" for log in Path(shell.folder).glob("*.log"))
             assert command.startswith(_READS), printed + shell.errors()
             assert time.monotonic() < deadline_s, f"{command}\nprints\n{printed}\n{shell.errors()}{logs}"
-            time.sleep(3.0)
+            time.sleep(1.0)
         else:
             return
 
 
 @pytest.mark.timeout(600)
-def test_every_block_runs_as_written(repo, tmp_path):
+def test_every_block_runs_as_written(repo, tmp_path, tmp_path_factory):
     """From `init` to a ranking; what the page shows of an answer is in it, and nothing is left running."""
-    port = free_port()
+    port, commands = free_port(), tmp_path_factory.mktemp("commands")
+    put_command(commands)
     plain = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     environment = {
         **plain,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{plain['PATH']}",
+        "PATH": os.pathsep.join([str(commands), str(Path(sys.executable).parent), plain["PATH"]]),
         "PYTHONPATH": str(repo),
         "HEADRACE_LOCAL_REDIS_PORT": "0",
         "HEADRACE_LOCAL_BROKER_PORT": "0",
@@ -134,7 +136,7 @@ def test_every_block_runs_as_written(repo, tmp_path):
         assert shell.run("headrace down 2>&1").strip() == "nothing runs"
     finally:
         shell.run("cd / && kill $(jobs -p) 2> /dev/null; true")
-        subprocess.run(["headrace", "down"], cwd=tmp_path / "podcasts", env=environment, check=False)
+        subprocess.run([commands / "headrace", "down"], cwd=tmp_path / "podcasts", env=environment, check=False)
         shell.close()
 
 

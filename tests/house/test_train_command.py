@@ -20,6 +20,7 @@ from headrace.local import EmbeddedBroker
 from headrace.pipelines import TopicWriter, create_topics
 from headrace.pipelines.from_history.train import CURVE_ROWS
 from headrace.schemas import Event
+from tests import forked
 from tests.house.test_view_commands import headrace, start
 
 ROWS = 1_500
@@ -103,14 +104,7 @@ def test_the_page_on_learning_runs(project, repo):
         "assert frame['label'].sum() <= rows['label'].sum()",
     )
     environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{repo}"}
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join((*blocks, *checks))],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run(["-c", "\n".join((*blocks, *checks))], cwd=project, env=environment)
     assert done.returncode == 0, done.stderr[-3_000:]
 
 

@@ -2,10 +2,7 @@
 
 import contextlib
 import functools
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -21,21 +18,10 @@ from headrace.pipelines import EventBatch, ShardSet, TopicWriter, create_topics
 from pipelines.demo import load
 from schemas.retail import Engagement
 from tests.house import commands
+from tests.house.commands import start
 
 VIEW = "features.customer:CustomerActivity"
 ITEMS = "features.item:ItemActivity"
-
-
-def start(repo, *arguments, **environment):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "headrace.cli", *arguments],
-        cwd=repo,
-        env={**clean, "NO_COLOR": "1", "COLUMNS": "200", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def headrace(repo, *arguments, **environment):

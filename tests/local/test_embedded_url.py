@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import redis
 from headrace.errors import ConfigError, ServiceError
 from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis, embedded_url, service_url
+from tests.forked import Forked
 from tests.local.processes import wait_until_gone
 
 USER = """
@@ -30,8 +30,8 @@ with OnlineStore.open(sys.argv[1]) as store:
 @contextmanager
 def user(url: str):
     """Another process with an open store; ended with a line, or by the test."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", USER, url],
+    process = Forked(
+        ["-c", USER, url],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

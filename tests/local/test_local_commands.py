@@ -1,9 +1,6 @@
 """`headrace up`, `down`, `produce` and `tail` as a person uses them: real processes in a new project."""
 
-import os
 import signal
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,22 +11,11 @@ from confluent_kafka import Producer
 from headrace.cli import scaffold
 from headrace.stack_state import FOLDER, read_state
 from tests.house import commands
+from tests.house.commands import start
 from tests.local.processes import wait_until_gone
 
 REPO = Path(__file__).parents[2]
 PORTS = ("--redis-port", "0", "--broker-port", "0")
-
-
-def environment() -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-    return {**clean, "PYTHONPATH": str(REPO), "NO_COLOR": "1", "COLUMNS": "300"}
-
-
-def start(root: Path, *arguments: str, **options) -> subprocess.Popen:
-    """A command that runs meanwhile."""
-    command = [sys.executable, "-m", "headrace.cli", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=root, env=environment(), **pipes, **options)
 
 
 def headrace(root: Path, *arguments: str, text: str = "", code: int = 0) -> tuple[str, str]:

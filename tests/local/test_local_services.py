@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +15,8 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from headrace.errors import ConfigError, PortBusyError, ServiceError
 from headrace.local import EmbeddedBroker, EmbeddedRedis, free_port, service_url
 from headrace.local.process import ServiceProcess
+from tests import forked
+from tests.forked import Forked
 from tests.local.processes import wait_until_gone
 
 
@@ -132,8 +133,8 @@ exec(sys.argv[2])
 def test_services_end_with_their_parent(tmp_path, end):
     """A parent that is killed, leaves without `stop`, or fails, leaves no service behind."""
     code = {"kill": "time.sleep(60)", "exit": "sys.exit(0)", "raise": "raise RuntimeError"}[end]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path), code],
+    parent = Forked(
+        ["-c", PARENT, tmp_path, code],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -165,11 +166,7 @@ exec(sys.argv[2])
 @pytest.mark.parametrize("code", ["process.stop()", "process.kill()", "import os; os.kill(os.getpid(), 9)"])
 def test_what_a_service_started_ends_with_it(tmp_path, code):
     """A helper in the background that nobody asked to end: gone after a stop, a kill, and its parent's death."""
-    subprocess.run(
-        [sys.executable, "-c", HELPED, str(tmp_path), code],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        check=False,
-    )
+    forked.run(["-c", HELPED, tmp_path, code], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
     assert wait_until_gone(int((tmp_path / "helped.log").read_text()))
 
 
@@ -233,7 +230,7 @@ def test_processes_that_name_one_folder_share_its_redis(tmp_path):
     url = f"embedded://{tmp_path}/redis"
 
     def use():
-        return subprocess.Popen([sys.executable, "-c", USER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return Forked(["-c", USER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     users = [use() for _ in range(5)]
     assert sorted(int(user.stdout.readline()) for user in users) == [1, 2, 3, 4, 5]

@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from headrace.pipelines.loop import run
 from headrace.schemas import Event, FileDeadLetters
 from headrace.settings import load_settings
 from headrace.stack_state import FILE, FOLDER, read_state
+from tests.forked import Forked
 from tests.local.processes import wait_until_gone
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -214,8 +214,8 @@ with LocalStack(Path(sys.argv[1]), {"turns": 2}) as stack:
 
 def test_a_killed_keeper_leaves_nothing_that_is_taken_for_a_stack(tmp_path):
     """kill -9 of `up`: its services end, the file is stale, and the next stack starts on the same data."""
-    keeper = subprocess.Popen(
-        [sys.executable, "-c", KEEPER, str(tmp_path)],
+    keeper = Forked(
+        ["-c", KEEPER, str(tmp_path)],
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )

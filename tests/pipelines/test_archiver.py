@@ -1,7 +1,5 @@
 """The archive holds each event once, also after a crash between the files and the offsets."""
 
-import subprocess
-import sys
 import uuid
 
 import fsspec
@@ -12,6 +10,7 @@ from polars.testing import assert_frame_equal
 from headrace.errors import SourceError
 from headrace.pipelines.archiver import Archiver
 from headrace.streams.file_source import FileSource
+from tests import forked
 from tests.turnstiles import Passage, as_batch, drain, passage_of, passages
 
 LOG = passages(1_000, span_us=3 * 86_400_000_000)
@@ -117,7 +116,7 @@ step.finish()
 @pytest.mark.parametrize("amid", ["files", "offsets"])
 def test_readers_pass_over_what_a_kill_left(tmp_path, repo, amid):
     """files 0..500 | offsets | files 500..700, the first of them by half or all of them | kill -9"""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), amid], cwd=repo, check=False)
+    done = forked.run(["-c", KILLED, tmp_path, amid], cwd=repo)
     assert done.returncode == -9
     place = f"memory://{uuid.uuid4().hex}"
     fsspec.filesystem("memory").put(str(tmp_path), place, recursive=True)

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 import uuid
 
@@ -25,6 +24,7 @@ from headrace.pipelines.backfill import backfill
 from headrace.schemas import FileDeadLetters
 from headrace.settings import Settings
 from headrace.streams.urls import MergedSource, source_of_url, sources_of_urls
+from tests.forked import Forked
 from tests.meters import Reading, batches, log_frame
 
 ROWS = 8_000
@@ -214,8 +214,8 @@ def test_a_backfill_killed_midway_goes_on_where_it_was(store, redis_url, tmp_pat
     archived(tmp_path / "archive", 1_500)
     moments, done, kills = random.Random(4), False, 0
     while not done:
-        process = subprocess.Popen(
-            [sys.executable, "-c", ENGINE, redis_url, str(tmp_path / "archive")],
+        process = Forked(
+            ["-c", ENGINE, redis_url, tmp_path / "archive"],
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(repo)},
         )

@@ -8,7 +8,6 @@ doors     command line · dataflow module (`headrace run`, `python -m bytewax.ru
 
 import os
 import subprocess
-import sys
 
 import numpy as np
 import polars as pl
@@ -38,6 +37,7 @@ from headrace.schemas import spec_of
 from headrace.settings import Settings
 from headrace.streams.positions import Positions, least_positions
 from headrace.streams.urls import MergedSource
+from tests.forked import Forked
 from tests.turnstiles import FOLLOWED, START_US, Shelf, as_batch, passage_of, passages, views_of
 
 LOG = passages(600)
@@ -313,9 +313,7 @@ def test_every_process_refuses_the_topic_after_a_backfill_without_a_hand_over(pr
 
     def start(*given):
         words = [word.replace("{broker}", broker) for word in given]
-        return subprocess.Popen(
-            [sys.executable, "-m", *words], cwd=project, env=environment, stderr=subprocess.PIPE, text=True
-        )
+        return Forked(["-m", *words], cwd=project, env=environment, stderr=subprocess.PIPE, text=True)
 
     filling = start("headrace.cli", "backfill", "features.v:V", "--events", "log.jsonl", "--no-handover")
     assert filling.communicate(timeout=120) is not None

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -39,6 +37,7 @@ from headrace.pipelines.placing import worker_keys, worker_of
 from headrace.schemas import FileDeadLetters
 from headrace.schemas.dead_letters import read as read_letters
 from headrace.streams.read_ahead import POLLS_AHEAD_MAX
+from tests.forked import Forked
 from tests.turnstiles import START_US, Passage, Shelf, door_use, passage_of, passages, read_doors, views_of
 
 RUNNERS = ("loop", "bytewax-1", "bytewax-2")
@@ -234,9 +233,9 @@ class Engine:
         (folder / "flow_module.py").write_text(MODULE)
         environment = {**os.environ, "PYTHONPATH": f"{repo}", "FLOW": json.dumps(given), "NUMBA_NUM_THREADS": "2"}
         self.errors = folder / "stderr.txt"
-        command = [sys.executable, "-m", "bytewax.run", f"{folder}/flow_module.py:flow", "-w", str(workers)]
+        command = ["-m", "bytewax.run", f"{folder}/flow_module.py:flow", "-w", str(workers)]
         with self.errors.open("ab") as errors:
-            self.process = subprocess.Popen(command, env=environment, stderr=errors, stdout=errors, cwd=folder)
+            self.process = Forked(command, env=environment, stderr=errors, stdout=errors, cwd=folder)
 
     def __enter__(self):
         return self

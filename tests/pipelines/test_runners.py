@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 
 import polars as pl
 import pytest
@@ -12,6 +11,7 @@ from headrace.features import Count, FeatureView, OnlineStore
 from headrace.pipelines import Archiver, FileSource, Flow, Job, dataflow, on_bytewax, run_flow
 from headrace.pipelines.flow import frames_to, join, materialize
 from headrace.pipelines.joining.spec import JoinSpec
+from tests import forked
 from tests.pipelines.test_flows import RUNNERS, run_as
 from tests.turnstiles import START_US, Followed, Passage, Shelf, Shown, door_use, passages, read_doors, views_of
 
@@ -50,9 +50,7 @@ def project(tmp_path, redis_url, repo):
 
 def run_in(project, *words: str) -> subprocess.CompletedProcess[str]:
     folder, environment = project
-    return subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    return forked.run(words, cwd=folder, env=environment)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 
 import httpx
@@ -16,6 +15,7 @@ import pytest
 from headrace.errors import ConfigError
 from headrace.serving.server import serve_on_ray, serve_plain
 from headrace.settings import Settings
+from tests.forked import Forked
 from tests.secure_broker import certificate
 
 SERVER = """
@@ -53,9 +53,7 @@ def served(tmp_path):
     log = tmp_path / "log"
     with (
         log.open("wb") as errors,
-        subprocess.Popen(
-            [sys.executable, "-c", SERVER], env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=errors, text=True
-        ) as process,
+        Forked(["-c", SERVER], env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
     ):
         url = process.stdout.readline().split()[0]
         yield process, url, ssl.create_default_context(cafile=cert), log
