@@ -6,6 +6,8 @@ STAMP := $(VENV)/.ready
 ARGS ?=
 # processes of the tests: most of them wait for brokers, servers and clocks
 PROCESSES ?= 2
+# a test run starts hundreds of processes, each of which would compile our modules again
+export PYTHONDONTWRITEBYTECODE :=
 # the first Python on the path that bytewax has a wheel for
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
