@@ -3,8 +3,15 @@
 import contextlib
 import importlib
 
+import pytest
+
 from headrace.errors import MissingExtraError
 
-for room in ("schemas", "features", "pipelines", "learners", "serving"):
-    with contextlib.suppress(MissingExtraError):  # the quick run on the newest Python has no torch
-        importlib.import_module(f"headrace.{room}")
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Called before anything is collected, also where xdist has other processes do that."""
+    if config.getoption("tx", None) and not hasattr(config, "workerinput"):
+        return
+    for room in ("schemas", "features", "pipelines", "learners", "serving"):
+        with contextlib.suppress(MissingExtraError):  # the quick run on the newest Python has no torch
+            importlib.import_module(f"headrace.{room}")
