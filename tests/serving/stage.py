@@ -124,6 +124,7 @@ def fill(store: OnlineStore, frame: pl.DataFrame) -> None:
         store.activate(plan)
 
 
+ASK = {"entity": {"reader": 7}, "candidates": ["c", "b", "a", "z"]}
 EVENTS = readings((7, "a", 5), (7, "b", 10), (7, "a", 90), (8, "b", 20), (9, "c", 30))
 
 
