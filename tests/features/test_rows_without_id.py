@@ -87,7 +87,7 @@ def log_of(rows) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=spec_of(Knock).polars, orient="row")
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, seed=st.integers(0, 999), cut=st.integers(0, 14), memory_rows=st.sampled_from([3, 10_000]))
 def test_values_do_not_depend_on_what_the_view_does_not_read(tmp_path, rows, seed, cut, memory_rows):
     log, rng = log_of(rows), random.Random(seed)
@@ -109,7 +109,7 @@ def test_values_do_not_depend_on_what_the_view_does_not_read(tmp_path, rows, see
     assert_frame_equal(replay(Door, str(folder / "*.parquet"), SPINE, memory_rows=memory_rows), wanted)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(rows=ROWS, seed=st.integers(0, 999))
 def test_the_live_flow_has_the_values_of_a_replay(rows, seed):
     log, plan = log_of(rows), plan_of(Door)

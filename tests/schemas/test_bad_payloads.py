@@ -64,7 +64,7 @@ def naive_avro(schema, payload: bytes):
     return row if source.tell() == len(payload) else None
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(batch=batches("avro"))
 def test_damaged_datums_cost_themselves_only(batch):
     event, frame, payloads, hit = batch
@@ -97,7 +97,7 @@ def same(ours, theirs):
     return ours == theirs or (ours != ours and theirs != theirs)  # noqa: PLR0124
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(made=rows(Everything, min_size=2, max_size=4), data=st.data())
 def test_cut_and_lengthened_datums_are_always_bad(made, data):
     """Joined, a cut datum and the next one read on as if nothing were wrong; their bounds tell.
@@ -196,7 +196,7 @@ def check(event, payload):
         assert decoded.frame.height == len(batch) - 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(batch=batches("json"))
 def test_damaged_objects_cost_themselves_only(batch):
     event, frame, payloads, hit = batch
