@@ -27,7 +27,7 @@ def _own_lines() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedRedis]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis"), aof=False) as server:  # tests that end one start their own
         yield server
 
 

@@ -56,7 +56,7 @@ def test_a_killed_archiver_writes_each_event_once_and_its_files_replay_as_the_lo
         while archived_rows(folder) < wanted:
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline_s
-            time.sleep(0.005)
+            time.sleep(0.02)
         if last:
             check_metrics(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
         process.send_signal(signal.SIGTERM if last else signal.SIGKILL)

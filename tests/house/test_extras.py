@@ -13,6 +13,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from headrace.extras import EXTRA_OF
+from tests import forked
 
 HIDE = """
 import sys
@@ -154,9 +155,9 @@ for words in {[*commands, "doctor"]}:
     assert any(line.startswith("ok packages: ") for line in lines)
 
 
-def test_the_start_of_a_replica_names_the_extra():
+def test_the_start_of_a_replica_names_the_extra(repo):
     """Ray and its replicas import the project's module in processes of their own."""
     program = "from headrace import project; project.activate(); project.load_object('serving.app:make_http')"
-    done = python(program, without={"ray"})
+    done = forked.run(["-c", HIDE.format(names={"ray"}) + program], cwd=repo)  # what it forks has not imported Ray
     error = "headrace.errors.MissingExtraError: ray is not installed: pip install 'headrace[serve]'"
     assert done.stderr.splitlines()[-1] == error

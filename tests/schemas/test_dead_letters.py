@@ -1,8 +1,8 @@
 """Letters survive: processes side by side, crashes, and any bytes."""
 
-import multiprocessing
 import resource
 import signal
+import sys
 
 import numpy as np
 import polars as pl
@@ -15,6 +15,7 @@ from headrace.errors import DecodeError, ServiceError
 from headrace.schemas import DeadLetter, FileDeadLetters, Letters, decode_letter, encode_letter
 from headrace.schemas.dead_letters import DEAD_LETTERS, count_letters, encoded, read
 from headrace.schemas.paced_log import PacedLog
+from tests.forked import Forked, run
 
 
 def letter(number=1, **changes):
@@ -53,14 +54,10 @@ def test_a_line_that_is_no_letter_is_refused(line):
         decode_letter(line)
 
 
-def test_many_processes_write_into_one_folder(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=write_many, args=(tmp_path, start)) for start in (0, 100)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
+def test_many_processes_write_into_one_folder(tmp_path, repo):
+    program = "import sys; from tests.schemas.test_dead_letters import *; write_many(sys.argv[1], int(sys.argv[2]))"
+    for process in [Forked(["-c", program, tmp_path, start], cwd=repo) for start in (0, 100)]:
+        assert process.wait() == 0
     found = read(tmp_path)
     assert found["offset"].to_list() == sorted(
         [*range(50), *range(100, 150), *range(1_000, 1_050), *range(1_100, 1_150)]
@@ -86,7 +83,7 @@ def test_what_is_written_is_there_before_close_and_a_cut_last_line_is_left_out(t
     assert len(list(letters.folder.iterdir())) == 2
 
 
-def write_one_too_many(folder, errors):
+def write_one_too_many(folder):
     """One letter fits under the limit of a file's size, which stands for a full disk; the second does not."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
@@ -95,16 +92,12 @@ def write_one_too_many(folder, errors):
     try:
         letters.write([letter(2), letter(3)])
     except ServiceError as exc:
-        errors.put(str(exc))
+        sys.stdout.write(str(exc))
 
 
-def test_a_disk_that_is_full_is_one_error_that_names_the_folder(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    errors = context.Queue()
-    process = context.Process(target=write_one_too_many, args=(tmp_path, errors))
-    process.start()
-    said = errors.get(timeout=60)
-    process.join()
+def test_a_disk_that_is_full_is_one_error_that_names_the_folder(tmp_path, repo):
+    program = "import sys; from tests.schemas.test_dead_letters import *; write_one_too_many(sys.argv[1])"
+    said = run(["-c", program, tmp_path], cwd=repo, check=True).stdout
     assert said.startswith(f"2 dead letters cannot be written to {tmp_path}: File too large; ")
     assert "HEADRACE_DEAD_LETTER_DIR" in said
     assert read(tmp_path)["offset"].to_list()[0] == 1
