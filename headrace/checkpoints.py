@@ -8,7 +8,9 @@ A checkpoint of an earlier release, in the folder that a file `LATEST` names, is
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,45 @@ class Checkpoints:
         if pointer.is_file():
             shutil.rmtree(self.folder / pointer.read_text(), ignore_errors=True)
             pointer.unlink()
+
+
+class CheckpointThread:
+    """Writes checkpoints in a thread, one after the other. Used by one thread.
+
+    Args:
+        checkpoints: where they are written.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints = checkpoints
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headrace-checkpoint")
+        weakref.finalize(self, self._thread.shutdown, wait=False)
+        self._last: Future[None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._last is not None and not self._last.done()
+
+    def submit(self, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+        """Write a checkpoint: `fill` is called once, in the thread, with its empty folder.
+
+        Raises:
+            Exception: what the checkpoint before it failed with.
+        """
+        self.wait()
+        self._last = self._thread.submit(self._write, facts, fill)
+
+    def wait(self) -> None:
+        """Return once the last checkpoint is on disk.
+
+        Raises:
+            Exception: what it failed with.
+        """
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def _write(self, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
+        with self._checkpoints.write(facts) as folder:
+            fill(folder)

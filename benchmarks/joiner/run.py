@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace, folder: Path, *, keeps: bool) -> None:
     joiner = Joiner(SPEC, requests_max=arguments.in_memory, spill=folder / "spill")
     checkpoints = Checkpoints(folder / "state")
     if keeps:
-        joiner.keep_in(folder / "state" / "requests")
+        joiner.keep_in(folder / "state")
     saves, adds, each = [], [], arguments.requests * SAVE_S // WINDOW_S
     due = each
     for first in range(0, arguments.requests, BATCH_ROWS):
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace, folder: Path, *, keeps: bool) -> None:
     assert joiner.open_requests == arguments.requests
     restored = Joiner(SPEC, requests_max=arguments.in_memory, spill=folder / "again")
     if keeps:
-        restored.keep_in(folder / "state" / "requests")
+        restored.keep_in(folder / "state")
     started, newest = time.perf_counter(), checkpoints.newest()
     assert newest is not None
     restored.load(newest[0])

@@ -64,9 +64,9 @@ def train_learner(
     step = _step_of(learner, settings, root, options, say)
     if not options.then_live and step.trainer.directory is not None:
         step.trainer.directory.stop_notices()  # a training on files needs no Redis
-    source = sources_of_urls(urls, step.events, until_end=True, rows_max=PIECE_ROWS, config=settings.kafka)
+    source = sources_of_urls(urls, step.classes, until_end=True, rows_max=PIECE_ROWS, config=settings.kafka)
     impressions = _impressions(step, settings, options)
-    topics = {spec_of(event).topic for event in step.events}
+    topics = {spec_of(event).topic for event in step.classes}
     if step.joiner is not None:
         topics.add(spec_of(step.joiner.spec.request).topic)
     handover = {} if options.handover is None else offsets_of(options.handover, topics)

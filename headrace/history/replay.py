@@ -11,7 +11,7 @@ Events that an expression of a view has no value for are left out of it, as ther
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,15 +120,23 @@ class Replay:
 
     def save(self, folder: str | Path) -> None:
         """Write each view's records to `folder/<view>.arrow`: key text and packed record, and the fingerprint."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        self.capture()(Path(folder))
+
+    def capture(self) -> Callable[[Path], None]:
+        """Pack the present records; what is returned writes them as `save` does, in any thread."""
+        frames: dict[str, pl.DataFrame] = {}
         for plan in self.plans:
             slab = self.slabs[plan.name]
             rows = slab.rows()
-            frame = pl.DataFrame(
-                {"key": slab.texts(rows), "record": slab.pack(rows)}, schema={"key": pl.Binary, "record": pl.Binary}
-            )
-            frame.write_ipc(folder / f"{plan.name}.arrow", compression="zstd")
+            columns = {"key": slab.texts(rows), "record": slab.pack(rows)}
+            frames[plan.name] = pl.DataFrame(columns, schema={"key": pl.Binary, "record": pl.Binary})
+
+        def write(folder: Path) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, frame in frames.items():
+                frame.write_ipc(folder / f"{name}.arrow", compression="zstd")
+
+        return write
 
     def load(self, folder: str | Path) -> None:
         """Load saved records into the slabs; views that were not saved are unchanged.

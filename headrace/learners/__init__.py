@@ -15,7 +15,11 @@ from headrace.learners.input_spec import InputSpec as InputSpec
 from headrace.learners.input_spec import Match as Match
 from headrace.learners.inputs import PAD as PAD
 from headrace.learners.inputs import Inputs as Inputs
-from headrace.learners.label import Label as Label
+from headrace.learners.labels.label import Label as Label
+from headrace.learners.labels.policy import Correct as Correct
+from headrace.learners.labels.policy import Importance as Importance
+from headrace.learners.labels.policy import LabelPolicy as LabelPolicy
+from headrace.learners.labels.policy import Wait as Wait
 from headrace.learners.learner import Learner as Learner
 from headrace.learners.models.deep_fm import DeepFM as DeepFM
 from headrace.learners.models.log_loss import LogLoss as LogLoss
@@ -26,6 +30,9 @@ from headrace.learners.models.model import Fields as Fields
 from headrace.learners.models.model import Model as Model
 from headrace.learners.models.model import ZeroHead as ZeroHead
 from headrace.learners.models.on_river import RiverLearner as RiverLearner
+from headrace.learners.models.per_label import PerLabel as PerLabel
+from headrace.learners.models.per_label import SquaredError as SquaredError
+from headrace.learners.models.shared_bottom import SharedBottom as SharedBottom
 from headrace.learners.online import OnlineLearner as OnlineLearner
 from headrace.learners.prequential import Prequential as Prequential
 from headrace.learners.prequential import auc as auc

@@ -16,7 +16,8 @@ from headrace.features import FeatureView, ViewPlan, plans_of
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.input_types import check_fields
 from headrace.learners.inputs import Inputs
-from headrace.learners.label import Label
+from headrace.learners.labels.label import Label
+from headrace.learners.labels.policy import LabelPolicy, Wait, ages_us
 from headrace.learners.models.model import Model
 from headrace.learners.tables.table import TablePolicy
 
@@ -26,7 +27,9 @@ class Learner:
 
     Attributes:
         views: views whose features `inputs` reads; a single view may stand alone.
-        label: which events make an example positive; None where the stream has labels.
+        label: which events make an example positive; a dict of several by name, in the order of the model's labels;
+            None where the stream has labels.
+        policy: when a request is learned although labels come late; with several labels, or one of numbers, `Wait()`.
         inputs: the fields of the model.
         model: the model's declaration.
         tables: embedding table -> policy; other tables have the default policy.
@@ -38,7 +41,8 @@ class Learner:
     """
 
     views: ClassVar[tuple[type[FeatureView], ...]] = ()
-    label: ClassVar[Label | None] = None
+    label: ClassVar[Label | Mapping[str, Label] | None] = None
+    policy: ClassVar[LabelPolicy] = Wait()
     inputs: ClassVar[InputSpec]
     model: ClassVar[Model]
     tables: ClassVar[Mapping[str, TablePolicy]] = {}
@@ -65,7 +69,8 @@ class Learner:
             cls.views = (cls.views,)
         kinds = {
             "views": (cls.views, isinstance(cls.views, tuple | list), "a tuple of views, such as (UserActivity,)"),
-            "label": (cls.label, cls.label is None or isinstance(cls.label, Label), "a Label(...), or leave it out"),
+            "label": (cls.label, _is_label(cls.label), 'a Label(...), or several as {"click": Label(...)}'),
+            "policy": (cls.policy, isinstance(cls.policy, LabelPolicy), 'Wait(), Correct("1m") or Importance("1m")'),
             "inputs": (cls.inputs, isinstance(cls.inputs, InputSpec), "an InputSpec(...)"),
             "model": (cls.model, isinstance(cls.model, Model), "a model, such as DeepFM()"),
             "tables": (cls.tables, isinstance(cls.tables, Mapping), 'a dict, such as {"item": TablePolicy()}'),
@@ -77,6 +82,33 @@ class Learner:
         for table, policy in cls.tables.items():
             if not isinstance(policy, TablePolicy):
                 raise DeclarationError(f"learner {cls.name} · table {table!r}: {policy!r}; write a TablePolicy(...)")
+
+        cls._check_labels()
+
+    @classmethod
+    def _check_labels(cls) -> None:
+        """Raise if labels and model, or labels and policy, do not go together."""
+        labels = cls.labels()
+        if labels and cls.model.labels != len(labels):
+            raise DeclarationError(
+                f"learner {cls.name}: {len(labels)} labels, {', '.join(labels) or 'one'}, and a model of "
+                f"{cls.model.labels}; declare one label for each of the model's"
+            )
+        if isinstance(cls.policy, Wait):
+            return
+        label = cls.label
+        if not isinstance(label, Label) or label.value is not None:
+            raise DeclarationError(f"learner {cls.name}: policy {cls.policy} is for one label of 0 and 1; write Wait()")
+        if not cls.model.loss.is_binary:
+            raise DeclarationError(f"learner {cls.name}: policy {cls.policy} is for a loss of probabilities")
+        ages_us(cls.policy, label.within_us)
+
+    @classmethod
+    def labels(cls) -> dict[str, Label]:
+        """The labels by name, in the order of the model's; a single one is named "", without any it is empty."""
+        if cls.label is None:
+            return {}
+        return {"": cls.label} if isinstance(cls.label, Label) else dict(cls.label)
 
     @classmethod
     def fingerprints(cls) -> dict[str, str]:
@@ -99,3 +131,11 @@ class Learner:
     @classmethod
     def _plans(cls) -> list[ViewPlan]:
         return plans_of(cls.views, f"learner {cls.name}") if cls.views else []
+
+
+def _is_label(label: object) -> bool:
+    """Whether it is a label, a dict of them by names of columns, or None."""
+    if isinstance(label, Mapping):
+        named = all(isinstance(name, str) and name.isidentifier() for name in label)
+        return bool(label) and named and all(isinstance(one, Label) for one in label.values())
+    return label is None or isinstance(label, Label)

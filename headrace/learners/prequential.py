@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
 from headrace.learners.models.log_loss import EPS, LogLoss, log_losses
+from headrace.learners.models.loss import Loss
 from headrace.learners.models.model import Model
+from headrace.learners.models.per_label import PerLabel
 from headrace.learners.tables import kernels
 
 ROWS_MAX = 20_000_000  # scores held for the exact AUC: 5 bytes each
@@ -53,7 +55,8 @@ class Prequential:
     """Streaming figures of predictions that were made before their labels were learnt from.
 
     Args:
-        model: whose predictions they are; without one, of one probability.
+        model: whose predictions they are; without one, of one probability, or of the label of `loss`.
+        loss: of one label, where there is no model.
         rows_max: scores held for the exact pooled AUC; beyond it, only the histogram's.
         window: rows of the recent figures.
         top: the k of hit@k.
@@ -64,17 +67,22 @@ class Prequential:
         self,
         model: Model | None = None,
         *,
+        loss: Loss | None = None,
         rows_max: int = ROWS_MAX,
         window: int = 10_000,
         top: tuple[int, ...] = (1, 5, 10),
         slices: bool = True,
     ) -> None:
         self._model = model
-        self._loss = LogLoss() if model is None else model.loss
+        self._loss: Loss = (loss or LogLoss()) if model is None else model.loss
         labels = 1 if model is None else model.labels
         self._by_label: list[Prequential] = []
         if self._loss.is_binary and labels > 1:
             self._by_label = [Prequential(rows_max=rows_max, window=window, slices=False) for _ in range(labels)]
+        elif isinstance(self._loss, PerLabel):
+            self._by_label = [
+                Prequential(loss=each, rows_max=rows_max, window=window, slices=False) for each in self._loss.losses
+            ]
         self._is_probability = self._loss.is_binary and labels == 1
         self._rows_max = rows_max
         self._top = top
@@ -103,7 +111,7 @@ class Prequential:
         Args:
             probabilities: (n,) before learning, or predictions (n, K); a probability that is not finite counts as 0.5,
                 an example with another prediction that is not finite is left out; both count in `not_finite`.
-            labels: (n,) 0 or 1, or what the model learns from, (n,) or (n, L).
+            labels: (n,) 0 or 1, or what the model learns from, (n,) or (n, L), NaN where one of several is unknown.
             weights: (n,) importance in loss and calibration.
             starts: (requests + 1,) first row of each request, and n; for hit@k. Requests without a positive do not
                 count.
@@ -118,8 +126,11 @@ class Prequential:
         else:
             self._observe_losses(probabilities[finite], labels[finite], weight[finite])
         for k, marks in enumerate(self._by_label):
-            column = np.ascontiguousarray(probabilities[:, k])
-            marks.observe(column, labels[:, k], weights=weight, starts=starts)
+            known = ~np.isnan(labels[:, k])
+            if not known.any():
+                continue
+            column, label = np.ascontiguousarray(probabilities[known, k]), labels[known, k]
+            marks.observe(column, label, weights=weight[known], starts=_starts_of(known, starts))
         if slices is not None and self._slices is not None:
             for value in np.unique(slices):
                 rows = slices == value
@@ -289,6 +300,11 @@ class Prequential:
             "calibration": float(probability.sum(dtype=np.float64)) / positives if positives else float("nan"),
             "auc": auc(probability, label),
         }
+
+
+def _starts_of(known: NDArray[np.bool_], starts: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """First row of each request, and their number, where only the rows `known` (n,) are counted."""
+    return None if starts is None else np.concatenate([[0], np.cumsum(known)])[starts]
 
 
 def _entropy(rate: float) -> float:

@@ -6,7 +6,7 @@
 A request, or a positive with its negatives, is a group: rows that are ranked together and never split.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,10 +25,11 @@ from headrace.history.replay import Replay
 from headrace.learners import Inputs, Label, Learner, RecentPopularity, column_of, columns_of, log_rate
 from headrace.learners.input_spec import Column
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
+from headrace.pipelines.joining.spec import IS_FIRST, LATE_SHARE, POSITIVE_WEIGHT, label_column
 from headrace.schemas import Event, spec_of
 
-REQUESTS, EVENTS = 0, 1  # `Examples.source`
-SOURCES = ("requests", "events")
+REQUESTS, EVENTS, LATE = 0, 1, 2  # `Examples.source`; late are positives after the request was learned
+SOURCES = ("requests", "events", "late_labels")
 NEGATIVES = 9  # drawn for each positive
 
 SKIPPED = Counter("headrace_requests_skipped_total", "Joined requests that could not be trained on.", ["reason"])
@@ -43,8 +44,9 @@ log = structlog.get_logger(__name__)
 class Examples:
     """n rows in groups; group g is rows `starts[g]` to `starts[g + 1]`.
 
-    `labels`, `log_rate` (n,) float32, `time_us` (n,) int64 event time, `source` (n,) int64, `starts` (groups + 1,)
-    int64.
+    `labels` (n,) or (n, L) float32, NaN where one of several is unknown, `log_rate` (n,) float32, `time_us` (n,) int64
+    event time, `source` (n,) int64, `starts` (groups + 1,) int64. `early` (n, 2) float32 are the share of positives
+    that is still to come and the weight of a positive; None: labels are final.
     """
 
     inputs: Inputs
@@ -53,16 +55,29 @@ class Examples:
     time_us: NDArray[np.int64]
     source: NDArray[np.int64]
     starts: NDArray[np.int64]
+    early: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def weights(self, predict: Callable[[Inputs, NDArray[np.float32]], NDArray[np.float32]]) -> NDArray[Any] | None:
+        """Importance (n,) by the policy; None: all 1. `predict` gives probabilities of inputs at their log-rates.
+
+        See `headrace.learners.labels.policy`.
+        """
+        if self.early is None:
+            return None
+        p, (late_share, weight) = predict(self.inputs, self.log_rate).astype(np.float64), self.early.T
+        real = (1 - p) / np.maximum(1 - p * (1 - late_share), 1e-9)
+        return np.asarray(np.where(self.labels > 0.5, weight, real), np.float32)
 
     def groups(self, first: int, last: int) -> "Examples":
         """Groups [first, last)."""
         rows = slice(int(self.starts[first]), int(self.starts[last]))
         starts = self.starts[first : last + 1] - self.starts[first]
         arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
-        return Examples(self.inputs.take(rows), *arrays, starts)
+        early = None if self.early is None else self.early[rows]
+        return Examples(self.inputs.take(rows), *arrays, starts, early)
 
     def by_step(self, step_us: int) -> "dict[int, Examples]":
         """Groups by their event time // `step_us`, each in order; groups must be in the order of time."""
@@ -85,11 +100,18 @@ class Examples:
             np.concatenate([part.time_us for part in parts]),
             np.concatenate([part.source for part in parts]),
             np.concatenate(starts),
+            None if all(part.early is None for part in parts) else np.concatenate([p.early_or_final for p in parts]),
         )
+
+    @property
+    def early_or_final(self) -> NDArray[np.float32]:
+        """`early`, or what it is for final labels: nothing to come, and a weight of 1."""
+        return np.tile(np.array([0, 1], np.float32), (len(self), 1)) if self.early is None else self.early
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """The examples as plain arrays."""
-        return {
+        early = {} if self.early is None else {"early": self.early}
+        return early | {
             "inputs": np.frombuffer(self.inputs.to_bytes(), dtype=np.uint8),
             "labels": self.labels,
             "log_rate": self.log_rate,
@@ -102,12 +124,17 @@ class Examples:
     def of_state(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> "Examples":
         """The examples that `state_dict` wrote."""
         names = ("labels", "log_rate", "time_us", "source", "starts")
-        return Examples(Inputs.from_bytes(arrays["inputs"].tobytes(), fingerprint), *(arrays[name] for name in names))
+        inputs = Inputs.from_bytes(arrays["inputs"].tobytes(), fingerprint)
+        labels, log_rate, time_us, source, starts = (arrays[name] for name in names)
+        return Examples(inputs, labels, log_rate, time_us, source, starts, arrays.get("early"))
 
 
 @dataclass(frozen=True, slots=True)
 class RequestColumns:
-    """Names of the columns of joined requests; `scores` and `shadow` are None if they are not logged."""
+    """Names of the columns of joined requests; `scores` and `shadow` are None if they are not logged.
+
+    With several labels `labels` is followed by the name of each, as in `labels_click`.
+    """
 
     time: str = "event_time"
     features: str = "features"
@@ -120,44 +147,67 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
     """Examples of joined requests, one a row of `frame`; None when none is usable.
 
     A request is skipped and counted, by reason, so that it does not stop the stream: its features were packed by
-    another spec or are damaged, or its labels are not one for each row that the model's loss allows. A row whose label
-    is null is left out: nobody knows it.
+    another spec or are damaged, or its labels are not one for each row that the model's loss allows. A row whose labels
+    are all null is left out: nobody knows them.
     """
-    inputs, labels, times = [], [], []
-    selected = frame.select(columns.features, columns.labels, pl.col(columns.time).dt.epoch("us"))
-    for packed, listed, time_us in selected.iter_rows():
-        reason = ""
+    names = [label_column(columns.labels, name) for name in learner.labels() or ("",)]
+    inputs, labels, usable = [], [], []
+    for number, (packed, *listed) in enumerate(frame.select(columns.features, *names).iter_rows()):
         try:
-            rows = Inputs.from_bytes(packed, learner.inputs.fingerprint)
-            known = np.array([value is not None for value in listed], dtype=np.bool_)
-            label = np.array([value for value in listed if value is not None], dtype=np.float32)
-            if len(rows) != len(known) or not learner.model.loss.is_allowed(label).all():
-                reason = "labels"
-            elif not known.all():
-                rows = rows.take(known)
-        except DecodeError:
-            reason = "damaged"
-        except SchemaError:
-            reason = "other_spec"
-        if reason:
+            rows, label = _labelled_rows(Inputs.from_bytes(packed, learner.inputs.fingerprint), listed, learner)
+        except (DecodeError, SchemaError, _LabelsError) as exc:
+            reason = next(reason for kind, reason in REASONS.items() if isinstance(exc, kind))
             SKIPPED.labels(reason=reason).inc()
             log.warning("request_skipped", reason=reason, learner=learner.name)
-        elif len(rows):
+            continue
+        if len(rows):
             inputs.append(rows)
             labels.append(label)
-            times.append(time_us)
+            usable.append(number)
     if not inputs:
         return None
     sizes = np.array([len(part) for part in inputs], dtype=np.int64)
-    row_count = int(sizes.sum())
+    kept, early = frame[usable], None
+    if LATE_SHARE in frame.columns:
+        early = np.repeat(kept.select(LATE_SHARE, POSITIVE_WEIGHT).to_numpy(), sizes, axis=0)
+    is_late = ~kept[IS_FIRST].to_numpy() if IS_FIRST in frame.columns else np.zeros(len(sizes), np.bool_)
     return Examples(
         Inputs.concat(inputs),
         np.concatenate(labels),
-        np.zeros(row_count, dtype=np.float32),
-        np.repeat(np.array(times, dtype=np.int64), sizes),
-        np.full(row_count, REQUESTS, dtype=np.int64),
+        np.zeros(int(sizes.sum()), dtype=np.float32),
+        np.repeat(kept[columns.time].dt.epoch("us").to_numpy(), sizes),
+        np.repeat(np.where(is_late, LATE, REQUESTS), sizes),
         np.concatenate([[0], np.cumsum(sizes)]),
+        early,
     )
+
+
+class _LabelsError(Exception):
+    """Labels of a request that are not one for each row, or that the loss does not allow."""
+
+
+REASONS = {_LabelsError: "labels", DecodeError: "damaged", SchemaError: "other_spec"}
+"""Why a request is skipped."""
+
+
+def _labelled_rows(
+    rows: Inputs, listed: list[list[float | None]], learner: type[Learner]
+) -> tuple[Inputs, NDArray[np.float32]]:
+    """The rows with a label, and their labels (n,) or (n, L), NaN where one of several is unknown.
+
+    Raises:
+        _LabelsError: there is not one label a row, or one that the model's loss does not allow.
+    """
+    label = np.array(listed, dtype=np.float32).T  # null becomes NaN
+    if label.shape != (len(rows), len(listed)):
+        raise _LabelsError
+    is_known = np.asarray(~np.isnan(label).all(axis=1))
+    if not is_known.all():
+        rows, label = rows.take(is_known), label[is_known]
+    label = label[:, 0] if len(listed) == 1 else label
+    if not learner.model.loss.is_allowed(label).all():
+        raise _LabelsError
+    return rows, label
 
 
 class EventExamples:
@@ -193,6 +243,11 @@ class EventExamples:
         capacity: int = 100_000,
         seed: int = 0,
     ) -> None:
+        if isinstance(learner.label, Mapping):
+            raise DeclarationError(
+                f"learner {learner.name}: an event is an example of one label, and it has {len(learner.label)}: "
+                "several are learned from requests, as a step with a joiner and no events does"
+            )
         if learner.label is None or not learner.label.candidate:
             raise DeclarationError(
                 f"learner {learner.name}: no label with candidate=, the column that negatives replace"
@@ -274,14 +329,19 @@ class EventExamples:
             drawn.starts,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the records of the replays and the sampler into the existing `folder`."""
-        for replay in self._replays():
-            replay.save(folder / "replay")
-        save_file(self._sampler.state_dict(), folder / "sampler.safetensors")
+    def capture(self) -> Callable[[Path], None]:
+        """Take the records of the replays and the sampler; what is returned writes them into an existing folder."""
+        writers, sampler = [replay.capture() for replay in self._replays()], self._sampler.state_dict()
+
+        def write(folder: Path) -> None:
+            for writer in writers:
+                writer(folder / "replay")
+            save_file(sampler, folder / "sampler.safetensors")
+
+        return write
 
     def load(self, folder: Path) -> None:
-        """Take over what `save` wrote."""
+        """Take over what `capture` wrote."""
         for replay in self._replays():
             replay.load(folder / "replay")
         self._sampler.load_state_dict(load_file(folder / "sampler.safetensors"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from headrace.checkpoints import Checkpoints
+from headrace.checkpoints import Checkpoints, CheckpointThread
 from headrace.pipelines.joiner import Joiner
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
@@ -40,12 +40,13 @@ class JoinStep:
     ) -> None:
         self.joiner = joiner
         self._checkpoints = None if state is None else Checkpoints(state)
+        self._thread = None if self._checkpoints is None else CheckpointThread(self._checkpoints)
         self._save_s = save_s
         self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
         self._saved_s = time.monotonic()
         self._ticked_s = 0.0
         if self._checkpoints is not None:
-            joiner.keep_in(self._checkpoints.folder / "requests")
+            joiner.keep_in(self._checkpoints.folder)
             if newest := self._checkpoints.newest():
                 joiner.load(newest[0])
 
@@ -77,7 +78,7 @@ class JoinStep:
         self._ticked_s = time.monotonic()
         watermark_us = self._watermark.value_us()
         frame = None if watermark_us is None else self.joiner.advance(watermark_us)
-        if time.monotonic() - self._saved_s > self._save_s:
+        if time.monotonic() - self._saved_s > self._save_s and not (self._thread and self._thread.is_busy):
             self._save()
         return [] if frame is None else [frame]
 
@@ -89,10 +90,13 @@ class JoinStep:
         """Requests that are due; then save. At the end of the stream all are due; after a stop open windows stay."""
         frames = self.tick()
         self._save()
+        if self._thread is not None:
+            self._thread.wait()
         return frames
 
     def _save(self) -> None:
-        if self._checkpoints is not None:
-            with self._checkpoints.write({}) as folder:
-                self.joiner.save(folder)
+        """Take the state; a thread writes it."""
+        if self._thread is not None:
+            self._thread.wait()
+            self._thread.submit({}, self.joiner.capture())
         self._saved_s = time.monotonic()

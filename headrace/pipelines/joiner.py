@@ -11,10 +11,21 @@ it happened in [t, t + within), t being the request's event time; an engagement 
 Law: the requests that come out, their order (event time, then request id) and their labels are a function of the set of
 events, not of their order, batching or duplication, as long as nothing is later than the watermark's lateness.
 
-Not optimal: each step scans the engagements of one window.
+Several labels (`JoinSpecs`) have engagements of their own; a request comes out once, as the longest window has closed.
+
+A policy that does not wait (`headrace.learners.labels.policy`) looks at a request at several ages. At the first it
+comes out with the labels known by then, at later ones with its late positives alone, other labels null:
+
+    request t   |-- a0 --|-- a1 --------|-- within ----------------|     ages double
+                      known so far   late ones                  late ones
+
+Then rows are in the order of their step of emission, and of age, time and id within it, which is a function of the
+events as well.
+
+Not optimal: each step scans the engagements of one window, and each age reads its requests again.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +34,23 @@ import polars as pl
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, SourceError
+from headrace.pipelines.joining.delays import Delays
+from headrace.pipelines.joining.engagements import TIME, Engagements
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
-from headrace.pipelines.joining.labels import label_requests
-from headrace.pipelines.joining.open_requests import OpenRequests
-from headrace.pipelines.joining.spec import JoinSpec, micros
+from headrace.pipelines.joining.labels import label_requests, late_labels
+from headrace.pipelines.joining.rows_by_time import RowsByTime
+from headrace.pipelines.joining.spec import (
+    EMITTED,
+    IS_FIRST,
+    LABEL_COLUMNS,
+    LATE_SHARE,
+    POSITIVE_WEIGHT,
+    JoinSpec,
+    JoinSpecs,
+    fingerprint,
+    label_column,
+    micros,
+)
 from headrace.schemas import spec_of
 from headrace.streams.intake import newest_us
 from headrace.streams.source import EventBatch
@@ -36,9 +60,10 @@ REQUESTS_MAX = 1_000_000
 """Open requests in memory; more are spilled to disk."""
 ENGAGEMENTS_MAX = 20_000_000
 """Positive engagements in memory."""
-PRUNE_ROWS = 65_536
-"""Engagements beside which it is not worth looking for those that nothing can match any more."""
-MARKS = (LABEL, IS_POSITIVE)
+REQUEST_ROWS = 8_192
+"""Requests that wait in memory for a file of their own."""
+GROUP_ROWS = 131_072
+"""Requests that are labelled at a time, where slices of time are not larger."""
 LONG_AGO_US = -(2**62)
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
@@ -67,14 +92,14 @@ class Offsets:
 
 
 class Joiner(Offsets):
-    """Open requests and engagements of one `JoinSpec`, in memory; requests beyond `requests_max` on disk in `spill`.
+    """Open requests and engagements of a join; requests beyond `requests_max`, or 256 MiB, on disk in `spill`.
 
     `counts` tells what became of the rows. State survives a restart by `save` and `load`, offsets with it.
     """
 
     def __init__(
         self,
-        spec: JoinSpec,
+        spec: JoinSpec | JoinSpecs,
         *,
         requests_max: int = REQUESTS_MAX,
         engagements_max: int = ENGAGEMENTS_MAX,
@@ -83,13 +108,27 @@ class Joiner(Offsets):
         super().__init__()
         self.spec = spec
         self.counts: dict[str, int] = {}
+        self._joins = spec.joins
         self._request = spec_of(spec.request)
-        self._engagement = spec_of(spec.engagement)
         self._engagements_max = engagements_max
         folder = None if spill is None else Path(spill)
-        self._open = OpenRequests(self._request, spec.step_us, rows_max=requests_max, spill=folder)
-        self._engagements: list[pl.DataFrame] = []
-        self._engagements_left = 0  # after they were last pruned
+        self._open = RowsByTime(
+            "requests",
+            {**self._request.polars, "appended_us": pl.Int64()},
+            micros(self._request.time),
+            spec.step_us,
+            rows_max=requests_max,
+            write_rows=REQUEST_ROWS,
+            spill=folder,
+        )
+        self._engagements = {
+            name: Engagements(
+                one, spec.step_us, rows_max=engagements_max, name=label_column("engagements", name), spill=folder
+            )
+            for name, one in self._joins.items()
+        }
+        self._delays = Delays(len(spec.ages_us))
+        self._emitted = [LONG_AGO_US] * len(spec.ages_us)  # by age: slices below it have come out
         self._watermark_us = LONG_AGO_US
         self._newest_us = LONG_AGO_US
 
@@ -103,12 +142,19 @@ class Joiner(Offsets):
         """Open requests that are in memory."""
         return self._open.rows_in_memory
 
-    def keep_in(self, folder: Path) -> None:
-        """Keep open requests in files of a folder that outlives the process, so that saving is short.
+    @property
+    def waiting_engagements(self) -> int:
+        """Engagements that an open request, or one that may still come, could match; one counts for each label."""
+        return sum(each.rows.rows for each in self._engagements.values())
 
-        Called before the first request or `load`; a saved state then needs this folder as well.
+    def keep_in(self, folder: Path) -> None:
+        """Keep requests and engagements in folders of a folder that outlives the process, so that saving is short.
+
+        Called before the first row or `load`; a saved state then needs this folder as well.
         """
-        self._open.keep_in(folder)
+        self._open.keep_in(folder / "requests")
+        for name, each in self._engagements.items():
+            each.rows.keep_in(folder / label_column("engagements", name))
 
     def add(self, batch: EventBatch) -> None:
         """Take in the new rows of a batch of either event.
@@ -124,12 +170,13 @@ class Joiner(Offsets):
         Raises:
             SourceError: it is of neither.
         """
+        labels = [name for name, one in self._joins.items() if one.engagement is batch.event]
         if batch.event is self.spec.request:
             self._add_requests(batch)
-        elif batch.event is self.spec.engagement:
-            self._add_engagements(batch)
-        else:
-            names = f"{self._request.name} or {self._engagement.name}"
+        for name in labels:
+            self._add_engagements(batch, name)
+        if batch.event is not self.spec.request and not labels:
+            names = " or ".join(dict.fromkeys([self._request.name, *(spec_of(e).name for e in self.spec.engagements)]))
             raise SourceError(f"{batch.partition}: the joiner takes {names}, not {batch.event.__name__}")
 
     def _add_requests(self, batch: EventBatch) -> None:
@@ -141,80 +188,148 @@ class Joiner(Offsets):
             return
         self._count("spilled_requests", self._open.add(on_time))
 
-    def _add_engagements(self, batch: EventBatch) -> None:
-        """Take in engagements. One that no open or coming request can match is late: counted and dropped.
+    def _add_engagements(self, batch: EventBatch, name: str) -> None:
+        """Take in engagements of one label. One that no open or coming request can match is late: counted and dropped.
 
         So is one that an expression of its label has no value for, counted as "failed_engagements".
 
         Raises:
             ConfigError: there are more than `engagements_max`.
         """
-        frame = self._with_append_times(batch)
-        labelled, failed = labelled_events(frame, self.spec)
+        engagements, spec = self._engagements[name], self._joins[name]
+        labelled, failed = labelled_events(self._with_append_times(batch), spec)
         self._count("failed_engagements", failed)
-        columns = [*self.spec.engagement_entity, self.spec.candidate, self._engagement.id, "appended_us", *MARKS]
-        useful = labelled.select(*columns, micros(self._engagement.time).alias("__time")).filter(
-            pl.col("__time") >= self._floor_us(),
-        )
+        time_us = micros(spec_of(spec.engagement).time).alias(TIME)
+        columns = (*engagements.columns, "appended_us", LABEL, IS_POSITIVE)
+        useful = labelled.select(*columns, time_us).filter(pl.col(TIME) >= self._floor_us())
         self._count("late_engagements", labelled.height - useful.height)
         if not useful.is_empty():
-            self._engagements.append(useful)
-        waiting = sum(frame.height for frame in self._engagements)
-        if waiting > self._engagements_max:
+            engagements.add(useful)
+        if self.waiting_engagements > self._engagements_max:
             raise ConfigError(
-                f"joiner: {waiting} engagements wait, limit engagements_max="
+                f"joiner: {self.waiting_engagements} engagements wait, limit engagements_max="
                 f"{self._engagements_max}: raise it, or shorten within"
             )
 
     def advance(self, watermark_us: int) -> pl.DataFrame | None:
         """Requests whose label window the watermark has passed, in order; None when there are none.
 
-        At `END_OF_TIME_US` all of them are due.
+        At `END_OF_TIME_US` all of them are due. With a policy that does not wait, see the module.
 
         Returns:
             (n_requests,): the request's columns, then `labels` List(Int8) with one 0 or 1 a candidate, `label_times`
             List(Datetime), `label_ids` and `label_appended_us` List(Int64) of each candidate's first match (null where
             there is none), `appended_us` of the request. Labels are Float32 if the spec has a `value`, and null where
-            they are unknown. A positive match comes before a negative one.
+            they are unknown. A positive match comes before a negative one. Several labels have each its own columns,
+            `labels_<name>` and so on. A policy that does not wait adds `emitted_step` Int64, `is_first` Boolean,
+            `late_share` and `positive_weight` Float32, from which the weights of examples follow.
         """
         ended = watermark_us >= END_OF_TIME_US
         # An end is not for ever: a later run over more of the stream goes on after the newest event.
         self._watermark_us = max(self._watermark_us, self._newest_us if ended else watermark_us)
-        due_before = (self._watermark_us - self.spec.within_us) // self.spec.step_us
-        due = self._open.due(None if ended else due_before)
-        if not due:
-            self._forget_engagements()
-            return None
-        requests = self._take(due)
-        engagements = self._dense_engagements()
-        labelled = label_requests(requests, engagements, self.spec)
-        floor_us = self._floor_us()
-        self._engagements = [engagements.filter(pl.col("__time") >= floor_us)]
-        self._count_labels(labelled)
-        return labelled
+        frames = [frame for frame in self._due_frames(ended=ended) if frame.height]
+        for each in self._engagements.values():
+            each.drop_before(self._floor_us())
+        return pl.concat(frames) if frames else None
 
-    def _forget_engagements(self) -> None:
-        """Drop engagements that nothing can match any more, once as many again wait as did after the last time."""
-        waiting = sum(frame.height for frame in self._engagements)
-        if waiting > 2 * self._engagements_left + PRUNE_ROWS:
-            self._engagements = [pl.concat(self._engagements).filter(pl.col("__time") >= self._floor_us())]
-            self._engagements_left = self._engagements[0].height
+    def _due_frames(self, *, ended: bool) -> Iterator[pl.DataFrame]:
+        """Labelled requests, in the order in which they come out."""
+        due: list[tuple[int, int, list[int]]] = []  # step of emission, age, slices
+        step_us = self.spec.step_us
+        for age, age_us in enumerate(self.spec.ages_us):
+            age_steps = -(-age_us // step_us)
+            late_us = age_steps * step_us if self.spec.is_early else age_us
+            before = None if ended else (self._watermark_us - late_us) // step_us
+            numbers = [number for number in self._open.due(before) if number >= self._emitted[age]]
+            self._emitted[age] = LONG_AGO_US if before is None else max(self._emitted[age], before)
+            if self.spec.is_early:
+                due += [(number + 1 + age_steps, age, [number]) for number in numbers]
+            else:
+                due += [(0, age, group) for group in self._groups(numbers)]
+        for emitted, age, numbers in sorted(due):
+            yield self._labelled(emitted, age, numbers)
+
+    def _groups(self, numbers: list[int]) -> Iterator[list[int]]:
+        """Slices in groups of few requests, which bounds the memory that labelling needs."""
+        group: list[int] = []
+        rows = 0
+        for number in numbers:
+            rows += (more := self._open.rows_of(number))
+            if group and rows > GROUP_ROWS:
+                yield group
+                group, rows = [], more
+            group.append(number)
+        if group:
+            yield group
+
+    def _labelled(self, emitted: int, age: int, numbers: list[int]) -> pl.DataFrame:
+        """The requests of some slices as they come out at an age; at the last they are removed."""
+        is_last = age == len(self.spec.ages_us) - 1
+        requests = self._once(self._open.take(numbers) if is_last else self._open.read(numbers), is_first=age == 0)
+        first_us, before_us = numbers[0] * self.spec.step_us, (numbers[-1] + 1) * self.spec.step_us
+        labelled: pl.DataFrame | None = None
+        for name, one in self._joins.items():
+            within_us = self.spec.ages_us[age] if self.spec.is_early else one.within_us
+            engagements = self._engagements[name].once(first_us, before_us + within_us, self._count)
+            frame = label_requests(requests, engagements, one, within_us)
+            frame = frame.rename({column: label_column(column, name) for column in LABEL_COLUMNS})
+            labelled = frame if labelled is None else _with_label(labelled, frame, name)
+        assert labelled is not None
+        if age == 0:
+            self._count("requests", labelled.height)
+        if is_last:
+            self._count_unjoined(labelled)
+        return self._as_emitted(labelled, emitted, age) if self.spec.is_early else labelled
+
+    def _as_emitted(self, labelled: pl.DataFrame, emitted: int, age: int) -> pl.DataFrame:
+        """What comes out at an age, with the columns of a policy that does not wait."""
+        spec = self._joins[""]
+        since_us = self.spec.ages_us[age - 1] if age else 0
+        fresh = late_labels(labelled, spec, since_us)
+        positives = int((fresh["labels"].explode() > 0).sum())
+        self._delays.observe(age, positives, int(labelled["labels"].list.len().sum()))
+        share = 0.0 if spec.absent_is_unknown else self._delays.late_share()
+        if age == 0:
+            rows, weight = labelled, 1.0 if spec.corrects else 1.0 / (1.0 - share)
+        else:
+            rows, weight = fresh if spec.corrects else fresh.clear(), 1.0
+            self._count("late_labels", positives)
+        return rows.with_columns(
+            pl.lit(emitted, pl.Int64).alias(EMITTED),
+            pl.lit(age == 0).alias(IS_FIRST),
+            pl.lit(share if age == 0 else 0.0, pl.Float32).alias(LATE_SHARE),
+            pl.lit(weight, pl.Float32).alias(POSITIVE_WEIGHT),
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the whole state, offsets with it, into `folder`."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        files = self._open.save(target)
-        self._engagements = [pl.concat([self._no_engagements(), *self._engagements])]
-        self._engagements[0].write_ipc(target / "engagements.arrow")
+        self.capture()(Path(folder))
+
+    def capture(self) -> Callable[[Path], None]:
+        """Take the present state; what is returned writes it into a folder, in any thread.
+
+        The state captured before this one must be on disk.
+        """
+        stores = {"requests": self._open} | {
+            label_column("engagements", name): each.rows for name, each in self._engagements.items()
+        }
+        writers = {name: store.capture() for name, store in stores.items()}
         state = {
-            **files,
             "watermark_us": self._watermark_us,
             "newest_us": self._newest_us,
-            "positions": self._positions,
+            "positions": self.positions(),
+            "counts": dict(self.counts),
+            "spec": fingerprint(self._joins),
+            "emitted": list(self._emitted),
+            "delays": self._delays.facts(),
         }
-        everything = {**state, "counts": self.counts, "spec": self._fingerprint()}
-        (target / "joiner.json").write_bytes(orjson.dumps(everything))
+
+        def write(target: Path) -> None:
+            target.mkdir(parents=True, exist_ok=True)
+            facts = {name: writer(target) for name, writer in writers.items()}
+            (target / "joiner.json").write_bytes(orjson.dumps({**state, "stores": facts}))
+
+        return write
 
     def load(self, folder: str | Path) -> None:
         """Take over the state that `save` wrote.
@@ -225,17 +340,29 @@ class Joiner(Offsets):
         """
         source = Path(folder)
         state: dict[str, Any] = orjson.loads((source / "joiner.json").read_bytes())
-        if state["spec"] != self._fingerprint():
-            raise ConfigError(f"joiner state in {source} belongs to {state['spec']}, not to {self._fingerprint()}")
+        if state["spec"] != (own := fingerprint(self._joins)):
+            raise ConfigError(f"joiner state in {source} belongs to {state['spec']}, not to {own}")
         self._watermark_us, self._newest_us = state["watermark_us"], state["newest_us"]
         self._positions, self.counts = state["positions"], state["counts"]
-        self._open.load(source, state)
-        engagements = pl.read_ipc(source / "engagements.arrow")
-        if LABEL not in engagements.columns:  # of an earlier release: all were positive
+        if "stores" not in state:
+            self._load_earlier_release(source, state)
+            return
+        self._emitted = state["emitted"]
+        self._delays.load(state["delays"])
+        self._open.load(source, state["stores"]["requests"])
+        for name, each in self._engagements.items():
+            each.rows.load(source, state["stores"][label_column("engagements", name)])
+
+    def _load_earlier_release(self, source: Path, state: Mapping[str, Any]) -> None:
+        """Take over a state whose engagements lie in the checkpoint itself."""
+        self._open.load(source, {"files": state.get("request_files", ())})
+        engagements = pl.read_ipc((source / "engagements.arrow").read_bytes())
+        if LABEL not in engagements.columns:  # all were positive
             engagements = engagements.with_columns(
                 pl.lit(1.0, pl.Float32).alias(LABEL), pl.lit(value=True).alias(IS_POSITIVE)
             )
-        self._engagements = [engagements.select(self._no_engagements().columns)]
+        if engagements.height:
+            self._engagements[""].add(engagements)
 
     def _with_append_times(self, batch: EventBatch) -> pl.DataFrame:
         newest = newest_us(batch)
@@ -246,21 +373,12 @@ class Joiner(Offsets):
             else pl.lit(None, pl.Int64).alias("appended_us")
         )
 
-    def _take(self, numbers: list[int]) -> pl.DataFrame:
-        """Requests of some slices, in order, each id once."""
+    def _once(self, rows: pl.DataFrame, *, is_first: bool) -> pl.DataFrame:
+        """Requests in order, each id once."""
         request_id = str(self.spec.request_id)
-        rows = self._open.take(numbers).sort(self._request.time, request_id, maintain_order=True)
-        once = rows.unique(request_id, keep="first", maintain_order=True)
-        self._count("duplicate_requests", rows.height - once.height)
-        return once
-
-    def _dense_engagements(self) -> pl.DataFrame:
-        """All engagements as one frame, each id once."""
-        rows = pl.concat([self._no_engagements(), *self._engagements])
-        engagement_id = str(self._engagement.id)
-        once = rows.sort("__time", engagement_id).unique(engagement_id, keep="first", maintain_order=True)
-        self._count("duplicate_engagements", rows.height - once.height)
-        self._engagements = [once]
+        ordered = rows.sort(self._request.time, request_id, maintain_order=True)
+        once = ordered.unique(request_id, keep="first", maintain_order=True)
+        self._count("duplicate_requests", rows.height - once.height if is_first else 0)
         return once
 
     def _floor_us(self) -> int:
@@ -268,30 +386,19 @@ class Joiner(Offsets):
         first = self._open.first()
         return self._watermark_us if first is None else min(first * self.spec.step_us, self._watermark_us)
 
-    def _count_labels(self, labelled: pl.DataFrame) -> None:
-        """Requests that came out, and how many of them no engagement labelled."""
-        self._count("requests", labelled.height)
-        self._count("unjoined_requests", labelled.filter(pl.col("label_ids").list.drop_nulls().list.len() == 0).height)
+    def _count_unjoined(self, labelled: pl.DataFrame) -> None:
+        """Requests that no engagement labelled, by any label."""
+        matched = [pl.col(label_column("label_ids", name)).list.drop_nulls().list.len() > 0 for name in self._joins]
+        self._count("unjoined_requests", labelled.filter(~pl.any_horizontal(matched)).height)
 
     def _count(self, outcome: str, rows: int) -> None:
         if rows:
             self.counts[outcome] = self.counts.get(outcome, 0) + rows
             JOINED.labels(outcome).inc(rows)
 
-    def _no_engagements(self) -> pl.DataFrame:
-        columns = [*self.spec.engagement_entity, self.spec.candidate, str(self._engagement.id)]
-        types = {column: self._engagement.polars[column] for column in columns}
-        marks = {LABEL: pl.Float32(), IS_POSITIVE: pl.Boolean()}
-        return pl.DataFrame(schema={**types, "appended_us": pl.Int64(), **marks, "__time": pl.Int64()})
 
-    def _fingerprint(self) -> Mapping[str, Any]:
-        spec = self.spec
-        later = {"negative": spec.negative, "value": spec.value}  # named only where given: states of before stay good
-        return {
-            **{name: str(expression) for name, expression in later.items() if expression is not None},
-            "request": self._request.name,
-            "engagement": self._engagement.name,
-            "columns": [spec.candidates, spec.candidate, *spec.request_entity, *spec.engagement_entity],
-            "positive": str(spec.positive),
-            "within_us": spec.within_us,
-        }
+def _with_label(labelled: pl.DataFrame, frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """`labelled` with the columns of one more label; rows are the same, in the same order."""
+    columns = [label_column(column, name) for column in LABEL_COLUMNS]
+    order = [*(column for column in labelled.columns if column != "appended_us"), *columns, "appended_us"]
+    return labelled.hstack(frame.select(columns)).select(order)

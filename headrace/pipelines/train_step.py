@@ -27,12 +27,13 @@ import polars as pl
 import structlog
 from prometheus_client import Histogram
 
-from headrace.checkpoints import Checkpoints
+from headrace.checkpoints import Checkpoints, CheckpointThread
 from headrace.errors import DeclarationError
-from headrace.learners import Verdict
+from headrace.learners import Label, Verdict
 from headrace.pipelines.joiner import Joiner, Offsets
-from headrace.pipelines.joining.spec import step_us_of
+from headrace.pipelines.joining.spec import EMITTED, label_column, micros, step_us_of
 from headrace.pipelines.trainer import Trainer
+from headrace.pipelines.training.waiting import WaitingEvents, waiting_served
 from headrace.schemas import Event, spec_of
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
@@ -44,7 +45,7 @@ IDLE_S = 5.0  # wall time after which a silent partition no longer holds the wat
 
 SAVE_SECONDS = Histogram(
     "headrace_checkpoint_seconds",
-    "Time of one checkpoint of the training.",
+    "Time that one checkpoint stops the training for; a thread writes it.",
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30),
 )
 
@@ -55,14 +56,18 @@ class TrainStep:
     """A `Step` around one trainer. Used by one thread.
 
     Args:
-        trainer: made with `events`, so that it can make examples of engagements.
+        trainer: made with `events`, so that it can make examples of engagements, unless `events` is empty.
         joiner: of the requests that serving logs; None: there are none.
-        events: classes that the learner's views read; the engagement of the joiner is one of them.
+        events: classes that the learner's views read; the engagement of the joiner is one of them. None at all: only
+            requests are learned, as with several labels.
         state: folder of the saved state; None keeps nothing.
         lateness_us: without a joiner, how far behind the newest an event may arrive, in event time.
 
+    Attributes:
+        classes: events that are read beside the requests.
+
     Raises:
-        DeclarationError: there is no joiner, and the learner has no label.
+        DeclarationError: there is no joiner, and the learner has no label, or several.
     """
 
     def __init__(
@@ -81,19 +86,24 @@ class TrainStep:
         self.events = tuple(events)
         self.lateness_us = lateness_us if joiner is None else joiner.spec.lateness_us
         self._step_us = _step_us(trainer) if joiner is None else joiner.spec.step_us
+        engagements = () if joiner is None else joiner.spec.engagements
+        self.classes = tuple(dict.fromkeys((*self.events, *engagements)))
         self._offsets = Offsets() if joiner is None else joiner
         self._checkpoints = None if state is None else Checkpoints(state)
+        self._thread = None if self._checkpoints is None else CheckpointThread(self._checkpoints)
         self._save_s = save_s
         self._watermark = Watermark(lateness_us=self.lateness_us, idle_s=idle_s)
-        self._early = _EarlyEvents(self.events)
-        self._served: list[pl.DataFrame] = []  # ids of engagements that labelled a request, with their times
+        self._early = WaitingEvents(self.events, self._step_us)
+        self._served = waiting_served(self._step_us)
         self._released_s = 0.0
         self._saved_s = time.monotonic()
         self._positives = 0
         self._joined = 0
         if self._checkpoints is not None:
             if joiner is not None:
-                joiner.keep_in(self._checkpoints.folder / "requests")
+                joiner.keep_in(self._checkpoints.folder)
+            self._early.keep_in(self._checkpoints.folder / "waiting")
+            self._served.keep_in(self._checkpoints.folder / "served")
             self._load(self._checkpoints)
 
     def describe(self) -> str:
@@ -122,7 +132,7 @@ class TrainStep:
     def add(self, batch: EventBatch) -> None:
         """Take in requests or engagements that do not move the watermark: the caller of `advance` does."""
         new = self._offsets.new_rows(batch)
-        if self.joiner is not None and batch.event in (self.joiner.spec.request, self.joiner.spec.engagement):
+        if self.joiner is not None and batch.event in (self.joiner.spec.request, *self.joiner.spec.engagements):
             self.joiner.add_new(new)
         if batch.event in self.events:
             self._early.add(new)
@@ -143,8 +153,8 @@ class TrainStep:
             self._released_s = now_s
             self._release()
         verdict = self.trainer.poll()
-        if now_s - self._saved_s >= self._save_s:
-            self.save()
+        if now_s - self._saved_s >= self._save_s and not (self._thread and self._thread.is_busy):
+            self._submit()
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
@@ -175,20 +185,31 @@ class TrainStep:
             "prequential": self.trainer.prequential.snapshot(),
         }
 
-    @SAVE_SECONDS.time()
     def save(self) -> None:
-        """Write a checkpoint into the folder of the state, if there is one."""
-        if self._checkpoints is not None:
+        """Write a checkpoint into the folder of the state, if there is one; returns once it is on disk."""
+        self._submit()
+        if self._thread is not None:
+            self._thread.wait()
+
+    @SAVE_SECONDS.time()
+    def _submit(self) -> None:
+        """Take the state, which stops training for so long; a thread writes it."""
+        if self._thread is not None:
+            self._thread.wait()
             counts = {"joined": self._joined, "positives": self._positives}
+            served = self._served.capture()
+            writers = {"trainer": self.trainer.capture(), "held": self._early.capture()}
+            if self.joiner is not None:
+                writers["joiner"] = self.joiner.capture()
             facts = {"trainer": self.trainer.facts(), "positions": self._offsets.positions(), **counts}
-            with self._checkpoints.write(facts) as folder:
-                for name in ("trainer", "joiner", "held"):
+
+            def fill(folder: Path) -> None:
+                for name, writer in writers.items():
                     (folder / name).mkdir()
-                self.trainer.write(folder / "trainer")
-                if self.joiner is not None:
-                    self.joiner.save(folder / "joiner")
-                self._early.save(folder / "held")
-                pl.concat([_no_ids(), *self._served]).write_ipc(folder / "served.arrow")
+                    writer(folder / name)
+                (folder / "served.json").write_bytes(orjson.dumps(served(folder)))
+
+            self._thread.submit(facts, fill)
         self._saved_s = time.monotonic()
 
     def _load(self, checkpoints: Checkpoints) -> None:
@@ -208,7 +229,8 @@ class TrainStep:
         if (offsets := folder / "held" / "positions.json").is_file():  # of an earlier release
             self.skip_to(orjson.loads(offsets.read_bytes()))
         self._early.load(folder / "held")
-        self._served = [pl.read_ipc(folder / "served.arrow")]
+        path = folder / "served.json"
+        self._served.load(folder, orjson.loads(path.read_bytes()) if path.is_file() else {})
         log.info("train_step_resumed", state=folder.name, positions=self.positions())
 
     def _release(self) -> None:
@@ -222,121 +244,86 @@ class TrainStep:
         `awaits_requests` False: every request is known that an engagement before the watermark may label, as in a
         history without requests, so engagements do not wait for them.
         """
-        within_us = self.joiner.spec.within_us if self.joiner is not None and awaits_requests else 0
+        within_us = self._within_us if awaits_requests else 0
         requests = None if self.joiner is None else self.joiner.advance(watermark_us)
         # Steps are learned whole: only below the last of them are all requests and engagements known.
         through_us = (watermark_us - within_us) // self._step_us * self._step_us
         events = self._early.take(through_us)
-        self._learn(requests, events)
+        # In the order in which they come out: an engagement does once its step has waited so long.
+        self._learn(requests, events, 1 + within_us // self._step_us if self._is_early else 0)
         if events:
             self.trainer.add_events({}, self._early.learned_positions(self._offsets.positions()))
             # A request is no older than `within` before its engagement: older ids cannot be asked for again.
-            self._served = [self._served_ids().filter(pl.col("time_us") >= through_us)]
+            self._served.drop(self._served.due(through_us // self._step_us))
 
-    def _learn(self, requests: pl.DataFrame | None, events: Mapping[type[Event], pl.DataFrame]) -> None:
-        """Learn, step by step, first the requests and then the events of each.
+    @property
+    def _is_early(self) -> bool:
+        """Whether requests come out before their window has closed."""
+        return self.joiner is not None and self.joiner.spec.is_early
+
+    @property
+    def _within_us(self) -> int:
+        """How long an engagement waits for the requests that it may label."""
+        if self.joiner is None:
+            return 0
+        within_us = self.joiner.spec.within_us
+        return -(-within_us // self._step_us) * self._step_us if self._is_early else within_us
+
+    def _learn(
+        self, requests: pl.DataFrame | None, events: Mapping[type[Event], pl.DataFrame], events_after: int
+    ) -> None:
+        """Learn, step by step, first the requests and then the events of each; events `events_after` steps later.
 
         Examples of all events are made at once, which costs less: they do not depend on the requests between them.
         """
         asked: dict[int, pl.DataFrame] = {}
         if requests is not None and self.joiner is not None:
             self._remember_served(requests)
-            asked = _by_step(requests, spec_of(self.joiner.spec.request).time, self._step_us)
-        examples = self.trainer.examples_of(events, served=self._served_ids()["id"]) if events else None
-        alone = {} if examples is None else examples.by_step(self._step_us)
+            step = pl.col(EMITTED)
+            if not self._is_early:
+                step = micros(spec_of(self.joiner.spec.request).time) // self._step_us
+            asked = _by_step(requests, step)
+        examples = self.trainer.examples_of(events, served=self._served.read()["id"]) if events else None
+        steps = {} if examples is None else examples.by_step(self._step_us)
+        alone = {number + events_after: part for number, part in steps.items()}
         for number in sorted({*asked, *alone}):
             if number in asked:
                 self._learn_from(asked[number])
             self.trainer.add_examples(alone.get(number))
             self.trainer.drain()
 
-    def _served_ids(self) -> pl.DataFrame:
-        return pl.concat([_no_ids(), *self._served])
-
     def _learn_from(self, requests: pl.DataFrame) -> None:
-        labels = requests["labels"].explode()
-        self._joined += labels.drop_nulls().len()
-        self._positives += int((labels > 0).sum())
+        assert self.joiner is not None
+        columns = [label_column("labels", name) for name in self.joiner.spec.joins]
+        labels = requests.select(columns).filter(pl.col(columns[0]).list.len() > 0).explode(columns)
+        self._joined += labels.filter(~pl.all_horizontal(pl.all().is_null())).height
+        self._positives += int((labels.fill_null(0) > 0).sum_horizontal().sum()) if labels.height else 0
         self.trainer.add_requests(requests)
 
     def _remember_served(self, requests: pl.DataFrame) -> None:
+        if "label_ids" not in requests.columns:
+            return  # of several labels: no event is learned alone
         ids = requests.select(
             pl.col("label_ids").explode().cast(pl.String).alias("id"),
             pl.col("label_times").explode().dt.epoch("us").alias("time_us"),
         )
-        self._served.append(ids.drop_nulls())
-
-
-class _EarlyEvents:
-    """Events that wait for the watermark, by class."""
-
-    def __init__(self, events: Sequence[type[Event]]) -> None:
-        self._frames: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
-
-    @property
-    def rows(self) -> int:
-        return sum(frame.height for frames in self._frames.values() for frame in frames)
-
-    def add(self, batch: EventBatch) -> None:
-        """Take in rows that have not been added before."""
-        if batch.frame.height:
-            place = [pl.lit(batch.partition).alias("__partition"), pl.Series("__offset", batch.offsets, dtype=pl.Int64)]
-            self._frames[batch.event].append(batch.frame.with_columns(place))
-
-    def take(self, through_us: int) -> dict[type[Event], pl.DataFrame]:
-        """Remove and return the events before `through_us`, in order of time, then id."""
-        taken: dict[type[Event], pl.DataFrame] = {}
-        for event, frames in self._frames.items():
-            if not frames:
-                continue
-            spec = spec_of(event)
-            waiting = pl.concat(frames)
-            is_due = pl.col(spec.time).dt.epoch("us") < through_us
-            due = waiting.filter(is_due)
-            self._frames[event] = [waiting.filter(~is_due)] if due.height < waiting.height else []
-            if due.height:
-                order = [spec.time, *([spec.id] if spec.id else ["__partition", "__offset"])]
-                taken[event] = due.sort(order).drop("__partition", "__offset")
-        return taken
-
-    def learned_positions(self, positions: Mapping[str, int]) -> dict[str, int]:
-        """Next offset of each partition below which nothing waits; `positions` are those of all that was added."""
-        learned = dict(positions)
-        for frames in self._frames.values():
-            for frame in frames:
-                first = frame.group_by("__partition").agg(pl.col("__offset").min())
-                for partition, offset in first.iter_rows():
-                    learned[partition] = min(learned[partition], offset)
-        return learned
-
-    def save(self, folder: Path) -> None:
-        """Write the events into an existing folder."""
-        for event, frames in self._frames.items():
-            if frames:
-                pl.concat(frames).write_ipc(folder / f"{event.__name__}.arrow")
-
-    def load(self, folder: Path) -> None:
-        """Take over what `save` wrote."""
-        for event in self._frames:
-            path = folder / f"{event.__name__}.arrow"
-            self._frames[event] = [pl.read_ipc(path)] if path.is_file() else []
+        if (known := ids.drop_nulls()).height:
+            self._served.add(known)
 
 
 def _step_us(trainer: Trainer) -> int:
     label = trainer.learner.label
-    if label is None:
-        raise DeclarationError(f"learner {trainer.learner.name}: no label, so no event is an example; declare one")
+    if not isinstance(label, Label):
+        what = "no label" if label is None else f"{len(label)} labels"
+        raise DeclarationError(
+            f"learner {trainer.learner.name}: {what}, so no event is an example; declare one, or give a joiner"
+        )
     return step_us_of(label.within_us)
 
 
-def _by_step(frame: pl.DataFrame, time_column: str, step_us: int) -> dict[int, pl.DataFrame]:
-    """Rows by event time // step_us, each frame in its own order."""
-    numbers = frame[time_column].dt.epoch("us") // step_us
-    parts = frame.with_columns(numbers.alias("__step")).partition_by(
+def _by_step(frame: pl.DataFrame, step: pl.Expr) -> dict[int, pl.DataFrame]:
+    """Rows by the number of their step, each frame in its own order."""
+    parts = frame.with_columns(step.alias("__step")).partition_by(
         "__step", as_dict=True, include_key=False, maintain_order=True
     )
     return {int(number): part for (number,), part in parts.items()}
-
-
-def _no_ids() -> pl.DataFrame:
-    return pl.DataFrame(schema={"id": pl.String, "time_us": pl.Int64})

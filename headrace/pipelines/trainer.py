@@ -31,12 +31,14 @@ from headrace.checkpoints import Checkpoints
 from headrace.errors import DeclarationError, GateRefusedError, SnapshotError
 from headrace.learners import Gate, Learner, ModelDirectory, OnlineLearner, Prequential, Scorer, Snapshot, Verdict
 from headrace.pipelines.examples import (
+    LATE,
     SOURCES,
     EventExamples,
     Examples,
     RequestColumns,
     requests_to_examples,
 )
+from headrace.pipelines.joining.spec import IS_FIRST, label_column
 from headrace.pipelines.training.cadence import Cadence, MicroBatch
 from headrace.schemas import Event
 
@@ -233,7 +235,7 @@ class Trainer:
         """Write a checkpoint into `folder`, which keeps the last two; returns the new one's folder."""
         checkpoints = Checkpoints(folder, keep=CHECKPOINTS_KEPT, manifest=MANIFEST)
         with checkpoints.write(self.facts()) as partial:
-            self.write(partial)
+            self.capture()(partial)
         log.info("training_saved", positions=self.positions, waiting=self._waiting_rows)
         return max(checkpoints.folder.glob("c????????"))
 
@@ -260,16 +262,23 @@ class Trainer:
             "micro_batch": self.micro_batch.facts(),
         }
 
-    def write(self, folder: Path) -> None:
-        """Write the state, without its facts, into an empty folder."""
-        Snapshot.of(self.online, offsets=self.positions, with_optimizer=True).save(folder / "learner")
-        (folder / "state.safetensors").write_bytes(save_tensors(self._state()))
-        if self._events is not None:
-            (folder / "events").mkdir()
-            self._events.save(folder / "events")
+    def capture(self) -> Callable[[Path], None]:
+        """Copy the state, without its facts; what is returned writes it into an empty folder, in any thread."""
+        snapshot = Snapshot.of(self.online, offsets=self.positions, with_optimizer=True)
+        state = self._state()
+        events = None if self._events is None else self._events.capture()
+
+        def write(folder: Path) -> None:
+            snapshot.save(folder / "learner")
+            (folder / "state.safetensors").write_bytes(save_tensors(state))
+            if events is not None:
+                (folder / "events").mkdir()
+                events(folder / "events")
+
+        return write
 
     def read(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Take over the state that `write` wrote, and its facts.
+        """Take over the state that `capture` wrote, and its facts.
 
         Raises:
             SnapshotError: it is damaged, or of another learner.
@@ -320,20 +329,24 @@ class Trainer:
 
     def _train(self, batch: Examples) -> None:
         with STEP_SECONDS.time():
+            weights = batch.weights(self.online.predict)
             probabilities, _ = self.online.predict_and_learn(
                 batch.inputs,
                 batch.labels,
+                weights,
                 log_rate=batch.log_rate,
                 event_time_us=batch.time_us,
                 starts=batch.starts,
                 per_example=self.cadence.per_example,
             )
+            # Late positives have no candidates beside them to be ranked among.
+            starts = None if (batch.source == LATE).any() else batch.starts
             slices = np.array(SOURCES)[batch.source]
-            self.prequential.observe(probabilities, batch.labels, starts=batch.starts, slices=slices)
-            self.gate.remember(batch.inputs, batch.labels, batch.log_rate)
+            self.prequential.observe(probabilities, batch.labels, weights=weights, starts=starts, slices=slices)
+            self.gate.remember(batch.inputs, batch.labels, batch.log_rate, weights)
         self.trained += len(batch)
         self.micro_batch.observe(batch)
-        for name in SOURCES:
+        for name in np.unique(slices).tolist():
             TRAINED.labels(source=name).inc(int((slices == name).sum()))
         if self.online.steps % EXPIRE_STEPS == 0:
             self.online.expire()
@@ -344,10 +357,15 @@ class Trainer:
         return self._events
 
     def _mark(self, frame: pl.DataFrame, column: str | None, marks: Prequential) -> None:
-        """Observe the scores in `column`, with which requests were answered or that a shadow gave them."""
-        if column is None or column not in frame.columns:
+        """Observe the scores in `column`, with which requests were answered or that a shadow gave them.
+
+        They are of the first label, if it is no number.
+        """
+        name, label = next(iter(self.learner.labels().items()), ("", None))
+        if column is None or column not in frame.columns or (label is not None and label.value is not None):
             return
-        both = frame.select(labels=self._columns.labels, scores=column).filter(
+        first = frame.filter(IS_FIRST) if IS_FIRST in frame.columns else frame
+        both = first.select(labels=label_column(self._columns.labels, name), scores=column).filter(
             (pl.col("scores").list.len() == pl.col("labels").list.len()) & (pl.col("labels").list.len() > 0)
         )
         if both.is_empty():

@@ -22,11 +22,17 @@ CHECKED = Counter("headrace_gate_checked_total", "Snapshots that went through th
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recent:
-    """Labelled examples: labels (n,) or (n, L), and the log-rate (n,) of their sampling."""
+    """Labelled examples: labels (n,) or (n, L), the log-rate (n,) of their sampling, and weights (n,) or None."""
 
     inputs: Inputs
     labels: NDArray[np.float32]
     log_rate: NDArray[np.float32]
+    weights: NDArray[np.float32] | None = None
+
+    @property
+    def importance(self) -> NDArray[np.float32]:
+        """Weights (n,), 1 where there are none."""
+        return np.ones(len(self.labels), np.float32) if self.weights is None else self.weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,10 +112,11 @@ class NotWorse:
         if evidence.recent is None or evidence.scores is None or len(evidence.recent.labels) < self.rows_min:
             return Finding()
         loss = evidence.candidate.learner.model.loss
-        mean = float(loss.values(evidence.scores, evidence.recent.labels).mean())
+        weights = evidence.recent.importance
+        mean = float(np.average(loss.values(evidence.scores, evidence.recent.labels), weights=weights))
         if evidence.live_scores is None:
             return Finding({loss.name: mean}, "" if np.isfinite(mean) else f"{loss.name} is not finite")
-        live = float(loss.values(evidence.live_scores, evidence.recent.labels).mean())
+        live = float(np.average(loss.values(evidence.live_scores, evidence.recent.labels), weights=weights))
         # A loss may be below zero, as a log-density: the margin is of its size.
         is_fine = mean <= live + abs(live) * self.margin
         reason = f"{loss.name} {mean:.5g} against {live:.5g} of the live model, {self.margin:.1%} more allowed"
@@ -133,8 +140,9 @@ class Calibration:
         if evidence.recent is None or evidence.scores is None or not model.loss.is_binary:
             return Finding()
         rows = len(evidence.recent.labels)
-        positives = evidence.recent.labels.reshape(rows, -1).sum(axis=0)
-        predicted = evidence.scores.reshape(rows, -1).sum(axis=0, dtype=np.float64)
+        weights = evidence.recent.importance
+        positives = weights @ evidence.recent.labels.reshape(rows, -1)
+        predicted = weights.astype(np.float64) @ evidence.scores.reshape(rows, -1)
         figures, reasons = {}, []
         for k in np.flatnonzero(positives >= self.positives_min).tolist():
             name = "calibration" if model.labels == 1 else f"calibration of label {k}"
@@ -189,9 +197,15 @@ class Gate:
         self._parts: deque[Recent] = deque()
         self._rows = 0
 
-    def remember(self, inputs: Inputs, labels: NDArray[np.float32], log_rate: NDArray[np.float32]) -> None:
+    def remember(
+        self,
+        inputs: Inputs,
+        labels: NDArray[np.float32],
+        log_rate: NDArray[np.float32],
+        weights: NDArray[np.float32] | None = None,
+    ) -> None:
         """Add a micro-batch to the recent examples."""
-        self._parts.append(Recent(inputs, labels, log_rate))
+        self._parts.append(Recent(inputs, labels, log_rate, weights))
         self._rows += len(labels)
         while self._rows - len(self._parts[0].labels) >= self._window:
             self._rows -= len(self._parts.popleft().labels)
@@ -204,6 +218,7 @@ class Gate:
             Inputs.concat([part.inputs for part in self._parts]),
             np.concatenate([part.labels for part in self._parts]),
             np.concatenate([part.log_rate for part in self._parts]),
+            np.concatenate([part.importance for part in self._parts]),
         )
 
     def check(self, candidate: Scorer, live: Scorer | None = None, recent: Recent | None = None) -> Verdict:

@@ -135,7 +135,7 @@ def train(
     """
     span = Span(_micros(since), _micros(until))
     step = learner if isinstance(learner, TrainStep) else default_step(learner, models, state)
-    histories = [open_history(events, step.events)]
+    histories = [open_history(events, step.classes)]
     if impressions is not None:
         if step.joiner is None:
             raise ConfigError("impressions need a step with a joiner: give the step of your pipelines/train.py")
@@ -255,10 +255,11 @@ def learn_history(
         _require_rows(step, history, span)
         curve = _learn(step, history, span, where, has_requests=has_requests, report=report)
     if not step.trainer.trained:
-        name, within = step.trainer.learner.name, step.trainer.learner.label
+        name = step.trainer.learner.name
+        within = ", ".join(label.within for label in step.trainer.learner.labels().values())
         raise ConfigError(
             f"learner {name}: no example in {history.rows:,} events{span.describe()}: none is positive, or none lies "
-            f"a step of the label's window ({within and within.within}) before the end of history"
+            f"a step of the label's window ({within}) before the end of history"
         )
     version = _publish(step)
     positions = where.positions()
@@ -313,7 +314,8 @@ def _observe_before(
     if span.since_us is None:
         return piece
     early = {event: frame.filter(time_of(event) < span.since_us) for event, frame in piece.items()}
-    step.trainer.observe_events({event: frame for event, frame in early.items() if event in step.events})
+    if step.events:
+        step.trainer.observe_events({event: frame for event, frame in early.items() if event in step.events})
     return {event: frame[early[event].height :] for event, frame in piece.items()}
 
 
@@ -334,7 +336,7 @@ def _publish(step: TrainStep) -> int | None:
 
 def _classes(step: TrainStep, *, has_requests: bool) -> list[type[Event]]:
     request = [step.joiner.spec.request] if step.joiner is not None and has_requests else []
-    return list(dict.fromkeys((*step.events, *request)))
+    return list(dict.fromkeys((*step.classes, *request)))
 
 
 def _require_fresh(step: TrainStep) -> None:
@@ -352,7 +354,7 @@ def _require_rows(step: TrainStep, history: OrderedEvents, span: Span) -> None:
     is_late = span.since_us is not None and span.since_us > last_us
     if history.rows and not is_late:
         return
-    names = ", ".join(event.__name__ for event in step.events)
+    names = ", ".join(event.__name__ for event in step.classes)
     if history.span_us is None:
         raise ConfigError(f"learner {step.trainer.learner.name}: no events of {names} in this history")
     raise ConfigError(

@@ -4,7 +4,7 @@ events ----> OrderedEvents --> EventExamples --> columns as of each example's ti
 spine  ----> replay -------------------------------^   labels from the spine, or from the events that follow
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -19,13 +19,13 @@ from headrace.learners import Inputs, Label, Learner, column_of
 from headrace.pipelines.examples import EVENTS, DrawnExamples, EventExamples, Examples, answer_frame
 from headrace.pipelines.from_history.reading import LeftOut, OrderedEvents, open_history, read_to_end
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
+from headrace.pipelines.joining.spec import label_column
 from headrace.schemas import spec_of
 from headrace.schemas.tables import TableLike, frame_of
 from headrace.streams.intake import Intake
 
 TIME = "event_time"
-ADDED = ("group", "label", "log_rate", TIME)
-"""Columns beside those that the learner's inputs read."""
+AT, LABEL_OF = "__at", "__label_of"
 
 
 @overload
@@ -58,14 +58,15 @@ def training_set(
         learner: its label says which events are positive.
         events: history, in the forms that `headrace.train` takes.
         spine: a table of the columns that the inputs and views read, and `event_time`. Its column `label` is the label
-            where it has one; else a row is positive if such an event of its entity and candidate follows within the
-            label's window.
+            where it has one; else a row is labelled by the events of its entity and candidate that follow within the
+            label's window, as a request is: positive, negative, or what the label says where there is none. Several
+            labels are columns `label_<name>`; a learner with several needs a spine.
         as_inputs: return `Examples`: `inputs`, `labels`, `log_rate`, `time_us`, `source` and `starts` of groups.
         memory_rows: events in memory at a time.
         options: `negatives`, `reference`, `capacity` and `seed` of `EventExamples`; not with a spine.
 
     Returns:
-        A frame, a row an example: `group` (rows that are ranked together), `label` and `log_rate` Float32,
+        A frame, a row an example: `group` (rows ranked together), `label` (null: unknown) and `log_rate` Float32,
         `event_time`, and the source columns of the inputs: those of the event or spine, and `<view>.<feature>`, lists
         too, with the view's `_found` and `_age_s` where the inputs read them. `log_rate` is what the learner adds to
         the logit in training, and is to be added by other tools as well (an offset).
@@ -116,8 +117,8 @@ def _parts(made: EventExamples, events: Any, memory_rows: int) -> Iterator[Drawn
 
 def _history(learner: type[Learner], events: Any, memory_rows: int) -> OrderedEvents:
     """All events that the learner reads."""
-    label = [] if learner.label is None else [learner.label.event]
-    classes = list(dict.fromkeys((*events_of(map(plan_of, learner.views)), *label)))
+    labels = [label.event for label in learner.labels().values()]
+    classes = list(dict.fromkeys((*events_of(map(plan_of, learner.views)), *labels)))
     history = OrderedEvents(classes, memory_rows=memory_rows)
     for batch in read_to_end(open_history(events, classes), Intake(classes, dead_letters=LeftOut())):
         history.add(batch.event, batch.frame)
@@ -125,50 +126,63 @@ def _history(learner: type[Learner], events: Any, memory_rows: int) -> OrderedEv
 
 
 def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows: int) -> pl.DataFrame:
-    """The spine's rows with label, log-rate, group and features, in the spine's order."""
+    """The spine's rows with labels, log-rate, group and features, in the spine's order."""
     table = frame_of(spine)
     if table is None:
         raise SchemaError(f"spine: a {type(spine).__name__} is no table; give a frame")
-    rows = _with_numbers(with_times(table.lazy().collect(), None))
+    rows = _with_numbers(with_times(table.lazy().collect(), None), learner)
     times_us = spine_times(rows, learner.name)
     order = np.argsort(times_us, kind="stable")
     rows, times_us = rows.with_columns(group=pl.Series(np.arange(rows.height)))[order], times_us[order]
-    walk, answered = Replay(learner.views), 0
+    walk, answered = Replay(learner.views) if learner.views else None, 0
     frames: list[pl.DataFrame] = []
-    matches: list[pl.DataFrame] = []
+    columns = _label_columns(learner)
+    open_labels = {name: label for name, label in learner.labels().items() if columns[name] not in rows.columns}
+    matches: dict[str, list[pl.DataFrame]] = {name: [] for name in open_labels}
     with _history(learner, events, memory_rows) as history:
         for piece, cut_us in history.pieces():
             end = rows.height if cut_us is None else int(np.searchsorted(times_us, cut_us, "right"))
             part = rows[answered:end]
-            answers = walk.advance(piece, part) or {}
+            answers = {} if walk is None else walk.advance(piece, part) or {}
             frames.append(pl.concat([part, *(answer_frame(*pair) for pair in answers.items())], how="horizontal"))
             answered = end
-            if learner.label is not None and "label" not in rows.columns:
-                matches.append(_positives(learner.label, piece.get(learner.label.event)))
+            for name, label in open_labels.items():
+                matches[name].append(_matches(label, piece.get(label.event)))
     whole = pl.concat(frames)
-    if "label" not in whole.columns:
-        whole = _labelled(learner, whole, matches)
-    return whole.with_columns(log_rate=pl.lit(0.0, pl.Float32)).sort("group").select(*ADDED, pl.exclude(*ADDED))
+    if not columns and "label" not in whole.columns:
+        raise ConfigError(f"learner {learner.name}: no label; give the spine a column 'label'")
+    for name, label in open_labels.items():
+        whole = _labelled(label, whole, pl.concat(matches[name]), columns[name])
+    added = ("group", *(columns.values() or ("label",)), "log_rate", TIME)
+    return whole.with_columns(log_rate=pl.lit(0.0, pl.Float32)).sort("group").select(*added, pl.exclude(*added))
 
 
-def _with_numbers(rows: pl.DataFrame) -> pl.DataFrame:
-    """The spine with its column `label`, where it has one, as Float32."""
-    if "label" not in rows.columns:
-        return rows
-    try:
-        return rows.with_columns(pl.col("label").cast(pl.Float32))
-    except pl.exceptions.PolarsError as exc:
-        raise SpineError(
-            f"spine: column label is {rows.schema['label']}, not a number; make it one, as in "
-            'label=(col("label") == "yes").cast(pl.Float32), or leave it out to label rows by what follows'
-        ) from exc
+def _label_columns(learner: type[Learner]) -> dict[str, str]:
+    """Column of each label, by its name."""
+    return {name: label_column("label", name) for name in learner.labels()}
 
 
-def _positives(label: Label, frame: pl.DataFrame | None) -> pl.DataFrame:
+def _with_numbers(rows: pl.DataFrame, learner: type[Learner]) -> pl.DataFrame:
+    """The spine with its columns of labels, where it has them, as Float32."""
+    for column in {"label", *_label_columns(learner).values()} & set(rows.columns):
+        try:
+            rows = rows.with_columns(pl.col(column).cast(pl.Float32))
+        except pl.exceptions.PolarsError as exc:
+            raise SpineError(
+                f"spine: column {column} is {rows.schema[column]}, not a number; make it one, as in "
+                f'{column}=(col("{column}") == "yes").cast(pl.Float32), or leave it out to label rows by what follows'
+            ) from exc
+    return rows
+
+
+def _matches(label: Label, frame: pl.DataFrame | None) -> pl.DataFrame:
+    """Events with a label: the columns that a row has in common with them, time, label, and whether it is positive."""
     spec = spec_of(label.event)
     rows = pl.DataFrame(schema=spec.polars) if frame is None else frame
-    positive = labelled_events(rows, label)[0].filter(IS_POSITIVE)
-    return positive.select(*_match_columns(label), pl.col(spec.time).dt.epoch("us").alias("__at"), label=LABEL)
+    labelled = labelled_events(rows, label)[0]
+    return labelled.select(
+        *_match_columns(label), pl.col(spec.time).dt.epoch("us").alias(AT), pl.col(LABEL).alias(LABEL_OF), IS_POSITIVE
+    )
 
 
 def _match_columns(label: Label) -> list[str]:
@@ -176,42 +190,55 @@ def _match_columns(label: Label) -> list[str]:
     return list(dict.fromkeys((*spec_of(label.event).key, *([label.candidate] if label.candidate else []))))
 
 
-def _labelled(learner: type[Learner], rows: pl.DataFrame, matches: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """`rows` with `label`: whether a positive event of the same entity and candidate lies in [time, time + within)."""
-    if learner.label is None:
-        raise ConfigError(f"learner {learner.name}: no label; give the spine a column 'label'")
-    columns = _match_columns(learner.label)
+def _labelled(label: Label, rows: pl.DataFrame, matches: pl.DataFrame, column: str) -> pl.DataFrame:
+    """`rows` with `column`: the label that events of the same entity and candidate in [time, time + within) give it.
+
+    The first positive one counts, else a negative one is 0, else what the label says where there is none.
+    """
+    columns = _match_columns(label)
     missing = [name for name in columns if name not in rows.columns]
     if missing:
         raise ConfigError(
-            f"spine: no column {', '.join(missing)}, by which {learner.label.event.__name__} labels its rows; add it, "
+            f"spine: no column {', '.join(missing)}, by which {label.event.__name__} labels its rows; add it, "
             "or a column 'label'"
         )
-    following = pl.concat(matches).sort("__at")
     keys = [f"__key{number}" for number in range(len(columns))]
     try:
         keyed = rows.with_columns(
-            *(pl.col(c).cast(following.schema[c]).alias(key) for c, key in zip(columns, keys, strict=True)),
-            pl.col(TIME).dt.epoch("us").alias("__at"),
+            *(pl.col(c).cast(matches.schema[c]).alias(key) for c, key in zip(columns, keys, strict=True)),
+            pl.col(TIME).dt.epoch("us").alias(AT),
         )
     except pl.exceptions.InvalidOperationError as exc:
-        types = ", ".join(f"{name} {following.schema[name]}" for name in columns)
+        types = ", ".join(f"{name} {matches.schema[name]}" for name in columns)
         raise SchemaError(f"spine: {', '.join(columns)} do not fit those of the events, {types}: {exc}") from exc
-    following = following.rename(dict(zip(columns, keys, strict=True)))
-    within_us = learner.label.within_us - 1  # an event at the end of the window is outside
-    joined = keyed.join_asof(
-        following, on="__at", by=keys, strategy="forward", tolerance=within_us, check_sortedness=False
-    )
-    return joined.with_columns(pl.col("label").fill_null(0.0)).drop("__at", *keys)
+    following = matches.rename(dict(zip(columns, keys, strict=True))).sort(AT)
+    for number, is_positive in enumerate((True, False)):
+        keyed = keyed.join_asof(
+            following.filter(pl.col(IS_POSITIVE) == is_positive).select(
+                AT, *keys, pl.col(LABEL_OF).alias(f"__{number}")
+            ),
+            on=AT,
+            by=keys,
+            strategy="forward",
+            tolerance=label.within_us - 1,  # an event at the end of the window is outside
+            check_sortedness=False,
+        )
+    absent = None if label.absent == "unknown" else 0.0
+    value = pl.coalesce("__0", "__1", pl.lit(absent, pl.Float32)).alias(column)
+    return keyed.with_columns(value).drop(AT, *keys, "__0", "__1")
 
 
 def _as_examples(learner: type[Learner], frame: pl.DataFrame) -> Examples:
-    count = frame.height
+    """Examples of the rows with a label, each a group of its own."""
+    columns = list(_label_columns(learner).values()) or ["label"]
+    known = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
+    labels = known.select(pl.col(columns).cast(pl.Float32).fill_null(np.nan)).to_numpy()
+    count = known.height
     return Examples(
-        inputs_of(learner, frame),
-        frame["label"].to_numpy(),
-        frame["log_rate"].to_numpy(),
-        frame[TIME].dt.epoch("us").to_numpy(),
+        inputs_of(learner, known),
+        labels[:, 0] if len(columns) == 1 else labels,
+        known["log_rate"].to_numpy(),
+        known[TIME].dt.epoch("us").to_numpy(),
         np.full(count, EVENTS, dtype=np.int64),
         np.arange(count + 1),
     )

@@ -2,15 +2,22 @@
 
 import polars as pl
 
+from headrace.pipelines.joining.engagements import TIME
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL
-from headrace.pipelines.joining.spec import OUTPUT, JoinSpec, micros
+from headrace.pipelines.joining.spec import LABEL_COLUMNS, JoinSpec, micros
 from headrace.schemas import spec_of
 
 
-def label_requests(requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSpec) -> pl.DataFrame:
-    """`requests` with the labels of their candidates; `engagements` has each id once."""
+def label_requests(
+    requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSpec, within_us: int | None = None
+) -> pl.DataFrame:
+    """`requests` with `LABEL_COLUMNS`: the labels of their candidates, as known `within_us` after the request.
+
+    `engagements` has each id once; `within_us` None is the label's whole window.
+    """
     request, engagement = spec_of(spec.request), spec_of(spec.engagement)
     engagement_id = str(engagement.id)
+    window_us = spec.within_us if within_us is None else within_us
     cells = (
         requests.select(
             *(pl.col(c).alias(f"__e{i}") for i, c in enumerate(spec.request_entity)),
@@ -25,7 +32,7 @@ def label_requests(requests: pl.DataFrame, engagements: pl.DataFrame, spec: Join
     right = engagements.select(
         *(pl.col(c).alias(f"__e{i}") for i, c in enumerate(spec.engagement_entity)),
         pl.col(spec.candidate).alias("__c"),
-        pl.col("__time").alias("label_times"),
+        pl.col(TIME).alias("label_times"),
         pl.col(engagement_id).alias("label_ids"),
         pl.col("appended_us").alias("label_appended_us"),
         LABEL,
@@ -34,7 +41,7 @@ def label_requests(requests: pl.DataFrame, engagements: pl.DataFrame, spec: Join
     keys = [*(f"__e{i}" for i in range(len(spec.request_entity))), "__c"]
     first = (
         cells.join(right, on=keys)
-        .filter((pl.col("label_times") >= pl.col("__t")) & (pl.col("label_times") < pl.col("__t") + spec.within_us))
+        .filter((pl.col("label_times") >= pl.col("__t")) & (pl.col("label_times") < pl.col("__t") + window_us))
         .sort("__cell", ~pl.col(IS_POSITIVE), "label_times", "label_ids")  # a positive one comes before negatives
         .unique("__cell", keep="first", maintain_order=True)
         .select("__cell", "label_times", "label_ids", "label_appended_us", LABEL)
@@ -52,5 +59,28 @@ def label_requests(requests: pl.DataFrame, engagements: pl.DataFrame, spec: Join
         )
     )
     whole = requests.with_row_index("__row").join(lists, on="__row", how="left", maintain_order="left")
-    added = [pl.col(c).fill_null(pl.lit([], lists.schema[c])) for c in OUTPUT[:4]]
+    added = [pl.col(c).fill_null(pl.lit([], lists.schema[c])) for c in LABEL_COLUMNS]
     return whole.select(*request.polars, *added, "appended_us")
+
+
+def late_labels(labelled: pl.DataFrame, spec: JoinSpec, since_us: int) -> pl.DataFrame:
+    """The requests of `labelled` with a label that came `since_us` after the request or later; other labels are null.
+
+    Where no label within the window means negative, only positives count: a candidate was negative before.
+    """
+    time = spec_of(spec.request).time
+    is_late = pl.col("label_times") >= pl.col(time) + pl.duration(microseconds=since_us)
+    is_new = is_late & pl.col("labels").is_not_null() & (spec.absent_is_unknown | (pl.col("labels") > 0))
+    masked = [pl.when(is_new).then(pl.col(column)).alias(column) for column in LABEL_COLUMNS]
+    lists = (
+        labelled.select(time, *LABEL_COLUMNS)
+        .with_row_index("__row")
+        .filter(pl.col("labels").list.len() > 0)
+        .explode(LABEL_COLUMNS)
+        .select("__row", *masked)
+        .group_by("__row", maintain_order=True)
+        .agg(LABEL_COLUMNS)
+        .filter(pl.col("labels").list.drop_nulls().list.len() > 0)
+    )
+    others = labelled.with_row_index("__row").drop(LABEL_COLUMNS)
+    return others.join(lists, on="__row", how="inner", maintain_order="left").select(labelled.columns)

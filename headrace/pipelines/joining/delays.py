@@ -1,0 +1,55 @@
+"""How late positives come: the share of them that follows an age, estimated from requests of every age.
+
+    age      a0        a1              a2                    within
+    rate     r0   |    r1      |       r2        |   ..          positives a candidate that came up to, or between, ages
+
+    late share = (r1 + r2 + ..) / (r0 + r1 + r2 + ..)
+
+Each rate is of the requests that reached its age last, so a share is known before one request has waited its whole
+window, and follows a change within `MEMORY` candidates. State is a handful of numbers.
+
+Source: the actuarial (life table) estimator of a distribution from censored observations, with exponential forgetting.
+"""
+
+from typing import Any
+
+PRIOR = 20.0
+"""Positives in whose place the prior stands until there are as many: half of them late."""
+MEMORY = 2_000_000.0
+"""Candidates after which an observation counts 1 / e."""
+
+
+class Delays:
+    """Positives a candidate, by age; `ages` is their number, at least 2."""
+
+    def __init__(self, ages: int) -> None:
+        self._positives = [0.0] * ages
+        self._candidates = [0.0] * ages
+
+    def observe(self, age: int, positives: int, candidates: int) -> None:
+        """Count requests that reached the age of this number: positives that came since the age before it."""
+        kept = max(0.0, 1.0 - candidates / MEMORY)
+        self._positives[age] = self._positives[age] * kept + positives
+        self._candidates[age] = self._candidates[age] * kept + candidates
+
+    def late_share(self) -> float:
+        """Estimate the share of positives that come after the first age, in [0, 1).
+
+        Ages that no request has reached count as the mean of those before them.
+        """
+        rates = [p / c for p, c in zip(self._positives, self._candidates, strict=True) if c]
+        if not rates:
+            return 0.5
+        late = sum(rates[1:]) + (len(self._positives) - len(rates)) * (sum(rates) / len(rates))
+        weight = self._positives[0] + sum(self._positives[1:])
+        total = rates[0] + late
+        share = late / total if total else 0.5
+        return float((share * weight + 0.5 * PRIOR) / (weight + PRIOR))
+
+    def facts(self) -> dict[str, Any]:
+        """The state, plain enough for JSON."""
+        return {"positives": self._positives, "candidates": self._candidates}
+
+    def load(self, facts: dict[str, Any]) -> None:
+        """Take over what `facts` gave."""
+        self._positives, self._candidates = list(facts["positives"]), list(facts["candidates"])
