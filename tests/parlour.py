@@ -21,7 +21,7 @@ from headrace.pipelines.trainer import Cadence, Trainer
 from headrace.schemas import Event, spec_of
 
 START_US = 1_700_000_000_000_000
-SHOWS = 150
+SHOWS = 100
 LATENESS_US = 20_000_000
 
 
