@@ -189,6 +189,15 @@ def test_a_second_training_on_the_same_state_is_refused(tmp_path):
     headrace.train(make(tmp_path), history(visits()))
     with pytest.raises(ConfigError, match="has learned from .* already .visits/history up to 130"):
         headrace.train(make(tmp_path), history(visits()))
+    with pytest.raises(ConfigError, match="has learned from"):
+        headrace.train(make(tmp_path), history(visits()), since=START)
+
+
+@pytest.mark.parametrize("span", [{"since": START + timedelta(days=9)}, {"until": START}])
+def test_a_trained_state_hides_no_wrong_times(tmp_path, span):
+    headrace.train(make(tmp_path), history(visits()))
+    with pytest.raises(ConfigError, match="no events of Visit (from|until) 2026-01.*history has 2026-01-01"):
+        headrace.train(make(tmp_path), history(visits()), **span)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from headrace.pipelines.training.cadence import Cadence
 from headrace.schemas import Event, spec_of
 from headrace.streams.intake import Intake
 from headrace.streams.source import EventBatch, Source
+from headrace.streams.watermark import END_OF_TIME_US
 
 CURVE_ROWS = 50_000
 """Examples between two points of the curve: a few times the window of the recent figures at most."""
@@ -183,7 +184,6 @@ def train_on(
     Raises:
         HeadraceError: as `train`.
     """
-    _require_fresh(step)
     classes = _classes(step, has_requests=has_requests)
     ends = {name: end for source in histories for part in source.parts() for name, end in part.ends().items()}
     options = dict(intake or {})
@@ -198,6 +198,8 @@ def train_on(
                     ends[batch.partition] = max(ends.get(batch.partition, 0), batch.next_offset)
                 yield batch
 
+    if step.trainer.trained or step.positions():
+        _refuse_trained(step, batches, span)
     where = _Where(ends, dict(handover or {}), topic_follows=topic_follows, is_cut=span.until_us is not None)
     training = learn_history(
         step, batches(), span, where=where, has_requests=has_requests, memory_rows=memory_rows, report=report
@@ -252,7 +254,7 @@ def learn_history(
             history.add(batch.event, batch.frame)
             report("reading", history.rows, None, {})
         where = where or _Where()
-        _require_rows(step, history, span)
+        _require_rows(step, history.rows, history.span_us, span)
         curve = _learn(step, history, span, where, has_requests=has_requests, report=report)
     if not step.trainer.trained:
         name = step.trainer.learner.name
@@ -339,23 +341,35 @@ def _classes(step: TrainStep, *, has_requests: bool) -> list[type[Event]]:
     return list(dict.fromkeys((*step.classes, *request)))
 
 
-def _require_fresh(step: TrainStep) -> None:
-    if step.trainer.trained or step.positions():
-        read = ", ".join(f"{name} up to {offset:,}" for name, offset in sorted(step.positions().items())) or "nothing"
-        begin = "give a new step" if step.state_folder is None else f"delete the folder {step.state_folder}"
-        raise ConfigError(
-            f"learner {step.trainer.learner.name}: its state has learned from {step.trainer.trained:,} examples "
-            f"already ({read}); history would be learned twice; {begin} to begin anew, or go on live"
-        )
+def _refuse_trained(step: TrainStep, batches: Callable[[], Iterable[EventBatch]], span: Span) -> None:
+    """Raise, since the state has learned; a span that history does not have is named first, as it is wrong anyway.
+
+    With a span all of history is read to know that.
+    """
+    if span.describe():
+        rows, edges_us = 0, None
+        for batch in batches():
+            if batch.event in step.classes and batch.frame.height:
+                times = batch.frame.select(first=time_of(batch.event).min(), last=time_of(batch.event).max()).row(0)
+                edges_us = times if edges_us is None else (min(edges_us[0], times[0]), max(edges_us[1], times[1]))
+                rows += batch.frame.filter(time_of(batch.event) < (span.until_us or END_OF_TIME_US)).height
+        _require_rows(step, rows, edges_us, span)
+    read = ", ".join(f"{name} up to {offset:,}" for name, offset in sorted(step.positions().items())) or "nothing"
+    begin = "give a new step" if step.state_folder is None else f"delete the folder {step.state_folder}"
+    raise ConfigError(
+        f"learner {step.trainer.learner.name}: its state has learned from {step.trainer.trained:,} examples "
+        f"already ({read}); history would be learned twice; {begin} to begin anew, or go on live"
+    )
 
 
-def _require_rows(step: TrainStep, history: OrderedEvents, span: Span) -> None:
-    first_us, last_us = history.span_us or (0, 0)
+def _require_rows(step: TrainStep, rows: int, edges_us: tuple[int, int] | None, span: Span) -> None:
+    """Raise if none of the `rows` before the span's end, in a history between `edges_us`, can be learned."""
+    first_us, last_us = edges_us or (0, 0)
     is_late = span.since_us is not None and span.since_us > last_us
-    if history.rows and not is_late:
+    if rows and not is_late:
         return
     names = ", ".join(event.__name__ for event in step.classes)
-    if history.span_us is None:
+    if edges_us is None:
         raise ConfigError(f"learner {step.trainer.learner.name}: no events of {names} in this history")
     raise ConfigError(
         f"learner {step.trainer.learner.name}: no events of {names}{span.describe()}; history has "
