@@ -34,10 +34,12 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Stage:
-    """Addresses that servers need, as environment variables."""
+    """Addresses that servers need, as environment variables, and the services behind them."""
 
     env: dict[str, str]
     folder: Path
+    redis: EmbeddedRedis
+    broker: EmbeddedBroker
 
 
 def arguments(description: str, seconds: float, rounds: int = 3) -> argparse.Namespace:
@@ -49,12 +51,15 @@ def arguments(description: str, seconds: float, rounds: int = 3) -> argparse.Nam
 
 
 @contextlib.contextmanager
-def stage(items: int = ITEMS, **settings: str) -> Iterator[Stage]:
-    """Start Redis and a broker, and fill them; `settings` are further variables for the servers."""
+def stage(items: int = ITEMS, *, aof: bool = False, **settings: str) -> Iterator[Stage]:
+    """Start Redis and a broker, and fill them; `settings` are further variables for the servers.
+
+    `aof`: whether Redis has its data again after it was killed.
+    """
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory(prefix="hrb") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        redis = stack.enter_context(EmbeddedRedis(folder / "redis", aof=False))
+        redis = stack.enter_context(EmbeddedRedis(folder / "redis", aof=aof))
         topics = {"engagements": 1, "impressions": 1, "dead-letters": 1}
         broker = stack.enter_context(EmbeddedBroker(folder / "broker", topics=topics))
         env = {
@@ -66,7 +71,7 @@ def stage(items: int = ITEMS, **settings: str) -> Iterator[Stage]:
             "HEADRACE_LOG_JSON": "true",
             **settings,
         }
-        made = Stage(env, folder)
+        made = Stage(env, folder, redis, broker)
         _fill(made, items)
         _publish(folder / "models", redis.url)
         print(
