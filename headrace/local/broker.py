@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from headrace.errors import ServiceError
-from headrace.local.ports import HOST, free_port, is_listening, require_free
-from headrace.local.process import ServiceProcess
+from headrace.local.ports import HOST, free_port, is_listening
+from headrace.local.server import EmbeddedServer
 from headrace.local.topic_start import begin_at
 
 START_S_MAX = 20.0
@@ -69,7 +69,7 @@ def create_topics(port: int, topics: Mapping[str, int], first_offset: int = 0) -
     return created
 
 
-class EmbeddedBroker:
+class EmbeddedBroker(EmbeddedServer):
     """A broker on 127.0.0.1 with `topics` (name -> partition count) created; a context manager.
 
     `folder` holds the log and pid file only: the stream is in memory and ends with the broker. `port` 0 takes a free
@@ -86,13 +86,9 @@ class EmbeddedBroker:
         flag: str = "port=",
         first_offset: int = 0,
     ) -> None:
-        self.folder = Path(folder).absolute()
-        self.port = port
+        super().__init__("broker", folder, port, service="broker", flag=flag)
         self.topics = dict(topics or {})
         self.first_offset = first_offset
-        self._wanted_port = port
-        self._flag = flag
-        self._process = ServiceProcess("broker", self.folder)
 
     @property
     def bootstrap(self) -> str:
@@ -100,21 +96,6 @@ class EmbeddedBroker:
         return f"{HOST}:{self.port}"
 
     url = bootstrap
-
-    @property
-    def alive(self) -> bool:
-        """Whether the broker's process runs."""
-        return self._process.alive
-
-    @property
-    def pid(self) -> int | None:
-        """The broker's process id while it runs."""
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """Exit code of a server that has ended by itself, negative for a signal; None: it runs, or was stopped."""
-        return self._process.exit_code
 
     def start(self) -> Self:
         """Start the broker, wait until it answers, create the topics.
@@ -151,32 +132,6 @@ class EmbeddedBroker:
         """
         create_topics(self.port, topics, self.first_offset)
         self.topics.update(topics)
-
-    def stop(self) -> None:
-        """Stop the broker; its topics are gone."""
-        self._process.stop()
-
-    def kill(self) -> None:
-        """End the broker as a power cut would."""
-        self._process.kill()
-
-    def check(self) -> None:
-        """Return if the broker runs.
-
-        Raises:
-            ServiceError: it died; with the tail of its log.
-        """
-        self._process.check()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-    def _check_port(self) -> None:
-        if self._wanted_port:
-            require_free(self.port, service="broker", flag=self._flag)
 
     def _wait_until_ready(self) -> None:
         from confluent_kafka import KafkaException

@@ -22,8 +22,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from headrace.errors import ServiceError
-from headrace.local.ports import HOST, free_port, require_free
-from headrace.local.process import ServiceProcess
+from headrace.local.ports import HOST, free_port
+from headrace.local.server import EmbeddedServer
 
 START_S_MAX = 20.0
 """Seconds until a started server answers. Loading a large append-only file does not count against it."""
@@ -89,10 +89,11 @@ def _bundled() -> Iterator[str]:
                 yield str(program)
 
 
-class EmbeddedRedis:
+class EmbeddedRedis(EmbeddedServer):
     """Redis on 127.0.0.1 with its data in `folder`; a context manager.
 
-    `port` 0 takes a free one. `aof` False keeps nothing on disk. The folder may be used by one server at a time.
+    `port` 0 takes a free one. With `aof` all acknowledged writes are on disk after `stop`; without, nothing is. The
+    folder may be used by one server at a time.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(folder, aof=False) as server:
@@ -109,32 +110,13 @@ class EmbeddedRedis:
         flag: str = "port=",
         orphan_s: float | None = None,
     ) -> None:
-        self.folder = Path(folder).absolute()
-        self.port = port
+        super().__init__("redis", folder, port, service="redis-server", flag=flag, orphan_s=orphan_s)
         self.aof = aof
-        self._wanted_port = port
-        self._flag = flag
-        self._process = ServiceProcess("redis", self.folder, orphan_s=orphan_s)
 
     @property
     def url(self) -> str:
         """Where clients connect. Only valid once started."""
         return f"redis://{HOST}:{self.port}/0"
-
-    @property
-    def alive(self) -> bool:
-        """Whether the server's process runs."""
-        return self._process.alive
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process id while it runs."""
-        return self._process.pid
-
-    @property
-    def exit_code(self) -> int | None:
-        """Exit code of a server that has ended by itself, negative for a signal; None: it runs, or was stopped."""
-        return self._process.exit_code
 
     def start(self, *, loaded: bool = True) -> Self:
         """Start the server and return when it answers and has loaded its data; not `loaded`: when it listens.
@@ -176,32 +158,6 @@ class EmbeddedRedis:
         with contextlib.suppress(ValueError):
             return urlsplit(self._process.last_note()).port
         return None
-
-    def stop(self) -> None:
-        """Stop the server; with `aof` all acknowledged writes are on disk afterwards."""
-        self._process.stop()
-
-    def kill(self) -> None:
-        """End the server as a power cut would; `start` brings it back on the same folder."""
-        self._process.kill()
-
-    def check(self) -> None:
-        """Return if the server runs.
-
-        Raises:
-            ServiceError: it died; with the tail of its log.
-        """
-        self._process.check()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-    def _check_port(self) -> None:
-        if self._wanted_port:
-            require_free(self.port, service="redis-server", flag=self._flag)
 
     def _refuse_newer_data(self, binary: str) -> None:
         """Raise where the folder's data is of a newer server than `binary`, which would start empty without a word."""

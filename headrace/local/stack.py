@@ -34,6 +34,7 @@ from headrace.errors import HeadraceError, ServiceError
 from headrace.local.broker import EmbeddedBroker, create_topics
 from headrace.local.process import LOG_TAIL_BYTES, STOP_S_MAX, ServiceProcess
 from headrace.local.redis_server import EmbeddedRedis
+from headrace.local.server import EmbeddedServer
 from headrace.local.topic_start import LIFE_OFFSETS
 from headrace.stack_state import StackState, StateFile, read_state
 
@@ -108,7 +109,7 @@ class LocalStack:
                 self._begin_life(self._state.broker_starts)
                 self._start_again("broker", self.broker)
 
-    def _start_again(self, name: str, service: EmbeddedRedis | EmbeddedBroker) -> None:
+    def _start_again(self, name: str, service: EmbeddedServer) -> None:
         log.warning("service_died", service=name, exit_code=service.exit_code, log=str(service.folder / f"{name}.log"))
         self._count_death(service)
         service.stop()
@@ -125,7 +126,7 @@ class LocalStack:
             names, first = sorted(self.broker.topics), self.broker.first_offset
             log.warning("broker_started_again", data="what its topics held is lost", topics=names, first_offset=first)
 
-    def _count_death(self, service: EmbeddedRedis | EmbeddedBroker) -> None:
+    def _count_death(self, service: EmbeddedServer) -> None:
         self._deaths.append(time.monotonic())
         if len(self._deaths) < DEATHS_MAX or self._deaths[-1] - self._deaths[0] > DEATHS_S:
             return
