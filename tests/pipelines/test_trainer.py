@@ -85,8 +85,8 @@ def trainer(**extra):
     return Trainer(NextLoan, **{"cadence": cadence, "events": events, **extra})
 
 
-def feed(to, cuts):
-    for start, end in zip([0, *cuts], [*cuts, loans().height], strict=True):
+def feed(to, cuts, rows=600):
+    for start, end in zip([0, *cuts], [*cuts, rows], strict=True):
         to.add_events({Loan: loans()[start:end]}, {"loans/0": end})
         to.poll()
 
@@ -149,8 +149,8 @@ def test_weights_do_not_depend_on_how_the_stream_is_cut(cuts):
 def test_learning_per_example_does_not_depend_on_micro_batches():
     """Examples in order of events, each predicted with the weights after the one before it, whatever `rows_min` is."""
     small, large = (trainer(cadence=Cadence(rows_min=rows, publish_s=None, per_example=True)) for rows in (5, 128))
-    feed(small, [300])
-    feed(large, [40, 41, 555])
+    feed(small, [100], rows=200)  # an example is a step, of 4 ms
+    feed(large, [40, 41, 155], rows=200)
     for each in (small, large):
         each.drain()
     assert small.online.steps == small.trained == large.trained
