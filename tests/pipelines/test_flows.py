@@ -255,7 +255,7 @@ def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30,
     deadline = time.monotonic() + seconds
     while (found := read_doors(store, event, frame, dedupe)["passages_lifetime"].sum()) < count:
         assert time.monotonic() < deadline, f"{found} of {count} after {seconds} s"
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 ASK = {"entity": {"reader": 7}, "candidates": ["a", "b", "c", "z"]}
-SWAPS = 50
+SWAPS = 20
 
 
 def free_range(count: int) -> int:
