@@ -4,8 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 ARGS ?=
-# processes of the tests: most of them wait for brokers, servers and clocks
-PROCESSES ?= 2
+# processes of the tests: much of their time they wait for brokers, servers and clocks
+PROCESSES ?= 3
 # a test run starts hundreds of processes, each of which would compile our modules again
 export PYTHONDONTWRITEBYTECODE :=
 # the first Python on the path that bytewax has a wheel for
@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the main job, end to end on real input (ARGS="--seconds 60 --json report.json")
 	@$(VENV)/bin/headrace demo $(ARGS)
 
-test: setup ## the whole test suite, in two processes (ARGS="tests/features -k ring", PROCESSES=0)
+test: setup ## the whole test suite, in three processes (ARGS="tests/features -k ring", PROCESSES=0)
 	@$(PY) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 quick: ## the tests of events and features on NEWEST (python3.13), without torch and Bytewax
