@@ -17,6 +17,14 @@ hypothesis.settings.register_profile("headrace", deadline=None)
 hypothesis.settings.load_profile("headrace")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that have a limit of their own, since they are long: no process ends a run alone with one.
+
+    pytest-randomly has put `items` into an order that is the same in all processes; that of the rest stays.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 @pytest.fixture(autouse=True)
 def _own_lines() -> Iterator[None]:
     """Log what waits to be logged of a test's bad rows before the next test looks at its own lines."""
