@@ -168,26 +168,15 @@ def learn_each(
     value, information = intercept
     kind, rates, dense_kind, dense_rates = optimizers
     predictions, losses, no_elements = out
-    width, segments = weights[0].shape[1], table_of.size
-    own_starts, own_runs = _own_layout(segments, lengths), np.zeros((lengths.size, 1), np.int64)
-    own_rows, own_known = np.empty(own_starts[-1], np.int64), np.empty(own_starts[-1], np.int64)
-    embedded, by_row = np.empty((1, segments, width), np.float32), np.empty((1, segments, width), np.float32)
-    standardised, sums = np.empty((1, 2 * x.shape[1]), np.float32), np.empty((1, width - 1), np.float32)
-    z, grads, begin = np.empty(1, np.float32), np.empty(1, np.float32), np.zeros(x.shape[1], np.int64)
+    own_starts, own_runs, own_rows, own_known = own = _own_layout(table_of.size, lengths)
+    buffers = _buffers(table_of.size, weights[0].shape[1], x.shape[1])
+    embedded, standardised, sums, by_row, z, grads, begin = buffers
     for i in range(runs.shape[1]):
         own_x, y, w = x[i : i + 1], labels[i : i + 1], importance[i : i + 1]
-        offset = value[0] + log_rates[i]
         transform_rows(own_x, weight, mean, var, standardised)
         is_new = _own_rows(i, uses, table_of, counts, own_starts, own_rows, own_known)
-        if is_new:
-            gather(weights, table_of, own_starts, own_known, own_runs, lengths, embedded)
-            fm_outputs(embedded, standardised, head, sums, z)
-            predictions[i] = _sigmoid(z[0] + offset)
-        gather(weights, table_of, own_starts, own_rows, own_runs, lengths, embedded)
-        fm_outputs(embedded, standardised, head, sums, z)
-        z[0] += offset
-        if not is_new:
-            predictions[i] = _sigmoid(z[0])
+        offset = value[0] + log_rates[i]
+        predictions[i] = _forward(weights, table_of, own, lengths, buffers, head, offset, is_new)
         losses[i] = log_loss_gradients(z, y, w, grads)
         fm_gradients(grads, embedded, standardised, head, head_grads, sums, by_row)
         step_dense(dense_kind, dense_rates, flat_weights, flat_state, flat_grads)
@@ -200,12 +189,57 @@ def learn_each(
 
 
 @kernel
-def _own_layout(segments: int, lengths: Ints) -> Ints:
-    """Starts (F + J + 1,) of the segments of one example: F fields of one id, then J bags of `lengths`."""
+def _buffers(segments: int, width: int, numbers: int) -> Tuple:
+    """Buffers of one example: rows, numbers, sums of vectors, gradients by rows, output, its gradient, and zeros."""
+    embedded, by_row = np.empty((1, segments, width), np.float32), np.empty((1, segments, width), np.float32)
+    standardised, sums = np.empty((1, 2 * numbers), np.float32), np.empty((1, width - 1), np.float32)
+    return (
+        embedded,
+        standardised,
+        sums,
+        by_row,
+        np.empty(1, np.float32),
+        np.empty(1, np.float32),
+        np.zeros(numbers, np.int64),
+    )
+
+
+@kernel
+def _forward(
+    weights: Tuple,
+    table_of: Ints,
+    own: Tuple,
+    lengths: Ints,
+    buffers: Tuple,
+    head: Tuple,
+    offset: Float,
+    is_new: bool,
+) -> Float:
+    """Prediction of one example by the rows before it; leaves its rows and output for the step in `buffers`."""
+    own_starts, own_runs, own_rows, own_known = own
+    embedded, standardised, sums, _, z, _, _ = buffers
+    prediction = np.float32(0.0)
+    if is_new:
+        gather(weights, table_of, own_starts, own_known, own_runs, lengths, embedded)
+        fm_outputs(embedded, standardised, head, sums, z)
+        prediction = _sigmoid(z[0] + offset)
+    gather(weights, table_of, own_starts, own_rows, own_runs, lengths, embedded)
+    fm_outputs(embedded, standardised, head, sums, z)
+    z[0] += offset
+    return prediction if is_new else _sigmoid(z[0])
+
+
+@kernel
+def _own_layout(segments: int, lengths: Ints) -> tuple[Ints, NDArray[np.int64], Ints, Ints]:
+    """Layout of one example: starts (F + J + 1,) of its segments, runs of its bags, and room for its rows twice.
+
+    Segments are F fields of one id, then J bags of `lengths`.
+    """
     starts, fields = np.arange(segments + 1), segments - lengths.size
     for bag in range(lengths.size):
         starts[fields + bag + 1] = starts[fields + bag] + lengths[bag]
-    return starts
+    own_runs = np.zeros((lengths.size, 1), np.int64)
+    return starts, own_runs, np.empty(starts[-1], np.int64), np.empty(starts[-1], np.int64)
 
 
 @kernel

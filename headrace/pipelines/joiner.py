@@ -19,8 +19,8 @@ comes out with the labels known by then, at later ones with its late positives a
     request t   |-- a0 --|-- a1 --------|-- within ----------------|     ages double
                       known so far   late ones                  late ones
 
-Then rows are in the order of their step of emission, and of age, time and id within it, which is a function of the
-events as well.
+Then rows are in the order of their step of emission, and within it of the time at which they reached their age, which
+is a function of the events as well.
 
 Not optimal: each step scans the engagements of one window, and each age reads its requests again.
 """
@@ -65,6 +65,8 @@ REQUEST_ROWS = 8_192
 GROUP_ROWS = 131_072
 """Requests that are labelled at a time, where slices of time are not larger."""
 LONG_AGO_US = -(2**62)
+REACHED_US = "__reached_us"
+"""When a request reached the age at which it comes out."""
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
 
@@ -230,7 +232,16 @@ class Joiner(Offsets):
         frames = [frame for frame in self._due_frames(ended=ended) if frame.height]
         for each in self._engagements.values():
             each.drop_before(self._floor_us())
-        return pl.concat(frames) if frames else None
+        if not frames:
+            return None
+        return self._in_order(pl.concat(frames)) if self.spec.is_early else pl.concat(frames)
+
+    def _in_order(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Rows by their step of emission and the time at which they reached their age, late ones among early ones.
+
+        Late positives at the end of each step would be a micro-batch of positives alone, and raise the intercept.
+        """
+        return rows.sort(EMITTED, REACHED_US, str(self.spec.request_id), maintain_order=True).drop(REACHED_US)
 
     def _due_frames(self, *, ended: bool) -> Iterator[pl.DataFrame]:
         """Labelled requests, in the order in which they come out."""
@@ -295,6 +306,7 @@ class Joiner(Offsets):
             rows, weight = fresh if spec.corrects else fresh.clear(), 1.0
             self._count("late_labels", positives)
         return rows.with_columns(
+            (micros(self._request.time) + self.spec.ages_us[age]).alias(REACHED_US),
             pl.lit(emitted, pl.Int64).alias(EMITTED),
             pl.lit(age == 0).alias(IS_FIRST),
             pl.lit(share if age == 0 else 0.0, pl.Float32).alias(LATE_SHARE),

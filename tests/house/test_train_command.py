@@ -97,7 +97,7 @@ def test_the_page_on_learning_runs(project, repo):
     blocks = re.findall(
         r"^```python\n(.*?)^```$", (repo / "docs" / "learning.md").read_text(), re.DOTALL | re.MULTILINE
     )
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     checks = (
         "assert done.version == 1 and done.examples > 9_000 and 0.5 < done.figures['auc'] < 1",
         "assert len(frame) == len(examples) == len(rows) == len(inputs) > 9_000",

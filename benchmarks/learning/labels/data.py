@@ -1,6 +1,7 @@
 """Requests with labels that come late: planted ones, and those of Globo's clicks with planted delays."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -51,9 +52,9 @@ def planted(rows: int, mean_s: float, seed: int) -> Requests:
     return Requests(time_us, stories, labels, delays(stories.shape, mean_s, rng))
 
 
-def globo(rows: int, mean_s: float, seed: int) -> Requests | None:
+def globo(path: Path | None, rows: int, mean_s: float, seed: int) -> Requests | None:
     """Clicks of Globo, each with four stories drawn by the popularity of the day before; None without the file."""
-    name, clicks = load_clicks(None)
+    name, clicks = load_clicks(path)
     if "globo" not in name:
         return None
     rng = np.random.default_rng(seed)

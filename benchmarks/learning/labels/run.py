@@ -1,6 +1,6 @@
 """What each label policy costs: AUC and bias of the predictions at the time of a request, against its final label.
 
-    python -m benchmarks.learning.labels.run [--rows 60000] [--mean-s 1200] [--seed 0]
+    python -m benchmarks.learning.labels.run [--rows 60000] [--mean-s 1200] [--seed 0] [--clicks globo_clicks.parquet]
 
 A label comes up to an hour after its request, with an exponential delay. One model, a weight a story, is trained on the
 same stream: by an oracle that knows labels at once, by each policy through the joiner and the trainer, and by a short
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -165,13 +166,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=60_000, help="requests")
     parser.add_argument("--mean-s", type=float, default=1_200.0, help="mean delay of a label, before it is cut")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clicks", type=Path, help="Parquet with event_time, user_id, article_id")
     given = parser.parse_args()
     assert isinstance(Stories.policy, Wait)
     print(
         f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, seed {given.seed}, points: AUC against the whole wait"
     )
     compare("planted", planted(given.rows, given.mean_s, given.seed))
-    clicks = globo(given.rows, given.mean_s, given.seed)
+    clicks = globo(given.clicks, given.rows, given.mean_s, given.seed)
     if clicks is None:
         print("Globo's clicks are absent: see benchmarks/learning/freshness/declaration.py")
     else:
