@@ -40,7 +40,7 @@ def counts(port: int) -> Counter[tuple[str, int]]:
 def schemathesis(port: int, program: Path, mode: str, examples: int, *paths: str) -> None:
     """Run generated calls of `mode`, so many an operation; what it finds is printed, and the counters decide."""
     only = [word for path in paths for word in ("--include-path", path)]
-    words = [program.absolute(), "run", f"http://127.0.0.1:{port}/openapi.json", "--mode", mode, "-n", str(examples), *only]
+    words = [program.absolute(), "run", f"http://127.0.0.1:{port}/openapi.json", "--mode", mode, "-n", str(examples)]
     patient = (
         "-H",
         "X-Request-Timeout-Ms: 60000",
@@ -48,7 +48,7 @@ def schemathesis(port: int, program: Path, mode: str, examples: int, *paths: str
     more = ("--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--continue-on-failure")
     quiet = ("--no-color", "--no-shrink", "--warnings", "off", "--generation-database", "none", "--seed", str(SEED))
     with tempfile.TemporaryDirectory(prefix="hrb") as folder:  # it leaves what it finds where it runs
-        every = [*words, *patient, *more, *quiet]
+        every = [*words, *only, *patient, *more, *quiet]
         ended = subprocess.run(every, cwd=folder, capture_output=True, text=True, check=False)
     if ended.returncode not in {0, 1}:
         raise SystemExit(f"schemathesis ended with {ended.returncode}:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")

@@ -8,6 +8,7 @@
 Without impressions; the rest of a request's work is that of `headrace serve`.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -171,4 +172,5 @@ def main(kind: str, port: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    # Imported by its name: Ray copies what is of `__main__`, and each copy would have a MADE of its own.
+    importlib.import_module("benchmarks.serving.replicas").main(*sys.argv[1:])

@@ -148,7 +148,10 @@ def server(made: Stage, checkout: Path | None, *command: str) -> Iterator[tuple[
     with (made.folder / f"serve-{port}.log").open("wb") as out:
         process = subprocess.Popen([sys.executable, *words], env=env, cwd=made.folder, stdout=out, stderr=out)
         try:
-            _until_ready(process, port, "/" if checkout is None else "/readyz")
+            try:
+                _until_ready(process, port, "/" if checkout is None else "/readyz")
+            except RuntimeError as exc:
+                raise RuntimeError(f"{exc}: {Path(out.name).read_text(errors='replace')[-2_000:]}") from None
             yield port, psutil.Process(process.pid)
         finally:
             process.terminate()
@@ -156,7 +159,7 @@ def server(made: Stage, checkout: Path | None, *command: str) -> Iterator[tuple[
 
 
 def _until_ready(process: subprocess.Popen[bytes], port: int, path: str) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"http://127.0.0.1:{port}{path}", timeout=5).status_code == 200:
