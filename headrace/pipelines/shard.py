@@ -34,8 +34,7 @@ from headrace.features.keys import shard_of
 from headrace.features.state.operations import DUPLICATE, LATE, TOO_LATE
 from headrace.features.state.slab import Slab
 from headrace.features.store import OnlineStore
-from headrace.features.store.fences import ShardWrite, fenced
-from headrace.features.store.packing import Packing
+from headrace.features.store.fences import Packing, ShardWrite, fenced
 from headrace.features.view import ViewPlan
 from headrace.pipelines.shard_tables import OffsetTable, UseTable
 from headrace.schemas import DeadLetters, Letters

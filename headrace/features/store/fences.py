@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 
 import hiredis
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.errors import FencedError
+from headrace.features.state.slab import Slab
 from headrace.features.store.link import RedisLink, Script
 from headrace.features.store.transactions import Guarded, Held, Packed
 from headrace.features.store.wire import LENGTH_MAX, put_records
@@ -95,6 +97,30 @@ class ShardWrite:
         if self.expected_writer is not None:
             return self.expected_sequence, self.expected_writer
         return self.expected_sequence, self.writer if self.expected_sequence else ""
+
+
+class Packing:
+    """Records of a slab for `ShardWrite.blobs`, packed some hundred at a time to amortise the cost of a call.
+
+    rows (n,), with the sequences (n,) of their shards' flush. `texts` (n,) are their keys.
+    """
+
+    def __init__(self, slab: Slab, rows: NDArray[np.int64], sequences: NDArray[np.int64], arrival_us: int) -> None:
+        self.texts = spans_of(slab.key_texts(rows))
+        self._rows = rows
+        self._slab = slab
+        self._sequences = sequences
+        self._arrival_us = arrival_us
+        self._packed, self._begin, self._end = Spans(np.zeros(0, np.uint8), np.zeros(1, np.int64)), 0, 0
+
+    def part(self, shard_begin: int, begin: int, end: int) -> Spans:
+        """Records `begin` to `end`, counted from row `shard_begin`; best asked for in order."""
+        begin, end = shard_begin + begin, shard_begin + end
+        if not self._begin <= begin <= end <= self._end:
+            self._begin, self._end = begin, max(end, min(begin + PIECE_MAX, len(self._rows)))
+            cut = slice(self._begin, self._end)
+            self._packed = self._slab.pack_spans(self._rows[cut], self._sequences[cut], self._arrival_us)
+        return self._packed.part(begin - self._begin, end - self._begin)
 
 
 @dataclass(frozen=True, slots=True)
