@@ -65,7 +65,7 @@ bench: setup ## every benchmark against its baseline (a few minutes)
 docs: setup ## write the generated pages of docs/ anew
 	@$(PY) docs/generate.py
 
-pictures: setup ## draw the pictures of docs/images anew (the demo's own takes two minutes: ARGS=--demo)
+pictures: setup ## draw the pictures of docs/images anew (the demo's own takes some minutes of an idle machine: ARGS=--demo)
 	@$(PY) docs/draw.py $(ARGS)
 
 pins: setup ## write constraints.txt anew from what is installed
