@@ -14,6 +14,7 @@ from headrace.pipelines.flow import Place as Place
 from headrace.pipelines.join_step import JoinStep as JoinStep
 from headrace.pipelines.joiner import Joiner as Joiner
 from headrace.pipelines.joining.spec import JoinSpec as JoinSpec
+from headrace.pipelines.joining.spec import JoinSpecs as JoinSpecs
 from headrace.pipelines.loop import Step as Step
 from headrace.pipelines.loop import graceful_stop as graceful_stop
 from headrace.pipelines.materializer import FlushSummary as FlushSummary

@@ -29,7 +29,8 @@ from prometheus_client import Histogram
 
 from headrace.checkpoints import Checkpoints, CheckpointThread
 from headrace.errors import DeclarationError
-from headrace.learners import Label, Verdict
+from headrace.learners import Correct, Label, Learner, Verdict, Wait
+from headrace.learners.labels.policy import ages_us
 from headrace.pipelines.joiner import Joiner, Offsets
 from headrace.pipelines.joining.spec import EMITTED, label_column, micros, step_us_of
 from headrace.pipelines.trainer import Trainer
@@ -67,7 +68,8 @@ class TrainStep:
         classes: events that are read beside the requests.
 
     Raises:
-        DeclarationError: there is no joiner, and the learner has no label, or several.
+        DeclarationError: there is no joiner, and the learner has no label, or several; or the joiner has other labels
+            than the learner, or not its policy.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class TrainStep:
         self.events = tuple(events)
         self.lateness_us = lateness_us if joiner is None else joiner.spec.lateness_us
         self._step_us = _step_us(trainer) if joiner is None else joiner.spec.step_us
+        if joiner is not None:
+            _check_join(trainer.learner, joiner)
         engagements = () if joiner is None else joiner.spec.engagements
         self.classes = tuple(dict.fromkeys((*self.events, *engagements)))
         self._offsets = Offsets() if joiner is None else joiner
@@ -319,6 +323,22 @@ def _step_us(trainer: Trainer) -> int:
             f"learner {trainer.learner.name}: {what}, so no event is an example; declare one, or give a joiner"
         )
     return step_us_of(label.within_us)
+
+
+def _check_join(learner: type[Learner], joiner: Joiner) -> None:
+    """Raise if a join does not do what its learner declares."""
+    names, joined = list(learner.labels()) or [""], list(joiner.spec.joins)
+    is_same = names == joined
+    if is_same and learner.label is not None:
+        ages = {name: ages_us(learner.policy, label.within_us) for name, label in learner.labels().items()}
+        corrects = isinstance(learner.policy, Correct)
+        is_early = not isinstance(learner.policy, Wait) or joiner.spec.is_early
+        is_same = not is_early or (ages[""] == joiner.spec.ages_us and corrects == joiner.spec.corrects)
+    if not is_same:
+        raise DeclarationError(
+            f"learner {learner.name}: its joiner has labels {joined} and ages {joiner.spec.ages_us} us, it "
+            f"declares {names} and {learner.policy}; make the join with JoinSpec.of_learner({learner.__name__}, ...)"
+        )
 
 
 def _by_step(frame: pl.DataFrame, step: pl.Expr) -> dict[int, pl.DataFrame]:

@@ -7,12 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, DeclarationError
 from headrace.learners import Correct, Importance, Learner
 from headrace.pipelines import Joiner, JoinSpec
 from headrace.pipelines.examples import LATE, RequestColumns, requests_to_examples
+from headrace.pipelines.train_step import TrainStep
 from headrace.streams.watermark import END_OF_TIME_US
-from tests.parlour import SHOWS, Show, Taste, Tasted, batches, events, live, make
+from tests.parlour import SHOWS, Cakes, Show, Taste, Tasted, batches, events, live, make
 
 AFTER_US = 15_000_000
 
@@ -117,3 +118,13 @@ def test_weights_of_the_model_are_a_function_of_the_events(tmp_path, learner):
     figures = whole.trainer.prequential.snapshot()
     assert figures["rows"] == whole.trainer.trained > 300
     assert 0.6 < figures["calibration"] < 1.6
+
+
+def test_a_join_without_the_learners_policy_is_refused():
+    """A join of the label alone would wait, and nobody would see why."""
+    waiting = Joiner(JoinSpec.of_label(Tasted.label, Show, "cakes"))
+    step = make(EARLY)
+    with pytest.raises(DeclarationError, match=r"declares \[''\] and Correct\(after='15s'\); make"):
+        TrainStep(step.trainer, waiting, [])
+    with pytest.raises(DeclarationError, match="make the join with JoinSpec.of_learner"):
+        TrainStep(make(Cakes).trainer, waiting, [])

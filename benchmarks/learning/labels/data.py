@@ -11,6 +11,8 @@ from benchmarks.learning.freshness.declaration import load_clicks
 
 CANDIDATES = 5
 WINDOW_US = 3_600_000_000
+EVERY = 10
+"""Clicks to one request: fewer cover more hours."""
 START_US = 1_700_000_000_000_000
 
 
@@ -53,14 +55,14 @@ def planted(rows: int, mean_s: float, seed: int) -> Requests:
 
 
 def globo(path: Path | None, rows: int, mean_s: float, seed: int) -> Requests | None:
-    """Clicks of Globo, each with four stories drawn by the popularity of the day before; None without the file."""
+    """Every tenth click of Globo, each with four stories drawn by popularity until then; None without the file."""
     name, clicks = load_clicks(path)
     if "globo" not in name:
         return None
     rng = np.random.default_rng(seed)
     first = clicks["event_time"].dt.epoch("us").search_sorted(clicks["event_time"].dt.epoch("us")[0] + 129_600_000_000)
     stories = clicks["story"].to_numpy()
-    numbers = first + np.arange(rows)
+    numbers = first + np.arange(rows) * EVERY
     drawn = stories[numbers[:, None] - 1 - rng.integers(0, min(first, 100_000), (rows, CANDIDATES - 1))]
     shown = np.concatenate([stories[numbers][:, None], drawn], axis=1)
     order = rng.permuted(np.tile(np.arange(CANDIDATES), (rows, 1)), axis=1)

@@ -2,7 +2,7 @@
 
 from headrace.features.view import events_of, plan_of
 from headrace.learners import ModelDirectory
-from headrace.pipelines import Flow, Job, Joiner, JoinSpec, dataflow
+from headrace.pipelines import Flow, Job, Joiner, JoinSpec, JoinSpecs, dataflow
 from headrace.pipelines.examples import EventExamples
 from headrace.pipelines.train_step import TrainStep
 from headrace.pipelines.trainer import Cadence, Trainer
@@ -17,10 +17,10 @@ LEARNT = tuple(dict.fromkeys((*events_of(map(plan_of, Ranking.views)), Ranking.l
 EVENTS = (*LEARNT, Impression)
 
 
-def join_spec(settings: Settings) -> JoinSpec:
+def join_spec(settings: Settings) -> JoinSpec | JoinSpecs:
     """Which event labels which ranking: the one that names its request, within the learner's window."""
-    return JoinSpec.of_label(
-        Ranking.label,
+    return JoinSpec.of_learner(
+        Ranking,
         Impression,
         "candidates",
         lateness_us=int(settings.lateness_s * 1e6),
