@@ -1,6 +1,7 @@
 """Kills under load: a replica, Redis, the broker, the publisher of models. What failed, and how long until it was over.
 
     python -m benchmarks.serving.faults --seconds 20
+    python -m benchmarks.serving.faults --plain              under uvicorn, without the kill of a replica
 
 Ray Serve with two replicas and an open-loop load; each fault is a SIGKILL amid a run of its own. Only requests that
 were under way in the killed replica may fail; without Redis requests are refused until it is back, in milliseconds;
@@ -144,12 +145,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="kills under load")
     parser.add_argument("--seconds", type=float, default=20.0, help="of load for each fault")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
+    parser.add_argument("--plain", action="store_true", help="one replica under uvicorn, which is not killed")
     options = parser.parse_args()
     with stage(aof=True, HEADRACE_REQUEST_TIMEOUT_S="1", HEADRACE_REPLICAS=str(REPLICAS)) as made:
         Signer(made.folder / "models", made.env["HEADRACE_REDIS_URL"]).publish()
-        with server(made, ROOT, "-m", "headrace.cli", "serve") as (port, _):
+        command = ("-m", "headrace.cli", "serve", *(["--plain"] if options.plain else []))
+        with server(made, ROOT, *command) as (port, _):
             bench = Bench(made, port)
-            faults = (bench.publisher, bench.broker, bench.replica, bench.redis)
+            faults = [bench.publisher, bench.broker, *([] if options.plain else [bench.replica]), bench.redis]
             are_right = [asyncio.run(run(bench, do, options.rate, options.seconds)) for do in faults]
     sys.exit(not all(are_right))
 
