@@ -92,7 +92,7 @@ class Var(Windowed):
 
     def problem(self) -> str | None:
         """A negative `ddof`."""
-        return _wrong_ddof(self.ddof)
+        return f"ddof={self.ddof}; write 0 or 1" if self.ddof < 0 else None
 
     def cells(self) -> Sequence[Cell]:
         """Count, mean and sum of squared deviations."""
@@ -104,7 +104,7 @@ class Var(Windowed):
 
 
 @aggregation
-class Std(Windowed):
+class Std(Var):
     """Standard deviation of a number, the root of `Var`.
 
     >>> from headrace.features.aggregations.example import read_at_noon
@@ -112,25 +112,9 @@ class Std(Windowed):
     {'std_1h': 1.5}
     """
 
-    value: Value
-    _: KW_ONLY
-    ddof: int = 1
-
-    def problem(self) -> str | None:
-        """A negative `ddof`."""
-        return _wrong_ddof(self.ddof)
-
-    def cells(self) -> Sequence[Cell]:
-        """Count, mean and sum of squared deviations."""
-        return (Cell(MOMENTS, self.value),)
-
     def read(self, cells: Cells) -> NDArray[np.float64]:
         """The root of squared deviations over count - ddof."""
-        return np.sqrt(_divided(cells[2], cells[0] - self.ddof))
-
-
-def _wrong_ddof(ddof: int) -> str | None:
-    return f"ddof={ddof}; write 0 or 1" if ddof < 0 else None
+        return np.sqrt(Var.read(self, cells))
 
 
 def _divided(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
