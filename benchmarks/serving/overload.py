@@ -24,6 +24,8 @@ def main() -> None:
                 load(port, "/v1/rank", 16, 2.0, given)
                 seen = {callers: load(port, "/v1/rank", callers, options.seconds, given) for callers in PEAK + OVERLOAD}
             peak = max(seen[callers]["per_s"].get("200", 0.0) for callers in PEAK)
+            if not peak:
+                raise SystemExit(f"{name}: no request was answered: {[seen[callers]['per_s'] for callers in PEAK]}")
             print(f"{name}: peak {peak:.0f}/s")
             for callers in OVERLOAD:
                 per_s, p99_ms = seen[callers]["per_s"], seen[callers]["ms"]["p99"]
