@@ -85,7 +85,6 @@ def reconfigure(port: int) -> None:
     stopping = threading.Event()
     options = RayOptions(
         port=port,
-        proxy_ports=(free_port(), free_port()),
         replica_port_first=free_port(),
         env={"PYTHONPATH": os.environ["PYTHONPATH"]},
     )

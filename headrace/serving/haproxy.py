@@ -34,19 +34,19 @@ def find_binary() -> str:
     return binary
 
 
-def environment(binary: str, folder: Path, host: str, ports: tuple[int, int]) -> dict[str, str]:
+def environment(binary: str, folder: Path, host: str, ports: tuple[int, int, int]) -> dict[str, str]:
     """Variables for Serve's actors; writes the start script into `folder`.
 
     Args:
         binary: path of HAProxy.
         folder: for its configuration, state and Unix sockets; they lie 88 characters below it, and Linux takes 107.
         host: the only host with a listener.
-        ports: of statistics and metrics.
+        ports: of statistics, metrics, and the proxy to which HAProxy hands requests while it knows of no replica.
     """
-    stats_port, metrics_port = ports
+    stats_port, metrics_port, fallback_port = ports
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_script(binary, folder, host, ports)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_script(binary, folder, host, (stats_port, metrics_port))),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -56,6 +56,8 @@ def environment(binary: str, folder: Path, host: str, ports: tuple[int, int]) ->
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # they cost a log line a request; /metrics has the figures
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        # With Serve's own number, services of one machine would answer each other's requests.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
     }
 
 

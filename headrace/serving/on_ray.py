@@ -32,6 +32,7 @@ from fastapi import FastAPI
 from headrace.errors import ConfigError, ServiceError
 from headrace.extras import require
 from headrace.local.listening import require_free
+from headrace.local.ports import free_port
 from headrace.serving import haproxy
 from headrace.serving.guard import NAMED_OUTSIDE_VARIABLE
 from headrace.serving.model_route import TIMEOUT_MS_MAX
@@ -59,7 +60,8 @@ class RayOptions:
         host, port: address of the HTTP service; nothing listens on another host.
         folder: Ray's temporary folder with its logs, at most 40 characters; None = a new one, which `stop` removes.
         replica_port_first: first of 64 ports for the replicas' own servers on `host`.
-        proxy_ports: ports of HAProxy's statistics and metrics, on `host`.
+        proxy_ports: ports on `host` of HAProxy's statistics and metrics, and of the Python proxy to which it hands
+            requests while it knows of no replica; None: free ones. Two services of one machine must not share them.
         num_cpus: CPUs that Ray may assign; None = all.
         haproxy: use HAProxy where it works; False = Serve's Python proxy.
         env: more environment variables for all actors.
@@ -69,7 +71,7 @@ class RayOptions:
     port: int = 8000
     folder: Path | None = None
     replica_port_first: int = 30_000
-    proxy_ports: tuple[int, int] = (8404, 9101)
+    proxy_ports: tuple[int, int, int] | None = None
     num_cpus: int | None = None
     haproxy: bool = True
     env: Mapping[str, str] = field(default_factory=dict)
@@ -273,7 +275,8 @@ class RayServe:
             return {}
         self.haproxy = True
         folder = self._temporary("hr-")  # short: HAProxy's sockets lie 88 characters below it
-        return haproxy.environment(binary, folder, self.options.host, self.options.proxy_ports)
+        ports = self.options.proxy_ports or (free_port(), free_port(), free_port())
+        return haproxy.environment(binary, folder, self.options.host, ports)
 
 
 def _reason(name: str) -> str:

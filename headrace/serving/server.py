@@ -51,7 +51,6 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
     options = RayOptions(
         host=settings.host,
         port=settings.port,
-        proxy_ports=(free_port(), free_port()),
         replica_port_first=free_port(),
         env={"PYTHONPATH": path, "HEADRACE_PROJECT": str(root)},
     )

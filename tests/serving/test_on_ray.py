@@ -1,6 +1,7 @@
 """The same application through real Ray Serve, HAProxy in front."""
 
 import asyncio
+import contextlib
 import socket
 import sys
 import time
@@ -66,7 +67,6 @@ def stage_on_ray(tmp_path_factory):
         options = RayOptions(
             port=free_port(),
             replica_port_first=free_range(on_ray.REPLICA_PORTS),
-            proxy_ports=(free_port(), free_port()),
             num_cpus=2,
         )
         env = {"HR_TEST_REDIS": redis.url, "HR_TEST_MODELS": str(directory.path)}
@@ -119,19 +119,31 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
     assert report["swaps"]["count"] == SWAPS + 1
 
 
-def test_only_the_configured_host_is_listened_on(stage_on_ray):
-    """HAProxy's own listeners too, which Serve would open to everyone."""
+def listening(name: str = "") -> list:
+    """Addresses (ip, port) that processes of Ray listen on, or those of `name` alone."""
     import psutil
 
-    listening = [
-        connection.laddr
-        for process in psutil.Process().children(recursive=True)
-        if process.name() == "haproxy"
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    assert len(listening) >= 3
-    assert {address.ip for address in listening} == {"127.0.0.1"}
+    addresses = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if name in ("", process.name()):
+                connections = process.net_connections("tcp")
+                addresses += [one.laddr for one in connections if one.status == psutil.CONN_LISTEN]
+    return addresses
+
+
+def test_only_the_configured_host_is_listened_on(stage_on_ray):
+    """HAProxy's own listeners too, which Serve would open to everyone."""
+    addresses = listening("haproxy")
+    assert len(addresses) >= 3
+    assert {address.ip for address in addresses} == {"127.0.0.1"}
+
+
+def test_two_services_of_one_machine_share_no_port(stage_on_ray):
+    """Serve's own numbers are of every service: a HAProxy without a replica asked the other's proxy at 8500."""
+    ports = {address.port for address in listening()}
+    assert len(ports) >= 5
+    assert not ports & {8000, 8404, 8500, 9101, 9500, *range(30_000, 31_001)}
 
 
 def test_errors_pass_the_proxy_as_they_are(stage_on_ray):
