@@ -141,7 +141,7 @@ class Swap:
     @property
     def kept(self) -> list[int]:
         """Versions in memory beside the live one, the last replaced first."""
-        return [model.version for model in reversed(self._kept)]
+        return [model.version for model in reversed(self._kept) if model is not self.live]
 
     def loaded(self, version: int) -> LiveModel | None:
         """The model `version` if it is live or kept in memory, else None. Never waits."""
@@ -260,10 +260,10 @@ class Swap:
         self._floor = version
         self._refused_states = {refused: state for refused, state in self._refused_states.items() if refused > version}
         self._changed_states.clear()
-        self._store(version, loaded, started)
         if self.last_refused is not None and self.last_refused.version <= version:
             self.last_refused = None
             REFUSED_VERSION.set(0)
+        self._store(version, loaded, started)
         return True
 
     def _load(self, version: int) -> Loaded:
@@ -295,17 +295,19 @@ class Swap:
     def _store(self, version: int, loaded: Loaded, started: float) -> None:
         previous = self.live
         model = LiveModel(version, loaded.scorer, loaded.manifest, wall_us())
-        self.live = model
+        kept = self._within_bounds([*self._kept, *([previous] if previous else [])], version)
+        self._kept = (*kept, model)  # a version that is rolled back to is at no moment without a place
         seconds = time.perf_counter() - started
-        self._kept = self._within_bounds([*self._kept, *([previous] if previous else [])], version)
-        self.swaps += 1
-        SWAPS.inc()
-        SWAP_SECONDS.observe(seconds)
-        LIVE_VERSION.set(version)
         swapped = Swapped(
             version, previous.version if previous else None, model.swapped_us, seconds * 1_000, loaded.manifest
         )
+        self.swaps += 1
         self.history.append(swapped)
+        self.live = model  # after these, so that who sees the version sees what belongs to it
+        self._kept = kept
+        SWAPS.inc()
+        SWAP_SECONDS.observe(seconds)
+        LIVE_VERSION.set(version)
         self._ready.set()
         log.info("model_swapped", model_version=version, previous=swapped.previous, swap_ms=round(swapped.swap_ms, 2))
         if self._on_swap is not None:
