@@ -111,8 +111,11 @@ def make_front() -> FastAPI:
         handle = serve.get_deployment_handle("back", "headrace")
         return Response(await handle.rank.remote(await request.body()), media_type="application/json")
 
+    async def ready() -> dict[str, str]:
+        return {}
+
     app.post("/v1/rank", response_model=None)(rank)
-    app.get("/readyz")(dict)
+    app.get("/readyz")(ready)
     return app
 
 
