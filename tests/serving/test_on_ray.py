@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 ASK = {"entity": {"reader": 7}, "candidates": ["a", "b", "c", "z"]}
-SWAPS = 20
+SWAPS = 50
 
 
 def free_range(count: int) -> int:
