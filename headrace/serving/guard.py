@@ -8,7 +8,6 @@ Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues 
 
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -19,7 +18,7 @@ from headrace.serving.contract.openapi import OPEN_PATHS
 from headrace.serving.messages import REQUEST_ID_CHARS_MAX
 from headrace.serving.refusals import Refusal, send_refusal, too_large
 from headrace.serving.report import Report
-from headrace.telemetry import REQUEST_ID
+from headrace.telemetry import REQUEST_ID, new_request_id
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,%d}" % REQUEST_ID_CHARS_MAX)
 SECURITY_HEADERS = [
@@ -33,13 +32,17 @@ NAMED_OUTSIDE_VARIABLE = "SERVE_NAMES_REQUESTS"
 HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
-class Shedding(Protocol):
-    """A route that can say beforehand that it would not answer in time."""
+class DirectRoute(Protocol):
+    """A route that answers by itself, and can say beforehand that it would not in time."""
 
     name: str
 
     def refusal(self, scope: Scope) -> Refusal | None:
         """Why not, before the body is read; None if it may."""
+        ...
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, whatever happens."""
         ...
 
 
@@ -49,7 +52,8 @@ class Guard:
     Args:
         api_keys: accepted keys, as `X-API-Key` or `Authorization: Bearer`; none: open.
         body_bytes_max: a longer announced body is answered 413 unread.
-        shedding: path -> its route, which is asked last: a refusal here costs half of one by the application.
+        direct: path -> its route, to which POST goes straight: the layers and routing of the application beneath cost
+            more than such a route's own work.
     """
 
     def __init__(
@@ -59,11 +63,11 @@ class Guard:
         report: Report,
         api_keys: ApiKeys,
         body_bytes_max: int,
-        shedding: Mapping[str, Shedding],
+        direct: Mapping[str, DirectRoute],
     ) -> None:
         self._app = app
         self._report = report
-        self._shedding = shedding
+        self._direct = direct
         self._keys = api_keys
         self._body_bytes_max = body_bytes_max
         self._is_named_outside = NAMED_OUTSIDE_VARIABLE in os.environ
@@ -77,7 +81,7 @@ class Guard:
         headers = dict(scope["headers"])
         request_id = headers.get(b"x-request-id", b"")
         is_usable = _REQUEST_ID.fullmatch(request_id)
-        token = REQUEST_ID.set(request_id.decode() if is_usable else uuid.uuid4().hex)
+        token = REQUEST_ID.set(request_id.decode() if is_usable else new_request_id())
 
         more_headers = [*SECURITY_HEADERS, HTTPS_ONLY] if scope.get("scheme") == "https" else SECURITY_HEADERS
 
@@ -90,11 +94,11 @@ class Guard:
 
         try:
             refusal, route = self._refusal(path, headers), "guard"
-            shedding = self._shedding.get(path) if refusal is None and scope["method"] == "POST" else None
-            if shedding is not None:
-                refusal, route = shedding.refusal(scope), shedding.name
+            direct = self._direct.get(path) if refusal is None and scope["method"] == "POST" else None
+            if direct is not None:
+                refusal, route = direct.refusal(scope), direct.name
             if refusal is None:
-                await self._app(scope, receive, send_named)
+                await (direct or self._app)(scope, receive, send_named)
             else:
                 self._report.answered(route, refusal.status, 0.0)
                 await send_refusal(refusal, send_named)

@@ -40,6 +40,7 @@ from headrace.serving.contract.docs_page import docs_page
 from headrace.serving.contract.openapi import Contract
 from headrace.serving.guard import Guard
 from headrace.serving.impressions import ImpressionLog
+from headrace.serving.lanes import OneCpu
 from headrace.serving.messages import (
     ErrorResponse,
     FeaturesResponse,
@@ -76,6 +77,7 @@ class HttpLimits:
         body_bytes_max: longest request body.
         timeout_s: deadline of a request that has no header `X-Request-Timeout-Ms`, from the arrival of its body
             at this machine under `--plain`, in this process under Ray Serve.
+        one_cpu: whether the threads that share the interpreter run on one CPU; see lanes/one_cpu.py.
     """
 
     api_keys: Collection[str] = ()
@@ -84,6 +86,7 @@ class HttpLimits:
     max_in_flight: int = 1_024
     body_bytes_max: int = 1_048_576
     timeout_s: float = 1.0
+    one_cpu: bool = True
 
 
 def build_http(
@@ -109,18 +112,28 @@ def build_http(
     limits = limits or HttpLimits()
     keys = ApiKeys(limits.api_keys, limits.api_keys_file)
     report, answers = Report(), Answers(ranker, swap, impressions, clock or WallClock())
-    lanes = Lanes(answers, limits.max_in_flight)
+    one_cpu = OneCpu()
+    lanes = Lanes(answers, limits.max_in_flight, one_cpu)
     reads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="headrace-read")
     probes = ThreadPoolExecutor(1, thread_name_prefix="headrace-probe")
 
+    def warm() -> None:
+        answers.warm()
+        if limits.one_cpu:
+            one_cpu.start()  # now, for pools of libraries would inherit the CPU of the thread that makes them
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        threading.Thread(target=answers.warm, name="headrace-warm", daemon=True).start()
+        one_cpu.add(threading.current_thread())
+        if impressions is not None:
+            one_cpu.add(impressions.thread)
+        threading.Thread(target=warm, name="headrace-warm", daemon=True).start()
         yield
         lanes.close()
         reads.shutdown(wait=True)
         probes.shutdown(wait=False)
         answers.close()
+        one_cpu.close()
         if on_close is not None:
             on_close()
 
@@ -152,7 +165,7 @@ def build_http(
         report=report,
         api_keys=keys,
         body_bytes_max=limits.body_bytes_max,
-        shedding=model_routes,
+        direct=model_routes,
     )
     if limits.cors_origins:  # added last, so that it answers a browser's preflight, which brings no key
         app.add_middleware(

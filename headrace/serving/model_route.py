@@ -5,7 +5,6 @@ body (within BODY_S) -> validated -> lane of small or of large requests -> bytes
 
 import asyncio
 import time
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
@@ -14,14 +13,14 @@ from starlette.types import Receive, Scope, Send
 
 from headrace.serving.answers import Answers, Reply
 from headrace.serving.bodies.arrow import MEDIA_TYPE, parse_arrow
-from headrace.serving.lanes import ClientGoneError, Job, Lane, until_gone
+from headrace.serving.lanes import ClientGoneError, Job, Lane, OneCpu, until_gone
 from headrace.serving.messages import ScoreRequest
 from headrace.serving.queries import Query
 from headrace.serving.refusals import Refusal, no_model, parse, refusal_of, send_json, send_refusal, too_large
 from headrace.serving.report import Report
 from headrace.serving.sockets import ARRIVED_S
 from headrace.serving.swap import Swap
-from headrace.telemetry import REQUEST_ID
+from headrace.telemetry import REQUEST_ID, new_request_id
 
 BODY_S = 5.0
 """Seconds within which the body of a request must have arrived."""
@@ -44,12 +43,13 @@ class Lanes:
     Args:
         answers: does the work of a batch.
         in_flight_max: requests that may wait or be worked on in each lane.
+        one_cpu: where the thread of small requests runs, and that of large ones does not.
     """
 
-    def __init__(self, answers: Answers, in_flight_max: int) -> None:
-        self.small = Lane("rank", answers.work, waiting_max=in_flight_max, rows_max=1_024)
+    def __init__(self, answers: Answers, in_flight_max: int, one_cpu: OneCpu) -> None:
+        self.small = Lane("rank", answers.work, waiting_max=in_flight_max, rows_max=1_024, on_thread=one_cpu.add)
         self.parser = ThreadPoolExecutor(1, thread_name_prefix="headrace-parse")
-        self.large = Lane("rank-large", answers.work, waiting_max=in_flight_max, rows_max=1)
+        self.large = Lane("rank-large", answers.work, waiting_max=in_flight_max, rows_max=1, on_thread=one_cpu.free)
 
     def of(self, ask: ScoreRequest) -> Lane:
         """The lane that `ask` belongs to."""
@@ -126,12 +126,12 @@ class ModelRoute(Generic[Ask]):
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         timeout_s = self._timeout_of(scope["headers"])
         is_arrow, as_arrow = (_names_arrow(scope["headers"], name) for name in (b"content-type", b"accept"))
-        body = await self._body(receive)
+        body = await self._body(scope, receive)
         if len(body) > LARGE_BODY_BYTES:
             ask, query = await self._parsed_in_thread(body, receive, is_arrow)
         else:
             ask, query = self._parsed(body, is_arrow)
-        request_id = ask.request_id or REQUEST_ID.get() or uuid.uuid4().hex
+        request_id = ask.request_id or REQUEST_ID.get() or new_request_id()
         REQUEST_ID.set(request_id)
         self._answers.require_version(ask)
         deadline_s = _arrived_s(scope) + timeout_s
@@ -164,25 +164,33 @@ class ModelRoute(Generic[Ask]):
                 return int(value) / 1_000
         return self._timeout_s
 
-    async def _body(self, receive: Receive) -> bytes:
-        parts, size, is_whole = [], 0, False
-        try:
-            async with asyncio.timeout(BODY_S):
-                while not is_whole:
-                    message: Mapping[str, object] = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientGoneError
-                    part = message.get("body", b"")
-                    assert isinstance(part, bytes)
-                    size += len(part)
-                    if size > self._body_bytes_max:  # a chunked body announces no length to the guard
-                        raise too_large(self._body_bytes_max)
-                    parts.append(part)
-                    is_whole = not message.get("more_body", False)
-        except TimeoutError as exc:
-            detail = f"{size} bytes of the body came within {BODY_S} s"
-            raise Refusal(408, "body_too_slow", detail, "send the whole body at once", "body") from exc
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        if ARRIVED_S in scope.get("state", {}):  # whole already: a time-out would cost more than taking it
+            await self._receive(receive, parts)
+        else:
+            try:
+                async with asyncio.timeout(BODY_S):
+                    await self._receive(receive, parts)
+            except TimeoutError as exc:
+                detail = f"{sum(map(len, parts))} bytes of the body came within {BODY_S} s"
+                raise Refusal(408, "body_too_slow", detail, "send the whole body at once", "body") from exc
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _receive(self, receive: Receive, parts: list[bytes]) -> None:
+        """Receive the whole body into `parts`."""
+        size, is_whole = 0, False
+        while not is_whole:
+            message: Mapping[str, object] = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
+            part = message.get("body", b"")
+            assert isinstance(part, bytes)
+            size += len(part)
+            if size > self._body_bytes_max:  # a chunked body announces no length to the guard
+                raise too_large(self._body_bytes_max)
+            parts.append(part)
+            is_whole = not message.get("more_body", False)
 
 
 def _arrived_s(scope: Scope) -> float:

@@ -100,6 +100,7 @@ def build_replica(
         cors_origins=settings.cors_origins,
         max_in_flight=settings.in_flight_max,
         timeout_s=settings.request_timeout_s,
+        one_cpu=settings.one_cpu,
     )
     app = build_http(ranker, swap, impressions=impressions, clock=settings.event_clock, limits=limits, on_close=close)
     if tracing is not None:

@@ -104,8 +104,8 @@ class ImpressionLog:
         self._producer = MessageProducer(
             bootstrap, config, **{"compression.type": "lz4", "message.timeout.ms": MESSAGE_TIMEOUT_MS}
         )
-        self._thread = threading.Thread(target=self._drain, name="headrace-impressions", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._drain, name="headrace-impressions", daemon=True)
+        self.thread.start()
 
     def log(self, impression: Impression) -> bool:
         """Queue one impression; see `log_batch`."""
@@ -156,7 +156,7 @@ class ImpressionLog:
         self._closed.set()
         self.flush()
         self._ended.set()
-        self._thread.join(timeout=FLUSH_S)
+        self.thread.join(timeout=FLUSH_S)
         unsent = self._waiting + len(self._producer)
         if unsent:
             self._drop(unsent, "unsent_at_close")

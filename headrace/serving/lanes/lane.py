@@ -112,12 +112,20 @@ class Lane:
         work: called in the lane's thread with jobs that are waited for; returns an outcome for each. Must not raise.
         waiting_max: requests that may wait or be worked on at once.
         rows_max: a batch takes no further request once it has so many candidates.
+        on_thread: called once with the lane's thread, which runs by then.
     """
 
     def __init__(
-        self, name: str, work: Callable[[Sequence[Job]], Sequence[Outcome]], *, waiting_max: int, rows_max: int
+        self,
+        name: str,
+        work: Callable[[Sequence[Job]], Sequence[Outcome]],
+        *,
+        waiting_max: int,
+        rows_max: int,
+        on_thread: Callable[[threading.Thread], None] | None = None,
     ) -> None:
         self._name = name
+        self._on_thread = on_thread
         self._work = work
         self._waiting_max = waiting_max
         self._rows_max = rows_max
@@ -174,6 +182,8 @@ class Lane:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"headrace-{self._name}", daemon=True)
             self._thread.start()
+            if self._on_thread is not None:
+                self._on_thread(self._thread)
         self._waiting += 1
         self._waiting_rows += len(job.query.candidates)
         self._waiting_gauge.inc()

@@ -1,0 +1,153 @@
+"""One CPU for the threads that hand the interpreter to each other. Linux only.
+
+One thread of a process runs Python at a time. Where the event loop and the scoring thread run on two CPUs, each
+hand-over wakes the other CPU and moves the interpreter's memory to its cache: a small ranking cost 1.2 ms of CPU on two
+cores, and 0.7 ms with both threads on one (measured). Threads that compute for milliseconds without the interpreter
+(large fan-outs, refreshes, loads) stay free, and so do those of other libraries.
+
+    every LOOK_S   busy time of each CPU, less that of our threads = what others do there
+                   none chosen yet, or others busy on ours -> the CPU with the least
+
+Nothing is reserved: replicas in containers cannot see each other, yet each sees all CPUs, so that two may choose the
+same; each then sees the other at work there, and one moves.
+"""
+
+import os
+import random
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+import structlog
+
+LOOK_S = 1.0
+"""Seconds between two looks."""
+BUSY_MAX = 0.3
+"""Share of our CPU's time that others may take before a better one is sought."""
+GAIN_MIN = 0.2
+"""How much less others must do on another CPU to move there: hand-overs of the move cost some milliseconds."""
+MOVE_CHANCE = 0.5
+"""Two replicas on one CPU see the same: so each moves by chance, or both would move together for ever."""
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+_IDLE, _IOWAIT = 3, 4
+_USER_OF_THREAD, _SYSTEM_OF_THREAD = 11, 12
+"""Places of times in a line of /proc/stat, and after the name in /proc/self/task/<thread>/stat."""
+
+log = structlog.get_logger(__name__)
+
+
+class OneCpu:
+    """Keeps the threads added to it on one CPU from `start` to `close`; does nothing where there is no choice.
+
+    Thread-safe. A thread made by one of them inherits its CPU: see `free`.
+    """
+
+    def __init__(self) -> None:
+        self._allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        self._threads: set[int] = set()  # native ids, guarded by _lock, as is _cpu
+        self._cpu: int | None = None
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    @property
+    def cpu(self) -> int | None:
+        """Number of the CPU that was chosen; None: not yet, or there is no choice."""
+        return self._cpu
+
+    def add(self, thread: threading.Thread) -> None:
+        """Keep `thread`, which runs, with the others."""
+        with self._lock:
+            if thread.native_id is not None:
+                self._threads.add(thread.native_id)
+                if self._cpu is not None:
+                    self._pin({thread.native_id}, {self._cpu})
+
+    def free(self, thread: threading.Thread) -> None:
+        """Let `thread` run on any CPU, though a thread of ours has made it."""
+        with self._lock:
+            if thread.native_id is not None and self._cpu is not None:
+                self._pin({thread.native_id}, self._allowed)
+
+    def start(self) -> None:
+        """Choose a CPU after a first look, and another when others work there."""
+        if len(self._allowed) > 1 and self._keeper is None and Path("/proc/self/task").is_dir():
+            self._keeper = threading.Thread(target=self._run, name="headrace-cpu", daemon=True)
+            self._keeper.start()
+
+    def close(self) -> None:
+        """Let all threads run on any CPU again."""
+        self._closed.set()
+        if self._keeper is not None:
+            self._keeper.join()
+        with self._lock:
+            if self._cpu is not None:
+                self._pin(self._threads, self._allowed)
+            self._cpu = None
+
+    def _run(self) -> None:
+        try:
+            busy_s, ours_s = _busy_s(self._allowed), self._ours_s()
+            while not self._closed.wait(LOOK_S):
+                busy_before_s, ours_before_s = busy_s, ours_s
+                busy_s, ours_s = _busy_s(self._allowed), self._ours_s()
+                others = {cpu: (busy_s[cpu] - busy_before_s[cpu]) / LOOK_S for cpu in busy_s}
+                if self._cpu is not None:
+                    others[self._cpu] -= (ours_s - ours_before_s) / LOOK_S
+                with self._lock:
+                    chosen = choice(others, self._cpu)
+                    if chosen != self._cpu:
+                        self._pin(self._threads, {chosen})
+                        self._cpu = chosen
+                        log.debug("cpu_chosen", cpu=chosen)
+        except (OSError, KeyError, ValueError) as exc:  # another /proc, or a CPU that was taken from us
+            log.warning("cpu_not_chosen", reason=str(exc), effect="threads run on any CPU")
+            with self._lock:
+                self._cpu = None
+
+    def _ours_s(self) -> float:
+        """CPU seconds of our threads until now."""
+        with self._lock:
+            return sum(map(_thread_s, self._threads))
+
+    def _pin(self, threads: Collection[int], cpus: Collection[int]) -> None:
+        for thread in list(threads):
+            try:
+                os.sched_setaffinity(thread, cpus)
+            except ProcessLookupError:  # it has ended
+                self._threads.discard(thread)
+
+
+def choice(others: dict[int, float], cpu: int | None) -> int:
+    """The CPU to run on, from the share of each that others use, and the present one.
+
+    >>> choice({0: 0.9, 1: 0.1}, None), choice({0: 0.25, 1: 0.0}, 0)
+    (1, 0)
+    """
+    least = min(others.values())
+    best = random.choice([each for each, share in others.items() if share <= least + 0.05])  # noqa: S311
+    if cpu is None:
+        return best
+    is_better = others[cpu] > BUSY_MAX and others[cpu] - others[best] > GAIN_MIN
+    return best if is_better and random.random() < MOVE_CHANCE else cpu  # noqa: S311
+
+
+def _busy_s(cpus: Collection[int]) -> dict[int, float]:
+    """Seconds that each CPU was not idle, since the machine's start."""
+    busy_s = {}
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *numbers = line.split()
+        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus:
+            ticks = list(map(int, numbers[:8]))  # what follows is counted in these already
+            busy_s[int(name[3:])] = (sum(ticks) - ticks[_IDLE] - ticks[_IOWAIT]) / _TICKS_PER_S
+    return busy_s
+
+
+def _thread_s(thread: int) -> float:
+    """CPU seconds of a thread of this process; 0 once it has ended."""
+    try:
+        fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[_USER_OF_THREAD]) + int(fields[_SYSTEM_OF_THREAD])) / _TICKS_PER_S
