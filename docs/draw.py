@@ -60,7 +60,7 @@ WAYS = {
         ("features/answer.py", "columns, ages, missing records"),
     ),
     "an example": (
-        ("serving/lanes.py", "all waiting requests are one batch"),
+        ("serving/lanes/lane.py", "all waiting requests are one batch"),
         ("serving/ranker.py", "inputs are assembled and scored"),
         ("serving/impressions/log.py", "the served list is logged"),
         ("pipelines/joiner.py", "labels, once the window has passed"),

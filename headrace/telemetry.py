@@ -26,7 +26,7 @@ TIMEOUT_S = 2.0
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the HTTP request that is answered: in every log line that is written meanwhile."""
 
-_random = random.Random(secrets.randbits(256))  # noqa: S311  # ids, not secrets; a seed of the user must not repeat them
+_random = random.Random(secrets.randbits(256))  # of our own: a seed that a user sets must not repeat ids
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _random.seed(secrets.randbits(256)))
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving.small_rank --baseline ../before
 
-Every answer must be 200. CPU is that of the server's process, load and Redis apart. All servers run at once and take
-turns; best of three.
+This checkout twice: all features from Redis, and those of the candidates resident (HEADRACE_RESIDENT_MB), read again
+each second. Every answer must be 200. CPU is that of the server's process, load and Redis apart. All servers run at
+once and take turns; best of the rounds.
 """
 
 import random
@@ -17,7 +18,7 @@ import psutil
 from benchmarks.serving.stage import ROOT, arguments, bodies, cpu_s, load, server, stage
 
 CALLERS = (1, 16, 64)
-ROUNDS = 3
+RESIDENT_MB = 256
 
 
 class Seen(NamedTuple):
@@ -32,14 +33,19 @@ def main() -> None:
     options = arguments("requests a second of small rankings", 4.0)
     given = [body for count in (4, 6, 8, 10) for body in bodies(64, count)]
     random.Random(0).shuffle(given)
-    sides = {"ours": ROOT, **({"baseline": options.baseline.resolve()} if options.baseline else {}), "empty": None}
+    sides = {"ours": ROOT, "resident": ROOT, "baseline": options.baseline and options.baseline.resolve(), "empty": None}
+    if not options.baseline:
+        del sides["baseline"]
     rounds: dict[tuple[str, int], list[Seen]] = defaultdict(list)
     with ExitStack() as stack:
         made = stack.enter_context(stage(HEADRACE_REQUEST_TIMEOUT_S="5"))  # a stall of the machine is no refusal
-        servers = {name: stack.enter_context(server(made, checkout)) for name, checkout in sides.items()}
+        more = {"resident": {"HEADRACE_RESIDENT_MB": str(RESIDENT_MB)}}
+        servers = {
+            name: stack.enter_context(server(made, checkout, **more.get(name, {}))) for name, checkout in sides.items()
+        }
         for port, _ in servers.values():
             load(port, "/v1/rank", 16, 2.0, given)
-        for _, callers, (name, (port, process)) in product(range(ROUNDS), CALLERS, servers.items()):
+        for _, callers, (name, (port, process)) in product(range(options.rounds), CALLERS, servers.items()):
             rounds[name, callers].append(measured(port, process, callers, options.seconds, given))
     best = {side: max(seen) for side, seen in rounds.items()}
     print(f"{'':10}" + "".join(f"{callers:>4} callers: req/s  CPU ms  p99 ms" for callers in CALLERS))
@@ -47,10 +53,12 @@ def main() -> None:
         cells = [best[name, callers] for callers in CALLERS]
         print(f"{name:10}" + "".join(f"{seen.per_s:>19.0f}{seen.cpu_ms:>8.2f}{seen.p99_ms:>8.1f}" for seen in cells))
     if options.baseline:
-        ratios = [f"{best['ours', c].per_s / best['baseline', c].per_s:.2f} at {c}" for c in CALLERS]
-        print("ours / baseline: " + ", ".join(ratios))
-    over_ms = best["ours", 16].cpu_ms - best["empty", 16].cpu_ms
-    print(f"CPU a request over the empty handler at 16 callers: {over_ms:.3f} ms")
+        for name in ("ours", "resident"):
+            ratios = [f"{best[name, c].per_s / best['baseline', c].per_s:.2f} at {c}" for c in CALLERS]
+            print(f"{name} / baseline: {', '.join(ratios)}")
+    for name in ("ours", "resident"):
+        over_ms = best[name, 16].cpu_ms - best["empty", 16].cpu_ms
+        print(f"CPU a request of {name} over the empty handler at 16 callers: {over_ms:.3f} ms")
 
 
 def measured(port: int, process: psutil.Process, callers: int, seconds: float, given: list[str]) -> Seen:

@@ -131,11 +131,11 @@ def bodies(count: int, candidates: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def server(made: Stage, checkout: Path | None, *command: str) -> Iterator[tuple[int, psutil.Process]]:
+def server(made: Stage, checkout: Path | None, *command: str, **settings: str) -> Iterator[tuple[int, psutil.Process]]:
     """A server of `checkout`, or the empty handler, once it answers: its port and process.
 
     `command`: words after the interpreter instead of those of `headrace serve --plain`; one of `benchmarks` gets the
-    port as well.
+    port as well. `settings` are further variables for it.
     """
     port = free_port()
     words = list(command or ("-m", "headrace.cli", "serve", "--plain"))
@@ -144,7 +144,7 @@ def server(made: Stage, checkout: Path | None, *command: str) -> Iterator[tuple[
     if "headrace.cli" not in words:
         words.append(str(port))
     root = checkout or ROOT
-    env = {**made.env, "HEADRACE_PORT": str(port), "HEADRACE_PROJECT": str(root), "PYTHONPATH": str(root)}
+    env = {**made.env, "HEADRACE_PORT": str(port), "HEADRACE_PROJECT": str(root), "PYTHONPATH": str(root), **settings}
     with (made.folder / f"serve-{port}.log").open("wb") as out:
         process = subprocess.Popen([sys.executable, *words], env=env, cwd=made.folder, stdout=out, stderr=out)
         try:

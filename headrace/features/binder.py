@@ -222,7 +222,7 @@ class Binder:
         for feature in self._builder.features:
             features.setdefault(feature.declared, []).append(feature)
         return [
-            Derived(self._feature(combined.dtype, combined.window), combined.read)
+            Derived(self._feature(combined.dtype, combined.window), combined.read, combined.uses)
             for combined in aggregation.combine(self.path, features)
         ]
 

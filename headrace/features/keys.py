@@ -16,11 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from xxhash import xxh64_intdigest
 
 from headrace.errors import SpineError
 from headrace.kernels.hashing import shards_of
 from headrace.kernels.spans import Spans
-from headrace.kernels.texts import hash_bytes, hash_text, text_buffers
+from headrace.kernels.texts import hash_text, text_buffers
 
 SEPARATOR = "\x1f"
 NULL_ID = -(2**63)
@@ -258,12 +259,12 @@ def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int
     if is_text and len(values) > FEW:
         ids, keys = ids_of_column(pl.Series(values, dtype=pl.String), "str")
         return ids, KeyTexts(ids, keys)
-    # Without a series: it is asked for in every request, and a series costs more than some keys.
+    # Without a series or a kernel: it is asked for in every request, and one costs more than some keys.
     if not is_text:
         ids = np.asarray(values, np.int64)
         return ids, KeyTexts(ids, None) if len(ids) > FEW else texts_of(ids, None)
     texts = [value.encode() for value in values]
-    return hash_bytes(texts), texts
+    return np.array([xxh64_intdigest(text) for text in texts], np.uint64).view(np.int64), texts
 
 
 def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:

@@ -6,8 +6,8 @@ declaration --> key columns and their types
 --> fingerprint: a hash of all that decides the meaning of a record's bytes
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -83,6 +83,11 @@ class ViewPlan:
     def version(self) -> str:
         """Version prefix of the view's keys and records."""
         return version_of(self.fingerprint)
+
+    def only(self, names: Collection[str]) -> "ViewPlan":
+        """The plan for a reader of the features `names` alone: what these do not need is not computed."""
+        layout = self.layout.only(names)
+        return replace(self, layout=layout, features=tuple(reading.feature for reading in layout.readings))
 
     def rows(self, event: type[Event], frame: pl.DataFrame) -> Rows:
         """Convert events to the rows that the view needs. Events with a null key are left out.

@@ -5,7 +5,6 @@ list features, not with the number of events. Thread-safe.
 """
 
 import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, part, plain
 from headrace.kernels.hashing import hash_spans, xxh64
 from headrace.kernels.id_map import IdMap
-from headrace.kernels.spans import spans_of
 
 _NO_SEED = np.uint64(0)
 Scalar = TypeVar("Scalar", bound=np.generic)
@@ -150,13 +148,6 @@ def hash_text(values: Any) -> Ints:
     data, offsets = text_buffers(series.cast(pl.String))
     hashes = np.empty(len(series), np.int64)
     hash_spans(data, offsets, _NO_SEED, hashes)
-    return hashes
-
-
-def hash_bytes(texts: Sequence[bytes]) -> Ints:
-    """XXH64 of each byte string, as `hash_text` gives it for the text of these bytes: (n,)."""
-    spans, hashes = spans_of(texts), np.empty(len(texts), np.int64)
-    hash_spans(spans.data, spans.offsets, _NO_SEED, hashes)
     return hashes
 
 

@@ -125,7 +125,7 @@ class Match:
 @declared
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """One number a row, computed by `function` from the mapping of all columns; it returns (B,) or (1,) numbers.
+    """One number a row, computed by `function` from a mapping of `columns`; it returns (B,) or (1,) numbers.
 
     The function must be pure. The fingerprint holds its qualified name, not its code: raise `version` when the code
         changes.
@@ -367,9 +367,13 @@ def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDAr
             kernels.match(candidates, elements, lengths, _KINDS[field.kind], out)
             return out
         case Derived():
-            for name in field.columns:
-                _find(columns, name)
-            given = np.asarray(field.function(columns))
+            declared = {name: _find(columns, name) for name in field.columns}  # all that serving reads for it
+            try:
+                given = np.asarray(field.function(declared))
+            except KeyError as exc:
+                names = ", ".join(field.columns)
+                detail = f"no column {exc}: its function gets {names}; name in `columns` all that it reads"
+                raise SchemaError(f"inputs · derived {field.name!r}: {detail}") from exc
             if given.shape not in ((rows,), (1,)):
                 raise SchemaError(f"inputs · derived {field.name!r} gave shape {given.shape}, wanted ({rows},) or (1,)")
             return given

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.features import plan_of
+from headrace.features import ViewPlan, plan_of
 from headrace.features.keys import hashed_keys, text_columns
 from headrace.learners import Learner
 from headrace.serving.refusals import Refusal
@@ -41,6 +41,15 @@ class RankingSpec:
                 raise DeclarationError(
                     f"ranking · view {plan.name}: key {', '.join(plan.entity)}; given are {', '.join(sorted(given))}"
                 )
+
+    @property
+    def plans(self) -> list[ViewPlan]:
+        """Plans of the learner's views, of the features that its inputs read."""
+        columns = [column.rpartition(".") for column in self.learner.inputs.columns]
+        return [
+            plan.only({name for view, _, name in columns if view == plan.name})
+            for plan in map(plan_of, self.learner.views)
+        ]
 
     @property
     def context(self) -> tuple[str, ...]:

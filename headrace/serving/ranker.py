@@ -23,7 +23,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import StoreUnavailableError
-from headrace.features import Answer, ViewPlan, entity_ids, plan_of, read_packed
+from headrace.features import Answer, ViewPlan, entity_ids, read_packed
 from headrace.features.keys import FEW
 from headrace.features.store import OnlineStore
 from headrace.features.store.mget import ViewRead
@@ -68,7 +68,7 @@ class Ranker:
         self.resident = resident
         self.is_warm = False
         self._split = resident.split if resident is not None else SplitInputs(spec)
-        self._reads = [_ViewSource(plan_of(view), self._split.kinds[plan_of(view).name]) for view in spec.learner.views]
+        self._reads = [_ViewSource(plan, self._split.kinds[plan.name]) for plan in spec.plans]
 
     @property
     def fingerprints(self) -> dict[str, str]:

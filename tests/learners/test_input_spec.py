@@ -118,6 +118,12 @@ def test_derived_numbers():
         spec.assemble({"x": np.array([1.0, 2.0])}, 3)
 
 
+def test_a_derived_number_gets_the_columns_it_names_and_no_other():
+    spec = InputSpec(Derived("d", doubled, ("y",)))
+    with pytest.raises(SchemaError, match="derived 'd': no column 'x': its function gets y"):
+        spec.assemble({"x": np.array([1.0]), "y": np.array([1.0])}, 1)
+
+
 def test_a_longer_list_is_cut_to_its_newest():
     got = InputSpec(Bag("l", length=2)).assemble({"l": lists([1, 2, 3], [])}, 2)
     assert got.bags[0].tolist() == [[1, 2], [PAD, PAD]]

@@ -246,11 +246,15 @@ class Windowed(Aggregation):
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """A feature made of others: `read` makes its column of the features read before."""
+    """A feature made of others: `read` makes its column of the features read before.
+
+    `uses` names those: a reader of this feature has no other computed. None: it may be any.
+    """
 
     dtype: str
     window: str | None
     read: Callable[[Known], Column | Maybe]
+    uses: tuple[str, ...] | None = None
 
 
 class Combination(Aggregation):

@@ -56,9 +56,10 @@ class Ratio(Combination):
                 "give both a common one",
             )
         alpha, beta = map(float, self.prior)
+        pairs = [(window, parts[window].name, wholes[window].name) for window in common]
         return [
-            Combined("float", window, partial(_ratio, parts[window].name, wholes[window].name, alpha, beta))
-            for window in common
+            Combined("float", window, partial(_ratio, part, whole, alpha, beta), (part, whole))
+            for window, part, whole in pairs
         ]
 
 

@@ -126,7 +126,7 @@ class Expressions:
         feature = Feature(name, f"{self.view}.{name}", "float" if dtype.is_float() else "int", "expression", name)
         used = {root: known[root].dtype for root in roots if root in known}
         needed = [root for root in roots if root in self.request]
-        return Derived(feature, partial(_evaluate, self.view, feature, expression, used, needed))
+        return Derived(feature, partial(_evaluate, self.view, feature, expression, used, needed), tuple(used))
 
 
 def _polars_type(dtype: str) -> pl.DataType:

@@ -8,8 +8,8 @@ A group is anything with the methods of `Group`; an aggregation that needs anoth
 fingerprint is a hash of everything that decides the meaning of a record's bytes: names of features are not part of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -126,10 +126,11 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A feature made of others: `read(what is known)` -> column."""
+    """A feature made of others: `read(what is known)` -> column; `uses` names these, None: it may be any before it."""
 
     feature: Feature
     read: Callable[[Known], Column | Maybe]
+    uses: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ class Layout:
     """Groups and readings of a view; `columns` counts (flags, numbers, bits) of an event; `text` is what is hashed.
 
     `request` are the fields that a read may bring along, and their types; `dedupe_us` the span in which duplicates are
-    known, 0 for none.
+    known, 0 for none; `unread` are the numbers of groups that no reading needs.
     """
 
     groups: tuple[Group, ...]
@@ -147,6 +148,21 @@ class Layout:
     text: str
     request: Mapping[str, pl.DataType] = field(default_factory=dict)
     dedupe_us: int = 0
+    unread: frozenset[int] = frozenset()
+
+    def only(self, names: Collection[str]) -> "Layout":
+        """The layout for readers of the features `names` alone, and of those that they are made of."""
+        needed, readings = set(names), []
+        for index in range(len(self.readings) - 1, -1, -1):
+            reading = self.readings[index]
+            if reading.feature.name in needed:
+                readings.append(reading)
+                if isinstance(reading, Derived):
+                    before = (earlier.feature.name for earlier in self.readings[:index])
+                    needed |= set(before if reading.uses is None else reading.uses)
+        read = {reading.group for reading in readings if isinstance(reading, Reading)}
+        unread = frozenset(range(len(self.groups))) - read
+        return replace(self, readings=tuple(reversed(readings)), unread=unread)
 
     def make(self, capacity: int) -> list[BlockPool]:
         """State of `capacity` rows for each group; a row must be cleared before it is used."""
@@ -158,8 +174,12 @@ class Layout:
             yield group, state, state if group.base is None else states[group.base]
 
     def outputs(self, reads: int, *, contiguous: bool = False) -> list[Outputs]:
-        """Arrays for the answers of `reads` reads; see `Group.outputs`."""
-        return [group.outputs(reads, contiguous=contiguous) for group in self.groups]
+        """Arrays for the answers of `reads` reads, none of groups that are not read; see `Group.outputs`."""
+        unread = self.unread
+        return [
+            group.outputs(0 if number in unread else reads, contiguous=contiguous)
+            for number, group in enumerate(self.groups)
+        ]
 
     def no_events(self) -> Events:
         """Events of a run that only reads."""

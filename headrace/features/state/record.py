@@ -52,6 +52,7 @@ _SECTION_BYTES = 64
 """Room for a group's part of a record at first; afterwards what the fullest batch of the view needed, and a quarter."""
 
 _EMPTY = np.int64(NEVER)
+_NO_ROWS = np.zeros(0, np.int64)
 _NEEDED: dict[tuple[str, int], int] = {}
 _SCRATCH = threading.local()
 
@@ -219,7 +220,12 @@ class PackedReader:
         """The records of the entities `reads` (m,)."""
         layout, (state, newest_us), rows = self._plan.layout, _scratch(self._plan), np.arange(len(reads))
         moments, bases = self._now_us[reads], {group.base for group in layout.groups}
-        readings = [PackedReads(moments, reads, number in bases, out) for number, out in enumerate(self._outputs)]
+        readings = [
+            PackedReads(_NO_ROWS, _NO_ROWS, number in bases, out)
+            if number in layout.unread
+            else PackedReads(moments, reads, number in bases, out)
+            for number, out in enumerate(self._outputs)
+        ]
         for pool in state:
             pool.clear(rows)
         try:
@@ -227,8 +233,9 @@ class PackedReader:
         except DamagedError as exc:
             self.damage = self.damage or exc
             self.damaged += reads[exc.rows].tolist()
-            for group, out in zip(layout.groups, self._outputs, strict=True):
-                group.forget(out, reads)  # of all records of the block: which were answered is unknown
+            for number, (group, out) in enumerate(zip(layout.groups, self._outputs, strict=True)):
+                if number not in layout.unread:
+                    group.forget(out, reads)  # of all records of the block: which were answered is unknown
             whole = ~exc.rows
             if whole.any():
                 self._add_block(reads[whole], Values(blobs.data, blobs.starts[whole], blobs.ends[whole]))

@@ -7,7 +7,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.features.keys import shard_of
+from headrace.features.keys import FEW, shard_of
 from headrace.features.store.wire import LENGTH_MAX, put_keys
 from headrace.features.view import ViewPlan
 from headrace.kernels.spans import spans_of
@@ -32,10 +32,15 @@ def packed_mgets(
     prefixes: Sequence[bytes], ids: NDArray[np.int64], texts: Sequence[bytes]
 ) -> tuple[list[bytes], list[int]]:
     """Packed MGETs of up to `PART_KEYS` keys each, and how many keys each has; prefixes are by shard."""
+    shards = shard_of(ids, len(prefixes))
+    if len(texts) <= FEW:  # a call of a kernel costs as much as some keys
+        keys_of_few = [prefixes[shard] + text for shard, text in zip(shards.tolist(), texts, strict=True)]
+        packed_keys = b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in keys_of_few])
+        return [b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys_of_few) + 1, packed_keys)], [len(keys_of_few)]
     keys, heads = spans_of(texts), spans_of(prefixes)
     out = np.empty(len(keys.data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
     ends = np.zeros(len(texts) + 1, np.int64)
-    put_keys(heads.data, heads.offsets, shard_of(ids, len(prefixes)), keys.data, keys.offsets, out, ends[1:])
+    put_keys(heads.data, heads.offsets, shards, keys.data, keys.offsets, out, ends[1:])
     packed = out[: ends[-1]].tobytes()
     starts = [0, *accumulate(FIRST_KEYS)] if len(texts) > PART_KEYS else [0]
     cuts = [*starts[:-1], *range(starts[-1], len(texts), PART_KEYS), len(texts)]

@@ -65,7 +65,7 @@ class OneCpu:
                     self._pin({thread.native_id}, {self._cpu})
 
     def free(self, thread: threading.Thread) -> None:
-        """Let `thread` run on any CPU, though a thread of ours has made it."""
+        """Release `thread` to any CPU: it has inherited that of the thread of ours that made it."""
         with self._lock:
             if thread.native_id is not None and self._cpu is not None:
                 self._pin({thread.native_id}, self._allowed)
@@ -77,7 +77,7 @@ class OneCpu:
             self._keeper.start()
 
     def close(self) -> None:
-        """Let all threads run on any CPU again."""
+        """Release all threads to any CPU again."""
         self._closed.set()
         if self._keeper is not None:
             self._keeper.join()
@@ -126,11 +126,11 @@ def choice(others: dict[int, float], cpu: int | None) -> int:
     (1, 0)
     """
     least = min(others.values())
-    best = random.choice([each for each, share in others.items() if share <= least + 0.05])  # noqa: S311
+    best = random.choice([each for each, share in others.items() if share <= least + 0.05])
     if cpu is None:
         return best
     is_better = others[cpu] > BUSY_MAX and others[cpu] - others[best] > GAIN_MIN
-    return best if is_better and random.random() < MOVE_CHANCE else cpu  # noqa: S311
+    return best if is_better and random.random() < MOVE_CHANCE else cpu
 
 
 def _busy_s(cpus: Collection[int]) -> dict[int, float]:

@@ -26,7 +26,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from headrace.clock import Clock
 from headrace.errors import HeadraceError, LayoutError
-from headrace.features import ids_of_texts, plan_of
+from headrace.features import ids_of_texts
 from headrace.features.keys import NULL_ID, text_columns
 from headrace.features.store import OnlineStore
 from headrace.features.store.mget import ViewRead
@@ -84,7 +84,7 @@ class ResidentCandidates:
     ) -> None:
         self.split = SplitInputs(spec)
         self.catalogue: Catalogue | None = None
-        plans = list(map(plan_of, spec.learner.views))
+        plans = spec.plans
         self._candidate = spec.candidate
         self._is_text = text_columns(plans).get(spec.candidate)  # None: of either type, by view
         is_known = self._is_text is not None

@@ -109,7 +109,7 @@ class TallyGroup:
         arrays, texts, tally = plain(packed), plain(lines), self._tally
         state.fill(len(packed.rows), lambda begin: unpack_tally(state.blocks, tally, arrays, begin, texts))
         POOL.learn_lines(lines, packed.data)
-        if reading is not None:
+        if reading is not None and len(reading.moments):
             ops = reading.operations(packed.rows)
             state.fill(len(packed.rows), lambda begin: self.apply(state, 0, ops, begin, reading.out))
 
