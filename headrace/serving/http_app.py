@@ -138,7 +138,12 @@ def build_http(
             on_close()
 
     app = FastAPI(
-        title=title, lifespan=lifespan, responses={422: {"model": ErrorResponse}}, docs_url=None, redoc_url=None
+        title=title,
+        lifespan=lifespan,
+        responses={422: {"model": ErrorResponse}},
+        docs_url=None,
+        redoc_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # tracing.py and report.py have them
     )
     model_routes = {}
     for name, model, answer in (("rank", RankRequest, RankResponse), ("score", ScoreRequest, ScoreResponse)):

@@ -125,7 +125,7 @@ class ModelRoute(Generic[Ask]):
 
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         timeout_s = self._timeout_of(scope["headers"])
-        is_arrow, as_arrow = (_names_arrow(scope["headers"], name) for name in (b"content-type", b"accept"))
+        is_arrow, as_arrow = _names_arrow(scope["headers"])
         body = await self._body(scope, receive)
         if len(body) > LARGE_BODY_BYTES:
             ask, query = await self._parsed_in_thread(body, receive, is_arrow)
@@ -199,6 +199,12 @@ def _arrived_s(scope: Scope) -> float:
     return arrived_s or time.monotonic()
 
 
-def _names_arrow(headers: list[tuple[bytes, bytes]], name: bytes) -> bool:
-    """Whether the header `name` names the type of Arrow streams."""
-    return any(key == name and _ARROW in value.lower() for key, value in headers)
+def _names_arrow(headers: list[tuple[bytes, bytes]]) -> tuple[bool, bool]:
+    """Whether the body is an Arrow stream, and whether the answer shall be one."""
+    is_arrow = as_arrow = False
+    for name, value in headers:
+        if name == b"content-type":
+            is_arrow = is_arrow or _ARROW in value.lower()
+        elif name == b"accept":
+            as_arrow = as_arrow or _ARROW in value.lower()
+    return is_arrow, as_arrow

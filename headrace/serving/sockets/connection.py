@@ -4,7 +4,6 @@ import asyncio
 import socket
 import struct
 import time
-from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -27,12 +26,15 @@ class GuardedConnection(HttpToolsProtocol):
     """
 
     _head_timer: asyncio.TimerHandle | None = None
-    _socket: Any = None
+    _socket: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by asyncio when a client connects."""
         super().connection_made(transport)
-        self._socket = transport.get_extra_info("socket")
+        given = transport.get_extra_info("socket")
+        if _TCP_INFO is not None and given is not None:
+            # uvloop's object makes a socket for every call. Ours shares the descriptor, and lets go of it in time.
+            self._socket = socket.socket(given.family, given.type, given.proto, given.fileno())
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -54,6 +56,9 @@ class GuardedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio once, at the end."""
         self._stop_waiting()
+        if self._socket is not None:
+            self._socket.detach()
+            self._socket = None
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -65,7 +70,7 @@ class GuardedConnection(HttpToolsProtocol):
 
         The kernel's own count, in steps of its clock (1 to 10 ms); 0.0 where it has none. Costs 2 µs.
         """
-        if _TCP_INFO is None or self._socket is None:
+        if self._socket is None or _TCP_INFO is None:
             return 0.0
         try:
             info = self._socket.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _LAST_DATA_MS + 4)
