@@ -3,7 +3,9 @@
     event loop  submit -> queue -> thread: all that wait, up to `rows_max` rows -> work(batch) -> event loop: answers
 
 There is no timer: a lone request is taken at once, and while a batch is worked on the next one gathers. The event loop
-is woken once a batch. Large requests have a lane of their own, so that small ones never wait behind them.
+is woken once a batch, and the next batch begins when the answers of the last are sent: what their clients ask next then
+joins those that wait, where the thread would otherwise take the interpreter first (16 callers: batches of 14 in place
+of 8). Large requests have a lane of their own, so that small ones never wait behind them.
 
 A request is refused when it would wait for longer than it may, judged by what those before it cost lately. One whose
 deadline passes is answered there and then; one that has waited for a while is watched, so that the work of a client
@@ -28,6 +30,10 @@ from headrace.tracing import submitted
 
 WATCH_S = 0.05
 """How long a request waits before its client is watched: less would cost every request a task."""
+SENT_S = 0.05
+"""How long the next batch waits at most for the answers of the last to be sent."""
+TURNS = 2
+"""Turns of the event loop after an answer's own, in which it parses what its clients have asked next."""
 SMOOTHING = 0.2
 """Weight of the last batch in the mean seconds of a request, and of a batch."""
 
@@ -133,6 +139,7 @@ class Lane:
         self._waiting = self._waiting_rows = 0  # used on the event loop only
         # Mean seconds of a request and of a batch lately: written by the thread, read by the event loop.
         self._request_s = self._batch_s = 0.0
+        self._sent = threading.Event()  # the answers of the last batch are with their clients
         self._thread: threading.Thread | None = None
         self._waiting_gauge = WAITING.labels(lane=name)
         self._batch_sizes = BATCH_REQUESTS.labels(lane=name)
@@ -209,6 +216,8 @@ class Lane:
     def _run(self) -> None:
         is_closing = False
         while not is_closing:
+            if self._rows_max > 1 and not self._queue.empty():
+                self._sent.wait(SENT_S)
             job = self._queue.get()
             jobs, rows = [], 0
             while job is not None:
@@ -234,16 +243,26 @@ class Lane:
         for loop in dict.fromkeys(job.loop for job in jobs):
             pairs = [(job, outcome) for job, outcome in zip(wanted, outcomes, strict=True) if job.loop is loop]
             rows = [len(job.query.candidates) for job in jobs if job.loop is loop]
+            self._sent.clear()
             try:
                 loop.call_soon_threadsafe(self._deliver, pairs, len(rows), sum(rows))
             except RuntimeError:  # the loop is closed: nobody waits for its answers any more
                 self._leave(len(rows), sum(rows))
+                self._sent.set()
                 log.warning("answers_undelivered", requests=len(pairs))
 
     def _deliver(self, pairs: Sequence[tuple[Job, Outcome]], count: int, rows: int) -> None:
         self._leave(count, rows)
         for job, outcome in pairs:
             job.end(outcome)
+        asyncio.get_running_loop().call_soon(self._turned, TURNS)  # after the requests just ended, which send
+
+    def _turned(self, turns_left: int) -> None:
+        """Called by the event loop, a turn after another."""
+        if turns_left:
+            asyncio.get_running_loop().call_soon(self._turned, turns_left - 1)
+        else:
+            self._sent.set()
 
     def _leave(self, count: int, rows: int) -> None:
         """Forget `count` requests of `rows` candidates."""
