@@ -20,10 +20,10 @@ QUICK := tests/schemas tests/features tests/house/test_house.py \
   $(addprefix --ignore=tests/features/test_,redis_url.py view_names.py whole_numbers.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lowest lint format bench docs pictures pins clean
+.PHONY: help setup demo test test-all quick lowest lint format bench docs pictures pins clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with every pinned package (once; TORCH_INDEX=URL for the CPU build of torch)
 
@@ -36,7 +36,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the main job, end to end on real input (ARGS="--seconds 60 --json report.json")
 	@$(VENV)/bin/headrace demo $(ARGS)
 
-test: setup ## the whole test suite, in three processes (ARGS="tests/features -k ring", PROCESSES=0)
+test: setup ## the tests but those marked slow, in three processes (ARGS="tests/features -k ring", PROCESSES=0)
+	@$(PY) -m pytest -n $(PROCESSES) --dist worksteal -m "not slow" $(ARGS)
+
+test-all: setup ## every test, with all examples of its properties, as CI runs them
 	@$(PY) -m pytest -n $(PROCESSES) --dist worksteal $(ARGS)
 
 quick: ## the tests of events and features on NEWEST (python3.13), without torch and Bytewax

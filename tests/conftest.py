@@ -10,11 +10,17 @@ import pytest
 from headrace.local import EmbeddedBroker, EmbeddedRedis
 from headrace.schemas import dead_letters
 from headrace.streams.files import left_out
+from tests import tiers
 from tests.redis_cluster import RedisCluster
 
 # one example may load compiled kernels, or wait for the other processes of a busy machine
 hypothesis.settings.register_profile("headrace", deadline=None)
 hypothesis.settings.load_profile("headrace")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the tier before test modules are imported, whose counts depend on it."""
+    tiers.is_fast = config.option.markexpr == tiers.FAST
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,16 +8,10 @@ import time
 from pathlib import Path
 
 import orjson
-import polars as pl
 import psutil
 import pytest
 
-from headrace.cli.scaffold import init
-from pipelines.demo import LOG
-
 SECONDS = 15
-ROWS = 200_000
-"""Of the log's beginning, a fifth of it: the history that is replayed before and after the live part takes the time."""
 ARGUMENTS = ["--seconds", str(SECONDS), "--speed", "40000", "--requests-per-s", "10", "--warm-rows", "20000"]
 
 
@@ -27,21 +21,11 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Path:
-    """The shop as `headrace init` makes it, with the beginning of its log."""
-    root = tmp_path_factory.mktemp("shop") / "shop"
-    init(root)
-    log = root / LOG.relative_to(LOG.parent.parent)
-    pl.read_parquet(log).sort("event_time", maintain_order=True).head(ROWS).write_parquet(log)
-    return root
-
-
-def start(project: Path, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
+def start(repo: Path, folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "headrace.cli", "demo", "--folder", str(folder), *ARGUMENTS, *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     with (folder / "out.txt").open("wb") as out:
-        return subprocess.Popen(command, cwd=project, env=clean, stdout=out, stderr=subprocess.STDOUT)
+        return subprocess.Popen(command, cwd=repo, env=clean, stdout=out, stderr=subprocess.STDOUT)
 
 
 def left_over(folder: Path) -> list[str]:
@@ -53,11 +37,12 @@ def left_over(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_demo_runs_the_whole_loop(project, folder):
+def test_demo_runs_the_whole_loop(repo, folder):
     """No failed request, mixed version or parity mismatch; examples joined, models swapped in, nothing left running."""
     report_path = folder / "report.json"
-    process = start(project, folder, "--json", str(report_path))
+    process = start(repo, folder, "--json", str(report_path))
     code = process.wait(timeout=280)
     output = (folder / "out.txt").read_text()
     assert report_path.is_file(), output
@@ -82,10 +67,10 @@ def test_demo_runs_the_whole_loop(project, folder):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("stage", ["backfill", "are ready"])
-def test_interrupt_stops_everything(project, folder, stage):
+@pytest.mark.parametrize("stage", ["backfill", pytest.param("are ready", marks=pytest.mark.slow)])
+def test_interrupt_stops_everything(repo, folder, stage):
     """Ctrl-C while services start, or while the log is played, ends every process of the demo."""
-    process = start(project, folder)
+    process = start(repo, folder)
     deadline = time.monotonic() + 120
     while stage not in (folder / "out.txt").read_text() and time.monotonic() < deadline:
         time.sleep(0.2)

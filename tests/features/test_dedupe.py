@@ -24,6 +24,7 @@ from tests import oracle
 from tests.features.test_law import RIDERS, batches, history, read, reload
 from tests.rides import BASE_US, GOLDEN_ONCE, ONCE, Ride, RiderOnce, add, frames, golden_records, ride
 from tests.spines import replay_micros
+from tests.tiers import by_tier
 
 SPAN_US = 600_000_000
 SEEDS = st.integers(0, 2**32)
@@ -75,7 +76,7 @@ def delivered(rng, events):
         yield rng.sample(batch + again, len(batch + again))
 
 
-@settings(max_examples=60)
+@settings(max_examples=by_tier(fast=25, whole=60))
 @given(seed=SEEDS)
 def test_duplicates_change_no_byte_in_any_order_and_batching_with_eviction(seed):
     """With and without duplicates, in two orders: equal bytes; reads are those of the set of events."""
@@ -99,7 +100,7 @@ def test_duplicates_change_no_byte_in_any_order_and_batching_with_eviction(seed)
     assert answer.to_polars().equals(twice.read(twice.locate(ids), now_us).to_polars())
 
 
-@settings(max_examples=100)
+@settings(max_examples=by_tier(fast=40, whole=100))
 @given(seed=SEEDS)
 def test_each_delivery_is_judged_as_defined(seed):
     """A plain set as the model: known is what came with a time after the entity's newest less the span, to the edge."""
@@ -220,7 +221,7 @@ def test_damaged_records_are_refused_by_readers_and_engines():
     assert refused > 50
 
 
-@settings(max_examples=25)
+@settings(max_examples=by_tier(fast=12, whole=25))
 @given(seed=SEEDS)
 def test_replay_is_the_live_flow_and_knows_every_duplicate(seed):
     """A history with duplicates gives the values of the same history without; cut or whole, saved and loaded or not."""
@@ -282,7 +283,7 @@ def test_too_late_is_what_no_window_that_wanted_it_reaches(filler):
     assert marks(WithList, (2_000, "ticket"), (2_000, "pass")) == [LATE, TOO_LATE]
 
 
-@settings(max_examples=40)
+@settings(max_examples=by_tier(fast=20, whole=40))
 @given(seed=SEEDS)
 def test_marks_of_late_events_are_as_defined(seed):
     """By the newest event of the rider when each event comes, whatever the batches."""

@@ -30,6 +30,7 @@ from tests.features.test_law import history
 from tests.features.test_replay import Short, spine_of
 from tests.rides import BASE_US, Check, Ride, RiderTrips, frames, ride
 from tests.spines import in_time
+from tests.tiers import by_tier
 
 
 def rides(rows, seed=0, riders=9):
@@ -63,7 +64,7 @@ WRITERS = {
 }
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=by_tier(fast=30, whole=60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_merge_of_runs_is_one_stable_sort(tmp_path, data):
     """Whatever the sizes of frames, runs and stretches."""
@@ -103,7 +104,7 @@ def test_a_log_of_any_format_and_size(tmp_path, suffix, memory_rows):
         assert_frame_equal(replay(Short, table, rows, memory_rows=memory_rows, chunk_rows=40), wanted)
 
 
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=by_tier(fast=8, whole=15), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), memory_rows=st.integers(1, 80), chunk_rows=st.integers(1, 80))
 def test_two_classes_within_any_budget(tmp_path, seed, memory_rows, chunk_rows):
     rng = random.Random(seed)
@@ -379,7 +380,7 @@ print(peak() - before, found.select(pl.selectors.contains("."))["short.rides_24h
 
 def test_memory_follows_the_budget_and_not_the_log(tmp_path, repo):
     """A shuffled log of ten budgets and more takes less than half the memory that the whole of it takes."""
-    rows, month_us = 2_000_000, 30 * 86_400_000_000
+    rows, month_us = by_tier(fast=2_000_000, whole=3_000_000), 30 * 86_400_000_000
     near = rides(10_000, riders=500)
     after_us = pl.int_range(rows) * 7_919_000_003 % month_us
     frame = pl.concat([near] * (rows // near.height)).with_columns(

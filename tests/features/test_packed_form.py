@@ -26,6 +26,7 @@ from headrace.features import (
 )
 from headrace.schemas import Event
 from tests.rides import BASE_US
+from tests.tiers import by_tier
 
 SPANS = ("10m", "1h", "24h", "30d", "360d", "lifetime")
 
@@ -110,7 +111,7 @@ AMOUNTS = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=by_tier(fast=40, whole=200))
 @given(amounts=st.lists(AMOUNTS, min_size=1, max_size=6))
 def test_floats_come_back_to_the_bit(amounts):
     slab = Slab(plan_of(Till))
@@ -132,7 +133,7 @@ STAMPS = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=by_tier(fast=40, whole=200))
 @given(
     notes=st.lists(st.tuples(WHOLES, STAMPS, st.text(max_size=40)), min_size=1, max_size=9), step=st.integers(0, 10**8)
 )
@@ -156,7 +157,7 @@ def test_whole_numbers_times_and_texts_come_back(notes, step):
     assert packed(reloaded(slab))[2] == blobs
 
 
-@settings(max_examples=25)
+@settings(max_examples=by_tier(fast=15, whole=60))
 @given(seed=st.integers(0, 2**32))
 def test_what_two_groups_hold_reads_as_if_each_had_written_it(seed):
     """Events seconds to months apart, in any order, over several batches; packed, loaded and packed again."""

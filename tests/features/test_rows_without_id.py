@@ -19,6 +19,7 @@ from polars.testing import assert_frame_equal
 from headrace.features import Count, FeatureView, First, Last, LastN, Sequence, Slab, col, plan_of
 from headrace.history.replay import replay
 from headrace.schemas import Event, Field, spec_of
+from tests.tiers import by_tier
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -87,7 +88,7 @@ def log_of(rows) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=spec_of(Knock).polars, orient="row")
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=by_tier(fast=20, whole=80), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, seed=st.integers(0, 999), cut=st.integers(0, 14), memory_rows=st.sampled_from([3, 10_000]))
 def test_values_do_not_depend_on_what_the_view_does_not_read(tmp_path, rows, seed, cut, memory_rows):
     log, rng = log_of(rows), random.Random(seed)
@@ -109,7 +110,7 @@ def test_values_do_not_depend_on_what_the_view_does_not_read(tmp_path, rows, see
     assert_frame_equal(replay(Door, str(folder / "*.parquet"), SPINE, memory_rows=memory_rows), wanted)
 
 
-@settings(max_examples=20)
+@settings(max_examples=by_tier(fast=15, whole=40))
 @given(rows=ROWS, seed=st.integers(0, 999))
 def test_the_live_flow_has_the_values_of_a_replay(rows, seed):
     log, plan = log_of(rows), plan_of(Door)

@@ -15,6 +15,7 @@ from headrace import CountBy, Distinct, Event, FeatureView, Quantile, TopK, Vect
 from headrace.errors import DeclarationError, LayoutError
 from headrace.features import Slab, entity_ids, plan_of, read_packed
 from tests import oracle
+from tests.tiers import by_tier
 
 BASE_US = 1_700_000_000_000_000
 WINDOWS = ("1m", "1h", "lifetime")
@@ -155,7 +156,7 @@ def check(row, events, now_us):
     assert {k: v for k, v in found.items() if k is not None} == oracle.frequencies(rated, "rating")
 
 
-@settings(max_examples=25)
+@settings(max_examples=by_tier(fast=20, whole=50))
 @given(seed=SEEDS)
 def test_within_their_bounds_they_read_as_defined_in_any_order_and_batching(seed):
     rng = random.Random(seed)
@@ -169,7 +170,7 @@ def test_within_their_bounds_they_read_as_defined_in_any_order_and_batching(seed
 
 
 @pytest.mark.parametrize("view", [Taste, Crowded])
-@settings(max_examples=25)
+@settings(max_examples=by_tier(fast=20, whole=80))
 @given(seed=SEEDS)
 def test_bytes_follow_from_the_set_of_events_also_where_room_is_short(view, seed):
     rng = random.Random(seed)
@@ -308,8 +309,9 @@ def test_large_batches_leave_the_same_bytes_in_any_order():
 @pytest.mark.parametrize("span", ["10m", "24h", "7d"])
 @pytest.mark.parametrize("rate", [5, 60, 200, 2_000])
 def test_distinct_errs_as_stated(span, rate):
-    """Songs of 40, 10 or 4 entities, hops with 1 to 8 times as many as others; half of them come again and again."""
-    entities, rng = 40 if rate < 500 else 4 if span == "7d" else 10, np.random.default_rng(rate)
+    """Songs of some entities, hops with 1 to 8 times as many as others; half of them come again and again."""
+    many, most = by_tier(fast=(10, 4), whole=(40, 10))
+    entities, rng = 40 if rate < 500 else most if span == "7d" else many, np.random.default_rng(rate)
     count = int(rate * LENGTH_US[span] / HOUR_US * (30 if span == "10m" else 1))
     who = np.repeat(np.arange(entities), count)
     moments = MIDNIGHT_US + (rng.beta(0.6, 2, len(who)) * LENGTH_US[span]).astype(np.int64)

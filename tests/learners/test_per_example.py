@@ -18,6 +18,7 @@ from headrace.learners import (
     TablePolicy,
 )
 from tests.shelves import SPEC, Stream
+from tests.tiers import by_tier
 
 FM = {"dim": 3, "hidden": ()}
 MODELS = {
@@ -57,13 +58,14 @@ def one_by_one(online, inputs, labels, weights, log_rates, times):
 def test_it_equals_calls_of_one_example_bit_for_bit(model, policies):
     learner = type("Each", (Learner,), {"inputs": SPEC, "model": MODELS[model], "tables": POLICIES[policies]})
     singles, whole, cut = (OnlineLearner(learner, seed=3) for _ in range(3))
-    data = batch(540)
-    times = np.random.default_rng(1).integers(0, 1_000, 540)  # not in order: the newest counts
+    rows = by_tier(fast=540, whole=700)
+    data = batch(rows)
+    times = np.random.default_rng(1).integers(0, 1_000, rows)  # not in order: the newest counts
     wanted, wanted_loss = one_by_one(singles, *data, times)
     predictions, loss = whole.predict_and_learn(*data, times, per_example=True)
     np.testing.assert_allclose(predictions, wanted, atol=1e-6)
     assert loss == pytest.approx(wanted_loss)
-    for begin, end in ((0, 1), (1, 300), (300, 540)):
+    for begin, end in ((0, 1), (1, 300), (300, rows)):
         part = slice(begin, end)
         inputs, *arrays = data
         cut.predict_and_learn(inputs.take(part), *(array[part] for array in arrays), times[part], per_example=True)

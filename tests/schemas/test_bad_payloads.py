@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from headrace.schemas import Event, codec_for, spec_of
 from headrace.schemas.codecs.avro import AvroCodec, ConfluentAvroCodec
 from tests.schemas.samples import EVENTS, SPEC, BadJsonError, Everything, Flat, frame_of, naive_json, rows
+from tests.tiers import by_tier
 
 
 def damages(payload: bytes):
@@ -64,7 +65,7 @@ def naive_avro(schema, payload: bytes):
     return row if source.tell() == len(payload) else None
 
 
-@settings(max_examples=25)
+@settings(max_examples=by_tier(fast=25, whole=60))
 @given(batch=batches("avro"))
 def test_damaged_datums_cost_themselves_only(batch):
     event, frame, payloads, hit = batch
@@ -97,7 +98,7 @@ def same(ours, theirs):
     return ours == theirs or (ours != ours and theirs != theirs)  # noqa: PLR0124
 
 
-@settings(max_examples=20)
+@settings(max_examples=by_tier(fast=20, whole=40))
 @given(made=rows(Everything, min_size=2, max_size=4), data=st.data())
 def test_cut_and_lengthened_datums_are_always_bad(made, data):
     """Joined, a cut datum and the next one read on as if nothing were wrong; their bounds tell.
@@ -196,7 +197,7 @@ def check(event, payload):
         assert decoded.frame.height == len(batch) - 1
 
 
-@settings(max_examples=25)
+@settings(max_examples=by_tier(fast=25, whole=60))
 @given(batch=batches("json"))
 def test_damaged_objects_cost_themselves_only(batch):
     event, frame, payloads, hit = batch

@@ -1,0 +1,27 @@
+"""`make test` runs the fast tier, and CI every test with its whole counts."""
+
+import shlex
+import subprocess
+
+from tests import tiers
+from tests.tiers import by_tier
+
+
+def pytest_commands(repo, target: str) -> list[list[str]]:
+    """Calls of pytest that a target of the Makefile makes."""
+    shown = subprocess.run(["make", "-n", target], cwd=repo, capture_output=True, text=True, check=True).stdout
+    return [words for words in map(shlex.split, shown.splitlines()) if words[1:3] == ["-m", "pytest"]]
+
+
+def test_make_test_leaves_out_slow_tests_and_ci_nothing(repo):
+    [fast], [whole] = pytest_commands(repo, "test"), pytest_commands(repo, "test-all")
+    assert fast == [*whole, "-m", tiers.FAST]
+    commands = [line for line in (repo / ".ci" / "run").read_text().splitlines() if line.startswith("make ")]
+    assert commands == ["make lint", "make test-all"]
+
+
+def test_counts_are_those_of_the_tier(request, monkeypatch):
+    assert tiers.is_fast == (request.config.option.markexpr == tiers.FAST)
+    for is_fast, count in ((True, 2), (False, 5)):
+        monkeypatch.setattr(tiers, "is_fast", is_fast)
+        assert by_tier(fast=2, whole=5) == count
