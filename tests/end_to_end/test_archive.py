@@ -10,6 +10,7 @@ from pathlib import Path
 
 import httpx
 import polars as pl
+import pytest
 from polars.testing import assert_frame_equal
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,6 +28,7 @@ RUNNERS = (["-m", "bytewax.run", "pipelines.archive:flow"], ["-m", "headrace.cli
 EVENTS, KILLS, WAIT_S = 60_000, 5, 60.0
 
 
+@pytest.mark.slow
 def test_a_killed_archiver_writes_each_event_once_and_its_files_replay_as_the_log(
     repo,
     bootstrap,  # noqa: F811

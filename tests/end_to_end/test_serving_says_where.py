@@ -62,6 +62,7 @@ def test_one_line_once_it_answers(repo, tmp_path, number):
     assert process.returncode in {0, -signal.SIGTERM}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_on_ray_it_says_the_same_and_sigterm_ends_it_well(repo, tmp_path):
     """Ray's own handler of SIGTERM ended the process by SIGABRT, with a trace of C++."""

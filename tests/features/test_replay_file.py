@@ -208,7 +208,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_killed_runs_are_taken_up(files, repo, tmp_path, workers):
     """SIGKILL again and again; workers die with their parent, so that the next run finds the parts free."""
     log, spine, out = files

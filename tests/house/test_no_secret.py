@@ -20,6 +20,7 @@ from headrace.telemetry import StatusBoard
 from tests.house.commands import Ask, run
 from tests.house.test_bad_input import FILES, FOLDERS, VIEW
 from tests.meters import Reading
+from tests.tiers import by_tier
 
 SECRET = "TOPSECRET42"
 PASSWORDS = (
@@ -124,6 +125,7 @@ def test_no_command_shows_one(project, redis_url):
         Ask(("serve", "serving.wrong", "--plain"), {"HEADRACE_API_KEYS": f'["{SECRET}"'}),
     ]
     settings = {"HEADRACE_BROKERS": "127.0.0.1:1", "HEADRACE_LOG_LEVEL": "debug", "HEADRACE_DEAD_LETTER_DIR": "letters"}
+    asks = asks[:: by_tier(fast=4, whole=1)]  # a command takes half a second, or waits
     shown = []
     with ThreadPoolExecutor(4) as pool:  # some wait seconds for a host that does not answer
         runs = list(pool.map(lambda ask: run(ask, project, **settings), asks))

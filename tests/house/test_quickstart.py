@@ -103,6 +103,7 @@ def answers(shell: Shell, command: str, shown: Block) -> None:
             return
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_block_runs_as_written(repo, tmp_path, tmp_path_factory):
     """From `init` to a ranking; what the page shows of an answer is in it, and nothing is left running."""

@@ -3,25 +3,28 @@
 import pytest
 
 from benchmarks.crashes.run import BROKER_FAULTS, STORE_FAULTS, crash_run
+from tests.tiers import by_tier
 
-KILLS = 26
+KILLS = by_tier(fast=18, whole=26)
+EVENTS = by_tier(fast=1_000_000, whole=2_500_000)
 SPARE = 6  # an engine may be through with the log at its moment
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("engines", [1, 2])
+@pytest.mark.parametrize("engines", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_leave_exact_values(engines, tmp_path):
     """
     engine 1 --flush--flush--x kill -9
                        engine 2 --flush--x ...          26 times in each of two layouts; the store is killed, put back
     in time, emptied, and written by a second engine meanwhile. Compared with Polars and with a replay.
     """
-    found = crash_run(tmp_path, events=2_500_000, kills=KILLS + SPARE, engines=engines, seed=engines, faults=True)
+    found = crash_run(tmp_path, events=EVENTS, kills=KILLS + SPARE, engines=engines, seed=engines, faults=True)
     assert found.kills >= KILLS
     assert set(found.faults) == set(STORE_FAULTS)
     assert found.fenced
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_broker_that_freezes_and_forgets_costs_nothing(tmp_path):
     """

@@ -258,7 +258,7 @@ def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30,
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kill_and_restart_count_every_event_once_and_sigterm_drains(workers, tmp_path, repo, broker, topic, redis_url):
     """
     events   0 .. 2000 ... 6000 . 8000 ......... 12000
