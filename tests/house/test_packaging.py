@@ -134,6 +134,7 @@ def unnamed() -> set[str]:
     return {module for module, owners in modules.items() if named.isdisjoint(map(canonicalize_name, owners))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", ["shop", "bare"])
 def test_install_init_and_its_own_tests(newcomer, tmp_path, template):
     """In a clean venv with the wheel: `headrace init`, then the new project's tests with what its pyproject names."""

@@ -29,6 +29,7 @@ def test_type_checkers_see_the_same_names(repo):
     assert seen == set(headrace.__all__)
 
 
+@pytest.mark.slow
 def test_type_checkers_know_the_aggregations(repo, tmp_path):
     """`from headrace import Count` is a class to mypy, with its arguments."""
     program = tmp_path / "program.py"
