@@ -11,6 +11,8 @@ import orjson
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 15
 ARGUMENTS = ["--seconds", str(SECONDS), "--speed", "40000", "--requests-per-s", "10", "--warm-rows", "20000"]
 
@@ -37,7 +39,6 @@ def left_over(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_demo_runs_the_whole_loop(repo, folder):
     """No failed request, mixed version or parity mismatch; examples joined, models swapped in, nothing left running."""
@@ -67,7 +68,7 @@ def test_demo_runs_the_whole_loop(repo, folder):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("stage", ["backfill", pytest.param("are ready", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["backfill", "are ready"])
 def test_interrupt_stops_everything(repo, folder, stage):
     """Ctrl-C while services start, or while the log is played, ends every process of the demo."""
     process = start(repo, folder)

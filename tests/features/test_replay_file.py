@@ -26,6 +26,7 @@ from tests.features.test_replay import Short, spine_of
 from tests.forked import Forked, run
 from tests.rides import BASE_US, Check, Ride, RiderTrips, frames
 from tests.spines import in_time
+from tests.tiers import by_tier
 
 
 class LineTrips(FeatureView, source=Ride, entity="line", request={"fare": float}):
@@ -175,7 +176,7 @@ def test_a_run_goes_on_with_the_same_inputs_only(files):
 def test_a_run_that_fails_leaves_nothing(files, change, error, message):
     log, spine, out = files
     log, spine = change(log, spine)
-    for workers in (1, 2):
+    for workers in by_tier(fast=(1,), whole=(1, 2)):
         with pytest.raises(error, match=message):
             replay_to_file([Short], log, spine, out, workers=workers)
         assert sorted(path.name for path in out.parent.iterdir()) == ["log.parquet", "spine.parquet"]

@@ -38,6 +38,7 @@ def call(tmp_path, *events):
     return "replay", VIEW, ITEMS, *urls, *place
 
 
+@pytest.mark.slow
 def test_a_glob_in_two_processes_within_a_small_budget(repo, log, tmp_path):
     options = ("--workers", "2", "--memory-rows", "4000")
     code, out, words = headrace(repo, *call(tmp_path, f"{tmp_path}/[ab].parquet"), *options)
