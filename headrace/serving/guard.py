@@ -6,7 +6,6 @@ its own in the body. It is in the response's header, in the body, and in each li
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues to every request.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Protocol
@@ -18,6 +17,7 @@ from headrace.serving.contract.openapi import OPEN_PATHS
 from headrace.serving.messages import REQUEST_ID_CHARS_MAX
 from headrace.serving.refusals import Refusal, send_refusal, too_large
 from headrace.serving.report import Report
+from headrace.serving.sockets import NAMED_OUTSIDE
 from headrace.telemetry import REQUEST_ID, new_request_id
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,%d}" % REQUEST_ID_CHARS_MAX)
@@ -27,8 +27,6 @@ SECURITY_HEADERS = [
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 ]
-NAMED_OUTSIDE_VARIABLE = "SERVE_NAMES_REQUESTS"
-"""Environment variable that is set where Ray Serve adds the request's `X-Request-Id` to every response by itself."""
 HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
@@ -70,7 +68,6 @@ class Guard:
         self._direct = direct
         self._keys = api_keys
         self._body_bytes_max = body_bytes_max
-        self._is_named_outside = NAMED_OUTSIDE_VARIABLE in os.environ
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer refused requests, pass all others on."""
@@ -88,7 +85,8 @@ class Guard:
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
                 name = (REQUEST_ID.get() or "").encode("ascii", "replace")
-                own = [] if self._is_named_outside and name == request_id else [(b"x-request-id", name)]
+                is_named = name == request_id and NAMED_OUTSIDE in scope.get("state", ())
+                own = [] if is_named else [(b"x-request-id", name)]
                 message["headers"] = [*message["headers"], *own, *more_headers]
             await send(message)
 

@@ -1,6 +1,8 @@
 """What a replica of the Ray test runs: settings from the environment, nothing handed over."""
 
+import asyncio
 import os
+import time
 
 from fastapi import FastAPI
 
@@ -25,4 +27,19 @@ def factory() -> FastAPI:
         swap.close()
         store.close()
 
-    return build_http(ranker, swap, impressions=None, clock=stage.CLOCK, on_close=close)
+    app = build_http(ranker, swap, impressions=None, clock=stage.CLOCK, on_close=close)
+    app.get("/slow/{seconds}")(slow)
+    app.get("/busy/{seconds}")(busy)
+    return app
+
+
+async def slow(seconds: float) -> str:
+    """Answer after so long."""
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+async def busy(seconds: float) -> str:
+    """Keep the event loop from everything else for so long."""
+    time.sleep(seconds)  # noqa: ASYNC251  # what the test is about
+    return "done"

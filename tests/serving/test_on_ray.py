@@ -5,8 +5,10 @@ import contextlib
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 from structlog.testing import capture_logs
 
@@ -51,11 +53,11 @@ class SlowAtFirst(RayServe):
 
     starts = 0
 
-    def _start_once(self, folder):
+    def _start_proxies(self):
         self.starts += 1
-        super()._start_once(folder)
         if self.starts < STARTS:
             raise RuntimeError("The current node timed out during startup.")
+        super()._start_proxies()
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,13 @@ def stage_on_ray(tmp_path_factory):
             num_cpus=2,
         )
         env = {"HR_TEST_REDIS": redis.url, "HR_TEST_MODELS": str(directory.path)}
-        with SlowAtFirst(options) as serve:
-            app = build_app(factory, metrics_folder=serve.metrics_folder, env=env)
-            yield serve.deploy(app), directory, store
+        with SlowAtFirst(options) as serve, ThreadPoolExecutor(1) as thread:
+            url = serve.deploy(build_app(factory, metrics_folder=serve.metrics_folder, env=env))
+            yield url, directory, store
+            under_way = thread.submit(httpx.get, f"{url}/slow/2", timeout=30)
+            time.sleep(0.5)  # it is in the replica
+            serve.stop()
+            assert under_way.result().json() == "done", "a request under way was not answered"
         assert serve.starts == STARTS
         assert (directory.path / "closed").exists(), "the application was not told to close"
 
@@ -123,8 +129,6 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
 
 def listening(name: str = "") -> list:
     """Addresses (ip, port) that processes of Ray listen on, or those of `name` alone."""
-    import psutil
-
     addresses = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
@@ -156,6 +160,34 @@ def test_errors_pass_the_proxy_as_they_are(stage_on_ray):
     assert httpx.get(f"{url}/readyz").json()["ready"]
     named = httpx.get(f"{url}/v1/model", headers={"x-request-id": "h-1"})
     assert named.headers.get_list("x-request-id") == ["h-1"]
+    assert len(httpx.get(f"{url}/v1/model").headers.get_list("x-request-id")) == 1
+
+
+def test_requests_reach_the_application_around_serve_s_wrapper(stage_on_ray):
+    """Its server's connections are ours: malformed bytes sent to a replica's own port are answered as without Ray."""
+    url, _, _ = stage_on_ray
+    pid = httpx.get(f"{url}/v1/model").json()["replica"]
+    addresses = [one.laddr for one in psutil.Process(int(pid)).net_connections("tcp") if one.status == "LISTEN"]
+    [port] = [port for ip, port in addresses if ip == "127.0.0.1" and port in range(20_000, 30_000)]
+    assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").text == "success"  # of Serve
+    with socket.create_connection(("127.0.0.1", port), 10) as link:
+        link.sendall(b"\x00nonsense\r\n\r\n")
+        assert b'"bad_request"' in b"".join(iter(lambda: link.recv(4_096), b""))
+
+
+def test_a_deadline_counts_from_the_arrival_at_the_machine(stage_on_ray):
+    """A ranking that waits 0.5 s in the socket, behind a busy event loop, is too late for 200 ms, not for 5 s."""
+    url, _, _ = stage_on_ray
+    with ThreadPoolExecutor(3) as threads:
+        busy = threads.submit(httpx.get, f"{url}/busy/0.5", timeout=10)
+        time.sleep(0.1)  # the loop is busy
+        short, long = (
+            threads.submit(httpx.post, f"{url}/v1/rank", json=ASK, headers={"x-request-timeout-ms": timeout_ms})
+            for timeout_ms in ("200", "5000")
+        )
+        assert busy.result().status_code == 200
+        assert short.result().status_code in {429, 503}  # refused before its work began, or after
+        assert long.result().status_code == 200
 
 
 def test_metrics_are_those_of_all_replicas(stage_on_ray):
