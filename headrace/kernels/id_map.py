@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from headrace.kernels.compile import Int, Ints, lean_kernel, part, prefetch
 from headrace.kernels.hashing import mix
 
-_SIZE, _HIGH, _FREE = 0, 1, 2
+_SIZE, HIGH, FREE = 0, 1, 2
 AHEAD = 16
 """Ids between the prefetch of a line and its use: in a large table each is a miss of its own."""
 
@@ -19,6 +19,11 @@ class IdMap:
     """Ids to rows, `0 <= row < high`.
 
     `high` is one above the largest row ever handed out: arrays indexed by row need that length. Not thread-safe.
+
+    Attributes:
+        table: (lines, 2); see the module docstring.
+        counts: (3,) ids, `high`, and free rows.
+        free: rows to hand out again, the first `counts[2]` of it.
 
     >>> rows_of_ids = IdMap(4)
     >>> rows_of_ids.get_or_add(np.array([7, 9, 7]))
@@ -32,21 +37,26 @@ class IdMap:
         while lines < 2 * capacity:
             lines *= 2
         self.table = np.zeros((lines, 2), np.int64)
-        self._counts = np.zeros(3, np.int64)
-        self._free = np.zeros(16, np.int64)
+        self.counts = np.zeros(3, np.int64)
+        self.free = np.zeros(16, np.int64)
 
     def __len__(self) -> int:
-        return int(self._counts[_SIZE])
+        return int(self.counts[_SIZE])
 
     @property
     def high(self) -> int:
         """One above the largest row ever handed out."""
-        return int(self._counts[_HIGH])
+        return int(self.counts[HIGH])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the map must grow before it can add an id."""
+        return 2 * (len(self) + 1) > len(self.table)
 
     @property
     def nbytes(self) -> int:
         """Memory of the map."""
-        return self.table.nbytes + self._free.nbytes
+        return self.table.nbytes + self.free.nbytes
 
     def get(self, ids: Ints) -> Ints:
         """Row of each id, -1 where absent; (n,) -> (n,)."""
@@ -60,20 +70,24 @@ class IdMap:
         rows, is_new = np.empty(len(ids), np.int64), np.zeros(len(ids), np.bool_)
         done: Int = 0
         while True:
-            done = add_rows(self.table, self._counts, self._free, ids, done, rows, is_new)
+            done = add_rows(self.table, self.counts, self.free, ids, done, rows, is_new)
             if done == len(ids):
                 return rows, is_new
-            grown = np.zeros((2 * len(self.table), 2), np.int64)
-            move_lines(self.table, grown)
-            self.table = grown
+            self.grow()
+
+    def grow(self) -> None:
+        """Double the lines."""
+        grown = np.zeros((2 * len(self.table), 2), np.int64)
+        move_lines(self.table, grown)
+        self.table = grown
 
     def remove(self, ids: Ints) -> Ints:
         """Forget ids; their rows may be handed out again. Returns the freed rows; absent ids are ignored."""
-        need = int(self._counts[_FREE]) + len(ids)
-        if need > len(self._free):
-            self._free = np.concatenate([self._free, np.zeros(max(need, len(self._free)), np.int64)])
+        need = int(self.counts[FREE]) + len(ids)
+        if need > len(self.free):
+            self.free = np.concatenate([self.free, np.zeros(max(need, len(self.free)), np.int64)])
         freed = np.empty(len(ids), np.int64)
-        return freed[: remove_rows(self.table, self._counts, self._free, _contiguous(ids), freed)]
+        return freed[: remove_rows(self.table, self.counts, self.free, _contiguous(ids), freed)]
 
     def items(self) -> tuple[Ints, Ints]:
         """All ids and their rows, by ascending row."""
@@ -108,6 +122,30 @@ def find_row(table: Ints, key: Int) -> Int:
     return np.int64(table[_line_of(table, key), 1] - 1)
 
 
+@part
+def _fill(table: Ints, counts: Ints, free: Ints, line: Int, key: Int) -> bool:
+    """Give `key` a row in an empty line; False where one more would fill more than half of the table."""
+    if 2 * (counts[_SIZE] + 1) > table.shape[0]:
+        return False
+    if counts[FREE] > 0:
+        counts[FREE] -= 1
+        row = free[counts[FREE]]
+    else:
+        row = counts[HIGH]
+        counts[HIGH] += 1
+    table[line, 0] = key
+    table[line, 1] = row + 1
+    counts[_SIZE] += 1
+    return True
+
+
+@part
+def add_row(table: Ints, counts: Ints, free: Ints, key: Int) -> Int:
+    """Row of one absent id, which gets one; -1 where the map must grow first."""
+    line = _line_of(table, key)
+    return np.int64(table[line, 1] - 1 if _fill(table, counts, free, line, key) else -1)
+
+
 @lean_kernel
 def find_rows(table: Ints, ids: Ints, rows: Ints) -> None:
     """`rows[i]` = row of `ids[i]`, -1 where absent."""
@@ -133,17 +171,8 @@ def add_rows(
             _prefetch_line(table, ids[i + AHEAD])
         line = _line_of(table, ids[i])
         if table[line, 1] == 0:
-            if 2 * (counts[_SIZE] + 1) > table.shape[0]:
+            if not _fill(table, counts, free, line, ids[i]):
                 return i
-            if counts[_FREE] > 0:
-                counts[_FREE] -= 1
-                row = free[counts[_FREE]]
-            else:
-                row = counts[_HIGH]
-                counts[_HIGH] += 1
-            table[line, 0] = ids[i]
-            table[line, 1] = row + 1
-            counts[_SIZE] += 1
             is_new[i] = True
         rows[i] = table[line, 1] - 1
     return ids.size
@@ -165,9 +194,9 @@ def remove_rows(
         if table[hole, 1] == 0:
             continue
         freed[removed] = table[hole, 1] - 1
-        free[counts[_FREE]] = freed[removed]
+        free[counts[FREE]] = freed[removed]
         removed += 1
-        counts[_FREE] += 1
+        counts[FREE] += 1
         counts[_SIZE] -= 1
         line = (hole + 1) & mask
         while table[line, 1] != 0:

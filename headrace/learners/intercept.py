@@ -21,11 +21,13 @@ class Intercept:
         self.value = np.zeros(outputs, np.float32)
         self.information = np.zeros(outputs, np.float64)
         self._loss = loss
+        self._is_started = False
 
     @property
     def is_started(self) -> bool:
         """Whether a batch or a snapshot has set it."""
-        return bool(self.information.any() or self.value.any())
+        self._is_started = self._is_started or bool(self.information.any() or self.value.any())
+        return self._is_started
 
     def start(self, labels: Floats, weights: Floats, log_rate: LogRate) -> None:
         """Set it to the constant outputs that fit a first batch, labels (B, L); a batch of no weight says nothing."""
@@ -42,3 +44,4 @@ class Intercept:
         """Take over saved state; a value without `information` counts as one that has seen enough."""
         self.value[:] = value
         self.information[:] = INFORMATION_MAX if information is None else information
+        self._is_started = False

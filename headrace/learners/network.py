@@ -67,13 +67,14 @@ class Network:
     def rescored(self, outputs: Floats, known: Uses, uses: Uses, numbers: Floats) -> Floats:
         """Outputs (B, K) by the rows of `known`, given those by `uses`, a later lookup of the same batch.
 
-        Only the examples of which a row differs are computed.
+        Only the examples of which a row differs are computed; a model with a pass by hand alone can.
         """
         changed = known.differs(uses)
         if not changed.size:
             return outputs
+        assert self.by_hand is not None, "by autograd predictions are a pass of their own"
         out = outputs.copy()
-        out[changed] = self.score(known.take(changed), numbers[changed])
+        out[changed] = self.by_hand.score(self._lookup.gather(known, changed), numbers[changed])
         return out
 
     def _run(self, fields: Fields) -> torch.Tensor:

@@ -30,6 +30,7 @@ from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
 from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
+from headrace.learners.models.model import Model
 from headrace.learners.network import Network
 from headrace.learners.per_example import Batch, Parts, example_loop
 from headrace.learners.standardizer import Standardizer
@@ -190,10 +191,10 @@ class OnlineLearner:
             return self._loss.predictions(np.empty(targets.shape_of(self.learner.model.outputs, 0), np.float32)), 0.0
         self._tick(event_time_us)
         y, weight = targets.arrays(len(inputs))
-        before = offsets_of(self._intercept.value, targets.log_rate)
+        before = offsets = offsets_of(self._intercept.value, targets.log_rate)
         if not self._intercept.is_started:
             self._intercept.start(y, weight, targets.log_rate)
-        offsets = offsets_of(self._intercept.value, targets.log_rate)
+            offsets = offsets_of(self._intercept.value, targets.log_rate)
         numbers = self._numbers.transform(inputs.dense)
         known = self._lookup.find(inputs)
         uses = self._lookup.admit(known, self.now_us, starts)
@@ -327,13 +328,9 @@ class _Targets:
         checks: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
             ("labels", self.labels, loss.is_allowed(self.labels), loss.label_values)
         ]
-        rate = np.asarray(self.log_rate)
-        if rate.ndim or rate != 0:
-            checks.append(("log_rate", rate, np.isfinite(rate), "a finite number"))
-        if not loss.is_binary:
-            checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
-        elif model.outputs > 1 and rate.shape != (rows, model.outputs):
-            checks.append(("log_rate", rate, rate == 0, f"0, or one for each output: ({rows}, {model.outputs})"))
+        rate = self.log_rate
+        if not isinstance(rate, float) or rate != 0.0:
+            checks += self._rate_checks(np.asarray(rate), model, rows)
         if self.weights is not None:
             allowed = np.isfinite(self.weights) & (self.weights >= 0)
             checks.append(("weights", self.weights, allowed, "a finite number of at least 0"))
@@ -342,3 +339,14 @@ class _Targets:
                 raise SchemaError(
                     f"learner {learner.name} · {name}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}"
                 )
+
+    def _rate_checks(
+        self, rate: NDArray[Any], model: Model, rows: int
+    ) -> list[tuple[str, NDArray[Any], NDArray[np.bool_], str]]:
+        """Name, values, which are allowed, and what is wanted, of each check of the log-rates."""
+        checks = [("log_rate", rate, np.isfinite(rate), "a finite number")]
+        if not model.loss.is_binary:
+            checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
+        elif model.outputs > 1 and rate.shape != (rows, model.outputs):
+            checks.append(("log_rate", rate, rate == 0, f"0, or one for each output: ({rows}, {model.outputs})"))
+        return checks

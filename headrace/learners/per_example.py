@@ -26,10 +26,11 @@ from headrace.learners.models.log_loss import LogLoss, balance, log_loss_gradien
 from headrace.learners.models.model import Model, Pass
 from headrace.learners.standardizer import Standardizer, observe_rows, transform_rows
 from headrace.learners.state import FlatParameters
+from headrace.learners.tables.admission import touch_rows
 from headrace.learners.tables.embedding import TrainedLookup
-from headrace.learners.tables.kernels import gather, sum_gradients, touch_rows
+from headrace.learners.tables.kernels import gather, sum_gradients
 from headrace.learners.tables.optimizers import Compiled, is_compiled
-from headrace.learners.tables.steps import step_dense, step_row
+from headrace.learners.tables.steps import step_dense, step_tables
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -160,7 +161,7 @@ def learn_each(
 
     `known` (n,) are the rows before ids of these examples got one: an id is predicted without its row at its first use.
     """
-    weights, _, _, counts, slots = tables
+    weights, states, seen, counts, slots = tables
     _, _, _, runs, lengths = uses
     x, labels, importance, log_rates, now_us = examples
     head, head_grads, flat_weights, flat_state, flat_grads = dense
@@ -181,7 +182,8 @@ def learn_each(
         fm_gradients(grads, embedded, standardised, head, head_grads, sums, by_row)
         step_dense(dense_kind, dense_rates, flat_weights, flat_state, flat_grads)
         summed = sum_gradients(slots, table_of, own_starts, own_rows, own_runs, lengths, by_row, no_elements, 1.0)
-        _step_tables(tables, table_of, (kind, rates), summed, own_starts, own_rows, now_us[i])
+        step_tables(kind, rates, weights, states, summed[0], summed[1], summed[2])
+        _touch(own_rows, own_starts, table_of, now_us[i], seen, counts)
         shift, added = balance(z, y, w, information[0])
         value[0] += np.float32(shift)
         information[0] = min(information[0] + added, max(INFORMATION_MAX, added))
@@ -218,12 +220,12 @@ def _forward(
     """Prediction of one example by the rows before it; leaves its rows and output for the step in `buffers`."""
     own_starts, own_runs, own_rows, own_known = own
     embedded, standardised, sums, _, z, _, _ = buffers
-    prediction = np.float32(0.0)
+    prediction, only = np.float32(0.0), np.zeros(1, np.int64)
     if is_new:
-        gather(weights, table_of, own_starts, own_known, own_runs, lengths, embedded)
+        gather(weights, table_of, own_starts, own_known, own_runs, lengths, only, embedded)
         fm_outputs(embedded, standardised, head, sums, z)
         prediction = _sigmoid(z[0] + offset)
-    gather(weights, table_of, own_starts, own_rows, own_runs, lengths, embedded)
+    gather(weights, table_of, own_starts, own_rows, own_runs, lengths, only, embedded)
     fm_outputs(embedded, standardised, head, sums, z)
     z[0] += offset
     return prediction if is_new else _sigmoid(z[0])
@@ -259,16 +261,8 @@ def _own_rows(
 
 
 @kernel
-def _step_tables(
-    tables: Tuple, table_of: Ints, optimizer: Tuple, summed: Tuple, own_starts: Ints, own_rows: Ints, now_us: int
-) -> None:
-    """Step the rows of one example by their gradients, `sum_gradients` of it, and note that they were used."""
-    weights, states, seen, counts, _ = tables
-    kind, rates = optimizer
-    unique, bounds, totals = summed
-    for t in range(len(weights)):
-        for u in range(bounds[t], bounds[t + 1]):
-            step_row(kind, rates, weights[t], states[t], unique[u], totals[u])
+def _touch(own_rows: Ints, own_starts: Ints, table_of: Ints, now_us: int, seen: Tuple, counts: Tuple) -> None:
+    """Note that the rows of one example were used."""
     for s in range(table_of.size):
         touch_rows(own_rows[own_starts[s] : own_starts[s + 1]], now_us, seen[table_of[s]], counts[table_of[s]])
 

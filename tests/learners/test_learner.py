@@ -279,3 +279,21 @@ def test_declarations():
     spec = InputSpec(Dense("x", "reader.reads"))
     with pytest.raises(DeclarationError, match=r"column 'reader.reads': no such feature"):
         type("Viewless", (Learner,), {"inputs": spec, "model": DeepFM()})
+
+
+@pytest.mark.parametrize("policies", [{}, {"book": TablePolicy(min_count=3)}, {"book": TablePolicy(rows_max=90)}])
+@pytest.mark.parametrize("model", [Logistic(), DeepFM(dim=3, hidden=()), DeepFM(dim=3, hidden=(8,)), Dropping(dim=3)])
+def test_predict_and_learn_is_predict_then_learn_bit_for_bit(model, policies):
+    """With new ids in fields and bags, rows that wait and rows that are evicted; 1,500 books make tables grow."""
+    learner = type("Paired", (Learner,), {"inputs": SPEC, "model": model, "tables": policies})
+    together, apart = OnlineLearner(learner, seed=5), OnlineLearner(learner, seed=5)
+    stream, rng = Stream(3, books=1_500), np.random.default_rng(3)
+    for step, rows in enumerate([1, 16, 700, 0, 33, 900, 16, 400]):
+        inputs, labels, _ = stream.batch(rows)
+        given = (labels, rng.uniform(0.5, 2, rows), rng.normal(0, 0.3, rows), step)
+        predictions, loss = together.predict_and_learn(inputs, *given)
+        wanted = apart.predict(inputs, given[2])
+        assert predictions.tobytes() == wanted.tobytes()
+        assert loss == apart.learn(inputs, *given)
+    assert equal(together, apart)
+    assert len(together.tables["book"]) > 60

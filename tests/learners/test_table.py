@@ -4,7 +4,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import DeclarationError, SnapshotError
-from headrace.learners import PAD, Adagrad, EmbeddingTable, TablePolicy
+from headrace.learners import (
+    PAD,
+    Adagrad,
+    Bag,
+    Categorical,
+    DeepFM,
+    EmbeddingTable,
+    Inputs,
+    InputSpec,
+    TablePolicy,
+)
+from headrace.learners.tables.embedding import TrainedLookup
 
 DIM = 3
 
@@ -156,3 +167,33 @@ def test_wrong_policies_are_refused():
     for wrong in ({"min_count": 0}, {"rows_max": 0}, {"expire_us": 0}):
         with pytest.raises(DeclarationError):
             TablePolicy(**wrong)
+
+
+@settings(max_examples=60)
+@given(st.data(), st.sampled_from([{}, {"min_count": 2}, {"rows_max": 5}]))
+def test_a_batch_admits_what_its_tables_admit_by_themselves(data, policy):
+    """The compiled pass over all tables, beside each table's own `admit` of the ids that count as a use."""
+    spec = InputSpec(
+        Categorical("book"), Categorical("rival", table="book"), Categorical("shop"), Bag("bag", table="book", length=3)
+    )
+    kinds = {"book": TablePolicy(**policy), "shop": TablePolicy()}
+    each, whole = ({name: EmbeddingTable(name, DIM, Adagrad(), kind) for name, kind in kinds.items()} for _ in range(2))
+    model = DeepFM(dim=DIM, hidden=())
+    lookup = TrainedLookup(spec, whole, model)
+    for now_us in range(1, 4):
+        rows, bound = data.draw(st.integers(1, 6)), data.draw(st.sampled_from([9, 10**6]))
+        drawn = np.array(data.draw(st.lists(st.integers(-1, bound), min_size=6 * rows, max_size=6 * rows)))
+        drawn = np.where(drawn < 0, PAD, drawn).reshape(rows, 6)
+        inputs = Inputs(drawn[:, :3].copy(), (drawn[:, 3:].copy(),), np.empty((rows, 0), np.float32))
+        uses = lookup.admit(known := lookup.find(inputs), now_us)
+        for name, positions in (("book", (0, 1, 3)), ("shop", (2,))):
+            counted = []
+            for position in positions:
+                ids = known.ids[known.starts[position] : known.starts[position + 1]]
+                is_repeated = np.append(False, ids[1:] == ids[:-1]) if position < 3 else np.zeros(len(ids), bool)
+                counted.append(ids[~is_repeated])
+            each[name].admit(np.concatenate(counted), now_us)
+            for key, array in each[name].export(with_optimizer=True).items():
+                np.testing.assert_array_equal(array, whole[name].export(with_optimizer=True)[key], err_msg=key)
+            assert (each[name].take_removed() == whole[name].take_removed()).all()
+        np.testing.assert_array_equal(uses.rows, lookup.find(inputs).rows)

@@ -82,8 +82,11 @@ class LogLoss:
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
         """Shifts (K,) that balance the batch with what is known, and the batch's information at them."""
-        pairs = [(outputs, labels)] if outputs.ndim == 1 else _columns(outputs, labels)
-        fits = [balance(z, y, weights, prior) for (z, y), prior in zip(pairs, information, strict=True)]
+        if outputs.ndim == 1:
+            shift, added = balance(outputs, labels, weights, information[0])
+            return np.array([shift]), np.array([added])
+        pairs = zip(_columns(outputs, labels), information, strict=True)
+        fits = [balance(z, y, weights, prior) for (z, y), prior in pairs]
         return np.array([shift for shift, _ in fits]), np.array([added for _, added in fits])
 
 

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import PAD, Inputs
 from headrace.learners.models.model import Fields, Model
-from headrace.learners.tables import kernels
+from headrace.learners.tables import admission, kernels
+from headrace.learners.tables.optimizers import is_compiled
+from headrace.learners.tables.steps import step_tables
 from headrace.learners.tables.table import EmbeddingTable
 
 Ints = NDArray[np.int64]
@@ -31,6 +33,8 @@ Bools = NDArray[np.bool_]
 
 _NO_BAGS = (np.empty((0, 0), np.int64),)
 """For a kernel that indexes a tuple of bags, which may not be empty."""
+_NO_REQUESTS = np.zeros(1, np.int64)
+"""First examples of no requests."""
 
 
 class Table(Protocol):
@@ -76,24 +80,9 @@ class Uses(NamedTuple):
 
     def examples_with(self, mask: Bools) -> Bools:
         """Which examples (B,) have an id of `mask` (n,)."""
-        fields = len(self.starts) - 1 - len(self.lengths)
-        having = np.asarray(mask[: self.starts[fields]].reshape(fields, self.examples).any(axis=0))
-        for bag, length in enumerate(self.lengths.tolist()):
-            part = mask[self.starts[fields + bag] : self.starts[fields + bag + 1]].reshape(-1, length)
-            having |= np.asarray(part.any(axis=1))[self.runs[bag]]
+        having = np.empty(self.examples, np.bool_)
+        kernels.mark_examples(mask, self.starts, self.runs, self.lengths, having)
         return having
-
-    def take(self, examples: Ints) -> "Uses":
-        """Select examples, ascending; all bags are kept."""
-        fields = len(self.starts) - 1 - len(self.lengths)
-        cut = int(self.starts[fields])
-
-        def picked(array: Ints) -> Ints:
-            return np.concatenate([array[:cut].reshape(fields, self.examples)[:, examples].reshape(-1), array[cut:]])
-
-        starts = self.starts - cut + fields * len(examples)
-        starts[:fields] = np.arange(fields) * len(examples)
-        return Uses(picked(self.ids), picked(self.rows), starts, self.runs[:, examples], self.lengths)
 
     def bag_rows(self, bag: int) -> Ints:
         """Rows (R, L) of a bag's elements."""
@@ -142,13 +131,17 @@ class Lookup:
         """Look up the ids of `uses` again: their rows may have changed."""
         return Uses(uses.ids, self._rows_of(uses.ids, uses.starts), uses.starts, uses.runs, uses.lengths)
 
-    def gather(self, uses: Uses) -> Floats:
-        """Rows of the id fields and means of the bags, (B, F + J, W); zeros for an id without a row."""
-        out = np.empty((uses.examples, len(self.table_of), self.width), np.float32)
+    def gather(self, uses: Uses, examples: Ints | None = None) -> Floats:
+        """Rows of the id fields and means of the bags, (n, F + J, W); zeros for an id without a row.
+
+        Of `examples` (n,), ascending; None: of all.
+        """
+        picked = np.arange(uses.examples) if examples is None else examples
+        out = np.empty((len(picked), len(self.table_of), self.width), np.float32)
         if not self._tables:
             return out
         weights = tuple(table.weights for table in self._tables)
-        kernels.gather(weights, self.table_of, uses.starts, uses.rows, uses.runs, uses.lengths, out)
+        kernels.gather(weights, self.table_of, uses.starts, uses.rows, uses.runs, uses.lengths, picked, out)
         return out
 
     def fields(self, uses: Uses, dense: Floats, *, grad: bool = False) -> Fields:
@@ -183,6 +176,8 @@ class TrainedLookup(Lookup):
     def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], model: Model) -> None:
         super().__init__(spec, tables, model)
         self._trained = [tables[name] for name in spec.tables]
+        self._optimizer = model.sparse
+        self._admits_at_once = np.array([table.policy.min_count == 1 for table in self._trained], np.bool_)
         self._segments = [np.flatnonzero(self.table_of == number).tolist() for number in range(len(spec.tables))]
 
     def admit(self, uses: Uses, now_us: int, starts: Ints | None = None) -> Uses:
@@ -193,28 +188,44 @@ class TrainedLookup(Lookup):
         """
         if not self._trained:
             return uses
-        begins = np.zeros(uses.examples, np.bool_)
-        begins[:1] = True
-        if starts is not None:
-            begins[starts[:-1][np.diff(starts) > 0]] = True
-        seen, counts = tuple(table.seen_us for table in self._trained), tuple(table.count for table in self._trained)
-        is_first, lacking = kernels.count_uses(
-            uses.ids, uses.rows, uses.starts, self.table_of, begins, len(uses.lengths), now_us, seen, counts
+        requests = _NO_REQUESTS if starts is None else np.array(starts, np.int64)
+        _, _, seen, counts, _ = self.arrays
+        is_first, lacking = admission.count_uses(
+            uses.ids, uses.rows, uses.starts, self.table_of, requests, uses.runs, now_us, seen, counts
         )
         if not lacking.any():
             return uses
-        edges = uses.starts.tolist()
-        for number in np.flatnonzero(lacking).tolist():
-            parts = [slice(edges[s], edges[s + 1]) for s in self._segments[number]]
-            ids = [uses.ids[part][is_first[part]] for part in parts]
-            self._trained[number].admit(ids[0] if len(ids) == 1 else np.concatenate(ids), now_us)
-        return self.refreshed(uses)
+        at_once, rows = lacking & self._admits_at_once, uses.rows.copy()
+        self._admit_missing(uses, rows, is_first, at_once, now_us)
+        must_refresh = False
+        for table, is_lacking, is_added, segments in zip(
+            self._trained, lacking.tolist(), at_once.tolist(), self._segments, strict=True
+        ):
+            if is_added:
+                must_refresh |= table.keep_budget()
+            elif is_lacking:
+                parts = [slice(uses.starts[s], uses.starts[s + 1]) for s in segments]
+                table.admit(np.concatenate([uses.ids[part][is_first[part]] for part in parts]), now_us)
+                must_refresh = True
+        return self.refreshed(uses) if must_refresh else uses._replace(rows=rows)
+
+    def _admit_missing(self, uses: Uses, rows: Ints, is_first: Bools, admits: Bools, now_us: int) -> None:
+        """Give rows to the missing ids of the tables that `admits` (T,) marks, in `rows` too, and count their uses."""
+        tables, full = self._trained, 0
+        first_values = tuple(zip(*(table.first_values for table in tables), strict=True))
+        segments = (self.table_of, uses.starts, uses.ids)
+        while full >= 0:
+            maps = tuple(zip(*(table.map_arrays for table in tables), strict=True))
+            full = int(
+                admission.admit_missing(maps, self.arrays, first_values, *segments, rows, is_first, admits, now_us)
+            )
+            if full >= 0:
+                tables[full].make_room()
 
     @property
     def arrays(self) -> tuple[tuple[NDArray[Any], ...], ...]:
         """Weights, optimizer state, last use, uses and scratch slots: a tuple each, of an array a table."""
-        names = ("weights", "state", "seen_us", "count", "slots")
-        return tuple(tuple(getattr(table, name) for table in self._trained) for name in names)
+        return tuple(zip(*(table.arrays for table in self._trained), strict=True))
 
     def waiting(self, uses: Uses) -> Bools:
         """Which examples (B,) have an id without a row that `add` may not give one: it waits, or the table is full."""
@@ -251,11 +262,21 @@ class TrainedLookup(Lookup):
         """
         if not self._trained:
             return
-        element_grads = tuple(elements) or self.no_elements
-        slots = tuple(table.slots for table in self._trained)
+        weights, states, _, _, slots = self.arrays
         unique, bounds, totals = kernels.sum_gradients(
-            slots, self.table_of, uses.starts, uses.rows, uses.runs, uses.lengths, grads, element_grads, scale
+            slots,
+            self.table_of,
+            uses.starts,
+            uses.rows,
+            uses.runs,
+            uses.lengths,
+            grads,
+            tuple(elements) or self.no_elements,
+            scale,
         )
+        if is_compiled(self._optimizer):
+            step_tables(self._optimizer.kind, self._optimizer.rates, weights, states, unique, bounds, totals)
+            return
         for number, table in enumerate(self._trained):
             segment = slice(int(bounds[number]), int(bounds[number + 1]))
             table.step(unique[segment], totals[segment])

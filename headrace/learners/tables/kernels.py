@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernels.compile import Int, kernel
-from headrace.kernels.hashing import mix
+from headrace.kernels.compile import Int, kernel, lean_kernel
 from headrace.kernels.id_map import find_rows
 from headrace.learners.inputs import PAD
 
@@ -21,31 +20,6 @@ Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Tuple = tuple[Any, ...]
 """One array a table, or a bag: arrays of one type, as numba indexes them."""
-
-
-@kernel
-def init_rows(
-    ids: Ints, rows: Ints, is_new: Bools, seed: np.uint64, scale: float, initial: Floats, arrays: Tuple
-) -> None:
-    """Set the rows of the `ids` (n,) that are new, in all `arrays` of a table: weights, state, last use, uses.
-
-    Vectors are uniform in [-scale, scale) by the ids alone, linear weights 0, the state is `initial` (S,).
-    """
-    weights, state, seen, counts = arrays
-    width = weights.shape[1] - 1
-    for i in range(rows.size):
-        if not is_new[i]:
-            continue
-        row = rows[i]
-        word = mix(int(np.uint64(ids[i]) ^ seed))
-        for j in range(width):
-            word = mix(int(word))
-            unit = np.float64(word >> np.uint64(11)) * (1.0 / 9007199254740992.0)
-            weights[row, j] = scale * (2.0 * unit - 1.0)
-        weights[row, width] = 0.0
-        state[row] = initial
-        seen[row] = 0
-        counts[row] = 0
 
 
 @kernel
@@ -94,38 +68,47 @@ def _lay_out_bag(bag: Ints, run: Ints, ids: Ints) -> Int:
 
 @kernel
 def gather(
-    weights: Tuple, table_of: Ints, starts: Ints, rows: Ints, bag_runs: Ints, lengths: Ints, out: Floats
+    weights: Tuple,
+    table_of: Ints,
+    starts: Ints,
+    rows: Ints,
+    bag_runs: Ints,
+    lengths: Ints,
+    examples: Ints,
+    out: Floats,
 ) -> None:
-    """`out[:, s]` (B, S, W) = the row of each example's id, for bags the mean of the rows that are there; else zeros.
+    """`out[i, s]` (n, S, W) = the row of an id of example `examples[i]`, for bags the mean of those there; else zeros.
 
     The last J segments are bags; `bag_runs` (J, B) are 0, 0, 1, 1, ..: each bag is pooled once, at its first example.
+    `examples` (n,) ascend.
     """
     width, fields = out.shape[2], table_of.size - lengths.size
     for s in range(fields):
         table = weights[table_of[s]]
-        for i in range(out.shape[0]):
-            row = rows[starts[s] + i]
+        for i in range(examples.size):
+            row = rows[starts[s] + examples[i]]
             for j in range(width):
                 out[i, s, j] = table[row, j] if row >= 0 else np.float32(0.0)
     for bag in range(lengths.size):
         s = fields + bag
-        _pool(weights[table_of[s]], rows[starts[s] : starts[s + 1]], bag_runs[bag], lengths[bag], out[:, s])
+        _pool(weights[table_of[s]], rows[starts[s] : starts[s + 1]], bag_runs[bag], lengths[bag], examples, out[:, s])
 
 
 @kernel
-def _pool(table: Floats, rows: Ints, run: Ints, length: int, out: Floats) -> None:
-    """`out` (B, W) = the mean of the bag's rows that are there; rows (R * L,), run (B,)."""
+def _pool(table: Floats, rows: Ints, run: Ints, length: int, examples: Ints, out: Floats) -> None:
+    """`out` (n, W) = the mean of the rows that are there of each example's bag; rows (R * L,), run (B,)."""
     width = out.shape[1]
     total = np.empty(width, np.float64)
     # Equal consecutive bags are summed once: the mean is copied from the example before.
     for i in range(out.shape[0]):
-        if i > 0 and run[i] == run[i - 1]:
+        bag = run[examples[i]]
+        if i > 0 and bag == run[examples[i - 1]]:
             for j in range(width):
                 out[i, j] = out[i - 1, j]
             continue
         total[:] = 0.0
         present = 0
-        for position in range(run[i] * length, (run[i] + 1) * length):
+        for position in range(bag * length, (bag + 1) * length):
             row = rows[position]
             if row >= 0:
                 present += 1
@@ -145,45 +128,23 @@ def gather_elements(weights: Floats, rows: Ints, out: Floats) -> None:
                 out[i, k, j] = weights[row, j] if row >= 0 else 0.0
 
 
-@kernel
-def count_uses(
-    ids: Ints, rows: Ints, starts: Ints, table_of: Ints, begins: Bools, bags: int, now: int, seen: Tuple, counts: Tuple
-) -> tuple[Bools, Bools]:
-    """Count the uses of a batch's ids, and set the last use of their rows to `now`.
-
-    An example's id that equals the one before it in the same request is no use; `begins` (B,) marks the first examples
-    of requests. Ids of bags always count. A table without a row for one of the ids is left as it is.
-
-    Returns:
-        is_first (n,), true for ids that count as a use; lacking (T,), true for tables that were left.
-    """
-    is_first, lacking = np.empty(rows.size, np.bool_), np.zeros(len(seen), np.bool_)
-    for s in range(table_of.size):
-        for position in range(starts[s], starts[s + 1]):
-            is_repeated = (
-                s < table_of.size - bags and not begins[position - starts[s]] and ids[position] == ids[position - 1]
-            )
-            is_first[position] = not is_repeated
-            if rows[position] < 0 and ids[position] != PAD:
-                lacking[table_of[s]] = True
-    for s in range(table_of.size):
-        if not lacking[table_of[s]]:
-            last, count = seen[table_of[s]], counts[table_of[s]]
-            for position in range(starts[s], starts[s + 1]):
-                row = rows[position]
-                if row >= 0 and is_first[position]:
-                    last[row] = max(last[row], now)
-                    count[row] += 1
-    return is_first, lacking
-
-
-@kernel
-def touch_rows(rows: Ints, now: int, seen: Ints, counts: Ints) -> None:
-    """Count one use of each row of `rows` (n,), and set its last use to `now` or later."""
-    for i in range(rows.size):
-        if rows[i] >= 0:
-            seen[rows[i]] = max(seen[rows[i]], now)
-            counts[rows[i]] += 1
+@lean_kernel
+def mark_examples(mask: Bools, starts: Ints, runs: Ints, lengths: Ints, out: Bools) -> None:
+    """`out` (B,) = whether an id of the example is in `mask` (n,)."""
+    fields = starts.size - 1 - lengths.size
+    out[:] = False
+    for s in range(fields):
+        for i in range(out.size):
+            out[i] |= mask[starts[s] + i]
+    for bag in range(lengths.size):
+        is_marked = False
+        for i in range(out.size):
+            if i == 0 or runs[bag, i] != runs[bag, i - 1]:
+                begin = starts[fields + bag] + runs[bag, i] * lengths[bag]
+                is_marked = False
+                for position in range(begin, begin + lengths[bag]):
+                    is_marked |= mask[position]
+            out[i] |= is_marked
 
 
 @kernel

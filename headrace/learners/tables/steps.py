@@ -11,6 +11,8 @@ compiler then works on 8 of them at once, and a step of 117,000 takes 60 us in p
 within 1e-6 of the learning rate.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,8 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Rates = tuple[float, float, float, float]
+Tuple = tuple[Any, ...]
+"""An array a table."""
 
 ADAGRAD, FTRL, ADAM = 0, 1, 2
 
@@ -40,6 +44,16 @@ def step_rows(kind: int, rates: Rates, weights: Floats, state: Floats, rows: Int
     """Step the distinct `rows` (n,) of `weights` by `grads` (n, W)."""
     for i in range(rows.size):
         step_row(kind, rates, weights, state, rows[i], grads[i])
+
+
+@kernel
+def step_tables(
+    kind: int, rates: Rates, weights: Tuple, states: Tuple, unique: Ints, bounds: Ints, grads: Doubles
+) -> None:
+    """Step rows of several tables: those of table t are `unique[bounds[t] : bounds[t + 1]]`, and so their `grads`."""
+    for t in range(len(weights)):
+        for u in range(bounds[t], bounds[t + 1]):
+            step_row(kind, rates, weights[t], states[t], unique[u], grads[u])
 
 
 @kernel

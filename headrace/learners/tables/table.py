@@ -29,7 +29,7 @@ from prometheus_client import Counter, Gauge
 from headrace.errors import DeclarationError, SnapshotError
 from headrace.features import IdMap
 from headrace.learners.inputs import PAD
-from headrace.learners.tables import kernels
+from headrace.learners.tables import admission
 from headrace.learners.tables.optimizers import Optimizer
 
 ROWS = Gauge("headrace_embedding_rows", "Rows of an embedding table.", ["table"])
@@ -69,6 +69,11 @@ class EmbeddingTable:
         optimizer: steps the rows and defines their state.
         policy: rules of admission and removal.
         seed: of the first vectors.
+
+    Attributes:
+        weights, state, seen_us, count: as drawn in the module docstring; other arrays after the table has grown.
+        slots: (rows,) scratch space of a step, -1 between steps.
+        arrays: those five.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class EmbeddingTable:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, without the map."""
-        return sum(array.nbytes for array in (self.weights, self.state, self.seen_us, self.count, self._slots))
+        return sum(array.nbytes for array in self.arrays)
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of each id, -1 without one; any shape, and the result has it too. Read-only."""
@@ -112,11 +117,24 @@ class EmbeddingTable:
                 unique, uses = np.unique(fresh, return_counts=True)
                 self._add(self._waiting.count(unique, uses, now_us, self.policy.min_count, self.policy.rows_max))
                 rows = self._map.get(ids)
-        kernels.touch_rows(rows, now_us, self.seen_us, self.count)
-        if len(self) > self.policy.rows_max:
+        admission.touch_rows(rows, now_us, self.seen_us, self.count)
+        self.keep_budget()
+
+    def keep_budget(self) -> bool:
+        """Evict what is over the budget; returns whether there was something."""
+        is_over = len(self) > self.policy.rows_max
+        if is_over:
             keep = max(self.policy.rows_max - self.policy.rows_max // _SLACK, 1)
             self._evict(len(self) - keep)
         self._rows.set(len(self))
+        return is_over
+
+    def make_room(self) -> None:
+        """Grow what is full: the map, or the arrays."""
+        if self._map.is_full:
+            self._map.grow()
+        else:
+            self._grow(2 * len(self.weights))
 
     def add(self, ids: NDArray[np.int64]) -> None:
         """Give a row to each of the distinct `ids` (n,), which have none, not counting a use; the budget has room."""
@@ -143,14 +161,19 @@ class EmbeddingTable:
         self._optimizer.step(self.weights, self.state, unique, grads)
 
     @property
-    def slots(self) -> NDArray[np.int64]:
-        """(rows,) scratch space of a step, -1 between steps."""
-        return self._slots
-
-    @property
     def lines(self) -> NDArray[np.int64]:
         """The map of ids to rows, as `IdMap.table`."""
         return self._map.table
+
+    @property
+    def map_arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Lines, counts and free rows of the map, see `IdMap`."""
+        return self._map.table, self._map.counts, self._map.free
+
+    @property
+    def first_values(self) -> tuple[np.uint64, float, NDArray[np.float32]]:
+        """Seed and scale of new vectors, and the state (S,) of new rows."""
+        return self._seed, self.policy.init_scale, self._initial
 
     def export(self, *, with_optimizer: bool = False) -> dict[str, NDArray[np.generic]]:
         """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer what training needs too."""
@@ -191,15 +214,15 @@ class EmbeddingTable:
         self.state = np.tile(self._initial, (capacity, 1))
         self.seen_us = np.zeros(capacity, dtype=np.int64)
         self.count = np.zeros(capacity, dtype=np.int64)
-        self._slots = np.full(capacity, -1, dtype=np.int64)
+        self.slots = np.full(capacity, -1, dtype=np.int64)
+        self.arrays = (self.weights, self.state, self.seen_us, self.count, self.slots)
 
     def _add(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of `ids` (n,); an id without one gets one."""
         rows, is_new = self._map.get_or_add(ids)
         if self._map.high > len(self.weights):
             self._grow(max(self._map.high, 2 * len(self.weights)))
-        arrays = (self.weights, self.state, self.seen_us, self.count)
-        kernels.init_rows(ids, rows, is_new, self._seed, self.policy.init_scale, self._initial, arrays)
+        admission.init_rows(ids, rows, is_new, self._seed, self.policy.init_scale, self._initial, self.arrays)
         return rows
 
     def _grow(self, capacity: int) -> None:
