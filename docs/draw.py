@@ -64,7 +64,7 @@ WAYS = {
         ("serving/ranker.py", "inputs are assembled and scored"),
         ("serving/impressions/log.py", "the served list is logged"),
         ("pipelines/joiner.py", "labels, once the window has passed"),
-        ("pipelines/examples.py", "rows with positives and negatives"),
+        ("pipelines/examples/from_requests.py", "rows with their labels, in groups"),
         ("pipelines/trainer.py", "micro-batches, predict then learn"),
         ("learners/online.py", "one step of the model"),
         ("learners/publishing/gate.py", "may this model be published?"),

@@ -1,213 +1,32 @@
-"""Training examples from two sources: joined requests, and events with features as of their time.
+"""Examples of events, with features as of their time, and of negatives drawn for each positive.
 
-    joined request   features bytes (what the model read), labels            -> inputs as served   log-rate 0
-    event (positive) replay -> as-of read of it and of k drawn negatives     -> inputs assembled   log-rate log(ref / k)
-
-A request, or a positive with its negatives, is a group: rows that are ranked together and never split.
+A positive with its negatives is a group.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-import structlog
 from numpy.typing import NDArray
 from prometheus_client import Counter
 from safetensors.numpy import load_file, save_file
 
-from headrace.errors import DeclarationError, DecodeError, SchemaError
+from headrace.errors import DeclarationError
 from headrace.features import Answer, Lists, plan_of
 from headrace.history.replay import Replay
-from headrace.learners import Inputs, Label, Learner, RecentPopularity, column_of, columns_of, log_rate
+from headrace.learners import Label, Learner, RecentPopularity, column_of, columns_of, log_rate
 from headrace.learners.input_spec import Column
+from headrace.pipelines.examples.groups import EVENTS, SKIPPED, Examples
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
-from headrace.pipelines.joining.spec import IS_FIRST, LATE_SHARE, POSITIVE_WEIGHT, label_column
 from headrace.schemas import Event, spec_of
 
-REQUESTS, EVENTS, LATE = 0, 1, 2  # `Examples.source`; late are positives after the request was learned
-SOURCES = ("requests", "events", "late_labels")
 NEGATIVES = 9  # drawn for each positive
 
-SKIPPED = Counter("headrace_requests_skipped_total", "Joined requests that could not be trained on.", ["reason"])
 KEYLESS = Counter(
     "headrace_positives_without_key_total", "Positive events without an entity or a candidate: no example.", ["learner"]
 )
-
-log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Examples:
-    """n rows in groups; group g is rows `starts[g]` to `starts[g + 1]`.
-
-    `labels` (n,) or (n, L) float32, NaN where one of several is unknown, `log_rate` (n,) float32, `time_us` (n,) int64
-    event time, `source` (n,) int64, `starts` (groups + 1,) int64. `early` (n, 2) float32 are the share of positives
-    that is still to come and the weight of a positive; None: labels are final.
-    """
-
-    inputs: Inputs
-    labels: NDArray[np.float32]
-    log_rate: NDArray[np.float32]
-    time_us: NDArray[np.int64]
-    source: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    early: NDArray[np.float32] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def weights(self, predict: Callable[[Inputs, NDArray[np.float32]], NDArray[np.float32]]) -> NDArray[Any] | None:
-        """Importance (n,) by the policy; None: all 1. `predict` gives probabilities of inputs at their log-rates.
-
-        See `headrace.learners.labels.policy`.
-        """
-        if self.early is None:
-            return None
-        p, (late_share, weight) = predict(self.inputs, self.log_rate).astype(np.float64), self.early.T
-        real = (1 - p) / np.maximum(1 - p * (1 - late_share), 1e-9)
-        return np.asarray(np.where(self.labels > 0.5, weight, real), np.float32)
-
-    def groups(self, first: int, last: int) -> "Examples":
-        """Groups [first, last)."""
-        rows = slice(int(self.starts[first]), int(self.starts[last]))
-        starts = self.starts[first : last + 1] - self.starts[first]
-        arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
-        early = None if self.early is None else self.early[rows]
-        return Examples(self.inputs.take(rows), *arrays, starts, early)
-
-    def by_step(self, step_us: int) -> "dict[int, Examples]":
-        """Groups by their event time // `step_us`, each in order; groups must be in the order of time."""
-        numbers = self.time_us[self.starts[:-1]] // step_us
-        firsts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
-        edges = [*firsts.tolist(), len(numbers)]
-        return {int(numbers[first]): self.groups(first, end) for first, end in pairwise(edges)}
-
-    @staticmethod
-    def concat(parts: "list[Examples]") -> "Examples":
-        """All groups of `parts`, in order; at least one part."""
-        if len(parts) == 1:
-            return parts[0]
-        ends = np.cumsum([0, *(len(part) for part in parts)])
-        starts = [np.zeros(1, dtype=np.int64), *(p.starts[1:] + e for p, e in zip(parts, ends, strict=False))]
-        return Examples(
-            Inputs.concat([part.inputs for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([part.log_rate for part in parts]),
-            np.concatenate([part.time_us for part in parts]),
-            np.concatenate([part.source for part in parts]),
-            np.concatenate(starts),
-            None if all(part.early is None for part in parts) else np.concatenate([p.early_or_final for p in parts]),
-        )
-
-    @property
-    def early_or_final(self) -> NDArray[np.float32]:
-        """`early`, or what it is for final labels: nothing to come, and a weight of 1."""
-        return np.tile(np.array([0, 1], np.float32), (len(self), 1)) if self.early is None else self.early
-
-    def state_dict(self) -> dict[str, NDArray[Any]]:
-        """The examples as plain arrays."""
-        early = {} if self.early is None else {"early": self.early}
-        return early | {
-            "inputs": np.frombuffer(self.inputs.to_bytes(), dtype=np.uint8),
-            "labels": self.labels,
-            "log_rate": self.log_rate,
-            "time_us": self.time_us,
-            "source": self.source,
-            "starts": self.starts,
-        }
-
-    @staticmethod
-    def of_state(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> "Examples":
-        """The examples that `state_dict` wrote."""
-        names = ("labels", "log_rate", "time_us", "source", "starts")
-        inputs = Inputs.from_bytes(arrays["inputs"].tobytes(), fingerprint)
-        labels, log_rate, time_us, source, starts = (arrays[name] for name in names)
-        return Examples(inputs, labels, log_rate, time_us, source, starts, arrays.get("early"))
-
-
-@dataclass(frozen=True, slots=True)
-class RequestColumns:
-    """Names of the columns of joined requests; `scores` and `shadow` are None if they are not logged.
-
-    With several labels `labels` is followed by the name of each, as in `labels_click`.
-    """
-
-    time: str = "event_time"
-    features: str = "features"
-    labels: str = "labels"
-    scores: str | None = "scores"
-    shadow: str | None = None
-
-
-def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: RequestColumns) -> Examples | None:
-    """Examples of joined requests, one a row of `frame`; None when none is usable.
-
-    A request is skipped and counted, by reason, so that it does not stop the stream: its features were packed by
-    another spec or are damaged, or its labels are not one for each row that the model's loss allows. A row whose labels
-    are all null is left out: nobody knows them.
-    """
-    names = [label_column(columns.labels, name) for name in learner.labels() or ("",)]
-    inputs, labels, usable = [], [], []
-    for number, (packed, *listed) in enumerate(frame.select(columns.features, *names).iter_rows()):
-        try:
-            rows, label = _labelled_rows(Inputs.from_bytes(packed, learner.inputs.fingerprint), listed, learner)
-        except (DecodeError, SchemaError, _LabelsError) as exc:
-            reason = next(reason for kind, reason in REASONS.items() if isinstance(exc, kind))
-            SKIPPED.labels(reason=reason).inc()
-            log.warning("request_skipped", reason=reason, learner=learner.name)
-            continue
-        if len(rows):
-            inputs.append(rows)
-            labels.append(label)
-            usable.append(number)
-    if not inputs:
-        return None
-    sizes = np.array([len(part) for part in inputs], dtype=np.int64)
-    kept, early = frame[usable], None
-    if LATE_SHARE in frame.columns:
-        early = np.repeat(kept.select(LATE_SHARE, POSITIVE_WEIGHT).to_numpy(), sizes, axis=0)
-    is_late = ~kept[IS_FIRST].to_numpy() if IS_FIRST in frame.columns else np.zeros(len(sizes), np.bool_)
-    return Examples(
-        Inputs.concat(inputs),
-        np.concatenate(labels),
-        np.zeros(int(sizes.sum()), dtype=np.float32),
-        np.repeat(kept[columns.time].dt.epoch("us").to_numpy(), sizes),
-        np.repeat(np.where(is_late, LATE, REQUESTS), sizes),
-        np.concatenate([[0], np.cumsum(sizes)]),
-        early,
-    )
-
-
-class _LabelsError(Exception):
-    """Labels of a request that are not one for each row, or that the loss does not allow."""
-
-
-REASONS = {_LabelsError: "labels", DecodeError: "damaged", SchemaError: "other_spec"}
-"""Why a request is skipped."""
-
-
-def _labelled_rows(
-    rows: Inputs, listed: list[list[float | None]], learner: type[Learner]
-) -> tuple[Inputs, NDArray[np.float32]]:
-    """The rows with a label, and their labels (n,) or (n, L), NaN where one of several is unknown.
-
-    Raises:
-        _LabelsError: there is not one label a row, or one that the model's loss does not allow.
-    """
-    label = np.array(listed, dtype=np.float32).T  # null becomes NaN
-    if label.shape != (len(rows), len(listed)):
-        raise _LabelsError
-    is_known = np.asarray(~np.isnan(label).all(axis=1))
-    if not is_known.all():
-        rows, label = rows.take(is_known), label[is_known]
-    label = label[:, 0] if len(listed) == 1 else label
-    if not learner.model.loss.is_allowed(label).all():
-        raise _LabelsError
-    return rows, label
 
 
 class EventExamples:
