@@ -34,8 +34,7 @@ from headrace.history.log import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
 from headrace.history.output import check_output, write_output
 from headrace.history.parts import ROW, Part, Progress, Report, StoppedError, work_on
 from headrace.history.replay import CHUNK_ROWS, Replay
-from headrace.history.spine import check_spine
-from headrace.history.spine_files import SpineFiles, SpineFormat
+from headrace.history.spine import SpineFiles, SpineFormat, check_spine
 from headrace.kernels.threads import VARIABLE, thread_count
 from headrace.schemas import Event, spec_of
 from headrace.schemas.time_units import TimeUnit

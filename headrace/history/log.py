@@ -18,8 +18,7 @@ from headrace.errors import SchemaError, SourceError
 from headrace.features.keys import ids_of_column, key_expr, shard_of
 from headrace.features.view import ViewPlan, events_of
 from headrace.history.external_sort import Block, Sorter, memory_block, overlap
-from headrace.history.spine import with_times
-from headrace.history.spine_files import SpineFiles, SpineFormat
+from headrace.history.spine import SpineFiles, SpineFormat, with_times
 from headrace.schemas import Event, EventSpec, Quality, conform, spec_of
 from headrace.schemas.tables import TableLike, frame_of
 from headrace.streams.files.finder import EventFile, find_files

@@ -28,8 +28,7 @@ from headrace.features.view import FeatureView, plan_of
 from headrace.history.external_sort import Block, read_block, write_blocks
 from headrace.history.log import Paths, Span, in_part, open_log
 from headrace.history.replay import Replay, chunks
-from headrace.history.spine import TIME, check_spine, spine_times
-from headrace.history.spine_files import SpineFiles, SpineFormat
+from headrace.history.spine import TIME, SpineFiles, SpineFormat, check_spine, spine_times
 from headrace.schemas import Event
 
 ROW = pl.col("row")

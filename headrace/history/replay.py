@@ -29,8 +29,7 @@ from headrace.features.state.slab import Slab
 from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.history.external_sort import Block, keys_of, merged
 from headrace.history.log import MEMORY_ROWS, History, Span, open_log, read_spine, tables_of, time_of
-from headrace.history.spine import check_spine, spine_times
-from headrace.history.spine_files import SpineFormat
+from headrace.history.spine import SpineFormat, check_spine, spine_times
 from headrace.schemas import Event
 from headrace.schemas.tables import TableLike
 from headrace.schemas.time_units import TimeUnit
