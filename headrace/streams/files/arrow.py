@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 from headrace.errors import DecodeError
-from headrace.schemas.arrow_tables import is_plain, to_polars
+from headrace.schemas.tables import is_plain, to_polars
 from headrace.streams.files.wanted import Wanted
 
 _FILE_MAGIC = b"ARROW1"

@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.schemas.arrow_tables import is_plain, to_polars
+from headrace.schemas.tables import is_plain, to_polars
 from headrace.streams.files.wanted import Wanted
 
 
