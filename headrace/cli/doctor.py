@@ -29,7 +29,6 @@ from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
 from headrace.features.store.link import RedisLink
 from headrace.local.listening import require_free
 from headrace.settings import Settings
-from headrace.streams.kafka.clients import connected
 from headrace.telemetry import StatusBoard
 
 PACKAGES = ("fastavro", "numba", "numpy", "polars", "pyarrow", "pydantic", "redis")
@@ -265,6 +264,8 @@ def _ask_broker(settings: Settings) -> str:
     require("confluent_kafka")
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
+
+    from headrace.streams.kafka.client import connected
 
     client = connected(AdminClient, settings.brokers, {**settings.kafka, "log_level": 0})
     try:

@@ -24,8 +24,7 @@ from prometheus_client import Counter, Gauge
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.schemas import Event, spec_of
-from headrace.streams.kafka.clients import connected
-from headrace.streams.kafka.errors import FATAL, describe, listed, lost_offset, unknown_topic
+from headrace.streams.kafka.client import FATAL, connected, describe, listed, lost_offset, unknown_topic
 from headrace.streams.kafka.fetch import Fetched, fetch
 from headrace.streams.kafka.start_times import offset_at
 from headrace.streams.positions import refuse_topic_of_files

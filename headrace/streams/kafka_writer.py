@@ -19,8 +19,7 @@ from headrace.errors import SourceError
 from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.schemas.dead_letters import encoded, partitions_of
-from headrace.streams.kafka.clients import connected
-from headrace.streams.kafka.errors import FATAL, describe
+from headrace.streams.kafka.client import FATAL, connected, describe
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,7 @@ from headrace.learners import ModelDirectory
 from headrace.pipelines import KafkaDeadLetters, KafkaSource, TopicWriter, create_topics
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.streams.files.finder import find_files
-from headrace.streams.kafka.clients import connected
+from headrace.streams.kafka.client import connected
 from headrace.streams.urls import source_of_url
 from headrace.telemetry import StatusBoard
 from tests.house.commands import Ask, run

@@ -10,7 +10,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from headrace.errors import SourceError
-from headrace.streams.kafka.clients import connected
+from headrace.streams.kafka.client import connected
 
 FETCH_S_MAX = 10.0
 """Timeout of the fetch of one message, in seconds."""

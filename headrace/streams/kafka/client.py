@@ -1,0 +1,99 @@
+"""Clients of a Kafka-protocol broker: options that librdkafka rejects, and errors that retrying cannot fix.
+
+Bad options are one error, before anything connects. Messages name the settings to check.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from confluent_kafka import KafkaError, KafkaException
+
+from headrace.errors import ConfigError
+from headrace.redaction import MASK
+
+Client = TypeVar("Client")
+
+OURS = frozenset({"bootstrap.servers", "metadata.broker.list"})
+"""Options for the broker's address, which HEADRACE_BROKERS sets."""
+_BROKER = re.compile(r"([A-Z_]+://)?[^@\s/]+")
+_SECRET = re.compile(r"password|secret|token|pem|jaas|username|oauthbearer\.config|sasl\.login")
+
+_CREDENTIALS = frozenset({KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED})  # noqa: SLF001
+_RIGHTS = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
+FATAL = _CREDENTIALS | _RIGHTS | {KafkaError._SSL, KafkaError._FATAL, KafkaError.INVALID_MSG}  # noqa: SLF001
+"""Codes that retrying cannot fix. All others are transient: the client retries, and we log once."""
+TOPICS_NAMED = 20
+"""Existing topics that a message about an unknown one names at most."""
+
+
+def connected(make: Callable[[dict[str, Any]], Client], bootstrap: str, options: Mapping[str, Any]) -> Client:
+    """The client that `make`, a class of confluent-kafka, creates from `options`; it connects in the background.
+
+    Raises:
+        ConfigError: `bootstrap` names no broker, or an option is unknown or has a value that does not fit. The message
+            shows no value of an option that may be a secret.
+    """
+    if not all(_BROKER.fullmatch(broker.strip()) for broker in bootstrap.split(",")):
+        raise ConfigError(
+            f"brokers {MASK if '@' in bootstrap else repr(bootstrap)}: write host:port, several separated by commas; "
+            'user and password are options, HEADRACE_KAFKA=\'{"sasl.username": ..., "sasl.password": ...}\''
+        )
+    reserved = sorted(OURS & set(options))
+    if reserved:
+        raise ConfigError(f"option {reserved[0]} of HEADRACE_KAFKA: leave it out, HEADRACE_BROKERS names the brokers")
+    try:
+        return make({**options, "bootstrap.servers": bootstrap})
+    except KafkaException as exc:
+        reason = exc.args[0].str()
+    except (TypeError, ValueError) as exc:
+        reason = str(exc)
+    reason_shown = _without_secrets(reason.strip(), options)
+    raise ConfigError(  # out of the handlers: the cause may quote a secret
+        f"option of the broker's client (HEADRACE_KAFKA, config= in Python): {reason_shown}; "
+        "librdkafka's CONFIGURATION.md lists all options and their values"
+    )
+
+
+def _without_secrets(reason: str, options: Mapping[str, Any]) -> str:
+    secrets = {str(value) for name, value in options.items() if _SECRET.search(name)}
+    for secret in sorted(secrets - {""}, key=len, reverse=True):
+        reason = reason.replace(secret, MASK)
+    return reason
+
+
+def describe(error: KafkaError) -> str:
+    """The message of an error, and the setting to check."""
+    if error.code() in _CREDENTIALS:
+        return f"{error.str()}; check sasl.mechanism, sasl.username and sasl.password in HEADRACE_KAFKA"
+    if error.code() == KafkaError._SSL:  # noqa: SLF001
+        return f"{error.str()}; check security.protocol and ssl.ca.location in HEADRACE_KAFKA"
+    if error.code() in _RIGHTS:
+        return f"{error.str()}; the user of HEADRACE_KAFKA (sasl.username) lacks the right"
+    return str(error.str())
+
+
+def listed(noun: str, names: Sequence[str]) -> str:
+    """A noun and names, in the singular or plural."""
+    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
+
+
+def unknown_topic(topic: str, bootstrap: str, existing: list[str]) -> str:
+    """Message of a topic that the broker lacks; names existing topics, the most similar first."""
+    have = ", ".join(difflib.get_close_matches(topic, existing, TOPICS_NAMED, 0.0)) or "none at all"
+    return (
+        f"broker {bootstrap} has no topic {topic!r}; it has {have}. Create it with "
+        f"`kafka-topics.sh --bootstrap-server {bootstrap} --create --topic {topic} --partitions 4`, or "
+        f'`headrace.pipelines.create_topics("{bootstrap}", {{"{topic}": 4}})`'
+    )
+
+
+def lost_offset(partition: str, offset: int, *, low: int | None = None, high: int | None = None) -> str:
+    """Message of an offset that the broker does not have, whose first is `low` and whose end is `high`."""
+    reason = f"the broker's first is {low}" if low is not None else ""
+    reason = f"the log ends at {high}: the topic was created anew" if high is not None else reason
+    return (
+        f"{partition}: offset {offset} is lost; {reason or 'the broker does not have it'}. "
+        "What lies between cannot be read any more: rebuild from an archive (backfill), or start a fresh store"
+    )
