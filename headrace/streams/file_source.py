@@ -7,7 +7,7 @@ the sorted file. A Parquet file on this disk that need not be sorted is read a f
 except JSON lines, as a whole.
 
 JSON lines are passed on as payloads, so that a bad line costs that line only; they keep their order, and their offsets
-are positions (`line_positions`). A last line without a line end is no event yet: it becomes a dead letter, and the next
+are positions (`files.lines`). A last line without a line end is no event yet: it becomes a dead letter, and the next
 run reads it again.
 """
 

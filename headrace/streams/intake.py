@@ -35,7 +35,7 @@ from headrace.schemas import (
 )
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.schemas.row_json import json_rows
-from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.files.lines import row_numbers
 from headrace.streams.files.reading import UNFINISHED
 from headrace.streams.source import Batch, EventBatch
 

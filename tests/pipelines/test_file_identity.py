@@ -25,7 +25,7 @@ from headrace.pipelines import Archiver, EventBatch, Intake, Materializer, loop,
 from headrace.pipelines.flow import materialize_flow
 from headrace.schemas import codec_for
 from headrace.streams.file_source import FileSource
-from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.files.lines import row_numbers
 from headrace.streams.urls import sources_of_urls
 from tests.turnstiles import START_US, Passage, Shelf, drain, passages
 

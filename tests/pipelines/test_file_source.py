@@ -17,7 +17,7 @@ from pydantic import AliasChoices
 from headrace.errors import OffsetLostError, SchemaError, SourceError
 from headrace.schemas import Event, Field, spec_of
 from headrace.streams.file_source import FileSource
-from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.files.lines import row_numbers
 from headrace.streams.urls import source_of_url
 from tests.turnstiles import Passage, drain, passages
 

@@ -16,7 +16,7 @@ from headrace.features import Count, FeatureView, OnlineStore
 from headrace.pipelines import Intake, KafkaSource, Materializer, loop
 from headrace.schemas import Event, codec_for
 from headrace.streams import time_merge
-from headrace.streams.files.line_positions import row_numbers
+from headrace.streams.files.lines import row_numbers
 from headrace.streams.urls import sources_of_urls
 from tests.turnstiles import Passage, Shelf, drain, passages
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import OffsetLostError, SourceError
 from headrace.streams.files.finder import EventFile
-from headrace.streams.files.line_positions import LineChain, line_of
-from headrace.streams.files.lines import LineBlock, iter_blocks, without_blank
+from headrace.streams.files.lines import LineBlock, LineChain, iter_blocks, line_of, without_blank
 from headrace.streams.files.reading import reading
 
 

@@ -2,7 +2,7 @@
 
     clicks/a.parquet@5f3a9c01           size and both ends: a row that is added may take the number of another
     clicks/a.csv@5f3a9c0177d0e4b2       the same and all bytes, of files without a footer
-    clicks/a.jsonl@0f9a2c11             the first line: lines may be added at the end (`line_positions` has the rest)
+    clicks/a.jsonl@0f9a2c11             the first line: lines may be added at the end (`lines` has the rest)
     clicks/2024-05-01/0.0-500.parquet   of an archive: never written again
 
 Readers know a file by the name under which they read it first. Reached by another pattern it has another path, so a
