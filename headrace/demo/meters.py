@@ -22,7 +22,36 @@ from headrace.learners import Inputs, Learner
 from headrace.learners.publishing.directory import ModelDirectory
 from headrace.learners.publishing.scorer import Scorer
 
+RATE_S = 5.0  # over which the rates on the screen are taken
 SCORE_TOLERANCE = 1e-5  # float32 sums of one row in batches of different sizes
+
+
+class Rate:
+    """Increase of a count a second, over the whole intervals between its writes of the last `span_s`.
+
+    A count that another process writes now and then does not move between two writes, so a rate since the last look
+    would show 0 and twice the truth by turns.
+    """
+
+    def __init__(self, span_s: float = RATE_S) -> None:
+        self._span_us = span_s * 1e6
+        self._writes: list[tuple[int, int]] = []  # (wall time in µs, count), one at or before the span, the rest in it
+
+    def add(self, count: int, written_us: int) -> None:
+        """Note a count as it was at `written_us`; one that is noted already changes nothing."""
+        if self._writes and written_us <= self._writes[-1][0]:
+            return
+        self._writes.append((written_us, count))
+        while len(self._writes) > 2 and self._writes[1][0] <= written_us - self._span_us:
+            del self._writes[0]
+
+    @property
+    def per_s(self) -> float:
+        """The rate; 0 before the second write."""
+        if len(self._writes) < 2:
+            return 0.0
+        (first_us, first), (last_us, last) = self._writes[0], self._writes[-1]
+        return (last - first) / (last_us - first_us) * 1e6
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class _Run:
         self.speed = max((self.end_us - self.golive_us) / 1e6 / options.seconds, 1.0)
         self.folder = options.folder.resolve() / "run"
         self.figures = Figures(total_s=options.seconds, speed=self.speed)
+        self.learned, self.sent = meters.Rate(), meters.Rate()
 
     def run(self) -> Report:
         shutil.rmtree(self.folder, ignore_errors=True)  # the broker starts empty, so the store must too
@@ -246,11 +247,12 @@ class _Run:
     ) -> Figures:
         figures, train = self.figures, step_status(statuses, "train")
         elapsed_s = max((wall_us() - clock.started_wall_us) / 1e6, 1e-3)
-        if elapsed_s > figures.elapsed_s:
-            figures.learned_per_s = (train.get("trained", 0) - figures.learned) / (elapsed_s - figures.elapsed_s)
-            figures.events_per_s = (played.events - figures.events) / (elapsed_s - figures.elapsed_s)
+        self.sent.add(played.events, wall_us())
+        if train:
+            self.learned.add(train["trained"], statuses["train"]["posted_us"])
+        figures.events_per_s, figures.learned_per_s = self.sent.per_s, self.learned.per_s
         figures.elapsed_s, figures.event_time_us = elapsed_s, clock.now_us()
-        figures.events, figures.learned = played.events, train.get("trained", 0)
+        figures.events = played.events
         figures.freshness_ms = step_status(statuses, "materialize").get("freshness_ms", {})
         figures.requests_ok, figures.requests_failed = played.ok, played.failed
         figures.requests_skipped = played.skipped

@@ -39,7 +39,6 @@ class Figures:
     requests_skipped: int = 0
     latency_ms: Mapping[str, float | None] = field(default_factory=dict)
     examples: Mapping[str, int] = field(default_factory=dict)
-    learned: int = 0
     learned_per_s: float = 0.0
     version: int | None = None
     swaps: int = 0

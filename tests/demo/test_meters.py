@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.item import ItemActivity
-from headrace.demo.meters import Reads, ServedVersion, event_to_served_s, mixed_versions, parity, spread
+from headrace.demo.meters import Rate, Reads, ServedVersion, event_to_served_s, mixed_versions, parity, spread
 from headrace.demo.player import plan_asks
 from headrace.demo.report import promises
 from headrace.features import OnlineStore
@@ -152,6 +152,23 @@ def test_promises_can_break():
     }
     assert [promise.kept for promise in promises(report, seconds=90)] == [False] * 7
     assert [promise.kept for promise in promises(report, seconds=15)][-2:] == [None, None]
+
+
+def test_a_rate_is_over_whole_intervals_between_writes():
+    """Reading a count again before it is written again changes no rate; what was written longer ago is forgotten."""
+    rate = Rate(span_s=2.0)
+    assert rate.per_s == 0.0
+    rate.add(100, 1_000_000)
+    assert rate.per_s == 0.0  # one write says no rate
+    rate.add(160, 1_500_000)
+    assert rate.per_s == 120.0
+    rate.add(160, 1_500_000)  # read between two writes
+    assert rate.per_s == 120.0
+    for count, at_us in ((160, 2_000_000), (220, 2_500_000), (220, 3_000_000), (280, 3_500_000)):
+        rate.add(count, at_us)
+    assert rate.per_s == 60.0  # since 1.5 s: a write without an increase is no standstill
+    rate.add(280, 9_000_000)
+    assert rate.per_s == 0.0  # nothing since 3.5 s
 
 
 def test_spread_of_nothing_is_none():
