@@ -15,8 +15,7 @@ than it holds are left out then, and counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import polars as pl
@@ -33,27 +32,12 @@ from headrace.features.view import FeatureView, ViewPlan, plans_of
 from headrace.history.verification import Verification, both, differences
 from headrace.schemas import Event
 from headrace.schemas.tables import TableLike, frame_of
-from headrace.streams.source import Origin
+from headrace.streams.source import EventBatch, Origin
 
 _SNAPSHOT_TRIES = 10
 
 
-class LogBatch(Protocol):
-    """Rows of one partition with their offsets: what `pipelines.EventBatch` is."""
-
-    @property
-    def event(self) -> type[Event]: ...  # noqa: D102
-    @property
-    def partition(self) -> str: ...  # noqa: D102
-    @property
-    def offsets(self) -> NDArray[np.int64]: ...  # noqa: D102
-    @property
-    def frame(self) -> pl.DataFrame: ...  # noqa: D102
-    @property
-    def origin(self) -> Origin | None: ...  # noqa: D102
-
-
-Log: TypeAlias = TableLike | Mapping[type[Event], TableLike] | Iterable[LogBatch]
+Log: TypeAlias = TableLike | Mapping[type[Event], TableLike] | Iterable[EventBatch]
 """A log: batches, or a table an event class (one table for a view of one source) with `_partition` and `_offset`.
 Batches are asked for once or twice."""
 
@@ -138,17 +122,6 @@ def compare(
     return check.result()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Part:
-    """Log rows of one partition: `offsets` (frame rows,)."""
-
-    event: type[Event]
-    partition: str
-    offsets: NDArray[np.int64]
-    frame: pl.DataFrame
-    origin: Origin | None = None
-
-
 class _Check:
     """One view at work: a snapshot of its records, and a slab that the log is replayed into.
 
@@ -206,7 +179,7 @@ class _Check:
         """The moment that both sides are read as of."""
         return self._newest_us + 1 if self._at_us is None else self._at_us
 
-    def add(self, part: LogBatch) -> None:
+    def add(self, part: EventBatch) -> None:
         """Replay the rows that count; those of a view with `dedupe=` in one piece at the end, as a flow takes them."""
         rows = self.plan.rows(part.event, part.frame)
         partition, offsets = self._place_of(part)
@@ -257,7 +230,7 @@ class _Check:
             begins={name: first for name, first in sorted(self._begins.items()) if first and name in self.limits},
         )
 
-    def _place_of(self, part: LogBatch) -> tuple[str, NDArray[np.int64]]:
+    def _place_of(self, part: EventBatch) -> tuple[str, NDArray[np.int64]]:
         """Partition and offsets by which the store may know rows: those of their file, else those in their topic."""
         if part.origin is None or part.partition in self.limits:
             return part.partition, part.offsets
@@ -291,7 +264,7 @@ class _Check:
         return list(self._slab.texts(rows[~np.isin(self._slab.ids(rows), self._ids)]))
 
 
-def _replay(log: Iterable[LogBatch], checks: Sequence[_Check]) -> set[str]:
+def _replay(log: Iterable[EventBatch], checks: Sequence[_Check]) -> set[str]:
     """Feed the log to each check. Returns the partitions that had rows; for files of an archive, the topic's too."""
     seen = set()
     for part in log if checks else ():
@@ -323,7 +296,7 @@ def _require_compared(result: Verification) -> None:
         )
 
 
-def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[LogBatch]:
+def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[EventBatch]:
     frame = frame_of(events)
     if frame is not None:
         [plan] = plans
@@ -333,7 +306,7 @@ def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[LogBatch]:
         events = {plan.sources[0]: frame}
     if not isinstance(events, Mapping):
         return list(events) if isinstance(events, Iterator) else events
-    parts: list[LogBatch] = []
+    parts: list[EventBatch] = []
     for event, table in events.items():
         frame = _eager(table, event)
         if not any(event in plan.sources for plan in plans):
@@ -345,7 +318,8 @@ def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[LogBatch]:
             )
         for (partition,), part in frame.partition_by("_partition", as_dict=True, maintain_order=True).items():
             offsets = part["_offset"].cast(pl.Int64).to_numpy()
-            parts.append(_Part(event, str(partition), offsets, part.drop("_partition", "_offset")))
+            rows = part.drop("_partition", "_offset")
+            parts.append(EventBatch(event, str(partition), offsets, int(offsets.max()) + 1, rows, None, 0))
     return parts
 
 
