@@ -30,7 +30,8 @@ from headrace.pipelines.loop import Step
 from headrace.pipelines.materializer import Materializer
 from headrace.schemas import DeadLetters, Event
 from headrace.schemas.codecs.registry import SchemaRegistry
-from headrace.streams.intake import FUTURE_US, Intake
+from headrace.schemas.quality import FUTURE_US
+from headrace.streams.intake import Intake
 from headrace.streams.source import Source
 
 StoreLike = OnlineStore | str | Callable[[], OnlineStore]

@@ -23,6 +23,7 @@ from headrace.schemas.rules import Rule
 from headrace.schemas.time_units import TIME_UNITS, UNIT_NAMES, UNITS_PER_S, TimeUnit, likely_units
 
 FUTURE_US = 600_000_000
+"""How far ahead of the clock an event may be, in microseconds: 10 minutes of clock skew."""
 _MULTIPLE_TOLERANCE = 1e-9  # pydantic's, absolute
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
 _HINTED_US = 631_152_000_000_000  # 1990: a unit is only suggested where it makes the time one of 1990 or later

@@ -34,13 +34,11 @@ from headrace.schemas import (
     spec_of,
 )
 from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.schemas.quality import FUTURE_US
 from headrace.schemas.row_json import json_rows
 from headrace.streams.files.lines import row_numbers
 from headrace.streams.files.reading import UNFINISHED
 from headrace.streams.source import Batch, EventBatch
-
-FUTURE_US = 600_000_000
-"""How far ahead of the clock an event may be, in microseconds: 10 minutes of clock skew."""
 
 EVENTS = Counter("headrace_events_total", "Good rows taken in", ["topic"])
 
