@@ -6,6 +6,8 @@ A `Flow` becomes a Dataflow by `dataflow_of`. An author may also write one, with
     events = op.input("in", flow, events_in(source, (Reading,), dead_letters=letters))
     materialize("features", events, (SensorActivity,), "redis://127.0.0.1:6379")
 
+`add_job` runs any other job of `flow` so, as `add_job("join", events, join(spec))`.
+
 Items are batches, never single events. Every worker reads its share of the partitions; each of W groups of shards is
 one keyed state, on a worker of its own. Bytewax's recovery, windows and clocks stay unused: offsets live with the data,
 and the source asks the steps downstream where to begin. `python -m bytewax.run module:flow` works, and SIGTERM ends it
@@ -27,7 +29,6 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from headrace.extras import require
@@ -35,7 +36,6 @@ from headrace.extras import require
 require("bytewax", "confluent_kafka")
 
 import bytewax.operators as op
-import polars as pl
 from bytewax.dataflow import Dataflow, Operator, Stream, operator
 from bytewax.errors import BytewaxRuntimeError
 from bytewax.inputs import DynamicSource, StatelessSourcePartition
@@ -44,11 +44,8 @@ from bytewax.run import cli_main
 
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features.view import FeatureView
-from headrace.pipelines.flow import Flow, Job, OnStatus, Place, StoreLike, frames_to
-from headrace.pipelines.flow import join as join_job
+from headrace.pipelines.flow import Flow, Job, OnStatus, Place, StoreLike
 from headrace.pipelines.flow import materialize as materialize_job
-from headrace.pipelines.join_step import IDLE_S as PARTITION_IDLE_S
-from headrace.pipelines.joining.spec import JoinSpec
 from headrace.pipelines.loop import (
     APPLY,
     IDLE_S,
@@ -124,27 +121,6 @@ def materialize(
     """Keep the records of `views` in `store` up to date: the job `flow.materialize`, with its options."""
     del step_id
     return add_job("steps", up, materialize_job(views, store, **options))
-
-
-@operator
-def join_examples(
-    step_id: str,
-    up: Stream[EventBatch],
-    spec: JoinSpec,
-    *,
-    state: str | Path | None = None,
-    idle_s: float | None = PARTITION_IDLE_S,
-) -> Stream[pl.DataFrame]:
-    """Hand on frames of labelled requests, in order: the job `flow.join`."""
-    del step_id
-    return add_job("steps", up, join_job(spec, state=state, idle_s=idle_s))
-
-
-@operator
-def parquet_out(step_id: str, up: Stream[pl.DataFrame], folder: str | Path) -> None:
-    """Write each frame to a Parquet file of its own in `folder`. After a crash rows may be there twice."""
-    del step_id
-    op.output("files", up, _Out(frames_to(folder)))
 
 
 @operator
