@@ -61,21 +61,14 @@ def replay_views(
         refuse_unfinished(out)
     keep_freed_memory()
     events = events_of(map(plan_of, views))
-    tables: dict[type[Event], list[str | Path]] = {}
-    topics = []
-    for url in urls:
-        named, place = named_url(url, events)
-        if scheme_of(place) is FILES:
-            tables.setdefault(named[0], []).append(place)
-        else:
-            topics.append(url)
+    tables, topics = _files_and_topics(urls, events)
     room = out.with_name(f"{out.name}.topics")
     try:
         with RowsBar() as bar:
             if topics:
                 _spool(topics, events, room, settings, bar, resume=resume)
                 for event in events:
-                    spooled: list[Path] = sorted((room / event.__name__).glob("*.parquet"), key=_number)
+                    spooled = sorted((room / event.__name__).glob("*.parquet"), key=_number)
                     tables.setdefault(event, []).extend(spooled)
             return replay_to_file(
                 views,
@@ -95,6 +88,21 @@ def replay_views(
     finally:
         if not parts_folder(out).exists():  # else the run can be taken up, and needs them
             shutil.rmtree(room, ignore_errors=True)
+
+
+def _files_and_topics(
+    urls: Sequence[str], events: Sequence[type[Event]]
+) -> tuple[dict[type[Event], list[str | Path]], list[str]]:
+    """Paths of files for each event, and the other URLs."""
+    files: dict[type[Event], list[str | Path]] = {}
+    topics = []
+    for url in urls:
+        named, place = named_url(url, events)
+        if scheme_of(place) is FILES:
+            files.setdefault(named[0], []).append(place)
+        else:
+            topics.append(url)
+    return files, topics
 
 
 def _configure() -> None:

@@ -108,13 +108,9 @@ def replay_to_file(
         for place in range(len(groups) * count)
     ]
     try:
-        if workers == 1:
-            for part in parts:
-                work_on(part, report)
-        else:
-            _work_in_processes(parts, workers, report, prepare)
+        _work_on_all(parts, workers, report, prepare)
     except BaseException:
-        if not any(folder.glob("*/progress.json")):
+        if not _has_progress(folder):
             shutil.rmtree(folder)  # nothing to go on from
         raise
     rows = write_output(_joined(views, parts, rows_to_answer), Path(out))
@@ -129,13 +125,18 @@ def refuse_unfinished(out: str | Path) -> None:
         ConfigError: it could be taken up.
     """
     folder = parts_folder(out)
-    if any(folder.glob("*/progress.json")):
+    if _has_progress(folder):
         raise ConfigError(f"{folder} is left of a run that did not end: --resume goes on; or delete it")
 
 
 def parts_folder(out: str | Path) -> Path:
     """Where the parts of a run into `out` are, until it ends."""
     return Path(out).with_name(f"{Path(out).name}.parts")
+
+
+def _has_progress(folder: Path) -> bool:
+    """Whether a run left something that another can go on from."""
+    return any(folder.glob("*/progress.json"))
 
 
 def _groups(views: Sequence[type[FeatureView]]) -> list[tuple[type[FeatureView], ...]]:
@@ -201,6 +202,15 @@ def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool)
 
 
 # Workers
+
+
+def _work_on_all(parts: Sequence[Part], workers: int, report: Report, prepare: Callable[[], None] | None) -> None:
+    """Run all parts to their end: here one after the other, or in that many processes."""
+    if workers > 1:
+        _work_in_processes(parts, workers, report, prepare)
+        return
+    for part in parts:
+        work_on(part, report)
 
 
 def _work_in_processes(parts: Sequence[Part], workers: int, report: Report, prepare: Callable[[], None] | None) -> None:

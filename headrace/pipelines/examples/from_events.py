@@ -62,17 +62,8 @@ class EventExamples:
         capacity: int = 100_000,
         seed: int = 0,
     ) -> None:
-        if isinstance(learner.label, Mapping):
-            raise DeclarationError(
-                f"learner {learner.name}: an event is an example of one label, and it has {len(learner.label)}: "
-                "several are learned from requests, as a step with a joiner and no events does"
-            )
-        if learner.label is None or not learner.label.candidate:
-            raise DeclarationError(
-                f"learner {learner.name}: no label with candidate=, the column that negatives replace"
-            )
         self.learner = learner
-        self.label: Label = learner.label
+        self.label = _label_of(learner)
         for name, number in (("negatives", negatives), ("reference", reference)):
             if number is not None and number < 0:
                 raise DeclarationError(f"learner {learner.name}: {name}={number}; write a number of at least 0")
@@ -207,6 +198,22 @@ class EventExamples:
         labels = np.zeros(valid.shape, dtype=np.float32)
         labels[:, 0] = events[LABEL].to_numpy()
         return DrawnExamples(repeated.with_columns(replaced), valid, labels, log_rates)
+
+
+def _label_of(learner: type[Learner]) -> Label:
+    """The one label that events are examples of.
+
+    Raises:
+        DeclarationError: the learner has several labels, or none with a candidate.
+    """
+    if isinstance(learner.label, Mapping):
+        raise DeclarationError(
+            f"learner {learner.name}: an event is an example of one label, and it has {len(learner.label)}: "
+            "several are learned from requests, as a step with a joiner and no events does"
+        )
+    if learner.label is None or not learner.label.candidate:
+        raise DeclarationError(f"learner {learner.name}: no label with candidate=, the column that negatives replace")
+    return learner.label
 
 
 @dataclass(frozen=True, slots=True, eq=False)
