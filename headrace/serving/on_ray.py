@@ -1,8 +1,8 @@
 """Runs the HTTP application on Ray Serve. The only module that imports ray.
 
 One deployment, no chain of hops: HAProxy hands each request to a replica's own server, which hands it straight to the
-application, around Serve's wrapper (sockets/direct.py). Models never change through Serve's `user_config`, which takes a
-replica out of routing and stops it when a push is bad; each replica follows the model directory by itself.
+application, around Serve's wrapper (sockets/direct.py). Models never change through Serve's `user_config`, which takes
+a replica out of routing and stops it when a push is bad; each replica follows the model directory by itself.
 
     client -> HAProxy (host:port) -> replica: uvicorn -> application -> Ranker, Swap
                                   -> replica: ...
