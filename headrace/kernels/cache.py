@@ -25,6 +25,8 @@ from numba.extending import _Intrinsic as Intrinsic
 
 _LIBRARIES = ("math", "numba", "numpy")
 """What kernels use of these changes with their version only, which Numba's own key covers."""
+_MOVED = (ImportError, AttributeError)
+"""Raised by pickle for a module that is gone, or no longer has a class."""
 
 
 def compile_once(dispatcher: Any) -> Any:
@@ -76,7 +78,7 @@ class _SharedCache:
         return compiled
 
     def _load(self, signature: Any, context: Any) -> Any:
-        """The compiled code; None also where it names a module that has since moved: its callees' code is the same.
+        """The compiled code; None also where it names a module or class that has moved: its callees' code is the same.
 
         Numba's own `load_overload` first imports all that its compiler may need, a second and more of a process's
         start; code that is already compiled needs none of it but the counters of references.
@@ -85,12 +87,15 @@ class _SharedCache:
         try:
             with self._cache._guard_against_spurious_io_errors():  # noqa: SLF001
                 return self._cache._load_overload(signature, context)  # noqa: SLF001
-        except ImportError:
+        except _MOVED:
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Write compiled code, for every process."""
         try:
+            self._cache.save_overload(signature, compiled)
+        except _MOVED:  # the list of what is compiled names what has moved, and all that it lists was compiled for that
+            self._cache.flush()
             self._cache.save_overload(signature, compiled)
         finally:
             self._release()

@@ -175,3 +175,21 @@ def test_other_fields_of_a_named_tuple_compile_again(tmp_path):
     assert run(tmp_path, {"work.py": FIELDS}) == (1, 1)
     assert run(tmp_path, {"work.py": FIELDS}) == (0, 1)
     assert run(tmp_path, {"work.py": swapped}) == (1, 2)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_code_that_takes_a_named_tuple_is_compiled_again_when_its_class_moves(tmp_path, stays):
+    """The list of what is compiled names the class by its module, which is gone or no longer has it."""
+    head, body = FIELDS.split("@part", 1)
+    pair = head.replace("from headrace.kernels.compile import kernel, part\n", "")
+    work = "from headrace.kernels.compile import kernel, part\nfrom pairs import Pair\n\n@part" + body.replace(
+        "(1, 2)", "Pair(1, 2)"
+    )
+    assert run(tmp_path, {"work.py": work, "pairs.py": pair}) == (1, 1)
+    moved = {"work.py": work.replace("from pairs", "from twins"), "twins.py": pair}
+    if stays:
+        moved["pairs.py"] = ""
+    else:
+        (tmp_path / "pairs.py").unlink()
+    assert run(tmp_path, moved) == (1, 1)
+    assert run(tmp_path, moved) == (0, 1)
