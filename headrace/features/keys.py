@@ -28,6 +28,8 @@ NULL_ID = -(2**63)
 """Id of a null key, which has no record. NumPy casts NaN and NaT to it; an integer key of this value counts as null."""
 FEW = 64
 """Keys up to which Python's own bytes cost less than a series of them."""
+FEW_TEXTS = 256
+"""Texts up to which hashing one by one costs less than a series of them."""
 _WORDS = {"int": "an int", "text": "a str", "any": "an int or a str"}
 WHOLE_MAX = 2**53
 """From 2**53 on a float may stand for several integers."""
@@ -256,7 +258,7 @@ class KeyTexts(Sequence[bytes]):
 
 def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int64], Sequence[bytes]]:
     """Ids (n,) and texts of keys of a single column, all texts or all integers."""
-    if is_text and len(values) > FEW:
+    if is_text and len(values) > FEW_TEXTS:
         ids, keys = ids_of_column(pl.Series(values, dtype=pl.String), "str")
         return ids, KeyTexts(ids, keys)
     # Without a series or a kernel: it is asked for in every request, and one costs more than some keys.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import StoreUnavailableError
 from headrace.features import Answer, ViewPlan, entity_ids, read_packed
-from headrace.features.keys import FEW
+from headrace.features.keys import FEW_TEXTS
 from headrace.features.store import OnlineStore
 from headrace.features.store.mget import ViewRead
 from headrace.features.warm import sample_records
@@ -134,7 +134,11 @@ class Ranker:
             LayoutError: a view was changed and its new version is not active yet.
         """
         records = {read.plan.name: sample_records(read.plan)[2][0] for read in self._reads}
-        for rows, count in ((PROBE_ROWS, 1), (2, 1), (2, FEW + 1)):  # few keys, and many, have kernels of their own
+        for rows, count in (
+            (PROBE_ROWS, 1),
+            (2, 1),
+            (2, FEW_TEXTS + 1),
+        ):  # few keys, and many, have kernels of their own
             queries = [self._probe_query(rows)] * count
             self.read_batch(queries)
             self._inputs_of(queries, records).pack_each(np.arange(1), np.array([0, 1]))
