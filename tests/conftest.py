@@ -24,11 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that have a limit of their own, since they are long: no process ends a run alone with one.
+    """Begin with long tests, those marked slow or with a limit of their own: no process ends a run alone with one.
 
     pytest-randomly has put `items` into an order that is the same in all processes; that of the rest stays.
     """
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("slow", "timeout"))))
 
 
 @pytest.fixture(autouse=True)

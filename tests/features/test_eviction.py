@@ -213,3 +213,4 @@ def test_a_failed_save_is_a_typed_error(tmp_path):
         with pytest.raises(StoreUnavailableError, match="cannot write to its disk"):
             store.flush(plan, [one_record()])
         assert store.fence(plan, 0) == Fence()
+        client.config_set("save", "")  # else it would not stop, since it cannot save, until it is killed
