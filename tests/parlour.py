@@ -19,9 +19,10 @@ from headrace.pipelines.examples import RequestColumns
 from headrace.pipelines.train_step import TrainStep
 from headrace.pipelines.trainer import Cadence, Trainer
 from headrace.schemas import Event, spec_of
+from tests.tiers import by_tier
 
 START_US = 1_700_000_000_000_000
-SHOWS = 100
+SHOWS = by_tier(fast=100, whole=150)
 LATENESS_US = 20_000_000
 
 
