@@ -3,6 +3,8 @@
 show t   |-- 15 s --|-- 15 s --|-- 30 s -------------|      `Correct("15s")` of a window of 60 s
 """
 
+from functools import cache
+
 import numpy as np
 import polars as pl
 import pytest
@@ -26,8 +28,9 @@ def declared(policy):
 EARLY, WEIGHED = declared(Correct("15s")), declared(Importance("15s"))
 
 
-def joined(learner, step_s, ends=True):
-    """All that comes out, event batches of `step_s` seconds at a time."""
+@cache
+def joined(learner, step_s=6.0, ends=True):
+    """All that comes out, event batches of `step_s` seconds at a time, and the joiner; to be read only."""
     joiner, frames = Joiner(JoinSpec.of_learner(learner, Show, "cakes")), []
     for piece, edge_us in batches(step_s, (Show, Taste)):
         for batch in piece:
@@ -55,7 +58,7 @@ def cells(frame):
 
 def test_a_request_comes_out_once_early_and_its_late_positives_once_more():
     """Early labels are those of the first age; each later positive comes once, alone, whatever its age."""
-    frame, joiner = joined(EARLY, 7.0)
+    frame, joiner = joined(EARLY)
     early, late = (cells(frame.filter(pl.col("is_first") == first)) for first in (True, False))
     assert early.height == 4 * SHOWS
     assert early["label"].to_list() == (early["delay"] < AFTER_US).fill_null(value=False).cast(pl.Int8).to_list()
@@ -64,7 +67,7 @@ def test_a_request_comes_out_once_early_and_its_late_positives_once_more():
     assert late.height == joiner.counts["late_labels"] == expected.height > 20
     assert late.select("show_id", "cake").unique().height == late.height
     assert (joiner.counts["requests"], joiner.open_requests) == (SHOWS, 0)
-    weighed, _ = joined(WEIGHED, 7.0)
+    weighed, _ = joined(WEIGHED)
     assert weighed["is_first"].all()
     assert weighed["show_id"].to_list() == frame.filter("is_first")["show_id"].to_list()
     assert (weighed["positive_weight"] > 1).all()
@@ -74,9 +77,9 @@ def test_a_request_comes_out_once_early_and_its_late_positives_once_more():
 def test_what_comes_out_is_a_function_of_the_events(tmp_path):
     """Order, labels and shares, in any pieces; and an early request does not wait for its window."""
     for learner in (EARLY, WEIGHED):
-        one, other = joined(learner, 6.0)[0], joined(learner, 60.0)[0]
+        one, other = joined(learner)[0], joined(learner, 60.0)[0]
         assert one.equals(other)
-    open_ended, _ = joined(EARLY, 6.0, ends=False)
+    open_ended, _ = joined(EARLY, ends=False)
     last_us = max(frame["at"].dt.epoch("us").max() for frame in (events()[Show], events()[Taste]))
     due = events()[Show].filter(pl.col("at").dt.epoch("us") < last_us - AFTER_US - 10_000_000).height
     assert open_ended["is_first"].sum() >= due
@@ -89,7 +92,7 @@ def test_what_comes_out_is_a_function_of_the_events(tmp_path):
 @pytest.mark.parametrize("learner", [EARLY, WEIGHED])
 def test_the_expected_sums_are_those_of_final_labels(learner):
     """With p that is the truth, weighted positives and negatives add up to those of the whole window."""
-    frame, _ = joined(learner, 5.0)
+    frame, _ = joined(learner)
     made = requests_to_examples(frame, learner, RequestColumns(time="at"))
     rate = delays()["delay"].is_not_null().mean()
     weights = made.weights(lambda inputs, _: np.full(len(inputs), rate, np.float32))
@@ -100,7 +103,7 @@ def test_the_expected_sums_are_those_of_final_labels(learner):
     assert ((made.source == LATE).sum() > 0) == (learner is EARLY)
 
 
-@pytest.mark.parametrize("learner", [EARLY, WEIGHED])
+@pytest.mark.parametrize("learner", [EARLY, pytest.param(WEIGHED, marks=pytest.mark.slow)])
 def test_weights_of_the_model_are_a_function_of_the_events(tmp_path, learner):
     """Bitwise equal from a stream in any pieces, and from one that was saved and resumed."""
     whole, cut = live(make(learner), 5.0), make(learner, state=tmp_path)
