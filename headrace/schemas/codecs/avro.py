@@ -17,9 +17,8 @@ from headrace.errors import DeclarationError, SchemaError
 from headrace.schemas.codecs.avro_kernels import Scratch, Tables, decode_datums, encode_datums
 from headrace.schemas.codecs.avro_skip import DEPTH_MAX, DETAILS, GOOD, STATUS_MAX
 from headrace.schemas.codecs.codec import BadPayload, Decoded
-from headrace.schemas.codecs.kernels import SlotArrays
 from headrace.schemas.codecs.looks_like import with_hints
-from headrace.schemas.codecs.program import NESTS_MAX, program_of
+from headrace.schemas.codecs.program import NESTS_MAX, SlotArrays, program_of
 from headrace.schemas.codecs.registry import UnusableAnswerError
 from headrace.schemas.codecs.slots import fill, from_frame, join, split, to_frame
 from headrace.schemas.codecs.writer_schema import OtherTypeError, plan_reading

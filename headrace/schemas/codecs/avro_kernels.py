@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headrace.kernels.compile import lean_kernel, part
+from headrace.kernels.compile import Bytes, Ints, lean_kernel, part
 from headrace.kernels.texts import is_utf8
 from headrace.schemas.codecs.avro_skip import (
     BAD_BOOL,
@@ -33,7 +33,6 @@ from headrace.schemas.codecs.avro_skip import (
     read_varint,
     skip_datum,
 )
-from headrace.schemas.codecs.kernels import Bytes, Ints, SlotArrays, fill_null, has_capacity
 from headrace.schemas.codecs.program import (
     ARGUMENT,
     BOOL,
@@ -59,6 +58,9 @@ from headrace.schemas.codecs.program import (
     TEXT,
     TIME,
     UNION,
+    SlotArrays,
+    fill_null,
+    has_capacity,
 )
 
 _DECIMAL_BYTES_MAX = 16

@@ -21,8 +21,7 @@ Nothing is kept of what is passed over, and text is not checked; only the positi
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.kernels.compile import lean_kernel, part
-from headrace.schemas.codecs.kernels import Bytes, Ints
+from headrace.kernels.compile import Bytes, Ints, lean_kernel, part
 
 GOOD, SHORT, LEFT_OVER, BAD_VARINT, BAD_BRANCH, BAD_BOOL, BAD_LENGTH, BAD_TEXT, NO_ROOM = range(9)
 BAD_SYMBOL, BAD_TIME, LONG_DECIMAL, OTHER_BRANCH, TOO_DEEP = range(9, 14)

@@ -25,7 +25,6 @@ from headrace.schemas.codecs.json_tokens import (
     TWICE,
     WRONG_TYPE,
 )
-from headrace.schemas.codecs.kernels import SlotArrays
 from headrace.schemas.codecs.looks_like import with_hints
 from headrace.schemas.codecs.program import (
     BOOL,
@@ -39,6 +38,7 @@ from headrace.schemas.codecs.program import (
     STRUCT,
     TEXT,
     TIME,
+    SlotArrays,
     program_of,
 )
 from headrace.schemas.codecs.slots import fill, gather, join, to_frame

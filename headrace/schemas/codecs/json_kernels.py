@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headrace.kernels.compile import lean_kernel, part
+from headrace.kernels.compile import Bytes, Ints, lean_kernel, part
 from headrace.schemas.codecs.json_tokens import (
     FALS,
     FAR_TIME,
@@ -42,7 +42,6 @@ from headrace.schemas.codecs.json_tokens import (
     skip_space,
     skip_value,
 )
-from headrace.schemas.codecs.kernels import Bytes, Ints, SlotArrays, fill_null, has_capacity, unescape
 from headrace.schemas.codecs.program import (
     ABSENT,
     ALIASES,
@@ -62,7 +61,11 @@ from headrace.schemas.codecs.program import (
     STRUCT,
     TEXT,
     TIME,
+    SlotArrays,
+    fill_null,
+    has_capacity,
 )
+from headrace.schemas.codecs.slots import unescape
 
 
 class Tables(NamedTuple):

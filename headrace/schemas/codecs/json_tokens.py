@@ -14,9 +14,9 @@ read, or a failure below 0, see `failure`.
 
 import numpy as np
 
-from headrace.kernels.compile import lean_kernel, part
+from headrace.kernels.compile import Bytes, lean_kernel, part
 from headrace.kernels.texts import is_utf8
-from headrace.schemas.codecs.kernels import Bytes, base64_value, hex_value
+from headrace.schemas.codecs.slots import base64_value, hex_value
 
 NOT_JSON, TWICE, WRONG_TYPE, MISSING, NO_ROOM, TOO_DEEP, NULL_VALUE, FAR_TIME = range(1, 9)
 _WORDS = (b"null", b"true", b"fals", b"Infi", b"nity", b'NaN"')

@@ -1,4 +1,4 @@
-"""A field tree as a table of numbers, so that one compiled kernel decodes every event.
+"""A field tree as a table of numbers, so that one compiled kernel decodes every event; and the slots it fills.
 
 The table has one row an **op**: a leaf, an option (a field that may be null or absent), a list or a struct, in
 declared order, a parent before its children. `end` is the op after the subtree, so a struct's children are `op + 1`,
@@ -32,12 +32,14 @@ Every op adds one number per slot for each value of its parent, null or not, exa
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import PydanticUndefined
 
 from headrace.errors import DeclarationError
+from headrace.kernels.compile import Ints, part
 from headrace.schemas.fields import FieldType
 from headrace.schemas.time_units import TimeUnit
 
@@ -220,3 +222,41 @@ def program_of(fields: Iterable[tuple[str, FieldType]], *, defaults: bool, unit:
         nodes,
         tuple(builder.paths),
     )
+
+
+class SlotArrays(NamedTuple):
+    """The slots that a kernel fills: slot s is `out[bases[s] : bases[s] + counts[s]]`, with room for `capacities[s]`.
+
+    A field has one slot or two, see `program`; `counts` grow as values are added.
+    """
+
+    out: Ints
+    bases: Ints
+    capacities: Ints
+    counts: Ints
+
+
+@part
+def fill_null(ops: Ints, op: int, slots: SlotArrays) -> None:
+    """Add the placeholder 0 to every slot of the subtree at `op`: Arrow's children have a value below a null, too."""
+    out, bases, counts = slots.out, slots.bases, slots.counts
+    i = op
+    last = ops[op, END]
+    while i < last:
+        slot = ops[i, SLOT]
+        out[bases[slot] + counts[slot]] = 0
+        counts[slot] += 1
+        # Numba compiles `==` chains to jumps but `in` to a tuple search.
+        if ops[i, OP] == TEXT or ops[i, OP] == BYTES or ops[i, OP] == FIXED or ops[i, OP] == DECIMAL:
+            out[bases[slot + 1] + counts[slot + 1]] = 0
+            counts[slot + 1] += 1
+        i = ops[i, END] if ops[i, OP] == LIST else i + 1
+
+
+@part
+def has_capacity(ops: Ints, op: int, items: int, slots: SlotArrays) -> bool:
+    """Whether `items` more items fit into the slots below the list at `op`."""
+    for slot in range(ops[op, SLOT] + 1, ops[op, SLOT_END]):
+        if slots.counts[slot] + items > slots.capacities[slot]:
+            return False
+    return True
