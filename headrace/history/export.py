@@ -2,7 +2,7 @@
 
     training.parquet.parts/
         inputs.json          views, events, spine and number of parts: a run goes on only with the same
-        <views>-<part>/      one part (`replay_part`)
+        <views>-<part>/      one part (`parts`)
 
 Views of one entity are replayed together. At the end the answers of all views are merged back into the spine's order
 and written piece by piece beside the spine's own columns.
@@ -65,7 +65,7 @@ def replay_to_file(
 
     Arguments:
         events, spine: files, by path, glob, folder of an archive or URL.
-        out: a Parquet, Arrow IPC, CSV or JSON lines file (`replay_output` has the formats).
+        out: a Parquet, Arrow IPC, CSV or JSON lines file (`output` has the formats).
         time_unit, csv_time_format: as for `replay`.
         overwrite: replace a file that is there.
         workers: processes, each for a part of the entities; the budget of rows is divided among them.
