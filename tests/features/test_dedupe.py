@@ -147,6 +147,7 @@ def test_a_large_batch_finds_its_own_duplicates():
     assert sum(counted(slab, rider) for rider in range(7)) == 70_000
 
 
+@pytest.mark.slow
 def test_of_very_many_events_in_the_span_the_newest_are_known():
     """70,000 events in 70 s, oldest first and in any order; what is known is the same after a reload."""
     count, forgotten = 70_000, 70_000 - seen_ids.KEEP_MAX

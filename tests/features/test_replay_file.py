@@ -241,6 +241,7 @@ def worker_processes():
                 yield child
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_error_and_the_run_goes_on(files):
     log, spine, out = files
 

@@ -159,6 +159,7 @@ def test_every_method_of_polars_is_refused_or_gives_each_row_its_own_value():
             assert not good or whole(values["v"], len(good)) == [alone[i][0] for i in good], name
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_taken_has_the_same_values_in_another_process():
     """One that met other texts before, and draws other random numbers."""

@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 from headrace.extras import EXTRA_OF
@@ -131,6 +132,7 @@ for door in {list(doors)}:
     ], done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_names_the_extra():
     """A command ends with one line and exit code 1, `doctor` with a note for each extra."""
     commands = ["models list", "run pipelines.materialize", "serve --plain", "demo"]

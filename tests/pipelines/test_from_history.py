@@ -46,7 +46,7 @@ def assert_same_weights(one, other):
     assert one.trainer.trained == other.trainer.trained
 
 
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("pieces", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_history_then_live_is_one_stream(tmp_path, pieces):
     """Files in any number and order, then the topic from the recorded offsets: equal weights, each example once."""
     frame = history(visits())

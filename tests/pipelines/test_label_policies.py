@@ -103,7 +103,8 @@ def test_the_expected_sums_are_those_of_final_labels(learner):
     assert ((made.source == LATE).sum() > 0) == (learner is EARLY)
 
 
-@pytest.mark.parametrize("learner", [EARLY, pytest.param(WEIGHED, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", [EARLY, WEIGHED])
 def test_weights_of_the_model_are_a_function_of_the_events(tmp_path, learner):
     """Bitwise equal from a stream in any pieces, and from one that was saved and resumed."""
     whole, cut = live(make(learner), 5.0), make(learner, state=tmp_path)

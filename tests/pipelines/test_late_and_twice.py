@@ -126,7 +126,8 @@ def test_a_backfill_hands_over_what_it_has_seen(store, tmp_path):
     assert found["readings_lifetime"].to_list() == truth["n"].to_list()
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_kill_and_deliver_again_counts_every_event_once(workers, tmp_path, repo, broker, topic, redis_url):
     """
     topic    0 ....... 2000 | 1200 .. 2000 again, 2000 .. 4000 | 3900 .. 4000 again

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tiers import by_tier
 from tests.visits import ASKED, ROWS, batches, make, run, weights
 
 
@@ -31,7 +32,7 @@ def one_by_one():
     return run(make(), batches([1]))
 
 
-@settings(max_examples=5)
+@settings(max_examples=by_tier(fast=2, whole=5))
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5))
 def test_weights_are_a_function_of_the_events(sizes):
     """However the streams are cut, and however far the watermark moves at once, examples, marks and weights agree."""
@@ -51,7 +52,7 @@ def uninterrupted():
     return step
 
 
-@pytest.mark.parametrize("cut", [20, 61, 90])
+@pytest.mark.parametrize("cut", [61, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (20, 90))])
 def test_restart_goes_on_exactly(tmp_path, cut):
     """Stopped after any batch and started again, the step ends with bitwise equal weights."""
     found = batches([4])

@@ -54,6 +54,7 @@ def test_a_line_that_is_no_letter_is_refused(line):
         decode_letter(line)
 
 
+@pytest.mark.slow
 def test_many_processes_write_into_one_folder(tmp_path, repo):
     program = "import sys; from tests.schemas.test_dead_letters import *; write_many(sys.argv[1], int(sys.argv[2]))"
     for process in [Forked(["-c", program, tmp_path, start], cwd=repo) for start in (0, 100)]:

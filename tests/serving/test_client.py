@@ -309,6 +309,7 @@ def test_the_example_of_the_page_runs(repo, redis_url, broker, tmp_path):
     assert (answer.model_version, answer.status) == (1, "missing")
 
 
+@pytest.mark.slow
 def test_load_is_offered_on_a_schedule_that_waits_for_no_answer(serve, repo, tmp_path):
     """A service that takes 0.1 s a batch is sent all requests in time, and each waits for it."""
     body = orjson.dumps({"entity": READER, "candidates": THINGS, "k": 2, "request_id": "taken once"})
