@@ -150,7 +150,7 @@ def test_weights_do_not_depend_on_how_the_stream_is_cut(cuts):
 def test_learning_per_example_does_not_depend_on_micro_batches():
     """Examples in order of events, each predicted with the weights after the one before it, whatever `rows_min` is."""
     small, large = (trainer(cadence=Cadence(rows_min=rows, publish_s=None, per_example=True)) for rows in (5, 128))
-    rows = by_tier(fast=200, whole=600)  # an example is a step, of 4 ms
+    rows = by_tier(fast=100, whole=600)  # an example is a step, of 4 ms
     feed(small, [rows // 2], rows)
     feed(large, [40, 41, rows - 45], rows)
     for each in (small, large):

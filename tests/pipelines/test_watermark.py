@@ -2,10 +2,11 @@
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.streams.watermark import END_OF_TIME_US, Watermark
+from tests.tiers import by_tier
 from tests.turnstiles import START_US, Passage, as_batch, passages
 
 
@@ -92,6 +93,7 @@ def test_a_batch_without_rows_only_tells_that_the_partition_lives():
     assert seconds(watermark, 40) == 10
 
 
+@settings(max_examples=by_tier(fast=25, whole=100))
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 100)), max_size=40), st.randoms())
 def test_it_never_moves_back(events: list[tuple[str, int]], rng: random.Random):
     """Whatever comes in whatever order, with partitions falling silent in between."""
