@@ -37,7 +37,7 @@ from headrace.errors import ConfigError, SourceError
 from headrace.pipelines.joining.delays import Delays
 from headrace.pipelines.joining.engagements import TIME, Engagements
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
-from headrace.pipelines.joining.labels import label_requests, late_labels
+from headrace.pipelines.joining.labels import GROUP_ROWS, label_requests, late_labels
 from headrace.pipelines.joining.rows_by_time import RowsByTime
 from headrace.pipelines.joining.spec import (
     EMITTED,
@@ -62,8 +62,6 @@ ENGAGEMENTS_MAX = 20_000_000
 """Positive engagements in memory."""
 REQUEST_ROWS = 8_192
 """Requests that wait in memory for a file of their own."""
-GROUP_ROWS = 131_072
-"""Requests that are labelled at a time, where slices of time are not larger."""
 LONG_AGO_US = -(2**62)
 REACHED_US = "__reached_us"
 """When a request reached the age at which it comes out."""

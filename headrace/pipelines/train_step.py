@@ -44,6 +44,9 @@ SAVE_S = 30.0  # between two saves: what a crash makes it train again
 RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of the waiting events
 IDLE_S = 5.0  # wall time after which a silent partition no longer holds the watermark back
 
+REQUEST_ROWS = 16_384
+"""Requests of which examples are made at a time: those of a long step together would be gigabytes."""
+
 SAVE_SECONDS = Histogram(
     "headrace_checkpoint_seconds",
     "Time that one checkpoint stops the training for; a thread writes it.",
@@ -297,12 +300,15 @@ class TrainStep:
             self.trainer.drain()
 
     def _learn_from(self, requests: pl.DataFrame) -> None:
+        """Learn from the requests of a step; micro-batches are cut as if all their examples were made at once."""
         assert self.joiner is not None
         columns = [label_column("labels", name) for name in self.joiner.spec.joins]
-        labels = requests.select(columns).filter(pl.col(columns[0]).list.len() > 0).explode(columns)
-        self._joined += labels.filter(~pl.all_horizontal(pl.all().is_null())).height
-        self._positives += int((labels.fill_null(0) > 0).sum_horizontal().sum()) if labels.height else 0
-        self.trainer.add_requests(requests)
+        for piece in requests.iter_slices(REQUEST_ROWS):
+            labels = piece.select(columns).filter(pl.col(columns[0]).list.len() > 0).explode(columns)
+            self._joined += labels.filter(~pl.all_horizontal(pl.all().is_null())).height
+            self._positives += int((labels.fill_null(0) > 0).sum_horizontal().sum()) if labels.height else 0
+            self.trainer.add_requests(piece)
+            self.trainer.train_whole()
 
     def _remember_served(self, requests: pl.DataFrame) -> None:
         if "label_ids" not in requests.columns:

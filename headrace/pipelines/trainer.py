@@ -177,8 +177,7 @@ class Trainer:
         Raises:
             GateRefusedError: it refused too often in a row.
         """
-        while self._waiting_rows >= self.micro_batch.rows:
-            self._train(self._cut(self.micro_batch.rows))
+        self.train_whole()
         wait_s = self.cadence.wait_s
         if self._waiting_rows and wait_s is not None and self._monotonic() - self._waiting_since >= wait_s:
             self.drain()
@@ -187,6 +186,11 @@ class Trainer:
         if self.directory is None or not due or self.online.steps == self._published_steps:
             return None
         return self.publish()
+
+    def train_whole(self) -> None:
+        """Train on the waiting examples that fill micro-batches; fewer than the rows of one wait on."""
+        while self._waiting_rows >= self.micro_batch.rows:
+            self._train(self._cut(self.micro_batch.rows))
 
     def drain(self) -> None:
         """Train on all waiting examples, the last micro-batch being smaller."""

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,9 @@ from headrace.errors import ConfigError, DeclarationError, SnapshotError, Source
 from headrace.learners import Label
 from headrace.pipelines.join_step import JoinStep
 from headrace.pipelines.joiner import Joiner
+from headrace.pipelines.joining.engagements import TIME
+from headrace.pipelines.joining.labelled import labelled_events
+from headrace.pipelines.joining.labels import label_requests
 from headrace.pipelines.joining.spec import JoinSpec
 from headrace.schemas import spec_of
 from headrace.streams.watermark import END_OF_TIME_US
@@ -135,6 +139,23 @@ def test_any_order_batching_and_duplication_give_the_naive_answer(events, rng: r
     assert told(frames) == naive(shows, follows)
     assert all(frame.height for frame in frames)
     assert joiner.open_requests == 0
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_requests_that_are_labelled_in_pieces_have_the_labels_of_the_whole(unknown):
+    """Among them requests without candidates; one candidate is shown by several requests at a time."""
+    rng = np.random.default_rng(0)
+    shows = [Show(int(rng.integers(0, 120)), i % 3, tuple(rng.integers(0, 6, i % 4).tolist()), i) for i in range(40)]
+    follows = [Follow(int(rng.integers(0, 200)), i % 3, i % 6, "walked", i) for i in range(60)]
+    joined = SPEC if not unknown else replace(SPEC, absent_is_unknown=True)
+    requests = batch(shows).frame.with_columns(pl.lit(None, pl.Int64).alias("appended_us"))
+    labelled, _ = labelled_events(batch(follows).frame.with_columns(pl.lit(5, pl.Int64).alias("appended_us")), joined)
+    once = labelled.with_columns(pl.col("moment").dt.epoch("us").alias(TIME))
+    whole = label_requests(requests, once, joined)
+    assert whole["labels"].explode().sum() > 10
+    for rows in (1, 3, 39):
+        assert_frame_equal(label_requests(requests, once, joined, rows_max=rows), whole)
+    assert_frame_equal(label_requests(requests.clear(), once, joined, rows_max=3), whole.clear())
 
 
 def test_an_engagement_that_positive_has_no_value_for_is_left_out_and_counted():

@@ -308,6 +308,21 @@ def test_groups_are_never_parted(tmp_path):
     assert sizes == [120, 120, 120, 90]
 
 
+@pytest.mark.parametrize("size", [1, 7, 25])
+def test_a_step_in_pieces_gives_the_micro_batches_of_the_whole(tmp_path, size):
+    whole, pieces = shelf_trainer(tmp_path / "whole")[0], shelf_trainer(tmp_path / "pieces")[0]
+    frame = requests(45)
+    whole.add_requests(frame)
+    for piece in frame.iter_slices(size):
+        pieces.add_requests(piece)
+        pieces.train_whole()
+    assert pieces._waiting_rows == 50
+    for one in (whole, pieces):
+        one.drain()
+    assert weights(pieces) == weights(whole)
+    assert whole.online.steps == pieces.online.steps == 5
+
+
 def test_versions_are_published_as_time_passes(tmp_path):
     one, clock, models = shelf_trainer(tmp_path)
     assert one.poll() is None

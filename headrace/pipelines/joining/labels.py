@@ -7,14 +7,29 @@ from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL
 from headrace.pipelines.joining.spec import LABEL_COLUMNS, JoinSpec, micros
 from headrace.schemas import spec_of
 
+GROUP_ROWS = 131_072
+"""Requests that are labelled at a time, which bounds the memory that their candidates need."""
+
 
 def label_requests(
-    requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSpec, within_us: int | None = None
+    requests: pl.DataFrame,
+    engagements: pl.DataFrame,
+    spec: JoinSpec,
+    within_us: int | None = None,
+    rows_max: int = GROUP_ROWS,
 ) -> pl.DataFrame:
     """`requests` with `LABEL_COLUMNS`: the labels of their candidates, as known `within_us` after the request.
 
-    `engagements` has each id once; `within_us` None is the label's whole window.
+    `engagements` has each id once; `within_us` None is the label's whole window. Requests are labelled `rows_max` at a
+    time: what is joined and sorted on the way is larger than the labels that come out.
     """
+    pieces = list(requests.iter_slices(rows_max)) or [requests]
+    return pl.concat([_label_piece(piece, engagements, spec, within_us) for piece in pieces])
+
+
+def _label_piece(
+    requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSpec, within_us: int | None
+) -> pl.DataFrame:
     request, engagement = spec_of(spec.request), spec_of(spec.engagement)
     engagement_id = str(engagement.id)
     window_us = spec.within_us if within_us is None else within_us
