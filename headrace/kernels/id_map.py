@@ -91,9 +91,14 @@ class IdMap:
 
     def items(self) -> tuple[Ints, Ints]:
         """All ids and their rows, by ascending row."""
-        used = self.table[self.table[:, 1] > 0]
-        used = used[np.argsort(used[:, 1])]
-        return used[:, 0].copy(), used[:, 1] - 1
+        return items_of(self.table)
+
+
+def items_of(table: Ints) -> tuple[Ints, Ints]:
+    """All ids of a map's `table` and their rows, by ascending row."""
+    used = table[table[:, 1] > 0]
+    used = used[np.argsort(used[:, 1])]
+    return used[:, 0].copy(), used[:, 1] - 1
 
 
 def _contiguous(ids: Ints) -> Ints:

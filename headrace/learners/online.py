@@ -16,7 +16,7 @@ Data", Political Analysis 9, section 4.1.
 Numbers reach the module standardised by the rows before them (`headrace.learners.standardizer`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -236,12 +236,23 @@ class OnlineLearner:
 
     def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
         """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer what learning needs."""
+        exports = {name: table.export(with_optimizer=with_optimizer) for name, table in self.tables.items()}
+        return self._rest_of_state(with_optimizer=with_optimizer) | _table_state(exports)
+
+    def capture(self, *, with_optimizer: bool = True) -> Callable[[], Arrays]:
+        """Copy the present state; what is returned gives it as `state_dict` does, later and in any thread.
+
+        Tables are copied as they lie, and put in order there, which takes longer than the copy.
+        """
+        rest = self._rest_of_state(with_optimizer=with_optimizer)
+        tables = {name: table.capture(with_optimizer=with_optimizer) for name, table in self.tables.items()}
+        return lambda: rest | _table_state({name: exported() for name, exported in tables.items()})
+
+    def _rest_of_state(self, *, with_optimizer: bool) -> Arrays:
+        """Copies of all arrays but those of the tables."""
         arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
         arrays["intercept"] = self._intercept.value.copy()
         arrays |= {f"numbers.{name}": array for name, array in self._numbers.state_dict().items()}
-        for name, table in self.tables.items():
-            exported = table.export(with_optimizer=with_optimizer)
-            arrays |= {f"table.{name}.{key}": array for key, array in exported.items()}
         if with_optimizer:
             arrays["optimizer.dense"] = self._dense_state.copy()
             arrays["rng"] = self._rng.numpy().copy()
@@ -282,6 +293,11 @@ class OnlineLearner:
         # Without times, batches still follow one another: eviction needs an order.
         newest = self.now_us + 1 if event_time_us is None else int(np.max(event_time_us))
         self.now_us = max(self.now_us, newest)
+
+
+def _table_state(exports: Mapping[str, Mapping[str, NDArray[Any]]]) -> Arrays:
+    """Arrays of tables by their names in a state."""
+    return {f"table.{name}.{key}": array for name, arrays in exports.items() for key, array in arrays.items()}
 
 
 def offsets_of(intercept: NDArray[np.float32], log_rate: LogRate) -> NDArray[np.float32]:

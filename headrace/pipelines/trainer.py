@@ -268,12 +268,12 @@ class Trainer:
 
     def capture(self) -> Callable[[Path], None]:
         """Copy the state, without its facts; what is returned writes it into an empty folder, in any thread."""
-        snapshot = Snapshot.of(self.online, offsets=self.positions, with_optimizer=True)
+        snapshot = Snapshot.capture(self.online, self.positions)
         state = self._state()
         events = None if self._events is None else self._events.capture()
 
         def write(folder: Path) -> None:
-            snapshot.save(folder / "learner")
+            snapshot().save(folder / "learner")
             (folder / "state.safetensors").write_bytes(save_tensors(state))
             if events is not None:
                 (folder / "events").mkdir()

@@ -182,6 +182,19 @@ def test_a_resumed_run_ends_with_bitwise_equal_weights(model):
     assert not equal(whole, first)
 
 
+@pytest.mark.parametrize("policies", [{}, {"book": TablePolicy(min_count=3)}, {"book": TablePolicy(rows_max=90)}])
+def test_a_captured_state_is_that_of_its_moment(policies):
+    learner = type("Captured", (Learner,), {"inputs": SPEC, "model": DeepFM(dim=3, hidden=(8,)), "tables": policies})
+    online, stream = OnlineLearner(learner, seed=2), Stream(5, books=900)
+    train(online, stream, 3)
+    wanted, captured = online.state_dict(), online.capture()
+    train(online, stream, 3)
+    state = captured()
+    assert list(state) == list(wanted)
+    assert all(state[name].tobytes() == wanted[name].tobytes() for name in wanted)
+    assert not all(array.tobytes() == wanted[name].tobytes() for name, array in online.state_dict().items())
+
+
 def test_predicting_changes_nothing():
     online = OnlineLearner(Shelf)
     inputs, labels, _ = Stream(11).batch()

@@ -13,7 +13,7 @@ With `with_optimizer` the arrays hold all state of training: a checkpoint rather
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -94,17 +94,14 @@ class Snapshot:
         if probe is not None and len(probe):
             arrays["probe.inputs"] = np.frombuffer(probe.to_bytes(), dtype=np.uint8)
             arrays["probe.scores"] = learner.predict(probe)
-        manifest = replace(
-            _declared(learner.learner),
-            parent=parent,
-            offsets=dict(offsets or {}),
-            trained_through_us=learner.now_us,
-            created_us=wall_us(),
-            steps=learner.steps,
-            with_optimizer=with_optimizer,
-            metrics=dict(metrics or {}),
-        )
-        return Snapshot(manifest, arrays)
+        return Snapshot(_present(learner, parent, offsets, metrics, with_optimizer=with_optimizer), arrays)
+
+    @staticmethod
+    def capture(learner: OnlineLearner, offsets: Mapping[str, int]) -> "Callable[[], Snapshot]":
+        """Copy the state of a learner with its optimizer; what is returned makes the snapshot, in any thread."""
+        manifest = _present(learner, 0, offsets, None, with_optimizer=True)
+        state = learner.capture()
+        return lambda: Snapshot(manifest, state())
 
     def save(self, folder: str | Path) -> "Snapshot":
         """Write to `folder`, which must not exist; returns the snapshot with `files` in its manifest.
@@ -190,6 +187,27 @@ def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inpu
         return None
     return Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint), np.asarray(
         arrays["probe.scores"], np.float32
+    )
+
+
+def _present(
+    learner: OnlineLearner,
+    parent: int,
+    offsets: Mapping[str, int] | None,
+    metrics: Mapping[str, Any] | None,
+    *,
+    with_optimizer: bool,
+) -> Manifest:
+    """The manifest of a learner's present state, without files."""
+    return replace(
+        _declared(learner.learner),
+        parent=parent,
+        offsets=dict(offsets or {}),
+        trained_through_us=learner.now_us,
+        created_us=wall_us(),
+        steps=learner.steps,
+        with_optimizer=with_optimizer,
+        metrics=dict(metrics or {}),
     )
 
 
