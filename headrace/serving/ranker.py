@@ -9,7 +9,7 @@ candidate, any other belongs to the entity. Fields of the entity are assembled o
 candidates alone comes from the resident catalogue where it has them; a lone request for resident candidates is scored
 in halves, and its inputs are assembled for the candidates that are shown.
 
-Invariants: `score_batch` uses only the scorer passed to it, it never reads the live model; an answer does not depend on
+Invariants: `score` uses only the scorer passed to it, it never reads the live model; an answer does not depend on
 the requests beside it in the batch (a matrix product may sum in another order: 1e-6).
 """
 
