@@ -39,12 +39,12 @@ def left_over(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_demo_runs_the_whole_loop(repo, folder):
     """No failed request, mixed version or parity mismatch; examples joined, models swapped in, nothing left running."""
     report_path = folder / "report.json"
     process = start(repo, folder, "--json", str(report_path))
-    code = process.wait(timeout=280)
+    code = process.wait(timeout=570)
     output = (folder / "out.txt").read_text()
     assert report_path.is_file(), output
     report = orjson.loads(report_path.read_bytes())
