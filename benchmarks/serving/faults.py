@@ -5,7 +5,8 @@
 
 Ray Serve with two replicas and an open-loop load; each fault is a SIGKILL amid a run of its own. Only requests that
 were under way in the killed replica may fail; without Redis requests are refused until it is back, in milliseconds;
-the broker and the publisher are not missed by any request.
+the broker and the publisher are not missed by any request. The publisher stands for the trainer, whose models would not
+be signed: a replica sees nothing of either but the versions that it publishes.
 """
 
 import argparse
@@ -76,10 +77,20 @@ class Bench:
         return self.ranks
 
     def broker(self) -> Callable[[], bool]:
-        """Kill the broker; over at once, as far as requests go."""
-        assert self.made.broker.pid is not None
-        os.kill(self.made.broker.pid, signal.SIGKILL)
-        return self.ranks
+        """Kill the broker, and start it again, empty, after a while; over once impressions are delivered to it."""
+        server = self.made.broker
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        time.sleep(AWAY_S)
+        before = self.delivered()
+        server.stop()
+        server.start()
+        return lambda: self.ranks() and self.delivered() > before  # an impression to deliver, should the load be over
+
+    def delivered(self) -> float:
+        """Impressions that the broker has acknowledged, of all replicas."""
+        page = httpx.get(f"{self.url}/metrics", timeout=5).text
+        return float(page.partition("\nheadrace_impressions_delivered_total ")[2].partition("\n")[0] or 0)
 
     def publisher(self) -> Callable[[], bool]:
         """Kill a publisher of ten versions a second; over once the next publisher's version is live."""
