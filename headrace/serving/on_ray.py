@@ -44,6 +44,7 @@ REPLICA_PORTS = 64  # one a replica; Serve does not reuse a freed port for 150 s
 DRAIN_S = 1.0  # a stopping replica still answers for so long, until all proxies have dropped it
 DRAIN_LOOK_S = 0.2  # how often it looks whether all requests are answered
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
+PROXY_START_S = 60.0  # by default Serve kills a proxy that is not up within 5 s, as on a loaded machine
 START_TRIES = 2  # Ray gives its node 30 s and HAProxy 60 s to start, which a loaded machine can exceed
 REMOVE_TRIES = 15  # 0.2 s apart
 REASON_LINES = 8  # last lines of a replica's traceback that go into an error message
@@ -274,6 +275,7 @@ class RayServe:
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
             "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(PROXY_START_S),
         }
         if options.haproxy:
             variables |= self._haproxy_environment()
