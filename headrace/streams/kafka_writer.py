@@ -19,7 +19,7 @@ from headrace.errors import SourceError
 from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.schemas.dead_letters import encoded, partitions_of
-from headrace.streams.kafka.client import FATAL, connected, describe
+from headrace.streams.kafka.client import FATAL, connected, describe, takes_connections
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +30,8 @@ FLUSH_S_MAX = 30.0
 """Seconds that a flush waits for the broker's acknowledgements."""
 FLUSH_PART_S = 0.25
 """Seconds between two looks, within a flush, at whether the broker refuses us for good."""
+PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # noqa: SLF001
+"""Codes of messages that a client gave back, of which none, or some, may have reached the broker."""
 DELIVERY_PART_S = 0.02
 """Seconds for which one thread waits for an acknowledgement that another may be given."""
 LETTER_BYTES_MAX = 900_000
@@ -183,19 +185,16 @@ class MessageProducer:
         self._bootstrap = bootstrap
         self._refusal: str | None = None
         self._lock = threading.Lock()
-        self._producer = connected(
-            Producer,
-            bootstrap,
-            {
-                "linger.ms": 5,
-                "log_level": 0,
-                "partitioner": "murmur2_random",
-                "error_cb": self._on_error,
-                **defaults,
-                **(config or {}),
-                "enable.idempotence": True,
-            },
-        )
+        self._options = {
+            "linger.ms": 5,
+            "log_level": 0,
+            "partitioner": "murmur2_random",
+            "error_cb": self._on_error,
+            **defaults,
+            **(config or {}),
+            "enable.idempotence": True,
+        }
+        self._producer = connected(Producer, bootstrap, self._options)
 
     def __len__(self) -> int:
         """Messages that are not acknowledged yet."""
@@ -211,7 +210,7 @@ class MessageProducer:
         while not self.try_send(topic, payload, key, self._on_delivery):
             self._producer.poll(0.1)
 
-    def try_send(self, topic: str, payload: bytes, key: str | None, on_delivery: OnDelivery) -> bool:
+    def try_send(self, topic: str, payload: bytes, key: str | bytes | None, on_delivery: OnDelivery) -> bool:
         """Hand over a message, and call `on_delivery` from a later `poll` or `flush`; False if the queue is full.
 
         Raises:
@@ -252,6 +251,20 @@ class MessageProducer:
     def poll(self, wait_s: float = 0.0) -> None:
         """Report deliveries to `on_delivery`; waits up to `wait_s` for one."""
         self._producer.poll(wait_s)
+
+    def renew_if_reached(self, wait_s: float) -> bool:
+        """Go on with another client if a broker takes connections within `wait_s`; return whether that was done.
+
+        For messages that are not acknowledged for long: a broker that came back without its log, or forgot this client,
+        may never take another message of the same client's sequence. Those under way are reported to their
+        `on_delivery` with an error of `PURGED`.
+        """
+        if not takes_connections(self._bootstrap, wait_s):
+            return False  # it is away: the client goes on by itself when it is back
+        before, self._producer = self._producer, connected(Producer, self._bootstrap, self._options)
+        before.purge()
+        before.flush(wait_s)
+        return True
 
     def wait(self, timeout_s: float) -> int:
         """Wait for all acknowledgements, up to `timeout_s`; the number of messages that lack one."""

@@ -1,5 +1,7 @@
 """The served log: what is written, and that it never holds up an answer."""
 
+import os
+import signal
 import time
 from dataclasses import replace
 
@@ -11,6 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import DeclarationError
 from headrace.learners import Inputs
+from headrace.local import EmbeddedBroker
 from headrace.schemas import Event, codec_for
 from headrace.serving import Impression, ImpressionColumns, ImpressionLog
 from headrace.serving.impressions import ImpressionBatch
@@ -160,6 +163,27 @@ def test_an_impression_that_the_client_refuses_costs_itself_alone(broker):
     assert log.flush() == 0
     log.close()
     assert (log.logged, log.delivered, log.dropped_by_reason) == (19, 19, {"refused": 1})
+
+
+def test_impressions_reach_a_broker_that_came_back_without_its_log(tmp_path):
+    """It takes no message of a sequence whose beginning it does not know."""
+    with EmbeddedBroker(tmp_path / "broker", topics={"shown": 1}) as server:
+        log = ImpressionLog(Shown, server.bootstrap, config={"message.timeout.ms": 2_000})
+        log.log(impression("first"))
+        assert log.flush() == 0
+        os.kill(server.pid, signal.SIGKILL)
+        server.stop()
+        server.start()
+        count, deadline_s = 0, time.monotonic() + 60
+        while log.delivered < 3 and time.monotonic() < deadline_s:
+            log.log(impression(f"later-{count}"))
+            count += 1
+            time.sleep(0.2)
+        assert log.delivered >= 3
+        assert log.flush() == 0
+        log.close()
+        assert log.delivered + log.dropped == 1 + count, "an impression was lost uncounted"
+        assert set(log.dropped_by_reason) <= {"broker"}
 
 
 def test_the_queue_is_bounded_in_bytes():

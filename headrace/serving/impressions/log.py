@@ -35,7 +35,7 @@ from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.serving.impressions.batch import Impression, ImpressionBatch, ImpressionColumns
 from headrace.serving.impressions.context import ContextColumn
 from headrace.serving.swap import Scores
-from headrace.streams.kafka_writer import MessageProducer
+from headrace.streams.kafka_writer import PURGED, MessageProducer
 
 QUEUE_MAX = 4_096  # requests
 BYTES_MAX = 64_000_000  # of what waits: inputs are kept as arrays, texts by their lengths
@@ -43,6 +43,8 @@ BATCH_MAX = 256  # requests a frame
 LINGER_S = 0.1  # how long the first request of a frame waits for others: alone it costs 0.8 ms of CPU
 PRODUCE_TRIES = 100  # of 50 ms each while librdkafka's own queue is full
 MESSAGE_TIMEOUT_MS = 60_000  # after which an impression that the broker has not acknowledged is dropped
+REACH_S = 0.2  # how long a broker may take to say that it is there, once messages have timed out
+LOOK_S = 5.0  # at least so long between two such looks, in which no impression is encoded
 FLUSH_S = 10.0  # how long `close` waits for the broker's acknowledgements
 
 LOGGED = Counter("headrace_impressions_total", "Impressions handed to the producer.")
@@ -95,6 +97,9 @@ class ImpressionLog:
         self._queue_max, self._bytes_max, self._batch_max = queue_max, bytes_max, batch_max
         self._waiting = 0  # requests in the queue and in the thread's hands; guarded by _counting, as are the counts
         self._waiting_bytes = 0
+        self._is_stuck = False  # messages time out; of the thread, as is what follows
+        self._look_s = 0.0  # the next look at the broker, of time.monotonic
+        self._unsent: list[tuple[bytes, bytes | None, int]] = []  # given back by a client: payload, key, impressions
         self._closed = threading.Event()  # nothing more is taken
         self._ended = threading.Event()  # the thread stops
         self._counting = threading.Lock()
@@ -194,6 +199,8 @@ class ImpressionLog:
                     self._waiting -= sum(map(len, batches))
                     self._waiting_bytes -= sum(batch.size_bytes for batch in batches)
             self._producer.poll()
+            if self._is_stuck and time.monotonic() > self._look_s:
+                self._go_on()
 
     def _take(self) -> list[ImpressionBatch]:
         """The next batches, of about `batch_max` requests; the first waits `LINGER_S` for others. None at times."""
@@ -233,27 +240,42 @@ class ImpressionLog:
         entities = [entity for batch in batches for entity in batch.entities]
         for i, payload in enumerate(payloads):
             key = "\x1f".join([str(entities[i].get(name, "")) for name in self._spec.key]) if keyed else None
-            self._send(payload, key, 1 if keyed else count)
+            some = 1 if keyed else count
+            if self._send(payload, key, some):
+                self.logged += some
+                LOGGED.inc(some)
 
-    def _send(self, payload: bytes, key: str | None, count: int) -> None:
+    def _send(self, payload: bytes, key: str | bytes | None, count: int) -> bool:
+        """Hand a message of `count` impressions to the producer; False: they were dropped."""
         deliver = self._delivered if count == 1 else partial(self._delivered, count=count)
         try:
             for _ in range(PRODUCE_TRIES):
                 if self._producer.try_send(self._spec.topic, payload, key, deliver):
-                    self.logged += count
-                    LOGGED.inc(count)
-                    return
+                    return True
                 if self._ended.is_set():
                     break
                 self._producer.poll(0.05)  # the producer is full: wait here, in the background, not in a request
         except SourceError as exc:
             log.warning("impression_refused", bytes=len(payload), impressions=count, reason=str(exc))
-            self._drop(count, "refused")
-            return
-        self._drop(count, "producer_full")
+            return self._drop(count, "refused")
+        return self._drop(count, "producer_full")
 
-    def _delivered(self, error: KafkaError | None, _message: Message, count: int = 1) -> None:
+    def _go_on(self) -> None:
+        """Begin with another client where the broker answers, yet acknowledges nothing of this one's; send again."""
+        self._is_stuck, self._look_s = False, time.monotonic() + LOOK_S
+        if not self._producer.renew_if_reached(REACH_S):
+            return
+        unsent, self._unsent = self._unsent, []
+        log.warning("impressions_sent_again", messages=len(unsent), reason="the broker acknowledged none for long")
+        for payload, key, count in unsent:
+            self._send(payload, key, count)
+
+    def _delivered(self, error: KafkaError | None, message: Message, count: int = 1) -> None:
+        if error is not None and error.code() in PURGED:
+            self._unsent.append((message.value(), message.key(), count))
+            return
         if error is not None:
+            self._is_stuck = self._is_stuck or error.code() == KafkaError._MSG_TIMED_OUT  # noqa: SLF001
             log.error("impressions_not_delivered", impressions=count, reason=str(error))
             self._drop(count, "broker")
             return

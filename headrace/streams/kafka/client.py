@@ -3,8 +3,10 @@
 Bad options are one error, before anything connects. Messages name the settings to check.
 """
 
+import contextlib
 import difflib
 import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -61,6 +63,16 @@ def _without_secrets(reason: str, options: Mapping[str, Any]) -> str:
     for secret in sorted(secrets - {""}, key=len, reverse=True):
         reason = reason.replace(secret, MASK)
     return reason
+
+
+def takes_connections(bootstrap: str, wait_s: float) -> bool:
+    """Whether a broker accepts a connection within `wait_s`; asking a client would put requests into its queue."""
+    for broker in bootstrap.split(","):
+        host, _, port = broker.strip().rpartition("/")[2].rpartition(":")
+        with contextlib.suppress(OSError, ValueError):
+            socket.create_connection((host.strip("[]"), int(port)), wait_s).close()
+            return True
+    return False
 
 
 def describe(error: KafkaError) -> str:
