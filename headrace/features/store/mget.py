@@ -33,7 +33,7 @@ def packed_mgets(
 ) -> tuple[list[bytes], list[int]]:
     """Packed MGETs of up to `PART_KEYS` keys each, and how many keys each has; prefixes are by shard."""
     shards = shard_of(ids, len(prefixes))
-    if len(texts) <= FEW:  # a call of a kernel costs as much as some keys
+    if 0 < len(texts) <= FEW:  # a call of a kernel costs as much as some keys
         keys_of_few = [prefixes[shard] + text for shard, text in zip(shards.tolist(), texts, strict=True)]
         packed_keys = b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in keys_of_few])
         return [b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys_of_few) + 1, packed_keys)], [len(keys_of_few)]
