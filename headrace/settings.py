@@ -168,7 +168,7 @@ class Settings(BaseSettings):
     one_cpu: bool = Field(
         True,
         description="whether a replica keeps its event loop and its scoring of small requests on one CPU, the idlest, "
-        "which serves up to 1.7 times as many; Linux only",
+        "which serves some 1.2 times as many; Linux only",
     )
     traces_url: str = Field(
         "", pattern=r"^(https?://.+)?$", description="collector of traces, OTLP over HTTP: http://host:4318/v1/traces"

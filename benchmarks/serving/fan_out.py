@@ -1,8 +1,8 @@
 """One entity and many candidates, from the request's keys to the best 100: resident candidates beside the plain path.
 
     python -m benchmarks.serving.fan_out --rounds 60
-    python -m venv /tmp/feast && /tmp/feast/bin/pip install 'feast[redis,glide]==0.67.0' torch
-    python -m benchmarks.serving.fan_out --feast /tmp/feast/bin/python      with Feast beside it (rival_feast.py)
+    python -m venv ../feast && ../feast/bin/pip install 'feast[redis,glide]==0.67.0' torch
+    python -m benchmarks.serving.fan_out --feast ../feast/bin/python      with Feast beside it (rival_feast.py)
 
 In one process, one thread of torch, over a Redis of its own: what a scoring thread does between the parsed request
 and the answer. Both paths take turns and their scores must agree. Each figure is the least and the median of

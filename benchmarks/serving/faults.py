@@ -6,7 +6,7 @@
 Ray Serve with two replicas and an open-loop load; each fault is a SIGKILL amid a run of its own. Only requests that
 were under way in the killed replica may fail; without Redis requests are refused until it is back, in milliseconds;
 the broker and the publisher are not missed by any request. The broker is the one in memory: it comes back without the
-ids of its producers, after which librdkafka's idempotent producer delivers nothing more ("over after inf s"). The
+ids of its producers, so that a replica begins with another client once its messages time out, after a minute. The
 publisher stands for the trainer, whose models would not be signed: a replica sees nothing of either but the versions
 that it publishes.
 """

@@ -1,7 +1,7 @@
 """Generated requests against the served contract: no 5xx, memory that stays, and valid calls that reach the model.
 
-    python -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install schemathesis
-    python -m benchmarks.serving.fuzz --schemathesis /tmp/fuzz/bin/st --cases 20000
+    python -m venv ../fuzz && ../fuzz/bin/pip install schemathesis
+    python -m benchmarks.serving.fuzz --schemathesis ../fuzz/bin/st --cases 20000
 
 Three soaks of one server, whose own counters say what came of them: calls that the description allows, of rank and
 score; calls that it allows and that it forbids, of all routes; and bytes at random, some of them HTTP. Schemathesis

@@ -2,9 +2,9 @@
 
     python -m benchmarks.serving.small_rank --baseline ../before
 
-This checkout twice: all features from Redis, and those of the candidates resident (HEADRACE_RESIDENT_MB), read again
-each second. Every answer must be 200. CPU is that of the server's process, load and Redis apart. All servers run at
-once and take turns; best of the rounds.
+This checkout three times: all features from Redis; those of the candidates resident (HEADRACE_RESIDENT_MB), read again
+each second; and from Redis with threads on any CPU (HEADRACE_ONE_CPU=false). Every answer must be 200. CPU is that of
+the server's process, load and Redis apart. All servers run at once and take turns; best of the rounds.
 """
 
 import random
@@ -18,7 +18,8 @@ import psutil
 from benchmarks.serving.stage import ROOT, arguments, bodies, cpu_s, load, server, stage
 
 CALLERS = (1, 16, 64)
-RESIDENT_MB = 256
+OURS = {"ours": {}, "resident": {"HEADRACE_RESIDENT_MB": "256"}, "any CPU": {"HEADRACE_ONE_CPU": "false"}}
+"""Name of a side -> settings of its server."""
 
 
 class Seen(NamedTuple):
@@ -33,15 +34,14 @@ def main() -> None:
     options = arguments("requests a second of small rankings", 4.0)
     given = [body for count in (4, 6, 8, 10) for body in bodies(64, count)]
     random.Random(0).shuffle(given)
-    sides = {"ours": ROOT, "resident": ROOT, "baseline": options.baseline and options.baseline.resolve(), "empty": None}
-    if not options.baseline:
-        del sides["baseline"]
+    baseline = {"baseline": (options.baseline.resolve(), {})} if options.baseline else {}
+    sides = {**{name: (ROOT, settings) for name, settings in OURS.items()}, **baseline, "empty": (None, {})}
     rounds: dict[tuple[str, int], list[Seen]] = defaultdict(list)
     with ExitStack() as stack:
         made = stack.enter_context(stage(HEADRACE_REQUEST_TIMEOUT_S="5"))  # a stall of the machine is no refusal
-        more = {"resident": {"HEADRACE_RESIDENT_MB": str(RESIDENT_MB)}}
         servers = {
-            name: stack.enter_context(server(made, checkout, **more.get(name, {}))) for name, checkout in sides.items()
+            name: stack.enter_context(server(made, checkout, **settings))
+            for name, (checkout, settings) in sides.items()
         }
         for port, _ in servers.values():
             load(port, "/v1/rank", 16, 2.0, given)
@@ -53,12 +53,17 @@ def main() -> None:
         cells = [best[name, callers] for callers in CALLERS]
         print(f"{name:10}" + "".join(f"{seen.per_s:>19.0f}{seen.cpu_ms:>8.2f}{seen.p99_ms:>8.1f}" for seen in cells))
     if options.baseline:
-        for name in ("ours", "resident"):
-            ratios = [f"{best[name, c].per_s / best['baseline', c].per_s:.2f} at {c}" for c in CALLERS]
-            print(f"{name} / baseline: {', '.join(ratios)}")
-    for name in ("ours", "resident"):
+        for name in OURS:
+            print_ratios(best, name, "baseline")
+    print_ratios(best, "ours", "any CPU")
+    for name in OURS:
         over_ms = best[name, 16].cpu_ms - best["empty", 16].cpu_ms
         print(f"CPU a request of {name} over the empty handler at 16 callers: {over_ms:.3f} ms")
+
+
+def print_ratios(best: dict[tuple[str, int], Seen], name: str, other: str) -> None:
+    ratios = [f"{best[name, c].per_s / best[other, c].per_s:.2f} at {c}" for c in CALLERS]
+    print(f"{name} / {other}: {', '.join(ratios)}")
 
 
 def measured(port: int, process: psutil.Process, callers: int, seconds: float, given: list[str]) -> Seen:

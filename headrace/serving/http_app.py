@@ -76,7 +76,7 @@ class HttpLimits:
             answered 429, and before that those that would wait for longer than they may.
         body_bytes_max: longest request body.
         timeout_s: deadline of a request that has no header `X-Request-Timeout-Ms`, from the arrival of its body
-            at this machine under `--plain`, in this process under Ray Serve.
+            at this machine; in this process where the server is another than ours.
         one_cpu: whether the threads that share the interpreter run on one CPU; see lanes/one_cpu.py.
     """
 

@@ -32,6 +32,8 @@ FLUSH_PART_S = 0.25
 """Seconds between two looks, within a flush, at whether the broker refuses us for good."""
 PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # noqa: SLF001
 """Codes of messages that a client gave back, of which none, or some, may have reached the broker."""
+PURGE_S = 2.0
+"""Seconds within which a client that is given up reports all its messages: they are at hand, some 100,000 at most."""
 DELIVERY_PART_S = 0.02
 """Seconds for which one thread waits for an acknowledgement that another may be given."""
 LETTER_BYTES_MAX = 900_000
@@ -263,7 +265,7 @@ class MessageProducer:
             return False  # it is away: the client goes on by itself when it is back
         before, self._producer = self._producer, connected(Producer, self._bootstrap, self._options)
         before.purge()
-        before.flush(wait_s)
+        before.flush(PURGE_S)
         return True
 
     def wait(self, timeout_s: float) -> int:
