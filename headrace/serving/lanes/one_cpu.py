@@ -1,9 +1,10 @@
 """One CPU for the threads that hand the interpreter to each other. Linux only.
 
 One thread of a process runs Python at a time. Where the event loop and the scoring thread run on two CPUs, each
-hand-over wakes the other CPU and moves the interpreter's memory to its cache: of 16 callers a small ranking cost 0.75 ms
-of CPU on two cores, and 0.63 ms with both threads on one (benchmarks/serving/small_rank.py). Threads that compute for
-milliseconds without the interpreter (large fan-outs, refreshes, loads) stay free, and so do those of other libraries.
+hand-over wakes the other CPU and moves the interpreter's memory to its cache: of 16 callers a small ranking cost
+0.75 ms of CPU on two cores, and 0.63 ms with both threads on one (benchmarks/serving/small_rank.py). Threads that
+compute for milliseconds without the interpreter (large fan-outs, refreshes, loads) stay free, and so do those of other
+libraries.
 
     every LOOK_S   busy time of each CPU, less that of our threads = what others do there
                    none chosen yet, or others busy on ours -> the CPU with the least
