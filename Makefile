@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready
 ARGS ?=
 # processes of the tests: much of their time they wait for brokers, servers and clocks
-PROCESSES ?= 3
+PROCESSES ?= 4
 # a test run starts hundreds of processes, each of which would compile our modules again
 export PYTHONDONTWRITEBYTECODE :=
 # the first Python on the path that bytewax has a wheel for
@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the main job, end to end on real input (ARGS="--seconds 60 --json report.json")
 	@$(VENV)/bin/headrace demo $(ARGS)
 
-test: setup ## the tests but those marked slow, in three processes (ARGS="tests/features -k ring", PROCESSES=0)
+test: setup ## the tests but those marked slow, in four processes (ARGS="tests/features -k ring", PROCESSES=0)
 	@$(PY) -m pytest -n $(PROCESSES) --dist worksteal -m "not slow" $(ARGS)
 
 test-all: setup ## every test, with all examples of its properties, as CI runs them

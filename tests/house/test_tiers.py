@@ -1,15 +1,21 @@
 """`make test` runs the fast tier, and CI every test with its whole counts."""
 
+import os
 import shlex
 import subprocess
 
 from tests import tiers
 from tests.tiers import by_tier
 
+VARIABLES = {"MAKEFLAGS", "MAKEOVERRIDES", "ARGS", "PROCESSES"}
+
 
 def pytest_commands(repo, target: str) -> list[list[str]]:
     """Calls of pytest that a target of the Makefile makes."""
-    shown = subprocess.run(["make", "-n", target], cwd=repo, capture_output=True, text=True, check=True).stdout
+    environment = {name: text for name, text in os.environ.items() if name not in VARIABLES}  # of a make around us
+    shown = subprocess.run(
+        ["make", "-n", target], cwd=repo, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     return [words for words in map(shlex.split, shown.splitlines()) if words[1:3] == ["-m", "pytest"]]
 
 

@@ -38,6 +38,13 @@ def log(tmp_path):
     return frame
 
 
+@pytest.fixture
+def own_broker(tmp_path):
+    """Bootstrap address of a broker on which no other test writes engagements."""
+    with EmbeddedBroker(tmp_path / "broker") as server:
+        yield server.bootstrap
+
+
 def bought(store, log):
     newest = log["event_time"].max()
     customers = log.select("customer_id").drop_nulls().unique()
@@ -100,12 +107,12 @@ def test_backfill_builds_a_view_and_says_so(repo, redis_url, log, tmp_path):
     assert words.startswith("error: plain files do not say up to which offset of topic 'engagements' they reach")
 
 
-def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, broker, log, tmp_path):
-    create_topics(broker, {"engagements": 2})
-    writer = TopicWriter(broker, Engagement)
+def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, own_broker, log, tmp_path):
+    create_topics(own_broker, {"engagements": 2})
+    writer = TopicWriter(own_broker, Engagement)
     writer.write(log[:5_000])
     writer.flush()
-    arguments = ("materialize", VIEW, "--events", f"kafka://{broker}", "--store", redis_url)
+    arguments = ("materialize", VIEW, "--events", f"kafka://{own_broker}", "--store", redis_url)
     letters = {"HEADRACE_DEAD_LETTER_DIR": str(tmp_path / "letters")}
     process = start(repo, *arguments, **letters)
     with OnlineStore.open(redis_url) as store:
@@ -122,7 +129,7 @@ def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, b
         code, _, words = headrace(repo, *arguments, "--until-end", **letters)
         assert code == 0, words
         assert bought(store, log) > 0
-    code, out, words = headrace(repo, "verify", VIEW, "--events", f"kafka://{broker}", "--store", redis_url, **letters)
+    code, out, words = headrace(repo, "verify", VIEW, "--events", f"kafka://{own_broker}", "--store", redis_url, **letters)
     assert code == 0, (out, words)
     assert f"{log['customer_id'].count():,} rows replayed" in words
 
