@@ -186,6 +186,7 @@ class MessageProducer:
     def __init__(self, bootstrap: str, config: Mapping[str, Any] | None, **defaults: Any) -> None:
         self._bootstrap = bootstrap
         self._refusal: str | None = None
+        self._is_late = False  # the client may belong to a log that the broker has no more
         self._lock = threading.Lock()
         self._options = {
             "linger.ms": 5,
@@ -223,16 +224,24 @@ class MessageProducer:
         except BufferError:
             return False
         except KafkaException as exc:
+            self._is_late = self._is_late or exc.args[0].code() == KafkaError._FATAL  # noqa: SLF001
             raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: {exc.args[0].str()}") from exc
         return True
 
     def deliver(self, topic: str, messages: Sequence[tuple[str | None, bytes]], timeout_s: float) -> None:
         """Send messages of (key, payload), and return once the broker has acknowledged each of them.
 
+        After a call that was not acknowledged in time, the next goes on with another client if it reaches the broker:
+        see `renew_if_reached`.
+
         Raises:
             SourceError: it refused one, or did not acknowledge all within `timeout_s` seconds.
         """
         deadline_s = time.monotonic() + timeout_s
+        with self._lock:
+            is_late, self._is_late = self._is_late, False
+        if is_late and not self.renew_if_reached(timeout_s):
+            self._is_late = True
         errors: list[KafkaError | None] = []  # one an acknowledged or refused message, from whichever thread polls
         for key, payload in messages:
             while not self.try_send(topic, payload, key, lambda error, _message: errors.append(error)):
@@ -248,6 +257,7 @@ class MessageProducer:
     def _raise_late(self, topic: str, deadline_s: float, timeout_s: float) -> None:
         self._raise_refusal()
         if time.monotonic() > deadline_s:
+            self._is_late = True
             raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: not acknowledged within {timeout_s:g} s")
 
     def poll(self, wait_s: float = 0.0) -> None:

@@ -129,7 +129,9 @@ def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, o
         code, _, words = headrace(repo, *arguments, "--until-end", **letters)
         assert code == 0, words
         assert bought(store, log) > 0
-    code, out, words = headrace(repo, "verify", VIEW, "--events", f"kafka://{own_broker}", "--store", redis_url, **letters)
+    code, out, words = headrace(
+        repo, "verify", VIEW, "--events", f"kafka://{own_broker}", "--store", redis_url, **letters
+    )
     assert code == 0, (out, words)
     assert f"{log['customer_id'].count():,} rows replayed" in words
 

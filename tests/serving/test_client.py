@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import os
 import re
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +37,7 @@ from headrace.errors import (
 from headrace.features import plan_of
 from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
-from headrace.local.ports import free_port
+from headrace.local import EmbeddedBroker, free_port
 from headrace.schemas import Event, Field, FileDeadLetters
 from headrace.serving import HttpLimits, ImpressionColumns, build_http
 from headrace.serving.replica import build_replica
@@ -281,6 +283,33 @@ def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_pat
 
     with Client("http://127.0.0.1:1", engagements=to) as client, pytest.raises(SourceError, match="too large"):
         client.engaged("r", "x" * 2_000_000, reader=7)
+
+
+def test_engagements_reach_a_broker_that_came_back_without_its_log(tmp_path):
+    """It takes no message of a sequence whose beginning it does not know: a failed call costs the next one nothing."""
+
+    class Chosen(Event, topic="chosen", key="reader", time="event_time"):
+        event_time: datetime
+        reader: int
+        thing: str
+        request_id: str
+
+    with EmbeddedBroker(tmp_path / "broker", topics={"chosen": 1}) as server:
+        to = Engagements(Chosen, candidate="thing", brokers=server.bootstrap)
+        with Client("http://127.0.0.1:1", engagements=to, timeout_s=2) as client:
+            client.engaged("before", "a", reader=7)
+            os.kill(server.pid, signal.SIGKILL)
+            server.stop()
+            server.start()
+            failed, written, deadline_s = 0, 0, time.monotonic() + 60
+            while not written and time.monotonic() < deadline_s:
+                try:
+                    client.engaged("after", "a", reader=7)
+                    written += 1
+                except SourceError:
+                    failed += 1
+            assert written, f"{failed} calls failed"
+            client.engaged("after", "b", reader=7)
 
 
 def test_the_example_of_the_page_runs(repo, redis_url, broker, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -69,6 +70,25 @@ def test_a_thread_that_has_ended_is_in_nobodys_way(threads):
     one_cpu.add(threads[0])
     one_cpu.start()
     assert chosen(one_cpu) in cpus_of(threads[0])
+    one_cpu.close()
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="needs two CPUs, and Linux")
+def test_threads_run_on_any_cpu_again_once_nobody_can_say_what_others_do(threads, tmp_path):
+    (tmp_path / "self" / "task").mkdir(parents=True)
+    (tmp_path / "stat").write_text(Path("/proc/stat").read_text())
+    one_cpu = OneCpu(proc=tmp_path)
+    one_cpu.add(threads[0])
+    one_cpu.start()
+    assert chosen(one_cpu) in ALLOWED
+    assert len(cpus_of(threads[0])) == 1
+    (tmp_path / "stat").write_text("cpu0 in another form\n")
+    deadline_s = time.monotonic() + 60
+    while one_cpu.cpu is not None and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    assert cpus_of(threads[0]) == ALLOWED
+    one_cpu.add(threads[1])
+    assert cpus_of(threads[1]) == ALLOWED
     one_cpu.close()
 
 

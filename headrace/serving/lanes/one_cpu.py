@@ -42,10 +42,12 @@ log = structlog.get_logger(__name__)
 class OneCpu:
     """Keeps the threads added to it on one CPU from `start` to `close`; does nothing where there is no choice.
 
-    Thread-safe. A thread made by one of them inherits its CPU: see `free`.
+    Thread-safe. A thread made by one of them inherits its CPU: see `free`. `proc` is where the kernel shows times of
+    CPUs and threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self._proc = proc
         self._allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
         self._threads: set[int] = set()  # native ids, guarded by _lock, as is _cpu
         self._cpu: int | None = None
@@ -74,7 +76,7 @@ class OneCpu:
 
     def start(self) -> None:
         """Choose a CPU after a first look, and another when others work there."""
-        if len(self._allowed) > 1 and self._keeper is None and Path("/proc/self/task").is_dir():
+        if len(self._allowed) > 1 and self._keeper is None and (self._proc / "self" / "task").is_dir():
             self._keeper = threading.Thread(target=self._run, name="headrace-cpu", daemon=True)
             self._keeper.start()
 
@@ -88,10 +90,10 @@ class OneCpu:
 
     def _run(self) -> None:
         try:
-            now_s, busy_s, ours_s = time.monotonic(), _busy_s(self._allowed), self._ours_s()
+            now_s, busy_s, ours_s = time.monotonic(), self._busy_s(), self._ours_s()
             while not self._closed.wait(LOOK_S):
                 before_s, busy_before_s, ours_before_s = now_s, busy_s, ours_s
-                now_s, busy_s, ours_s = time.monotonic(), _busy_s(self._allowed), self._ours_s()
+                now_s, busy_s, ours_s = time.monotonic(), self._busy_s(), self._ours_s()
                 span_s = now_s - before_s
                 others = {cpu: (busy_s[cpu] - busy_before_s[cpu]) / span_s for cpu in busy_s}
                 if self._cpu is not None:
@@ -110,7 +112,25 @@ class OneCpu:
     def _ours_s(self) -> float:
         """CPU seconds of our threads until now."""
         with self._lock:
-            return sum(map(_thread_s, self._threads))
+            return sum(self._thread_s(thread) for thread in self._threads)
+
+    def _busy_s(self) -> dict[int, float]:
+        """Seconds that each CPU was not idle, since the machine's start."""
+        busy_s = {}
+        for line in (self._proc / "stat").read_text().splitlines():
+            name, *numbers = line.split()
+            if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._allowed:
+                ticks = list(map(int, numbers[:8]))  # what follows is counted in these already
+                busy_s[int(name[3:])] = (sum(ticks) - ticks[_IDLE] - ticks[_IOWAIT]) / _TICKS_PER_S
+        return busy_s
+
+    def _thread_s(self, thread: int) -> float:
+        """CPU seconds of a thread of this process; 0 once it has ended."""
+        try:
+            fields = (self._proc / "self" / "task" / str(thread) / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0.0
+        return (int(fields[_USER_OF_THREAD]) + int(fields[_SYSTEM_OF_THREAD])) / _TICKS_PER_S
 
     def _pin(self, cpus: Collection[int]) -> None:
         """Set the CPUs of our threads, and forget those that have ended."""
@@ -145,23 +165,3 @@ def choice(others: dict[int, float], cpu: int | None) -> int:
         return best
     is_better = others[cpu] > BUSY_MAX and others[cpu] - others[best] > GAIN_MIN
     return best if is_better and random.random() < MOVE_CHANCE else cpu
-
-
-def _busy_s(cpus: Collection[int]) -> dict[int, float]:
-    """Seconds that each CPU was not idle, since the machine's start."""
-    busy_s = {}
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *numbers = line.split()
-        if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in cpus:
-            ticks = list(map(int, numbers[:8]))  # what follows is counted in these already
-            busy_s[int(name[3:])] = (sum(ticks) - ticks[_IDLE] - ticks[_IOWAIT]) / _TICKS_PER_S
-    return busy_s
-
-
-def _thread_s(thread: int) -> float:
-    """CPU seconds of a thread of this process; 0 once it has ended."""
-    try:
-        fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    return (int(fields[_USER_OF_THREAD]) + int(fields[_SYSTEM_OF_THREAD])) / _TICKS_PER_S
