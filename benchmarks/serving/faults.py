@@ -53,6 +53,13 @@ class Bench:
         self.made = made
         self.url = f"http://127.0.0.1:{port}"
         self.signer = Signer(made.folder / "models", made.env["HEADRACE_REDIS_URL"])
+        self.killed_s = 0.0
+
+    def kill(self, pid: int | None) -> None:
+        """Kill a process, and note when."""
+        assert pid is not None
+        self.killed_s = time.perf_counter()
+        os.kill(pid, signal.SIGKILL)
 
     def replicas(self) -> set[int]:
         """Process ids of the replicas that answered 40 looks."""
@@ -66,14 +73,13 @@ class Bench:
     def replica(self) -> Callable[[], bool]:
         """Kill a replica; over once two answer, none of them the killed one."""
         pid = min(self.replicas())
-        os.kill(pid, signal.SIGKILL)
+        self.kill(pid)
         return lambda: len(self.replicas() - {pid}) == REPLICAS
 
     def redis(self) -> Callable[[], bool]:
         """Kill Redis, and start it again on its data after a while; over once a ranking is answered."""
         server = self.made.redis
-        assert server.pid is not None
-        os.kill(server.pid, signal.SIGKILL)
+        self.kill(server.pid)
         time.sleep(AWAY_S)
         server.stop()
         server.start()
@@ -82,8 +88,7 @@ class Bench:
     def broker(self) -> Callable[[], bool]:
         """Kill the broker, and start it again, empty, after a while; over once impressions are delivered to it."""
         server = self.made.broker
-        assert server.pid is not None
-        os.kill(server.pid, signal.SIGKILL)
+        self.kill(server.pid)
         time.sleep(AWAY_S)
         before = self.delivered()
         server.stop()
@@ -100,7 +105,7 @@ class Bench:
         words = [self.made.env["HEADRACE_MODEL_DIR"], self.made.env["HEADRACE_REDIS_URL"], "1000", "0.1"]
         publisher = subprocess.Popen([sys.executable, "-m", "benchmarks.serving.signed", *words], cwd=ROOT)
         time.sleep(AWAY_S)
-        publisher.kill()
+        self.kill(publisher.pid)
         publisher.wait()
         version = self.signer.publish()
         return lambda: httpx.get(f"{self.url}/v1/model", timeout=5).headers["x-model-version"] == str(version)
@@ -110,10 +115,10 @@ class Bench:
         return httpx.post(f"{self.url}/v1/rank", content=bodies(1, 4)[0], timeout=5).status_code == 200
 
 
-def struck(do: Callable[[], Callable[[], bool]], began_s: float) -> Fault:
+def struck(bench: Bench, do: Callable[[], Callable[[], bool]], began_s: float) -> Fault:
     """Do a fault, and wait until it is over."""
-    killed_s = time.perf_counter() - began_s
     is_over = do()
+    killed_s = bench.killed_s - began_s
     done_s = time.perf_counter()
     while True:
         try:
@@ -136,7 +141,7 @@ async def run(bench: Bench, do: Callable[[], Callable[[], bool]], rate_per_s: fl
         )
         began_s = time.perf_counter()
         await asyncio.sleep(seconds / 4)
-        fault = await asyncio.to_thread(struck, do, began_s)
+        fault = await asyncio.to_thread(struck, bench, do, began_s)
         played = await load
     ended_s = pl.col("scheduled_s") + pl.col("latency_ms") / 1e3
     failed = played.requests.filter(pl.col("outcome") != OK)
@@ -149,6 +154,9 @@ async def run(bench: Bench, do: Callable[[], Callable[[], bool]], rate_per_s: fl
         f"{fault.recovery_s:.1f} s; p50 {summary['p50_ms']} ms, p99 {summary['p99_ms']} ms",
         flush=True,
     )
+    if do.__name__ == "replica" and failed.height:
+        after_ms = (failed["scheduled_s"] - fault.killed_s) * 1e3
+        print(f"{'':10} failed: scheduled {after_ms.min():.0f} to {after_ms.max():.0f} ms after the kill")
     if refused.height:
         print(f"{'':10} refusals without Redis: median {refused['latency_ms'].median():.1f} ms")
     allowed = under_way.height if do.__name__ == "replica" else refused.height if do.__name__ == "redis" else 0

@@ -239,10 +239,16 @@ class OnlineLearner:
         exports = {name: table.export(with_optimizer=with_optimizer) for name, table in self.tables.items()}
         return self._rest_of_state(with_optimizer=with_optimizer) | _table_state(exports)
 
+    def prepare_capture(self) -> bool:
+        """Begin to copy large tables in a thread while they are trained; whether `capture` need not wait for it."""
+        are_near = [table.prepare_capture() for table in self.tables.values()]
+        return all(are_near)
+
     def capture(self, *, with_optimizer: bool = True) -> Callable[[], Arrays]:
         """Copy the present state; what is returned gives it as `state_dict` does, later and in any thread.
 
-        Tables are copied as they lie, and put in order there, which takes longer than the copy.
+        Tables are copied as they lie, and put in order there, which takes longer than the copy. After
+        `prepare_capture` only the rows that have changed since are left to copy.
         """
         rest = self._rest_of_state(with_optimizer=with_optimizer)
         tables = {name: table.capture(with_optimizer=with_optimizer) for name, table in self.tables.items()}

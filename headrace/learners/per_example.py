@@ -124,6 +124,7 @@ class ExampleLoop:
             self._optimizers,
             (predictions[chunk], losses[chunk], parts.lookup.no_elements),
         )
+        parts.lookup.note_changed(uses)
         return count
 
 
@@ -161,7 +162,7 @@ def learn_each(
 
     `known` (n,) are the rows before ids of these examples got one: an id is predicted without its row at its first use.
     """
-    weights, states, seen, counts, slots = tables
+    weights, states, seen, counts, _, slots = tables
     _, _, _, runs, lengths = uses
     x, labels, importance, log_rates, now_us = examples
     head, head_grads, flat_weights, flat_state, flat_grads = dense

@@ -160,7 +160,7 @@ class TrainStep:
             self._released_s = now_s
             self._release()
         verdict = self.trainer.poll()
-        if now_s - self._saved_s >= self._save_s and not (self._thread and self._thread.is_busy):
+        if now_s - self._saved_s >= self._save_s and not (self._thread and self._thread.is_busy) and self._is_prepared:
             self._submit()
         return [] if verdict is None else [verdict]
 
@@ -197,6 +197,11 @@ class TrainStep:
         self._submit()
         if self._thread is not None:
             self._thread.wait()
+
+    @property
+    def _is_prepared(self) -> bool:
+        """Whether the state can be taken now, with training stopped for no longer than it must."""
+        return self._thread is None or self.trainer.prepare_capture()
 
     @SAVE_SECONDS.time()
     def _submit(self) -> None:

@@ -266,6 +266,10 @@ class Trainer:
             "micro_batch": self.micro_batch.facts(),
         }
 
+    def prepare_capture(self) -> bool:
+        """Begin to copy what is large, while training goes on; whether `capture` need not wait for it."""
+        return self.online.prepare_capture()
+
     def capture(self) -> Callable[[Path], None]:
         """Copy the state, without its facts; what is returned writes it into an empty folder, in any thread."""
         snapshot = Snapshot.capture(self.online, self.positions)

@@ -195,6 +195,44 @@ def test_a_captured_state_is_that_of_its_moment(policies):
     assert not all(array.tobytes() == wanted[name].tobytes() for name, array in online.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [TablePolicy(), TablePolicy(min_count=2), TablePolicy(rows_max=20_000), TablePolicy(expire_us=40)],
+    ids=["grows", "waits", "evicts", "expires"],
+)
+@pytest.mark.parametrize(
+    ("model", "per_example"),
+    [(DeepFM(dim=63, hidden=(8,)), False), (DeepFM(dim=63, hidden=()), True), (Dropping(dim=63), False)],
+    ids=["by hand", "per example", "autograd"],
+)
+def test_a_state_that_is_copied_while_it_is_learned_is_that_of_its_moment(model, per_example, policy):
+    """Large tables are copied by a thread amid steps that change, add and remove rows, and now and then grow them."""
+    spec = InputSpec(Categorical("book"), Bag("read", table="book", length=2), Categorical("reader"))
+    learner = type("Copied", (Learner,), {"inputs": spec, "model": model, "tables": {"book": policy}})
+    online, rng = OnlineLearner(learner, seed=2), np.random.default_rng(3)
+
+    def learn(steps, rows=300, ids=60_000):
+        for _ in range(steps):
+            columns = {"book": rng.integers(0, ids, rows), "reader": rng.integers(0, 50, rows)}
+            columns["read"] = Lists(rng.integers(0, ids, (rows, 2)), np.full(rows, 2))
+            inputs, labels = spec.assemble(columns, rows), rng.random(rows) < 0.3
+            online.predict_and_learn(inputs, labels, event_time_us=online.now_us + 1, per_example=per_example)
+
+    learn(2, rows=16_000)
+    for rounds in range(8):
+        was_prepared = online.prepare_capture()
+        while not was_prepared and rounds % 2:
+            learn(1)
+            was_prepared = online.prepare_capture()
+        learn(rounds)
+        online.expire()
+        wanted, captured = online.state_dict(), online.capture()
+        learn(2)
+        state = captured()
+        assert list(state) == list(wanted)
+        assert all(state[name].tobytes() == wanted[name].tobytes() for name in wanted)
+
+
 def test_predicting_changes_nothing():
     online = OnlineLearner(Shelf)
     inputs, labels, _ = Stream(11).batch()

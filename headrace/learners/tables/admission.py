@@ -85,14 +85,14 @@ def admit_missing(
 
     Args:
         maps: lines, counts and free rows of the tables' maps: a tuple each, of an array a table.
-        arrays: weights, states, last uses, uses and scratch slots, likewise.
+        arrays: weights, states, last uses, uses, ids and scratch slots, likewise.
         first_values: seeds (T,), scales (T,) and a tuple of the states of new rows.
         table_of, starts, ids, is_first: of the batch; see `count_uses`.
         rows: (n,) changed in place.
         admits: of each table.
         now: event time.
     """
-    _, _, seen, counts, _ = arrays
+    _, _, seen, counts, _, _ = arrays
     for s in range(table_of.size):
         t = table_of[s]
         if admits[t]:
@@ -114,7 +114,7 @@ def admit_missing(
 def _add_id(t: Int, key: Int, maps: Tuple, arrays: Tuple, first_values: Tuple) -> Int:
     """Row of one id of table `t`, added and initialised where it is new; -1 where the map or the arrays are full."""
     lines, map_counts, free = maps
-    weights, states, seen, counts, _ = arrays
+    weights, states, seen, counts, owners, _ = arrays
     seeds, scales, initial = first_values
     row = find_row(lines[t], key)
     if row >= 0:
@@ -127,6 +127,7 @@ def _add_id(t: Int, key: Int, maps: Tuple, arrays: Tuple, first_values: Tuple) -
         init_row(key, seeds[t], scales[t], initial[t], weights[t][row], states[t][row])
         seen[t][row] = 0
         counts[t][row] = 0
+        owners[t][row] = key
     return row
 
 
@@ -144,12 +145,13 @@ def init_rows(
     ids: Ints, rows: Ints, is_new: Bools, seed: np.uint64, scale: float, initial: Floats, arrays: Tuple
 ) -> None:
     """Set the rows of the `ids` (n,) that are new, in all `arrays` of a table, see `EmbeddingTable.arrays`."""
-    weights, state, seen, counts, _ = arrays
+    weights, state, seen, counts, owners, _ = arrays
     for i in range(rows.size):
         if is_new[i]:
             init_row(ids[i], seed, scale, initial, weights[rows[i]], state[rows[i]])
             seen[rows[i]] = 0
             counts[rows[i]] = 0
+            owners[rows[i]] = ids[i]
 
 
 @lean_kernel

@@ -189,11 +189,12 @@ class TrainedLookup(Lookup):
         if not self._trained:
             return uses
         requests = _NO_REQUESTS if starts is None else np.array(starts, np.int64)
-        _, _, seen, counts, _ = self.arrays
+        _, _, seen, counts, _, _ = self.arrays
         is_first, lacking = admission.count_uses(
             uses.ids, uses.rows, uses.starts, self.table_of, requests, uses.runs, now_us, seen, counts
         )
         if not lacking.any():
+            self.note_changed(uses)
             return uses
         at_once, rows = lacking & self._admits_at_once, uses.rows.copy()
         self._admit_missing(uses, rows, is_first, at_once, now_us)
@@ -207,7 +208,16 @@ class TrainedLookup(Lookup):
                 parts = [slice(uses.starts[s], uses.starts[s + 1]) for s in segments]
                 table.admit(np.concatenate([uses.ids[part][is_first[part]] for part in parts]), now_us)
                 must_refresh = True
-        return self.refreshed(uses) if must_refresh else uses._replace(rows=rows)
+        admitted = self.refreshed(uses) if must_refresh else uses._replace(rows=rows)
+        self.note_changed(admitted)
+        return admitted
+
+    def note_changed(self, uses: Uses) -> None:
+        """Say, once it is done, that the rows of `uses` have changed, for copies that are being made."""
+        for table, segments in zip(self._trained, self._segments, strict=True):
+            if table.is_copying:
+                for s in segments:
+                    table.note_changed(uses.rows[uses.starts[s] : uses.starts[s + 1]])
 
     def _admit_missing(self, uses: Uses, rows: Ints, is_first: Bools, admits: Bools, now_us: int) -> None:
         """Give rows to the missing ids of the tables that `admits` (T,) marks, in `rows` too, and count their uses."""
@@ -224,7 +234,7 @@ class TrainedLookup(Lookup):
 
     @property
     def arrays(self) -> tuple[tuple[NDArray[Any], ...], ...]:
-        """Weights, optimizer state, last use, uses and scratch slots: a tuple each, of an array a table."""
+        """Weights, optimizer state, last use, uses, ids and scratch slots: a tuple each, of an array a table."""
         return tuple(zip(*(table.arrays for table in self._trained), strict=True))
 
     def waiting(self, uses: Uses) -> Bools:
@@ -262,7 +272,7 @@ class TrainedLookup(Lookup):
         """
         if not self._trained:
             return
-        weights, states, _, _, slots = self.arrays
+        weights, states, _, _, _, slots = self.arrays
         unique, bounds, totals = kernels.sum_gradients(
             slots,
             self.table_of,
@@ -276,6 +286,7 @@ class TrainedLookup(Lookup):
         )
         if is_compiled(self._optimizer):
             step_tables(self._optimizer.kind, self._optimizer.rates, weights, states, unique, bounds, totals)
+            self.note_changed(uses)
             return
         for number, table in enumerate(self._trained):
             segment = slice(int(bounds[number]), int(bounds[number + 1]))

@@ -4,6 +4,7 @@
                           state   (rows, S)   float32: the optimizer's
                           seen_us (rows,)     int64:   event time of the last use
                           count   (rows,)     int64:   uses
+                          owners  (rows,)     int64:   the id itself, PAD where the row is free
 
 Invariant: no two ids share a row; what an id reads, and how a batch changes it, depends on neither row numbers nor
 the order in which ids arrived: a new row is set by a hash of its id, ties of eviction go to the smaller id. An id
@@ -28,14 +29,16 @@ from prometheus_client import Counter, Gauge
 
 from headrace.errors import DeclarationError, SnapshotError
 from headrace.features import IdMap
-from headrace.kernels.id_map import items_of
 from headrace.learners.inputs import PAD
 from headrace.learners.tables import admission
+from headrace.learners.tables.live_copy import LiveCopy
 from headrace.learners.tables.optimizers import Optimizer
 
 ROWS = Gauge("headrace_embedding_rows", "Rows of an embedding table.", ["table"])
 REMOVED = Counter("headrace_embedding_rows_removed_total", "Rows expired or evicted.", ["table", "reason"])
 
+LIVE_BYTES_MIN = 4 << 20
+"""Bytes of rows from which a table is copied while it is trained: fewer are copied in a millisecond."""
 _FIRST_ROWS = 1024
 _SLACK = 64  # an eviction frees 1/64 of the budget, so that finding the oldest is paid once for many new ids
 
@@ -72,9 +75,10 @@ class EmbeddingTable:
         seed: of the first vectors.
 
     Attributes:
-        weights, state, seen_us, count: as drawn in the module docstring; other arrays after the table has grown.
+        weights, state, seen_us, count, owners: as drawn in the module docstring; other arrays after the table has
+            grown.
         slots: (rows,) scratch space of a step, -1 between steps.
-        arrays: those five.
+        arrays: those six.
     """
 
     def __init__(
@@ -88,12 +92,17 @@ class EmbeddingTable:
         self._map = IdMap(_FIRST_ROWS)
         self._rows = ROWS.labels(table=name)
         self._initial = optimizer.initial_state(self.width)
+        self._copy: LiveCopy | None = None
         self._allocate(_FIRST_ROWS)
         self._waiting = _Waiting()
         self._removed: list[NDArray[np.int64]] = []
 
     def __len__(self) -> int:
         return len(self._map)
+
+    @property
+    def _row_bytes(self) -> int:
+        return self.nbytes // len(self.weights)
 
     @property
     def nbytes(self) -> int:
@@ -119,6 +128,7 @@ class EmbeddingTable:
                 self._add(self._waiting.count(unique, uses, now_us, self.policy.min_count, self.policy.rows_max))
                 rows = self._map.get(ids)
         admission.touch_rows(rows, now_us, self.seen_us, self.count)
+        self.note_changed(rows)
         self.keep_budget()
 
     def keep_budget(self) -> bool:
@@ -139,14 +149,14 @@ class EmbeddingTable:
 
     def add(self, ids: NDArray[np.int64]) -> None:
         """Give a row to each of the distinct `ids` (n,), which have none, not counting a use; the budget has room."""
-        self._add(ids)
+        self.note_changed(self._add(ids))
         self._rows.set(len(self))
 
     def expire(self, now_us: int) -> int:
         """Remove the rows not seen since `now_us - expire_us`; returns how many."""
         if self.policy.expire_us is None:
             return 0
-        ids, rows = self._map.items()
+        ids, rows = self._items()
         old = ids[self.seen_us[rows] < now_us - self.policy.expire_us]
         self._remove(old, "expired")
         return int(old.size)
@@ -160,6 +170,12 @@ class EmbeddingTable:
     def step(self, unique: NDArray[np.int64], grads: NDArray[np.float64]) -> None:
         """One optimizer step of the distinct rows `unique` (n,) by their summed gradients (n, W)."""
         self._optimizer.step(self.weights, self.state, unique, grads)
+        self.note_changed(unique)
+
+    def note_changed(self, rows: NDArray[np.int64]) -> None:
+        """Say, once it is done, that `rows` (n,) have changed, for a copy that is being made; -1 is none of them."""
+        if self._copy is not None:
+            self._copy.note(rows)
 
     @property
     def lines(self) -> NDArray[np.int64]:
@@ -178,31 +194,52 @@ class EmbeddingTable:
 
     def export(self, *, with_optimizer: bool = False) -> dict[str, NDArray[np.generic]]:
         """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer what training needs too."""
-        return self._sorted(self._map.table, self.arrays[:-1], self._waiting.export(), with_optimizer=with_optimizer)
+        high = self._map.high
+        arrays = tuple(array[:high] for array in self.arrays[:-1])
+        return self._sorted(arrays, self._waiting.export(), with_optimizer=with_optimizer)
+
+    def prepare_capture(self) -> bool:
+        """Begin to copy the rows in a thread, unless they are few; whether `capture` need not wait for it.
+
+        A table that grows in between begins anew.
+        """
+        if self._copy is None:
+            high = self._map.high
+            if high * self._row_bytes < LIVE_BYTES_MIN:
+                return True
+            self._copy = LiveCopy(self.arrays[:-1], high)
+        return self._copy.is_near
+
+    @property
+    def is_copying(self) -> bool:
+        """Whether a copy is being made, which must hear of changed rows."""
+        return self._copy is not None
 
     def capture(self, *, with_optimizer: bool = False) -> Callable[[], dict[str, NDArray[np.generic]]]:
         """Copy the present state as it lies; what is returned gives what `export` gives now, later and in any thread.
 
-        A copy of memory in its own order takes a fraction of the time of sorting and gathering the rows.
+        A copy of memory in its own order takes a fraction of the time of sorting and gathering the rows. After
+        `prepare_capture` only the rows that have changed since are left to copy.
         """
-        high = self._map.high
-        arrays = tuple(array[:high].copy() for array in self.arrays[:-1])
-        table, waiting = self._map.table.copy(), self._waiting.export()
-        return lambda: self._sorted(table, arrays, waiting, with_optimizer=with_optimizer)
+        high, copy = self._map.high, self._copy
+        arrays = self.arrays[:-1] if copy is None else copy.finish()
+        self._copy = None
+        own = tuple(array[:high].copy() if copy is None else array[:high] for array in arrays)
+        waiting = self._waiting.export()
+        return lambda: self._sorted(own, waiting, with_optimizer=with_optimizer)
 
     def _sorted(
         self,
-        table: NDArray[np.int64],
         arrays: tuple[NDArray[np.generic], ...],
         waiting: Mapping[str, NDArray[np.int64]],
         *,
         with_optimizer: bool,
     ) -> dict[str, NDArray[np.generic]]:
         """Arrays of the rows by ascending id; `arrays` are the table's own but the scratch slots."""
-        ids, rows = items_of(table)
-        order = np.argsort(ids, kind="stable")
-        ids, rows = ids[order], rows[order]
-        weights, state, seen_us, count = arrays
+        weights, state, seen_us, count, owners = arrays
+        rows = np.argsort(owners, kind="stable")
+        rows = rows[owners[rows] != PAD]
+        ids = owners[rows]
         exported: dict[str, NDArray[np.generic]] = {"ids": ids, "weights": weights[rows]}
         if with_optimizer:
             exported |= {"state": state[rows], "seen_us": seen_us[rows], "count": count[rows]}
@@ -223,7 +260,7 @@ class EmbeddingTable:
         self._map = IdMap(capacity)
         rows, _ = self._map.get_or_add(ids)
         self._allocate(capacity)
-        self.weights[rows] = weights
+        self.weights[rows], self.owners[rows] = weights, ids
         if "state" in arrays:
             if arrays["state"].shape != (ids.size, self.state.shape[1]):
                 raise SnapshotError(f"table {self.name}: state {arrays['state'].shape} of another optimizer")
@@ -237,8 +274,10 @@ class EmbeddingTable:
         self.state = np.tile(self._initial, (capacity, 1))
         self.seen_us = np.zeros(capacity, dtype=np.int64)
         self.count = np.zeros(capacity, dtype=np.int64)
+        self.owners = np.full(capacity, PAD, dtype=np.int64)
         self.slots = np.full(capacity, -1, dtype=np.int64)
-        self.arrays = (self.weights, self.state, self.seen_us, self.count, self.slots)
+        self.arrays = (self.weights, self.state, self.seen_us, self.count, self.owners, self.slots)
+        self._copy = None
 
     def _add(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of `ids` (n,); an id without one gets one."""
@@ -249,18 +288,25 @@ class EmbeddingTable:
         return rows
 
     def _grow(self, capacity: int) -> None:
-        size = len(self.weights)
-        weights, state, seen_us, count = self.weights, self.state, self.seen_us, self.count
+        size, before = len(self.weights), self.arrays
         self._allocate(capacity)
-        self.weights[:size], self.state[:size], self.seen_us[:size], self.count[:size] = weights, state, seen_us, count
+        for number in range(len(before) - 1):  # all but the scratch slots
+            np.copyto(self.arrays[number][:size], before[number])
 
     def _evict(self, excess: int) -> None:
-        ids, rows = self._map.items()
+        ids, rows = self._items()
         self._remove(ids[_oldest(ids, self.seen_us[rows], excess)], "evicted")
+
+    def _items(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All ids and their rows, by ascending row."""
+        rows = np.flatnonzero(self.owners[: self._map.high] != PAD)
+        return self.owners[rows], rows
 
     def _remove(self, ids: NDArray[np.int64], reason: str) -> None:
         if ids.size:
-            self._map.remove(ids)
+            freed = self._map.remove(ids)
+            self.owners[freed] = PAD
+            self.note_changed(freed)
             self._removed.append(np.sort(ids))
             while sum(map(len, self._removed)) > max(self.policy.rows_max, ids.size):
                 del self._removed[0]
