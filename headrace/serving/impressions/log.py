@@ -16,6 +16,7 @@ import queue
 import threading
 import time
 from collections import Counter as Tally
+from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -93,7 +94,8 @@ class ImpressionLog:
         self._columns = columns or ImpressionColumns()
         self._codec = codec_for(event, registry=registry, writes=True)
         self._shadow = shadow
-        self._queue: queue.SimpleQueue[ImpressionBatch] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[ImpressionBatch, int]] = queue.SimpleQueue()  # and its bytes
+        self._acknowledged: deque[int] = deque()  # impressions of messages, not counted as delivered yet
         self._queue_max, self._bytes_max, self._batch_max = queue_max, bytes_max, batch_max
         self._waiting = 0  # requests in the queue and in the thread's hands; guarded by _counting, as are the counts
         self._waiting_bytes = 0
@@ -131,7 +133,7 @@ class ImpressionLog:
                 self._waiting_bytes += size_bytes
         if is_full:
             return self._drop(len(batch), "queue_full")
-        self._queue.put(batch)
+        self._queue.put((batch, size_bytes))
         return True
 
     def context_of(self, entity: Mapping[str, int | str], context: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +154,9 @@ class ImpressionLog:
         deadline = time.monotonic() + timeout_s
         while self._waiting and time.monotonic() < deadline:
             time.sleep(0.002)
-        return self._waiting + self._producer.wait(max(deadline - time.monotonic(), 0.0))
+        unacknowledged = self._producer.wait(max(deadline - time.monotonic(), 0.0))
+        self._count_delivered()
+        return self._waiting + unacknowledged
 
     def close(self) -> None:
         """Send what is queued, then stop. What the broker does not take within FLUSH_S is counted as dropped."""
@@ -189,7 +193,7 @@ class ImpressionLog:
 
     def _drain(self) -> None:
         while not self._ended.is_set():
-            batches = self._take()
+            batches, size_bytes = self._take()
             try:
                 self._produce(batches)
             except Exception:
@@ -197,27 +201,32 @@ class ImpressionLog:
             finally:
                 with self._counting:
                     self._waiting -= sum(map(len, batches))
-                    self._waiting_bytes -= sum(batch.size_bytes for batch in batches)
+                    self._waiting_bytes -= size_bytes
             self._producer.poll()
+            self._count_delivered()
             if self._is_stuck and time.monotonic() > self._look_s:
                 self._go_on()
 
-    def _take(self) -> list[ImpressionBatch]:
-        """The next batches, of about `batch_max` requests; the first waits `LINGER_S` for others. None at times."""
+    def _take(self) -> tuple[list[ImpressionBatch], int]:
+        """The next batches, of about `batch_max` requests, and their bytes; none at times.
+
+        The first waits `LINGER_S` for others.
+        """
         try:
-            batches = [self._queue.get(timeout=0.2)]
+            first, size_bytes = self._queue.get(timeout=0.2)
         except queue.Empty:
-            return []
+            return [], 0
         if self._waiting < self._batch_max:
             self._closed.wait(LINGER_S)  # one sleep: a wake-up a request would take the GIL from the scoring thread
-        count = len(batches[0])
+        batches, count = [first], len(first)
         while count < self._batch_max:
             try:
-                batches.append(self._queue.get_nowait())
+                batch, more_bytes = self._queue.get_nowait()
             except queue.Empty:
                 break
-            count += len(batches[-1])
-        return batches
+            batches.append(batch)
+            count, size_bytes = count + len(batch), size_bytes + more_bytes
+        return batches, size_bytes
 
     def _produce(self, batches: Sequence[ImpressionBatch]) -> None:
         """Encode and send; where that fails, each request alone, so that a bad one costs no other."""
@@ -238,12 +247,14 @@ class ImpressionLog:
             return
         keyed = len(payloads) == count  # the Arrow codec makes one message of the whole frame
         entities = [entity for batch in batches for entity in batch.entities]
+        sent = 0
         for i, payload in enumerate(payloads):
             key = "\x1f".join([str(entities[i].get(name, "")) for name in self._spec.key]) if keyed else None
             some = 1 if keyed else count
             if self._send(payload, key, some):
-                self.logged += some
-                LOGGED.inc(some)
+                sent += some
+        self.logged += sent
+        LOGGED.inc(sent)
 
     def _send(self, payload: bytes, key: str | bytes | None, count: int) -> bool:
         """Hand a message of `count` impressions to the producer; False: they were dropped."""
@@ -279,9 +290,15 @@ class ImpressionLog:
             log.error("impressions_not_delivered", impressions=count, reason=str(error))
             self._drop(count, "broker")
             return
+        self._acknowledged.append(count)
+
+    def _count_delivered(self) -> None:
+        """Count what was acknowledged, all at once: counters cost as much as a message of librdkafka."""
         with self._counting:
+            count = sum(self._acknowledged.popleft() for _ in range(len(self._acknowledged)))
             self.delivered += count
-        DELIVERED.inc(count)
+        if count:
+            DELIVERED.inc(count)
 
     def frame(self, batches: Sequence[ImpressionBatch]) -> pl.DataFrame:
         """The requests of all batches as rows of the event, columns in the declaration's order."""
