@@ -5,18 +5,21 @@ the dataframe interchange protocol; lists of dicts and dicts of lists. None of t
 levels of a pandas index are columns, a nameless index is left out.
 
 Polars knows time zones by name only: it refuses, or panics at, a column of timestamp[us, tz=+05:30], read or not. Such
-columns become UTC, which is the same moments; a column of a type that it lacks altogether is an error where it is asked
-for, and is left out where it is not.
+columns become UTC, which is the same moments; runs are written out, and extensions are their storage. A column of a type
+that it lacks altogether, or of a name that another column has too, is an error where it is asked for, and is left out
+where it is not.
 """
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeAlias
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow.interchange import from_dataframe
 
 from headrace.errors import SchemaError
@@ -27,6 +30,23 @@ TableLike: TypeAlias = Any
 _NAMELESS_INDEX = re.compile(r"__index_level_\d+__")
 _DIGITS_MAX = 38
 """Digits of the widest Polars decimal."""
+_LACKING = (
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+    pa.types.is_decimal256,
+    pa.types.is_run_end_encoded,
+    pa.types.is_union,
+    pa.types.is_interval,
+)
+"""Tests for types that Polars panics at."""
+_UNREADABLE = (
+    pa.ArrowException,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 
 
 def frame_of(table: TableLike) -> pl.DataFrame | pl.LazyFrame | None:
@@ -98,26 +118,34 @@ def _column(name: str, values: Any) -> pa.Array:
 
 def is_plain(schema: pa.Schema) -> bool:
     """Whether Polars reads every column of a file of this schema by itself."""
-    return all(_is_plain(field.type) for field in schema)
+    return len(set(schema.names)) == len(schema) and all(_is_plain(field.type) for field in schema)
 
 
 def to_polars(table: pa.Table, asked: Collection[str] | None = None) -> pl.DataFrame:
     """A table as a frame. `asked` names the columns that must be there; None: all.
 
     Raises:
-        SchemaError: a column that is asked for is of a type that Polars lacks.
+        SchemaError: a column that is asked for is of a type that Polars lacks, or there are several of its name.
     """
     columns = []
+    counts = Counter(table.column_names)
     for name, values in zip(table.column_names, table.columns, strict=True):
+        is_asked = asked is None or name in asked
+        if counts[name] > 1:
+            if is_asked:
+                raise SchemaError(f"column {name} is there {counts[name]} times; rename all but one")
+            continue
         try:
             columns.append(_series(name, values))
-        except (pa.ArrowException, pl.exceptions.PolarsError, NotImplementedError, TypeError, ValueError) as exc:
-            if asked is None or name in asked:
+        except _UNREADABLE as exc:
+            if is_asked:
                 raise SchemaError(f"column {name}: type {values.type} cannot be read: {exc}; cast or drop it") from exc
     return pl.DataFrame(columns)
 
 
 def _series(name: str, values: pa.ChunkedArray) -> pl.Series:
+    if pa.types.is_run_end_encoded(values.type):
+        values = pc.run_end_decode(values)
     dtype = values.type if _is_plain(values.type) else _plain(values.type)
     if not _is_plain(dtype):  # Polars would panic
         raise TypeError(f"Polars has no {dtype}")
@@ -127,8 +155,8 @@ def _series(name: str, values: pa.ChunkedArray) -> pl.Series:
 def _is_plain(dtype: pa.DataType) -> bool:
     if pa.types.is_timestamp(dtype):
         return dtype.tz is None or _is_zone(dtype.tz)
-    if pa.types.is_decimal(dtype):
-        return bool(dtype.precision <= _DIGITS_MAX)
+    if isinstance(dtype, pa.BaseExtensionType) or any(is_one(dtype) for is_one in _LACKING):
+        return False
     return all(_is_plain(inner) for inner in _inner_types(dtype))
 
 
@@ -139,12 +167,16 @@ def _inner_types(dtype: pa.DataType) -> list[pa.DataType]:
 
 
 def _plain(dtype: pa.DataType) -> pa.DataType:
-    """The type with UTC in place of every zone that Polars does not know."""
+    """The type in Polars' terms: UTC in place of a zone that it does not know."""
+    if isinstance(dtype, pa.BaseExtensionType):
+        return _plain(dtype.storage_type)
+    if pa.types.is_decimal256(dtype) and dtype.precision <= _DIGITS_MAX:
+        return pa.decimal128(dtype.precision, dtype.scale)
     if pa.types.is_timestamp(dtype) and not _is_plain(dtype):
         return pa.timestamp(dtype.unit, "UTC")
     if pa.types.is_struct(dtype):
         return pa.struct([field.with_type(_plain(field.type)) for field in dtype])
-    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):  # not views of lists: pyarrow casts them wrongly
         return pa.large_list(_plain(dtype.value_type))
     return dtype
 

@@ -17,6 +17,8 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 FRAME = pl.DataFrame({"user": [1, 2], "at": [NOON, NOON + timedelta(seconds=1)], "tag": ["a", None]})
 TABLE = FRAME.to_arrow(compat_level=pl.CompatLevel.oldest())
 
+ODD_UNION = pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])])
+
 
 class Streams:
     """What pandas frames are to others: a table by Arrow's C interface, with an index that has no name."""
@@ -97,6 +99,7 @@ def test_what_is_no_table_is_left_to_others(found):
         (pa.table([[1], [2]], names=["a", "a"]), "a Table has 2 columns 'a'; rename all but one"),
         (Refuses(), "a Refuses cannot be read as a table: no such type"),
         (pa.table({"a": pa.array([1], pa.decimal256(60))}), r"column a: type decimal256\(60, 0\) cannot be read"),
+        (pa.table({"a": ODD_UNION}), "column a: type dense_union<0: int64=0> cannot be read"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_one_error(found, message):

@@ -40,10 +40,11 @@ def _batches(path: Path, wanted: Wanted) -> Iterator[pl.DataFrame]:
     is_file = _is_file(path)
     with pa.OSFile(str(path)) as opened, (pa.ipc.open_file if is_file else pa.ipc.open_stream)(opened) as reader:
         names = wanted.among(reader.schema.names) or reader.schema.names
-        yield to_polars(reader.schema.empty_table().select(names), wanted.asked)
+        places = [place for place, name in enumerate(reader.schema.names) if name in names]
+        yield to_polars(pa.Table.from_batches([], reader.schema).select(places), wanted.asked)
         batches = (reader.get_batch(index) for index in range(reader.num_record_batches)) if is_file else reader
         for batch in batches:
-            yield to_polars(pa.Table.from_batches([batch]).select(names), wanted.asked)
+            yield to_polars(pa.Table.from_batches([batch]).select(places), wanted.asked)
         if not is_file:
             _check_end(opened)
 

@@ -19,7 +19,8 @@ def read_parquet(path: Path, wanted: Wanted) -> pl.DataFrame:
     """All rows."""
     if is_plain(pq.read_schema(path)):
         return scan_parquet(path, wanted).collect()
-    return to_polars(pq.read_table(path, columns=wanted.among(pq.read_schema(path).names)), wanted.asked)
+    with pq.ParquetFile(path) as file:
+        return to_polars(file.read(wanted.among(file.schema_arrow.names)), wanted.asked)
 
 
 def read_schema(path: Path) -> pl.DataFrame:
