@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from headrace.atomic import digests
 from headrace.errors import ConfigError, DeclarationError
 from headrace.learners import Correct, Importance, Learner
 from headrace.pipelines import Joiner, JoinSpec
@@ -132,3 +133,18 @@ def test_a_join_without_the_learners_policy_is_refused():
         TrainStep(step.trainer, waiting, [])
     with pytest.raises(DeclarationError, match="make the join with JoinSpec.of_learner"):
         TrainStep(make(Cakes).trainer, waiting, [])
+
+
+@pytest.mark.parametrize("learner", [Tasted, EARLY, WEIGHED])
+def test_what_is_captured_is_the_state_of_its_moment_whenever_it_is_written(tmp_path, learner):
+    """A thread writes a checkpoint while requests go on coming out, and shares of late positives with them."""
+    joiner, pieces = Joiner(JoinSpec.of_learner(learner, Show, "cakes")), batches(6.0, (Show, Taste))
+    for number, (piece, edge_us) in enumerate(pieces):
+        for batch in piece:
+            joiner.add(batch)
+        joiner.advance(edge_us)
+        if number == len(pieces) // 2:
+            joiner.save(tmp_path / "at_once")
+            write = joiner.capture()
+    write(tmp_path / "later")
+    assert digests(tmp_path / "later") == digests(tmp_path / "at_once")

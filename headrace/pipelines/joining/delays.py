@@ -47,8 +47,8 @@ class Delays:
         return float((share * weight + 0.5 * PRIOR) / (weight + PRIOR))
 
     def facts(self) -> dict[str, Any]:
-        """The state, plain enough for JSON."""
-        return {"positives": self._positives, "candidates": self._candidates}
+        """A copy of the state, plain enough for JSON: a thread writes it while requests go on being observed."""
+        return {"positives": list(self._positives), "candidates": list(self._candidates)}
 
     def load(self, facts: dict[str, Any]) -> None:
         """Take over what `facts` gave."""
