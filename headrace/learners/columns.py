@@ -7,7 +7,8 @@ import polars as pl
 
 from headrace.errors import SchemaError
 from headrace.features import Answer, Lists
-from headrace.learners.input_spec import Column, as_ids
+from headrace.learners.ids import as_ids
+from headrace.learners.input_spec import Column
 from headrace.learners.inputs import PAD
 
 READ_FACTS = {"_found": "int", "_age_s": "float"}
@@ -33,15 +34,17 @@ def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | No
 def column_of(series: pl.Series) -> Column:
     """A column of a frame as a source column, exact, with missing values marked.
 
-    Integers, booleans and times (microseconds) become int64 with PAD where null, floats float64 with NaN, texts an
-    object array with None, and lists `Lists` of int64 (texts by their hash) or float64.
+    Integers, booleans, times and durations (microseconds) become int64 with PAD where null, floats float64 with NaN,
+    texts an object array with None, and lists `Lists` of int64 (texts by their hash) or float64.
 
     Raises:
         SchemaError: another type, or an integer beyond 64 signed bits.
     """
     if isinstance(series.dtype, pl.List | pl.Array):
         return _lists_of(series)
-    if series.dtype.is_temporal():
+    if series.dtype == pl.Duration:
+        series = series.cast(pl.Duration("us")).cast(pl.Int64)
+    elif series.dtype.is_temporal() and series.dtype != pl.Time:
         series = series.cast(pl.Datetime("us")).cast(pl.Int64)
     if series.dtype.is_float() or series.dtype.is_decimal():
         return series.cast(pl.Float64).fill_null(np.nan).to_numpy()

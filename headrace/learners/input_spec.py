@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import polars as pl
 import xxhash
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
-from headrace.features import hash_text
 from headrace.features.argument_types import check_arguments, declared
+from headrace.learners.ids import as_ids
 from headrace.learners.inputs import PAD, Inputs
 from headrace.learners.tables import kernels
 
@@ -32,9 +31,6 @@ Transform = Literal["identity", "log1p", "signed_log1p", "sqrt"]
 MatchKind = Literal["any", "count", "recency"]
 _KINDS: dict[str, int] = {"any": 0, "count": 1, "recency": 2}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_INT64_MAX = 2**63 - 1
-_EXACT_MAX = 2**53
-"""Beyond it, neighbouring whole numbers share one float64."""
 
 
 class ListColumn(Protocol):
@@ -208,12 +204,12 @@ class InputSpec:
             rows: B, the number of examples.
 
         Raises:
-            SchemaError: a column is missing, or has neither 1 nor `rows` rows.
+            SchemaError: a column is missing, has neither 1 nor `rows` rows, or holds no ids or no numbers.
         """
         ids = np.empty((rows, len(self.categoricals)), dtype=np.int64)
         for index, categorical in enumerate(self.categoricals):
-            ids[:, index] = as_ids(_scalar(columns, categorical.column, rows))
-        bags = tuple(_bag(_list(columns, bag.column, rows), bag.length, rows) for bag in self.bags)
+            ids[:, index] = _ids(_scalar(columns, categorical.column, rows), categorical.column)
+        bags = tuple(_bag(_list(columns, bag.column, rows), bag, rows) for bag in self.bags)
         numbers = np.empty((len(self.numbers), rows))
         for index, number in enumerate(self.numbers):
             numbers[index] = _number(number, columns, rows)
@@ -234,64 +230,6 @@ def _transforms_of(numbers: tuple[Dense | Match | Derived, ...]) -> list[tuple[s
         for name, pairs in by_name.items()
         if pairs
     ]
-
-
-def as_ids(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Ids (n,) int64, PAD where missing.
-
-    Integers and booleans are taken as they are, whole floats by value (NaN is missing), texts as int64 xxh64. An object
-    array may hold integers or texts, and None where missing.
-
-    Raises:
-        SchemaError: a value has no exact id: a fraction, an integer beyond 64 bits, a float beyond 2**53 (it stands for
-            several integers: a column of integers with nulls is best given as an object array, or filled with PAD), an
-            infinite number, or another type.
-    """
-    kind = values.dtype.kind
-    if kind in "iub":
-        if kind == "u" and values.dtype.itemsize == 8 and values.size and int(values.max()) > _INT64_MAX:
-            raise SchemaError(
-                f"id {int(values.max())}: beyond 64 signed bits; give ids of -2**63 to 2**63 - 1, or text"
-            )
-        return values.astype(np.int64, copy=False)
-    if kind == "f":
-        return _ids_of_floats(values)
-    if kind == "U":
-        return np.asarray(hash_text(pl.Series(values.reshape(-1).tolist(), dtype=pl.String))).reshape(values.shape)
-    if kind == "O":
-        return _ids_of_objects(values)
-    raise SchemaError(f"ids of type {values.dtype}: give integers or text")
-
-
-def _ids_of_floats(values: NDArray[Any]) -> NDArray[np.int64]:
-    missing = np.isnan(values)
-    present = np.where(missing, 0.0, values)
-    wrong = (np.abs(present) > _EXACT_MAX) | (present != np.trunc(present))
-    if wrong.any():
-        raise SchemaError(
-            f"id {present[wrong][0]!r}: not a whole number of at most 2**53, beyond which a float stands for several "
-            "integers; give integers, or text"
-        )
-    ids = present.astype(np.int64)
-    ids[missing] = PAD
-    return ids
-
-
-def _ids_of_objects(values: NDArray[Any]) -> NDArray[np.int64]:
-    items = values.reshape(-1).tolist()
-    kinds = {type(item) for item in items if item is not None}
-    if kinds <= {str}:
-        texts = pl.Series(items, dtype=pl.String)
-        ids = np.where(texts.is_null().to_numpy(), PAD, hash_text(texts))
-    elif kinds <= {int, bool}:
-        try:
-            ids = np.array([PAD if item is None else int(item) for item in items], dtype=np.int64)
-        except OverflowError as exc:
-            raise SchemaError("an id is beyond 64 signed bits; give ids of -2**63 to 2**63 - 1, or text") from exc
-    else:
-        names = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise SchemaError(f"ids of type {names}: give integers or text, of one kind")
-    return ids.reshape(values.shape)
 
 
 def _named(field: Field) -> Field:
@@ -340,13 +278,26 @@ def _scalar(columns: Columns, name: str, rows: int) -> NDArray[Any]:
 
 def _list(columns: Columns, name: str, rows: int) -> ListColumn:
     column = _find(columns, name)
-    if isinstance(column, np.ndarray) or len(column.lengths) not in (1, rows):
+    if isinstance(column, np.ndarray) or not hasattr(column, "lengths") or len(column.lengths) not in (1, rows):
         raise SchemaError(f"inputs · column {name!r} must hold lists, {rows} or 1")
+    values, longest = column.values, int(column.lengths.max(initial=0))
+    if values.ndim != 2 or len(values) != len(column.lengths) or longest > values.shape[1]:
+        given = f"values {values.shape} and {len(column.lengths)} lengths up to {longest}"
+        raise SchemaError(f"inputs · column {name!r}: lists of {given}; wanted (n, L) and n of at most L")
     return column
 
 
-def _bag(column: ListColumn, length: int, rows: int) -> NDArray[np.int64]:
-    values = as_ids(column.values[:, :length])
+def _ids(values: NDArray[Any], column: str) -> NDArray[np.int64]:
+    """`as_ids` of a column, whose name an error has."""
+    try:
+        return as_ids(values)
+    except SchemaError as exc:
+        raise SchemaError(f"inputs · column {column!r}: {exc}") from exc
+
+
+def _bag(column: ListColumn, field: Bag, rows: int) -> NDArray[np.int64]:
+    length = field.length
+    values = _ids(column.values[:, :length], field.column)
     bag = np.full((len(values), length), PAD, dtype=np.int64)
     present = np.arange(values.shape[1]) < column.lengths[:, None]
     bag[:, : values.shape[1]][present] = values[present]
@@ -357,12 +308,12 @@ def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDAr
     match field:
         case Dense():
             raw = _scalar(columns, field.column, rows)
-            return np.where(raw == PAD, np.nan, raw) if raw.dtype.kind == "i" else raw
+            return np.where(raw == PAD, np.nan, raw) if raw.dtype.kind == "i" else _floats(raw, field)
         case Match():
             out = np.empty(rows, dtype=np.float32)
             lists = _list(columns, field.column, rows)
-            candidates = np.ascontiguousarray(as_ids(_scalar(columns, field.candidate, rows)))
-            elements = np.ascontiguousarray(as_ids(lists.values))
+            candidates = np.ascontiguousarray(_ids(_scalar(columns, field.candidate, rows), field.candidate))
+            elements = np.ascontiguousarray(_ids(lists.values, field.column))
             lengths = np.ascontiguousarray(lists.lengths, dtype=np.int64)
             kernels.match(candidates, elements, lengths, _KINDS[field.kind], out)
             return out
@@ -376,4 +327,24 @@ def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDAr
                 raise SchemaError(f"inputs · derived {field.name!r}: {detail}") from exc
             if given.shape not in ((rows,), (1,)):
                 raise SchemaError(f"inputs · derived {field.name!r} gave shape {given.shape}, wanted ({rows},) or (1,)")
-            return given
+            return _floats(given, field)
+
+
+def _floats(values: NDArray[Any], field: Dense | Derived) -> NDArray[Any]:
+    """Numbers of a field; objects and texts become floats, times microseconds.
+
+    Raises:
+        SchemaError: a value is no number.
+    """
+    if values.dtype.kind in "fiub":
+        return values
+    try:
+        if values.dtype.kind in "OU":
+            return values.astype(np.float64)
+        if values.dtype.kind in "mM":
+            micros = values.astype(f"{values.dtype.kind}8[us]")
+            return np.where(np.isnat(micros), np.nan, micros.astype(np.int64))
+    except (TypeError, ValueError, OverflowError) as exc:
+        what = f"inputs · {type(field).__name__} {field.name!r}"
+        raise SchemaError(f"{what}: {exc}; give numbers, or read ids with Categorical") from exc
+    raise SchemaError(f"inputs · {type(field).__name__} {field.name!r}: {values.dtype} is no number")

@@ -18,19 +18,17 @@ Numbers reach the module standardised by the rows before them (`headrace.learner
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.errors import SchemaError, SnapshotError
+from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
 from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
-from headrace.learners.models.model import Model
 from headrace.learners.network import Network
 from headrace.learners.per_example import Batch, Parts, example_loop
 from headrace.learners.standardizer import Standardizer
@@ -45,6 +43,7 @@ from headrace.learners.state import (
 )
 from headrace.learners.tables.embedding import TrainedLookup, Uses
 from headrace.learners.tables.table import EmbeddingTable
+from headrace.learners.targets import Targets, check_starts, times_of
 
 
 class OnlineLearner:
@@ -105,21 +104,19 @@ class OnlineLearner:
         Args:
             inputs: B examples.
             labels: (B,), or (B, L) for a model of several labels; 0 or 1 with log-loss.
-            weights: (B,) importance of each example, finite and not negative; the gradient is the sum of weighted ones
-                over B.
-            log_rate: log-odds offset of the examples' sampling, finite: a number or (B,); for a model of several
-                outputs 0 or (B, K); 0 where the loss is not of probabilities.
-            event_time_us: of the examples, in microseconds; the newest is when their ids were last seen.
+            weights: (B,) importance of each example, 0 to `WEIGHT_MAX`; the gradient is the sum of weighted ones over
+                B.
+            log_rate: log-odds offset of the examples' sampling, at most `LOG_RATE_MAX` from 0: a number or (B,); for a
+                model of several outputs 0 or (B, K); 0 where the loss is not of probabilities.
+            event_time_us: a number or (B,), in microseconds since 1970; the newest is when their ids were last seen.
             starts: (requests + 1,) first row of each request, and B. An id counts as used once a request; without it,
                 once a run of equal neighbours.
 
         Raises:
-            SchemaError: another spec assembled the inputs, labels, weights or log-rates are of another shape, or one of
-                them is out of range. Nothing was learned then.
+            SchemaError: another spec assembled the inputs; labels, weights, log-rates, times or starts are of another
+                shape or type, or one of them is out of range. Nothing was learned then.
         """
-        return self._step(inputs, _Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=False)[
-            1
-        ]
+        return self._step(inputs, Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=False)[1]
 
     def predict_and_learn(
         self,
@@ -145,19 +142,20 @@ class OnlineLearner:
             SchemaError: as `learn`.
         """
         if per_example:
-            return self._step_each(inputs, _Targets(labels, weights, log_rate), event_time_us)
-        return self._step(inputs, _Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=True)
+            return self._step_each(inputs, Targets(labels, weights, log_rate), event_time_us)
+        return self._step(inputs, Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=True)
 
     def _step_each(
-        self, inputs: Inputs, targets: "_Targets", event_time_us: int | NDArray[np.int64] | None
+        self, inputs: Inputs, targets: Targets, event_time_us: int | NDArray[np.int64] | None
     ) -> tuple[Floats, float]:
         """B steps of one example, by the compiled loop where the model has one."""
         self.learner.check_inputs(inputs)
         targets.check(self.learner, count := len(inputs))
         if count == 0:
             return self._step(inputs, targets, event_time_us, None, wants_predictions=True)
-        times = self.now_us + 1 + np.arange(count) if event_time_us is None else event_time_us
-        now_us = np.maximum.accumulate(np.maximum(np.broadcast_to(times, count), self.now_us).astype(np.int64))
+        given = times_of(self.learner, event_time_us, count)
+        times = self.now_us + 1 + np.arange(count) if given is None else given
+        now_us = np.maximum.accumulate(np.maximum(np.broadcast_to(times, count), self.now_us))
 
         def single(i: int) -> tuple[Floats, float]:
             example = slice(i, i + 1)
@@ -178,7 +176,7 @@ class OnlineLearner:
     def _step(
         self,
         inputs: Inputs,
-        targets: "_Targets",
+        targets: Targets,
         event_time_us: int | NDArray[np.int64] | None,
         starts: NDArray[np.int64] | None,
         *,
@@ -187,9 +185,11 @@ class OnlineLearner:
         """Check everything, then change state in a fixed order: intercept, rows, module, tables, intercept, numbers."""
         self.learner.check_inputs(inputs)
         targets.check(self.learner, len(inputs))
+        times = times_of(self.learner, event_time_us, len(inputs))
+        check_starts(self.learner.name, starts, len(inputs))
         if len(inputs) == 0:
             return self._loss.predictions(np.empty(targets.shape_of(self.learner.model.outputs, 0), np.float32)), 0.0
-        self._tick(event_time_us)
+        self._tick(times)
         y, weight = targets.arrays(len(inputs))
         before = offsets = offsets_of(self._intercept.value, targets.log_rate)
         if not self._intercept.is_started:
@@ -295,9 +295,9 @@ class OnlineLearner:
             self._rng = torch.get_rng_state()
             torch.set_rng_state(outer)
 
-    def _tick(self, event_time_us: int | NDArray[np.int64] | None) -> None:
+    def _tick(self, times_us: NDArray[np.int64] | None) -> None:
         # Without times, batches still follow one another: eviction needs an order.
-        newest = self.now_us + 1 if event_time_us is None else int(np.max(event_time_us))
+        newest = self.now_us + 1 if times_us is None else int(times_us.max())
         self.now_us = max(self.now_us, newest)
 
 
@@ -310,65 +310,3 @@ def offsets_of(intercept: NDArray[np.float32], log_rate: LogRate) -> NDArray[np.
     """What is added to outputs (B, K): the intercept (K,) and the log-rate, a number, (B,) or (B, K)."""
     rate = np.asarray(log_rate, dtype=np.float32)
     return intercept + (rate if intercept.size == 1 or rate.ndim != 1 else rate[:, None])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Targets:
-    """What a batch is learned towards: labels (B, L), weights (B,) or None, and log-rates."""
-
-    labels: NDArray[Any]
-    weights: NDArray[Any] | None
-    log_rate: LogRate
-
-    @staticmethod
-    def shape_of(columns: int, rows: int) -> tuple[int, ...]:
-        """Shape of an array of `columns` labels or outputs an example."""
-        return (rows,) if columns == 1 else (rows, columns)
-
-    def take(self, examples: slice) -> "_Targets":
-        """Select examples."""
-        rate = np.asarray(self.log_rate)
-        weights = None if self.weights is None else self.weights[examples]
-        return _Targets(self.labels[examples], weights, rate[examples] if rate.ndim else self.log_rate)
-
-    def arrays(self, rows: int) -> tuple[Floats, Floats]:
-        """Labels (B, L) and weights (B,), float32 and contiguous."""
-        weights = np.ones(rows, np.float32) if self.weights is None else self.weights
-        return np.ascontiguousarray(self.labels, dtype=np.float32), np.ascontiguousarray(weights, dtype=np.float32)
-
-    def check(self, learner: type[Learner], rows: int) -> None:
-        """Refuse what would make weights wrong for ever.
-
-        Raises:
-            SchemaError: an array has another shape than the model's, or a value that no example can have.
-        """
-        model, loss = learner.model, learner.model.loss
-        shapes = (("labels", self.labels, model.labels), ("weights", self.weights, 1))
-        for name, array, columns in shapes:
-            if array is not None and array.shape != (shape := self.shape_of(columns, rows)):
-                raise SchemaError(f"learner {learner.name} · {name} {array.shape}: wanted {shape}")
-        checks: list[tuple[str, NDArray[Any], NDArray[np.bool_], str]] = [
-            ("labels", self.labels, loss.is_allowed(self.labels), loss.label_values)
-        ]
-        rate = self.log_rate
-        if not isinstance(rate, float) or rate != 0.0:
-            checks += self._rate_checks(np.asarray(rate), model, rows)
-        if self.weights is not None:
-            allowed = np.isfinite(self.weights) & (self.weights >= 0)
-            checks.append(("weights", self.weights, allowed, "a finite number of at least 0"))
-        for name, values, allowed, meaning in checks:
-            if not allowed.all():
-                raise SchemaError(
-                    f"learner {learner.name} · {name}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}"
-                )
-
-    def _rate_checks(
-        self, rate: NDArray[Any], model: Model, rows: int
-    ) -> list[tuple[str, NDArray[Any], NDArray[np.bool_], str]]:
-        """Name, values, which are allowed, and what is wanted, of each check of the log-rates."""
-        checks = [("log_rate", rate, np.isfinite(rate), "a finite number")]
-        if not model.loss.is_binary:
-            checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
-        elif model.outputs > 1 and rate.shape != (rows, model.outputs):
-            checks.append(("log_rate", rate, rate == 0, f"0, or one for each output: ({rows}, {model.outputs})"))
-        return checks

@@ -26,7 +26,7 @@ from headrace.errors import DeclarationError, SnapshotError
 from headrace.features import IdMap
 from headrace.kernels.compile import kernel
 from headrace.kernels.hashing import mix, splitmix64
-from headrace.learners.input_spec import as_ids
+from headrace.learners.ids import as_ids
 
 ROUNDS = 8  # redraws of a negative that is the positive itself
 

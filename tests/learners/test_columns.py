@@ -1,6 +1,6 @@
 """Columns of frames as source columns: exact, missing values marked."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 
 import numpy as np
 import polars as pl
@@ -32,6 +32,7 @@ def test_every_type_that_a_view_or_an_event_has():
             "float": [1.5, None],
             "bool": [True, None],
             "time": [moment, None],
+            "span": [moment - datetime(2025, 12, 31, tzinfo=UTC), None],
             "small": pl.Series([1, None], dtype=pl.UInt8),
             "kind": pl.Series(["x", None], dtype=pl.Enum(["x"])),
             "texts": [["a", "b"], []],
@@ -43,6 +44,7 @@ def test_every_type_that_a_view_or_an_event_has():
     np.testing.assert_array_equal(columns["float"], [1.5, np.nan])
     assert columns["bool"].tolist() == [1, PAD]
     assert columns["time"].tolist() == [int(moment.timestamp() * 1e6), PAD]
+    assert columns["span"].tolist() == [86_400_000_000, PAD]
     assert columns["small"].tolist() == [1, PAD]
     assert columns["kind"].tolist() == ["x", None]
     spec = InputSpec(Categorical("text"), Bag("texts", length=3), Dense("small"), Dense("float"))
@@ -54,7 +56,12 @@ def test_every_type_that_a_view_or_an_event_has():
 
 @pytest.mark.parametrize(
     "series",
-    [pl.Series("n", [2**63], dtype=pl.UInt64), pl.Series("n", [b"a"]), pl.Series("n", [{"a": 1}])],
+    [
+        pl.Series("n", [2**63], dtype=pl.UInt64),
+        pl.Series("n", [b"a"]),
+        pl.Series("n", [{"a": 1}]),
+        pl.Series("n", [time(1)]),
+    ],
 )
 def test_what_has_no_exact_form_is_refused(series):
     with pytest.raises(SchemaError, match="column n"):

@@ -173,3 +173,38 @@ def test_what_a_spec_says_of_itself():
     assert SPEC.dense_names == ("age", "price", "seen")
     assert "Bag(name='recent'" in repr(SPEC)
     assert len(Stream().batch(7)[0]) == 7
+
+
+@pytest.mark.parametrize("values", [np.array([2**24 + 2], np.float32), np.array([2**11 + 2], np.float16)])
+def test_a_float_of_few_digits_is_an_id_only_while_it_is_exact(values):
+    exact = values.dtype.type(2 ** (np.finfo(values.dtype).nmant + 1))
+    assert as_ids(np.array([exact, np.nan], values.dtype)).tolist() == [int(exact), PAD]
+    with pytest.raises(SchemaError, match=rf"beyond which a {values.dtype} stands for several integers"):
+        as_ids(values)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"a": np.array([1.5, 2])}, r"inputs · column 'a': id 1.5: not a whole number"),
+        ({"r": Lists(np.array([[1.5, 2], [3, 4]]), np.array([2, 2]))}, r"inputs · column 'r': id 1.5"),
+        (
+            {"x": np.array(["3", "many"])},
+            r"inputs · Dense 'x': could not convert string to float: .*'many'.*; give numbers",
+        ),
+        ({"x": np.array([1j, 2])}, "inputs · Dense 'x': complex128 is no number"),
+        ({"r": [[1, 2], [3]]}, "column 'r' must hold lists, 2 or 1"),
+        ({"r": None}, "column 'r' must hold lists, 2 or 1"),
+        (
+            {"r": Lists(np.ones((2, 2), int), np.array([2, 9]))},
+            r"column 'r': lists of values \(2, 2\) and 2 lists up to 9",
+        ),
+        ({"r": Lists(np.ones((3, 2), int), np.array([2, 2]))}, r"column 'r': lists of values \(3, 2\) and 2 lists"),
+    ],
+)
+def test_what_a_field_cannot_read_is_named_with_its_column(given, message):
+    spec = InputSpec(Categorical("a"), Dense("x"), Bag("r", length=2), Match("m", "a", "r"))
+    columns = {"a": np.array([1, 2]), "x": np.zeros(2), "r": Lists(np.ones((2, 2), int), np.array([2, 1]))}
+    spec.assemble(columns, 2)
+    with pytest.raises(SchemaError, match=message):
+        spec.assemble({**columns, **given}, 2)

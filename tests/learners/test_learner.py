@@ -13,11 +13,15 @@ from headrace.learners import (
     Learner,
     Logistic,
     OnlineLearner,
+    SharedBottom,
+    SquaredError,
     TablePolicy,
     auc,
     log_rate,
 )
+from headrace.learners.models.loss import LABEL_MAX
 from headrace.learners.prequential import log_losses
+from headrace.learners.targets import LOG_RATE_MAX, WEIGHT_MAX
 from tests.shelves import SPEC, Lists, Shelf, Stream
 
 
@@ -115,15 +119,64 @@ def test_calibration_follows_the_base_rate(rows, first):
         ({"weights": np.array([1.0, -1.0])}, "weights: -1.0"),
         ({"log_rate": np.nan}, "log_rate: nan"),
         ({"log_rate": np.array([0.0, -np.inf])}, "log_rate: -inf"),
+        ({"weights": np.array([1.0, 1e30])}, "weights: 1e\\+30, wanted a finite number of 0 to 1,000,000"),
+        ({"weights": np.array([1.0, 1e39])}, "weights: 1e\\+39"),
+        ({"log_rate": 1e30}, "log_rate: 1e\\+30, wanted a finite number of -50 to 50"),
+        ({"log_rate": np.zeros(3)}, r"log_rate \(3,\): wanted a number, or \(2,\)"),
+        ({"log_rate": None}, "log_rate: nan"),
+        ({"labels": ["0", "1"]}, "labels of type <U1: give numbers"),
+        ({"labels": np.array([None, 1], object)}, "labels: nan, wanted 0 or 1"),
+        ({"weights": ["1", "2"]}, "weights of type <U1: give numbers"),
+        ({"weights": [[1], [1, 2]]}, "weights: .*: give an array of numbers"),
+        ({"event_time_us": np.array([1.0, np.nan])}, "event_time_us: float64 .*, wanted microseconds since 1970"),
+        ({"event_time_us": 10**30}, "event_time_us: object"),
+        ({"event_time_us": np.zeros(2, "datetime64[us]")}, "event_time_us: datetime64"),
+        ({"event_time_us": np.zeros(3, np.int64)}, r"event_time_us \(3,\): wanted a number, or \(2,\)"),
+        *[
+            ({"starts": np.array(starts)}, "starts .*: wanted first rows of requests, ascending from 0, and 2")
+            for starts in (
+                [],
+                [0, 1],
+                [1, 2],
+                [0, 9, 2],
+                [0, 2, 1, 2],
+                [-1, 2],
+                [0.0, 2.0],
+                [[0, 2]],
+                [0, 10**9, 2 * 10**9],
+            )
+        ],
     ],
 )
-def test_what_no_example_can_have_is_refused_before_anything_changes(given, message):
+@pytest.mark.parametrize("per_example", [False, True])
+def test_what_no_example_can_have_is_refused_before_anything_changes(given, message, per_example):
+    if per_example and "starts" in given:
+        pytest.skip("requests mean nothing one by one")
     online = OnlineLearner(Shelf)
     online.learn(*Stream(1).batch()[:2])
     before = online.state_dict()
     with pytest.raises(SchemaError, match=message):
-        online.learn(Stream(2).batch(2)[0], **{"labels": np.array([0.0, 1.0]), **given})
+        online.predict_and_learn(
+            Stream(2).batch(2)[0], **{"labels": np.array([0.0, 1.0]), **given}, per_example=per_example
+        )
     assert all(before[name].tobytes() == array.tobytes() for name, array in online.state_dict().items())
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize(
+    "model",
+    [Logistic(), DeepFM(dim=4, hidden=()), DeepFM(dim=4, hidden=(8,)), SharedBottom(losses=(SquaredError(),) * 2)],
+)
+def test_the_largest_numbers_that_are_allowed_leave_weights_finite(model, per_example):
+    online = OnlineLearner(type("Huge", (Learner,), {"inputs": SPEC, "model": model}))
+    inputs, labels, _ = Stream(1).batch(64)
+    rates = np.where(labels > 0.5, -LOG_RATE_MAX, LOG_RATE_MAX)
+    if model.labels > 1:
+        labels, rates = np.where(labels > 0.5, LABEL_MAX, -LABEL_MAX)[:, None].repeat(2, axis=1), 0.0
+    for _ in range(20):
+        weights = None if model.labels > 1 else [WEIGHT_MAX] * 64  # a list will do
+        online.predict_and_learn(inputs, labels, weights, rates, per_example=per_example)
+    assert all(np.isfinite(array).all() for array in online.state_dict().values())
 
 
 @pytest.mark.parametrize("model", [Logistic(), DeepFM(dim=4, hidden=(8,), attention=True)])

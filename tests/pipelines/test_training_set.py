@@ -11,6 +11,7 @@ from headrace import Categorical, Dense, InputSpec, Label, Learner, replay
 from headrace.errors import ConfigError, DeclarationError, SchemaError, SpineError
 from headrace.learners import Logistic
 from headrace.pipelines.examples import EventExamples
+from headrace.pipelines.examples.groups import SKIPPED
 from tests.visits import START, GuestVisits, NextPlace, Visit, visits
 
 
@@ -129,3 +130,33 @@ def test_bad_input_is_one_clear_error(given, error, message):
 def test_a_frame_without_an_input_is_refused():
     with pytest.raises(SchemaError, match="no column guest_visits.recent"):
         headrace.inputs_of(NextPlace, pl.DataFrame({"place": [1], "guest_visits.visits_1h": [1]}))
+
+
+def test_inputs_come_from_any_table():
+    frame = headrace.training_set(NextPlace, visits(), negatives=3)
+    wanted = headrace.inputs_of(NextPlace, frame)
+    for table in (frame.lazy(), frame.to_arrow(), frame.to_dict(as_series=False), frame.to_dicts()):
+        assert_same_inputs(headrace.inputs_of(NextPlace, table), wanted)
+    with pytest.raises(SchemaError, match="frame: a int is no table; give a frame"):
+        headrace.inputs_of(NextPlace, 7)
+
+
+def test_an_id_that_a_float_cannot_hold_is_refused():
+    frame = headrace.training_set(NextPlace, visits(), negatives=3)
+    single = pl.col("place").cast(pl.Float32)
+    assert_same_inputs(headrace.inputs_of(NextPlace, frame.with_columns(single)), headrace.inputs_of(NextPlace, frame))
+    with pytest.raises(SchemaError, match=r"column 'place': id 167772..\.0: not a whole number of at most 2\*\*24"):
+        headrace.inputs_of(NextPlace, frame.with_columns(single + 2**24 + 2))
+
+
+def test_a_label_that_the_loss_does_not_allow_costs_its_event_alone():
+    """Numbers above 1 for a model of probabilities: counted, and the others are learned."""
+    label = Label(Visit, "1m", candidate="place", value=pl.col("place") % 3)
+    learner = type("Odd", (Learner,), {"label": label, "inputs": InputSpec(Categorical("place")), "model": Logistic()})
+    counter = SKIPPED.labels("labels")
+    before, wrong = counter._value.get(), visits().filter(pl.col("place") % 3 == 2).height
+    frame = headrace.training_set(learner, visits())
+    assert frame.height == visits().height - wrong < visits().height
+    assert set(frame["label"]) == {0.0, 1.0}
+    assert counter._value.get() - before == wrong
+    assert headrace.train(learner, visits()).examples > 0

@@ -22,6 +22,9 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 LogRate = float | NDArray[np.floating[Any]]
 
+LABEL_MAX = 1e12
+"""Largest distance of a number as a label from 0: the square of its gradient is within float32 (3e38)."""
+
 
 class Loss(Protocol):
     """A model's loss. Stateless: one object may serve several learners and threads."""
@@ -75,7 +78,7 @@ class TorchLoss:
 
     name = "loss"
     is_binary = False
-    label_values = "a finite number"
+    label_values = f"a finite number, at most {LABEL_MAX:g} from 0"
 
     def link(self, outputs: Tensor) -> Tensor:
         """Predictions (B, K) of outputs (B, K)."""
@@ -86,9 +89,9 @@ class TorchLoss:
         raise DeclarationError(f"{type(self).__name__} defines no `losses`: the loss of each example")
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """Finite numbers."""
-        finite: NDArray[np.bool_] = np.isfinite(labels)
-        return finite
+        """Finite numbers of at most `LABEL_MAX`."""
+        allowed: NDArray[np.bool_] = np.abs(labels) <= LABEL_MAX
+        return allowed
 
     def predictions(self, outputs: Floats) -> Floats:
         """Predictions (B, K) by `link`."""

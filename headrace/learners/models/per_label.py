@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.learners.models.loss import Doubles, Floats, LogRate, Loss
+from headrace.learners.models.loss import LABEL_MAX, Doubles, Floats, LogRate, Loss
 
 
 class SquaredError:
@@ -22,11 +22,11 @@ class SquaredError:
 
     name = "squared_error"
     is_binary = False
-    label_values = "a finite number"
+    label_values = f"a finite number, at most {LABEL_MAX:g} from 0"
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """Finite numbers."""
-        return np.asarray(np.isfinite(labels))
+        """Finite numbers of at most `LABEL_MAX`."""
+        return np.asarray(np.abs(labels) <= LABEL_MAX)
 
     def predictions(self, outputs: Floats) -> Floats:
         """The outputs."""

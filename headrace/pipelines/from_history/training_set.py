@@ -92,18 +92,29 @@ def training_set(
     return pl.concat(frames)
 
 
-def inputs_of(learner: type[Learner], frame: pl.DataFrame) -> Inputs:
-    """Inputs of the learner's model from a frame of their source columns, lists too, such as a replayed one.
+def inputs_of(learner: type[Learner], frame: TableLike) -> Inputs:
+    """Inputs of the learner's model from a table of their source columns, lists too, such as a replayed one.
 
     Raises:
-        SchemaError: a column is missing, or of a type that is no id and no number.
+        SchemaError: it is no table, a column is missing, or of a type that is no id and no number.
     """
+    table = frame_of(frame)
+    if table is None:
+        raise SchemaError(f"frame: a {type(frame).__name__} is no table; give a frame")
+    return _inputs_of(learner, table.lazy().collect())
+
+
+def _inputs_of(learner: type[Learner], frame: pl.DataFrame) -> Inputs:
     missing = [name for name in learner.inputs.columns if name not in frame.columns]
     if missing:
         raise SchemaError(
             f"learner {learner.name}: the frame has no column {', '.join(missing)}; it has {', '.join(frame.columns)}"
         )
-    return learner.inputs.assemble({name: column_of(frame[name]) for name in learner.inputs.columns}, frame.height)
+    columns = {name: column_of(frame[name]) for name in learner.inputs.columns}
+    # As ids these are exact up to 2**24 alone, which their own type tells.
+    singles = {field.column for field in learner.inputs.categoricals if frame.schema[field.column] == pl.Float32}
+    columns |= {name: frame[name].fill_null(np.nan).to_numpy() for name in singles}
+    return learner.inputs.assemble(columns, frame.height)
 
 
 def _parts(made: EventExamples, events: Any, memory_rows: int) -> Iterator[DrawnExamples]:
@@ -235,7 +246,7 @@ def _as_examples(learner: type[Learner], frame: pl.DataFrame) -> Examples:
     labels = known.select(pl.col(columns).cast(pl.Float32).fill_null(np.nan)).to_numpy()
     count = known.height
     return Examples(
-        inputs_of(learner, known),
+        _inputs_of(learner, known),
         labels[:, 0] if len(columns) == 1 else labels,
         known["log_rate"].to_numpy(),
         known[TIME].dt.epoch("us").to_numpy(),

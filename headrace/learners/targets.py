@@ -1,0 +1,152 @@
+"""What a batch is learned towards, checked before anything is learned: one wrong number would stay in weights for ever.
+
+Limits. A finite number can do what an infinite one does: a gradient of 1e20 has a square beyond float32, and the
+optimizer's state of its row is infinite from then on. So weights, log-rates and labels of numbers have limits, far
+above what any example means: at them a squared gradient is 1e12, and 1e24 for a label of a number.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headrace.errors import SchemaError
+from headrace.learners.learner import Learner
+from headrace.learners.models.loss import Floats, LogRate
+from headrace.learners.models.model import Model
+
+WEIGHT_MAX = 1e6
+"""Largest importance of an example."""
+LOG_RATE_MAX = 50.0
+"""Largest distance of a log-rate from 0: odds of 5e21."""
+TIME_US_MAX = 2**62
+"""Largest distance of an event time from 1970, in microseconds."""
+
+Check = tuple[str, NDArray[Any], NDArray[np.bool_], str]
+"""Name, values, which of them are allowed, and what is, in words."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Targets:
+    """Labels (B, L), weights (B,) or None, and log-rates; lists and other sequences of numbers become arrays.
+
+    Raises:
+        SchemaError: one of them holds no numbers.
+    """
+
+    labels: NDArray[Any]
+    weights: NDArray[Any] | None
+    log_rate: LogRate
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", numbers_of("labels", self.labels))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", numbers_of("weights", self.weights))
+        if not isinstance(self.log_rate, float):
+            object.__setattr__(self, "log_rate", numbers_of("log_rate", self.log_rate))
+
+    @staticmethod
+    def shape_of(columns: int, rows: int) -> tuple[int, ...]:
+        """Shape of an array of `columns` labels or outputs an example."""
+        return (rows,) if columns == 1 else (rows, columns)
+
+    def take(self, examples: slice) -> "Targets":
+        """Select examples."""
+        rate = np.asarray(self.log_rate)
+        weights = None if self.weights is None else self.weights[examples]
+        return Targets(self.labels[examples], weights, rate[examples] if rate.ndim else self.log_rate)
+
+    def arrays(self, rows: int) -> tuple[Floats, Floats]:
+        """Labels (B, L) and weights (B,), float32 and contiguous."""
+        weights = np.ones(rows, np.float32) if self.weights is None else self.weights
+        return np.ascontiguousarray(self.labels, dtype=np.float32), np.ascontiguousarray(weights, dtype=np.float32)
+
+    def check(self, learner: type[Learner], rows: int) -> None:
+        """Refuse what would make weights wrong for ever.
+
+        Raises:
+            SchemaError: an array has another shape than the model's, or a value that no example can have.
+        """
+        model, loss = learner.model, learner.model.loss
+        shapes = (("labels", self.labels, model.labels), ("weights", self.weights, 1))
+        for name, array, columns in shapes:
+            if array is not None and array.shape != (shape := self.shape_of(columns, rows)):
+                raise SchemaError(f"learner {learner.name} · {name} {array.shape}: wanted {shape}")
+        checks: list[Check] = [("labels", self.labels, loss.is_allowed(self.labels), loss.label_values)]
+        rate = self.log_rate
+        if not isinstance(rate, float) or rate != 0.0:
+            checks += self._rate_checks(np.asarray(rate), model, rows, learner.name)
+        if self.weights is not None:
+            allowed = (self.weights >= 0) & (self.weights <= WEIGHT_MAX)
+            checks.append(("weights", self.weights, allowed, f"a finite number of 0 to {WEIGHT_MAX:,.0f}"))
+        for name, values, allowed, meaning in checks:
+            if not allowed.all():
+                raise SchemaError(
+                    f"learner {learner.name} · {name}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}"
+                )
+
+    def _rate_checks(self, rate: NDArray[Any], model: Model, rows: int, name: str) -> list[Check]:
+        """The checks of the log-rates' values.
+
+        Raises:
+            SchemaError: they have another shape.
+        """
+        meaning = f"a finite number of -{LOG_RATE_MAX:.0f} to {LOG_RATE_MAX:.0f}"
+        checks: list[Check] = [("log_rate", rate, np.abs(rate) <= LOG_RATE_MAX, meaning)]
+        if not model.loss.is_binary:
+            checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
+        elif model.outputs > 1 and rate.shape != (rows, model.outputs):
+            checks.append(("log_rate", rate, rate == 0, f"0, or one for each output: ({rows}, {model.outputs})"))
+        elif model.outputs == 1 and rate.shape not in ((), (rows,)):
+            raise SchemaError(f"learner {name} · log_rate {rate.shape}: wanted a number, or ({rows},)")
+        return checks
+
+
+def numbers_of(name: str, values: Any) -> NDArray[Any]:
+    """An array of numbers; a sequence becomes one.
+
+    Raises:
+        SchemaError: they are none.
+    """
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "O":
+            array = array.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise SchemaError(f"{name}: {str(values)[:60]}: give an array of numbers ({exc})") from exc
+    if array.dtype.kind not in "fiub":
+        raise SchemaError(f"{name} of type {array.dtype}: give numbers")
+    return array
+
+
+def times_of(learner: type[Learner], event_time_us: Any, rows: int) -> NDArray[np.int64] | None:
+    """Event times, () or (B,); None: none are given.
+
+    Raises:
+        SchemaError: they are no times in microseconds, or of another shape.
+    """
+    if event_time_us is None:
+        return None
+    times, what = np.asarray(event_time_us), f"learner {learner.name} · event_time_us"
+    if times.shape not in ((), (rows,)):
+        raise SchemaError(f"{what} {times.shape}: wanted a number, or ({rows},)")
+    if times.dtype.kind not in "fiu" or not ((times >= -TIME_US_MAX) & (times <= TIME_US_MAX)).all():
+        given = times.reshape(-1)[:1].tolist()
+        raise SchemaError(f"{what}: {times.dtype} {given}, wanted microseconds since 1970, as int64")
+    return times.astype(np.int64)
+
+
+def check_starts(what: str, starts: Any, rows: int) -> None:
+    """See that `starts` (requests + 1,) are first rows of requests, ascending from 0 to `rows`; None is allowed.
+
+    Raises:
+        SchemaError: they are not: a kernel would read and write beyond its arrays.
+    """
+    if starts is None:
+        return
+    firsts = np.asarray(starts)
+    is_valid = firsts.ndim == 1 and firsts.size > 0 and firsts.dtype.kind in "iu"
+    if not (is_valid and firsts[0] == 0 and firsts[-1] == rows and (firsts[1:] >= firsts[:-1]).all()):
+        shown = np.array2string(firsts, threshold=6, edgeitems=3)
+        raise SchemaError(f"{what} · starts {shown}: wanted first rows of requests, ascending from 0, and {rows}")
