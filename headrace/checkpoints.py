@@ -110,12 +110,19 @@ class CheckpointThread:
         """Return once the last checkpoint is on disk.
 
         Raises:
-            Exception: what it failed with.
+            SnapshotError: the disk failed.
+            Exception: what else it failed with.
         """
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
     def _write(self, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-        with self._checkpoints.write(facts) as folder:
-            fill(folder)
+        try:
+            with self._checkpoints.write(facts) as folder:
+                fill(folder)
+        except OSError as exc:
+            raise SnapshotError(
+                f"checkpoint in {self._checkpoints.folder}: cannot be written: {exc}; make room, and start again: the "
+                "state that was saved before it is whole"
+            ) from exc

@@ -91,12 +91,20 @@ class JoinStep:
         frames = self.tick()
         self._save()
         if self._thread is not None:
-            self._thread.wait()
+            self._wait(self._thread)
         return frames
 
     def _save(self) -> None:
         """Take the state; a thread writes it."""
         if self._thread is not None:
-            self._thread.wait()
+            self._wait(self._thread)
             self._thread.submit({}, self.joiner.capture())
         self._saved_s = time.monotonic()
+
+    def _wait(self, thread: CheckpointThread) -> None:
+        """Return once the last checkpoint is on disk; where it failed, the files of the one before it stay."""
+        try:
+            thread.wait()
+        except Exception:
+            self.joiner.not_written()
+            raise

@@ -318,12 +318,9 @@ class Joiner(Offsets):
     def capture(self) -> Callable[[Path], None]:
         """Take the present state; what is returned writes it into a folder, in any thread.
 
-        The state captured before this one must be on disk.
+        The state captured before this one must be on disk, unless `not_written` was called.
         """
-        stores = {"requests": self._open} | {
-            label_column("engagements", name): each.rows for name, each in self._engagements.items()
-        }
-        writers = {name: store.capture() for name, store in stores.items()}
+        writers = {name: store.capture() for name, store in self._stores.items()}
         state = {
             "watermark_us": self._watermark_us,
             "newest_us": self._newest_us,
@@ -340,6 +337,16 @@ class Joiner(Offsets):
             (target / "joiner.json").write_bytes(orjson.dumps({**state, "stores": facts}))
 
         return write
+
+    def not_written(self) -> None:
+        """See `RowsByTime.not_written`."""
+        for store in self._stores.values():
+            store.not_written()
+
+    @property
+    def _stores(self) -> dict[str, RowsByTime]:
+        named = {label_column("engagements", name): each.rows for name, each in self._engagements.items()}
+        return {"requests": self._open, **named}
 
     def load(self, folder: str | Path) -> None:
         """Take over the state that `save` wrote.

@@ -18,7 +18,8 @@ restart resumes from there.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ class TrainStep:
             self._release()
         verdict = self.trainer.poll()
         if now_s - self._saved_s >= self._save_s and not (self._thread and self._thread.is_busy) and self._is_prepared:
-            self._submit()
+            with self._keeping_the_last():
+                self._submit()
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
@@ -193,15 +195,32 @@ class TrainStep:
         }
 
     def save(self) -> None:
-        """Write a checkpoint into the folder of the state, if there is one; returns once it is on disk."""
-        self._submit()
-        if self._thread is not None:
-            self._thread.wait()
+        """Write a checkpoint into the folder of the state, if there is one; returns once it is on disk.
+
+        Raises:
+            SnapshotError: it cannot be written. The one before it stays, and a later call may succeed.
+        """
+        with self._keeping_the_last():
+            self._submit()
+            if self._thread is not None:
+                self._thread.wait()
 
     @property
     def _is_prepared(self) -> bool:
         """Whether the state can be taken now, with training stopped for no longer than it must."""
         return self._thread is None or self.trainer.prepare_capture()
+
+    @contextmanager
+    def _keeping_the_last(self) -> Iterator[None]:
+        """Where a checkpoint fails, no file may go that the one on disk names, whatever is captured after it."""
+        try:
+            yield
+        except Exception:
+            self._served.not_written()
+            self._early.not_written()
+            if self.joiner is not None:
+                self.joiner.not_written()
+            raise
 
     @SAVE_SECONDS.time()
     def _submit(self) -> None:

@@ -1,12 +1,15 @@
 """Checkpoints: whole or not there, checked when read, and those of an earlier release are still read."""
 
+import resource
 import shutil
+from contextlib import contextmanager
 
 import pytest
 
 from headrace.checkpoints import Checkpoints
 from headrace.errors import SnapshotError
 from headrace.pipelines import Joiner, JoinStep
+from headrace.streams.watermark import END_OF_TIME_US
 from tests.pipelines.test_joiner import SPEC, Show, batch
 from tests.pipelines.test_train_step import batches, make, run, weights
 
@@ -87,3 +90,56 @@ def test_training_of_an_earlier_release_resumes_exactly(tmp_path):
     got = weights(second)
     assert all(array.tobytes() == got[name].tobytes() for name, array in weights(whole).items())
     assert whole.status()["positives"] == second.status()["positives"]
+
+
+@contextmanager
+def full_disk():
+    """No file may grow beyond 3,000 bytes, as on a disk with so much room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("gets_room", [True, False])
+def test_checkpoints_that_fail_leave_the_last_one_whole(tmp_path, gets_room):
+    """
+    saved | fails, fails, fails | restart: goes on from the one that was saved, whose files are all there
+                                | room: saved
+    """
+    found = batches([4])
+    step = run(make(tmp_path), found[:60])
+    step.save()
+    for begin in (60, 80, 100):
+        run(step, found[begin : begin + 20])
+        with full_disk(), pytest.raises(SnapshotError, match=r"checkpoint in .*: cannot be written: .*; make room"):
+            step.save()
+    if gets_room:
+        run(step, found[120:124])
+        step.save()
+    positions = step.positions()
+    again = make(tmp_path)
+    assert (again.positions() == positions) == gets_room
+    run(again, found).trainer.drain()
+    whole = run(make(), found)
+    whole.trainer.drain()
+    expected, got = weights(whole), weights(again)
+    assert all(array.tobytes() == got[name].tobytes() for name, array in expected.items())
+
+
+def test_a_joiner_that_cannot_save_leaves_its_last_state_whole(tmp_path):
+    step = JoinStep(Joiner(SPEC), state=tmp_path, idle_s=None)
+    step.expect(["shown/0", "followed/0"])
+    for round_ in range(6):
+        first = 60 * round_
+        step.apply(batch([Show(20 * round_, 1, (1, 2), number=number) for number in range(first, first + 60)], first))
+        if round_ < 2:
+            step.finish()
+        else:
+            with full_disk(), pytest.raises(SnapshotError, match="cannot be written"):
+                step.finish()
+    again = JoinStep(Joiner(SPEC), state=tmp_path, idle_s=None)
+    assert again.positions() == {"shown/0": 120}
+    assert len(again.joiner.advance(END_OF_TIME_US)) == 120

@@ -107,6 +107,7 @@ class RowsByTime:
         self._unwritten = 0
         self._rows = 0
         self._named: set[str] = set()  # files that the newest checkpoint names
+        self._named_before: set[str] = set()  # and that the one before it did
         self._writer: ThreadPoolExecutor | None = None
 
     @property
@@ -172,7 +173,7 @@ class RowsByTime:
     def capture(self) -> Callable[[Path], dict[str, Any]]:
         """Take the present state; what is returned writes it into a checkpoint's folder, and returns facts for `load`.
 
-        The checkpoint captured before this one must be on disk.
+        The checkpoint captured before this one must be on disk, unless `not_written` was called.
         """
         if not self._is_kept:
             rows = self.read()
@@ -181,8 +182,12 @@ class RowsByTime:
         parts = [(number, part) for number, parts in self._slices.items() for part in parts]
         names = {part.path.name for _, part in parts if part.path is not None}
         self._delete_others(self._named | names)
-        self._named = names
+        self._named_before, self._named = self._named, names
         return lambda _: self._facts(parts)
+
+    def not_written(self) -> None:
+        """Say that what was captured last did not get to disk: the files of the checkpoint before it must stay."""
+        self._named |= self._named_before
 
     def load(self, source: Path, facts: Mapping[str, Any]) -> None:
         """Take over what `capture` wrote; rows in files stay there.

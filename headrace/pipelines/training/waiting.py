@@ -86,6 +86,11 @@ class WaitingEvents:
 
         return write
 
+    def not_written(self) -> None:
+        """See `RowsByTime.not_written`."""
+        for store in self._stores.values():
+            store.not_written()
+
     def load(self, folder: Path) -> None:
         """Take over what `capture` wrote."""
         path = folder / "waiting.json"
