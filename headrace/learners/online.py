@@ -283,6 +283,8 @@ class OnlineLearner:
             self._dense_state[:] = arrays["optimizer.dense"]
             self._rng = torch.from_numpy(np.array(arrays["rng"]))
             self.steps, self.now_us = (int(value) for value in arrays["progress"])
+        else:
+            self._dense_state[:] = self.learner.model.optimizer.initial_state(self._parameters.weights.shape[1])
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:

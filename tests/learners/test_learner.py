@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 
 from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.learners import (
+    Adagrad,
     Bag,
     Categorical,
     DeepFM,
@@ -21,6 +24,7 @@ from headrace.learners import (
 )
 from headrace.learners.models.loss import LABEL_MAX
 from headrace.learners.prequential import log_losses
+from headrace.learners.tables.table import EmbeddingTable
 from headrace.learners.targets import LOG_RATE_MAX, WEIGHT_MAX
 from tests.shelves import SPEC, Lists, Shelf, Stream
 
@@ -284,6 +288,45 @@ def test_a_state_that_is_copied_while_it_is_learned_is_that_of_its_moment(model,
         state = captured()
         assert list(state) == list(wanted)
         assert all(state[name].tobytes() == wanted[name].tobytes() for name in wanted)
+
+
+def test_weights_alone_are_loaded_as_into_a_new_learner():
+    """No moments, accumulators or counts of ids that wait are left of what was learned before."""
+    policies = {"book": TablePolicy(min_count=3)}
+    learner = type("Restored", (Learner,), {"inputs": SPEC, "model": DeepFM(dim=4, hidden=(8,)), "tables": policies})
+    trained, new, stream = OnlineLearner(learner), OnlineLearner(learner), Stream(3, books=500)
+    for _ in range(5):
+        trained.learn(*stream.batch(60)[:2])
+    state = trained.state_dict(with_optimizer=False)
+    for _ in range(5):
+        trained.learn(*stream.batch(60)[:2])
+    for online in (trained, new):
+        online.load_state_dict(state)
+    for _ in range(5):
+        batch = stream.batch(60)[:2]
+        for online in (trained, new):
+            online.learn(*batch, event_time_us=1_000)
+    got = trained.state_dict()
+    for name, array in new.state_dict().items():
+        assert name == "progress" or array.tobytes() == got[name].tobytes(), name
+
+
+def test_a_copy_of_a_table_that_nobody_takes_needs_no_memory_for_what_changes():
+    """Steps between the end of the thread and the checkpoint, as in a long piece of history, are marked, not kept."""
+    ids = np.arange(60_000)
+    table = EmbeddingTable("book", 31, Adagrad())
+    table.admit(ids, 1)
+    while not table.prepare_capture():
+        pass
+    tracemalloc.start()
+    for _ in range(200):
+        table.admit(ids[:10_000].copy(), 2)
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert used < 1e6  # the rows' numbers would be 16 MB
+    wanted = table.export(with_optimizer=True)
+    got = table.capture(with_optimizer=True)()
+    assert all(wanted[name].tobytes() == got[name].tobytes() for name in wanted)
 
 
 def test_predicting_changes_nothing():

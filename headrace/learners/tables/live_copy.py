@@ -1,7 +1,7 @@
 """LiveCopy: arrays are copied in a thread while rows of them change, so that who changes them hardly waits for it.
 
     thread    all rows, then those that changed meanwhile, then those that changed during that, until few are left
-    finish    those few: the copy is that of this moment
+    finish    those few, and what has changed since: the copy is that of this moment
 
 A row that is copied while it changes is torn, and copied again, for a change is noted after it was made. The last
 rounds are short, since fewer rows change during a shorter round.
@@ -34,6 +34,7 @@ class LiveCopy:
         self._copies = tuple(np.empty_like(array) for array in arrays)
         self._rows = rows
         self._changed: deque[NDArray[np.int64]] = deque()
+        self._is_changed = np.zeros(len(arrays[0]) + 1, np.bool_)  # once the thread has ended; -1 is the last
         thread = ThreadPoolExecutor(1, thread_name_prefix="headrace-table-copy")
         self._copied = thread.submit(self._run)
         thread.shutdown(wait=False)
@@ -44,8 +45,14 @@ class LiveCopy:
         return self._copied.done()
 
     def note(self, rows: NDArray[np.int64]) -> None:
-        """Say, once it is done, that `rows` (n,) have changed; -1 is none of them. The array stays as it is."""
-        self._changed.append(rows)
+        """Say, once it is done, that `rows` (n,) have changed; -1 is none of them. The array stays as it is.
+
+        A copy that nobody finishes for long takes no more memory for it: what changes after the thread is marked.
+        """
+        if self._copied.done():
+            self._is_changed[rows] = True
+        else:
+            self._changed.append(rows)
 
     def finish(self) -> tuple[NDArray[np.generic], ...]:
         """Copies of the arrays as they are now; they belong to the caller.
@@ -54,23 +61,20 @@ class LiveCopy:
             MemoryError: there was no room for what the thread needs.
         """
         self._copied.result()
-        self._copy_changed()
+        self._copy_changed(self._is_changed)
         return self._copies
 
     def _run(self) -> None:
         for array, copy in zip(self._arrays, self._copies, strict=True):
             copy[: self._rows] = array[: self._rows]  # NumPy leaves the interpreter to others meanwhile
         for _ in range(ROUNDS_MAX):
-            if self._copy_changed() <= LEFT_ROWS:
+            if self._copy_changed(np.zeros_like(self._is_changed)) <= LEFT_ROWS:
                 break
 
-    def _copy_changed(self) -> int:
-        """Copy the rows that were noted until now; returns how many."""
-        noted = [self._changed.popleft() for _ in range(len(self._changed))]
-        if not noted:
-            return 0
-        is_changed = np.zeros(len(self._arrays[0]) + 1, np.bool_)
-        is_changed[np.concatenate(noted)] = True  # -1 is the last
+    def _copy_changed(self, is_changed: NDArray[np.bool_]) -> int:
+        """Copy the rows that were noted until now, and those that are marked; returns how many."""
+        for _ in range(len(self._changed)):
+            is_changed[self._changed.popleft()] = True
         rows = np.flatnonzero(is_changed[:-1])
         for array, copy in zip(self._arrays, self._copies, strict=True):
             copy[rows] = array[rows]

@@ -222,8 +222,8 @@ class EmbeddingTable:
         `prepare_capture` only the rows that have changed since are left to copy.
         """
         high, copy = self._map.high, self._copy
+        self._copy = None  # one that fails is not asked again
         arrays = self.arrays[:-1] if copy is None else copy.finish()
-        self._copy = None
         own = tuple(array[:high].copy() if copy is None else array[:high] for array in arrays)
         waiting = self._waiting.export()
         return lambda: self._sorted(own, waiting, with_optimizer=with_optimizer)
@@ -267,6 +267,8 @@ class EmbeddingTable:
             self.state[rows], self.seen_us[rows], self.count[rows] = arrays["state"], arrays["seen_us"], arrays["count"]
             self._seed = np.uint64(arrays["seed"][0])
             self._waiting.load(arrays["waiting_ids"], arrays["waiting_uses"], arrays["waiting_seen_us"])
+        else:
+            self._waiting = _Waiting()
         self._removed = []
 
     def _allocate(self, capacity: int) -> None:
