@@ -34,6 +34,7 @@ _WORDS = {"int": "an int", "text": "a str", "any": "an int or a str"}
 WHOLE_MAX = 2**53
 """From 2**53 on a float may stand for several integers."""
 _INEXACT = "read the column as integers; pandas makes floats of integers with nulls, unless their dtype is Int64"
+_NO_TEXT = "leave it out"
 _CASTS = {"int": "pl.Int64", "text": "pl.String", "any": "pl.String"}
 
 
@@ -122,6 +123,8 @@ def key_series(plan: EntityKey, index: int, values: Sequence[Any]) -> pl.Series:
         values = [_as_declared(plan, index, value) for value in values]
     try:
         return pl.Series(name, values, pl.Int64 if kind == "int" else pl.String)
+    except UnicodeEncodeError as exc:
+        raise _refused(plan, index, f"{exc.object!a} is no text of Unicode characters", _NO_TEXT) from exc
     except (TypeError, OverflowError) as exc:
         wrong = next(value for value in values if value is not None and not -(2**63) <= value < 2**63)
         raise _refused(plan, index, f"{wrong!r} is beyond 64 bits", "leave it out") from exc
@@ -137,7 +140,10 @@ def keys_of_texts(plan: EntityKey, rows: Sequence[Sequence[str]]) -> list[pl.Ser
     """
     columns = []
     for index, (name, kind) in enumerate(zip(plan.entity, plan.key_kinds, strict=True)):
-        texts = pl.Series(name, [row[index] for row in rows], dtype=pl.String)
+        try:
+            texts = pl.Series(name, [row[index] for row in rows], dtype=pl.String)
+        except UnicodeEncodeError as exc:
+            raise _refused(plan, index, f"{exc.object!a} is no text of Unicode characters", _NO_TEXT) from exc
         column = texts.cast(pl.Int64, strict=False) if kind == "int" else texts
         is_wrong = column.is_null() | (column.cast(pl.String) != texts)
         if is_wrong.any():

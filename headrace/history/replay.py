@@ -11,14 +11,14 @@ Events that an expression of a view has no value for are left out of it, as ther
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.errors import LayoutError, SourceError
+from headrace.errors import ConfigError, LayoutError, SourceError
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.expressions.derived import request_columns
@@ -187,8 +187,12 @@ def replay(
         SpineError: the spine lacks a column, has one of another type, or has times without a unit.
         SchemaError: events do not fit their declaration, a class is missing, or something is no table.
         SourceError: a file that is not there or cannot be read.
+        ConfigError: `chunk_rows` or `memory_rows` is below 1.
     """
-    view_list = [views] if isinstance(views, type) else list(views)
+    for name, rows_max in (("chunk_rows", chunk_rows), ("memory_rows", memory_rows)):
+        if rows_max < 1:
+            raise ConfigError(f"{name}={rows_max}: give 1 or more")
+    view_list = [views] if isinstance(views, type) or not isinstance(views, Iterable) else list(views)
     walk = Replay(view_list)
     tables = tables_of(walk.plans, events)
     rows = read_spine(spine, walk.plans, SpineFormat(time_unit, csv_time_format))

@@ -55,7 +55,11 @@ def with_times(spine: pl.DataFrame, unit: TimeUnit | None, place: str = "spine")
         raise SpineError(f"time_unit {unit!r}: use one of {', '.join(TIME_UNITS)}")
     if TIME not in spine.columns or not spine.schema[TIME].is_integer():
         return spine
-    numbers = spine[TIME].drop_nulls().cast(pl.Int64).to_numpy()
+    times = spine[TIME].drop_nulls()
+    whole = times.cast(pl.Int64, strict=False)
+    if whole.null_count():
+        raise SpineError(f"{place}: column {TIME!r} has {times.filter(whole.is_null())[0]}, beyond 64 bits; correct it")
+    numbers = whole.to_numpy()
     ends = [int(numbers.max()), int(numbers.min())] if len(numbers) else []
     likely = likely_unit(ends[0]) if ends else None
     hint = f"; by their size they are {UNIT_NAMES[likely]}" if likely else ""

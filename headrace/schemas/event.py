@@ -32,6 +32,8 @@ EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
 """Floor of event times where a class declares none: numbers of a coarser unit, read as microseconds, lie below it."""
 
 _WRAPPERS = re.compile(r'Error building "[\w-]+" validator: |SchemaError: |ValueError: ')
+_TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}")
+"""What brokers take for the name of a topic."""
 _DECLARED = ("topic", "key", "time", "id", "codec", "time_unit", "earliest")
 
 
@@ -178,8 +180,13 @@ def _derive(event: type[Event]) -> EventSpec:
             event.model_rebuild()
         except pydantic.errors.PydanticUndefinedAnnotation as exc:
             raise DeclarationError(f"event {name}: a field's type {exc.name!r} is not defined; import it") from exc
+    if not isinstance(declared["topic"], str) or not _TOPIC.fullmatch(declared["topic"]):
+        raise DeclarationError(
+            f"event {name}: topic {declared['topic']!r} is no name that brokers take; write up to 249 of the letters "
+            "A to Z, a to z, digits, dots, hyphens and underscores"
+        )
     types = event_fields(event, f"event {name}")
-    key = (declared["key"],) if isinstance(declared["key"], str) else tuple(declared["key"])
+    key = _key_of(name, declared["key"])
     _check_roles(name, types, key, declared["time"], declared["id"])
     return EventSpec(
         name=name,
@@ -198,6 +205,14 @@ def _derive(event: type[Event]) -> EventSpec:
     )
 
 
+def _key_of(name: str, key: object) -> tuple[str, ...]:
+    """The columns of a declared key."""
+    columns = (key,) if isinstance(key, str) else tuple(key) if isinstance(key, tuple | list) else ()
+    if not columns or not all(isinstance(column, str) for column in columns) or len(set(columns)) < len(columns):
+        raise DeclarationError(f"event {name}: key={key!r}; write a field's name, or a tuple of such, each once")
+    return columns
+
+
 def _earliest_us(name: str, earliest: object) -> int:
     if isinstance(earliest, date) and not isinstance(earliest, datetime):
         earliest = datetime(earliest.year, earliest.month, earliest.day, tzinfo=UTC)
@@ -210,7 +225,9 @@ def _earliest_us(name: str, earliest: object) -> int:
 
 
 def _check_roles(name: str, types: dict[str, FieldType], key: tuple[str, ...], time: str, event_id: str | None) -> None:
-    roles = [("key", column) for column in key] + [("time", time)] + ([("id", event_id)] if event_id else [])
+    roles = (
+        [("key", column) for column in key] + [("time", time)] + ([("id", event_id)] if event_id is not None else [])
+    )
     for role, column in roles:
         if column not in types:
             raise DeclarationError(

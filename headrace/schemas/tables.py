@@ -5,9 +5,9 @@ the dataframe interchange protocol; lists of dicts and dicts of lists. None of t
 levels of a pandas index are columns, a nameless index is left out.
 
 Polars knows time zones by name only: it refuses, or panics at, a column of timestamp[us, tz=+05:30], read or not. Such
-columns become UTC, which is the same moments; runs are written out, and extensions are their storage. A column of a type
-that it lacks altogether, or of a name that another column has too, is an error where it is asked for, and is left out
-where it is not.
+columns become UTC, which is the same moments; runs are written out, and extensions are their storage. A column of a
+type that it lacks altogether, or of a name that another column has too, is an error where it is asked for, and is left
+out where it is not.
 """
 
 import functools

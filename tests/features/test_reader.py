@@ -9,7 +9,7 @@ import pytest
 from headrace.errors import SpineError
 from headrace.features import Count, FeatureView, plan_of
 from headrace.features.store import OnlineStore
-from headrace.features.store.reader import instant_us
+from headrace.features.store.reader import frame_of_texts, instant_us
 from headrace.pipelines.shard import ShardSet
 from tests.meters import START_US, MeterLoad, Reading, SiteKind, at, batches, log_frame
 
@@ -193,6 +193,7 @@ def test_now_may_be_text(store):
         (MeterKind, {"meter": ["3"], "kind": ["heat"]}, "entity column meter: '3' is str"),
         (MeterKind, pl.DataFrame({"meter": [3], "kind": [1]}), "entity column kind: the column is Int64, such as 1"),
         (MeterKind, {"meter": [3, 4], "kind": ["heat"]}, "the entities' lists make no frame"),
+        (MeterKind, [(3, "\ud800")], r"entity column kind: '\\ud800' is no text of Unicode characters"),
         (SiteKind, ["3"], r"each key needs 2 value\(s\), for site, kind; give a composite key as a tuple"),
         (SiteKind, {"site": ["3"]}, "entities lack kind; there are site"),
     ],
@@ -208,3 +209,9 @@ def test_a_moment_in_another_unit_is_refused(store, now, unit):
     """Read as microseconds it is January 1970, and every window empty."""
     with pytest.raises(SpineError, match=f"now={now} looks like {unit}"):
         store.read(MeterLoad, [1], now)
+
+
+def test_a_key_on_the_command_line_that_is_no_utf_8_is_refused():
+    """Python hands such bytes on as lone surrogates."""
+    with pytest.raises(SpineError, match=r"entity column kind: '\\udcff' is no text of Unicode characters"):
+        frame_of_texts(plan_of(MeterKind), ["3,\udcff"], ())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import DeclarationError, LayoutError, SchemaError, SourceError, SpineError
+from headrace.errors import ConfigError, DeclarationError, LayoutError, SchemaError, SourceError, SpineError
 from headrace.features import Count, FeatureView, LastN, Slab, Sum, col, entity_ids, plan_of
 from headrace.history.replay import Replay, replay
 from tests import oracle
@@ -247,6 +247,15 @@ SPINE = in_time(pl.DataFrame({"rider": [1], "event_time": [BASE_US]}))
             SpineError,
             "null in 1 of 1",
         ),
+        (lambda: replay(5, _rides(), SPINE), DeclarationError, "5 is no view; name a class"),
+        (lambda: replay(Short, _rides(), SPINE, memory_rows=0), ConfigError, "memory_rows=0: give 1 or more"),
+        (lambda: replay(Short, _rides(), SPINE, chunk_rows=-1), ConfigError, "chunk_rows=-1: give 1 or more"),
+        (
+            lambda: replay(Short, _rides(), SPINE.with_columns(event_time=pl.lit(2**64 - 1)), time_unit="s"),
+            SpineError,
+            "spine: column 'event_time' has 18446744073709551615, beyond 64 bits",
+        ),
+        (lambda: replay(Short, "", SPINE), SourceError, "'' names no file; write a path, a glob"),
         (lambda: replay(Short, _rides().drop("line"), SPINE), SchemaError, "view short · event Ride.*line.*there are"),
         (lambda: replay(Short, _rides().drop("at"), SPINE), SchemaError, "event Ride.at: no such column"),
         (lambda: replay(RiderTrips, _rides(), SPINE), SchemaError, "Ride, Check; give events as a dict"),

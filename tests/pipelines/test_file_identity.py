@@ -7,6 +7,7 @@ run 2   logs/01/part-0.jsonl   |a b x|h i|      no longer what was read: refused
 """
 
 import gzip
+import os
 import random
 import uuid
 from pathlib import Path
@@ -25,6 +26,7 @@ from headrace.pipelines import Archiver, EventBatch, Intake, Materializer, loop,
 from headrace.pipelines.flow import materialize_flow
 from headrace.schemas import codec_for
 from headrace.streams.file_source import FileSource
+from headrace.streams.files.finder import find_files
 from headrace.streams.files.lines import row_numbers
 from headrace.streams.urls import sources_of_urls
 from tests.turnstiles import START_US, Passage, Shelf, drain, passages
@@ -369,3 +371,16 @@ def test_a_changed_value_in_the_middle_of_a_large_csv_is_noticed(tmp_path, store
     assert path.stat().st_size > 200_000
     with pytest.raises(SourceError, match="has changed since 4,000 of its rows were read"):
         feed(store, path)
+
+
+def test_a_file_whose_name_is_no_utf_8_counts_once(tmp_path, store):
+    """Names of files are bytes; those of partitions are text."""
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    write(path, LINES[:3])
+    feed(store, tmp_path / "*.jsonl")
+    write(path, LINES[:5])
+    feed(store, tmp_path / "*.jsonl")
+    feed(store, path)
+    assert counted(store) == 5
+    [place] = find_files(path)
+    assert (place.name, place.url) == (r"caf\udce9.jsonl", rf"{tmp_path}/caf\udce9.jsonl")

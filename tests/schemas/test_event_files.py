@@ -547,7 +547,16 @@ def test_a_file_may_say_the_same_as_its_folder_and_nothing_else(tmp_path, suffix
 
 
 @pytest.mark.parametrize(
-    ("column", "folder"), [("count", "x"), ("price", "x"), ("paid", "yes"), ("due", "x"), ("tags", "1")]
+    ("column", "folder"),
+    [
+        ("count", "x"),
+        ("count", "\u0661"),
+        ("price", "x"),
+        ("price", "1_0"),
+        ("paid", "yes"),
+        ("due", "x"),
+        ("tags", "1"),
+    ],
 )
 def test_a_folders_value_that_is_none_of_its_columns_type_is_named(tmp_path, column, folder):
     (tmp_path / f"{column}={folder}").mkdir()

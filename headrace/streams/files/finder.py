@@ -204,6 +204,8 @@ def _local(path: str, topic: str | None) -> Found:
         kept = [file for file in files if is_committed(file.as_posix(), topic, ends)]
         names = [file.relative_to(plain / topic).as_posix() for file in kept]
         return Found([_local_file(*one, is_archived=True) for one in zip(kept, names, strict=True)], ends)
+    if not path:
+        raise SourceError("'' names no file; write a path, a glob such as log/*.parquet, or the folder of an archive")
     fixed = Path(*itertools.takewhile(lambda part: not _MAGIC & set(part), plain.parts))
     if fixed == plain:
         raise SourceError(_nothing(shown_url(path), plain.exists(), is_folder=plain.is_dir()))
@@ -220,7 +222,13 @@ def _name_below(file: Path, fixed: Path) -> str:
 def _local_file(path: Path, name: str, *, is_archived: bool = False) -> EventFile:
     about = path.stat()
     real = os.path.realpath(path)
-    return EventFile(str(path), name, about.st_size, str(about.st_mtime_ns), str(path), real, is_archived=is_archived)
+    url, name = _in_utf8(str(path)), _in_utf8(name)
+    return EventFile(url, name, about.st_size, str(about.st_mtime_ns), str(path), real, is_archived=is_archived)
+
+
+def _in_utf8(name: str) -> str:
+    """A name without the stand-ins of bytes that are no UTF-8, which no message and no store can hold."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _remote(url: str, topic: str | None) -> Found:
@@ -326,4 +334,4 @@ def _nothing(path: str, exists: bool, *, is_folder: bool = True) -> str:
         return f"file {path} does not exist"
     if not is_folder:
         return f"{path} is a pipe or device; write what it gives to a file first"
-    return f"{path} is a folder; add a pattern, as in {path}/*.parquet"
+    return f"{path} is a folder; add a pattern, as in {path.rstrip('/')}/*.parquet"

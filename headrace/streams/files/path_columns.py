@@ -146,9 +146,9 @@ def _value(text: str, field: FieldType, place: str) -> Any:
     if not text:
         return None
     match field.kind:
-        case "int" if re.fullmatch(r"[+-]?\d+", text):
+        case "int" if re.fullmatch(r"[+-]?[0-9]+", text):
             return int(text)
-        case "float":
+        case "float" if "_" not in text and text.isascii():
             return float(text)
         case "bool":
             return _BOOLS[text.lower()]
