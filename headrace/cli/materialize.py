@@ -211,11 +211,27 @@ def offsets_of(path: Path, topics: Collection[str]) -> dict[str, int]:
     if not isinstance(offsets, dict) or not offsets:
         raise ConfigError(f"--handover {path}: write a JSON object such as {example}")
     for partition, offset in offsets.items():
-        topic = partition.rpartition("/")[0]
-        if topic not in topics or not is_live(partition, topic):
+        topic, _, number = partition.rpartition("/")
+        if topic not in topics or not is_live(partition, topic) or number != str(int(number)):
             raise ConfigError(
                 f"--handover {path}: {partition!r} is no partition of {', '.join(sorted(topics))}; write {example}"
             )
         if type(offset) is not int or not 0 <= offset <= OFFSET_MAX:
             raise ConfigError(f"--handover {path}: {partition}: {offset!r} is no offset; write {example}")
+    _refuse_gaps(path, offsets)
     return dict(offsets)
+
+
+def _refuse_gaps(path: Path, offsets: Collection[str]) -> None:
+    """Refuse a hand-over of a partition and none of one before it: the live flow would read that one from its start."""
+    numbers: dict[str, set[int]] = {}
+    for partition in offsets:
+        topic, _, number = partition.rpartition("/")
+        numbers.setdefault(topic, set()).add(int(number))
+    for topic, named in sorted(numbers.items()):
+        lacking = next((number for number in range(len(named)) if number not in named), None)
+        if lacking is not None:
+            raise ConfigError(
+                f"--handover {path}: {topic}/{max(named)} is named and {topic}/{lacking} is not, which the live flow "
+                "would read from its start; name every partition, with 0 where the files hold nothing of it"
+            )

@@ -7,7 +7,7 @@ processes, and again when it is resumed:
 """
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import orjson
@@ -24,6 +24,7 @@ from headrace.pipelines.wiring import intake_of
 from headrace.schemas import Event, spec_of
 from headrace.schemas.time_units import TimeUnit
 from headrace.settings import Settings, load_settings
+from headrace.streams.files.finder import find_log
 from headrace.streams.intake import Intake
 from headrace.streams.read_ahead import keep_freed_memory
 from headrace.streams.urls import FILES, named_url, scheme_of, source_of_url
@@ -62,11 +63,12 @@ def replay_views(
     keep_freed_memory()
     events = events_of(map(plan_of, views))
     tables, topics = _files_and_topics(urls, events)
+    archived = _pin_archives(tables) if topics else {}
     room = out.with_name(f"{out.name}.topics")
     try:
         with RowsBar() as bar:
             if topics:
-                _spool(topics, events, room, settings, bar, resume=resume)
+                _spool(topics, events, room, settings, bar, archived, resume=resume)
                 for event in events:
                     spooled = sorted((room / event.__name__).glob("*.parquet"), key=_number)
                     tables.setdefault(event, []).extend(spooled)
@@ -105,6 +107,26 @@ def _files_and_topics(
     return files, topics
 
 
+def _pin_archives(tables: dict[type[Event], list[str | Path]]) -> dict[str, int]:
+    """Put the files that archives on this disk have now in their place, so that they and the topic meet at one offset.
+
+    Returns the next offset of each partition at which the archives end: the topic is read from there.
+
+    Raises:
+        SourceError: a path finds nothing.
+    """
+    archived: dict[str, int] = {}
+    for event, paths in tables.items():
+        pinned: list[str | Path] = []
+        for path in paths:
+            found = find_log(path, spec_of(event).topic)
+            archived |= found.ends
+            is_pinned = found.ends and all(file.is_local for file in found.files)
+            pinned += [file.path for file in found.files] if is_pinned else [path]
+        tables[event] = pinned
+    return archived
+
+
 def _configure() -> None:
     keep_freed_memory()
     settings = load_settings()
@@ -112,9 +134,19 @@ def _configure() -> None:
 
 
 def _spool(
-    urls: Sequence[str], events: Sequence[type[Event]], room: Path, settings: Settings, bar: RowsBar, *, resume: bool
+    urls: Sequence[str],
+    events: Sequence[type[Event]],
+    room: Path,
+    settings: Settings,
+    bar: RowsBar,
+    archived: Mapping[str, int],
+    *,
+    resume: bool,
 ) -> None:
-    """Write the good events of topics to `room/<event>/<n>.parquet`, unless an earlier run did."""
+    """Write the good events of topics, from where archives end, to `room/<event>/<n>.parquet`; an earlier run may have.
+
+    `archived`: partition -> next offset that an archive beside the topic does not hold.
+    """
     done = room / "done.json"
     if resume and done.is_file() and orjson.loads(done.read_bytes()) == list(urls):
         return
@@ -127,7 +159,7 @@ def _spool(
     read = 0
     for url in urls:
         source = source_of_url(url, events, until_end=True, config=settings.kafka)
-        for batch in read_to_end(source, intake):
+        for batch in read_to_end(source, intake, archived):
             waiting[batch.event].append(batch.frame)
             read += batch.frame.height
             if sum(frame.height for frame in waiting[batch.event]) >= SPOOL_ROWS:

@@ -55,6 +55,9 @@ FILES = {
     "huge.json": '{"ev/0": 99999999999999999999}',
     "truth.json": '{"ev/0": true}',
     "below.json": '{"ev/0": -5}',
+    "gap.json": '{"ev/0": 5, "ev/2": 5}',
+    "last.json": '{"ev/7": 5}',
+    "zeros.json": '{"ev/00": 5}',
     "other.json": '{"clicks/0": 5}',
     "file.json": '{"ev/log.jsonl": 5}',
 }
@@ -161,6 +164,13 @@ def asks_of(redis_url, taken_port):
         ((*backfill, "--handover", "huge.json"), {}, "is no offset"),
         ((*backfill, "--handover", "truth.json"), {}, "True is no offset"),
         ((*backfill, "--handover", "below.json"), {}, "-5 is no offset"),
+        (
+            (*backfill, "--handover", "gap.json"),
+            {},
+            "ev/2 is named and ev/1 is not, which the live flow would read from",
+        ),
+        ((*backfill, "--handover", "last.json"), {}, "ev/7 is named and ev/0 is not"),
+        ((*backfill, "--handover", "zeros.json"), {}, "'ev/00' is no partition of ev"),
         ((*backfill, "--handover", "other.json"), {}, "'clicks/0' is no partition of ev"),
         ((*backfill, "--handover", "file.json"), {}, "'ev/log.jsonl' is no partition of ev"),
         (("verify", VIEW, "--store", redis_url, "--events", "nowhere.jsonl"), {}, "file nowhere.jsonl does not exist"),

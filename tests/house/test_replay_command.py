@@ -2,6 +2,7 @@
 
 import signal
 
+import numpy as np
 import polars as pl
 import pytest
 from confluent_kafka import Producer
@@ -11,7 +12,7 @@ from features.customer import CustomerActivity
 from features.item import ItemActivity
 from headrace.history.replay import replay
 from headrace.local import EmbeddedBroker
-from headrace.pipelines import TopicWriter, create_topics
+from headrace.pipelines import Archiver, EventBatch, TopicWriter, create_topics
 from pipelines.demo import load
 from schemas.retail import Engagement
 from tests.house.test_view_commands import ITEMS, VIEW, headrace, start
@@ -64,6 +65,26 @@ def test_a_topic_and_a_file_are_one_log(repo, log, tmp_path):
     found = pl.read_parquet(tmp_path / "out.parquet")
     assert_frame_equal(found, wanted(tmp_path, log), rel_tol=1e-9)
     assert sorted(path.stem for path in tmp_path.glob("out*")) == ["out"]
+
+
+def test_a_topic_and_its_archive_are_one_log(repo, log, tmp_path):
+    """
+    archive   |0 ..... 10,000|
+    topic     |0 ..................... 15,000|        what the archive holds of the topic is read once
+    """
+    archiver = Archiver(tmp_path / "archive")
+    archiver.apply(EventBatch(Engagement, "engagements/0", np.arange(10_000), 10_000, log[:10_000], None, 0))
+    archiver.finish()
+    with EmbeddedBroker(tmp_path / "broker") as server:
+        create_topics(server.bootstrap, {"engagements": 1})
+        writer = TopicWriter(server.bootstrap, Engagement)
+        writer.write(log[:15_000])
+        writer.flush()
+        urls = (f"Engagement={tmp_path}/archive", f"kafka://{server.bootstrap}")
+        code, out, words = headrace(repo, *call(tmp_path, *urls))
+    assert (code, out) == (0, ""), words
+    found = pl.read_parquet(tmp_path / "out.parquet")
+    assert_frame_equal(found, wanted(tmp_path, log[:15_000]), rel_tol=1e-9)
 
 
 def test_a_bar_tells_rates_and_a_killed_run_is_taken_up(repo, log, tmp_path):
