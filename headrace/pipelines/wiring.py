@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from headrace.clock import Clock
+from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
-from headrace.schemas import DeadLetter, DeadLetters, Event, FileDeadLetters
+from headrace.schemas import DeadLetter, DeadLetters, Event, FileDeadLetters, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.settings import Settings
 from headrace.telemetry import StatusBoard
@@ -19,9 +20,19 @@ if TYPE_CHECKING:  # they import the broker's client, an optional package
 
 
 def kafka_source(settings: Settings, events: Sequence[type[Event]], *, start: "Start | None" = None) -> "KafkaSource":
-    """Source of the topics of `events`; `start`, as in `KafkaSource`, is for partitions not read yet."""
+    """Source of the topics of `events`; `start`, as in `KafkaSource`, is for partitions not read yet.
+
+    Raises:
+        ConfigError: dead letters go to one of these topics.
+    """
     from headrace.streams.kafka_source import KafkaSource
 
+    for event in events:
+        if spec_of(event).topic == settings.dead_letter_topic:
+            raise ConfigError(
+                f"HEADRACE_DEAD_LETTER_TOPIC={settings.dead_letter_topic!r} is the topic of event {event.__name__}: "
+                "each letter would be read as an event, and make another letter; name another topic"
+            )
     return KafkaSource(settings.brokers, events, start=start, config=settings.kafka)
 
 

@@ -6,7 +6,9 @@ import pytest
 
 from headrace.errors import ConfigError
 from headrace.kernels import threads
+from headrace.pipelines.wiring import kafka_source
 from headrace.settings import Settings, SettingsWarning, load_settings
+from tests.turnstiles import Passage
 
 NUMBERS = [
     name
@@ -174,3 +176,10 @@ def test_a_clock_that_cannot_run_names_its_variable(clock, monkeypatch):
 def test_every_number_has_a_finite_default():
     assert all(math.isfinite(getattr(Settings(), name) or 0) for name in NUMBERS)
     assert len(NUMBERS) > 10
+
+
+def test_dead_letters_do_not_go_to_a_topic_that_the_flow_reads(monkeypatch):
+    """A letter is no event: it would make another letter, without end."""
+    monkeypatch.setenv("HEADRACE_DEAD_LETTER_TOPIC", "passages")
+    with pytest.raises(ConfigError, match=r"^HEADRACE_DEAD_LETTER_TOPIC='passages' is the topic of event Passage"):
+        kafka_source(load_settings(), [Passage])
