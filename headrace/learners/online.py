@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
+from headrace.learners.labels.targets import Targets, check_starts, times_of
 from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.network import Network
@@ -43,7 +44,6 @@ from headrace.learners.state import (
 )
 from headrace.learners.tables.embedding import TrainedLookup, Uses
 from headrace.learners.tables.table import EmbeddingTable
-from headrace.learners.targets import Targets, check_starts, times_of
 
 
 class OnlineLearner:

@@ -146,10 +146,13 @@ class Trainer:
     ) -> Examples | None:
         """Take in events, as `add_events` does, and return their examples, which are not learned from.
 
+        Groups with a label that the model's loss does not allow are left out and counted.
+
         Raises:
             DeclarationError: the trainer was made without `events`.
         """
-        return self._event_examples().add(events, served)
+        examples = self._event_examples().add(events, served)
+        return None if examples is None else examples.learnable(self.learner.model.loss.is_allowed)
 
     def add_examples(self, examples: Examples | None, positions: Mapping[str, int] | None = None) -> int:
         """Take in examples, in order, to be learned from; returns their number."""

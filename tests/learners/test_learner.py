@@ -22,10 +22,10 @@ from headrace.learners import (
     auc,
     log_rate,
 )
+from headrace.learners.labels.targets import LOG_RATE_MAX, WEIGHT_MAX
 from headrace.learners.models.loss import LABEL_MAX
 from headrace.learners.prequential import log_losses
 from headrace.learners.tables.table import EmbeddingTable
-from headrace.learners.targets import LOG_RATE_MAX, WEIGHT_MAX
 from tests.shelves import SPEC, Lists, Shelf, Stream
 
 

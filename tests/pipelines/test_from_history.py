@@ -231,3 +231,10 @@ def test_sources_are_taken_as_they_are():
     source = open_history(visits(), [Visit])
     assert open_history(source, [Visit]) is source
     assert train_on(make(), [source], Span()).events == ROWS
+
+
+def test_a_history_of_bad_events_says_what_is_wrong_with_them():
+    frame = visits().with_columns(at=pl.lit(None, dtype=pl.Datetime("us", "UTC")))
+    message = rf"no events of Visit in this history; {ROWS} bad events were left out, the first for missing: at: null"
+    with pytest.raises(ConfigError, match=message):
+        headrace.train(NextPlace, frame)

@@ -35,9 +35,8 @@ class EventExamples:
     The request columns of the spec are those of the event, with the candidate replaced for a negative. Features never
     include the event itself: at equal times the read comes first. Examples are a function of the sequence of events,
     not of how it was cut into frames, as long as cuts are between event times and these do not decrease. A positive
-    without an entity or a candidate gives no example and is counted, and so is one with a label that the model's loss
-    does not allow; one that lacks another column is learned as it is served, with that value missing. An explicit
-    negative is a group of its own, with log-rate 0.
+    without an entity or a candidate gives no example and is counted; one that lacks another column is learned as it is
+    served, with that value missing. An explicit negative is a group of its own, with log-rate 0.
 
     Negatives are drawn by popularity, so each row's log-rate corrects the popularity of its own candidate (log Q): the
     logit is that of a candidate drawn uniformly, `reference` negatives a positive.
@@ -165,10 +164,6 @@ class EventExamples:
         labelled, failed = labelled_events(frame, self.label)
         if failed:
             SKIPPED.labels("failed_label").inc(failed)
-        allowed = self.learner.model.loss.is_allowed(labelled[LABEL].to_numpy()).reshape(-1)
-        if not allowed.all():  # one such number must not stop the stream
-            SKIPPED.labels("labels").inc(len(allowed) - int(allowed.sum()))
-            labelled = labelled.filter(allowed)
         whole = labelled.drop_nulls([self._spec.time, *self._required])
         if whole.height < labelled.height:
             KEYLESS.labels(learner=self.learner.name).inc(labelled.height - whole.height)

@@ -63,6 +63,17 @@ class Examples:
         edges = [*firsts.tolist(), len(numbers)]
         return {int(numbers[first]): self.groups(first, end) for first, end in pairwise(edges)}
 
+    def learnable(self, is_allowed: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> "Examples":
+        """The groups whose labels are allowed; the others are counted: one such number must not stop the stream."""
+        allowed = is_allowed(self.labels).reshape(len(self), -1).all(axis=1)
+        if allowed.all():
+            return self
+        sizes, kept = np.diff(self.starts), np.logical_and.reduceat(allowed, self.starts[:-1])
+        SKIPPED.labels("labels").inc(len(kept) - int(kept.sum()))
+        rows, starts = np.repeat(kept, sizes), np.concatenate([[0], np.cumsum(sizes[kept])])
+        arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
+        return Examples(self.inputs.take(rows), *arrays, starts, None if self.early is None else self.early[rows])
+
     @staticmethod
     def concat(parts: "list[Examples]") -> "Examples":
         """All groups of `parts`, in order; at least one part."""

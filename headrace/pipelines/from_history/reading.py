@@ -38,13 +38,21 @@ class LeftOut:
 
     def __init__(self, then: DeadLetters | None = None) -> None:
         self.count = 0
+        self._first: DeadLetter | None = None
         self._then = then
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
         """Count them, and hand them on."""
         self.count += len(letters)
+        self._first = self._first or next(iter(letters), None)
         if self._then is not None:
             self._then.write(letters)
+
+    def describe(self) -> str:
+        """How many there were, and what is wrong with the first of them; "" for none."""
+        if self._first is None:
+            return ""
+        return f"; {self.count:,} bad events were left out, the first for {self._first.reason}: {self._first.detail}"
 
     def close(self) -> None:
         """Close what they are handed to."""

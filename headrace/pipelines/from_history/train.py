@@ -201,9 +201,14 @@ def train_on(
     if step.trainer.trained or step.positions():
         _refuse_trained(step, batches, span)
     where = _Where(ends, dict(handover or {}), topic_follows=topic_follows, is_cut=span.until_us is not None)
-    training = learn_history(
-        step, batches(), span, where=where, has_requests=has_requests, memory_rows=memory_rows, report=report
-    )
+    try:
+        training = learn_history(
+            step, batches(), span, where=where, has_requests=has_requests, memory_rows=memory_rows, report=report
+        )
+    except ConfigError as exc:
+        if not left_out.count:
+            raise
+        raise ConfigError(f"{exc}{left_out.describe()}") from exc
     return replace(training, left_out=left_out.count)
 
 
