@@ -66,10 +66,10 @@ class Checkpoints:
             facts: dict[str, Any] = orjson.loads((path / self._manifest).read_bytes())
             expected = facts["files"]
         except (OSError, orjson.JSONDecodeError, KeyError) as exc:
-            raise SnapshotError(f"checkpoint {path.name} · {self._manifest}: unreadable: {exc}") from exc
+            raise SnapshotError(f"checkpoint {path.name} · {self._manifest}: unreadable: {exc}; {_fix(path)}") from exc
         present = {name: digest for name, digest in digests(path).items() if name != self._manifest}
         if damaged := sorted(name for name in {*expected, *present} if expected.get(name) != present.get(name)):
-            raise SnapshotError(f"checkpoint {path.name} · {', '.join(damaged)}: not what was saved")
+            raise SnapshotError(f"checkpoint {path.name} · {', '.join(damaged)}: not what was saved; {_fix(path)}")
         return facts
 
     def _forget_earlier_release(self) -> None:
@@ -77,6 +77,18 @@ class Checkpoints:
         if pointer.is_file():
             shutil.rmtree(self.folder / pointer.read_text(), ignore_errors=True)
             pointer.unlink()
+
+
+def unwritable(folder: Path | None, exc: OSError) -> SnapshotError:
+    """The error of a step whose state cannot be written into `folder`."""
+    return SnapshotError(
+        f"checkpoint in {folder}: cannot be written: {exc}; make room, and start again: the state that was saved "
+        "before it is whole"
+    )
+
+
+def _fix(path: Path) -> str:
+    return f"restore {path}, or delete {path.parent} to begin anew"
 
 
 class CheckpointThread:
@@ -110,19 +122,12 @@ class CheckpointThread:
         """Return once the last checkpoint is on disk.
 
         Raises:
-            SnapshotError: the disk failed.
-            Exception: what else it failed with.
+            Exception: what it failed with.
         """
         last, self._last = self._last, None
         if last is not None:
             last.result()
 
     def _write(self, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-        try:
-            with self._checkpoints.write(facts) as folder:
-                fill(folder)
-        except OSError as exc:
-            raise SnapshotError(
-                f"checkpoint in {self._checkpoints.folder}: cannot be written: {exc}; make room, and start again: the "
-                "state that was saved before it is whole"
-            ) from exc
+        with self._checkpoints.write(facts) as folder:
+            fill(folder)

@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from headrace.checkpoints import Checkpoints, CheckpointThread
+from headrace.checkpoints import Checkpoints, CheckpointThread, unwritable
 from headrace.pipelines.joiner import Joiner
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
@@ -105,6 +105,8 @@ class JoinStep:
         """Return once the last checkpoint is on disk; where it failed, the files of the one before it stay."""
         try:
             thread.wait()
-        except Exception:
+        except Exception as exc:
             self.joiner.not_written()
+            if isinstance(exc, OSError):
+                raise unwritable(None if self._checkpoints is None else self._checkpoints.folder, exc) from exc
             raise

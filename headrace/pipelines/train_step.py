@@ -28,7 +28,7 @@ import polars as pl
 import structlog
 from prometheus_client import Histogram
 
-from headrace.checkpoints import Checkpoints, CheckpointThread
+from headrace.checkpoints import Checkpoints, CheckpointThread, unwritable
 from headrace.errors import DeclarationError
 from headrace.learners import Correct, Label, Learner, Verdict, Wait
 from headrace.learners.labels.policy import ages_us
@@ -215,11 +215,13 @@ class TrainStep:
         """Where a checkpoint fails, no file may go that the one on disk names, whatever is captured after it."""
         try:
             yield
-        except Exception:
+        except Exception as exc:
             self._served.not_written()
             self._early.not_written()
             if self.joiner is not None:
                 self.joiner.not_written()
+            if isinstance(exc, OSError):
+                raise unwritable(self.state_folder, exc) from exc
             raise
 
     @SAVE_SECONDS.time()

@@ -46,7 +46,9 @@ def test_a_damaged_one_is_refused(tmp_path):
     with checkpoints.write({}) as folder:
         (folder / "state").write_text("1")
     (tmp_path / "c00000001" / "state").write_text("2")
-    with pytest.raises(SnapshotError, match="c00000001 · state: not what was saved"):
+    with pytest.raises(
+        SnapshotError, match="c00000001 · state: not what was saved; restore .*, or delete .* to begin anew"
+    ):
         checkpoints.newest()
 
 
