@@ -21,6 +21,7 @@ from headrace.serving.sockets import NAMED_OUTSIDE
 from headrace.telemetry import REQUEST_ID, new_request_id
 
 _REQUEST_ID = re.compile(rb"[!-~]{1,%d}" % REQUEST_ID_CHARS_MAX)
+_NOT_IN_HEADERS = re.compile(rb"[^!-~]")
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -84,7 +85,8 @@ class Guard:
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                name = (REQUEST_ID.get() or "").encode("ascii", "replace")
+                # Of a body's id, what no header can hold: a server closes the connection rather than send it.
+                name = _NOT_IN_HEADERS.sub(b"?", (REQUEST_ID.get() or "").encode("ascii", "replace"))
                 is_named = name == request_id and NAMED_OUTSIDE in scope.get("state", ())
                 own = [] if is_named else [(b"x-request-id", name)]
                 message["headers"] = [*message["headers"], *own, *more_headers]

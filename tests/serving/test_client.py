@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Self
 
+import httpx
 import numpy as np
 import orjson
 import polars as pl
@@ -121,6 +122,17 @@ def test_a_request_that_is_wrong_is_a_typed_error(serve):
             client.score(READER, np.array([[1, 2]]))
     with pytest.raises(ConfigError, match=r"service URL 'ftp://x': write http://host:port"):
         Client("ftp://x")
+
+
+@pytest.mark.parametrize("request_id", ["a\bb", "\0", "a\nb: c", "\x7f", " a b ", "größer", "\U0001d677"])
+def test_a_request_id_that_no_header_can_hold_is_answered(serve, request_id):
+    """The body has it as it came, the header with a mark in place of what no header can hold."""
+    with Running(serve(Ranks()).app) as running:
+        body = {"entity": READER, "candidates": THINGS, "request_id": request_id}
+        answer = httpx.post(f"{running.url}/v1/rank", json=body, timeout=30)
+    assert (answer.status_code, answer.json()["request_id"]) == (200, request_id)
+    named = answer.headers["x-request-id"]
+    assert named == "".join(each if "!" <= each <= "~" else "?" for each in request_id)
 
 
 def test_an_api_key_is_sent(serve):
