@@ -119,10 +119,10 @@ def _pin_archives(tables: dict[type[Event], list[str | Path]]) -> dict[str, int]
     for event, paths in tables.items():
         pinned: list[str | Path] = []
         for path in paths:
-            found = find_log(path, spec_of(event).topic)
-            archived |= found.ends
-            is_pinned = found.ends and all(file.is_local for file in found.files)
-            pinned += [file.path for file in found.files] if is_pinned else [path]
+            listed = find_log(path, spec_of(event).topic)
+            archived |= listed.ends
+            is_pinned = listed.ends and all(file.is_local for file in listed.files)
+            pinned += [file.path for file in listed.files] if is_pinned else [path]
         tables[event] = pinned
     return archived
 
