@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
+from headrace.learners.labels.targets import check_starts
 from headrace.learners.models.log_loss import EPS, LogLoss, log_losses
 from headrace.learners.models.loss import Loss
 from headrace.learners.models.model import Model
@@ -116,7 +117,11 @@ class Prequential:
             starts: (requests + 1,) first row of each request, and n; for hit@k. Requests without a positive do not
                 count.
             slices: (n,) of text or ints, which slice a row belongs to.
+
+        Raises:
+            SchemaError: `starts` are no first rows of requests.
         """
+        check_starts("prequential figures", starts, len(labels))
         weight = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
         finite = np.isfinite(probabilities).reshape(len(labels), -1).all(axis=1)
         self._sums[5] += len(finite) - int(finite.sum())

@@ -197,9 +197,9 @@ def test_a_float_of_few_digits_is_an_id_only_while_it_is_exact(values):
         ({"r": None}, "column 'r' must hold lists, 2 or 1"),
         (
             {"r": Lists(np.ones((2, 2), int), np.array([2, 9]))},
-            r"column 'r': lists of values \(2, 2\) and 2 lists up to 9",
+            r"column 'r': lists of values \(2, 2\) and 2 lengths up to 9",
         ),
-        ({"r": Lists(np.ones((3, 2), int), np.array([2, 2]))}, r"column 'r': lists of values \(3, 2\) and 2 lists"),
+        ({"r": Lists(np.ones((3, 2), int), np.array([2, 2]))}, r"column 'r': lists of values \(3, 2\) and 2 lengths"),
     ],
 )
 def test_what_a_field_cannot_read_is_named_with_its_column(given, message):

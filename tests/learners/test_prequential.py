@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.errors import SnapshotError
+from headrace.errors import SchemaError, SnapshotError
 from headrace.learners import Drift, Prequential, auc
 from headrace.learners.prequential import log_losses
 
@@ -158,3 +158,12 @@ def test_drift_of_the_losses_is_told():
     assert not any(drift.update(0.3 + 0.01 * rng.normal()) for _ in range(500))
     assert any(drift.update(0.6 + 0.01 * rng.normal()) for _ in range(500))
     assert drift.alarms >= 1
+
+
+@pytest.mark.parametrize("starts", [[0, 10**9, 4], [0, 3], [0, 4, 2, 4], [1, 4], []])
+def test_first_rows_of_requests_that_are_none_are_refused(starts):
+    """A kernel would read beyond its arrays."""
+    marks = Prequential()
+    with pytest.raises(SchemaError, match="prequential figures · starts .*: wanted first rows of requests"):
+        marks.observe(np.full(4, 0.3), np.array([0, 1, 0, 1]), starts=np.array(starts, np.int64))
+    assert len(marks) == 0
