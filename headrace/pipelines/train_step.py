@@ -161,7 +161,8 @@ class TrainStep:
             self._released_s = now_s
             self._release()
         verdict = self.trainer.poll()
-        if now_s - self._saved_s >= self._save_s and not (self._thread and self._thread.is_busy) and self._is_prepared:
+        is_due = now_s - self._saved_s >= self._save_s and not (self._thread and self._thread.is_busy)
+        if is_due and (self._thread is None or self.trainer.prepare_capture()):
             with self._keeping_the_last():
                 self._submit()
         return [] if verdict is None else [verdict]
@@ -204,11 +205,6 @@ class TrainStep:
             self._submit()
             if self._thread is not None:
                 self._thread.wait()
-
-    @property
-    def _is_prepared(self) -> bool:
-        """Whether the state can be taken now, with training stopped for no longer than it must."""
-        return self._thread is None or self.trainer.prepare_capture()
 
     @contextmanager
     def _keeping_the_last(self) -> Iterator[None]:
