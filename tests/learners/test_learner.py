@@ -114,6 +114,29 @@ def test_calibration_follows_the_base_rate(rows, first):
         assert said / came == pytest.approx(1.0, rel=0.35)
 
 
+@pytest.mark.parametrize("rows", [16, 256])
+@pytest.mark.parametrize(
+    "rate",
+    [lambda place: 0.3 - 0.27 * place, lambda place: 0.1 + 0.08 * np.sin(8 * np.pi * place)],
+    ids=["slope", "season"],
+)
+def test_calibration_follows_a_slope_and_a_season(rows, rate):
+    """From 30 % to 3 %, and up and down four times: predictions before learning are within a factor of 1.6."""
+    count = 40_960
+    rng, online = (
+        np.random.default_rng(rows),
+        OnlineLearner(type("Moves", (Learner,), {"inputs": SPEC, "model": Logistic()})),
+    )
+    said, labels = [], (rng.random(count) < rate(np.arange(count) / count)).astype(np.float32)
+    for start in range(0, count, rows):
+        part = labels[start : start + rows]
+        said.append(online.predict_and_learn(Stream(start).batch(rows)[0], part)[0])
+    pieces = zip(np.array_split(np.concatenate(said), 10), np.array_split(labels, 10), strict=True)
+    ratios = np.array([predicted.sum() / came.sum() for predicted, came in pieces])[1:]  # the first begins from nothing
+    assert np.exp(np.abs(np.log(ratios))).max() < 1.6
+    assert np.concatenate(said).sum() / labels.sum() == pytest.approx(1.0, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
