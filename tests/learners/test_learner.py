@@ -137,48 +137,53 @@ def test_calibration_follows_a_slope_and_a_season(rows, rate):
     assert np.concatenate(said).sum() / labels.sum() == pytest.approx(1.0, rel=0.05)
 
 
+NO_EXAMPLES = [
+    ({"labels": np.array([0.0, np.nan])}, "labels: nan, wanted 0 or 1"),
+    ({"labels": np.array([0.0, 0.5])}, "labels: 0.5, wanted 0 or 1"),
+    ({"weights": np.array([1.0, np.inf])}, "weights: inf"),
+    ({"weights": np.array([1.0, -1.0])}, "weights: -1.0"),
+    ({"log_rate": np.nan}, "log_rate: nan"),
+    ({"log_rate": np.array([0.0, -np.inf])}, "log_rate: -inf"),
+    ({"weights": np.array([1.0, 1e30])}, "weights: 1e\\+30, wanted a finite number of 0 to 1,000,000"),
+    ({"weights": np.array([1.0, 1e39])}, "weights: 1e\\+39"),
+    ({"log_rate": 1e30}, "log_rate: 1e\\+30, wanted a finite number of -50 to 50"),
+    ({"log_rate": np.zeros(3)}, r"log_rate \(3,\): wanted a number, or \(2,\)"),
+    ({"log_rate": None}, "log_rate: nan"),
+    ({"labels": ["0", "1"]}, "labels of type <U1: give numbers"),
+    ({"labels": np.array([None, 1], object)}, "labels: nan, wanted 0 or 1"),
+    ({"weights": ["1", "2"]}, "weights of type <U1: give numbers"),
+    ({"weights": [[1], [1, 2]]}, "weights: .*: give an array of numbers"),
+    ({"event_time_us": np.array([1.0, np.nan])}, "event_time_us: float64 .*, wanted microseconds since 1970"),
+    ({"event_time_us": 10**30}, "event_time_us: object"),
+    ({"event_time_us": np.zeros(2, "datetime64[us]")}, "event_time_us: datetime64"),
+    ({"event_time_us": np.zeros(3, np.int64)}, r"event_time_us \(3,\): wanted a number, or \(2,\)"),
+    *[
+        ({"starts": np.array(starts)}, "starts .*: wanted first rows of requests, ascending from 0, and 2")
+        for starts in (
+            [],
+            [0, 1],
+            [1, 2],
+            [0, 9, 2],
+            [0, 2, 1, 2],
+            [-1, 2],
+            [0.0, 2.0],
+            [[0, 2]],
+            [0, 10**9, 2 * 10**9],
+        )
+    ],
+]
+
+
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "message", "per_example"),
     [
-        ({"labels": np.array([0.0, np.nan])}, "labels: nan, wanted 0 or 1"),
-        ({"labels": np.array([0.0, 0.5])}, "labels: 0.5, wanted 0 or 1"),
-        ({"weights": np.array([1.0, np.inf])}, "weights: inf"),
-        ({"weights": np.array([1.0, -1.0])}, "weights: -1.0"),
-        ({"log_rate": np.nan}, "log_rate: nan"),
-        ({"log_rate": np.array([0.0, -np.inf])}, "log_rate: -inf"),
-        ({"weights": np.array([1.0, 1e30])}, "weights: 1e\\+30, wanted a finite number of 0 to 1,000,000"),
-        ({"weights": np.array([1.0, 1e39])}, "weights: 1e\\+39"),
-        ({"log_rate": 1e30}, "log_rate: 1e\\+30, wanted a finite number of -50 to 50"),
-        ({"log_rate": np.zeros(3)}, r"log_rate \(3,\): wanted a number, or \(2,\)"),
-        ({"log_rate": None}, "log_rate: nan"),
-        ({"labels": ["0", "1"]}, "labels of type <U1: give numbers"),
-        ({"labels": np.array([None, 1], object)}, "labels: nan, wanted 0 or 1"),
-        ({"weights": ["1", "2"]}, "weights of type <U1: give numbers"),
-        ({"weights": [[1], [1, 2]]}, "weights: .*: give an array of numbers"),
-        ({"event_time_us": np.array([1.0, np.nan])}, "event_time_us: float64 .*, wanted microseconds since 1970"),
-        ({"event_time_us": 10**30}, "event_time_us: object"),
-        ({"event_time_us": np.zeros(2, "datetime64[us]")}, "event_time_us: datetime64"),
-        ({"event_time_us": np.zeros(3, np.int64)}, r"event_time_us \(3,\): wanted a number, or \(2,\)"),
-        *[
-            ({"starts": np.array(starts)}, "starts .*: wanted first rows of requests, ascending from 0, and 2")
-            for starts in (
-                [],
-                [0, 1],
-                [1, 2],
-                [0, 9, 2],
-                [0, 2, 1, 2],
-                [-1, 2],
-                [0.0, 2.0],
-                [[0, 2]],
-                [0, 10**9, 2 * 10**9],
-            )
-        ],
+        (given, message, per_example)
+        for given, message in NO_EXAMPLES
+        for per_example in (False, True)
+        if not (per_example and "starts" in given)  # requests mean nothing one by one
     ],
 )
-@pytest.mark.parametrize("per_example", [False, True])
 def test_what_no_example_can_have_is_refused_before_anything_changes(given, message, per_example):
-    if per_example and "starts" in given:
-        pytest.skip("requests mean nothing one by one")
     online = OnlineLearner(Shelf)
     online.learn(*Stream(1).batch()[:2])
     before = online.state_dict()
