@@ -90,10 +90,11 @@ def reconfigure(port: int) -> None:
     )
     with RayServe(options) as served:
         models = directory()
-        served.deploy(app(models.latest() or 0))
+        served.deploy(app(newest := models.latest() or 0))
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         for version in models.follow(block_ms=200, stop=stopping.is_set):
-            served.deploy(app(version))
+            if version > newest:  # the first of them is the one at the start
+                served.deploy(app(version))
 
 
 def make_following() -> FastAPI:

@@ -51,7 +51,10 @@ def compared(
     with serve() as (port, _):
         given = bodies(64, CANDIDATES)
         load(port, "/v1/rank", 16, 2.0, given)
-        capacity = load(port, "/v1/rank", 16, 4.0, given)["per_s"]["200"]
+        answers = load(port, "/v1/rank", 16, 4.0, given)["per_s"]
+        if "200" not in answers:
+            raise SystemExit(f"{name}: no request was answered: {answers}")
+        capacity = answers["200"]
         print(f"{name}: capacity {capacity:.0f}/s at 16 callers")
         for pace, every_s in PACES.items():
             swaps, seconds = options.swaps, options.swaps * (every_s or 0.5)
@@ -75,7 +78,7 @@ def compared(
 
 
 def _swaps(port: int) -> int:
-    return int(httpx.get(f"http://127.0.0.1:{port}/v1/report", timeout=10).json()["swaps"]["count"])
+    return int(httpx.get(f"http://127.0.0.1:{port}/v1/report", timeout=60).json()["swaps"]["count"])
 
 
 def many(made: Stage, signer: Signer, count: int) -> bool:
