@@ -111,6 +111,7 @@ class Guard:
             if refusal is not None:
                 return refusal
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._body_bytes_max:
+        # Digits are counted first: Python turns no more than 4,300 into a number.
+        if not length.isdigit() or len(length.lstrip(b"0")) > 18 or int(length[-18:]) > self._body_bytes_max:
             return too_large(self._body_bytes_max)
         return None

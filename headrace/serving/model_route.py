@@ -158,8 +158,9 @@ class ModelRoute(Generic[Ask]):
         for name, text in headers:
             if name == TIMEOUT_HEADER:
                 value = text.strip()
-                if not value.isdigit() or not 1 <= int(value) <= TIMEOUT_MS_MAX:
-                    detail = f"X-Request-Timeout-Ms is {value.decode('latin-1')!r}"
+                # Python turns no more than 4,300 digits into a number.
+                if not value.isdigit() or len(value) > 18 or not 1 <= int(value) <= TIMEOUT_MS_MAX:
+                    detail = f"X-Request-Timeout-Ms is {value[:32].decode('latin-1')!r}"
                     raise Refusal(422, "invalid_request", detail, f"send whole milliseconds, 1 to {TIMEOUT_MS_MAX}")
                 return int(value) / 1_000
         return self._timeout_s

@@ -62,7 +62,7 @@ def test_the_deadlines_header_may_have_blanks(serve):
     """As HTTP allows around a value; anything else is named."""
     client = serve(Ranks())
     assert client.post("/v1/rank", ASK, headers={"x-request-timeout-ms": " 30000 "}).status_code == 200
-    for value in ("0", "-1", "1e3", "5_0", "60001", ""):
+    for value in ("0", "-1", "1e3", "5_0", "60001", "", "1" * 5_000):
         refused = client.post("/v1/rank", ASK, headers={"x-request-timeout-ms": value})
         assert refused.status_code == 422
         assert "X-Request-Timeout-Ms" in refused.json()["detail"]
@@ -89,6 +89,8 @@ def test_a_body_that_is_no_json_or_too_large(serve):
     client = serve(Ranks(), limits=HttpLimits(body_bytes_max=1_000))
     assert client("POST", "/v1/rank", content=b"{nope").json()["field"] == "body"
     long = b'{"entity":' + b" " * 2_000
+    for length, status in (("0" * 5_000 + "5", 422), ("9" * 5_000, 413)):
+        assert client("POST", "/v1/rank", content=b"{nope", headers={"content-length": length}).status_code == status
 
     async def chunks():
         for _ in range(4):

@@ -20,7 +20,7 @@ from tests.secure_broker import certificate
 
 SERVER = """
 import warnings
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from headrace.serving import server
 from headrace.serving.sockets import connection
 from headrace.settings import load_settings
@@ -32,6 +32,11 @@ configure_logs(as_json=settings.log_json)
 app = FastAPI()
 app.state.is_draining = False
 app.get("/draining")(lambda: app.state.is_draining)
+
+@app.post("/echo")
+async def echo(request: Request):
+    return (await request.body()).decode()
+
 warnings.warn("a library's warning")
 server.serve_plain(lambda: app, settings, say=lambda line: print(line, flush=True))
 """
@@ -75,6 +80,35 @@ def answer_to(url, context, *parts, pause_s=0.0):
         return received
 
 
+def echo(text, *headers):
+    """A request that is answered by its body."""
+    head = [b"POST /echo HTTP/1.1", b"host: x", b"content-length: %d" % len(text), *headers]
+    return b"\r\n".join(head) + b"\r\n\r\n" + text
+
+
+def check_pipelines(url, context):
+    """
+    whole requests before malformed bytes: each its own answer | an offer of another protocol (as of Java's client):
+    ignored, with its body and what follows read
+    """
+    bad_chunk = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n"
+    for tail in (b"\x00\xffnonsense\r\n\r\n", bad_chunk):
+        for count in (0, 1, 3):
+            sent = b"".join(echo(b"body %d" % i) for i in range(count))
+            received = answer_to(url, context, sent + tail)
+            assert received.count(b"HTTP/1.1 200 ") == count
+            assert [received.count(b"body %d" % i) for i in range(count)] == [1] * count
+            assert received.rindex(b"HTTP/1.1 400 ") > received.rfind(b"HTTP/1.1 200 ")
+    offer = b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: AAMAAABkAARAAAAAAAIAAAAA"
+    first, last = echo(b"body 0", *offer), echo(b"body 1", b"connection: close")
+    websocket = b"connection: Upgrade", b"upgrade: websocket", b"sec-websocket-key: a", b"sec-websocket-version: 13"
+    for parts in ([first + last], [first[:90], first[90:], last], [echo(b"body 0", *websocket), last]):
+        received = answer_to(url, context, *parts, pause_s=0.05)
+        assert received.count(b"HTTP/1.1 200 ") == 2
+        assert b"body 0" in received
+        assert b"body 1" in received
+
+
 def test_connections_logs_and_the_end_of_a_server(served):
     """
     malformed -> 400 | a head that drips, or none, or blank lines after an answer -> 408, closed | SIGTERM -> not ready
@@ -95,6 +129,8 @@ def test_connections_logs_and_the_end_of_a_server(served):
         after = answer_to(url, context, HEAD + b"\r\n", *[b"\r\n"] * 8, pause_s=0.2)
         assert after.startswith(b"HTTP/1.1 200 ")
         assert b"HTTP/1.1 408 " in after
+
+        check_pipelines(url, context)
 
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 10

@@ -5,6 +5,7 @@ import socket
 import struct
 import time
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from headrace.serving.refusals import Refusal
@@ -22,10 +23,14 @@ _LAST_DATA_MS = 52
 class GuardedConnection(HttpToolsProtocol):
     """uvicorn's connection, of which heads that come slowly are given up and malformed ones counted.
 
-    uvicorn itself waits for ever for the first request of a connection, and for the rest of a head.
+    uvicorn itself waits for ever for the first request of a connection, and for the rest of a head. It answers
+    malformed bytes before the requests ahead of them, which then get no answer. It loses the body of a request that
+    offers another protocol, as Java's client does (`Upgrade: h2c`): a server may ignore that (RFC 9110, section 7.8).
     """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _malformed: str | None = None
+    """What is wrong with the bytes after the requests under way, once such came: nothing more is read."""
     _socket: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -39,17 +44,33 @@ class GuardedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio with what arrived."""
-        super().data_received(data)
+        if self._malformed is not None:
+            return
+        self._unset_keepalive_if_required()
+        while data:
+            try:
+                self.parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as exc:
+                data = self._not_upgraded() + data[exc.args[0] :]
+            except httptools.HttpParserError:
+                message = "Invalid HTTP request received."
+                self.logger.warning(message)
+                self.send_400_response(message)
+                return
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()  # what arrived begins a request that is not whole yet
 
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a head."""
         self._stop_waiting()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """Called by the parser at the end of a request's body."""
+        if self.parser.should_upgrade():
+            return  # the parser ends the request here, before its body: it is parsed again
         self.scope["state"][ARRIVED_S] = time.monotonic() - self._unread_s()
         super().on_message_complete()
 
@@ -61,8 +82,32 @@ class GuardedConnection(HttpToolsProtocol):
             self._socket = None
         super().connection_lost(exc)
 
+    def on_response_complete(self) -> None:
+        """Called once each answer is sent."""
+        is_last = not self.pipeline
+        super().on_response_complete()
+        if self._malformed is not None and is_last:
+            self._end(Refusal(400, "bad_request", self._malformed, "send HTTP/1.1"))
+
+    def _not_upgraded(self) -> bytes:
+        """The head of the request just parsed without what offers another protocol, for a new parser."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            method = b"OPTIONS"  # what follows a CONNECT is for another host; it is refused as any other method
+        version = self.parser.get_http_version().encode()
+        self.parser = httptools.HttpRequestParser(self)
+        offers = {b"upgrade", b"http2-settings"}
+        kept = [b"%s: %s\r\n" % pair for pair in self.headers if pair[0] not in offers]
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(kept))
+
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP request."""
+        """Answer bytes that are no HTTP request, after the whole requests that came before them."""
+        is_behind = bool(self.pipeline)
+        if is_behind and self.cycle.more_body:
+            self.pipeline.popleft()  # its body is what is malformed; those ahead of it are whole
+        if is_behind or (self.cycle and not self.cycle.response_complete and not self.cycle.more_body):
+            self._malformed = msg
+            return
         self._end(Refusal(400, "bad_request", msg, "send HTTP/1.1"))
 
     def _unread_s(self) -> float:
