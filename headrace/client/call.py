@@ -12,9 +12,10 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from numbers import Integral
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -36,6 +37,8 @@ from headrace.errors import (
 
 TIMEOUT_MS_MAX = 60_000
 """Longest deadline that the service takes over from a request, in milliseconds."""
+TIMEOUT_S_MAX = 1e9
+"""Longest deadline of a call: sockets take no longer ones, nor such as are no number."""
 PAUSE_S = (0.02, 0.5)
 """Pause before the second try of a call that found no connection; it doubles with each, up to the other."""
 JITTER = 0.2
@@ -89,6 +92,11 @@ class Call(Generic[Answer]):
     ) -> None:
         self.request_id = request_id or uuid.uuid4().hex
         self.what = f"{method} {path}"
+        if not isinstance(self.request_id, str):
+            raise _not_sent(f"{self.what}: request_id {request_id!r}: give text")
+        if not isinstance(timeout_s, int | float) or not timeout_s <= TIMEOUT_S_MAX:
+            words = f"{self.what}: timeout_s {timeout_s!r}: give seconds, at most {TIMEOUT_S_MAX:g}"
+            raise ClientError(words, request_id=self.request_id)
         self.timeouts = Remaining(time.monotonic() + timeout_s)
         self._method = method
         self._path = path
@@ -148,7 +156,7 @@ class Call(Generic[Answer]):
             raise self._unreadable(response)
         return answer
 
-    def pause_after(self, error: httpx.TransportError | ResponseError) -> float:
+    def pause_after(self, error: httpx.RequestError | ResponseError) -> float:
         """Seconds to wait before the next try.
 
         Raises:
@@ -239,9 +247,29 @@ def score_call(
 
 def features_call(view: str, key: Key | Sequence[Key], *, timeout_s: float) -> Call[FeaturesAnswer]:
     """A call of features; a composite key is a sequence of its parts, in the order of the view's entity."""
-    parts = [key] if isinstance(key, int | str) else key
-    path = "/".join(quote(str(part), safe="") for part in (view, *parts))
+    parts = list(key) if isinstance(key, Iterable) and not isinstance(key, str | bytes | bytearray) else [key]
+    for part in (view, *(parts or [""])):
+        if not isinstance(part, str | Integral) or isinstance(part, bool) or str(part) == "":
+            raise _not_sent(f"GET /v1/features: {part!r} in view {view!r}, key {key!r}: give text or whole numbers")
+    try:
+        path = "/".join(_in_path(str(part)) for part in (view, *parts))
+    except UnicodeEncodeError as exc:
+        raise _not_sent(f"GET /v1/features: view {view!r}, key {key!r} cannot be written as UTF-8: {exc}") from exc
     return Call("GET", f"/v1/features/{path}", FeaturesAnswer.read, timeout_s=timeout_s)
+
+
+def _not_sent(words: str) -> ClientError:
+    """The error of a call whose arguments cannot be sent."""
+    return ClientError(words, request_id="not sent")
+
+
+def _in_path(part: str) -> str:
+    """One part of a path; of dots alone it would be a step in it.
+
+    >>> _in_path("a/b"), _in_path("..")
+    ('a%2Fb', '%2E%2E')
+    """
+    return part.replace(".", "%2E") if part in {".", ".."} else quote(part, safe="")
 
 
 def _model_call(
@@ -257,6 +285,26 @@ def _model_call(
 
 
 def _body(entity: Mapping[str, Key], candidates: Any) -> dict[str, Any]:
-    """Fields of the body; an array of whole numbers is written as it is, which takes no object a candidate."""
-    is_array = hasattr(candidates, "dtype") and candidates.dtype.kind in "iu"
-    return {"entity": dict(entity), "candidates": candidates if is_array else list(candidates)}
+    """Fields of the body; an array of whole numbers is written as it is, which takes no object a candidate.
+
+    Raises:
+        ClientError: the entity is no mapping, or the candidates are one text or no sequence.
+    """
+    if not isinstance(entity, Mapping):
+        raise _not_sent(f"entity {entity!r}: give a mapping of key column to value, as {{'customer_id': 17850}}")
+    if not isinstance(candidates, Iterable) or isinstance(candidates, str | bytes | bytearray):
+        raise _not_sent(f"candidates {candidates!r}: give a list of keys")  # letters of a text would be ranked
+    return {"entity": dict(entity), "candidates": candidates if _is_plain_array(candidates) else _listed(candidates)}
+
+
+def _is_plain_array(candidates: Any) -> bool:
+    """Whether orjson writes them as whole numbers by itself: not those of foreign bytes, or with gaps."""
+    dtype = getattr(candidates, "dtype", None)
+    is_whole = getattr(dtype, "kind", "") in {"i", "u"}
+    return bool(is_whole and candidates.flags.c_contiguous and candidates.dtype.isnative)
+
+
+def _listed(candidates: Iterable[Any]) -> list[Any]:
+    """Candidates as plain values: of arrays and series, whose elements may be objects of their own, by `tolist`."""
+    plain: list[Any] = candidates.tolist() if hasattr(candidates, "tolist") else list(candidates)
+    return plain

@@ -4,6 +4,7 @@ Both share what a call is (call.py); they differ in how they wait. Both are safe
 """
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ KEPT_S = 4.0
 """Seconds for which an idle connection is kept: uvicorn closes it after 5, and a call might just then be on it."""
 DELIVERY_S = 10.0
 """Seconds within which the broker must have acknowledged an engagement."""
+
+_API_KEY = re.compile("[!-~]([ -~]*[!-~])?|")
 
 Answer = TypeVar("Answer")
 
@@ -69,6 +72,8 @@ class _Base:
         verify: ssl.SSLContext | bool = True,
         engagements: Engagements | None = None,
     ) -> None:
+        if api_key is not None and not (isinstance(api_key, str) and _API_KEY.fullmatch(api_key)):
+            raise ConfigError("api_key: holds what no header can; give visible ASCII characters")  # not shown
         self.url = url
         self._timeout_s = timeout_s
         self._writer = None if engagements is None else EngagementWriter(engagements)
@@ -120,7 +125,7 @@ class Client(_Base):
         engagements: event and broker that `engaged` writes to.
 
     Raises:
-        ConfigError: `url` is no http or https URL.
+        ConfigError: `url` is no http or https URL, or no header can hold `api_key`.
         MissingExtraError: httpx is not installed.
     """
 
@@ -168,7 +173,7 @@ class Client(_Base):
                 return call.answer(self._http.send(call.request(self._http)))
             except httpx.TimeoutException as exc:
                 raise call.too_late() from exc
-            except (httpx.TransportError, ResponseError) as exc:
+            except (httpx.RequestError, ResponseError) as exc:
                 time.sleep(call.pause_after(exc))
 
     def __enter__(self) -> Self:
@@ -217,7 +222,7 @@ class AsyncClient(_Base):
                         return call.answer(await self._http.send(call.request(self._http)))
                     except httpx.TimeoutException as exc:
                         raise call.too_late() from exc
-                    except (httpx.TransportError, ResponseError) as exc:
+                    except (httpx.RequestError, ResponseError) as exc:
                         await asyncio.sleep(call.pause_after(exc))
         except DeadlineError:
             raise

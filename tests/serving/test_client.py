@@ -23,6 +23,7 @@ from headrace import client as client_room
 from headrace.client.load import bodies_of, play, schedule_s
 from headrace.client.load_connections import Connections
 from headrace.errors import (
+    ClientError,
     ConfigError,
     DeadlineError,
     DeclarationError,
@@ -133,6 +134,64 @@ def test_a_request_id_that_no_header_can_hold_is_answered(serve, request_id):
     assert (answer.status_code, answer.json()["request_id"]) == (200, request_id)
     named = answer.headers["x-request-id"]
     assert named == "".join(each if "!" <= each <= "~" else "?" for each in request_id)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.rank(READER, "abc"),
+        lambda c: c.rank(READER, b"abc"),
+        lambda c: c.rank(READER, None),
+        lambda c: c.rank([7], THINGS),
+        lambda c: c.rank(READER, THINGS, request_id=5),
+        lambda c: c.rank(READER, THINGS, timeout_s=float("nan")),
+        lambda c: c.rank(READER, THINGS, timeout_s=float("inf")),
+        lambda c: c.rank(READER, THINGS, timeout_s="1"),
+        lambda c: c.features("reader_activity", 1.5),
+        lambda c: c.features("reader_activity", None),
+        lambda c: c.features("thing_activity", b"ab"),
+        lambda c: c.features("thing_activity", ""),
+        lambda c: c.features("thing_activity", []),
+        lambda c: c.features("thing_activity", "\ud800"),
+    ],
+)
+def test_arguments_that_cannot_be_sent_are_typed_errors(call):
+    """The letters of a text are no candidates, and no argument ends in an error of Python's or httpx's."""
+    with Client("http://127.0.0.1:1") as client, pytest.raises(ClientError):
+        call(client)
+    for key in ("a\nb", "é", " a ", 5):
+        with pytest.raises(ConfigError, match="api_key: holds what no header can") as raised:
+            Client("http://127.0.0.1:1", api_key=key)
+        assert repr(key) not in str(raised.value)
+
+
+def test_an_answer_that_cannot_be_decompressed_is_named():
+    """What stands between may break a body; the error of httpx is not the caller's to know."""
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            headers = [(b"content-encoding", b"gzip"), (b"content-length", b"3")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b"abc"})
+
+    refused = pytest.raises(NotReachedError, match="decompressing")
+    with Running(app) as running, Client(running.url, timeout_s=0.3) as client, refused:
+        client.rank(READER, THINGS)
+
+
+def test_keys_and_candidates_of_other_libraries_are_sent(serve):
+    """Series, scalars and strided or foreign arrays; a key of dots is no step in the path."""
+    with Running(serve(Ranks()).app) as running, Client(running.url, timeout_s=20) as client:
+        expected = [ranked.candidate for ranked in client.rank(READER, THINGS).ranked]
+        for things in (pl.Series(THINGS), np.array(THINGS), np.array([*THINGS, *THINGS])[:4], tuple(THINGS)):
+            assert [ranked.candidate for ranked in client.rank(READER, things).ranked] == expected
+        for numbers in (np.arange(8)[::2], np.arange(4).astype(">i8"), pl.Series([1, 2])):
+            with pytest.raises(InvalidRequestError, match="thing is text"):
+                client.rank(READER, numbers)
+        assert client.features("reader_activity", np.int64(7)).entity == {"reader": 7}
+        assert client.features("pair_activity", (np.int64(7), "a")).entity == {"reader": 7, "thing": "a"}
+        for key in (".", "..", "a/b", "a?b"):
+            assert client.features("thing_activity", key).entity == {"thing": key}
 
 
 def test_an_api_key_is_sent(serve):
