@@ -21,7 +21,7 @@ from headrace.serving.bodies.arrow import MEDIA_TYPE, arrow_answer
 from headrace.serving.breaker import StoreBreaker
 from headrace.serving.impressions import ImpressionBatch, ImpressionLog
 from headrace.serving.lanes import Job
-from headrace.serving.messages import RankRequest, ScoreRequest
+from headrace.serving.messages import KEY_CHARS_MAX, RankRequest, ScoreRequest
 from headrace.serving.queries import Query
 from headrace.serving.ranker import Ranker
 from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away, version_not_live
@@ -299,8 +299,8 @@ class Answers:
             )
         )
 
-    def features(self, view: str, key: str) -> Reply:
-        """One record of `view` as of the clock's now."""
+    def features(self, view: str, key: Sequence[str]) -> Reply:
+        """One record of `view` as of the clock's now; `key` as the parts of the path."""
         if view not in self._views:
             near = nearest(view, self._views)
             raise Refusal(404, "unknown_view", f"no view {view!r} is served here", f"nearest is {near!r}", "view")
@@ -376,14 +376,23 @@ def _ranked(candidates: Sequence[Any], order: Sequence[int], scores: Sequence[fl
     ]
 
 
-def _entity(view: type[FeatureView], key: str) -> dict[str, int | str]:
-    """Key columns and values of `key` as written in a path; slashes separate the parts of a composite key."""
+def _entity(view: type[FeatureView], parts: Sequence[str]) -> dict[str, int | str]:
+    """Key columns and values of a key as written in a path; of a single key slashes are a part."""
     plan = plan_of(view)
-    parts = key.split("/") if len(plan.entity) > 1 else [key]
+    key = "/".join(parts)
+    parts = parts if len(plan.entity) > 1 else [key]
     if len(parts) != len(plan.entity):
-        raise Refusal(422, "invalid_request", f"key {key!r}", f"write it as {'/'.join(plan.entity)}", "key")
+        fix = f"write it as {'/'.join(plan.entity)}, with %2F for a slash in a key"
+        raise Refusal(422, "invalid_request", f"key {key!r}", fix, "key")
+    for part in parts:
+        if not part or len(part) > KEY_CHARS_MAX:
+            detail = f"key {key[:KEY_CHARS_MAX]!r}: {len(part)} characters; 1 to {KEY_CHARS_MAX} are allowed"
+            raise Refusal(422, "invalid_request", detail, "send a key as rank takes it", "key")
+        if any("\ud800" <= char <= "\udfff" for char in part):
+            detail = f"key {key.encode('ascii', 'backslashreplace').decode()!r} is not UTF-8"
+            raise Refusal(422, "invalid_request", detail, "percent-encode the key's UTF-8 bytes", "key")
     try:
-        columns = keys_of_texts(plan, [parts])
+        columns = keys_of_texts(plan, [list(parts)])
     except SpineError as exc:
         raise Refusal(422, "invalid_request", f"key {key!r}: {exc}", "send integers for integer keys", "key") from exc
     return {column.name: column[0] for column in columns}

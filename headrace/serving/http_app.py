@@ -14,13 +14,14 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import structlog
 from fastapi import FastAPI, Request, Response
@@ -31,6 +32,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from headrace.clock import Clock, WallClock, wall_us
 from headrace.errors import HeadraceError
@@ -143,6 +145,7 @@ def build_http(
         responses={422: {"model": ErrorResponse}},
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would be no answer of the contract, and repeat the header Host
         telemetry={"tracing": False, "metrics": False, "logs": False},  # tracing.py and report.py have them
     )
     model_routes = {}
@@ -245,8 +248,9 @@ class _Routes:
     def add_to(self, app: FastAPI, timeout_s: float) -> None:
         """Add features, model, report, probes and metrics."""
 
-        async def features(view: str, key: str) -> Response:
-            return await self._timed("features", self._features(view, key, timeout_s))
+        async def features(request: Request, view: str, key: str) -> Response:
+            parts = _parts_of_path(request.scope, view, key)
+            return await self._timed("features", self._features(view, parts, timeout_s))
 
         async def model() -> Response:
             return await self._timed("model", self._model(self._swap.live))
@@ -279,7 +283,9 @@ class _Routes:
         status = exc.status_code if isinstance(exc, HTTPException) else 500
         detail = str(exc.detail) if isinstance(exc, HTTPException) else "unexpected"
         self._report.answered("none", status, 0.0)
-        return _refused(Refusal(status, "no_such_route", detail, "see /docs for the routes"))
+        response = _refused(Refusal(status, "no_such_route", detail, "see /docs for the routes"))
+        response.headers.update(getattr(exc, "headers", None) or {})  # `Allow` of a 405
+        return response
 
     async def _timed(self, route: str, work: Awaitable[Reply]) -> Response:
         """Await `work`, and turn its result or exception into one response and one count."""
@@ -294,7 +300,7 @@ class _Routes:
         self._report.answered(route, response.status_code, time.perf_counter() - started)
         return response
 
-    async def _features(self, view: str, key: str, timeout_s: float) -> Reply:
+    async def _features(self, view: str, key: Sequence[str], timeout_s: float) -> Reply:
         work = asyncio.get_running_loop().run_in_executor(self._reads, self._answers.features, view, key)
         try:
             return await asyncio.wait_for(work, timeout_s)
@@ -353,6 +359,18 @@ class _Routes:
     def _look(self) -> dict[str, ViewState]:
         self._answers.ping()
         return self._answers.check_views()
+
+
+def _parts_of_path(scope: Scope, view: str, key: str) -> list[str]:
+    """Parts of a key as the client wrote them: what is `%2F` in the path separates none, and bytes are UTF-8.
+
+    Where the server hands over no raw path, or the view's name is not in it, the parts are those of `key`.
+    """
+    raw = scope.get("raw_path", b"").partition(b"/v1/features/")[2].partition(b"?")[0]
+    raw_view, slash, raw_key = raw.partition(b"/")
+    if not slash or unquote(raw_view) != view:
+        return key.split("/")
+    return [unquote(part, errors="surrogateescape") for part in raw_key.decode("latin-1").split("/")]
 
 
 def _json(body: dict[str, object], status: int = 200) -> Response:

@@ -57,10 +57,11 @@ class ScoreRequest(Body):
         description="Default: the header X-Request-Id; made when both are absent.",
     )
     min_version: int | None = Field(
-        default=None, ge=1, le=2**63 - 1, description="Oldest model version that may answer; else 409."
+        default=None, strict=True, ge=1, le=2**63 - 1, description="Oldest model version that may answer; else 409."
     )
     exact_version: int | None = Field(
         default=None,
+        strict=True,
         ge=1,
         le=2**63 - 1,
         description="The model version that must answer, the live one or one of those kept in memory; else 409.",
@@ -79,7 +80,7 @@ class ScoreRequest(Body):
 class RankRequest(ScoreRequest):
     """One entity and the candidates to rank for it; the served order is logged as one impression."""
 
-    k: int | None = Field(default=None, ge=1, le=K_MAX, description="How many to return. Default: all.")
+    k: int | None = Field(default=None, strict=True, ge=1, le=K_MAX, description="How many to return. Default: all.")
 
 
 class ViewRead(BaseModel):

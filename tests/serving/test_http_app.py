@@ -57,6 +57,10 @@ def test_an_unknown_entity_is_answered_and_said(serve):
         ("thing_activity/a", {"thing": "a"}, "fresh"),
         ("pair_activity/7/a", {"reader": 7, "thing": "a"}, "fresh"),
         ("reader_activity/1", {"reader": 1}, "missing"),
+        ("thing_activity/x%2Fy", {"thing": "x/y"}, "missing"),
+        ("thing_activity/x/y", {"thing": "x/y"}, "missing"),
+        ("pair_activity/7/x%2Fy", {"reader": 7, "thing": "x/y"}, "missing"),
+        ("thing_activity/%C3%A9%20%3F", {"thing": "é ?"}, "missing"),
     ],
 )
 def test_features_of_one_record(serve, path, entity, status):
@@ -78,6 +82,11 @@ def test_features_of_one_record(serve, path, entity, status):
         ("reader_activity/-0", 422, "invalid_request", "'-0' is another form of 0"),
         ("pair_activity/07/a", 422, "invalid_request", "'07' is another form of 7"),
         ("pair_activity/7", 422, "invalid_request", "reader/thing"),
+        ("thing_activity/", 422, "invalid_request", "0 characters; 1 to 512 are allowed"),
+        ("pair_activity/7/", 422, "invalid_request", "0 characters; 1 to 512 are allowed"),
+        ("thing_activity/" + "x" * 513, 422, "invalid_request", "513 characters"),
+        ("thing_activity/a%ff", 422, "invalid_request", "is not UTF-8"),
+        ("thing_activity/%ED%A0%80", 422, "invalid_request", "is not UTF-8"),
     ],
 )
 def test_wrong_feature_requests_say_what_to_do(serve, path, status, error, says):

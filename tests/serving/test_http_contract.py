@@ -21,6 +21,10 @@ from tests.serving.stage import ASK, Ranks
         ({"entity": {"reader": 7}, "candidates": ["a"], "kk": 1}, "kk"),
         ({"entity": {"reader": 7}, "candidates": ["a"], "event_time": "soon"}, "event_time"),
         ({"entity": {"reader": 2**70}, "candidates": ["a"]}, "entity.reader"),
+        ({"entity": {"reader": 7}, "candidates": ["a"], "k": True}, "k"),
+        ({"entity": {"reader": 7}, "candidates": ["a"], "k": "1"}, "k"),
+        ({"entity": {"reader": 7}, "candidates": ["a"], "min_version": True}, "min_version"),
+        ({"entity": {"reader": 7}, "candidates": ["a"], "exact_version": "1"}, "exact_version"),
     ],
 )
 def test_an_invalid_body_names_its_field(serve, body, field):
@@ -104,7 +108,10 @@ def test_a_body_that_is_no_json_or_too_large(serve):
 def test_unknown_routes_answer_in_the_same_shape(serve):
     """404 and 405 as JSON with error, detail, fix."""
     assert serve().get("/v2/rank").json()["error"] == "no_such_route"
-    assert serve().get("/v1/rank").status_code == 405
+    refused = serve().get("/v1/rank")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    for path in ("/v1/model/", "/v1/features/reader_activity"):  # no redirect to what the header Host says
+        assert serve().get(path).json()["error"] == "no_such_route"
 
 
 def test_browsers_are_served_only_from_the_origins_that_are_set(serve):
