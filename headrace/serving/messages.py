@@ -37,6 +37,16 @@ def _moment(value: object) -> object:
 Moment = Annotated[datetime | Annotated[int, Field(strict=True, ge=0, lt=2**62)] | None, BeforeValidator(_moment)]
 
 
+def _number(value: object) -> object:
+    """Pass on what JSON has as a number, 3.0 too: pydantic would take true and "3" as well."""
+    if isinstance(value, bool | str):
+        raise ValueError("write a whole number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+
+
 class Body(BaseModel):
     """A request body: unknown fields are refused."""
 
@@ -56,12 +66,11 @@ class ScoreRequest(Body):
         max_length=REQUEST_ID_CHARS_MAX,
         description="Default: the header X-Request-Id; made when both are absent.",
     )
-    min_version: int | None = Field(
-        default=None, strict=True, ge=1, le=2**63 - 1, description="Oldest model version that may answer; else 409."
+    min_version: Whole | None = Field(
+        default=None, ge=1, le=2**63 - 1, description="Oldest model version that may answer; else 409."
     )
-    exact_version: int | None = Field(
+    exact_version: Whole | None = Field(
         default=None,
-        strict=True,
         ge=1,
         le=2**63 - 1,
         description="The model version that must answer, the live one or one of those kept in memory; else 409.",
@@ -80,7 +89,7 @@ class ScoreRequest(Body):
 class RankRequest(ScoreRequest):
     """One entity and the candidates to rank for it; the served order is logged as one impression."""
 
-    k: int | None = Field(default=None, strict=True, ge=1, le=K_MAX, description="How many to return. Default: all.")
+    k: Whole | None = Field(default=None, ge=1, le=K_MAX, description="How many to return. Default: all.")
 
 
 class ViewRead(BaseModel):
