@@ -39,6 +39,8 @@ _HASHED = re.compile(
 )
 _FORM = "write id:sha256[:requests a second[:scope+scope]]"
 
+LIMIT_MIN_PER_S = 1e-6
+"""Smallest limit, one request in 12 days: a smaller one is a slip, and its Retry-After is no number of seconds."""
 LOOK_S = 1.0
 """Seconds between two looks at whether the file of keys has changed; a look costs a microsecond."""
 
@@ -76,7 +78,7 @@ class ApiKey:
         if unknown := scopes - SCOPES.keys():
             raise ConfigError(f"API key {match['id']}: no scope {min(unknown)!r}; there are {', '.join(SCOPES)}")
         limit = math.inf if match["limit"] in {None, "", "."} else float(match["limit"])
-        if limit <= 0:
+        if limit < LIMIT_MIN_PER_S:
             raise ConfigError(f"API key {match['id']}: a limit of {limit:g} requests a second lets none through")
         return cls(match["id"], bytes.fromhex(match["digest"]), limit, scopes)
 
@@ -105,7 +107,7 @@ class ApiKeys:
             and the keys before it stay.
 
     Raises:
-        ConfigError: a key is of another form, two have one id, or the file cannot be read or holds none.
+        ConfigError: a key is of another form, two have one id or are one key, or the file cannot be read or is empty.
     """
 
     def __init__(self, texts: Iterable[str], file: Path | None = None) -> None:
@@ -122,9 +124,13 @@ class ApiKeys:
         ids = [key.id for key in keys]
         if twice := sorted({name for name in ids if ids.count(name) > 1}):
             raise ConfigError(f"API key {twice[0]}: configured twice; give each an id of its own")
+        by_digest: dict[bytes, ApiKey] = {}
+        for key in keys:
+            if (other := by_digest.setdefault(key.digest, key)) is not key:
+                raise ConfigError(f"API keys {other.id} and {key.id} are one key, which has one limit; remove either")
         if plain := [key.id for key, text in zip(keys, given, strict=True) if ":" not in text]:
             log.warning("api_keys_in_plain_text", keys=plain, advice=_FORM)
-        return {key.digest: key for key in keys}
+        return by_digest
 
     def _look(self, now_s: float) -> None:
         """Read the keys again if their file has changed."""
@@ -177,7 +183,7 @@ def keys_of_file(path: Path) -> Collection[str]:
         ConfigError: it cannot be read, or holds none.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"HEADRACE_API_KEYS_FILE {path} cannot be read: {exc}") from exc
     keys = [line for line in lines if line and not line.startswith("#")]

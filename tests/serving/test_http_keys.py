@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from headrace.errors import ConfigError
 from headrace.serving import HttpLimits
-from headrace.serving.api_keys import keys_of_file
+from headrace.serving.api_keys import ApiKeys, keys_of_file
 from tests.serving.stage import ASK, Ranks, until
 
 
@@ -94,3 +94,17 @@ def test_a_changed_file_of_keys_is_read_again(serve, tmp_path):
             until(lambda count=count: status(new) == 200 and any("not_read" in each["event"] for each in lines[count:]))
     file.unlink()
     assert (status(old), status(new)) == (401, 200)
+
+
+def test_a_key_has_one_entry_and_a_file_may_begin_with_a_mark(tmp_path):
+    """One key under two ids had the limit of the last; editors write a byte order mark; a limit is no slip."""
+    digest = hashlib.sha256(b"secret").hexdigest()
+    for other in (f"b:{digest}", "secret"):
+        with pytest.raises(ConfigError, match="are one key"):
+            ApiKeys([f"a:{digest}:5", other])
+    for limit in ("0", "0." + "0" * 320 + "1", "0.0000001"):
+        with pytest.raises(ConfigError, match="lets none through"):
+            ApiKeys([f"a:{digest}:{limit}"])
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbfa:" + digest.encode() + b"\r\n")
+    assert ApiKeys([], file).refusal("/v1/rank", {b"x-api-key": b"secret"}) is None
