@@ -39,9 +39,10 @@ Moment = Annotated[datetime | Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 
 def _number(value: object) -> object:
     """Pass on what JSON has as a number, 3.0 too: pydantic would take true and "3" as well."""
-    if isinstance(value, bool | str):
-        raise ValueError("write a whole number")
-    return value
+    is_lax = isinstance(value, bool | str)
+    if not is_lax:
+        return value
+    raise ValueError("write a whole number")
 
 
 Whole = Annotated[int, BeforeValidator(_number)]
