@@ -179,9 +179,10 @@ class Call(Generic[Answer]):
         )
         raise NotReachedError(words, request_id=self.request_id) from error
 
-    def too_late(self, detail: str = "no answer") -> DeadlineError:
+    def too_late(self, detail: str = "") -> DeadlineError:
         """The error of a call whose deadline has passed."""
-        return DeadlineError(f"{self.what}: {detail} within {self._timeout_s:g} s", request_id=self.request_id)
+        words = f"{self.what}: no answer within {self._timeout_s:g} s{detail}"
+        return DeadlineError(words, request_id=self.request_id)
 
     def _error(self, response: httpx.Response) -> ClientError:
         try:
@@ -190,7 +191,7 @@ class Call(Generic[Answer]):
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             return self._unreadable(response)
         if code == "deadline_exceeded":
-            return self.too_late("the service gave up: no answer")
+            return self.too_late(": the service gave up")
         status = response.status_code
         return _ERRORS.get(status, ResponseError)(
             f"{self.what}: {status} {code}: {detail}; {fix}",
