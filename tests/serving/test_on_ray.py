@@ -16,6 +16,7 @@ from headrace.errors import ConfigError, PortBusyError
 from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory, Snapshot
 from headrace.local import EmbeddedRedis, free_port
+from headrace.local.redis_server import PROGRAMS
 from headrace.serving import Ranker, on_ray
 from headrace.serving.on_ray import RayOptions, RayServe, build_app
 from tests.serving import stage
@@ -128,11 +129,14 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
 
 
 def listening(name: str = "") -> list:
-    """Addresses (ip, port) that processes of Ray listen on, or those of `name` alone."""
+    """Addresses (ip, port) that processes of Ray listen on, or those of `name` alone.
+
+    Redis servers are left out: nodes of other tests' clusters, and their buses, take any port from 20,000 on.
+    """
     addresses = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if name in ("", process.name()):
+            if name in ("", process.name()) and process.name() not in PROGRAMS:
                 connections = process.net_connections("tcp")
                 addresses += [one.laddr for one in connections if one.status == psutil.CONN_LISTEN]
     return addresses
