@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import polars as pl
 
 from benchmarks.learning.speed.declaration import examples
 from benchmarks.learning.speed.ours import LEARNERS, SPEC
-from headrace.learners import Bag, DeepFM, Inputs, InputSpec, Learner, OnlineLearner
+from headrace.learners import Bag, DeepFM, Inputs, InputSpec, Learner, OnlineLearner, column_of
 
 BAG_IDS = 18
 
@@ -39,7 +40,7 @@ def main() -> None:
     _, ids, labels = examples(None, given.batch * given.steps, given.seed)
     lists = np.random.default_rng(given.seed).zipf(1.3, (len(ids), BAG_IDS)) % 50_000
     for name, learner in {**LEARNERS, "DeepFM 256-128, 20 ids": Wide}.items():
-        columns = {"user": ids[:, 0], "thing": ids[:, 1], "ids": list(lists)}
+        columns = {"user": ids[:, 0], "thing": ids[:, 1], "ids": column_of(pl.Series("ids", lists))}
         parts = [slice(first, first + given.batch) for first in range(0, len(ids), given.batch)]
         inputs = learner.inputs.assemble({each: columns[each] for each in learner.inputs.columns}, len(ids))
         batches = [(inputs.take(part), labels[part]) for part in parts]
