@@ -95,14 +95,9 @@ class EmbeddingTable:
         self._copy: LiveCopy | None = None
         self._allocate(_FIRST_ROWS)
         self._waiting = _Waiting()
-        self._removed: list[NDArray[np.int64]] = []
 
     def __len__(self) -> int:
         return len(self._map)
-
-    @property
-    def _row_bytes(self) -> int:
-        return self.nbytes // len(self.weights)
 
     @property
     def nbytes(self) -> int:
@@ -161,12 +156,6 @@ class EmbeddingTable:
         self._remove(old, "expired")
         return int(old.size)
 
-    def take_removed(self) -> NDArray[np.int64]:
-        """Ids removed since the last call, in order of removal; at most the last `rows_max`."""
-        removed = np.concatenate([np.empty(0, dtype=np.int64), *self._removed])
-        self._removed = []
-        return removed
-
     def step(self, unique: NDArray[np.int64], grads: NDArray[np.float64]) -> None:
         """One optimizer step of the distinct rows `unique` (n,) by their summed gradients (n, W)."""
         self._optimizer.step(self.weights, self.state, unique, grads)
@@ -205,7 +194,7 @@ class EmbeddingTable:
         """
         if self._copy is None:
             high = self._map.high
-            if high * self._row_bytes < LIVE_BYTES_MIN:
+            if high * self.nbytes < LIVE_BYTES_MIN * len(self.weights):
                 return True
             self._copy = LiveCopy(self.arrays[:-1], high)
         return self._copy.is_near
@@ -269,7 +258,6 @@ class EmbeddingTable:
             self._waiting.load(arrays["waiting_ids"], arrays["waiting_uses"], arrays["waiting_seen_us"])
         else:
             self._waiting = _Waiting()
-        self._removed = []
 
     def _allocate(self, capacity: int) -> None:
         self.weights = np.zeros((capacity, self.width), dtype=np.float32)
@@ -309,9 +297,6 @@ class EmbeddingTable:
             freed = self._map.remove(ids)
             self.owners[freed] = PAD
             self.note_changed(freed)
-            self._removed.append(np.sort(ids))
-            while sum(map(len, self._removed)) > max(self.policy.rows_max, ids.size):
-                del self._removed[0]
             REMOVED.labels(table=self.name, reason=reason).inc(ids.size)
 
 
