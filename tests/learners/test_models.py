@@ -18,9 +18,6 @@ class Recorder:
     def __init__(self, width):
         self.seen = []
 
-    def state_width(self, width):
-        return 1
-
     def initial_state(self, width):
         return np.zeros(1, np.float32)
 

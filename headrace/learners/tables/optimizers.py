@@ -1,7 +1,7 @@
 """Optimizers over rows: the dense parameters are one row, an embedding table has a row an id.
 
 An optimizer is a declaration (learning rate and the like) with a compiled step; its state is a plain float32 array
-beside the weights, (rows, state_width). Steps compute in float64 and store float32. A row that is not in `rows` is
+beside the weights, (rows, S). Steps compute in float64 and store float32. A row that is not in `rows` is
 not touched.
 """
 
@@ -19,12 +19,8 @@ from headrace.learners.tables.steps import ADAGRAD, ADAM, FTRL, Doubles, Floats,
 class Optimizer(Protocol):
     """How gradients change weights."""
 
-    def state_width(self, width: int) -> int:
-        """Floats of state beside a row of `width` weights."""
-        ...
-
     def initial_state(self, width: int) -> NDArray[np.float32]:
-        """State (state_width,) of a new row."""
+        """State (S,) of a new row of `width` weights; its length is that of every row's."""
         ...
 
     def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
@@ -86,14 +82,10 @@ class Adagrad(Compiled):
         """See `headrace.learners.tables.steps`."""
         return (float(self.lr), float(self.eps), 0.0, 0.0)
 
-    def state_width(self, width: int) -> int:
-        """Two accumulators."""
-        del width
-        return 2
-
     def initial_state(self, width: int) -> NDArray[np.float32]:
-        """Both at `initial`."""
-        return np.full(self.state_width(width), self.initial, dtype=np.float32)
+        """Two accumulators (2,), both at `initial`."""
+        del width
+        return np.full(2, self.initial, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +113,8 @@ class Ftrl(Compiled):
         """See `headrace.learners.tables.steps`."""
         return (float(self.alpha), float(self.beta), float(self.l1), float(self.l2))
 
-    def state_width(self, width: int) -> int:
-        """Z and n of each coordinate."""
-        return 2 * width
-
     def initial_state(self, width: int) -> NDArray[np.float32]:
-        """Zeros: a weight becomes what z and n say at its first step."""
+        """Z and n of each coordinate (2 W,), zeros: a weight becomes what they say at its first step."""
         return np.zeros(2 * width, dtype=np.float32)
 
 
@@ -153,10 +141,6 @@ class Adam(Compiled):
         """See `headrace.learners.tables.steps`."""
         return (float(self.lr), float(self.beta1), float(self.beta2), float(self.eps))
 
-    def state_width(self, width: int) -> int:
-        """First moments, second moments, step number."""
-        return 2 * width + 1
-
     def initial_state(self, width: int) -> NDArray[np.float32]:
-        """Zeros."""
-        return np.zeros(self.state_width(width), dtype=np.float32)
+        """First moments, second moments, step number (2 W + 1,), all zeros."""
+        return np.zeros(2 * width + 1, dtype=np.float32)
