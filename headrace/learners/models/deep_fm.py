@@ -54,7 +54,11 @@ class DeepFM(Model):
 
     def make_pass(self, module: nn.Module) -> Pass | None:
         """Return the pass without autograd; None for a module that attends or has other layers."""
-        return module.by_hand() if isinstance(module, DeepFMNet) else None
+        if type(module) is not DeepFMNet or module.attends or not DeepFMPass.fits(module.mlp):
+            return None
+        if isinstance(only := module.mlp[0], ZeroHead):
+            return FMPass(module.first_order, only)
+        return DeepFMPass(self.dim, module.mlp, module.first_order)
 
 
 class DeepFMNet(nn.Module):
@@ -66,6 +70,7 @@ class DeepFMNet(nn.Module):
         self.id_count = len(spec.categoricals)
         # For each bag the column of its candidate, -1 where it is a plain mean.
         self.candidates = [spec.id_names.index(bag.candidate) if model.reads_elements(bag) else -1 for bag in spec.bags]
+        self.attends = max(self.candidates, default=-1) >= 0
         embedded, dense = self.id_count + len(spec.bags), 2 * len(spec.numbers)
         self.first_order = ZeroHead(dense)
         widths = (embedded * model.dim + dense, *model.hidden)
@@ -79,21 +84,13 @@ class DeepFMNet(nn.Module):
         """Logits (B,)."""
         dense = fields.dense  # (B, N)
         vectors = fields.embedded[..., : self.dim]  # (B, E, dim)
-        if max(self.candidates, default=-1) >= 0:
+        if self.attends:
             vectors = self._attend(vectors, fields)  # (B, E, dim)
         linear = fields.embedded[..., self.dim].sum(1) + self.first_order(dense).squeeze(1)  # (B,)
         pairs = 0.5 * (vectors.sum(1).square() - vectors.square().sum(1)).sum(1)  # (B,)
         deep = self.mlp(torch.cat([vectors.flatten(1), dense], dim=1)).squeeze(1)  # (B,)
         logits: Tensor = linear + pairs + deep
         return logits
-
-    def by_hand(self) -> Pass | None:
-        """This module's pass without autograd; None where it attends, or has other layers."""
-        if type(self) is not DeepFMNet or max(self.candidates, default=-1) >= 0 or not DeepFMPass.fits(self.mlp):
-            return None
-        if isinstance(only := self.mlp[0], ZeroHead):
-            return FMPass(self.first_order, only)
-        return DeepFMPass(self.dim, self.mlp, self.first_order)
 
     def _attend(self, vectors: Tensor, fields: Fields) -> Tensor:
         """`vectors` with the mean of each bag that has a candidate replaced by a weighted one."""

@@ -1,8 +1,13 @@
 """DeepFM's forward and backward pass without autograd: equal to it, at a fraction of its fixed cost.
 
 Autograd builds and traverses a graph of some forty operations, 1 ms for any batch size. This pass is three matrix
-products a hidden layer, by BLAS, and a compiled kernel before and after each; for a small batch it is one kernel
-forward and one backward. It reads the module's parameters and writes their `.grad` in place.
+products a hidden layer, by BLAS, and a compiled kernel before and after each. It reads the module's parameters and
+writes their `.grad` in place.
+
+A batch too small to repay calls of BLAS takes one kernel forward and one backward: through torch a layer takes five
+calls, with the views that they need; at 16 examples and layers of 64 and 32 they are half of a step. The kernels' loops
+add rows, so that the compiler works on a vector of floats at once, and they skip what ReLU has set to zero. An
+example's values do not depend on its batch there.
 
     x (B, E * dim + N)  the vectors side by side, then the numbers       s (B, dim)  sum of an example's vectors
     logits = linear weights + numbers @ first_order + 1/2 sum(s^2 - sum of v^2) + mlp(x)
@@ -20,13 +25,15 @@ from torch import Tensor, nn
 from headrace.kernels.compile import kernel
 from headrace.learners.models.fm_pass import pair_products
 from headrace.learners.models.model import ZeroHead
-from headrace.learners.models.small_mlp import PRODUCTS_MAX, mlp_backward, mlp_forward
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats, Floats, Floats]
 """First-order weights (N,) and bias (1,), the MLP head's weights (H,) and bias (1,); or their gradients."""
 Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
 """Weights (H, K) and biases (H,) of each hidden layer; or their gradients."""
+
+PRODUCTS_MAX = 1 << 19
+"""Products of a forward pass up to which the loops are faster than BLAS with its calls (measured)."""
 
 
 class DeepFMPass:
@@ -129,7 +136,7 @@ def forward_small(
 ) -> None:
     """`out` (B,) = logits; `inputs` of the layers, the head's last, and `sums` (B, dim) for the way back."""
     first_and_second_order(embedded, dense, head, inputs[0], sums, out)
-    mlp_forward(layers[0], layers[1], inputs)
+    mlp_forward(layers, inputs)
     hidden, weight, bias = inputs[-1], head[2], head[3]
     for i in range(out.size):
         total = np.float64(bias[0])
@@ -146,8 +153,50 @@ def backward_small(
     grads, embedded, dense, sums, inputs = batch
     below = np.empty(inputs[-1].shape, np.float32)
     head_gradients(grads, dense, inputs[-1], head, head_grads, below)
-    by_x = mlp_backward(below, layers[0], inputs, layer_grads[0], layer_grads[1])
+    by_x = mlp_backward(below, layers, inputs, layer_grads)
     gradients_by_rows(by_x, grads, embedded, sums, out)
+
+
+@kernel
+def mlp_forward(layers: Layers, outputs: tuple[Floats, ...]) -> None:
+    """`outputs[l + 1]` (B, H) = ReLU of layer l's weights (H, K) by `outputs[l]` (B, K), and its biases (H,)."""
+    weights, biases = layers
+    for layer in range(len(weights)):
+        columns, below, above = np.ascontiguousarray(weights[layer].T), outputs[layer], outputs[layer + 1]
+        for i in range(below.shape[0]):
+            above[i] = biases[layer]
+            for k in range(below.shape[1]):
+                value = below[i, k]
+                if value != 0.0:
+                    for j in range(above.shape[1]):
+                        above[i, j] += value * columns[k, j]
+            for j in range(above.shape[1]):
+                above[i, j] = max(above[i, j], np.float32(0.0))
+
+
+@kernel
+def mlp_backward(grads: Floats, layers: Layers, outputs: tuple[Floats, ...], layer_grads: Layers) -> Floats:
+    """Gradients (B, K) by `outputs[0]` from `grads` (B, H) by the last of `outputs`; `layer_grads` are overwritten.
+
+    `outputs` are those of `mlp_forward`.
+    """
+    weights, (weight_grads, bias_grads) = layers[0], layer_grads
+    for layer in range(len(weights) - 1, -1, -1):
+        below, above = outputs[layer], outputs[layer + 1]
+        weight, by_weight, by_bias = weights[layer], weight_grads[layer], bias_grads[layer]
+        by_weight[:] = 0.0
+        by_bias[:] = 0.0
+        by_below = np.zeros(below.shape, np.float32)
+        for i in range(below.shape[0]):
+            for j in range(above.shape[1]):
+                grad = grads[i, j]
+                if above[i, j] > 0.0 and grad != 0.0:
+                    by_bias[j] += grad
+                    for k in range(below.shape[1]):
+                        by_weight[j, k] += grad * below[i, k]
+                        by_below[i, k] += grad * weight[j, k]
+        grads = by_below
+    return grads
 
 
 @kernel
