@@ -1,10 +1,12 @@
 """A learner's declaration: views, label, inputs and model.
 
-class NextThing(Learner):
-views = (ReaderActivity, ThingActivity)
-label = Label(Reading, within="10m", candidate="thing")
-inputs = InputSpec(Categorical("thing"), Dense("reads", "thing_activity.reads_1h", transform="log1p"))
-model = DeepFM(dim=16, hidden=(64, 32))
+    class NextThing(Learner):
+        views = (ReaderActivity, ThingActivity)
+        label = Label(Reading, within="10m", candidate="thing")
+        inputs = InputSpec(Categorical("thing"), Dense("reads", "thing_activity.reads_1h", transform="log1p"))
+        model = DeepFM(dim=16, hidden=(64, 32))
+
+It is checked where it is declared, without a store or a broker.
 """
 
 import re
@@ -13,8 +15,8 @@ from typing import Any, ClassVar
 
 from headrace.errors import DeclarationError, SchemaError
 from headrace.features import FeatureView, ViewPlan, plans_of
+from headrace.learners.columns import check_fields
 from headrace.learners.input_spec import InputSpec
-from headrace.learners.input_types import check_fields
 from headrace.learners.inputs import Inputs
 from headrace.learners.labels.label import Label
 from headrace.learners.labels.policy import LabelPolicy, Wait, ages_us
