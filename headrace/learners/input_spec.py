@@ -15,13 +15,14 @@ serving assemble with one spec, whose fingerprint goes with the inputs.
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
+from headrace.features import Lists
 from headrace.features.argument_types import check_arguments, declared
 from headrace.learners.ids import as_ids
 from headrace.learners.inputs import PAD, Inputs
@@ -33,21 +34,8 @@ _KINDS: dict[str, int] = {"any": 0, "count": 1, "recency": 2}
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
-class ListColumn(Protocol):
-    """A list feature: row i is `values[i, : lengths[i]]`, newest first; a single row stands for all."""
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """(n, N) int64 ids, or float64."""
-        ...
-
-    @property
-    def lengths(self) -> NDArray[Any]:
-        """(n,) number of elements present in each row."""
-        ...
-
-
-Column = NDArray[Any] | ListColumn
+Column = NDArray[Any] | Lists
+"""Values (n,); or lists, newest first: row i is `values[i, : lengths[i]]`. A single row stands for all."""
 Columns = Mapping[str, Column]
 
 
@@ -276,7 +264,7 @@ def _scalar(columns: Columns, name: str, rows: int) -> NDArray[Any]:
     return column
 
 
-def _list(columns: Columns, name: str, rows: int) -> ListColumn:
+def _list(columns: Columns, name: str, rows: int) -> Lists:
     column = _find(columns, name)
     if isinstance(column, np.ndarray) or not hasattr(column, "lengths") or len(column.lengths) not in (1, rows):
         raise SchemaError(f"inputs · column {name!r} must hold lists, {rows} or 1")
@@ -295,7 +283,7 @@ def _ids(values: NDArray[Any], column: str) -> NDArray[np.int64]:
         raise SchemaError(f"inputs · column {column!r}: {exc}") from exc
 
 
-def _bag(column: ListColumn, field: Bag, rows: int) -> NDArray[np.int64]:
+def _bag(column: Lists, field: Bag, rows: int) -> NDArray[np.int64]:
     length = field.length
     values = _ids(column.values[:, :length], field.column)
     bag = np.full((len(values), length), PAD, dtype=np.int64)

@@ -100,7 +100,6 @@ class Lookup:
 
     Attributes:
         width: W of a row.
-        bags: J.
         table_of: (F + J,) number of the table of each field and bag.
         no_elements: max(J, 1) empty arrays, for kernels that take gradients by the elements of bags.
     """
@@ -112,8 +111,7 @@ class Lookup:
         names = [*(field.table for field in spec.categoricals), *(bag.table for bag in spec.bags)]
         self.table_of = np.array([number_of[name] for name in names], np.int64)  # of each field and bag
         self.width = model.dim + 1
-        self.bags = len(spec.bags)
-        self.no_elements = tuple(np.empty((0, 0, self.width), np.float32) for _ in range(max(self.bags, 1)))
+        self.no_elements = tuple(np.empty((0, 0, self.width), np.float32) for _ in range(max(len(spec.bags), 1)))
         self._reads_elements = [model.reads_elements(bag) for bag in spec.bags]
 
     def find(self, inputs: Inputs) -> Uses:

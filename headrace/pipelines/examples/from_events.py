@@ -6,6 +6,7 @@ A positive with its negatives is a group.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -257,4 +258,5 @@ def _repeat(column: Column, times: int) -> Column:
     """A column with each row repeated `times` times."""
     if isinstance(column, np.ndarray):
         return np.repeat(column, times, axis=0)
-    return Lists(np.repeat(column.values, times, axis=0), np.repeat(column.lengths, times))
+    values: NDArray[Any] = column.values
+    return Lists(np.repeat(values, times, axis=0), np.repeat(column.lengths, times))

@@ -169,5 +169,5 @@ def _joined(columns: Sequence[Column]) -> Column:
         return np.concatenate([np.asarray(column) for column in columns])
     lists = [column for column in columns if not isinstance(column, np.ndarray)]
     width = max(some.values.shape[1] for some in lists)
-    padded = [np.pad(some.values, ((0, 0), (0, width - some.values.shape[1]))) for some in lists]
+    padded: list[NDArray[Any]] = [np.pad(some.values, ((0, 0), (0, width - some.values.shape[1]))) for some in lists]
     return Lists(np.concatenate(padded), np.concatenate([some.lengths for some in lists]))
