@@ -23,6 +23,7 @@ from headrace.learners.models.log_loss import EPS, LogLoss, log_losses
 from headrace.learners.models.loss import Loss
 from headrace.learners.models.model import Model
 from headrace.learners.models.per_label import PerLabel
+from headrace.learners.state import prefixed
 from headrace.learners.tables import kernels
 
 ROWS_MAX = 20_000_000  # scores held for the exact AUC: 5 bytes each
@@ -230,13 +231,13 @@ class Prequential:
         self._sums, self._histogram = np.array(arrays["sums"]), np.array(arrays["histogram"])
         self._hits, self._recent = np.array(arrays["hits"]), np.array(arrays["recent"])
         self._scores, self._labels = np.array(arrays["scores"]), np.array(arrays["labels"])
-        names = {key.rpartition(".")[0] for key in _prefixed(arrays, "slice.")}
+        names = {key.rpartition(".")[0] for key in prefixed(arrays, "slice.")}
         names -= {f"{name}.label.{k}" for name in names for k in range(len(self._by_label))}
         self._slices = None if self._slices is None else {}
         for name in sorted(names) if self._slices is not None else ():
-            self._slice(name).load_state_dict(_prefixed(arrays, f"slice.{name}."))
+            self._slice(name).load_state_dict(prefixed(arrays, f"slice.{name}."))
         for k, marks in enumerate(self._by_label):
-            marks.load_state_dict(_prefixed(arrays, f"label.{k}."))
+            marks.load_state_dict(prefixed(arrays, f"label.{k}."))
 
     def _slice(self, name: str) -> "Prequential":
         assert self._slices is not None
@@ -316,7 +317,3 @@ def _entropy(rate: float) -> float:
     """Log-loss of always saying `rate`."""
     p = np.array([0.0, 1.0])
     return float((log_losses(np.full(2, rate), p) * np.array([1 - rate, rate])).sum())
-
-
-def _prefixed(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
-    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}

@@ -30,6 +30,7 @@ from safetensors.numpy import save as save_tensors
 from headrace.checkpoints import Checkpoints
 from headrace.errors import DeclarationError, GateRefusedError, SnapshotError
 from headrace.learners import Gate, Learner, ModelDirectory, OnlineLearner, Prequential, Scorer, Snapshot, Verdict
+from headrace.learners.state import prefixed
 from headrace.pipelines.examples import (
     LATE,
     SOURCES,
@@ -129,24 +130,21 @@ class Trainer:
         self,
         events: Mapping[type[Event], pl.DataFrame],
         positions: Mapping[str, int] | None = None,
-        *,
-        served: pl.Series | None = None,
     ) -> int:
         """Take in events in event-time order, by class; returns the number of examples.
-
-        `served` are ids of events that label a request: they are learned there and give no example here.
 
         Raises:
             DeclarationError: the trainer was made without `events`.
         """
-        return self.add_examples(self.examples_of(events, served=served), positions)
+        return self.add_examples(self.examples_of(events), positions)
 
     def examples_of(
         self, events: Mapping[type[Event], pl.DataFrame], *, served: pl.Series | None = None
     ) -> Examples | None:
         """Take in events, as `add_events` does, and return their examples, which are not learned from.
 
-        Groups with a label that the model's loss does not allow are left out and counted.
+        `served` are ids of events that label a request: they are learned there and give no example here. Groups with a
+        label that the model's loss does not allow are left out and counted.
 
         Raises:
             DeclarationError: the trainer was made without `events`.
@@ -398,24 +396,23 @@ class Trainer:
             log.warning("live_model_not_comparable", model_version=version, reason=str(exc))
             return None
 
+    def _marks(self) -> dict[str, Prequential]:
+        """The figures, by their names in a saved state."""
+        return {"prequential": self.prequential, "served": self.served, "shadow": self.shadow}
+
     def _state(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {}
-        marks = {"prequential": self.prequential, "served": self.served, "shadow": self.shadow}
-        parts = {name: each.state_dict() for name, each in marks.items()}
+        parts = {name: each.state_dict() for name, each in self._marks().items()}
         parts |= {f"waiting{i:06d}": examples.state_dict() for i, (examples, _) in enumerate(self._waiting)}
         for part, of_part in parts.items():
             arrays |= {f"{part}/{name}": np.ascontiguousarray(array) for name, array in of_part.items()}
         return arrays
 
     def _set_state(self, arrays: Mapping[str, NDArray[Any]], waiting_positions: list[dict[str, int]]) -> None:
-        def part(prefix: str) -> dict[str, NDArray[Any]]:
-            return {k.removeprefix(f"{prefix}/"): v for k, v in arrays.items() if k.startswith(f"{prefix}/")}
-
-        self.prequential.load_state_dict(part("prequential"))
-        self.served.load_state_dict(part("served"))
-        self.shadow.load_state_dict(part("shadow"))
-        fingerprint = self.learner.inputs.fingerprint
-        waiting = [Examples.of_state(part(f"waiting{i:06d}"), fingerprint) for i in range(len(waiting_positions))]
+        for name, marks in self._marks().items():
+            marks.load_state_dict(prefixed(arrays, f"{name}/"))
+        fingerprint, numbers = self.learner.inputs.fingerprint, range(len(waiting_positions))
+        waiting = [Examples.of_state(prefixed(arrays, f"waiting{i:06d}/"), fingerprint) for i in numbers]
         self._waiting = deque(zip(waiting, waiting_positions, strict=True))
         self._waiting_rows = sum(len(examples) for examples in waiting)
         self._waiting_since = self._monotonic()
