@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -79,12 +79,31 @@ class Checkpoints:
             pointer.unlink()
 
 
-def unwritable(folder: Path | None, exc: OSError) -> SnapshotError:
-    """The error of a step whose state cannot be written into `folder`."""
-    return SnapshotError(
-        f"checkpoint in {folder}: cannot be written: {exc}; make room, and start again: the state that was saved "
-        "before it is whole"
-    )
+class KeepsFiles(Protocol):
+    """State that lies in files which checkpoints name."""
+
+    def not_written(self) -> None:
+        """Say that what was captured last did not get to disk: the files of the checkpoint before it must stay."""
+
+
+@contextmanager
+def keeping_the_last(folder: Path, *states: KeepsFiles) -> Iterator[None]:
+    """Save `states` into `folder`: where it fails, no file may go that the checkpoint on disk names.
+
+    Raises:
+        SnapshotError: the checkpoint cannot be written. The one before it stays, and a later try may succeed.
+    """
+    try:
+        yield
+    except Exception as exc:
+        for state in states:
+            state.not_written()
+        if not isinstance(exc, OSError):
+            raise
+        raise SnapshotError(
+            f"checkpoint in {folder}: cannot be written: {exc}; make room, and start again: the state that was saved "
+            "before it is whole"
+        ) from exc
 
 
 def _fix(path: Path) -> str:
@@ -99,7 +118,7 @@ class CheckpointThread:
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
-        self._checkpoints = checkpoints
+        self.checkpoints = checkpoints
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="headrace-checkpoint")
         weakref.finalize(self, self._thread.shutdown, wait=False)
         self._last: Future[None] | None = None
@@ -129,5 +148,5 @@ class CheckpointThread:
             last.result()
 
     def _write(self, facts: Mapping[str, Any], fill: Callable[[Path], None]) -> None:
-        with self._checkpoints.write(facts) as folder:
+        with self.checkpoints.write(facts) as folder:
             fill(folder)

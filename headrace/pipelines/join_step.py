@@ -11,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from headrace.checkpoints import Checkpoints, CheckpointThread, unwritable
+from headrace.checkpoints import Checkpoints, CheckpointThread, keeping_the_last
 from headrace.pipelines.joiner import Joiner
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
@@ -35,24 +35,21 @@ class JoinStep:
         joiner: Joiner,
         *,
         state: str | Path | None = None,
-        save_s: float = SAVE_S,
         idle_s: float | None = IDLE_S,
     ) -> None:
         self.joiner = joiner
-        self._checkpoints = None if state is None else Checkpoints(state)
-        self._thread = None if self._checkpoints is None else CheckpointThread(self._checkpoints)
-        self._save_s = save_s
+        self._saves = None if state is None else CheckpointThread(Checkpoints(state))
         self._watermark = Watermark(lateness_us=joiner.spec.lateness_us, idle_s=idle_s)
         self._saved_s = time.monotonic()
         self._ticked_s = 0.0
-        if self._checkpoints is not None:
-            joiner.keep_in(self._checkpoints.folder)
-            if newest := self._checkpoints.newest():
+        if self._saves is not None:
+            joiner.keep_in(self._saves.checkpoints.folder)
+            if newest := self._saves.checkpoints.newest():
                 joiner.load(newest[0])
 
     def describe(self) -> str:
         """Requests, and where the joiner's state is."""
-        where = self._checkpoints.folder if self._checkpoints else "memory alone"
+        where = self._saves.checkpoints.folder if self._saves else "memory alone"
         return f"labelled requests, with the joiner's state in {where}"
 
     def positions(self) -> Positions:
@@ -78,8 +75,8 @@ class JoinStep:
         self._ticked_s = time.monotonic()
         watermark_us = self._watermark.value_us()
         frame = None if watermark_us is None else self.joiner.advance(watermark_us)
-        if time.monotonic() - self._saved_s > self._save_s and not (self._thread and self._thread.is_busy):
-            self._save()
+        if self._saves is not None and time.monotonic() - self._saved_s > SAVE_S and not self._saves.is_busy:
+            self._save(waits=False)
         return [] if frame is None else [frame]
 
     def status(self) -> dict[str, Any]:
@@ -89,24 +86,16 @@ class JoinStep:
     def finish(self) -> list[pl.DataFrame]:
         """Requests that are due; then save. At the end of the stream all are due; after a stop open windows stay."""
         frames = self.tick()
-        self._save()
-        if self._thread is not None:
-            self._wait(self._thread)
+        self._save(waits=True)
         return frames
 
-    def _save(self) -> None:
-        """Take the state; a thread writes it."""
-        if self._thread is not None:
-            self._wait(self._thread)
-            self._thread.submit({}, self.joiner.capture())
+    def _save(self, *, waits: bool) -> None:
+        """Take the state, which a thread writes; with `waits` until it is on disk."""
+        if self._saves is None:
+            return
+        with keeping_the_last(self._saves.checkpoints.folder, self.joiner):
+            self._saves.wait()
+            self._saves.submit({}, self.joiner.capture())
+            if waits:
+                self._saves.wait()
         self._saved_s = time.monotonic()
-
-    def _wait(self, thread: CheckpointThread) -> None:
-        """Return once the last checkpoint is on disk; where it failed, the files of the one before it stay."""
-        try:
-            thread.wait()
-        except Exception as exc:
-            self.joiner.not_written()
-            if isinstance(exc, OSError):
-                raise unwritable(None if self._checkpoints is None else self._checkpoints.folder, exc) from exc
-            raise

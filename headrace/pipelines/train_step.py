@@ -18,8 +18,7 @@ restart resumes from there.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ import polars as pl
 import structlog
 from prometheus_client import Histogram
 
-from headrace.checkpoints import Checkpoints, CheckpointThread, unwritable
+from headrace.checkpoints import Checkpoints, CheckpointThread, KeepsFiles, keeping_the_last
 from headrace.errors import DeclarationError
 from headrace.learners import Correct, Label, Learner, Verdict, Wait
 from headrace.learners.labels.policy import ages_us
@@ -83,7 +82,6 @@ class TrainStep:
         events: Sequence[type[Event]],
         *,
         state: Path | None = None,
-        save_s: float = SAVE_S,
         idle_s: float = IDLE_S,
         lateness_us: int = 0,
     ) -> None:
@@ -97,9 +95,7 @@ class TrainStep:
         engagements = () if joiner is None else joiner.spec.engagements
         self.classes = tuple(dict.fromkeys((*self.events, *engagements)))
         self._offsets = Offsets() if joiner is None else joiner
-        self._checkpoints = None if state is None else Checkpoints(state)
-        self._thread = None if self._checkpoints is None else CheckpointThread(self._checkpoints)
-        self._save_s = save_s
+        self._saves = None if state is None else CheckpointThread(Checkpoints(state))
         self._watermark = Watermark(lateness_us=self.lateness_us, idle_s=idle_s)
         self._early = WaitingEvents(self.events, self._step_us)
         self._served = waiting_served(self._step_us)
@@ -107,12 +103,13 @@ class TrainStep:
         self._saved_s = time.monotonic()
         self._positives = 0
         self._joined = 0
-        if self._checkpoints is not None:
+        if self._saves is not None:
+            folder = self._saves.checkpoints.folder
             if joiner is not None:
-                joiner.keep_in(self._checkpoints.folder)
-            self._early.keep_in(self._checkpoints.folder / "waiting")
-            self._served.keep_in(self._checkpoints.folder / "served")
-            self._load(self._checkpoints)
+                joiner.keep_in(folder)
+            self._early.keep_in(folder / "waiting")
+            self._served.keep_in(folder / "served")
+            self._load(self._saves.checkpoints)
 
     def describe(self) -> str:
         """Learner, models and state."""
@@ -122,7 +119,7 @@ class TrainStep:
     @property
     def state_folder(self) -> Path | None:
         """Folder of the saved state; None keeps nothing."""
-        return None if self._checkpoints is None else self._checkpoints.folder
+        return None if self._saves is None else self._saves.checkpoints.folder
 
     def positions(self) -> Positions:
         """Next offset of each partition that the state has taken in."""
@@ -161,10 +158,9 @@ class TrainStep:
             self._released_s = now_s
             self._release()
         verdict = self.trainer.poll()
-        is_due = now_s - self._saved_s >= self._save_s and not (self._thread and self._thread.is_busy)
-        if is_due and (self._thread is None or self.trainer.prepare_capture()):
-            with self._keeping_the_last():
-                self._submit()
+        is_due = self._saves is not None and now_s - self._saved_s >= SAVE_S and not self._saves.is_busy
+        if is_due and self.trainer.prepare_capture():
+            self.save(waits=False)
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
@@ -195,50 +191,39 @@ class TrainStep:
             "prequential": self.trainer.prequential.snapshot(),
         }
 
-    def save(self) -> None:
-        """Write a checkpoint into the folder of the state, if there is one; returns once it is on disk.
+    def save(self, *, waits: bool = True) -> None:
+        """Write a checkpoint into the folder of the state, if there is one; with `waits` return once it is on disk.
 
         Raises:
             SnapshotError: it cannot be written. The one before it stays, and a later call may succeed.
         """
-        with self._keeping_the_last():
-            self._submit()
-            if self._thread is not None:
-                self._thread.wait()
-
-    @contextmanager
-    def _keeping_the_last(self) -> Iterator[None]:
-        """Where a checkpoint fails, no file may go that the one on disk names, whatever is captured after it."""
-        try:
-            yield
-        except Exception as exc:
-            self._served.not_written()
-            self._early.not_written()
-            if self.joiner is not None:
-                self.joiner.not_written()
-            if isinstance(exc, OSError):
-                raise unwritable(self.state_folder, exc) from exc
-            raise
+        if self._saves is None:
+            return
+        stores: list[KeepsFiles] = [self._served, self._early]
+        stores += [] if self.joiner is None else [self.joiner]
+        with keeping_the_last(self._saves.checkpoints.folder, *stores):
+            self._submit(self._saves)
+            if waits:
+                self._saves.wait()
 
     @SAVE_SECONDS.time()
-    def _submit(self) -> None:
+    def _submit(self, saves: CheckpointThread) -> None:
         """Take the state, which stops training for so long; a thread writes it."""
-        if self._thread is not None:
-            self._thread.wait()
-            counts = {"joined": self._joined, "positives": self._positives}
-            served = self._served.capture()
-            writers = {"trainer": self.trainer.capture(), "held": self._early.capture()}
-            if self.joiner is not None:
-                writers["joiner"] = self.joiner.capture()
-            facts = {"trainer": self.trainer.facts(), "positions": self._offsets.positions(), **counts}
+        saves.wait()
+        counts = {"joined": self._joined, "positives": self._positives}
+        served = self._served.capture()
+        writers = {"trainer": self.trainer.capture(), "held": self._early.capture()}
+        if self.joiner is not None:
+            writers["joiner"] = self.joiner.capture()
+        facts = {"trainer": self.trainer.facts(), "positions": self._offsets.positions(), **counts}
 
-            def fill(folder: Path) -> None:
-                for name, writer in writers.items():
-                    (folder / name).mkdir()
-                    writer(folder / name)
-                (folder / "served.json").write_bytes(orjson.dumps(served(folder)))
+        def fill(folder: Path) -> None:
+            for name, writer in writers.items():
+                (folder / name).mkdir()
+                writer(folder / name)
+            (folder / "served.json").write_bytes(orjson.dumps(served(folder)))
 
-            self._thread.submit(facts, fill)
+        saves.submit(facts, fill)
         self._saved_s = time.monotonic()
 
     def _load(self, checkpoints: Checkpoints) -> None:
@@ -281,7 +266,7 @@ class TrainStep:
         # In the order in which they come out: an engagement does once its step has waited so long.
         self._learn(requests, events, 1 + within_us // self._step_us if self._is_early else 0)
         if events:
-            self.trainer.add_events({}, self._early.learned_positions(self._offsets.positions()))
+            self.trainer.add_examples(None, self._early.learned_positions(self._offsets.positions()))
             # A request is no older than `within` before its engagement: older ids cannot be asked for again.
             self._served.drop(self._served.due(through_us // self._step_us))
 
