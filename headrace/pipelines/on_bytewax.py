@@ -44,7 +44,7 @@ from bytewax.run import cli_main
 
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features.view import FeatureView
-from headrace.pipelines.flow import Flow, Job, OnStatus, Place, StoreLike
+from headrace.pipelines.flow import Flow, Job, Place, StoreLike
 from headrace.pipelines.flow import materialize as materialize_job
 from headrace.pipelines.loop import (
     APPLY,
@@ -121,20 +121,6 @@ def materialize(
     """Keep the records of `views` in `store` up to date: the job `flow.materialize`, with its options."""
     del step_id
     return add_job("steps", up, materialize_job(views, store, **options))
-
-
-@operator
-def consume(
-    step_id: str,
-    up: Stream[EventBatch],
-    make: Callable[[int, int], Step],
-    *,
-    spread: bool,
-    on_status: OnStatus | None = None,
-) -> Stream[Any]:
-    """Run any `Step`, made by `make` of its group and the number of groups; see `Job`."""
-    del step_id
-    return add_job("steps", up, Job("steps", lambda place: make(place.group, place.groups), spread, None, on_status))
 
 
 def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None = None) -> None:
@@ -334,7 +320,7 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
 class _Out(DynamicSink[Any]):
     """Output that calls a function with each result."""
 
-    def __init__(self, out: Callable[[Any], object], errors_to: _Input | None = None) -> None:
+    def __init__(self, out: Callable[[Any], object], errors_to: _Input) -> None:
         self._out = out
         self._errors_to = errors_to
 
@@ -344,12 +330,12 @@ class _Out(DynamicSink[Any]):
 
 
 class _Calls(StatelessSinkPartition[Any]):
-    def __init__(self, out: Callable[[Any], object], errors_to: _Input | None) -> None:
+    def __init__(self, out: Callable[[Any], object], errors_to: _Input) -> None:
         self._out = out
         self._errors_to = errors_to
 
     def write_batch(self, items: list[Any]) -> None:
-        with self._errors_to.noting() if self._errors_to else contextlib.nullcontext():
+        with self._errors_to.noting():
             for item in items:
                 self._out(item)
 
