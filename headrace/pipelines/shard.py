@@ -121,7 +121,7 @@ class ShardSet:
 
     def known(self) -> dict[str, int]:
         """Partition -> the greatest next offset over the shards, also of a partition that only some have seen."""
-        return {name: offset for name, offset in self._offsets.furthest().items() if offset >= 0}
+        return self._offsets.furthest()
 
     def reached(self) -> dict[str, list[int]]:
         """Partition -> all next offsets that shards have of it."""

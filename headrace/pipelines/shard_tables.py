@@ -35,13 +35,13 @@ class OffsetTable:
 
     def reached(self) -> dict[str, list[int]]:
         """Partition -> the different next offsets that shards have of it, where any shard has seen it."""
-        known = {name: np.unique(self._next[:, column]) for name, column in self._columns.items()}
-        return {name: offsets[offsets >= 0].tolist() for name, offsets in known.items() if offsets.max(initial=-1) >= 0}
+        seen = {name: np.unique(self._next[:, column]) for name, column in self._columns.items()}
+        return {name: offsets[offsets != _NEVER].tolist() for name, offsets in seen.items() if offsets[-1] != _NEVER}
 
     def furthest(self) -> dict[str, int]:
         """Partition -> the greatest next offset over the shards, where any shard has seen it."""
-        furthest = self._next.max(axis=0, initial=_NEVER)
-        return {name: int(furthest[column]) for name, column in sorted(self._columns.items())}
+        furthest = self._next.max(axis=0, initial=_NEVER).tolist()
+        return {name: furthest[column] for name, column in sorted(self._columns.items()) if furthest[column] != _NEVER}
 
     def column(self, partition: str) -> int:
         """Column of a partition, for `applied`."""
