@@ -151,11 +151,11 @@ def test_requests_that_are_labelled_in_pieces_have_the_labels_of_the_whole(unkno
     requests = batch(shows).frame.with_columns(pl.lit(None, pl.Int64).alias("appended_us"))
     labelled, _ = labelled_events(batch(follows).frame.with_columns(pl.lit(5, pl.Int64).alias("appended_us")), joined)
     once = labelled.with_columns(pl.col("moment").dt.epoch("us").alias(TIME))
-    whole = label_requests(requests, once, joined)
+    whole = label_requests(requests, once, joined, joined.within_us)
     assert whole["labels"].explode().sum() > 10
     for rows in (1, 3, 39):
-        assert_frame_equal(label_requests(requests, once, joined, rows_max=rows), whole)
-    assert_frame_equal(label_requests(requests.clear(), once, joined, rows_max=3), whole.clear())
+        assert_frame_equal(label_requests(requests, once, joined, joined.within_us, rows), whole)
+    assert_frame_equal(label_requests(requests.clear(), once, joined, joined.within_us, 3), whole.clear())
 
 
 def test_an_engagement_that_positive_has_no_value_for_is_left_out_and_counted():

@@ -51,10 +51,7 @@ class Examples:
     def groups(self, first: int, last: int) -> "Examples":
         """Groups [first, last)."""
         rows = slice(int(self.starts[first]), int(self.starts[last]))
-        starts = self.starts[first : last + 1] - self.starts[first]
-        arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
-        early = None if self.early is None else self.early[rows]
-        return Examples(self.inputs.take(rows), *arrays, starts, early)
+        return self._take(rows, self.starts[first : last + 1] - self.starts[first])
 
     def by_step(self, step_us: int) -> "dict[int, Examples]":
         """Groups by their event time // `step_us`, each in order; groups must be in the order of time."""
@@ -70,7 +67,10 @@ class Examples:
             return self
         sizes, kept = np.diff(self.starts), np.logical_and.reduceat(allowed, self.starts[:-1])
         SKIPPED.labels("labels").inc(len(kept) - int(kept.sum()))
-        rows, starts = np.repeat(kept, sizes), np.concatenate([[0], np.cumsum(sizes[kept])])
+        return self._take(np.repeat(kept, sizes), np.concatenate([[0], np.cumsum(sizes[kept])]))
+
+    def _take(self, rows: NDArray[np.bool_] | slice, starts: NDArray[np.int64]) -> "Examples":
+        """The rows of whole groups, which begin at `starts`."""
         arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
         return Examples(self.inputs.take(rows), *arrays, starts, None if self.early is None else self.early[rows])
 

@@ -118,24 +118,23 @@ def open_history(events: Any, classes: Sequence[type[Event]], **options: Any) ->
         return source
     if isinstance(events, Mapping) and all(isinstance(name, type) for name in events):
         known = {event: table for event, table in events.items() if event in classes}
-        sources = [_source_of(table, event, **options) for event, table in known.items()]
+        sources = [_source_of(table, [event], **options) for event, table in known.items()]
         if not sources:
             names = ", ".join(event.__name__ for event in classes)
             raise SchemaError(f"events: no table of {names}; give one, such as {{{classes[0].__name__}: frame}}")
         return sources[0] if len(sources) == 1 else MergedSource(sources)
-    if (frame := frame_of(events)) is not None:
-        if len(classes) > 1:
-            names = ", ".join(event.__name__ for event in classes)
-            raise SchemaError(f"events: the learner reads {names}; give a dict with a table of each")
-        return FrameSource(classes[0], frame.lazy().collect())
-    return sources_of_urls(_urls(events), classes, until_end=True, **options)
+    return _source_of(events, classes, **options)
 
 
-def _source_of(table: Any, event: type[Event], **options: Any) -> Source:
-    frame = frame_of(table)
-    if frame is not None:
-        return FrameSource(event, frame.lazy().collect())
-    return sources_of_urls(_urls(table), [event], until_end=True, **options)
+def _source_of(events: Any, classes: Sequence[type[Event]], **options: Any) -> Source:
+    """The source of a table of one class, or of paths or URLs of several."""
+    frame = frame_of(events)
+    if frame is None:
+        return sources_of_urls(_urls(events), classes, until_end=True, **options)
+    if len(classes) > 1:
+        names = ", ".join(event.__name__ for event in classes)
+        raise SchemaError(f"events: the learner reads {names}; give a dict with a table of each")
+    return FrameSource(classes[0], frame.lazy().collect())
 
 
 def _urls(paths: Any) -> list[str]:

@@ -202,8 +202,8 @@ def train_on(
         _refuse_trained(step, batches, span)
     where = _Where(ends, dict(handover or {}), topic_follows=topic_follows, is_cut=span.until_us is not None)
     try:
-        training = learn_history(
-            step, batches(), span, where=where, has_requests=has_requests, memory_rows=memory_rows, report=report
+        training = _learn_history(
+            step, batches(), span, where, has_requests=has_requests, memory_rows=memory_rows, report=report
         )
     except ConfigError as exc:
         if not left_out.count:
@@ -216,10 +216,10 @@ def train_on(
 class _Where:
     """Where a live flow goes on: offsets that sources told, offsets that were given, or the start of the topic."""
 
-    told: Mapping[str, int] = field(default_factory=dict)
-    given: Mapping[str, int] = field(default_factory=dict)
-    topic_follows: bool = False
-    is_cut: bool = False
+    told: Mapping[str, int]
+    given: Mapping[str, int]
+    topic_follows: bool
+    is_cut: bool
 
     def positions(self) -> dict[str, int]:
         """Partition -> offset. A history cut at a time does not end at the offsets of its sources."""
@@ -235,15 +235,15 @@ class _Where:
         return f"history/{topic}" if is_known else f"{topic}/history"
 
 
-def learn_history(
+def _learn_history(
     step: TrainStep,
     batches: Iterable[EventBatch],
-    span: Span | None = None,
+    span: Span,
+    where: _Where,
     *,
-    where: _Where | None = None,
-    has_requests: bool = False,
-    memory_rows: int = MEMORY_ROWS,
-    report: Report = lambda *_: None,
+    has_requests: bool,
+    memory_rows: int,
+    report: Report,
 ) -> Training:
     """Train a step on decoded batches in any order, publish and save; see `train`.
 
@@ -252,13 +252,11 @@ def learn_history(
         ModelError: the gate refuses the model.
     """
     started_s = time.monotonic()
-    span = span or Span()
     classes = _classes(step, has_requests=has_requests)
     with OrderedEvents(classes, until_us=span.until_us, memory_rows=memory_rows) as history:
         for batch in batches:
             history.add(batch.event, batch.frame)
             report("reading", history.rows, None, {})
-        where = where or _Where()
         _require_rows(step, history.rows, history.span_us, span)
         curve = _learn(step, history, span, where, has_requests=has_requests, report=report)
     if not step.trainer.trained:

@@ -15,24 +15,21 @@ def label_requests(
     requests: pl.DataFrame,
     engagements: pl.DataFrame,
     spec: JoinSpec,
-    within_us: int | None = None,
+    within_us: int,
     rows_max: int = GROUP_ROWS,
 ) -> pl.DataFrame:
     """`requests` with `LABEL_COLUMNS`: the labels of their candidates, as known `within_us` after the request.
 
-    `engagements` has each id once; `within_us` None is the label's whole window. Requests are labelled `rows_max` at a
+    `engagements` has each id once. Requests are labelled `rows_max` at a
     time: what is joined and sorted on the way is larger than the labels that come out.
     """
     pieces = list(requests.iter_slices(rows_max)) or [requests]
     return pl.concat([_label_piece(piece, engagements, spec, within_us) for piece in pieces])
 
 
-def _label_piece(
-    requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSpec, within_us: int | None
-) -> pl.DataFrame:
+def _label_piece(requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSpec, within_us: int) -> pl.DataFrame:
     request, engagement = spec_of(spec.request), spec_of(spec.engagement)
     engagement_id = str(engagement.id)
-    window_us = spec.within_us if within_us is None else within_us
     cells = (
         requests.select(
             *(pl.col(c).alias(f"__e{i}") for i, c in enumerate(spec.request_entity)),
@@ -56,7 +53,7 @@ def _label_piece(
     keys = [*(f"__e{i}" for i in range(len(spec.request_entity))), "__c"]
     first = (
         cells.join(right, on=keys)
-        .filter((pl.col("label_times") >= pl.col("__t")) & (pl.col("label_times") < pl.col("__t") + window_us))
+        .filter((pl.col("label_times") >= pl.col("__t")) & (pl.col("label_times") < pl.col("__t") + within_us))
         .sort("__cell", ~pl.col(IS_POSITIVE), "label_times", "label_ids")  # a positive one comes before negatives
         .unique("__cell", keep="first", maintain_order=True)
         .select("__cell", "label_times", "label_ids", "label_appended_us", LABEL)

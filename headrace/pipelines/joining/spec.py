@@ -19,7 +19,6 @@ STEPS_PER_AGE = 4
 """Steps of the first age of a policy that does not wait for the whole window."""
 LABEL_COLUMNS = ("labels", "label_times", "label_ids", "label_appended_us")
 """Columns of one label; with several labels `labels_<name>` and so on."""
-SHARED_COLUMNS = ("appended_us",)
 EMITTED, IS_FIRST, LATE_SHARE, POSITIVE_WEIGHT = "emitted_step", "is_first", "late_share", "positive_weight"
 """Columns of a policy that does not wait."""
 
@@ -125,7 +124,7 @@ class JoinSpec:
                 if column not in spec.polars:
                     what = "an id, and it declares none" if column is None else f"column {column!r}"
                     raise DeclarationError(f"{where}: needs {what}; {spec.name} has {', '.join(spec.polars)}")
-        added = (*LABEL_COLUMNS, *SHARED_COLUMNS, EMITTED, IS_FIRST, LATE_SHARE, POSITIVE_WEIGHT)
+        added = (*LABEL_COLUMNS, "appended_us", EMITTED, IS_FIRST, LATE_SHARE, POSITIVE_WEIGHT)
         taken = [column for column in added if column in request.polars]
         if taken:
             raise DeclarationError(f"{where}: {', '.join(taken)} is what the joiner adds; rename it in {request.name}")
