@@ -325,7 +325,8 @@ def _record_name(path: str) -> str:
 def _closed_set(values: Iterable[Any], rules: tuple[Rule, ...], path: str) -> FieldType:
     present = tuple(value.value if isinstance(value, enum.Enum) else value for value in values if value is not None)
     nullable = any(value is None for value in values)
-    for python, kind in ((str, "text"), (int, "int")):
-        if present and all(type(value) is python or (python is str and isinstance(value, str)) for value in present):
-            return FieldType("text" if kind == "text" else "int", nullable, rules, present)
+    if present and all(isinstance(value, str) for value in present):
+        return FieldType("text", nullable, rules, present)
+    if present and all(type(value) is int for value in present):
+        return FieldType("int", nullable, rules, present)
     raise DeclarationError(f"{path}: a Literal or Enum holds only str values, or only int values; found {present!r}")

@@ -81,7 +81,11 @@ class Quality:
         self._unit: TimeUnit = spec.time_unit or "us"
         self._hinted_us = max(_HINTED_US, spec.earliest_us)
         self._future_us = future_us
-        self._checks = [check for name, field in spec.types.items() for check in _checks(name, field, spec.time)]
+        self._checks = [
+            _Check(reason, name, text, broken)
+            for name, field in spec.types.items()
+            for reason, text, broken in _broken(pl.col(name), field, "", is_bounded=name == spec.time)
+        ]
         floor = np.datetime64(spec.earliest_us, "us").item().isoformat().removesuffix("T00:00:00")
         early = pl.col(spec.time).dt.timestamp("us") < spec.earliest_us
         self._checks.append(_Check("implausible_time", spec.time, f"{floor} or later", early))
@@ -145,11 +149,6 @@ def _refuse_uncheckable(checks: Sequence[_Check], spec: EventSpec) -> None:
             raise DeclarationError(
                 f"event {spec.name}.{check.column}: the rule {check.text!r} cannot be checked: {exc}"
             ) from exc
-
-
-def _checks(name: str, field: FieldType, time: str) -> list[_Check]:
-    broken = _broken(pl.col(name), field, "", is_bounded=name == time)
-    return [_Check(reason, name, text, where) for reason, text, where in broken]
 
 
 def _broken(

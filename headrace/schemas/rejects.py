@@ -1,7 +1,8 @@
 """Payloads or rows that cannot be used, as columns: a storm of them costs no Python object each."""
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, Self, TypeVar, overload
+from typing import Protocol, Self, TypeVar, overload
 
 import numpy as np
 import polars as pl
@@ -95,7 +96,7 @@ class Rejects(Sequence[One]):
         return self.make(int(self.indexes[key]), self.reasons[key], self.details[key])
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(_equal, self, other))
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(operator.eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -105,7 +106,3 @@ class Rejects(Sequence[One]):
 
 _NO_INDEX = np.empty(0, np.int64)
 _NO_TEXT = pl.Series([], dtype=pl.String)
-
-
-def _equal(ours: Any, theirs: Any) -> bool:
-    return bool(ours == theirs)

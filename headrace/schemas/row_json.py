@@ -44,13 +44,7 @@ def value_texts(column: pl.Series) -> pl.Series:
     """Every value as JSON, cut after 80 characters, (n,) strings: for messages."""
     texts = json_rows(column.alias("v").to_frame())
     texts = texts.str.slice(len('{"v":')).str.head(-1)
-    short = pl.col("v").str.head(_VALUE_CHARS) + "..."
-    return (
-        texts.alias("v")
-        .to_frame()
-        .select(pl.when(pl.col("v").str.len_chars() > _VALUE_CHARS).then(short).otherwise("v"))
-        .to_series()
-    )
+    return texts.zip_with(texts.str.len_chars() <= _VALUE_CHARS, texts.str.head(_VALUE_CHARS) + "...")
 
 
 def _named_floats(value: Any) -> Any:
@@ -124,11 +118,6 @@ def _odd(values: pl.Expr, dtype: Any) -> pl.Expr:
         case pl.Array():
             return _odd(values.arr.to_list(), pl.List(dtype.inner))
         case pl.Struct():
-            return pl.any_horizontal(
-                [
-                    _odd(values.struct.field(field.name), field.dtype)
-                    for field in dtype.fields
-                    if _has_floats(field.dtype)
-                ]
-            )
+            floats = [field for field in dtype.fields if _has_floats(field.dtype)]
+            return pl.any_horizontal([_odd(values.struct.field(field.name), field.dtype) for field in floats])
     return ~values.is_finite()

@@ -43,12 +43,3 @@ def likely_units(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     [-1, 0, 1]
     """
     return np.searchsorted(np.array(_BOUNDS), numbers, side="right") - 1
-
-
-def in_micros(number: int, unit: TimeUnit) -> int:
-    """Microseconds of a number of units; digits beyond the microsecond are cut off (rounded down).
-
-    >>> in_micros(1_500, "ms"), in_micros(1_999, "ns"), in_micros(-1, "ns")
-    (1500000, 1, -1)
-    """
-    return number * UNITS_PER_S["us"] // UNITS_PER_S[unit]

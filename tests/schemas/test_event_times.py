@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from headrace.errors import DeclarationError, SchemaError
 from headrace.schemas import Event, Quality, codec_for, conform, spec_of
-from headrace.schemas.time_units import TIME_UNITS, UNIT_NAMES, UNITS_PER_S, in_micros
+from headrace.schemas.time_units import TIME_UNITS, UNIT_NAMES, UNITS_PER_S
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 NOON_US = 1_767_268_800_000_000
@@ -100,6 +100,11 @@ def test_every_time_of_an_event_is_read_in_its_unit(unit):
     row = {"event_time": number, "door": 1, "until": number, "stay": nested}
     (found,) = codec_for(EVENTS[unit]).decode([json.dumps(row).encode()]).frame.to_dicts()
     assert found == {"event_time": NOON, "door": 1, "until": NOON, "stay": {"since": NOON, "visits": [NOON, NOON]}}
+
+
+def in_micros(number, unit):
+    """Microseconds of a number of units; digits beyond the microsecond are cut off."""
+    return number * 1_000_000 // UNITS_PER_S[unit]
 
 
 @settings(max_examples=60)

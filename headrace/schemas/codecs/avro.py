@@ -52,13 +52,13 @@ class _DatumReader:
         self._spec = spec
         self._is_own = writer is None
         if self._is_own:
-            self._program = program_of(spec.types.items(), defaults=False)
+            self.program = program_of(spec.types.items(), defaults=False)
             nodes, links = np.zeros((1, 4), np.int64), np.zeros(1, np.int64)
         else:
             plan = plan_reading(writer, spec)
-            self._program = program_of(plan.fields, defaults=False)
+            self.program = program_of(plan.fields, defaults=False)
             nodes, links = plan.nodes, plan.links
-        self._tables = Tables(self._program.ops, self._program.branches, nodes, links)
+        self._tables = Tables(self.program.ops, self.program.branches, nodes, links)
 
     def read(self, payloads: Sequence[bytes], head: bytes = b"") -> tuple[Decoded, NDArray[np.int64]]:
         """(The rows of the datums behind `head`, indexes of the payloads with another head)."""
@@ -67,14 +67,14 @@ class _DatumReader:
         scratch = Scratch(
             np.empty((NESTS_MAX, 2), np.int64),
             np.empty((DEPTH_MAX, 2), np.int64),
-            np.empty(len(self._program.in_list), np.int64),
+            np.empty(len(self.program.in_list), np.int64),
         )
 
         def run(first: int, slots: SlotArrays) -> int:
             return decode_datums(data, bounds, len(head), first, self._tables, slots, status, scratch)
 
-        slots = fill(self._program, data, len(payloads), run)
-        frame = to_frame(self._program, slots)
+        slots = fill(self.program, data, len(payloads), run)
+        frame = to_frame(self.program, slots)
         rows = np.flatnonzero(status == GOOD)
         bad = self._bad(np.flatnonzero(status > GOOD), status, payloads)
         decoded = Decoded(frame, rows, bad) if self._is_own else self._fitted(frame, rows, bad)
@@ -92,7 +92,7 @@ class _DatumReader:
         return Rejects.same(BadPayload, index, "undecodable", detail)
 
     def _detail(self, status: int) -> str:
-        path = self._program.paths[status // STATUS_MAX]
+        path = self.program.paths[status // STATUS_MAX]
         return f"{path}: {DETAILS[status % STATUS_MAX]}" if path else DETAILS[status % STATUS_MAX]
 
     def _fitted(self, frame: pl.DataFrame, rows: NDArray[np.int64], bad: Rejects[BadPayload]) -> Decoded:
@@ -133,8 +133,8 @@ class AvroCodec:
 
     def __init__(self, spec: EventSpec, *, writer: Mapping[str, Any] | None = None) -> None:
         self._spec = spec
-        self._program = program_of(spec.types.items(), defaults=False)
         self._own = _DatumReader(spec)
+        self._program = self._own.program
         self._reader = self._own if writer is None else _DatumReader(spec, writer)
         self._head = b""
 
