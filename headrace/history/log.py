@@ -221,7 +221,7 @@ def _spec_for(event: type[Event], columns: tuple[str, ...]) -> EventSpec:
     types = {
         name: field
         for name, field in spec.types.items()
-        if name == spec.time or not field.required or {name, *field.aliases} & {*columns}
+        if name == spec.time or not field.required or field.name_in(columns, name) is not None
     }
     if len(types) == len(spec.types):
         return spec

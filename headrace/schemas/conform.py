@@ -71,7 +71,7 @@ def conform_rows(frame: pl.DataFrame, spec: EventSpec) -> tuple[pl.DataFrame, Re
     columns = []
     for name, wanted in spec.types.items():
         path = f"event {spec.name}.{name}"
-        present = _present(name, wanted, frame.columns)
+        present = wanted.name_in(frame.columns, name)
         if present is None:
             columns.append(_absent(frame.columns, wanted, path).alias(name))
         else:
@@ -152,7 +152,7 @@ class _Fitter:
         present = {field.name: field.dtype for field in dtype.fields}
         fields, lost = [], []
         for name, inner in wanted.fields:
-            written_name = _present(name, inner, list(present))
+            written_name = inner.name_in(present, name)
             if written_name is None:
                 fields.append(_absent(list(present), inner, f"{path}.{name}").alias(name))
                 continue
@@ -160,11 +160,6 @@ class _Fitter:
             fields.append(fitted.alias(name))
             lost += below
         return pl.when(values.is_not_null()).then(pl.struct(fields)), lost
-
-
-def _present(name: str, field: FieldType, columns: Sequence[str]) -> str | None:
-    """The name under which the field is there."""
-    return next((each for each in (name, *field.aliases) if each in columns), None)
 
 
 def _absent(present: list[str], wanted: FieldType, path: str) -> pl.Expr:

@@ -8,7 +8,7 @@ import enum
 import itertools
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -112,6 +112,10 @@ class FieldType:
     def required(self) -> bool:
         """Whether every event must carry a value."""
         return not self.nullable and self.default is PydanticUndefined
+
+    def name_in(self, columns: Collection[str], name: str) -> str | None:
+        """The name under which `columns` has the field, its present `name` or else an alias; None: it has it not."""
+        return next((each for each in (name, *self.aliases) if each in columns), None)
 
     def polars(self) -> pl.DataType:
         """The column type in frames."""

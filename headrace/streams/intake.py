@@ -150,10 +150,10 @@ def _decode_surely(codec: Codec, payloads: Sequence[bytes], spec: EventSpec) -> 
     """
     try:
         return codec.decode(payloads)
-    except HeadraceError as exc:
-        if not isinstance(exc, SchemaError):
-            raise
+    except SchemaError as exc:
         error = str(exc)
+    except HeadraceError:
+        raise
     except (Exception, pl.exceptions.PanicException) as exc:  # noqa: BLE001  (whatever a library raises on bytes)
         error = f"{type(exc).__name__}: {exc}"
     if len(payloads) <= 1:

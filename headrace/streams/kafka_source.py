@@ -24,7 +24,7 @@ from prometheus_client import Counter, Gauge
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.schemas import Event, spec_of
-from headrace.streams.kafka.client import FATAL, connected, describe, listed, lost_offset, unknown_topic
+from headrace.streams.kafka.client import FATAL, connected, describe, lost_offset, unknown_topic
 from headrace.streams.kafka.fetch import Fetched, fetch
 from headrace.streams.kafka.start_times import offset_at
 from headrace.streams.positions import refuse_topic_of_files
@@ -138,7 +138,7 @@ class KafkaSource(Source):
 
     def describe(self) -> str:
         """Topics and brokers."""
-        return f"{listed('topic', self.topics)} at {self.bootstrap}"
+        return f"topic{'s' if len(self.topics) > 1 else ''} {', '.join(self.topics)} at {self.bootstrap}"
 
     def unasked_topics(self) -> Sequence[str]:
         """The topics, unless their start was given."""

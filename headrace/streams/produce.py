@@ -65,7 +65,7 @@ def produce(
         while not source.exhausted and not (stop is not None and stop.is_set()):
             for batch in source.poll():
                 rows = intake.decode(batch).frame
-                for part in _parts(rows, pace.rows_max):
+                for part in rows.iter_slices(pace.rows_max):
                     pace.wait(part.height)
                     for message in _messages(part) if packs_many else [part]:
                         writer.write(message)
@@ -85,10 +85,10 @@ class LineSource(Source):
     One partition, whose offsets are indexes of lines. `poll` waits up to `WAIT_S`.
     """
 
-    def __init__(self, descriptor: int, event: type[Event], name: str = "stdin") -> None:
+    def __init__(self, descriptor: int, event: type[Event]) -> None:
         self._descriptor = descriptor
         self._topic = spec_of(event).topic
-        self._name = f"{self._topic}/{name}"
+        self._partition = f"{self._topic}/stdin"
         self._rest = b""
         self._line = 0
         self._ended = False
@@ -100,7 +100,7 @@ class LineSource(Source):
 
     def partitions(self) -> list[str]:
         """The single partition."""
-        return [self._name]
+        return [self._partition]
 
     def share(self, index: int, count: int) -> Self:
         """This source: a stream of lines has a single reader."""
@@ -128,7 +128,7 @@ class LineSource(Source):
     def _batch(self, numbers: list[int], lines: list[bytes]) -> Batch:
         return Batch(
             topic=self._topic,
-            partition=self._name,
+            partition=self._partition,
             offsets=np.array(numbers, np.int64),
             next_offset=self._line,
             payloads=lines,
@@ -156,12 +156,7 @@ class _Pace:
         self._due_s = max(self._due_s, time.monotonic() - 1.0) + rows / self._rate
 
 
-def _parts(frame: pl.DataFrame, rows_max: int) -> Iterator[pl.DataFrame]:
-    for start in range(0, frame.height, rows_max):
-        yield frame[start : start + rows_max]
-
-
 def _messages(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Parts of a frame that are each small enough for one message."""
     rows = max(1, int(MESSAGE_BYTES_MAX / max(frame.estimated_size() / frame.height, 1.0)))
-    return _parts(frame, rows)
+    return frame.iter_slices(rows)

@@ -6,7 +6,7 @@ there when it starts again: offsets live with the data. A partition's name is "<
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import polars as pl
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.clock import wall_us
 from headrace.schemas import Codec, Event
-from headrace.streams.positions import Reached
+from headrace.streams.positions import Reached, refuse_both
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,6 +182,56 @@ class Source(Protocol):
         del readers
 
 
+class MergedSource(Source):
+    """Several sources as one: their partitions one after the other, polled in turn."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+
+    def describe(self) -> str:
+        """Descriptions of all sources."""
+        return ", ".join(source.describe() for source in self.sources)
+
+    def parts(self) -> list[Source]:
+        """The parts of all sources."""
+        return [part for source in self.sources for part in source.parts()]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more will ever come from any."""
+        return all(source.exhausted for source in self.sources)
+
+    def partitions(self) -> list[str]:
+        """Every partition of all sources."""
+        return [name for source in self.sources for name in source.partitions()]
+
+    def share(self, index: int, count: int) -> Self:
+        """A fresh source of one part of each."""
+        return type(self)([source.share(index, count) for source in self.sources])
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Read each partition from its offset there on.
+
+        Raises:
+            ConfigError: as each source, or files and their topic are read from their start side by side.
+        """
+        live, history = set[str](), set[str]()
+        for part in self.parts():
+            (live if part.has_live_offsets else history).update(part.unasked_topics())
+        refuse_both(history & live, positions)
+        for source in self.sources:
+            source.seek(positions)
+
+    def poll(self) -> list[Batch]:
+        """Batches of every source that are there now."""
+        return [batch for source in self.sources if not source.exhausted for batch in source.poll()]
+
+    def close(self) -> None:
+        """Close all sources."""
+        for source in self.sources:
+            source.close()
+
+
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
     """What the opener of a scheme is given beside the URL.
@@ -203,15 +253,6 @@ class OpenOptions:
     before: Sequence[Any] = ()
 
 
-@runtime_checkable
-class Described(Protocol):
-    """A source or step that describes in a few words, without secrets, what it reads or writes and where."""
-
-    def describe(self) -> str:
-        """Called once, when a flow has started."""
-        ...
-
-
 def described(thing: object) -> str:
-    """What a source reads or a step writes, for people."""
-    return thing.describe() if isinstance(thing, Described) else type(thing).__name__
+    """What a source reads or a step writes, in a few words without secrets: its `describe`, else its class."""
+    return thing.describe() if hasattr(thing, "describe") else type(thing).__name__

@@ -10,7 +10,6 @@ event so far is.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import polars as pl
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from headrace.schemas import Codec, Event, codec_for, spec_of
 from headrace.streams.file_source import FileSource
-from headrace.streams.source import Batch, Source
+from headrace.streams.source import Batch, MergedSource
 
 STRETCH_ROWS, SOURCE_ROWS = 4_096, 1_024
 """Rows of all sources in one poll, and at least of one: more are cheaper, fewer are closer together in time."""
@@ -35,39 +34,24 @@ class _Head:
     begin: int = 0
 
 
-class TimeMerge(Source):
+class TimeMerge(MergedSource):
     """The sources of `sources`, merged by event time."""
 
+    sources: Sequence[FileSource]
+
     def __init__(self, sources: Sequence[FileSource]) -> None:
-        self.sources = list(sources)
+        super().__init__(sources)
         self._heads: list[_Head | None] = [None] * len(self.sources)
         self._codecs: dict[type[Event], Codec] = {}
-
-    def describe(self) -> str:
-        """Descriptions of all sources."""
-        return ", ".join(source.describe() for source in self.sources)
-
-    def parts(self) -> Sequence[Source]:
-        """The sources of files."""
-        return self.sources
 
     @property
     def exhausted(self) -> bool:
         """Whether all rows of all sources have been returned."""
-        return not any(self._heads) and all(source.exhausted for source in self.sources)
-
-    def partitions(self) -> list[str]:
-        """Every partition of all sources."""
-        return [name for source in self.sources for name in source.partitions()]
-
-    def share(self, index: int, count: int) -> Self:
-        """A fresh source of one part of each."""
-        return type(self)([source.share(index, count) for source in self.sources])
+        return not any(self._heads) and super().exhausted
 
     def seek(self, positions: Mapping[str, int]) -> None:
         """Read each file from its row on."""
-        for source in self.sources:
-            source.seek(positions)
+        super().seek(positions)
         self._heads = [None] * len(self.sources)
 
     def poll(self) -> list[Batch]:
@@ -91,11 +75,6 @@ class TimeMerge(Source):
             if end == len(head.newest_us):
                 self._heads[index] = None
         return batches
-
-    def close(self) -> None:
-        """Close all sources."""
-        for source in self.sources:
-            source.close()
 
     def _newest_us(self, event: type[Event], batch: Batch) -> NDArray[np.int64]:
         """Newest event time up to each row or line; a line that is no event has that of the line before it."""

@@ -13,16 +13,15 @@ earliest    latest             the first event that the broker keeps, the defaul
 stored                         nowhere: a partition unknown to the store is an error
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from headrace.errors import ConfigError
 from headrace.redaction import shown_url
 from headrace.schemas import Event
 from headrace.streams.file_source import open_files
-from headrace.streams.positions import refuse_both
-from headrace.streams.source import Batch, OpenOptions, Source
+from headrace.streams.source import MergedSource, OpenOptions, Source
 from headrace.streams.time_merge import TimeMerge
 
 Opener = Callable[[str, OpenOptions], Source]
@@ -53,56 +52,6 @@ def _open_topics(url: str, options: OpenOptions) -> Source:
 FILES = Scheme(open_files, merge=TimeMerge)
 SCHEMES: dict[str, Scheme] = {"kafka": Scheme(_open_topics, holds_all_events=True)}
 """Name before "://" -> scheme. A new source is one file and one entry here."""
-
-
-class MergedSource(Source):
-    """Several sources as one: their partitions one after the other, polled in turn."""
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = list(sources)
-
-    def describe(self) -> str:
-        """Descriptions of all sources."""
-        return ", ".join(source.describe() for source in self.sources)
-
-    def parts(self) -> list[Source]:
-        """The parts of all sources."""
-        return [part for source in self.sources for part in source.parts()]
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether nothing more will ever come from any."""
-        return all(source.exhausted for source in self.sources)
-
-    def partitions(self) -> list[str]:
-        """Every partition of all sources."""
-        return [name for source in self.sources for name in source.partitions()]
-
-    def share(self, index: int, count: int) -> Self:
-        """A fresh source of one part of each."""
-        return type(self)([source.share(index, count) for source in self.sources])
-
-    def seek(self, positions: Mapping[str, int]) -> None:
-        """Read each partition from its offset there on.
-
-        Raises:
-            ConfigError: as each source, or files and their topic are read from their start side by side.
-        """
-        live, history = set[str](), set[str]()
-        for part in self.parts():
-            (live if part.has_live_offsets else history).update(part.unasked_topics())
-        refuse_both(history & live, positions)
-        for source in self.sources:
-            source.seek(positions)
-
-    def poll(self) -> list[Batch]:
-        """Batches of every source that are there now."""
-        return [batch for source in self.sources if not source.exhausted for batch in source.poll()]
-
-    def close(self) -> None:
-        """Close all sources."""
-        for source in self.sources:
-            source.close()
 
 
 def sources_of_urls(urls: Sequence[str], events: Sequence[type[Event]], **options: Any) -> Source:

@@ -23,7 +23,8 @@ from headrace.pipelines import Archiver, FileSource, Intake, Materializer, Shard
 from headrace.pipelines.backfill import backfill
 from headrace.schemas import FileDeadLetters
 from headrace.settings import Settings
-from headrace.streams.urls import MergedSource, source_of_url, sources_of_urls
+from headrace.streams.source import MergedSource
+from headrace.streams.urls import source_of_url, sources_of_urls
 from tests.forked import Forked
 from tests.meters import Reading, batches, log_frame
 

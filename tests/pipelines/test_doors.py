@@ -36,7 +36,7 @@ from headrace.pipelines.flow import materialize_flow
 from headrace.schemas import spec_of
 from headrace.settings import Settings
 from headrace.streams.positions import Positions, least_positions
-from headrace.streams.urls import MergedSource
+from headrace.streams.source import MergedSource
 from tests.forked import Forked
 from tests.turnstiles import FOLLOWED, START_US, Shelf, as_batch, passage_of, passages, views_of
 

@@ -25,8 +25,8 @@ from headrace.history.replay import cut_events
 from headrace.schemas import DeadLetter, DeadLetters, Event, spec_of
 from headrace.schemas.tables import frame_of
 from headrace.streams.intake import Intake
-from headrace.streams.source import Batch, EventBatch, Source
-from headrace.streams.urls import MergedSource, sources_of_urls
+from headrace.streams.source import Batch, EventBatch, MergedSource, Source
+from headrace.streams.urls import sources_of_urls
 
 PIECE_ROWS = 16_384
 """Events of a piece: more take more memory as examples, fewer cost more calls."""

@@ -198,7 +198,7 @@ class _Planner:
         declared = {
             written_name: (name, field)
             for name, field in wanted.items()
-            if (written_name := next((each for each in (name, *field.aliases) if each in written_names), None))
+            if (written_name := field.name_in(written_names, name))
         }
         planned: list[tuple[str, FieldType]] = []
         skipped: list[AvroType] = []

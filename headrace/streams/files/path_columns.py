@@ -70,7 +70,7 @@ def _named_folders(file: EventFile) -> list[tuple[str, str | None]]:
 
 def fill_columns(frame: pl.DataFrame, columns: Mapping[str, pl.Series], spec: EventSpec) -> pl.DataFrame:
     """The frame with those of the columns that it lacks, under any of their names."""
-    absent = [name for name in columns if not {name, *spec.types[name].aliases} & {*frame.columns}]
+    absent = [name for name in columns if spec.types[name].name_in(frame.columns, name) is None]
     return frame.with_columns(columns[name].new_from_index(0, frame.height) for name in absent)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import difflib
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
@@ -84,11 +84,6 @@ def describe(error: KafkaError) -> str:
     if error.code() in _RIGHTS:
         return f"{error.str()}; the user of HEADRACE_KAFKA (sasl.username) lacks the right"
     return str(error.str())
-
-
-def listed(noun: str, names: Sequence[str]) -> str:
-    """A noun and names, in the singular or plural."""
-    return f"{noun}{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def unknown_topic(topic: str, bootstrap: str, existing: list[str]) -> str:
