@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from headrace.atomic import open_file
 from headrace.errors import ConfigError
 from headrace.schemas import rows_as_json
+from headrace.schemas.row_json import json_values
 
 _ISO = "%Y-%m-%dT%H:%M:%S%.6f"
 
@@ -109,7 +110,7 @@ class _JsonLines:
         self._file = file
 
     def write(self, piece: pl.DataFrame) -> None:
-        self._file.writelines(line + b"\n" for line in _json_lines(_with_text_times(piece)))
+        self._file.writelines(line + b"\n" for line in rows_as_json(_with_text_times(piece)))
 
     def close(self) -> None:
         """Nothing is left to write."""
@@ -156,31 +157,6 @@ def _text_times(values: pl.Expr, dtype: Any) -> pl.Expr:
     return values
 
 
-def _json_lines(frame: pl.DataFrame) -> list[bytes]:
-    """Every row as an object. Polars writes floats that are not finite as null, so such rows are written one by one."""
-    odd = frame.select(pl.any_horizontal(pl.lit(value=False), *(_odd(pl.col(n), t) for n, t in frame.schema.items())))
-    rows = odd.to_series().fill_null(value=False).arg_true()
-    if any(dtype == pl.Binary for dtype in frame.dtypes):
-        return rows_as_json(frame)
-    lines = frame.write_ndjson().encode().split(b"\n")[: frame.height]
-    for row, line in zip(rows, rows_as_json(frame[rows]), strict=True):
-        lines[row] = line
-    return lines
-
-
-def _odd(values: pl.Expr, dtype: Any) -> pl.Expr:
-    """Where a float in a column is not finite."""
-    if dtype.is_float():
-        return ~values.is_finite()
-    if isinstance(dtype, pl.List):
-        return values.list.eval(_odd(pl.element(), dtype.inner)).list.any()
-    if isinstance(dtype, pl.Struct):
-        return pl.any_horizontal([_odd(values.struct.field(each.name), each.dtype) for each in dtype.fields])
-    return pl.lit(value=False)
-
-
 def _json_texts(column: pl.Series) -> pl.Series:
     """Lists, structs and bytes as JSON; null stays null."""
-    head = len(b'{"value":')
-    texts = [line[head:-1].decode() for line in _json_lines(column.to_frame("value"))]
-    return pl.Series(column.name, texts, pl.String).set(column.is_null(), None)
+    return json_values(column).set(column.is_null(), None).alias(column.name)

@@ -18,7 +18,7 @@ YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 """Times of four-digit years, `[YEAR_1_US, YEAR_10000_US)`: what ISO 8601 and Python's datetime can say."""
 
 _VALUE_CHARS = 80
-_WITH_TEXT = (pl.String, pl.Decimal, pl.Date, pl.Time, pl.Categorical, pl.Enum)
+_WITH_TEXT = (pl.String, pl.Decimal, pl.Date, pl.Categorical, pl.Enum)
 _US_A_UNIT = {"ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}  # multiplier, divisor
 
 
@@ -40,10 +40,14 @@ def rows_as_json(frame: pl.DataFrame) -> list[bytes]:
     return json_rows(frame).cast(pl.Binary).to_list()
 
 
+def json_values(column: pl.Series) -> pl.Series:
+    """Every value as JSON, (n,) strings."""
+    return json_rows(column.alias("v").to_frame()).str.slice(len('{"v":')).str.head(-1)
+
+
 def value_texts(column: pl.Series) -> pl.Series:
     """Every value as JSON, cut after 80 characters, (n,) strings: for messages."""
-    texts = json_rows(column.alias("v").to_frame())
-    texts = texts.str.slice(len('{"v":')).str.head(-1)
+    texts = json_values(column)
     return texts.zip_with(texts.str.len_chars() <= _VALUE_CHARS, texts.str.head(_VALUE_CHARS) + "...")
 
 
@@ -80,6 +84,8 @@ def _plain_leaf(values: pl.Expr, dtype: Any) -> pl.Expr:
             return values.bin.encode("base64")
         case pl.Duration():
             return values.dt.to_string("iso")
+        case pl.Time():
+            return values.dt.to_string("%H:%M:%S%.f")
     if dtype in (pl.Boolean, pl.Null) or dtype.is_integer() or dtype.is_float():
         return values
     return values.cast(pl.String) if dtype in _WITH_TEXT else pl.lit(f"({dtype})")

@@ -152,6 +152,7 @@ def test_values_of_any_type_can_be_written_as_json():
         "decimal": pl.Series([Decimal("1.50")]),
         "duration": pl.Series([timedelta(days=1)]),
         "clock": pl.Series([time(1, 2)]),
+        "instant": pl.Series([time(1, 2, 3, 4)]),
         "day": pl.Series([date(2020, 1, 1)]),
         "category": pl.Series(["a"], dtype=pl.Categorical),
         "array": pl.Series([[1.0, float("inf")]], dtype=pl.Array(pl.Float64, 2)),
@@ -161,7 +162,7 @@ def test_values_of_any_type_can_be_written_as_json():
         'a "name"': pl.Series(["\n"]),
     }
     wanted = (
-        b'{"decimal":"1.50","duration":"P1D","clock":"01:02:00","day":"2020-01-01","category":"a",'
+        b'{"decimal":"1.50","duration":"P1D","clock":"01:02:00","instant":"01:02:03.000004","day":"2020-01-01","category":"a",'
         b'"array":[1.0,"Infinity"],"big":18446744073709551615,"nothing":null,"map":"(Map(String, Int64))",'
         b'"a \\"name\\"":"\\n"}'
     )
