@@ -1,3 +1,7 @@
+import os
+import resource
+import shutil
+import signal
 import threading
 import time
 
@@ -127,3 +131,104 @@ def test_without_redis_at_its_url_publishing_and_following_go_on(tmp_path, snaps
     follower = Follower(models)
     follower.seen = 1
     assert follower.poll(50) is None
+
+
+# What else lies in the folder, and a folder that cannot be written
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 1,000 bytes, as on a disk with so much room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, snapshot, full_disk):
+    """Nothing is staged, nothing is left; once there is room, the next version is published."""
+    models = ModelDirectory(tmp_path)
+    for write in (models.stage, models.publish):
+        with pytest.raises(SnapshotError, match=r"v00000001.* cannot be written: .*File too large.*; make room"):
+            write(snapshot)
+        assert list(tmp_path.iterdir()) == []
+    full_disk()
+    assert models.publish(snapshot) == 1
+
+
+def test_names_of_another_form_are_no_versions(tmp_path, snapshot):
+    """Beyond 64 bits, digits of other scripts, a zero too many: none could be named by its number."""
+    models = ModelDirectory(tmp_path)
+    for name in (
+        "v99999999999999999999",
+        "v\u0660\u0660\u0660\u0660\u0660\u0660\u0660\u0669",
+        "v000000009",
+        "v12",
+        "v00000003.bak",
+    ):
+        (tmp_path / name).mkdir()
+    assert models.versions() == []
+    assert [models.publish(snapshot), models.publish(snapshot)] == [1, 2]
+
+
+@pytest.mark.parametrize("thing", ["empty folder", "file", "manifest of nothing", "link to nowhere", "fifo"])
+def test_a_newest_version_that_is_broken_keeps_nobody_from_publishing(tmp_path, snapshot, thing):
+    """It is refused by its name; the next version comes after it, also by a rollback, and still of one learner."""
+    models = ModelDirectory(tmp_path)
+    models.publish(snapshot)
+    broken = tmp_path / "v00000007"
+    if thing == "file":
+        broken.write_bytes(b"x")
+    elif thing == "link to nowhere":
+        broken.symlink_to(tmp_path / "nowhere")
+    else:
+        broken.mkdir()
+    if thing == "manifest of nothing":
+        (broken / "manifest.json").mkdir()
+    if thing == "fifo":
+        os.mkfifo(broken / "manifest.json")
+    for read in (models.manifest, models.load):
+        with pytest.raises(SnapshotError, match="7"):
+            read(7)
+    other = type("Other", (Learner,), {"inputs": SPEC, "model": DeepFM(4)})
+    with pytest.raises(SnapshotError, match="of learner 'shelf', not 'other'"):
+        models.publish(Snapshot.of(OnlineLearner(other)))
+    assert models.publish(snapshot) == 8
+    assert models.rollback(1) == 9
+
+
+def test_a_model_file_that_is_no_file_is_named(tmp_path, snapshot):
+    """Opening a pipe would wait for ever."""
+    models = ModelDirectory(tmp_path)
+    path = models.folder(models.publish(snapshot)) / "model.safetensors"
+    for make in (os.mkfifo, os.mkdir):
+        path.unlink()
+        make(path)
+        with pytest.raises(SnapshotError, match=r"v00000001 · model.safetensors: is no file"):
+            models.load(1)
+        shutil.rmtree(path) if make is os.mkdir else None
+
+
+def test_versions_go_on_in_a_folder_that_was_emptied_or_deleted(tmp_path, snapshot):
+    """A number that was published is not given to other content while its publisher lives."""
+    models = ModelDirectory(tmp_path / "models")
+    reader = ModelDirectory(tmp_path / "models")
+    assert [models.publish(snapshot), models.publish(snapshot)] == [1, 2]
+    shutil.rmtree(tmp_path / "models")
+    assert (reader.versions(), reader.latest()) == ([], None)
+    assert models.publish(snapshot) == 3
+    assert reader.versions() == [3]
+
+
+def test_what_a_killed_writer_staged_is_deleted_an_hour_later(tmp_path, snapshot):
+    """And nothing else that lies there."""
+    models = ModelDirectory(tmp_path)
+    old, new = models.stage(snapshot).folder, models.stage(snapshot).folder
+    (tmp_path / ".notes").mkdir()
+    hour_ago = time.time() - 3_700
+    for path in (old, tmp_path / ".notes"):
+        os.utime(path, (hour_ago, hour_ago))
+    models.publish(snapshot)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".notes", new.name, "v00000001"])

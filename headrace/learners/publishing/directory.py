@@ -30,6 +30,7 @@ STREAM = "hr:models"
 NOTICES_MAX = 1_000  # entries the stream keeps, about
 POLL_S = 0.2  # between two looks at the folder without Redis
 KEEP = 5
+LEFT_S = 3_600.0  # age from which on a folder that was staged and never published is what a killed writer left
 
 PUBLISHED = Counter("headrace_models_published_total", "Snapshots published.")
 NOTICE_FAILED = Counter("headrace_model_notices_failed_total", "Notices that Redis did not take.")
@@ -37,7 +38,8 @@ VERSION = Gauge("headrace_published_model_version", "Newest version this process
 
 log = structlog.get_logger(__name__)
 
-_NAME = re.compile(r"v(\d{8,})")
+_NAME = re.compile(r"v(0[0-9]{7}|[1-9][0-9]{7,17})")  # of 18 digits at most: a 64-bit integer holds them
+_STAGED = re.compile(r"\.v[0-9]{8,18}\.[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +71,14 @@ class ModelDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.stream = stream
         self._keep = max(keep, 1)
+        self._published = 0  # newest version that this object published: not reused if the folder is emptied
 
     def versions(self) -> list[int]:
-        """Published versions, ascending."""
-        matches = (_NAME.fullmatch(entry.name) for entry in self.path.iterdir())
+        """Published versions, ascending; none while the folder is missing. Names of another form are no versions."""
+        try:
+            matches = [_NAME.fullmatch(path.name) for path in self.path.iterdir()]
+        except FileNotFoundError:
+            return []
         return sorted(int(match[1]) for match in matches if match)
 
     def latest(self) -> int | None:
@@ -90,7 +96,7 @@ class ModelDirectory:
             SnapshotError: it is not there, damaged, of another learner, or its manifest names another version.
         """
         folder = self.folder(version)
-        if not folder.is_dir():
+        if not folder.exists():
             raise SnapshotError(f"models {self.path.name}: no version {version}; there are {self.versions()}")
         snapshot = Snapshot.load(folder, learner)
         if snapshot.manifest.version != version:
@@ -112,14 +118,24 @@ class ModelDirectory:
         """Write `snapshot` as the next version without publishing it; returns it as read back and verified.
 
         Raises:
-            SnapshotError: the directory belongs to another learner, or what was read back differs.
+            SnapshotError: the directory belongs to another learner, cannot be written, or what was read back differs.
         """
-        latest = self.latest() or 0
-        if latest and (name := self.manifest(latest).learner) != snapshot.manifest.learner:
+        name = self._learner()
+        if name not in {None, snapshot.manifest.learner}:
             raise SnapshotError(f"models {self.path.name}: of learner {name!r}, not {snapshot.manifest.learner!r}")
-        folder = staging_folder(self.folder(latest + 1))
-        replace(snapshot, manifest=replace(snapshot.manifest, version=latest + 1)).write(folder)
-        return Staged(folder, Snapshot.load(folder))
+        version = max(self.latest() or 0, self._published) + 1
+        folder = None
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            folder = staging_folder(self.folder(version))
+            replace(snapshot, manifest=replace(snapshot.manifest, version=version)).write(folder)
+            return Staged(folder, Snapshot.load(folder))
+        except BaseException as exc:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(exc, OSError):
+                raise self._unwritable(version, exc) from exc
+            raise
 
     def discard(self, staged: Staged) -> None:
         """Delete a staged snapshot."""
@@ -129,7 +145,8 @@ class ModelDirectory:
         """Publish a snapshot as the newest version, delete versions beyond `keep`, send a notice; returns the version.
 
         Raises:
-            SnapshotError: another writer published meanwhile, or the directory belongs to another learner.
+            SnapshotError: another writer published meanwhile, or the directory belongs to another learner or cannot be
+                written.
         """
         staged = self.stage(snapshot) if isinstance(snapshot, Snapshot) else snapshot
         version = staged.snapshot.manifest.version
@@ -137,10 +154,12 @@ class ModelDirectory:
             publish_folder(staged.folder, self.folder(version))
         except FileExistsError as exc:
             raise already_published(self.folder(version)) from exc
+        except OSError as exc:
+            raise self._unwritable(version, exc) from exc
         finally:
             self.discard(staged)
-        for old in self.versions()[: -self._keep]:
-            shutil.rmtree(self.folder(old), ignore_errors=True)
+        self._published = version
+        self._delete_old()
         PUBLISHED.inc()
         VERSION.set(version)
         self._notice(staged.snapshot.manifest)
@@ -169,6 +188,31 @@ class ModelDirectory:
     def stop_notices(self) -> None:
         """Publish without notices from here on: readers look at the directory every `POLL_S` seconds."""
         self._link = None
+
+    def _learner(self) -> str | None:
+        """Name of the learner whose versions these are, as the newest says that can be read; None: none can."""
+        for version in reversed(self.versions()):
+            try:
+                return self.manifest(version).learner
+            except (SnapshotError, OSError) as exc:
+                log.warning("model_not_readable", model_version=version, reason=str(exc))
+        return None
+
+    def _unwritable(self, version: int, exc: OSError) -> SnapshotError:
+        return SnapshotError(
+            f"models {self.path} · {self.folder(version).name}: cannot be written: {exc.strerror or exc}; "
+            "make room, or let this user write there"
+        )
+
+    def _delete_old(self) -> None:
+        """Delete versions beyond `keep`, and what killed writers have staged."""
+        old = [self.folder(version) for version in self.versions()[: -self._keep]]
+        old += [path for path in self.path.iterdir() if _STAGED.fullmatch(path.name) and _age_s(path) > LEFT_S]
+        for path in old:
+            try:
+                shutil.rmtree(path)
+            except OSError as exc:
+                log.warning("model_not_deleted", folder=path.name, reason=str(exc))
 
     def _notice(self, manifest: Manifest) -> None:
         if self._link is None:
@@ -236,3 +280,11 @@ class Follower:
             log.warning("model_stream_unreadable", reason=str(exc))
             return "0-0"
         return newest[0][0] if newest else "0-0"
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since a folder was last changed; 0.0 where it has vanished."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0

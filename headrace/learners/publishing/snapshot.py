@@ -29,7 +29,7 @@ from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
 from headrace.learners.learner import Learner
 from headrace.learners.online import OnlineLearner
-from headrace.learners.publishing.tensor_file import read_verified, tensors_of
+from headrace.learners.publishing.tensor_file import read_verified, reading, tensors_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -226,10 +226,8 @@ def _check_belongs(manifest: Manifest, learner: type[Learner], folder: Path) -> 
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with reading(path):
         return path.read_bytes()
-    except FileNotFoundError as exc:
-        raise SnapshotError(f"snapshot {path.parent.name} · {path.name}: missing") from exc
 
 
 def _checksum(plain: Mapping[str, Any]) -> str:

@@ -8,6 +8,9 @@ Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
 import hashlib
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,26 +46,38 @@ def read_verified(path: Path, size_bytes: int, sha256: str) -> NDArray[np.uint8]
     Raises:
         SnapshotError: the file is missing, or differs in size or digest.
     """
-    where = f"snapshot {path.parent.name} · {path.name}"
+    where = _where(path)
     digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as file:
-            size = path.stat().st_size
-            if size != size_bytes:
-                raise SnapshotError(f"{where}: {size} bytes, manifest says {size_bytes}")
-            data = np.empty(size, np.uint8)
-            done = 0
-            while done < size:
-                count = file.readinto(data[done : done + PIECE_BYTES].data)
-                if not count:
-                    raise SnapshotError(f"{where}: {done} bytes, manifest says {size_bytes}")
-                digest.update(data[done : done + count].data)
-                done += count
-    except FileNotFoundError as exc:
-        raise SnapshotError(f"{where}: missing") from exc
+    with reading(path), path.open("rb", buffering=0) as file:
+        size = path.stat().st_size
+        if size != size_bytes:
+            raise SnapshotError(f"{where}: {size} bytes, manifest says {size_bytes}")
+        data = np.empty(size, np.uint8)
+        done = 0
+        while done < size:
+            count = file.readinto(data[done : done + PIECE_BYTES].data)
+            if not count:
+                raise SnapshotError(f"{where}: {done} bytes, manifest says {size_bytes}")
+            digest.update(data[done : done + count].data)
+            done += count
     if digest.hexdigest() != sha256:
         raise SnapshotError(f"{where}: checksum differs from the manifest's")
     return data
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Open and read a file of a snapshot in the block. Opening a pipe of its name would wait for ever.
+
+    Raises:
+        SnapshotError: nothing is there, or it is no file.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SnapshotError(f"{_where(path)}: is no file")
+        yield
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise SnapshotError(f"{_where(path)}: missing") from exc
 
 
 def tensors_of(data: NDArray[np.uint8], where: str) -> dict[str, NDArray[Any]]:
@@ -78,6 +93,10 @@ def tensors_of(data: NDArray[np.uint8], where: str) -> dict[str, NDArray[Any]]:
         return {name: _tensor(data[begin:], **entry) for name, entry in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise SnapshotError(f"{where}: not a safetensors file: {exc}") from exc
+
+
+def _where(path: Path) -> str:
+    return f"snapshot {path.parent.name} · {path.name}"
 
 
 def _tensor(data: NDArray[np.uint8], dtype: str, shape: list[int], data_offsets: list[int]) -> NDArray[Any]:
