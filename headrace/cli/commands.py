@@ -3,6 +3,7 @@
 Heavy packages (torch, ray, bytewax) are imported by the command that needs them, so that `headrace get` starts fast.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from headrace.cli.console import (
     schemas_app,
 )
 from headrace.cli.views import EventUrls
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, SnapshotError
 from headrace.settings import load_settings
 
 
@@ -282,13 +283,19 @@ def models_list(as_json: Json = False) -> None:
     from headrace.learners.publishing.directory import ModelDirectory
 
     directory = ModelDirectory(load_settings().model_dir)
-    rows = []
+    rows, broken = [], []
     for version in sorted(directory.versions(), reverse=True):
-        manifest = directory.manifest(version)
-        known = {"rows": 0, "auc": float("nan"), "logloss": float("nan")} | manifest.metrics
-        figures = {"rows": known["rows"], "auc": round(known["auc"], 4), "logloss": round(known["logloss"], 4)}
-        rows.append({"version": version, "learner": manifest.learner, "created": _iso(manifest.created_us), **figures})
+        try:
+            manifest = directory.manifest(version)
+        except SnapshotError as exc:
+            broken.append(str(exc))
+            continue
+        of_run = {"rows": manifest.metrics.get("rows", 0)}
+        figures = {name: round(manifest.metrics.get(name) or float("nan"), 4) for name in ("auc", "logloss")}
+        named = {"version": version, "learner": manifest.learner, "created": _iso(manifest.created_us)}
+        rows.append({**named, **of_run, **figures})
     print_rows(rows, as_json, empty=f"no models in {directory.path}: run pipelines.train, or set HEADRACE_MODEL_DIR")
+    report_broken(broken)
 
 
 @command(models_app, "show")
@@ -305,11 +312,35 @@ def models_show(version: Annotated[int | None, typer.Argument(help="Default: the
     version = directory.latest() if version is None else version
     if version is None:
         raise ConfigError(f"no model in {directory.path}: run pipelines.train, or set HEADRACE_MODEL_DIR")
-    versions = directory.versions()
+    _require_version(version, directory.versions(), directory.path)
+    typer.echo(orjson.dumps(asdict(directory.manifest(version)), option=orjson.OPT_INDENT_2))
+
+
+@command(models_app, "rollback")
+def models_rollback(
+    version: Annotated[int, typer.Argument(help="Whose content is served again.")], as_json: Json = False
+) -> None:
+    """Publish an old model as a new version, which replicas take within a second; stop its training first.
+
+    Example: `headrace models rollback 12`
+    """
+    from headrace.learners.publishing.directory import ModelDirectory
+
+    settings = load_settings()
+    directory = ModelDirectory(settings.model_dir, keep=settings.models_kept)
+    _require_version(version, directory.versions(), directory.path)
+    if version == directory.latest():
+        raise ConfigError(f"model {version} in {directory.path} is the newest, which replicas have; name an older one")
+    new = directory.rollback(version)
+    print_rows([{"version": new, "content_of": version}], as_json)
+    say(f"model {new} is {version} again; training that runs publishes its next model after it")
+
+
+def _require_version(version: int, versions: Sequence[int], folder: Path) -> None:
+    """Raise ConfigError unless `version` is one of `versions`, which are those in `folder`."""
     if version not in versions:
         listed = f"it has {versions[0]} to {versions[-1]}" if versions else "it has none"
-        raise ConfigError(f"no model {version} in {directory.path}: {listed}; see `headrace models list`")
-    typer.echo(orjson.dumps(asdict(directory.manifest(version)), option=orjson.OPT_INDENT_2))
+        raise ConfigError(f"no model {version} in {folder}: {listed}; see `headrace models list`")
 
 
 def _events() -> tuple[Path, list[type], list[str]]:

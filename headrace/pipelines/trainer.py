@@ -208,8 +208,8 @@ class Trainer:
         if self.directory is None:
             raise DeclarationError(f"trainer of {self.learner.name}: no directory to publish to")
         self._published_at, self._published_steps = self._monotonic(), self.online.steps
-        if self.live is None:
-            self.live = self._latest()
+        if self.live is None or self.live.version != self.directory.latest():  # a rollback was published meanwhile
+            self.live = self._latest() or self.live
         recent, metrics = self.gate.recent(), self.prequential.snapshot()
         for gauge, figure in ((AUC, "auc"), (LOGLOSS, "logloss")):
             if figure in metrics:
@@ -391,8 +391,8 @@ class Trainer:
             return None
         try:
             return Scorer(self.directory.load(version, self.learner), self.learner)
-        except SnapshotError as exc:
-            # A changed declaration: what is live cannot be compared with.
+        except (SnapshotError, OSError) as exc:
+            # A changed declaration, or damaged: it cannot be compared with.
             log.warning("live_model_not_comparable", model_version=version, reason=str(exc))
             return None
 

@@ -1,5 +1,6 @@
 """The command line as a person uses it: real processes, data on stdout, words on stderr, exit codes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from features.item import ItemActivity
 from headrace import col
 from headrace.clock import wall_us
 from headrace.features import OnlineStore
+from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
 from headrace.local import free_port
 from headrace.pipelines import EventBatch, Materializer
 from pipelines.demo import LOG, load
@@ -22,6 +24,7 @@ from tests.features.test_expressions import Sale, Shop, sales
 from tests.house import commands
 from tests.house.commands import Ran
 from tests.meters import Reading, SiteKind, log_frame
+from tests.shelves import Shelf, Stream
 
 
 def headrace(*arguments: str, cwd: Path = LOG.parent.parent, **environment: str) -> Ran:
@@ -246,3 +249,56 @@ def test_models_list_and_show_without_models(tmp_path):
     assert (done.code, done.out) == (1, "")
     assert f"no model 7 in {tmp_path}/models: it has none" in done.err
     assert orjson.loads(headrace("models", "list", "--json", HEADRACE_MODEL_DIR=str(tmp_path / "models")).out) == []
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Four published versions of one learner; `headrace` runs with their folder."""
+    learner = OnlineLearner(Shelf)
+    directory = ModelDirectory(tmp_path / "models", keep=30)
+    for steps in range(4):
+        directory.publish(Snapshot.of(learner, metrics={"rows": steps, "auc": float("nan")}))
+        learner.learn(*Stream(steps).batch()[:2])
+    return directory
+
+
+def test_a_rollback_publishes_an_old_model_as_a_new_version(models):
+    """Its content under the next number; nothing beyond what HEADRACE_MODELS_KEPT says is deleted."""
+    environment = {"HEADRACE_MODEL_DIR": str(models.path)}
+    done = headrace("models", "rollback", "2", "--json", **environment)
+    assert (done.code, orjson.loads(done.out)) == (0, [{"version": 5, "content_of": 2}])
+    assert "model 5 is 2 again" in done.err
+    old, new = models.load(2), models.load(5)
+    assert all((new.arrays[name] == array).all() for name, array in old.arrays.items())
+    assert (new.manifest.parent, new.manifest.metrics["rows"]) == (4, 1)
+    assert headrace("models", "rollback", "1", **environment).code == 0
+    assert models.versions() == [1, 2, 3, 4, 5, 6]
+    for word, error in (
+        ("6", "model 6 in .* is the newest"),
+        ("7", "no model 7 in .*: it has 1 to 6; see `headrace models list`"),
+        ("0", "no model 0 in"),
+        ("-1", "no model -1 in|No such option"),
+        ("two", "Invalid value for 'version'"),
+    ):
+        done = headrace("models", "rollback", word, **environment)
+        assert done.code != 0
+        assert re.search(error, done.err), done.err
+        assert "Traceback" not in done.err
+    assert models.versions() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_model_costs_itself_in_the_list_and_cannot_be_rolled_back_to(models):
+    """The others are listed, also those without an AUC; the newest may be the damaged one."""
+    environment = {"HEADRACE_MODEL_DIR": str(models.path)}
+    (models.folder(4) / "manifest.json").write_bytes(b"{")
+    path = models.folder(2) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    done = headrace("models", "list", "--json", **environment)
+    assert done.code == 1
+    assert [row["version"] for row in orjson.loads(done.out)] == [3, 2, 1]
+    assert "v00000004 · manifest.json: unreadable" in done.err
+    done = headrace("models", "rollback", "2", **environment)
+    assert (done.code, models.latest()) == (1, 4)
+    assert re.search("v00000002 · model.safetensors: .* bytes, manifest says", done.err)
+    assert headrace("models", "rollback", "3", **environment).code == 0
+    assert models.load(5).manifest.metrics["rows"] == 2

@@ -377,6 +377,23 @@ def test_a_new_trainer_compares_with_what_is_live(tmp_path):
     assert models.manifest(3).parent == 0
 
 
+def test_a_trainer_compares_with_a_rollback_that_was_published_meanwhile(tmp_path):
+    """1, 2, back to 1 as 3: the next is 4, whose parent is 3 | a damaged 5 comes: 6 is compared with 4, as before."""
+    one, _, models = shelf_trainer(tmp_path)
+    for seed in range(2):
+        one.add_requests(requests(seed=seed))
+        one.train_whole()
+        assert one.publish().passed
+    assert models.rollback(1) == 3
+    one.add_requests(requests(seed=3))
+    one.train_whole()
+    assert one.publish().passed
+    assert models.manifest(4).parent == 3
+    models.folder(5).mkdir()
+    assert one.publish().passed
+    assert models.manifest(6).parent == 4
+
+
 def test_wrong_wiring_is_refused(tmp_path):
     one = Trainer(shelves.Shelf)
     with pytest.raises(DeclarationError, match="no events="):
