@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headrace.serving.api_keys import ApiKeys
 from headrace.serving.contract.openapi import OPEN_PATHS
 from headrace.serving.messages import REQUEST_ID_CHARS_MAX
-from headrace.serving.refusals import Refusal, send_refusal, too_large
+from headrace.serving.refusals import Refusal, refusal_of, send_refusal, too_large
 from headrace.serving.report import Report
 from headrace.serving.sockets import NAMED_OUTSIDE
 from headrace.telemetry import REQUEST_ID, new_request_id
@@ -82,9 +82,12 @@ class Guard:
         token = REQUEST_ID.set(request_id.decode() if is_usable else new_request_id())
 
         more_headers = [*SECURITY_HEADERS, HTTPS_ONLY] if scope.get("scheme") == "https" else SECURITY_HEADERS
+        has_begun = False
 
         async def send_named(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 # Of a body's id, what no header can hold: a server closes the connection rather than send it.
                 name = _NOT_IN_HEADERS.sub(b"?", (REQUEST_ID.get() or "").encode("ascii", "replace"))
                 is_named = name == request_id and NAMED_OUTSIDE in scope.get("state", ())
@@ -98,8 +101,13 @@ class Guard:
             if direct is not None:
                 refusal, route = direct.refusal(scope), direct.name
             if refusal is None:
-                await (direct or self._app)(scope, receive, send_named)
-            else:
+                try:
+                    await (direct or self._app)(scope, receive, send_named)
+                except Exception as exc:
+                    if has_begun:
+                        raise
+                    refusal, route = refusal_of(exc, path), "none"
+            if refusal is not None:
                 self._report.answered(route, refusal.status, 0.0)
                 await send_refusal(refusal, send_named)
         finally:

@@ -167,7 +167,7 @@ class ModelResponse(BaseModel):
     )
     published: dict[str, object] = Field(
         description="The newest published version, when the directory was last read (µs), and whether the live "
-        "version is newer than all of it (live_is_unpublished): its folder vanished."
+        "version is newer than all of it (live_is_unpublished): its folder vanished; fault: why the last look failed."
     )
     manifest: dict[str, object]
 

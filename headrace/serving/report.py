@@ -156,12 +156,15 @@ def refused_entry(swap: Swap) -> dict[str, object] | None:
 
 
 def published_entry(swap: Swap) -> dict[str, object]:
-    """What the model directory held at the last look, and whether the live version is among it."""
-    return {
+    """What the model directory held at the last look, whether the live version is among it, and why a look failed."""
+    entry: dict[str, object] = {
         "newest": swap.newest,
         "looked_us": swap.looked_us,
         "live_is_unpublished": swap.is_unpublished,
     }
+    if swap.look_fault is not None:
+        entry["fault"] = swap.look_fault
+    return entry
 
 
 def _swap_entry(entry: Swapped) -> dict[str, object]:

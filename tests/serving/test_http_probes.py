@@ -10,8 +10,10 @@ from headrace.features.store import OnlineStore
 from headrace.local import EmbeddedRedis
 from headrace.local.embedded_url import RECONNECT_S_MAX
 from headrace.local.stack import LocalStack
+from headrace.serving import build_http
 from headrace.serving.queries import Query
 from tests.serving import stage
+from tests.serving.conftest import PATIENT, Client
 from tests.serving.stage import ASK, NOW_US, Ranks, until
 
 
@@ -29,6 +31,21 @@ def test_without_a_model_it_is_alive_but_not_ready(serve):
     for response in (client.post("/v1/rank", ASK), client.get("/v1/model")):
         assert (response.status_code, response.json()["error"]) == (503, "no_model")
         assert response.headers["retry-after"] == "1"
+
+
+def test_what_breaks_a_probe_is_an_answer_of_the_contract(ranker):
+    """500 with an id, counted, and the connection goes on: a number that JSON does not hold stands for any fault."""
+    swap = stage.swap_of(ranker, stage.Published({3: Ranks()}))
+    swap.refresh()
+    swap.newest = 10**20
+    client = Client(build_http(ranker, swap, impressions=None, clock=stage.CLOCK, limits=PATIENT))
+    for path in ("/readyz", "/v1/model", "/v1/report"):
+        response = client.get(path, headers={"x-request-id": "r1"})
+        assert response.status_code == 500
+        assert (response.json()["error"], response.json()["request_id"]) == ("internal", "r1")
+        assert response.headers["x-request-id"] == "r1"
+    swap.newest = 3
+    assert client.get("/v1/report").json()["requests"]["failed"] == 3
 
 
 def test_model_report_and_metrics(serve):

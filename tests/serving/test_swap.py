@@ -1,6 +1,7 @@
 """Swap: what becomes live, what is refused, how it rolls back."""
 
 import gc
+import os
 import shutil
 import threading
 import time
@@ -9,11 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from headrace.errors import SnapshotError
 from headrace.learners import ModelDirectory, Snapshot
 from headrace.serving import DirectoryReleases
+from headrace.serving.report import published_entry
+from headrace.serving.swap import swap as swap_module
 from tests.serving import stage
 from tests.serving.stage import NextThing, Published, Signature, until
 
@@ -238,6 +242,72 @@ def test_the_loader_outlives_a_directory_that_fails_and_a_hook_that_raises(follo
     until(lambda: swap.live.version == 2)
 
 
+def test_a_refusal_ends_with_its_folder(follow):
+    """1 2x -> 2 refused | 2 deleted: nothing is refused | the same 2 again: refused anew."""
+    releases = Published({1: Signature(1), 2: SnapshotError("truncated")})
+    swap = follow(releases)
+    until(lambda: swap.last_refused is not None)
+    broken = releases.models.pop(2)
+    until(lambda: swap.last_refused is None)
+    assert REGISTRY.get_sample_value("headrace_model_refused_version") == 0
+    releases.models[2] = broken
+    until(lambda: swap.last_refused is not None)
+    assert (swap.live.version, swap.last_refused.version) == (1, 2)
+
+
+def test_of_two_refusals_the_older_is_shown_once_the_newer_is_gone(follow):
+    """1 2x 3x: 3 | 3 deleted: 2."""
+    releases = Published({1: Signature(1), 2: SnapshotError("two"), 3: SnapshotError("three")})
+    swap = follow(releases)
+    until(lambda: swap.live is not None)
+    assert swap.last_refused.version == 3
+    del releases.models[3]
+    until(lambda: swap.last_refused.version == 2)
+    assert swap.last_refused.reason == "two"
+
+
+@pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), MemoryError()])
+def test_what_this_machine_could_not_read_is_tried_again(monkeypatch, fault):
+    """A disk or a memory that fails for long is no fault of the version: its files need not change."""
+    monkeypatch.setattr(swap_module, "RETRY_S", 0.2)
+    releases = Published({1: Signature(1), 2: fault})
+    releases.state_of = lambda _version: "the same"
+    swap = stage.swap_of(stage.NO_STORE_RANKER, releases)
+    assert swap.refresh()
+    assert (swap.live.version, swap.last_refused.version) == (1, 2)
+    assert swap.last_refused.reason.startswith(type(fault).__name__)
+    assert "Input/output error" in swap.last_refused.reason or fault.args == ()
+    loads = len(releases.loads)
+    assert not swap.refresh()
+    assert len(releases.loads) == loads
+    releases.models[2] = Signature(2)
+    time.sleep(0.25)
+    assert swap.refresh()
+    assert swap.live.version == 2
+
+
+def test_a_directory_that_cannot_be_read_is_shown(follow):
+    """As long as it cannot, in the log once, by a counter and by the state; the live model stays."""
+    releases = Published({1: Signature(1)})
+    swap = follow(releases)
+    good, before = releases.versions, swap_module.LOOKS_FAILED._value.get()
+
+    def fails():
+        raise PermissionError(13, "Permission denied", "/models")
+
+    with capture_logs() as logs:
+        releases.versions = fails
+        until(lambda: swap.look_fault is not None)
+        until(lambda: swap_module.LOOKS_FAILED._value.get() >= before + 2)
+        assert published_entry(swap)["fault"] == "PermissionError: Permission denied; see the replica's log"
+        releases.versions = good
+        until(lambda: swap.look_fault is None)
+    assert "fault" not in published_entry(swap)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["model_follow_failed"]
+    releases.models[2] = Signature(2)
+    until(lambda: swap.live.version == 2)
+
+
 # Real snapshots in a real directory
 
 
@@ -354,3 +424,48 @@ def test_the_directorys_rollback_comes_as_a_new_version(directory):
     assert swap.live.version == 3
     assert (scores[0] == scores[2]).all()
     assert (scores[0] != scores[1]).any()
+
+
+def test_a_directory_that_is_deleted_and_made_anew(directory):
+    """1 2 -> 2 live | all deleted: 2 stays, unpublished | the same publisher goes on at 3 -> 3 live."""
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    publish(directory, 1)
+    publish(directory, 2)
+    assert swap.refresh()
+    shutil.rmtree(directory.path)
+    assert not swap.refresh()
+    assert (swap.live.version, swap.newest, swap.is_unpublished) == (2, None, True)
+    publish(directory, 3)
+    assert swap.refresh()
+    assert (swap.live.version, swap.is_unpublished) == (3, False)
+
+
+@pytest.mark.parametrize("thing", ["file", "link to itself", "link to nowhere", "pipe", "folder for the manifest"])
+def test_what_is_no_snapshot_at_all_is_refused_by_its_name(directory, thing):
+    """Each in some milliseconds, none waited for; the next good one is taken."""
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    publish(directory, 1)
+    target = directory.folder(2)
+    if thing == "file":
+        target.write_bytes(b"tar")
+    elif thing.startswith("link"):
+        target.symlink_to(target if thing == "link to itself" else "nowhere")
+    else:
+        shutil.copytree(directory.folder(1), target)
+        file = target / ("model.safetensors" if thing == "pipe" else "manifest.json")
+        data = file.read_bytes()
+        file.unlink()
+        os.mkfifo(file) if thing == "pipe" else file.mkdir()
+        if thing == "pipe":
+            manifest = replace(directory.manifest(1), version=2)
+            shutil.rmtree(target)
+            Snapshot(manifest, directory.load(1).arrays).save(target)
+            file.unlink()
+            os.mkfifo(file)
+            assert data
+    assert swap.refresh()
+    assert (swap.live.version, swap.last_refused.version) == (1, 2)
+    assert "00000002" in swap.last_refused.reason or "version 2" in swap.last_refused.reason
+    assert publish(directory, 3) == 3
+    assert swap.refresh()
+    assert swap.live.version == 3

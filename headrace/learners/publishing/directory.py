@@ -95,9 +95,9 @@ class ModelDirectory:
         Raises:
             SnapshotError: it is not there, damaged, of another learner, or its manifest names another version.
         """
-        folder = self.folder(version)
-        if not folder.exists():
-            raise SnapshotError(f"models {self.path.name}: no version {version}; there are {self.versions()}")
+        folder, versions = self.folder(version), self.versions()
+        if version not in versions:
+            raise SnapshotError(f"models {self.path.name}: no version {version}; there are {versions}")
         snapshot = Snapshot.load(folder, learner)
         if snapshot.manifest.version != version:
             raise SnapshotError(

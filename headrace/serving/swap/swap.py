@@ -9,8 +9,9 @@ passes it down; a `LiveModel` is immutable. So exactly one version answers a req
                                                                      +-> refused: counted, logged, v7 stays
 
 A snapshot that fails to load, holds a number that is not finite, belongs to other views, or scores the probe with NaN
-or infinity is refused and not tried again; the next older one that is newer than the live model is taken instead, and
-every newer one. So a process starts with the newest version that is whole.
+or infinity is refused, and tried again once its files have changed; one that this machine could not read (its disk, its
+memory) every `RETRY_S`. The next older one that is newer than the live model is taken instead, and every newer one. So
+a process starts with the newest version that is whole.
 
 The live version never falls: when the folder of the newest version vanishes (a prune, a mount that comes and goes) the
 live model stays, and the fact is logged and shown. Only `rollback` brings an older version back, from memory if it is
@@ -19,6 +20,7 @@ one of those kept there.
 Not optimal: tables are copied whole with each snapshot, so time and memory of a swap grow with the model.
 """
 
+import math
 import threading
 import time
 from collections import deque
@@ -40,7 +42,8 @@ COST_RATIO = 5.0  # least time between swaps, in multiples of the cost of the la
 WAIT_S = 0.25  # longest sleep between two looks at the model directory, in seconds
 KEEP = 2  # previous models kept in memory, for requests that ask for them and for rollback
 KEEP_BYTES_MAX = 1_000_000_000  # of the previous models' files: beyond it the oldest are let go
-OS_RETRIES = 3  # for transient errors of a file system; a corrupt snapshot is not read again
+OS_RETRIES = 3  # for transient errors of a file system, at once; a corrupt snapshot is not read again
+RETRY_S = 5.0  # between two tries of a version that this machine could not read
 HISTORY = 512
 
 SWAPS = Counter("headrace_swaps_total", "Models that became live in this process.")
@@ -53,6 +56,7 @@ REFUSED = Counter("headrace_swap_refused_total", "Snapshots that were not taken.
 REFUSED_VERSION = Gauge(
     "headrace_model_refused_version", "Version that was refused and that no newer one has replaced; 0: none."
 )
+LOOKS_FAILED = Counter("headrace_model_looks_failed_total", "Looks at the model directory that failed.")
 LIVE_VERSION = Gauge("headrace_model_version", "Version of the live model.")
 NEWEST_VERSION = Gauge("headrace_model_newest_version", "Newest version in the model directory; 0: there is none.")
 LOOKED = Gauge("headrace_model_looked_timestamp_seconds", "When the model directory was last read, seconds since 1970.")
@@ -83,6 +87,15 @@ class RefusedModel:
     refused_us: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A refused version, the state of its files then, and when it is tried again though they are the same."""
+
+    model: RefusedModel
+    state: Hashable
+    retry_s: float
+
+
 class Swap:
     """The live model of one process, and the thread that follows the published ones.
 
@@ -98,6 +111,8 @@ class Swap:
         newest: newest published version at the last look, None when there was none.
         looked_us: when the model directory was last read (wall time, µs), None before.
         is_unpublished: the live version is newer than every published one.
+        last_refused: newest version that was refused, is still published, and no newer one has replaced.
+        look_fault: why the last look at the model directory failed, None if it did not.
     """
 
     def __init__(
@@ -116,7 +131,8 @@ class Swap:
         self.history: deque[Swapped] = deque(maxlen=HISTORY)
         self.swaps = 0
         self.refused = 0
-        self.last_refused: RefusedModel | None = None  # None again once a newer model is live
+        self.last_refused: RefusedModel | None = None
+        self.look_fault: str | None = None
         self.newest: int | None = None
         self.looked_us: int | None = None
         self.is_unpublished = False
@@ -130,7 +146,7 @@ class Swap:
         self._keep_bytes_max = keep_bytes_max
         self._kept: tuple[LiveModel, ...] = ()  # oldest first; replaced as a whole, so that requests may read it
         self._floor = 0  # versions up to this one are not taken any more
-        self._refused_states: dict[int, Hashable] = {}  # above the floor: state of the files that were refused
+        self._refused: dict[int, _Refusal] = {}
         self._changed_states: dict[int, Hashable] = {}  # of refused versions whose files have changed since
         self._follow_fault = ""
         self._turn = threading.Lock()  # one swap at a time; requests never take it
@@ -169,6 +185,7 @@ class Swap:
         with self._turn:
             versions = self._releases.versions()
             self._note_published(versions)
+            self._keep_refused(versions)
             for version in sorted(versions, reverse=True):
                 if version <= self._floor:
                     break
@@ -181,10 +198,11 @@ class Swap:
 
         A folder that is copied file by file is refused at first; while it grows it is not read again at every look.
         """
-        if version not in self._refused_states:
+        refusal = self._refused.get(version)
+        if refusal is None or time.monotonic() >= refusal.retry_s:
             return True
         state = self._releases.state_of(version)
-        if state == self._refused_states[version]:
+        if state == refusal.state:
             return False
         before = self._changed_states.get(version)
         self._changed_states[version] = state
@@ -231,8 +249,10 @@ class Swap:
                     pause_s = max(self._cadence_s, self._cost_ratio * cost_s)
                 if not swapped:
                     self._releases.wait(WAIT_S)
-                self._follow_fault = ""
+                self._follow_fault, self.look_fault = "", None
             except Exception as exc:
+                LOOKS_FAILED.inc()
+                self.look_fault = _public_reason(exc)
                 # Whatever the directory raises, the thread goes on: without it the live model would never change again.
                 if repr(exc) != self._follow_fault:  # once, not at every look
                     log.exception("model_follow_failed")
@@ -248,23 +268,30 @@ class Swap:
             loaded = self._load(version)
             self._check(version, loaded)
         except Exception as exc:  # noqa: BLE001  # whatever torch or a kernel raises on a broken file is a refusal
-            self._refused_states[version] = state
+            retry_s = time.monotonic() + RETRY_S if isinstance(exc, OSError | MemoryError) else math.inf
+            refusal = _Refusal(RefusedModel(version, _public_reason(exc), wall_us()), state, retry_s)
+            self._set_refused({**self._refused, version: refusal})
             self.refused += 1
             REFUSED.labels(reason=type(exc).__name__).inc()
-            if self.last_refused is None or self.last_refused.version <= version:
-                self.last_refused = RefusedModel(version, _public_reason(exc), wall_us())
-                REFUSED_VERSION.set(version)
             live = self.live.version if self.live else None
             log.warning("snapshot_refused", model_version=version, live=live, reason=str(exc), error=type(exc).__name__)
             return False
         self._floor = version
-        self._refused_states = {refused: state for refused, state in self._refused_states.items() if refused > version}
+        self._set_refused({refused: refusal for refused, refusal in self._refused.items() if refused > version})
         self._changed_states.clear()
-        if self.last_refused is not None and self.last_refused.version <= version:
-            self.last_refused = None
-            REFUSED_VERSION.set(0)
         self._store(version, loaded, started)
         return True
+
+    def _keep_refused(self, versions: Sequence[int]) -> None:
+        """Forget refused versions whose folders are gone: one that comes back is looked at anew."""
+        if not self._refused.keys() <= set(versions):
+            self._set_refused({version: self._refused[version] for version in versions if version in self._refused})
+
+    def _set_refused(self, refused: dict[int, _Refusal]) -> None:
+        self._refused = refused
+        newest = max(refused, default=0)
+        self.last_refused = refused[newest].model if refused else None
+        REFUSED_VERSION.set(newest)
 
     def _load(self, version: int) -> Loaded:
         for attempt in range(OS_RETRIES):
@@ -330,4 +357,7 @@ class Swap:
 
 def _public_reason(exc: Exception) -> str:
     """Why a snapshot was refused, for callers: texts of other errors than ours may hold paths and addresses."""
-    return str(exc) if isinstance(exc, HeadraceError) else f"{type(exc).__name__}: see the replica's log"
+    if isinstance(exc, HeadraceError):
+        return str(exc)
+    words = exc.strerror if isinstance(exc, OSError) and exc.strerror else ""
+    return f"{type(exc).__name__}: {words and f'{words}; '}see the replica's log"
