@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import Gauge
 
 from headrace.clock import Clock
-from headrace.errors import LayoutError, ModelError, SpineError, StoreError, StoreUnavailableError
+from headrace.errors import LayoutError, ModelError, SpineError, StoreError
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
@@ -226,7 +226,7 @@ class Answers:
         started_s = time.perf_counter()
         try:
             return list(self._replies(model, jobs, live_at_start))
-        except StoreUnavailableError as exc:
+        except StoreError as exc:
             self.breaker.failed(time.perf_counter() - started_s)
             return [refusal_of(exc, jobs[0].route)] * len(jobs)
         except Exception as exc:  # noqa: BLE001  # whatever a model or a function of the declaration raises
@@ -309,7 +309,7 @@ class Answers:
         started_s = time.perf_counter()
         try:
             row = self._ranker.store.read(self._views[view], {n: [v] for n, v in entity.items()}, self._clock.now_us())
-        except StoreUnavailableError:
+        except StoreError:
             self.breaker.failed(time.perf_counter() - started_s)
             raise
         values = row.row(0, named=True)

@@ -9,7 +9,7 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from starlette.types import Send
 
-from headrace.errors import HeadraceError, LayoutError, ModelError, SchemaError, StoreUnavailableError
+from headrace.errors import HeadraceError, LayoutError, ModelError, SchemaError, StoreError, StoreUnavailableError
 from headrace.serving.messages import ErrorResponse
 from headrace.telemetry import REQUEST_ID
 
@@ -163,6 +163,9 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
         case LayoutError():
             log.error("layout_differs", route=route, reason=str(exc))
             return Refusal(503, "layout_differs", LAYOUT_DIFFERS, "wait for a replica of the view's present version")
+        case StoreError():  # a password that was changed, or a server that is no Redis: it answers, and gives nothing
+            log.error("store_failed", route=route, reason=str(exc))
+            return store_away()
         case HeadraceError():
             log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
             # Texts of other errors, the store's for one, may name addresses of the inside.

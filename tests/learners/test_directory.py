@@ -7,9 +7,12 @@ import time
 
 import pytest
 import redis
+from structlog.testing import capture_logs
 
 from headrace.errors import SnapshotError
 from headrace.learners import DeepFM, Follower, Learner, ModelDirectory, OnlineLearner, Scorer, Snapshot
+from headrace.local import EmbeddedRedis
+from tests.serving.stage import until
 from tests.shelves import SPEC, Shelf, Stream
 
 
@@ -232,3 +235,34 @@ def test_what_a_killed_writer_staged_is_deleted_an_hour_later(tmp_path, snapshot
         os.utime(path, (hour_ago, hour_ago))
     models.publish(snapshot)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".notes", new.name, "v00000001"])
+
+
+def test_a_redis_that_hangs_stops_neither_a_publisher_nor_a_follower(tmp_path, snapshot):
+    """The first call waits for its time-out, those of the next seconds for nothing; notices come again later."""
+    with EmbeddedRedis(tmp_path / "redis", aof=False) as server:
+        models = ModelDirectory(tmp_path / "models", server.url)
+        reader = ModelDirectory(tmp_path / "models", server.url)
+        follower = Follower(reader)
+        models.publish(snapshot)
+        assert follower.poll() == 1
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            began_s = time.monotonic()
+            with capture_logs() as logs:
+                assert [models.publish(snapshot) for _ in range(4)] == [2, 3, 4, 5]
+            assert time.monotonic() - began_s < 3.5
+            assert [line["event"] for line in logs].count("model_notices_paused") == 1
+            began_s = time.monotonic()
+            follower.wait(0.25)
+            assert time.monotonic() - began_s < 3.5
+            assert follower.poll() == 5
+            began_s = time.monotonic()
+            follower.wait(0.25)
+            assert time.monotonic() - began_s < 0.5
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for notices in (models.notices, reader.notices):
+            notices._paused_until_s = 0.0
+        threading.Timer(0.3, models.publish, [snapshot]).start()
+        follower.wait(0.1)  # what Redis had taken before it hung comes first
+        until(lambda: follower.poll(200) == 6)

@@ -4,6 +4,7 @@ import socket
 import time
 
 import pytest
+from redis import Redis
 
 from headrace.errors import StoreUnavailableError
 from headrace.features.store import OnlineStore
@@ -68,6 +69,24 @@ def test_model_report_and_metrics(serve):
     assert (model["published"]["newest"], model["published"]["live_is_unpublished"]) == (3, False)
     assert "headrace_model_newest_version 3.0" in metrics
     assert "headrace_model_unpublished 0.0" in metrics
+
+
+def test_a_redis_whose_password_was_changed(tmp_path, serve):
+    """503 and Retry-After on each route, as while it is away; answers again once the password is right."""
+    with EmbeddedRedis(tmp_path) as redis, OnlineStore.open(redis.url, shards=stage.SHARDS) as store:
+        stage.fill(store, stage.EVENTS)
+        client = serve(Ranks(), on=stage.warm_ranker(store))
+        assert client.post("/v1/rank", ASK).status_code == 200
+        with Redis.from_url(redis.url) as operator:
+            operator.config_set("requirepass", "another")
+        with Redis.from_url(redis.url, password="another") as operator:
+            operator.client_kill_filter(_type="normal", skipme=True)
+            for response in (client.post("/v1/rank", ASK), client.get("/v1/features/reader_activity/7")):
+                assert (response.status_code, response.json()["error"]) == (503, "store_unavailable")
+                assert response.headers["retry-after"] == "1"
+            assert client.get("/readyz").json()["problems"] == ["the online store does not answer"]
+            operator.config_set("requirepass", "")
+        assert client.post("/v1/rank", ASK).status_code == 200
 
 
 def test_redis_away_and_back(tmp_path, serve):

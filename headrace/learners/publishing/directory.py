@@ -29,6 +29,9 @@ from headrace.learners.publishing.snapshot import Manifest, Snapshot, already_pu
 STREAM = "hr:models"
 NOTICES_MAX = 1_000  # entries the stream keeps, about
 POLL_S = 0.2  # between two looks at the folder without Redis
+BLOCK_S = 0.5  # longest wait for a notice in one call of Redis
+TIMEOUT_S = 1.0  # of a call of Redis, which may take it twice: notices are not worth more of a training's time
+PAUSE_S = 5.0  # after a call that failed, in which Redis is not asked
 KEEP = 5
 LEFT_S = 3_600.0  # age from which on a folder that was staged and never published is what a killed writer left
 
@@ -66,7 +69,7 @@ class ModelDirectory:
     def __init__(
         self, path: str | Path, redis_url: str | None = None, stream: str = STREAM, *, keep: int = KEEP
     ) -> None:
-        self._link = RedisLink(redis_url) if redis_url else None
+        self.notices = Notices(RedisLink(redis_url, timeout_s=TIMEOUT_S), stream) if redis_url else None
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         self.stream = stream
@@ -187,7 +190,7 @@ class ModelDirectory:
 
     def stop_notices(self) -> None:
         """Publish without notices from here on: readers look at the directory every `POLL_S` seconds."""
-        self._link = None
+        self.notices = None
 
     def _learner(self) -> str | None:
         """Name of the learner whose versions these are, as the newest says that can be read; None: none can."""
@@ -215,7 +218,7 @@ class ModelDirectory:
                 log.warning("model_not_deleted", folder=path.name, reason=str(exc))
 
     def _notice(self, manifest: Manifest) -> None:
-        if self._link is None:
+        if self.notices is None:
             return
         notice: dict[Any, Any] = {
             "name": manifest.learner,
@@ -223,12 +226,54 @@ class ModelDirectory:
             "path": str(self.folder(manifest.version)),
             "created": manifest.created_us,
         }
-        try:
-            with self._link.errors("sending a notice"):
-                self._link.client.xadd(self.stream, notice, maxlen=NOTICES_MAX, approximate=True)
-        except StoreError as exc:
+        if not self.notices.send(notice):
             NOTICE_FAILED.inc()
-            log.warning("model_notice_failed", model_version=manifest.version, reason=str(exc))
+
+
+class Notices:
+    """The stream of notices. After a call that failed, Redis is left alone for `PAUSE_S`: one that hangs stops nobody.
+
+    Thread-safe.
+    """
+
+    def __init__(self, link: RedisLink, stream: str) -> None:
+        self._link = link
+        self._stream = stream
+        self._paused_until_s = 0.0
+
+    def send(self, notice: dict[Any, Any]) -> bool:
+        """Append `notice`; False where Redis did not take it."""
+        sent = self._ask(
+            "sending a notice",
+            lambda redis: redis.xadd(self._stream, notice, maxlen=NOTICES_MAX, approximate=True),
+        )
+        return sent is not None
+
+    def newest_id(self) -> Any:
+        """Id of the newest notice. Reading from "$" would lose notices that arrive between two reads."""
+        newest = self._ask("reading the newest notice", lambda redis: redis.xrevrange(self._stream, count=1))
+        return newest[0][0] if newest else "0-0"
+
+    def wait(self, last_id: Any, timeout_s: float) -> Any:
+        """Wait for notices after `last_id`: the id of the last, `last_id` if none came; None at once without Redis."""
+        block_ms = max(int(min(timeout_s, BLOCK_S) * 1_000), 1)
+        notices = self._ask("waiting for a notice", lambda redis: redis.xread({self._stream: last_id}, block=block_ms))
+        if notices is None:
+            return None
+        return notices[0][1][-1][0] if notices else last_id
+
+    def _ask(self, doing: str, ask: Callable[[Any], Any]) -> Any:
+        """What Redis answers, None where it is paused or fails."""
+        if time.monotonic() < self._paused_until_s:
+            return None
+        try:
+            with self._link.errors(doing):
+                answer = ask(self._link.client)
+        except StoreError as exc:
+            self._paused_until_s = time.monotonic() + PAUSE_S
+            log.warning("model_notices_paused", seconds=PAUSE_S, reason=str(exc))
+            return None
+        return [] if answer is None else answer
 
 
 class Follower:
@@ -237,8 +282,7 @@ class Follower:
     def __init__(self, directory: ModelDirectory) -> None:
         self.seen = 0
         self._directory = directory
-        self._link = directory._link  # noqa: SLF001  (a follower is the directory's own reader)
-        self._last_id: Any = self._newest_id()
+        self._last_id: Any = "0-0" if directory.notices is None else directory.notices.newest_id()
         self._idle = threading.Event()
 
     def poll(self, block_ms: int = 0) -> int | None:
@@ -256,30 +300,12 @@ class Follower:
 
     def wait(self, timeout_s: float) -> None:
         """Return at a notice or after `timeout_s` seconds; without a reachable Redis, after POLL_S at the latest."""
-        if self._link is not None:
-            try:
-                block_ms = max(int(min(timeout_s, 1.0) * 1_000), 1)
-                with self._link.errors("waiting for a notice"):
-                    notices: Any = self._link.client.xread({self._directory.stream: self._last_id}, block=block_ms)
-            except StoreError as exc:
-                log.warning("model_stream_unreadable", reason=str(exc))
-            else:
-                if notices:
-                    self._last_id = notices[0][1][-1][0]
-                return
-        self._idle.wait(min(timeout_s, POLL_S))
-
-    def _newest_id(self) -> Any:
-        """Id of the newest notice. Reading from "$" would lose notices that arrive between two reads."""
-        if self._link is None:
-            return "0-0"
-        try:
-            with self._link.errors("reading the newest notice"):
-                newest: Any = self._link.client.xrevrange(self._directory.stream, count=1)
-        except StoreError as exc:
-            log.warning("model_stream_unreadable", reason=str(exc))
-            return "0-0"
-        return newest[0][0] if newest else "0-0"
+        notices = self._directory.notices
+        last_id = None if notices is None else notices.wait(self._last_id, timeout_s)
+        if last_id is None:
+            self._idle.wait(min(timeout_s, POLL_S))
+        else:
+            self._last_id = last_id
 
 
 def _age_s(path: Path) -> float:
