@@ -107,8 +107,7 @@ class ShardSet:
         self._uses = UseTable()
         self._fenced = False
         self._flush_seconds = FLUSH_SECONDS.labels(plan.name)
-        if not store.register(plan):
-            log.warning("view_version_not_active", view=plan.name, fingerprint=plan.fingerprint)
+        self._register()
 
     # Offsets
 
@@ -228,7 +227,7 @@ class ShardSet:
         """
         self._require_unfenced()
         started_s = time.perf_counter()
-        records = 0
+        records, has_unwritten = 0, not self._sequences.all()
         while writes := self._writes(rows := self._slab.dirty()):
             try:
                 report = self._store.flush(self.plan, writes)
@@ -240,6 +239,9 @@ class ShardSet:
             # now.
             if not report.repeated:
                 break
+        if has_unwritten:
+            # A Redis that was emptied before the first flush shows no other fence, yet lacks what was registered.
+            self._register()
         seconds = time.perf_counter() - started_s
         self._flush_seconds.observe(seconds)
         RECORDS.labels(self.plan.name).inc(records)
@@ -261,6 +263,11 @@ class ShardSet:
             if (stored.sequence, stored.writer) != expected:
                 self._fenced = True
                 raise fenced(self.plan, shard, expected, (stored.sequence, stored.writer))
+
+    def _register(self) -> None:
+        """Make the version the active one where none is."""
+        if not self._store.register(self.plan):
+            log.warning("view_version_not_active", view=self.plan.name, fingerprint=self.plan.fingerprint)
 
     def _load_fences(self) -> None:
         fences = self._store.fences(self.plan, self.shards)

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from headrace.clock import FixedClock
-from headrace.errors import FencedError, StoreUnavailableError
+from headrace.errors import FencedError, StoreError, StoreUnavailableError
 from headrace.features import plan_of, read_header
 from headrace.features.store import OnlineStore
 from headrace.history.verify import verify
@@ -222,6 +222,39 @@ def test_flushall_under_a_live_engine_is_noticed(store, redis_url, expected):
         shards.flush()
     replay(shard_set(store))
     assert bodies(store) == expected[MeterLoad]
+
+
+def test_a_store_emptied_before_the_first_flush_is_registered_anew(store, redis_url, expected):
+    """
+    engine opened --- FLUSHALL --- first event, first flush      no fence differs, for none was written yet
+
+    Without its names in the store, readers of a changed view would find no records and no error, and a process with
+    another number of shards would read beside them.
+    """
+    shards = shard_set(store)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    for batch in BATCHES:
+        shards.apply(batch)
+    shards.flush()
+    assert bodies(store) == expected[MeterLoad]
+    assert store.active("meter_load") == plan_of(MeterLoad).fingerprint
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.hget("hr:meta", "shards") == str(SHARDS).encode()
+        assert client.hexists("hr:owners", "meter_load")
+    with pytest.raises(StoreError, match=f"made with shards = {SHARDS}, not 16"):
+        OnlineStore.open(redis_url, shards=16)
+
+
+def test_a_store_emptied_and_opened_with_other_shards_is_refused(store, redis_url):
+    """Its readers would look for the records in other shards."""
+    shards = shard_set(store)
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+    with OnlineStore.open(redis_url, shards=16):
+        shards.apply(BATCHES[0])
+        with pytest.raises(StoreError, match=f"made with shards = 16, not {SHARDS}"):
+            shards.flush()
 
 
 def test_an_older_dump_restored_is_noticed(tmp_path, expected):

@@ -126,14 +126,7 @@ class OnlineStore:
             raise StoreError(f"shards = {shards}: use 1 to 16384; 32 suits most stores")
         link = RedisLink(url, timeout_s=timeout_s)
         try:
-            with link.errors("opening the store"):
-                link.client.hsetnx(f"{namespace}:meta", "shards", shards)
-                shards_before = int(link.client.hget(f"{namespace}:meta", "shards"))
-            if shards_before != shards:
-                raise StoreError(  # noqa: TRY301 - the link must be closed
-                    f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {shards_before}, "
-                    f"not {shards}; open it with {shards_before}, or use another namespace and backfill"
-                )
+            _agree_on_shards(link, namespace, shards)
         except BaseException:
             link.close()
             raise
@@ -386,8 +379,10 @@ class OnlineStore:
             EvictionError: see `require_kept`.
             LayoutError: another class owns the view's name.
             StoreUnavailableError: Redis does not answer.
+            StoreError: Redis was emptied since the store was opened, and opened with another number of shards.
         """
         self.require_kept(plan)
+        _agree_on_shards(self._link, self.namespace, self.shards)
         return self.views.register(plan)
 
     def adopt(self, plan: ViewPlan) -> str | None:
@@ -439,6 +434,22 @@ class OnlineStore:
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
         return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.version}".encode()
+
+
+def _agree_on_shards(link: RedisLink, namespace: str, shards: int) -> None:
+    """Fix the number of shards of a namespace that has none yet.
+
+    Raises:
+        StoreError: it has another one.
+    """
+    with link.errors("opening the store"):
+        link.client.hsetnx(f"{namespace}:meta", "shards", shards)
+        shards_before = int(link.client.hget(f"{namespace}:meta", "shards"))
+    if shards_before != shards:
+        raise StoreError(
+            f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {shards_before}, "
+            f"not {shards}; open it with {shards_before}, or use another namespace and backfill"
+        )
 
 
 def _ttl_ms(plan: ViewPlan) -> int:
