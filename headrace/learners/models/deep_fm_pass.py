@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.kernels.compile import kernel
-from headrace.learners.models.fm_pass import pair_products
+from headrace.learners.models.fm_pass import Head, flat_head, pair_products
 from headrace.learners.models.model import ZeroHead
 
 Floats = NDArray[np.float32]
-Head = tuple[Floats, Floats, Floats, Floats]
-"""First-order weights (N,) and bias (1,), the MLP head's weights (H,) and bias (1,); or their gradients."""
 Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
 """Weights (H, K) and biases (H,) of each hidden layer; or their gradients."""
 
@@ -56,7 +54,8 @@ class DeepFMPass:
         self._layers: Layers = (weights, biases)
         self._products = sum(layer.weight.numel() for layer in hidden)
         self._heads = [array for layer in (first_order, head) for array in (layer.weight, layer.bias)]
-        self._head: Head = _rows_of([array.detach() for array in self._heads])
+        # First-order weights (N,) and bias (1,), the MLP head's weights (H,) and bias (1,).
+        self._head: Head = flat_head([array.detach().numpy() for array in self._heads])
         self._mlp_head = torch.from_numpy(self._head[2]), torch.from_numpy(self._head[3])
 
     @staticmethod
@@ -116,18 +115,13 @@ class DeepFMPass:
     @functools.cached_property
     def _grads(self) -> tuple[Head, Layers]:
         """The gradients of the head and of the hidden layers, which stay where they are too."""
-        weights, biases = (tuple(_grad(one).numpy() for one in kind) for kind in self._parameters)
-        return _rows_of([_grad(parameter) for parameter in self._heads]), (weights, biases)
+        weights, biases = (tuple(_grad(one) for one in kind) for kind in self._parameters)
+        return flat_head([_grad(parameter) for parameter in self._heads]), (weights, biases)
 
 
-def _rows_of(arrays: list[Tensor]) -> Head:
-    first, bias, head, head_bias = (array.numpy().reshape(-1) for array in arrays)
-    return first, bias, head, head_bias
-
-
-def _grad(parameter: Tensor) -> Tensor:
+def _grad(parameter: Tensor) -> Floats:
     assert parameter.grad is not None, "gradients are views of one row, made with the learner"
-    return parameter.grad
+    return parameter.grad.numpy()
 
 
 @kernel

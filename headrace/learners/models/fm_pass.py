@@ -19,7 +19,7 @@ from headrace.kernels.compile import kernel, lean_kernel
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats, Floats, Floats]
-"""first, bias, deep, deep bias; or their gradients."""
+"""first, bias, deep, deep bias, each flat; or their gradients."""
 
 
 class FMPass:
@@ -33,8 +33,9 @@ class FMPass:
     """
 
     def __init__(self, first_order: nn.Linear, deep: nn.Linear | None = None) -> None:
-        self._layers = [first_order] if deep is None else [first_order, deep]
-        self.head = _flat([array.detach().numpy() for layer in self._layers for array in (layer.weight, layer.bias)])
+        layers = [first_order] if deep is None else [first_order, deep]
+        self._parameters = [array for layer in layers for array in (layer.weight, layer.bias)]
+        self.head = flat_head([parameter.detach().numpy() for parameter in self._parameters])
 
     def score(self, embedded: Floats, dense: Floats) -> Floats:
         """Outputs (B,) of rows (B, E, W) and numbers (B, N); keeps nothing, so any number of threads may call it."""
@@ -55,8 +56,8 @@ class FMPass:
     @property
     def head_grads(self) -> Head:
         """Gradients of `head`: the parameters' `.grad`."""
-        grads: list[Any] = [array.grad for layer in self._layers for array in (layer.weight, layer.bias)]
-        return _flat([grad.numpy() for grad in grads])
+        grads: list[Any] = [parameter.grad for parameter in self._parameters]
+        return flat_head([grad.numpy() for grad in grads])
 
     def _outputs(self, embedded: Floats, dense: Floats) -> tuple[Floats, Floats]:
         outputs = np.empty(len(embedded), np.float32)
@@ -65,7 +66,8 @@ class FMPass:
         return outputs, sums
 
 
-def _flat(arrays: list[Floats]) -> Head:
+def flat_head(arrays: list[Floats]) -> Head:
+    """Weights and bias of one layer or two, as views."""
     first, bias, deep, deep_bias = [array.reshape(-1) for array in arrays] + [np.empty(0, np.float32)] * (
         4 - len(arrays)
     )
