@@ -36,11 +36,6 @@ def described_flow(flow: Any) -> Flow | None:
     return described if isinstance(described, Flow) else None
 
 
-def default_runner() -> Runner:
-    """Bytewax where it is installed, else the plain loop."""
-    return "bytewax" if importlib.util.find_spec("bytewax") else "loop"
-
-
 def run_flow(
     flow: Any, *, runner: Runner | None = None, workers: int = 1, say: Callable[[str], object] | None = None
 ) -> None:
@@ -54,10 +49,10 @@ def run_flow(
         ConfigError: the runner cannot run it, or is not installed.
         HeadraceError: the error that the source or a step failed with. Nothing is flushed then.
     """
-    chosen = runner or default_runner()
+    has_bytewax = importlib.util.find_spec("bytewax") is not None
     described = described_flow(flow)
-    if chosen == "bytewax":
-        if not importlib.util.find_spec("bytewax"):
+    if runner == "bytewax" or (runner is None and has_bytewax):
+        if not has_bytewax:
             raise ConfigError("runner bytewax needs a package: pip install 'headrace[flow]', or use --runner loop")
         from headrace.pipelines import on_bytewax
 

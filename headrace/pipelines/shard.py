@@ -167,13 +167,8 @@ class ShardSet:
             starts = np.cumsum([0, *(batch.frame.height for batch in new)])
             for batch, (start, end) in zip(new, pairwise(starts.tolist()), strict=True):
                 late = too_late_letters(self.plan.name, batch, _between(too_late, start, end))
-                parts = [self._failed_letters(batch, part, start, end) for part in failed]
+                parts = [failed_letters(self.plan.name, batch, part, start, end) for part in failed]
                 put_aside(Letters.joined([late, *parts]), self._dead_letters)
-
-    def _failed_letters(self, batch: EventBatch, failed: FailedRows, start: int, end: int) -> Letters:
-        """Dead letters of the failed rows in a batch, whose rows are [start, end) of all batches."""
-        mine = failed.take((failed.index >= start) & (failed.index < end)).shifted(-start)
-        return failed_letters(self.plan.name, batch, mine)
 
     def _take_in(self, batches: Sequence[EventBatch]) -> tuple[NDArray[np.int64], list[FailedRows]]:
         """Apply the rows of all batches; returns those that were too late, and those for which an expression failed."""
@@ -421,8 +416,9 @@ def too_late_letters(view_name: str, batch: EventBatch, index: NDArray[np.int64]
     return letters_of_rows(batch, index, "too_late", f"view {view_name}: {detail}")
 
 
-def failed_letters(view_name: str, batch: EventBatch, failed: FailedRows) -> Letters:
-    """A dead letter for each row of `failed`, for which an expression has no value."""
+def failed_letters(view_name: str, batch: EventBatch, all_failed: FailedRows, start: int, end: int) -> Letters:
+    """A dead letter for each failed row of the batch, whose rows are [start, end) of all batches."""
+    failed = all_failed.take((all_failed.index >= start) & (all_failed.index < end)).shifted(-start)
     details = np.empty(len(failed), object)
     for cause in np.unique(failed.causes).tolist():
         of_cause = np.flatnonzero(failed.causes == cause)
