@@ -244,14 +244,14 @@ class OnlineLearner:
         are_near = [table.prepare_capture() for table in self.tables.values()]
         return all(are_near)
 
-    def capture(self, *, with_optimizer: bool = True) -> Callable[[], Arrays]:
+    def capture(self) -> Callable[[], Arrays]:
         """Copy the present state; what is returned gives it as `state_dict` does, later and in any thread.
 
         Tables are copied as they lie, and put in order there, which takes longer than the copy. After
         `prepare_capture` only the rows that have changed since are left to copy.
         """
-        rest = self._rest_of_state(with_optimizer=with_optimizer)
-        tables = {name: table.capture(with_optimizer=with_optimizer) for name, table in self.tables.items()}
+        rest = self._rest_of_state(with_optimizer=True)
+        tables = {name: table.capture() for name, table in self.tables.items()}
         return lambda: rest | _table_state({name: exported() for name, exported in tables.items()})
 
     def _rest_of_state(self, *, with_optimizer: bool) -> Arrays:

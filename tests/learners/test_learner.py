@@ -353,7 +353,7 @@ def test_a_copy_of_a_table_that_nobody_takes_needs_no_memory_for_what_changes():
     tracemalloc.stop()
     assert used < 1e6  # the rows' numbers would be 16 MB
     wanted = table.export(with_optimizer=True)
-    got = table.capture(with_optimizer=True)()
+    got = table.capture()()
     assert all(wanted[name].tobytes() == got[name].tobytes() for name in wanted)
 
 

@@ -7,7 +7,7 @@ factorisation machine needs the sum of the vectors and the sum of their squares,
     pairs      = 1/2 (|s_candidate + s_request|^2 - squares_candidate - squares_request)
 
 A request of B candidates costs B H additions for the first layer in place of B (E dim + N) H products. Fields of both
-are numbers only, some of B. Equal to the whole forward pass up to the order of sums: 1e-5 (test_halves.py).
+are numbers only, some of B. Equal to the whole forward pass up to the order of sums: 1e-5 (test_resident.py).
 
     x (E * dim + N)  vectors of id fields and bags, then the numbers: standardised, and their missing-value indicators
     H  width of the first layer      B, n  rows      s (dim,)  sum of the vectors

@@ -30,9 +30,6 @@ class FrozenTable:
         self._map.get_or_add(ids)  # distinct ids: row i is id i
         self.weights = weights
 
-    def __len__(self) -> int:
-        return len(self._map)
-
     @property
     def lines(self) -> NDArray[np.int64]:
         """The map of ids to rows, as `IdMap.table`."""

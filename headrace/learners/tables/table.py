@@ -204,8 +204,10 @@ class EmbeddingTable:
         """Whether a copy is being made, which must hear of changed rows."""
         return self._copy is not None
 
-    def capture(self, *, with_optimizer: bool = False) -> Callable[[], dict[str, NDArray[np.generic]]]:
-        """Copy the present state as it lies; what is returned gives what `export` gives now, later and in any thread.
+    def capture(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
+        """Copy the present state as it lies; what is returned gives it, later and in any thread.
+
+        It is what `export` gives now with the optimizer.
 
         A copy of memory in its own order takes a fraction of the time of sorting and gathering the rows. After
         `prepare_capture` only the rows that have changed since are left to copy.
@@ -215,7 +217,7 @@ class EmbeddingTable:
         arrays = self.arrays[:-1] if copy is None else copy.finish()
         own = tuple(array[:high].copy() if copy is None else array[:high] for array in arrays)
         waiting = self._waiting.export()
-        return lambda: self._sorted(own, waiting, with_optimizer=with_optimizer)
+        return lambda: self._sorted(own, waiting, with_optimizer=True)
 
     def _sorted(
         self,
