@@ -86,6 +86,11 @@ class Answer:
     def __len__(self) -> int:
         return len(self.found)
 
+    @property
+    def age_s(self) -> NDArray[np.float64]:
+        """(n,) `age_us` in seconds, NaN where not found."""
+        return np.where(self.found, self.age_us / 1e6, np.nan)
+
     def to_polars(self, prefix: str = "") -> pl.DataFrame:
         """A frame of n rows, columns named prefix + feature name; texts resolved, times as UTC, null where no value."""
         return pl.DataFrame(

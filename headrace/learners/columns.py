@@ -37,7 +37,7 @@ def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | No
             empty = answer.empty.get(name)
             columns[f"{view}.{name}"] = column if empty is None else np.where(empty, PAD, np.asarray(column))
         columns[f"{view}._found"] = answer.found
-        columns[f"{view}._age_s"] = np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)
+        columns[f"{view}._age_s"] = answer.age_s
     return columns | dict(request or {})
 
 

@@ -55,10 +55,9 @@ def read_frame(
         else None
     )
     answer = answer_of(plan, ids, KeyTexts(ids, keys), instant_us(now), request, close=True)
-    age_s = np.where(answer.found, answer.age_us / 1e6, np.nan)
     status = _STATUS[answer.found.astype(np.int64) + answer.ahead]
     features = answer.to_polars().get_columns()
-    return frame.hstack([*features, status, pl.Series(AGE_S, age_s, nan_to_null=True)])
+    return frame.hstack([*features, status, pl.Series(AGE_S, answer.age_s, nan_to_null=True)])
 
 
 def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any]) -> pl.DataFrame:

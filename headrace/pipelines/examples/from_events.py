@@ -250,7 +250,7 @@ class DrawnExamples:
 
 def answer_frame(view: str, answer: Answer) -> pl.DataFrame:
     """Columns `<view>.<feature>`, `<view>._found` and `<view>._age_s`, null where there is no value."""
-    age_s = pl.Series(f"{view}._age_s", np.where(answer.age_us < 0, np.nan, answer.age_us / 1e6)).fill_nan(None)
+    age_s = pl.Series(f"{view}._age_s", answer.age_s).fill_nan(None)
     return answer.to_polars(f"{view}.").with_columns(pl.Series(f"{view}._found", answer.found), age_s)
 
 
