@@ -66,9 +66,7 @@ class Scorer:
         self.tables = {name: _frozen(snapshot.arrays, name, learner) for name in learner.inputs.tables}
         self._lookup = Lookup(learner.inputs, self.tables, learner.model)
         self._network = Network(learner.model, self._module, self._lookup)
-        probe = probe_of(snapshot.arrays, learner.inputs.fingerprint)
-        self.probe: Inputs | None = probe[0] if probe else None
-        self.probe_scores: Floats | None = probe[1] if probe else None
+        self.probe, self.probe_scores = probe_of(snapshot.arrays, learner.inputs.fingerprint)
 
     def predict(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
         """Predictions (B,), or (B, K) of a model of several outputs, as `OnlineLearner.predict` gives them.

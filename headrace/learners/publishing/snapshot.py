@@ -181,13 +181,12 @@ def already_published(folder: Path) -> SnapshotError:
     return SnapshotError(f"snapshot {folder.name}: exists; another writer uses this directory")
 
 
-def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inputs, NDArray[np.float32]] | None:
-    """The probe batch of a snapshot and its predictions (n,) or (n, K); None without a probe."""
+def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inputs | None, NDArray[np.float32] | None]:
+    """The probe batch of a snapshot and its predictions (n,) or (n, K); None twice without a probe."""
     if "probe.inputs" not in arrays:
-        return None
-    return Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint), np.asarray(
-        arrays["probe.scores"], np.float32
-    )
+        return None, None
+    inputs = Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint)
+    return inputs, np.asarray(arrays["probe.scores"], np.float32)
 
 
 def _present(learner: OnlineLearner, offsets: Mapping[str, int]) -> Manifest:

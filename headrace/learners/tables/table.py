@@ -131,7 +131,8 @@ class EmbeddingTable:
         is_over = len(self) > self.policy.rows_max
         if is_over:
             keep = max(self.policy.rows_max - self.policy.rows_max // _SLACK, 1)
-            self._evict(len(self) - keep)
+            ids, rows = self._items()
+            self._remove(ids[_oldest(ids, self.seen_us[rows], len(self) - keep)], "evicted")
         self._rows.set(len(self))
         return is_over
 
@@ -284,10 +285,6 @@ class EmbeddingTable:
         self._allocate(capacity)
         for number in range(len(before) - 1):  # all but the scratch slots
             np.copyto(self.arrays[number][:size], before[number])
-
-    def _evict(self, excess: int) -> None:
-        ids, rows = self._items()
-        self._remove(ids[_oldest(ids, self.seen_us[rows], excess)], "evicted")
 
     def _items(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All ids and their rows, by ascending row."""

@@ -65,8 +65,8 @@ class FrameSource(Source):
 
     def __init__(self, event: type[Event], frame: pl.DataFrame) -> None:
         self._event = event
-        self._frame: pl.DataFrame | None = frame
         self._rows = frame
+        self._next: int | None = 0
 
     def describe(self) -> str:
         """Event and number of rows."""
@@ -75,7 +75,7 @@ class FrameSource(Source):
     @property
     def exhausted(self) -> bool:
         """Whether the frame has been read."""
-        return self._frame is None
+        return self._next is None
 
     def partitions(self) -> list[str]:
         """One."""
@@ -88,17 +88,17 @@ class FrameSource(Source):
 
     def seek(self, positions: Mapping[str, int]) -> None:
         """Read from a row on."""
-        self._frame = self._rows[positions.get(self.partitions()[0], 0) :]
+        self._next = positions.get(self.partitions()[0], 0)
 
     def poll(self) -> list[Batch]:
         """All rows."""
-        if self._frame is None:
+        if self._next is None:
             return []
-        rows, self._frame = self._frame, None
-        topic, first = spec_of(self._event).topic, self._rows.height - rows.height
-        offsets = np.arange(first, self._rows.height)
         end = self._rows.height
-        return [Batch(topic, self.partitions()[0], offsets, end, None, rows, None, wall_us(), ended=True)]
+        rows, offsets = self._rows[self._next :], np.arange(self._next, end)
+        self._next = None
+        topic, [partition] = spec_of(self._event).topic, self.partitions()
+        return [Batch(topic, partition, offsets, end, None, rows, None, wall_us(), ended=True)]
 
     def close(self) -> None:
         """Nothing is open."""

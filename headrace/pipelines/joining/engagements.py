@@ -34,9 +34,9 @@ class Engagements:
         self.rows = RowsByTime(name, self.schema, pl.col(TIME), step_us, rows_max=rows_max, spill=spill)
         self._step_us = step_us
 
-    def add(self, frame: pl.DataFrame) -> int:
-        """Take in rows with the columns of `schema`; returns how many left memory for files."""
-        return self.rows.add(frame.select(self.schema.names()))
+    def add(self, frame: pl.DataFrame) -> None:
+        """Take in rows with the columns of `schema`."""
+        self.rows.add(frame.select(self.schema.names()))
 
     def drop_before(self, time_us: int) -> None:
         """Forget slices that end at or before a time, in microseconds."""
