@@ -27,7 +27,7 @@ from headrace.errors import (
 from headrace.extras import is_installed, require
 from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
 from headrace.features.store.link import RedisLink
-from headrace.local.listening import require_free
+from headrace.local.ports import require_address
 from headrace.settings import Settings
 from headrace.telemetry import StatusBoard
 
@@ -277,7 +277,7 @@ def _ask_broker(settings: Settings) -> str:
 
 def _port(settings: Settings) -> Finding:
     try:
-        require_free(settings.host, settings.port)
+        require_address(settings.host, settings.port)
     except PortBusyError as exc:
         return Finding("serving port", "note", str(exc), "serving may run already; else set HEADRACE_PORT")
     return Finding("serving port", "good", f"{settings.host}:{settings.port} is free")

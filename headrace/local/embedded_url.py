@@ -50,22 +50,6 @@ def folder_of(url: str) -> Path:
     return Path(name).absolute()
 
 
-def service_url(url: str) -> str:
-    """`url` as any client can connect to it: that of a running Redis for `embedded://DIR`, any other as it is.
-
-    Starts Redis where none runs in the folder, and waits until it has loaded its data. The address holds as long as
-    that server runs; our own stores take `embedded://DIR` itself, and find Redis again wherever it listens.
-
-    >>> service_url("redis://127.0.0.1:6379/0")
-    'redis://127.0.0.1:6379/0'
-
-    Raises:
-        ConfigError: no folder is named.
-        ServiceError: the server does not start, or does not answer.
-    """
-    return _loaded(folder_of(url)) if url.startswith(EMBEDDED) else url
-
-
 class EmbeddedConnection(redis.Connection):
     """A connection to the Redis of a folder, wherever it listens when the connection is made; started if it must be.
 
@@ -107,12 +91,12 @@ def client_options(url: str) -> dict[str, Any]:
         ServiceError: the server does not start, or does not answer.
     """
     folder = folder_of(url)
-    _loaded(folder)
+    _await_loaded(folder)
     return {"connection_class": EmbeddedConnection, "folder": folder}
 
 
-def _loaded(folder: Path) -> str:
-    """Address of the Redis of `folder`, once it answers and has loaded its data.
+def _await_loaded(folder: Path) -> None:
+    """Return once the Redis of `folder`, which is started if it must be, answers and has loaded its data.
 
     Raises:
         ServiceError: it does not start, or does not answer.
@@ -121,8 +105,8 @@ def _loaded(folder: Path) -> str:
     while True:
         address = _listening(folder)
         answer = "silent" if address is None else _answer(address)
-        if address is not None and answer == "ready":
-            return address
+        if answer == "ready":
+            return
         if answer == "loading":
             deadline_s = time.monotonic() + START_S_MAX
         elif time.monotonic() > deadline_s:

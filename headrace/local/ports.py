@@ -39,6 +39,24 @@ def require_free(port: int, *, service: str, flag: str) -> None:
         ) from exc
 
 
+def require_address(host: str, port: int) -> None:
+    """Return if `host`:`port` can be listened on; port 0, any free one, always can where the host is this machine's.
+
+    Raises:
+        PortBusyError: another process listens there, the host is not this machine's, or the port needs other rights.
+    """
+    try:
+        family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or str(exc)
+        raise PortBusyError(
+            f"serving: {host}:{port} cannot be used ({reason}); choose another with HEADRACE_HOST and HEADRACE_PORT"
+        ) from exc
+
+
 def _refusal(port: int) -> OSError | None:
     """Why `port` cannot be listened on; None where it can."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

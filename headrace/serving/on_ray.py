@@ -31,8 +31,7 @@ from fastapi import FastAPI
 
 from headrace.errors import ConfigError, ServiceError
 from headrace.extras import require
-from headrace.local.listening import require_free
-from headrace.local.ports import free_port
+from headrace.local.ports import free_port, require_address
 from headrace.serving import haproxy
 from headrace.serving.model_route import TIMEOUT_MS_MAX
 from headrace.serving.report import METRICS_VARIABLE
@@ -153,7 +152,7 @@ class RayServe:
         options = self.options
         if ray.is_initialized():
             raise ConfigError("Ray runs in this process already: stop it first")
-        require_free(options.host, options.port)
+        require_address(options.host, options.port)
         folder = self._folder = options.folder or self._temporary("hr-ray-")
         self.metrics_folder = self._temporary("hr-metrics-")
         if len(str(folder)) > FOLDER_CHARS_MAX:

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from headrace.errors import ConfigError
-from headrace.local.listening import require_free
+from headrace.local.ports import free_port, require_address
 from headrace.redaction import shown_url
 from headrace.serving.sockets.accepting import Acceptor
 from headrace.serving.sockets.connection import GuardedConnection
@@ -42,7 +42,6 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
         raise ConfigError(
             "HEADRACE_TLS_CERT: TLS is served with --plain only; put a proxy that ends TLS before Ray Serve"
         )
-    from headrace.local.ports import free_port
     from headrace.serving.on_ray import RayOptions, RayServe, build_app
 
     stopping = threading.Event()
@@ -75,7 +74,7 @@ def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say)
         ConfigError: `factory` makes no application, or files of TLS are missing.
     """
     tls_options = _tls_options(settings)
-    require_free(settings.host, settings.port)
+    require_address(settings.host, settings.port)
     app = factory()
     if not isinstance(app, FastAPI):
         raise ConfigError(f"make_http returns {type(app).__name__}, not an application: return build_replica(...)")

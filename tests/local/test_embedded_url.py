@@ -14,7 +14,7 @@ import redis
 
 from headrace.errors import ConfigError, ServiceError
 from headrace.features.store import OnlineStore
-from headrace.local import EmbeddedRedis, embedded_url, service_url
+from headrace.local import EmbeddedRedis, embedded_url
 from tests.forked import Forked
 from tests.local.processes import wait_until_gone
 
@@ -62,6 +62,11 @@ def folder(tmp_path):
     server = embedded_url._servers.pop(tmp_path / "redis", None)
     if server is not None:
         server.stop()
+
+
+def service_url(url):
+    """Address of the Redis of a folder, which is started if it must be."""
+    return EmbeddedRedis(embedded_url.client_options(url)["folder"]).served_at()
 
 
 @pytest.mark.parametrize("end", ["ends", "is killed"])
