@@ -23,6 +23,8 @@ from headrace.errors import PortBusyError, StoreError
 
 TIMEOUT_S = 2.0
 """Seconds that Redis may take to answer before a status is given up."""
+EXPIRE_S = 60
+"""Seconds after which the status of a process that has fallen silent is gone."""
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the HTTP request that is answered: in every log line that is written meanwhile."""
 
@@ -135,12 +137,11 @@ class StatusBoard:
         StoreError: `redis_url` does not say which Redis is meant.
     """
 
-    def __init__(self, redis_url: str, namespace: str = "hr", *, expire_s: float = 60.0) -> None:
+    def __init__(self, redis_url: str, namespace: str = "hr") -> None:
         from headrace.features.store.link import RedisLink
 
         self._link = RedisLink(redis_url, timeout_s=TIMEOUT_S)
         self._prefix = f"{namespace}:status:"
-        self._expire_ms = int(expire_s * 1_000)
 
     def post(self, role: str, document: Mapping[str, Any]) -> bool:
         """Show `document` as the state of `role`; False when Redis did not take it (it is never worth a crash)."""
@@ -149,7 +150,7 @@ class StatusBoard:
         )
         try:
             with self._link.errors("posting a status"):
-                self._link.client.set(self._prefix + role, body, px=self._expire_ms)
+                self._link.client.set(self._prefix + role, body, ex=EXPIRE_S)
         except StoreError as exc:
             structlog.get_logger(__name__).debug("status_not_posted", role=role, error=str(exc))
             return False

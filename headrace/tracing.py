@@ -20,7 +20,6 @@ from headrace.extras import require
 
 if TYPE_CHECKING:  # an optional package
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Tracer
 
 EXPORT_S = 2.0
@@ -75,13 +74,12 @@ class Tracing:
     Args:
         url: OTLP over HTTP, such as "http://127.0.0.1:4318/v1/traces".
         share: of the requests recorded whose caller brings no trace, 0 to 1.
-        exporter: another way out, in place of `url`.
 
     Raises:
         MissingExtraError: the exporter is not installed.
     """
 
-    def __init__(self, url: str, share: float = 1.0, *, exporter: "SpanExporter | None" = None) -> None:
+    def __init__(self, url: str, share: float) -> None:
         require("opentelemetry.exporter.otlp.proto.http")
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -92,9 +90,7 @@ class Tracing:
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(share)), resource=Resource.create({"service.name": "headrace-serve"})
         )
-        self._provider.add_span_processor(
-            BatchSpanProcessor(exporter or OTLPSpanExporter(endpoint=url, timeout=EXPORT_S))
-        )
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url, timeout=EXPORT_S)))
         self.tracer: Tracer = self._provider.get_tracer("headrace")
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ Heavy packages (torch, ray, bytewax) are imported by the command that needs them
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -353,6 +353,4 @@ def _events() -> tuple[Path, list[type], list[str]]:
 
 def _iso(moment_us: int) -> str:
     """A moment in microseconds as ISO 8601, to the second."""
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(moment_us / 1e6, UTC).isoformat(timespec="seconds")

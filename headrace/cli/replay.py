@@ -70,7 +70,7 @@ def replay_views(
             if topics:
                 _spool(topics, events, room, settings, bar, archived, resume=resume)
                 for event in events:
-                    spooled = sorted((room / event.__name__).glob("*.parquet"), key=_number)
+                    spooled = sorted((room / event.__name__).glob("*.parquet"), key=lambda path: int(path.stem))
                     tables.setdefault(event, []).extend(spooled)
             return replay_to_file(
                 views,
@@ -178,7 +178,3 @@ def _write(frames: list[pl.DataFrame], folder: Path) -> None:
     count = sum(1 for _ in folder.glob("*.parquet"))
     pl.concat(frames).write_parquet(folder / f"{count}.parquet")
     frames.clear()
-
-
-def _number(path: Path) -> int:
-    return int(path.stem)

@@ -30,10 +30,11 @@ from headrace.errors import ConfigError, ServiceError
 from headrace.features.store import OnlineStore
 from headrace.learners import ModelDirectory
 from headrace.pipelines import EventBatch, Intake, KafkaSource
+from headrace.pipelines.from_history.reading import read_to_end
 from headrace.pipelines.wiring import dead_letters, registry_of, topic_writer
 from headrace.schemas import spec_of
 from headrace.schemas.dead_letters import read as read_letters
-from headrace.settings import Settings
+from headrace.settings import PREFIX, Settings
 from headrace.telemetry import StatusBoard
 
 LATENESS_S = 1.0  # wall time that events may be out of order: an event is sent after the answer to its request
@@ -341,12 +342,7 @@ def read_topic(settings: Settings, event: Any) -> list[EventBatch]:
     source = KafkaSource(settings.brokers, [event], until_end=True, config=settings.kafka)
     letters, known = dead_letters(settings), registry_of(settings)
     intake = Intake([event], dead_letters=letters, clock=FixedClock(2**60), registry=known)
-    source.seek({})
-    batches = []
-    while not source.exhausted:
-        batches += [intake.decode(batch) for batch in source.poll()]
-    source.close()
-    return batches
+    return list(read_to_end(source, intake))
 
 
 def appended(batches: list[EventBatch]) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -374,6 +370,5 @@ def log_frame(batches: list[EventBatch]) -> pl.DataFrame:
 
 
 def _settings_of(environment: dict[str, str]) -> dict[str, Any]:
-    prefix = "HEADRACE_"
-    names = {name.removeprefix(prefix).lower(): value for name, value in environment.items()}
+    names = {name.removeprefix(PREFIX).lower(): value for name, value in environment.items()}
     return {name: value for name, value in names.items() if name in Settings.model_fields}

@@ -28,7 +28,7 @@ import polars as pl
 
 from headrace.atomic import write_file
 from headrace.errors import ConfigError, HeadraceError
-from headrace.features.view import FeatureView, plan_of
+from headrace.features.view import FeatureView, plan_of, plans_of
 from headrace.history.external_sort import Block, merged
 from headrace.history.log import MEMORY_ROWS, PIECE_ROWS, Paths, tables_of
 from headrace.history.output import check_output, write_output
@@ -81,7 +81,7 @@ def replay_to_file(
         HeadraceError: a worker died.
     """
     check_output(Path(out), overwrite=overwrite)
-    plans = Replay(views).plans
+    plans = plans_of(views, "replay")
     tables = {event: _pinned(table, event) for event, table in tables_of(plans, events).items()}
     written = SpineFormat(time_unit, csv_time_format)
     rows_to_answer = SpineFiles(spine, plans, written)

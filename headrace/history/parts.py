@@ -153,11 +153,11 @@ class _Walk:
     def _spine(self) -> pl.DataFrame:
         """The part's spine rows without an answer, sorted by time: keys, time, request fields and row number."""
         part, plan = self._part, plan_of(self._part.views[0])
-        names = [*plan.entity, TIME, *(name for view in part.views for name in plan_of(view).layout.request)]
-        needed = dict.fromkeys(names)
+        request = (name for view in part.views for name in plan_of(view).layout.request)
+        names = list(dict.fromkeys([*plan.entity, TIME, *request]))
         pieces, start = [], 0
-        for piece in SpineFiles(part.spine, self._replay.plans, part.written).pieces(list(needed)):
-            rows = piece.select(list(needed)).with_columns(row=pl.int_range(start, start + piece.height))
+        for piece in SpineFiles(part.spine, self._replay.plans, part.written).pieces(names):
+            rows = piece.select(names).with_columns(row=pl.int_range(start, start + piece.height))
             start += piece.height
             pieces.append(rows if part.parts == 1 else rows.filter(in_part(plan, rows, part.part, part.parts)))
         if not pieces:
