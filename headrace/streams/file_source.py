@@ -13,6 +13,7 @@ run reads it again.
 
 import threading
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Self, TypeAlias
 
@@ -23,7 +24,7 @@ import structlog
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
 from headrace.redaction import shown_url
-from headrace.schemas import Event, spec_of
+from headrace.schemas import Codec, Event, spec_of
 from headrace.streams.files.archive_names import named_rows
 from headrace.streams.files.finder import EventFile, find_log
 from headrace.streams.files.line_reader import Lines, iter_lines
@@ -237,7 +238,8 @@ class FileSource(Source):
         is_only = len(self._files) == 1
         if is_lines(file):
             reached = {offset for reader in self._reached for offset in reader.get(name, ())}
-            return _LineRows(name, file, self.event, iter_lines(file, begin, reached), self._rows_max, is_only=is_only)
+            codec, lines = path_codec(file, self.event) or "json", iter_lines(file, begin, reached)
+            return _LineRows(name, self.topic, file, codec, lines, self._rows_max, is_only)
         frames, origin = (
             self._archived(file) if self._tells_origins and file.is_archived else (self._frames(file), None)
         )
@@ -270,90 +272,74 @@ class FileSource(Source):
         return rows if not self._sort or rows[time].is_sorted() else rows.sort(time, maintain_order=True)
 
 
+@dataclass(slots=True)
 class _FrameRows:
     """Rows of a columnar file, from `begin` on."""
 
-    def __init__(
-        self,
-        partition: str,
-        topic: str,
-        frames: pl.DataFrame | RowGroups,
-        begin: int,
-        rows_max: int,
-        origin: Origin | None,
-    ) -> None:
-        self._partition, self._topic = partition, topic
-        self._origin = origin
-        self._frames = frames
-        self._next = begin
-        self._rows_max = rows_max
+    partition: str
+    topic: str
+    frames: pl.DataFrame | RowGroups
+    begin: int
+    rows_max: int
+    origin: Origin | None
 
     def take(self) -> Batch:
         """The next rows."""
-        begin, frames = self._next, self._frames
-        rows_max = self._rows_max
-        part = frames.take(begin, rows_max) if isinstance(frames, RowGroups) else frames[begin : begin + rows_max]
-        self._next = begin + part.height
+        begin, end, frames = self.begin, self.begin + self.rows_max, self.frames
+        part = frames.take(begin, self.rows_max) if isinstance(frames, RowGroups) else frames[begin:end]
+        self.begin = begin + part.height
         return Batch(
-            topic=self._topic,
-            partition=self._partition,
-            offsets=np.arange(begin, self._next, dtype=np.int64),
-            next_offset=self._next,
+            topic=self.topic,
+            partition=self.partition,
+            offsets=np.arange(begin, self.begin, dtype=np.int64),
+            next_offset=self.begin,
             payloads=None,
             frame=part,
             appended_us=None,
             arrival_us=wall_us(),
-            ended=self._next == len(frames),
-            origin=None if self._origin is None else self._origin.take(slice(begin, self._next)),
+            ended=self.begin == len(frames),
+            origin=None if self.origin is None else self.origin.take(slice(begin, self.begin)),
         )
 
     def close(self) -> None:
         """Nothing is open."""
 
 
+@dataclass(slots=True)
 class _LineRows:
-    """Lines of a file of JSON lines, from the first of `lines` on."""
+    """Lines of a file of JSON lines, from the first of `lines` on; `rest` are read and not taken yet."""
 
-    def __init__(
-        self,
-        partition: str,
-        file: EventFile,
-        event: type[Event],
-        lines: Generator[Lines],
-        rows_max: int,
-        *,
-        is_only: bool,
-    ) -> None:
-        self._partition, self._topic = partition, spec_of(event).topic
-        self._file = file
-        self._codec = path_codec(file, event) or "json"
-        self._lines = lines
-        self._rest: Lines | None = None
-        self._rows_max = rows_max
-        self._is_only = is_only
+    partition: str
+    topic: str
+    file: EventFile
+    codec: Codec | str
+    lines: Generator[Lines]
+    rows_max: int
+    is_only: bool
+    rest: Lines | None = None
 
     def take(self) -> Batch:
         """The next lines."""
-        lines, self._rest = (self._rest or next(self._lines)).cut(self._rows_max)
-        if lines.is_blank and self._is_only:
-            raise SourceError(f"file {self._file.url} has no rows")
+        lines, self.rest = (self.rest or next(self.lines)).cut(self.rows_max)
+        if lines.is_blank and self.is_only:
+            raise SourceError(f"file {self.file.url} has no rows")
         return Batch(
-            topic=self._topic,
-            partition=self._partition,
+            topic=self.topic,
+            partition=self.partition,
             offsets=lines.positions,
             next_offset=lines.next_position,
             payloads=lines.payloads,
             frame=None,
             appended_us=None,
             arrival_us=wall_us(),
-            codec=self._codec,
+            codec=self.codec,
             ended=lines.is_end,
             unfinished=lines.unfinished,
         )
 
     def close(self) -> None:
         """Close the file."""
-        self._lines.close()
+        self.lines.close()
 
 
 _Rows: TypeAlias = _FrameRows | _LineRows
