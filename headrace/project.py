@@ -30,21 +30,27 @@ ENV_FILE = ".env"
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
 
 
-def find_root(start: Path | None = None) -> Path:
-    """The project's folder: HEADRACE_PROJECT if set, else `start` (the working directory) or the nearest above it.
+def find_root() -> Path:
+    """The project's folder: HEADRACE_PROJECT if set, else the working directory, or the nearest above it.
 
     Raises:
         ConfigError: no folder upward holds a pyproject.toml with `[tool.headrace]`.
     """
-    here = (start or Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd())).resolve()
-    for folder in (here, *here.parents):
+    folders = _upward()
+    for folder in folders:
         file = folder / "pyproject.toml"
         if file.is_file() and "headrace" in _tables(file):
             return folder
     raise ConfigError(
-        f"{here} is not inside a Headrace project: no pyproject.toml with a [tool.headrace] table here or above. "
+        f"{folders[0]} is not inside a Headrace project: no pyproject.toml with a [tool.headrace] table here or above. "
         "Change to your project, or make one with `headrace init DIR`."
     )
+
+
+def _upward() -> list[Path]:
+    """HEADRACE_PROJECT if set, else the working directory; then the folders above it."""
+    here = Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd()).resolve()
+    return [here, *here.parents]
 
 
 def _tables(file: Path) -> dict[str, Any]:
@@ -73,20 +79,19 @@ def env_file() -> Path:
 
 def _nearest(name: str | Path) -> Path | None:
     """What has that name beside a pyproject.toml, in the project's folder or the nearest above it."""
-    here = Path(os.environ.get("HEADRACE_PROJECT") or Path.cwd()).resolve()
-    for folder in (here, *here.parents):
+    for folder in _upward():
         if (folder / name).exists() and (folder / "pyproject.toml").is_file():
             return folder / name
     return None
 
 
-def activate(root: Path | None = None) -> Path:
+def activate() -> Path:
     """Insert the project's root at the front of the import path and return it.
 
     Raises:
         ConfigError: there is no project, or one of its folders lacks `__init__.py` (same-named folders would merge).
     """
-    root = root or find_root()
+    root = find_root()
     for folder in FOLDERS:
         if (root / folder).is_dir() and not (root / folder / "__init__.py").is_file():
             raise ConfigError(

@@ -213,7 +213,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         import orjson
 
-        typer.echo(orjson.dumps([finding.as_dict() for finding in findings]))
+        typer.echo(orjson.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
             err.print(finding.line(), highlight=False, soft_wrap=True)

@@ -167,9 +167,7 @@ def _intake(event: type["Event"], settings: Settings, dead_letters: "DeadLetters
     from headrace.pipelines.wiring import intake_of
     from headrace.streams.intake import Intake
 
-    options = intake_of(settings)
-    options["dead_letters"] = dead_letters
-    return Intake([event], **options)
+    return Intake([event], **intake_of(settings, dead_letters))
 
 
 def _require_topic(event: type["Event"], settings: Settings) -> None:

@@ -58,9 +58,9 @@ def materialize_views(
     source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka, beside_topic=beside_topic)
     letters = FileDeadLetters(settings.dead_letter_dir)
     with contextlib.closing(letters), RowsBar(description="materialize", line_s=None) as bar:
-        intake = {**intake_of(settings), "dead_letters": letters}
         options = {"records_max": records_max, "on_status": _FlowProgress(bar).on_status}
-        run_flow(materialize_flow(source, views, store, intake, **options), runner=runner, workers=workers, say=say)
+        flow = materialize_flow(source, views, store, intake_of(settings, letters), **options)
+        run_flow(flow, runner=runner, workers=workers, say=say)
     names = ", ".join(plan_of(view).name for view in views)
     bar.say(f"{names} in {store.url}: done after {bar.elapsed_s:.1f} s")
 

@@ -152,9 +152,7 @@ def _spool(
         return
     shutil.rmtree(room, ignore_errors=True)
     letters = LeftOut()
-    options = intake_of(settings)
-    options["dead_letters"] = letters
-    intake = Intake(events, **options)
+    intake = Intake(events, **intake_of(settings, letters))
     waiting: dict[type[Event], list[pl.DataFrame]] = {event: [] for event in events}
     read = 0
     for url in urls:

@@ -83,7 +83,7 @@ def train_learner(
                 until=options.until,
                 handover=handover,
                 topic_follows=options.topic_follows,
-                intake={**intake_of(settings), "dead_letters": letters},
+                intake=intake_of(settings, letters),
                 report=lambda what, done, total, figures: bar.update(
                     done, total, words=words_of(figures), description=what
                 ),

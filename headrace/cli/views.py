@@ -168,8 +168,7 @@ def backfill(
         )
     if not done:
         raise ConfigError("stopped before the end of the history, so nothing was switched; the same command goes on")
-    rows = [{"view": row.view, "before": row.before, "after": row.after, "records": row.records} for row in done]
-    print_rows([{**row, "handed_over": one.handed_over} for row, one in zip(rows, done, strict=True)], as_json)
+    print_rows([asdict(row) for row in done], as_json)
 
 
 @command(app, "verify")
@@ -183,12 +182,8 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
     declared, opened = _views(views), _store(store)
     with opened:
         results = verify_views(declared, events, opened, load_settings())
-    if as_json:
-        print_rows([result.as_dict() for result in results], as_json)
-    else:
-        print_rows(
-            [{"view": one.view, **row} for one in results for row in one.features.iter_rows(named=True)], as_json
-        )
+    features = ({"view": one.view, **row} for one in results for row in one.features.iter_rows(named=True))
+    print_rows([one.as_dict() for one in results] if as_json else list(features), as_json)
     for result in results:
         for example in result.examples.iter_rows(named=True):
             err.print(
@@ -256,15 +251,16 @@ def features_list(as_json: Json = False) -> None:
     from headrace.features import FeatureView, is_base, plan_of, plans_of
 
     root = project.activate()
-    views, broken = project.subclasses_in("features", FeatureView, root)
-    plans = [plan_of(view) for view in views if not is_base(view)]
+    declared, broken = project.subclasses_in("features", FeatureView, root)
+    views = [view for view in declared if not is_base(view)]
+    plans = [plan_of(view) for view in views]
     rows = [
         {"view": plan.declared_in, "entity": ", ".join(plan.entity), "features": len(plan.features)} for plan in plans
     ]
     print_rows(rows, as_json, empty="no views: declare a FeatureView in a module of features/")
     report_broken(broken)
-    if plans:
-        plans_of([view for view in views if not is_base(view)], "features of this project")
+    if views:
+        plans_of(views, "features of this project")
 
 
 @command(features_app, "versions")

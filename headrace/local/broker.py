@@ -95,8 +95,6 @@ class EmbeddedBroker(EmbeddedServer):
         """`host:port` for clients. Only valid once started."""
         return f"{HOST}:{self.port}"
 
-    url = bootstrap
-
     def start(self) -> Self:
         """Start the broker, wait until it answers, create the topics.
 

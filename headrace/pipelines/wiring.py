@@ -70,13 +70,12 @@ class IntakeOptions(TypedDict):
     registry: SchemaRegistry | None
 
 
-def intake_of(settings: Settings) -> IntakeOptions:
-    """Options of an intake: how events are checked, and where bad ones go."""
-    future_us = int(settings.future_s * 1e6)
+def intake_of(settings: Settings, letters: DeadLetters | None = None) -> IntakeOptions:
+    """Options of an intake: how events are checked, and where bad ones go: `letters`, or None for `dead_letters`."""
     return IntakeOptions(
-        dead_letters=dead_letters(settings),
+        dead_letters=dead_letters(settings) if letters is None else letters,
         clock=settings.event_clock,
-        future_us=future_us,
+        future_us=int(settings.future_s * 1e6),
         registry=registry_of(settings),
     )
 

@@ -24,9 +24,10 @@ def new_project(tmp_path, monkeypatch):
     return root
 
 
-def test_root_is_found_from_a_folder_below(new_project):
+def test_root_is_found_from_a_folder_below(new_project, monkeypatch):
     """The nearest folder upward with a [tool.headrace] table is the project."""
-    assert project.find_root(new_project / "features") == new_project.resolve()
+    monkeypatch.chdir(new_project / "features")
+    assert project.find_root() == new_project.resolve()
 
 
 def test_environment_names_the_project(new_project, monkeypatch, tmp_path):
@@ -39,8 +40,9 @@ def test_environment_names_the_project(new_project, monkeypatch, tmp_path):
 def test_no_project_is_one_clear_error(tmp_path, monkeypatch):
     """Outside a project the message says what to do."""
     monkeypatch.delenv("HEADRACE_PROJECT", raising=False)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="not inside a Headrace project.*headrace init"):
-        project.find_root(tmp_path)
+        project.find_root()
 
 
 def test_init_refuses_a_folder_with_content(tmp_path):
@@ -111,11 +113,12 @@ def test_an_event_is_found_by_its_name(repo):
     assert [event.__name__ for event in project.events(repo)[0]] == ["Engagement", "Impression"]
 
 
-def test_missing_package_file_is_named(new_project):
+def test_missing_package_file_is_named(new_project, monkeypatch):
     """A root folder without __init__.py would be shadowed later: it is an error now."""
+    monkeypatch.chdir(new_project)
     (new_project / "features" / "__init__.py").unlink()
     with pytest.raises(ConfigError, match=r"features has no __init__\.py"):
-        project.activate(new_project)
+        project.activate()
 
 
 @pytest.mark.parametrize(
