@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from structlog.testing import capture_logs
 
 from headrace.errors import DeclarationError
 from headrace.learners import Inputs
@@ -18,7 +19,7 @@ from headrace.schemas import Event, codec_for
 from headrace.serving import Impression, ImpressionColumns, ImpressionLog
 from headrace.serving.impressions import ImpressionBatch
 from tests.serving import stage
-from tests.serving.stage import NOW, NOW_US, Ranks, Shown, Signature
+from tests.serving.stage import NOW, NOW_US, Ranks, Shown, Signature, until
 
 NOWHERE = "127.0.0.1:1"
 
@@ -184,6 +185,20 @@ def test_impressions_reach_a_broker_that_came_back_without_its_log(tmp_path):
         log.close()
         assert log.delivered + log.dropped == 1 + count, "an impression was lost uncounted"
         assert set(log.dropped_by_reason) <= {"broker"}
+
+
+def test_a_storm_of_lost_impressions_is_no_storm_of_lines():
+    """400 that no broker takes: all counted, in a line or two that say how many and why."""
+    with capture_logs() as logs:
+        log = ImpressionLog(Shown, NOWHERE, config={"message.timeout.ms": 500})
+        for number in range(400):
+            log.log(impression(f"r{number}"))
+        until(lambda: log.dropped == 400)
+        log.close()
+    lines = [line for line in logs if line["event"] == "impressions_dropped"]
+    assert sum(line["impressions"] for line in lines) == 400
+    assert len(lines) <= 5
+    assert {(line["reason"], line["detail"]) for line in lines} == {("broker", "Local: Message timed out")}
 
 
 def test_the_queue_is_bounded_in_bytes():

@@ -33,6 +33,7 @@ from headrace.errors import DeclarationError, SourceError
 from headrace.learners import Inputs
 from headrace.schemas import Event, codec_for, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.schemas.paced_log import PacedLog
 from headrace.serving.impressions.batch import Impression, ImpressionBatch, ImpressionColumns
 from headrace.serving.impressions.context import ContextColumn
 from headrace.serving.swap import Scores
@@ -56,6 +57,7 @@ SHADOW_FAILED = Counter(
 DROPPED = Counter("headrace_impressions_dropped_total", "Impressions lost.", ["reason"])
 
 log = structlog.get_logger(__name__)
+_lost = PacedLog("impressions_dropped", "impressions")
 
 
 class ImpressionLog:
@@ -124,7 +126,7 @@ class ImpressionLog:
         Never blocks.
         """
         if self._closed.is_set():
-            return self._drop(len(batch), "closed")
+            return self._drop(len(batch), "closed", "the replica stops")
         size_bytes = batch.size_bytes
         with self._counting:
             is_full = self._waiting + len(batch) > self._queue_max or self._waiting_bytes + size_bytes > self._bytes_max
@@ -132,7 +134,7 @@ class ImpressionLog:
                 self._waiting += len(batch)
                 self._waiting_bytes += size_bytes
         if is_full:
-            return self._drop(len(batch), "queue_full")
+            return self._drop(len(batch), "queue_full", f"{self._waiting} requests wait, {self._waiting_bytes} bytes")
         self._queue.put((batch, size_bytes))
         return True
 
@@ -168,7 +170,8 @@ class ImpressionLog:
         self.thread.join(timeout=FLUSH_S)
         unsent = self._waiting + len(self._producer)
         if unsent:
-            self._drop(unsent, "unsent_at_close")
+            self._drop(unsent, "unsent_at_close", f"not acknowledged within {FLUSH_S:g} s")
+        _lost.flush()
 
     def _check_columns(self) -> None:
         wanted = [name for name in self._columns_named() if name is not None]
@@ -184,11 +187,12 @@ class ImpressionLog:
         always = [names.request_id, names.candidates, names.scores, names.model_version, names.features]
         return [*always, names.shadow, names.live_at_start, names.live_at_end]
 
-    def _drop(self, count: int, reason: str) -> bool:
+    def _drop(self, count: int, reason: str, detail: str) -> bool:
         with self._counting:
             self.dropped += count
             self.dropped_by_reason[reason] += count
         DROPPED.labels(reason=reason).inc(count)
+        _lost.add(count, detail, reason=reason)
         return False
 
     def _drain(self) -> None:
@@ -235,15 +239,13 @@ class ImpressionLog:
             return
         try:
             payloads = self._codec.encode(self.frame(batches))
-        except Exception as exc:
-            # Whatever a value makes Polars or a codec raise: the log of all others goes on.
+        except Exception as exc:  # noqa: BLE001  # whatever a value makes Polars or a codec raise: all others go on
             if count > 1:
                 for batch in batches:
                     for one in batch.split():
                         self._produce([one])
                 return
-            log.exception("impression_not_encoded", request_id=batches[0].request_ids[0], error=type(exc).__name__)
-            self._drop(1, "encode")
+            self._drop(1, "encode", f"request {batches[0].request_ids[0]}: {type(exc).__name__}: {exc}")
             return
         keyed = len(payloads) == count  # the Arrow codec makes one message of the whole frame
         entities = [entity for batch in batches for entity in batch.entities]
@@ -267,9 +269,8 @@ class ImpressionLog:
                     break
                 self._producer.poll(0.05)  # the producer is full: wait here, in the background, not in a request
         except SourceError as exc:
-            log.warning("impression_refused", bytes=len(payload), impressions=count, reason=str(exc))
-            return self._drop(count, "refused")
-        return self._drop(count, "producer_full")
+            return self._drop(count, "refused", f"a message of {len(payload)} bytes: {exc}")
+        return self._drop(count, "producer_full", f"{len(self._producer)} messages are not acknowledged")
 
     def _go_on(self) -> None:
         """Begin with another client where the broker answers, yet acknowledges nothing of this one's; send again."""
@@ -287,8 +288,7 @@ class ImpressionLog:
             return
         if error is not None:
             self._is_stuck = self._is_stuck or error.code() == KafkaError._MSG_TIMED_OUT  # noqa: SLF001
-            log.error("impressions_not_delivered", impressions=count, reason=str(error))
-            self._drop(count, "broker")
+            self._drop(count, "broker", error.str())
             return
         self._acknowledged.append(count)
 
