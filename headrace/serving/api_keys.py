@@ -37,6 +37,7 @@ _PREFIXES = {
 _HASHED = re.compile(
     r"(?P<id>[\w.-]{1,64}):(?P<digest>[0-9a-fA-F]{64})(:(?P<limit>\d*\.?\d*))?(:(?P<scopes>[a-z+]+))?", re.ASCII
 )
+_IN_HEADERS = re.compile(r"[!-~]+")
 _FORM = "write id:sha256[:requests a second[:scope+scope]]"
 
 LIMIT_MIN_PER_S = 1e-6
@@ -44,6 +45,7 @@ LIMIT_MIN_PER_S = 1e-6
 LOOK_S = 1.0
 """Seconds between two looks at whether the file of keys has changed; a look costs a microsecond."""
 
+NOT_READ = Counter("headrace_api_keys_not_read_total", "Changes of the file of API keys that could not be taken.")
 KEY_REQUESTS = Counter("headrace_key_requests_total", "Requests by API key and outcome.", ["key", "outcome"])
 
 log = structlog.get_logger(__name__)
@@ -70,6 +72,11 @@ class ApiKey:
         if ":" not in text:
             if not text:
                 raise ConfigError(f"API key {number} is empty, and would let everyone in; {_FORM}")
+            if not _IN_HEADERS.fullmatch(text):
+                raise ConfigError(
+                    f"API key {number} (not shown) has blanks, or characters that no header carries: no request could "
+                    f"bring it; {_FORM}"
+                )
             return cls(f"key-{number}", hashlib.sha256(text.encode()).digest())
         match = _HASHED.fullmatch(text)
         if match is None:
@@ -142,8 +149,10 @@ class ApiKeys:
             return
         self._file_state = state
         try:
+            _refuse_pipe(self._file)
             self._by_digest = self._read()
         except ConfigError as exc:
+            NOT_READ.inc()
             log.warning("api_keys_not_read_again", reason=str(exc), advice="the keys before the change stay")
         else:
             log.info("api_keys_read_again", keys=sorted(key.id for key in self._by_digest.values()))
@@ -190,6 +199,12 @@ def keys_of_file(path: Path) -> Collection[str]:
     if not keys:
         raise ConfigError(f"HEADRACE_API_KEYS_FILE {path} holds no key; {_FORM}, one a line")
     return keys
+
+
+def _refuse_pipe(file: Path) -> None:
+    """Raise ConfigError where opening `file` would wait, with all requests behind it."""
+    if file.is_fifo():
+        raise ConfigError(f"HEADRACE_API_KEYS_FILE {file} is a pipe, which can be read at the start alone")
 
 
 def _state_of(file: Path | None) -> Hashable:

@@ -20,6 +20,7 @@ from headrace.local.ports import free_port, require_address
 from headrace.redaction import shown_url
 from headrace.serving.sockets.accepting import Acceptor
 from headrace.serving.sockets.connection import GuardedConnection
+from headrace.serving.sockets.tls import TlsFiles
 from headrace.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -73,12 +74,14 @@ def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say)
         PortBusyError: the port is taken.
         ConfigError: `factory` makes no application, or files of TLS are missing.
     """
-    tls_options = _tls_options(settings)
+    tls = _tls_files(settings)
     require_address(settings.host, settings.port)
     app = factory()
     if not isinstance(app, FastAPI):
         raise ConfigError(f"make_http returns {type(app).__name__}, not an application: return build_replica(...)")
     options: dict[str, Any] = {"log_config": None} if settings.log_json else {}  # configure_logs has its own then
+    if tls is not None:
+        options |= {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -87,27 +90,28 @@ def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say)
         log_level="warning",
         access_log=False,
         server_header=False,
-        **tls_options,
         **options,
     )
     with contextlib.suppress(KeyboardInterrupt):
         say_up = lambda port: say(_up(settings.serving_url_of(port), "uvicorn", settings))  # noqa: E731
-        _Announced(config, say_up, app, settings.drain_s).run()
+        _Announced(config, say_up, app, settings.drain_s, tls).run()
 
 
-def _tls_options(settings: Settings) -> dict[str, Any]:
-    """Options of uvicorn for TLS, none where it is not set.
+def _tls_files(settings: Settings) -> TlsFiles | None:
+    """The files of TLS, None where it is not set.
 
     Raises:
-        ConfigError: one of the two files is not set, or not there.
+        ConfigError: one of the two is not set, not there, or cannot be used.
     """
-    files = {"HEADRACE_TLS_CERT": settings.tls_cert, "HEADRACE_TLS_KEY": settings.tls_key}
-    if not any(files.values()):
-        return {}
-    for name, path in files.items():
-        if path is None or not path.is_file():
-            raise ConfigError(f"{name}: {path or 'not set'}: TLS needs the files of a certificate and of its key (PEM)")
-    return {"ssl_certfile": str(settings.tls_cert), "ssl_keyfile": str(settings.tls_key)}
+    cert, key = settings.tls_cert, settings.tls_key
+    if cert is None and key is None:
+        return None
+    for name, path in (("HEADRACE_TLS_CERT", cert), ("HEADRACE_TLS_KEY", key)):
+        if path is None:
+            raise ConfigError(f"{name}: not set: TLS needs the files of a certificate and of its key (PEM)")
+    assert cert is not None
+    assert key is not None
+    return TlsFiles(cert, key)
 
 
 def _up(url: str, runner: str, settings: Settings) -> str:
@@ -124,11 +128,19 @@ class _Announced(uvicorn.Server):
     ends that wait.
     """
 
-    def __init__(self, config: uvicorn.Config, on_up: Callable[[int], object], app: FastAPI, drain_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_up: Callable[[int], object],
+        app: FastAPI,
+        drain_s: float,
+        tls: TlsFiles | None,
+    ) -> None:
         super().__init__(config)
         self._on_up = on_up
         self._application = app
         self._drain_s = drain_s
+        self._tls = tls
         self._is_draining = False
         self._acceptor: Acceptor | None = None
 
@@ -148,6 +160,8 @@ class _Announced(uvicorn.Server):
         if self.started:
             listeners = [each for server in self.servers for each in server.sockets]
             self._acceptor = Acceptor(listeners, self._connection, self.config.ssl)
+            if self._tls is not None and self.config.ssl is not None:
+                self._tls.follow(self.config.ssl)
             self._on_up(listeners[0].getsockname()[1])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,8 +1,10 @@
 """API keys: who may ask what, how often, and how they are configured."""
 
 import hashlib
+import os
 
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from headrace.errors import ConfigError
@@ -87,13 +89,22 @@ def test_a_changed_file_of_keys_is_read_again(serve, tmp_path):
     assert status(old) == 200
     write("new")
     until(lambda: status(old) == 401)
+    not_read = lambda: REGISTRY.get_sample_value("headrace_api_keys_not_read_total")  # noqa: E731
+    before = not_read()
     with capture_logs() as lines:
         for faulty in ("", "id:nonsense"):
             file.write_text(faulty)
             count = len(lines)
             until(lambda count=count: status(new) == 200 and any("not_read" in each["event"] for each in lines[count:]))
     file.unlink()
+    os.mkfifo(file)
+    with capture_logs() as lines:
+        until(lambda: status(new) == 200 and any("is a pipe" in each.get("reason", "") for each in lines))
+    file.unlink()
     assert (status(old), status(new)) == (401, 200)
+    write("new")
+    until(lambda: status(new) == 200)
+    assert not_read() >= before + 3
 
 
 def test_a_key_has_one_entry_and_a_file_may_begin_with_a_mark(tmp_path):
@@ -108,3 +119,10 @@ def test_a_key_has_one_entry_and_a_file_may_begin_with_a_mark(tmp_path):
     file = tmp_path / "keys"
     file.write_bytes(b"\xef\xbb\xbfa:" + digest.encode() + b"\r\n")
     assert ApiKeys([], file).refusal("/v1/rank", {b"x-api-key": b"secret"}) is None
+
+
+@pytest.mark.parametrize("key", [" secret", "secret ", "two words", "schl\u00fcssel", "a\tb"])
+def test_a_key_that_no_header_carries_is_refused(key):
+    """It would open nothing, and nothing would say why."""
+    with pytest.raises(ConfigError, match="API key 2 .not shown. has blanks"):
+        ApiKeys(["good", key])

@@ -11,22 +11,25 @@ import time
 import httpx
 import orjson
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from headrace.errors import ConfigError
 from headrace.serving.server import serve_on_ray, serve_plain
 from headrace.settings import Settings
 from tests.forked import Forked
 from tests.secure_broker import certificate
+from tests.serving.stage import until
 
 SERVER = """
 import warnings
 from fastapi import FastAPI, Request
 from headrace.serving import server
-from headrace.serving.sockets import connection
+from headrace.serving.sockets import connection, tls
 from headrace.settings import load_settings
 from headrace.telemetry import configure_logs
 
 connection.HEAD_S = 0.5
+tls.LOOK_S = 0.1
 settings = load_settings()
 configure_logs(as_json=settings.log_json)
 app = FastAPI()
@@ -140,6 +143,46 @@ def test_connections_logs_and_the_end_of_a_server(served):
     lines = [orjson.loads(line) for line in log.read_bytes().splitlines()]
     assert any("a library's warning" in line["event"] for line in lines)
     assert any(line["event"] == "Invalid HTTP request received." for line in lines)
+
+
+def test_a_certificate_that_is_replaced_is_presented(served, tmp_path):
+    """New connections get it within a look | a broken file, or another certificate's key: the one before it stays."""
+    _process, url, _context, log = served
+    address = httpx.URL(url).host, httpx.URL(url).port
+    presented = lambda: ssl.get_server_certificate(address).strip()  # noqa: E731
+    cert, key = tmp_path / "gate.pem", tmp_path / "gate.key"
+    first = cert.read_text().strip()
+    assert presented() == first
+    (tmp_path / "new").mkdir()
+    new_cert, new_key = certificate(tmp_path / "new")
+    new_cert.replace(cert)
+    second = cert.read_text().strip()
+    until(lambda: b"tls_files_not_read_again" in log.read_bytes())  # the key is not there yet
+    assert presented() == first
+    new_key.replace(key)
+    until(lambda: presented() == second)
+    cert.write_text("nonsense")
+    until(lambda: log.read_bytes().count(b"tls_files_not_read_again") == 2)
+    cert.unlink()
+    assert presented() == second
+    with httpx.Client(base_url=url, verify=False) as client:
+        assert client.get("/draining").json() is False
+
+
+def test_files_of_tls_that_cannot_be_used_are_refused_at_the_start(tmp_path):
+    """Before the application is made: no PEM, another certificate's key, a key with a password."""
+    cert, key = certificate(tmp_path)
+    (tmp_path / "other").mkdir()
+    _, other_key = certificate(tmp_path / "other")
+    locked, text = tmp_path / "locked.key", tmp_path / "text"
+    text.write_text("no PEM")
+    plain = serialization.load_pem_private_key(key.read_bytes(), None)
+    password = serialization.BestAvailableEncryption(b"secret")
+    pkcs8 = serialization.PrivateFormat.PKCS8
+    locked.write_bytes(plain.private_bytes(serialization.Encoding.PEM, pkcs8, password))
+    for files in ((text, key), (cert, text), (cert, other_key), (cert, locked)):
+        with pytest.raises(ConfigError, match=r"cannot be used .*: TLS needs the files"):
+            serve_plain(dict, Settings(tls_cert=files[0], tls_key=files[1]), say=print)
 
 
 def test_tls_needs_both_files_and_no_ray(tmp_path):
