@@ -177,7 +177,9 @@ class Materializer:
     def _reader(self, shard_set: ShardSet) -> Reader:
         topics = frozenset(spec_of(event).topic for event in shard_set.plan.sources)
         name, handover = f"view {shard_set.plan.name}", self._handover or {}
-        return Reader(name, topics, shard_set.known(), handover, shard_set.reached())
+        known = shard_set.known()
+        unseen = frozenset(known.keys() - shard_set.positions().keys())
+        return Reader(name, topics, known, handover, shard_set.reached(), unseen)
 
     def expect(self, partitions: Sequence[str]) -> None:
         """Nothing to prepare: shards learn partitions from the batches."""
@@ -210,7 +212,7 @@ class Materializer:
         topic = spec_of(batch.event).topic
         positions = Positions({}, map(self._reader, self._sets))
         if is_live(batch.partition, topic):
-            refuse_topic_of_files([topic], positions)
+            refuse_topic_of_files([topic], positions, [batch.partition])
         else:
             refuse_files_of_topic(topic, [batch.partition], positions)
         met.add(batch.partition)

@@ -117,6 +117,7 @@ class KafkaSource(Source):
         self._listed_s = 0.0
         self._cursors: dict[tuple[str, int], _Cursor] = {}
         self._unfetched: set[tuple[str, int]] = set()
+        self._begun: set[tuple[str, int]] = set()
         self._looked_s = 0.0
         self._beyond_s: dict[tuple[str, int], float] = {}
         self._away = threading.Event()
@@ -168,7 +169,8 @@ class KafkaSource(Source):
             ConfigError: no start was given, and a reader of the positions was filled from files of a topic.
         """
         if self.start is None:
-            refuse_topic_of_files(self.topics, positions)
+            refuse_topic_of_files(self.topics, positions)  # before the broker is asked
+            refuse_topic_of_files(self.topics, positions, self.partitions())
         self._is_placed = True
         self._listed_s = time.monotonic()
         placed = [self._place(*key, positions) for key in self._owned(self.partitions())]
@@ -198,11 +200,15 @@ class KafkaSource(Source):
             self._away.clear()
             log.info("broker_back", bootstrap=self.bootstrap)
         arrival_us = wall_us()
-        # A partition that ends without a message gives one empty batch, which carries its end and offset.
+        # A partition that begins or ends without a message gives one empty batch, which carries its offset: a reader
+        # keeps where an idle one began, or "latest" would be a later moment after a restart, and skip events.
+        begun, self._begun = self._begun, set()
         return [
             self._batch(cursor, messages, arrival_us)
             for cursor in running
-            if (messages := fetched.get((cursor.topic, cursor.number))) or cursor.ended
+            if (messages := fetched.get((cursor.topic, cursor.number)))
+            or cursor.ended
+            or (cursor.topic, cursor.number) in begun
         ]
 
     def close(self) -> None:
@@ -222,6 +228,8 @@ class KafkaSource(Source):
         position = positions.get(name)
         if position is None:
             position = self._start_of(topic, number, low, high)
+            if not self._until_end:
+                self._begun.add((topic, number))
         if position < low:
             raise OffsetLostError(lost_offset(name, position, low=low))
         self._cursors[topic, number] = _Cursor(topic, number, position)

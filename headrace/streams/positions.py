@@ -6,7 +6,8 @@ dataflow modules, the plain loop, an author's own loop) hands the positions of i
 carry what each reader has read, and sources refuse in `seek`:
 
     read before                  to be read                         refused, unless
-    files of the topic, only     the topic, from its start          the start is given
+    files of the topic           partitions of the topic, from      the start is given, or a hand-over named them all
+                                 their start
     the topic                    plain files                        the user says they hold other events
     the topic up to offset n     an archive's rows                  they begin at n, and the topic follows after them
     neither                      both at once                       either of these is said
@@ -32,7 +33,7 @@ class Reader:
 
     `known`: partition -> the furthest next offset that any part of it has read. `handover`: partition of a topic -> the
     offset from which the topic will be read once history has been. `reached`: partition -> the next offsets of all its
-    parts, if they are not all the furthest.
+    parts, if they are not all the furthest. `unseen`: known partitions that not all of its parts have read.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Reader:
     known: Mapping[str, int]
     handover: Mapping[str, int] = field(default_factory=dict)
     reached: Reached = field(default_factory=dict)
+    unseen: frozenset[str] = frozenset()
 
     def of_topic(self, topic: str) -> tuple[list[str], list[str]]:
         """Known partitions of `topic`, sorted: those of the topic itself, and those of files."""
@@ -90,11 +92,16 @@ def is_live(partition: str, topic: str) -> bool:
     return partition.removeprefix(f"{topic}/").isdecimal()
 
 
-def refuse_topic_of_files(topics: Iterable[str], positions: Mapping[str, int]) -> None:
-    """Check a source that would read topics from their start because no start was given.
+def refuse_topic_of_files(
+    topics: Iterable[str], positions: Mapping[str, int], partitions: Collection[str] = ()
+) -> None:
+    """Check a source that would read `partitions` of topics from their start, where no offset and no start is known.
+
+    Partitions that an archive names no file of are read from their start: it holds nothing of them.
 
     Raises:
-        ConfigError: a reader was filled from files of a topic and has never read the topic itself.
+        ConfigError: a reader was filled from files of a topic, and does not know where the topic, or one of its
+            partitions, goes on.
     """
     for reader in _readers(positions):
         for topic in reader.topics.intersection(topics):
@@ -106,6 +113,21 @@ def refuse_topic_of_files(topics: Iterable[str], positions: Mapping[str, int]) -
                     "kafka://...?start=<offset, time or latest>, in Python KafkaSource(..., start=...), or "
                     "start=earliest if it holds none of them"
                 )
+            asked = {name for name in {*partitions, *live} if is_live(name, topic)}
+            if lacking := sorted((asked - {*live} | asked & reader.unseen) & _held_by(files, topic, asked)):
+                raise ConfigError(
+                    f"{reader.name} was filled from files ({files[0]}, {len(files)} in all) and does not know where "
+                    f"{lacking[0]} goes on ({len(lacking)} of the topic's partitions): from its start, events of the "
+                    "files would be counted again. Run the same backfill again, with a hand-over that names every "
+                    "partition (0: the files hold nothing of it), or say kafka://...?start=<offset, time or latest>, "
+                    "in Python KafkaSource(..., start=...); start=earliest if it was added since"
+                )
+
+
+def _held_by(files: Iterable[str], topic: str, partitions: Collection[str]) -> set[str]:
+    """Those of a topic's partitions whose events may be in files: archived ones name theirs, plain ones none."""
+    rows = [named_rows(topic, name.rpartition("/")[2]) for name in files]
+    return {*partitions} if None in rows else {each[0] for each in rows if each is not None}
 
 
 def refuse_files_of_topic(topic: str, partitions: Sequence[str], positions: Mapping[str, int]) -> None:

@@ -38,7 +38,7 @@ from headrace.settings import Settings
 from headrace.streams.positions import Positions, least_positions
 from headrace.streams.source import MergedSource
 from tests.forked import Forked
-from tests.turnstiles import FOLLOWED, START_US, Shelf, as_batch, passage_of, passages, views_of
+from tests.turnstiles import FOLLOWED, START_US, Shelf, as_batch, drain, passage_of, passages, views_of
 
 LOG = passages(600)
 
@@ -123,6 +123,60 @@ def test_a_topic_is_not_read_from_its_start_after_its_files(door, broker, event,
     if door is not DOORS["own loop without a seek"]:
         door(topic_of(broker, event, start="latest"), event, store)
         assert counted(store, event) == LOG.height
+
+
+@through_seeking_doors
+@pytest.mark.parametrize("lacks", ["a partition", "a partition in one shard"])
+def test_a_topic_is_not_read_where_a_hand_over_left_a_partition_out(door, lacks, broker, event, store, tmp_path):
+    """A hand-over that names the first partition of two, or one that ended between the shards of a cluster."""
+    LOG.write_parquet(tmp_path / "log.parquet")
+    by_loop(FileSource(tmp_path / "log.parquet", event), event, store)
+    plan, first, second = plan_of(views_of(event)[0]), f"{spec_of(event).topic}/0", f"{spec_of(event).topic}/1"
+    ends = {batch.partition: batch.next_offset for batch in drain(topic_of(broker, event))}
+    for shards, names in ((range(4), [first]), (range(3), [second] if lacks == "a partition in one shard" else [])):
+        begun = ShardSet(plan, store, shards)
+        begun.start_at({name: ends[name] for name in names})
+        begun.flush()
+    with pytest.raises(ConfigError, match=rf"does not know where {second} goes on \(1 of .* every partition"):
+        door(topic_of(broker, event), event, store)
+    assert counted(store, event) == LOG.height
+    by_loop(topic_of(broker, event, start="latest"), event, store)
+    door(topic_of(broker, event), event, store)
+    assert counted(store, event) == LOG.height
+
+
+def test_an_interrupted_hand_over_is_ended_by_the_same_backfill(broker, event, store, tmp_path):
+    """Some shards know where the topic goes on, the others do not: what the error says to do is right."""
+    archive = tmp_path / "archive"
+    loop.run(topic_of(broker, event), Intake((event,), dead_letters=Shelf()), [Archiver(archive)])
+    files = FileSource(archive, event)
+    by_loop(files, event, store)
+    ends, plan = files.ends(), plan_of(views_of(event)[0])
+    begun = ShardSet(plan, store, [0, 2])
+    begun.start_at(ends)
+    begun.flush()
+    with pytest.raises(ConfigError, match="Run the same backfill again"):
+        by_loop(topic_of(broker, event), event, store)
+    backfill(views_of(event)[:1], FileSource(archive, event), store, handover=ends, dead_letters=Shelf())
+    by_loop(topic_of(broker, event), event, store)
+    assert counted(store, event) == LOG.height
+
+
+def test_partitions_that_an_archive_holds_nothing_of_are_read_from_their_start(broker, event, store, tmp_path):
+    """A topic that grew after the archive had ended: its new partition needs no word."""
+    archive, topic = tmp_path / "archive", spec_of(event).topic
+    half = topic_of(broker, event)
+    half.seek({})
+    archiver, intake = Archiver(archive), Intake((event,), dead_letters=Shelf())
+    while not half.exhausted:
+        for batch in half.poll():
+            if batch.partition == f"{topic}/0":
+                archiver.apply(intake.decode(batch))
+    archiver.finish()
+    files = FileSource(archive, event)
+    backfill(views_of(event)[:1], files, store, handover=files.ends(), dead_letters=Shelf())
+    by_loop(topic_of(broker, event), event, store)
+    assert counted(store, event) == LOG.height
 
 
 @through_every_door

@@ -136,6 +136,28 @@ def test_shares_are_disjoint_and_whole(broker, topic):
         share.close()
 
 
+def test_a_partition_says_at_once_where_it_begins(broker, topic):
+    """
+    partition 1   |---- before ----|<- latest        |---- while away ----|<- latest, asked again
+                                    nothing comes, restart                  the events in between would be lost
+    """
+    create_topics(broker, {topic: 3})
+    send(broker, topic, 0, 300)
+    first = KafkaSource(broker, [topic], start="latest")
+    first.seek({f"{topic}/0": 100})
+    begun = {batch.partition: (len(batch.offsets), batch.next_offset) for batch in first.poll()}
+    first.close()
+    assert begun == {f"{topic}/1": (0, 100), f"{topic}/2": (0, 100)}
+    send(broker, topic, 300, 30)
+    again = KafkaSource(broker, [topic], start="latest")
+    again.seek({f"{topic}/0": 100} | {name: offset for name, (_, offset) in begun.items()})
+    found, deadline_s = [], time.monotonic() + 10
+    while len(found) < 30 and time.monotonic() < deadline_s:
+        found += numbers(again.poll())
+    again.close()
+    assert sorted(found) == list(range(300, 330))
+
+
 def test_until_end_stops_at_the_end_seen_at_the_start(broker, topic):
     create_topics(broker, {topic: 1})
     send(broker, topic, 0, 500, partitions=1)
