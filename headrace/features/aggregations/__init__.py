@@ -1,4 +1,4 @@
-"""The aggregations, one line each: this is the list that `headrace` and `headrace.features` take their names from."""
+"""All aggregations, one import each; `headrace` and `headrace.features` re-export this list."""
 
 from typing import TYPE_CHECKING
 
@@ -25,5 +25,5 @@ from headrace.features.aggregations.sums import Var as Var
 from headrace.features.aggregations.value_range import Range as Range
 from headrace.features.aggregations.vectors import VectorMean as VectorMean
 
-if not TYPE_CHECKING:  # type checkers follow the imports above and would take a computed list for none
+if not TYPE_CHECKING:  # type checkers use the imports above and treat a computed list as empty
     __all__ = sorted(name for name, value in globals().items() if isinstance(value, type))  # noqa: PLE0605

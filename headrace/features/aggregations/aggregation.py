@@ -1,10 +1,10 @@
-"""Aggregations as data: a class says what it keeps of an event and how it is read; `binder.py` does the rest.
+"""Declarative aggregations: a class states what to keep of each event and how to read it; `binder.py` binds it.
 
     aggregation                        state of an entity                       features
-    cells() or state() --------------> Ring:   a few cells a tile, merged -----> one value a window
-                                       Newest: the newest n events     -------> one list, or one value a window
-                                       Tally:  keys and counts a tile  -------> one or more values a window
-    combine()          --------------> nothing                         -------> made of features read before
+    cells() or state() --------------> Ring:   a few cells per tile, merged ---> one value per window
+                                       Newest: the newest n events     -------> one list, or one value per window
+                                       Tally:  keys and counts per tile -----> one or more values per window
+    combine()          --------------> nothing                         -------> computed from other features
 
 Most aggregations are a `Windowed` with `cells` and `read`: see aggregations/sums.py. The cells' algebra (init, update,
 merge) is in state/rings/cells.py.
@@ -31,22 +31,22 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, eq_default=False)
 def aggregation(cls: type[T]) -> type[T]:
-    """Class decorator of aggregations: a frozen dataclass whose constructor names wrong arguments and shows right ones.
+    """Class decorator for aggregations: a frozen dataclass whose constructor reports wrong arguments with an example.
 
-    Arguments are checked against their annotations when the view is made.
+    Argument types are checked against the annotations when the view is defined.
     """
     return declared(dataclass(frozen=True, slots=True, eq=False)(cls))
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Cells of one code of state/rings/cells.py, updated with every event that `where` admits.
+    """The cells of one code (see state/rings/cells.py), updated with every event that `where` admits.
 
     Attributes:
         code: ADD, MIN, MAX, FIRST, MOMENTS, DECAYED, INT_MIN or INT_MAX.
-        value: what an event brings: a column or expression, or ONE, or TIME, the event's time in microseconds.
+        value: the event's value: a column or expression, ONE, or TIME (the event time in microseconds).
         param: the code's parameter: the half-life of DECAYED in microseconds.
-        finite: a number that must be finite for the event to count here, beside `where`.
+        finite: a number that must also be finite for the event to count.
     """
 
     code: int
@@ -57,12 +57,12 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Merged cells of one window as n reads see them; `cells[k]` is number k of `values`, (n,).
+    """Merged cells of one window for n reads; `cells[k]` is column k of `values`, (n,).
 
     Attributes:
         values: (n, k) float64, in the order of the declared cells; a code with several cells has several columns.
-        now_us: (n,) int64, the moments of the reads.
-        window: the window to read; a state of all time is not limited to it.
+        now_us: (n,) int64, the times of the reads.
+        window: the window to read; the cells of an `of_all_time` state are not limited to it.
     """
 
     values: NDArray[np.float64]
@@ -75,7 +75,7 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """A list's or a tally's answers to n reads; `outputs` are the group's arrays, the rest is as in `Cells`."""
+    """Results of n reads of a list or tally: the group's arrays (`outputs`); other attributes as in `Cells`."""
 
     outputs: Outputs
     now_us: NDArray[np.int64]
@@ -84,9 +84,9 @@ class Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One feature of a state: `read` makes its column (n,) of the `Cells` or `Arrays` of n reads.
+    """One feature of a state: `read` turns the `Cells` or `Arrays` of n reads into its column (n,).
 
-    `suffix` is put behind the attribute's name; `width` is the most elements of a list.
+    `suffix` is appended to the attribute's name; `width` is the maximum length of a list.
     """
 
     dtype: str
@@ -97,12 +97,12 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """Cells in each tile of each window; equal cells of one view and window are kept once.
+    """Cells in each tile of each window. Equal cells of one view and window are stored once.
 
     Attributes:
         present: values that must not be null for an event to count.
         where: replaces the aggregation's own `where`.
-        of_all_time: keep one tile for ever, whatever the windows; `read` sees the window.
+        of_all_time: keep a single, permanent tile instead of one ring per window; `read` gets the window.
     """
 
     cells: Sequence[Cell]
@@ -114,13 +114,13 @@ class Ring:
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """The newest `n` events, some values of each; equal lists of one view are kept once.
+    """The given values of the newest `n` events. Equal lists of one view are stored once.
 
     Attributes:
         present: values that must not be null for an event to count.
         distinct: keep equal values once, at their newest event.
-        strict: leave out events at or after the moment of the read.
-        timed: `read` needs the events' times.
+        strict: exclude events at or after the time of the read.
+        timed: `read` needs the event times.
     """
 
     values: Sequence[Value]
@@ -134,12 +134,12 @@ class Newest:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Keys and their counts in each tile of each window, at most `keep`; see state/tallies.
+    """At most `keep` keys with their counts in each tile of each window; see state/tallies.
 
     Attributes:
-        key: what is counted.
+        key: the value to count.
         mode: DISTINCT, TOP or QUANTILE of state/tallies/read.py.
-        width: most keys that a read gives.
+        width: maximum number of keys a read returns.
         quantiles: for QUANTILE, from 0 to 1.
     """
 
@@ -155,57 +155,60 @@ State: TypeAlias = Ring | Newest | Tally
 
 
 class Types(Protocol):
-    """Types of an aggregation's values in the events of the view, each the same in all sources."""
+    """Types of an aggregation's values in the events of the view. A value has one type in all sources."""
 
     path: str
-    """`view shop · feature clicks`, for errors."""
+    """`view shop · feature clicks`, for error messages."""
 
     def dtype(self, value: Value) -> pl.DataType:
         """Polars type of a value.
 
         Raises:
-            DeclarationError: a column that a source lacks, or types that differ.
+            DeclarationError: a source lacks a column, or the sources' types differ.
         """
         ...
 
     def kind(self, value: Value) -> int:
-        """INT, FLOAT, TEXT or TIME of state/lists/update.py: how 64 bits keep the value.
+        """INT, FLOAT, TEXT or TIME of state/lists/update.py: how the value is encoded in 64 bits.
 
         Raises:
-            DeclarationError: as `dtype`, or it is none of these.
+            DeclarationError: as `dtype`, or the type has no such encoding.
         """
         ...
 
     def require_number(self, value: Value) -> None:
-        """Do nothing for numbers and truth values.
+        """Check that a value is a number or a boolean.
 
         Raises:
-            DeclarationError: as `dtype`, or it is no number.
+            DeclarationError: as `dtype`, or it is neither.
         """
         ...
 
     def span_us(self, role: str, span: str, *, looks_back: bool = False) -> int:
-        """Microseconds of a span such as "30d"; `role` is the argument's name, for errors.
+        """Microseconds of a span such as "30d"; `role` is the argument's name, for error messages.
 
         With `looks_back` the values need events of that span, so a view's ttl must not be shorter.
 
         Raises:
-            DeclarationError: it is no span.
+            DeclarationError: `span` is not a valid span.
         """
         ...
 
 
 class Aggregation:
-    """An attribute of a view that is kept for each entity, or made of such attributes."""
+    """An attribute of a view: state kept for each entity, or a combination of other attributes."""
 
     __slots__ = ()
 
     def problem(self) -> str | None:
-        """What is wrong with the arguments and what to write, if anything; types are checked before."""
+        """What is wrong with the arguments and what to write instead, None if they are valid.
+
+        Argument types have already been checked.
+        """
         return None
 
     def state(self, types: Types) -> State:  # noqa: ARG002
-        """What is kept, and the features read from it. Called once a view."""
+        """The state to keep, and the features read from it. Called once per view."""
         raise self._lacks("state", "what it keeps and the features read from it")
 
     def _lacks(self, method: str, purpose: str) -> DeclarationError:
@@ -214,13 +217,13 @@ class Aggregation:
 
 @aggregation
 class Windowed(Aggregation):
-    """Base of aggregations with one value a window; a subclass gives `cells` and `read`, or another `state`.
+    """Base of aggregations with one value per window. A subclass defines `cells` and `read`, or `state`.
 
     Args:
         windows: lengths such as ("10m", "24h"), or "lifetime"; one feature `<attribute>_<window>` each.
         where: a condition that events must meet, such as `col("action") == "click"`.
-        hop: step by which the windows' tails move; chosen by the length if left out.
-        source: event classes that count, of those that the view reads; all if left out.
+        hop: step by which the windows' tails move. By default it is chosen from the window's length.
+        source: event classes to count, among those that the view reads. By default all of them.
     """
 
     _: KW_ONLY
@@ -229,26 +232,27 @@ class Windowed(Aggregation):
     hop: str | None = None
     source: Source = None
     dtype: ClassVar[str] = "float"
-    """Type of the features: "float" with NaN for none, or "int"."""
+    """Type of the features: "float", where NaN means no value, or "int"."""
 
     def cells(self) -> Sequence[Cell]:
-        """What a tile keeps."""
+        """The cells of a tile."""
         raise self._lacks("cells", "what a tile keeps; or define `state`")
 
     def read(self, cells: Cells) -> Column | Maybe:  # noqa: ARG002
-        """The value (n,) of merged cells."""
+        """The values (n,) of merged cells."""
         raise self._lacks("read", "the value of merged cells")
 
     def state(self, types: Types) -> State:  # noqa: ARG002
-        """`cells` in every tile, `read` for every window."""
+        """A ring with `cells` in every tile, read by `read` for every window."""
         return Ring(self.cells(), (Output(self.dtype, self.read),))
 
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """A feature made of others: `read` makes its column of the features read before.
+    """A feature derived from others: `read` computes its column from the features read before it.
 
-    `uses` names those: a reader of this feature has no other computed. None: it may be any.
+    `uses` names the features it needs, so that a reader of this feature alone computes only those. None: it may use any
+    feature.
     """
 
     dtype: str
@@ -258,7 +262,7 @@ class Combined:
 
 
 class Combination(Aggregation):
-    """An attribute made of other features of the view when it is read: it keeps nothing."""
+    """An attribute computed from other features of the view at read time. It keeps no state."""
 
     __slots__ = ()
 
@@ -267,9 +271,11 @@ class Combination(Aggregation):
         path: str,  # noqa: ARG002
         features: Mapping[str, Sequence[Feature]],  # noqa: ARG002
     ) -> Sequence[Combined]:
-        """Its features; `features` are those of the view's other attributes, `path` names it in errors.
+        """Return the attribute's features.
+
+        `features` are those of the view's other attributes; `path` names this attribute in error messages.
 
         Raises:
-            DeclarationError: it names what the view lacks, or what does not fit.
+            DeclarationError: it names a feature that the view lacks or that has the wrong type.
         """
         raise self._lacks("combine", "its features")

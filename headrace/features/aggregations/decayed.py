@@ -1,7 +1,7 @@
 """DecayedCount and DecayedSum: every event counts, and its weight halves with each half-life.
 
-The value as of t is the sum of x * 2 ** (-(t - event_time) / half_life) over all events. Exact to float rounding in any
-order of events: the state is the sum as of the newest event's time.
+The value as of t is the sum of x * 2 ** (-(t - event_time) / half_life) over all events. The state is the sum as of the
+newest event's time, which is exact to float rounding in any order of events.
 """
 
 from dataclasses import KW_ONLY
@@ -17,7 +17,7 @@ from headrace.features.state.rings.cells import DECAYED, ONE
 
 @aggregation
 class DecayedCount(Aggregation):
-    """Number of events, each with a weight that halves with every `half_life`; float, 0 where none.
+    """Number of events, each with a weight that halves with every `half_life`; a float, 0 without events.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(recent=DecayedCount(half_life="30m"))
@@ -36,9 +36,9 @@ class DecayedCount(Aggregation):
 
 @aggregation
 class DecayedSum(Aggregation):
-    """Sum of a number, each with a weight that halves with every `half_life`; 0 where none.
+    """Sum of a number, each with a weight that halves with every `half_life`; a float, 0 without events.
 
-    Null, NaN and infinite values are left out.
+    Null, NaN and infinite values are ignored.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(recent=DecayedSum("value", half_life="30m"))
@@ -62,7 +62,7 @@ def _decayed(value: Value | int, half_life_us: int) -> Ring:
 
 
 def _read(half_life_us: int, cells: Cells) -> NDArray[np.float64]:
-    """The sum as of the newest event, decayed to the moment of the read."""
+    """Decay the sum as of the newest event to the time of the read."""
     newest_us, value, now_us = cells[0], cells[1], cells.now_us
     age_us = np.maximum(now_us - np.where(np.isinf(newest_us), now_us, newest_us), 0.0)
     return np.asarray(value * np.exp2(-age_us / float(half_life_us)), np.float64)

@@ -1,4 +1,4 @@
-"""Ratio: made of two other features when it is read; it keeps nothing."""
+"""Ratio: computed from two other features at read time, without state."""
 
 import difflib
 import math
@@ -18,9 +18,9 @@ from headrace.features.state.layout import Known
 class Ratio(Combination):
     """`part / whole` of two features of the view, for every window that both have.
 
-    With `prior=(alpha, beta)` it is the mean of a Beta(alpha, beta) prior after `part` successes in `whole` trials,
-    (part + alpha) / (whole + alpha + beta): few events stay near alpha / (alpha + beta). Without one it is none where
-    `whole` is 0.
+    With `prior=(alpha, beta)` it is the posterior mean of a Beta(alpha, beta) prior after `part` successes in `whole`
+    trials, (part + alpha) / (whole + alpha + beta), which stays near alpha / (alpha + beta) while there are few events.
+    Without a prior it is null where `whole` is 0.
 
     >>> from headrace import Count, col
     >>> from headrace.features.aggregations.example import read_at_noon
@@ -37,16 +37,16 @@ class Ratio(Combination):
     prior: tuple[float, float] = (0.0, 0.0)
 
     def problem(self) -> str | None:
-        """A prior that is negative or not finite."""
+        """Report a prior that is negative or not finite."""
         if all(0 <= weight < math.inf for weight in self.prior):
             return None
         return f"prior={self.prior}; both must be 0 or more, and finite"
 
     def combine(self, path: str, features: Mapping[str, Sequence[Feature]]) -> Sequence[Combined]:
-        """One feature a common window.
+        """One feature per common window.
 
         Raises:
-            DeclarationError: a feature that the view lacks or that is no number, or no common window.
+            DeclarationError: a feature does not exist or is not a number, or there is no common window.
         """
         parts, wholes = _numbers(path, features, self.part), _numbers(path, features, self.whole)
         common = [window for window in parts if window in wholes]
@@ -64,7 +64,7 @@ class Ratio(Combination):
 
 
 def _numbers(path: str, features: Mapping[str, Sequence[Feature]], name: str) -> dict[str | None, Feature]:
-    """Features of attribute `name` by window."""
+    """Features of attribute `name`, by window."""
     if name not in features:
         near = difflib.get_close_matches(name, features, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""Distinct: the number of different values."""
+"""Distinct: the number of distinct values."""
 
 from dataclasses import KW_ONLY
 
@@ -12,15 +12,15 @@ from headrace.features.state.tallies.read import DISTINCT
 
 @aggregation
 class Distinct(Windowed):
-    """Number of different values that are not null; int.
+    """Number of distinct non-null values; an int.
 
-    Exact while no hop of the window brings more than `keep` different values. Of a fuller hop the `keep` values with
-    the smallest hashes are kept, and the number is estimated from the values of all hops whose hashes are as small: a
-    standard error of 1 / sqrt(keep - 2) at most, 9 % for 128, 3 % for 1024 (Beyer et al. 2007, "On synopses for
+    Exact as long as no hop of the window has more than `keep` distinct values. A fuller hop keeps the `keep` values
+    with the smallest hashes, and the number is estimated from the values of all hops whose hashes are as small. The
+    standard error is at most 1 / sqrt(keep - 2): 9 % for 128, 3 % for 1024 (Beyer et al. 2007, "On synopses for
     distinct-value estimation under multiset operations", sections 3.3 and 4).
 
-    An entity takes 24 bytes of memory for each value in each hop of the window, at most `keep` of them, and up to as
-    much again to grow; in Redis what the values take: texts as they are, numbers some bytes each.
+    An entity takes 24 bytes of memory for each value in each hop of the window, at most `keep` per hop, and up to as
+    much again as room to grow. In Redis it takes the size of the values: texts as they are, a few bytes per number.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(states=Distinct("state", windows="1h"))
@@ -32,7 +32,7 @@ class Distinct(Windowed):
     keep: int = 128
 
     def state(self, types: Types) -> Tally:  # noqa: ARG002
-        """The different values of each tile."""
+        """The distinct values of each tile."""
         return Tally(self.value, DISTINCT, self.keep, (Output("int", _read),))
 
 

@@ -1,9 +1,9 @@
-"""The events of the aggregations' doctests: measurements of one sensor, read at noon.
+"""Example events for the doctests of aggregations: measurements of one sensor, read at noon.
 
 at      state  value  position
 10:30   on     4.0    [2.0, 0.0]
 11:10   off    2.0    [0.0, 2.0]
-11:30   on     none   [4.0, 4.0]
+11:30   on     null   [4.0, 4.0]
 11:50   on     5.0    [0.0, 0.0]
 """
 
@@ -23,7 +23,7 @@ _MINUTES = (630, 670, 690, 710)
 
 
 class Measurement(Event, topic="measurements", key="sensor", time="at", id="number"):  # type: ignore[metaclass]
-    """What a sensor measured."""
+    """A measurement of one sensor."""
 
     number: int
     sensor: int
@@ -34,7 +34,7 @@ class Measurement(Event, topic="measurements", key="sensor", time="at", id="numb
 
 
 def read_at_noon(**features: Aggregation | pl.Expr) -> dict[str, Any]:
-    """Values of a view's features, declared as `name=aggregation`, for the sensor as of 12:00."""
+    """Return the features `name=aggregation` of the sensor as of 12:00."""
     view = type("Sensor", (FeatureView,), features, source=Measurement, entity="sensor")
     plan = plan_of(view)
     slab = Slab(plan)

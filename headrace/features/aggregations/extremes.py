@@ -1,7 +1,7 @@
-"""Min and Max of a number; null, NaN and infinite values are left out.
+"""Min and Max of a number, ignoring null, NaN and infinite values.
 
-Whole numbers and truth values are kept as 64-bit integers, so that the answer is one of the values, to the last digit;
-other numbers as float64.
+Integers and booleans are stored as 64-bit integers, so the result is one of the values to the last digit. Other numbers
+are stored as float64.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ from headrace.features.state.rings.cells import INT_MAX, INT_MIN, MAX, MIN
 
 @aggregation
 class Min(Windowed):
-    """Smallest value, an int of whole numbers, else a float; none where no event has one.
+    """Smallest value; an int for integers and booleans, else a float; null if no event has a value.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(low=Min("value", windows="1h"))
@@ -32,7 +32,7 @@ class Min(Windowed):
 
 @aggregation
 class Max(Windowed):
-    """Largest value, an int of whole numbers, else a float; none where no event has one.
+    """Largest value; an int for integers and booleans, else a float; null if no event has a value.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(high=Max("value", windows=("15m", "lifetime")))
@@ -58,7 +58,7 @@ def _read(cells: Cells) -> NDArray[np.float64]:
 
 
 def _read_whole(cells: Cells) -> Maybe:
-    """The two halves of an integer, see state/rings/cells.py."""
+    """Integers from their two halves, see state/rings/cells.py."""
     empty = np.isinf(cells[0])
     upper, lower = np.where(empty[:, None], 0.0, cells.values).astype(np.int64).T
     return Maybe((upper << 32) + lower, empty)

@@ -1,4 +1,4 @@
-"""TopK and CountBy: how often each value came."""
+"""TopK and CountBy: how often each value occurred."""
 
 from dataclasses import KW_ONLY
 from functools import partial
@@ -17,17 +17,18 @@ from headrace.features.state.tallies.read import TOP
 class TopK(Windowed):
     """The `k` most frequent values and their counts, as two lists: `<name>_<window>` and `<name>_count_<window>`.
 
-    The most frequent value is first; equal counts are in a fixed order: numbers ascending, texts by their hashes. Exact
-    while no hop of the window brings more than `keep` different values. Of a fuller hop `keep` values are known, a
-    sample in which one with a share s of the hop's events is with a probability of at least 1 - exp(-s * keep / 2), for
-    a share of 5 % and 128: 96 %, and it needs to be in one hop of the window only; how often they came is estimated by
-    a sketch, to within 1 / keep of the events of the fuller hops nearly always, mostly to much less
-    (tallies/count_sketch.py). So let `keep`, up to 4096, be what a hop mostly brings, or some times 1 / s of the least
-    share that matters.
+    The most frequent value is first. Values with equal counts are in a fixed order: numbers ascending, texts by their
+    hashes. The result is exact as long as no hop of the window has more than `keep` distinct values.
 
-    An entity takes 24 bytes of memory for each value in each hop of the window, 72 for each of `keep` in fuller hops,
-    and up to as much again to grow; in Redis what the values take, texts as they are and numbers some bytes each, a
-    byte or two for the count of each, and in fuller hops 4 to 8 bytes for each of `keep`.
+    A fuller hop keeps a sample of `keep` values. A value with a share s of the hop's events is in the sample with a
+    probability of at least 1 - exp(-s * keep / 2), which is 96 % for a share of 5 % and keep=128, and it needs to be in
+    the sample of only one hop of the window. Counts are then estimated by a sketch (tallies/count_sketch.py); the error
+    is almost always below 1 / keep of the events of the fuller hops, and usually much smaller. Set `keep`, up to 4096,
+    to the number of values that a hop usually has, or to several times 1 / s for the smallest share s that matters.
+
+    An entity takes 24 bytes of memory for each value in each hop of the window, 72 bytes times `keep` in fuller hops,
+    and up to as much again as room to grow. In Redis it takes the size of the values (texts as they are, a few bytes
+    per number), a byte or two for each count, and in fuller hops 4 to 8 bytes times `keep`.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(top=TopK("state", k=1, windows="lifetime"))
@@ -40,7 +41,7 @@ class TopK(Windowed):
     keep: int = 128
 
     def problem(self) -> str | None:
-        """`k` outside of 1 to `keep`."""
+        """Report a `k` outside of 1 to `keep`."""
         return None if 1 <= self.k <= self.keep else f"k={self.k}; write 1 to keep={self.keep}"
 
     def state(self, types: Types) -> Tally:
@@ -50,9 +51,9 @@ class TopK(Windowed):
 
 @aggregation
 class CountBy(Windowed):
-    """How often each value came: the values and their counts, two lists `<name>_<window>` and `<name>_count_<window>`.
+    """All values and their counts, as two lists: `<name>_<window>` and `<name>_count_<window>`.
 
-    It is `TopK` of all `keep` values, with its bounds and its order.
+    Equivalent to `TopK` with `k=keep`, with the same order and the same error bounds in fuller hops.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(states=CountBy("state", windows="lifetime"))

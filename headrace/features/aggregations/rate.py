@@ -1,4 +1,4 @@
-"""Rate: events, or a sum, a second."""
+"""Rate: events, or the sum of a value, per second."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from headrace.features.windows import LIFETIME, SECOND_US
 
 @aggregation
 class Rate(Windowed):
-    """Events a second, or with `value` its sum a second; a float, 0 where none.
+    """Events per second, or with `value` its sum per second; a float, 0 without events.
 
     It is `Count` or `Sum` divided by the window's declared length, so a window of "1h" divides by 3600 from its first
-    event on. "lifetime" has no length and is refused.
+    event on. "lifetime" has no length and raises an error.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(per_s=Rate(windows="1h"), value_per_s=Rate("value", windows="1h"))
@@ -26,7 +26,7 @@ class Rate(Windowed):
     value: Value | None = None
 
     def problem(self) -> str | None:
-        """A window without a length."""
+        """Report a window without a length."""
         windows = (self.windows,) if isinstance(self.windows, str) else self.windows
         return f'windows={self.windows!r}; write lengths such as "1h"' if LIFETIME in windows else None
 
@@ -35,5 +35,5 @@ class Rate(Windowed):
         return (Cell(ADD, ONE if self.value is None else self.value),)
 
     def read(self, cells: Cells) -> NDArray[np.float64]:
-        """The sum over the window's length in seconds."""
+        """The sum divided by the window's length in seconds."""
         return cells[0] / (cells.window.window_us / SECOND_US)

@@ -1,10 +1,10 @@
 """First, Last, LastN, Sequence, TimeSince: the oldest and newest events.
 
-Events are ordered by (event time, event id, values), so which one is last never depends on the order of arrival. Values
-are numbers, texts or times. Events whose value is null are left out; a null float inside a Sequence is NaN.
+Events are ordered by (event time, event id, values), so the last event does not depend on the order of arrival. Values
+are numbers, texts or times. Events whose value is null are ignored; a null float inside a Sequence is NaN.
 
-First, LastN and Sequence leave out events at or after the moment of the read. Last and TimeSince give the newest event
-that was applied, even if it is not before that moment: the read's status is "ahead" then.
+First, LastN and Sequence exclude events at or after the time of the read. Last and TimeSince use the newest event
+applied, even if it is not before that time; the read's status is then "ahead".
 """
 
 from dataclasses import KW_ONLY
@@ -35,7 +35,7 @@ from headrace.features.windows import SECOND_US
 
 @aggregation
 class _OfAllTimeOrWindows(Aggregation):
-    """Without `windows` one feature of all time, named as the attribute; else one a window."""
+    """Without `windows` one feature over all time, named like the attribute; otherwise one per window."""
 
     _: KW_ONLY
     windows: Windows | None = None
@@ -46,7 +46,7 @@ class _OfAllTimeOrWindows(Aggregation):
 
 @aggregation
 class First(_OfAllTimeOrWindows):
-    """Value of the oldest event, of all time or of each window.
+    """Value of the oldest event, over all time or in each window.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(first=First("value"), windowed=First("value", windows="1h"))
@@ -64,7 +64,7 @@ class First(_OfAllTimeOrWindows):
 
 @aggregation
 class Last(_OfAllTimeOrWindows):
-    """Value of the newest event, of all time or of each window.
+    """Value of the newest event, over all time or in each window.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(last=Last("value"), state=Last("state", windows="5m"))
@@ -84,7 +84,8 @@ class Last(_OfAllTimeOrWindows):
 class LastN(Aggregation):
     """The `n` newest values, newest first.
 
-    `distinct` keeps each value once, at its newest occurrence; `within` ("30d") leaves out what is older when read.
+    `distinct` keeps each value once, at its newest occurrence. `within` ("30d") excludes values older than that at the
+    time of the read.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(recent=LastN("value", n=2), states=LastN("state", n=5, distinct=True))
@@ -110,10 +111,10 @@ class LastN(Aggregation):
 
 @declared
 class Sequence(Aggregation):
-    """The `n` newest events in order of time, some values of each.
+    """The given values of the `n` newest events, oldest event first.
 
     Features are `<name>_<value>`, or `<name>` for a single value. Values are column names or expressions (named by
-    `.alias`). `within` ("30d") leaves out what is older when read.
+    `.alias`). `within` ("30d") excludes events older than that at the time of the read.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(trail=Sequence("state", "value", n=2))
@@ -135,7 +136,7 @@ class Sequence(Aggregation):
         self.source = source
 
     def problem(self) -> str | None:
-        """No values."""
+        """Report a sequence without values."""
         return None if self.values else f'no values; write Sequence("column", ..., n={self.n})'
 
     def state(self, types: Types) -> Newest:
@@ -157,7 +158,7 @@ class Sequence(Aggregation):
 
 @aggregation
 class TimeSince(_OfAllTimeOrWindows):
-    """Seconds since the newest event, of all time or of each window; none where there is none.
+    """Seconds since the newest event, over all time or in each window; null without an event.
 
     >>> from headrace import col
     >>> from headrace.features.aggregations.example import read_at_noon
@@ -175,14 +176,14 @@ def _within_us(types: Types, within: str | None) -> int | None:
 
 
 def _typed(bits: NDArray[np.int64], kind: int, empty: NDArray[np.bool_]) -> Column | Maybe:
-    """Bits (n,) as values of their kind."""
+    """Decode bits (n,) as values of `kind`."""
     if kind == FLOAT:
         return np.where(empty, np.nan, np.ascontiguousarray(bits).view(np.float64))
     return Maybe(np.where(empty, 0, bits), empty)
 
 
 def _read_first(kind: int, cells: Cells) -> Column | Maybe:
-    """The oldest event's value; none if that event is not before the moment of the read."""
+    """The oldest event's value; null if that event is not before the time of the read."""
     empty = np.asarray(cells[0] >= cells.now_us)
     high, low = np.where(empty[:, None], 0.0, cells.values[:, 3:5]).astype(np.int64).T
     return _typed((high << 32) | low, kind, empty)
@@ -201,7 +202,7 @@ def _read_since(cells: Cells) -> NDArray[np.float64]:
 
 
 def _lengths(within_us: int | None, newest: Arrays) -> NDArray[np.int64]:
-    """Number (n,) of elements that are not too old; they are the first of each row, newest first."""
+    """Number (n,) of elements within the span. Rows are newest first, so these are the first of each row."""
     times, _, counts, *_ = newest.outputs
     if within_us is None:
         return counts
@@ -210,7 +211,7 @@ def _lengths(within_us: int | None, newest: Arrays) -> NDArray[np.int64]:
 
 
 def _read_list(within_us: int | None, kind: int, column: int, newest: Arrays, *, reverses: bool) -> Lists:
-    """Value number `column` of each list, newest first, or oldest first if `reverses`."""
+    """The values in `column` of each list, newest first, or oldest first if `reverses`."""
     lengths = _lengths(within_us, newest)
     bits = read_lists(newest.outputs, column, lengths, reverses=reverses)
     return Lists(bits.view(np.float64) if kind == FLOAT else bits, lengths)

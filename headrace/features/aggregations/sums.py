@@ -1,7 +1,7 @@
-"""Count, Sum, Mean, Var, Std: cells that add up.
+"""Count, Sum, Mean, Var, Std: aggregations by addition.
 
-Null, NaN and infinite values are left out by all but Count, as SQL leaves out null. Counts and sums of whole numbers
-are exact below 2**53; float sums depend on the order of events in their last bits (1e-9 relative).
+All but Count ignore null, NaN and infinite values, as SQL ignores null. Counts and sums of integers are exact below
+2**53; the last bits of float sums depend on the order of events (1e-9 relative).
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from headrace.features.state.rings.cells import ADD, MOMENTS
 
 @aggregation
 class Count(Windowed):
-    """Number of events; int, 0 where none.
+    """Number of events; an int, 0 without events.
 
     >>> from headrace import col
     >>> from headrace.features.aggregations.example import read_at_noon
@@ -39,7 +39,7 @@ class Count(Windowed):
 
 @aggregation
 class Sum(Windowed):
-    """Sum of a number, a float; 0 where none. Sums of whole numbers are exact up to 2**53.
+    """Sum of a number; a float, 0 without events. Sums of integers are exact up to 2**53.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(total=Sum("value", windows="1h"))
@@ -59,7 +59,7 @@ class Sum(Windowed):
 
 @aggregation
 class Mean(Windowed):
-    """Mean of a number; none where no event has one.
+    """Mean of a number; null if no event has a value.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(mean=Mean("value", windows="1h"))
@@ -73,13 +73,13 @@ class Mean(Windowed):
         return Cell(ADD, self.value), Cell(ADD, finite=self.value)
 
     def read(self, cells: Cells) -> NDArray[np.float64]:
-        """Sum over count."""
+        """Sum divided by count."""
         return _divided(cells[0], cells[1])
 
 
 @aggregation
 class Var(Windowed):
-    """Variance of a number, divided by count - `ddof`; none where too few events have one.
+    """Variance of a number, with divisor count - `ddof`; null if too few events have a value.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(var=Var("value", windows="1h"))
@@ -91,7 +91,7 @@ class Var(Windowed):
     ddof: int = 1
 
     def problem(self) -> str | None:
-        """A negative `ddof`."""
+        """Report a negative `ddof`."""
         return f"ddof={self.ddof}; write 0 or 1" if self.ddof < 0 else None
 
     def cells(self) -> Sequence[Cell]:
@@ -99,13 +99,13 @@ class Var(Windowed):
         return (Cell(MOMENTS, self.value),)
 
     def read(self, cells: Cells) -> NDArray[np.float64]:
-        """Squared deviations over count - ddof."""
+        """Sum of squared deviations divided by count - ddof."""
         return _divided(cells[2], cells[0] - self.ddof)
 
 
 @aggregation
 class Std(Var):
-    """Standard deviation of a number, the root of `Var`.
+    """Standard deviation of a number, the square root of `Var`.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(std=Std("value", windows="1h", ddof=0))
@@ -113,12 +113,12 @@ class Std(Var):
     """
 
     def read(self, cells: Cells) -> NDArray[np.float64]:
-        """The root of squared deviations over count - ddof."""
+        """The square root of the variance."""
         return np.sqrt(Var.read(self, cells))
 
 
 def _divided(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Part / whole, NaN where whole is not positive: (n,)."""
+    """Quotient (n,) of `part` and `whole`, NaN where `whole` is not positive."""
     out = np.full(len(part), np.nan)
     np.divide(part, whole, out=out, where=whole > 0)
     return out

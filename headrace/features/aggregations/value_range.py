@@ -1,4 +1,4 @@
-"""Range: the distance between the smallest and the largest value."""
+"""Range: the difference between the largest and the smallest value."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from headrace.features.state.rings.cells import MAX, MIN
 
 @aggregation
 class Range(Windowed):
-    """Largest value minus smallest value, a float; none where no event has a value.
+    """Largest value minus smallest value; a float, null if no event has a value.
 
-    Null, NaN and infinite values are left out.
+    Null, NaN and infinite values are ignored.
 
     >>> from headrace.features.aggregations.example import read_at_noon
     >>> read_at_noon(spread=Range("value", windows="1h"))

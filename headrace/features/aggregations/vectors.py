@@ -17,9 +17,9 @@ DIM_MAX = 1_024
 
 @aggregation
 class VectorMean(Windowed):
-    """Mean of vectors of `dim` numbers, element by element; an empty list where no event has one.
+    """Element-wise mean of vectors of `dim` numbers; an empty list if no event has a vector.
 
-    Vectors that are null, of another length, or with an element that is null or not finite are left out. An entity
+    Vectors that are null, have another length, or have an element that is null or not finite are ignored. An entity
     takes 8 * (dim + 1) bytes of memory for each tile of a window.
 
     >>> from headrace.features.aggregations.example import read_at_noon
@@ -32,14 +32,14 @@ class VectorMean(Windowed):
     dim: int
 
     def problem(self) -> str | None:
-        """`dim` outside of 1 to 1024."""
+        """Report a `dim` outside of 1 to 1024."""
         return None if 1 <= self.dim <= DIM_MAX else f"dim={self.dim}; write 1 to {DIM_MAX}"
 
     def state(self, types: Types) -> Ring:
-        """The count of whole vectors and the sum of each element.
+        """The count of complete vectors and the sum of each element.
 
         Raises:
-            DeclarationError: the value is no list of numbers.
+            DeclarationError: the value is not a list of numbers.
         """
         vector, dtype = as_expr(self.value), types.dtype(self.value)
         inner = getattr(dtype, "inner", None)
@@ -57,7 +57,7 @@ class VectorMean(Windowed):
 
 
 def _read(cells: Cells) -> Lists:
-    """Sums over the count, as lists of dim numbers."""
+    """Sums divided by the count, as lists of dim numbers."""
     counts, sums = cells.values[:, :1], cells.values[:, 1:]
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     return Lists(means, np.where(counts[:, 0] > 0, means.shape[1], 0).astype(np.int64))
