@@ -1,7 +1,7 @@
-"""The result of a read: a numeric column for each feature, or a frame.
+"""The result of a read: a numeric column for each feature, or a data frame.
 
 `found` marks entities that have a record, `age_us` is the age of its newest event, `ahead` marks records whose newest
-event is not before the moment of the read, `empty` marks integer values that stand for "none".
+event is not before the time of the read, and `empty` marks integer values that stand for "no value".
 """
 
 from collections.abc import Callable
@@ -23,10 +23,13 @@ NEVER = EMPTY
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One value of a view.
+    """A feature of a view.
 
-    `dtype` is int, float, text, time, or list[...] of these; `declared` the attribute of the view that it comes from;
-    `window` as written, None where there is none; `width` the most elements of a list, 0 for a single value.
+    Attributes:
+        dtype: int, float, text, time, or list[...] of these.
+        declared: the attribute of the view that declares it.
+        window: the window as written, None without a window.
+        width: maximum length of a list, 0 for a single value.
     """
 
     name: str
@@ -42,7 +45,7 @@ class Feature:
 class Lists:
     """Lists of up to N elements: values (n, N) int64 or float64, zero beyond lengths (n,) int64.
 
-    Or values (sum of lengths,), list after list, as they go into a frame.
+    Contiguous lists have values (sum of lengths,) instead, list after list, as a data frame stores them.
     """
 
     values: NDArray[np.int64] | NDArray[np.float64]
@@ -51,7 +54,7 @@ class Lists:
 
 @dataclass(frozen=True, slots=True)
 class Maybe:
-    """Integer values (n,) that may be absent: `empty` (n,) marks where; the value there is 0."""
+    """Integer values (n,) that may be missing: `empty` (n,) marks those, and their value is 0."""
 
     values: NDArray[np.int64]
     empty: NDArray[np.bool_]
@@ -69,11 +72,11 @@ class Answer:
             hashes (`hash_text`), times int64 microseconds.
         found: (n,) whether the entity has a record.
         age_us: (n,) int64 now - newest event time, at least 0; -1 where not found.
-        ahead: (n,) whether the record holds an event at or after now. Values that keep no times of single events
-            (counts, sums, extremes, frequencies, Last, decayed sums) may have taken it in, and windows may lack their
+        ahead: (n,) whether the record holds an event at or after now. Features that keep no times of single events
+            (counts, sums, extremes, frequencies, Last, decayed sums) may include it, and windows may lack their
             oldest hop.
         features: the declarations, in the order of `columns`.
-        empty: int64 feature name -> (n,) where its 0 means "no value", for those that can be absent.
+        empty: int64 feature name -> (n,) whether its 0 means "no value", for features that can be missing.
     """
 
     columns: dict[str, Column]
@@ -92,7 +95,10 @@ class Answer:
         return np.where(self.found, self.age_us / 1e6, np.nan)
 
     def to_polars(self, prefix: str = "") -> pl.DataFrame:
-        """A frame of n rows, columns named prefix + feature name; texts resolved, times as UTC, null where no value."""
+        """A data frame of n rows, with columns named prefix + feature name.
+
+        Text hashes become texts, times are in UTC, and missing values are null.
+        """
         return pl.DataFrame(
             [
                 column_series(
@@ -104,10 +110,10 @@ class Answer:
 
 
 def column_series(name: str, dtype: str, column: Column, empty: NDArray[np.bool_] | None) -> pl.Series:
-    """A column (n,) as a series of `dtype`, one of `Feature.dtype`, with null where there is no value."""
+    """Convert a column (n,) to a series; `dtype` is a `Feature.dtype`, and missing values become null."""
     if isinstance(column, Lists):
         return _list_series(name, dtype.removeprefix("list[").removesuffix("]"), column)
-    # Built from buffers: `fill_nan`, `when` and `fill_null` each start Polars' engine, 0.1 ms a column (measured).
+    # Built from buffers: `fill_nan`, `when` and `fill_null` each start Polars' engine, 0.1 ms per column (measured).
     if empty is None or not empty.any():
         return _TYPED[dtype](column).alias(name)
     if dtype == "text":

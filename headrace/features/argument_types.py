@@ -1,4 +1,4 @@
-"""Checks of a declaration's arguments against the signature of its class: names and types.
+"""Check the arguments of a declaration against the signature of its class: names and types.
 
 class UserActivity(FeatureView, source=Engagement, entity="user_id"):
 recent = LastN("item_id")        class UserActivity · feature recent: LastN: argument n is missing; write ...
@@ -59,7 +59,7 @@ _EXAMPLES = {
     "event": "SomeEvent",
     "within": '"10m"',
 }
-"""Values of arguments in the examples of errors."""
+"""Argument values in the examples of error messages."""
 
 T = TypeVar("T", bound=type)
 
@@ -67,7 +67,7 @@ T = TypeVar("T", bound=type)
 def declared(cls: T) -> T:
     """Class decorator: a constructor called with wrong arguments raises a `DeclarationError` with an example.
 
-    The error names the class and the attribute whose line calls the constructor, where that can be seen.
+    If called in a class body, the error names that class and the attribute assigned on the calling line.
     """
     init, signature = cls.__init__, inspect.signature(cls)  # type: ignore[misc]
 
@@ -87,7 +87,7 @@ def declared(cls: T) -> T:
 
 
 def _place(frame: types.FrameType) -> str:
-    """`class X · feature y: ` of the line of a class body that a frame is at, as far as is known."""
+    """`class X · feature y: ` for the current line of a frame; "" if the frame is not a class body."""
     owner = frame.f_locals.get("__qualname__")
     if owner is None:
         return ""
@@ -96,7 +96,7 @@ def _place(frame: types.FrameType) -> str:
 
 
 def _wrong(exc: TypeError, given: Iterable[str], signature: inspect.Signature) -> str:
-    """What `Signature.bind` found; first of all an argument given by a name that there is not, with the nearest one."""
+    """Describe the error of `Signature.bind`: an unknown argument with the closest name, else a missing one."""
     unknown = [name for name in given if name not in signature.parameters]
     missing = re.search(r"missing a required (?:keyword-only )?argument: '(\w+)'", str(exc))
     if unknown:
@@ -107,7 +107,7 @@ def _wrong(exc: TypeError, given: Iterable[str], signature: inspect.Signature) -
 
 
 def _example(name: str, signature: inspect.Signature) -> str:
-    """A call with all that is required."""
+    """A call with all required arguments."""
     words = []
     for parameter in sorted(signature.parameters.values(), key=lambda parameter: parameter.name == "windows"):
         value = _EXAMPLES.get(parameter.name, "...")
@@ -121,10 +121,10 @@ def _example(name: str, signature: inspect.Signature) -> str:
 
 
 def check_arguments(path: str, aggregation: object) -> None:
-    """Check each argument against the annotation in the signature; `path` is named in errors.
+    """Check each argument against its annotation in the signature; `path` locates it in error messages.
 
     Raises:
-        DeclarationError: one is not; says what was found and what to write.
+        DeclarationError: an argument does not match; the message says what was given and what to write.
     """
     kind: Any = type(aggregation)
     for parameter in _parameters(kind).values():
@@ -161,15 +161,15 @@ def _fits(value: Any, annotation: Any) -> bool:
             and len(value) == len(arguments)
             and all(_fits(item, each) for item, each in zip(value, arguments, strict=True))
         )
-    if origin is Sequence:  # a text is a sequence of texts, and never meant as one
+    if origin is Sequence:  # a str is a sequence of str, but never meant as one
         return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(x, arguments[0]) for x in value)
     if annotation in (int, float):
         return not isinstance(value, bool) and isinstance(value, int if annotation is int else int | float)
-    return not isinstance(annotation, type) or isinstance(value, annotation)  # None is here as its type
+    return not isinstance(annotation, type) or isinstance(value, annotation)  # an annotation None arrives as NoneType
 
 
 def _accepted(name: str, annotation: Any) -> str:
-    """What the argument accepts, in words; None is not mentioned, since it is always a default."""
+    """Describe what the argument accepts. None is not mentioned, since it is always a default."""
     if name in _ACCEPTED_BY_NAME:
         return _ACCEPTED_BY_NAME[name]
     for known, words in _ACCEPTED:

@@ -1,7 +1,8 @@
-"""From a declared aggregation to columns, groups and readings of its view: the only interpreter of aggregations.
+"""Bind declared aggregations to the columns, groups and readings of their view.
 
-`bind` checks the arguments, asks the aggregation for its state (aggregations/aggregation.py), and adds to the builder
-the event columns that its values become, the cells, list or tallies that are kept, and one reading a feature.
+`bind` checks the arguments, gets the aggregation's state (aggregations/aggregation.py), and adds to the builder the
+event columns of its values, the cells, list or tallies to keep, and one reading per feature. No other module interprets
+aggregations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ from headrace.features.windows import LIFETIME, SECOND_US, Window, parse_span_s,
 from headrace.schemas import Event, spec_of
 
 ELEMENTS_MAX = 10_000
-"""Elements of a list."""
+"""Maximum elements of a list."""
 _CAST = {INT: pl.Int64(), FLOAT: pl.Float64(), TEXT: pl.String(), TIME_KIND: pl.Datetime("us")}
 _EVENT_VALUES = {ONE: "1", TIME: "time"}
 
@@ -53,8 +54,8 @@ def bind(builder: LayoutBuilder, name: str, aggregation: Aggregation) -> None:
     """Add one attribute of a view.
 
     Raises:
-        DeclarationError: an argument of another type than the aggregation declares, what its own rules refuse, or a
-            feature name that is taken.
+        DeclarationError: an argument has the wrong type or breaks the aggregation's own rules, or a feature name is
+            taken.
     """
     builder.add_readings(name, Binder(builder, name, aggregation).readings())
 
@@ -63,7 +64,7 @@ def bind_expressions(builder: LayoutBuilder, declared: Mapping[str, pl.Expr]) ->
     """Add attributes that are expressions over other features and the request.
 
     Raises:
-        DeclarationError: what an expression may not be, or a feature name that is taken.
+        DeclarationError: an expression is invalid, or a feature name is taken.
     """
     expressions = Expressions(builder.view, builder.request)
     for name in expressions.in_order(declared):
@@ -72,7 +73,7 @@ def bind_expressions(builder: LayoutBuilder, declared: Mapping[str, pl.Expr]) ->
 
 
 class Binder:
-    """Binds one attribute; `Types` of its aggregation."""
+    """Binds one attribute, and implements `Types` for its aggregation."""
 
     def __init__(self, builder: LayoutBuilder, name: str, aggregation: Aggregation) -> None:
         self.path = f"view {builder.view} · feature {name}"
@@ -83,7 +84,7 @@ class Binder:
         self._source: Source = getattr(aggregation, "source", None)
 
     def readings(self) -> Sequence[Reading | Derived]:
-        """The features of the attribute, its state being added to the builder.
+        """Add the attribute's state to the builder and return its features.
 
         Raises:
             DeclarationError: as `bind`.
@@ -100,7 +101,7 @@ class Binder:
             return self._ring(state)
         return self._newest(state) if isinstance(state, Newest) else self._tally(state)
 
-    # Types of values: what an aggregation may ask for.
+    # Types of values: the `Types` protocol.
 
     def dtype(self, value: Value, role: str = "value") -> pl.DataType:
         """See `Types.dtype`."""
@@ -139,10 +140,10 @@ class Binder:
             self._builder.spans[f"{role}={span!r} of feature {self._name}"] = span_us
         return span_us
 
-    # States: groups, and the features that are read from them.
+    # States: groups, and the features read from them.
 
     def _ring(self, state: Ring) -> list[Reading]:
-        """One reading an output and window; the windows share one ring if the state is of all time."""
+        """One reading per output and window; all windows share one ring if the state is `of_all_time`."""
         flag = self._flag(self._where if state.where is None else state.where, state.present)
         cells = [(cell, self._column(cell)) for cell in state.cells]
         readings = []
@@ -160,7 +161,7 @@ class Binder:
         return readings
 
     def _newest(self, state: Newest) -> list[Reading]:
-        """One reading an output and window, all of one list."""
+        """One reading per output and window, all from one list."""
         columns, numbers = self._builder.bits, [self._bits(value) for value in state.values]
         kinds = [columns.kinds[number] for number in numbers]
         flag = self._flag(self._where, state.present)
@@ -184,7 +185,7 @@ class Binder:
         ]
 
     def _tally(self, state: Tally) -> list[Reading]:
-        """One tally a window, one reading an output and window."""
+        """One tally per window, one reading per output and window."""
         if not KEEP_MIN <= state.keep <= KEEP_MAX:
             raise DeclarationError(f"{self.path}: keep={state.keep}; write {KEEP_MIN} to {KEEP_MAX}")
         column = self._bits(state.key)
@@ -233,10 +234,10 @@ class Binder:
         return Feature(name, full_name, dtype, kind, self._name, window, width)
 
     def _windows(self) -> list[tuple[Window, str | None]]:
-        """Windows and their labels in feature names; all time without a label where none are declared.
+        """Windows and their labels in feature names; a lifetime window without a label if `windows` is None.
 
         Raises:
-            DeclarationError: none, a doubled one, or one that `window_of` refuses.
+            DeclarationError: no windows, a duplicate, or one that `window_of` rejects.
         """
         windows, hop = getattr(self._aggregation, "windows", None), getattr(self._aggregation, "hop", None)
         if windows is None:
@@ -260,10 +261,10 @@ class Binder:
     # Columns of the events.
 
     def _sources(self) -> tuple[type[Event], ...]:
-        """The event classes that count: those of the view, or `source`.
+        """The event classes to count: `source`, or all of the view.
 
         Raises:
-            DeclarationError: none, or one that the view does not read.
+            DeclarationError: `source` is empty, or names a class that the view does not read.
         """
         source, known = self._source, self._builder.sources
         if source is None:
@@ -283,7 +284,7 @@ class Binder:
         """Flag column of the events that pass `where`, have no null in `present` and a finite number in `finite`.
 
         Raises:
-            DeclarationError: `where` is no boolean, or names a column that a source lacks.
+            DeclarationError: `where` is not a boolean, or names a column that a source lacks.
         """
         conditions = []
         if where is not None:
@@ -303,7 +304,7 @@ class Binder:
         return self._builder.flags.add(text, self._sources(), expression, self._name)
 
     def _column(self, cell: Cell) -> int:
-        """Column that a cell takes: of numbers, or of bits; ONE and TIME stand for themselves."""
+        """Number or bit column that a cell reads; ONE and TIME are returned as they are."""
         if isinstance(cell.value, int):
             return cell.value
         if cell.code in TAKES_BITS:
@@ -319,7 +320,7 @@ class Binder:
         return _EVENT_VALUES.get(column) or columns.texts[column]
 
     def _bits(self, value: Value) -> int:
-        """Bit column of a value: whole number, float, text or time."""
+        """Bit column of a value: integer, float, text or time."""
         kind = self.kind(value)
         expression = as_expr(value).cast(_CAST[kind])
         if kind == TIME_KIND:

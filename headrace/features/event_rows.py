@@ -1,4 +1,4 @@
-"""Frames of events as the arrays that a view's groups take: one Polars select, then NumPy."""
+"""Convert frames of events to the arrays that a view's groups take: one Polars select, then NumPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from headrace.kernels.texts import POOL, hash_text, text_buffers
 from headrace.schemas import Event, EventSpec, spec_of
 
 _VALUES_CHARS = 160
-"""Characters of an event's values that a message quotes."""
+"""Maximum characters of an event's values quoted in a message."""
 _NULL_HASH = np.int64(-0x6A09E667F3BCC909)
 
 
@@ -29,10 +29,10 @@ class FailedRows:
     """Events (m,) that a view leaves out because one of its expressions raises for them.
 
     Attributes:
-        index: (m,) int64, row in the frame; rows with a null key are not here.
+        index: (m,) int64, row in the frame; rows with a null key are left out.
         ids: (m,) int64, entity.
-        causes: (m,) int64, which of `expressions` failed first.
-        expressions: what failed, and for which features.
+        causes: (m,) int64, index into `expressions` of the first that failed.
+        expressions: the expressions of the view, and the features that use them.
     """
 
     index: NDArray[np.int64]
@@ -44,7 +44,7 @@ class FailedRows:
         return len(self.index)
 
     def take(self, mask: NDArray[np.bool_]) -> "FailedRows":
-        """The rows that a mask (m,) picks."""
+        """The rows selected by a mask (m,)."""
         return replace(self, index=self.index[mask], ids=self.ids[mask], causes=self.causes[mask])
 
     def shifted(self, start: int) -> "FailedRows":
@@ -54,7 +54,7 @@ class FailedRows:
 
 @dataclass(frozen=True, slots=True)
 class FailedExpression:
-    """An expression over events that has no value for some: `columns` it reads, `message` what Polars says of one."""
+    """An expression that raises for some events: `columns` are those it reads, `message` is Polars' error for one."""
 
     features: tuple[str, ...]
     text: str
@@ -63,11 +63,11 @@ class FailedExpression:
 
     @property
     def summary(self) -> str:
-        """Which features, which expression, and what Polars says."""
+        """The features, the expression, and Polars' error message."""
         return f"feature {', '.join(self.features)}: {self.text} has no value: {self.message}"
 
     def details(self, events: pl.DataFrame) -> list[str]:
-        """For each event that it fails for (m,), the values that it has none for."""
+        """A message for each of the events (m,) that it fails for, with the values it reads."""
         words = f"feature {', '.join(self.features)}: {self.text} has no value for "
         inputs = events.select(self.columns).with_columns(pl.col(pl.Binary).bin.encode("hex"))
         values = inputs.select(pl.struct(self.columns).struct.json_encode().str.slice(0, _VALUES_CHARS)).to_series()
@@ -81,12 +81,11 @@ class Rows:
     Attributes:
         ids: (n,) int64, entity.
         time_us: (n,) int64, event time.
-        event_id: (n,) uint64, XXH64 of the event's id, seeded by the class's name; of the columns that the view reads,
-            as they are declared, if its class has none. Zeros where no feature of the view needs it.
-        index: (n,) int64, row in the frame; rows with a null key are not here.
-        events: what the groups take.
-        failed: rows that are not here, since an expression of the view has no value for them; at most one part for each
-            frame that the rows come from.
+        event_id: (n,) uint64, XXH64 of the event's id, seeded by the class's name. For a class without an id, the hash
+            of the columns that the view reads, in their declared types. Zeros if no feature of the view needs it.
+        index: (n,) int64, row in the frame; rows with a null key are left out.
+        events: the event columns for the groups.
+        failed: rows left out because an expression of the view raises for them; at most one part per source frame.
     """
 
     ids: NDArray[np.int64]
@@ -101,13 +100,13 @@ class Rows:
         return len(self.ids)
 
     def texts(self, index: NDArray[np.int64] | None = None) -> list[bytes]:
-        """Key texts of rows index (m,), or of all rows."""
+        """Key texts of the rows `index` (m,), or of all rows."""
         if self.keys is None:
             return texts_of(self.ids if index is None else self.ids[index], None)
         return texts_of(self.ids, self.keys if index is None else self.keys.gather(index))
 
     def take(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> "Rows":
-        """The rows that a mask (n,) or index (m,) picks."""
+        """The rows selected by a mask (n,) or index (m,)."""
         picked = np.flatnonzero(mask) if mask.dtype == np.bool_ else mask
         events = self.events
         return Rows(
@@ -126,7 +125,7 @@ class Rows:
 
 
 def concat_rows(parts: Sequence[Rows]) -> Rows:
-    """Concatenate at least one part; all parts are of one view."""
+    """Concatenate one or more parts of the same view."""
     if len(parts) == 1:
         return parts[0]
     keys = [part.keys for part in parts if part.keys is not None]
@@ -152,7 +151,7 @@ class EventReader:
     Args:
         key: the view's name and key columns.
         columns: flag, number and bit columns of the view, in this order.
-        layout: what the rows are for.
+        layout: the layout that the rows feed.
     """
 
     def __init__(
@@ -208,7 +207,7 @@ class EventReader:
         return Rows(ids, values["time"].to_numpy(writable=True), event_ids.view(np.uint64), index, events, keys, failed)
 
     def sample(self) -> Rows:
-        """A made-up row that runs every kernel once; no expression of the view is evaluated."""
+        """A synthetic row that exercises every kernel; no expression of the view is evaluated."""
         flags, numbers, bits = self._layout.columns
         texts = pl.Series(["x"])
         ids, keys = ids_of_column(pl.Series([1]) if self._key_dtype == "int" else texts, self._key_dtype)
@@ -220,10 +219,10 @@ class EventReader:
         return Rows(ids, np.ones(1, np.int64), np.ones(1, np.uint64), np.zeros(1, np.int64), events, keys)
 
     def _selected(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, Failures | None]:
-        """Key, time and the view's columns of the rows that have all of them; and which rows have not.
+        """Key, time and the view's columns of the rows for which all expressions succeed; and the rows that fail.
 
         Raises:
-            SchemaError: it is the frame's types that do not fit, not single values.
+            SchemaError: the frame's types do not fit, as opposed to single values.
         """
         try:
             values, failures = frame.select(self._select), None
@@ -240,7 +239,7 @@ class EventReader:
         return values, failures
 
     def _require_types(self, frame: pl.DataFrame) -> None:
-        """Raise SchemaError if the frame's types do not fit, so that no single value is at fault."""
+        """Raise SchemaError if the expressions fail because of the frame's types and not because of single values."""
         try:
             frame.head(0).select(self._select)
             frame.select(self._select[: self._facts])
@@ -263,7 +262,7 @@ class EventReader:
         return FailedRows(failures.index[known], ids[known], failures.causes[known], expressions)
 
     def _columns_read(self, expressions: Sequence[pl.Expr]) -> list[str]:
-        """Declared columns that the view reads; they identify an event without an id, whatever else the frame has."""
+        """Declared columns that the view reads. They identify an event without an id; extra columns do not matter."""
         if any(expression.meta.has_multiple_outputs() for expression in expressions):
             return list(self._spec.polars)
         roots = {root for expression in expressions for root in expression.meta.root_names()}
@@ -311,14 +310,14 @@ def _is_naive(spec: EventSpec) -> bool:
 
 
 def _float_bits(series: pl.Series) -> NDArray[np.int64]:
-    """Bits of floats, with one form of NaN and of zero: (n,)."""
+    """Bits (n,) of floats, with NaN and zero in one form each."""
     values = series.to_numpy() + 0.0
     values[np.isnan(values)] = np.nan
     return np.ascontiguousarray(values, np.float64).view(np.int64)
 
 
 def _column_words(series: pl.Series) -> NDArray[np.int64]:
-    """A 64-bit word a value, the same in every process: (n,)."""
+    """One 64-bit word (n,) per value, equal in every process."""
     dtype = series.dtype
     if dtype.is_integer() or dtype in (pl.Boolean, pl.Datetime, pl.Date):
         words = series.cast(pl.Int64, wrap_numerical=True).fill_null(_NULL_HASH).to_numpy(writable=True)

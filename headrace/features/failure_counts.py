@@ -1,4 +1,4 @@
-"""Metrics and log lines for events that are left out, features that are null, and reads ahead."""
+"""Metrics and log lines for skipped events, failed features, reads ahead and damaged records."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ RECORDS_DAMAGED = Counter(
     "headrace_records_damaged_total", "Records that could not be read, so that their entities had none", ["view"]
 )
 LINE_S = 1.0
-"""Seconds between two log lines of one view and feature; the counters are exact."""
+"""Minimum seconds between two log lines of one view and feature; the counters are exact."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,21 +43,21 @@ _lock = threading.Lock()
 
 
 def count_failed_features(view: str, feature: str, count: int, detail: str) -> None:
-    """Count values of a feature whose expression failed, and log it at most once a second."""
+    """Count values of a feature whose expression failed, and log them at most once a second."""
     FEATURES_FAILED.labels(view, feature).inc(count)
     if count := _due((view, feature), count):
         log.warning("feature_expression_failed", view=view, feature=feature, count=count, detail=detail)
 
 
 def count_damaged(view: str, count: int, key: bytes, detail: str) -> None:
-    """Count records that could not be read, and log at most once a second one of their keys."""
+    """Count records that could not be read, and log one of their keys at most once a second."""
     RECORDS_DAMAGED.labels(view).inc(count)
     if count := _due((view, "!damaged"), count):
         log.error("records_damaged", view=view, count=count, key=key.decode(errors="replace"), detail=detail)
 
 
 def _due(line_of: tuple[str, str], count: int) -> int:
-    """The number of cases to write in a log line now; 0: the last line is less than LINE_S old."""
+    """Number of cases to log now, including those suppressed so far; 0 if the last line is less than LINE_S old."""
     with _lock:
         line = _lines.setdefault(line_of, _Line())
         line.count += count
@@ -69,14 +69,14 @@ def _due(line_of: tuple[str, str], count: int) -> int:
 
 
 def count_ahead(view: str, answer: Answer) -> None:
-    """Count the records of an answer that hold an event at or after its moment."""
+    """Count the records of an answer that hold an event at or after the time of the read."""
     count = int(np.count_nonzero(answer.ahead))
     if count:
         READS_AHEAD.labels(view).inc(count)
 
 
 def count_failed_rows(view: str, failed: Sequence[FailedRows]) -> int:
-    """Count events that a view leaves out; returns how many."""
+    """Count events that a view leaves out; returns their number."""
     count = sum(map(len, failed))
     if count:
         ROWS_FAILED.labels(view).inc(count)
@@ -84,7 +84,7 @@ def count_failed_rows(view: str, failed: Sequence[FailedRows]) -> int:
 
 
 class FailedEvents:
-    """Events left out by a pass over history, counted by view; `log` writes one line a view."""
+    """Events left out by a pass over history, counted by view; `log` writes one line per view."""
 
     def __init__(self) -> None:
         self.counts: dict[str, int] = {}
@@ -99,7 +99,7 @@ class FailedEvents:
             self._details.setdefault(view, first.expressions[int(first.causes[0])].summary)
 
     def log(self) -> None:
-        """Log how many events were left out, and the reason of the first."""
+        """Log how many events were left out, with the error of the first."""
         for view, count in self.counts.items():
             log.warning(
                 "events_left_out", view=view, reason="expression_failed", count=count, detail=self._details[view]

@@ -1,9 +1,9 @@
-"""Entity keys: a 64-bit id for the engine's maps, a text for the store, and the shard that owns it.
+"""Entity keys: a 64-bit id for the engine's maps, a text for the store, and the shard that owns the key.
 
-A single integer column is its own id, and its decimal digits are its text. Anything else is a text: the value itself,
-or for a composite entity the values joined by the unit separator 0x1f (a 0x1f or backslash inside a value gets a
-backslash before it); its id is the XXH64 of the text. That any two of 10 million keys share an id has a
-probability of 3 in a million.
+The id of a single integer column is its value, and its text the decimal digits. Any other key is a text: the value
+itself, or for a composite entity the values joined by the unit separator 0x1f (a 0x1f or backslash inside a value is
+escaped by a backslash). Its id is the XXH64 of the text. The probability that any two of 10 million keys share an id is
+3 in a million.
 
 A requested key is cast to the type that the events declare. A cast that would lose information is an error, so a
 request never reads the record of another key.
@@ -27,23 +27,23 @@ SEPARATOR = "\x1f"
 NULL_ID = -(2**63)
 """Id of a null key, which has no record. NumPy casts NaN and NaT to it; an integer key of this value counts as null."""
 FEW = 64
-"""Keys up to which Python's own bytes cost less than a series of them."""
+"""Up to this many keys, a list of Python bytes is cheaper than a series."""
 FEW_TEXTS = 256
-"""Texts up to which hashing one by one costs less than a series of them."""
+"""Up to this many texts, hashing one by one is cheaper than hashing a series."""
 _WORDS = {"int": "an int", "text": "a str", "any": "an int or a str"}
 WHOLE_MAX = 2**53
-"""From 2**53 on a float may stand for several integers."""
+"""From 2**53 on, a float may stand for several integers."""
 _INEXACT = "read the column as integers; pandas makes floats of integers with nulls, unless their dtype is Int64"
 _NO_TEXT = "leave it out"
 _CASTS = {"int": "pl.Int64", "text": "pl.String", "any": "pl.String"}
 
 
 class EntityKey(Protocol):
-    """The key columns of a view; every `ViewPlan` is one."""
+    """The key columns of a view. Every `ViewPlan` implements it."""
 
     @property
     def name(self) -> str:
-        """The view, for errors."""
+        """The view's name, for error messages."""
         ...
 
     @property
@@ -58,12 +58,12 @@ class EntityKey(Protocol):
 
     @property
     def key_kinds(self) -> tuple[str, ...]:
-        """Of each key column, "int" or "text" as the events declare it, "any" where they differ."""
+        """For each key column "int" or "text", as the events declare it; "any" if they differ."""
         ...
 
 
 def shard_of(ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
-    """Shard of each id, splitmix64(id) modulo `shards`: (n,) -> (n,). Fixed for good: stored keys depend on it.
+    """Shard of each id, splitmix64(id) modulo `shards`: (n,) -> (n,). It must never change: stored keys depend on it.
 
     >>> shard_of(np.array([1, 2, 3]), 32)
     array([ 1, 14, 13])
@@ -74,33 +74,33 @@ def shard_of(ids: NDArray[np.int64], shards: int) -> NDArray[np.int64]:
 
 
 def entity_ids(plan: EntityKey, frame: pl.DataFrame) -> tuple[NDArray[np.int64], list[bytes]]:
-    """Id (n,) and text of each row's entity; a null key gets `NULL_ID` and the empty text, and is never found.
+    """Id (n,) and text of each row's entity. A null key gets `NULL_ID` and the empty text, and is never found.
 
     Raises:
-        SpineError: a key column is missing or of another type; names view, column and the columns found.
+        SpineError: a key column is missing or has another type; the message names view, column and columns given.
     """
     ids, keys = key_columns(plan, frame)
     return ids, texts_of(ids, keys)
 
 
 def key_columns(plan: EntityKey, frame: pl.DataFrame) -> tuple[NDArray[np.int64], pl.Series | None]:
-    """Id (n,) of each row's entity, and its text as a series; None for integer keys, whose text follows from the id.
+    """Id (n,) of each row's entity, and the texts as a series; None for integer keys, whose text follows from the id.
 
     Raises:
-        SpineError: a key column is missing or of another type.
+        SpineError: a key column is missing or has another type.
     """
     parts = fitted_keys(plan, frame)
-    if len(parts) == 1:  # without a select, which would start Polars' engine
+    if len(parts) == 1:  # no select, which would start Polars' engine
         return ids_of_column(parts[0], plan.key_dtype)
     column = pl.DataFrame(parts).select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
     return ids_of_column(column, plan.key_dtype)
 
 
 def fitted_keys(plan: EntityKey, frame: pl.DataFrame) -> list[pl.Series]:
-    """The key columns, each as Int64 or String as its events declare it.
+    """The key columns, cast to Int64 or String as the events declare them.
 
     Raises:
-        SpineError: a key column is missing or of another type.
+        SpineError: a key column is missing or has another type.
     """
     lacking = [name for name in plan.entity if name not in frame.columns]
     if lacking:
@@ -112,10 +112,10 @@ def fitted_keys(plan: EntityKey, frame: pl.DataFrame) -> list[pl.Series]:
 
 
 def key_series(plan: EntityKey, index: int, values: Sequence[Any]) -> pl.Series:
-    """Python values of key column `index` as a series of the declared type.
+    """Convert Python values of key column `index` to a series of the declared type.
 
     Raises:
-        SpineError: one is of another type; names view, column and value.
+        SpineError: a value has another type; the message names view, column and value.
     """
     name, kind = plan.entity[index], plan.key_kinds[index]
     python_type = int if kind == "int" else str
@@ -131,12 +131,12 @@ def key_series(plan: EntityKey, index: int, values: Sequence[Any]) -> pl.Series:
 
 
 def keys_of_texts(plan: EntityKey, rows: Sequence[Sequence[str]]) -> list[pl.Series]:
-    """Key columns of keys that are written as texts, as in a command or a path: one text a key column.
+    """Parse keys written as texts, as in a command or a path, to key columns; each row has one text per key column.
 
-    An integer has one form: `+7` and `007` are refused, so that a record has one name.
+    Integers have a single form: `+7` and `007` are rejected, so that a record has one name.
 
     Raises:
-        SpineError: the text of an integer column is no whole number of 64 bits, or another form of one.
+        SpineError: the text of an integer column is not a 64-bit integer, or is another form of one.
     """
     columns = []
     for index, (name, kind) in enumerate(zip(plan.entity, plan.key_kinds, strict=True)):
@@ -155,13 +155,13 @@ def keys_of_texts(plan: EntityKey, rows: Sequence[Sequence[str]]) -> list[pl.Ser
 
 
 def text_columns(keys: Iterable[EntityKey]) -> dict[str, bool]:
-    """Key column -> whether it is text; without columns that may be either."""
+    """Key column -> whether it is text; columns that may be either are left out."""
     kinds = {name: kind for key in keys for name, kind in zip(key.entity, key.key_kinds, strict=True)}
     return {name: kind == "text" for name, kind in kinds.items() if kind != "any"}
 
 
 def _as_declared(plan: EntityKey, index: int, value: Any) -> Any:
-    """A value as an int or a str, whichever is declared."""
+    """Convert a value to an int or a str, whichever is declared."""
     kind = plan.key_kinds[index]
     if isinstance(value, np.generic):
         value = value.item()
@@ -175,7 +175,7 @@ def _as_declared(plan: EntityKey, index: int, value: Any) -> Any:
 
 
 def _fitted(plan: EntityKey, index: int, column: pl.Series) -> pl.Series:
-    """A key column as Int64 or String, whichever is declared."""
+    """Cast a key column to Int64 or String, whichever is declared."""
     kind, dtype = plan.key_kinds[index], column.dtype
     if dtype == (pl.Int64 if kind == "int" else pl.String):
         return column
@@ -204,7 +204,7 @@ def _refused(plan: EntityKey, index: int, problem: str, fix: str = "") -> SpineE
 
 
 def key_expr(parts: Sequence[pl.Expr], key_dtype: str) -> pl.Expr:
-    """The key as one column: Int64, or String; null where any part is, or the integer is `NULL_ID`."""
+    """The key as one Int64 or String column; null where a part is null or the integer is `NULL_ID`."""
     if key_dtype == "int":
         key = parts[0].cast(pl.Int64)
         return pl.when(key != NULL_ID).then(key)
@@ -220,7 +220,7 @@ def key_expr(parts: Sequence[pl.Expr], key_dtype: str) -> pl.Expr:
 
 
 def ids_of_column(column: pl.Series, key_dtype: str) -> tuple[NDArray[np.int64], pl.Series | None]:
-    """Ids (n,) of a key column and its texts, None for integer keys."""
+    """Ids (n,) of a key column, and its texts; None for integer keys."""
     if key_dtype == "int":
         column = column.fill_null(NULL_ID) if column.null_count() else column
         return column.to_numpy(writable=True), None
@@ -232,9 +232,9 @@ def ids_of_column(column: pl.Series, key_dtype: str) -> tuple[NDArray[np.int64],
 
 
 class KeyTexts(Sequence[bytes]):
-    """Texts of n keys. The list is built on first use; a large read only needs the bytes (`spans`).
+    """Texts of n keys. The list is built on first use, since a large read only needs the bytes (`spans`).
 
-    ids (n,) and keys are as `key_columns` gives them.
+    `ids` (n,) and `keys` are those returned by `key_columns`.
     """
 
     def __init__(self, ids: NDArray[np.int64], keys: pl.Series | None) -> None:
@@ -267,7 +267,7 @@ def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int
     if is_text and len(values) > FEW_TEXTS:
         ids, keys = ids_of_column(pl.Series(values, dtype=pl.String), "str")
         return ids, KeyTexts(ids, keys)
-    # Without a series or a kernel: it is asked for in every request, and one costs more than some keys.
+    # No series and no kernel: this runs in every request, and either costs more than a few keys.
     if not is_text:
         ids = np.asarray(values, np.int64)
         return ids, KeyTexts(ids, None) if len(ids) > FEW else texts_of(ids, None)
@@ -276,7 +276,7 @@ def hashed_keys(values: Sequence[Any], *, is_text: bool) -> tuple[NDArray[np.int
 
 
 def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:
-    """Text of each key, UTF-8."""
+    """UTF-8 text of each key."""
     if keys is None:
         return [b"%d" % key if key != NULL_ID else b"" for key in ids.tolist()]
     texts: list[bytes] = keys.cast(pl.Binary).to_list()
@@ -284,7 +284,7 @@ def texts_of(ids: NDArray[np.int64], keys: pl.Series | None) -> list[bytes]:
 
 
 def ids_of_texts(plan: EntityKey, texts: Sequence[bytes]) -> NDArray[np.int64]:
-    """Id of each key text, (n,). Integer keys are parsed, others hashed."""
+    """Id (n,) of each key text. Integer keys are parsed, others hashed."""
     if plan.key_dtype == "int":
         return np.array([int(text) if text else NULL_ID for text in texts], np.int64)
     return hash_text(pl.Series([text.decode() for text in texts], dtype=pl.String))

@@ -1,7 +1,7 @@
-"""What the aggregations of one view keep, collected into a `Layout`; state that is equal is kept once.
+"""Collect the state of a view's aggregations into a `Layout`, sharing equal state.
 
-Equal expressions become one column of the events, equal cells of one (window, hop) one cell, equal lists and tallies
-one group. The order of columns, cells and groups is the order of their first use.
+Equal expressions become one event column, equal cells of one (window, hop) one cell, equal lists and tallies one group.
+Columns, cells and groups are in the order of their first use.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from headrace.schemas import Event, spec_of
 
 @dataclass(slots=True)
 class RingBuilder:
-    """The cells of one window's tiles while a view is bound.
+    """The cells of one window's tiles, collected while a view is bound.
 
     `items` are rows (code, first cell, flag column, value column) of `RingGroup.of`; `texts` describe them.
     """
@@ -36,7 +36,7 @@ class RingBuilder:
     width: int = 0
 
     def add(self, code: int, param: float, flag: int, column: int, text: str) -> range:
-        """Indexes of the cells for `code`; of equal ones if `text` is known."""
+        """Add the cells of `code`, or find those added with the same `text`; returns their indexes."""
         if text in self.texts:
             first = self.items[self.texts.index(text)][1]
         else:
@@ -58,8 +58,8 @@ class LayoutBuilder:
 
     Attributes:
         request: fields of the request and their types.
-        flags, numbers, bits: columns of the events, as `Events` has them.
-        spans: what looks back -> how far in microseconds; a ttl must not be shorter.
+        flags, numbers, bits: columns of the events, as in `Events`.
+        spans: description of a window or argument -> microseconds it looks back; a ttl must not be shorter.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LayoutBuilder:
 
     @property
     def features(self) -> list[Feature]:
-        """Features added so far."""
+        """The features added so far."""
         return [reading.feature for reading in self._readings]
 
     def add_readings(self, attribute: str, readings: Sequence[Reading | Derived]) -> None:
@@ -102,7 +102,7 @@ class LayoutBuilder:
             self._readings.append(reading)
 
     def ring(self, window: Window) -> tuple[int, RingBuilder]:
-        """Group number and cells of a window; windows that differ in spelling only ("60m", "1h") share a ring."""
+        """Group number and cells of a window. Windows that differ only in spelling ("60m", "1h") share a ring."""
         window = unnamed(window)
         for index, group in enumerate(self._groups):
             if isinstance(group, RingBuilder) and group.window == window:
@@ -112,7 +112,7 @@ class LayoutBuilder:
         return len(self._groups) - 1, ring
 
     def group(self, text: str, make: Callable[[], Group]) -> int:
-        """Number of the group with this text; `make` builds it when it is new."""
+        """Number of the group with this text; `make` builds it if there is none."""
         for index, group in enumerate(self._groups):
             if not isinstance(group, RingBuilder) and group.text == text:
                 return index
@@ -120,13 +120,13 @@ class LayoutBuilder:
         return len(self._groups) - 1
 
     def replace_group(self, index: int, change: Callable[[Group], Group]) -> None:
-        """Change a group that is no ring."""
+        """Replace a list or tally group by `change(group)`."""
         group = self._groups[index]
         assert not isinstance(group, RingBuilder)
         self._groups[index] = change(group)
 
     def layout(self, dedupe_us: int = 0) -> Layout:
-        """The finished layout; `dedupe_us` is the span in which duplicates are known, 0 for none."""
+        """The finished layout; `dedupe_us` is the span in which duplicates are recognised, 0 for none."""
         groups: list[Group] = []
         for builder in self._groups:
             group = builder.group() if isinstance(builder, RingBuilder) else builder
@@ -135,7 +135,7 @@ class LayoutBuilder:
         columns = (len(self.flags.texts), len(self.numbers.texts), len(self.bits.texts))
         text = "\n".join([f"record {RECORD_VERSION}", self._entity, *[group.text for group in groups]])
         if needs_ids and any(spec_of(event).id is None for event in self.sources):
-            text += "\nevents known by the columns that are read"  # before, by all columns of the frame at hand
+            text += "\nevents known by the columns that are read"  # earlier versions hashed all columns of the frame
         if dedupe_us:
             text += f"\ndedupe {dedupe_us} keep {SEEN_MAX}"
         return Layout(tuple(groups), tuple(self._readings), columns, needs_ids, text, self.request, dedupe_us)

@@ -1,9 +1,9 @@
-"""The plan of a view: all that follows from its declaration, worked out once when Python reads the class.
+"""The plan of a view: everything derived from its declaration, computed once when Python creates the class.
 
 declaration --> key columns and their types
 --> layout: event columns, groups and readings (binder.py)
---> one reader of events a source (event_rows.py)
---> fingerprint: a hash of all that decides the meaning of a record's bytes
+--> one reader of events per source (event_rows.py)
+--> fingerprint: a hash of everything that determines the meaning of a record's bytes
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -25,12 +25,12 @@ from headrace.features.windows import SECOND_US, parse_span_s, written_span
 from headrace.schemas import Event, spec_of
 
 STATUS, AGE_S = "_status", "_age_s"
-"""Columns of a read beside the entity's and the features'."""
+"""Columns of a read besides those of the entity and the features."""
 
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What an author wrote: class arguments, and attributes by name; types of class arguments are checked before."""
+    """The declaration as written: class arguments, whose types have been checked, and attributes by name."""
 
     name: str
     sources: tuple[type[Event], ...]
@@ -55,15 +55,16 @@ class _Key:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ViewPlan:
-    """Everything that follows from a view's declaration.
+    """Everything derived from a view's declaration.
 
     Attributes:
         entity: the key columns.
         key_dtype: "int" for a single integer column, else "str".
-        key_kinds: of each key column, "int" or "text" as the events declare it, "any" where they differ.
+        key_kinds: for each key column "int" or "text", as the events declare it; "any" if they differ.
         features: in declared order, derived ones last.
-        fingerprint: 16 hex characters, of all that decides the meaning of a record's bytes; feature names do not.
-        ttl_us: life of a record without events, None for ever.
+        fingerprint: 16 hex characters, a hash of everything that determines the meaning of a record's bytes. Feature
+            names are not part of it.
+        ttl_us: lifetime of a record without events; None keeps it forever.
         declared_in: `module:Class` of the view.
     """
 
@@ -85,7 +86,7 @@ class ViewPlan:
         return version_of(self.fingerprint)
 
     def only(self, names: Collection[str]) -> "ViewPlan":
-        """The plan for a reader of the features `names` alone: what these do not need is not computed."""
+        """The plan for reading only the features `names`: nothing else is computed."""
         layout = self.layout.only(names)
         return replace(self, layout=layout, features=tuple(reading.feature for reading in layout.readings))
 
@@ -96,7 +97,7 @@ class ViewPlan:
         in `Rows.failed`.
 
         Raises:
-            SchemaError: the view does not read `event`, a column is missing or of another type, or a time is null.
+            SchemaError: the view does not read `event`, a column is missing or has another type, or a time is null.
         """
         if event not in self.readers:
             names = ", ".join(source.__name__ for source in self.sources)
@@ -115,10 +116,10 @@ def events_of(plans: Iterable[ViewPlan]) -> tuple[type[Event], ...]:
 
 
 def make_plan(declaration: Declaration) -> ViewPlan:
-    """Work out the plan of a view.
+    """Compute the plan of a view.
 
     Raises:
-        DeclarationError: the declaration is wrong; names view, feature and what to write.
+        DeclarationError: the declaration is wrong; the message names view, feature and what to write.
     """
     name, sources, keys = declaration.name, declaration.sources, declaration.entity
     _check_names(name, sources, keys)

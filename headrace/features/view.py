@@ -1,11 +1,11 @@
-"""Views: what is declared about an entity, and the plan that follows from it.
+"""Views: declared features of an entity, and the plan derived from them.
 
     class UserActivity(FeatureView, source=Engagement, entity="user_id"):
         clicks = Count(where=col("action") == "click", windows=("10m", "1h"))
         recent = LastN("item_id", n=50, distinct=True)
 
-has the features `clicks_10m`, `clicks_1h` and `recent`, full names `user_activity.clicks_10m` and so on. A view is
-checked when Python reads it; docs/views.md shows all that one can say.
+has the features `clicks_10m`, `clicks_1h` and `recent`, with full names such as `user_activity.clicks_10m`. A view is
+checked when Python creates the class; docs/views.md shows how to write a view.
 """
 
 import re
@@ -26,7 +26,7 @@ _CLASS_ARGUMENTS = ("source", "entity", "dedupe", "ttl", "request", "name")
 
 
 class _Body(dict[str, Any]):
-    """Namespace of a view's class body; refuses to assign a feature twice."""
+    """Namespace of a view's class body, which raises if a feature is assigned twice."""
 
     def __init__(self, class_name: str, view: str | None) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class _Body(dict[str, Any]):
 
 
 class _ViewType(type):
-    """Metaclass of views. It refuses a feature that is written twice; a class would silently keep the last."""
+    """Metaclass of views. It rejects a feature assigned twice, where an ordinary class would silently keep the last."""
 
     @classmethod
     def __prepare__(cls, name: str, bases: tuple[type, ...], /, **kwargs: Any) -> _Body:
@@ -51,23 +51,23 @@ class FeatureView(metaclass=_ViewType):
     """Base of every view.
 
     Class arguments:
-        source: event class, or tuple of classes, that the view reads. Without one the class is a base for other views.
-        entity: column, or tuple of columns, that all sources have: one record for each of their values.
+        source: event class, or tuple of classes, that the view reads. Without it the class is a base for other views.
+        entity: column, or tuple of columns, that all sources have. Each of its values has one record.
         dedupe: span ("10m") in which a repeated event is ignored; None counts every delivery as an event.
-            The events need an `id`. An event is known by its class, id and time, as long as its time is less
-            than the span before its entity's newest event; of an entity with more than 65,536 events in the span, only
-            the newest so many are known. A duplicate that comes later still is counted again. Each event of the span
-            costs the record 8 to 13 bytes, in every write.
-        ttl: span ("30d") after which the store forgets a record that got no event; None keeps it. No window is longer,
-            so windowed values never lack an event for it. What looks back for ever (lifetime windows, lists, decayed
-            sums) starts anew with an entity's next event; a replay knows no ttl and remembers.
-        request: fields that a read brings along, {"price": float}; see features/expressions.py.
-        name: name of the view, of lower-case letters, digits and _; the class name in snake case if left out.
+            The events need an `id`. An event is identified by its class, id and time, and is remembered as long as its
+            time is less than the span before its entity's newest event. At most the newest 65,536 events of an entity
+            are remembered; a duplicate of an older event is counted again. Each event of the span adds 8 to 13 bytes
+            to every write of the record.
+        ttl: span ("30d") after which the store deletes a record without new events; None keeps it. It cannot be
+            shorter than a window, so windowed values lose no events. State without a time limit (lifetime windows,
+            lists, decayed sums) starts anew with the entity's next event, whereas a replay ignores the ttl.
+        request: fields that a read passes in, {"price": float}; see features/expressions/derived.py.
+        name: name of the view, of lower-case letters, digits and _. By default the class name in snake case.
 
-    A subclass has the features of its bases; an attribute written again replaces that of a base, and None removes it.
+    A subclass inherits the features of its bases. Assigning an attribute again replaces it, assigning None removes it.
 
     Raises:
-        DeclarationError: the declaration is wrong; names view, feature and what to write.
+        DeclarationError: the declaration is wrong; the message names view, feature and what to write.
     """
 
     _plan: ClassVar[ViewPlan | None] = None
@@ -116,10 +116,10 @@ class FeatureView(metaclass=_ViewType):
 
 
 def plan_of(view: type[FeatureView]) -> ViewPlan:
-    """The plan of a view, which is computed once, when its class is created.
+    """The plan of a view, computed once when its class is created.
 
     Raises:
-        DeclarationError: no view, or a base class without a source.
+        DeclarationError: `view` is not a view, or is a base class without a source.
     """
     if not (isinstance(view, type) and issubclass(view, FeatureView)):
         written = f"class {view.__module__}:{view.__qualname__}" if isinstance(view, type) else repr(view)
@@ -132,15 +132,15 @@ def plan_of(view: type[FeatureView]) -> ViewPlan:
 
 
 def is_base(view: type[FeatureView]) -> bool:
-    """Whether a view has no source: a base class whose features are inherited, and which has no plan."""
+    """Whether a view has no source, and is therefore a base class without a plan."""
     return view._plan is None  # noqa: SLF001
 
 
 def plans_of(views: Iterable[type[FeatureView]], role: str) -> list[ViewPlan]:
-    """The plans of views that are used together; `role` says in errors what uses them ("replay").
+    """The plans of views that are used together; `role` names their user in error messages ("replay").
 
     Raises:
-        DeclarationError: what `plan_of` raises; no views, a view given twice, or two views with one name.
+        DeclarationError: as `plan_of`; or there are no views, a view is given twice, or two views share a name.
     """
     plans = [plan_of(view) for view in views]
     if not plans:
@@ -160,7 +160,7 @@ def plans_of(views: Iterable[type[FeatureView]], role: str) -> list[ViewPlan]:
 
 
 def _features(view: type[FeatureView], name: str) -> tuple[dict[str, Aggregation], dict[str, pl.Expr]]:
-    """Attributes that are aggregations, and those that are expressions over features."""
+    """The attributes that are aggregations, and those that are expressions over features."""
     declared: dict[str, Any] = {}
     for base in reversed(view.__mro__):
         _refuse_lost(name, base)
@@ -182,7 +182,7 @@ def _features(view: type[FeatureView], name: str) -> tuple[dict[str, Aggregation
 
 
 def _refuse_lost(name: str, base: type) -> None:
-    """Raise for features in a form that would be ignored: annotations, uncalled classes, tuples."""
+    """Raise for features in a form that would be ignored: annotations, uncalled classes, collections."""
     for attribute, annotation in vars(base).get("__annotations__", {}).items():
         if _is_feature(annotation) and not isinstance(annotation, type):
             raise DeclarationError(
@@ -198,7 +198,7 @@ def _refuse_lost(name: str, base: type) -> None:
 
 
 def _is_feature(value: Any) -> bool:
-    """Whether an attribute is a feature, or an aggregation's class that was not called."""
+    """Whether an attribute is a feature, or an aggregation class that was not called."""
     if isinstance(value, type):
         return issubclass(value, Aggregation)
     return isinstance(value, pl.Expr | Aggregation)
@@ -213,7 +213,7 @@ def _require_plain(view: object) -> None:
 
 
 def _several(what: str, given: Any, kind: type, example: str) -> tuple[Any, ...]:
-    """None, one object of `kind` or a sequence of them, as a tuple."""
+    """Normalise None, one object of `kind`, or a tuple or list of them to a tuple."""
     items = () if given is None else (given,) if isinstance(given, str | type) else given
     if not isinstance(items, tuple | list) or not all(isinstance(item, kind) for item in items):
         raise DeclarationError(f"{what}={given!r}; write {example} or a tuple of such")

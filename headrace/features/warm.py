@@ -1,4 +1,4 @@
-"""Run a view's kernels once, so that the first batch does not wait for their compilation or load."""
+"""Run a view's kernels once, so that the first batch does not wait until they are compiled or loaded."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,7 @@ from headrace.features.view import ViewPlan
 
 
 def warm_up(plan: ViewPlan) -> None:
-    """Update, pack, load and read one made-up record, in memory only."""
+    """Update, pack, load and read synthetic records, in memory only."""
     copy = Slab(plan)
     ids, texts, records = sample_records(plan)
     copy.load(ids, texts, records)
@@ -18,9 +18,9 @@ def warm_up(plan: ViewPlan) -> None:
 
 
 def sample_records(plan: ViewPlan) -> tuple[NDArray[np.int64], list[bytes], list[bytes]]:
-    """Ids (n,), key texts and packed records of made-up entities.
+    """Ids (n,), key texts and packed records of synthetic entities.
 
-    They are built from arrays: the view's expressions are not evaluated, since they may raise for made-up events.
+    They are built from arrays. The view's expressions are not evaluated, since they may raise for synthetic events.
     """
     slab = Slab(plan)
     for reader in plan.readers.values():

@@ -9,8 +9,8 @@ The value of a window W with hop h at time t is the aggregate of the events with
     ring         W / h whole tiles and the one that t is in, slot = tile number % (W / h + 1);
                  each slot remembers its tile number, and a newer tile that takes the slot empties it
 
-So a window is exact at its head and at most one hop too long at its tail: W / h >= 24 keeps that under 4.2 %.
-"lifetime" is one tile for ever.
+So a window is exact at its head and at most one hop too long at its tail, which W / h >= 24 keeps under 4.2 %.
+"lifetime" is a single, permanent tile.
 """
 
 import re
@@ -24,8 +24,8 @@ UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 HOPS_S = (1, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1_800, 3_600, 7_200, 10_800, 21_600, 43_200, 86_400)
 HOPS_MIN = 24
 WINDOW_MIN_S, WINDOW_MAX_S = 10, 400 * 86_400
-SPAN_MAX_S = 36_500 * 86_400  # a century: far below what overflows times, or what Redis takes as a ttl
-TILES_CHOSEN_MAX = 4_000  # beyond that an odd length costs more memory than anyone meant
+SPAN_MAX_S = 36_500 * 86_400  # a century: far below the overflow of times and the largest ttl of Redis
+TILES_CHOSEN_MAX = 4_000  # beyond that, an odd length would take an unexpected amount of memory
 TILES_MAX = 100_000
 LIFETIME = "lifetime"
 
@@ -40,7 +40,7 @@ class Window:
 
     @property
     def span(self) -> int:
-        """Whole tiles in the window, W / h."""
+        """Number of whole tiles in the window, W / h."""
         return self.window_us // self.hop_us if self.hop_us else 0
 
     @property
@@ -49,7 +49,7 @@ class Window:
         return self.span + 1
 
     def start_us(self, now_us: Any) -> Any:
-        """First event time that belongs to the window as of `now_us`, inclusive; an int, or an int64 array (n,).
+        """First event time of the window as of `now_us`, inclusive; an int or an int64 array (n,), like `now_us`.
 
         >>> window_of("10m").start_us(1_000_007_000_000) // 1_000_000 == 1_000_005 - 600
         True
@@ -61,7 +61,7 @@ def parse_span_s(text: str, where: str) -> int:
     """Seconds of a span such as "30s", "10m", "24h", "7d".
 
     Raises:
-        DeclarationError: `text` is no such span, or longer than a century; `where` says what it was written for.
+        DeclarationError: `text` is not such a span, or is longer than a century; `where` names the argument.
 
     >>> parse_span_s("10m", "")
     600
@@ -76,7 +76,7 @@ def parse_span_s(text: str, where: str) -> int:
 
 
 def written_span(seconds: int) -> str:
-    """Seconds in the largest unit that fits, as `parse_span_s` reads them.
+    """Write seconds as a span in the largest unit that divides them; the inverse of `parse_span_s`.
 
     >>> written_span(5_400)
     '90m'
@@ -86,7 +86,7 @@ def written_span(seconds: int) -> str:
 
 
 def window_of(label: str, hop: str | None = None, where: str = "window") -> Window:
-    """The window that `label` names, with its hop chosen, or with `hop`.
+    """The window named by `label`, with the given hop or one chosen by its length.
 
     Raises:
         DeclarationError: not a span, too short or long, a hop that does not divide it, or too many tiles.

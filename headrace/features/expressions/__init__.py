@@ -1,1 +1,1 @@
-"""Expressions of views: which are allowed, what they compute for rows and reads, and what happens where they fail."""
+"""Expressions of views: which are allowed, how they are evaluated for events and reads, and how they fail."""

@@ -1,4 +1,4 @@
-"""Features that are expressions over other features of the view, and over fields of the request: nothing is stored.
+"""Features that are expressions over other features of the view and fields of the request, without stored state.
 
     class CustomerActivity(FeatureView, source=Engagement, entity="customer_id", request={"price": float}):
         bought = Count(where=col("action") == "purchase", windows=("1h", "24h"))
@@ -6,10 +6,9 @@
         mean_price = col("spent_24h") / col("bought_24h")
         is_dear = col("price") > 2 * col("mean_price")
 
-They are computed by Polars when a record is read. A feature without a value is null in them, and a null result is no
-value; numbers that are not finite have no value either. A truth value is an int of 0 and 1. Where an expression fails
-for an entity, as a strict cast of a value that it cannot take, that entity's value is null and is counted; the others
-have theirs.
+Polars computes them when a record is read. A missing value is null in the expression, and a null or non-finite result
+is a missing value. A boolean becomes an int of 0 or 1. If an expression fails for an entity, as a strict cast of an
+invalid value does, that entity's value is null and is counted; the other entities are not affected.
 """
 
 import difflib
@@ -49,20 +48,20 @@ def request_types(view: str, declared: Mapping[str, Any]) -> dict[str, pl.DataTy
     """Polars types of the request's fields.
 
     Raises:
-        DeclarationError: a type that a request cannot have.
+        DeclarationError: a field has a type that is not in `REQUEST_TYPES`.
     """
     for name, kind in declared.items():
-        if kind not in list(REQUEST_TYPES):  # a list: a type that cannot be hashed is wrong too
+        if kind not in list(REQUEST_TYPES):  # a list, so that an unhashable type gets this error as well
             known = ", ".join(each.__name__ for each in REQUEST_TYPES)
             raise DeclarationError(f"view {view} · request field {name}: type {kind!r}; use one of {known}")
     return {name: REQUEST_TYPES[kind] for name, kind in declared.items()}
 
 
 def request_columns(view: str, request: Mapping[str, pl.DataType], frame: pl.DataFrame) -> dict[str, pl.Series]:
-    """The request's fields, columns of the frame that asks.
+    """The request's fields, taken from the columns of the requesting frame.
 
     Raises:
-        SpineError: one is missing, or of another type.
+        SpineError: a field is missing or has another type.
     """
     columns = {}
     for name, dtype in request.items():
@@ -80,16 +79,16 @@ def request_columns(view: str, request: Mapping[str, pl.DataType], frame: pl.Dat
 
 @dataclass(frozen=True, slots=True)
 class Expressions:
-    """Expression features of one view; each may use the features that are bound before it."""
+    """Expression features of one view. Each may use the features bound before it."""
 
     view: str
     request: Mapping[str, pl.DataType]
 
     def in_order(self, declared: Mapping[str, pl.Expr]) -> list[str]:
-        """Attributes in an order in which each comes after those it names.
+        """The attributes sorted so that each comes after those it uses.
 
         Raises:
-            DeclarationError: some depend on each other in a cycle.
+            DeclarationError: attributes depend on each other in a cycle.
         """
         waiting, ordered = dict(declared), []
         while waiting:
@@ -105,10 +104,10 @@ class Expressions:
         return ordered
 
     def bind(self, name: str, expression: pl.Expr, known: Mapping[str, Feature]) -> Derived:
-        """The feature `name`; `known` are the features so far.
+        """Bind the feature `name`; `known` are the features bound so far.
 
         Raises:
-            DeclarationError: it names what is neither a feature nor a request field, or its value is no number.
+            DeclarationError: a name is neither a feature nor a request field, or the value is not a number.
         """
         path, roots = f"view {self.view} · feature {name}", expression.meta.root_names()
         for root in roots:
@@ -163,14 +162,14 @@ def _evaluate(
 
 
 def _with_nulls(values: pl.Series, missing: NDArray[np.int64], count: int) -> pl.Series:
-    """Values (n - m,) and a null in each of the places `missing` (m,), ascending: (n,)."""
+    """Insert nulls into values (n - m,) at the ascending positions `missing` (m,): (n,)."""
     places = np.full(count, len(values))
     places[np.delete(np.arange(count), missing)] = np.arange(len(values))
     return values.extend_constant(None, 1).gather(places)
 
 
 def _column(series: pl.Series, dtype: str) -> Column | Maybe:
-    """A column of the answer from floats or whole numbers."""
+    """Convert a series of floats or integers to a column of the answer."""
     if dtype == "float":
         floats = series.fill_null(np.nan).to_numpy(writable=True)
         floats[~np.isfinite(floats)] = np.nan

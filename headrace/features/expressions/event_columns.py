@@ -15,9 +15,9 @@ DTYPE_OF_KIND = {INT: "int", FLOAT: "float", TEXT: "text", TIME_KIND: "time"}
 
 @dataclass(slots=True)
 class EventColumns:
-    """Expressions of one kind of event columns: per event class, column -> expression; `texts` describe the columns.
+    """Event columns of one kind: column -> expression for each event class, and `texts` that describe the columns.
 
-    `users` are the features, by attribute, that each column was added for.
+    `users` lists, for each column, the attributes that use it.
     """
 
     expressions: dict[type[Event], dict[int, pl.Expr]]
@@ -26,7 +26,7 @@ class EventColumns:
     users: list[list[str]] = field(default_factory=list)
 
     def add(self, text: str, sources: Sequence[type[Event]], expression: pl.Expr, user: str, kind: int = FLOAT) -> int:
-        """Column of `expression` over `sources` for the feature `user`; an existing equal one is reused."""
+        """Column of `expression` over `sources` for the feature `user`; an equal column is reused."""
         text = f"{text} @ {','.join(source.__name__ for source in sources)}"
         if text in self.texts:
             column = self.texts.index(text)
@@ -41,17 +41,17 @@ class EventColumns:
 
 
 def as_expr(value: Value) -> pl.Expr:
-    """A column name or an expression, as an expression."""
+    """Convert a column name or an expression to an expression."""
     return pl.col(value) if isinstance(value, str) else value
 
 
 def expr_text(expression: pl.Expr) -> str:
-    """The whole expression as text: `str` would shorten long literals, and two different filters would look equal."""
+    """The whole expression as text. `str` shortens long literals, so that two different filters could look equal."""
     return expression.meta.serialize(format="json")
 
 
 def kind_of(dtype: pl.DataType) -> int | None:
-    """Kind in which a value of this type is kept; None if it cannot be kept."""
+    """Kind in which a value of this type is stored; None if it cannot be stored."""
     if dtype.is_integer() or dtype == pl.Boolean:
         return INT
     if dtype.is_float() or dtype.is_decimal():

@@ -1,12 +1,12 @@
-"""Evaluate expressions where they raise on some rows: those rows are identified, the others are evaluated.
+"""Evaluate expressions that raise on some rows: identify those rows, and evaluate the others.
 
     frame.select(e)  ok ------------------------------------------> values of all rows
                      raises --> where its conversions fail (one pass) --> the rest at once --> values of the others
                                                                           raises --> halves of the rest, to the row
 
-The first line is all that a good batch costs. A bad one costs some passes more, whether one row is bad or half of
-them; only where an expression raises in a way that strictness.py does not know are rows tried, each different input
-once. A row fails if the expression raises on that row alone, so what else is in a batch decides nothing.
+A good batch costs the first line only. A bad batch costs a few more passes, whether one row is bad or half of them.
+Only if an expression raises in a way that strictness.py does not know are rows tried, each distinct input once. A row
+fails if the expression raises on that row alone, so the result does not depend on the other rows of a batch.
 """
 
 import re
@@ -20,22 +20,22 @@ from numpy.typing import NDArray
 from headrace.features.expressions.strictness import raises_where
 
 VALUE_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
-"""What Polars raises where it has no value; a panic of its Rust code is a BaseException."""
+"""What Polars raises for a value it cannot compute. A panic of its Rust code is a BaseException."""
 
 _ALONE = 16
-"""Rows of a part that raises from which on they are tried one by one: most of them may fail."""
+"""A failing part of at most this many rows is tried row by row, since most of its rows may fail."""
 _MESSAGE_CHARS = 200
 _ROW = "__row"
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Rows on which expressions raise, m of them.
+    """The m rows on which expressions raise.
 
     Attributes:
         index: (m,) int64, rows of the frame, ascending.
         causes: (m,) int64, for each row the position of the first expression that raises on it.
-        messages: position of an expression -> what Polars says of it, without the values.
+        messages: position of an expression -> Polars' error message, without the values.
     """
 
     index: NDArray[np.int64]
@@ -44,10 +44,10 @@ class Failures:
 
 
 def select_rows(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> tuple[pl.DataFrame, Failures | None]:
-    """`frame.select(expressions)` over the rows on which none of them raises, and the others.
+    """Run `frame.select(expressions)` over the rows on which none of them raises, and report the other m rows.
 
-    The expressions are row-wise, with a name each, and fit the columns. Returns (values (n - m,), failures, None where
-    there are none).
+    The expressions must be row-wise and named, and fit the columns. Returns the values (n - m rows) and the failures,
+    None if there are none.
     """
     try:
         return frame.select(expressions), None
@@ -61,7 +61,7 @@ def select_rows(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> tuple[pl
 
 
 def _values(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> pl.DataFrame:
-    """Values of rows that have some each; a few of Polars' functions raise where there are several of them."""
+    """Evaluate rows that succeed one by one. A few of Polars' functions raise on several rows at once."""
     try:
         return frame.select(expressions)
     except VALUE_ERRORS:
@@ -69,7 +69,7 @@ def _values(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> pl.DataFrame
 
 
 def rows_where(frame: pl.DataFrame, condition: pl.Expr) -> tuple[pl.DataFrame, int]:
-    """The rows for which a row-wise condition holds, and how many of the others it has no value for."""
+    """The rows for which a row-wise condition holds, and the number of rows on which it raises."""
     values, failures = select_rows(frame, [condition.alias("holds")])
     holds, failed = values["holds"], 0
     if failures is not None:
@@ -79,7 +79,7 @@ def rows_where(frame: pl.DataFrame, condition: pl.Expr) -> tuple[pl.DataFrame, i
 
 
 def _causes(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> NDArray[np.int64]:
-    """(n,) the first of the expressions that raises on each row, -1 where none does."""
+    """(n,) position of the first expression that raises on each row, -1 where none does."""
     causes, left = np.full(frame.height, -1, np.int64), np.arange(frame.height)
     for position, expression in enumerate(expressions):
         if _raises(frame, expression):
@@ -90,7 +90,7 @@ def _causes(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> NDArray[np.i
 
 
 def _failed(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
-    """(n,) where an expression that raises on the frame raises on the row alone."""
+    """(n,) whether an expression that raises on the frame raises on each row alone."""
     failed = _conversion_failures(frame, expression)
     rest = frame.filter(~failed)
     if _raises(rest, expression):
@@ -99,7 +99,7 @@ def _failed(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
 
 
 def _conversion_failures(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
-    """(n,) where a conversion of the expression fails; nowhere if that cannot be told from its form."""
+    """(n,) whether a conversion of the expression fails; all False if its form does not tell."""
     condition, none = raises_where(expression), np.zeros(frame.height, np.bool_)
     if condition is None:
         return none
@@ -120,7 +120,7 @@ def _raises(frame: pl.DataFrame, expression: pl.Expr) -> bool:
 
 
 def _tried(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
-    """(n,) where the expression raises on the row alone; rows of equal input are tried once."""
+    """(n,) whether the expression raises on each row alone; rows of equal input are tried once."""
     roots = list(dict.fromkeys(expression.meta.root_names()))
     if not roots:
         return np.ones(frame.height, np.bool_)
@@ -133,7 +133,7 @@ def _tried(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
 
 
 def _halved(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
-    """(n,) where the expression raises on the row alone: a part that raises is cut in two until it is short."""
+    """(n,) whether the expression raises on each row alone, by bisection of the parts that raise."""
     failed = np.zeros(frame.height, np.bool_)
     parts = [(0, frame.height)]
     while parts:
@@ -151,7 +151,7 @@ def _halved(frame: pl.DataFrame, expression: pl.Expr) -> NDArray[np.bool_]:
 
 
 def _messages(frame: pl.DataFrame, expressions: Sequence[pl.Expr], causes: NDArray[np.int64]) -> dict[int, str]:
-    """What Polars says of the first row that each expression raises on."""
+    """Polars' error message for the first row that each expression raises on."""
     messages = {}
     for position in np.unique(causes[causes >= 0]).tolist():
         row = int(np.argmax(causes == position))
@@ -163,7 +163,7 @@ def _messages(frame: pl.DataFrame, expressions: Sequence[pl.Expr], causes: NDArr
 
 
 def _without_values(message: str) -> str:
-    """Polars' message without the values of one row, since it is reported for other rows too.
+    """Polars' message without the values of its row, since it is reported for other rows too.
 
     >>> _without_values("conversion from `str` to `i64` failed in column 'x' for 1 out of 1 values")
     'conversion from `str` to `i64` failed'

@@ -1,9 +1,9 @@
-"""Polars expressions as trees: what `Expr.meta.serialize(format="json")` writes, node by node.
+"""Polars expressions as trees, in the format of `Expr.meta.serialize(format="json")`.
 
     col("x").cast(pl.Int64) > 1     {"BinaryExpr": {"left": {"Cast": {"expr": {"Column": "x"}, ...}}, "op": "Gt", ...}}
 
-A node is a dict of one name and its content, or a bare name. Only the kinds in `_PLACES`, and functions, give each row
-a value from that row alone, so no other kind needs to be understood.
+A node is a dict of one name and its content, or a bare name. Only functions and the kinds in `_PLACES` compute a row's
+value from that row alone, so no other kind needs to be understood.
 """
 
 import copy
@@ -27,14 +27,14 @@ _PLACES: dict[str, tuple[str | int, ...]] = {
     "BinaryExpr": ("left", "right"),
     "Ternary": ("predicate", "truthy", "falsy"),
 }
-"""Where the inputs of a kind are in its content; a function has a list of them."""
+"""Where the content of a node kind holds its inputs; a function has a list of them."""
 
 
 def node_of(expression: pl.Expr) -> Node:
     """The tree of an expression.
 
     Raises:
-        polars.exceptions.ComputeError: it calls a Python function.
+        polars.exceptions.ComputeError: the expression calls a Python function.
     """
     tree: Node = json.loads(expr_text(expression))
     return tree
@@ -51,7 +51,7 @@ def kind_of_node(node: Node) -> tuple[str, Any]:
 
 
 def inputs_of(node: Node) -> list[Node] | None:
-    """The expressions that a node is computed from, None for kinds that are not computed row by row."""
+    """The inputs of a node, None for kinds that are not computed row by row."""
     kind, content = kind_of_node(node)
     if kind == "Function":
         return list(content["input"])
@@ -62,7 +62,7 @@ def inputs_of(node: Node) -> list[Node] | None:
 
 
 def with_inputs(node: Node, inputs: list[Node]) -> Node:
-    """The node computed from other expressions, given in the order of `inputs_of`."""
+    """A copy of the node with other inputs, given in the order of `inputs_of`."""
     kind, content = kind_of_node(node)
     if kind == "Function":
         return {kind: {**content, "input": inputs}}
@@ -75,7 +75,7 @@ def with_inputs(node: Node, inputs: list[Node]) -> Node:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all that it is computed from, outermost first; not the inputs of unknown kinds."""
+    """Iterate over the node and its inputs, outermost first; the inputs of unknown kinds are skipped."""
     yield node
     for child in inputs_of(node) or ():
         yield from walk(child)

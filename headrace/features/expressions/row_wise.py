@@ -1,10 +1,10 @@
-"""Row-wise expressions: what a view may compute, whichever rows share its batch and whichever process runs it.
+"""Check that an expression is row-wise: its value for a row depends neither on the batch nor on the process.
 
-Batching is chance: which events come together, and which entities are read together, changes from run to run. So each
-row's value must follow from that row alone, in every process alike. An expression is judged by its form, never by its
-values on made-up rows: each node is of a kind that is computed row by row, and so are the nodes below it.
+Batches differ from run to run: which events arrive together, and which entities are read together, is not fixed. So
+each row's value must follow from that row alone, and be equal in every process. An expression is checked by its form,
+never by its values on sample rows: each node must be of a kind that is computed row by row, and so must its inputs.
 
-The test of this module tries every method of Polars' expressions: what is allowed here gives each row the same value
+The test of this module tries every method of Polars' expressions: every allowed expression gives a row the same value
 alone, in any batch and in another process.
 """
 
@@ -20,12 +20,12 @@ from headrace.features.expressions.nodes import Node, expr_of, function_name, in
 _IS_IN = ("Boolean", "IsIn")
 _CODES = {("ToPhysical",), ("Categorical", "Physical")}
 _LOOKS_UP = {"IsIn", "Business"}
-"""Functions that look values up in a Series, which is not laid beside the rows."""
+"""Functions that look values up in a literal Series, whose length need not match the rows."""
 _COMPARISONS = {"Eq", "NotEq", "Lt", "LtEq", "Gt", "GtEq"}
 _NOW_US = 60_000_000
 _ZONE_US = 900_000_000
-"""A literal time to the microsecond is the clock's at its declaration if the difference, but for whole quarters of an
-hour (zones, `now() - timedelta(days=30)`), is as short as that."""
+"""A literal time with microseconds is taken for the current time of its declaration if it differs from the clock by
+less than `_NOW_US`, modulo quarters of an hour (time zones, `now() - timedelta(days=30)`)."""
 
 _OTHER_ROWS = (
     "looks at other rows, so its value would depend on what comes together; write an expression of one row's columns"
@@ -63,17 +63,18 @@ _REFUSED: dict[str, str] = {
     "Explode": _ROW_COUNT,
     "Filter": _ROW_COUNT,
 }
-"""Names of nodes and functions, and what is wrong with them."""
+"""Rejected nodes and functions: name -> what is wrong and what to write."""
 
 
 def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, target: str) -> pl.DataType:
     """The type of an expression's value over columns of `schema`.
 
-    `role` says in errors what it is ("view shop · feature dear: where"), `target` what it does not fit ("event Sale").
+    For error messages, `role` describes the expression ("view shop · feature dear: where") and `target` the schema
+    ("event Sale").
 
     Raises:
-        DeclarationError: it does not fit the columns, gives several, looks at other rows, changes their number, differs
-            between processes, or is null for every row.
+        DeclarationError: the expression does not fit the schema, returns several columns, looks at other rows, changes
+            the number of rows, differs between processes, or is null for every row.
     """
     what = f"{role} {expression!s}"
     if expression.meta.has_multiple_outputs():
@@ -88,7 +89,7 @@ def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, 
     try:
         dtypes = pl.DataFrame(schema=dict(schema)).select(expression).dtypes
         if not expression.meta.root_names():
-            pl.select(expression)  # a constant has its one value now, or none for any row
+            pl.select(expression)  # a constant either evaluates now or fails for every row
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, IndexError) as exc:
         raise DeclarationError(f"{what} does not fit {target}: {_first_line(exc)}") from exc
     if len(dtypes) != 1:
@@ -98,12 +99,12 @@ def row_type(expression: pl.Expr, schema: Mapping[str, pl.DataType], role: str, 
 
 
 def _first_line(error: BaseException) -> str:
-    """Polars repeats the expression on further lines."""
+    """The first line of Polars' message; further lines repeat the expression."""
     return str(error).partition("\n")[0]
 
 
 def _check(node: Node, what: str) -> None:
-    """Raise where the value of a node, or of one below it, does not follow from one row, the same in each process."""
+    """Raise if the value of a node or of its inputs depends on other rows or on the process."""
     _check_node(node, what)
     inputs = inputs_of(node) or []
     for child in inputs:
@@ -167,7 +168,7 @@ def _is_null(node: Node) -> bool:
 
 
 def _check_function(node: Node, what: str) -> None:
-    """Raise for a function that looks at other rows or changes their number; its inputs are judged on their own."""
+    """Raise for a function that looks at other rows or changes their number; its inputs are checked separately."""
     if function_name(node)[:2] == _IS_IN:
         _check_members(node, what)
     elif function_name(node) == ("ArrayExpr", "Get") and kind_of_node((inputs_of(node) or [])[1])[0] != "Literal":
@@ -180,7 +181,7 @@ def _check_function(node: Node, what: str) -> None:
 
 
 def _check_members(node: Node, what: str) -> None:
-    """Raise where `is_in` lists None and would never match it."""
+    """Raise if `is_in` lists None, which it would never match."""
     assert isinstance(node, dict)
     value, members = node["Function"]["input"]
     listed = _literal_values(members)
@@ -210,7 +211,7 @@ def _literal_values(node: Node) -> pl.Series | None:
 
 
 def _check_types(tree: Node, schema: Mapping[str, pl.DataType], what: str) -> None:
-    """Raise for what the types of a node's inputs decide."""
+    """Raise for nodes whose validity depends on the types of their inputs."""
     empty = pl.DataFrame(schema=dict(schema))
     for node in walk(tree):
         name = function_name(node)

@@ -1,14 +1,14 @@
-"""Where an expression raises: a condition, worked out from its form, that is true on the rows it has no value for.
+"""Where an expression raises: a condition, derived from its form, that is true on the rows where it fails.
 
-Polars stops a whole column at the first value that a strict conversion cannot take. The lenient form of the same
-conversion gives null there instead, and a strict one raises precisely where the lenient one makes a null of a value:
+In Polars, one value that a strict conversion cannot take fails the whole column. The lenient form of the conversion
+returns null there instead, so the strict form raises exactly where the lenient form turns a value into null:
 
     col("x").cast(pl.Int64)      raises where  x is not null, and x.cast(pl.Int64, strict=False) is
     col("l").list.get(2)         raises where  l has no element 2
     col("k").replace_strict(m)   raises where  k is not null, and not in m
 
-So one pass over a batch finds all of its bad rows, however many there are. What raises in other ways is left to
-failing_rows.py, which tries rows.
+So one pass over a batch finds all of its bad rows, however many there are. Other failures are left to failing_rows.py,
+which tries rows.
 """
 
 import json
@@ -32,9 +32,9 @@ _NULL: Node = {"Literal": {"Scalar": {"Null": "Null"}}}
 
 
 def raises_where(expression: pl.Expr) -> pl.Expr | None:
-    """A boolean expression: true where a strict conversion in `expression` fails; None where it has none.
+    """A boolean expression that is true where a strict conversion in `expression` fails; None if there is no such one.
 
-    It may raise itself, and rows may fail for other reasons: callers try what is left.
+    The condition may itself raise, and rows may fail for other reasons, so callers must try the remaining rows.
     """
     return _raises_where(expr_text(expression))
 
@@ -43,12 +43,12 @@ def raises_where(expression: pl.Expr) -> pl.Expr | None:
 def _raises_where(text: str) -> pl.Expr | None:
     failures: list[pl.Expr] = []
     _lenient(json.loads(text), failures)
-    different = {expr_text(failure): failure for failure in failures}  # a value that is used twice is in there twice
+    different = {expr_text(failure): failure for failure in failures}  # a value used twice appears twice
     return pl.any_horizontal(different.values()).fill_null(value=False) if different else None
 
 
 def _lenient(node: Node, failures: list[pl.Expr]) -> Node:
-    """The node with every strict conversion made lenient; appends to `failures` where each of them would raise."""
+    """Make every strict conversion of a node lenient, and append to `failures` where each would raise."""
     children = inputs_of(node)
     if children is None:
         return node
@@ -64,20 +64,20 @@ def _lenient(node: Node, failures: list[pl.Expr]) -> Node:
 
 
 def _lenient_ternary(node: Node, failures: list[pl.Expr]) -> Node:
-    """`when`: Polars computes each branch on the rows that take it, so only these can fail in it."""
+    """`_lenient` for `when`: Polars computes each branch only on the rows that take it, so only those can fail."""
     predicate, truthy, falsy = inputs_of(node) or []
     chosen, in_truthy, in_falsy = _lenient(predicate, failures), list[pl.Expr](), list[pl.Expr]()
     branches = [_lenient(truthy, in_truthy), _lenient(falsy, in_falsy)]
     takes = expr_of(chosen).fill_null(value=False)
     known = {expr_text(failure) for failure in failures}
     for failure, chance in [(failure, takes) for failure in in_truthy] + [(failure, ~takes) for failure in in_falsy]:
-        if expr_text(failure) not in known:  # what fails on every row fails here too
+        if expr_text(failure) not in known:  # otherwise it already counts as failing on all rows
             failures.append(failure & chance)
     return with_inputs(node, [chosen, *branches])
 
 
 def _converted(strict: Node, lenient: Node, failures: list[pl.Expr]) -> Node:
-    """A conversion that fails where it makes a null of a value, or in a list a null of an element."""
+    """Return the lenient conversion, recording a failure where it turns a value or a list's element into null."""
     before, after = expr_of((inputs_of(strict) or [])[0]), expr_of(lenient)
     lost = before.is_not_null() & after.is_null()
     if _makes_lists(strict):
@@ -98,7 +98,7 @@ def _with_function(node: Node, function: Any) -> Node:
 
 
 def _settings_of(node: Node) -> Any:
-    """What a function of two names is called with: `{"ListExpr": {"Get": False}}` -> False."""
+    """The settings of a function of two names: `{"ListExpr": {"Get": False}}` -> False."""
     assert isinstance(node, dict)
     [outer] = node["Function"]["function"].values()
     return next(iter(outer.values())) if isinstance(outer, dict) else outer
