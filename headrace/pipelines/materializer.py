@@ -88,7 +88,7 @@ class FlushSummary:
 class Materializer:
     """Keeps the records of `views` in `store` up to date with batches of events. A `Step`.
 
-    It owns the shards with shard % count == index, of `owner` (index, count). While the store is
+    It owns the shards `shards`, or with `owner` (index, count) those with shard % count == index. While the store is
     unavailable it blocks and retries, without end, or for 5 seconds once `stop` is set. `dead_letters` gets events that
     are too late for a view; see ShardSet. `handover`, for a backfill only: partition of a topic -> offset at which the
     topic is resumed afterwards; without it, the active version of each view must be this one.
@@ -106,6 +106,7 @@ class Materializer:
         views: Sequence[type[FeatureView]],
         store: OnlineStore,
         *,
+        shards: Sequence[int] | None = None,
         owner: tuple[int, int] = (0, 1),
         flush_s: tuple[float, float] = FLUSH_S,
         catch_up_s: float = CATCH_UP_S,
@@ -120,7 +121,7 @@ class Materializer:
         self._met: set[str] | None = set()  # partitions seen; None: `positions` was called, so the source checks them
         plans = plans_of(dict.fromkeys(views), "materialize")
         index, count = owner
-        owned = range(index, store.shards, count)
+        owned = list(shards) if shards is not None else list(range(index, store.shards, count))
         self._stop = stop or threading.Event()
         self._flush_s = flush_s
         self._catch_up_s = max(catch_up_s, flush_s[1])

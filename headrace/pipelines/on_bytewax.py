@@ -44,7 +44,7 @@ from bytewax.run import cli_main
 
 from headrace.errors import ConfigError, HeadraceError
 from headrace.features.view import FeatureView
-from headrace.pipelines.flow import Flow, Job, Place, StoreLike
+from headrace.pipelines.flow import Flow, Job, OnStatus, Place, StoreLike
 from headrace.pipelines.flow import materialize as materialize_job
 from headrace.pipelines.loop import (
     APPLY,
@@ -121,6 +121,20 @@ def materialize(
     """Keep the records of `views` in `store` up to date: the job `flow.materialize`, with its options."""
     del step_id
     return add_job("steps", up, materialize_job(views, store, **options))
+
+
+@operator
+def consume(
+    step_id: str,
+    up: Stream[EventBatch],
+    make: Callable[[int, int], Step],
+    *,
+    spread: bool,
+    on_status: OnStatus | None = None,
+) -> Stream[Any]:
+    """Run any `Step`, made by `make` of its group and the number of groups; see `Job`."""
+    del step_id
+    return add_job("steps", up, Job("steps", lambda place: make(place.group, place.groups), spread, None, on_status))
 
 
 def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None = None) -> None:

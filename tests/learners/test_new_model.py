@@ -217,8 +217,7 @@ def test_what_is_served_is_what_was_trained(finished, tmp_path):
     probe, inputs = Stream(8).batch(16)[0], Stream(9).batch(64)[0]
     models = ModelDirectory(tmp_path / "models")
     staged = models.stage(Snapshot.of(online, probe=probe))
-    verdict = gate.check(Scorer(staged.snapshot, learner))
-    assert verdict.passed, verdict.reasons
+    verdict = gate.require(Scorer(staged.snapshot, learner))
     assert verdict.figures["probe_off"] == 0.0
     assert learner.model.loss.name in verdict.figures
     models.publish(staged)

@@ -126,7 +126,7 @@ def test_another_learner_is_told_what_differs(folder, online):
 
 
 def test_a_checkpoint_restores_training(online, tmp_path):
-    Snapshot.capture(online, {})().save(tmp_path / "c")
+    Snapshot.of(online, with_optimizer=True).save(tmp_path / "c")
     other = OnlineLearner(Shelf, seed=9)
     Snapshot.load(tmp_path / "c", Shelf).restore(other)
     inputs, labels, _ = Stream(4).batch()

@@ -220,7 +220,7 @@ def test_what_any_shard_has_read_is_compared(tmp_path, store):
     write(path, LINES[:10])
     [name] = ahead.partitions()
     [batch] = drain(ahead)
-    step = Materializer([Doors], store, owner=(1, 2))
+    step = Materializer([Doors], store, shards=[1, 2])
     step.apply(Intake([Passage], dead_letters=Shelf()).decode(batch))
     step.flush()
     [reader] = step.positions().readers

@@ -32,7 +32,7 @@ from headrace.pipelines import (
     loop,
     on_bytewax,
 )
-from headrace.pipelines.flow import Job, materialize
+from headrace.pipelines.flow import materialize
 from headrace.pipelines.placing import worker_keys, worker_of
 from headrace.schemas import FileDeadLetters
 from headrace.schemas.dead_letters import read as read_letters
@@ -380,7 +380,7 @@ def test_sources_do_not_run_ahead_of_a_slow_step(tmp_path):
     flow = Dataflow("slow")
     source = Counted(tmp_path / "*.parquet", Passage, rows_max=10)
     events = op.input("in", flow, on_bytewax.events_in(source, (Passage,), dead_letters=Shelf()))
-    on_bytewax.add_job("slow", events, Job("slow", lambda _place: step))
+    on_bytewax.consume("slow", events, lambda _group, _groups: step, spread=False)
     on_bytewax.run(flow, workers=2)
     assert len(step.taken) == 400
     assert step.ahead <= 2 * (on_bytewax.IN_FLIGHT_MAX + POLLS_AHEAD_MAX + 2)

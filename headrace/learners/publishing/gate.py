@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
+from headrace.errors import GateRefusedError
 from headrace.learners.inputs import Inputs
 from headrace.learners.publishing.scorer import Scorer
 
@@ -233,6 +234,19 @@ class Gate:
         figures = {name: value for finding in findings for name, value in finding.figures.items()}
         CHECKED.labels(outcome="refused" if reasons else "passed").inc()
         return Verdict(not reasons, reasons, figures, candidate.version)
+
+    def require(self, candidate: Scorer, live: Scorer | None = None, recent: Recent | None = None) -> Verdict:
+        """`check`, raising.
+
+        Raises:
+            GateRefusedError: a check failed; the message has every reason.
+        """
+        verdict = self.check(candidate, live, recent)
+        if not verdict.passed:
+            raise GateRefusedError(
+                f"model {candidate.version} of {candidate.learner.name}: {'; '.join(verdict.reasons)}"
+            )
+        return verdict
 
 
 def _arrays(scorer: Scorer, *, buffers: bool = True) -> dict[str, NDArray[Any]]:

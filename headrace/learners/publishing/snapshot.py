@@ -9,7 +9,7 @@ Invariant: a folder of this name holds exactly the bytes that were written, or `
 what differs; `headrace.atomic` writes the folder. Nothing is pickled. The probe is a small batch with the learner's
 predictions for it, so that a reader can verify its own.
 
-What `Snapshot.capture` takes holds all state of training: it is for a checkpoint, not a version to publish.
+With `with_optimizer` the arrays hold all state of training: a checkpoint, not a version to publish.
 """
 
 import hashlib
@@ -87,19 +87,20 @@ class Snapshot:
         offsets: Mapping[str, int] | None = None,
         metrics: Mapping[str, Any] | None = None,
         probe: Inputs | None = None,
+        with_optimizer: bool = False,
     ) -> "Snapshot":
         """Copy the state of a learner; with `probe`, also its predictions for that batch."""
-        arrays = learner.state_dict(with_optimizer=False)
+        arrays = learner.state_dict(with_optimizer=with_optimizer)
         if probe is not None and len(probe):
             arrays["probe.inputs"] = np.frombuffer(probe.to_bytes(), dtype=np.uint8)
             arrays["probe.scores"] = learner.predict(probe)
-        present = replace(_present(learner, offsets or {}), parent=parent, metrics=dict(metrics or {}))
-        return Snapshot(present, arrays)
+        present = _present(learner, offsets or {}, with_optimizer=with_optimizer)
+        return Snapshot(replace(present, parent=parent, metrics=dict(metrics or {})), arrays)
 
     @staticmethod
     def capture(learner: OnlineLearner, offsets: Mapping[str, int]) -> "Callable[[], Snapshot]":
         """Copy the state of a learner with its optimizer; what is returned makes the snapshot, in any thread."""
-        manifest = replace(_present(learner, offsets), with_optimizer=True)
+        manifest = _present(learner, offsets, with_optimizer=True)
         state = learner.capture()
         return lambda: Snapshot(manifest, state())
 
@@ -189,7 +190,7 @@ def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inpu
     return inputs, np.asarray(arrays["probe.scores"], np.float32)
 
 
-def _present(learner: OnlineLearner, offsets: Mapping[str, int]) -> Manifest:
+def _present(learner: OnlineLearner, offsets: Mapping[str, int], *, with_optimizer: bool) -> Manifest:
     """The manifest of a learner's present state, without files."""
     return replace(
         _declared(learner.learner),
@@ -197,6 +198,7 @@ def _present(learner: OnlineLearner, offsets: Mapping[str, int]) -> Manifest:
         trained_through_us=learner.now_us,
         created_us=wall_us(),
         steps=learner.steps,
+        with_optimizer=with_optimizer,
     )
 
 
