@@ -8,7 +8,6 @@ so that it adds one parameter a bag.
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from headrace.errors import DeclarationError
 from headrace.learners.input_spec import Bag, InputSpec
 from headrace.learners.models.deep_fm_pass import DeepFMPass
 from headrace.learners.models.fm_pass import FMPass
-from headrace.learners.models.model import Fields, Model, Pass, ZeroHead
+from headrace.learners.models.model import Fields, Model, Pass, ZeroHead, hidden_layers
 from headrace.learners.tables.optimizers import Adagrad, Adam, Optimizer
 
 
@@ -74,10 +73,7 @@ class DeepFMNet(nn.Module):
         embedded, dense = self.id_count + len(spec.bags), 2 * len(spec.numbers)
         self.first_order = ZeroHead(dense)
         widths = (embedded * model.dim + dense, *model.hidden)
-        layers: list[nn.Module] = []
-        for inner, outer in pairwise(widths):
-            layers += [nn.Linear(inner, outer), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, ZeroHead(widths[-1]))
+        self.mlp = nn.Sequential(*hidden_layers(widths), ZeroHead(widths[-1]))
         self.sharpness = nn.Parameter(torch.ones(len(spec.bags)))
 
     def forward(self, fields: Fields) -> Tensor:

@@ -9,7 +9,9 @@ The learner, the network, the scorer, the marks and the gate ask the model; they
 one label and log-loss are the defaults.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -127,6 +129,11 @@ class Model:
         """Return `module`'s pass without autograd, or None. A module with one has no state but its parameters."""
         del module
         return None
+
+
+def hidden_layers(widths: Sequence[int]) -> list[nn.Module]:
+    """Linear, ReLU, Linear, ReLU, .. from each width to the next."""
+    return [layer for inner, outer in pairwise(widths) for layer in (nn.Linear(inner, outer), nn.ReLU())]
 
 
 class ZeroHead(nn.Linear):

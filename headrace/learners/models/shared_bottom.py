@@ -5,7 +5,6 @@ ids' vectors, and each label has its own loss, which unknown labels do not enter
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from headrace.errors import DeclarationError
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.models.log_loss import LogLoss
 from headrace.learners.models.loss import Floats, Loss
-from headrace.learners.models.model import Fields, Model, ZeroHead
+from headrace.learners.models.model import Fields, Model, ZeroHead, hidden_layers
 from headrace.learners.models.per_label import PerLabel
 from headrace.learners.tables.optimizers import Adagrad, Adam, Optimizer
 
@@ -83,10 +82,7 @@ class SharedBottomNet(nn.Module):
         super().__init__()
         embedded = (len(spec.categoricals) + len(spec.bags)) * (model.dim + 1)
         widths = (embedded + 2 * len(spec.numbers), *model.hidden)
-        layers: list[nn.Module] = []
-        for inner, outer in pairwise(widths):
-            layers += [nn.Linear(inner, outer), nn.ReLU()]
-        self.shared = nn.Sequential(*layers)
+        self.shared = nn.Sequential(*hidden_layers(widths))
         self.heads = ZeroHead(widths[-1], model.outputs)
 
     def forward(self, fields: Fields) -> Tensor:
