@@ -173,7 +173,6 @@ class OrderedEvents:
     ) -> None:
         self.rows = 0
         self.span_us: tuple[int, int] | None = None
-        self.left_after = 0
         self._until_us = until_us
         self._memory_rows = memory_rows
         self._room = tempfile.TemporaryDirectory(prefix="headrace-")
@@ -194,9 +193,7 @@ class OrderedEvents:
         known = self.span_us or (first, last)
         self.span_us = min(known[0], first), max(known[1], last)
         if self._until_us is not None and last >= self._until_us:
-            kept = frame.filter(time_of(event) < self._until_us)
-            self.left_after += frame.height - kept.height
-            frame = kept
+            frame = frame.filter(time_of(event) < self._until_us)
         self.rows += frame.height
         self._sorters[event].add(frame)
 

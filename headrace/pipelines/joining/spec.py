@@ -1,7 +1,7 @@
 """JoinSpec: which engagements label which requests. JoinSpecs: several labels of one request, each with its window."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -174,17 +174,19 @@ class JoinSpecs:
     """
 
     joins: dict[str, JoinSpec]
-    _first: JoinSpec = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.joins:
             raise DeclarationError("join of several labels: there is none")
-        object.__setattr__(self, "_first", next(iter(self.joins.values())))
         for name, spec in self.joins.items():
             if _shared(spec) != _shared(self._first):
                 raise DeclarationError(f"label {name!r}: all labels need one request, candidates, id and lateness")
             if spec.is_early:
                 raise DeclarationError(f"label {name!r}: several labels wait for their windows; leave the policy out")
+
+    @property
+    def _first(self) -> JoinSpec:
+        return next(iter(self.joins.values()))
 
     @property
     def request(self) -> type[Event]:
