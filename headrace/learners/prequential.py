@@ -78,13 +78,12 @@ class Prequential:
         self._model = model
         self._loss: Loss = (loss or LogLoss()) if model is None else model.loss
         labels = 1 if model is None else model.labels
-        self._by_label: list[Prequential] = []
-        if self._loss.is_binary and labels > 1:
-            self._by_label = [Prequential(rows_max=rows_max, window=window, slices=False) for _ in range(labels)]
-        elif isinstance(self._loss, PerLabel):
-            self._by_label = [
-                Prequential(loss=each, rows_max=rows_max, window=window, slices=False) for each in self._loss.losses
-            ]
+        losses: tuple[Loss, ...] = ()  # of each label, where there are several
+        if isinstance(self._loss, PerLabel):
+            losses = self._loss.losses
+        elif self._loss.is_binary and labels > 1:
+            losses = (LogLoss(),) * labels
+        self._by_label = [Prequential(loss=each, rows_max=rows_max, window=window, slices=False) for each in losses]
         self._is_probability = self._loss.is_binary and labels == 1
         self._rows_max = rows_max
         self._top = top
