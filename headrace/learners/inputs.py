@@ -18,13 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DecodeError, SchemaError
-from headrace.learners.packed_form import MAGIC, MISSING_ID, SHARED, pack_requests
+from headrace.learners.packed_form import BAG_HEAD, HEAD, MAGIC, MISSING_ID, SHARED, pack_requests
 
 PAD = MISSING_ID
 ROWS_MAX = 1_000_000  # a packed request that claims more is corrupt
 
-_HEAD = struct.Struct("<4sQIHHH")  # magic, fingerprint, rows, id fields, dense fields, bags
-_BAG = struct.Struct("<HHBB")  # width as declared, width stored, 1 when shared by all rows, bytes an id
 _WIDTHS = (1, 2, 4, 8)
 
 
@@ -94,7 +92,7 @@ class Inputs:
             SchemaError: another spec packed them.
         """
         reader = _Reader(data)
-        magic, packed_by, rows, id_count, dense_count, bag_count = reader.struct(_HEAD)
+        magic, packed_by, rows, id_count, dense_count, bag_count = reader.struct(HEAD)
         if magic != MAGIC or rows > ROWS_MAX:
             raise DecodeError(f"packed inputs: {data[:16]!r}.. is not a packed request of at most {ROWS_MAX} rows")
         if fingerprint is not None and packed_by != int(fingerprint, 16):
@@ -151,7 +149,7 @@ def _widen(ids: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _unpack_bag(reader: _Reader, rows: int) -> NDArray[np.int64]:
-    declared, stored, shared, width = reader.struct(_BAG)
+    declared, stored, shared, width = reader.struct(BAG_HEAD)
     if width not in _WIDTHS or stored > declared:
         raise DecodeError(f"packed inputs: a bag of {stored} of {declared} ids of {width} bytes")
     kept = np.full((1 if shared else rows, declared), PAD, dtype=np.int64)

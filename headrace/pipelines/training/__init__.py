@@ -1,1 +1,1 @@
-"""Parts of the trainer: its cadence, and the size of its micro-batches."""
+"""Parts of the trainer: its cadence, the size of its micro-batches, and events that wait to be learned."""
