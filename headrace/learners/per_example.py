@@ -30,11 +30,8 @@ from headrace.learners.tables.admission import touch_rows
 from headrace.learners.tables.embedding import TrainedLookup
 from headrace.learners.tables.kernels import gather, sum_gradients
 from headrace.learners.tables.optimizers import Compiled, is_compiled
-from headrace.learners.tables.steps import step_dense, step_tables
+from headrace.learners.tables.steps import Doubles, Floats, Ints, step_dense, step_tables
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 Tuple = tuple[Any, ...]
 
 CHUNK = 512

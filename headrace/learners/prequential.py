@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 from headrace.learners.labels.targets import check_starts
 from headrace.learners.models.log_loss import EPS, LogLoss, log_losses
-from headrace.learners.models.loss import Loss
+from headrace.learners.models.loss import Doubles, Floats, Loss
 from headrace.learners.models.model import Model
 from headrace.learners.models.per_label import PerLabel
 from headrace.learners.state import prefixed
@@ -31,8 +31,6 @@ BINS = 8_192
 LOGIT_MAX = 16.0  # outermost bins of the histogram
 SLICES_MAX = 64
 
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
 Figures = dict[str, Any]
 
 

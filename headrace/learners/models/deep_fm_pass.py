@@ -19,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from headrace.kernels.compile import kernel
-from headrace.learners.models.fm_pass import Head, flat_head, pair_products
+from headrace.learners.models.fm_pass import Floats, Head, flat_head, pair_products
 from headrace.learners.models.model import ZeroHead
 
-Floats = NDArray[np.float32]
 Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
 """Weights (H, K) and biases (H,) of each hidden layer; or their gradients."""
 
