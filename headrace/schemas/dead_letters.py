@@ -9,9 +9,9 @@ import io
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Protocol, Self, overload
+from typing import Any, Protocol, Self, overload
 
 import numpy as np
 import orjson
@@ -97,6 +97,14 @@ class Letters(Sequence[DeadLetter]):
         return cls(frame.select(columns[name].cast(dtype).alias(name) for name, dtype in _SCHEMA.items()))
 
     @classmethod
+    def all_of(cls, letters: Sequence[DeadLetter]) -> "Letters":
+        """The columns of letters; a `Letters` is returned as it is. Lone surrogates in texts become question marks."""
+        if isinstance(letters, Letters):
+            return letters
+        rows = [[_clean(value) for value in astuple(letter)] for letter in letters]
+        return cls(pl.DataFrame(rows, schema=_SCHEMA, orient="row"))
+
+    @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """All letters of the parts, one after another."""
         return cls(pl.concat([pl.DataFrame(schema=_SCHEMA), *(part.frame for part in parts)]))
@@ -123,30 +131,19 @@ class Letters(Sequence[DeadLetter]):
         return type(self)(self.frame[key]) if isinstance(key, slice) else DeadLetter(*self.frame.row(key))
 
 
+def _clean(value: Any) -> Any:
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
 def encoded(letters: Sequence[DeadLetter]) -> list[bytes]:
     """A line of JSON for each letter, without its end."""
-    if isinstance(letters, Letters):
-        return letters.lines().split(b"\n")[:-1]
-    return [encode_letter(letter) for letter in letters]
-
-
-def partitions_of(letters: Sequence[DeadLetter]) -> list[str]:
-    """The partition of each letter."""
-    if isinstance(letters, Letters):
-        return letters.frame["partition"].to_list()
-    return [letter.partition for letter in letters]
+    return Letters.all_of(letters).lines().split(b"\n")[:-1]
 
 
 def count_letters(letters: Sequence[DeadLetter]) -> None:
     """Add the letters to the metric, and log at most a line a second for each source and reason."""
-    if isinstance(letters, Letters):
-        groups = letters.frame.group_by("source", "reason", maintain_order=True)
-        counts = groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows()
-    else:
-        by_kind: dict[tuple[str, str], list[str]] = {}
-        for letter in letters:
-            by_kind.setdefault((letter.source, letter.reason), []).append(letter.detail)
-        counts = [(*kind, len(details), details[0]) for kind, details in by_kind.items()]
+    groups = Letters.all_of(letters).frame.group_by("source", "reason", maintain_order=True)
+    counts = groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows()
     for source, reason, count, detail in counts:
         DEAD_LETTERS.labels(event=source, reason=reason).inc(count)
         _log.add(count, detail, source=source, reason=reason)
@@ -154,12 +151,8 @@ def count_letters(letters: Sequence[DeadLetter]) -> None:
 
 def encode_letter(letter: DeadLetter) -> bytes:
     """One line of JSON without its end; the payload is base64. Lone surrogates in texts become question marks."""
-    fields = {**asdict(letter), "payload": base64.b64encode(letter.payload).decode()}
-    try:
-        return orjson.dumps(fields)
-    except orjson.JSONEncodeError:
-        texts = {name: text.encode(errors="replace").decode() for name, text in fields.items() if isinstance(text, str)}
-        return orjson.dumps(fields | texts)
+    [line] = encoded([letter])
+    return line
 
 
 def decode_letter(line: bytes) -> DeadLetter:
@@ -195,9 +188,8 @@ class FileDeadLetters:
         """
         if not letters:
             return
-        text = letters.lines() if isinstance(letters, Letters) else b"".join(line + b"\n" for line in encoded(letters))
         try:
-            self._append(text)
+            self._append(Letters.all_of(letters).lines())
         except OSError as exc:
             raise ServiceError(
                 f"{len(letters)} dead letters cannot be written to {self.folder}: {exc.strerror}; make room there, or "

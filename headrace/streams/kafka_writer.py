@@ -16,9 +16,9 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from headrace.errors import SourceError
-from headrace.schemas import DeadLetter, Event, codec_for, encode_letter, spec_of
+from headrace.schemas import DeadLetter, Event, Letters, codec_for, encode_letter, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
-from headrace.schemas.dead_letters import encoded, partitions_of
+from headrace.schemas.dead_letters import encoded
 from headrace.streams.kafka.client import FATAL, connected, describe, takes_connections
 
 log = structlog.get_logger(__name__)
@@ -128,7 +128,8 @@ class KafkaDeadLetters:
         Raises:
             SourceError: the broker refused one, or did not answer in time.
         """
-        for index, (line, partition) in enumerate(zip(encoded(letters), partitions_of(letters), strict=True)):
+        partitions = Letters.all_of(letters).frame["partition"]
+        for index, (line, partition) in enumerate(zip(encoded(letters), partitions, strict=True)):
             short = line if len(line) <= LETTER_BYTES_MAX else _shortened(letters[index])
             self._producer.send(self.topic, short, partition)
         self._producer.flush()
