@@ -9,9 +9,10 @@ It has its name only once it is whole.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import polars as pl
 import pyarrow as pa
@@ -50,87 +51,55 @@ def write_output(pieces: Iterable[pl.DataFrame], out: Path) -> int:
         ConfigError: the disk is full, or closed.
     """
     rows = 0
+
+    def counted() -> Iterator[pl.DataFrame]:
+        nonlocal rows
+        for piece in pieces:
+            yield piece
+            rows += piece.height
+
     try:
         with open_file(out) as file:
-            writer = None
-            for piece in pieces:
-                writer = writer or WRITERS[out.suffix.lower()](file, piece)
-                writer.write(piece)
-                rows += piece.height
-            assert writer is not None, "no piece was written"
-            writer.close()
+            WRITERS[out.suffix.lower()](file, counted())
     except OSError as exc:
         raise ConfigError(f"--out {out} cannot be written: {exc}; mend that, and go on with --resume") from exc
     return rows
 
 
-class _Parquet:
-    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
-        self._writer = pq.ParquetWriter(file, _arrow(head).schema, compression="zstd")
-
-    def write(self, piece: pl.DataFrame) -> None:
-        self._writer.write_table(_arrow(piece).cast(self._writer.schema))
-
-    def close(self) -> None:
-        self._writer.close()
+def _write_parquet(file: IO[bytes], pieces: Iterator[pl.DataFrame]) -> None:
+    head = _arrow(next(pieces))
+    with pq.ParquetWriter(file, head.schema, compression="zstd") as writer:
+        for table in chain([head], map(_arrow, pieces)):
+            writer.write_table(table.cast(head.schema))
 
 
-class _Arrow:
-    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
-        self._schema = _arrow(head).schema
-        self._writer = pa.ipc.new_file(file, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
-
-    def write(self, piece: pl.DataFrame) -> None:
-        self._writer.write_table(_arrow(piece).cast(self._schema))
-
-    def close(self) -> None:
-        self._writer.close()
+def _write_arrow(file: IO[bytes], pieces: Iterator[pl.DataFrame]) -> None:
+    head = _arrow(next(pieces))
+    with pa.ipc.new_file(file, head.schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
+        for table in chain([head], map(_arrow, pieces)):
+            writer.write_table(table.cast(head.schema))
 
 
-class _Csv:
-    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
-        del head
-        self._file = file
-        self._is_begun = False
-
-    def write(self, piece: pl.DataFrame) -> None:
+def _write_csv(file: IO[bytes], pieces: Iterator[pl.DataFrame]) -> None:
+    for index, piece in enumerate(pieces):
         texts = _with_text_times(piece)
         nested = [name for name, dtype in texts.schema.items() if dtype.is_nested() or dtype == pl.Binary]
         columns = [_json_texts(texts[name]) if name in nested else texts[name] for name in texts.columns]
-        pl.DataFrame(columns).write_csv(self._file, include_header=not self._is_begun)
-        self._is_begun = True
-
-    def close(self) -> None:
-        """Nothing is left to write."""
+        pl.DataFrame(columns).write_csv(file, include_header=index == 0)
 
 
-class _JsonLines:
-    def __init__(self, file: IO[bytes], head: pl.DataFrame) -> None:
-        del head
-        self._file = file
-
-    def write(self, piece: pl.DataFrame) -> None:
-        self._file.writelines(line + b"\n" for line in rows_as_json(_with_text_times(piece)))
-
-    def close(self) -> None:
-        """Nothing is left to write."""
+def _write_json_lines(file: IO[bytes], pieces: Iterator[pl.DataFrame]) -> None:
+    for piece in pieces:
+        file.writelines(line + b"\n" for line in rows_as_json(_with_text_times(piece)))
 
 
-class _Writer(Protocol):
-    """Takes frames of one schema; `head` is the first of them, which is not written yet."""
-
-    def write(self, piece: pl.DataFrame) -> None: ...
-
-    def close(self) -> None: ...
-
-
-WRITERS: dict[str, Callable[[IO[bytes], pl.DataFrame], _Writer]] = {
-    ".parquet": _Parquet,
-    **dict.fromkeys((".arrow", ".ipc", ".feather"), _Arrow),
-    ".csv": _Csv,
-    **dict.fromkeys((".jsonl", ".ndjson"), _JsonLines),
+WRITERS: dict[str, Callable[[IO[bytes], Iterator[pl.DataFrame]], None]] = {
+    ".parquet": _write_parquet,
+    **dict.fromkeys((".arrow", ".ipc", ".feather"), _write_arrow),
+    ".csv": _write_csv,
+    **dict.fromkeys((".jsonl", ".ndjson"), _write_json_lines),
 }
-"""Suffix -> writer of a file."""
+"""Suffix -> writer of frames of one schema, at least one, into a file."""
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:
