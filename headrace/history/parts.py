@@ -123,13 +123,19 @@ class _Walk:
 
     def run(self, room: Path, report: Report, is_stopped: Callable[[], bool]) -> int:
         """Replay to the end; returns the total number of rows."""
-        part, progress, total = self._part, self._progress, 0
+        part, progress, total, read = self._part, self._progress, 0, 0
+
+        def count(rows: int) -> None:
+            """Report rows that are read and sorted, of which nobody knows how many there are."""
+            nonlocal read
+            read += rows
+            report(part.place, read, None)
+
         report(part.place, 0, None)
         spine = self._spine()
         if spine.height:
             until_us = int(spine_times(spine, "").max())
             span = Span(progress.cut_us, until_us, plan_of(part.views[0]), part.part, part.parts)
-            count = _Counter(part.place, report)
             log = open_log(part.events, span, part.memory_rows, lambda: room, part.written.csv_time_format, count)
             total = spine.height + sum(block.rows for blocks in log.values() for block in blocks)
             done, saved_s = 0, monotonic()
@@ -197,19 +203,6 @@ class _Walk:
         for old in self._part.folder.glob("records*"):
             if old.name != self._progress.records:
                 shutil.rmtree(old)
-
-
-@dataclass(slots=True)
-class _Counter:
-    """Reports rows of a part that are read and sorted, of which nobody knows how many there are."""
-
-    place: int
-    report: Report
-    rows: int = 0
-
-    def __call__(self, rows: int) -> None:
-        self.rows += rows
-        self.report(self.place, self.rows, None)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ _AVRO: dict[Kind, Any] = {
     "time": {"type": "long", "logicalType": "timestamp-micros"},
 }
 DECIMAL_DIGITS = 38
-"""Digits of an Arrow decimal of 16 bytes."""
+"""Digits of an Arrow decimal of 16 bytes, the widest that Polars has."""
 
 _SUPPORTED = "int, float, bool, str, bytes, datetime, Literal, Enum, X | None, list[X] or a pydantic model"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -169,38 +169,29 @@ def avro_fields(fields: Iterable[tuple[str, FieldType]]) -> list[dict[str, Any]]
     return written
 
 
-def plain(value: Any) -> Any:
-    """A default as JSON holds it: enums by value, times in microseconds, bytes as latin-1 (Avro's own rule)."""
+def plain(value: Any, *, is_json: bool = True) -> Any:
+    """A default as JSON holds it, or else a column: enums by value, times in microseconds; in JSON, bytes as latin-1.
+
+    The latter is Avro's own rule.
+    """
     match value:
         case enum.Enum():
             return value.value
         case datetime():
             aware = value if value.tzinfo else value.replace(tzinfo=UTC)
             return (aware - _EPOCH) // (datetime.resolution)
-        case bytes():
+        case bytes() if is_json:
             return value.decode("latin-1")
         case list():
-            return [plain(item) for item in value]
+            return [plain(item, is_json=is_json) for item in value]
         case pydantic.BaseModel():
-            return {name: plain(getattr(value, name)) for name in type(value).model_fields}
+            return {name: plain(getattr(value, name), is_json=is_json) for name in type(value).model_fields}
     return value
-
-
-def stored(value: Any) -> Any:
-    """A default as a column holds it: enums by value, times in microseconds, bytes as they are."""
-    match value:
-        case bytes():
-            return value
-        case list():
-            return [stored(item) for item in value]
-        case pydantic.BaseModel():
-            return {name: stored(getattr(value, name)) for name in type(value).model_fields}
-    return plain(value)
 
 
 def default_column(field: FieldType) -> pa.Array:
     """The default of a field, null where it has none, as an Arrow array of one value."""
-    default = None if field.default is PydanticUndefined else stored(field.default)
+    default = None if field.default is PydanticUndefined else plain(field.default, is_json=False)
     value = float(default) if field.kind == "float" and default is not None else default
     return pa.array([value], type=field.arrow())
 

@@ -12,6 +12,8 @@ from typing import Any
 import orjson
 import polars as pl
 
+from headrace.schemas.time_units import UNITS_PER_S, TimeUnit
+
 _ISO = "%Y-%m-%dT%H:%M:%S%.6fZ"
 
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
@@ -19,7 +21,6 @@ YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
 
 _VALUE_CHARS = 80
 _WITH_TEXT = (pl.String, pl.Decimal, pl.Date, pl.Categorical, pl.Enum)
-_US_A_UNIT = {"ms": (1_000, 1), "us": (1, 1), "ns": (1, 1_000)}  # multiplier, divisor
 
 
 def json_rows(frame: pl.DataFrame) -> pl.Series:
@@ -91,10 +92,9 @@ def _plain_leaf(values: pl.Expr, dtype: Any) -> pl.Expr:
     return values.cast(pl.String) if dtype in _WITH_TEXT else pl.lit(f"({dtype})")
 
 
-def _time_text(values: pl.Expr, unit: str) -> pl.Expr:
-    multiplier, divisor = _US_A_UNIT[unit]
+def _time_text(values: pl.Expr, unit: TimeUnit) -> pl.Expr:
     number = values.cast(pl.Int64)
-    low, high = YEAR_1_US * divisor // multiplier, YEAR_10000_US * divisor // multiplier
+    low, high = (limit_us * UNITS_PER_S[unit] // UNITS_PER_S["us"] for limit_us in (YEAR_1_US, YEAR_10000_US))
     low, high = max(low, -(2**63)), min(high, 2**63)
     is_near = (number >= low) & (number < high) if high < 2**63 else pl.lit(value=True)
     near = pl.when(is_near).then(number)

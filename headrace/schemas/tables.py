@@ -23,13 +23,12 @@ import pyarrow.compute as pc
 from pyarrow.interchange import from_dataframe
 
 from headrace.errors import SchemaError
+from headrace.schemas.fields import DECIMAL_DIGITS
 
 TableLike: TypeAlias = Any
 """A Polars frame, lazy or not, or anything that `frame_of` makes one of."""
 
 _NAMELESS_INDEX = re.compile(r"__index_level_\d+__")
-_DIGITS_MAX = 38
-"""Digits of the widest Polars decimal."""
 _LACKING = (
     pa.types.is_list_view,
     pa.types.is_large_list_view,
@@ -170,7 +169,7 @@ def _plain(dtype: pa.DataType) -> pa.DataType:
     """The type in Polars' terms: UTC in place of a zone that it does not know."""
     if isinstance(dtype, pa.BaseExtensionType):
         return _plain(dtype.storage_type)
-    if pa.types.is_decimal256(dtype) and dtype.precision <= _DIGITS_MAX:
+    if pa.types.is_decimal256(dtype) and dtype.precision <= DECIMAL_DIGITS:
         return pa.decimal128(dtype.precision, dtype.scale)
     if pa.types.is_timestamp(dtype) and not _is_plain(dtype):
         return pa.timestamp(dtype.unit, "UTC")
