@@ -205,15 +205,10 @@ class FileDeadLetters:
         while rest:
             rest = rest[self._file.write(rest) :]
 
-    def flush(self) -> None:
-        """Make everything written survive a power cut."""
+    def close(self) -> None:
+        """Make everything written survive a power cut, and close the file; a later write starts a new one."""
         if self._file is not None:
             os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Flush and close the file; a later write starts a new one."""
-        if self._file is not None:
-            self.flush()
             self._file.close()
             self._file = None
 

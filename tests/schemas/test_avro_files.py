@@ -6,7 +6,9 @@ import pytest
 
 from headrace.errors import DecodeError
 from headrace.streams.files.avro import read_avro_file
+from headrace.streams.files.wanted import Wanted
 
+ALL_COLUMNS = Wanted({}, None)
 ENUM = {"type": "enum", "name": "Kind", "symbols": ["a", "b"]}
 ROWS = [{"id": 1, "kind": "a", "tags": ["x"]}, {"id": 2, "kind": None, "tags": []}]
 
@@ -22,7 +24,7 @@ def write(path, kind, rows=ROWS):
 @pytest.mark.parametrize("kind", [["null", "string"], ["null", ENUM], ["null", "string", "long"]])
 def test_rows_come_out_whatever_the_types(tmp_path, kind):
     """Nullable text is read by Polars; a nullable enum, which stops Polars, and a wider union by fastavro."""
-    found = read_avro_file(write(tmp_path / "rows.avro", kind))
+    found = read_avro_file(write(tmp_path / "rows.avro", kind), ALL_COLUMNS)
     assert found.to_dicts() == ROWS
     assert found["id"].dtype == pl.Int64
 
@@ -33,4 +35,4 @@ def test_what_is_no_avro_is_one_error(tmp_path, damage):
     path = write(tmp_path / "rows.avro", ["null", ENUM])
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DecodeError, match=r"rows\.avro"):
-        read_avro_file(path)
+        read_avro_file(path, ALL_COLUMNS)

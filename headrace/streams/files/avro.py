@@ -16,13 +16,13 @@ import fastavro
 import polars as pl
 
 from headrace.errors import DecodeError
-from headrace.streams.files.wanted import ALL_COLUMNS, Wanted
+from headrace.streams.files.wanted import Wanted
 
 _PLAIN = frozenset({"boolean", "int", "long", "float", "double", "string", "bytes"})
 _POLARS_CODECS = frozenset({"null", "deflate", "snappy"})
 
 
-def read_avro_file(path: str | Path, wanted: Wanted = ALL_COLUMNS) -> pl.DataFrame:
+def read_avro_file(path: Path, wanted: Wanted) -> pl.DataFrame:
     """All rows of the file, in order.
 
     Columns that are not wanted may be there or not.
@@ -31,7 +31,6 @@ def read_avro_file(path: str | Path, wanted: Wanted = ALL_COLUMNS) -> pl.DataFra
         OSError: it cannot be opened.
         DecodeError: it is no Avro container file of records, it is damaged, or a package for its compression is absent.
     """
-    path = Path(path)
     with path.open("rb") as file, _damage(path):
         records = fastavro.reader(file)
         schema: Any = records.writer_schema
@@ -39,9 +38,8 @@ def read_avro_file(path: str | Path, wanted: Wanted = ALL_COLUMNS) -> pl.DataFra
     return pl.read_avro(path) if rows is None else _frame(rows, schema, wanted)
 
 
-def iter_avro_file(path: str | Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
+def iter_avro_file(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
     """`read_avro_file`, in pieces of whole blocks of the file, each of at least `rows` rows but the last."""
-    path = Path(path)
     with path.open("rb") as file, path.open("rb") as raw:
         with _damage(path):
             blocks = fastavro.block_reader(file)

@@ -29,7 +29,7 @@ from headrace.streams.files.finder import COMPRESSIONS, EventFile
 from headrace.streams.files.left_out import leave_out
 from headrace.streams.files.lines import iter_blocks, without_blank
 from headrace.streams.files.path_columns import PathCodec, fill_columns, path_columns, refuse_others
-from headrace.streams.files.wanted import ALL_COLUMNS, Wanted
+from headrace.streams.files.wanted import Wanted
 
 UNFINISHED = "unfinished_line"
 """Reason of a last line without its end, which is no event yet."""
@@ -46,7 +46,7 @@ class Format:
     pieces: Callable[[Path, Wanted, int], Iterator[pl.DataFrame]]
 
 
-def read_file(file: EventFile, wanted: Wanted = ALL_COLUMNS) -> pl.DataFrame:
+def read_file(file: EventFile, wanted: Wanted) -> pl.DataFrame:
     """All rows of a file as they are, of the columns that are wanted.
 
     Raises:
@@ -58,7 +58,7 @@ def read_file(file: EventFile, wanted: Wanted = ALL_COLUMNS) -> pl.DataFrame:
         return kind.read(path, replace(wanted, time_format=file.csv_time_format))
 
 
-def iter_file(file: EventFile, rows: int, wanted: Wanted = ALL_COLUMNS) -> Iterator[pl.DataFrame]:
+def iter_file(file: EventFile, rows: int, wanted: Wanted) -> Iterator[pl.DataFrame]:
     """`read_file`, in pieces of about `rows` rows."""
     kind = format_of(file)
     with file.local() as path, reading(file):

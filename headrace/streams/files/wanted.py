@@ -44,7 +44,3 @@ class Wanted:
     def asked(self) -> Collection[str] | None:
         """Columns that must be of a type that can be read; None: all."""
         return None if self.fields is None else self.types.keys()
-
-
-ALL_COLUMNS = Wanted({}, None)
-"""Every column, of whatever type it is."""
