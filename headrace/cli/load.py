@@ -10,7 +10,7 @@ import polars as pl
 
 from headrace.client import AsyncClient
 from headrace.client.call import TIMEOUT_MS_MAX
-from headrace.client.load import LoadRun, Route, bodies_of, play
+from headrace.client.load import LoadRun, Route, bodies_of, check_rate, play
 from headrace.client.load_connections import Connections
 from headrace.client.load_plot import plot_load
 from headrace.errors import ConfigError
@@ -46,6 +46,8 @@ def offer_load(url: str, options: LoadOptions, say: Callable[[str], object]) -> 
     for path, check in ((options.plot, check_plot), (options.csv, _check_folder)):
         if path is not None:
             check(path)
+    for rate in options.rates:
+        check_rate(rate, options.seconds)
     with options.bodies.open("rb") as file:
         bodies = bodies_of(file.readlines(), str(options.bodies))
     runs = asyncio.run(_play_all(url, bodies, options))
@@ -57,6 +59,8 @@ def offer_load(url: str, options: LoadOptions, say: Callable[[str], object]) -> 
         plot_load(runs, options.plot)
     rows = [run.summary() for run in runs]
     for row in rows:
+        if not row["sent"]:
+            say(f"{row['rate_per_s']:g}/s: no request fell into {options.seconds:g} s; give more --seconds")
         if (late_ms := row["late_p99_ms"]) > LATE_MS_MAX:
             words = f"requests were sent up to {late_ms:g} ms late (p99), which is in their latency"
             say(f"{row['rate_per_s']:g}/s: {words}: this machine cannot offer so many")
@@ -89,3 +93,5 @@ async def _play_all(url: str, bodies: Sequence[dict[str, Any]], options: LoadOpt
 def _check_folder(path: Path) -> None:
     if not path.parent.is_dir():
         raise ConfigError(f"csv {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise ConfigError(f"csv {path}: is a folder; write the name of a file")

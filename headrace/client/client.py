@@ -29,6 +29,7 @@ KEPT_S = 4.0
 DELIVERY_S = 10.0
 """Seconds within which the broker must have acknowledged an engagement."""
 
+PORT_MAX = 65_535
 _API_KEY = re.compile("[!-~]([ -~]*[!-~])?|")
 
 Answer = TypeVar("Answer")
@@ -243,4 +244,6 @@ def _checked(url: str) -> httpx.URL:
         parsed = httpx.URL("")
     if parsed.scheme not in {"http", "https"} or not parsed.host:
         raise ConfigError(f"service URL {shown_url(url)!r}: write http://host:port or https://host:port")
+    if parsed.port is not None and not 1 <= parsed.port <= PORT_MAX:
+        raise ConfigError(f"service URL {shown_url(url)!r}: port {parsed.port} is none of 1 to {PORT_MAX}")
     return parsed

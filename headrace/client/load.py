@@ -16,6 +16,8 @@ Knowingly not optimal: one process and one event loop; `late_ms` shows when the 
 """
 
 import asyncio
+import codecs
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,9 @@ from headrace.errors import ConfigError
 
 Route = Literal["rank", "score"]
 OK = "ok"
+REQUESTS_MAX = 5_000_000
+"""Requests of one rate: a row of each is kept, some 100 bytes."""
+_NO_FIELDS = ("self", "timeout_s")  # of the client's methods, not of a request
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99.9_ms": 99.9, "max_ms": 100.0}
 
 
@@ -74,12 +79,27 @@ class LoadRun:
         }
 
 
+def check_rate(rate_per_s: float, seconds: float) -> None:
+    """Refuse a rate whose requests do not fit.
+
+    Raises:
+        ConfigError: they are more than `REQUESTS_MAX`.
+    """
+    if rate_per_s * seconds > REQUESTS_MAX:
+        asked = f"{rate_per_s:g} a second for {seconds:g} s are {rate_per_s * seconds:.3g} requests"
+        raise ConfigError(f"load: {asked}, {REQUESTS_MAX:,} at most: give a lower --rate or fewer --seconds")
+
+
 def schedule_s(rate_per_s: float, seconds: float, seed: int) -> NDArray[np.float64]:
     """Times of Poisson arrivals in [0, seconds), in seconds, ascending.
+
+    Raises:
+        ConfigError: they are more than `REQUESTS_MAX`.
 
     >>> len(schedule_s(100.0, 10.0, 0))
     1012
     """
+    check_rate(rate_per_s, seconds)
     rng = np.random.default_rng(seed)
     count = int(rng.poisson(rate_per_s * seconds))
     return np.sort(rng.uniform(0.0, seconds, count))
@@ -122,7 +142,7 @@ async def play(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
-    table = pl.DataFrame(rows, schema=_SCHEMA, orient="row").sort("scheduled_s")
+    table = pl.DataFrame(rows, schema=SCHEMA, orient="row").sort("scheduled_s")
     return LoadRun(rate_per_s, max(time.perf_counter() - began_s, seconds), table)
 
 
@@ -139,14 +159,15 @@ async def _outcome(connections: Connections, request: bytes, timeout_s: float) -
         return "unreadable", None
     if status == 200:
         version = headers.get("x-model-version", "")
-        return OK, int(version) if version.isdigit() else None
+        return OK, int(version) if _VERSION.fullmatch(version) else None
     try:
         return str(orjson.loads(body)["error"]), None
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return f"http_{status}", None
 
 
-_SCHEMA = {
+_VERSION = re.compile("[0-9]{1,18}")
+SCHEMA = {
     "scheduled_s": pl.Float64,
     "late_ms": pl.Float64,
     "latency_ms": pl.Float64,
@@ -163,14 +184,17 @@ def bodies_of(lines: Sequence[bytes], name: str) -> list[dict[str, Any]]:
     """
     bodies = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+        if not text.strip():
             continue
         try:
-            body = orjson.loads(line)
+            body = orjson.loads(text)
         except orjson.JSONDecodeError as exc:
             raise ConfigError(f"{name}, line {number}: no JSON ({exc}); write one request a line") from exc
         if not isinstance(body, dict) or not {"entity", "candidates"} <= set(body):
             raise ConfigError(f"{name}, line {number}: no request; write an object with entity and candidates")
+        if wrong := [field for field in _NO_FIELDS if field in body]:
+            raise ConfigError(f"{name}, line {number}: {wrong[0]!r} is no field of a request; leave it out")
         body.pop("request_id", None)
         bodies.append(body)
     if not bodies:

@@ -85,6 +85,9 @@ class Connections:
 
 
 async def _read(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
-    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+    try:
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
+    except asyncio.LimitOverrunError as exc:
+        raise ValueError(f"a head of more than {HEAD_BYTES_MAX} bytes") from exc
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return int(first.split(" ")[1]), headers, await reader.readexactly(int(headers.get("content-length", "")))
+    return int(first.partition(" ")[2][:3]), headers, await reader.readexactly(int(headers.get("content-length", "")))

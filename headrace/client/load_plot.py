@@ -31,9 +31,11 @@ def plot_load(runs: Sequence[LoadRun], path: Path) -> None:
         above = (np.arange(len(latency_ms), 0, -1) - 0.5) / max(len(latency_ms), 1)  # share of slower requests
         left.plot(1 / above, latency_ms, label=f"{run.rate_per_s:g}/s")
     nines = range(NINES_MAX + 1)
+    left.set_xlim(1, 10**NINES_MAX)
     left.set_xscale("log")
     left.set_xticks([10**n for n in nines], [f"{100 - 100 / 10**n:g} %" for n in nines])
-    left.set(xlabel="percentile", ylabel="latency from the scheduled time, ms", yscale="log")
+    left.set(xlabel="percentile", ylabel="latency from the scheduled time, ms")
+    _set_log(left, any(len(run.latency_ms) for run in runs))
     left.legend(title="offered")
     if len(runs) == 1:
         _over_time(right, runs[0])
@@ -44,11 +46,19 @@ def plot_load(runs: Sequence[LoadRun], path: Path) -> None:
     figure.savefig(path)
 
 
+def _set_log(axes: Any, has_values: bool) -> None:
+    """A logarithmic scale of latencies, which matplotlib cannot draw without any."""
+    if has_values:
+        axes.set_yscale("log")
+
+
 def _over_time(axes: Any, run: LoadRun) -> None:
     for outcome, part in run.requests.group_by("outcome", maintain_order=True):
         axes.plot(part["scheduled_s"].to_numpy(), part["latency_ms"].to_numpy(), ".", markersize=3, label=outcome[0])
-    axes.set(xlabel="scheduled at, s", ylabel="latency, ms", yscale="log")
-    axes.legend()
+    axes.set(xlabel="scheduled at, s", ylabel="latency, ms")
+    _set_log(axes, run.requests.height > 0)
+    if run.requests.height:
+        axes.legend()
 
 
 def _against_rate(axes: Any, runs: Sequence[LoadRun]) -> None:
@@ -56,7 +66,8 @@ def _against_rate(axes: Any, runs: Sequence[LoadRun]) -> None:
     summaries = [run.summary() for run in runs]
     for name in ("p50_ms", "p99_ms"):
         axes.plot(rates, [summary[name] for summary in summaries], marker="o", label=name.removesuffix("_ms"))
-    axes.set(xlabel="offered, requests a second", ylabel="latency, ms", yscale="log")
+    axes.set(xlabel="offered, requests a second", ylabel="latency, ms")
+    _set_log(axes, any(summary["ok"] for summary in summaries))
     shares = axes.twinx()
     failed = [100 * (1 - summary["ok"] / max(summary["sent"], 1)) for summary in summaries]
     shares.bar(rates, failed, width=0.02 * max(rates), color="tab:red", alpha=0.4)

@@ -121,6 +121,8 @@ def test_a_request_that_is_wrong_is_a_typed_error(serve):
             client.score({"reader": object()}, THINGS)
         with pytest.raises(InvalidRequestError, match="candidates"):
             client.score(READER, np.array([[1, 2]]))
+    with pytest.raises(ConfigError, match=r"service URL 'http://x:99999': port 99999 is none of 1 to 65535"):
+        Client("http://x:99999")
     with pytest.raises(ConfigError, match=r"service URL 'ftp://x': write http://host:port"):
         Client("ftp://x")
 
@@ -463,6 +465,8 @@ def test_load_counts_what_failed_by_its_word(serve):
     [
         ("{", "asks, line 2: no JSON"),
         ('{"entity": 1}', "asks, line 2: no request; write an object with entity and candidates"),
+        ('{"entity": {}, "candidates": [1], "timeout_s": 1}', "asks, line 2: 'timeout_s' is no field of a request"),
+        ('{"entity": {}, "candidates": [1], "self": 1}', "asks, line 2: 'self' is no field of a request"),
         (None, "asks holds no request"),
     ],
 )
