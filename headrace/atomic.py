@@ -1,4 +1,4 @@
-"""Write a file or a folder whole or not at all.
+"""Write a file or a folder whole or not at all, and keep other processes from writing it.
 
     open_file(path)       <path>.new --write, fsync--> rename to <path> --> fsync of its folder
     open_folder(folder)   .<name>.<random>/ --write, fsync of every file--> rename to <folder> --> fsync of its parent
@@ -10,6 +10,8 @@ writer at a time.
 Source: rename(2) and fsync(2); a rename is durable only once the folder that holds the name is synced.
 """
 
+import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -19,8 +21,59 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import structlog
+
+from headrace.errors import ServiceError
+
 PARTIAL = ".new"
 """Suffix of a file that is being written. The next write replaces one that a crash left."""
+
+
+CLAIM = ".writer"
+"""File of a folder that its one writer keeps locked; it holds the process id."""
+
+log = structlog.get_logger(__name__)
+
+_claims: dict[Path, int] = {}
+
+
+def claim(folder: Path) -> bool:
+    """Make this process the one that writes `folder` until it ends or releases it; whether it was not so before.
+
+    The folder is created. The lock is one of POSIX, which ends with the process however that ends, and which children
+    do not inherit. A file system without such locks is used with a warning.
+
+    Raises:
+        ServiceError: another process writes it.
+        OSError: it cannot be created.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.resolve() / CLAIM
+    file = _claims.get(path)
+    if file is not None and path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+        return False
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno not in {errno.EACCES, errno.EAGAIN}:
+            log.warning("folder_not_locked", folder=str(folder), detail=str(exc), advice="one writer at a time")
+            os.close(file)
+            return False
+        owner = os.pread(file, 20, 0).decode(errors="replace").strip() or "?"
+        os.close(file)
+        raise ServiceError(
+            f"{folder}: process {owner} writes it; wait for its end or stop it, or name another folder"
+        ) from exc
+    os.ftruncate(file, 0)
+    os.pwrite(file, b"%d\n" % os.getpid(), 0)
+    _claims[path] = file
+    return True
+
+
+def release(folder: Path) -> None:
+    """Let other processes write a folder that this one has claimed."""
+    os.close(_claims.pop(folder.resolve() / CLAIM))
 
 
 @contextmanager

@@ -6,7 +6,8 @@
 
 Each event is in exactly one file. A flush writes its files first, each under a temporary name until it is complete and
 on disk, and then the offsets, by one rename. Files past the committed offsets are being written or left from a crash:
-readers skip them, and the next start deletes them before it writes those rows again.
+readers skip them, and the next archiver deletes them before it writes those rows again. The folder of a topic has one
+writer: files of two that overlap would hold events twice, so readers refuse them.
 """
 
 import time
@@ -20,9 +21,10 @@ import polars as pl
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from headrace.atomic import PARTIAL, open_file, write_file
+from headrace.atomic import PARTIAL, claim, open_file, release, write_file
+from headrace.errors import ServiceError
 from headrace.schemas import Event, spec_of
-from headrace.streams.files.archive_names import OFFSET_COLUMN, OFFSETS, archive_name, named_rows
+from headrace.streams.files.archive_names import OFFSET_COLUMN, OFFSETS, archive_name, named_rows, parse_offsets
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
 
@@ -43,7 +45,12 @@ FLUSH_SECONDS = Histogram(
 
 
 class Archiver:
-    """A `Step` that archives every event in `folder`."""
+    """A `Step` that archives every event in `folder`.
+
+    Raises:
+        SourceError: committed offsets are damaged.
+        ServiceError: from `apply`, another process archives the topic into the folder.
+    """
 
     def __init__(self, folder: str | Path, *, flush_s: float = FLUSH_S, rows_max: int = ROWS_MAX) -> None:
         self.folder = Path(folder)
@@ -53,10 +60,11 @@ class Archiver:
         self._rows = 0
         self._since_s = time.monotonic()
         self._positions: dict[str, int] = {}
+        self._begun: set[str] = set()
         for committed in self.folder.glob(f"*/{OFFSETS}"):
-            offsets: dict[str, int] = orjson.loads(committed.read_bytes())
-            self._positions |= offsets
-        self._delete_uncommitted()
+            self._positions |= self._committed(committed.parent.name)
+        for topic_folder in self.folder.glob("*/"):
+            self._clean(topic_folder)
 
     def describe(self) -> str:
         """The archive."""
@@ -71,6 +79,7 @@ class Archiver:
 
     def apply(self, batch: EventBatch) -> None:
         """Buffer new rows until the next flush."""
+        self._begin(spec_of(batch.event).topic)
         known = self._positions.get(batch.partition, 0)
         if batch.next_offset <= known:
             return
@@ -139,11 +148,38 @@ class Archiver:
         offsets = {name: offset for name, offset in self._positions.items() if name.startswith(f"{topic}/")}
         write_file(folder / OFFSETS, orjson.dumps(offsets))
 
-    def _delete_uncommitted(self) -> None:
-        for path in self.folder.glob("*/*/*.parquet"):
-            rows = named_rows(path.parent.parent.name, path.name)
-            if rows and rows[1] >= self._positions.get(rows[0], 0):
-                log.warning("uncommitted_archive_file_deleted", path=str(path))
-                path.unlink()
-        for path in self.folder.glob(f"*/*/*.parquet{PARTIAL}"):
+    def _begin(self, topic: str) -> None:
+        """Keep other archivers away from the folder of a topic."""
+        if topic in self._begun:
+            return
+        claim(self.folder / topic)
+        if any(self._positions.get(name) != offset for name, offset in self._committed(topic).items()):
+            raise ServiceError(f"archive {self.folder / topic}: another process went on with it; start again")
+        self._begun.add(topic)
+
+    def _clean(self, folder: Path) -> None:
+        """Delete what a crash left in the folder of a topic, unless another process archives that topic now."""
+        if not self._uncommitted(folder):
+            return
+        try:
+            is_new = claim(folder)
+        except ServiceError as exc:
+            log.info("archive_written_elsewhere", detail=str(exc))
+            return
+        for path in self._uncommitted(folder):  # again: its writer may have ended well in between
+            log.warning("uncommitted_archive_file_deleted", path=str(path))
             path.unlink()
+        if is_new:
+            release(folder)
+
+    def _uncommitted(self, folder: Path) -> list[Path]:
+        """Files of a topic past its committed offsets, and those not whole."""
+        offsets = self._committed(folder.name)
+        named = [(path, named_rows(folder.name, path.name)) for path in folder.glob("*/*.parquet")]
+        past = [path for path, rows in named if rows and rows[1] >= offsets.get(rows[0], 0)]
+        return [*past, *folder.glob(f"*/*.parquet{PARTIAL}")]
+
+    def _committed(self, topic: str) -> dict[str, int]:
+        """Next offset of each archived partition of a topic."""
+        path = self.folder / topic / OFFSETS
+        return parse_offsets(path.read_bytes(), str(self.folder)) if path.is_file() else {}

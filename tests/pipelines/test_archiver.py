@@ -1,5 +1,8 @@
 """The archive holds each event once, also after a crash between the files and the offsets."""
 
+import subprocess
+import sys
+import time
 import uuid
 
 import fsspec
@@ -7,7 +10,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from headrace.errors import SourceError
+from headrace.errors import ServiceError, SourceError
 from headrace.pipelines.archiver import Archiver
 from headrace.streams.file_source import FileSource
 from tests import forked
@@ -130,6 +133,88 @@ def test_readers_pass_over_what_a_kill_left(tmp_path, repo, amid):
     again.finish()
     assert not list(tmp_path.rglob("*.new"))
     assert_frame_equal(archived(tmp_path), LOG.sort("passage_id"))
+
+
+ARCHIVES = """
+import sys
+from headrace.pipelines.archiver import Archiver
+from tests.pipelines.test_archiver import LOG
+from tests.turnstiles import Passage, as_batch, passage_of
+
+event = Passage if sys.argv[2] == "passages" else passage_of(sys.argv[2])
+step = Archiver(sys.argv[1])
+step.apply(as_batch(event, LOG[:300], partition=f"{sys.argv[2]}/0"))
+step._commit = lambda topic: None if input() else None
+print("written", flush=True)
+step.finish()
+"""
+
+
+@pytest.fixture
+def another(tmp_path, repo):
+    """Start another process that archives rows 0 to 300 of a topic, and stands before the offsets."""
+    running = []
+
+    def start(topic):
+        words = ["-c", ARCHIVES, str(tmp_path), topic]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = subprocess.Popen([sys.executable, *words], cwd=repo, text=True, **pipes)
+        running.append(process)
+        assert process.stdout.readline() == "written\n"
+        deadline_s = time.monotonic() + 20
+        while not list(tmp_path.glob(f"{topic}/*/*.parquet")) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+
+
+def test_a_topic_is_archived_by_one_process(tmp_path, another):
+    """A second archiver neither deletes what the first has written and not yet committed, nor writes beside it."""
+    another("passages")
+    step = Archiver(tmp_path)
+    assert list(tmp_path.glob("passages/*/0.0-300.parquet"))
+    with pytest.raises(ServiceError, match=r"passages: process \d+ writes it; wait for its end"):
+        step.apply(as_batch(Passage, LOG))
+
+
+def test_two_processes_archive_two_topics_into_one_folder(tmp_path, another):
+    another("others")
+    step = Archiver(tmp_path)
+    step.apply(as_batch(Passage, LOG))
+    step.finish()
+    assert list(tmp_path.glob("others/*/0.0-300.parquet"))
+    assert_frame_equal(archived(tmp_path), LOG.sort("passage_id"))
+
+
+def test_an_archive_of_two_writers_is_refused(tmp_path):
+    """On a file system without locks, or of two machines: its rows would count twice."""
+    for end in (300, 500):
+        (tmp_path / "passages" / "offsets.json").unlink(missing_ok=True)
+        kept = {path: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+        step = Archiver(tmp_path)
+        step.apply(as_batch(Passage, LOG[:end]))
+        step.finish()
+        for path, content in kept.items():
+            path.write_bytes(content)
+    place = f"memory://{uuid.uuid4().hex}"
+    fsspec.filesystem("memory").put(str(tmp_path), place, recursive=True)
+    for folder in (tmp_path, place):
+        with pytest.raises(SourceError, match=r"passages/0 are in two of its files, 0.0-300.parquet and 0.0-500"):
+            drain(FileSource(folder, Passage))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"passages/0": -1}', b'{"passages/0": "a"}'])
+def test_damaged_offsets_are_named_by_writer_and_reader(tmp_path, content):
+    step = Archiver(tmp_path)
+    step.apply(as_batch(Passage, LOG))
+    step.finish()
+    (tmp_path / "passages" / "offsets.json").write_bytes(content)
+    for act in (Archiver, lambda folder: drain(FileSource(folder, Passage))):
+        with pytest.raises(SourceError, match=r"its offsets.json is damaged .*; restore it, or archive anew"):
+            act(tmp_path)
 
 
 def test_shares_of_an_archive_that_grows_are_those_of_one_moment(tmp_path):

@@ -50,6 +50,11 @@ class _Part:
     def of(frame: pl.DataFrame, path: Path | None = None) -> "_Part":
         return _Part(frame.height, frame, path, bytes=int(frame.estimated_size()))
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether its file could not be written; then the rows are still in memory."""
+        return self.written is not None and self.written.done() and self.written.exception() is not None
+
     def wait(self) -> None:
         """Return once the file is whole."""
         if self.written is not None:
@@ -260,22 +265,29 @@ class RowsByTime:
     def _write(self, number: int) -> None:
         """Write the rows of a slice that have no file into one, with those of a file that is not full."""
         parts = self._slices[number]
+        for part in parts:
+            if part.has_failed:  # as on a full disk, which may have room by now
+                assert part.frame is not None
+                part.path, part.written = None, None
+                self._unwritten += part.rows
         if all(part.path is not None for part in parts):
             return
         assert self._folder is not None
         self._folder.mkdir(parents=True, exist_ok=True)
         merged = [part for part in parts if part.path is None or (self._is_kept and part.rows < FULL_ROWS)]
         frame = pl.concat([part.read() for part in merged])
+        path = self._folder / f"{number}-{next(self._number)}-{self._owner}.arrow"
+        written = None
+        if self._writer is None:
+            frame.write_ipc(path)
+        else:
+            written = self._writer.submit(_write_synced, frame, path)
         for part in merged:
             self._rows -= part.rows
             self._unwritten -= 0 if part.path else part.rows
             self._forget_frame(part)
-        path = self._folder / f"{number}-{next(self._number)}-{self._owner}.arrow"
         whole = _Part.of(frame, path)
-        if self._writer is None:
-            frame.write_ipc(path)
-        else:
-            whole.written = self._writer.submit(_write_synced, frame, path)
+        whole.written = written
         self._slices[number] = [part for part in parts if part not in merged]
         self._append(number, whole)
 

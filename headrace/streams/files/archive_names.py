@@ -7,8 +7,12 @@ A file belongs to the archive once its next offset is committed; others are bein
 """
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from urllib.parse import quote, unquote
+
+import orjson
 
 from headrace.errors import SourceError
 from headrace.redaction import shown_url
@@ -49,3 +53,41 @@ def is_committed(place: str, topic: str, offsets: Mapping[str, int]) -> bool:
         )
     partition, _, next_offset = rows
     return next_offset <= offsets.get(partition, 0)
+
+
+def parse_offsets(text: bytes, archive: str) -> dict[str, int]:
+    """Next offset of each partition, from the content of an `offsets.json` of `archive`.
+
+    Raises:
+        SourceError: it is damaged.
+    """
+    try:
+        offsets = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        reason = str(exc)
+    else:
+        if isinstance(offsets, dict) and all(type(offset) is int and offset >= 0 for offset in offsets.values()):
+            return offsets
+        reason = "no object of offsets"
+    raise SourceError(f"archive {archive}: its {OFFSETS} is damaged ({reason}); restore it, or archive anew")
+
+
+def refuse_overlaps(names: Iterable[str], topic: str, archive: str) -> None:
+    """Check that no offset is in two of an archive's files; those of one flush, one a day, share a name.
+
+    Raises:
+        SourceError: two archivers wrote it at once, or its offsets were put back.
+    """
+    spans: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for name in names:
+        if (rows := named_rows(topic, name.rpartition("/")[2])) is not None:
+            spans[rows[0]].add(rows[1:])
+    for partition, of_partition in sorted(spans.items()):
+        for (first, end), (next_first, next_end) in pairwise(sorted(of_partition)):
+            if next_first < end:
+                raise SourceError(
+                    f"archive {archive}: offsets of {partition} are in two of its files, "
+                    f"{archive_name(partition, first, end)} and {archive_name(partition, next_first, next_end)}: two "
+                    f"archivers wrote it, or its {OFFSETS} was put back. Delete the files that begin at or after "
+                    f"{next_first}, write {next_first} for the partition in {OFFSETS}, and archive on from there"
+                )

@@ -20,7 +20,6 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import fsspec
-import orjson
 import pyarrow as pa
 import structlog
 from fsspec.implementations.arrow import ArrowFSWrapper
@@ -28,7 +27,7 @@ from pyarrow.fs import FileSystem
 
 from headrace.errors import SourceError
 from headrace.redaction import has_secrets, redacted, shown_url
-from headrace.streams.files.archive_names import OFFSETS, is_committed
+from headrace.streams.files.archive_names import OFFSETS, is_committed, parse_offsets, refuse_overlaps
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffix that a compressed text file has after that of its format -> name of the compression to pyarrow."""
@@ -199,10 +198,11 @@ def _local(path: str, topic: str | None) -> Found:
     if plain.is_file():
         return Found([_local_file(plain, Path(os.path.realpath(plain)).name)], {})
     if topic is not None and (plain / topic / OFFSETS).is_file():
-        ends = _ends((plain / topic / OFFSETS).read_bytes(), path)  # first: every file they cover is there
+        ends = parse_offsets((plain / topic / OFFSETS).read_bytes(), path)  # first: every file they cover is there
         files = sorted((plain / topic).glob("*/*.parquet"))
         kept = [file for file in files if is_committed(file.as_posix(), topic, ends)]
         names = [file.relative_to(plain / topic).as_posix() for file in kept]
+        refuse_overlaps(names, topic, path)
         return Found([_local_file(*one, is_archived=True) for one in zip(kept, names, strict=True)], ends)
     if not path:
         raise SourceError("'' names no file; write a path, a glob such as log/*.parquet, or the folder of an archive")
@@ -241,8 +241,9 @@ def _remote(url: str, topic: str | None) -> Found:
             return Found([_remote_file(filesystem, path, PurePosixPath(path).name.partition("?")[0], url)], {})
         fixed = f"{path.rstrip('/')}/{topic}"
         if topic is not None and filesystem.isfile(f"{fixed}/{OFFSETS}"):
-            ends = _ends(filesystem.cat_file(f"{fixed}/{OFFSETS}"), shown)
+            ends = parse_offsets(filesystem.cat_file(f"{fixed}/{OFFSETS}"), shown)
             kept = [file for file in sorted(filesystem.glob(f"{fixed}/*/*.parquet")) if is_committed(file, topic, ends)]
+            refuse_overlaps(kept, topic, shown)
             return Found([_below(filesystem, file, fixed, is_archived=True) for file in kept], ends)
         fixed = "/".join(itertools.takewhile(lambda part: not _MAGIC & set(part), path.split("/")))
         if fixed == path:
@@ -276,14 +277,6 @@ def _is_there(filesystem: Any, path: str) -> bool:
             raise OSError(str(cause)) from exc
         return False
     return True
-
-
-def _ends(text: bytes, path: str) -> dict[str, int]:
-    try:
-        ends: dict[str, int] = orjson.loads(text)
-    except orjson.JSONDecodeError as exc:
-        raise SourceError(f"archive {path}: its {OFFSETS} is damaged ({exc}); restore it, or archive anew") from exc
-    return ends
 
 
 def _opened(url: str) -> tuple[Any, str]:
