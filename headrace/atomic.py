@@ -10,7 +10,6 @@ writer at a time.
 Source: rename(2) and fsync(2); a rename is durable only once the folder that holds the name is synced.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -29,51 +28,49 @@ PARTIAL = ".new"
 """Suffix of a file that is being written. The next write replaces one that a crash left."""
 
 
-CLAIM = ".writer"
-"""File of a folder that its one writer keeps locked; it holds the process id."""
-
 log = structlog.get_logger(__name__)
 
-_claims: dict[Path, int] = {}
+_claims: dict[tuple[int, int], int] = {}
+"""Device and inode of a folder -> its open file, which has the lock."""
 
 
 def claim(folder: Path) -> bool:
     """Make this process the one that writes `folder` until it ends or releases it; whether it was not so before.
 
-    The folder is created. The lock is one of POSIX, which ends with the process however that ends, and which children
-    do not inherit. A file system without such locks is used with a warning.
+    The folder is created. The lock is on the folder itself and ends with the process, however that ends. A file system
+    without such locks is used with a warning.
 
     Raises:
         ServiceError: another process writes it.
         OSError: it cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder.resolve() / CLAIM
-    file = _claims.get(path)
-    if file is not None and path.exists() and os.path.samestat(os.fstat(file), path.stat()):
+    if _identity(folder) in _claims:
         return False
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        if exc.errno not in {errno.EACCES, errno.EAGAIN}:
-            log.warning("folder_not_locked", folder=str(folder), detail=str(exc), advice="one writer at a time")
-            os.close(file)
-            return False
-        owner = os.pread(file, 20, 0).decode(errors="replace").strip() or "?"
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
         os.close(file)
         raise ServiceError(
-            f"{folder}: process {owner} writes it; wait for its end or stop it, or name another folder"
+            f"{folder}: another process writes it; wait for its end or stop it, or name another folder"
         ) from exc
-    os.ftruncate(file, 0)
-    os.pwrite(file, b"%d\n" % os.getpid(), 0)
-    _claims[path] = file
+    except OSError as exc:
+        os.close(file)
+        log.warning("folder_not_locked", folder=str(folder), detail=str(exc), advice="let one process write it")
+        return False
+    _claims[_identity(folder)] = file
     return True
 
 
 def release(folder: Path) -> None:
-    """Let other processes write a folder that this one has claimed."""
-    os.close(_claims.pop(folder.resolve() / CLAIM))
+    """Give up the claim on a folder, so that another process may write it."""
+    os.close(_claims.pop(_identity(folder)))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    about = folder.stat()
+    return about.st_dev, about.st_ino
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from headrace.atomic import claim
 from headrace.checkpoints import Checkpoints, CheckpointThread, keeping_the_last
 from headrace.pipelines.joiner import Joiner
 from headrace.streams.positions import Positions, positions_of
@@ -28,6 +29,10 @@ class JoinStep:
     """A `Step` that hands on frames of labelled requests.
 
     `state` None keeps nothing: each start reads from the source's start.
+
+    Raises:
+        ServiceError: another process has the state.
+        SnapshotError: the state is damaged.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class JoinStep:
         self._saved_s = time.monotonic()
         self._ticked_s = 0.0
         if self._saves is not None:
+            claim(self._saves.checkpoints.folder)
             joiner.keep_in(self._saves.checkpoints.folder)
             if newest := self._saves.checkpoints.newest():
                 joiner.load(newest[0])

@@ -27,6 +27,7 @@ import polars as pl
 import structlog
 from prometheus_client import Histogram
 
+from headrace.atomic import claim
 from headrace.checkpoints import Checkpoints, CheckpointThread, KeepsFiles, keeping_the_last
 from headrace.errors import DeclarationError
 from headrace.learners import Correct, Label, Learner, Verdict, Wait
@@ -73,6 +74,8 @@ class TrainStep:
     Raises:
         DeclarationError: there is no joiner, and the learner has no label, or several; or the joiner has other labels
             than the learner, or not its policy.
+        ServiceError: another process has the state.
+        SnapshotError: the state is damaged, or of another learner.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class TrainStep:
         self._joined = 0
         if self._saves is not None:
             folder = self._saves.checkpoints.folder
+            claim(folder)
             if joiner is not None:
                 joiner.keep_in(folder)
             self._early.keep_in(folder / "waiting")

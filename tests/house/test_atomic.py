@@ -1,10 +1,14 @@
 """What is written atomically is there whole or not at all, after errors and kills."""
 
+import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from headrace.atomic import digests, open_file, open_folder, publish_folder, write_file
+from headrace.atomic import claim, digests, open_file, open_folder, publish_folder, release, write_file
+from headrace.errors import ServiceError
 from tests import forked
 
 KILLED = """
@@ -108,3 +112,37 @@ def test_a_second_writer_of_a_folder_is_refused(tmp_path):
     with pytest.raises(FileExistsError, match="v1 exists; another writer uses its parent"):
         publish_folder(tmp_path / "other", tmp_path / "v1")
     assert (tmp_path / "v1" / "content").read_text() == "v1"
+
+
+CLAIMS = """
+import sys
+from pathlib import Path
+from headrace.atomic import claim
+
+claim(Path(sys.argv[1]))
+print("claimed", flush=True)
+input()
+"""
+
+
+def test_a_folder_has_one_process_that_writes_it(tmp_path, repo):
+    """Until it ends, however it does; a further claim of the same process changes nothing, and a copy is another."""
+    folder = tmp_path / "state"
+    assert claim(folder)
+    (tmp_path / "link").symlink_to(folder)
+    assert not claim(tmp_path / "link")
+    other = forked.run(["-c", CLAIMS, folder], cwd=repo)
+    assert other.returncode == 1
+    assert f"ServiceError: {folder}: another process writes it; wait for its end or stop it" in other.stderr
+    release(folder)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = subprocess.Popen([sys.executable, "-c", CLAIMS, folder], cwd=repo, **pipes)
+    assert holder.stdout.readline() == b"claimed\n"
+    with pytest.raises(ServiceError, match="another process writes it"):
+        claim(folder)
+    assert list(folder.iterdir()) == []
+    holder.kill()
+    holder.communicate()
+    assert claim(folder)
+    shutil.rmtree(folder)
+    assert claim(folder)

@@ -10,8 +10,10 @@ from headrace.checkpoints import Checkpoints
 from headrace.errors import SnapshotError
 from headrace.pipelines import Joiner, JoinStep
 from headrace.streams.watermark import END_OF_TIME_US
+from tests import forked
 from tests.pipelines.test_joiner import SPEC, Show, batch
 from tests.pipelines.test_train_step import batches, make, run, weights
+from tests.turnstiles import FOLLOWED
 
 
 def test_the_newest_stay_with_their_facts(tmp_path):
@@ -145,3 +147,22 @@ def test_a_joiner_that_cannot_save_leaves_its_last_state_whole(tmp_path):
     again = JoinStep(Joiner(SPEC), state=tmp_path, idle_s=None)
     assert again.positions() == {"shown/0": 120}
     assert len(again.joiner.advance(END_OF_TIME_US)) == 120
+
+
+SECOND = """
+import sys
+from headrace.pipelines import Joiner, JoinStep
+from tests.turnstiles import FOLLOWED
+
+JoinStep(Joiner(FOLLOWED), state=sys.argv[1])
+"""
+
+
+def test_a_state_has_one_process(tmp_path, repo):
+    """A second one would delete waiting rows that checkpoints of the first name, and a restart be refused."""
+    step = JoinStep(Joiner(FOLLOWED), state=tmp_path)
+    step.finish()
+    second = forked.run(["-c", SECOND, tmp_path], cwd=repo)
+    assert second.returncode == 1
+    assert f"ServiceError: {tmp_path}: another process writes it" in second.stderr
+    JoinStep(Joiner(FOLLOWED), state=tmp_path)
