@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
-from headrace.learners.labels.targets import Targets, check_starts, times_of
+from headrace.learners.labels.targets import Targets, check_starts, rate_of, times_of
 from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.network import Network
@@ -84,9 +84,10 @@ class OnlineLearner:
         With `log_rate`, a number, (B,) or (B, K), at an example's own rate in place of the reference's.
 
         Raises:
-            SchemaError: another spec assembled the inputs.
+            SchemaError: another spec assembled the inputs; log-rates are of another shape or type, or out of range.
         """
         self.learner.check_inputs(inputs)
+        log_rate = rate_of(self.learner, log_rate, len(inputs))
         outputs = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
         return self._loss.predictions(outputs + offsets_of(self._intercept.value, log_rate))
 

@@ -16,7 +16,9 @@ from headrace.learners import (
     Learner,
     Logistic,
     OnlineLearner,
+    Scorer,
     SharedBottom,
+    Snapshot,
     SquaredError,
     TablePolicy,
     auc,
@@ -192,6 +194,26 @@ def test_what_no_example_can_have_is_refused_before_anything_changes(given, mess
             Stream(2).batch(2)[0], **{"labels": np.array([0.0, 1.0]), **given}, per_example=per_example
         )
     assert all(before[name].tobytes() == array.tobytes() for name, array in online.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("rate", "message"),
+    [
+        (np.zeros(3), r"learner shelf · log_rate \(3,\): wanted a number, or \(2,\)"),
+        (np.zeros((2, 2)), r"log_rate \(2, 2\): wanted a number, or \(2,\)"),
+        (np.array([0.0, np.nan]), "log_rate: nan, wanted a finite number of -50 to 50"),
+        (1e30, "log_rate: 1e"),
+        ("a half", "log_rate of type <U6: give numbers"),
+    ],
+)
+def test_log_rates_of_no_prediction_are_refused(rate, message):
+    """By the learner and by a snapshot of it."""
+    online = OnlineLearner(Shelf)
+    inputs = Stream(2).batch(2)[0]
+    for each in (online, Scorer(Snapshot.of(online), Shelf)):
+        with pytest.raises(SchemaError, match=message):
+            each.predict(inputs, rate)
+        assert each.predict(inputs, [0.0, 1.0]).shape == (2,)
 
 
 @pytest.mark.parametrize("per_example", [False, True])

@@ -5,6 +5,7 @@ optimizer's state of its row is infinite from then on. So weights, log-rates and
 above what any example means: at them a squared gradient is 1e12, and 1e24 for a label of a number.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +81,7 @@ class Targets:
         if self.weights is not None:
             allowed = (self.weights >= 0) & (self.weights <= WEIGHT_MAX)
             checks.append(("weights", self.weights, allowed, f"a finite number of 0 to {WEIGHT_MAX:,.0f}"))
-        for name, values, allowed, meaning in checks:
-            if not allowed.all():
-                raise SchemaError(
-                    f"learner {learner.name} · {name}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}"
-                )
+        _require_allowed(learner, checks)
 
     def _rate_checks(self, rate: NDArray[Any], model: Model, rows: int, name: str) -> list[Check]:
         """The checks of the log-rates' values.
@@ -92,15 +89,46 @@ class Targets:
         Raises:
             SchemaError: they have another shape.
         """
-        meaning = f"a finite number of -{LOG_RATE_MAX:.0f} to {LOG_RATE_MAX:.0f}"
-        checks: list[Check] = [("log_rate", rate, np.abs(rate) <= LOG_RATE_MAX, meaning)]
+        checks = _range_checks(rate, model)
         if not model.loss.is_binary:
-            checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
-        elif model.outputs > 1 and rate.shape != (rows, model.outputs):
+            return checks
+        if model.outputs > 1 and rate.shape != (rows, model.outputs):
             checks.append(("log_rate", rate, rate == 0, f"0, or one for each output: ({rows}, {model.outputs})"))
         elif model.outputs == 1 and rate.shape not in ((), (rows,)):
             raise SchemaError(f"learner {name} · log_rate {rate.shape}: wanted a number, or ({rows},)")
         return checks
+
+
+def rate_of(learner: type[Learner], log_rate: LogRate, rows: int) -> LogRate:
+    """Log-rates of a prediction: a number, (B,), or (B, K) for a model of several outputs.
+
+    Raises:
+        SchemaError: they are of another shape or type, or one of them is out of range.
+    """
+    if isinstance(log_rate, float) and log_rate == 0.0:
+        return log_rate
+    rate, model = numbers_of("log_rate", log_rate), learner.model
+    shapes = [(), (rows,), *([(rows, model.outputs)] if model.outputs > 1 else [])]
+    if rate.shape not in shapes:
+        listed = ", ".join(map(str, shapes[1:]))
+        raise SchemaError(f"learner {learner.name} · log_rate {rate.shape}: wanted a number, or {listed}")
+    _require_allowed(learner, _range_checks(rate, model))
+    return rate
+
+
+def _range_checks(rate: NDArray[Any], model: Model) -> list[Check]:
+    """The checks of log-rates that do not depend on the model's outputs."""
+    meaning = f"a finite number of -{LOG_RATE_MAX:.0f} to {LOG_RATE_MAX:.0f}"
+    checks: list[Check] = [("log_rate", rate, np.abs(rate) <= LOG_RATE_MAX, meaning)]
+    if not model.loss.is_binary:
+        checks.append(("log_rate", rate, rate == 0, "0, for the model's loss is not of probabilities"))
+    return checks
+
+
+def _require_allowed(learner: type[Learner], checks: Sequence[Check]) -> None:
+    for name, values, allowed, meaning in checks:
+        if not allowed.all():
+            raise SchemaError(f"learner {learner.name} · {name}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}")
 
 
 def numbers_of(name: str, values: Any) -> NDArray[Any]:

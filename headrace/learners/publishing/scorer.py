@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 from headrace.features import IdMap
 from headrace.learners.inputs import Inputs
+from headrace.learners.labels.targets import rate_of
 from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.network import Network
@@ -72,9 +73,10 @@ class Scorer:
         """Predictions (B,), or (B, K) of a model of several outputs, as `OnlineLearner.predict` gives them.
 
         Raises:
-            SchemaError: another spec assembled the inputs.
+            SchemaError: another spec assembled the inputs; log-rates are of another shape or type, or out of range.
         """
         self.learner.check_inputs(inputs)
+        log_rate = rate_of(self.learner, log_rate, len(inputs))
         outputs = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
         return self.learner.model.loss.predictions(outputs + offsets_of(self._intercept, log_rate))
 
