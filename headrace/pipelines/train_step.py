@@ -29,7 +29,7 @@ from prometheus_client import Histogram
 
 from headrace.atomic import claim
 from headrace.checkpoints import Checkpoints, CheckpointThread, KeepsFiles, keeping_the_last
-from headrace.errors import DeclarationError
+from headrace.errors import DeclarationError, SnapshotError
 from headrace.learners import Correct, Label, Learner, Verdict, Wait
 from headrace.learners.labels.policy import ages_us
 from headrace.pipelines.joiner import Joiner, Offsets
@@ -236,7 +236,13 @@ class TrainStep:
             return
         folder, facts = newest
         if facts:
-            self.trainer.read(folder / "trainer", facts["trainer"])
+            try:
+                self.trainer.read(folder / "trainer", facts["trainer"])
+            except SnapshotError as exc:  # its files are whole: `newest` has compared their checksums
+                raise SnapshotError(
+                    f"{exc}. The state in {self.state_folder} is of the learner as it was declared before: take the "
+                    "change back, or delete that folder to train anew, from history with `headrace train` or live"
+                ) from exc
             self._joined, self._positives = facts["joined"], facts["positives"]
         else:  # of an earlier release
             self.trainer.load(folder / "trainer")

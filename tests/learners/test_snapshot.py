@@ -1,6 +1,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,9 @@ def test_another_learner_is_told_what_differs(folder, online):
         Snapshot.load(folder, wide)
     with pytest.raises(SnapshotError, match="model"):
         Snapshot.of(online).restore(OnlineLearner(wide))
+    views = replace(Snapshot.of(online).manifest, views={"shelf": "a1"})
+    with pytest.raises(SnapshotError, match="version of view shelf a1, learner shelf has none"):
+        Snapshot(views, {}).restore(online)
     with pytest.raises(SnapshotError, match="dense arrays differ"):
         Scorer(Snapshot.load(folder), wide)
 

@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.errors import SnapshotError
+from headrace.learners import Logistic
+from tests import visits
 from tests.tiers import by_tier
 from tests.visits import ASKED, ROWS, batches, make, run, weights
 
@@ -66,3 +69,12 @@ def test_restart_goes_on_exactly(tmp_path, cut):
     for name, array in expected.items():
         np.testing.assert_array_equal(array, got[name], err_msg=name)
     assert whole.status()["positives"] == second.status()["positives"]
+
+
+def test_the_state_of_a_learner_that_was_changed_names_the_ways_on(tmp_path, monkeypatch):
+    run(make(tmp_path), batches([40])).finish()
+    changed = type("NextPlace", (visits.NextPlace,), {"model": Logistic()})
+    monkeypatch.setattr(visits, "NextPlace", changed)
+    with pytest.raises(SnapshotError, match=r"learner next_place has Logistic.*delete that folder") as caught:
+        make(tmp_path)
+    assert str(tmp_path) in str(caught.value)

@@ -208,12 +208,19 @@ def _declared(learner: type[Learner]) -> Manifest:
 
 def _check_belongs(manifest: Manifest, learner: type[Learner], folder: Path) -> None:
     wanted = _declared(learner)
-    for name in ("learner", "model", "inputs", "views"):
+    for name in ("learner", "model", "inputs"):
         if getattr(manifest, name) != getattr(wanted, name):
             raise SnapshotError(
                 f"snapshot {folder.name} · {name}: {getattr(manifest, name)}, "
                 f"learner {learner.name} has {getattr(wanted, name)}"
             )
+    if manifest.views != wanted.views:
+        changed = ", ".join(
+            f"{view} {manifest.views.get(view, 'unknown')}, learner {learner.name} has {wanted.views.get(view, 'none')}"
+            for view in sorted({*manifest.views, *wanted.views})
+            if manifest.views.get(view) != wanted.views.get(view)
+        )
+        raise SnapshotError(f"snapshot {folder.name} · version of view {changed}")
 
 
 def _read(path: Path) -> bytes:
