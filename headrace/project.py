@@ -11,6 +11,7 @@ import os
 import sys
 import tomllib
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -110,7 +111,7 @@ def load_module(name: str) -> ModuleType:
         HeadraceError: a declaration or a setting in it is wrong.
     """
     if not all(part.isidentifier() for part in name.split(".")):
-        raise ConfigError(f"no module {name!r}: write it as folder.file, e.g. features.customer")
+        raise ConfigError(_no_module(name))
     try:
         return importlib.import_module(name)
     except HeadraceError:
@@ -121,9 +122,23 @@ def load_module(name: str) -> ModuleType:
             raise missing from exc
         if exc.name is None or not (name == exc.name or name.startswith(exc.name + ".")):
             raise ConfigError(f"module {name} cannot be imported: {_fault(exc)}") from exc
-        raise ConfigError(f"no module {name!r}: write it as folder.file, e.g. features.customer") from exc
+        raise ConfigError(_no_module(name)) from exc
     except (Exception, SystemExit) as exc:
         raise ConfigError(f"module {name} cannot be imported: {_fault(exc)}") from exc
+
+
+def _no_module(name: str) -> str:
+    """What is wrong with the name of a module, and the nearest that the project has."""
+    root = Path(sys.path[0])
+    there = [f"{folder}.{file.stem}" for folder in FOLDERS for file in (root / folder).glob("[!_]*.py")]
+    return f"no module {name!r}: write it as folder.file, e.g. features.customer{_nearest_of(name, there)}"
+
+
+def _nearest_of(name: str, names: Iterable[str]) -> str:
+    """A question with the nearest of `names`, whatever their case; empty if none is near."""
+    by_lower = {each.lower(): each for each in sorted(names)}
+    near = difflib.get_close_matches(name.lower(), by_lower, 1)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
 def _fault(exc: BaseException) -> str:
@@ -137,8 +152,8 @@ def _fault(exc: BaseException) -> str:
     return f"{where}{type(exc).__name__}: {exc}"
 
 
-def load_object(reference: str) -> Any:
-    """The object that `module:name` names.
+def load_object(reference: str, folder: str | None = None) -> Any:
+    """The object that `module:name` names; `folder` is that of the project in which a bare name is looked for.
 
     Raises:
         ConfigError: the reference has no colon, or the module has no such name; the message lists what it has.
@@ -146,11 +161,15 @@ def load_object(reference: str) -> Any:
     """
     module_name, colon, name = reference.partition(":")
     if not (colon and module_name and name):
-        raise ConfigError(f"{reference!r}: write module:name, e.g. features.customer:CustomerActivity")
+        declared = subclasses_in(folder, object, Path(sys.path[0]))[0] if folder and not colon else []
+        near = _nearest_of(reference, [each.__name__ for each in declared])
+        places = [f"{each.__module__}:{each.__name__}" for each in declared if f" {each.__name__}?" in near]
+        hint = f"; did you mean {places[0]}?" if places else ""
+        raise ConfigError(f"{reference!r}: write module:name, e.g. features.customer:CustomerActivity{hint}")
     module = load_module(module_name)
     if not hasattr(module, name):
-        public = ", ".join(sorted(key for key in vars(module) if not key.startswith("_")))
-        raise ConfigError(f"{module_name} has no {name!r}; it has {public}")
+        public = sorted(key for key in vars(module) if not key.startswith("_"))
+        raise ConfigError(f"{module_name} has no {name!r}; it has {', '.join(public)}{_nearest_of(name, public)}")
     return getattr(module, name)
 
 
@@ -241,8 +260,7 @@ def _named(kind: str, name: str, declared: list[tuple[str, type[T]]], broken: li
         raise ConfigError(f"{kind} {name!r} is declared twice; write one of {places}")
     if not classes:
         names = sorted(other for other, _ in declared)
-        near = difflib.get_close_matches(name.lower(), {each.lower(): each for each in names}, 1)
-        hint = f"; did you mean {next(each for each in names if each.lower() == near[0])}?" if near else ""
+        hint = _nearest_of(name, names)
         unread = "".join(f"; {fault}" for fault in broken)
         raise ConfigError(f"no {kind} {name!r} in {folder}; there are {', '.join(names) or 'none'}{hint}{unread}")
     return classes[0]

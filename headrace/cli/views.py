@@ -257,7 +257,8 @@ def features_list(as_json: Json = False) -> None:
     rows = [
         {"view": plan.declared_in, "entity": ", ".join(plan.entity), "features": len(plan.features)} for plan in plans
     ]
-    print_rows(rows, as_json, empty="no views: declare a FeatureView in a module of features/")
+    if rows or as_json or not broken:
+        print_rows(rows, as_json, empty="no views: declare a FeatureView in a module of features/")
     report_broken(broken)
     if views:
         plans_of(views, "features of this project")
@@ -316,7 +317,7 @@ def features_show(view: View, as_json: Json = False) -> None:
     from headrace.features import plan_of
 
     project.activate()
-    plan = plan_of(project.load_object(view))
+    plan = plan_of(project.load_object(view, "features"))
     print_rows([{"feature": feature.full_name, "type": str(feature.dtype)} for feature in plan.features], as_json)
 
 
@@ -346,7 +347,7 @@ def _time_unit(text: str | None) -> Any:
 
 def _views(names: list[str]) -> list[Any]:
     project.activate()
-    return [project.load_object(name) for name in dict.fromkeys(names)]
+    return [project.load_object(name, "features") for name in dict.fromkeys(names)]
 
 
 def _store(url: str | None) -> Any:

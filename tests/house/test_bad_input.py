@@ -85,6 +85,9 @@ def asks_of(redis_url, taken_port):
     return [
         (("get", "foo", "1"), {}, "write module:name"),
         (("get", "features.v:", "1"), {}, "write module:name"),
+        (("get", "v", "1"), {}, "CustomerActivity; did you mean features.v:V?"),
+        (("get", "features.w:V", "1"), {}, "features.customer; did you mean features.v?"),
+        (("get", "features.v:EV", "1"), {}, "it has Count, Ev, FeatureView, V; did you mean Ev?"),
         (("get", "..:V", "1"), {}, "no module '..'"),
         (("get", "features.v:Nope", "1"), {}, "it has Count, Ev, FeatureView, V"),
         (("get", "os:path", "1"), {}, "is no view"),

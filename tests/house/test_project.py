@@ -215,6 +215,13 @@ def test_a_broken_module_does_not_hide_the_others(tmp_path, kind):
     assert done.code == 1
 
 
+def test_a_project_whose_only_views_are_broken_is_not_said_to_have_none(tmp_path):
+    root = written(tmp_path / "p", {**PROJECT, "features/good.py": "import no_such_package_at_all"})
+    done = command(root, "features", "list")
+    assert done.code == 1
+    assert "no views" not in done.out + done.err
+
+
 def test_a_broken_module_of_events_does_not_hide_the_others(tmp_path):
     """`schemas lock` and `check` do what they can; locks of what is not seen are not called stale."""
     other = PROJECT["schemas/ev.py"].replace("class Ev(", "class Other(")
