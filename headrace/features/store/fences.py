@@ -165,8 +165,8 @@ def fenced(plan: ViewPlan, shard: int, expected: tuple[int, str], actual: tuple[
     """The error for a fence that shows another (sequence, writer) than the engine wrote."""
     return FencedError(
         f"view {plan.name} · shard {shard}: expected sequence {expected[0]} of writer {expected[1] or 'nobody'}, "
-        f"found {actual[0]} of {actual[1] or 'nobody'}. Another engine owns the shard, or Redis lost data: stop, open "
-        "the shards again and replay from their offsets"
+        f"found {actual[0]} of {actual[1] or 'nobody'}. Another engine owns the shard, or Redis lost data. "
+        "Let one flow alone write the view; to go on with this one, start it again: it reads on from its offsets"
     )
 
 
