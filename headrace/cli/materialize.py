@@ -114,7 +114,8 @@ def _require_ends(source: Source, ends: Mapping[str, int]) -> None:
         raise ConfigError(
             f"plain files do not say up to which offset of topic {topic!r} they reach, so the live flow "
             f'would count their events again: give --handover FILE with {{"{topic}/0": <next offset>, ...}}, '
-            "use the folder of an archive, or say --no-handover if no topic ever feeds these views"
+            "read the topic itself (kafka://HOST:PORT) while it keeps all of them, or the folder of an archive, or say "
+            "--no-handover if no topic ever feeds these views"
         )
 
 

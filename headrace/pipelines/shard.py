@@ -262,7 +262,12 @@ class ShardSet:
     def _register(self) -> None:
         """Make the version the active one where none is."""
         if not self._store.register(self.plan):
-            log.warning("view_version_not_active", view=self.plan.name, fingerprint=self.plan.fingerprint)
+            log.warning(
+                "view_version_not_active",
+                view=self.plan.name,
+                fingerprint=self.plan.fingerprint,
+                detail="readers get another version until this one is activated, as a backfill does at its end",
+            )
 
     def _load_fences(self) -> None:
         fences = self._store.fences(self.plan, self.shards)

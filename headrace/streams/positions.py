@@ -110,8 +110,8 @@ def refuse_topic_of_files(
                 raise ConfigError(
                     f"{reader.name} was filled from files ({files[0]}, {len(files)} in all) and has never read topic "
                     f"{topic!r}: from its start, events of the files would be counted again. Say where it goes on, "
-                    "kafka://...?start=<offset, time or latest>, in Python KafkaSource(..., start=...), or "
-                    "start=earliest if it holds none of them"
+                    "kafka://...?start=<offset, time of append or latest>, in Python KafkaSource(..., start=...), "
+                    "or start=earliest if it holds none of them"
                 )
             asked = {name for name in {*partitions, *live} if is_live(name, topic)}
             if lacking := sorted((asked - {*live} | asked & reader.unseen) & _held_by(files, topic, asked)):

@@ -103,8 +103,9 @@ def test_a_changed_view_is_the_same_view(store):
     with capture_logs() as logs:
         fill(store, CHANGED)
     assert [line["event"] for line in logs] == ["view_version_not_active"]
-    with pytest.raises(LayoutError, match="the view was changed and its new version is not active"):
+    with pytest.raises(LayoutError, match="the view was changed and its new version is not active") as caught:
         store.read(CHANGED, [1])
+    assert f"headrace backfill {plan_of(CHANGED).declared_in} --events" in str(caught.value)
     store.activate(plan_of(CHANGED))
     assert store.active("load") == plan_of(CHANGED).fingerprint
 

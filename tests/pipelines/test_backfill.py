@@ -136,7 +136,8 @@ def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path, monkeypat
     """Else the live flow would count their rows again; it asks once more where it is not said."""
     LOG.filter(pl.col("_offset") < 700).drop("_partition", "_offset").write_parquet(tmp_path / "log.parquet")
     urls, settings = [str(tmp_path / "log.parquet")], Settings(dead_letter_dir=tmp_path / "letters")
-    with pytest.raises(ConfigError, match=r"topic 'readings' .* give --handover FILE with .* or say --no-handover"):
+    ways = r"topic 'readings' .* give --handover FILE with .* read the topic itself .* or say --no-handover"
+    with pytest.raises(ConfigError, match=ways):
         backfill_views([Load], urls, store, settings)
     assert store.active("load") is None
     ends = tmp_path / "ends.json"

@@ -108,7 +108,8 @@ class ViewVersions:
             self._require_owner(plan)
             raise LayoutError(
                 f"view {plan.name}: readers get version {fingerprint}, this declaration is {plan.fingerprint}: the "
-                "view was changed and its new version is not active; run `headrace backfill`, which activates it"
+                "view was changed and its new version is not active; run `headrace backfill` to build it from the log "
+                f"and activate it: headrace backfill {plan.declared_in} --events kafka://HOST:PORT, or an archive"
             )
 
     def require_readable(self, plan: ViewPlan, deadline_s: float | None = None) -> bool:
