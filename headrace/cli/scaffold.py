@@ -33,6 +33,7 @@ packages = []  # the folders are put on the path by headrace, and are not instal
 [tool.pytest.ini_options]
 pythonpath = ["."]
 testpaths = ["tests"]
+filterwarnings = ["ignore::DeprecationWarning:ray.*"]
 """
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
 """Files of a template that a new project does not get."""
