@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from headrace.errors import HeadraceError, ServiceError
+from headrace.errors import HeadraceError, ServiceError, StoreUnavailableError
 from headrace.extras import missing_of
 from headrace.settings import Settings, SettingsWarning, load_settings
 from headrace.stack_state import EMBEDDED
@@ -121,6 +121,7 @@ def command(
     def register(function: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            settings: Settings | None = None
             try:
                 settings = _settings()
                 configure_logs(settings.log_level, as_json=settings.log_json)
@@ -135,7 +136,8 @@ def command(
                 _fail(error, str(error))
             except HeadraceError as exc:
                 is_log = isinstance(exc, ServiceError)  # it may end with the last lines of a log
-                _fail(exc, str(exc) if is_log else " ".join(str(exc).split()))
+                line = str(exc) if is_log else " ".join(str(exc).split())
+                _fail(exc, line + way_to_services(exc, settings))
             except BrokenPipeError as exc:  # `headrace get ... | head` closes our stdout
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise typer.Exit(0) from exc
@@ -146,6 +148,18 @@ def command(
         return function
 
     return register
+
+
+def way_to_services(exc: HeadraceError, settings: Settings | None) -> str:
+    """What to do where Redis or the broker does not answer at the default address, which nobody has named."""
+    if settings is None or settings.stack is not None:
+        return ""
+    is_redis = isinstance(exc, StoreUnavailableError)
+    name, address = ("redis_url", settings.redis_url) if is_redis else ("brokers", settings.brokers)
+    is_away = is_redis or "does not answer" in str(exc)
+    if name in settings.model_fields_set or not is_away or address not in str(exc):
+        return ""
+    return f"; HEADRACE_{name.upper()} is not set: set it, or run the project's own Redis and broker with `headrace up`"
 
 
 def prepare_services(settings: Settings) -> None:

@@ -13,11 +13,14 @@ import pytest
 from features.customer import CustomerActivity
 from features.item import ItemActivity
 from headrace import col
+from headrace.cli.console import way_to_services
 from headrace.clock import wall_us
+from headrace.errors import SourceError, StoreUnavailableError
 from headrace.features import OnlineStore
 from headrace.learners import ModelDirectory, OnlineLearner, Snapshot
 from headrace.local import free_port
 from headrace.pipelines import EventBatch, Materializer
+from headrace.settings import Settings
 from pipelines.demo import LOG, load
 from schemas.retail import Engagement
 from tests.features.test_expressions import Sale, Shop, sales
@@ -182,6 +185,24 @@ def test_setting_that_does_not_fit_is_named():
     done = headrace("features", "list", HEADRACE_SHARDS="many")
     assert done.code == 1
     assert "HEADRACE_SHARDS='many'" in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "named", "words"),
+    [
+        (StoreUnavailableError("Redis at redis://127.0.0.1:6379/0 failed"), {}, "; HEADRACE_REDIS_URL is not set: "),
+        (SourceError("broker 127.0.0.1:9092 does not answer"), {}, "; HEADRACE_BROKERS is not set: "),
+        (StoreUnavailableError("Redis at redis://127.0.0.1:6379/0 failed"), {"redis_url": "redis://other"}, ""),
+        (StoreUnavailableError("Redis at redis://other failed"), {}, ""),
+        (SourceError("broker 127.0.0.1:9092 has no topic 'plays'"), {}, ""),
+    ],
+)
+def test_who_has_named_no_service_is_told_how_to_run_one(error, named, words):
+    """And nobody else: `headrace up` is no answer to an address that was given."""
+    said = way_to_services(error, Settings(**named))
+    assert said.startswith(words)
+    assert said.endswith("`headrace up`" * bool(words))
+    assert bool(said) == bool(words)
 
 
 def test_features_list_and_show():
