@@ -49,6 +49,10 @@ def deep_fm(dense, rows, bag, present, numbers):
     return linear + pairs + hidden[:, 0] + first_order
 
 
+LOGITS = {"logistic": logistic} | dict.fromkeys(("fm", "deep_fm", "wide_deep_fm", "attention"), deep_fm)
+"""Of each model: logits (B,) of dense weights, rows (B, F + J, W), a bag's rows (B, L, W) and presence, and numbers."""
+
+
 def stepped(optimizer, weights, state, grads):
     """Weights (n, W) after a step from float64 weights, state (n, S) and gradients."""
     width = weights.shape[1]
@@ -139,7 +143,7 @@ def test_a_step_equals_plain_torch(name, sparse, dense):
     inputs, labels, _ = stream.batch(ROWS)
     weights, log_rate = rng.uniform(0.5, 2, ROWS).astype(np.float32), rng.normal(0, 1, ROWS).astype(np.float32)
     batch = inputs, labels, weights, log_rate
-    wanted_loss, wanted = reference(before, model, batch, logistic if name == "logistic" else deep_fm)
+    wanted_loss, wanted = reference(before, model, batch, LOGITS[name])
     assert online.learn(inputs, labels, weights, log_rate) == pytest.approx(wanted_loss, abs=1e-6)
     after = online.state_dict()
     flat = np.concatenate([value.reshape(-1) for key, value in after.items() if key.startswith("dense.")])
