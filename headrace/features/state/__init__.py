@@ -1,1 +1,1 @@
-"""An entity's state: in memory as rows of a slab, and packed as a record."""
+"""Entity state: rows of a slab in memory, and packed records."""

@@ -1,4 +1,4 @@
-"""Blocks of words that the rows of a group share: a row holds one block, in sizes that double as it fills.
+"""A pool of word blocks for the rows of a group: each row holds one block, whose size doubles as it fills.
 
     heads (rows, 4) int64    START: first word of the row's block | ORDER: its size class, 0 for none
                              COUNT: elements in use | TAG: one number that belongs to the group
@@ -9,8 +9,8 @@
                              word of the next free one in its own first word
 
 A block of order o fits `least << (o - 1)` elements, at most `most`. Invariant: blocks of different rows never overlap,
-and the memory of an emptied row goes to the free list of its order, so a pool that has warmed up stops growing.
-A kernel that finds no memory returns the operation where it stopped and is called again from there after `extend`.
+and the memory of a cleared row goes to the free list of its order, so a warmed-up pool stops growing. A kernel that
+runs out of memory returns the operation at which it stopped; after `extend` it is called again from there.
 """
 
 import threading
@@ -29,14 +29,14 @@ NEXT, END, FREE = 0, 1, 2
 ORDERS = 22
 """Size classes: the largest block has 2**21 times the least elements."""
 EXTENT_MIN, GROWTH_MIN, GROWTH = 4_096, 1 << 24, 4
-"""Words of the smallest extent of an area; words, and factor, by which the memory of a pool grows at least.
+"""Words of the smallest extent of an area; minimum words, and factor, by which the memory of a pool grows.
 
-Spare memory costs address space only; growing copies what is in use.
+Spare memory costs address space only, whereas growing copies the memory in use.
 """
 
 
 class Blocks(NamedTuple):
-    """Arrays of a pool for kernels; the module's docstring has their layout."""
+    """Arrays of a pool for kernels; see the module docstring for their layout."""
 
     heads: Ints
     words: Ints
@@ -45,11 +45,11 @@ class Blocks(NamedTuple):
 
 
 Apply: TypeAlias = Callable[[int, int], Int]
-"""(area, first operation) -> the first operation that found no memory, or their count when all are done."""
+"""(area, first operation) -> the first operation that ran out of memory, or the operation count when all are done."""
 
 
 class BlockPool:
-    """Rows with a block each, of up to `largest` words. A row must be cleared before it is used.
+    """A pool of rows with one block each, of up to `largest` words. A row must be cleared before its first use.
 
     An element takes `width` words; an empty row has the tag `tag`. Several threads may work on disjoint rows, each in
     its own allocation area.
@@ -75,11 +75,11 @@ class BlockPool:
         self._publish()
 
     def nbytes(self, rows: int) -> int:
-        """Memory in use when only the first `rows` rows are."""
+        """Bytes in use, assuming that only the first `rows` rows are."""
         return self._heads[:rows].nbytes + 8 * self._used
 
     def fill(self, count: int, work: Callable[[int], Int]) -> None:
-        """Run `work(begin)` from 0 until it returns `count`, extending area 0 wherever it ran out of memory."""
+        """Run `work(begin)` from 0 until it returns `count`, extending area 0 each time it runs out of memory."""
         begin = 0
         while (begin := int(work(begin))) < count:
             self.extend(0, count - begin)
@@ -91,9 +91,9 @@ class BlockPool:
             self._publish()
 
     def extend(self, area: int, elements: int, *, in_place: bool = False) -> bool:
-        """Give an area another extent, for `elements` elements where possible; returns whether it did.
+        """Give an area another extent, sized for `elements` elements; returns whether there was memory for it.
 
-        Pass `in_place` while other threads work in the pool: then memory is not moved, and may be too short.
+        Pass `in_place` while other threads work in the pool: memory is then not moved, and may not suffice.
         """
         size = max(EXTENT_MIN, self._largest, elements * self._width)
         with self._lock:
@@ -104,7 +104,7 @@ class BlockPool:
                 grown[: self._used] = self._words[: self._used]
                 self._words = grown
                 self._publish()
-            if self._free[area, END] != self._used:  # another area's extent lies in between
+            if self._free[area, END] != self._used:  # not adjacent: another area's extent lies in between
                 self._free[area, NEXT] = self._used
             self._used += size
             self._free[area, END] = self._used
@@ -116,9 +116,9 @@ class BlockPool:
 
 
 def run_parts(pools: Sequence[BlockPool], applies: Sequence[Apply], counts: Sequence[int]) -> None:
-    """Run every function of `applies`, one per pool, for every part of `counts` operations; parts run in parallel.
+    """Run each function of `applies`, one per pool, on each part; part i has `counts[i]` operations.
 
-    Part i works in allocation area i. Pools grow only between rounds, when no thread is at work in them.
+    Parts run in parallel, part i in allocation area i. Pools grow only between rounds, when no thread works in them.
     """
     for pool in pools:
         pool.ensure_areas(len(counts))
@@ -133,9 +133,9 @@ def run_parts(pools: Sequence[BlockPool], applies: Sequence[Apply], counts: Sequ
 def _run_part(
     pools: Sequence[BlockPool], applies: Sequence[Apply], area: int, count: int, first: int, begin: int
 ) -> tuple[int, int] | None:
-    """Run a part from `applies[first]` and operation `begin` on.
+    """Run a part, starting with `applies[first]` at operation `begin`.
 
-    Returns (pool, operation) where the pool must grow, or None when the part is done.
+    Returns (pool, operation) if the pool must grow first, None when the part is done.
     """
     for index in range(first, len(applies)):
         while (begin := int(applies[index](area, begin))) < count:
@@ -146,9 +146,9 @@ def _run_part(
 
 
 def _aligned(make: Callable[..., NDArray[np.int64]], count: int) -> NDArray[np.int64]:
-    """Words (count,) of np.zeros or np.empty that start on a cache line.
+    """Words (count,) of np.zeros or np.empty, aligned to a cache line.
 
-    NumPy's large arrays start 16 bytes into a line, where every second head would straddle two: two misses, not one.
+    NumPy's large arrays start 16 bytes into a line, so every second head would straddle two lines and cost two misses.
     """
     words = make(count + LINE_WORDS, np.int64)
     skip = -(words.ctypes.data // words.itemsize) % LINE_WORDS
@@ -169,7 +169,7 @@ def _empty_areas(count: int) -> NDArray[np.int64]:
 
 @part
 def room_of(order: Int, least: Int, most: Int) -> Int:
-    """Elements that fit a block of an order."""
+    """Number of elements that fit into a block of the given order."""
     return min(least << (order - 1), most) if order > 0 else 0
 
 
@@ -184,7 +184,7 @@ def order_of(count: Int, least: Int, most: Int) -> Int:
 
 @part
 def take_block(blocks: Blocks, area: Int, order: Int, size: Int) -> Int:
-    """First word of a free block of `size` words; -1 where the area has no memory left. Cost: O(1)."""
+    """Allocate a block of `size` words; returns its first word, -1 if the area has no memory left. Cost: O(1)."""
     block: Int = blocks.free[area, FREE + order]
     if block >= 0:
         blocks.free[area, FREE + order] = blocks.words[block]
@@ -205,7 +205,7 @@ def give_block(blocks: Blocks, area: Int, order: Int, block: Int) -> None:
 
 @part
 def make_block(blocks: Blocks, area: Int, row: Int, count: Int, least: Int, most: Int, width: Int) -> bool:
-    """Give an empty row a block of `count` elements of `width` words; false where the area has no memory left."""
+    """Give an empty row a block of `count` elements of `width` words; False if the area has no memory left."""
     order = order_of(count, least, most)
     start: Int = 0
     if order > 0:
@@ -222,9 +222,9 @@ def make_block(blocks: Blocks, area: Int, row: Int, count: Int, least: Int, most
 def drop_first(
     blocks: Blocks, area: Int, row: Int, dropped: Int, grows: bool, least: Int, most: Int, width: Int
 ) -> bool:
-    """Drop the first `dropped` elements of a row's block; if it `grows`, move the rest to the next order.
+    """Drop the first `dropped` elements of a row's block; if it `grows`, move the rest to a block of the next order.
 
-    Returns false, and changes nothing, where the area has no memory left. Cost: the words that stay.
+    Returns False, and changes nothing, if the area has no memory left. Cost: a copy of the remaining words.
     """
     heads, words = blocks.heads, blocks.words
     start, order, count = heads[row, START], heads[row, ORDER], heads[row, COUNT]
@@ -234,7 +234,7 @@ def drop_first(
         if target < 0:
             return False
     first = start + dropped * width
-    for word in range((count - dropped) * width):  # ascending: source and target may overlap, the target lies first
+    for word in range((count - dropped) * width):  # ascending: source and target may overlap, and the target is lower
         words[target + word] = words[first + word]
     if grows:
         if order > 0:

@@ -1,11 +1,11 @@
-"""What a view keeps for an entity: groups of arrays, and how features are read from them.
+"""The state of a view's entities: groups of arrays, and the readings that compute features from them.
 
-    aggregations --bind--> columns of an event (flags, numbers, bits)   what is picked from events, each expression once
-                           groups (rings, lists)                        what is kept, shared wherever it is equal
-                           readings                                     what is made of it when read
+    aggregations --bind--> columns of an event (flags, numbers, bits)   inputs from events, each expression once
+                           groups (rings, lists, tallies)               state, shared wherever it is equal
+                           readings                                     features computed from the state
 
-A group is anything with the methods of `Group`; an aggregation that needs another kind of state brings its own. The
-fingerprint is a hash of everything that decides the meaning of a record's bytes: names of features are not part of it.
+A group is any object with the methods of `Group`; a new kind of state is a new implementation. The fingerprint is a
+hash of everything that determines the meaning of a record's bytes. Feature names are not part of it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,47 +25,47 @@ RECORD_VERSION = 3
 
 
 class Group(Protocol):
-    """One kind of state, for all entities by the row of the entity; states are what the group's own `make` gave."""
+    """One kind of state for all entities, indexed by row. `state` arguments come from the group's own `make`."""
 
     @property
     def text(self) -> str:
-        """All that decides the meaning of the bytes; part of the fingerprint."""
+        """Everything that determines the meaning of the bytes; part of the fingerprint."""
         ...
 
     @property
     def needs_ids(self) -> bool:
-        """Whether event ids matter."""
+        """Whether the group uses event ids."""
         ...
 
     @property
     def base(self) -> int | None:
-        """Number of an earlier group of the view whose rows the packed form may refer to."""
+        """Number of an earlier group of the view whose rows the packed form may refer to, None for none."""
         ...
 
     def make(self, capacity: int) -> BlockPool:
-        """State of `capacity` rows; a row must be cleared before it is used."""
+        """State of `capacity` rows; a row must be cleared before its first use."""
         ...
 
     def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:
-        """Answers of `reads` reads, as an empty row would give them.
+        """Output arrays for `reads` reads, initialised as for an empty row.
 
-        If `contiguous`, lists may follow each other without gaps; `sized` then gives them their slots.
+        If `contiguous`, lists may be stored without gaps; `sized` then assigns their slots.
         """
         ...
 
     def sized(self, state: BlockPool, parts: Sequence[Operations], out: Outputs) -> Outputs:
-        """The arrays `out` with room for all that operations, sorted by row and cut into parts, can return."""
+        """Return `out` with room for everything that the reads in `parts` can return; parts are sorted by row."""
         ...
 
     def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
-        """Make answers `reads` (m,) empty again, the last that were written."""
+        """Reset the answers `reads` (m,), which must be the last ones written, to empty."""
         ...
 
     def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
-        """Add events and answer reads, in order, from operation `begin` on, in an allocation area of this thread.
+        """Add events and answer reads, in order, from operation `begin` on, in this thread's allocation area.
 
-        Returns the first operation that found no memory, or their count when all are done. Invariant: the state is a
-        function of the set of events.
+        Returns the first operation that ran out of memory, or the operation count when all are done. Invariant: the
+        state is a function of the set of events.
         """
         ...
 
@@ -74,7 +74,7 @@ class Group(Protocol):
     ) -> NDArray[np.bool_]:
         """Whether the group admits each event of picked (m,), and still covers its time.
 
-        newest (m,) is the entity's newest event time by then, times (m,) the event's own.
+        newest (m,) is the entity's newest event time when the event was applied, times (m,) the event time.
         """
         ...
 
@@ -87,17 +87,18 @@ class Group(Protocol):
         out: NDArray[np.uint8],
         ends: NDArray[np.int64],
     ) -> None:
-        """Write rows into `out` one after the other; `ends[i]` is where row i ends, also where `out` is too short.
+        """Write rows into `out` one after the other; `ends[i]` is the end of row i, even if `out` is too short.
 
-        Bytes of `out` beyond may be written as well, of which ROOM_BYTES are not counted in what is needed. `base` is
-        the base's state, the group's own if it has none.
+        Up to ROOM_BYTES of `out` beyond the last end may be overwritten; `ends` does not include them. `base` is the
+        state of the base group, or the group's own state if it has no base.
         """
         ...
 
     def unpack(self, state: BlockPool, base: BlockPool, packed: Packed, reading: PackedReads | None = None) -> None:
-        """Fill rows, which are empty, from their packed sections.
+        """Fill empty rows from their packed sections.
 
-        The base's rows must be filled before. With `reading` the rows are read as `apply` would, and filled if need be.
+        The base's rows must be filled before. With `reading`, answer the reads as `apply` would, and fill the rows only
+        if other groups refer to them.
         """
         ...
 
@@ -113,9 +114,9 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a derived feature may use: the features read so far, of n entities, and fields of the request.
+    """Inputs of a derived feature: the features of n entities read so far, and the fields of the request.
 
-    `columns` and `empty` are as in `Answer`; `request` is None where there is no request.
+    `columns` and `empty` are as in `Answer`; `request` is None without a request.
     """
 
     columns: dict[str, Column]
@@ -126,7 +127,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """A feature made of others: `read(what is known)` -> column; `uses` names these, None: it may be any before it."""
+    """A feature computed from others: `read(known)` -> column. `uses` names its inputs; None: any feature before it."""
 
     feature: Feature
     read: Callable[[Known], Column | Maybe]
@@ -135,10 +136,14 @@ class Derived:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Groups and readings of a view; `columns` counts (flags, numbers, bits) of an event; `text` is what is hashed.
+    """Groups and readings of a view.
 
-    `request` are the fields that a read may bring along, and their types; `dedupe_us` the span in which duplicates are
-    known, 0 for none; `unread` are the numbers of groups that no reading needs.
+    Attributes:
+        columns: numbers of flag, number and bit columns of an event.
+        text: the text that the fingerprint hashes.
+        request: fields that a read may pass in, and their types.
+        dedupe_us: span in which duplicates are recognised, 0 for none.
+        unread: numbers of the groups that no reading needs.
     """
 
     groups: tuple[Group, ...]
@@ -151,7 +156,7 @@ class Layout:
     unread: frozenset[int] = frozenset()
 
     def only(self, names: Collection[str]) -> "Layout":
-        """The layout for readers of the features `names` alone, and of those that they are made of."""
+        """The layout for reading only the features `names` and the features that they are computed from."""
         needed, readings = set(names), []
         for index in range(len(self.readings) - 1, -1, -1):
             reading = self.readings[index]
@@ -165,16 +170,16 @@ class Layout:
         return replace(self, readings=tuple(reversed(readings)), unread=unread)
 
     def make(self, capacity: int) -> list[BlockPool]:
-        """State of `capacity` rows for each group; a row must be cleared before it is used."""
+        """State of `capacity` rows for each group; a row must be cleared before its first use."""
         return [group.make(capacity) for group in self.groups]
 
     def with_bases(self, states: Sequence[BlockPool]) -> Iterator[tuple[Group, BlockPool, BlockPool]]:
-        """Each group with its state and its base's (its own without a base), of `states` as `make` returns them."""
+        """Each group with its state and its base's state (its own without a base); `states` are those of `make`."""
         for group, state in zip(self.groups, states, strict=True):
             yield group, state, state if group.base is None else states[group.base]
 
     def outputs(self, reads: int, *, contiguous: bool = False) -> list[Outputs]:
-        """Arrays for the answers of `reads` reads, none of groups that are not read; see `Group.outputs`."""
+        """Output arrays of each group for `reads` reads, empty for groups that are not read; see `Group.outputs`."""
         unread = self.unread
         return [
             group.outputs(0 if number in unread else reads, contiguous=contiguous)
@@ -182,7 +187,7 @@ class Layout:
         ]
 
     def no_events(self) -> Events:
-        """Events of a run that only reads."""
+        """The events of a run that only reads: none."""
         flags, numbers, bits = self.columns
         return Events(
             np.zeros(0, np.int64),
@@ -202,9 +207,9 @@ class Layout:
         now_us: NDArray[np.int64],
         request: Mapping[str, pl.Series] | None = None,
     ) -> Answer:
-        """Columns from the groups' outputs; newest_us (n,) is each row's newest event time, NEVER where missing.
+        """Compute the features from the groups' outputs; newest_us (n,) is each row's newest event time, NEVER if none.
 
-        `request` has the fields of `self.request`, n long; without it the features that need one have no value.
+        `request` has the fields of `self.request`, (n,) each; without it, the features that need one have no value.
         """
         known = Known({}, {}, request, len(now_us))
         for reading in self.readings:
@@ -218,7 +223,7 @@ class Layout:
             else:
                 known.columns[name] = column
         exists = newest_us != NEVER
-        ahead = newest_us >= now_us  # NEVER is before any moment
+        ahead = newest_us >= now_us  # NEVER is before any read time
         age_us = np.where(exists, np.maximum(now_us - newest_us, 0), -1)
         features = tuple(reading.feature for reading in self.readings)
         return Answer(known.columns, exists, age_us, ahead, features, known.empty)

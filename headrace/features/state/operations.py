@@ -1,8 +1,8 @@
-"""Events and reads as groups take them, and the tuples in which their arrays enter kernels.
+"""Events and reads as input of groups, and the tuples that pass their arrays to kernels.
 
-Numba compiles a named tuple away: its fields become single arguments. The type of a plain tuple is looked up in C
-(0.3 us a call), that of a named one in Python (5 us), so Python passes `plain(...)` and a kernel begins by naming
-the fields again: `ops = Ops(*ops)`.
+Numba compiles named tuples away: their fields become separate arguments. It looks up the type of a plain tuple in C
+(0.3 us per call), that of a named one in Python (5 us). So Python passes `plain(...)`, and a kernel first restores the
+names: `ops = Ops(*ops)`.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from headrace.kernels.compile import Bytes, Floats, Ints, plain
 
 Outputs: TypeAlias = tuple[NDArray[Any], ...]
-"""Answers of a group to some reads: arrays whose first axis is the read, except for contiguous lists."""
+"""Answers of a group to reads: arrays whose first axis is the read, except for contiguous lists."""
 TAKEN, LATE, TOO_LATE, DUPLICATE = 0, 1, 2, 3
-"""Marks of an event: taken in; left out of some window; of all; seen before.
+"""Marks of an event: applied; left out of a window; left out of all windows; seen before.
 
-A window leaves an event out that it could never show again: the event is older than the window that ends at its
-entity's newest event, so nothing is lost. An event is too late for a view when some window admits it, and no window,
-list or lifetime that admits it still covers its time: then it changed nothing.
+A window leaves out an event that no later read of it could include: the event is older than the window that ends at
+its entity's newest event, so nothing is lost. An event is too late for a view if some window admits it, but no window,
+list or lifetime that admits it still covers its time. It then changed nothing.
 """
 
 
@@ -40,8 +40,8 @@ class Ops(NamedTuple):
 class Packed(NamedTuple):
     """Packed sections of n rows: section i is `data[at[i]:ends[i]]`.
 
-    rows (n,): row to fill. newest (n,): newest event time of its entity. data (bytes,) uint8; at, ends (n,): a reader
-    moves `at[i]` past what it read, to -1 where the bytes are damaged.
+    rows (n,): row to fill. newest (n,): newest event time of its entity. data (bytes,) uint8. at, ends (n,): a reader
+    advances `at[i]` past what it read, or sets it to -1 if the bytes are damaged.
     """
 
     rows: Ints
@@ -52,7 +52,7 @@ class Packed(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """Reads of packed rows, or none: row i as of `moments[i]` into answer `reads[i]`; `keeps`: fill the rows too."""
+    """Reads of packed rows, if any: row i as of `moments[i]` into answer `reads[i]`. `keeps`: also fill the rows."""
 
     moments: Ints
     reads: Ints
@@ -61,7 +61,7 @@ class Reads(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """e events of a view: event_ids (e,), flags (e, f), numbers (e, v), bits (e, d); ids are 64 bits."""
+    """Columns of e events of a view: event_ids (e,), flags (e, f), numbers (e, v), bits (e, d); ids have 64 bits."""
 
     event_ids: NDArray[np.int64]
     flags: NDArray[np.uint8]
@@ -73,8 +73,8 @@ class Events:
 class Operations:
     """Events and reads in the order they happen: rows (n,), times (n,), ops (n,), late (e,).
 
-    `ops[i] >= 0` is the read with that number, else event `~ops[i]`. Groups set `late` to LATE where an event is too
-    old for them; see the marks above.
+    `ops[i] >= 0` is the number of a read, otherwise `~ops[i]` is the index of an event. A group sets `late` to LATE for
+    an event that is too old for it; see the marks above.
     """
 
     rows: NDArray[np.int64]
@@ -84,7 +84,7 @@ class Operations:
     late: NDArray[np.uint8]
 
     def cut(self, begin: int, end: int) -> "Operations":
-        """Operations `begin` to `end`, of the same events."""
+        """Operations [begin, end), sharing the event columns."""
         return Operations(self.rows[begin:end], self.times[begin:end], self.ops[begin:end], self.events, self.late)
 
     def arrays(self) -> Ops:
@@ -109,9 +109,9 @@ _NONE = np.zeros(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class PackedReads:
-    """Reads of n packed rows as of moments (n,): row i is answered in `out[...][reads[i]]`; or none, as `NO_READS`.
+    """Reads of n packed rows as of moments (n,): row i is answered in `out[...][reads[i]]`. `NO_READS` reads nothing.
 
-    `keeps`: the rows are filled as well, since other groups refer to them.
+    `keeps`: also fill the rows, since other groups refer to them.
     """
 
     moments: NDArray[np.int64]

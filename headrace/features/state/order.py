@@ -1,12 +1,11 @@
-"""Operations entity by entity, which is how a slab carries them out.
+"""Sort operations by entity before a slab applies them.
 
-    as they come    a1 b1 c1 a2 b2 a3?      an entity's record is fetched into the cache for each of its operations
-    entity by       a1 a2 a3? b1 b2 c1      once a batch, and the slab is walked from one end to the other
-    entity
+    in arrival order    a1 b1 c1 a2 b2 a3?      each operation loads its entity's record into the cache
+    sorted by entity    a1 a2 a3? b1 b2 c1      each record is loaded once per batch, in the order of the slab
 
-What a read gives depends on the operations of its own entity alone, and these keep their order: the answers are the
-same. Sorting costs some 30 ns an operation, and saves more as soon as the slab is larger than the cache (measured:
-2.6 to 4.3 M events/s in batches of 262 k over 93 k entities).
+The answer to a read depends only on the operations of its entity, which keep their order, so answers do not change.
+Sorting costs some 30 ns per operation, and saves more as soon as the slab is larger than the cache (measured: from 2.6
+to 4.3 M events/s in batches of 262 k over 93 k entities).
 """
 
 from functools import partial
@@ -19,26 +18,26 @@ from headrace.kernels.compile import Bytes, Int, Ints, lean_kernel
 from headrace.kernels.threads import PART_MIN, run_all
 
 DIGIT_BITS = 11
-"""Bits of a pass of the radix sort: its 2,048 counters stay in the first-level cache."""
+"""Bits of a pass of the radix sort: its 2,048 counters stay in the L1 cache."""
 SORTED_MIN = 2_048
-"""Operations from which sorting pays."""
+"""Minimum number of operations for which sorting pays off."""
 _UNCHANGED = np.zeros(0, np.int64)
 _REUSED_MAX = 1 << 20
-"""Operations up to which buffers are reused from batch to batch; more would hold memory for a rare case."""
+"""Buffers of up to this many operations are kept between batches; larger ones would hold memory for a rare case."""
 _INDEX = np.int64(0xFFFFFFFF)
 
 
 class EntityOrder:
-    """Sorts operations by their row; keeps its room from call to call. Not thread-safe."""
+    """Sorts operations by row, reusing its buffers between calls. Not thread-safe."""
 
     def __init__(self) -> None:
         self._counts = np.zeros(1 << DIGIT_BITS, np.int64)
         self._buffers: tuple[Operations, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def sorted(self, ops: Operations, first: NDArray[np.int64] | None = None) -> tuple[Operations, NDArray[np.int64]]:
-        """The operations entity by entity, and for each of its events (e,) which it was; valid until the next call.
+        """The operations sorted by entity, and the original index of each event (e,); valid until the next call.
 
-        `first` (n,) is the order in which they happen, where it is not the one that they have.
+        `first` (n,) is the order in which the operations happen, if it differs from their order in `ops`.
         """
         count, events = len(ops.rows), len(ops.events.event_ids)
         buffers, order, other, source = self._buffers_for(count, events, ops.events)
@@ -94,11 +93,11 @@ def _column(words: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @lean_kernel
 def sort_by_row(rows: Ints, first: Ints, order: Ints, to_rows: Ints, other: Ints, counts: Ints) -> None:
-    """`order` (n,) becomes the indexes that sort rows (n,), -1 <= row < 2**31, stably, to_rows (n,) the rows so sorted.
+    """Sort rows (n,) stably into to_rows (n,), and write the sorting indexes to `order` (n,); -1 <= row < 2**31.
 
-    n < 2**32. What is equal keeps the order `first` (n,), or with none of it the one it has. `other` (n,) and `counts`
-    (2**DIGIT_BITS,) are scratch. Knuth, The Art of Computer Programming 3, 5.2.5: least significant digit first. Row
-    and index travel in one word, so each pass reads and writes 8 bytes a row.
+    n < 2**32. Equal rows keep the order `first` (n,), or their own if `first` is empty. `other` (n,) and `counts`
+    (2**DIGIT_BITS,) are scratch. Radix sort, least significant digit first (Knuth, The Art of Computer Programming 3,
+    5.2.5). Row and index share one word, so each pass reads and writes 8 bytes per row.
     """
     highest: Int = 0
     for i in range(rows.size):
@@ -134,9 +133,10 @@ def sort_by_row(rows: Ints, first: Ints, order: Ints, to_rows: Ints, other: Ints
 
 @lean_kernel
 def gather_operations(order: Ints, ops: Ints, to_ops: Ints, source: Ints) -> None:
-    """Write the operations ops (n,) in `order` (n,), their events numbered anew as they come; reads keep their numbers.
+    """Write ops (n,) in `order` (n,), renumbering events consecutively; reads keep their numbers.
 
-    `source` (e + 1,) is which events they were; its last is scratch, so that none need be jumped over.
+    `source` (e + 1,) gets the original index of each event. Its last element is scratch: writing it for every operation
+    avoids a branch.
     """
     event: Int = np.int64(0)
     for i in range(order.size):
@@ -148,7 +148,7 @@ def gather_operations(order: Ints, ops: Ints, to_ops: Ints, source: Ints) -> Non
 
 @lean_kernel
 def gather_words(order: Ints, words: Ints, out: Ints) -> None:
-    """`out[i] = words[order[i]]`: rows of words (n, c). One column at a time keeps the reads of one loop in flight."""
+    """`out[i] = words[order[i]]` for rows of words (n, c), one column at a time so that the loads of a loop overlap."""
     for c in range(words.shape[1]):
         for i in range(order.size):
             out[i, c] = words[order[i], c]
@@ -156,7 +156,7 @@ def gather_words(order: Ints, words: Ints, out: Ints) -> None:
 
 @lean_kernel
 def gather_bytes(order: Ints, source: Bytes, out: Bytes) -> None:
-    """`out[i] = source[order[i]]`: rows of source (n, c)."""
+    """`out[i] = source[order[i]]` for rows of source (n, c)."""
     for i in range(order.size):
         for c in range(source.shape[1]):
             out[i, c] = source[order[i], c]
@@ -164,7 +164,7 @@ def gather_bytes(order: Ints, source: Bytes, out: Bytes) -> None:
 
 @lean_kernel
 def scatter_late(source: Ints, marks: Bytes, late: Bytes) -> None:
-    """`late[source[i]] = marks[i]` where it is set."""
+    """`late[source[i]] = marks[i]` where `marks[i]` is not 0."""
     for i in range(source.size):
         if marks[i] != 0:
             late[source[i]] = marks[i]

@@ -1,17 +1,18 @@
 """The record: one entity's state in one view, packed.
 
     version | sequence | newest event time | newest arrival | section of each group, in layout order
-    | events that came lately, where the view has dedupe=
+    | recent event ids, if the view has dedupe=
 
-Apart from sequence and arrival the bytes follow from the set of the entity's events: tiles that have left every window,
-and empty ones, are not written, nor twice what two groups hold. A quiet entity costs some tens of bytes. Sections:
-rings/codec.py, lists/packing.py, tallies/codec.py, seen.py; numbers: kernels/bit_columns.py and varints.py.
+Apart from sequence and arrival, the bytes are a function of the set of the entity's events: empty tiles and tiles that
+have left their window are not written, and data that two groups share is written once. A quiet entity takes some tens
+of bytes. Sections: rings/codec.py, lists/packing.py, tallies/codec.py, seen.py. Numbers: kernels/bit_columns.py and
+varints.py.
 
     header    version, 4 bytes | varint sequence | time: varint 4 * zigzag(number) + unit
               | arrival: zigzag varint, after the time
 
-The newest event time is counted in the largest of minutes, seconds, milliseconds and microseconds that divides it; 0
-microseconds, which that rule never writes, stands for a record without events. The version is the first half of the
+The newest event time is counted in the largest of minutes, seconds, milliseconds and microseconds that divides it. 0
+microseconds, which this rule never produces, stands for a record without events. The version is the first half of the
 fingerprint.
 """
 
@@ -44,12 +45,12 @@ __all__ = ["Answer", "Header", "Lists", "read_header", "read_packed"]
 
 VERSION_BYTES = 4
 THREADS_MIN = 2_048
-"""Records from which packing on several threads pays: fewer cost more in hand-over than they save."""
+"""Minimum number of records to pack on several threads; for fewer, the hand-over costs more than it saves."""
 BLOCK_ROWS = 1024
-"""Records that a read unpacks at a time, so that their dense form stays in the processor's cache."""
+"""Records that a read unpacks at a time, so that their unpacked form stays in the CPU cache."""
 
 _SECTION_BYTES = 64
-"""Room for a group's part of a record at first; afterwards what the fullest batch of the view needed, and a quarter."""
+"""Initial bytes for a group's section of a record; later what the largest batch of the view needed plus a quarter."""
 
 _EMPTY = np.int64(NEVER)
 _NO_ROWS = np.zeros(0, np.int64)
@@ -58,7 +59,7 @@ _SCRATCH = threading.local()
 
 
 class DamagedError(LayoutError):
-    """Records that cannot be read: `rows` (n,) marks which of those passed in."""
+    """Records that cannot be read; `rows` (n,) marks them among those passed in."""
 
     def __init__(self, message: str, rows: NDArray[np.bool_]) -> None:
         super().__init__(message)
@@ -67,7 +68,7 @@ class DamagedError(LayoutError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What every record begins with, in `size_bytes` bytes; times in microseconds UTC."""
+    """The header of a record, its first `size_bytes` bytes; times in microseconds UTC."""
 
     version: str
     sequence: int
@@ -77,10 +78,10 @@ class Header:
 
 
 def read_header(blob: bytes) -> Header:
-    """The header of a packed record.
+    """Read the header of a packed record.
 
     Raises:
-        LayoutError: too short to hold one.
+        LayoutError: `blob` is too short for a header.
     """
     heads, at = _heads(np.frombuffer(bytearray(blob), np.uint8), np.zeros(1, np.int64), np.array([len(blob)]))
     if at[0] < 0:
@@ -98,9 +99,9 @@ def pack_records(
     arrival_us: int,
     seen: SeenIds | None = None,
 ) -> Spans:
-    """Packed records of rows (n,), with sequences (n,) in their headers.
+    """Pack rows (n,) into records, with sequences (n,) in their headers.
 
-    newest_us (rows of the state,); `seen` is what a view with dedupe= remembers.
+    newest_us (rows of the state,) are the newest event times; `seen` are the recent event ids of a view with dedupe=.
     """
     newest = newest_us[rows]
     packers = [partial(pack_heads, _signed(plan.version), sequences, newest, arrival_us)]
@@ -126,11 +127,11 @@ def unpack_records(
     seen: SeenIds | None = None,
     readings: Sequence[PackedReads | None] | None = None,
 ) -> None:
-    """Fill empty rows (n,) of the state from packed records, of which none is missing.
+    """Fill empty rows (n,) of the state from packed records, none of them missing.
 
-    newest_us (rows of the state,) gets their newest times. Without `seen` the events that came lately are passed over:
-    only a slab that takes events in needs them. With `readings`, one a group, the records are read, and only what
-    others refer to is filled.
+    newest_us (rows of the state,) gets their newest event times. Without `seen`, the recent event ids are skipped: only
+    a slab that applies events needs them. With `readings`, one per group, the reads are answered, and only rows that
+    other groups refer to are filled.
 
     Raises:
         DamagedError: records were written by another version of the view, or are damaged.
@@ -171,10 +172,10 @@ def read_packed(
     *,
     skips_damaged: bool = False,
 ) -> Answer:
-    """Features of n entities as of `now_us`, straight from their packed records; None is an entity without one.
+    """Read the features of n entities as of `now_us` from their packed records; None is an entity without a record.
 
-    ids (n,) and texts (n,) name the entities; only the blobs decide the values. `request`: fields of the request, (n,).
-    If `skips_damaged`, a record that cannot be read is counted, and its entity has none.
+    ids (n,) and texts (n,) name the entities; the values depend only on the blobs. `request`: fields of the request,
+    (n,). If `skips_damaged`, a record that cannot be read is counted, and its entity is treated as missing.
 
     Raises:
         DamagedError: a record was written by another version of the view, or is damaged.
@@ -189,12 +190,12 @@ def read_packed(
 
 
 class PackedReader:
-    """Reads packed records of `count` entities as of `now_us`, one moment or one for each (count,), as they come.
+    """Reads packed records of `count` entities, batch by batch, as of `now_us`: one time, or one per entity (count,).
 
-    If `contiguous`, lists of the answer follow each other where that is possible; see `Lists`.
+    If `contiguous`, lists of the answer are stored without gaps where possible; see `Lists`.
 
-    A record that cannot be read costs itself alone: its entity has none. `damaged` are the indexes of such entities,
-    `damage` is what was wrong with the first, None without any.
+    A record that cannot be read does not affect the others: its entity is treated as missing. `damaged` are the indexes
+    of such entities; `damage` is the error of the first, None if there is none.
     """
 
     def __init__(
@@ -209,15 +210,15 @@ class PackedReader:
         self.damage: DamagedError | None = None
 
     def add(self, start: int, blobs: Values) -> None:
-        """The records of the entities from `start` on, which are next; a missing one is an entity without."""
+        """Read the next records, of the entities from `start` on; a missing value is an entity without a record."""
         present = np.flatnonzero(blobs.starts >= 0)
-        # On one thread: another core is Redis's meanwhile; several threads of short kernels gained nothing (measured).
+        # On one thread: Redis uses another core, and several threads of short kernels gained nothing (measured).
         for begin in range(0, len(present), BLOCK_ROWS):
             cut = present[begin : begin + BLOCK_ROWS]
             self._add_block(start + cut, Values(blobs.data, blobs.starts[cut], blobs.ends[cut]))
 
     def _add_block(self, reads: NDArray[np.int64], blobs: Values) -> None:
-        """The records of the entities `reads` (m,)."""
+        """Read the records of the entities `reads` (m,)."""
         layout, (state, newest_us), rows = self._plan.layout, _scratch(self._plan), np.arange(len(reads))
         moments, bases = self._now_us[reads], {group.base for group in layout.groups}
         readings = [
@@ -235,7 +236,7 @@ class PackedReader:
             self.damaged += reads[exc.rows].tolist()
             for number, (group, out) in enumerate(zip(layout.groups, self._outputs, strict=True)):
                 if number not in layout.unread:
-                    group.forget(out, reads)  # of all records of the block: which were answered is unknown
+                    group.forget(out, reads)  # for all records of the block: which were answered is unknown
             whole = ~exc.rows
             if whole.any():
                 self._add_block(reads[whole], Values(blobs.data, blobs.starts[whole], blobs.ends[whole]))
@@ -243,12 +244,12 @@ class PackedReader:
         self._newest_us[reads] = newest_us[rows]
 
     def count_damaged(self, texts: Sequence[bytes]) -> None:
-        """Count and log the records that could not be read; texts (count,) are their entities' keys."""
+        """Count and log the records that could not be read; texts (count,) are the keys of all entities."""
         if self.damage is not None:
             count_damaged(self._plan.name, len(self.damaged), texts[self.damaged[0]], str(self.damage))
 
     def answer(self, request: Mapping[str, pl.Series] | None = None) -> Answer:
-        """The features of all; `request` has fields of the request, (count,)."""
+        """The features of all entities; `request`: fields of the request, (count,)."""
         answer = self._plan.layout.answer(self._outputs, self._newest_us, self._now_us, request)
         count_ahead(self._plan.name, answer)
         return answer
@@ -257,7 +258,7 @@ class PackedReader:
 def _room_for(
     plan: "ViewPlan", number: int, count: int, pack: Callable[[NDArray[np.uint8], NDArray[np.int64]], None]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """What `pack` writes of `count` rows: bytes, and edges (count + 1,) of the rows in them."""
+    """Run `pack` for `count` rows with enough room; returns the bytes and the edges (count + 1,) of the rows."""
     key, edges = (plan.fingerprint, number), np.zeros(count + 1, np.int64)
     out = np.empty(_NEEDED.get(key, _SECTION_BYTES) * count + ROOM_BYTES, np.uint8)
     pack(out, edges[1:])
@@ -287,7 +288,7 @@ def _hex(version: int) -> str:
 
 
 def _scratch(plan: "ViewPlan") -> tuple[list[BlockPool], NDArray[np.int64]]:
-    """This thread's room for BLOCK_ROWS unpacked records of the view."""
+    """This thread's scratch state for BLOCK_ROWS unpacked records of the view."""
     states: dict[str, tuple[list[BlockPool], NDArray[np.int64]]] = _SCRATCH.__dict__.setdefault("states", {})
     if plan.fingerprint not in states:
         states[plan.fingerprint] = (plan.layout.make(BLOCK_ROWS), np.full(BLOCK_ROWS, NEVER, np.int64))
@@ -323,7 +324,7 @@ def pack_heads(version: Int, sequences: Ints, newest: Ints, arrival: Int, out: B
 def unpack_heads(
     data: Bytes, at: Ints, ends: Ints, versions: Ints, sequences: Ints, newest: Ints, arrivals: Ints
 ) -> None:
-    """Read the header at each `data[at[i]:ends[i]]` into arrays (n,); `at[i]` moves on, -1 where bytes are wrong."""
+    """Read the header at each `data[at[i]:ends[i]]` into arrays (n,); advances `at[i]`, to -1 if bytes are damaged."""
     for i in range(at.size):
         version, position = get_half(data, at[i], ends[i])
         sequence, position = get_varint(data, position, ends[i])
@@ -338,7 +339,7 @@ def unpack_heads(
 
 @lean_kernel
 def join_sections(parts: Bytes, starts: Ints, ends: Ints, out: Bytes, at: Ints) -> None:
-    """Copy `parts[starts[i]:ends[i]]` to `out[at[i]:]` and move `at[i]` to its end: sections into records."""
+    """Append the section `parts[starts[i]:ends[i]]` to record i at `out[at[i]:]`, and advance `at[i]` to its end."""
     for i in range(at.size):
         size = ends[i] - starts[i]
         copy_bytes(parts, starts[i], out, at[i], size)

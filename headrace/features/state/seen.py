@@ -1,11 +1,11 @@
-"""Recent events by (time, id), so that duplicates are left out: `dedupe=` of a view.
+"""Recent events by (time, id), to leave out duplicates: `dedupe=` of a view.
 
 An event is identified by its class, id and time. The events of the last `span` before an entity's newest event are
-remembered; duplicates of older ones are not recognised. What is remembered follows from the set of the entity's events
-alone, and is packed with its record: it outlives a restart, an eviction and a backfill's hand-over.
+remembered; duplicates of older events are not recognised. The remembered ids are a function of the set of the entity's
+events, and are packed with its record, so they survive a restart, an eviction and the hand-over of a backfill.
 
-A row's block (state/blocks.py) holds entries of (event time, event id) in ascending order. A full block first loses
-the entries that have left the span, and moves to one twice as large if that frees less than half. Entries that have
+A row's block (state/blocks.py) holds entries of (event time, event id) in ascending order. A full block first drops
+the entries that have left the span, and moves to a block twice as large if that frees less than half. Entries that have
 left the span no longer count, but may stay until then.
 """
 
@@ -24,13 +24,13 @@ LEAST, MOST = 4, 1 << 17
 ENTRY = 2
 """Words of an entry."""
 KEEP_MAX = MOST // 2
-"""Entries that count at most: half of the largest block, so that what is dropped from it is dropped seldom."""
+"""Maximum number of entries that count: half of the largest block, so that a full block drops entries rarely."""
 _DUPLICATE = np.uint8(DUPLICATE)
 _FIRST = np.int64(-(2**63))
 
 
 class SeenIds:
-    """What a slab of `capacity` rows remembers of the last `span_us` of each row.
+    """Recent event ids of a slab of `capacity` rows: those of the last `span_us` of each row.
 
     At most the KEEP_MAX newest events of a row are remembered. An event takes 16 bytes, and 8 to 13 packed.
     """
@@ -40,7 +40,7 @@ class SeenIds:
         self._state = BlockPool(capacity, ENTRY * MOST, ENTRY, 0)
 
     def nbytes(self, rows: int) -> int:
-        """Memory in use when only the first `rows` rows are."""
+        """Bytes in use, assuming that only the first `rows` rows are."""
         return self._state.nbytes(rows)
 
     def grow(self, capacity: int) -> None:
@@ -52,7 +52,7 @@ class SeenIds:
         self._state.clear(rows)
 
     def without_duplicates(self, ops: Operations) -> Operations:
-        """Operations without the events that came before, which are marked DUPLICATE; the others are remembered."""
+        """Mark known events as DUPLICATE and remember the others; returns the operations without the duplicates."""
         state, arrays = self._state, ops.arrays()
         state.fill(len(ops.rows), lambda begin: mark_duplicates(state.blocks, self._span_us, KEEP_MAX, arrays, begin))
         if not (ops.late == DUPLICATE).any():
@@ -79,11 +79,11 @@ class SeenIds:
 
 @lean_kernel
 def mark_duplicates(blocks: Blocks, span: Int, keep: Int, ops: Ops, begin: Int) -> Int:
-    """Mark events that came before as DUPLICATE and remember the others, from operation `begin` on; reads are skipped.
+    """Mark known events as DUPLICATE and remember the others, from operation `begin` on; reads are skipped.
 
-    Known are the `keep` newest entries of a row with a time after the row's newest less `span`, in microseconds.
-    Returns the first operation that found no memory, n when all are done. Cost: a binary search, and what a late event
-    moves.
+    The known entries of a row are the `keep` newest with a time after the row's newest minus `span`, in microseconds.
+    Returns the first operation that ran out of memory, n when all are done. Cost: a binary search, and for a late event
+    the entries moved.
     """
     blocks, ops = Blocks(*blocks), Ops(*ops)
     heads, words = blocks.heads, blocks.words
@@ -118,10 +118,10 @@ def mark_duplicates(blocks: Blocks, span: Int, keep: Int, ops: Ops, begin: Int) 
 
 @lean_kernel
 def pack_seen(blocks: Blocks, span: Int, keep: Int, rows: Ints, newest: Ints, out: Bytes, ends: Ints) -> None:
-    """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
+    """Write rows into `out` one after the other; `ends` (n,) is where each ends, even if `out` is too short.
 
-    A row is the bytes that follow, then, newest first, (time since the one before, id) of each entry that counts; the
-    first time counts from `newest[i]`.
+    A row is its size in bytes and then, newest first, the time difference and id of each entry that counts. A time
+    difference is the time from an entry to the next newer one, for the first to `newest[i]`.
     """
     blocks = Blocks(*blocks)
     heads, words = blocks.heads, blocks.words
@@ -145,7 +145,7 @@ def pack_seen(blocks: Blocks, span: Int, keep: Int, rows: Ints, newest: Ints, ou
 def unpack_seen(blocks: Blocks, keep: Int, packed: Packed, begin: Int) -> Int:
     """Fill empty rows from what `pack_seen` wrote, from row `begin` on.
 
-    Returns the first row that found no memory, n when all are done.
+    Returns the first row that ran out of memory, n when all are done.
     """
     blocks, packed = Blocks(*blocks), Packed(*packed)
     heads, words, data, at, rows = blocks.heads, blocks.words, packed.data, packed.at, packed.rows
@@ -177,14 +177,14 @@ def unpack_seen(blocks: Blocks, keep: Int, packed: Packed, begin: Int) -> Int:
 
 @lean_kernel
 def skip_seen(data: Bytes, at: Ints, ends: Ints) -> None:
-    """Move `at` (n,) past what `pack_seen` wrote, to -1 where bytes are wrong: reads have no use for it."""
+    """Skip what `pack_seen` wrote, which reads do not need: advance `at` (n,) past it, to -1 if bytes are damaged."""
     for i in range(at.size):
         _, at[i] = _body(data, at[i], ends[i])
 
 
 @part
 def _body(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
-    """Where the entries of a packed row begin and end; the end is -1 where bytes are wrong."""
+    """Begin and end of the entries of a packed row; the end is -1 if bytes are damaged."""
     if at < 0:
         return np.int64(0), np.int64(-1)
     size, begin = get_varint(data, at, end)
@@ -195,7 +195,7 @@ def _body(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
 
 @part
 def _index_of(words: Ints, start: Int, count: Int, time: Int, event_id: Int) -> Int:
-    """First of `count` entries that is not before (time, event_id); most events are newer than all."""
+    """First of `count` entries that is not before (time, event_id). Most events are newer than all entries."""
     low: Int = 0
     high: Int = count
     if count > 0 and _is_before(words, start + ENTRY * (count - 1), time, event_id):
@@ -216,7 +216,7 @@ def _is_before(words: Ints, at: Int, time: Int, event_id: Int) -> bool:
 
 @part
 def _make_room(blocks: Blocks, row: Int, oldest: Int, keep: Int) -> bool:
-    """Make room for one more entry in the row's full block; false where there is no memory."""
+    """Make room for one more entry in the row's full block; False if there is no memory."""
     heads = blocks.heads
     count = heads[row, COUNT]
     dropped = max(_index_of(blocks.words, heads[row, START], count, oldest + 1, _FIRST), count - keep)

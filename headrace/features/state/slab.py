@@ -1,9 +1,9 @@
 """A slab: many records of one view in memory, each a row of the groups' arrays.
 
-A record is a function of the set of its events: not of their order, nor of how they were batched, nor of whether the
-record was packed and loaded in between. Float sums agree to 1e-9 relative, all else to the byte. Values are exact as
-of a moment after the newest event that was added; an earlier read may see later events, and `Answer.ahead` says so.
-Not thread-safe.
+A record is a function of the set of its events. It does not depend on their order, on how they were batched, or on
+whether the record was packed and loaded in between. Float sums agree to 1e-9 relative, everything else to the byte.
+Values are exact as of a time after the newest event added; an earlier read may include later events, which
+`Answer.ahead` reports. Not thread-safe.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +31,13 @@ from headrace.kernels.threads import cut_parts, run_all
 __all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
 
 GROWTH = 4
-"""How many times the rows a slab that grows makes room for: rows to spare cost address space, not memory."""
+"""Factor by which a slab grows. Spare rows cost address space, not memory."""
 _GROUP_ROWS = 8_192
-"""Records that are packed or loaded at a time, so that scratch room stays small."""
+"""Records packed or loaded at a time, which bounds the scratch memory."""
 
 
 class Slab:
-    """Records of `plan`'s view by row; rows are reused after `drop`. `newest_us[row]` is the newest event time."""
+    """Records of the view of `plan`, by row. `newest_us[row]` is the newest event time; `drop` frees rows for reuse."""
 
     def __init__(self, plan: ViewPlan, capacity: int = 1024) -> None:
         self.plan = plan
@@ -55,7 +55,7 @@ class Slab:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the rows that have been in use so far; rows to spare are address space only."""
+        """Bytes of the rows that have been in use so far; spare rows are address space only."""
         rows, columns = self._map.high, (self.newest_us, self._dirty, self._ids)
         slab_bytes = sum(state.nbytes(rows) for state in self._state) + sum(column[:rows].nbytes for column in columns)
         return slab_bytes + self._map.nbytes + (self._seen.nbytes(rows) if self._seen else 0)
@@ -65,7 +65,7 @@ class Slab:
         return self._map.get(ids)
 
     def add(self, ids: NDArray[np.int64], texts: Sequence[bytes]) -> NDArray[np.int64]:
-        """Row of each entity, absent ones added with an empty record: (n,) -> (n,)."""
+        """Row of each entity, adding absent ones with an empty record: (n,) -> (n,)."""
         rows, is_new = self._map.get_or_add(ids)
         new = np.flatnonzero(is_new)
         new_texts = None if self.plan.key_dtype == "int" else [texts[index] for index in new.tolist()]
@@ -73,18 +73,18 @@ class Slab:
         return rows
 
     def update(self, rows: Rows, at: NDArray[np.int64] | None = None) -> int:
-        """Add events, and entities as needed; their records become dirty. Returns how many events were late.
+        """Add events, and entities as needed; their records become dirty. Returns the number of late events.
 
-        `at` (n,): the slab row of each event's entity where the caller knows them.
+        `at` (n,): the slab row of each event's entity, if the caller knows it.
 
-        A late event is older than some window that ends at the entity's newest event. It is left out of that window
-        only, and would be outside of it for every read from now on.
+        A late event is older than a window that ends at the entity's newest event. It is left out of that window only,
+        where no later read would include it.
         """
         marks = self.take_in(rows, at)
         return int(np.count_nonzero((marks == LATE) | (marks == TOO_LATE)))
 
     def take_in(self, rows: Rows, at: NDArray[np.int64] | None = None) -> NDArray[np.uint8]:
-        """Like `update`; returns what became of each event (n,), one of the marks of operations.py."""
+        """Like `update`, but returns for each event (n,) its mark, see operations.py."""
         if at is None:
             at = self.rows_of_events(rows)
         ops = Operations(at, rows.time_us, ~np.arange(len(rows)), rows.events, np.zeros(len(rows), np.uint8))
@@ -99,10 +99,10 @@ class Slab:
         newest: NDArray[np.int64],
         order: NDArray[np.int64] | None = None,
     ) -> list[Outputs]:
-        """Carry out events and reads in order; returns `outputs` with the answers, newest gets the newest event times.
+        """Apply events and reads in order; returns `outputs` with the answers, and fills `newest` with event times.
 
-        `order` (n,) is the one in which the operations happen, where it is not the one that they have; contiguous
-        outputs need one.
+        `newest[i]` gets the newest event time of the row of read i. `order` (n,) is the order in which the operations
+        happen, if it differs from their order in `ops`; contiguous outputs require it.
         """
         if order is None and len(ops.late) < SORTED_MIN:
             return self._carry_out(ops, outputs, newest, lambda rows: [(0, len(rows))])
@@ -141,7 +141,7 @@ class Slab:
         now_us: int | NDArray[np.int64],
         request: Mapping[str, pl.Series] | None = None,
     ) -> Answer:
-        """Features of rows (n,) as of `now_us`, one moment or one for each row (n,); row -1 is a missing entity.
+        """Features of rows (n,) as of `now_us`, one time or one per row (n,); row -1 is a missing entity.
 
         `request`: fields of the request, (n,); without it, features that need one have no value.
         """
@@ -164,14 +164,14 @@ class Slab:
         return [blob for cut in cuts for blob in self.pack_spans(rows[cut], sequences[cut], arrival_us)]
 
     def pack_spans(self, rows: NDArray[np.int64], sequences: NDArray[np.int64], arrival_us: int) -> Spans:
-        """Pack rows whose flush sequences (n,) differ; some thousand rows at most, which bounds the scratch memory."""
+        """Pack rows with flush sequences (n,). Pass a few thousand rows at most, which bounds the scratch memory."""
         rows = np.require(rows, np.int64, ["C", "W"])
         return pack_records(self.plan, self._state, self.newest_us, rows, sequences, arrival_us, self._seen)
 
     def load(self, ids: NDArray[np.int64], texts: Sequence[bytes], blobs: Sequence[bytes | None]) -> None:
-        """Put packed records into the slab; None is an entity without one, which gets an empty record. All are clean.
+        """Load packed records into the slab, replacing existing ones; None gives the entity an empty record.
 
-        ids (n,) must differ. A record that is here already is replaced.
+        ids (n,) must be unique. Loaded records are not dirty.
 
         Raises:
             LayoutError: a record was written by another version of the view, or is damaged.
@@ -189,7 +189,7 @@ class Slab:
             raise
 
     def drop(self, rows: NDArray[np.int64]) -> None:
-        """Forget records (eviction); their rows are reused."""
+        """Remove records (eviction); their rows are reused."""
         self._map.remove(self._ids[rows])
         self._clear(np.require(rows, np.int64, ["C", "W"]))
         if self._texts:
@@ -221,13 +221,13 @@ class Slab:
         return list(self.key_texts(rows))
 
     def key_texts(self, rows: NDArray[np.int64]) -> Sequence[bytes]:
-        """Key texts of rows (n,) as spans of one buffer where they are so already: no object a text."""
+        """Key texts of rows (n,); for integer keys without creating an object per text."""
         if self.plan.key_dtype == "int":
             return KeyTexts(self._ids[rows], None)
         return [self._texts[row] for row in rows.tolist()]
 
     def rows_of_events(self, rows: Rows) -> NDArray[np.int64]:
-        """Row of each event's entity, absent ones added: (n,)."""
+        """Row (n,) of each event's entity, adding absent ones."""
         at, is_new = self._map.get_or_add(rows.ids)
         new = np.flatnonzero(is_new)
         if new.size:
@@ -269,7 +269,7 @@ def _apply(group: Group, state: BlockPool, parts: Sequence[Operations], out: Out
 
 
 def _mark_too_late(groups: tuple[Group, ...], ops: Operations, older: NDArray[np.int64]) -> None:
-    """Make LATE events TOO_LATE that no group covers; `older` (e, 2) as `run_newest` wrote it."""
+    """Mark LATE events that no group covers as TOO_LATE; `older` (e, 2) as `run_newest` wrote it."""
     left = np.flatnonzero(ops.late == LATE)
     for group in reversed(groups):  # lists and the longest windows tend to come last, and cover most
         if not left.size:
@@ -281,9 +281,9 @@ def _mark_too_late(groups: tuple[Group, ...], ops: Operations, older: NDArray[np
 
 @lean_kernel
 def run_newest(newest: Ints, rows: Ints, times: Ints, ops: Ints, out: Ints, older: Ints) -> None:
-    """Keep each row's newest event time; a read copies it to out[ops[i]].
+    """Update each row's newest event time; a read copies it to out[ops[i]].
 
-    `older` (e, 2) gets the time of an event and its row's newest, where the event is older; else it is left as it is.
+    For an event older than its row's newest, `older` (e, 2) gets both times; other rows of it are left unchanged.
     """
     for i in range(rows.size):
         if ops[i] < 0:

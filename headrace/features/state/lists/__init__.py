@@ -1,1 +1,1 @@
-"""The newest events of each entity, with some of their values."""
+"""Lists: the newest events of each entity, with some of their values."""

@@ -21,10 +21,10 @@ from headrace.kernels.threads import run_all
 
 @dataclass(frozen=True, eq=False)
 class ListGroup:
-    """Group of one list; size to kinds as in `List`, `timed`: whether reads return times.
+    """The group of one list. size to kinds are as in `List`; `timed`: whether reads return event times.
 
-    Its packed form refers to the group number `base`, a list of base_size elements with base_width values; links (m,)
-    are the base's value for each of ours, -1 where there is none. See lists/packing.py.
+    The packed form may refer to the group number `base`, a list of base_size elements with base_width values; links
+    (m,) map each value of this list to the base's value, -1 if the base lacks it. See lists/packing.py.
     """
 
     size: int
@@ -42,9 +42,9 @@ class ListGroup:
     links: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def linked(self, earlier: Sequence[Group]) -> "ListGroup":
-        """The list with a base: of the `earlier` lists the one with most of its values, the longest of these.
+        """Choose a base: the `earlier` list that shares most of its values, and the longest of several.
 
-        Returns the list itself if there is no earlier one.
+        Returns the list itself if there is no earlier list.
         """
         lists = [(number, other) for number, other in enumerate(earlier) if isinstance(other, ListGroup)]
         if not lists:
@@ -54,14 +54,14 @@ class ListGroup:
         return replace(self, base=number, base_size=base.size, base_width=len(base.columns), links=links[number])
 
     def make(self, capacity: int) -> BlockPool:
-        """State of `capacity` rows; a row must be cleared before it is used."""
+        """State of `capacity` rows; a row must be cleared before its first use."""
         stride = STAMP + len(self.columns)
         return BlockPool(capacity, self.size * stride, stride, 0)
 
     def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:
         """Empty answers of `reads` reads, in the order of `ListOut`.
 
-        times (reads, N), or (reads, 0) where they are not read; values (reads, N, m); counts (reads,); starts (reads,),
+        times (reads, N), or (reads, 0) if times are not read; values (reads, N, m); counts (reads,); starts (reads,),
         the slot of each list's first element; filled (0,). If `contiguous`, times are (0,), values (slots, m), and
         filled (1,) counts the slots in use.
         """
@@ -90,11 +90,11 @@ class ListGroup:
         return times, np.empty((int(filled[0]), len(self.columns)), np.int64), counts, starts, filled
 
     def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
-        """Make answers `reads` (m,) empty again, the last that were written."""
+        """Reset the answers `reads` (m,), which must be the last ones written, to empty."""
         times, values, counts, _, filled = out
         counts[reads] = 0
         if filled.size:
-            filled[0] = counts.sum()  # slots are taken in the order of the reads
+            filled[0] = counts.sum()  # slots are assigned in the order of the reads
         else:
             times[reads], values[reads] = 0, 0
 
@@ -109,7 +109,7 @@ class ListGroup:
         times: NDArray[np.int64],  # noqa: ARG002
         newest: NDArray[np.int64],  # noqa: ARG002
     ) -> NDArray[np.bool_]:
-        """Whether the list admits each event of picked (m,): none is too old, it may only be none of the newest."""
+        """Whether the list admits each event of picked (m,). A list covers any time, even if the event is not kept."""
         return np.asarray(events.flags[picked, self.flag] != 0, np.bool_)
 
     def pack(
@@ -126,7 +126,7 @@ class ListGroup:
         pack_list(state.blocks, self._list, base.blocks, self._base, rows, newest, POOL.arrays(), scratch, out, ends)
 
     def unpack(self, state: BlockPool, base: BlockPool, packed: Packed, reading: PackedReads | None = None) -> None:
-        """Fill empty rows, or read them, and add their texts to the pool."""
+        """Fill empty rows or answer reads, and add the texts to the pool."""
         lines = TextLines.of(len(packed.rows) * self.size * int((self.kinds == TEXT).sum()))
         room = self.size + SPARE
         scratch = plain(ReadScratch(np.empty((3, room), np.int64), np.empty(room, np.float64)))
@@ -151,9 +151,9 @@ class ListGroup:
 
 
 def read_lists(out: Outputs, column: int, lengths: NDArray[np.int64], *, reverses: bool) -> NDArray[np.int64]:
-    """One value of the first lengths (n,) elements of each list, newest first or `reverses`, in a form of `Lists`.
+    """One value of the first lengths (n,) elements of each list, newest first unless `reverses`, in a form of `Lists`.
 
-    Contiguous lists lie in the order of the reads, so where every slot in use is read there is nothing to copy.
+    Contiguous lists are in the order of the reads, so nothing is copied if every slot in use is read.
     """
     _, values, counts, starts, filled = out
     width = values.shape[-1]
@@ -177,6 +177,6 @@ def _out_arrays(out: Outputs) -> ListOut:
 
 
 def _links(group: ListGroup, base: ListGroup) -> NDArray[np.int64]:
-    """(m,) the base's value from the same column as each of the group's, -1 where there is none."""
+    """(m,) for each value of the group, the base's value from the same column, -1 if the base lacks it."""
     theirs = base.columns.tolist()
     return np.array([theirs.index(x) if x in theirs else -1 for x in group.columns.tolist()], np.int64)

@@ -1,16 +1,16 @@
-"""The packed form of a list: columns of bits, newest element first, times as differences, texts written out.
+"""The packed form of a list: bit columns, newest element first, times as differences, texts in full.
 
     count     elements, in as many bits as N needs; nothing follows a count of 0
     refers    with a base, 1 bit: whether elements refer to it
-    steps     if so, an unsigned column: 1 + elements of the base since the last one referred to, 0 where it lacks ours
-    times     spans: time since the element before, the first since the newest event of the entity
+    steps     if so, an unsigned column: 1 + base elements skipped since the last reference, 0 for no reference
+    times     spans: time from each element to the next newer one, for the first to the entity's newest event
     ids       32 bits each
     values    a column each: INT signed; FLOAT floats; TIME spans, from value to event time; TEXT an unsigned column of
-              lengths, then from the next byte on the texts
+              lengths, then, from the next byte on, the texts
 
 Lists of one view often hold the same events: the last 20 with two values are among the last 50 with one. So a list may
-have an earlier one as its base: an element that refers to the base is left out of the other columns, but for the
-values that the base lacks; links (m,) are the base's value for each of ours, -1 where there is none.
+have an earlier one as its base. An element that refers to the base is left out of the other columns, except for the
+values that the base lacks; links (m,) map each value to the base's value, -1 if the base lacks it.
 
 Columns: kernels/bit_columns.py. A row begins and ends with a byte.
 """
@@ -36,14 +36,14 @@ from headrace.kernels.id_map import find_row
 from headrace.kernels.texts import Texts
 
 AHEAD, NEAR = 6, 3
-"""Rows between the prefetch of a row's head, then of its elements, and their use."""
+"""Distances in rows at which a row's head, and then its elements, are prefetched."""
 HALF_BITS = 32
-"""Bits of the half id that a list keeps."""
+"""Bits of the half event id that a list keeps."""
 _HALF = np.int64(0xFFFFFFFF)
 
 
 class ListBase(NamedTuple):
-    """The list that a packed list refers to: N and values of an element, whether there is one, links (m,)."""
+    """The list that a packed list refers to: N, values per element, whether there is a base, links (m,)."""
 
     size: Int
     width: Int
@@ -52,7 +52,7 @@ class ListBase(NamedTuple):
 
 
 class PackScratch(NamedTuple):
-    """Room of a writer: words (6, N), column (N,)."""
+    """Scratch arrays of a writer: words (6, N), column (N,)."""
 
     words: Ints
     column: Floats
@@ -71,9 +71,9 @@ def pack_list(
     out: Bytes,
     ends: Ints,
 ) -> None:
-    """Write rows (n,) into `out`, one after the other; ends (n,) is where each ends, also where `out` is too short.
+    """Write rows (n,) into `out`, one after the other; ends (n,) is where each ends, even if `out` is too short.
 
-    newest (n,) is each entity's newest event time. Cost: some 2 ns a number that is written, a lookup a text.
+    newest (n,) is each entity's newest event time. Cost: some 2 ns per number written, and a lookup per text.
     """
     blocks, spec, base_blocks, base = Blocks(*blocks), List(*spec), Blocks(*base_blocks), ListBase(*base)
     pool, scratch = Texts(*pool), PackScratch(*scratch)
@@ -91,10 +91,10 @@ def pack_list(
         row, count = rows[i], blocks.heads[rows[i], COUNT]
         _find_elements(blocks, spec, row, newest[i], elements, stamps, times)
         bit = put_field(out, bit, np.uint64(count), count_bits)
-        unlike_count: Int = np.int64(count)  # elements that do not refer to the base: `unlike`, or all
+        unlike_count: Int = np.int64(count)  # elements without a reference to the base: those in `unlike`, or all
         if base.exists and count > 0:
             unlike_count = _refer(words, elements, stamps, count, base_blocks, base, row, codes)
-            refers = 8 * (count - unlike_count) > count  # a reference saves some 8 bytes, and costs up to 1 everywhere
+            refers = 8 * (count - unlike_count) > count  # a reference saves some 8 bytes, a step costs up to 1
             bit = put_field(out, bit, np.uint64(refers), 1)
             unlike_count = unlike_count if refers else np.int64(count)
             if refers:
@@ -134,7 +134,7 @@ def pack_list(
 
 @part
 def _prefetch_elements(blocks: Blocks, spec: List, row: Int) -> None:
-    """Prefetch a row's elements, a line of eight words at a time."""
+    """Prefetch a row's elements, one cache line of eight words at a time."""
     start, room = blocks.heads[row, START], room_of(blocks.heads[row, ORDER], LEAST, spec.size)
     for word in range(start, start + room * (STAMP + spec.kinds.size), 8):
         prefetch(blocks.words, word)
@@ -144,7 +144,7 @@ def _prefetch_elements(blocks: Blocks, spec: List, row: Int) -> None:
 def _find_elements(
     blocks: Blocks, spec: List, row: Int, newest: Int, elements: Ints, stamps: Ints, spans: Ints
 ) -> None:
-    """First words of the values and stamps of a row's elements, newest first, and the time since the one before."""
+    """Find the first words of the values and stamps of a row's elements, newest first, and the spans between them."""
     heads, words = blocks.heads, blocks.words
     start, first, room = heads[row, START], heads[row, TAG], room_of(heads[row, ORDER], LEAST, spec.size)
     before, count = newest, heads[row, COUNT]
@@ -160,16 +160,16 @@ def _find_elements(
 def _refer(
     words: Ints, elements: Ints, stamps: Ints, count: Int, base_blocks: Blocks, base: ListBase, row: Int, steps: Ints
 ) -> Int:
-    """Set the step of each element to the base's element that it equals; returns how many equal none.
+    """Set the step of each element to the base element that it equals; returns the number of elements that equal none.
 
-    Both lists are in the same order, so both are passed through once.
+    Both lists have the same order, so one pass over each suffices.
     """
     newer: Int = np.int64(0)
     after: Int = np.int64(0)
     unlike: Int = np.int64(0)
     for j in range(count):
         index, newer = _find(words, stamps[j], elements[j], base_blocks, base, row, newer)
-        if index < after:  # none, or two elements of ours are one of the base's
+        if index < after:  # no equal element, or one that an earlier element already refers to
             steps[j] = 0
             unlike += 1
         else:
@@ -180,7 +180,7 @@ def _refer(
 
 @part
 def _put_texts(out: Bytes, bit: Int, hashes: Ints, count: Int, rows: Ints, pool: Texts) -> Int:
-    """Write the texts of the first `count` hashes, which are changed; returns the next position."""
+    """Write the texts of the first `count` hashes, overwriting the hashes; returns the next position."""
     offsets = pool.offsets
     for k in range(count):
         rows[k] = find_row(pool.table, hashes[k])
@@ -199,10 +199,10 @@ def _put_texts(out: Bytes, bit: Int, hashes: Ints, count: Int, rows: Ints, pool:
 def _find(
     words: Ints, stamp: Int, values: Int, base_blocks: Blocks, base: ListBase, row: Int, newer: Int
 ) -> tuple[Int, Int]:
-    """Index of the base's element, counted from its newest, that equals ours; -1 where there is none.
+    """Index, counted from the newest, of the base element that equals an element; -1 if there is none.
 
-    `stamp` and `values` are the first words of our element. Also returns how many of the base's elements are newer than
-    ours; the next call, which must be about an older element, passes it as `newer`.
+    `stamp` and `values` are the first words of the element. Also returns the number of base elements newer than it; the
+    next call, which must be for an older element, passes it as `newer`.
     """
     heads, base_words = base_blocks.heads, base_blocks.words
     time, event_id = words[stamp], np.uint64(words[stamp + 1])
@@ -231,7 +231,7 @@ def _find(
 
 @part
 def _equal(words: Ints, values: Int, base_words: Ints, base_values: Int, links: Ints) -> bool:
-    """Whether the linked values of two elements are equal, to the bit."""
+    """Whether the linked values of two elements are bitwise equal."""
     same = True
     for m in range(links.size):
         if links[m] >= 0:

@@ -1,4 +1,4 @@
-"""Rows of lists, and reads of them, from the form that lists/packing.py describes."""
+"""Unpack or read rows of lists from the packed form described in lists/packing.py."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from headrace.kernels.texts import TextLines, read_text
 
 
 class ReadScratch(NamedTuple):
-    """Room of a reader: words (3, N + SPARE), column (N + SPARE,)."""
+    """Scratch arrays of a reader: words (3, N + SPARE), column (N + SPARE,)."""
 
     words: Ints
     column: Floats
@@ -42,11 +42,11 @@ def unpack_list(
     scratch: ReadScratch,
     out: ListOut,
 ) -> Int:
-    """Read what `pack_list` wrote, from row `begin` on, into empty rows, into answers, or both; see `Reads`.
+    """Unpack what `pack_list` wrote, from row `begin` on, into empty rows, into answers, or both; see `Reads`.
 
-    Answers are as `run_list` writes them, contiguous lists one after the other in the order of the rows. Ids are not
-    kept where answers are read. The base's rows must be filled before. Returns the first row that used no memory, n
-    when all are done.
+    Answers are as `run_list` writes them, contiguous lists one after the other in the order of the rows. Event ids are
+    not stored if there are reads. The base's rows must be filled before. Returns the first row that ran out of memory,
+    n when all are done.
     """
     blocks, spec, base_blocks, base = Blocks(*blocks), List(*spec), Blocks(*base_blocks), ListBase(*base)
     packed, texts, reads = Packed(*packed), TextLines(*texts), Reads(*reads)
@@ -119,9 +119,9 @@ def _get_steps(
     theirs: Ints,
     codes: Ints,
 ) -> tuple[Int, Int]:
-    """Read which elements refer to the base: how many do not, and the next position or -1.
+    """Read which elements refer to the base: (number that do not, next position or -1).
 
-    `theirs` gets the slot of each in the base's circle, -1 where there is none.
+    `theirs` gets the slot of each element in the base's circular block, -1 if it has no reference.
     """
     heads = base_blocks.heads
     refers, bit = get_field(data, bit, end, 1)
@@ -148,7 +148,7 @@ def _get_steps(
 
 @part
 def _any_negative(spans: Ints, count: Int) -> bool:
-    """Whether an element is newer than the one before it: none is written so."""
+    """Whether an element is newer than the one before it, which no writer produces."""
     every = np.int64(0)
     for j in range(count):
         every |= spans[np.uint64(j)]
@@ -159,7 +159,7 @@ def _any_negative(spans: Ints, count: Int) -> bool:
 def _add_up(
     spans: Ints, unlike: Int, count: Int, newest: Int, base_words: Ints, base_stamps: Int, theirs: Ints, times: Ints
 ) -> None:
-    """The times of `count` elements, from the spans of those that do not refer to the base."""
+    """Compute the times of `count` elements, from the base or from the spans of those without a reference."""
     time = newest
     if unlike == count:
         for j in range(count):
@@ -178,7 +178,7 @@ def _add_up(
 
 @part
 def _start_list(times: Ints, count: Int, reads: Reads, i: Int, strict: bool, out: ListOut) -> tuple[Int, Int]:
-    """First element that row i is read with, and its slot; writes the list's count, and times where they are read."""
+    """First element that the read of row i returns, and its slot; writes the list's count, and its times if read."""
     first: Int = np.int64(0)
     if reads.moments.size == 0:
         return first, np.int64(0)
@@ -214,7 +214,7 @@ def _keep_ids(
 def _insert_same(
     codes: Ints, unlike: Int, count: Int, base_words: Ints, values: Int, base_width: Int, theirs: Ints
 ) -> None:
-    """Put the first `unlike` values where they belong, and the base's between them, in place."""
+    """Move the first `unlike` values to their elements, in place, and insert the base's values for the others."""
     for j in range(count - 1, -1, -1):
         if theirs[j] >= 0:
             codes[j] = base_words[values + base_width * theirs[j]]
@@ -227,7 +227,7 @@ def _insert_same(
 def _get_column(
     data: Bytes, bit: Int, end: Int, kind: Int, codes: Ints, column: Floats, count: Int, texts: TextLines
 ) -> Int:
-    """Read `count` values into `codes`, of TIME the spans to it; returns the next position or -1."""
+    """Read `count` values into `codes`, for TIME the spans to the event time; returns the next position or -1."""
     if kind == INT:
         bit = get_signed(data, bit, end, codes, count)
     elif kind == TIME:

@@ -1,18 +1,18 @@
 """Lists of the N newest events of an entity, ordered by (time, event id, values).
 
-A row's block (state/blocks.py) holds its elements in a circle, so that the newest event costs one write. The row's tag
-is the slot of the oldest element. A block with room for c elements of m values:
+A row's block (state/blocks.py) is a circular buffer of its elements, so that the newest event costs one write. The
+row's tag is the slot of the oldest element. A block with room for c elements of m values:
 
     c stamps        (event time, upper half of the event id)
-    c * m values    whole numbers, bits of floats, hashes of texts, times
+    c * m values    integers, bits of floats, hashes of texts, times
 
     slots    | 5 | 6 | 7 | 3 | 4 |       tag 3: the oldest element is in slot 3, the newest in slot 2
 
-A late event is moved into its right place. `distinct`: of events with equal values only the newest stays, which is
-exact with N elements kept: a value that was pushed out has N newer ones before it for good.
+A late event is inserted at its place in the order. With `distinct`, only the newest of events with equal values is
+kept. N elements suffice for this to be exact: a value that was pushed out has N newer ones before it for good.
 
-Half an id is enough: it tells events of one entity, one microsecond and equal values apart, and only then does it
-matter that two of 4 billion are alike.
+Half an event id suffices: it only has to distinguish events of one entity with the same microsecond and equal values,
+and two such halves collide with a probability of 1 in 4 billion.
 """
 
 from typing import NamedTuple
@@ -27,17 +27,17 @@ INT, FLOAT, TEXT, TIME = 0, 1, 2, 3
 LEAST = 2
 """Elements of the smallest block."""
 STAMP = 2
-"""Words of an element beside its values."""
+"""Words of an element besides its values."""
 AHEAD, NEAR = 16, 6
-"""Operations between the prefetch of a list's head, then of its elements, and their use."""
+"""Distances in operations at which a list's head, and then its elements, are prefetched."""
 _EIGHT = 8
 
 
 class List(NamedTuple):
     """A list for kernels.
 
-    size: N. flag: flag column that admits an event. columns (m,): bit columns of the values, kinds (m,) what they are.
-    distinct: keep one element of those with equal values. strict: read only elements before the moment.
+    size: N. flag: flag column that admits an event. columns (m,): bit columns of the values. kinds (m,): their kinds.
+    distinct: keep one element of those with equal values. strict: read only elements before the time of the read.
     """
 
     size: Int
@@ -49,10 +49,10 @@ class List(NamedTuple):
 
 
 class ListOut(NamedTuple):
-    """Answers of list reads; a list lies in consecutive slots, newest element first.
+    """Answers of list reads. A list takes consecutive slots, newest element first.
 
-    times (slots,), or (0,) where times are not read. values (slots * m,). counts (reads,). starts (reads,): first slot
-    of each list. filled (1,): slots in use, where lists are contiguous, else (0,).
+    times (slots,), or (0,) if times are not read. values (slots * m,). counts (reads,). starts (reads,): first slot of
+    each list. filled: (1,) slots in use for contiguous lists, else (0,).
     """
 
     times: Ints
@@ -64,10 +64,10 @@ class ListOut(NamedTuple):
 
 @lean_kernel
 def run_list(blocks: Blocks, area: Int, spec: List, ops: Ops, begin: Int, out: ListOut) -> Int:
-    """Apply operations from `begin` on; returns the first that found no memory, n when all are done.
+    """Apply operations from `begin` on; returns the first that ran out of memory, n when all are done.
 
-    A read of row -1 leaves its answer as it is. Cost: an event O(1) where it is the newest, else what it moves; a
-    distinct one a search of the list; a read what it copies.
+    A read of row -1 leaves its answer unchanged. Cost: O(1) for the newest event, the elements moved for a late one,
+    and a search of the list if `distinct`; for a read, the elements copied.
     """
     blocks, spec, ops, out = Blocks(*blocks), List(*spec), Ops(*ops), ListOut(*out)
     rows, codes = ops.rows, ops.ops
@@ -87,7 +87,7 @@ def run_list(blocks: Blocks, area: Int, spec: List, ops: Ops, begin: Int, out: L
 
 @part
 def _prefetch_list(blocks: Blocks, spec: List, out: ListOut, row: Int, code: Int) -> None:
-    """Prefetch what a later operation will touch: the list's newest element, or all of a list and its answer."""
+    """Prefetch what a later operation needs: the newest element for an event, the list and its answer for a read."""
     heads, words, width = blocks.heads, blocks.words, spec.columns.size
     start, count = heads[row, START], heads[row, COUNT]
     if count == 0:
@@ -105,16 +105,16 @@ def _prefetch_list(blocks: Blocks, spec: List, out: ListOut, row: Int, code: Int
 
 @part
 def slot_of(first: Int, index: Int, room: Int) -> Int:
-    """Slot in a circle of `room` slots of the element with that index, oldest first; `first` is the oldest one's."""
+    """Slot of the element at `index`, counted from the oldest, in a circular buffer whose oldest is in slot `first`."""
     slot = first + index
     return slot if slot < room else slot - room
 
 
 @part
 def _read(blocks: Blocks, spec: List, row: Int, time: Int, out: ListOut, to: Int) -> Int:
-    """Write a row's list to `out` from slot `to` on, newest first; returns how many elements are read as of `time`.
+    """Write a row's list as of `time` to `out` from slot `to` on, newest first; returns its number of elements.
 
-    The elements of a circle are two runs.
+    The elements of a circular buffer are two runs.
     """
     heads, words, width = blocks.heads, blocks.words, spec.columns.size
     start, first = heads[row, START], heads[row, TAG]
@@ -134,7 +134,7 @@ def _read(blocks: Blocks, spec: List, row: Int, time: Int, out: ListOut, to: Int
 
 @part
 def _reverse(words: Ints, values: Int, width: Int, end: Int, count: Int, out: Ints, to: Int) -> None:
-    """Copy the values of the slots [end - count, end), last first, to `out` from slot `to` on."""
+    """Copy the values of the slots [end - count, end), in reverse, to `out` from slot `to` on."""
     if width == 1:
         reverse_words(words, values + end - count, count, out, to)
     else:
@@ -145,7 +145,7 @@ def _reverse(words: Ints, values: Int, width: Int, end: Int, count: Int, out: In
 
 @part
 def reverse_words(words: Ints, begin: Int, count: Int, out: Ints, to: Int) -> None:
-    """Copy `count` words from `begin` on, last first, to `out[to:]`: eight by eight, where the last eight overlap."""
+    """Copy `count` words from `begin` on, in reverse, to `out[to:]`, eight at a time; the last eight may overlap."""
     if count < _EIGHT:
         for j in range(count):
             out[to + j] = words[begin + count - 1 - j]
@@ -157,9 +157,9 @@ def reverse_words(words: Ints, begin: Int, count: Int, out: Ints, to: Int) -> No
 
 @part
 def _insert(blocks: Blocks, area: Int, spec: List, ops: Ops, row: Int, i: Int) -> bool:
-    """Put the event of operation i into its place; drop the oldest element when full, or the event when older than all.
+    """Insert the event of operation i in order. A full list drops its oldest element, or an event older than all.
 
-    False, and nothing is changed, where there is no memory.
+    Returns False, and changes nothing, if there is no memory.
     """
     heads, words, size, width = blocks.heads, blocks.words, spec.size, spec.columns.size
     time, event = ops.times[i], ~ops.ops[i]
@@ -181,7 +181,7 @@ def _insert(blocks: Blocks, area: Int, spec: List, ops: Ops, row: Int, i: Int) -
                 _move(words, start, room, width, slot_of(first, j + 1, room), slot_of(first, j, room))
             count -= 1
             heads[row, COUNT] = count
-    index = count  # where the event belongs, found from the newest element on: mostly it is the newest
+    index = count  # insertion point, searched from the newest element on: most events are the newest
     while index > 0:
         slot = slot_of(first, index - 1, room)
         order = _compare(words, start, room, slot, time, half, ops.bits, event, spec.columns)
@@ -210,7 +210,7 @@ def _insert(blocks: Blocks, area: Int, spec: List, ops: Ops, row: Int, i: Int) -
 
 @part
 def _grow(blocks: Blocks, area: Int, spec: List, row: Int) -> bool:
-    """Move a row's elements to a block of the next order, oldest in slot 0; false where there is no memory."""
+    """Move a row's elements to a block of the next order, oldest in slot 0; False if there is no memory."""
     heads, words, size, width = blocks.heads, blocks.words, spec.size, spec.columns.size
     start, order, count, first = heads[row, START], heads[row, ORDER], heads[row, COUNT], heads[row, TAG]
     room, larger = room_of(order, LEAST, size), room_of(order + 1, LEAST, size)
@@ -233,7 +233,7 @@ def _grow(blocks: Blocks, area: Int, spec: List, row: Int) -> bool:
 
 @part
 def _find(words: Ints, start: Int, room: Int, first: Int, count: Int, bits: Ints, event: Int, columns: Ints) -> Int:
-    """Index of the element with the event's values, -1 where none."""
+    """Index of the element with the event's values, -1 if there is none."""
     width = columns.size
     for j in range(count):
         at = start + STAMP * room + width * slot_of(first, j, room)
@@ -249,7 +249,7 @@ def _find(words: Ints, start: Int, room: Int, first: Int, count: Int, bits: Ints
 def _compare(
     words: Ints, start: Int, room: Int, slot: Int, time: Int, half: Int, bits: Ints, event: Int, columns: Ints
 ) -> Int:
-    """Order of an element and the event, -1, 0 or 1, by (time, id as unsigned, values)."""
+    """Compare an element with the event by (time, id as unsigned, values): -1, 0 or 1."""
     at = start + STAMP * slot
     if words[at] != time:
         return -1 if words[at] < time else 1
@@ -273,9 +273,10 @@ def _move(words: Ints, start: Int, room: Int, width: Int, source: Int, target: I
 
 @lean_kernel
 def count_lists(heads: Ints, size: Int, flag: Int, rows: Ints, ops: Ints, flags: Bytes, out_counts: Ints) -> None:
-    """Count the elements that each read of `run_list` returns at most; operations of one row must follow each other.
+    """Bound the elements that each `run_list` read returns; operations of one row must be consecutive.
 
-    It returns fewer where an event comes twice, has values of another that is `distinct`, or is after the moment.
+    A read returns fewer if an event is a duplicate, repeats the values of another in a `distinct` list, or is not
+    before the time of the read.
     """
     counted = np.int64(-1)
     count: Int = np.int64(0)
@@ -296,8 +297,8 @@ def copy_lists(
 ) -> None:
     """Copy one value of each element of n lists to out[out_starts (n,):].
 
-    List i has counts (n,) elements from slot starts (n,) on; a slot of `values` has `width` values, of which `column`
-    is copied. `reverses`: last element first.
+    List i has `counts[i]` elements from slot `starts[i]` on. A slot of `values` has `width` values, of which number
+    `column` is copied. `reverses`: last element first.
     """
     for i in range(counts.size):
         first, step, to = np.uint64(starts[i] * width + column), np.uint64(width), np.uint64(out_starts[i])

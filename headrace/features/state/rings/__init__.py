@@ -1,1 +1,1 @@
-"""Windows of sums, extremes and other cells: a ring of tiles for each entity."""
+"""Rings: windowed sums, extremes and other cells, in a ring of tiles per entity."""

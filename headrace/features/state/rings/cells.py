@@ -1,4 +1,4 @@
-"""The algebra of a tile: for each code, an empty value, `update` with one event, `merge` with another tile's cells.
+"""The algebra of a tile: each code has an initial value, `update` with one event, and `merge` with another tile.
 
     code      cells                                  update with value x                  merge
     ADD       sum                                    sum + x                              a + b
@@ -9,10 +9,10 @@
     INT_MIN   upper half, lower half, of whole       the smaller pair, INT_MAX:           the same
     INT_MAX   numbers                                the larger
 
-All are associative and commutative, MIN, MAX, FIRST, INT_MIN and INT_MAX to the bit, ADD to the bit for whole numbers,
-the rest to float rounding. A cell is float64; 64-bit integers are kept as two halves of 32 bits, so they are exact. The
-halves of INT_MIN and INT_MAX are those of the nearest multiple of 2**32 and the signed rest, so that small numbers of
-either sign are short when packed. The cells of one code follow each other, from `cells[at]` on.
+All are associative and commutative: MIN, MAX, FIRST, INT_MIN and INT_MAX exactly, ADD exactly for integers, the rest to
+float rounding. A cell is float64; 64-bit integers are stored as two 32-bit halves, so they are exact. INT_MIN and
+INT_MAX split a number into the nearest multiple of 2**32 and a signed rest, so that small numbers of either sign are
+short when packed. The cells of one code are consecutive, from `cells[at]` on.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from headrace.kernels.compile import Float, Floats, Int, lean_kernel, part
 ADD, MIN, MAX, FIRST, MOMENTS, DECAYED, INT_MIN, INT_MAX = 0, 1, 2, 3, 4, 5, 6, 7
 WIDTH = {ADD: 1, MIN: 1, MAX: 1, FIRST: 5, MOMENTS: 3, DECAYED: 2, INT_MIN: 2, INT_MAX: 2}
 TAKES_BITS = frozenset({FIRST, INT_MIN, INT_MAX})
-"""Codes whose value is a bit column of the event, not a number."""
+"""Codes whose value is a bit column of the event, as opposed to a number column."""
 ONE, TIME = -1, -2
 _INF = np.inf
 _LOW = np.int64(0xFFFFFFFF)
@@ -56,7 +56,7 @@ def start_value(code: Int, cell: Int) -> float:
 
 @part
 def add_number(cells: Floats, at: Int, code: Int, value: Float) -> None:
-    """Add a number, of an event or of another tile, to the one cell of ADD, MIN or MAX."""
+    """Add a number, of an event or of another tile, to the single cell of ADD, MIN or MAX."""
     if code == ADD:
         cells[at] += value
     elif code == MIN:
@@ -67,7 +67,7 @@ def add_number(cells: Floats, at: Int, code: Int, value: Float) -> None:
 
 @part
 def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: Int, time: Int, event_id: Int) -> None:
-    """Add one event: its number `value` (codes that take bits: its `bits`), time and id."""
+    """Add one event, given by its number `value` (or `bits` for codes in `TAKES_BITS`), time and id."""
     if code <= MAX:
         add_number(cells, at, code, value)
     elif code == FIRST:
@@ -92,7 +92,7 @@ def update(cells: Floats, at: Int, code: Int, param: float, value: float, bits: 
 
 @part
 def merge(into: Floats, to: Int, cells: Floats, at: Int, code: Int, param: float) -> None:
-    """Add the cells at `cells[at]` to those at `into[to]`, of the same code."""
+    """Merge the cells at `cells[at]` into those of the same code at `into[to]`."""
     value = cells[at]
     if code <= MAX:
         add_number(into, to, code, value)
@@ -131,7 +131,7 @@ def keep_smaller(cells: Floats, at: Int, c0: Float, c1: Float, c2: Float, c3: Fl
 
 @lean_kernel
 def keep_extreme(cells: Floats, at: Int, code: Int, upper: Float, lower: Float) -> None:
-    """Replace the INT_MIN or INT_MAX cells if the number of these halves is smaller, or larger."""
+    """Replace the INT_MIN (INT_MAX) cells if the number of the given halves is smaller (larger)."""
     is_equal = bool(upper == cells[at])
     is_less = bool(upper < cells[at]) or (is_equal and bool(lower < cells[at + 1]))
     is_more = bool(upper > cells[at]) or (is_equal and bool(lower > cells[at + 1]))

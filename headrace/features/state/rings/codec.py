@@ -1,17 +1,17 @@
-"""The packed form of a ring's row: columns of bits, newest tile first, nothing for what is empty.
+"""The packed form of a ring's row: bit columns, newest tile first, without empty tiles.
 
     count     tiles, in as many bits as the window's number of tiles needs; nothing follows a count of 0
-    ages      unsigned column: tiles between the head and the newest, then between each and the one after it
-    same      with a base, 1 bit a tile
+    ages      unsigned column: tiles between the head and the newest tile, then between each tile and the next newer one
+    same      with a base, 1 bit per tile
     cells     a column of floats for each cell of a tile
 
 Rings of one view keep the same cells over several windows, and most entities are quiet: the newest tile of 1 h often
-holds what the newest tile of 10 min does, and the tiles of 30 d are those of 360 d. So a ring may have an earlier one
-as its base: a tile whose linked cells equal those of the newest base tile inside its time is marked `same`, and they
-are left out of its columns.
+equals the newest tile of 10 min, and the tiles of 30 d are those of 360 d. So a ring may have an earlier one as its
+base. A tile is marked `same` if its linked cells equal those of the newest base tile within its time; these cells are
+then left out of its columns.
 
-    base, hop 15 s     ..|##|..|##|..        links (k,): the base's cell for each of ours, -1 where it has none
-    ours, hop 2 min    [    ##   ][   ##  ]
+    base, hop 15 s     ..|##|..|##|..        links (k,): for each cell of the ring the base's cell, -1 if it has none
+    ring, hop 2 min    [    ##   ][   ##  ]
 
 Columns: kernels/bit_columns.py. A row begins and ends with a byte.
 """
@@ -40,12 +40,12 @@ from headrace.kernels.bit_columns import (
 from headrace.kernels.compile import Bytes, Floats, Int, Ints, lean_kernel, part, prefetch
 
 AHEAD, NEAR = 6, 3
-"""Rows between the prefetch of a row's head, then of its tiles, and their use."""
+"""Distances in rows at which a row's head, and then its tiles, are prefetched."""
 _EMPTY = np.int64(EMPTY)
 
 
 class Base(NamedTuple):
-    """The ring that a packed ring refers to: empty tile starts (d,), hop (0: there is no base), span, links (k,)."""
+    """The ring that a packed ring refers to: empty tile starts (d,), hop (0 without a base), span, links (k,)."""
 
     starts: Floats
     hop: Int
@@ -54,7 +54,7 @@ class Base(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room of a reader for the t tiles of a window: words (3, t), columns (k, t + SPARE), cells of one tile (k,)."""
+    """Scratch arrays of a reader, for the t tiles of a window: words (3, t), columns (k, t + SPARE), cells (k,)."""
 
     words: Ints
     columns: Floats
@@ -73,11 +73,11 @@ def pack_ring(
     out: Bytes,
     ends: Ints,
 ) -> None:
-    """Write rows (n,) into `out`, one after the other; ends (n,) is where each ends, also where `out` is too short.
+    """Write rows (n,) into `out`, one after the other; ends (n,) is where each ends, even if `out` is too short.
 
-    Tiles outside the window at the head, and tiles that hold nothing, are left out: the bytes follow from the set of
-    events. Without a base its arrays are not read. scratch (4, t) and column (t,) fit the tiles of a window. Cost:
-    some 2 ns a cell that is written.
+    Empty tiles, and tiles outside the window that ends at the head, are left out, so the bytes are a function of the
+    set of events. Without a base its arrays are not read. scratch (4, t) and column (t,) fit the tiles of a window.
+    Cost: some 2 ns per cell written.
     """
     blocks, ring, base_blocks, base = Blocks(*blocks), Ring(*ring), Blocks(*base_blocks), Base(*base)
     floats, starts = blocks.floats, ring.starts
@@ -109,7 +109,7 @@ def pack_ring(
 
 @part
 def _find_tiles(blocks: Blocks, ring: Ring, row: Int, tiles: Ints, ages: Ints) -> Int:
-    """Find a row's tiles that are written, newest first: their first words and ages; returns how many."""
+    """Find the first words and ages of a row's tiles to be written, newest first; returns their number."""
     width, head = ring.starts.size, blocks.heads[row, TAG]
     after = head
     count: Int = np.int64(0)
@@ -138,9 +138,10 @@ def _mark_same(
     unlike: Ints,
     same: Ints,
 ) -> Int:
-    """Set same[j] where tile j's linked cells are the base's; `unlike` gets the others' first words: returns how many.
+    """Set same[j] to whether tile j's linked cells equal the base's; returns the number of tiles that differ.
 
-    Tiles come newest first, so `beyond` only falls: the base is scanned once a row.
+    `unlike` gets the first words of the tiles that differ. Tiles are visited newest first, so `beyond` only decreases,
+    and the base is scanned once per row.
     """
     unlike_count: Int = np.int64(0)
     beyond: Int = base_blocks.heads[row, COUNT]
@@ -156,7 +157,7 @@ def _mark_same(
 
 @part
 def _prefetch_tiles(heads: Ints, words: Ints, row: Int, width: Int) -> None:
-    """Prefetch a row's tiles, a line of eight words at a time, eight lines at most."""
+    """Prefetch a row's tiles, one cache line of eight words at a time, eight lines at most."""
     start = heads[row, START]
     for word in range(start, start + min(heads[row, COUNT] * (width + 1), 64), 8):
         prefetch(words, word)
@@ -164,7 +165,7 @@ def _prefetch_tiles(heads: Ints, words: Ints, row: Int, width: Int) -> None:
 
 @part
 def _holds_events(floats: Floats, first: Int, starts: Floats) -> bool:
-    """Whether any cell of a tile differs from an empty one. No early exit: the loop is vectorised."""
+    """Whether any cell of a tile differs from its empty value. No early exit, so that the loop is vectorised."""
     differs = False
     for cell in range(starts.size):
         differs |= floats[first + cell] != starts[cell]
@@ -173,7 +174,7 @@ def _holds_events(floats: Floats, first: Int, starts: Floats) -> bool:
 
 @part
 def _equal(words: Ints, first: Int, base_words: Ints, base_first: Int, links: Ints) -> bool:
-    """Whether the linked cells of a tile are the base's, to the bit."""
+    """Whether the linked cells of a tile are bitwise equal to the base's."""
     same = True
     for cell in range(links.size):
         if links[cell] >= 0:
@@ -183,10 +184,10 @@ def _equal(words: Ints, first: Int, base_words: Ints, base_first: Int, links: In
 
 @part
 def base_tile(base_blocks: Blocks, base: Base, hop: Int, row: Int, tile: Int, beyond: Int) -> tuple[Int, Int]:
-    """Find the base's newest tile that holds something and lies inside our tile of that number, of length `hop`.
+    """Find the base's newest non-empty tile within tile number `tile` of a ring with hop `hop`.
 
-    Returns its first word, -1 if there is none; and how many of the base's tiles are older than ours or inside it: the
-    next call, which must be about an older tile, passes it as `beyond`. The first passes the count of tiles.
+    Returns its first word, -1 if there is none; and the number of base tiles that are not newer than `tile`. The next
+    call, which must be for an older tile, passes that number as `beyond`; the first call passes the base's tile count.
     """
     heads, words, width = base_blocks.heads, base_blocks.words, base.starts.size
     low, high = heads[row, TAG] - base.span, heads[row, TAG]
@@ -217,10 +218,10 @@ def unpack_ring(
     params: Floats,
     out: Floats,
 ) -> Int:
-    """Read what `pack_ring` wrote, from row `begin` on, into empty rows, into answers, or both; see `Reads`.
+    """Unpack what `pack_ring` wrote, from row `begin` on, into empty rows, into answers, or both; see `Reads`.
 
     Answers are as `run_ring` writes them; params (m,) belong to the items. The base's rows must be filled before.
-    Returns the first row that found no memory, n when all are done. Cost: some 1 ns a cell, and what merging takes.
+    Returns the first row that ran out of memory, n when all are done. Cost: some 1 ns per cell, plus merging.
     """
     blocks, ring, base_blocks, base = Blocks(*blocks), Ring(*ring), Blocks(*base_blocks), Base(*base)
     packed, scratch, reads = Packed(*packed), Scratch(*scratch), Reads(*reads)
@@ -240,7 +241,7 @@ def unpack_ring(
             tile = reads.moments[i] // hop if hop > 0 else np.int64(0)
             low, high = max(tile, head) - ring.span, tile
             if hop > 0 and tile * hop == reads.moments[i]:
-                high = tile - 1  # every event of the tile is at or after the read
+                high = tile - 1  # all events of the tile are at or after the read
             _merge_columns(scratch, count, low, high, ring, params, out, reads.reads[i] * width)
         packed.at[i] = end
     return packed.rows.size
@@ -248,7 +249,7 @@ def unpack_ring(
 
 @part
 def _keep_tiles(blocks: Blocks, start: Int, tiles: Ints, columns: Floats, count: Int, width: Int) -> None:
-    """Write `count` tiles, given newest first, into a row's block, oldest first."""
+    """Write `count` tiles, given newest first, to a row's block, oldest first."""
     word: Int = start
     for j in range(count - 1, -1, -1):
         for cell in range(width):
@@ -261,7 +262,7 @@ def _keep_tiles(blocks: Blocks, start: Int, tiles: Ints, columns: Floats, count:
 def _merge_columns(
     scratch: Scratch, count: Int, low: Int, high: Int, ring: Ring, params: Floats, out: Floats, to: Int
 ) -> None:
-    """Merge those of `count` tiles, newest first, with low <= tile <= high into the cells at out[to:].
+    """Merge the tiles with low <= tile <= high, among `count` tiles given newest first, into the cells at out[to:].
 
     Merges oldest first, as `run_ring` does, so both give the same float to the last bit.
     """
@@ -273,7 +274,7 @@ def _merge_columns(
         count -= 1
     for m in range(ring.items.shape[0]):
         code, cell = ring.items[m, 0], ring.items[m, 1]
-        if code <= MAX:  # a single cell, which stays in a register
+        if code <= MAX:  # a single cell, kept in a register
             column, value = columns[cell], out[to + cell]
             for j in range(count - 1, first - 1, -1):
                 other = column[np.uint64(j)]
@@ -297,7 +298,7 @@ def _get_tiles(
 ) -> tuple[Int, Int]:
     """Read row i's tiles, newest first, into scratch.words[0] and scratch.columns.
 
-    Returns how many, and the byte after the row; (0, -1) where the bytes are damaged.
+    Returns their number and the byte after the row; (0, -1) if the bytes are damaged.
     """
     data, end, span = packed.data, packed.ends[i], ring.span
     tiles, same, codes = scratch.words[0], scratch.words[1], scratch.words[2]
@@ -333,7 +334,7 @@ def _get_tiles(
 
 @part
 def _insert_same(column: Floats, same: Ints, count: Int, unlike: Int, base_floats: Floats, link: Int) -> None:
-    """Move the first `unlike` cells to their tiles, and put the base's cells between them. In place, from the end."""
+    """Move the first `unlike` cells to their tiles, in place from the end; the others get the base's cells."""
     for j in range(count - 1, -1, -1):
         if same[j] >= 0:
             column[np.uint64(j)] = base_floats[same[j] + link]
@@ -346,9 +347,9 @@ def _insert_same(column: Floats, same: Ints, count: Int, unlike: Int, base_float
 def _find_same(
     base_blocks: Blocks, base: Base, hop: Int, packed: Packed, i: Int, bit: Int, tiles: Ints, count: Int, same: Ints
 ) -> Int:
-    """Set same[j] to the first word of the base's tile that tile j is marked to equal, else to -1.
+    """Set same[j] to the first word of the base tile that tile j is marked to equal, -1 if it is not marked.
 
-    Returns how many are not marked; -1 where the base has no such tile.
+    Returns the number of unmarked tiles; -1 if the base lacks a tile.
     """
     row, unlike = packed.rows[i], np.int64(0)
     beyond: Int = base_blocks.heads[row, COUNT]

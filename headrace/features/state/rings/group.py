@@ -1,4 +1,4 @@
-"""A ring group: all cells of one (window, hop) of a view, in one ring of tiles an entity."""
+"""A ring group: all cells of one (window, hop) of a view, in one ring of tiles per entity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,10 +20,11 @@ from headrace.kernels.compile import Int, interpreted, plain
 
 @dataclass(frozen=True, eq=False)
 class RingGroup:
-    """Group of a window's cells; items and starts as in `Ring`, params (m,) as in `run_ring`; `text` describes them.
+    """The group of a window's cells. items and starts are as in `Ring`, params (m,) as in `run_ring`.
 
-    Its packed form refers to the group number `base`, a ring with hop `base_hop`, span `base_span` and empty tile
-    base_starts (d,); links (k,) are the base's cell for each of ours, -1 where there is none. See rings/codec.py.
+    `text` describes the cells. The packed form may refer to the group number `base`, a ring with hop `base_hop`, span
+    `base_span` and empty tile base_starts (d,); links (k,) map each cell to the base's cell, -1 if the base lacks it.
+    See rings/codec.py.
     """
 
     window: Window
@@ -46,9 +47,9 @@ class RingGroup:
         return cls(window, items, params, text, starts)
 
     def linked(self, earlier: Sequence[Group]) -> "RingGroup":
-        """The ring with a base: of the `earlier` rings the one with most of its cells, the longest of these.
+        """Choose a base: the `earlier` ring that shares most of its cells, and the longest of several.
 
-        Returns the ring itself if none shares a cell.
+        Only a ring whose hop divides this ring's hop qualifies. Returns the ring itself if none shares a cell.
         """
         best, most = self, 0
         for number, other in enumerate(earlier):
@@ -69,7 +70,7 @@ class RingGroup:
 
     @property
     def needs_ids(self) -> bool:
-        """Whether event ids matter: they break ties of First."""
+        """Whether event ids are used: they break ties of First."""
         return bool((self.items[:, 0] == FIRST).any())
 
     @property
@@ -78,24 +79,24 @@ class RingGroup:
         return len(self.starts)
 
     def make(self, capacity: int) -> BlockPool:
-        """State of `capacity` rows; a row must be cleared before it is used."""
+        """State of `capacity` rows; a row must be cleared before its first use."""
         return BlockPool(capacity, self._ring_most * (self.width + 1), self.width + 1, EMPTY)
 
     def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:  # noqa: ARG002
         """Empty answers of `reads` reads: cells (reads, k)."""
         out = np.empty((reads, self.width), np.float64)
         out[:1], done = self.starts, 1
-        while done < reads:  # in copies that double: broadcasting a short row runs at a seventh of the speed
+        while done < reads:  # copies of doubling size: broadcasting a short row runs at a seventh of the speed
             out[done : 2 * done] = out[: min(done, reads - done)]
             done *= 2
         return (out,)
 
     def sized(self, state: BlockPool, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
-        """`out`, as it is: every answer has a fixed size."""
+        """Return `out` unchanged: every answer has a fixed size."""
         return out
 
     def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
-        """Make answers `reads` (m,) empty again."""
+        """Reset the answers `reads` (m,) to empty."""
         out[0][reads] = self.starts
 
     def apply(self, state: BlockPool, area: int, ops: Operations, begin: int, out: Outputs) -> Int:
@@ -108,7 +109,7 @@ class RingGroup:
     def covers(
         self, events: Events, picked: NDArray[np.int64], times: NDArray[np.int64], newest: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whether some cell admits each event of picked (m,), and the window still covers its time."""
+        """Whether a cell admits each event of picked (m,), and the window still covers its time."""
         admitted = np.zeros(len(times), np.bool_)
         for code, _, flag, column in self.items.tolist():
             admits = events.flags[picked, flag] != 0
@@ -131,7 +132,7 @@ class RingGroup:
         pack_ring(state.blocks, self._ring, base.blocks, self._base, rows, scratch, column, out, ends)
 
     def unpack(self, state: BlockPool, base: BlockPool, packed: Packed, reading: PackedReads | None = None) -> None:
-        """Fill empty rows, or read them."""
+        """Fill empty rows or answer reads."""
         reads = reading or NO_READS
         out = reads.out[0].reshape(-1) if reading else np.empty(0, np.float64)
         scratch = plain(
@@ -167,7 +168,7 @@ class RingGroup:
 
 
 def _links(ring: RingGroup, base: RingGroup) -> NDArray[np.int64]:
-    """(k,) the base's cell with the same content as each of the ring's, -1 where there is none."""
+    """(k,) for each cell of the ring, the base's cell with the same content, -1 if there is none."""
     base_cells = {_item_key(base, item): int(base.items[item, 1]) for item in range(len(base.items))}
     links = np.full(ring.width, -1, np.int64)
     for item in range(len(ring.items)):
@@ -179,7 +180,7 @@ def _links(ring: RingGroup, base: RingGroup) -> NDArray[np.int64]:
 
 
 def _item_key(ring: RingGroup, item: int) -> tuple[float, ...]:
-    """What decides the content of an item's cells."""
+    """The values that determine the content of an item's cells."""
     code, _, flag, column = ring.items[item].tolist()
     return code, flag, column, float(ring.params[item])
 

@@ -1,12 +1,13 @@
-"""Rings of tiles: one pass that adds events and answers reads in the order they come. Packed: rings/packing.py.
+"""Rings of tiles: one pass that adds events and answers reads in order. Packed form: rings/codec.py.
 
 A row's block (state/blocks.py) holds the tiles that have events, oldest first. A tile is width + 1 words: its cells as
 floats (rings/cells.py), then its number, event_time // hop. The row's tag is the newest tile of any of its events.
 
     words    | cells of tile 7 | 7 | cells of tile 8 | 8 | cells of tile 12 | 12 |        tag 12
 
-So a quiet entity takes one tile a window, a busy one as many as the window has. An event older than `tag - span` tiles
-lies outside every window that can still be read and is refused; tiles that old are dropped when a block is full.
+So a quiet entity takes one tile per window, a busy one as many as the window has. An event in a tile before
+`tag - span` lies outside every window that can still be read, and is not added; tiles that old are dropped when a block
+is full.
 """
 
 from typing import NamedTuple
@@ -22,9 +23,9 @@ EMPTY = -(2**62)
 LEAST = 1
 """Tiles of the smallest block."""
 AHEAD, NEAR = 16, 8
-"""Operations between the prefetch of a row's head, then of its newest tile, and their use."""
+"""Distances in operations at which a row's head, and then its newest tile, are prefetched."""
 LINES = 3
-"""Cache lines of the newest tiles to prefetch; the processor itself goes on with those beside them."""
+"""Cache lines of the newest tiles to prefetch; the hardware prefetches the adjacent ones."""
 _EMPTY = np.int64(EMPTY)
 _LATE = np.uint8(LATE)
 
@@ -33,7 +34,7 @@ class Ring(NamedTuple):
     """A ring for kernels.
 
     items (m, 4) int64: code, first cell, flag column, value column (cells.ONE: the number 1, cells.TIME: the event's
-    time). starts (k,): the k cells of an empty tile. hop in microseconds, 0: one tile for ever.
+    time). starts (k,): the k cells of an empty tile. hop: in microseconds, 0 for a single, permanent tile.
     span: whole tiles of the window. most: tiles of the largest block.
     """
 
@@ -45,7 +46,7 @@ class Ring(NamedTuple):
 
 
 def most_tiles(span: int) -> int:
-    """Tiles of the largest block: a window's and a quarter more, so that old ones are dropped several at a time."""
+    """Tiles of the largest block: those of a window plus a quarter, so that old tiles are dropped several at a time."""
     return span + 1 + span // 4
 
 
@@ -53,21 +54,20 @@ def most_tiles(span: int) -> int:
 def run_ring(
     blocks: Blocks, area: Int, ring: Ring, params: Floats | None, ops: Ops, begin: Int, closed: Floats, out: Floats
 ) -> Int:
-    """Apply operations from `begin` on: a read of row -1 leaves its answer as it is, the others write k cells.
+    """Apply operations from `begin` on: a read of row -1 leaves its answer unchanged, any other read writes k cells.
 
-    Returns the first operation that found no memory, n when all are done. out, (reads, k) as one row, holds empty cells
-    at first. params (m,) belong to the items, None where all codes are ADD, MIN or MAX: a kernel without the other
-    codes is a tenth faster, and compiled sooner. Numbers that are not finite are left out.
+    Returns the first operation that ran out of memory, n when all are done. `out`, a flattened (reads, k), must hold
+    empty cells. params (m,) belong to the items, None if all codes are ADD, MIN or MAX: a kernel without the other
+    codes is a tenth faster, and compiles faster. Numbers that are not finite are ignored.
 
-    Cost: an event m cells, a read the tiles there are. Of reads of one row that follow each other inside a hop the
-    later ones cost two: `closed` (k,), scratch, keeps the merge of all tiles before the newest until an event changes
-    one.
+    Cost: m cells per event, the row's tiles per read. Of consecutive reads of one row within a hop, all but the first
+    cost two tiles: the scratch `closed` (k,) holds the merge of all tiles before the newest until an event changes one.
     """
     blocks, ring, ops = Blocks(*blocks), Ring(*ring), Ops(*ops)
     heads, words = blocks.heads, blocks.words
     rows, times, codes = ops.rows, ops.times, ops.ops
     hop, span, width = ring.hop, ring.span, ring.starts.size
-    kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)  # what `closed` is the merge of
+    kept_row, kept_low, kept_tile = np.int64(-1), np.int64(0), np.int64(0)  # row, first tile and end of `closed`
     for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
             prefetch(heads, 4 * max(rows[i + AHEAD], 0))
@@ -80,7 +80,7 @@ def run_ring(
         if codes[i] >= 0:
             if row < 0:
                 continue
-            begins = hop > 0 and tile * hop == times[i]  # every event of the tile is at or after the read
+            begins = hop > 0 and tile * hop == times[i]  # all events of the tile are at or after the read
             low = max(tile, heads[row, TAG]) - span
             if kept_row != row or kept_low != low or kept_tile != tile:
                 _clear_tile(closed, 0, ring.starts)
@@ -88,7 +88,7 @@ def run_ring(
                 kept_row, kept_low, kept_tile = row, low, tile
             to = codes[i] * width
             _merge_tile(closed, 0, ring, params, out, to)
-            if tile >= low and not begins:  # a tile that left the window may linger
+            if tile >= low and not begins:  # a tile that left the window may still be stored
                 newest = _find_tile(words, heads[row, START], heads[row, COUNT], width + 1, tile)
                 start, count = heads[row, START] + newest * (width + 1), heads[row, COUNT] - newest
                 merge_tiles(blocks, start, count, ring, params, tile, tile, out, to)
@@ -103,9 +103,9 @@ def run_ring(
 
 @part
 def _add_event(blocks: Blocks, area: Int, ring: Ring, params: Floats | None, ops: Ops, i: Int, tile: Int) -> bool:
-    """Add the event of operation i to its tile; false, and nothing is changed, where there is no memory for it.
+    """Add the event of operation i to its tile; returns False, and changes nothing, if there is no memory.
 
-    The tile is looked up at the first cell that admits the event, so an event that no cell admits makes none.
+    The tile is looked up at the first cell that admits the event, so an event that no cell admits creates no tile.
     """
     row, event, floats = ops.rows[i], ~ops.ops[i], blocks.floats
     word: Int = np.int64(-1)
@@ -136,7 +136,7 @@ def _add_event(blocks: Blocks, area: Int, ring: Ring, params: Floats | None, ops
 
 @part
 def _number_of(numbers: Floats, event: Int, column: Int, time: Int) -> float:
-    """What an event adds to a cell; + 0.0 turns -0.0 into 0.0, so that records do not depend on the sign of zero."""
+    """The number that an event adds to a cell; + 0.0 turns -0.0 into 0.0, so that the two give equal records."""
     if column >= 0:
         return float(numbers[event, column] + 0.0)
     return np.float64(time) if column == TIME else 1.0
@@ -144,9 +144,9 @@ def _number_of(numbers: Floats, event: Int, column: Int, time: Int) -> float:
 
 @part
 def _prefetch_tile(heads: Ints, words: Ints, out: Floats, row: Int, code: Int, width: Int) -> None:
-    """Prefetch what a later operation will touch: its answer, and its row's newest tiles. Latency is most of its cost.
+    """Prefetch what a later operation needs: its answer and its row's newest tiles. Memory latency dominates its cost.
 
-    The head itself was prefetched AHEAD - NEAR operations ago.
+    The head was prefetched AHEAD - NEAR operations ago.
     """
     if code >= 0:
         prefetch(out, code * width)
@@ -157,9 +157,9 @@ def _prefetch_tile(heads: Ints, words: Ints, out: Floats, row: Int, code: Int, w
 
 @part
 def _find_tile(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> Int:
-    """Index of the first of `count` tiles that is not before `tile`; mostly it is the newest, or newer than all.
+    """Index of the first of `count` tiles that is not before `tile`.
 
-    Cost: O(1) for the newest tile or a newer one, else a binary search.
+    Cost: O(1) for the newest tile or a newer one, which is the usual case, else a binary search.
     """
     last = start + count * stride - 1
     if count == 0 or words[last] < tile:
@@ -179,9 +179,9 @@ def _find_tile(words: Ints, start: Int, count: Int, stride: Int, tile: Int) -> I
 
 @part
 def _tile_of(blocks: Blocks, area: Int, ring: Ring, row: Int, tile: Int) -> Int:
-    """First word of the row's tile of that number, inserted if it has none; -1 where there is no memory.
+    """First word of the row's tile number `tile`, inserted if missing; -1 if there is no memory.
 
-    Cost: a late event moves the tiles after its own by one.
+    Cost: inserting moves all later tiles by one.
     """
     heads, words, width = blocks.heads, blocks.words, ring.starts.size
     stride, count = width + 1, heads[row, COUNT]
@@ -204,7 +204,7 @@ def _tile_of(blocks: Blocks, area: Int, ring: Ring, row: Int, tile: Int) -> Int:
 
 @part
 def _make_room(blocks: Blocks, area: Int, ring: Ring, row: Int, oldest: Int) -> bool:
-    """Make room for one more tile in the row's full block; false where there is no memory.
+    """Make room for one more tile in the row's full block; False if there is no memory.
 
     Drops the tiles before `oldest`, and moves to a block twice as large if that frees less than half.
     """
@@ -233,7 +233,7 @@ def merge_tiles(
     out: Floats,
     to: Int,
 ) -> None:
-    """Merge those of `count` tiles, oldest first from word `start` on, with low <= tile <= high into out[to:]."""
+    """Merge the tiles in [low, high], of the `count` tiles from word `start` on, into out[to:], oldest first."""
     width = ring.starts.size
     word = start
     for _ in range(count):

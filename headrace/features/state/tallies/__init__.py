@@ -1,1 +1,1 @@
-"""How often each value occurred, tile by tile, in bounded memory."""
+"""Tallies: how often each value occurred, per tile, in bounded memory."""

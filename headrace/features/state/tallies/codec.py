@@ -1,4 +1,4 @@
-"""The packed form of a tally's row: oldest tile first, keys as differences, texts written out, counts as varints."""
+"""The packed form of a tally's row: oldest tile first, keys as differences, texts in full, counts as varints."""
 
 import numpy as np
 
@@ -23,17 +23,18 @@ from headrace.kernels.varints import (
 )
 
 LEVEL_MAX, BUCKET_MAX, TILES_MAX = 31, 2**31, 2**31
-"""Level of a tile, bucket, and tiles from one to the next at most: beyond them bytes are damaged."""
+"""Maximum level of a tile, bucket number, and distance between tiles; larger values mean damaged bytes."""
 _EMPTY, _LEVELS = np.int64(EMPTY), np.int64(LEVELS)
 
 
 @lean_kernel
 def pack_tally(blocks: Blocks, tally: Tally, rows: Ints, pool: Texts, out: Bytes, ends: Ints) -> None:
-    """Write rows into `out` one after the other, `ends` (n,) where each ends, also where `out` is too short.
+    """Write rows into `out` one after the other; `ends` (n,) is where each ends, even if `out` is too short.
 
-    A row is how many entries it has, then, oldest tile first, (tiles since the one before, twice the keys, odd above
-    level 0; for QUANTILE above level 0 the level; each key and its third word, for DISTINCT the key alone; for TOP
-    above level 0 the counters of the sketch). Tiles outside the window at the head are left out.
+    A row is its number of entries, followed by its tiles, oldest first. A tile is: the distance to the previous tile;
+    twice its number of keys, plus 1 above level 0; for QUANTILE above level 0 the level; each key and its third word,
+    for DISTINCT the key alone; for TOP above level 0 the counters of the sketch. Tiles outside the window that ends at
+    the head are left out.
     """
     blocks, tally, pool = Blocks(*blocks), Tally(*tally), Texts(*pool)
     heads, words, offsets, mode, kind = blocks.heads, blocks.words, pool.offsets, tally.mode, tally.kind
@@ -84,7 +85,7 @@ def pack_tally(blocks: Blocks, tally: Tally, rows: Ints, pool: Texts, out: Bytes
 def unpack_tally(blocks: Blocks, tally: Tally, packed: Packed, begin: Int, texts: TextLines) -> Int:
     """Fill empty rows from what `pack_tally` wrote, from row `begin` on.
 
-    Returns the first row that found no memory, n when all are done.
+    Returns the first row that ran out of memory, n when all are done.
     """
     blocks, tally, packed, texts = Blocks(*blocks), Tally(*tally), Packed(*packed), TextLines(*texts)
     at, ends, newest = packed.at, packed.ends, packed.newest
@@ -130,7 +131,7 @@ def _get_tile(
     count: Int,
     texts: TextLines,
 ) -> tuple[Int, Int, Int]:
-    """Read a tile into the entries from `entry` on, of `count`: (its number, entries in use, next position or -1)."""
+    """Read a tile into the entries [entry, count): (tile number, entries in use, next position or -1)."""
     data, end, keep, mode = packed.data, packed.ends[i], tally.keep, tally.mode
     delta, at = get_varint(data, at, end)
     entries, at = get_varint(data, at, end)
@@ -182,7 +183,7 @@ def _get_sketch(data: Bytes, at: Int, end: Int, words: Ints, start: Int, entry: 
 
 @part
 def _get_key(data: Bytes, at: Int, end: Int, kind: Int, before: Int, texts: TextLines) -> tuple[Int, Int]:
-    """Read a key after another of its tile: (key, next position or -1)."""
+    """Read a key; `before` is the previous key of its tile. Returns (key, next position or -1)."""
     if kind == FLOAT:
         return get_word(data, at, end)
     if kind != TEXT:

@@ -1,15 +1,16 @@
-"""A count-min sketch: about how often each of any number of keys came, in a fixed number of counters.
+"""A count-min sketch: approximate counts of any number of keys, in a fixed number of counters.
 
-    counter    0 .. keep-1 | keep .. 2 keep-1 | 2 keep .. 3 keep-1 | 3 keep .. 4 keep-1 | one more, of the user
-    key's      one of these  one of these       one of these         one of these
+    counter    0 .. keep-1 | keep .. 2 keep-1 | 2 keep .. 3 keep-1 | 3 keep .. 4 keep-1 | one spare, for the caller
+    a key has  one of these  one of these       one of these         one of these
 
-A key adds to one counter of each of the four rows, so the least of them is what it came to and what others with the
-same counter did: as much as the least of any four counters is, in the middle. Two sketches added are the sketch of
-both, in any order. Source: Cormode and Muthukrishnan 2005, "An improved data stream summary: the count-min sketch and
-its applications"; it differs in that keys are estimated from the most frequent on, and each is taken out before the
-next one is estimated: a rare key that shares its counters with four frequent ones is not taken for one.
+A key adds to one counter in each of the four rows. The least of the four is its count plus the counts of other keys
+that share that counter; their share is estimated by the median of the least of four counters (`others_of`). The sum of
+two sketches is the sketch of both inputs. Source: Cormode and Muthukrishnan 2005, "An improved data stream summary: the
+count-min sketch and its applications". It differs from the paper in that keys are estimated from the most frequent on,
+and each is removed before the next is estimated, so that a rare key that shares its counters with four frequent ones is
+not mistaken for one.
 
-Counters lie two by two in the words 1 and 2 of entries of a tally (tallies/update.py), from word `base` on.
+Counters are stored in pairs in words 1 and 2 of the entries of a tally (tallies/update.py), from word `base` on.
 """
 
 import numpy as np
@@ -19,14 +20,14 @@ from headrace.kernels.hashing import mix
 
 ENTRY, ROWS = 3, 4
 MIDDLE = 1 - 0.5 ** (1 / ROWS)
-"""Of the counters in order, where the least of one of each row lies in the middle."""
+"""Quantile of all counters that is the median of the least of ROWS random counters."""
 _BITS = np.uint64(16)
 _MASK = np.uint64((1 << 16) - 1)
 
 
 @part
 def sketch_entries(keep: Int) -> Int:
-    """Entries that hold the counters."""
+    """Number of entries that hold the counters."""
     return ROWS * keep // 2 + 1
 
 
@@ -38,7 +39,7 @@ def word_of(base: Int, counter: Int) -> Int:
 
 @part
 def count_in(words: Ints, base: Int, keep: Int, key: Int, times: Int) -> None:
-    """Add a key that came some times."""
+    """Add `times` occurrences of a key."""
     bits = mix(~key)
     for row in range(ROWS):
         words[word_of(base, row * keep + _column(bits, keep))] += times
@@ -47,7 +48,7 @@ def count_in(words: Ints, base: Int, keep: Int, key: Int, times: Int) -> None:
 
 @part
 def take_out(sums: Ints, keep: Int, key: Int, times: Int) -> None:
-    """Take a key that came some times out of the counters sums (4 keep,)."""
+    """Remove `times` occurrences of a key from the counters sums (4 keep,)."""
     bits = mix(~key)
     for row in range(ROWS):
         sums[row * keep + _column(bits, keep)] -= times
@@ -56,7 +57,7 @@ def take_out(sums: Ints, keep: Int, key: Int, times: Int) -> None:
 
 @part
 def estimate(sums: Ints, keep: Int, others: Int, key: Int) -> Int:
-    """About how often a key came, by the counters sums (4 keep,), to the least of which other keys add `others`."""
+    """Estimate a key's count from the counters sums (4 keep,), given that other keys add `others` to the least one."""
     bits = mix(~key)
     least: Int = np.int64(sums[_column(bits, keep)])
     for row in range(1, ROWS):
@@ -67,7 +68,7 @@ def estimate(sums: Ints, keep: Int, others: Int, key: Int) -> Int:
 
 @part
 def others_of(sums: Ints, keep: Int, scratch: Ints) -> Int:
-    """What the least counter of a key that never came is, in the middle: sums, scratch (4 keep,)."""
+    """Median of the least counter of a key that never occurred; sums, scratch (4 keep,)."""
     size = ROWS * keep
     gap: Int = size // 2
     for j in range(size):

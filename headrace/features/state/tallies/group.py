@@ -1,4 +1,4 @@
-"""A tally group: how often each value came, by tiles of one window, in bounded room."""
+"""A tally group: how often each value occurred, per tile of one window, in bounded memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from headrace.kernels.compile import Int, plain
 from headrace.kernels.texts import POOL, TextLines
 
 KEEP_MIN, KEEP_MAX = 3, 4_096
-"""Keys of a tile: with fewer the buckets of negative, no and positive numbers would not fit."""
+"""Bounds of the keys kept per tile. Fewer than 3 would not fit the buckets of negative, zero and positive numbers."""
 ENTRIES_MAX = 2_097_152
-"""Entries of a row at most: 50 MB of memory."""
+"""Maximum entries of a row: 50 MB of memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class TallyGroup:
-    """Group of one tally of one window; see tallies/update.py for the arrays and bounds.
+    """The group of one tally of one window; see tallies/update.py for the arrays and bounds.
 
-    `flag` admits an event, bit column `column` of kind `kind` is its key; a tile keeps `keep` keys. `mode` is what a
-    read gives: TOP `width` keys and counts, DISTINCT an estimate, QUANTILE the buckets of `quantiles`. A row takes 24
-    bytes for each pair of tile and key that it holds, and up to as much again to grow.
+    Flag column `flag` admits an event, bit column `column` of kind `kind` holds its key, and a tile keeps `keep` keys.
+    `mode` determines the result of a read: TOP returns `width` keys and counts, DISTINCT an estimate, QUANTILE the
+    buckets of `quantiles`. A row takes 24 bytes for each pair of tile and key, and up to as much again as room to grow.
     """
 
     window: Window
@@ -47,7 +47,7 @@ class TallyGroup:
     base: int | None = None
 
     def make(self, capacity: int) -> BlockPool:
-        """State of `capacity` rows; a row must be cleared before it is used."""
+        """State of `capacity` rows; a row must be cleared before its first use."""
         return BlockPool(capacity, self._most * ENTRY, ENTRY, EMPTY)
 
     def outputs(self, reads: int, *, contiguous: bool = False) -> Outputs:  # noqa: ARG002
@@ -57,11 +57,11 @@ class TallyGroup:
         return np.zeros((reads, width), np.int64), counts, np.zeros(reads, np.int64), np.zeros(reads, np.float64)
 
     def sized(self, state: BlockPool, parts: Sequence[Operations], out: Outputs) -> Outputs:  # noqa: ARG002
-        """`out`, as it is: every answer has a fixed size."""
+        """Return `out` unchanged: every answer has a fixed size."""
         return out
 
     def forget(self, out: Outputs, reads: NDArray[np.int64]) -> None:
-        """Make answers `reads` (m,) empty again."""
+        """Reset the answers `reads` (m,) to empty."""
         for array in out:
             array[reads] = 0
 
@@ -103,7 +103,7 @@ class TallyGroup:
         packed: Packed,
         reading: PackedReads | None = None,
     ) -> None:
-        """Fill empty rows, or read them, and add their texts to the pool."""
+        """Fill empty rows, answer reads if any, and add the texts to the pool."""
         bytes_left = int(np.sum(packed.ends - packed.at, where=packed.at >= 0)) if self.kind == TEXT else 0
         lines = TextLines.of(bytes_left)
         arrays, texts, tally = plain(packed), plain(lines), self._tally

@@ -1,4 +1,4 @@
-"""Reads of tallies: merging the tiles of a window, and answers from it. The layout: tallies/update.py."""
+"""Reads of tallies: merge the tiles of a window and compute the answer. For the layout see tallies/update.py."""
 
 from typing import Any, NamedTuple
 
@@ -17,9 +17,9 @@ _NO_LIMIT = np.uint64(0xFFFFFFFFFFFFFFFF)
 class Tally(NamedTuple):
     """A tally for kernels.
 
-    mode: what a read returns. kind: of the keys. flag: flag column that admits an event, column: bit column of its key.
-    keep: keys of a tile. hop in microseconds, 0: one tile for ever. span: whole tiles of the window. most: entries of
-    the largest block. quantiles (k,).
+    mode: what a read returns. kind: kind of the keys. flag: flag column that admits an event. column: bit column of its
+    key. keep: keys of a tile. hop: in microseconds, 0 for a single, permanent tile. span: whole tiles of the window.
+    most: entries of the largest block. quantiles (k,).
     """
 
     mode: Int
@@ -34,7 +34,7 @@ class Tally(NamedTuple):
 
 
 class TallyScratch(NamedTuple):
-    """Room of a read: keys, counts (2, most), runs (span + 2,), sums (2, 4 keep + 2)."""
+    """Scratch arrays of a read: keys, counts (2, most), runs (span + 2,), sums (2, 4 keep + 2)."""
 
     keys: Ints
     counts: Ints
@@ -53,7 +53,7 @@ class TallyOut(NamedTuple):
 
 @part
 def place_of_mark(words: Ints, start: Int, count: Int, mark: Int) -> Int:
-    """First of `count` entries whose mark is not before `mark`."""
+    """Index of the first of `count` entries whose mark is not before `mark`."""
     low: Int = 0
     high: Int = count
     while low < high:
@@ -67,7 +67,7 @@ def place_of_mark(words: Ints, start: Int, count: Int, mark: Int) -> Int:
 
 @part
 def place_of_key(words: Ints, start: Int, first: Int, end: Int, key: Int) -> Int:
-    """First of the entries [first, end), of one tile, whose key is not before `key`."""
+    """Index of the first of the entries [first, end) of one tile whose key is not before `key`."""
     low: Int = first
     high: Int = end
     while low < high:
@@ -83,12 +83,12 @@ def place_of_key(words: Ints, start: Int, first: Int, end: Int, key: Int) -> Int
 def merge_window(
     words: Ints, start: Int, count: Int, low: Int, high: Int, mode: Int, scratch: TallyScratch
 ) -> tuple[Int, Int, Int, np.uint64]:
-    """Counts by key of the tiles `low <= tile <= high`, keys ascending: keys, counts (2, most), in one side of them.
+    """Merge the tiles `low <= tile <= high` into counts by ascending key, in one side of keys, counts (2, most).
 
-    Returns (side, keys, level, limit): the greatest level of any tile, to which buckets are brought; and for DISTINCT
-    the least hash up to which a tile at level 1 has all keys, beyond which keys are left out. For TOP above level 0
-    sums[0] gets the sum of all sketches; runs (tiles + 1,) is scratch. The tiles are sorted, so they are merged two by
-    two, and equal keys are one from the first time they meet.
+    Returns (side, number of keys, level, limit). `level` is the highest level of the tiles, to which all buckets are
+    brought. For DISTINCT, `limit` is the least hash up to which every tile has all its keys; keys with larger hashes
+    are left out. For TOP above level 0, sums[0] gets the sum of all sketches. runs (tiles + 1,) is scratch. Tiles are
+    sorted by key and merged in pairs, which combines equal keys as early as possible.
     """
     keys, counts, runs, sums = scratch.keys, scratch.counts, scratch.runs, scratch.sums
     begin, end = place_of_mark(words, start, count, low * _LEVELS), count
@@ -132,7 +132,7 @@ def merge_window(
 
 @part
 def _common(words: Ints, start: Int, begin: Int, end: Int, mode: Int) -> tuple[Int, np.uint64]:
-    """Greatest level of the entries [begin, end), and for DISTINCT the least of the limits of their tiles."""
+    """Highest level of the entries [begin, end), and for DISTINCT the least limit of their tiles."""
     level: Int = np.int64(0)
     before: Int = np.int64(0)
     limit = _NO_LIMIT
@@ -148,7 +148,7 @@ def _common(words: Ints, start: Int, begin: Int, end: Int, mode: Int) -> tuple[I
 
 @part
 def _add_sketches(words: Ints, start: Int, begin: Int, end: Int, sums: Ints) -> None:
-    """Add up the sketches among the entries [begin, end) into sums (4 keep + 2,)."""
+    """Sum the sketches among the entries [begin, end) into sums (4 keep + 2,)."""
     sums[:] = 0
     counter: Int = np.int64(0)
     for j in range(begin, end):
@@ -163,7 +163,7 @@ def _add_sketches(words: Ints, start: Int, begin: Int, end: Int, sums: Ints) -> 
 
 @part
 def _merge_pairs(keys: Ints, counts: Ints, runs: Ints, tiles: Int, to_keys: Ints, to_counts: Ints) -> Int:
-    """Merge runs of keys two by two; runs (tiles + 1,) are where each begins. Returns how many there are then."""
+    """Merge runs of keys in pairs; runs (tiles + 1,) holds where each begins. Returns the new number of runs."""
     to: Int = np.int64(0)
     merged: Int = np.int64(0)
     for run in range(0, tiles, 2):
@@ -192,10 +192,11 @@ def _merge_pairs(keys: Ints, counts: Ints, runs: Ints, tiles: Int, to_keys: Ints
 def answer(
     tally: Tally, used: Int, side: Int, level: Int, limit: np.uint64, scratch: TallyScratch, read: Int, out: TallyOut
 ) -> None:
-    """Write the answer of a read from `used` keys, ascending, and their counts, as `merge_window` returns them.
+    """Write the answer of a read from `used` ascending keys and their counts, as `merge_window` returns them.
 
-    DISTINCT: the estimate. TOP: the k most frequent keys and their counts, of equally frequent ones the least first,
-    and how many. QUANTILE: the buckets of the quantiles, and the level as estimate, k as length where there are any.
+    DISTINCT: the estimate. TOP: the k most frequent keys, their counts and their number; of equally frequent keys the
+    smallest is first. QUANTILE: the buckets of the quantiles, the level as the estimate, and k as the length, or 0
+    without keys.
     """
     mode, sums = tally.mode, scratch.sums
     keys, counts, spare = scratch.keys[side], scratch.counts[side], scratch.counts[1 - side]
@@ -236,10 +237,10 @@ def most_frequent(
     out_keys: Ints,
     out_counts: Ints,
 ) -> Int:
-    """Put the keys with the greatest counts into out_* (k,), of equal ones the least key first; returns how many.
+    """Write the keys with the highest counts to out_* (k,), of equal counts the smallest key first; returns how many.
 
-    keys, counts (used,) are used up, exact (used,) is scratch. With `is_sketched`, what the sums of the sketches
-    estimate is added to the counts, see `estimate`. Cost: the keys, and their logarithm for each of the k.
+    keys, counts (used,) are overwritten, exact (used,) is scratch. With `is_sketched`, the estimates from the sums of
+    the sketches are added to the counts, see `estimate`. Cost: O(used + k log used).
     """
     for j in range(used):
         exact[j] = counts[j]
@@ -251,7 +252,7 @@ def most_frequent(
     while size > 0 and length < out_keys.size:
         if is_sketched:
             estimated = estimate(sums, keep, others, keys[0])
-            if max(exact[0] + estimated, 1) < counts[0]:  # what shares its counters has been taken out since
+            if max(exact[0] + estimated, 1) < counts[0]:  # a key that shares its counters has been removed since
                 counts[0] = max(exact[0] + estimated, 1)
                 _sift(keys, counts, exact, 0, size)
                 continue
@@ -266,7 +267,7 @@ def most_frequent(
 
 @part
 def _sift(keys: Ints, counts: Ints, exact: Ints, at: Int, size: Int) -> None:
-    """Restore the heap order below one place: its key sinks until no key below comes before it."""
+    """Restore the heap order below index `at`: its key sinks until no child comes before it."""
     key, count, exact_count = keys[at], counts[at], exact[at]
     while 2 * at + 1 < size:
         below: Int = 2 * at + 1

@@ -1,28 +1,28 @@
-"""Tallies: how often each value came, tile by tile, in bounded room. Reads: read.py, packed: codec.py.
+"""Tallies: how often each value occurred, per tile, in bounded memory. Reads: read.py. Packed form: codec.py.
 
-A row's block holds its entries in the order of (tile, key), of ENTRY = 3 words each, so a quiet entity takes what it
-has, a busy one `keep` entries for each tile of its window:
+A row's block holds its entries sorted by (tile, key), each of ENTRY = 3 words. So a quiet entity takes only the entries
+it has, a busy one `keep` entries for each tile of its window:
 
     heads (rows, 4)    see state/blocks.py; the tag is the newest tile of any event of the entity
-    words (a,) int64   mark: tile * LEVELS + level of the tile | key | how often it came
+    words (a,) int64   mark: tile * LEVELS + level of the tile | key | count
 
-A tile keeps `keep` keys, and its level tells what became of the others: a function of the set of its events, in
-whatever order they come. Level 0 is all of them. Else, by the mode,
+A tile keeps at most `keep` keys. Its level says how the other keys are represented, and is a function of the set of its
+events, regardless of their order. At level 0 all keys are kept. Above it, depending on the mode:
 
-    QUANTILE   keys are numbers of buckets: buckets 2i - 1 and 2i of one level are bucket i of the next, negative ones
-               alike, and the level is the least at which all fit (UDDSketch: Epicoco, Melle, Cafaro, Pulimeno,
-               Sansebastiano 2020, "UDDSketch: accurate tracking of quantiles in data streams", section 3; it differs in
-               that each tile has its own level)
-    DISTINCT   at level 1 those with the smallest hashes are kept, a bottom-k sample (Beyer et al. 2007, "On synopses
-               for distinct-value estimation under multiset operations"); how often they came is not counted
-    TOP        at level 1 those are kept of which some event has the smallest hash, by the power of two, then those with
-               the smallest hashes: a sample in which frequent keys are likely (Cohen and Kaplan 2007, "Summarizing data
-               using bottom-k sketches"). Their counts are estimated by a sketch of all events,
-               count_sketch.py, in entries of level 2 after them. The third word of a key is 32 times how often it came,
-               0 at level 1, and its rank: how many zeros the smallest hash of its events begins with.
+    QUANTILE   keys are bucket numbers. Buckets 2i - 1 and 2i of one level are bucket i of the next, and likewise for
+               negative ones; the level is the lowest at which all buckets fit (UDDSketch: Epicoco, Melle, Cafaro,
+               Pulimeno, Sansebastiano 2020, "UDDSketch: accurate tracking of quantiles in data streams", section 3;
+               differs from the paper in that each tile has its own level)
+    DISTINCT   level 1 keeps the keys with the smallest hashes, a bottom-k sample (Beyer et al. 2007, "On synopses for
+               distinct-value estimation under multiset operations"), without counts
+    TOP        level 1 keeps the keys with the highest ranks, and among equal ranks those with the smallest hashes: a
+               sample that favours frequent keys (Cohen and Kaplan 2007, "Summarizing data using bottom-k sketches").
+               A key's rank is the number of leading zeros of the smallest hash of its events. Counts are estimated by
+               a sketch of all events (count_sketch.py), in entries of level 2 after the keys. The third word of a key
+               is 32 times its count, which is 0 at level 1, plus its rank.
 
-A key that was turned away has `keep` others before it for good, until another event of its own has a smaller hash.
-Tiles that left the window are dropped when a block is full.
+A rejected key has `keep` keys before it for good, until another event of the key has a smaller hash. Tiles that left
+the window are dropped when a block is full.
 """
 
 import numpy as np
@@ -50,7 +50,7 @@ from headrace.kernels.hashing import mix
 LEAST = 2
 """Entries of the smallest block."""
 AHEAD, NEAR = 16, 8
-"""Operations between the prefetch of a row's head, then of its newest entries, and their use."""
+"""Distances in operations at which a row's head, and then its newest entries, are prefetched."""
 _LEVEL_MASK = np.int64(LEVELS - 1)
 _LEVELS = np.int64(LEVELS)
 _RANK_MASK = np.int64(RANKS - 1)
@@ -58,12 +58,12 @@ _LATE = np.uint8(LATE)
 
 
 def most_entries(span: int, mode: int, keep: int) -> int:
-    """Entries of the largest block: a full window's, and some more, so that old tiles are dropped several at a time."""
+    """Entries of the largest block: a full window plus a quarter, so that old tiles are dropped several at a time."""
     return (span + 1 + span // 4) * most_of_tile(mode, keep)
 
 
 def most_of_tile(mode: int, keep: int) -> int:
-    """Entries of a tile at most."""
+    """Maximum entries of a tile."""
     return keep + int(sketch_entries(keep)) if mode == TOP else keep
 
 
@@ -71,15 +71,15 @@ def most_of_tile(mode: int, keep: int) -> int:
 def run_tally(
     blocks: Blocks, area: Int, tally: Tally, ops: Ops, begin: Int, scratch: TallyScratch, out: TallyOut
 ) -> Int:
-    """Apply operations from `begin` on; returns the first that found no memory, n when all are done.
+    """Apply operations from `begin` on; returns the first that ran out of memory, n when all are done.
 
-    A read of row -1 leaves its answer as it is; see `answer`. Cost: an event log C of C entries and what it moves,
-    which for the newest tile is at most `keep`; a read C log T of T tiles at most.
+    A read of row -1 leaves its answer unchanged; see `answer`. Cost for a row of C entries in T tiles: an event
+    O(log C) plus the entries moved, at most `keep` for the newest tile; a read at most O(C log T).
     """
     blocks, tally, ops = Blocks(*blocks), Tally(*tally), Ops(*ops)
     scratch, out = TallyScratch(*scratch), TallyOut(*out)
     heads, rows, codes, hop, span = blocks.heads, ops.rows, ops.ops, tally.hop, tally.span
-    known: Int = np.int64(0)  # where the tile of the last event began: mostly the next event's as well
+    known: Int = np.int64(0)  # first entry of the last event's tile, usually also that of the next event
     for i in range(begin, rows.size):
         if i + AHEAD < rows.size:
             prefetch(heads, 4 * max(rows[i + AHEAD], 0))
@@ -93,7 +93,7 @@ def run_tally(
             if row >= 0:
                 low = max(tile, heads[row, TAG]) - span
                 if hop > 0 and tile * hop == ops.times[i]:
-                    tile -= 1  # every event of the tile is at or after the read
+                    tile -= 1  # all events of the tile are at or after the read
                 side, used, level, limit = merge_window(
                     blocks.words, heads[row, START], heads[row, COUNT], low, tile, tally.mode, scratch
                 )
@@ -114,7 +114,7 @@ def run_tally(
 
 @part
 def _prefetch_entries(heads: Ints, words: Ints, row: Int, op: Int) -> None:
-    """Prefetch the newest entries of a row that a later operation will touch, for a read some more."""
+    """Prefetch the newest entries of a row that a later operation needs; more of them for a read."""
     count = heads[row, COUNT]
     lines = 4 if op < 0 else 16
     end = heads[row, START] + ENTRY * count
@@ -124,7 +124,7 @@ def _prefetch_entries(heads: Ints, words: Ints, row: Int, op: Int) -> None:
 
 @part
 def _add(blocks: Blocks, area: Int, tally: Tally, row: Int, tile: Int, time: Int, key: Int, known: Int) -> Int:
-    """Count one event; returns where its tile begins, -1 where there is no room. It is likely to begin at `known`."""
+    """Count one event; returns the first entry of its tile, -1 if there is no memory. `known` is a guess of it."""
     heads, words, keep, mode, most = blocks.heads, blocks.words, tally.keep, tally.mode, tally.most
     start, count = heads[row, START], heads[row, COUNT]
     first: Int = np.int64(count)
@@ -184,14 +184,14 @@ def _add(blocks: Blocks, area: Int, tally: Tally, row: Int, tile: Int, time: Int
 
 @part
 def _rank(key: Int, time: Int) -> Int:
-    """How many zeros the hash of an event begins with, 31 at most: from the exponent of its first 53 bits."""
+    """Number of leading zeros of an event's hash, 31 at most, from the float exponent of its first 53 bits."""
     hashed = mix(np.int64(np.uint64(key) + mix(time))) >> np.uint64(11)
     return min(np.int64(1075) - (np.float64(hashed).view(np.int64) >> np.int64(52)), _RANK_MASK)
 
 
 @part
 def _count_more(words: Ints, at: Int, times: Int, mode: Int) -> None:
-    """Count another event of a key at level 0, or of a bucket."""
+    """Count another event of a key at level 0 or of a bucket."""
     if mode == QUANTILE:
         words[at] += 1
     elif mode == TOP:
@@ -201,7 +201,7 @@ def _count_more(words: Ints, at: Int, times: Int, mode: Int) -> None:
 
 @part
 def _bucket_at(key: Int, level: Int) -> Int:
-    """The bucket at a level of bucket `key` of level 0: |key| / 2**level, rounded up, with the sign of the key."""
+    """Bucket at `level` that contains bucket `key` of level 0: |key| / 2**level, rounded up, with the sign of `key`."""
     if key > 0:
         key += (np.int64(1) << level) - np.int64(1)
     return key >> level
@@ -209,7 +209,7 @@ def _bucket_at(key: Int, level: Int) -> Int:
 
 @part
 def _collapse(words: Ints, start: Int, first: Int, end: Int, count: Int) -> Int:
-    """Bring the tile of the entries [first, end), of `count`, to its next level; returns where it ends then."""
+    """Raise the tile of the entries [first, end), of `count`, to its next level; returns its new end."""
     to = first
     for j in range(first, end):
         at = start + ENTRY * j
@@ -226,7 +226,7 @@ def _collapse(words: Ints, start: Int, first: Int, end: Int, count: Int) -> Int:
 
 @part
 def _add_to_sample(words: Ints, start: Int, first: Int, end: Int, at: Int, key: Int) -> None:
-    """Take a new key, whose place is `at`, into a tile with the entries [first, end), if its hash is small enough."""
+    """Insert a new key at index `at` of the full tile [first, end) if its hash is small enough."""
     mark: Int = np.int64(words[start + ENTRY * first])
     if mark & _LEVEL_MASK == 0:
         mark += 1
@@ -245,7 +245,7 @@ def _add_to_sample(words: Ints, start: Int, first: Int, end: Int, at: Int, key: 
 
 @part
 def _start_sketch(words: Ints, start: Int, first: Int, end: Int, count: Int, keep: Int) -> None:
-    """Bring the tile of the entries [first, end), of `count`, to level 1, with room for the sketch."""
+    """Raise the tile of the entries [first, end), of `count`, to level 1, and start its sketch."""
     more = sketch_entries(keep)
     mark: Int = np.int64(words[start + ENTRY * first])
     _shift(words, start, end, count, more)
@@ -262,7 +262,10 @@ def _start_sketch(words: Ints, start: Int, first: Int, end: Int, count: Int, kee
 
 @part
 def keep_least_rank(words: Ints, start: Int, first: Int, end: Int, keep: Int) -> None:
-    """The sketch's spare counter is the least rank of the tile's keys, entries [first, end), to turn others away at."""
+    """Store the least rank of the tile's keys, entries [first, end), in the sketch's spare counter.
+
+    An event of a lower rank changes no key, so it needs no search.
+    """
     least = np.int64(RANKS)
     for j in range(first, end):
         least = min(least, words[start + ENTRY * j + 2])
@@ -297,7 +300,7 @@ def _add_to_sketch(words: Ints, start: Int, first: Int, end: Int, keep: Int, key
 
 @part
 def _replace(words: Ints, start: Int, worst: Int, at: Int, mark: Int, key: Int, times: Int) -> None:
-    """Put a key to its place `at` and take out the entry `worst`, both of one tile."""
+    """Insert a key at index `at` and remove the entry `worst` of the same tile."""
     if worst < at:
         at -= 1
         _shift(words, start, worst + 1, at + 1, -1)
@@ -308,7 +311,7 @@ def _replace(words: Ints, start: Int, worst: Int, at: Int, mark: Int, key: Int, 
 
 @part
 def keep_limit(words: Ints, start: Int, first: Int, end: Int) -> None:
-    """Where keys are not counted, the first entry of a tile at level 1 holds the greatest hash instead of a count."""
+    """Store the largest hash of a DISTINCT tile at level 1 in its first entry, in place of a count; others get 1."""
     most = np.uint64(0)
     for j in range(first, end):
         most = max(most, mix(words[start + ENTRY * j + 1]))
@@ -325,7 +328,7 @@ def _write(words: Ints, at: Int, mark: Int, key: Int, times: Int) -> None:
 
 @part
 def _shift(words: Ints, start: Int, at: Int, count: Int, by: Int) -> None:
-    """Move the entries [at, count) by some places, down or up."""
+    """Move the entries [at, count) by `by` entries, down if it is negative."""
     low, high, by = start + ENTRY * at, start + ENTRY * count, ENTRY * by
     if by < 0:
         for word in range(low, high):
@@ -337,7 +340,7 @@ def _shift(words: Ints, start: Int, at: Int, count: Int, by: Int) -> None:
 
 @part
 def _make_room(blocks: Blocks, area: Int, most: Int, row: Int, oldest: Int) -> bool:
-    """Make room for one more entry in the row's full block; false where there is no memory.
+    """Make room for one more entry in the row's full block; False if there is no memory.
 
     Drops the entries with marks before `oldest`, and moves to a larger block if that frees less than half.
     """
