@@ -1,4 +1,4 @@
-"""Answers: the work of a batch of requests, from validated bodies to the bytes of responses, in a lane's thread."""
+"""Answers batches of requests in a lane's thread, from validated bodies to the bytes of responses."""
 
 import gc
 import threading
@@ -30,7 +30,7 @@ from headrace.serving.swap import LiveModel, Swap
 from headrace.tracing import trace_batch
 
 WARM_RETRY_S = 1.0
-"""Seconds between two tries to warm up while the store is away."""
+"""Seconds between two attempts to warm up while the store is unreachable."""
 
 VIEW_STATE = Gauge(
     "headrace_view_state",
@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful response: the body, the version of the model that answered, if any, and the body's type."""
+    """A successful response: its body, its media type, and the version of the model that answered, if any."""
 
     body: bytes
     model_version: int | None = None
@@ -53,9 +53,9 @@ class Reply:
 
 
 class Answers:
-    """Rank, score and features over one ranker.
+    """Answers rank, score and features requests from one ranker.
 
-    Invariant: a batch reads `swap.live` once, and one model answers all its requests.
+    Invariant: `work` chooses the models of a batch from one read of `swap.live`, and one model answers each request.
 
     Args:
         impressions: log of the served rankings, or None.
@@ -73,19 +73,19 @@ class Answers:
 
     @property
     def is_warm(self) -> bool:
-        """Whether every kernel of the path has run, so that no request waits for its compilation."""
+        """Whether warm-up is over. Unless it failed, no request waits for a kernel to compile."""
         return self._ranker.is_warm
 
     def warm(self) -> None:
-        """Run every kernel of the path once; tries again while the store is away. Called in a thread of its own.
+        """Run every kernel that requests need once, retrying while the store is unreachable. Runs in its own thread.
 
-        A function of the declaration may fail on records that are made up: that is logged, and keeps no replica from
-        being ready; a request may then wait for a kernel.
+        A function of the declaration may fail on the made-up records. This is logged and the replica still becomes
+        ready; a request may then wait for a kernel to compile.
         """
         while not self._ranker.is_warm and not self._closed.is_set():
             try:
                 self._ranker.warm()
-                # What the start has made stays: a full collection of these objects would stop all threads for 0.4 s.
+                # Objects made at startup live on: a full collection of them would stop all threads for 0.4 s.
                 if gc.get_freeze_count() == 0:  # once a process
                     gc.collect()
                     gc.freeze()
@@ -93,16 +93,16 @@ class Answers:
                 log.warning("not_warm_yet", reason=str(exc))
                 self._closed.wait(WARM_RETRY_S)
             except Exception:
-                log.exception("warm_up_failed")  # of whatever kind: the thread must not end with the replica unready
+                log.exception("warm_up_failed")  # any error: the thread must not end with the replica unready
                 self._ranker.is_warm = True
 
     def close(self) -> None:
-        """End the threads that look after the store."""
+        """Stop warming up and probing the store."""
         self._closed.set()
         self.breaker.close()
 
     def require_store(self) -> None:
-        """Return unless the store is known to hang and requests need it.
+        """Refuse requests that need the store while it is known to hang.
 
         Raises:
             Refusal: 503.
@@ -120,7 +120,7 @@ class Answers:
         self._ranker.store.ping()
 
     def check_views(self) -> dict[str, ViewState]:
-        """State of each view's records for this replica.
+        """Return the state of each view's records for this replica, and set the gauge.
 
         Raises:
             StoreUnavailableError: the store does not answer.
@@ -152,10 +152,10 @@ class Answers:
         }
 
     def query(self, ask: ScoreRequest) -> Query:
-        """What `ask` reads, checked, so that it cannot fail the batch that it joins.
+        """Convert `ask` to a query, checked so that it cannot fail the batch that it joins.
 
         Raises:
-            Refusal: 422, a key, a value of the context or the time is missing or of the wrong type.
+            Refusal: 422, a key, a context value or the time is missing or of the wrong type.
         """
         try:
             now_us = self._clock.now_us() if ask.event_time is None else instant_us(ask.event_time)
@@ -172,10 +172,10 @@ class Answers:
         return query
 
     def require_version(self, ask: ScoreRequest) -> None:
-        """Return if the model that `ask` wants could answer now.
+        """Check that the model version that `ask` requires is in memory.
 
         Raises:
-            Refusal: 409, it is not here; 503, no model is live.
+            Refusal: 409, it is not; 503, no model is live.
         """
         live = self._swap.live
         if live is None:
@@ -183,10 +183,10 @@ class Answers:
         self._model_for(ask, live)
 
     def _model_for(self, ask: ScoreRequest, live: LiveModel) -> LiveModel:
-        """The model that answers `ask` while `live` is live.
+        """Return the model that answers `ask` while `live` is live.
 
         Raises:
-            Refusal: 409.
+            Refusal: 409, the required version is not in memory.
         """
         model = live
         if ask.exact_version is not None and ask.exact_version != live.version:
@@ -201,9 +201,9 @@ class Answers:
         return model
 
     def work(self, jobs: Sequence[Job]) -> list[Reply | Exception]:
-        """A reply for each job, or the exception that ended it, in order.
+        """Return the reply of each job, or the exception that ended it, in order.
 
-        Requests whose columns have other types, or that want another model, go in batches apart.
+        Requests that need different models, or whose columns differ in type, are answered in separate batches.
         """
         live = self._swap.live
         if live is None:
@@ -229,10 +229,10 @@ class Answers:
         except StoreError as exc:
             self.breaker.failed(time.perf_counter() - started_s)
             return [refusal_of(exc, jobs[0].route)] * len(jobs)
-        except Exception as exc:  # noqa: BLE001  # whatever a model or a function of the declaration raises
+        except Exception as exc:  # noqa: BLE001  # a model or a function of the declaration may raise anything
             if len(jobs) == 1:
                 return [exc]  # the handler logs it: a traceback takes longer to write than a batch to score
-        # Each alone: the one that fails shall cost no other.
+        # Answer each job alone, so that a failing one does not fail the others.
         return [self._outcomes(model, [job], live_at_start)[0] for job in jobs]
 
     def _replies(self, model: LiveModel, jobs: Sequence[Job], live_at_start: int) -> list[Reply]:
@@ -277,7 +277,7 @@ class Answers:
         ids: Sequence[str],
         orders: Sequence[tuple[int, Any]],
     ) -> None:
-        """Log the rankings of a batch: (index of the job, order of its candidates) each."""
+        """Log the rankings of a batch; `orders` has (index of the job, order of its candidates) for each."""
         picked = np.concatenate([batch.edges[i] + order for i, order in orders])
         edges = np.zeros(len(orders) + 1, np.int64)
         np.cumsum([len(order) for _, order in orders], out=edges[1:])
@@ -300,7 +300,7 @@ class Answers:
         )
 
     def features(self, view: str, key: Sequence[str]) -> Reply:
-        """One record of `view` as of the clock's now; `key` as the parts of the path."""
+        """Read one record of `view` as of the clock's present time; `key` holds the parts of the path."""
         if view not in self._views:
             near = nearest(view, self._views)
             raise Refusal(404, "unknown_view", f"no view {view!r} is served here", f"nearest is {near!r}", "view")
@@ -324,7 +324,7 @@ class Answers:
 
 
 def dumps(body: Mapping[str, Any]) -> bytes:
-    """JSON bytes; NumPy values and datetimes natively, bytes as hexadecimal text."""
+    """Serialize `body` as JSON: NumPy values and datetimes natively, bytes as hexadecimal text."""
     return orjson.dumps(body, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
@@ -356,7 +356,7 @@ def _header(request_id: str, model_version: int, read: RequestRead) -> dict[str,
 
 
 def _reply(job: Job, body: dict[str, Any], scores: Any, order: Any, model_version: int) -> Reply:
-    """The reply of a job: `scores` (B,) of its candidates, of a ranking in the `order` (k,) of positions."""
+    """Build the reply of a job from its candidates' `scores` (B,); a ranking shows those at `order` (k,)."""
     shown = None if order is None else order.tolist()
     if job.as_arrow:
         candidates = None if shown is None else [job.ask.candidates[i] for i in shown]
@@ -377,7 +377,7 @@ def _ranked(candidates: Sequence[Any], order: Sequence[int], scores: Sequence[fl
 
 
 def _entity(view: type[FeatureView], parts: Sequence[str]) -> dict[str, int | str]:
-    """Key columns and values of a key as written in a path; of a single key slashes are a part."""
+    """Parse a key from a path into key column -> value. A key of one column may contain slashes."""
     plan = plan_of(view)
     key = "/".join(parts)
     parts = parts if len(plan.entity) > 1 else [key]

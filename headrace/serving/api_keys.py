@@ -1,13 +1,13 @@
-"""API keys: who may ask a replica for what, and how often.
+"""API keys: which routes a caller may use, and how often.
 
-A key is configured by its hash, so that no setting, file or backup holds one that opens the service:
+A key is configured by its hash, so that no setting, file or backup holds a usable key:
 
     <id>:<sha256 of the key, hex>[:<requests a second>[:<scope>+<scope>..]]         mobile:9f86d0...:200:rank+features
 
-Limits are of one replica each. A key without a scope may do all. A setting without a colon is the key itself, for a
-laptop; it has no limit and may do all.
+Each replica applies the limits on its own. A key without scopes has all of them. A setting without a colon is the key
+itself, meant for a laptop; it has no limit and all scopes.
 
-Keys of a file are read again when it changes, so that one can be added or withdrawn while the service runs.
+A file of keys is read again when it changes, so that keys can be added or withdrawn while the service runs.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from headrace.errors import ConfigError
 from headrace.serving.refusals import Refusal
 
 SCOPES = {"rank": "/v1/rank and /v1/score", "features": "/v1/features", "operate": "/v1/model, /v1/report, /metrics"}
-"""Scope -> what it opens; /docs and /openapi.json are open to every key."""
+"""Scope -> routes that it opens; every key opens /docs and /openapi.json."""
 _PREFIXES = {
     "/v1/rank": "rank",
     "/v1/score": "rank",
@@ -41,9 +41,9 @@ _IN_HEADERS = re.compile(r"[!-~]+")
 _FORM = "write id:sha256[:requests a second[:scope+scope]]"
 
 LIMIT_MIN_PER_S = 1e-6
-"""Smallest limit, one request in 12 days: a smaller one is a slip, and its Retry-After is no number of seconds."""
+"""Smallest limit, one request in 12 days: a smaller one is a mistake, and its Retry-After could overflow."""
 LOOK_S = 1.0
-"""Seconds between two looks at whether the file of keys has changed; a look costs a microsecond."""
+"""Seconds between checks whether the file of keys has changed; a check costs a microsecond."""
 
 NOT_READ = Counter("headrace_api_keys_not_read_total", "Changes of the file of API keys that could not be taken.")
 KEY_REQUESTS = Counter("headrace_key_requests_total", "Requests by API key and outcome.", ["key", "outcome"])
@@ -53,7 +53,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class ApiKey:
-    """One key: its id for logs and metrics, the SHA-256 of it, requests a second (inf: no limit) and scopes."""
+    """One key: its id for logs and metrics, its SHA-256, its requests a second (inf: no limit) and its scopes."""
 
     id: str
     digest: bytes
@@ -64,10 +64,10 @@ class ApiKey:
 
     @classmethod
     def parse(cls, text: str, number: int) -> "ApiKey":
-        """The key that `text` configures, the `number`-th.
+        """Parse the key that `text` configures; `number` is its position, counted from 1.
 
         Raises:
-            ConfigError: it is of another form, or names a scope that there is not.
+            ConfigError: `text` has another form, or names an unknown scope.
         """
         if ":" not in text:
             if not text:
@@ -90,9 +90,9 @@ class ApiKey:
         return cls(match["id"], bytes.fromhex(match["digest"]), limit, scopes)
 
     def wait_s(self, now_s: float) -> float:
-        """Take one request from the limit: 0.0, or the seconds until the next is allowed. For one thread.
+        """Take one request from the limit; return 0.0, or the seconds until one is allowed. Not thread-safe.
 
-        A token bucket that holds the requests of one second, at least one.
+        The limit is a token bucket that holds the requests of one second, at least one.
         """
         if self.limit_per_s == math.inf:
             return 0.0
@@ -106,15 +106,15 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of a service. Without any, it is open. For one thread.
+    """The keys of a service, which is open if there are none. Not thread-safe.
 
     Args:
         texts: keys of the settings.
-        file: of more keys, one a line; read again when it changes. One that is faulty then, or holds no key, is logged,
-            and the keys before it stay.
+        file: a file of more keys, one a line, read again when it changes. If it is faulty or empty by then, this is
+            logged and the previous keys stay.
 
     Raises:
-        ConfigError: a key is of another form, two have one id or are one key, or the file cannot be read or is empty.
+        ConfigError: a key has another form, an id or a key occurs twice, or the file is empty or cannot be read.
     """
 
     def __init__(self, texts: Iterable[str], file: Path | None = None) -> None:
@@ -125,7 +125,7 @@ class ApiKeys:
         self._by_digest = self._read()
 
     def _read(self) -> dict[bytes, ApiKey]:
-        """All keys by their digest."""
+        """Read all keys, by digest."""
         given = [*self._texts, *(keys_of_file(self._file) if self._file else ())]
         keys = [ApiKey.parse(text, number) for number, text in enumerate(given, 1)]
         ids = [key.id for key in keys]
@@ -161,10 +161,10 @@ class ApiKeys:
         return bool(self._by_digest)
 
     def refusal(self, path: str, headers: dict[bytes, bytes]) -> Refusal | None:
-        """Why a request may not go on: 401, 403 or 429; None if it may. Call in the event loop."""
+        """Return why a request is refused (401, 403 or 429), None if it is not. For the event loop only."""
         now_s = time.monotonic()
         self._look(now_s)
-        # What is looked up is a hash: the time it takes reveals nothing of the keys.
+        # The lookup is by hash, so its duration reveals nothing about the keys.
         key = self._by_digest.get(hashlib.sha256(_given(headers)).digest())
         if key is None:
             KEY_REQUESTS.labels(key="", outcome="unknown").inc()
@@ -186,10 +186,10 @@ class ApiKeys:
 
 
 def keys_of_file(path: Path) -> Collection[str]:
-    """Keys of a file: one a line, without blank lines and those that begin with #.
+    """Read the keys of a file, one a line; blank lines and lines that begin with # are skipped.
 
     Raises:
-        ConfigError: it cannot be read, or holds none.
+        ConfigError: the file cannot be read, or holds no key.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -208,7 +208,7 @@ def _refuse_pipe(file: Path) -> None:
 
 
 def _state_of(file: Path | None) -> Hashable:
-    """Something that differs once a file was replaced or written; None while it is not there."""
+    """Return a value that changes when the file is replaced or written; None if there is no file."""
     try:
         stat = file.stat() if file is not None else None
     except OSError:
@@ -217,7 +217,7 @@ def _state_of(file: Path | None) -> Hashable:
 
 
 def _given(headers: dict[bytes, bytes]) -> bytes:
-    """The key that a request brings; empty without one, which is no key."""
+    """Return the key in the headers of a request; empty if there is none, which is no valid key."""
     given = headers.get(b"x-api-key")
     if given is None:
         scheme, _, token = headers.get(b"authorization", b"").partition(b" ")

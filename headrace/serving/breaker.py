@@ -1,4 +1,4 @@
-"""A circuit breaker before the store: while Redis hangs, requests are refused at once instead of waiting for it."""
+"""A circuit breaker for the store: while Redis hangs, requests are refused at once instead of waiting for it."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ from prometheus_client import Gauge
 from headrace.errors import StoreError
 
 SLOW_S = 0.25
-"""A failure that took so long opens the circuit; a refused connection, which costs milliseconds, does not."""
+"""A failure that took at least this long opens the circuit; a refused connection takes milliseconds and does not."""
 PROBE_S = 0.25
-"""Seconds between two looks at whether Redis answers again."""
+"""Seconds between two pings while the circuit is open."""
 
 CIRCUIT_OPEN = Gauge("headrace_store_circuit_open", "1 while requests are refused because the store hangs.")
 
@@ -20,10 +20,10 @@ log = structlog.get_logger(__name__)
 
 
 class StoreBreaker:
-    """Open after a slow failure, until `ping` succeeds. Thread-safe.
+    """Opens after a slow failure and closes when `ping` succeeds. Thread-safe.
 
     Args:
-        ping: returns if the store answers; called by a thread that lives while the circuit is open.
+        ping: returns if the store answers, raises StoreError if not; called by a thread while the circuit is open.
         slow_s, probe_s: see the module's constants.
     """
 
@@ -36,7 +36,7 @@ class StoreBreaker:
         self._closed = threading.Event()
 
     def failed(self, seconds: float) -> None:
-        """Take note of a read that failed after `seconds`."""
+        """Record a read that failed after `seconds`."""
         with self._lock:
             if seconds < self._slow_s or self.is_open or self._closed.is_set():
                 return
@@ -46,7 +46,7 @@ class StoreBreaker:
         threading.Thread(target=self._probe, name="headrace-store-probe", daemon=True).start()
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop pinging the store."""
         self._closed.set()
 
     def _probe(self) -> None:

@@ -1,7 +1,7 @@
 """Guard: ASGI middleware that names each request, checks its API key and announced size, and adds security headers.
 
-The id of a request is its header `X-Request-Id`, if that can be written into a log, else a new one; a ranking may bring
-its own in the body. It is in the response's header, in the body, and in each line of the log.
+The id of a request is its header `X-Request-Id` if that is safe to log, else a new id; a rank or score body may set its
+own. The id is in the response's header and body, and in each log line.
 
 Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues to every request.
 """
@@ -32,16 +32,16 @@ HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 
 
 class DirectRoute(Protocol):
-    """A route that answers by itself, and can say beforehand that it would not in time."""
+    """A route that bypasses the application, and can refuse a request before its body is read."""
 
     name: str
 
     def refusal(self, scope: Scope) -> Refusal | None:
-        """Why not, before the body is read; None if it may."""
+        """Return why the request is refused before its body is read; None if it is not."""
         ...
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, whatever happens."""
+        """Answer a request, with an error if its handling fails."""
         ...
 
 
@@ -49,10 +49,10 @@ class Guard:
     """ASGI middleware; see the module's docstring.
 
     Args:
-        api_keys: accepted keys, as `X-API-Key` or `Authorization: Bearer`; none: open.
-        body_bytes_max: a longer announced body is answered 413 unread.
-        direct: path -> its route, to which POST goes straight: the layers and routing of the application beneath cost
-            more than such a route's own work.
+        api_keys: accepted keys, as `X-API-Key` or `Authorization: Bearer`; without any, the service is open.
+        body_bytes_max: a request that announces a longer body is answered 413 unread.
+        direct: path -> route that POST requests go to directly: the application's layers and routing cost more than
+            such a route's own work.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Guard:
         self._body_bytes_max = body_bytes_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer refused requests, pass all others on."""
+        """Answer refused requests and pass all others on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -88,7 +88,7 @@ class Guard:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                # Of a body's id, what no header can hold: a server closes the connection rather than send it.
+                # An id from the body may have characters that headers cannot: a server would close the connection.
                 name = _NOT_IN_HEADERS.sub(b"?", (REQUEST_ID.get() or "").encode("ascii", "replace"))
                 is_named = name == request_id and NAMED_OUTSIDE in scope.get("state", ())
                 own = [] if is_named else [(b"x-request-id", name)]
@@ -119,7 +119,7 @@ class Guard:
             if refusal is not None:
                 return refusal
         length = headers.get(b"content-length", b"0")
-        # Digits are counted first: Python turns no more than 4,300 into a number.
+        # Digits are counted first: Python converts at most 4,300 of them to a number.
         if not length.isdigit() or len(length.lstrip(b"0")) > 18 or int(length[-18:]) > self._body_bytes_max:
             return too_large(self._body_bytes_max)
         return None

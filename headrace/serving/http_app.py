@@ -6,8 +6,8 @@
     GET  /v1/model, /v1/report       the live model; counters, latencies and swaps of this replica
     GET  /healthz, /readyz, /metrics
 
-Rank and score are worked on in batches by the threads of two lanes (lanes.py); the event loop parses, validates and
-sends. A record is read by a small pool of its own, and the probes by none that a request could fill.
+The threads of two lanes (lanes/) compute rank and score in batches; the event loop parses, validates and sends. Single
+records are read by a small thread pool, and probes have their own thread, so that requests cannot delay them.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ from headrace.serving.report import Report, metrics_page, published_entry, refus
 from headrace.serving.swap import LiveModel, Swap
 
 READ_THREADS = 2
-"""Single records that are read at once; others wait, within their deadline."""
+"""Single records that are read at the same time; others wait, within their deadline."""
 PING_S = 1.0
 """How long a probe waits for the store."""
 
@@ -71,14 +71,14 @@ class HttpLimits:
     """Limits and keys of one replica.
 
     Args:
-        api_keys: accepted API keys, each itself or in the form of `api_keys.py`; none: open.
-        api_keys_file: file of more keys, one a line, read again when it changes; None: there is none.
+        api_keys: accepted API keys, plain or in the form of `api_keys.py`; without any, the service is open.
+        api_keys_file: file of more keys, one a line, read again when it changes; or None.
         cors_origins: origins whose pages may call the service from a browser; none: CORS is off.
-        max_in_flight: requests of the model that may wait or be worked on at once, small and large ones apart; more are
-            answered 429, and before that those that would wait for longer than they may.
+        max_in_flight: rank and score requests that may wait or be in progress at once, counted separately for small and
+            large ones. Further requests are answered 429, as are those that could not start before their deadline.
         body_bytes_max: longest request body.
-        timeout_s: deadline of a request that has no header `X-Request-Timeout-Ms`, from the arrival of its body
-            at this machine; in this process where the server is another than ours.
+        timeout_s: deadline of a request that has no header `X-Request-Timeout-Ms`, from the arrival of its body at
+            this machine, or in this process if the server is not Headrace's own.
         one_cpu: whether the threads that share the interpreter run on one CPU; see lanes/one_cpu.py.
     """
 
@@ -104,12 +104,12 @@ def build_http(
     """Build the ASGI application.
 
     Args:
-        impressions: log of the served rankings; None: they are not logged.
+        impressions: log of the served rankings, or None.
         clock: time of requests that have no `event_time`; default: the wall clock.
         on_close: called once when the application shuts down, after the last request.
 
     Raises:
-        ConfigError: an API key is of another form than it may have.
+        ConfigError: an API key is invalid, or the file of keys cannot be read.
     """
     limits = limits or HttpLimits()
     keys = ApiKeys(limits.api_keys, limits.api_keys_file)
@@ -122,7 +122,7 @@ def build_http(
     def warm() -> None:
         answers.warm()
         if limits.one_cpu:
-            one_cpu.start()  # now, for pools of libraries would inherit the CPU of the thread that makes them
+            one_cpu.start()  # only now: pools of libraries inherit the CPU of the thread that makes them
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -145,8 +145,8 @@ def build_http(
         responses={422: {"model": ErrorResponse}},
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # a redirect would be no answer of the contract, and repeat the header Host
-        telemetry={"tracing": False, "metrics": False, "logs": False},  # tracing.py and report.py have them
+        redirect_slashes=False,  # a redirect is not in the contract, and would repeat the header Host
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # tracing.py and report.py do this
     )
     model_routes = {}
     for name, model, answer in (("rank", RankRequest, RankResponse), ("score", ScoreRequest, ScoreResponse)):
@@ -162,7 +162,7 @@ def build_http(
         )
         model_routes[f"/v1/{name}"] = route
         _add_model_route(app, route, model, answer)
-    app.state.is_draining = False  # set by the server when it is told to stop
+    app.state.is_draining = False  # set by the server when it is asked to stop
     routes = _Routes(answers, swap, report, reads, probes, app.state)
     routes.add_to(app, limits.timeout_s)
     app.add_exception_handler(HTTPException, routes.not_routed)
@@ -175,7 +175,7 @@ def build_http(
         body_bytes_max=limits.body_bytes_max,
         direct=model_routes,
     )
-    if limits.cors_origins:  # added last, so that it answers a browser's preflight, which brings no key
+    if limits.cors_origins:  # added last, so that it answers a browser's preflight, which has no key
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(limits.cors_origins),
@@ -187,7 +187,7 @@ def build_http(
 
 
 def _add_model_route(app: FastAPI, route: ModelRoute[Any], model: type[BaseModel], answer: type[BaseModel]) -> None:
-    """Add a route that FastAPI describes and routes to, and that answers by itself."""
+    """Add a route that FastAPI documents and routes to, but that handles requests itself."""
 
     async def described() -> None:
         """For OpenAPI only: `route` handles the requests."""
@@ -209,7 +209,7 @@ def _add_model_route(app: FastAPI, route: ModelRoute[Any], model: type[BaseModel
 
 
 def _describe(app: FastAPI, contract: Contract) -> None:
-    """Make /openapi.json describe this very service, and add /docs."""
+    """Make /openapi.json describe this service with its own keys, and add /docs."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -226,7 +226,7 @@ def _describe(app: FastAPI, contract: Contract) -> None:
 
 
 class _Routes:
-    """The handlers of all routes but the model's, and their shared state."""
+    """The handlers of all routes except rank and score, and their shared state."""
 
     def __init__(
         self,
@@ -288,7 +288,7 @@ class _Routes:
         return response
 
     async def _timed(self, route: str, work: Awaitable[Reply]) -> Response:
-        """Await `work`, and turn its result or exception into one response and one count."""
+        """Await `work`, turn its result or exception into a response, and count it."""
         started = time.perf_counter()
         try:
             reply = await work
@@ -344,7 +344,7 @@ class _Routes:
         return _json(body, 200 if ready else 503)
 
     async def _view_states(self) -> dict[str, ViewState] | None:
-        """State of each view, None if the store does not answer within PING_S; probes at once share one look."""
+        """Return each view's state, None if the store does not answer within PING_S; concurrent probes share a look."""
         loop = asyncio.get_running_loop()
         if self._looking is None or self._looking.done() or self._looking.get_loop() is not loop:
             self._looking = loop.run_in_executor(self._probes, self._look)
@@ -362,9 +362,9 @@ class _Routes:
 
 
 def _parts_of_path(scope: Scope, view: str, key: str) -> list[str]:
-    """Parts of a key as the client wrote them: what is `%2F` in the path separates none, and bytes are UTF-8.
+    """Split a key as the client wrote it: `%2F` in the path does not separate parts, and bytes are UTF-8.
 
-    Where the server hands over no raw path, or the view's name is not in it, the parts are those of `key`.
+    If the server gives no raw path, or the path lacks the view's name, `key` itself is split.
     """
     raw = scope.get("raw_path", b"").partition(b"/v1/features/")[2].partition(b"?")[0]
     raw_view, slash, raw_key = raw.partition(b"/")
@@ -382,6 +382,6 @@ def _refused(refusal: Refusal) -> Response:
 
 
 def _takes(model: type[BaseModel]) -> dict[str, object]:
-    """OpenAPI description of the body, for routes that parse the bytes themselves."""
+    """Describe the body for OpenAPI, for routes that parse the bytes themselves."""
     schema = model.model_json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -1,10 +1,10 @@
 """Request and response bodies of the HTTP API, validated once.
 
-Requests are validated straight from the body's bytes; an unknown field is an error, so that a misspelt `k` is not
-silently ignored. Responses are described here for OpenAPI and clients, and written by orjson directly: building 100
-pydantic objects per response would cost more than the rest of the ranking's bookkeeping.
+Requests are validated directly from the body's bytes; an unknown field is an error, so that a misspelt `k` is not
+silently ignored. Responses are described here for OpenAPI and clients, but written by orjson: building 100 pydantic
+objects per response would cost more than the rest of the ranking's bookkeeping.
 
-Every response of a model has its `model_version`, in the body and in the header `X-Model-Version`.
+Every response of a model has its `model_version` in the body and in the header `X-Model-Version`.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-CANDIDATES_MAX = 5_000  # the largest fan-out of one request: about 40 KB of JSON, 15 ms of a DeepFM 256-128 on one core
+CANDIDATES_MAX = 5_000  # of one request: about 40 KB of JSON, and 15 ms of a DeepFM 256-128 on one core
 K_MAX = CANDIDATES_MAX
 REQUEST_ID_CHARS_MAX = 128
 KEY_CHARS_MAX = 512
@@ -27,7 +27,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d(?!\d)")
 
 
 def _moment(value: object) -> object:
-    """Pass on times that have one meaning: others would be read as seconds by their size, sign or point."""
+    """Accept unambiguous times only: pydantic would read other numbers as seconds, by their size, sign or fraction."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if value is None or is_whole or (isinstance(value, str) and _DATE.match(value)):
         return value
@@ -38,7 +38,7 @@ Moment = Annotated[datetime | Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 
 
 def _number(value: object) -> object:
-    """Pass on what JSON has as a number, 3.0 too: pydantic would take true and "3" as well."""
+    """Accept JSON numbers only, 3.0 included: pydantic would also accept true and "3"."""
     is_lax = isinstance(value, bool | str)
     if not is_lax:
         return value

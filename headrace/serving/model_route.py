@@ -1,4 +1,4 @@
-"""The routes of the model, rank and score: plain ASGI, since FastAPI's own handling costs as much as the scoring.
+"""The routes rank and score, in plain ASGI because FastAPI's handling costs as much as the scoring.
 
 body (within BODY_S) -> validated -> lane of small or of large requests -> bytes of the response
 """
@@ -27,11 +27,11 @@ BODY_S = 5.0
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 TIMEOUT_MS_MAX = 60_000
 LARGE_CANDIDATES = 256
-"""A request of more candidates goes into the lane of large ones: it takes some milliseconds."""
+"""A request of more candidates goes to the lane of large requests: it takes some milliseconds."""
 LARGE_BODY_BYTES = 16_384
-"""A longer body is parsed in a thread, one at a time: it takes a millisecond or more."""
+"""A longer body is parsed in a thread, one body at a time: it takes a millisecond or more."""
 CLIENT_GONE = 499
-"""Status that a request is counted under whose client hung up."""
+"""Status under which a request is counted whose client hung up."""
 
 _ARROW = MEDIA_TYPE.encode()
 Ask = TypeVar("Ask", bound=ScoreRequest)
@@ -41,9 +41,9 @@ class Lanes:
     """The lanes of small and of large requests, and the thread that parses large bodies.
 
     Args:
-        answers: does the work of a batch.
-        in_flight_max: requests that may wait or be worked on in each lane.
-        one_cpu: where the thread of small requests runs, and that of large ones does not.
+        answers: answers a batch.
+        in_flight_max: requests that may wait or be in progress in each lane.
+        one_cpu: the CPU of the small lane's thread; the large lane's thread may run on any.
     """
 
     def __init__(self, answers: Answers, in_flight_max: int, one_cpu: OneCpu) -> None:
@@ -52,11 +52,11 @@ class Lanes:
         self.large = Lane("rank-large", answers.work, waiting_max=in_flight_max, rows_max=1, on_thread=one_cpu.free)
 
     def of(self, ask: ScoreRequest) -> Lane:
-        """The lane that `ask` belongs to."""
+        """Return the lane of `ask`."""
         return self.large if len(ask.candidates) > LARGE_CANDIDATES else self.small
 
     def close(self) -> None:
-        """Work on all that was submitted, then stop."""
+        """Answer all submitted requests, then stop."""
         self.small.close()
         self.large.close()
         self.parser.shutdown()
@@ -67,8 +67,8 @@ class ModelRoute(Generic[Ask]):
 
     Args:
         name: of the route in metrics, "rank" or "score".
-        model: what bodies are parsed as.
-        timeout_s: deadline of requests that bring none in `X-Request-Timeout-Ms`.
+        model: class of the request bodies.
+        timeout_s: deadline of requests without the header `X-Request-Timeout-Ms`.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class ModelRoute(Generic[Ask]):
         self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; every request is answered and counted."""
+        """Answer and count one request, with an error if its handling fails."""
         started_s = time.perf_counter()
         version = None
         try:
@@ -110,9 +110,9 @@ class ModelRoute(Generic[Ask]):
         self._report.answered(self.name, status, time.perf_counter() - started_s, model_version=version)
 
     def refusal(self, scope: Scope) -> Refusal | None:
-        """Why a request cannot be answered in time, whatever it asks; None if it may.
+        """Return why no request can be answered in time now; None if one can.
 
-        For the guard, before the application spends on it: under overload most requests end here.
+        The guard calls this before any work is done for a request: under overload most requests end here.
         """
         try:
             if self._swap.live is None:
@@ -144,7 +144,7 @@ class ModelRoute(Generic[Ask]):
         return ask, self._answers.query(ask)
 
     async def _parsed_in_thread(self, body: bytes, receive: Receive, is_arrow: bool) -> tuple[Ask, Query]:
-        """`_parsed` in the parser's thread, unless the client hangs up before its turn comes."""
+        """Run `_parsed` in the parser's thread, unless the client hangs up before its turn."""
         parsing = asyncio.get_running_loop().run_in_executor(self._lanes.parser, self._parsed, body, is_arrow)
         gone = asyncio.ensure_future(until_gone(receive))
         await asyncio.wait((parsing, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -158,7 +158,7 @@ class ModelRoute(Generic[Ask]):
         for name, text in headers:
             if name == TIMEOUT_HEADER:
                 value = text.strip()
-                # Python turns no more than 4,300 digits into a number.
+                # Python converts at most 4,300 digits to a number.
                 if not value.isdigit() or len(value) > 18 or not 1 <= int(value) <= TIMEOUT_MS_MAX:
                     detail = f"X-Request-Timeout-Ms is {value[:32].decode('latin-1')!r}"
                     raise Refusal(422, "invalid_request", detail, f"send whole milliseconds, 1 to {TIMEOUT_MS_MAX}")
@@ -167,7 +167,7 @@ class ModelRoute(Generic[Ask]):
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         parts: list[bytes] = []
-        if ARRIVED_S in scope.get("state", {}):  # whole already: a time-out would cost more than taking it
+        if ARRIVED_S in scope.get("state", {}):  # already whole: a timeout would cost more than receiving it
             await self._receive(receive, parts)
         else:
             try:
@@ -195,13 +195,13 @@ class ModelRoute(Generic[Ask]):
 
 
 def _arrived_s(scope: Scope) -> float:
-    """When the request reached this machine, of `time.monotonic`; now where its body is not whole, or nobody knows."""
+    """Return when the request reached this machine (`time.monotonic`), now if that is unknown or its body not whole."""
     arrived_s: float = scope.get("state", {}).get(ARRIVED_S, 0.0)
     return arrived_s or time.monotonic()
 
 
 def _names_arrow(headers: list[tuple[bytes, bytes]]) -> tuple[bool, bool]:
-    """Whether the body is an Arrow stream, and whether the answer shall be one."""
+    """Return whether the body is an Arrow stream, and whether the client accepts one."""
     is_arrow = as_arrow = False
     for name, value in headers:
         if name == b"content-type":

@@ -1,18 +1,17 @@
 """Runs the HTTP application on Ray Serve. The only module that imports ray.
 
-One deployment, no chain of hops: HAProxy hands each request to a replica's own server, which hands it straight to the
-application, around Serve's wrapper (sockets/direct.py). Models never change through Serve's `user_config`, which takes
-a replica out of routing and stops it when a push is bad; each replica follows the model directory by itself.
+There is one deployment and no chain of hops: HAProxy sends each request to a replica's own server, which calls the
+application directly, bypassing Serve's wrapper (sockets/direct.py). Models never change through Serve's `user_config`,
+which takes a replica out of routing and stops it when a push is bad; each replica follows the model directory itself.
 
     client -> HAProxy (host:port) -> replica: uvicorn -> application -> Ranker, Swap
                                   -> replica: ...
 
 Serve's switches are environment variables that its actors read when they start, so `RayServe` sets them before Ray
-starts. A replica builds its application by calling the factory; nothing but the factory and the environment crosses a
-process.
+starts. A replica builds its application by calling the factory; only the factory and the environment cross a process.
 
-Costs on two cores, measured: 11 s to start, 1 GB resident, 10 % of a core when idle, and 0.1 ms of CPU a request, all
-HAProxy's, beside the same application under uvicorn. Serve's wrapper would add 1 ms.
+Costs measured on two cores: 11 s to start, 1 GB resident, 10 % of a core when idle, and 0.1 ms of CPU a request more
+than the same application under uvicorn, all of it HAProxy's. Serve's wrapper would add 1 ms.
 """
 
 import logging
@@ -37,17 +36,17 @@ from headrace.serving.model_route import TIMEOUT_MS_MAX
 from headrace.serving.report import METRICS_VARIABLE
 from headrace.serving.sockets import direct
 
-FOLDER_CHARS_MAX = 40  # Ray puts Unix sockets 65 characters below its folder, and Linux takes 107
+FOLDER_CHARS_MAX = 40  # Ray's Unix sockets add 65 characters to the folder's path, and Linux allows 107
 OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum; unused
-REPLICA_PORTS = 64  # one a replica; Serve does not reuse a freed port for 150 s
-DRAIN_S = 1.0  # a stopping replica still answers for so long, until all proxies have dropped it
-DRAIN_LOOK_S = 0.2  # how often it looks whether all requests are answered
+REPLICA_PORTS = 64  # one for each replica; Serve does not reuse a freed port for 150 s
+DRAIN_S = 1.0  # a stopping replica still answers for this long, until all proxies have dropped it
+DRAIN_LOOK_S = 0.2  # between two checks of a stopping replica whether all requests are answered
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS")
-PROXY_START_S = 60.0  # by default Serve kills a proxy that is not up within 5 s, as on a loaded machine
+PROXY_START_S = 60.0  # by default Serve kills a proxy that is not up within 5 s, too short for a loaded machine
 START_TRIES = 2  # Ray gives its node 30 s and HAProxy 60 s to start, which a loaded machine can exceed
 REMOVE_TRIES = 15  # 0.2 s apart
 REASON_LINES = 8  # last lines of a replica's traceback that go into an error message
-TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  # a name, not a token
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105  # the name of a variable, not a token
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 
 log = structlog.get_logger(__name__)
@@ -58,11 +57,11 @@ class RayOptions:
     """Options of Ray Serve on one machine.
 
     Args:
-        host, port: address of the HTTP service; nothing listens on another host.
+        host, port: address of the HTTP service; HAProxy and the replicas listen on no other host.
         folder: Ray's temporary folder with its logs, at most 40 characters; None = a new one, which `stop` removes.
         replica_port_first: first of 64 ports for the replicas' own servers on `host`.
-        proxy_ports: ports on `host` of HAProxy's statistics and metrics, and of the Python proxy to which it hands
-            requests while it knows of no replica; None: free ones. Two services of one machine must not share them.
+        proxy_ports: ports on `host` of HAProxy's statistics and metrics, and of the Python proxy that receives requests
+            while HAProxy knows no replica; None: free ports. Two services on one machine must not share them.
         num_cpus: CPUs that Ray may assign; None = all.
         haproxy: use HAProxy where it works; False = Serve's Python proxy.
         env: more environment variables for all actors.
@@ -93,12 +92,12 @@ def build_app(
 
     Args:
         factory: a plain function, called once in each replica; it reads its settings there, from the environment.
-        num_replicas: processes, each with the model in memory.
+        num_replicas: number of processes, each with the model in memory.
         max_ongoing_requests: limit of one replica; above the application's `max_in_flight`, which answers 429 first.
         num_cpus: CPUs reserved for a replica; torch, numba and Polars get as many threads, at least one.
-        metrics_folder: where the replicas keep their metrics, so that each answers /metrics for all, as
-            `RayServe.metrics_folder`; None: each answers for itself.
-        env: environment variables of the replicas, beside those they inherit.
+        metrics_folder: folder of the replicas' metrics, such as `RayServe.metrics_folder`, so that each replica answers
+            /metrics for all; None: each answers for itself.
+        env: environment variables of the replicas, in addition to those they inherit.
     """
     require("ray")
     from ray import serve
@@ -129,23 +128,23 @@ class RayServe:
     """Ray and Ray Serve on this machine; a context manager that starts and stops them.
 
     Raises:
-        ConfigError: the folder's path is too long, or Ray runs in this process already.
+        ConfigError: the folder's path is too long, or Ray already runs in this process.
         PortBusyError: the port is taken.
-        ServiceError: Ray or Serve does not start; names the folder of the logs.
+        ServiceError: Ray or Serve does not start; the message names the folder of the logs.
     """
 
     def __init__(self, options: RayOptions) -> None:
         self.options = options
         self.url = f"http://{options.host}:{options.port}"
-        self.haproxy = False  # whether HAProxy stands in front; known once started
+        self.haproxy = False  # whether HAProxy is in use; known once started
         self._temporary_folders: list[Path] = []
         self._variables_before: dict[str, str | None] = {}
         self._folder = options.folder
         self._deployed: list[str] = []  # names of applications
-        self.metrics_folder: Path | None = None  # for the replicas' metrics; known once started, gone when stopped
+        self.metrics_folder: Path | None = None  # for the replicas' metrics; set by start, removed by stop
 
     def start(self) -> Self:
-        """Start Ray and Serve; return when HTTP is served."""
+        """Start Ray and Serve, and return when HTTP is served."""
         require("ray")
         import ray
 
@@ -204,7 +203,7 @@ class RayServe:
         )
 
     def deploy(self, app: Any, *, name: str = "headrace") -> str:
-        """Deploy `app` (of `build_app`) at `/`; return the URL when its replicas are ready.
+        """Deploy `app` (from `build_app`) at `/`, and return the URL when its replicas are ready.
 
         Raises:
             ServiceError: a replica's factory failed.
@@ -245,11 +244,11 @@ class RayServe:
         if not ray.is_initialized():
             return
         try:
-            for name in self._deployed:  # `shutdown` alone ends HAProxy first, and what it carries with it
+            for name in self._deployed:  # `shutdown` alone would end HAProxy first, and the requests it carries
                 serve.delete(name)
             serve.shutdown()
         except Exception:
-            log.exception("ray_serve_shutdown_failed")  # Ray stops next, and with it what is left
+            log.exception("ray_serve_shutdown_failed")  # Ray stops next, and with it all that is left
         ray.shutdown()
 
     def _keep_logs(self) -> None:
@@ -264,8 +263,8 @@ class RayServe:
         options = self.options
         last = options.replica_port_first + REPLICA_PORTS
         variables = {
-            # Ray's own ports listen on all interfaces, and a client of them can run code; with a token set, Ray asks
-            # for it. Ray reads the mode at import and the token once per process, so `stop` leaves both in place.
+            # Ray's own ports listen on all interfaces, and their clients can run code; with a token set, Ray requires
+            # it. Ray reads the mode at import and the token once per process, so `stop` leaves both in place.
             TOKEN_VARIABLE: os.environ.get(TOKEN_VARIABLE) or secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -288,13 +287,13 @@ class RayServe:
             log.warning("haproxy_unusable", reason=str(exc), fallback=fallback)
             return {}
         self.haproxy = True
-        folder = self._temporary("hr-")  # short: HAProxy's sockets lie 88 characters below it
+        folder = self._temporary("hr-")  # a short name: HAProxy's sockets add 88 characters to it
         ports = self.options.proxy_ports or (free_port(), free_port(), free_port())
         return haproxy.environment(binary, folder, self.options.host, ports)
 
 
 def _reason(name: str) -> str:
-    """The last lines of the controller's messages about an application's deployments."""
+    """Return the last lines of the controller's messages about an application's deployments."""
     from ray import serve
 
     application = serve.status().applications.get(name)
@@ -303,7 +302,7 @@ def _reason(name: str) -> str:
 
 
 def _remove(folder: Path) -> None:
-    # Ray's processes may write to their logs for a moment after Ray reports that it is down.
+    # Ray's processes may write to their logs for a moment after Ray has reported that it is down.
     for _ in range(REMOVE_TRIES):
         shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():

@@ -1,4 +1,4 @@
-"""What one request asks of a ranking: its declaration, the checks before any work, and its key columns."""
+"""Queries of a ranking: its declaration, the checks of a request, and the key columns of a batch."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ class RankingSpec:
     """Declaration of a ranking: the learner, and the key columns of a request.
 
     Args:
-        learner: whose views and inputs are read.
+        learner: the learner whose views and inputs are read.
         entity: key columns that a request gives once.
         candidate: key column that a request gives a list of.
 
@@ -44,7 +44,7 @@ class RankingSpec:
 
     @property
     def plans(self) -> list[ViewPlan]:
-        """Plans of the learner's views, of the features that its inputs read."""
+        """Plans of the learner's views, reduced to the features that its inputs read."""
         columns = [column.rpartition(".") for column in self.learner.inputs.columns]
         return [
             plan.only({name for view, _, name in columns if view == plan.name})
@@ -60,9 +60,9 @@ class RankingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One entity and its candidates, as of `now_us` (microseconds UTC), with values of the request.
+    """One entity and its candidates, as of `now_us` (microseconds UTC), with the context of the request.
 
-    `is_now`: the moment is the service's now, so that resident values of a moment ago may answer it.
+    `is_now`: whether `now_us` is the service's current time, so that resident values of a moment ago may be used.
     """
 
     entity: Mapping[str, Key]
@@ -73,18 +73,18 @@ class Query:
 
 
 class QueryRules:
-    """Checks of queries against a spec, and which of them one batch may hold."""
+    """Checks queries against a spec, and tells which of them may share a batch."""
 
     def __init__(self, spec: RankingSpec) -> None:
         self._spec = spec
         self._entity = frozenset(spec.entity)
         self._context = spec.context
         self.text_keys = text_columns(map(plan_of, spec.learner.views))
-        """Key column -> whether it is text; without those that no view declares."""
+        """Key column -> whether it is text; key columns that no view declares are absent."""
         self._undeclared = [name for name in spec.entity if name not in self.text_keys]
 
     def check(self, query: Query) -> None:
-        """Return if `query` can be read.
+        """Check that `query` can be read.
 
         Raises:
             Refusal: 422, a key or a context value is missing or of the wrong type.
@@ -113,7 +113,7 @@ class QueryRules:
                 )
 
     def kind(self, query: Query) -> Hashable:
-        """Queries of equal kinds make one batch: each column of theirs has one type, as it has in a request alone."""
+        """Return a value that is equal for queries that may share a batch: those whose columns have the same types."""
         kinds = [type(query.context[name]) for name in self._context]
         kinds += [type(query.entity[name]) for name in self._undeclared]
         if self._spec.candidate not in self.text_keys:
@@ -122,13 +122,13 @@ class QueryRules:
 
 
 class KeyColumn:
-    """One key column of a batch: the keys as sent, and their ids (n,) and texts for tables and store.
+    """One key column of a batch: the keys as sent, their ids (n,) for tables and their texts for the store.
 
-    Hashed once a batch, and used by each view and each input.
+    The keys are hashed once per batch, for all views and inputs.
 
     Args:
         sent: keys of one type.
-        is_text: whether that is text; None: the first key decides.
+        is_text: whether the keys are text; None: the first key decides.
     """
 
     def __init__(self, sent: Sequence[Key], is_text: bool | None) -> None:
@@ -138,11 +138,11 @@ class KeyColumn:
 
     @property
     def values(self) -> NDArray[Any]:
-        """The keys as sent (n,): int64, or objects; made when they are asked for, as few declarations do."""
+        """The keys as sent (n,): int64, or objects. Built on demand, since few declarations read them."""
         return np.asarray(list(map(str, self._sent)), dtype=object) if self._is_text else self.ids
 
     def spread(self, owners: NDArray[np.int64] | None, rows: int) -> pl.Series:
-        """The values as a series of `rows`: those of `owners` (rows,), or the single one repeated."""
+        """Return the values as a series of length `rows`: as they are, the only one repeated, or those at `owners`."""
         values = self.values
         if len(values) == rows:
             return pl.Series(values.tolist())

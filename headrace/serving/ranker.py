@@ -1,16 +1,16 @@
-"""Ranker: reads, assembles and scores a batch of requests, each one entity and its candidates. Called by any thread.
+"""Ranker: reads, assembles and scores a batch of requests, each of one entity and its candidates. For any thread.
 
     entities' views      n rows, one a request   --+
     candidates' views    R rows, all candidates  --+-> SplitInputs -> Inputs (R rows) -> scorer -> (R,) scores
     requests' columns    keys, context           --+
 
-All views of all requests are read in one round trip. A view with the candidate's column among its keys has a row a
-candidate, any other belongs to the entity. Fields of the entity are assembled once a request. What is read of the
-candidates alone comes from the resident catalogue where it has them; a lone request for resident candidates is scored
-in halves, and its inputs are assembled for the candidates that are shown.
+All views of all requests are read in one round trip. A view with the candidate's column among its keys has one row per
+candidate. Any other view belongs to the entity, and fields of the entity are assembled once per request. Values that
+depend on the candidate alone come from the resident catalogue if it holds the candidate. A lone request whose
+candidates are all resident is scored in halves, and inputs are assembled only for the candidates that it returns.
 
-Invariants: `score` uses only the scorer passed to it, it never reads the live model; an answer does not depend on
-the requests beside it in the batch (a matrix product may sum in another order: 1e-6).
+Invariants: `score` uses only the scorer passed to it and never reads the live model; an answer does not depend on the
+other requests of its batch (up to 1e-6, since a matrix product may sum in another order).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -72,13 +72,13 @@ class Ranker:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """View -> layout fingerprint; a model must be trained on the same."""
+        """View -> layout fingerprint; a model must be trained on the same layouts."""
         return {read.plan.name: read.plan.fingerprint for read in self._reads}
 
     def read(
         self, entity: Mapping[str, Key], candidates: Sequence[Key], now_us: int, context: Mapping[str, Any]
     ) -> Scored:
-        """Inputs of one request, not scored yet: `scores` is empty.
+        """Read the inputs of one request without scoring them: `scores` is empty.
 
         Raises:
             Refusal: 422, a key or a context value is missing or of the wrong type.
@@ -97,19 +97,19 @@ class Ranker:
         now_us: int,
         context: Mapping[str, Any],
     ) -> Scored:
-        """Scores of all `candidates`, by `scorer` alone. Raises as `read` does."""
+        """Score all `candidates` with `scorer`. Raises the errors of `read`."""
         read = self.read(entity, candidates, now_us, context)
         return Scored(scorer.score(read.inputs), read.inputs, read.views, read.status, read.entity_age_us)
 
     def read_batch(
         self, queries: Sequence[Query], deadline_s: float | None = None, *, may_ask: bool = True
     ) -> BatchRead:
-        """Inputs of queries of one kind (`rules.kind`), each of which `rules.check` has passed.
+        """Read the inputs of queries of one kind (`rules.kind`) that have passed `rules.check`.
 
-        `deadline_s`: moment of `time.monotonic` by which Redis must have answered; `may_ask`: whether it may be asked.
+        `deadline_s`: time (`time.monotonic`) by which Redis must answer; `may_ask`: whether Redis may be read at all.
 
         Raises:
-            StoreUnavailableError: Redis does not answer, or not in time, or may not be asked and would be.
+            StoreUnavailableError: Redis does not answer in time, or is needed and may not be read.
             LayoutError: a view was changed and its new version is not active yet.
         """
         keys, cut = self._keys(queries), _cut(queries)
@@ -121,13 +121,13 @@ class Ranker:
         return self._batch(dict(zip(reads, answers, strict=True)), keys, queries, cut, hit)
 
     def probe(self, rows: int = PROBE_ROWS) -> Inputs:
-        """Inputs of a request whose records are all missing: the shape of a real one, with no store asked."""
+        """Build inputs of the shape of a real request, with all records missing and without reading the store."""
         return self._inputs_of([self._probe_query(rows)], dict.fromkeys(read.plan.name for read in self._reads))
 
     def warm(self) -> None:
-        """Run every kernel that a request may need, once: on a new machine they are compiled, for some 20 s.
+        """Run every kernel that a request may need once; on a new machine this compiles them, which takes some 20 s.
 
-        Reads records that are made up, asks the store for some that are missing, and fills the resident catalogue.
+        Reads made-up records, reads missing records from the store, and fills the resident catalogue.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -138,7 +138,7 @@ class Ranker:
             (PROBE_ROWS, 1),
             (2, 1),
             (2, FEW_TEXTS + 1),
-        ):  # few keys, and many, have kernels of their own
+        ):  # few keys and many keys use different kernels
             queries = [self._probe_query(rows)] * count
             self.read_batch(queries)
             self._inputs_of(queries, records).pack_each(np.arange(1), np.array([0, 1]))
@@ -155,7 +155,7 @@ class Ranker:
         return Query(entity, candidates, 0, dict.fromkeys(self.spec.context, 0.0))
 
     def _inputs_of(self, queries: Sequence[Query], records: Mapping[str, bytes | None]) -> Inputs:
-        """Inputs of probe queries, every record of a view being the same, or missing."""
+        """Build the inputs of probe queries; all records of a view are equal, or all are missing."""
         cut = _cut(queries)
         answers: dict[str, Answer] = {}
         for read in self._reads:
@@ -174,7 +174,7 @@ class Ranker:
         return keys
 
     def _hit(self, keys: Mapping[str, KeyColumn], queries: Sequence[Query]) -> Hit | None:
-        """Rows of the candidates in the resident catalogue; None where it may not answer."""
+        """Look up the candidates in the resident catalogue; None if it cannot be used."""
         if self.resident is None or not all(query.is_now for query in queries):
             return None
         key = keys[self.spec.candidate]
@@ -183,7 +183,7 @@ class Ranker:
     def _view_reads(
         self, keys: Mapping[str, KeyColumn], queries: Sequence[Query], cut: "_Cut", hit: Hit | None
     ) -> dict[str, ViewRead]:
-        """What the store is asked for, by view: of the candidates alone what is not resident."""
+        """Return what to read from the store, by view; views of the candidate alone only for absent candidates."""
         now_us, rows = np.array([query.now_us for query in queries]), int(cut.edges[-1])
         row_now_us = now_us[cut.owners] if cut.owners is not None else np.repeat(now_us, rows)
         reads = {}
@@ -205,7 +205,7 @@ class Ranker:
         cut: "_Cut",
         hit: Hit | None,
     ) -> BatchRead:
-        """The batch, from the answers of the store by view and what is resident."""
+        """Build the batch from the store's answers by view and the resident values."""
         split, rows, name = self._split, int(cut.edges[-1]), self.spec.candidate
         by_kind: dict[str, dict[str, Answer]] = {"candidate": {}, "request": {}, "both": {}}
         for view, answer in answers.items():
@@ -236,7 +236,7 @@ class Ranker:
         return requests_read(by_view, cut.counts, cut.edges, resident_age_us)
 
     def _request_columns(self, keys: Mapping[str, KeyColumn], queries: Sequence[Query]) -> dict[str, Any]:
-        """Keys of the entities and context (n,)."""
+        """Build the columns (n,) of the entities' keys and of the context."""
         columns: dict[str, Any] = {
             name: _column([query.context[name] for query in queries]) for name in self.spec.context
         }
@@ -246,7 +246,7 @@ class Ranker:
 
 
 class _Cut(NamedTuple):
-    """Candidates of each of n requests, where they begin (n + 1,), and of which each is (R,), None for one request."""
+    """How R candidates belong to n requests: counts (n,), edges (n + 1,), owners (R,), which are None if n is 1."""
 
     counts: list[int]
     edges: Ints
@@ -261,12 +261,12 @@ def _cut(queries: Sequence[Query]) -> _Cut:
 
 
 def _spread(by_row: dict[str, Column], by_request: dict[str, Column], owners: Ints | None) -> Mapping[str, Column]:
-    """Columns of all candidates; without owners those of the one request stand for all."""
+    """Return columns for all candidates; without owners, those of the only request apply to all."""
     return by_row | by_request if owners is None else _Spread(by_row, by_request, owners)
 
 
 class _Spread(Mapping[str, Column]):
-    """Columns of all rows, those of `by_request` (n rows) taken for the `owners` (R,) of the rows when first read."""
+    """Columns of all R rows; a column of `by_request` (n rows) is expanded by `owners` (R,) when first read."""
 
     def __init__(self, by_row: dict[str, Column], by_request: Mapping[str, Column], owners: Ints) -> None:
         self._by_row = by_row
@@ -291,13 +291,13 @@ class _Spread(Mapping[str, Column]):
 
 @dataclass(frozen=True, slots=True)
 class _ViewSource:
-    """One view, and whether it is of the candidate, the request, or both."""
+    """One view, and whether its keys are the candidate's, the request's, or both."""
 
     plan: ViewPlan
     kind: str
 
     def of_keys(self, keys: Mapping[str, KeyColumn], owners: Ints | None, rows: int, now_us: Ints) -> ViewRead:
-        """The entities to read, at `now_us`: one moment for each, or one for all."""
+        """Return the entities to read as of `now_us`, one time for each or one for all."""
         first = keys[self.plan.entity[0]]
         if len(self.plan.entity) == 1:
             return ViewRead(self.plan, first.ids, first.texts, now_us)

@@ -1,4 +1,4 @@
-"""Refusals: the error responses of the service, and the table from exceptions to them."""
+"""Refusals: the error responses of the service, and the mapping of exceptions to them."""
 
 import difflib
 from collections.abc import Collection, Mapping
@@ -25,7 +25,7 @@ Ask = TypeVar("Ask", bound=BaseModel)
 class Refusal(Exception):  # noqa: N818  # it is an answer, not a fault
     """An error response: status, a stable word, what is wrong, what to do, and which field.
 
-    `retry_after_s`: seconds after which a client may try again, for 409, 429 and 503; 0: trying again is of no use.
+    `retry_after_s`: seconds after which a client may try again, for 409, 429 and 503; 0: retrying cannot help.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ def parse(model: type[Ask], body: bytes) -> Ask:
     """Parse `body` as `model`.
 
     Raises:
-        Refusal: 422 that names the first wrong field.
+        Refusal: 422, naming the first wrong field.
     """
     try:
         return model.model_validate_json(body)
@@ -72,7 +72,7 @@ def parse(model: type[Ask], body: bytes) -> Ask:
 
 
 def _first_fault(exc: ValidationError) -> tuple[str, str, str]:
-    """Path, message and kind of the first fault; of a union, that of the branch which the value's type is meant for."""
+    """Return path, message and kind of the first fault; for a union, those of the branch that fits the value's type."""
     faults = exc.errors(include_url=False)
     first = faults[0]
     field = path_of(first["loc"])
@@ -92,7 +92,7 @@ def _json_type(value: object) -> str:
 
 
 def _wanted(kind: str) -> str:
-    """What a branch of a union takes, from the kind of its fault.
+    """Describe the type that a branch of a union accepts, from the kind of its fault.
 
     >>> _wanted("string_type"), _wanted("int_type")
     ('text', 'an integer')
@@ -102,7 +102,7 @@ def _wanted(kind: str) -> str:
 
 
 def path_of(loc: tuple[int | str, ...]) -> str:
-    """Path of a value in the body, without the names of union branches.
+    """Format the path of a value in the body, without the names of union branches.
 
     >>> path_of(("candidates", 3, "constrained-int")), path_of(())
     ('candidates[3]', 'body')
@@ -119,7 +119,7 @@ def path_of(loc: tuple[int | str, ...]) -> str:
 
 
 def nearest(name: str, names: Collection[str]) -> str:
-    """The closest of `names` to `name`.
+    """Return the closest of `names` to `name`.
 
     >>> nearest("accounts", ["account", "offer"])
     'account'
@@ -139,7 +139,7 @@ def no_model() -> Refusal:
 
 
 def version_not_live(field: str, version: int, live_version: int, *, may_come: bool) -> Refusal:
-    """The refusal of a request for another model version; `may_come`: this replica may have it later."""
+    """The refusal of a request for a version that is not in memory; `may_come`: this replica may load it later."""
     detail = f"{field} is {version}, live is {live_version}"
     fix = "try again after the seconds of Retry-After" if may_come else "ask for a version that /v1/model lists"
     retry_after_s = RETRY_AFTER_S if may_come else 0
@@ -153,7 +153,7 @@ def store_away() -> Refusal:
 
 
 def refusal_of(exc: Exception, route: str) -> Refusal:
-    """The refusal for an exception that ended a request; faults of the service are logged."""
+    """Convert an exception that ended a request to a refusal; faults of the service are logged."""
     match exc:
         case Refusal():
             return exc
@@ -163,12 +163,12 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
         case LayoutError():
             log.error("layout_differs", route=route, reason=str(exc))
             return Refusal(503, "layout_differs", LAYOUT_DIFFERS, "wait for a replica of the view's present version")
-        case StoreError():  # a password that was changed, or a server that is no Redis: it answers, and gives nothing
+        case StoreError():  # a changed password, or a server that is not Redis: it answers, without data
             log.error("store_failed", route=route, reason=str(exc))
             return store_away()
         case HeadraceError():
             log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
-            # Texts of other errors, the store's for one, may name addresses of the inside.
+            # Texts of other errors, such as the store's, may name internal addresses.
             detail = str(exc) if isinstance(exc, ModelError | SchemaError) else "the request cannot be answered"
             return Refusal(500, "failed", detail, "see the replica's log")
     log.error("request_failed", route=route, error=type(exc).__name__, exc_info=exc)
@@ -183,7 +183,7 @@ async def send_refusal(refusal: Refusal, send: Send) -> None:
 async def send_json(
     send: Send, status: int, body: bytes, headers: Mapping[str, str], media_type: str = "application/json"
 ) -> None:
-    """Answer an ASGI request with JSON bytes, or with those of another type."""
+    """Answer an ASGI request with a body of JSON, or of another media type."""
     extra = [(name.encode(), value.encode()) for name, value in headers.items()]
     fixed = [(b"content-type", media_type.encode()), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *extra]})

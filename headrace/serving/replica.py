@@ -1,6 +1,6 @@
-"""One replica of a project: its store, model, impression log and HTTP application, made from the settings.
+"""One replica of a project: its store, model, impression log and HTTP application, built from the settings.
 
-The only module of the room that reads `Settings`; the classes themselves take plain arguments.
+Of this package, only this module and `server` read `Settings`; all classes take plain arguments.
 """
 
 import torch
@@ -21,8 +21,8 @@ from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
 from headrace.tracing import TraceRequests, Tracing
 
-STORE_TIMEOUT_S_MIN = 0.5  # for connecting and the looks of a start, however short requests may be
-MODEL_WAIT_S = 5.0  # how long a start waits for a first model before it serves without one, not ready
+STORE_TIMEOUT_S_MIN = 0.5  # for connecting and the checks at startup, however short the request timeout
+MODEL_WAIT_S = 5.0  # how long startup waits for a first model; without one the replica is not ready
 
 
 def build_replica(
@@ -34,19 +34,19 @@ def build_replica(
     columns: ImpressionColumns,
     settings: Settings | None = None,
 ) -> FastAPI:
-    """The HTTP application of one replica.
+    """Build the HTTP application of one replica.
 
     Args:
-        learner: whose models are served.
-        impression: the event that each ranking is logged as; `columns` says which column holds what.
+        learner: the learner whose models are served.
+        impression: the event that each ranking is logged as; `columns` maps its columns.
         entity: key columns that a request gives once.
         candidate: key column that a request gives a list of.
-        settings: default: those of the environment.
+        settings: the project's settings; default: those of the environment.
 
     Raises:
         StoreUnavailableError: Redis does not answer.
-        SnapshotError: the frozen version is not there.
-        DeclarationError: views, inputs or columns do not fit.
+        SnapshotError: the frozen version is missing or invalid.
+        DeclarationError: views, inputs or columns do not fit each other.
     """
     settings = settings or load_settings()
     configure_logs(settings.log_level, as_json=settings.log_json)

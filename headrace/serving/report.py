@@ -1,8 +1,8 @@
-"""The report of one replica: requests, latencies and swaps; and the metrics of all replicas of a machine.
+"""The report of one replica (requests, latencies, swaps), and the metrics of all replicas on a machine.
 
-Where replicas share a port, a scrape reaches any of them. So they keep their Prometheus metrics in files of one folder
-(prometheus_client's multiprocess mode), and each answers for all: counters and histograms are sums over all replicas
-that ever ran, so they never fall; gauges, and figures of the process, have the label `replica`, its process id.
+If replicas share a port, a scrape reaches any one of them. So they keep their Prometheus metrics in files of one folder
+(prometheus_client's multiprocess mode), and each answers for all. Counters and histograms are sums over all replicas
+that ever ran, so they never fall. Gauges and process figures have the label `replica`, the process id.
 """
 
 import os
@@ -24,7 +24,7 @@ from headrace.serving.swap import Swap, Swapped
 SAMPLES = 4_096  # latencies kept for the percentiles
 SHOWN = 256  # newest samples and swaps in one report
 METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""The folder of the metrics of all replicas; prometheus_client reads it when it is imported."""
+"""Environment variable that names the folder of all replicas' metrics; prometheus_client reads it at import."""
 
 REQUESTS = Counter("headrace_requests_total", "Answered requests.", ["route", "status"])
 REQUEST_SECONDS = Histogram(
@@ -69,7 +69,7 @@ class Report:
             self._count += 1
 
     def as_dict(self, swap: Swap) -> dict[str, object]:
-        """The report as plain data for JSON."""
+        """Return the report as plain data for JSON."""
         with self._lock:
             size = min(self._count, SAMPLES)
             newest = (np.arange(self._count - min(size, SHOWN), self._count)) % SAMPLES
@@ -102,13 +102,13 @@ class Report:
 
 
 class AllReplicas(Collector):
-    """Metrics of all replicas that keep theirs in `folder`."""
+    """Prometheus collector of all replicas whose metrics are in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def collect(self) -> Iterator[Metric]:
-        """Sums of counters and histograms; gauges and process figures of each replica that runs."""
+        """Yield sums of counters and histograms, and the gauges and process figures of each running replica."""
         files = sorted(str(path) for path in self._folder.glob("*.db"))
         pids = {Path(file).stem.rpartition("_")[2] for file in files}
         running = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
@@ -128,7 +128,7 @@ def _without_pid(labels: dict[str, str]) -> dict[str, str]:
 
 
 def _process_metrics(pids: Sequence[str]) -> Iterator[Metric]:
-    """CPU, memory and open files of each process, with the label `replica`."""
+    """Yield CPU, memory and open files of each process, with the label `replica`."""
     by_name: dict[str, Metric] = {}
     for pid in pids:
         for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
@@ -138,7 +138,7 @@ def _process_metrics(pids: Sequence[str]) -> Iterator[Metric]:
 
 
 def metrics_page() -> bytes:
-    """Metrics in Prometheus's text format: of all replicas of the machine, or of this process where it is alone."""
+    """Return metrics in Prometheus's text format: of all replicas that share a folder, else of this process."""
     folder = os.environ.get(METRICS_VARIABLE)
     if not folder:
         return generate_latest(REGISTRY)
@@ -148,7 +148,7 @@ def metrics_page() -> bytes:
 
 
 def refused_entry(swap: Swap) -> dict[str, object] | None:
-    """The refused version that no newer one has replaced, why, and since when; None: there is none."""
+    """Describe the refused version that no newer one has replaced, with reason and time; None if there is none."""
     refused = swap.last_refused
     if refused is None:
         return None
@@ -156,7 +156,7 @@ def refused_entry(swap: Swap) -> dict[str, object] | None:
 
 
 def published_entry(swap: Swap) -> dict[str, object]:
-    """What the model directory held at the last look, whether the live version is among it, and why a look failed."""
+    """Describe the last look at the model directory: newest version, whether the live one is newer, any failure."""
     entry: dict[str, object] = {
         "newest": swap.newest,
         "looked_us": swap.looked_us,
@@ -178,7 +178,7 @@ def _swap_entry(entry: Swapped) -> dict[str, object]:
 
 
 def percentiles(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float | int | None]:
-    """Count, p50, p90, p99 and maximum of `values`; None for all but the count when there are none.
+    """Return count, p50, p90, p99 and maximum of `values`; all but the count are None if `values` is empty.
 
     >>> percentiles([1.0, 2.0, 3.0])["p50"]
     2.0

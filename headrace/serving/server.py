@@ -1,4 +1,4 @@
-"""Serves until SIGTERM or SIGINT: under Ray Serve, or under uvicorn in this process."""
+"""Runs the HTTP application until SIGTERM or SIGINT, under Ray Serve or under uvicorn in this process."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ def serve_on_ray(factory: Callable[[], FastAPI], settings: Settings, root: Path,
     Raises:
         PortBusyError: the port is taken.
         ServiceError: Ray, Serve or the application does not start.
-        ConfigError: TLS is set, which needs `--plain` or a proxy of one's own.
+        ConfigError: TLS is set, which needs `--plain`, or a separate proxy that ends TLS.
     """
     if settings.tls_cert is not None or settings.tls_key is not None:
         raise ConfigError(
@@ -72,7 +72,7 @@ def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say)
 
     Raises:
         PortBusyError: the port is taken.
-        ConfigError: `factory` makes no application, or files of TLS are missing.
+        ConfigError: `factory` does not return an application, or a TLS file is missing.
     """
     tls = _tls_files(settings)
     require_address(settings.host, settings.port)
@@ -98,10 +98,10 @@ def serve_plain(factory: Callable[[], FastAPI], settings: Settings, *, say: Say)
 
 
 def _tls_files(settings: Settings) -> TlsFiles | None:
-    """The files of TLS, None where it is not set.
+    """Load the TLS files, None if TLS is not set.
 
     Raises:
-        ConfigError: one of the two is not set, not there, or cannot be used.
+        ConfigError: the certificate or the key is not set, does not exist, or cannot be used.
     """
     cert, key = settings.tls_cert, settings.tls_key
     if cert is None and key is None:
@@ -124,8 +124,8 @@ def _up(url: str, runner: str, settings: Settings) -> str:
 class _Announced(uvicorn.Server):
     """A server that calls `on_up` with its port once it answers requests, and drains before it ends.
 
-    `drain_s`: seconds from a signal, from when on `app` is not ready, until no connection is taken. A second signal
-    ends that wait.
+    `drain_s`: seconds between a signal, at which `app` stops being ready, and the end of accepting connections. A
+    second signal ends this wait.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class _Announced(uvicorn.Server):
         timer.start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Called by uvicorn once, before its loop; returns without having started if the application fails."""
+        """Called by uvicorn once, before its loop; `started` stays False if the application fails."""
         await super().startup(sockets)
         if self.started:
             listeners = [each for server in self.servers for each in server.sockets]
@@ -171,5 +171,5 @@ class _Announced(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _connection(self) -> GuardedConnection:
-        """The protocol of a connection, as uvicorn makes it."""
+        """Create the protocol of a connection with uvicorn's arguments."""
         return GuardedConnection(self.config, self.server_state, self.lifespan.state, asyncio.get_running_loop())

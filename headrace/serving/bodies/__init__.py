@@ -1,1 +1,1 @@
-"""Forms of bodies beside JSON."""
+"""Request and response bodies in formats other than JSON."""

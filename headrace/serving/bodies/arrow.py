@@ -1,10 +1,10 @@
-"""Requests and answers of rank and score as Arrow IPC streams: many candidates as columns, no object for each.
+"""Requests and answers of rank and score as Arrow IPC streams: candidates in columns, without an object for each.
 
     request   one column `candidates`, integers or text; metadata of the schema: request = JSON of the other fields
-    answer    rank: candidate, score, position; score: score; metadata of the schema: response = JSON of the others
+    answer    rank: candidate, score, position; score: score; metadata of the schema: response = JSON of the rest
 
-A stream comes from outside: its buffers are checked before they are read, and compressed ones are refused, which could
-claim any amount of memory. Layout of a message: Arrow's Message.fbs, a FlatBuffers table.
+Streams are untrusted: their buffers are validated before they are read, and compressed streams are refused, because
+they could expand to any amount of memory. Layout of a message: Arrow's Message.fbs, a FlatBuffers table.
 """
 
 import struct
@@ -24,7 +24,7 @@ MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 REQUEST, RESPONSE = b"request", b"response"
 
 _HEADER, _COMPRESSION = 2, 3
-"""Fields of the tables Message and RecordBatch."""
+"""Numbers of these fields in the tables Message and RecordBatch."""
 
 Ask = TypeVar("Ask", bound=ScoreRequest)
 
@@ -33,7 +33,7 @@ def parse_arrow(model: type[Ask], body: bytes) -> Ask:
     """Parse `body` as `model`.
 
     Raises:
-        Refusal: 422 that names the first wrong field.
+        Refusal: 422, naming the first wrong field.
     """
     table = _table_of(body)
     metadata = (table.schema.metadata or {}).get(REQUEST, b"{}")
@@ -51,7 +51,7 @@ def parse_arrow(model: type[Ask], body: bytes) -> Ask:
 def arrow_answer(
     header: Mapping[str, Any], candidates: Sequence[int | str] | None, scores: NDArray[np.float32]
 ) -> bytes:
-    """An answer: the columns, and `header` as JSON in the schema's metadata; `candidates` (k,) of a ranking."""
+    """Encode an answer: columns, and `header` as JSON in the schema's metadata; `candidates` (k,) for a ranking."""
     columns: dict[str, Any] = {"score": pa.array(scores)}
     if candidates is not None:
         kind = pa.string() if isinstance(candidates[0], str) else pa.int64()
@@ -66,7 +66,7 @@ def arrow_answer(
 
 
 def _table_of(body: bytes) -> pa.Table:
-    """The stream's table, with valid buffers."""
+    """Read the stream's table and validate its buffers."""
     try:
         messages = pa.ipc.MessageReader.open_stream(body)
         for message in messages:
@@ -105,7 +105,7 @@ def _candidates(table: pa.Table) -> list[Any]:
 
 
 def _is_compressed(metadata: bytes) -> bool:
-    """Whether the record batch of a message has the field `compression`."""
+    """Return whether the record batch of a message has the field `compression`."""
     batch = _field(metadata, _at(metadata, 0), _HEADER)
     return batch is None or _field(metadata, batch + _at(metadata, batch), _COMPRESSION) is not None
 
@@ -116,7 +116,7 @@ def _at(metadata: bytes, position: int) -> int:
 
 
 def _field(metadata: bytes, table: int, number: int) -> int | None:
-    """Position of a table's field; None where it is absent."""
+    """Return the position of a table's field, None if it is absent."""
     (back,) = struct.unpack_from("<i", metadata, table)
     vtable = table - back
     (size,) = struct.unpack_from("<H", metadata, vtable)

@@ -1,1 +1,1 @@
-"""What clients of the HTTP service can rely on, described by the service itself."""
+"""The contract of the HTTP service: its OpenAPI document and documentation page."""

@@ -1,4 +1,4 @@
-"""The page at /docs: the OpenAPI document as plain HTML, which needs neither scripts nor the internet."""
+"""The page at /docs: the OpenAPI document as plain HTML, without scripts or external resources."""
 
 import html
 import json
@@ -13,7 +13,7 @@ td, th { text-align: left; padding: .1rem 1rem .1rem 0; vertical-align: top; }
 
 
 def docs_page(document: dict[str, Any]) -> str:
-    """HTML of an OpenAPI document: its routes with parameters, statuses, body and a request that runs."""
+    """Render an OpenAPI document as HTML: routes with parameters, statuses, body and a working request."""
     title = html.escape(document["info"]["title"])
     routes = "".join(
         _route(path, method, operation)

@@ -1,6 +1,6 @@
-"""The OpenAPI document of one service: its own keys and their types, its context, every status, examples that run.
+"""The OpenAPI document of one service, with its own keys and types, context, all statuses and working examples.
 
-FastAPI describes the routes; what it cannot know is filled in here, from the declaration of the ranking.
+FastAPI describes the routes; the rest is filled in here from the declaration of the ranking.
 """
 
 from collections.abc import Mapping
@@ -60,11 +60,11 @@ HEADERS: list[Schema] = [
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """What one service takes.
+    """The requests that one service accepts.
 
     Args:
         spec: its ranking.
-        logged: columns of the impression that a request's context fills -> (schema, whether it must be given).
+        logged: column of the impression that a request's context fills -> (schema, whether it is required).
         asks_for_keys: whether requests need an API key.
     """
 
@@ -73,7 +73,7 @@ class Contract:
     asks_for_keys: bool = False
 
     def fill(self, document: Schema) -> Schema:
-        """Complete FastAPI's `document`, in place; returns it."""
+        """Complete FastAPI's `document` in place, and return it."""
         paths = document["paths"]
         for path, statuses in STATUSES_OF.items():
             for operation in paths[path].values():
@@ -99,7 +99,7 @@ class Contract:
         return document
 
     def example(self) -> Schema:
-        """A request body that the service answers."""
+        """Return a request body that the service accepts."""
         body: Schema = {
             "entity": {name: _example(self._key(name)) for name in self.spec.entity},
             "candidates": [_example(self._key(self.spec.candidate), number) for number in (1, 2)],
@@ -114,7 +114,7 @@ class Contract:
         return {"anyOf": [INTEGER, TEXT]} if is_text is None else TEXT if is_text else INTEGER
 
     def _context(self) -> dict[str, tuple[Schema, bool]]:
-        """Names that a context may hold -> (schema, whether it must)."""
+        """Return name -> (schema, whether it is required) for the values of a context."""
         keys = {*self.spec.entity, self.spec.candidate}
         of_model = {name: (self.logged.get(name, (ANY_VALUE, True))[0], True) for name in self.spec.context}
         return {name: entry for name, entry in self.logged.items() if name not in keys} | of_model
@@ -163,7 +163,7 @@ def _error(description: str) -> Schema:
 
 
 def _example(schema: Schema, number: int = 1) -> Any:
-    """A value that `schema` takes."""
+    """Return a value that is valid under `schema`."""
     chosen = schema.get("anyOf", [schema])[0]
     if "enum" in chosen or "const" in chosen:
         return chosen.get("const", chosen.get("enum", [None])[0])

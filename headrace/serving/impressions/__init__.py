@@ -1,4 +1,4 @@
-"""The served log: rankings as they were served, as events."""
+"""The served log: each ranking as it was served, written as an event."""
 
 from headrace.serving.impressions.batch import Impression as Impression
 from headrace.serving.impressions.batch import ImpressionBatch as ImpressionBatch

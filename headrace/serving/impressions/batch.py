@@ -1,4 +1,4 @@
-"""Impressions before they are encoded: of one request, and of a scored batch by columns."""
+"""Impressions before they are encoded: of one request, or of a scored batch in columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from headrace.learners import Inputs
 
 @dataclass(frozen=True, slots=True)
 class ImpressionColumns:
-    """Which column of the event holds what; one that may be None is left out where the event has no such column.
+    """Names of the event's columns. Those that may be None are not logged if they are None.
 
     `live_at_start`, `live_at_end`: versions that were live when the work on the request began and ended.
     """
@@ -43,9 +43,9 @@ class Impression:
 
 @dataclass(frozen=True, slots=True)
 class ImpressionBatch:
-    """Answered requests of one model version, n of them, k rows in all, by columns.
+    """The n answered requests of one model version, in columns, with k rows in all.
 
-    Request i shows rows `picked[edges[i]:edges[i + 1]]` of `inputs`, in this order; `scores` (k,) are in it already.
+    Request i shows rows `picked[edges[i]:edges[i + 1]]` of `inputs`, in this order, which `scores` (k,) already have.
     `live`: versions that were live when the work began and ended.
     """
 
@@ -63,7 +63,7 @@ class ImpressionBatch:
 
     @classmethod
     def of(cls, impression: Impression) -> Self:
-        """A batch of one."""
+        """Build a batch of one request."""
         rows = np.arange(len(impression.inputs))
         return cls(
             [impression.request_id],
@@ -84,14 +84,14 @@ class ImpressionBatch:
 
     @property
     def size_bytes(self) -> int:
-        """About what it holds in memory."""
+        """Estimated size in memory."""
         bags = [bag[:1] if _is_one(bag) else bag for bag in self.inputs.bags]
         arrays: list[NDArray[Any]] = [self.inputs.ids, self.inputs.dense, *bags]
         texts = sum(len(name) for names in self.candidates for name in names if isinstance(name, str))
         return sum(array.nbytes for array in arrays) + texts + 100 * len(self.picked) + 500 * len(self)
 
     def split(self) -> "list[ImpressionBatch]":
-        """Batches of one request each."""
+        """Split into batches of one request each."""
         parts = []
         for i in range(len(self)):
             rows, one = slice(self.edges[i], self.edges[i + 1]), slice(i, i + 1)

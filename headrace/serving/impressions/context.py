@@ -1,4 +1,4 @@
-"""Columns of the impression that a request fills by its context, checked against the event's declaration."""
+"""Columns of the impression that come from a request's context, checked against the event's declaration."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from headrace.serving.refusals import Refusal
 
 
 class ContextColumn:
-    """A column of the event that a request fills by its context."""
+    """A column of the event that comes from a request's context."""
 
     def __init__(self, name: str, spec: EventSpec) -> None:
         field_info = spec.event.model_fields[name]
@@ -23,14 +23,14 @@ class ContextColumn:
 
     @property
     def schema(self) -> tuple[dict[str, Any], bool]:
-        """JSON schema of the values, and whether a request must give one."""
+        """JSON schema of the values, and whether a value is required."""
         return self._adapter.json_schema(), self._is_required
 
     def value(self, context: Mapping[str, Any]) -> Any:
-        """The value to log.
+        """Return the value to log.
 
         Raises:
-            Refusal: 422, it is missing or not as the event declares it.
+            Refusal: 422, the value is missing or does not fit the event.
         """
         where = f"context.{self._name}"
         if self._name not in context:

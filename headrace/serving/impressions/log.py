@@ -1,15 +1,15 @@
-"""The served log: one event a request, for the joiner that turns impressions and what followed into examples.
+"""The served log: one event per request, which the joiner combines with later events into training examples.
 
-Row i of an impression is what stood at position i: its candidate, its score, its shadow score, and row i of the packed
-model inputs. So the learner trains on the very numbers that the model saw; no feature is fetched a second time.
+Row i of an impression describes position i: the candidate, its score, its shadow score, and row i of the packed model
+inputs. So the learner trains on the same numbers that the model saw, and no feature is fetched a second time.
 
 Logging never delays an answer: `log_batch` puts the requests of a scored batch on a queue that is bounded in requests
-and bytes, or counts them as dropped. One background thread scores with the shadow model, packs, encodes and produces,
-by columns: the fixed cost of a frame is shared by some hundred requests.
+and bytes, or counts them as dropped. One background thread scores with the shadow model, packs, encodes and produces
+in columns, so that some hundred requests share the fixed cost of a frame.
 
     batch -> queue (queue_max, bytes_max) -> thread: up to batch_max requests -> shadow -> codec -> producer -> broker
 
-An impression that cannot be encoded, or that the broker's client refuses, costs itself alone.
+An impression that cannot be encoded, or that the broker's client refuses, is dropped without affecting others.
 """
 
 import queue
@@ -40,13 +40,13 @@ from headrace.serving.swap import Scores
 from headrace.streams.kafka_writer import PURGED, MessageProducer
 
 QUEUE_MAX = 4_096  # requests
-BYTES_MAX = 64_000_000  # of what waits: inputs are kept as arrays, texts by their lengths
-BATCH_MAX = 256  # requests a frame
-LINGER_S = 0.1  # how long the first request of a frame waits for others: alone it costs 0.8 ms of CPU
-PRODUCE_TRIES = 100  # of 50 ms each while librdkafka's own queue is full
+BYTES_MAX = 64_000_000  # estimated size of waiting requests
+BATCH_MAX = 256  # requests per frame
+LINGER_S = 0.1  # how long the first request of a frame waits for others: a frame of one costs 0.8 ms of CPU
+PRODUCE_TRIES = 100  # tries of 50 ms each while librdkafka's own queue is full
 MESSAGE_TIMEOUT_MS = 60_000  # after which an impression that the broker has not acknowledged is dropped
-REACH_S = 0.2  # how long a broker may take to say that it is there, once messages have timed out
-LOOK_S = 5.0  # at least so long between two such looks, in which no impression is encoded
+REACH_S = 0.2  # timeout of the check that the broker answers, made once messages have timed out
+LOOK_S = 5.0  # shortest time between two such checks, during which no impression is encoded
 FLUSH_S = 10.0  # how long `close` waits for the broker's acknowledgements
 
 LOGGED = Counter("headrace_impressions_total", "Impressions handed to the producer.")
@@ -61,18 +61,18 @@ _lost = PacedLog("impressions_dropped", "impressions")
 
 
 class ImpressionLog:
-    """Impressions to the topic of `event`.
+    """Writes impressions to the topic of `event`.
 
     Args:
         event: the declared impression event; its other columns are the entity's keys and values of the context.
         bootstrap: broker addresses.
         shadow: a frozen model that scores the same inputs, in the background and for the log only; None = no shadow.
         config: further librdkafka settings.
-        registry: where the event's schema is registered, if it is Confluent-framed Avro.
+        registry: the schema registry, if the event is Confluent-framed Avro.
 
     Raises:
         DeclarationError: the event lacks a column of `columns`.
-        ConfigError: `config` or `bootstrap` are not as librdkafka takes them.
+        ConfigError: librdkafka rejects `config` or `bootstrap`.
     """
 
     def __init__(
@@ -96,15 +96,15 @@ class ImpressionLog:
         self._columns = columns or ImpressionColumns()
         self._codec = codec_for(event, registry=registry, writes=True)
         self._shadow = shadow
-        self._queue: queue.SimpleQueue[tuple[ImpressionBatch, int]] = queue.SimpleQueue()  # and its bytes
-        self._acknowledged: deque[int] = deque()  # impressions of messages, not counted as delivered yet
+        self._queue: queue.SimpleQueue[tuple[ImpressionBatch, int]] = queue.SimpleQueue()  # with its bytes
+        self._acknowledged: deque[int] = deque()  # impressions of acknowledged messages not counted yet
         self._queue_max, self._bytes_max, self._batch_max = queue_max, bytes_max, batch_max
-        self._waiting = 0  # requests in the queue and in the thread's hands; guarded by _counting, as are the counts
+        self._waiting = 0  # requests queued or being sent; guarded by _counting, as are the counts
         self._waiting_bytes = 0
-        self._is_stuck = False  # messages time out; of the thread, as is what follows
-        self._look_s = 0.0  # the next look at the broker, of time.monotonic
-        self._unsent: list[tuple[bytes, bytes | None, int]] = []  # given back by a client: payload, key, impressions
-        self._closed = threading.Event()  # nothing more is taken
+        self._is_stuck = False  # messages time out; used by the thread only, as are the next two
+        self._look_s = 0.0  # time.monotonic of the next check of the broker
+        self._unsent: list[tuple[bytes, bytes | None, int]] = []  # of a replaced client: payload, key, impressions
+        self._closed = threading.Event()  # no more impressions are accepted
         self._ended = threading.Event()  # the thread stops
         self._counting = threading.Lock()
         self._check_columns()
@@ -121,7 +121,7 @@ class ImpressionLog:
         return self.log_batch(ImpressionBatch.of(impression))
 
     def log_batch(self, batch: ImpressionBatch) -> bool:
-        """Queue the requests of a batch: False when they were dropped, because the queue is full or closed.
+        """Queue the requests of a batch; False if the queue is full or closed and they were dropped.
 
         Never blocks.
         """
@@ -139,20 +139,20 @@ class ImpressionLog:
         return True
 
     def context_of(self, entity: Mapping[str, int | str], context: Mapping[str, Any]) -> dict[str, Any]:
-        """Values of the event's columns that neither the ranking nor the entity fills, as the event declares them.
+        """Return the values of the event's columns that come from the context, as the event declares them.
 
         Raises:
-            Refusal: 422, one is missing or of another type.
+            Refusal: 422, a value is missing or of another type.
         """
         return {name: column.value(context) for name, column in self._context.items() if name not in entity}
 
     @property
     def context_schemas(self) -> dict[str, tuple[dict[str, Any], bool]]:
-        """Columns that a request fills by its context or its keys -> JSON schema, and whether it must."""
+        """Column that a request's context or keys fill -> (JSON schema, whether it is required)."""
         return {name: column.schema for name, column in self._context.items()}
 
     def flush(self, timeout_s: float = FLUSH_S) -> int:
-        """Wait until all that was logged is acknowledged: the number of impressions still unsent after `timeout_s`."""
+        """Wait until all impressions are acknowledged; return the number that are not after `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         while self._waiting and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -161,7 +161,7 @@ class ImpressionLog:
         return self._waiting + unacknowledged
 
     def close(self) -> None:
-        """Send what is queued, then stop. What the broker does not take within FLUSH_S is counted as dropped."""
+        """Send queued impressions, then stop. Those not acknowledged within FLUSH_S are counted as dropped."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -212,16 +212,16 @@ class ImpressionLog:
                 self._go_on()
 
     def _take(self) -> tuple[list[ImpressionBatch], int]:
-        """The next batches, of about `batch_max` requests, and their bytes; none at times.
+        """Take the next batches, of about `batch_max` requests, and their bytes; none if none came within 0.2 s.
 
-        The first waits `LINGER_S` for others.
+        The first batch waits `LINGER_S` for others.
         """
         try:
             first, size_bytes = self._queue.get(timeout=0.2)
         except queue.Empty:
             return [], 0
         if self._waiting < self._batch_max:
-            self._closed.wait(LINGER_S)  # one sleep: a wake-up a request would take the GIL from the scoring thread
+            self._closed.wait(LINGER_S)  # one sleep: a wake-up per request would take the GIL from the scoring thread
         batches, count = [first], len(first)
         while count < self._batch_max:
             try:
@@ -233,13 +233,13 @@ class ImpressionLog:
         return batches, size_bytes
 
     def _produce(self, batches: Sequence[ImpressionBatch]) -> None:
-        """Encode and send; where that fails, each request alone, so that a bad one costs no other."""
+        """Encode and send; if that fails, do so for each request alone, so that only bad ones are dropped."""
         count = sum(map(len, batches))
         if not count:
             return
         try:
             payloads = self._codec.encode(self.frame(batches))
-        except Exception as exc:  # noqa: BLE001  # whatever a value makes Polars or a codec raise: all others go on
+        except Exception as exc:  # noqa: BLE001  # values may make Polars or a codec raise anything: all others go on
             if count > 1:
                 for batch in batches:
                     for one in batch.split():
@@ -259,7 +259,7 @@ class ImpressionLog:
         LOGGED.inc(sent)
 
     def _send(self, payload: bytes, key: str | bytes | None, count: int) -> bool:
-        """Hand a message of `count` impressions to the producer; False: they were dropped."""
+        """Hand a message of `count` impressions to the producer; False if they were dropped."""
         deliver = self._delivered if count == 1 else partial(self._delivered, count=count)
         try:
             for _ in range(PRODUCE_TRIES):
@@ -273,7 +273,7 @@ class ImpressionLog:
         return self._drop(count, "producer_full", f"{len(self._producer)} messages are not acknowledged")
 
     def _go_on(self) -> None:
-        """Begin with another client where the broker answers, yet acknowledges nothing of this one's; send again."""
+        """If the broker answers but acknowledges nothing, replace the client and send its messages again."""
         self._is_stuck, self._look_s = False, time.monotonic() + LOOK_S
         if not self._producer.renew_if_reached(REACH_S):
             return
@@ -293,7 +293,7 @@ class ImpressionLog:
         self._acknowledged.append(count)
 
     def _count_delivered(self) -> None:
-        """Count what was acknowledged, all at once: counters cost as much as a message of librdkafka."""
+        """Count acknowledged impressions, all at once: a counter costs as much as a message in librdkafka."""
         with self._counting:
             count = sum(self._acknowledged.popleft() for _ in range(len(self._acknowledged)))
             self.delivered += count
@@ -301,7 +301,7 @@ class ImpressionLog:
             DELIVERED.inc(count)
 
     def frame(self, batches: Sequence[ImpressionBatch]) -> pl.DataFrame:
-        """The requests of all batches as rows of the event, columns in the declaration's order."""
+        """Build a frame with one row per request, and columns in the order of the event's declaration."""
         names = self._columns
         candidates = [shown for batch in batches for shown in batch.candidates]
         lengths = np.concatenate([np.diff(batch.edges) for batch in batches])
@@ -335,7 +335,7 @@ class ImpressionLog:
         try:
             scores = self._shadow.score(Inputs.concat([batch.inputs.take(batch.picked) for batch in batches]))
         except Exception:
-            # A shadow is for comparison only: the impression is worth more than its shadow scores.
+            # The shadow is for comparison only, so the impression is logged without its scores.
             log.exception("shadow_failed", impressions=len(lengths))
             SHADOW_FAILED.inc(len(lengths))
             return empty
@@ -343,7 +343,7 @@ class ImpressionLog:
 
 
 def _lists(values: pl.Series, lengths: NDArray[np.int64]) -> pl.Series:
-    """A series of lists: `values` cut into pieces of `lengths` (n,)."""
+    """Cut `values` into a series of lists of `lengths` (n,)."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     flat = values.to_arrow(compat_level=pl.CompatLevel.oldest())

@@ -1,4 +1,4 @@
-"""Lanes: requests gather while a batch is worked on, each lane in a thread of its own."""
+"""Lanes: each has a thread that works on a batch while the next requests gather."""
 
 from headrace.serving.lanes.lane import ClientGoneError as ClientGoneError
 from headrace.serving.lanes.lane import Job as Job

@@ -1,15 +1,15 @@
-"""Lanes: natural batching. One thread takes all requests that wait, and works on them as one batch.
+"""Lanes: natural batching. One thread takes all waiting requests and works on them as one batch.
 
     event loop  submit -> queue -> thread: all that wait, up to `rows_max` rows -> work(batch) -> event loop: answers
 
-There is no timer: a lone request is taken at once, and while a batch is worked on the next one gathers. The event loop
-is woken once a batch, and the next batch begins when the answers of the last are sent: what their clients ask next then
-joins those that wait, where the thread would otherwise take the interpreter first (16 callers: batches of 14 in place
-of 8). Large requests have a lane of their own, so that small ones never wait behind them.
+There is no timer: a lone request starts at once, and while a batch is in progress the next one gathers. The event loop
+is woken once per batch, and the next batch begins when the answers of the last are sent, so that the next requests of
+the same clients join it. Otherwise the thread would take the GIL first (16 callers: batches of 8 instead of 14).
+Large requests have their own lane, so that small ones never wait behind them.
 
-A request is refused when it would wait for longer than it may, judged by what those before it cost lately. One whose
-deadline passes is answered there and then; one that has waited for a while is watched, so that the work of a client
-that hung up is dropped. Both cost one timer a request, which a quick answer cancels.
+A request is refused if its wait, estimated from the recent cost of requests, would pass its deadline. Once its deadline
+has passed it is answered at once. After it has waited for a while its client is watched, and the request is dropped if
+the client hangs up. Both cost one timer per request, which a quick answer cancels.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ from headrace.serving.refusals import Refusal
 from headrace.tracing import submitted
 
 WATCH_S = 0.05
-"""How long a request waits before its client is watched: less would cost every request a task."""
+"""How long a request waits before its client is watched; with less, every request would need a task."""
 SENT_S = 0.05
-"""How long the next batch waits at most for the answers of the last to be sent."""
+"""Longest time that the next batch waits for the answers of the last to be sent."""
 TURNS = 2
-"""Turns of the event loop after an answer's own, in which it parses what its clients have asked next."""
+"""Extra turns of the event loop after answers are delivered, in which it parses the clients' next requests."""
 SMOOTHING = 0.2
-"""Weight of the last batch in the mean seconds of a request, and of a batch."""
+"""Weight of the last batch in the moving averages of seconds per request and per batch."""
 
 WAITING = Gauge("headrace_requests_waiting", "Requests that wait for the scoring thread, or are worked on.", ["lane"])
 BATCH_REQUESTS = Histogram(
@@ -46,15 +46,15 @@ SHED = Counter("headrace_requests_shed_total", "Requests refused unread, or left
 log = structlog.get_logger(__name__)
 
 Outcome = Any
-"""What answers a job: a reply of the work, or the exception that ended it."""
+"""Result of a job: the reply, or the exception that ended it."""
 
 
 class ClientGoneError(Exception):
-    """The client hung up: there is nobody to answer."""
+    """The client hung up, so no answer is needed."""
 
 
 class Job:
-    """One request on its way: what is asked, until when, and who waits for it. Belongs to the event loop."""
+    """One request in progress: its query, its deadline, and the future of its outcome. Belongs to the event loop."""
 
     __slots__ = (
         "as_arrow",
@@ -86,19 +86,19 @@ class Job:
         self.route = route
         self.request_id = request_id
         self.trace = submitted()
-        self.as_arrow = as_arrow  # the form of the answer
+        self.as_arrow = as_arrow  # whether the answer is an Arrow stream
         self.ask = ask
         self.query = query
-        self.deadline_s = deadline_s  # of time.monotonic
+        self.deadline_s = deadline_s  # time.monotonic
         self.receive = receive
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Outcome] = self.loop.create_future()
-        self.is_over = False  # nobody waits any more; read by the scoring thread before it begins
+        self.is_over = False  # no longer waited for; read by the scoring thread before it begins
         self.timer: asyncio.TimerHandle | None = None
         self.watcher: asyncio.Task[None] | None = None
 
     def end(self, outcome: Outcome) -> None:
-        """Answer, unless it was answered before."""
+        """Set the outcome, unless the job already has one."""
         if self.is_over:
             return
         self.is_over = True
@@ -111,14 +111,14 @@ class Job:
 
 
 class Lane:
-    """One scoring thread and the requests that wait for it. `submit` is for the event loop, the rest for any thread.
+    """One scoring thread and the requests that wait for it. All methods but `close` are for the event loop only.
 
     Args:
         name: for the thread and metrics.
-        work: called in the lane's thread with jobs that are waited for; returns an outcome for each. Must not raise.
-        waiting_max: requests that may wait or be worked on at once.
-        rows_max: a batch takes no further request once it has so many candidates.
-        on_thread: called once with the lane's thread, which runs by then.
+        work: called in the lane's thread with the jobs of a batch; returns an outcome for each. Must not raise.
+        waiting_max: requests that may wait or be in progress at once.
+        rows_max: number of candidates from which on a batch takes no further request.
+        on_thread: called once with the lane's thread after it has started.
     """
 
     def __init__(
@@ -137,27 +137,27 @@ class Lane:
         self._rows_max = rows_max
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._waiting = self._waiting_rows = 0  # used on the event loop only
-        # Mean seconds of a request and of a batch lately: written by the thread, read by the event loop.
+        # Moving averages of seconds per request and per batch: written by the thread, read by the event loop.
         self._request_s = self._batch_s = 0.0
-        self._sent = threading.Event()  # the answers of the last batch are with their clients
+        self._sent = threading.Event()  # set once the answers of the last batch are sent
         self._thread: threading.Thread | None = None
         self._waiting_gauge = WAITING.labels(lane=name)
         self._batch_sizes = BATCH_REQUESTS.labels(lane=name)
 
     def expected_wait_s(self) -> float:
-        """Seconds until a request that came now would be begun, from what those before it cost lately.
+        """Estimate the seconds until a request that arrives now would begin, from the recent cost of requests.
 
-        The lesser of two guesses: as many requests one by one, or as many batches as they fill. After lone requests,
-        each of which costs as much as a batch, the first would refuse most of a burst.
+        The lesser of two estimates: the waiting requests one by one, or the batches that they fill. A lone request
+        costs as much as a batch, so after lone requests the first estimate alone would refuse most of a burst.
         """
         batches = 1 + self._waiting_rows // self._rows_max
         return min(self._waiting * self._request_s, batches * self._batch_s)
 
     def require_room(self, deadline_s: float) -> None:
-        """Return if a request may wait here until `deadline_s`.
+        """Check that a request with the deadline `deadline_s` (`time.monotonic`) may wait here.
 
         Raises:
-            Refusal: 429, too many wait, or it would not be begun in time.
+            Refusal: 429, too many requests wait, or it would not begin in time.
         """
         if self._waiting >= self._waiting_max:
             SHED.labels(reason="waiting_max").inc()
@@ -179,7 +179,7 @@ class Lane:
             )
 
     async def submit(self, job: Job) -> Outcome:
-        """Wait for the outcome of `job`.
+        """Queue `job` and wait for its outcome.
 
         Raises:
             Refusal: 429, see `require_room`; 503, its deadline passed.
@@ -202,13 +202,13 @@ class Lane:
         finally:
             job.end(None)
         if not isinstance(outcome, Exception) and time.monotonic() > job.deadline_s:
-            outcome = _deadline_over()  # it was ready in time, and waited for this turn of the event loop
+            outcome = _deadline_over()  # ready in time, but this turn of the event loop came late
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def close(self) -> None:
-        """Work on all that was submitted, then stop."""
+        """Answer all submitted jobs, then stop."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
@@ -246,7 +246,7 @@ class Lane:
             self._sent.clear()
             try:
                 loop.call_soon_threadsafe(self._deliver, pairs, len(rows), sum(rows))
-            except RuntimeError:  # the loop is closed: nobody waits for its answers any more
+            except RuntimeError:  # the loop is closed: its answers are no longer awaited
                 self._leave(len(rows), sum(rows))
                 self._sent.set()
                 log.warning("answers_undelivered", requests=len(pairs))
@@ -255,30 +255,30 @@ class Lane:
         self._leave(count, rows)
         for job, outcome in pairs:
             job.end(outcome)
-        asyncio.get_running_loop().call_soon(self._turned, TURNS)  # after the requests just ended, which send
+        asyncio.get_running_loop().call_soon(self._turned, TURNS)  # after the jobs' own tasks, which send
 
     def _turned(self, turns_left: int) -> None:
-        """Called by the event loop, a turn after another."""
+        """Set `_sent` after `turns_left` more turns of the event loop, which calls this once per turn."""
         if turns_left:
             asyncio.get_running_loop().call_soon(self._turned, turns_left - 1)
         else:
             self._sent.set()
 
     def _leave(self, count: int, rows: int) -> None:
-        """Forget `count` requests of `rows` candidates."""
+        """Stop counting `count` requests of `rows` candidates as waiting."""
         self._waiting -= count
         self._waiting_rows -= rows
         self._waiting_gauge.dec(count)
 
 
 def _watch(job: Job) -> None:
-    """Begin to watch a job that has waited for a while."""
+    """Watch the client of a job that has waited for a while."""
     if not job.is_over:
         job.watcher = job.loop.create_task(_until_over(job))
 
 
 async def until_gone(receive: Receive) -> None:
-    """Return when the client of a request whose body was read hangs up."""
+    """Return when the client of a request, whose body was read, hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -298,7 +298,7 @@ async def _until_over(job: Job) -> None:
 
 
 def _deadline_over() -> Refusal:
-    """The counted refusal of a request whose deadline has passed."""
+    """Count and return the refusal of a request whose deadline has passed."""
     SHED.labels(reason="deadline").inc()
     fix = "try again after the seconds of Retry-After, or allow more time"
     return Refusal(503, "deadline_exceeded", "the request's time is over", fix)

@@ -1,16 +1,16 @@
-"""One CPU for the threads that hand the interpreter to each other. Linux only.
+"""Keeps the threads that alternate in holding the GIL on one CPU. Linux only.
 
-One thread of a process runs Python at a time. Where the event loop and the scoring thread run on two CPUs, each
-hand-over wakes the other CPU and moves the interpreter's memory to its cache: of 16 callers a small ranking cost
-0.75 ms of CPU on two cores, and 0.63 ms with both threads on one (benchmarks/serving/small_rank.py). Threads that
-compute for milliseconds without the interpreter (large fan-outs, refreshes, loads) stay free, and so do those of other
-libraries.
+Only one thread of a process runs Python at a time. If the event loop and the scoring thread run on two CPUs, each
+hand-over of the GIL wakes the other CPU and moves the interpreter's memory to its cache: with 16 callers a small
+ranking cost 0.75 ms of CPU on two cores, and 0.63 ms with both threads on one (benchmarks/serving/small_rank.py).
+Threads that compute for milliseconds without the GIL (large fan-outs, refreshes, loads) are not pinned, nor are those
+of other libraries.
 
-    every LOOK_S   busy time of each CPU, less that of our threads = what others do there
-                   none chosen yet, or others busy on ours -> the CPU with the least
+    every LOOK_S   busy time of each CPU, less that of our threads = load of others there
+                   none chosen yet, or others busy on ours -> the CPU with the least load
 
-Nothing is reserved: replicas in containers cannot see each other, yet each sees all CPUs, so that two may choose the
-same; each then sees the other at work there, and one moves.
+CPUs are not reserved: replicas in containers cannot see each other, yet each sees all CPUs, so two of them may choose
+the same CPU. Each then sees the other's load there, and one moves.
 """
 
 import os
@@ -23,27 +23,27 @@ from pathlib import Path
 import structlog
 
 LOOK_S = 1.0
-"""Seconds between two looks."""
+"""Seconds between two measurements."""
 BUSY_MAX = 0.3
-"""Share of our CPU's time that others may take before a better one is sought."""
+"""Share of our CPU's time that others may use before we look for a better CPU."""
 GAIN_MIN = 0.2
-"""How much less others must do on another CPU to move there: hand-overs of the move cost some milliseconds."""
+"""How much lower the load of others must be on another CPU to move there: a move costs some milliseconds."""
 MOVE_CHANCE = 0.5
-"""Two replicas on one CPU see the same: so each moves by chance, or both would move together for ever."""
+"""Probability of a move: two replicas on one CPU see the same load, and would otherwise always move together."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _IDLE, _IOWAIT = 3, 4
 _USER_OF_THREAD, _SYSTEM_OF_THREAD = 11, 12
-"""Places of times in a line of /proc/stat, and after the name in /proc/self/task/<thread>/stat."""
+"""Indexes of times in a line of /proc/stat, and after the name in /proc/self/task/<thread>/stat."""
 
 log = structlog.get_logger(__name__)
 
 
 class OneCpu:
-    """Keeps the threads added to it on one CPU from `start` to `close`; does nothing where there is no choice.
+    """Keeps the threads added to it on one CPU from `start` to `close`; does nothing if only one CPU is allowed.
 
-    Thread-safe. A thread made by one of them inherits its CPU: see `free`. `proc` is where the kernel shows times of
-    CPUs and threads.
+    Thread-safe. A thread that a pinned thread starts inherits its CPU: see `free`. `proc` is the mount point of procfs,
+    which has the times of CPUs and threads.
     """
 
     def __init__(self, proc: Path = Path("/proc")) -> None:
@@ -57,11 +57,11 @@ class OneCpu:
 
     @property
     def cpu(self) -> int | None:
-        """Number of the CPU that was chosen; None: not yet, or there is no choice."""
+        """Number of the chosen CPU; None before the choice, or if there is none to make."""
         return self._cpu
 
     def add(self, thread: threading.Thread) -> None:
-        """Keep `thread`, which runs, with the others."""
+        """Keep `thread`, which must be running, on the same CPU as the others."""
         with self._lock:
             if thread.native_id is not None:
                 self._threads.add(thread.native_id)
@@ -69,19 +69,19 @@ class OneCpu:
                     self._pin({self._cpu})
 
     def free(self, thread: threading.Thread) -> None:
-        """Release `thread` to any CPU: it has inherited that of the thread of ours that made it."""
+        """Allow `thread` all CPUs: it has inherited the CPU of the pinned thread that started it."""
         with self._lock:
             if thread.native_id is not None and self._cpu is not None:
                 _set(thread.native_id, self._allowed)
 
     def start(self) -> None:
-        """Choose a CPU after a first look, and another when others work there."""
+        """Start the thread that chooses a CPU, and another one when others are busy there."""
         if len(self._allowed) > 1 and self._keeper is None and (self._proc / "self" / "task").is_dir():
             self._keeper = threading.Thread(target=self._run, name="headrace-cpu", daemon=True)
             self._keeper.start()
 
     def close(self) -> None:
-        """Release all threads to any CPU again."""
+        """Allow all threads all CPUs again."""
         self._closed.set()
         if self._keeper is not None:
             self._keeper.join()
@@ -104,28 +104,28 @@ class OneCpu:
                         self._pin({chosen})
                         self._cpu = chosen
                         log.debug("cpu_chosen", cpu=chosen)
-        except (OSError, KeyError, ValueError) as exc:  # another /proc
+        except (OSError, KeyError, ValueError) as exc:  # /proc has another format
             log.warning("cpu_not_chosen", reason=str(exc), effect="threads run on any CPU")
             with self._lock:
                 self._release()
 
     def _ours_s(self) -> float:
-        """CPU seconds of our threads until now."""
+        """Return the CPU seconds that our threads have used until now."""
         with self._lock:
             return sum(self._thread_s(thread) for thread in self._threads)
 
     def _busy_s(self) -> dict[int, float]:
-        """Seconds that each CPU was not idle, since the machine's start."""
+        """Return the seconds that each CPU was not idle since the machine's start."""
         busy_s = {}
         for line in (self._proc / "stat").read_text().splitlines():
             name, *numbers = line.split()
             if name.startswith("cpu") and name[3:].isdigit() and int(name[3:]) in self._allowed:
-                ticks = list(map(int, numbers[:8]))  # what follows is counted in these already
+                ticks = list(map(int, numbers[:8]))  # the later ones are included in these
                 busy_s[int(name[3:])] = (sum(ticks) - ticks[_IDLE] - ticks[_IOWAIT]) / _TICKS_PER_S
         return busy_s
 
     def _thread_s(self, thread: int) -> float:
-        """CPU seconds of a thread of this process; 0 once it has ended."""
+        """Return the CPU seconds of a thread of this process; 0 if it has ended."""
         try:
             fields = (self._proc / "self" / "task" / str(thread) / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
@@ -133,7 +133,7 @@ class OneCpu:
         return (int(fields[_USER_OF_THREAD]) + int(fields[_SYSTEM_OF_THREAD])) / _TICKS_PER_S
 
     def _pin(self, cpus: Collection[int]) -> None:
-        """Set the CPUs of our threads, and forget those that have ended."""
+        """Set the CPUs of our threads, and forget ended threads."""
         self._threads = {thread for thread in self._threads if _set(thread, cpus)}
 
     def _release(self) -> None:
@@ -148,13 +148,13 @@ def _set(thread: int, cpus: Collection[int]) -> bool:
         os.sched_setaffinity(thread, cpus)
     except ProcessLookupError:
         return False
-    except OSError as exc:  # not allowed here, or the CPUs were taken from us: a request must not fail for that
+    except OSError as exc:  # not allowed, or the CPUs are no longer ours: a request must not fail for that
         log.warning("cpu_not_set", cpus=sorted(cpus), reason=str(exc))
     return True
 
 
 def choice(others: dict[int, float], cpu: int | None) -> int:
-    """The CPU to run on, from the share of each that others use, and the present one.
+    """Choose the CPU to run on, from the share of each that others use and the present CPU.
 
     >>> choice({0: 0.9, 1: 0.1}, None), choice({0: 0.25, 1: 0.0}, 0)
     (1, 0)

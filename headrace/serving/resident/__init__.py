@@ -1,4 +1,4 @@
-"""Resident candidates: what the model reads of the candidates alone, kept in the replica and refreshed on a clock."""
+"""Resident candidates: values that depend on the candidate alone, kept in the replica and refreshed periodically."""
 
 from headrace.serving.resident.candidates import ResidentCandidates as ResidentCandidates
 from headrace.serving.resident.catalogue import Catalogue as Catalogue

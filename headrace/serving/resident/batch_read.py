@@ -1,7 +1,7 @@
-"""What was read for a batch of requests, and its scores: inputs are put together when and where they are needed.
+"""The values read for a batch of requests, and its scores. Inputs are assembled only when they are needed.
 
-A lone request for many candidates that are all resident needs no inputs of its own: it is scored in halves
-(`publishing/halves.py`), and the inputs of the candidates that it shows are assembled for its impression.
+A lone request for many candidates that are all resident is scored in halves (`publishing/halves.py`) without assembling
+inputs; only the candidates that it returns need them, for the impression.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,7 +18,7 @@ from headrace.serving.resident.split_inputs import SplitInputs
 from headrace.serving.swap import Scores
 
 FAN_OUT_MIN = 128
-"""Candidates from which a lone request is scored in halves: fewer cost more in calls than they save."""
+"""Candidates from which on a lone request is scored in halves; with fewer, the calls cost more than they save."""
 
 Ints = NDArray[np.int64]
 
@@ -27,11 +27,11 @@ class ViewFound(NamedTuple):
     """Records of one view in one request.
 
     Attributes:
-        asked, found: records that were requested, and that exist.
-        age_us: age of their newest event in µs, None without one.
-        ahead: records with an event at or after the request's time.
-        resident_age_us: how long before the request resident values were read, in µs of event time; None where the
-            store was asked for all.
+        asked, found: number of records requested, and of those that exist.
+        age_us: age of their newest event in µs, None if none exist.
+        ahead: number of records with an event at or after the request's time.
+        resident_age_us: how long before the request resident values were read, in µs of event time; None if all
+            records came from the store.
     """
 
     asked: int
@@ -42,7 +42,7 @@ class ViewFound(NamedTuple):
 
 
 class RequestRead(NamedTuple):
-    """What was read for one request: by view, in a word, and the age of the entity's newest event in µs."""
+    """Records read for one request: by view, summed up as a status, and the age of the entity's newest event in µs."""
 
     views: dict[str, ViewFound]
     status: str
@@ -52,9 +52,9 @@ class RequestRead(NamedTuple):
 def requests_read(
     by_view: Mapping[str, tuple[Records, str]], counts: Sequence[int], edges: Ints, resident_age_us: int | None
 ) -> list[RequestRead]:
-    """What was read for each request, from each view's records and whether it is of candidate, request or both.
+    """Summarize the records read for each request. `by_view`: records, and "candidate", "request" or "both".
 
-    counts (n,) and edges (n + 1,) of the candidates; `resident_age_us` of the candidates' views.
+    `counts` (n,) and `edges` (n + 1,) are those of the candidates, `resident_age_us` is that of the candidates' views.
     """
     ones, starts = [1] * len(counts), edges[:-1]
     reads = {
@@ -74,13 +74,13 @@ def requests_read(
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Inputs of a batch with resident candidates, in parts that are not put together yet.
+    """Inputs of a batch with resident candidates, in parts that are not merged yet.
 
     Attributes:
         split: the parts of the spec.
-        of_requests, of_both: inputs of the requests' fields (n,) and of those of both (R,).
-        owners: (R,) request of each candidate; None: there is one.
-        candidates: what was read of the candidates (R,); None: all are resident, see `hit`.
+        of_requests, of_both: inputs of the requests' fields (n,), and of fields that depend on both (R,).
+        owners: (R,) index of each candidate's request; None if there is only one request.
+        candidates: values of the candidates (R,); None if all are resident, see `hit`.
     """
 
     split: SplitInputs
@@ -91,7 +91,7 @@ class Parts:
     hit: Hit
 
     def merged(self, rows: Ints | slice) -> Inputs:
-        """Inputs of the candidates `rows`."""
+        """Merge the inputs of the candidates `rows`."""
         if self.candidates is not None:
             of_candidates = self.candidates.inputs.take(rows)
         else:
@@ -101,14 +101,14 @@ class Parts:
 
 
 class BatchRead:
-    """What a batch of n requests is scored from: rows `edges[i]` to `edges[i + 1]` are the candidates of request i.
+    """A batch of n requests, ready to be scored: rows [edges[i], edges[i + 1]) are the candidates of request i.
 
     Args:
         edges: (n + 1,).
-        requests: what was read for each.
-        inputs: of all candidates (R,), or
-        parts: what they are made of when they are needed.
-        resident: keeps the halves of models.
+        requests: summary of the records read for each request.
+        inputs: inputs of all candidates (R,), or
+        parts: the parts from which inputs are merged on demand.
+        resident: has the models in halves; needed with `parts`.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class BatchRead:
         return self._inputs
 
     def scores(self, scorer: Scores) -> NDArray[np.float32]:
-        """Scores (R,) of all candidates by `scorer` alone."""
+        """Score all candidates with `scorer`: (R,)."""
         parts = self._parts
         if parts is not None and parts.candidates is None and parts.owners is None and self.edges[-1] >= FAN_OUT_MIN:
             assert self._resident is not None
@@ -147,7 +147,7 @@ class BatchRead:
         return scorer.score(self.inputs)
 
     def shown(self, picked: Ints) -> tuple[Inputs, Ints]:
-        """Inputs that hold the candidates `picked` (k,), and their rows (k,) there."""
+        """Return inputs that include the candidates `picked` (k,), and the rows (k,) of these."""
         if self._inputs is not None:
             return self._inputs, picked
         assert self._parts is not None
@@ -155,7 +155,7 @@ class BatchRead:
 
 
 def best(scores: NDArray[np.float32], k: int) -> Ints:
-    """Indexes (k,) of the greatest scores, best first; equal scores in the request's order.
+    """Return the indexes (k,) of the greatest scores, best first; equal scores stay in the request's order.
 
     >>> best(np.array([0.1, 0.9, 0.9], np.float32), 2).tolist()
     [1, 2]
@@ -171,7 +171,7 @@ def best(scores: NDArray[np.float32], k: int) -> Ints:
 def _found(
     records: Records, counts: Sequence[int], starts: Ints | None, resident_age_us: int | None
 ) -> list[ViewFound]:
-    """Records by request, which has `counts` of them from `starts` on; None: one each."""
+    """Summarize records by request i, which has `counts[i]` of them from `starts[i]` on, one if `starts` is None."""
     never = np.int64(2**63 - 1)
     present, ages_us, ahead = records.exists, np.where(records.exists, records.age_us, never), records.ahead
     if starts is not None:

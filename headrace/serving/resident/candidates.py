@@ -1,16 +1,16 @@
-"""Resident candidates: a catalogue that is filled as candidates are asked for, and read anew on a clock.
+"""Resident candidates: a catalogue that is filled on demand and refreshed periodically.
 
     start    scan of the store for at most FILL_S seconds -> catalogue          request   id in the catalogue -> its row
-    clock    every refresh_s: known + asked for since, most recently used        else -> read from the store, as without
-             first, within the budget -> store -> the next catalogue                     one, and noted for the next
+    clock    every refresh_s: known + requested since, most recently used       else -> read from the store, as without
+             first, within the budget -> store -> the next catalogue                    a catalogue, noted for the next
 
-A refresh reads the records again and evaluates windows as of its moment, so a resident value is that of the store at
-most one refresh ago, and its age goes with the answer. There is no feed of changed records: a window changes without
-an event, so all records are decoded on every refresh anyway, which is three quarters of the cost of a read (measured).
-It takes at most DUTY of a core: a catalogue that takes longer than that is read less often.
+A refresh reads all records again and evaluates windows as of its time, so a resident value is at most one refresh old,
+and answers state its age. There is no feed of changed records: a window changes without an event, so every refresh must
+decode all records anyway, which is three quarters of the cost of a read (measured). Refreshes take at most the share
+DUTY of a core: if one takes long, the next comes later.
 
-While the store is away the last catalogue stays in use, with its growing age. A request with an `event_time` of its own
-is always read from the store, as of that time.
+While the store is unreachable the last catalogue stays in use, and its age grows. A request that sets `event_time` is
+always read from the store, as of that time.
 """
 
 import threading
@@ -39,19 +39,19 @@ from headrace.serving.resident.split_inputs import SplitInputs
 Ints = NDArray[np.int64]
 
 FILL_S = 5.0
-"""Longest scan of the store at a start, in seconds; what it has not met is filled in as it is asked for."""
+"""Longest scan of the store at startup, in seconds; candidates that it did not reach are added on demand."""
 DUTY = 0.1
-"""Greatest share of the time that refreshes take."""
+"""Largest share of the time that refreshes take."""
 READ_ROWS = 8_192
-"""Records read at a time: the answers of so many are some MB beside the budget."""
+"""Records read at a time: their answers take some MB in addition to the budget."""
 ROW_BYTES_GUESS = 1_000
-"""Memory of a candidate until a first catalogue says what it is."""
+"""Assumed memory of a candidate until the first catalogue shows the actual size."""
 WANTED_MAX = 1_000_000
-"""Candidates that may wait for the next refresh; others are noted when they are asked for again."""
+"""Candidates that may wait for the next refresh; further ones are noted when they are requested again."""
 STALE_REFRESHES = 10
-"""A catalogue of so many intervals ago in event time is used no more while the store answers."""
+"""A catalogue this many refresh intervals old, in event time, is not used while the store answers."""
 SCORERS = 2
-"""Models of which the halves are kept: the live one and the one before, or the one that is being loaded."""
+"""Models whose halves are kept: the live one, and the previous one or the one that is being loaded."""
 
 CANDIDATES = Counter(
     "headrace_resident_candidates_total", "Candidates answered from memory, or read from the store.", ["source"]
@@ -69,13 +69,13 @@ log = structlog.get_logger(__name__)
 
 
 class ResidentCandidates:
-    """What the model reads of candidates alone, of one ranking. Thread-safe.
+    """Values that depend on the candidate alone, for one ranking. Thread-safe.
 
     Args:
         spec: the ranking.
-        store: where records are read.
-        clock: event time as of which windows are evaluated.
-        budget_bytes: memory, of two catalogues: during a refresh there are two.
+        store: the store that records are read from.
+        clock: gives the event time as of which windows are evaluated.
+        budget_bytes: memory of two catalogues, since a refresh holds two at a time.
         refresh_s: seconds between two refreshes; see DUTY.
     """
 
@@ -86,7 +86,7 @@ class ResidentCandidates:
         self.catalogue: Catalogue | None = None
         plans = spec.plans
         self._candidate = spec.candidate
-        self._is_text = text_columns(plans).get(spec.candidate)  # None: of either type, by view
+        self._is_text = text_columns(plans).get(spec.candidate)  # None: the type differs between views
         is_known = self._is_text is not None
         self._plans = [plan for plan in plans if is_known and self.split.kinds[plan.name] == "candidate"]
         self._store = store
@@ -107,16 +107,16 @@ class ResidentCandidates:
 
     @property
     def covers_all_views(self) -> bool:
-        """Whether a request for resident candidates needs nothing of the store."""
+        """Whether requests for resident candidates need no data from the store."""
         return set(self.split.kinds.values()) == {"candidate"}
 
     def age_s(self) -> float:
-        """Seconds since the catalogue was read; NaN without one."""
+        """Return the seconds since the catalogue was read; NaN without a catalogue."""
         catalogue = self.catalogue
         return time.monotonic() - catalogue.read_s if catalogue is not None else float("nan")
 
     def start(self) -> None:
-        """Start the thread that refreshes, unless it runs."""
+        """Start the thread that refreshes, unless it is running."""
         if self._thread is not None:
             return
         self._thread = threading.Thread(target=self._run, name="headrace-resident", daemon=True)
@@ -129,9 +129,9 @@ class ResidentCandidates:
             self._thread.join(timeout=10)
 
     def look_up(self, ids: Ints, texts: Sequence[bytes], now_us: int) -> Hit | None:
-        """Rows of the candidates `ids` (R,) with key `texts`, for a request of now; those absent are noted.
+        """Look up the candidates `ids` (R,) with key `texts` for a request as of now; absent ones are noted.
 
-        None: there is no catalogue, or it is not of `now_us`.
+        Returns None if there is no catalogue, or it is too far from `now_us`.
         """
         catalogue = self.catalogue
         if catalogue is None or not self._is_current(catalogue, now_us):
@@ -150,15 +150,15 @@ class ResidentCandidates:
         return Hit(catalogue, rows, absent, max(now_us - catalogue.as_of_us, 0))
 
     def prepare(self, scorer: Any) -> None:
-        """Compute what the resident candidates add to a model's scores, before it goes live."""
+        """Compute the candidates' half of a model for the resident candidates, before the model goes live."""
         catalogue = self.catalogue
         if catalogue is not None:
             self.half(scorer, catalogue)
 
     def half(self, scorer: Any, catalogue: Catalogue) -> tuple[Halves, Half] | None:
-        """A model in halves, and that of the catalogue's candidates; None where the model has none.
+        """Return a model in halves, and the half of the catalogue's candidates; None if it cannot be split.
 
-        The first caller computes it, unless `prepare` has: 1 us a candidate.
+        The first caller computes the half unless `prepare` has done so: 1 us a candidate.
         """
         half = catalogue.halves.get(scorer)
         halves = self._halves_of(scorer)
@@ -184,7 +184,7 @@ class ResidentCandidates:
             return made
 
     def fill(self, within_s: float = FILL_S) -> None:
-        """Note the entities of the store, for at most `within_s` seconds, and refresh.
+        """Scan the store for entities for at most `within_s` seconds, and refresh.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -202,11 +202,12 @@ class ResidentCandidates:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the candidates anew: those known and those asked for since, most recently used first.
+        """Read the candidates again: those known and those requested since, most recently used first.
 
         Raises:
             StoreUnavailableError: Redis does not answer; the last catalogue stays.
-            LayoutError: a view was changed and its new version is not active yet; there is no catalogue any more.
+            LayoutError: a view was changed and its new version is not active yet; the refreshing thread then drops the
+                catalogue.
         """
         with self._refreshing:
             started_s = time.monotonic()
@@ -235,14 +236,14 @@ class ResidentCandidates:
             try:
                 self.refresh()
             except LayoutError as exc:
-                self.catalogue = None  # requests read the store, which says what is wrong
+                self.catalogue = None  # requests then read the store, which reports what is wrong
                 self._failed(exc)
             except HeadraceError as exc:
                 self._is_away = True
                 self._failed(exc)
             except Exception:
                 FAILED.labels(reason="unexpected").inc()
-                log.exception("resident_refresh_failed")  # the thread must not end: the catalogue would only age
+                log.exception("resident_refresh_failed")  # the thread must not end, or the catalogue would only age
 
     def _failed(self, exc: HeadraceError) -> None:
         FAILED.labels(reason=type(exc).__name__).inc()
@@ -265,7 +266,7 @@ class ResidentCandidates:
                     self._wanted[int(ids[i])] = texts[i]
 
     def _chosen(self, now_s: float) -> tuple[Ints, list[bytes], NDArray[np.float64]]:
-        """Ids, texts and last use of the candidates of the next catalogue, most recently used first."""
+        """Choose the candidates of the next catalogue, the most recently used: ids, texts and times of last use."""
         with self._noting:
             wanted, self._wanted = self._wanted, {}
         catalogue = self.catalogue

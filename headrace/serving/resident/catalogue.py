@@ -1,4 +1,4 @@
-"""A catalogue: many candidates as of one moment, as columns. Immutable: a refresh makes another one.
+"""A catalogue: many candidates as of one moment, in columns. Immutable: a refresh builds a new one.
 
 row     id -> row (IdMap)    text    inputs of the candidate's fields    columns that other fields read    records
 0       4741855839676419641  tea     ids, bags, dense float32            float64, int64, lists             exists, age
@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Which of n records of a view exist (n,), the age of their newest event in µs, and which are ahead of the read."""
+    """Facts (n,) of n records of a view: whether each exists, its newest event's age in µs, and whether it is ahead."""
 
     exists: NDArray[np.bool_]
     age_us: Ints
@@ -29,23 +29,23 @@ class Records:
 
     @classmethod
     def of(cls, answer: Answer) -> "Records":
-        """Facts of an answer."""
+        """Return the facts of an answer."""
         return cls(answer.found, answer.age_us, answer.ahead)
 
     def take(self, rows: Ints, later_us: int = 0) -> "Records":
-        """The records `rows`, their ages `later_us` later."""
+        """Select the records `rows`, with ages increased by `later_us`."""
         exists = self.exists[rows]
         return Records(exists, np.where(exists, self.age_us[rows] + later_us, -1), self.ahead[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateRows:
-    """What is read of n candidates alone.
+    """Values of n candidates that depend on the candidate alone.
 
     Attributes:
-        inputs: (n,) of the candidate's fields.
+        inputs: (n,) inputs of the candidate's fields.
         columns: (n,) features of the candidate's views that other fields read.
-        records: (n,) by view.
+        records: (n,) facts of the records, by view.
     """
 
     inputs: Inputs
@@ -64,14 +64,14 @@ class CandidateRows:
         return int(sum(array.nbytes for array in arrays)) + 10 * len(self) * len(self.records)
 
     def take(self, rows: Ints, later_us: int = 0) -> "CandidateRows":
-        """The candidates `rows`, their records' ages `later_us` later."""
+        """Select the candidates `rows`, with the ages of their records increased by `later_us`."""
         columns = {name: taken(column, rows) for name, column in self.columns.items()}
         records = {view: some.take(rows, later_us) for view, some in self.records.items()}
         return CandidateRows(self.inputs.take(rows), columns, records)
 
     @staticmethod
     def concat(parts: "Sequence[CandidateRows]") -> "CandidateRows":
-        """All candidates of `parts`, at least one, in order."""
+        """Concatenate `parts`, of which there is at least one."""
         if len(parts) == 1:
             return parts[0]
         columns = {name: _joined([part.columns[name] for part in parts]) for name in parts[0].columns}
@@ -89,15 +89,15 @@ class CandidateRows:
 
 @dataclass(slots=True)
 class Catalogue:
-    """Candidates as of `as_of_us`, event time. Immutable but for `used` and `halves`, which only grow true or larger.
+    """Candidates as of `as_of_us`, in event time. Immutable but for `used`, set by requests, and `halves`, a cache.
 
     Attributes:
         ids, texts: (n,) keys, in the order of the rows.
-        rows: what was read.
-        read_s: moment of `time.monotonic` at which reading began.
-        used: (n,) whether a request asked for the row since the catalogue was made.
-        used_s: (n,) `time.monotonic` of the last refresh before which it was used.
-        halves: scorer -> its half of each candidate; see `publishing/halves.py`.
+        rows: the candidates' values.
+        read_s: `time.monotonic` when reading began.
+        used: (n,) whether a request has read the row since the catalogue was built.
+        used_s: (n,) `time.monotonic` of the last refresh before which the row had been used.
+        halves: scorer -> its half for the candidates; see `publishing/halves.py`.
     """
 
     ids: Ints
@@ -112,14 +112,14 @@ class Catalogue:
 
     def __post_init__(self) -> None:
         self.map = IdMap(len(self.ids))
-        self.map.get_or_add(self.ids)  # distinct: row i is id i
+        self.map.get_or_add(self.ids)  # ids are distinct, so row i gets index i
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
     def nbytes(self) -> int:
-        """Memory of all arrays, and about that of the texts."""
+        """Memory of all arrays, plus an estimate for the texts."""
         halves = sum(half.nbytes for half in self.halves.values() if half is not None)
         texts = sum(map(len, self.texts)) + 41 * len(self.texts)
         return self.rows.nbytes + self.map.nbytes + texts + 17 * len(self) + halves
@@ -127,12 +127,12 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Candidates of a request in a catalogue.
+    """The candidates of a batch looked up in a catalogue.
 
     Attributes:
-        rows: (R,) row of each candidate, -1 where it is not resident.
-        absent: positions (a,) of those that are not.
-        age_us: event time from the catalogue's moment to the request's.
+        rows: (R,) row of each candidate, -1 if it is not resident.
+        absent: (a,) positions of candidates that are not resident.
+        age_us: event time from the catalogue's moment to the request's, in µs.
     """
 
     catalogue: Catalogue
@@ -141,15 +141,15 @@ class Hit:
     age_us: int
 
     def columns(self) -> dict[str, Column]:
-        """Columns (R,) that other fields read, of candidates that are all resident."""
+        """Return the columns (R,) that other fields read; all candidates must be resident."""
         return {name: taken(column, self.rows) for name, column in self.catalogue.rows.columns.items()}
 
     def records(self) -> dict[str, Records]:
-        """Facts (R,) by view, of candidates that are all resident."""
+        """Return the facts (R,) of the records by view; all candidates must be resident."""
         return {view: some.take(self.rows, self.age_us) for view, some in self.catalogue.rows.records.items()}
 
     def completed(self, absent: CandidateRows) -> CandidateRows:
-        """All candidates (R,), with those that were read from the store (a,)."""
+        """Return all candidates (R,), given the absent ones (a,) that were read from the store."""
         is_resident = self.rows >= 0
         resident = self.catalogue.rows.take(self.rows[is_resident], self.age_us)
         order = np.empty(len(self.rows), np.int64)
@@ -159,12 +159,12 @@ class Hit:
 
 
 def taken(column: Column, rows: Ints) -> Column:
-    """The elements `rows` of a column."""
+    """Select the elements `rows` of a column."""
     return column[rows] if isinstance(column, np.ndarray) else Lists(column.values[rows], column.lengths[rows])
 
 
 def _joined(columns: Sequence[Column]) -> Column:
-    """Columns of one kind, one after the other; lists are padded to the widest."""
+    """Concatenate columns of one kind; lists are padded to the widest."""
     if isinstance(columns[0], np.ndarray):
         return np.concatenate([np.asarray(column) for column in columns])
     lists = [column for column in columns if not isinstance(column, np.ndarray)]

@@ -1,11 +1,11 @@
 """The fields of an `InputSpec` by what they depend on: the candidate alone, the request alone, or both.
 
-    candidate   its key, features of views keyed by it     R rows, or once a candidate while it is resident
-    request     entity keys, context, the entity's views   n rows, one a request
+    candidate   its key, features of views keyed by it     R rows, or once per candidate while it is resident
+    request     entity keys, context, the entity's views   n rows, one per request
     both        Match, Derived, views of pairs             R rows
 
-Each part is assembled by a spec of its own fields, and `merged` puts their columns in place. So a field of the request
-is computed once a request instead of once a candidate, and one of the candidate once a refresh.
+Each part is assembled by a spec of its fields, and `merged` combines the parts. So a field of the request is computed
+once per request instead of once per candidate, and a field of the candidate once per refresh.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class SplitInputs:
         candidate, request, both: the parts.
         shared: columns of the candidate's views that fields of `both` read.
         kinds: view -> "candidate", "request" or "both", by its keys.
-        raw: columns that a function of the declaration reads: keys as sent, not as ids.
+        raw: columns that functions of the declaration read; keys among them are passed as sent, not as ids.
     """
 
     def __init__(self, ranking: RankingSpec) -> None:
@@ -58,22 +58,22 @@ class SplitInputs:
     def _kind_of_column(self, column: str) -> str:
         view, dot, _ = column.rpartition(".")
         if dot:
-            return self.kinds.get(view, "both")  # the declaration is checked elsewhere
+            return self.kinds.get(view, "both")  # an unknown view is reported elsewhere
         return "candidate" if column == self._candidate else "request"
 
     def rows_of(self, answers: Mapping[str, Answer], columns: Columns, rows: int) -> CandidateRows:
-        """What was read of `rows` candidates alone.
+        """Build the values of `rows` candidates that depend on the candidate alone.
 
         Args:
-            answers: of the candidate's views, by name.
-            columns: those of the answers and the candidate's key.
+            answers: answers of the candidate's views, by name.
+            columns: columns of the answers, and the candidate's key.
         """
         shared = {name: columns[name] for name in self.shared}
         records = {view: Records.of(answer) for view, answer in answers.items()}
         return CandidateRows(self.candidate.assemble(columns, rows), shared, records)
 
     def merged(self, candidates: Inputs, requests: Inputs, both: Inputs, owners: Ints | None) -> Inputs:
-        """The whole inputs (R,): row i is of request `owners[i]`, None for the only one; `requests` has a row each."""
+        """Merge the parts to whole inputs (R,); row i takes row `owners[i]` of `requests`, the only row if None."""
         rows = len(candidates)
         if owners is not None:
             requests = requests.take(owners)

@@ -1,6 +1,6 @@
-"""Connections of the server without Ray: accepting them, and what uvicorn's own leave out."""
+"""Connections: accepting them, and what uvicorn's own connections lack."""
 
 ARRIVED_S = "headrace.arrived_s"
-"""Name in an ASGI scope's `state`: when the request's last byte reached this machine, of `time.monotonic`."""
+"""Key in an ASGI scope's `state`: when the request's last byte reached this machine (`time.monotonic`)."""
 NAMED_OUTSIDE = "headrace.named_outside"
-"""Name in an ASGI scope's `state`, true where the server adds the request's `X-Request-Id` to the response itself."""
+"""Key in an ASGI scope's `state`: true if the server itself adds the request's `X-Request-Id` to the response."""

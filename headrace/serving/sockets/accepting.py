@@ -1,9 +1,9 @@
-"""Accepts every connection that waits, each turn of the event loop.
+"""Accepts all waiting connections in each turn of the event loop.
 
-libuv, and with it uvloop, accepts one connection a turn (since 1.45). A turn of a busy server takes 100 ms, so that the
-last of 300 new connections would be accepted after 30 s, its request unread until then and its deadline not begun.
+libuv (since 1.45), and so uvloop, accepts one connection per turn. A turn of a busy server takes 100 ms, so the last of
+300 new connections would be accepted after 30 s; until then its request is unread and its deadline does not run.
 
-    listening socket   uvloop: one connection a turn
+    listening socket   uvloop: one connection per turn
                        a copy of its descriptor, watched here: all others of that turn
 """
 
@@ -16,20 +16,20 @@ from typing import Any
 import structlog
 
 ACCEPTED_MAX = 512
-"""Connections accepted in one turn: each costs some 30 µs, and requests wait meanwhile."""
+"""Most connections accepted in one turn: each takes some 30 µs, during which requests wait."""
 RETRY_S = 1.0
-"""Seconds without accepting after the process ran out of descriptors or memory."""
+"""Pause in seconds after the process ran out of descriptors or memory."""
 
 log = structlog.get_logger(__name__)
 
 
 class Acceptor:
-    """Watches listening sockets beside the server that made them. For the event loop only.
+    """Watches listening sockets in addition to the server that opened them. For the event loop only.
 
     Args:
-        listeners: listening sockets; they stay the server's, and are not closed here.
-        protocol: makes the protocol of a connection.
-        tls: context of TLS, or None.
+        listeners: listening sockets; they belong to the server and are not closed here.
+        protocol: creates the protocol of a connection.
+        tls: TLS context, or None.
     """
 
     def __init__(self, listeners: Sequence[Any], protocol: Callable[[], asyncio.Protocol], tls: Any) -> None:
@@ -50,7 +50,7 @@ class Acceptor:
                 listener.close()
 
     def _watch(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:  # not closed while it was not watched
+        if listener.fileno() >= 0:  # it may have been closed meanwhile
             self._loop.add_reader(listener, self._accept, listener)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -73,6 +73,6 @@ class Acceptor:
     async def _open(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
-        except OSError as exc:  # of TLS too: what the client sent is no handshake, or it hung up
+        except OSError as exc:  # also from TLS: the client sent no handshake, or hung up
             log.debug("connection_failed", reason=str(exc))
             connection.close()

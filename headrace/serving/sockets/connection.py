@@ -1,4 +1,4 @@
-"""A connection of uvicorn that ends slow heads, counts malformed ones, and knows when a request reached the machine."""
+"""uvicorn's connection with a timeout for request heads, a count of malformed ones, and arrival times of requests."""
 
 import asyncio
 import socket
@@ -13,24 +13,24 @@ from headrace.serving.report import REQUESTS
 from headrace.serving.sockets import ARRIVED_S
 
 HEAD_S = 10.0
-"""Seconds within which the head of a request must have arrived, counted from the connection or its last answer."""
+"""Seconds within which the head of a request must arrive, counted from the connection's start or its last answer."""
 
-_TCP_INFO = getattr(socket, "TCP_INFO", None)  # of Linux alone
+_TCP_INFO = getattr(socket, "TCP_INFO", None)  # Linux only
 _LAST_DATA_MS = 52
 """Offset of `tcpi_last_data_recv` in `struct tcp_info` (linux/tcp.h): milliseconds since the last segment with data."""
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """uvicorn's connection, of which heads that come slowly are given up and malformed ones counted.
+    """uvicorn's connection, which also times out slow request heads and counts malformed ones.
 
-    uvicorn itself waits for ever for the first request of a connection, and for the rest of a head. It answers
-    malformed bytes before the requests ahead of them, which then get no answer. It loses the body of a request that
-    offers another protocol, as Java's client does (`Upgrade: h2c`): a server may ignore that (RFC 9110, section 7.8).
+    uvicorn itself waits forever for the first request of a connection and for the rest of a head. It answers malformed
+    bytes before the requests that precede them, which then get no answer. It loses the body of a request that offers
+    another protocol, as Java's client does (`Upgrade: h2c`); here the offer is ignored (RFC 9110, section 7.8).
     """
 
     _head_timer: asyncio.TimerHandle | None = None
     _malformed: str | None = None
-    """What is wrong with the bytes after the requests under way, once such came: nothing more is read."""
+    """Error message once malformed bytes followed the requests in progress; no more bytes are read then."""
     _socket: socket.socket | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -38,12 +38,12 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_made(transport)
         given = transport.get_extra_info("socket")
         if _TCP_INFO is not None and given is not None:
-            # uvloop's object makes a socket for every call. Ours shares the descriptor, and lets go of it in time.
+            # uvloop's object makes a socket for every call. Ours shares the descriptor; connection_lost detaches it.
             self._socket = socket.socket(given.family, given.type, given.proto, given.fileno())
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Called by asyncio with what arrived."""
+        """Called by asyncio with received bytes."""
         if self._malformed is not None:
             return
         self._unset_keepalive_if_required()
@@ -59,7 +59,7 @@ class GuardedConnection(HttpToolsProtocol):
                 self.send_400_response(message)
                 return
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
-            self._await_head()  # what arrived begins a request that is not whole yet
+            self._await_head()  # the bytes begin a request that is not whole yet
 
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a head."""
@@ -70,7 +70,7 @@ class GuardedConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Called by the parser at the end of a request's body."""
         if self.parser.should_upgrade():
-            return  # the parser ends the request here, before its body: it is parsed again
+            return  # the parser stops here, before the body: the request is parsed again
         self.scope["state"][ARRIVED_S] = time.monotonic() - self._unread_s()
         super().on_message_complete()
 
@@ -83,17 +83,17 @@ class GuardedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Called once each answer is sent."""
+        """Called by uvicorn after each answer is sent."""
         is_last = not self.pipeline
         super().on_response_complete()
         if self._malformed is not None and is_last:
             self._end(Refusal(400, "bad_request", self._malformed, "send HTTP/1.1"))
 
     def _not_upgraded(self) -> bytes:
-        """The head of the request just parsed without what offers another protocol, for a new parser."""
+        """Start a new parser, and return the head of the last request without its offer of another protocol."""
         method = self.parser.get_method()
         if method == b"CONNECT":
-            method = b"OPTIONS"  # what follows a CONNECT is for another host; it is refused as any other method
+            method = b"OPTIONS"  # the rest of a CONNECT is for another host; it is refused like any unknown method
         version = self.parser.get_http_version().encode()
         self.parser = httptools.HttpRequestParser(self)
         offers = {b"upgrade", b"http2-settings"}
@@ -101,19 +101,19 @@ class GuardedConnection(HttpToolsProtocol):
         return b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(kept))
 
     def send_400_response(self, msg: str) -> None:
-        """Answer bytes that are no HTTP request, after the whole requests that came before them."""
+        """Answer bytes that are not an HTTP request, after the whole requests that precede them."""
         is_behind = bool(self.pipeline)
         if is_behind and self.cycle.more_body:
-            self.pipeline.popleft()  # its body is what is malformed; those ahead of it are whole
+            self.pipeline.popleft()  # its body is malformed; the requests before it are whole
         if is_behind or (self.cycle and not self.cycle.response_complete and not self.cycle.more_body):
             self._malformed = msg
             return
         self._end(Refusal(400, "bad_request", msg, "send HTTP/1.1"))
 
     def _unread_s(self) -> float:
-        """Seconds from the arrival of the newest bytes until now: the turn of the event loop that they waited for.
+        """Return the seconds since the newest bytes arrived, in which they waited for this turn of the event loop.
 
-        The kernel's own count, in steps of its clock (1 to 10 ms); 0.0 where it has none. Costs 2 µs.
+        Counted by the kernel, in steps of its clock (1 to 10 ms); 0.0 if it has no count. Costs 2 µs.
         """
         if self._socket is None or _TCP_INFO is None:
             return 0.0
@@ -136,7 +136,7 @@ class GuardedConnection(HttpToolsProtocol):
         self._end(Refusal(408, "head_too_slow", f"no whole head came within {HEAD_S:g} s", "send it at once"))
 
     def _end(self, refusal: Refusal) -> None:
-        """Answer outside the application, and close."""
+        """Answer without the application, and close the connection."""
         self._stop_waiting()
         if self.transport.is_closing():
             return

@@ -1,16 +1,16 @@
-"""Hands the requests of a Ray Serve replica straight to its application, around Serve's own wrapper.
+"""Sends the requests of a Ray Serve replica directly to its application, bypassing Serve's own wrapper.
 
     HAProxy -> the replica's uvicorn -> Direct -> application
                                            |---> Serve: /-/healthz, /-/routes
     Serve's Python proxy -> Serve -> ByServe -> application
 
 Serve starts an HTTP server in each replica for HAProxy and wraps every request in two tasks, a queue between them, a
-request context, a log line and counters: 1 ms of CPU, as much as a small ranking. The application has all of that
-itself: deadlines, clients that hang up, a limit of requests in flight, metrics. Draining does not depend on the
-wrapper: a replica that stops closes its listener and waits until its server has answered what it was sent.
+request context, a log line and counters. This costs 1 ms of CPU, as much as a small ranking. The application has the
+same features: deadlines, detection of clients that hang up, a limit of requests in flight, metrics. Draining does not
+depend on the wrapper: a stopping replica closes its listener and waits until its server has answered all requests.
 
-Serve calls `middlewares` in a replica before it starts that server, because HOOK_VARIABLE names it. It also makes the
-server's connections ours, so that deadlines count from the arrival at the socket, as without Ray.
+Serve calls `middlewares` in a replica before it starts that server, because HOOK_VARIABLE names it. `middlewares` also
+makes the server use `GuardedConnection`, so that deadlines count from the arrival at the socket, as without Ray.
 """
 
 import structlog
@@ -21,19 +21,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from headrace.serving.sockets import NAMED_OUTSIDE
 
 HOOK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-"""Environment variable that tells Serve which function makes the middleware of its HTTP servers."""
+"""Environment variable that tells Serve which function returns the middleware of its HTTP servers."""
 HOOK = "headrace.serving.sockets.direct:middlewares"
 CONNECTION = "headrace.serving.sockets.connection:GuardedConnection"
 SERVE_PATHS = "/-/"
 """Prefix of the paths that Serve itself answers."""
 
-_applications: list[ASGIApp] = []  # the one of this process, once it is made
+_applications: list[ASGIApp] = []  # that of this process, once it is built
 
 log = structlog.get_logger(__name__)
 
 
 class ByServe:
-    """ASGI application as Serve calls it: Serve adds the header `X-Request-Id` to every response by itself."""
+    """ASGI application for requests from Serve, which itself adds the header `X-Request-Id` to every response."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -46,7 +46,7 @@ class ByServe:
 
 
 class Direct:
-    """ASGI middleware around Serve's wrapper that leaves it the paths of Serve alone."""
+    """ASGI middleware that passes only Serve's own paths to Serve's wrapper, and the rest to the application."""
 
     def __init__(self, by_serve: ASGIApp, application: ASGIApp) -> None:
         self._by_serve = by_serve
@@ -60,18 +60,18 @@ class Direct:
         try:
             await self._application(scope, receive, send)
         except Exception:
-            log.exception("request_failed", path=scope["path"])  # Serve silences the server's own line
+            log.exception("request_failed", path=scope["path"])  # Serve silences the server's own log line
             raise
 
 
 def served(application: ASGIApp) -> ByServe:
-    """Make `application` the one of this process, to which requests go straight; return what Serve is to call."""
+    """Register `application` as the one of this process that requests go to directly; return it as Serve calls it."""
     _applications[:] = [application]
     return ByServe(application)
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve before it starts an HTTP server; empty in a process that has no application, as a proxy."""
+    """Called by Serve before it starts an HTTP server; empty in a process without an application, such as a proxy."""
     if not _applications:
         return []
     uvicorn.config.HTTP_PROTOCOLS["auto"] = CONNECTION

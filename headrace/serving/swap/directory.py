@@ -1,4 +1,4 @@
-"""Models from a model directory, verified whole before they may answer."""
+"""Models from a model directory, fully verified before they may answer requests."""
 
 import os
 from collections.abc import Callable, Hashable, Sequence
@@ -11,18 +11,18 @@ from headrace.learners import Follower, Learner, ModelDirectory, Scorer, Snapsho
 from headrace.serving.swap.models import Loaded
 
 PROBE_APART_MAX = 1e-4
-"""Largest difference of probabilities: another number of torch threads may sum in another order."""
+"""Largest difference of probabilities: torch may sum in another order with another number of threads."""
 FINITE_ROWS = 1 << 18
-"""Numbers looked at in one call, which releases the GIL."""
+"""Numbers checked in one call, which releases the GIL."""
 
 
 class DirectoryReleases:
     """`Releases` from a `ModelDirectory`: verified snapshots as frozen scorers that reproduce their probe scores.
 
     Args:
-        directory: where snapshots are published; with a Redis URL its notices wake the loader at once.
+        directory: the directory of published snapshots; if it has a Redis URL, notices wake the loader at once.
         learner: the declaration that the snapshots must belong to.
-        on_load: called with each scorer that was loaded, before it goes live, in the loader thread.
+        on_load: called in the loader thread with each loaded scorer, before it goes live.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class DirectoryReleases:
         self._follower = Follower(directory)
 
     def versions(self) -> Sequence[int]:
-        """The published versions, ascending."""
+        """Return the published versions, ascending."""
         return self._directory.versions()
 
     def state_of(self, version: int) -> Hashable:
-        """Names, sizes and times of the version's files; empty where they vanish meanwhile."""
+        """Return names, sizes and times of the version's files; empty if they vanish meanwhile."""
         try:
             stats = [(entry.name, entry.stat()) for entry in os.scandir(self._directory.folder(version))]
         except OSError:
@@ -50,7 +50,7 @@ class DirectoryReleases:
         self._follower.wait(timeout_s)
 
     def load(self, version: int) -> Loaded:
-        """The snapshot `version`, frozen; raises as `verified_scorer` does."""
+        """Load the snapshot `version` as a frozen model. Raises the errors of `verified_scorer`."""
         scorer = verified_scorer(self._directory, version, self._learner)
         if self._on_load is not None:
             self._on_load(scorer)
@@ -58,11 +58,11 @@ class DirectoryReleases:
 
 
 def verified_scorer(directory: ModelDirectory, version: int, learner: type[Learner]) -> Scorer:
-    """The snapshot `version` of `directory`, frozen.
+    """Load the snapshot `version` of `directory` as a frozen model.
 
     Raises:
-        SnapshotError: it is missing, damaged, of another learner, holds a number that is not finite, or scores its
-            probe otherwise than its learner.
+        SnapshotError: it is missing, damaged or of another learner, has a number that is not finite, or does not
+            reproduce the learner's scores of its probe.
     """
     snapshot = directory.load(version, learner)
     _require_finite(snapshot, version)

@@ -1,4 +1,4 @@
-"""What a swap works with: a loaded model, the live one, and where new ones come from."""
+"""Types of a swap: a loaded model, the live model, and the source of new models."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ class Scores(Protocol):
     """A frozen model. Called from several threads at once."""
 
     def score(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Scores (n,) of `inputs`, to rank by."""
+        """Score `inputs` for ranking: (n,)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A loaded model: frozen, with the fingerprints of the views it reads, and its manifest as plain data."""
+    """A loaded model: its frozen scorer, the fingerprints of the views it reads, and its manifest as plain data."""
 
     scorer: Scores
     fingerprints: Mapping[str, str]
@@ -31,11 +31,11 @@ class Releases(Protocol):
     """Source of new models. Called by the loader thread, and by callers of `refresh`."""
 
     def versions(self) -> Sequence[int]:
-        """Published versions, in any order; the greatest that is whole should be live."""
+        """Return the published versions, in any order; the greatest valid one should be live."""
         ...
 
     def state_of(self, version: int) -> Hashable:
-        """Value that differs once the files of `version` do: a version that was refused is then looked at again."""
+        """Return a value that changes when the files of `version` do; a refused version is then tried again."""
         ...
 
     def wait(self, timeout_s: float) -> None:
@@ -43,7 +43,7 @@ class Releases(Protocol):
         ...
 
     def load(self, version: int) -> Loaded:
-        """Load the model `version`, and verify its checksum.
+        """Load the model `version` and verify its checksum.
 
         Raises:
             SnapshotError: it is incomplete, corrupt or of another learner.
@@ -62,6 +62,6 @@ class LiveModel:
 
     @property
     def size_bytes(self) -> int:
-        """Size of its files, about what it takes in memory; 0 where the manifest does not say."""
+        """Size of the model's files, about its size in memory; 0 if the manifest does not state it."""
         files = self.manifest.get("files") or {}
         return sum(int(facts.get("bytes", 0)) for facts in files.values())

@@ -1,21 +1,21 @@
-"""Swap: replaces the live model while it serves, with no failed request and none of mixed versions.
+"""Swap: replaces the live model while it serves, without failed requests or answers of mixed versions.
 
 Invariant: `Swap.live` is one reference to one frozen `LiveModel`. A request reads it once, before its first await, and
-passes it down; a `LiveModel` is immutable. So exactly one version answers a request, and no lock is on its path
-(storing an attribute is atomic in CPython).
+passes it down; a `LiveModel` is immutable. So exactly one version answers a request, and requests take no lock (storing
+an attribute is atomic in CPython).
 
     publish v8 -> notice -> loader thread: skip to the newest -> load beside v7 -> checks -> warm-up -> live = v8
                                                                      |
                                                                      +-> refused: counted, logged, v7 stays
 
-A snapshot that fails to load, holds a number that is not finite, belongs to other views, or scores the probe with NaN
-or infinity is refused, and tried again once its files have changed; one that this machine could not read (its disk, its
-memory) every `RETRY_S`. The next older one that is newer than the live model is taken instead, and every newer one. So
-a process starts with the newest version that is whole.
+A snapshot is refused if it fails to load, has a number that is not finite, belongs to other views, or scores the probe
+with NaN or infinity. It is tried again once its files have changed, or every `RETRY_S` if this machine could not read
+it (disk, memory). Instead, the newest valid version that is newer than the live model is taken, and later any newer
+one. So a process starts with the newest valid version.
 
-The live version never falls: when the folder of the newest version vanishes (a prune, a mount that comes and goes) the
-live model stays, and the fact is logged and shown. Only `rollback` brings an older version back, from memory if it is
-one of those kept there.
+The live version never falls: if the folder of the newest version vanishes (a prune, a mount that comes and goes) the
+live model stays, and this is logged and reported. Only `rollback` returns to an older version, from memory if it is
+kept there.
 
 Not optimal: tables are copied whole with each snapshot, so time and memory of a swap grow with the model.
 """
@@ -37,13 +37,13 @@ from headrace.errors import HeadraceError, SnapshotError
 from headrace.learners import Inputs
 from headrace.serving.swap.models import LiveModel, Loaded, Releases
 
-CADENCE_S = 0.5  # least time between swaps: each one occupies a core for the time of a load
+CADENCE_S = 0.5  # least time between swaps: each one occupies a core while it loads
 COST_RATIO = 5.0  # least time between swaps, in multiples of the cost of the last one
-WAIT_S = 0.25  # longest sleep between two looks at the model directory, in seconds
-KEEP = 2  # previous models kept in memory, for requests that ask for them and for rollback
-KEEP_BYTES_MAX = 1_000_000_000  # of the previous models' files: beyond it the oldest are let go
-OS_RETRIES = 3  # for transient errors of a file system, at once; a corrupt snapshot is not read again
-RETRY_S = 5.0  # between two tries of a version that this machine could not read
+WAIT_S = 0.25  # longest sleep between two reads of the model directory, in seconds
+KEEP = 2  # previous models kept in memory, for rollback and for requests that name their version
+KEEP_BYTES_MAX = 1_000_000_000  # limit for the files of the previous models: beyond it the oldest are dropped
+OS_RETRIES = 3  # immediate retries after file system errors; a corrupt snapshot is not read again
+RETRY_S = 5.0  # between two attempts to load a version that this machine could not read
 HISTORY = 512
 
 SWAPS = Counter("headrace_swaps_total", "Models that became live in this process.")
@@ -69,7 +69,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """One swap: the version that became live, when (wall time, µs), and the duration in milliseconds."""
+    """One swap: the version that became live, the time (wall clock, µs), and the duration in milliseconds."""
 
     version: int
     previous: int | None
@@ -80,7 +80,7 @@ class Swapped:
 
 @dataclass(frozen=True, slots=True)
 class RefusedModel:
-    """A snapshot that was not taken: its version, why, and when (wall time, µs)."""
+    """A snapshot that was refused: its version, the reason, and the time (wall clock, µs)."""
 
     version: int
     reason: str
@@ -89,7 +89,7 @@ class RefusedModel:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """A refused version, the state of its files then, and when it is tried again though they are the same."""
+    """A refused version, the state of its files then, and when it is tried again even if they are unchanged."""
 
     model: RefusedModel
     state: Hashable
@@ -100,19 +100,19 @@ class Swap:
     """The live model of one process, and the thread that follows the published ones.
 
     Args:
-        releases: where models come from.
+        releases: the source of models.
         probe: returns Inputs of the shape of a real request; called before each warm-up, in the loader thread.
-        fingerprints: view -> layout fingerprint that this process reads; a model of other layouts is refused.
+        fingerprints: view -> layout fingerprint that this process reads; models of other layouts are refused.
         on_swap: called in the loader thread after each swap, one at a time; its exceptions are logged.
-        cadence_s, cost_ratio: the next swap comes at least max(cadence_s, cost_ratio x the last one's cost) later.
-        keep, keep_bytes_max: previous models kept in memory, at most so many and of so many bytes.
+        cadence_s, cost_ratio: the next swap comes at least max(cadence_s, cost_ratio x cost of the last swap) later.
+        keep, keep_bytes_max: limits of the previous models kept in memory: number, and bytes of their files.
 
     Attributes:
-        newest: newest published version at the last look, None when there was none.
-        looked_us: when the model directory was last read (wall time, µs), None before.
-        is_unpublished: the live version is newer than every published one.
-        last_refused: newest version that was refused, is still published, and no newer one has replaced.
-        look_fault: why the last look at the model directory failed, None if it did not.
+        newest: newest published version when the model directory was last read, None if there was none.
+        looked_us: when the model directory was last read (wall clock, µs), None before the first time.
+        is_unpublished: whether the live version is newer than every published one.
+        last_refused: newest refused version that is still published and that no newer one has replaced.
+        look_fault: why the last read of the model directory failed, None if it succeeded.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class Swap:
         self._cost_ratio = cost_ratio
         self._keep = keep
         self._keep_bytes_max = keep_bytes_max
-        self._kept: tuple[LiveModel, ...] = ()  # oldest first; replaced as a whole, so that requests may read it
-        self._floor = 0  # versions up to this one are not taken any more
+        self._kept: tuple[LiveModel, ...] = ()  # oldest first; replaced as a whole, since requests read it
+        self._floor = 0  # versions up to this one are no longer taken
         self._refused: dict[int, _Refusal] = {}
-        self._changed_states: dict[int, Hashable] = {}  # of refused versions whose files have changed since
+        self._changed_states: dict[int, Hashable] = {}  # states of refused versions whose files have changed since
         self._follow_fault = ""
         self._turn = threading.Lock()  # one swap at a time; requests never take it
         self._stop = threading.Event()
@@ -156,17 +156,17 @@ class Swap:
 
     @property
     def kept(self) -> list[int]:
-        """Versions in memory beside the live one, the last replaced first."""
+        """Previous versions in memory, the last replaced first."""
         return [model.version for model in reversed(self._kept) if model is not self.live]
 
     def loaded(self, version: int) -> LiveModel | None:
-        """The model `version` if it is live or kept in memory, else None. Never waits."""
+        """Return the model `version` if it is live or kept in memory, else None. Never waits."""
         live = self.live
         models = self._kept if live is None else (live, *self._kept)
         return next((model for model in models if model.version == version), None)
 
     def start(self, wait_s: float = 0.0) -> Self:
-        """Start the loader thread; return when a model is live or after `wait_s` seconds."""
+        """Start the loader thread, and return when a model is live or after `wait_s` seconds."""
         assert self._thread is None, "a Swap is started once"
         self._thread = threading.Thread(target=self._follow, name="headrace-swap", daemon=True)
         self._thread.start()
@@ -194,9 +194,9 @@ class Swap:
             return False
 
     def _may_take(self, version: int) -> bool:
-        """Whether `version` was not refused, or its files have changed since and were the same at the last look.
+        """Return whether to try `version`: not refused, due for a retry, or its files changed and are stable again.
 
-        A folder that is copied file by file is refused at first; while it grows it is not read again at every look.
+        A folder that is copied file by file is refused at first; it is not tried again before it has stopped growing.
         """
         refusal = self._refused.get(version)
         if refusal is None or time.monotonic() >= refusal.retry_s:
@@ -209,7 +209,7 @@ class Swap:
         return state == before
 
     def _note_published(self, versions: Sequence[int]) -> None:
-        """Record what the directory holds, and whether the live version vanished from it."""
+        """Record the published versions, and whether the live version is newer than all of them."""
         self.newest, self.looked_us = max(versions, default=None), wall_us()
         NEWEST_VERSION.set(self.newest or 0)
         LOOKED.set(self.looked_us / 1e6)
@@ -244,7 +244,7 @@ class Swap:
                 is_first = self.live is None
                 before = time.perf_counter()
                 swapped = self.refresh()
-                if swapped:  # the first model's cost is that of loading kernels, and says nothing of the next one's
+                if swapped:  # the first model's cost is that of loading kernels, and does not predict the next
                     cost_s = 0.0 if is_first else time.perf_counter() - before
                     pause_s = max(self._cadence_s, self._cost_ratio * cost_s)
                 if not swapped:
@@ -253,8 +253,8 @@ class Swap:
             except Exception as exc:
                 LOOKS_FAILED.inc()
                 self.look_fault = _public_reason(exc)
-                # Whatever the directory raises, the thread goes on: without it the live model would never change again.
-                if repr(exc) != self._follow_fault:  # once, not at every look
+                # The thread survives any error of the directory: without it the live model would never change again.
+                if repr(exc) != self._follow_fault:  # once, not at every read
                     log.exception("model_follow_failed")
                     self._follow_fault = repr(exc)
                 self._stop.wait(WAIT_S)
@@ -267,7 +267,7 @@ class Swap:
         try:
             loaded = self._load(version)
             self._check(version, loaded)
-        except Exception as exc:  # noqa: BLE001  # whatever torch or a kernel raises on a broken file is a refusal
+        except Exception as exc:  # noqa: BLE001  # torch or a kernel may raise anything on a broken file
             retry_s = time.monotonic() + RETRY_S if isinstance(exc, OSError | MemoryError) else math.inf
             refusal = _Refusal(RefusedModel(version, _public_reason(exc), wall_us()), state, retry_s)
             self._set_refused({**self._refused, version: refusal})
@@ -283,7 +283,7 @@ class Swap:
         return True
 
     def _keep_refused(self, versions: Sequence[int]) -> None:
-        """Forget refused versions whose folders are gone: one that comes back is looked at anew."""
+        """Forget refused versions whose folders are gone, so that one that returns is tried again."""
         if not self._refused.keys() <= set(versions):
             self._set_refused({version: self._refused[version] for version in versions if version in self._refused})
 
@@ -323,14 +323,14 @@ class Swap:
         previous = self.live
         model = LiveModel(version, loaded.scorer, loaded.manifest, wall_us())
         kept = self._within_bounds([*self._kept, *([previous] if previous else [])], version)
-        self._kept = (*kept, model)  # a version that is rolled back to is at no moment without a place
+        self._kept = (*kept, model)  # a version that is rolled back to stays available at every moment
         seconds = time.perf_counter() - started
         swapped = Swapped(
             version, previous.version if previous else None, model.swapped_us, seconds * 1_000, loaded.manifest
         )
         self.swaps += 1
         self.history.append(swapped)
-        self.live = model  # after these, so that who sees the version sees what belongs to it
+        self.live = model  # last, so that readers of the new version see its history
         self._kept = kept
         SWAPS.inc()
         SWAP_SECONDS.observe(seconds)
@@ -344,7 +344,7 @@ class Swap:
                 log.exception("swap_hook_failed", model_version=version)  # the hook observes; it must not undo a swap
 
     def _within_bounds(self, models: Sequence[LiveModel], live_version: int) -> tuple[LiveModel, ...]:
-        """The last of `models` that may stay in memory beside the live one."""
+        """Return the last of `models` that may stay in memory beside the live one."""
         kept: list[LiveModel] = []
         size_bytes = 0
         for model in reversed([model for model in models if model.version != live_version]):
@@ -356,7 +356,7 @@ class Swap:
 
 
 def _public_reason(exc: Exception) -> str:
-    """Why a snapshot was refused, for callers: texts of other errors than ours may hold paths and addresses."""
+    """Describe a refusal for clients: texts of errors other than ours may have paths and addresses."""
     if isinstance(exc, HeadraceError):
         return str(exc)
     words = exc.strerror if isinstance(exc, OSError) and exc.strerror else ""
