@@ -1,6 +1,6 @@
-"""Calls of a running service: rankings, scores, features, and the engagements that label them.
+"""Clients of a running service: rankings, scores, features, and the engagements that label rankings.
 
-Needs httpx alone beside Headrace itself: `pip install 'headrace[client]'`. Loads neither torch nor Ray nor a kernel.
+The only requirement besides Headrace itself is httpx: `pip install 'headrace[client]'`. Loads no torch, Ray or kernel.
 """
 
 from headrace.extras import require

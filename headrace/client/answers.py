@@ -1,6 +1,6 @@
 """Answers of the service as frozen dataclasses.
 
-Fields of an answer that a class does not know are left out, so that a client reads the answers of newer services.
+Unknown fields of an answer are ignored, so that a client can read the answers of newer services.
 """
 
 from collections.abc import Mapping
@@ -41,11 +41,11 @@ class Ranked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ModelAnswer:
-    """Fields of every answer of a model.
+    """Fields that answers of rank and score share.
 
     `features_age_s` is the age of the entity's newest event in seconds, None without a record. `status` is "ok" if all
     records were found, "partial" if some were, "missing" if none of the entity's was. `live_at_start` and `live_at_end`
-    are the versions that were live when the work on the request began and ended; None: the service does not say.
+    are the versions that were live when the work on the request began and ended; None: the service does not state them.
     """
 
     request_id: str
@@ -68,7 +68,7 @@ class RankAnswer(_ModelAnswer):
         """Read the body of an answer.
 
         Raises:
-            KeyError, TypeError, AttributeError: it is no such body.
+            KeyError, TypeError, AttributeError: the body has another form.
         """
         ranked = [Ranked(each["candidate"], each["score"], each["position"]) for each in body["ranked"]]
         return cls(**_of_model(body), ranked=ranked)
@@ -76,7 +76,7 @@ class RankAnswer(_ModelAnswer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreAnswer(_ModelAnswer):
-    """One score a candidate, in the order of the request."""
+    """One score per candidate, in the order of the request."""
 
     scores: list[float]
 

@@ -1,10 +1,10 @@
-"""One call of the service, without its input and output: what is sent, what an answer means, and when to try again.
+"""One call of the service, without I/O: what to send, what an answer means, and when to retry.
 
     call --> request --> answer -------------------> the answer's dataclass
               ^            | 429, 503, 409 with Retry-After, or no connection
               '-- pause <--' while the deadline allows; else the typed error
 
-A call may be repeated: each try has one request id, by which the training drops a ranking that was logged twice.
+Retries are safe: all tries share one request id, by which training drops a ranking that was logged twice.
 """
 
 import random
@@ -36,18 +36,18 @@ from headrace.errors import (
 )
 
 TIMEOUT_MS_MAX = 60_000
-"""Longest deadline that the service takes over from a request, in milliseconds."""
+"""Longest deadline that the service accepts from a request, in milliseconds."""
 TIMEOUT_S_MAX = 1e9
-"""Longest deadline of a call: sockets take no longer ones, nor such as are no number."""
+"""Longest deadline of a call, in seconds: sockets accept neither longer ones nor NaN."""
 PAUSE_S = (0.02, 0.5)
-"""Pause before the second try of a call that found no connection; it doubles with each, up to the other."""
+"""First and longest pause of a call that finds no connection, in seconds; the pause doubles with each try."""
 JITTER = 0.2
-"""Share by which a pause is lengthened at random, so that clients refused together do not come back together."""
+"""Largest random extension of a pause, as a share, so that clients refused together do not return together."""
 RETRIED = frozenset({409, 429, 503})
-"""Statuses that are tried again if the answer says when."""
+"""Statuses that are retried if the answer has Retry-After."""
 HEADER_ID = re.compile("[!-~]{1,128}")
-"""Request ids that a header can carry; others are in the body alone."""
-TEXT_CHARS_MAX = 200  # of an answer that is no JSON, in an error
+"""Request ids that a header can carry; others are sent in the body only."""
+TEXT_CHARS_MAX = 200  # of an answer that is not JSON, shown in an error
 
 _ERRORS: dict[int, type[ResponseError]] = {
     **dict.fromkeys((400, 404, 405, 408, 413, 422), InvalidRequestError),
@@ -61,7 +61,7 @@ Answer = TypeVar("Answer")
 
 
 class Remaining(dict[str, float]):
-    """Timeouts of httpcore's phases (connect, pool, write, read) that are all what is left until `deadline_s`."""
+    """Timeouts of httpcore's phases (connect, pool, write, read); each is the time left until `deadline_s`."""
 
     def __init__(self, deadline_s: float) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Call(Generic[Answer]):
 
     Args:
         timeout_s: deadline from now on, in seconds, for all tries together.
-        read: makes the answer of the decoded body.
+        read: converts the decoded body to the answer.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class Call(Generic[Answer]):
         return self._deadline_s - time.monotonic()
 
     def request(self, client: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """The next try.
+        """Build the request of the next try.
 
         Raises:
-            DeadlineError: it is too late for one.
+            DeadlineError: the deadline has passed.
         """
         remaining_ms = int(self.remaining_s * 1_000)
         if remaining_ms < 1:
@@ -132,17 +132,17 @@ class Call(Generic[Answer]):
             headers["x-request-id"] = self.request_id
         if self._content:
             headers["content-type"] = "application/json"
-        if "opentelemetry.propagate" in sys.modules:  # the caller uses it: the service goes on with its trace
+        if "opentelemetry.propagate" in sys.modules:  # the caller traces: the service continues its trace
             sys.modules["opentelemetry.propagate"].inject(headers)
         return client.build_request(
             self._method, self._path, content=self._content, headers=headers, extensions={"timeout": self.timeouts}
         )
 
     def answer(self, response: httpx.Response) -> Answer:
-        """The answer of a response.
+        """Convert a response to the answer.
 
         Raises:
-            ResponseError: it is an error, or no answer of this service.
+            ResponseError: it is an error, or not an answer of this service.
             DeadlineError: the service gave up at the deadline.
         """
         if not response.is_success:
@@ -157,10 +157,10 @@ class Call(Generic[Answer]):
         return answer
 
     def pause_after(self, error: httpx.RequestError | ResponseError) -> float:
-        """Seconds to wait before the next try.
+        """Return the seconds to wait before the next try.
 
         Raises:
-            ResponseError, NotReachedError: `error` as the caller's, if another try cannot help or comes too late.
+            ResponseError, NotReachedError: another try cannot help or would be too late.
         """
         if isinstance(error, ResponseError):
             if error.status not in RETRIED or error.retry_after_s is None:
@@ -219,7 +219,7 @@ class Call(Generic[Answer]):
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
-    """Seconds of the header Retry-After, a number or a date (RFC 9110, section 10.2.3); None: none that can be read."""
+    """Return the seconds of the header Retry-After, a number or a date (RFC 9110, section 10.2.3), else None."""
     text = response.headers.get("retry-after", "")
     try:
         return max(float(text), 0.0) if text[:1].isdigit() else _until_s(parsedate_to_datetime(text))
@@ -235,19 +235,19 @@ def _until_s(moment: datetime) -> float:
 def rank_call(
     entity: Mapping[str, Key], candidates: Sequence[Key], timeout_s: float, options: Mapping[str, Any]
 ) -> Call[RankAnswer]:
-    """A call of rank; `options` are those of `Client.rank`."""
+    """Build a call of rank; `options` are those of `Client.rank`."""
     return _model_call("/v1/rank", RankAnswer.read, _body(entity, candidates), timeout_s, options)
 
 
 def score_call(
     entity: Mapping[str, Key], candidates: Sequence[Key], timeout_s: float, options: Mapping[str, Any]
 ) -> Call[ScoreAnswer]:
-    """A call of score; `options` are those of `Client.score`."""
+    """Build a call of score; `options` are those of `Client.score`."""
     return _model_call("/v1/score", ScoreAnswer.read, _body(entity, candidates), timeout_s, options)
 
 
 def features_call(view: str, key: Key | Sequence[Key], *, timeout_s: float) -> Call[FeaturesAnswer]:
-    """A call of features; a composite key is a sequence of its parts, in the order of the view's entity."""
+    """Build a call of features; a composite key is a sequence of its parts, in the order of the view's entity."""
     parts = list(key) if isinstance(key, Iterable) and not isinstance(key, str | bytes | bytearray) else [key]
     for part in (view, *(parts or [""])):
         if not isinstance(part, str | Integral) or isinstance(part, bool) or str(part) == "":
@@ -265,7 +265,7 @@ def _not_sent(words: str) -> ClientError:
 
 
 def _in_path(part: str) -> str:
-    """One part of a path; of dots alone it would be a step in it.
+    """Quote one part of a path; a part of dots alone would change the path.
 
     >>> _in_path("a/b"), _in_path("..")
     ('a%2Fb', '%2E%2E')
@@ -286,26 +286,26 @@ def _model_call(
 
 
 def _body(entity: Mapping[str, Key], candidates: Any) -> dict[str, Any]:
-    """Fields of the body; an array of whole numbers is written as it is, which takes no object a candidate.
+    """Build the fields of the body; an integer array is kept, which needs no object per candidate.
 
     Raises:
-        ClientError: the entity is no mapping, or the candidates are one text or no sequence.
+        ClientError: the entity is not a mapping, or the candidates are a single text or cannot be iterated.
     """
     if not isinstance(entity, Mapping):
         raise _not_sent(f"entity {entity!r}: give a mapping of key column to value, as {{'customer_id': 17850}}")
     if not isinstance(candidates, Iterable) or isinstance(candidates, str | bytes | bytearray):
-        raise _not_sent(f"candidates {candidates!r}: give a list of keys")  # letters of a text would be ranked
+        raise _not_sent(f"candidates {candidates!r}: give a list of keys")  # characters of a text would be ranked
     return {"entity": dict(entity), "candidates": candidates if _is_plain_array(candidates) else _listed(candidates)}
 
 
 def _is_plain_array(candidates: Any) -> bool:
-    """Whether orjson writes them as whole numbers by itself: not those of foreign bytes, or with gaps."""
+    """Return whether orjson can write them directly: a contiguous integer array in native byte order."""
     dtype = getattr(candidates, "dtype", None)
     is_whole = getattr(dtype, "kind", "") in {"i", "u"}
     return bool(is_whole and candidates.flags.c_contiguous and candidates.dtype.isnative)
 
 
 def _listed(candidates: Iterable[Any]) -> list[Any]:
-    """Candidates as plain values: of arrays and series, whose elements may be objects of their own, by `tolist`."""
+    """Return candidates as plain values; arrays and series, whose elements may not be plain, by `tolist`."""
     plain: list[Any] = candidates.tolist() if hasattr(candidates, "tolist") else list(candidates)
     return plain

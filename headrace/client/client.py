@@ -1,6 +1,6 @@
-"""`Client` and `AsyncClient`: a service's routes as methods, over connections that are kept.
+"""`Client` and `AsyncClient`: a service's routes as methods, over persistent connections.
 
-Both share what a call is (call.py); they differ in how they wait. Both are safe to share, between threads or tasks.
+Both use the calls of call.py and differ in how they wait. Both are safe to share, between threads or between tasks.
 """
 
 import asyncio
@@ -19,15 +19,15 @@ from headrace.client.engagements import Engagements, EngagementWriter
 from headrace.errors import ConfigError, DeadlineError, ResponseError
 from headrace.redaction import shown_url
 
-if TYPE_CHECKING:  # it loads the codecs, which a client without engagements does not need
+if TYPE_CHECKING:  # loads the codecs, which a client without engagements does not need
     from headrace.schemas import Event
 
 TIMEOUT_S = 1.0
-"""Deadline of a call by default, in seconds: that of the service."""
+"""Default deadline of a call in seconds, equal to the service's default."""
 KEPT_S = 4.0
-"""Seconds for which an idle connection is kept: uvicorn closes it after 5, and a call might just then be on it."""
+"""Seconds for which an idle connection is kept: uvicorn closes it after 5 s, possibly just as a call begins."""
 DELIVERY_S = 10.0
-"""Seconds within which the broker must have acknowledged an engagement."""
+"""Seconds within which the broker must acknowledge an engagement."""
 
 PORT_MAX = 65_535
 _API_KEY = re.compile("[!-~]([ -~]*[!-~])?|")
@@ -36,14 +36,14 @@ Answer = TypeVar("Answer")
 
 
 class ScoreOptions(TypedDict, total=False):
-    """Options of `score`, and with `k` of `rank`.
+    """Options of `score`, and, together with `k`, of `rank`.
 
     Args:
-        context: values of this request that the model or the impression reads beside the features.
+        context: values of this request that the model or the impression reads in addition to the features.
         event_time: as-of time of the features, a datetime or µs since 1970 UTC; default: the service's clock.
         request_id: default: a new one. Sent as `X-Request-Id` too.
-        min_version, exact_version: model version that must answer; another is a `VersionError`.
-        timeout_s: deadline of the call in seconds, tries and pauses included; default: the client's.
+        min_version, exact_version: oldest model version that may answer, or the one that must; else `VersionError`.
+        timeout_s: deadline of the call in seconds, including retries and pauses; default: the client's.
     """
 
     context: Mapping[str, str | int | float | bool | None]
@@ -61,7 +61,7 @@ class RankOptions(ScoreOptions, total=False):
 
 
 class _Base:
-    """What both clients take, and how they open connections."""
+    """Arguments and connection settings that both clients share."""
 
     def __init__(
         self,
@@ -114,19 +114,19 @@ class Client(_Base):
     ...     answer.ranked[0].candidate, answer.model_version
     ('85123A', 12)
 
-    A call is tried again, within its deadline, when the service cannot be reached, or refuses it and says when to come
-    back (`Retry-After`). All tries have the same request id.
+    A call is retried within its deadline if the service cannot be reached, or refuses it with a header `Retry-After`.
+    All tries share one request id.
 
     Args:
-        url: of the service, such as "http://127.0.0.1:8000".
+        url: address of the service, such as "http://127.0.0.1:8000".
         api_key: sent as `X-API-Key`.
         timeout_s: deadline of a call in seconds, also sent as `X-Request-Timeout-Ms`.
-        connections_max: connections, and so calls at once; further calls wait for one, within their deadline.
-        verify: TLS context for https; False checks no certificate.
+        connections_max: most connections, and so concurrent calls; further calls wait within their deadline.
+        verify: TLS context for https; False disables the check of certificates.
         engagements: event and broker that `engaged` writes to.
 
     Raises:
-        ConfigError: `url` is no http or https URL, or no header can hold `api_key`.
+        ConfigError: `url` is not an http or https URL, or `api_key` cannot be sent in a header.
         MissingExtraError: httpx is not installed.
     """
 
@@ -138,7 +138,7 @@ class Client(_Base):
         """Rank `candidates` for `entity` (key column -> value); logged by the service as one impression.
 
         Raises:
-            ClientError: the tree in `headrace.errors`; so do all methods.
+            ClientError: one of its classes in `headrace.errors`, as for all methods.
         """
         return self._answer(self._rank(entity, candidates, options))
 
@@ -155,7 +155,7 @@ class Client(_Base):
     def engaged(self, request_id: str, candidate: Key, /, **fields: Any) -> "Event":
         """Write the event that labels `candidate` of a ranking, and return it once the broker has acknowledged it.
 
-        `fields` are the event's other columns; its time is now and its id a new one unless they are among them.
+        `fields` are the event's other columns. Unless given, its time is now and its id is a new one.
 
         Raises:
             ConfigError: the client was made without `engagements`.

@@ -1,7 +1,7 @@
-"""Writing the event that labels a ranking, to its topic, as the project's own producers do.
+"""Writes the event that labels a ranking to its topic, as the project's own producers do.
 
-Serving has no route that writes: whoever could call it would write into the log that models are trained on. A client
-that is to report engagements is given the broker, and the broker's own access rules apply.
+The service has no route for this: its callers could then write into the log that models are trained on. A client that
+reports engagements is given the broker instead, and the broker's own access rules apply.
 """
 
 import difflib
@@ -16,17 +16,17 @@ from pydantic import ValidationError
 
 from headrace.errors import DeclarationError, SchemaError
 
-if TYPE_CHECKING:  # they load the broker's client and the codecs, which a client without engagements does not need
+if TYPE_CHECKING:  # load the broker's client and the codecs, which a client without engagements does not need
     from headrace.schemas import Event
     from headrace.streams.kafka_writer import TopicWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Engagements:
-    """The event that `Client.engaged` writes, and where.
+    """The event that `Client.engaged` writes, and its broker.
 
     Args:
-        event: event class, in whose topic the training reads labels.
+        event: event class; training reads labels from its topic.
         candidate: column that names the candidate.
         brokers: Kafka bootstrap servers, host:port, comma separated.
         request_id: column that names the ranking.
@@ -43,10 +43,10 @@ class Engagements:
 
 
 class EngagementWriter:
-    """Writes events of `Engagements`, one at a time. Connects at the first; safe to share between threads.
+    """Writes events of `Engagements`, one at a time. Connects at the first event; thread-safe.
 
     Raises:
-        DeclarationError: the event has no such columns.
+        DeclarationError: the event lacks the column of the candidate or of the request id.
     """
 
     def __init__(self, engagements: Engagements) -> None:

@@ -1,13 +1,13 @@
-"""Open-loop load: requests leave on a schedule that does not wait for answers.
+"""Open-loop load: requests are sent on a schedule that does not wait for answers.
 
     schedule   |  |    | |   |  | |      Poisson arrivals at the rate asked for
     sent       |  |    |------late|      the generator was busy
     answered        |     |          |
     latency    scheduled -------> answered
 
-A closed loop sends its next request when the last is answered, so that a service which stops for a second is asked
-nothing meanwhile, and the second counts once (coordinated omission). Here the requests of that second are all sent, and
-latency counts from the scheduled time, so that neither a slow service nor a slow generator hides.
+A closed loop sends its next request after the last answer: if the service stalls for a second, nothing is sent during
+that second, and the stall counts once (coordinated omission). Here all requests of that second are sent, and latency
+counts from the scheduled time, so that delays of the service and of the generator are both visible.
 
 Sources: G. Tene, "How NOT to measure latency" and wrk2; B. Schroeder et al., "Open versus closed: a cautionary tale",
 NSDI 2006.
@@ -43,10 +43,11 @@ PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99.9_ms": 99.9,
 
 @dataclass(frozen=True, slots=True)
 class LoadRun:
-    """What came of one rate in `seconds`, until the last outcome.
+    """Result of a run at one rate; `seconds` is the time until the last outcome.
 
-    `requests` has a row for each scheduled request: `scheduled_s` since the start, `late_ms` from there until it was
-    sent, `latency_ms` from there until its outcome, `outcome` ("ok", or the word of the error), and `model_version`.
+    `requests` has a row for each scheduled request: `scheduled_s` since the start, `late_ms` from the scheduled time
+    until it was sent, `latency_ms` from the scheduled time until its outcome, `outcome` ("ok", or a word for the
+    error), and `model_version`.
     """
 
     rate_per_s: float
@@ -60,7 +61,7 @@ class LoadRun:
         return np.sort(answered["latency_ms"].to_numpy())
 
     def summary(self) -> dict[str, Any]:
-        """Figures of the run: counts, answers a second, percentiles of answered requests, and failures by word."""
+        """Return figures of the run: counts, answers per second, latency percentiles of answered requests, failures."""
         latency_ms, count = self.latency_ms, self.requests.height
         failures = Counter(self.requests.filter(pl.col("outcome") != OK)["outcome"].to_list())
         late_ms = float(np.percentile(self.requests["late_ms"].to_numpy(), 99)) if count else 0.0
@@ -91,7 +92,7 @@ def check_rate(rate_per_s: float, seconds: float) -> None:
 
 
 def schedule_s(rate_per_s: float, seconds: float, seed: int) -> NDArray[np.float64]:
-    """Times of Poisson arrivals in [0, seconds), in seconds, ascending.
+    """Draw the times of Poisson arrivals in [0, seconds), in seconds, ascending.
 
     Raises:
         ConfigError: they are more than `REQUESTS_MAX`.
@@ -118,8 +119,8 @@ async def play(
 ) -> LoadRun:
     """Send `bodies` in turn to `route` for `seconds`, and return once all have an outcome.
 
-    `client` sends the first body, alone, so that a wrong address, key or body is one clear error; `connections` send
-    all that are counted, each for `timeout_s` at most.
+    `client` first sends one body alone, so that a wrong address, key or body gives one clear error; `connections` send
+    the counted requests, each with the deadline `timeout_s`.
 
     Raises:
         ClientError: the first body is not answered.
@@ -136,7 +137,7 @@ async def play(
 
     tasks = set()
     for number, due_s in enumerate(schedule_s(rate_per_s, seconds, seed).tolist()):
-        # One turn of the loop a request, even where several are due: it reads the answers that are there.
+        # At least one turn of the event loop per request, even if several are due, to read arrived answers.
         await asyncio.sleep(max(began_s + due_s - time.perf_counter(), 0.0))
         task = asyncio.create_task(ask(due_s, requests[number % len(requests)]))
         tasks.add(task)
@@ -147,7 +148,7 @@ async def play(
 
 
 async def _outcome(connections: Connections, request: bytes, timeout_s: float) -> tuple[str, int | None]:
-    """What came of a request, in a word, and the version of the model that answered."""
+    """Send a request; return its outcome as a word, and the version of the model that answered."""
     try:
         async with asyncio.timeout(timeout_s):
             status, headers, body = await connections.send(request)
@@ -177,10 +178,10 @@ SCHEMA = {
 
 
 def bodies_of(lines: Sequence[bytes], name: str) -> list[dict[str, Any]]:
-    """Requests of JSON lines, as the arguments of `AsyncClient.rank`; a `request_id` is left out, each gets a new one.
+    """Parse JSON lines into arguments of `AsyncClient.rank`, without `request_id`, so that each request gets a new one.
 
     Raises:
-        ConfigError: a line is no request, or there is none; `name` is the file's.
+        ConfigError: a line is not a request, or there is none; `name` is the name of the file.
     """
     bodies = []
     for number, line in enumerate(lines, 1):

@@ -1,7 +1,7 @@
-"""Connections of the load generator: HTTP/1.1 with a known length, at a tenth of the CPU of a general client.
+"""Connections of the load generator: HTTP/1.1 with a known length, at a tenth of the CPU cost of a general client.
 
-The general client costs a millisecond a request, and more with each connection, so that it would measure itself. Kept
-connections are taken newest first; one that the service has closed meanwhile is replaced.
+A general client costs a millisecond per request, and more with each connection, so it would measure itself. Idle
+connections are reused newest first; one that the service has closed meanwhile is replaced.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Connections:
-    """Up to `connections_max` connections to the service at `url`; further requests wait for one. An async context.
+    """Up to `connections_max` connections to the service at `url`; further requests wait. An async context manager.
 
     Args:
-        headers: of every request.
+        headers: headers of every request.
     """
 
     def __init__(self, url: str, headers: Mapping[str, str], connections_max: int) -> None:
@@ -34,16 +34,16 @@ class Connections:
         self._slots = asyncio.Semaphore(connections_max)
 
     def request(self, path: str, body: bytes) -> bytes:
-        """The bytes of a POST."""
+        """Build the bytes of a POST request."""
         head = f"{self._head % path}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode() + body
 
     async def send(self, request: bytes) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the answer.
+        """Send a request and return status, headers and body of the answer.
 
         Raises:
             OSError: the service cannot be reached, or hangs up.
-            ValueError: the answer is no HTTP with a length.
+            ValueError: the answer is not HTTP with a content length.
         """
         async with self._slots:
             while self._free:
@@ -64,7 +64,7 @@ class Connections:
             except asyncio.IncompleteReadError as exc:
                 connection[1].close()
                 raise ConnectionResetError("the service hung up") from exc
-            except BaseException:  # a deadline too: what comes late would be taken for the next answer
+            except BaseException:  # also at a deadline: a late answer would be taken for the next one
                 connection[1].close()
                 raise
             if answer[1].get("connection", "").lower() == "close":

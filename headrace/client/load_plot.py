@@ -1,4 +1,4 @@
-"""Picture of load runs: latency by percentile, and over time or against the rate. It needs matplotlib."""
+"""Plots of load runs: latency by percentile, and over time or against the rate. Needs matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ NINES_MAX = 5
 
 
 def plot_load(runs: Sequence[LoadRun], path: Path) -> None:
-    """Draw the latency of answered requests by percentile, one curve a rate.
+    """Plot the latency of answered requests by percentile, with one curve per rate.
 
-    Beside it: latency over time of a single run, or p50, p99 and the failed share against the rate of several.
+    The second panel shows latency over time for a single run, or p50, p99 and the failed share against the rate.
 
     Raises:
         ConfigError, MissingExtraError: as `check_plot`.
