@@ -1,11 +1,11 @@
-"""Replay into a file: in parts that are kept beside it until they are joined, so that a run can be resumed.
+"""Replay into a file, in parts that are kept beside it until they are joined, so that a run can be resumed.
 
     training.parquet.parts/
-        inputs.json          views, events, spine and number of parts: a run goes on only with the same
+        inputs.json          views, events, spine and number of parts: a run is resumed only with equal ones
         <views>-<part>/      one part (`parts`)
 
-Views of one entity are replayed together. At the end the answers of all views are merged back into the spine's order
-and written piece by piece beside the spine's own columns.
+Views of one entity are replayed together. Finally the answers of all views are merged into the spine's order and
+written piece by piece, next to the spine's columns.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ from headrace.schemas.time_units import TimeUnit
 from headrace.streams.files.finder import EventFile, find_files
 
 CHECKPOINT_S = 60.0
-"""Seconds between checkpoints: the work that a resumed run repeats."""
+"""Seconds between checkpoints, and so the most work that a resumed run repeats."""
 
 
 def replay_to_file(
@@ -61,22 +61,22 @@ def replay_to_file(
     report: Report = lambda _place, _done, _total: None,
     prepare: Callable[[], None] | None = None,
 ) -> int:
-    """Write what `replay` returns to the file `out`, in the format of its suffix; returns the number of rows.
+    """Write the result of `replay` to the file `out`, in the format of its suffix, and return the number of rows.
 
     Arguments:
         events, spine: files, by path, glob, folder of an archive or URL.
         out: a Parquet, Arrow IPC, CSV or JSON lines file (`output` has the formats).
         time_unit, csv_time_format: as for `replay`.
-        overwrite: replace a file that is there.
-        workers: processes, each for a part of the entities; the budget of rows is divided among them.
+        overwrite: replace an existing file.
+        workers: number of processes, each for a part of the entities; `memory_rows` is divided among them.
         resume: continue an earlier run with the same inputs, if there is one.
         checkpoint_s: seconds between checkpoints, from which a run can be resumed.
         report: receives each part's progress; called in this process.
-        prepare: called first in each worker process; a function of a module.
+        prepare: called first in each worker process; must be a module-level function.
 
     Raises:
-        ConfigError: `out` cannot be written, or is there already; `resume` with other inputs than before, or parts of
-            an earlier run and no `resume`.
+        ConfigError: `out` cannot be written, or exists; `resume` with other inputs than before; or parts of an earlier
+            run exist and `resume` is not set.
         SpineError, SchemaError, SourceError: as `replay`.
         HeadraceError: a worker died.
     """
@@ -111,7 +111,7 @@ def replay_to_file(
         _work_on_all(parts, workers, report, prepare)
     except BaseException:
         if not _has_progress(folder):
-            shutil.rmtree(folder)  # nothing to go on from
+            shutil.rmtree(folder)  # nothing to resume from
         raise
     rows = write_output(_joined(views, parts, rows_to_answer), Path(out))
     shutil.rmtree(folder)
@@ -119,10 +119,10 @@ def replay_to_file(
 
 
 def refuse_unfinished(out: str | Path) -> None:
-    """Raise where an earlier run into `out` did not end.
+    """Check that there is no earlier run into `out` to resume.
 
     Raises:
-        ConfigError: it could be taken up.
+        ConfigError: there is one.
     """
     folder = parts_folder(out)
     if _has_progress(folder):
@@ -130,17 +130,17 @@ def refuse_unfinished(out: str | Path) -> None:
 
 
 def parts_folder(out: str | Path) -> Path:
-    """Where the parts of a run into `out` are, until it ends."""
+    """Return the folder of the parts of a run into `out`, which exists until the run ends."""
     return Path(out).with_name(f"{Path(out).name}.parts")
 
 
 def _has_progress(folder: Path) -> bool:
-    """Whether a run left something that another can go on from."""
+    """Return whether an earlier run left progress to resume from."""
     return any(folder.glob("*/progress.json"))
 
 
 def _groups(views: Sequence[type[FeatureView]]) -> list[tuple[type[FeatureView], ...]]:
-    """Views by entity: parts of entities are parts of each of them."""
+    """Group views by entity: the views of a group share the split of their entities into parts."""
     by_entity: dict[Any, list[type[FeatureView]]] = {}
     for view in views:
         by_entity.setdefault((plan_of(view).entity, plan_of(view).key_dtype), []).append(view)
@@ -153,11 +153,11 @@ def _inputs(
     spine: Sequence[EventFile],
     written: SpineFormat,
 ) -> dict[str, Any]:
-    """Everything that the answers depend on; a run is resumed only with equal inputs."""
+    """Describe everything that the answers depend on; a run is resumed only with equal inputs."""
     declared = {}
     for view in views:
         plan, source = plan_of(view), ""
-        with contextlib.suppress(OSError, TypeError):  # declared in a console
+        with contextlib.suppress(OSError, TypeError):  # for example, declared in a console
             source = inspect.getsource(view)
         declared[plan.name] = [plan.fingerprint, hashlib.sha256(source.encode()).hexdigest()]
     return {
@@ -172,7 +172,7 @@ def _inputs(
 
 
 def _pinned(table: Any, event: type[Event]) -> Any:
-    """The files that a local pattern or archive has now, so that all parts read the same ones while it grows."""
+    """Resolve a local pattern or archive to its present files, so that all parts read the same ones while it grows."""
     files = find_files(table, spec_of(event).topic)
     return [file.path for file in files] if files and all(file.is_local for file in files) else table
 
@@ -182,7 +182,7 @@ def _identity(file: EventFile) -> list[Any]:
 
 
 def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool) -> int:
-    """Start or resume a run; returns its number of parts."""
+    """Start or resume a run, and return its number of parts."""
     noted = folder / "inputs.json"
     if folder.exists() and not noted.is_file() and any(folder.iterdir()):
         raise ConfigError(f"{folder} is needed for the parts of the replay, and holds something else: move it away")
@@ -205,7 +205,7 @@ def _begun(folder: Path, inputs: Mapping[str, Any], parts: int, *, resume: bool)
 
 
 def _work_on_all(parts: Sequence[Part], workers: int, report: Report, prepare: Callable[[], None] | None) -> None:
-    """Run all parts to their end: here one after the other, or in that many processes."""
+    """Run all parts to their end: one after the other in this process, or in `workers` processes."""
     if workers > 1:
         _work_in_processes(parts, workers, report, prepare)
         return
@@ -238,7 +238,7 @@ def _work_in_processes(parts: Sequence[Part], workers: int, report: Report, prep
 
 
 def _are_done(futures: Sequence["Future[None]"]) -> bool:
-    """Whether all parts have ended; raises what one of them failed with."""
+    """Return whether all parts have ended; re-raise the error of a failed part."""
     done, running = wait(futures, 0, FIRST_EXCEPTION)
     for future in done:
         future.result()
@@ -246,9 +246,9 @@ def _are_done(futures: Sequence["Future[None]"]) -> bool:
 
 
 def _start_worker(reports: Any, stop: Any, prepare: Callable[[], None] | None, threads: int) -> None:
-    """Called once in each worker. It ends with its parent, however that ends."""
+    """Called once in each worker process, which exits when its parent does, for any reason."""
     os.environ[VARIABLE] = str(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent tells it to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops it
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -266,15 +266,15 @@ _worker: dict[str, Any] = {}
 
 
 def _work(part: Part) -> None:
-    with contextlib.suppress(StoppedError):  # nobody waits for it
+    with contextlib.suppress(StoppedError):  # the parent no longer waits for it
         work_on(part, lambda *words: _worker["reports"].put(words), _worker["stop"].is_set)
 
 
-# The end: answers beside the spine
+# Joining answers and spine
 
 
 def _joined(views: Sequence[type[FeatureView]], parts: Sequence[Part], spine: SpineFiles) -> Iterator[pl.DataFrame]:
-    """The spine with its answers, piece by piece, at least one."""
+    """Yield the spine with its answers, in at least one piece."""
     plans = [plan_of(view) for view in views]
     columns = [feature.full_name for plan in plans for feature in plan.features]
     streams = []
@@ -296,7 +296,7 @@ class _Answers:
         self._buffered: list[pl.DataFrame] = []
 
     def take(self, rows: int) -> pl.DataFrame:
-        """The next rows' answers."""
+        """Return the answers of the next `rows` rows."""
         rows_buffered = sum(frame.height for frame in self._buffered)
         while rows_buffered < rows:
             self._buffered.append(next(self._frames))

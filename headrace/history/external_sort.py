@@ -1,15 +1,15 @@
-"""Frames of any size in the order of an int64 key: sorted runs on disk, and a merge that holds few blocks at a time.
+"""External sort of frames by an int64 key: sorted runs on disk, and a merge that holds few blocks in memory.
 
     added rows --(rows_max)--> sort --> run 0:  [block][block][block]...     each block knows its least and greatest key
                                         run 1:  [block][block]...
-    merge: open blocks by least key until enough rows are held; what is below the least key of the rest goes out
+    merge: open blocks by least key until enough rows are in memory; output rows below the least key of the rest
 
     key   0----------cut------------->        the part of an open block above the cut waits for the next stretch
     run 0 [====|====] [====]
     run 1   [==|======]
 
-Rows of equal key come out in the order they were added in, as from one stable sort; they go out together, so they must
-fit in memory. Runs are merged at once: with R rows at a time and n runs, n blocks of R/64 rows are in memory.
+Rows of equal key keep the order in which they were added, as in a stable sort. They are output together, so they must
+fit in memory. All runs are merged in one pass: with R rows at a time and n runs, n blocks of R/64 rows are in memory.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 Name = TypeVar("Name", bound=Hashable)
 
 BLOCKS_A_RUN = 64
-"""Blocks that a full run is cut into: what a merge holds of each run is one of them."""
+"""Number of blocks in a full run; a merge holds one block of each run in memory."""
 _BLOCK_ROWS = (256, 16_384)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Some rows that can be read when they are needed; keys lie in [low, high]; `read` need not sort them."""
+    """Rows that are read on demand, with keys in [low, high]; `read` may return them unsorted."""
 
     low: int
     high: int
@@ -62,7 +62,7 @@ class Sorter:
             self._waiting_rows += part.height
 
     def blocks(self) -> list[Block]:
-        """All rows that were added: one block in memory, or blocks of runs. Nothing can be added after."""
+        """Return all rows: one block in memory, or blocks of runs on disk. No more rows can be added afterwards."""
         if not self._blocks:
             return memory_block(pl.concat(self._waiting), self._key) if self._waiting else []
         self._write_run()
@@ -79,7 +79,7 @@ class Sorter:
 
 
 def memory_block(frame: pl.DataFrame, key: pl.Expr) -> list[Block]:
-    """A frame as one block, or as none if it is empty."""
+    """Wrap a frame as one block, or none if it is empty."""
     if frame.is_empty():
         return []
     low, high = frame.select(key.min().alias("low"), key.max().alias("high")).row(0)
@@ -101,7 +101,7 @@ def write_blocks(frame: pl.DataFrame, key: pl.Expr, path: Path, rows: int) -> li
 
 
 def read_block(path: Path, index: int) -> pl.DataFrame:
-    """One block of a file that `write_blocks` wrote."""
+    """Read one block of a file that `write_blocks` wrote."""
     with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
         frame = pl.from_arrow(reader.get_batch(index))
     assert isinstance(frame, pl.DataFrame)
@@ -119,10 +119,10 @@ class _Open:
 def merged(
     blocks: Mapping[Name, Sequence[Block]], keys: Mapping[Name, pl.Expr], rows: int
 ) -> Iterator[tuple[dict[Name, pl.DataFrame], int | None]]:
-    """Stretches of some tables in the order of their keys: sorted frames by table, and the key they end before.
+    """Merge tables by key into stretches: sorted frames by table, and the key before which the stretch ends.
 
-    A stretch has about `rows` rows of all tables together; a table without rows in it is left out. The last one ends
-    at None, and there is always one.
+    A stretch has about `rows` rows of all tables together; tables without rows in it are omitted. The last stretch, of
+    which there is always one, ends at None.
     """
     waiting = sorted(
         ((block.low, place, name) for name, listed in blocks.items() for place, block in enumerate(listed)),
@@ -148,7 +148,7 @@ def merged(
 
 
 def overlap(blocks: Sequence[Block]) -> int:
-    """The most rows that a merge of the blocks holds at once, beside those of the stretch."""
+    """Return the most rows that a merge of the blocks holds at once, in addition to those of the stretch."""
     edges = sorted(
         [(block.low, 0, block.rows) for block in blocks] + [(block.high, 1, -block.rows) for block in blocks]
     )

@@ -1,6 +1,6 @@
-"""The history that a replay walks: frames or files of each event class in the order of time, whatever their size.
+"""The event log of a replay: frames or files of each event class, of any size, in order of time.
 
-What fits into the budget of rows is sorted in memory. Of a larger log, Parquet files on this disk whose row groups
+A log that fits into the budget of rows is sorted in memory. Of a larger log, local Parquet files whose row groups
 overlap little in time are read group by group; anything else is sorted on disk first (`external_sort`).
 """
 
@@ -34,21 +34,21 @@ from headrace.streams.files.reading import (
 )
 
 MEMORY_ROWS = 10_000_000
-"""Events that are in memory at a time; sorting them needs as much again."""
+"""Events held in memory at a time; sorting them needs the same memory again."""
 
 PIECE_ROWS = 250_000
 _BYTES_A_ROW = 8
-"""An event takes more than this in a file, so a file of fewer bytes for each row of the budget is read as a whole."""
+"""Lower bound for the size of an event in a file: a file below this size per row of the budget is read as a whole."""
 
 Paths: TypeAlias = str | Path | Sequence[str | Path]
 Table: TypeAlias = pl.DataFrame | pl.LazyFrame | Paths
 History: TypeAlias = TableLike | Mapping[type[Event], TableLike]
-"""A table of the one event class, or one of each: frames, files, or what `frame_of` makes a frame of."""
+"""One table if there is one event class, else one per class: frames, files, or whatever `frame_of` converts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Which events count: from `since_us` on, before `until_us`, and of the entities of one of `parts` parts."""
+    """A selection of events: times in [since_us, until_us), and entities of part `part` of `parts`."""
 
     since_us: int | None = None
     until_us: int | None = None
@@ -57,7 +57,7 @@ class Span:
     parts: int = 1
 
     def of(self, frame: pl.DataFrame, time: pl.Expr) -> pl.DataFrame:
-        """The events of a frame that count."""
+        """Return the selected events of a frame."""
         if self.since_us is not None:
             frame = frame.filter(time >= self.since_us)
         if self.until_us is not None:
@@ -68,21 +68,21 @@ class Span:
 
 
 def in_part(plan: ViewPlan, frame: pl.DataFrame, part: int, parts: int) -> pl.Series:
-    """Whether each row's entity belongs to the part, (n,) Boolean; null keys belong to one part too."""
+    """Return whether each row's entity belongs to the part, (n,) Boolean; all null keys belong to one part."""
     keys = frame.select(key_expr([pl.col(name) for name in plan.entity], plan.key_dtype)).to_series()
     return pl.Series(shard_of(ids_of_column(keys, plan.key_dtype)[0], parts) == part)
 
 
 def time_of(event: type[Event]) -> pl.Expr:
-    """Event time in microseconds UTC."""
+    """Expression for the event time in microseconds UTC."""
     return pl.col(spec_of(event).time).cast(pl.Datetime("us")).cast(pl.Int64)
 
 
 def tables_of(plans: Sequence[ViewPlan], events: History) -> dict[type[Event], Table]:
-    """A table for each event class that the views read; frames with the declared types.
+    """Return a table for each event class that the views read; frames are converted to the declared types.
 
     Raises:
-        SchemaError: one table for several classes, or none for one of them, or a frame that lacks a column or has one
+        SchemaError: there is one table for several classes, or none for a class, or a frame lacks a column or has one
             of another type.
     """
     sources = list(events_of(plans))
@@ -114,15 +114,15 @@ def open_log(
     csv_time_format: str | None = None,
     count: Callable[[int], None] = lambda _rows: None,
 ) -> dict[type[Event], list[Block]]:
-    """Blocks of each class's events, to be merged by `time_of`; `folder` gives room for what must be sorted on disk.
+    """Return blocks of each class's events, to be merged by `time_of`; `folder` returns the folder for sorting on disk.
 
     `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601. `count` is called with the
-    rows of each piece that was read, before it is sorted.
+    number of rows of each piece that was read, before it is sorted.
 
-    Rows that break a rule of the event are left out, as they are in the live flow, and told in the log.
+    Rows that break a rule of the event are left out, as in the live flow, and logged.
 
     Raises:
-        SourceError: a file is not there or cannot be read.
+        SourceError: a file is missing or cannot be read.
         SchemaError: events do not fit their declaration.
     """
     budget = max(memory_rows // len(tables), 1)
@@ -143,10 +143,10 @@ def open_log(
 
 
 def table_of(value: TableLike, place: str) -> Table:
-    """A frame, or the paths of files. `place` is named in errors.
+    """Return a frame, or the paths of files. `place` is named in errors.
 
     Raises:
-        SchemaError: it is neither, or a table that cannot be read.
+        SchemaError: `value` is neither, or a table that cannot be read.
     """
     frame = frame_of(value)
     if frame is not None:
@@ -162,12 +162,12 @@ def table_of(value: TableLike, place: str) -> Table:
 
 
 def read_spine(table: TableLike, plans: Sequence[ViewPlan], written: SpineFormat) -> pl.DataFrame:
-    """All rows of a spine, times as datetimes.
+    """Read all rows of a spine, with times as datetimes.
 
     Raises:
-        SourceError: a file is not there or cannot be read.
-        SchemaError: it is no table.
-        SpineError: its times are numbers of no unit, or files have columns that do not fit each other.
+        SourceError: a file is missing or cannot be read.
+        SchemaError: the spine is not a table.
+        SpineError: its times are numbers without a unit, or columns of its files do not fit each other.
     """
     rows = table_of(table, "spine")
     if isinstance(rows, pl.DataFrame | pl.LazyFrame):
@@ -210,13 +210,13 @@ def _blocks(
 
 
 def _declared(frame: pl.DataFrame, event: type[Event]) -> pl.DataFrame:
-    """The declared columns of a frame; of those that events must have, it may lack what no view reads."""
+    """Select the declared columns of a frame; it may lack required columns that no view reads."""
     return conform(frame, _spec_for(event, tuple(frame.columns)))
 
 
 @functools.lru_cache(maxsize=64)
 def _spec_for(event: type[Event], columns: tuple[str, ...]) -> EventSpec:
-    """What is declared of an event, without columns that are neither there nor can be left away."""
+    """Return the spec of an event without required columns that are absent from `columns`, except its time."""
     spec = spec_of(event)
     types = {
         name: field
@@ -231,7 +231,7 @@ def _spec_for(event: type[Event], columns: tuple[str, ...]) -> EventSpec:
 def _checked(
     files: Sequence[EventFile], rows: Sequence[int | None], event: type[Event], budget: int
 ) -> Iterator[pl.DataFrame]:
-    """Good rows of files, whole files where they are small."""
+    """Yield the valid rows of files; small files are read as a whole."""
     for file, count in zip(files, rows, strict=True):
         is_sized = file.size >= 0 and file.compression is None
         is_small = count <= budget if count is not None else is_sized and file.size <= budget * _BYTES_A_ROW
@@ -254,7 +254,7 @@ def _quality(event: type[Event], columns: tuple[str, ...]) -> Quality:
 
 
 def _row_groups(files: Sequence[EventFile], event: type[Event], span: Span, rows_max: int) -> list[Block]:
-    """Blocks that are read from the files themselves when they are needed."""
+    """Return blocks that read row groups from the files on demand."""
     blocks = []
     for file in files:
         for start, rows in row_groups(file, rows_max):

@@ -1,11 +1,11 @@
-"""The file that a replay writes, piece by piece, in the format of its suffix.
+"""Writes the output file of a replay, piece by piece, in the format of its suffix.
 
     .parquet                     zstd
     .arrow .ipc .feather         the Arrow IPC file format, lz4
     .csv                         times as ISO 8601, lists as JSON; null is an empty value, an empty text is ""
-    .jsonl .ndjson               an object a line, times as ISO 8601, floats that are not finite as "NaN", "Infinity"
+    .jsonl .ndjson               one object per line, times as ISO 8601, floats that are not finite as "NaN", "Infinity"
 
-It has its name only once it is whole.
+The file gets its name only once it is complete.
 """
 
 import os
@@ -27,10 +27,11 @@ _ISO = "%Y-%m-%dT%H:%M:%S%.6f"
 
 
 def check_output(out: Path, *, overwrite: bool) -> None:
-    """Return if a file can be written there.
+    """Check that the file `out` can be written.
 
     Raises:
-        ConfigError: its suffix is of no format, it is a folder or in none, it is there already, or cannot be written.
+        ConfigError: its suffix is not of a known format, it is a folder, its folder does not exist or is not writable,
+            or it exists and `overwrite` is not set.
     """
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; name a file in it, as {out / 'training.parquet'}")
@@ -45,10 +46,10 @@ def check_output(out: Path, *, overwrite: bool) -> None:
 
 
 def write_output(pieces: Iterable[pl.DataFrame], out: Path) -> int:
-    """Write frames of one schema, at least one; returns the number of rows.
+    """Write frames of one schema, at least one, and return the number of rows.
 
     Raises:
-        ConfigError: the disk is full, or closed.
+        ConfigError: the file cannot be written, for example because the disk is full.
     """
     rows = 0
 
@@ -107,7 +108,7 @@ def _arrow(frame: pl.DataFrame) -> pa.Table:
 
 
 def _with_text_times(frame: pl.DataFrame) -> pl.DataFrame:
-    """Times as ISO 8601, UTC with a Z where they have a zone, also below lists and structs."""
+    """Format times as ISO 8601, in UTC with a Z if they have a zone, also inside lists and structs."""
     return frame.select(_text_times(pl.col(name), dtype).alias(name) for name, dtype in frame.schema.items())
 
 
@@ -127,5 +128,5 @@ def _text_times(values: pl.Expr, dtype: Any) -> pl.Expr:
 
 
 def _json_texts(column: pl.Series) -> pl.Series:
-    """Lists, structs and bytes as JSON; null stays null."""
+    """Format lists, structs and bytes as JSON; null stays null."""
     return json_values(column).set(column.is_null(), None).alias(column.name)

@@ -1,12 +1,12 @@
-"""One part of a replay into a file: the views of one entity, over the entities whose hash modulo parts is the part's.
+"""One part of a replay into a file: the views of one entity, for the entities that hash to this part.
 
     <folder>/progress.json        time up to which it is done, and the files of answers so far
              answers<n>.arrow     answers by row of the spine
-             records<n>/          the records at that time, from which it goes on
-             log/                 what was sorted on disk
+             records<n>/          the records at that time, to resume from
+             log/                 the log sorted on disk
 
-It walks the log in the order of time and now and then writes records, answers and then, by one rename, its progress.
-The keys of its spine rows are in memory, other columns of the spine are not.
+A part processes the log in order of time. At intervals it writes records and answers and then, by one rename, its
+progress. Keys, times and request fields of its spine rows are in memory, other columns of the spine are not.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _BLOCK_ROWS = 2_048
 _PROGRESS = "progress.json"
 
 Report: TypeAlias = Callable[[int, int, int | None], None]
-"""Receives (part number, rows done, rows in total), events and spine rows; total None while the log is sorted."""
+"""Called with (part number, rows done, total rows) of events and spine rows; total is None while the log is sorted."""
 
 
 class StoppedError(Exception):
@@ -47,7 +47,7 @@ class StoppedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Work order of one worker. `place` numbers the parts of all views."""
+    """The work of one part. `place` numbers the parts of all groups of views."""
 
     place: int
     folder: Path
@@ -64,7 +64,7 @@ class Part:
 
 @dataclass(slots=True)
 class Progress:
-    """Progress of a part: done before `cut_us`; `answers`: file, and (least row, greatest row, rows) of each block."""
+    """Progress of a part: done up to `cut_us`. `answers`: file, and (least row, greatest row, rows) of each block."""
 
     cut_us: int | None = None
     is_done: bool = False
@@ -82,7 +82,7 @@ class Progress:
         write_file(folder / _PROGRESS, orjson.dumps(asdict(self)))
 
     def blocks(self, folder: Path) -> list[Block]:
-        """The answers, by row."""
+        """Return the answers as blocks, with the spine's row as key."""
         return [
             Block(low, high, rows, functools.partial(read_block, folder / name, index))
             for name, listed in self.answers
@@ -91,10 +91,10 @@ class Progress:
 
 
 def work_on(part: Part, report: Report, is_stopped: Callable[[], bool] = lambda: False) -> None:
-    """Run a part to its end, from its saved progress. `is_stopped` is asked after each chunk.
+    """Run a part from its saved progress to its end. `is_stopped` is called after each chunk.
 
     Raises:
-        StoppedError: it was asked to stop.
+        StoppedError: `is_stopped` returned True; the progress is saved.
         ConfigError: another process works on it.
         SpineError, SchemaError, SourceError: as `replay`.
     """
@@ -157,7 +157,7 @@ class _Walk:
         return total
 
     def _spine(self) -> pl.DataFrame:
-        """The part's spine rows without an answer, sorted by time: keys, time, request fields and row number."""
+        """Return the part's unanswered spine rows, sorted by time: keys, time, request fields and row number."""
         part, plan = self._part, plan_of(self._part.views[0])
         request = (name for view in part.views for name in plan_of(view).layout.request)
         names = list(dict.fromkeys([*plan.entity, TIME, *request]))

@@ -1,13 +1,13 @@
-"""Replay: the same kernels over history, with reads where they fall.
+"""Replay: runs the live kernels over history, with a read at each spine row.
 
-Events and spine rows are walked in the order of time, a spine row before the events of the same microsecond, so a value
-is what a live read at that moment would have given, and no event leaks into a row that was not after it:
+Events and spine rows are processed in order of time, a spine row before events of the same microsecond. So a value is
+what a live read at that moment would have returned, and no event leaks into a row that is not after it:
 
     events   --e1----e2--------e3-----e4------>
     spine    ------s1-----s2---------s3------->      s3 is at the time of e4: it sees e1 e2 e3
 
-Late events are applied when they come, as in the live flow; their place in windows and lists is that of their time.
-Events that an expression of a view has no value for are left out of it, as there, and counted.
+Late events are applied when they arrive, as in the live flow; windows and lists place them by their event time. If an
+expression of a view has no value for an event, the view leaves the event out, as in the live flow, and counts it.
 """
 
 import tempfile
@@ -35,28 +35,28 @@ from headrace.schemas.tables import TableLike
 from headrace.schemas.time_units import TimeUnit
 
 CHUNK_ROWS = 262_144
-"""Events and spine rows that `replay` walks at a time."""
+"""Events and spine rows that `replay` processes at a time."""
 
 
 class Replay:
     """An incremental pass over history for one or more views.
 
-    `slabs` holds their records by view name, `failed_events` what was left out since an expression had no value for it.
+    `slabs` has their records by view name, `failed_events` the events left out because an expression had no value.
     """
 
     def __init__(self, views: Sequence[type[FeatureView]]) -> None:
         self.plans: list[ViewPlan] = plans_of(views, "replay")
         self.slabs: dict[str, Slab] = {plan.name: Slab(plan) for plan in self.plans}
         self.failed_events = FailedEvents()
-        self._words = np.empty(0, np.int64)  # used again: memory that is new to a process costs most
+        self._words = np.empty(0, np.int64)  # reused: memory that is new to the process costs most
 
     def advance(
         self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame | None = None
     ) -> dict[str, Answer] | None:
-        """Walk events and spine rows together; answers by view name in the spine's order, None without a spine.
+        """Process events and spine rows; return answers by view name in the spine's order, None without a spine.
 
-        Frames need not be sorted. Every event that is before a spine row must come in the same call as the row, or in
-        an earlier one. Classes that no view reads are left out.
+        Frames need not be sorted. Every event before a spine row must be passed in the same call as the row, or in an
+        earlier one. Classes that no view reads are ignored.
 
         Raises:
             SpineError: the spine lacks a column, or has one of another type.
@@ -65,7 +65,7 @@ class Replay:
         return self._advance(events, spine)
 
     def frames(self, events: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame) -> pl.DataFrame:
-        """Answers of `advance` as one frame, side by side: columns `<view>.<feature>`."""
+        """Process as `advance` does; return the answers of all views in one frame, with columns `<view>.<feature>`."""
         answers = self._advance(events, spine, close=True)
         assert answers is not None
         return pl.concat([answers[plan.name].to_polars(f"{plan.name}.") for plan in self.plans], how="horizontal")
@@ -88,7 +88,7 @@ class Replay:
         return None if spine is None else answers
 
     def _answer(self, slab: Slab, rows: Rows | None, spine: pl.DataFrame, *, close: bool) -> Answer:
-        """Walk events and spine rows of one view; the answer is in the spine's order, its lists may be `close`."""
+        """Process events and spine rows of one view; answer in the spine's order. `close` makes lists contiguous."""
         plan = slab.plan
         now_us, ids = spine_times(spine, plan.name), key_columns(plan, spine)[0]
         request = request_columns(plan.name, plan.layout.request, spine) if plan.layout.request else None
@@ -97,12 +97,12 @@ class Replay:
             answer = slab.read(slab.locate(ids), now_us, request)
             count_ahead(plan.name, answer)
             return answer
-        at = slab.rows_of_events(rows)  # first: the rows of entities that appear in this call must be found below
+        at = slab.rows_of_events(rows)  # first, so that entities new in this call are located below
         where, times_us, numbers = self._columns(reads + len(rows))
         np.concatenate([slab.locate(ids), at], out=where)
         np.concatenate([now_us, rows.time_us], out=times_us)
         np.concatenate([np.arange(reads), ~np.arange(len(rows))], out=numbers)
-        order = np.argsort(times_us, kind="stable")  # spine rows lead: they win ties
+        order = np.argsort(times_us, kind="stable")  # spine rows come first, so they win ties
         ops = Operations(where, times_us, numbers, rows.events, np.zeros(len(rows), np.uint8))
         newest = np.full(reads, NEVER, np.int64)
         outputs = slab.run(ops, plan.layout.outputs(reads, contiguous=close), newest, order)
@@ -112,17 +112,17 @@ class Replay:
         return answer
 
     def _columns(self, count: int) -> NDArray[np.int64]:
-        """Three columns of `count` numbers, of any content; they hold until the next call."""
+        """Return three uninitialized columns of `count` numbers, valid until the next call."""
         if self._words.size < 3 * count:
             self._words = np.empty(3 * count, np.int64)
         return self._words[: 3 * count].reshape(3, count)
 
     def save(self, folder: str | Path) -> None:
-        """Write each view's records to `folder/<view>.arrow`: key text and packed record, and the fingerprint."""
+        """Write each view's records to `folder/<view>.arrow`: key text, and packed record with its version."""
         self.capture()(Path(folder))
 
     def capture(self) -> Callable[[Path], None]:
-        """Pack the present records; what is returned writes them as `save` does, in any thread."""
+        """Pack the present records; return a function that writes them as `save` does, from any thread."""
         frames: dict[str, pl.DataFrame] = {}
         for plan in self.plans:
             slab = self.slabs[plan.name]
@@ -141,8 +141,8 @@ class Replay:
         """Load saved records into the slabs; views that were not saved are unchanged.
 
         Raises:
-            LayoutError: saved by another version of a view.
-            SourceError: no view of this replay was saved there.
+            LayoutError: records were saved by another version of a view.
+            SourceError: `folder` has no records of any view of this replay.
         """
         saved = [plan for plan in self.plans if (Path(folder) / f"{plan.name}.arrow").exists()]
         if not saved:
@@ -167,26 +167,25 @@ def replay(
     chunk_rows: int = CHUNK_ROWS,
     memory_rows: int = MEMORY_ROWS,
 ) -> pl.DataFrame:
-    """The spine with every feature as of each row's time: columns `<view>.<feature>`, rows in the spine's order.
+    """Return the spine with every feature as of each row's time: columns `<view>.<feature>`, in the spine's order.
 
     Arguments:
         views: the views to read.
-        events: history of their event classes: one table if there is one class, else a table each. A table is a frame
-            (Polars, lazy or not, pandas, pyarrow), a list of dicts, a dict of lists, or files: Parquet, Arrow IPC,
-            Avro, JSON lines or CSV, by path, glob, folder of an archive or URL, or a list of these. It need not be
-            sorted.
-        spine: a table of each view's entity columns and `event_time`, and the fields of the request that a view
-            declares.
+        events: events of the views' classes: one table if there is one class, else a dict of class to table. A table is
+            a frame (Polars, lazy or not, pandas, pyarrow), a list of dicts, a dict of lists, or files: Parquet, Arrow
+            IPC, Avro, JSON lines or CSV, by path, glob, folder of an archive or URL, or a list of these. It need not
+            be sorted.
+        spine: a table of each view's entity columns, `event_time`, and the request fields that a view declares.
         time_unit: unit of the spine's `event_time` if it is whole numbers: s, ms, us or ns since 1970. They become
             datetimes in the result.
         csv_time_format: strptime format of times in CSV files that are not ISO 8601.
-        chunk_rows: events and spine rows walked at a time; bounds memory, never changes the result.
+        chunk_rows: events and spine rows processed at a time; bounds memory, never changes the result.
         memory_rows: events in memory at a time; a larger log is sorted on disk. Never changes the result.
 
     Raises:
         SpineError: the spine lacks a column, has one of another type, or has times without a unit.
-        SchemaError: events do not fit their declaration, a class is missing, or something is no table.
-        SourceError: a file that is not there or cannot be read.
+        SchemaError: events do not fit their declaration, a class is missing, or an argument is not a table.
+        SourceError: a file is missing or cannot be read.
         ConfigError: `chunk_rows` or `memory_rows` is below 1.
     """
     for name, rows_max in (("chunk_rows", chunk_rows), ("memory_rows", memory_rows)):
@@ -203,7 +202,7 @@ def replay(
     with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
         span = Span(until_us=int(times_us.max(initial=0)))
         log = open_log(tables, span, memory_rows, lambda: Path(folder), csv_time_format)
-        # Each part is put beside its own rows: all at once Polars would copy the answers into one piece.
+        # Answers are joined to their rows part by part: joined all at once, Polars would copy them into one piece.
         for chunk, part, _ in chunks(log, rows.rechunk() if order is None else rows[order], chunk_rows, memory_rows):
             parts.append(part.hstack(walk.frames(chunk, part)))
     walk.failed_events.log()
@@ -216,7 +215,7 @@ def replay(
 
 
 def _in_time(rows: Rows) -> Rows:
-    """Rows in order of time, so that none is late by its place in a frame alone."""
+    """Sort rows by time, so that none is late only because of its position in a frame."""
     ordered = bool((rows.time_us[1:] >= rows.time_us[:-1]).all())
     return rows if ordered else rows.take(np.argsort(rows.time_us, kind="stable"))
 
@@ -224,9 +223,9 @@ def _in_time(rows: Rows) -> Rows:
 def chunks(
     log: Mapping[type[Event], Sequence[Block]], spine: pl.DataFrame, chunk_rows: int, memory_rows: int
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
-    """Cut a log and a spine sorted by time at common times: events before a cut, spine rows up to and at it, the cut.
+    """Cut a log and a time-sorted spine at common times: events before a cut, spine rows up to and at it, the cut.
 
-    Only a part of the log is in memory at a time. It ends with the spine, at None where the log ends as well.
+    Only a part of the log is in memory at a time. Chunks end with the spine; the last cut is None if the log ends too.
     """
     spine_us = spine_times(spine, "")
     answered = 0
@@ -243,13 +242,13 @@ def chunks(
 def cut_events(
     history: Mapping[type[Event], pl.DataFrame], rows: int
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], int | None]]:
-    """Cut events in memory, sorted by time, at common times into pieces of about `rows` rows; the last has no cut."""
+    """Cut time-sorted events in memory at common times into pieces of about `rows` rows; the last cut is None."""
     for piece, _, cut in _cut(history, pl.DataFrame(), np.empty(0, np.int64), rows):
         yield piece, cut
 
 
 def _cut_times(times_us: Sequence[NDArray[np.int64]], chunk_rows: int) -> list[int]:
-    """The times of every `chunk_rows`-th of all rows, without putting them in order; each column is sorted."""
+    """Return the times of every `chunk_rows`-th row of all sorted columns, without merging them."""
     columns = [column for column in times_us if len(column)]
     if not columns:
         return []
@@ -272,7 +271,7 @@ def _cut_times(times_us: Sequence[NDArray[np.int64]], chunk_rows: int) -> list[i
 def _cut(
     history: Mapping[type[Event], pl.DataFrame], spine: pl.DataFrame, spine_us: NDArray[np.int64], chunk_rows: int
 ) -> Iterator[tuple[dict[type[Event], pl.DataFrame], pl.DataFrame, int | None]]:
-    """Cut events in memory, sorted by time, into chunks; yields what `chunks` does."""
+    """Cut time-sorted events in memory into chunks; yields what `chunks` yields."""
     event_us = {event: keys_of(frame, time_of(event)) for event, frame in history.items()}
     cuts = [*_cut_times([spine_us, *event_us.values()], chunk_rows), None]
     taken, answered = dict.fromkeys(history, 0), 0

@@ -1,16 +1,16 @@
-"""The spine: rows of entity keys and times, each to be answered as of its time, in memory or in files.
+"""The spine: rows of entity keys and times, in memory or in files. Each row is answered as of its time.
 
-A spine has each view's entity columns and `event_time`, a datetime (naive is UTC), or whole numbers of a unit that is
-given. Other columns are carried along. A null key is answered as an entity that was never seen.
+A spine has each view's entity columns and `event_time`, a datetime (naive is UTC), or whole numbers with a given unit.
+Other columns are passed through. A null key is answered like an entity without events.
 
-Files are one spine, their rows in order, with one schema whatever the files differ in:
+Several files form one spine, their rows in order, with one schema even if the files differ:
 
     a.parquet   key, event_time[ms, UTC]                      columns by name, in the order in which they appear first;
     b.parquet   event_time[us, Europe/Paris], label, key      a file without a column has null in it; times of several
                                                               units or zones become UTC in the finest of the units
 
-Parquet is read piece by piece, any other format as a whole. Keys, times and fields of the request are of the types that
-the views declare, also in CSV, where other columns are numbers, booleans or texts by what is written in them.
+Parquet is read piece by piece, any other format as a whole. Keys, times and request fields have the types that the
+views declare, also in CSV, where the types of other columns (number, boolean, text) are inferred from their content.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,13 +43,13 @@ _UNITS = ("ms", "us", "ns")  # of datetimes, from coarse to fine
 
 
 def with_times(spine: pl.DataFrame, unit: TimeUnit | None, place: str = "spine") -> pl.DataFrame:
-    """The spine with numbers of a unit in its time column as datetimes, UTC; other columns stay as they are.
+    """Convert whole numbers in the spine's time column to datetimes in UTC; other columns stay as they are.
 
     `place` is named in errors.
 
     Raises:
-        SpineError: there are numbers and no unit, or another than they are of by their size, or a time lies between two
-            microseconds.
+        SpineError: there are numbers without a unit, or their size does not fit the unit, or a time is not a whole
+            number of microseconds.
     """
     if unit not in (None, *TIME_UNITS):
         raise SpineError(f"time_unit {unit!r}: use one of {', '.join(TIME_UNITS)}")
@@ -83,10 +83,11 @@ def with_times(spine: pl.DataFrame, unit: TimeUnit | None, place: str = "spine")
 
 
 def spine_times(spine: pl.DataFrame, view: str) -> NDArray[np.int64]:
-    """Time of each row in microseconds UTC: (n,). `view` is named in errors. Numbers are microseconds.
+    """Return the time of each row in microseconds UTC: (n,). Whole numbers are microseconds. `view` is named in errors.
 
     Raises:
-        SpineError: the column is missing, null somewhere, or no time, or a time lies between two microseconds.
+        SpineError: the column is missing, has nulls or is not a time, or a time is out of range or not a whole number
+            of microseconds.
     """
     if TIME not in spine.columns:
         raise SpineError(
@@ -114,10 +115,10 @@ def spine_times(spine: pl.DataFrame, view: str) -> NDArray[np.int64]:
 
 
 def _check_range(numbers: NDArray[np.int64], unit: TimeUnit, place: str) -> None:
-    """Refuse datetimes beyond the years of `datetime`, which numbers of another unit became.
+    """Refuse datetimes outside the years of `datetime`, which result from numbers read in a wrong unit.
 
     Raises:
-        SpineError: there is one.
+        SpineError: a time is outside these years.
     """
     for number in (numbers.min(), numbers.max()) if len(numbers) else ():
         if not YEAR_1_US <= int(number) * _US // UNITS_PER_S[unit] < YEAR_10000_US:
@@ -127,17 +128,17 @@ def _check_range(numbers: NDArray[np.int64], unit: TimeUnit, place: str) -> None
 
 
 def check_spine(plans: Sequence[ViewPlan], spine: pl.DataFrame) -> None:
-    """See that the spine can be answered by every view.
+    """Check that every view can answer the spine.
 
     Raises:
-        SpineError: a column that a view needs is missing or of another type, or one has the name of a feature; names
-            view, column and the columns found.
+        SpineError: a column that a view needs is missing or of another type, or a column has the name of a feature; the
+            message names the view and the column.
     """
     head = spine.head(0)
     for plan in plans:
         fitted_keys(plan, spine)
         floats = [name for name in plan.entity if len(plan.entity) > 1 and spine.schema[name].is_float()]
-        if floats:  # parts of a replay are cut by the text of the key
+        if floats:  # parts of a replay split entities by the text of the key
             raise SpineError(
                 f"view {plan.name}: entity column {floats[0]} is {spine.schema[floats[0]]}; cast it before, as "
                 f'pl.col("{floats[0]}").cast(pl.Int64)'
@@ -159,17 +160,17 @@ def _listed(spine: pl.DataFrame) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SpineFormat:
-    """How a spine is written: unit of bare numbers in `event_time`, and strptime format of its times in CSV files."""
+    """Format of times in a spine: unit of bare numbers in `event_time`, and strptime format in CSV files."""
 
     time_unit: TimeUnit | None = None
     csv_time_format: str | None = None
 
 
 class SpineFiles:
-    """The rows of the files that `paths` name, for the views of `plans`.
+    """Reads the rows of the files that `paths` name, for the views of `plans`.
 
     Raises:
-        SourceError: there are no files, or one is not there or cannot be read.
+        SourceError: there are no files, or a file is missing or cannot be read.
     """
 
     def __init__(
@@ -184,10 +185,10 @@ class SpineFiles:
 
     @cached_property
     def schema(self) -> dict[str, pl.DataType]:
-        """Columns of all files and their types.
+        """Columns of all files, with their types.
 
         Raises:
-            SpineError: a column is of types in two files that have none in common; names the column and the files.
+            SpineError: the types of a column in two files have no common type; the message names column and files.
         """
         schema: dict[str, tuple[pl.DataType, str]] = {}
         for file in self.files:
@@ -197,7 +198,7 @@ class SpineFiles:
         return {name: dtype for name, (dtype, _) in schema.items()}
 
     def pieces(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        """All rows in order, in pieces of the schema, of all columns or of those named that there are.
+        """Yield all rows in order, in pieces with all columns of the schema, or with those in `columns` that exist.
 
         Raises:
             SourceError, SchemaError, SpineError: a file cannot be read, or its times need a unit.
@@ -209,7 +210,7 @@ class SpineFiles:
                 yield pl.DataFrame([_fitted(piece, name, dtype) for name, dtype in schema.items()])
 
     def read(self) -> pl.DataFrame:
-        """All rows.
+        """Read all rows.
 
         Raises:
             SourceError, SchemaError, SpineError: as `pieces`.
@@ -228,13 +229,13 @@ class SpineFiles:
             yield from (self._typed(piece, file) for piece in iter_file(file, _PIECE_ROWS, selection))
 
     def _read(self, file: EventFile) -> pl.DataFrame:
-        """A file that names no types in front, once."""
+        """Read a file other than Parquet as a whole, once."""
         if file.location not in self._whole:
             self._whole[file.location] = self._typed(read_file(file, Wanted(self._types, None)), file)
         return self._whole[file.location]
 
     def _typed(self, frame: pl.DataFrame, file: EventFile) -> pl.DataFrame:
-        """The file's rows with columns that its folders give, and with times that are times."""
+        """Return the file's rows with the columns that its folders' names give, and with times as datetimes."""
         folders = folder_values(file)
         given = [
             _of_folder(name, dtype, folders[name], file).new_from_index(0, frame.height)
@@ -252,7 +253,7 @@ class SpineFiles:
 
 
 def _declared_types(plans: Sequence[ViewPlan]) -> dict[str, Any]:
-    """Column that a view needs -> its type; a key that is an integer in one event and a text in another is no one's."""
+    """Return column -> type for columns that views need; keys that are both integers and texts have none."""
     types: dict[str, Any] = {TIME: pl.Datetime("us", "UTC")}
     for plan in plans:
         types |= plan.layout.request
@@ -265,7 +266,7 @@ def _declared_types(plans: Sequence[ViewPlan]) -> dict[str, Any]:
 
 
 def _common(name: str, first: pl.DataType, second: pl.DataType, urls: tuple[str, str]) -> pl.DataType:
-    """The type that holds values of both."""
+    """Return the type that can hold values of both."""
     if pl.Null in (first, second) or first == second:
         return second if first == pl.Null else first
     times = [dtype for dtype in (first, second) if isinstance(dtype, pl.Datetime)]
@@ -282,7 +283,7 @@ def _common(name: str, first: pl.DataType, second: pl.DataType, urls: tuple[str,
 
 
 def _fitted(piece: pl.DataFrame, name: str, dtype: pl.DataType) -> pl.Series:
-    """A column of a piece as the schema has it; null where the file lacks it."""
+    """Return a column of a piece with the type of the schema; null if the file lacks it."""
     if name not in piece.columns:
         return pl.Series(name, [None], dtype).new_from_index(0, piece.height)
     column = piece[name]

@@ -15,20 +15,20 @@ TOLERANCE = 1e-9
 """Relative and absolute difference up to which floats count as equal."""
 
 EXAMPLES_MAX = 20
-"""Differences that a report shows."""
+"""Most differences that a report shows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verification:
     """Outcome of a comparison.
 
-    `features`: one row a feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
-    differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed;
-    `waiting`: rows of the log that the store has not applied yet; `offsets`: partition -> next offset that every shard
-    has applied. `expired`: entities left out because the view has a ttl and Redis has let them go. `beyond`: offsets of
-    the topic that the store has applied past the end of the log; `newer`: entities left out because their newest event
-    is among these. `begins`: partition -> first offset of the log, where that is not 0: what the store has applied of
-    rows before it can be no part of a replay. `failed`: log rows left out, as the flow leaves them out, since an
+    `features`: one row per feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
+    differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed.
+    `waiting`: log rows that the store has not applied yet. `offsets`: partition -> offset before which every shard has
+    applied all rows. `expired`: entities left out because Redis has expired them under the view's ttl. `beyond`: number
+    of the topic's offsets past the log's end that the store has applied. `newer`: entities left out because their
+    newest event is among these. `begins`: partition -> first offset of the log, if it is not 0: rows before it, which
+    the store may have applied, cannot be replayed. `failed`: log rows left out, as in the live flow, because an
     expression of the view has no value for them.
     """
 
@@ -47,7 +47,7 @@ class Verification:
 
     @property
     def mismatches(self) -> int:
-        """Differing values, over all features."""
+        """Number of differing values, over all features."""
         return int(self.features["mismatches"].sum())
 
     @property
@@ -56,7 +56,7 @@ class Verification:
         return self.mismatches == 0
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, plain enough for JSON."""
+        """Return all fields as plain data for JSON."""
         names = ("view", "entities", "rows", "waiting", "expired", "failed", "beyond", "newer", "offsets", "begins")
         figures = {name: getattr(self, name) for name in names}
         tables = {"features": self.features.to_dicts(), "examples": self.examples.to_dicts()}
@@ -66,9 +66,9 @@ class Verification:
 def differences(
     expected: Answer, stored: Answer, texts: Sequence[bytes], counted: NDArray[np.bool_]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Differences between replayed and stored values of entities with key `texts`, of those `counted` (n,).
+    """Compare replayed and stored values of the entities with key `texts` for which `counted` (n,) is true.
 
-    Returns a row a feature, and up to `EXAMPLES_MAX` examples; `Verification` has the columns.
+    Returns one row per feature, and up to `EXAMPLES_MAX` examples, with the columns that `Verification` describes.
     """
     features: list[tuple[str, int, int]] = []
     examples: list[tuple[str, str, str, str]] = []
@@ -93,7 +93,7 @@ def differences(
 
 
 def _differs(ours: Column, theirs: Column) -> NDArray[np.bool_]:
-    """Where two columns (n,) differ; lists are compared element by element up to their length."""
+    """Return where two columns (n,) differ; lists are compared element by element up to their length."""
     if isinstance(ours, Lists) and isinstance(theirs, Lists):
         inside = np.arange(ours.values.shape[1]) < ours.lengths[:, None]
         unequal = np.any(_unequal(ours.values, theirs.values) & inside, axis=1)
@@ -110,7 +110,7 @@ def _unequal(ours: NDArray[Any], theirs: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def both(first: Verification, rest: Verification) -> Verification:
-    """The verification of some entities, and that of others, which replayed some of the same rows."""
+    """Combine the verification of some entities with that of the rest, which replayed some of the same rows again."""
     features = first.features.with_columns(
         checked=first.features["checked"] + rest.features["checked"],
         mismatches=first.features["mismatches"] + rest.features["mismatches"],

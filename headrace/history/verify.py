@@ -1,17 +1,17 @@
-"""Does the store hold what the log says? Replay the log up to the store's offsets and compare, feature by feature.
+"""Checks a store against its log: replays the log up to the store's offsets and compares, feature by feature.
 
-A shard's offsets say exactly which rows its records are made of: row r of partition p counts iff r's offset is below
-the shard's next offset of p. The replay applies those rows, in any order, to an empty slab (with `dedupe=` in the
-order of each partition: a duplicate that came after the span counted there and counts here); both sides are then read
-as of the same moment by the same code that serves. Floats may differ by `TOLERANCE`, since sums depend on order; all
-else is equal.
+A shard's offsets define exactly which rows its records include: row r of partition p is included iff its offset is
+below the shard's next offset of p. The replay applies those rows to an empty slab, in any order; with `dedupe=` in the
+order of each partition, so that a duplicate that came after the dedupe span counts, as it did in the store. Both sides
+are then read as of the same moment by the code that serves. Floats may differ by `TOLERANCE`, since sums depend on
+order; all other values must be equal.
 
     snapshot of the records that a scan finds, with each shard's offsets --> log, batch by batch, up to these offsets
-    entities of the log that the scan did not show: lost, or written since --> the same again for them alone
+    entities of the log that the scan did not show: lost, or written since --> the same again, for these only
 
-The log is read after the snapshot, so that it holds every row below the offsets, and is never in memory as a whole
-(but for the rows of views with `dedupe=`). An archive may end before the store's offsets: entities with newer events
-than it holds are left out then, and counted.
+The log is read after the snapshot, so that it has every row below the offsets. It is never in memory as a whole (except
+the rows of views with `dedupe=`). If an archive ends before the store's offsets, entities with newer events than the
+archive's are left out and counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,8 +38,8 @@ _SNAPSHOT_TRIES = 10
 
 
 Log: TypeAlias = TableLike | Mapping[type[Event], TableLike] | Iterable[EventBatch]
-"""A log: batches, or a table an event class (one table for a view of one source) with `_partition` and `_offset`.
-Batches are asked for once or twice."""
+"""A log: batches, or a table per event class (one table for a view of one source) with `_partition` and `_offset`.
+Batches are iterated once or twice."""
 
 
 def verify(
@@ -52,16 +52,16 @@ def verify(
 ) -> Verification:
     """Compare the store with a replay of `events` up to each shard's offsets.
 
-    `keys` are the entities to compare, in any form that `OnlineStore.read` takes; None: all that the log or the store
-    has. `now_us` is the moment both sides are read as of; None: just after the newest event that was replayed. The
-    store may be written to meanwhile: each shard is taken at one moment.
+    `keys` are the entities to compare, in any form that `OnlineStore.read` takes; None: all in the log or the store.
+    `now_us` is the moment as of which both sides are read; None: just after the newest replayed event. The store may be
+    written to meanwhile: each shard is read as of one moment.
 
     Raises:
         LayoutError: readers get another version of the view.
         StoreUnavailableError: Redis does not answer.
-        StoreError: a shard moves on faster than it can be read: stop its engine, or give `keys`. Or the store has never
+        StoreError: a shard changes faster than it can be read (stop its engine, or give `keys`), or the store has never
             read a partition of this log.
-        SchemaError: `events` lacks offsets or is of no event of the view.
+        SchemaError: `events` lacks offsets, or the view does not read it.
     """
     return verify_all([view], events, store, keys=keys, now_us=now_us)[0]
 
@@ -74,7 +74,7 @@ def verify_all(
     keys: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any] | None = None,
     now_us: int | None = None,
 ) -> list[Verification]:
-    """`verify` of several views in one pass over the log.
+    """Verify several views in one pass over the log; see `verify`.
 
     Raises:
         as `verify`.
@@ -111,10 +111,10 @@ def compare(
 ) -> Verification:
     """Compare one `OnlineStore.snapshot`, taken at any earlier moment, with a replay of the log up to its offsets.
 
-    `texts` are entities of one shard, each once, `blobs` their records at that moment and `offsets` the shard's.
+    `texts` are distinct entities of one shard, `blobs` their records at that moment and `offsets` the shard's.
 
     Raises:
-        SchemaError: `events` lacks offsets or is of no event of the view.
+        SchemaError: `events` lacks offsets, or the view does not read it.
     """
     limits = {partition: np.array([next_offset]) for partition, next_offset in offsets.items()}
     check = _Check(plan, list(texts), list(blobs), limits, now_us, is_closed=True)
@@ -123,10 +123,10 @@ def compare(
 
 
 class _Check:
-    """One view at work: a snapshot of its records, and a slab that the log is replayed into.
+    """The check of one view: a snapshot of its records, and a slab that the log is replayed into.
 
-    `limits`: partition -> next offset of each shard (shards,). `is_closed`: rows of other entities are passed over.
-    `ends`: partition -> next offset at which the log ends, where it may end before the store's offsets.
+    `limits`: partition -> next offset of each shard (shards,). `is_closed`: rows of other entities are ignored.
+    `ends`: partition -> next offset at which the log ends, if it may end before the store's offsets.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class _Check:
         at_us: int | None,
         ends: Mapping[str, int],
     ) -> "_Check":
-        """With the records that the store holds now, of the entities `given` or all that a scan finds."""
+        """Build a check of the records that the store has now, of the entities `given` or of all that a scan finds."""
         texts = list(dict.fromkeys((text for text, _ in store.scan(plan)) if given is None else given))
         shards = shard_of(ids_of_texts(plan, texts), store.shards)
         limits: dict[str, NDArray[np.int64]] = {}
@@ -176,11 +176,11 @@ class _Check:
 
     @property
     def at_us(self) -> int:
-        """The moment that both sides are read as of."""
+        """The moment as of which both sides are read."""
         return self._newest_us + 1 if self._at_us is None else self._at_us
 
     def add(self, part: EventBatch) -> None:
-        """Replay the rows that count; those of a view with `dedupe=` in one piece at the end, as a flow takes them."""
+        """Replay the rows below the shards' offsets; with `dedupe=` all at the end, in the order of a live flow."""
         rows = self.plan.rows(part.event, part.frame)
         partition, offsets = self._place_of(part)
         limit = self.limits.get(partition, np.zeros(1, np.int64))
@@ -206,7 +206,7 @@ class _Check:
             self._slab.update(rows)
 
     def result(self) -> Verification:
-        """The comparison, of the entities of the snapshot."""
+        """Compare the entities of the snapshot."""
         if self._kept:
             self._slab.update(_side_by_side(self._kept))
             self._kept = []
@@ -231,13 +231,13 @@ class _Check:
         )
 
     def _place_of(self, part: EventBatch) -> tuple[str, NDArray[np.int64]]:
-        """Partition and offsets by which the store may know rows: those of their file, else those in their topic."""
+        """Return the partition and offsets by which the store knows rows: those of their file, else of their topic."""
         if part.origin is None or part.partition in self.limits:
             return part.partition, part.offsets
         return part.origin.partition, part.origin.offsets
 
     def _require_told(self, origin: Origin, rows: Rows, limit: NDArray[np.int64]) -> None:
-        """Return if the archive says of each row whether it is below its shard's offset, `limit` (n,).
+        """Check that the archive tells for each row whether it is below its shard's offset, `limit` (n,).
 
         Raises:
             StoreError: it does not.
@@ -251,7 +251,7 @@ class _Check:
             )
 
     def _is_beyond(self) -> NDArray[np.bool_]:
-        """Whether the shard of each entity of the snapshot has applied rows past the log's end, (n,)."""
+        """Return whether the shard of each entity of the snapshot has applied rows past the log's end: (n,)."""
         beyond = np.zeros(self._ids.size, np.bool_)
         for name, end in self._ends.items():
             limit = self.limits[name]
@@ -259,13 +259,13 @@ class _Check:
         return beyond
 
     def unseen(self) -> list[bytes]:
-        """Entities that were replayed and are not in the snapshot."""
+        """Return the entities that were replayed but are not in the snapshot."""
         rows = self._slab.rows()
         return list(self._slab.texts(rows[~np.isin(self._slab.ids(rows), self._ids)]))
 
 
 def _replay(log: Iterable[EventBatch], checks: Sequence[_Check]) -> set[str]:
-    """Feed the log to each check. Returns the partitions that had rows; for files of an archive, the topic's too."""
+    """Feed the log to all checks; return the partitions that had rows, for files of an archive also the topic's."""
     seen = set()
     for part in log if checks else ():
         for check in checks:
@@ -276,7 +276,7 @@ def _replay(log: Iterable[EventBatch], checks: Sequence[_Check]) -> set[str]:
 
 
 def _require_known(check: _Check, seen: set[str], store: OnlineStore) -> None:
-    """Raise if the store has read no partition of the log: nothing would be compared, and nothing differ."""
+    """Raise if the store has read no partition of the log: nothing would be compared, so nothing would differ."""
     if seen and not seen & check.limits.keys():
         partitions = ", ".join(sorted(check.limits)) or "nothing at all"
         raise StoreError(
@@ -333,7 +333,7 @@ def _eager(table: TableLike, event: type[Event]) -> pl.DataFrame:
 def _steady_snapshot(
     plan: ViewPlan, store: OnlineStore, shard: int, texts: Sequence[bytes]
 ) -> tuple[dict[str, int], list[bytes | None]]:
-    """The records of any number of keys at one moment of their shard."""
+    """Read the offsets of a shard and the records of any number of its keys, as of one moment."""
     for _ in range(_SNAPSHOT_TRIES):
         records: list[bytes | None] = []
         moments = []
@@ -347,7 +347,7 @@ def _steady_snapshot(
 
 
 def _side_by_side(parts: Sequence[tuple[str, NDArray[np.int64], Rows]]) -> Rows:
-    """All rows in one order: each partition's by offset, partitions merged by event time, as in a flow."""
+    """Put all rows in one order: each partition by offset, and partitions merged by event time, as in a live flow."""
     by_partition: dict[str, list[tuple[NDArray[np.int64], Rows]]] = {}
     for partition, offsets, rows in parts:
         by_partition.setdefault(partition, []).append((offsets, rows))
