@@ -87,7 +87,7 @@ def prepares(steps: Iterable[Step]) -> list[Callable[[EventBatch], None]]:
 
 
 class Heartbeat:
-    """Reports of a running flow: `line` once it reads or has waited for input, then figures twice a second.
+    """Reports of a running flow: `line` once it reads or waits for input, then figures twice a second.
 
     `say` takes the line; `on_status` are called with nothing, every `STATUS_S`.
     """
@@ -99,14 +99,18 @@ class Heartbeat:
         self._started_s = time.monotonic()
         self._reported_s = 0.0
 
-    def beat(self, *, has_read: bool) -> None:
-        """Report what is due. Called after each poll; `has_read`: it brought something."""
+    def beat(self, *, has_read: bool, waits: bool) -> None:
+        """Report what is due; called after each poll.
+
+        `has_read`: the poll returned batches. `waits`: the source has answered at least once, so that a flow without
+        batches waits for input; until then it may still fail to open.
+        """
         now_s = time.monotonic()
         if self._on_status and now_s - self._reported_s >= STATUS_S:
             self._reported_s = now_s
             for report in self._on_status:
                 report()
-        if self._line is not None and (has_read or now_s - self._started_s > STATUS_S):
+        if self._line is not None and (has_read or (waits and now_s - self._started_s > STATUS_S)):
             self._say(self._line)
             self._line = None
 
@@ -168,7 +172,7 @@ def drive(
             with TICK.time():
                 _hand_on((step.tick() for step in steps), outs)
             if heartbeat is not None:
-                heartbeat.beat(has_read=bool(batches))
+                heartbeat.beat(has_read=bool(batches), waits=ahead.has_polled)
         _hand_on((step.finish() for step in steps), outs)
     finally:
         ahead.close()

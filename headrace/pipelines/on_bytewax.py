@@ -267,7 +267,7 @@ class _Part(StatelessSourcePartition[Any]):
             raise StopIteration
         batches = ahead.poll() if len(self._in_flight) < IN_FLIGHT_MAX else []
         if self._heartbeat is not None:
-            self._heartbeat.beat(has_read=bool(batches))
+            self._heartbeat.beat(has_read=bool(batches), waits=ahead.has_polled)
         self._pause_s = None if batches else IDLE_S
         if self._owner.workers > 1:
             self._in_flight.update(batches)

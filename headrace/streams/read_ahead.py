@@ -74,6 +74,7 @@ class ReadAhead(Generic[T]):
         self._is_awaited = True
         self._failure: BaseException | None = None
         self._ended = False
+        self.has_polled = False
         self._stop = threading.Event()
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self._thread = threading.Thread(target=self._run, name="headrace-read-ahead", daemon=True)
@@ -135,6 +136,7 @@ class ReadAhead(Generic[T]):
                     if self._waiting or (not self._is_awaited and len(each.offsets) >= PREPARED_ROWS):
                         with _PREPARE.time():
                             prepare(each)
+                self.has_polled = True
                 if decoded:
                     self._hand_on(decoded)
                 pause_s = self._pause_after(batches)

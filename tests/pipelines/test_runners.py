@@ -2,15 +2,17 @@
 
 import os
 import subprocess
+import time
 
 import polars as pl
 import pytest
 
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, SourceError
 from headrace.features import Count, FeatureView, OnlineStore
 from headrace.pipelines import Archiver, FileSource, Flow, Job, dataflow, on_bytewax, run_flow
 from headrace.pipelines.flow import frames_to, join, materialize
 from headrace.pipelines.joining.spec import JoinSpec
+from headrace.pipelines.loop import STATUS_S
 from tests import forked
 from tests.pipelines.test_flows import RUNNERS, run_as
 from tests.turnstiles import START_US, Followed, Passage, Shelf, Shown, door_use, passages, read_doors, views_of
@@ -145,3 +147,28 @@ def test_the_loop_is_one_worker_and_takes_no_dataflow(tmp_path):
         run_flow(on_bytewax.dataflow_of(flow.declare()), runner="loop")
     with pytest.raises(ConfigError, match="of type int"):
         run_flow(1, runner="loop")
+
+
+class Unreadable(FileSource):
+    """A file whose first read takes a while and then fails."""
+
+    def poll(self):
+        time.sleep(2 * STATUS_S)
+        raise SourceError("the file cannot be read")
+
+
+@pytest.mark.parametrize("runner", ["loop", "bytewax"])
+def test_a_flow_whose_source_cannot_be_read_is_never_up(runner, tmp_path, redis_url):
+    """However long the first read takes: on a busy machine "is up" came before the error."""
+    passages(10).write_parquet(tmp_path / "log.parquet")
+    flow = Flow(
+        "live",
+        Unreadable(tmp_path / "log.parquet", Passage),
+        (Passage,),
+        [materialize(views_of(Passage), redis_url)],
+        dead_letters=Shelf(),
+    )
+    lines: list[str] = []
+    with pytest.raises(SourceError, match="the file cannot be read"):
+        run_flow(flow, runner=runner, say=lines.append)
+    assert lines == []
