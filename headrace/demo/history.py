@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 import headrace
-from headrace.clock import FixedClock, wall_us
+from headrace.clock import FixedClock
 from headrace.demo.declaration import Demo
 from headrace.demo.screen import Screen
 from headrace.features.store import OnlineStore
@@ -36,7 +36,7 @@ def history_batches(
         rows = frame[begin : begin + BACKFILL_ROWS]
         end = begin + rows.height
         offsets = np.arange(begin, end)
-        batches.append(intake.decode(Batch(topic, f"{topic}/{HISTORY}", offsets, end, None, rows, None, wall_us())))
+        batches.append(intake.decode(Batch(topic, f"{topic}/{HISTORY}", offsets, end, frame=rows)))
     return batches
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import polars as pl
 import structlog
 
-from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError
 from headrace.redaction import shown_url
 from headrace.schemas import Codec, Event, spec_of
@@ -293,10 +292,7 @@ class _FrameRows:
             partition=self.partition,
             offsets=np.arange(begin, self.begin, dtype=np.int64),
             next_offset=self.begin,
-            payloads=None,
             frame=part,
-            appended_us=None,
-            arrival_us=wall_us(),
             ended=self.begin == len(frames),
             origin=None if self.origin is None else self.origin.take(slice(begin, self.begin)),
         )
@@ -329,9 +325,6 @@ class _LineRows:
             offsets=lines.positions,
             next_offset=lines.next_position,
             payloads=lines.payloads,
-            frame=None,
-            appended_us=None,
-            arrival_us=wall_us(),
             codec=self.codec,
             ended=lines.is_end,
             unfinished=lines.unfinished,

@@ -289,7 +289,6 @@ class KafkaSource(Source):
             offsets=offsets,
             next_offset=cursor.position,
             payloads=payloads,
-            frame=None,
             appended_us=np.where(stamps_ms > 0, stamps_ms * 1_000, arrival_us),
             arrival_us=arrival_us,
             ended=cursor.ended,

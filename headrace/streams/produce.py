@@ -15,7 +15,6 @@ from typing import Self
 import numpy as np
 import polars as pl
 
-from headrace.clock import wall_us
 from headrace.schemas import Event, spec_of
 from headrace.streams.intake import Intake
 from headrace.streams.kafka_writer import TopicWriter
@@ -132,9 +131,6 @@ class LineSource(Source):
             offsets=np.array(numbers, np.int64),
             next_offset=self._line,
             payloads=lines,
-            frame=None,
-            appended_us=None,
-            arrival_us=wall_us(),
             codec="json",
             ended=self._ended,
         )

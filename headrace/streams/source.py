@@ -39,20 +39,21 @@ class Batch:
     """Payloads of a stream or rows of a file that one poll brought of one partition.
 
     `partition` is "<topic>/<number>" or "<topic>/<file>". `offsets` int64 (n,) ascending, one a payload or one a row;
-    `next_offset` follows the last of them. `appended_us` int64 (n,) is the broker's append time of each payload.
-    `codec` overrides the event's own, by its name or itself; `ended` says that the partition has nothing more.
-    `unfinished` is a payload at `next_offset` whose writer has not ended it: it is no event yet. `origin` is where rows
-    of an archive stood in their topic, if the source was asked to tell.
+    `next_offset` follows the last of them. There are `payloads` or a `frame`. `appended_us` int64 (n,) is the broker's
+    append time of each payload, `arrival_us` by default the present. `codec` overrides the event's own, by its name or
+    itself; `ended` says that the partition has nothing more. `unfinished` is a payload at `next_offset` whose writer
+    has not ended it: it is no event yet. `origin` is where rows of an archive stood in their topic, if the source was
+    asked to tell.
     """
 
     topic: str
     partition: str
     offsets: NDArray[np.int64]
     next_offset: int
-    payloads: list[bytes] | None
-    frame: pl.DataFrame | None
-    appended_us: NDArray[np.int64] | None
-    arrival_us: int
+    payloads: list[bytes] | None = None
+    frame: pl.DataFrame | None = None
+    appended_us: NDArray[np.int64] | None = None
+    arrival_us: int = field(default_factory=wall_us)
     codec: str | Codec | None = None
     ended: bool = False
     unfinished: bytes | None = None
@@ -69,9 +70,6 @@ class Batch:
             offsets=offsets,
             next_offset=int(offsets[-1]) + 1,
             payloads=payloads,
-            frame=None,
-            appended_us=None,
-            arrival_us=wall_us(),
             codec=codec,
         )
 

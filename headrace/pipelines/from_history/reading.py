@@ -17,7 +17,6 @@ from typing import Any, Self
 import numpy as np
 import polars as pl
 
-from headrace.clock import wall_us
 from headrace.errors import SchemaError
 from headrace.history.external_sort import Sorter, merged
 from headrace.history.log import MEMORY_ROWS, time_of
@@ -97,8 +96,7 @@ class FrameSource(Source):
         end = self._rows.height
         rows, offsets = self._rows[self._next :], np.arange(self._next, end)
         self._next = None
-        topic, [partition] = spec_of(self._event).topic, self.partitions()
-        return [Batch(topic, partition, offsets, end, None, rows, None, wall_us(), ended=True)]
+        return [Batch(spec_of(self._event).topic, self.partitions()[0], offsets, end, frame=rows, ended=True)]
 
     def close(self) -> None:
         """Nothing is open."""
