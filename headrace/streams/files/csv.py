@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from headrace.errors import DecodeError, SchemaError
+from headrace.streams.files.lines import refuse_wide
 from headrace.streams.files.text_times import TimeTexts, are_numbers, as_numbers
 from headrace.streams.files.wanted import Wanted
 
@@ -164,9 +165,7 @@ def _present(header: list[str], columns: Mapping[str, Any], *, others: bool) -> 
 
 def _header(path: Path) -> list[str]:
     with path.open("rb") as file:
-        start = file.read(4)
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in start:
-        raise DecodeError("it is UTF-16 or UTF-32 text; write it as UTF-8, for example with `iconv -t UTF-8`")
+        refuse_wide(file.read(4))
     row = next(_rows(path), None)
     if row is None:
         raise DecodeError("it has no header")

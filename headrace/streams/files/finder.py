@@ -65,9 +65,8 @@ class EventFile:
 
     @property
     def suffix(self) -> str:
-        """Suffix of the format, without that of a compression: ".jsonl" of "log.jsonl.gz"."""
-        name = PurePosixPath(self.name)
-        return (name.with_suffix("") if self.compression else name).suffix.lower()
+        """Suffix of the format; see `format_suffix`."""
+        return format_suffix(self.name)
 
     @property
     def compression(self) -> str | None:
@@ -145,6 +144,12 @@ class EventFile:
                 else:
                     file = stack.enter_context(self.filesystem.open(self.path, "rb"))
             yield file
+
+
+def format_suffix(name: str) -> str:
+    """Suffix of a file's format, without that of a compression: ".jsonl" of "log.jsonl.gz"."""
+    path = PurePosixPath(name)
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def is_url(path: str | Path) -> bool:

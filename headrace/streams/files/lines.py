@@ -67,7 +67,9 @@ def iter_blocks(stream: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[L
     """
     first = 0
     while data := stream.read(block_bytes):
-        data = data if first else _without_mark(data)
+        if not first:
+            refuse_wide(data)
+            data = data.removeprefix(_UTF8_MARK)
         data = data if data.endswith(b"\n") else data + stream.readline()
         end = len(data) if data.endswith(b"\n") else data.rfind(b"\n") + 1
         last = data[end:]
@@ -111,10 +113,14 @@ def is_whole(line: bytes) -> bool:
     return depth == 0 and line.rstrip().endswith((b"}", b"]"))
 
 
-def _without_mark(start: bytes) -> bytes:
+def refuse_wide(start: bytes) -> None:
+    """Return if a file that starts so is no UTF-16 and no UTF-32.
+
+    Raises:
+        DecodeError: it is.
+    """
     if start.startswith(_WIDE_MARKS) or b"\0" in start[:4]:
         raise DecodeError("it is UTF-16 or UTF-32 text; write it as UTF-8, for example with `iconv -t UTF-8`")
-    return start.removeprefix(_UTF8_MARK)
 
 
 def line_of(position: int) -> int:

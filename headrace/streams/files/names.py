@@ -29,7 +29,7 @@ import structlog
 
 from headrace.errors import SourceError
 from headrace.streams.files.archive_names import named_rows
-from headrace.streams.files.finder import COMPRESSIONS, EventFile
+from headrace.streams.files.finder import EventFile, format_suffix
 from headrace.streams.files.line_reader import iter_lines
 from headrace.streams.files.lines import is_blank, iter_blocks
 from headrace.streams.files.reading import FORMATS, is_lines, reading
@@ -114,11 +114,10 @@ class _Name:
     def of(cls, partition: str, topic: str, offsets: Collection[int] = ()) -> "_Name | None":
         """The name of a file; None: it is another partition, as those of a broker."""
         content = _CONTENT.search(partition)
-        path = PurePosixPath(_CONTENT.sub("", partition).removeprefix(f"{topic}/"))
-        suffix = path.with_suffix("").suffix if path.suffix.lower() in COMPRESSIONS else path.suffix
-        if not partition.startswith(f"{topic}/") or suffix.lower() not in FORMATS:
+        path = str(PurePosixPath(_CONTENT.sub("", partition).removeprefix(f"{topic}/")))
+        if not partition.startswith(f"{topic}/") or format_suffix(path) not in FORMATS:
             return None
-        return cls(partition, str(path), content[1] if content else None, frozenset(offsets))
+        return cls(partition, path, content[1] if content else None, frozenset(offsets))
 
 
 class _Names:
