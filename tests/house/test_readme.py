@@ -60,6 +60,14 @@ def test_the_page_on_views_runs(repo):
     assert answer["user_offer.rate_7d"].to_list() == [3 / 21, 1 / 21]
 
 
+def test_the_archive_of_the_page_on_replay_is_that_of_this_project(repo):
+    """But for the names of the events."""
+    [shown] = [block for block in blocks(repo, "python", "docs/replay.md") if "Archiver" in block]
+    ours = (repo / "pipelines" / "archive.py").read_text().partition('"""\n\n')[2]
+    ours = ours.replace("schemas.retail import Engagement, Impression", "schemas.events import Action, Impression")
+    assert shown == ours.replace("(Impression, Engagement)", "(Action, Impression)")
+
+
 def test_the_page_on_events_runs(repo):
     """Its blocks one after the other, and its tables name every class argument, codec and reason."""
     found = blocks(repo, "python", "docs/events.md")
