@@ -1,3 +1,3 @@
-"""The online store: records in Redis."""
+"""The online store: packed records in Redis."""
 
 from headrace.features.store.store import OnlineStore as OnlineStore

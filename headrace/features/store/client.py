@@ -1,6 +1,6 @@
-"""redis-py behind one module: how its clients are opened, and its errors as ours.
+"""The only module of the store that imports redis-py: it opens clients and translates errors.
 
-No other module of the store imports redis, so that another client, or another version of this one, is changed here.
+Another client library, or another version of redis-py, needs changes only here.
 """
 
 import math
@@ -22,17 +22,17 @@ from headrace.redaction import redacted
 from headrace.stack_state import EMBEDDED
 
 TIMEOUT_S = 5.0
-"""Seconds that one command, or one pipeline of them, may take before Redis counts as away."""
+"""Time-out in seconds of a command or a pipeline, after which Redis counts as unavailable."""
 CONNECT_TIMEOUT_S = 2.0
 
 DISCONNECTED = (driver.ConnectionError, driver.TimeoutError)
-"""Errors after which it is unknown what the server has done."""
+"""Errors that leave it unknown what the server has done."""
 DRIVER_ERRORS = (driver.RedisError, driver.RedisClusterException)
 PRIMARIES = RedisCluster.PRIMARIES
 MovedError, NoScriptError, ResponseError = driver.MovedError, driver.NoScriptError, driver.ResponseError
 
 _READ_BYTES = 1 << 18
-"""Bytes asked of the socket at a time: a read of thousands of records is some MB."""
+"""Maximum bytes per socket read; a read of thousands of records is some MB."""
 
 _ONE_OF_MANY = "this is one node of a cluster: write redis+cluster:// in the URL"
 _AWAY = "check that Redis runs there and that its port can be reached from here"
@@ -70,7 +70,7 @@ _ERRORS: tuple[tuple[type[Exception], type[StoreError], str], ...] = (
     (driver.RedisClusterException, StoreUnavailableError, _AWAY),
     (driver.RedisError, StoreError, "Redis 6.2 or newer is needed; the key space must be Headrace's own"),
 )
-"""redis-py's class -> ours and what to do; the first match counts."""
+"""redis-py's class -> our class and what to do; the first match counts."""
 
 _REPLIES: tuple[tuple[str, type[StoreError], str], ...] = (
     ("OOM command not allowed", StoreError, _FULL),
@@ -81,16 +81,18 @@ _REPLIES: tuple[tuple[str, type[StoreError], str], ...] = (
     ("DB index is out of range", StoreError, "use a smaller number in the URL, or raise its setting databases"),
     ("BUSY Redis", StoreUnavailableError, "a script of another client holds it up: wait, or SCRIPT KILL"),
 )
-"""Text of a reply -> ours and what to do, asked first: a script's error is a plain ResponseError that quotes it."""
+"""Text of an error reply -> our class and what to do. Takes precedence over `_ERRORS`, since an error inside a script
+is a plain ResponseError that quotes the text.
+"""
 
 
 def open_client(place: StoreUrl, timeout_s: float) -> Any:
-    """redis-py's client for `place`; that of a cluster asks its node for the others.
+    """Open redis-py's client for `place`; a cluster's client asks the given node for the other nodes.
 
     Raises:
         redis.RedisError: no node of the cluster answers.
     """
-    # One quick retry revives an idle connection that the server had closed; waiting is the caller's business.
+    # One immediate retry replaces an idle connection that the server has closed; longer waits are left to the caller.
     options: dict[str, Any] = {
         "protocol": 2,
         "socket_read_size": _READ_BYTES,
@@ -106,7 +108,7 @@ def open_client(place: StoreUrl, timeout_s: float) -> Any:
 
 
 def store_error(exc: Exception, place: StoreUrl, doing: str) -> StoreError:
-    """redis-py's `exc` as an error of ours; `doing` says what was tried."""
+    """Translate redis-py's `exc` to our error; `doing` names the operation that failed."""
     by_text = [(error, advice) for text, error, advice in _REPLIES if text in str(exc)]
     by_class = [(error, advice) for kind, error, advice in _ERRORS if isinstance(exc, kind)]
     error, advice = (by_text + by_class)[0]
@@ -121,7 +123,7 @@ _connecting = threading.local()
 
 @contextmanager
 def connecting_until(deadline_s: float | None) -> Iterator[None]:
-    """Within the block, this thread waits for an embedded Redis that is away until then, of `time.monotonic`."""
+    """Within the block, this thread waits for an unavailable embedded Redis until `deadline_s`, of `time.monotonic`."""
     _connecting.until_s = math.inf if deadline_s is None else deadline_s
     try:
         yield
@@ -130,26 +132,27 @@ def connecting_until(deadline_s: float | None) -> Iterator[None]:
 
 
 def _connect_until_s() -> float:
-    """The moment of this thread's `connecting_until`; infinity outside of its block."""
+    """The deadline of this thread's `connecting_until`, infinity outside of its block."""
     return float(getattr(_connecting, "until_s", math.inf))
 
 
 SEND_S_MIN = 0.001
-"""Least time that a command gets: zero would make the socket non-blocking."""
+"""Minimum time-out of a command, since zero would make the socket non-blocking."""
 
 
 @contextmanager
 def bounded(connection: Any, deadline_s: float | None) -> Iterator[None]:
-    """Within the block, `connection` waits for Redis no longer than until `deadline_s`, of `time.monotonic`.
+    """Within the block, limit the socket time-out of `connection` to the time left until `deadline_s`.
 
-    A wait for a part of a reply may end later than that by the time that was left when the block began.
+    `deadline_s` is a time of `time.monotonic`; None leaves the time-out unchanged. Each socket call gets the time left
+    when the block began, so a reply that arrives in parts may end later.
     """
     if deadline_s is None:
         yield
         return
     left_s = max(deadline_s - time.monotonic(), SEND_S_MIN)
     if connection.socket_timeout is None or left_s < connection.socket_timeout:
-        connection._sock.settimeout(left_s)  # noqa: SLF001 - redis-py has one time-out a connection
+        connection._sock.settimeout(left_s)  # noqa: SLF001 - redis-py has a single time-out per connection
     try:
         yield
     finally:
@@ -158,10 +161,10 @@ def bounded(connection: Any, deadline_s: float | None) -> Iterator[None]:
 
 
 def receive_into(socket: Any, buffer: memoryview) -> int:
-    """Number of bytes received into `buffer`, at least one.
+    """Receive at least one byte into `buffer`; returns the number of bytes.
 
     Raises:
-        redis.TimeoutError, redis.ConnectionError: as redis-py's own reads do.
+        redis.TimeoutError, redis.ConnectionError: like redis-py's own reads.
     """
     try:
         count: int = socket.recv_into(buffer)

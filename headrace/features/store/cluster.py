@@ -1,8 +1,8 @@
-"""Many commands to a Redis Cluster in one round trip: written to every node before any reply is read.
+"""Send many commands to a Redis Cluster in one round trip: all nodes get theirs before any reply is read.
 
-redis-py's own cluster pipeline refuses EVALSHA and MGET, and tries each command of a dead node anew, one time-out after
-another. Here each node gets its commands as one packet, a node that is away is an error at once, and commands that a
-node refuses because their slot has moved are sent again after a look at the slots.
+redis-py's cluster pipeline rejects EVALSHA and MGET, and retries each command of a dead node, one time-out after
+another. Here each node gets its commands in one packet, an unavailable node is an error at once, and commands rejected
+because their slot has moved are sent again after refreshing the slot map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,20 +11,20 @@ from typing import Any
 from headrace.features.store.client import DISCONNECTED, MovedError, ResponseError
 
 MOVES_MAX = 5
-"""Times that commands refused because their slot moved are sent again."""
+"""Maximum number of times that commands are sent again because their slot moved."""
 
 Command = tuple[Any, ...]
-"""Name and arguments of one command, as redis-py's `execute_command` takes them."""
+"""Name and arguments of a command, as for redis-py's `execute_command`."""
 
 
 def send_to_cluster(client: Any, commands: Sequence[Command], keys: Sequence[bytes]) -> list[Any]:
-    """The raw reply, or the error reply, of each of `commands`; `keys`: a key of each, which says where it goes.
+    """The raw reply or error reply to each of `commands`; `keys` has one key per command, which determines its node.
 
     `client`: a `redis.cluster.RedisCluster`, half of whose methods are untyped.
-    All keys of a command must be in one slot. Replies are as RESP2 has them: HGETALL gives a flat list.
+    All keys of a command must be in one slot. Replies are in RESP2 form: HGETALL returns a flat list.
 
     Raises:
-        redis.ConnectionError, redis.TimeoutError: a node is away; which commands ran is unknown.
+        redis.ConnectionError, redis.TimeoutError: a node is unavailable; which commands ran is unknown.
     """
     replies: list[Any] = [None] * len(commands)
     open_indexes: Sequence[int] = range(len(commands))
@@ -35,7 +35,7 @@ def send_to_cluster(client: Any, commands: Sequence[Command], keys: Sequence[byt
         try:
             _exchange(client, by_node, commands, replies)
         except DISCONNECTED:
-            client.nodes_manager.initialize()  # a replica may have taken over: the caller's next try goes there
+            client.nodes_manager.initialize()  # a replica may have taken over: the caller's next try should go there
             raise
         open_indexes = [index for index in open_indexes if isinstance(replies[index], MovedError)]
         if not open_indexes:
@@ -45,7 +45,7 @@ def send_to_cluster(client: Any, commands: Sequence[Command], keys: Sequence[byt
 
 
 def by_hash_tag(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
-    """Indexes of `keys` by what decides their slot: the text in braces, else all of the key.
+    """Indexes of `keys`, grouped by the text that determines their slot: the text in braces, else the whole key.
 
     >>> by_hash_tag([b"a:{7}:x", b"a:{8}:x", b"a:{7}:y", b"plain"])
     {b'7': [0, 2], b'8': [1], b'plain': [3]}
@@ -61,7 +61,7 @@ def by_hash_tag(keys: Sequence[bytes]) -> dict[bytes, list[int]]:
 def _exchange(
     client: Any, by_node: Mapping[Any, Sequence[int]], commands: Sequence[Command], replies: list[Any]
 ) -> None:
-    """Fill `replies` at the indexes of `by_node`."""
+    """Send to each node its commands, and store the replies at their indexes in `replies`."""
     taken: list[tuple[Any, Any]] = []
     try:
         for node, indexes in by_node.items():
@@ -77,7 +77,7 @@ def _exchange(
                     replies[index] = exc
     except BaseException:
         for _, connection in taken:
-            connection.disconnect()  # answers not read yet would be taken for those of the next command
+            connection.disconnect()  # unread replies would be taken for those of the next command
         raise
     finally:
         for pool, connection in taken:

@@ -1,10 +1,10 @@
-"""Whether Redis may evict records: the entity of an evicted record silently restarts from zero.
+"""Check whether Redis may evict records: the entity of an evicted record would silently restart from zero.
 
     maxmemory-policy     noeviction        volatile-...                          allkeys-...
     may drop             nothing           keys with a ttl: views with ttl=      any key
 
-A store is only written where the policy is noeviction, unless another is allowed explicitly. The policy decides, not
-whether it would evict something now: a maxmemory, or a view's ttl=, is often set later and by someone else.
+A store is only written if the policy is noeviction, unless eviction is allowed explicitly. Only the policy counts, not
+whether Redis would evict anything now: a maxmemory, or a view's ttl=, is often set later and by someone else.
 """
 
 from collections.abc import Mapping
@@ -19,14 +19,14 @@ ALLOW = "HEADRACE_ALLOW_EVICTION=true, or OnlineStore.open(..., allow_eviction=T
 
 @dataclass(frozen=True, slots=True)
 class Eviction:
-    """Eviction settings of one Redis node. `maxmemory_bytes` 0: no limit is set."""
+    """Eviction settings of one Redis node. `maxmemory_bytes` is 0 if no limit is set."""
 
     policy: str
     maxmemory_bytes: int
 
     @classmethod
     def of_info(cls, info: Mapping[str, Any]) -> "Eviction | None":
-        """Parse the reply to INFO memory; None where a managed Redis hides the setting."""
+        """Parse the reply to INFO memory; None if a managed Redis hides the setting."""
         policy = info.get("maxmemory_policy")
         return None if policy is None else cls(str(policy), int(info.get("maxmemory", 1)))
 

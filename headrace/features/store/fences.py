@@ -1,10 +1,11 @@
-"""Fences: where each shard of a view stands, and writes that move it on, all or nothing.
+"""Fences: the position of each shard of a view, and atomic writes that advance it.
 
 A fence is a hash: a sequence number, the token of its last writer, and the next offset of every source partition. A
-write compares it with what the writer left there, and only then writes records, offsets and the next sequence number
-together: on a single server as a transaction of several shards, on a cluster, where no transaction spans shards and all
-nodes work at once, as a script a shard. A record costs Redis half as much in a transaction as in a script, 2 us in
-place of 4 (measured); a transaction costs a question, which is why it is not one a shard.
+write compares the fence with the one that the writer left there. Only if they agree does it write records, offsets and
+the next sequence number together: on a single server in a transaction for several shards; on a cluster, where no
+transaction spans shards and all nodes work in parallel, in a script per shard. A record costs Redis half as much in a
+transaction as in a script, 2 us instead of 4 (measured). But a transaction needs an extra query for its guards, so
+several shards share one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,17 +26,17 @@ from headrace.features.view import ViewPlan
 from headrace.kernels.spans import Spans, spans_of
 
 FENCED, APPLIED, REPEATED = 0, 1, 2
-"""Outcome of a write: refused, because the fence is another writer's; applied; already applied by an earlier try."""
+"""Outcome of a write: rejected, since the fence is another writer's; applied; already applied by an earlier try."""
 Outcome: TypeAlias = tuple[int, int, str]
-"""Outcome, and the sequence and writer on the fence."""
+"""The outcome, and the sequence and writer that the fence shows."""
 
 TOGETHER_MAX = 1_024
-"""Records in one transaction, which blocks Redis for about a millisecond; a shard with more gets its own."""
+"""Records in one transaction, which blocks Redis for about a millisecond; a larger shard gets its own transaction."""
 PIECE_MAX = 512
 """Records packed and sent at a time: Redis reads them while the next ones are packed."""
 
-# ARGV: expected sequence, the next one, expected writer, writer, ttl in ms or 0, number of offset fields and values,
-# then these, then the records. unpack() is limited to some 8,000 values, hence the steps.
+# ARGV: expected sequence, next sequence, expected writer, writer, ttl in ms or 0, number of offset fields and values,
+# the offset fields and values, the records. unpack() is limited to some 8,000 values, hence the loops.
 _FLUSH = Script(
     "flush",
     """
@@ -67,7 +68,7 @@ return {1, ARGV[2], ARGV[4]}
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Where a shard of a view stands. `offsets`: partition -> next offset to apply. Sequence 0: never written."""
+    """The position of a shard of a view. `offsets`: partition -> next offset to apply. Sequence 0: never written."""
 
     sequence: int = 0
     writer: str = ""
@@ -76,11 +77,11 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class ShardWrite:
-    """One shard's part of a flush: the fence as the writer knows it, and what to write.
+    """One shard's part of a flush: the fence that the writer expects, and what to write.
 
     `expected_writer` is the token on the fence that the writer loaded; None means `writer` itself, or nobody at
-    sequence 0. `offsets` need only hold partitions that moved. `blobs` are the records of `texts`, or what makes those
-    from one number to another: then Redis reads some while the next are packed.
+    sequence 0. `offsets` needs only the partitions that moved. `blobs` are the records of `texts`, or a function that
+    returns the records [begin, end): Redis then reads some while the next are packed.
     """
 
     shard: int
@@ -93,16 +94,16 @@ class ShardWrite:
 
     @property
     def expected(self) -> tuple[int, str]:
-        """Sequence and writer that the fence must show."""
+        """The sequence and writer that the fence must show."""
         if self.expected_writer is not None:
             return self.expected_sequence, self.expected_writer
         return self.expected_sequence, self.writer if self.expected_sequence else ""
 
 
 class Packing:
-    """Records of a slab for `ShardWrite.blobs`, packed some hundred at a time to amortise the cost of a call.
+    """Records of a slab for `ShardWrite.blobs`, packed a few hundred at a time to amortise the cost of a call.
 
-    rows (n,), with the sequences (n,) of their shards' flush. `texts` (n,) are their keys.
+    rows (n,) are the slab rows, sequences (n,) those of their shards' flush, and `texts` (n,) their keys.
     """
 
     def __init__(self, slab: Slab, rows: NDArray[np.int64], sequences: NDArray[np.int64], arrival_us: int) -> None:
@@ -114,7 +115,7 @@ class Packing:
         self._packed, self._begin, self._end = Spans(np.zeros(0, np.uint8), np.zeros(1, np.int64)), 0, 0
 
     def part(self, shard_begin: int, begin: int, end: int) -> Spans:
-        """Records `begin` to `end`, counted from row `shard_begin`; best asked for in order."""
+        """Records [begin, end), counted from row `shard_begin`. Fastest when called in ascending order."""
         begin, end = shard_begin + begin, shard_begin + end
         if not self._begin <= begin <= end <= self._end:
             self._begin, self._end = begin, max(end, min(begin + PIECE_MAX, len(self._rows)))
@@ -125,10 +126,10 @@ class Packing:
 
 @dataclass(frozen=True, slots=True)
 class FlushReport:
-    """What a flush did. `sequences`: shard -> its new sequence number.
+    """The result of a flush. `sequences`: shard -> its new sequence number.
 
-    `repeated`: shards whose fence already showed this writer and the new sequence, because an earlier try had been
-    applied although its reply was lost. What this try carried was not written again.
+    `repeated`: shards whose fence already showed this writer and the new sequence, because an earlier try was applied
+    although its reply was lost. The records of this try were not written again.
     """
 
     sequences: dict[int, int]
@@ -138,11 +139,11 @@ class FlushReport:
 def write_shards(
     link: RedisLink, prefix_of: Callable[[int], bytes], ttl_ms: int, writes: Sequence[ShardWrite]
 ) -> list[Outcome]:
-    """Apply each write if its fence is as expected. `prefix_of` gives the key prefix of a shard.
+    """Apply each write whose fence is as expected. `prefix_of` returns the key prefix of a shard.
 
     Raises:
         StoreUnavailableError: Redis does not answer; which writes were applied is unknown.
-        StoreError: Redis refused.
+        StoreError: Redis rejected a write.
     """
     if not link.cluster:
         return [each for group in _by_transactions(link, prefix_of, ttl_ms, _groups(writes)) for each in group]
@@ -162,7 +163,7 @@ def fence_of(fields: Mapping[bytes, bytes]) -> Fence:
 
 
 def fenced(plan: ViewPlan, shard: int, expected: tuple[int, str], actual: tuple[int, str]) -> FencedError:
-    """The error for a fence that shows another (sequence, writer) than the engine wrote."""
+    """The error for a fence that shows a different (sequence, writer) than the engine expects."""
     return FencedError(
         f"view {plan.name} · shard {shard}: expected sequence {expected[0]} of writer {expected[1] or 'nobody'}, "
         f"found {actual[0]} of {actual[1] or 'nobody'}. Another engine owns the shard, or Redis lost data. "
@@ -201,7 +202,7 @@ def _by_transactions(
         shown = [_shown(fields) for fields in guard_fields]
         if done:
             outcomes.append([(APPLIED, *each) for each in shown])
-        elif len(group) > 1:  # a refused shard must not block the others
+        elif len(group) > 1:  # one rejected shard must not block the others
             alone = _by_transactions(link, prefix_of, ttl_ms, ([write] for write in group))
             outcomes.append([outcome for [outcome] in alone])
         else:
@@ -210,7 +211,7 @@ def _by_transactions(
 
 
 def _not_done(link: RedisLink, prefix_of: Callable[[int], bytes], write: ShardWrite, shown: tuple[int, str]) -> Outcome:
-    if shown == write.expected:  # somebody moved it on between the question and EXEC
+    if shown == write.expected:  # another writer advanced it between the query and EXEC
         [fence] = link.hashes([fence_key(prefix_of(write.shard))])
         shown = _shown([fence.get(b"sequence"), fence.get(b"writer")])
     is_repeated = shown == (write.expected_sequence + 1, write.writer)
@@ -229,7 +230,7 @@ def _shown(fields: Sequence[bytes | None]) -> tuple[int, str]:
 def _commands(
     group: Sequence[ShardWrite], prefix_of: Callable[[int], bytes], ttl_ms: int
 ) -> tuple[Iterator[Packed], int]:
-    """The group's commands, packed, and how many they are; records are made as they are drawn."""
+    """The group's packed commands, and their number; records are packed lazily."""
     count = sum(len(write.texts) for write in group)
     return _packed(group, prefix_of, ttl_ms, count), len(group) + (count if ttl_ms else min(count, 1))
 
@@ -254,7 +255,7 @@ def _packed(
 
 
 def _records(prefix: bytes, texts: Spans, blobs: Spans, head: bytes, tail: bytes) -> memoryview:
-    """Keys and records as arguments, each pair between `head` and `tail`."""
+    """Keys and records as packed arguments, each pair between `head` and `tail`."""
     size = sum(int(spans.offsets[-1] - spans.offsets[0]) for spans in (texts, blobs))
     size += (len(prefix) + len(head) + len(tail) + 2 * LENGTH_MAX) * len(texts)
     first, before, after = (np.frombuffer(bytearray(text), np.uint8) for text in (prefix, head, tail))
@@ -270,12 +271,12 @@ def _blobs(write: ShardWrite, begin: int, end: int) -> Sequence[bytes]:
 
 
 def _offsets(write: ShardWrite) -> list[Any]:
-    """Offset fields of the fence, names and values alternating."""
+    """Offset fields of the fence, alternating names and values."""
     return [part for name, offset in write.offsets.items() for part in (f"o:{name}", offset)]
 
 
 def _script_call(write: ShardWrite, prefix: bytes, ttl_ms: int) -> tuple[list[bytes], list[Any]]:
-    """Keys and arguments of the script; the records are packed here."""
+    """Keys and arguments of the script; packs the records."""
     blobs, offsets = _blobs(write, 0, len(write.texts)), _offsets(write)
     sequence, writer = write.expected
     fence = [sequence, sequence + 1, writer, write.writer, ttl_ms, len(offsets)]

@@ -1,6 +1,6 @@
-"""A connection to Redis, one server or a cluster: reads, scripts and guarded transactions, with errors of our tree.
+"""Connections to Redis, a single server or a cluster: reads, scripts and guarded transactions.
 
-Thread-safe: redis-py's pool gives each call its own connection.
+redis-py's errors are raised as our own. Thread-safe: redis-py's pool gives each call its own connection.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ from headrace.features.store.wire import NotValuesError, read_values
 from headrace.kernels.spans import Values, values_of
 
 KEYS_MAX = 10_000
-"""Keys in one MGET: more would block other clients for over 10 ms."""
+"""Maximum keys in one MGET; more would block other clients for over 10 ms."""
 
 _TOGETHER_BYTES = 1 << 13
-"""Packed requests up to this size are sent in one piece."""
+"""Packed requests of up to this many bytes in total are sent in one piece."""
 
 _Call: TypeAlias = tuple[Sequence[bytes], Sequence[Any]]
 
@@ -55,12 +55,12 @@ class Script:
 class RedisLink:
     """A thread-safe connection pool for `url`: `redis://`, `rediss://`, `unix://`, `embedded://`, or a cluster's.
 
-    A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`); the other nodes are found through it.
-    `embedded://DIR` is the Redis of a folder, located at each connect, wherever it listens.
-    Nothing connects before the first command.
+    A cluster's URL is `redis+cluster://host:port` (TLS: `rediss+cluster://`) of any node, which reports the others.
+    `embedded://DIR` is the Redis of a folder; its address is looked up at each connect. No connection is opened before
+    the first command.
 
     Raises:
-        StoreError: `url` does not say which Redis is meant.
+        StoreError: `url` does not identify a Redis.
     """
 
     def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -71,7 +71,7 @@ class RedisLink:
 
     @property
     def shown_url(self) -> str:
-        """Where Redis is, without secrets."""
+        """The URL of Redis without secrets."""
         return self._place.shown
 
     @property
@@ -100,7 +100,7 @@ class RedisLink:
             raise store_error(exc, self._place, doing) from exc
 
     def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values of `keys`, None where there is none; one round trip for each `KEYS_MAX` keys.
+        """The values of `keys`, None for missing keys, in one round trip per `KEYS_MAX` keys.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -116,13 +116,13 @@ class RedisLink:
     def values(
         self, requests: Sequence[bytes], counts: Sequence[int], deadline_s: float | None = None
     ) -> Iterator[Values]:
-        """Replies to packed MGETs of `counts` keys, in one round trip; each is valid until the next.
+        """Replies to packed MGETs of `counts` keys, in one round trip; a reply is valid until the next one.
 
-        Redis works on the next request while the caller works on the reply to this one. `deadline_s` is a moment of
-        `time.monotonic`: Redis must have answered by then, retries included.
+        Redis works on the next request while the caller works on a reply. `deadline_s`, a time of `time.monotonic`, is
+        the deadline for the replies, including retries.
 
         Raises:
-            StoreUnavailableError: Redis does not answer.
+            StoreUnavailableError: Redis does not answer, or not in time.
         """
         done = 0
         with self.errors(f"reading {sum(counts)} records"):
@@ -134,16 +134,17 @@ class RedisLink:
                 if deadline_s is not None and time.monotonic() >= deadline_s:
                     raise
                 yield from self._values(requests[done:], counts[done:], deadline_s)
-            except NotValuesError:  # redis-py parses it, and raises what it is
+            except NotValuesError:  # redis-py parses the reply, and raises its error
                 yield from map(values_of, without_errors(self._replies(requests[done:])))
 
     def field(self, key: str, name: str, doing: str, deadline_s: float | None = None) -> bytes | None:
-        """The field `name` of the hash at `key`, None where there is none; `doing` names the operation in errors.
+        """The field `name` of the hash at `key`, None if it is missing; `doing` names the operation in errors.
 
-        `deadline_s` is a moment of `time.monotonic`: one server must have answered by then, retries included.
+        `deadline_s`, a time of `time.monotonic`, is the deadline for the reply of a single server, including retries. A
+        cluster ignores it.
 
         Raises:
-            StoreUnavailableError: Redis does not answer.
+            StoreUnavailableError: Redis does not answer, or not in time.
         """
         with self.errors(doing):
             value: bytes | None
@@ -159,7 +160,7 @@ class RedisLink:
             return value
 
     def hashes(self, keys: Sequence[bytes]) -> list[dict[bytes, bytes]]:
-        """The hash at each of `keys`, empty where there is none, in one round trip.
+        """The hash at each of `keys`, empty for missing keys, in one round trip.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -174,10 +175,10 @@ class RedisLink:
                 return list(pipeline.execute())
 
     def unlink(self, keys: Sequence[bytes]) -> int:
-        """Delete `keys`; return how many there were.
+        """Delete `keys`; returns how many existed.
 
         Raises:
-            StoreUnavailableError: Redis does not answer; some may be gone.
+            StoreUnavailableError: Redis does not answer; some keys may have been deleted.
         """
         with self.errors(f"deleting {len(keys)} keys"):
             if not self.cluster:
@@ -186,11 +187,11 @@ class RedisLink:
             return sum(self._cluster_replies([("UNLINK", *part) for part in parts], [part[0] for part in parts]))
 
     def run(self, script: Script, calls: Iterable[_Call]) -> list[Any]:
-        """The replies of `script` for each (keys, arguments) of `calls`, in one round trip on a single server.
+        """Run `script` for each (keys, arguments) of `calls`; returns the replies. One round trip on a single server.
 
         Calls are sent while later ones are drawn from `calls`.
 
-        Each call is atomic, the calls together are not: after an error some may have run and others not.
+        Each call is atomic, but the calls together are not: after an error some may have run and others not.
 
         Raises:
             StoreUnavailableError: Redis does not answer; which calls ran is unknown.
@@ -207,14 +208,14 @@ class RedisLink:
             return list(without_errors(replies))
 
     def guarded(self, doing: str, calls: Iterable[Guarded]) -> list[tuple[Held, bool]]:
-        """Guard fields of each call, and whether its commands were applied; on a single server.
+        """Run guarded transactions on a single server; returns each call's guard fields, and whether it was applied.
 
-        Each call is all or nothing: WATCH, and MULTI only ends in EXEC once the guards' answer is here. The commands of
-        a call are sent while the next call is drawn from `calls`.
+        Each call is all or nothing: its guards are watched, and EXEC is sent only once their fields have been accepted.
+        The commands of a call are sent while the next call is drawn from `calls`.
 
         Raises:
             StoreUnavailableError: Redis does not answer; which calls were applied is unknown.
-            StoreError: Redis refused a command.
+            StoreError: Redis rejected a command.
         """
         made: list[Guarded] = []
         to_come = iter(calls)
@@ -225,11 +226,11 @@ class RedisLink:
                 return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
 
     def info(self, section: str) -> dict[str, dict[str, Any]]:
-        """INFO of a section, by node; on a cluster, of each primary.
+        """A section of INFO, by node; on a cluster, for each primary.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
-            StoreError: the user may not ask.
+            StoreError: the user lacks the permission.
         """
         with self.errors(f"INFO {section}"):
             if not self.cluster:
@@ -250,7 +251,7 @@ class RedisLink:
         self.close()
 
     def _run_loaded(self, script: Script, calls: Iterable[_Call]) -> tuple[list[_Call], list[Any]]:
-        """The calls and their replies, errors among them."""
+        """The calls and their replies, including error replies."""
         made: list[_Call] = []
         if self.cluster:
             made.extend(calls)
@@ -270,37 +271,38 @@ class RedisLink:
 
     def _values(self, requests: Sequence[bytes], counts: Sequence[int], deadline_s: float | None) -> Iterator[Values]:
         with self._connection(deadline_s) as connection, bounded(connection, deadline_s):
-            # One call: each costs a system call and wakes Redis; a large read is sent by parts, so that Redis begins.
+            # A small read is one send, which is one system call and wakes Redis once. A large read is sent in parts, so
+            # that Redis can start.
             joined = [b"".join(requests)] if sum(map(len, requests)) <= _TOGETHER_BYTES else requests
             connection.send_packed_command(joined)
             yield from read_values(connection, counts)
 
     def _replies(self, commands: Iterable[bytes]) -> Iterator[Any]:
-        """Send packed commands over one connection, the first while later ones are made; then replies, or errors."""
+        """Send packed commands over one connection while later ones are packed; then yield the replies, also errors."""
         with self._connection() as connection:
             count = 0
             for piece in in_pieces(commands):
                 count += len(piece)
-                connection.send_packed_command(piece, check_health=False)  # its PING would come between
+                connection.send_packed_command(piece, check_health=False)  # its PING would come in between
             for _ in range(count):
                 yield reply_of(connection)
 
     @contextmanager
     def _connection(self, deadline_s: float | None = None) -> Iterator[Any]:
-        """A connection of the pool, closed if the block ends by an exception."""
+        """A connection of the pool, closed if the block raises."""
         pool = self.client.connection_pool
         with connecting_until(deadline_s):
             connection = pool.get_connection()
         try:
             yield connection
         except BaseException:
-            connection.disconnect()  # replies may be under way that nobody will read
+            connection.disconnect()  # unread replies may still arrive
             raise
         finally:
             pool.release(connection)
 
     def _mget_cluster(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """`mget` on a cluster: one MGET per hash tag and `KEYS_MAX` keys, all nodes at once."""
+        """`mget` on a cluster: one MGET per hash tag and `KEYS_MAX` keys, on all nodes in parallel."""
         parts = [
             indexes[start : start + KEYS_MAX]
             for indexes in by_hash_tag(keys).values()
@@ -323,5 +325,5 @@ def _commands(script: Script, calls: Iterable[_Call], made: list[_Call]) -> Iter
     for call in calls:
         made.append(call)
         keys, arguments = call
-        # hiredis packs directly; redis-py would inspect each argument first.
+        # hiredis packs directly, whereas redis-py would inspect each argument first.
         yield hiredis.pack_command(("EVALSHA", script.sha, len(keys), *keys, *arguments))

@@ -1,4 +1,4 @@
-"""Packed MGETs: the requests of a read, in parts of which Redis works on the next while the last is decoded."""
+"""Packed MGETs: the requests of a read, in parts, so that Redis works on the next part while one is decoded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from headrace.features.view import ViewPlan
 from headrace.kernels.spans import spans_of
 
 PART_KEYS = 500
-"""Keys in one MGET of a large read: Redis looks up the next while the last are decoded."""
+"""Keys in one MGET of a large read: Redis looks up the next part while one is decoded."""
 FIRST_KEYS = 100, 200
 """Keys in the first MGETs of a large read, small so that decoding starts soon."""
 
 
 @dataclass(frozen=True, slots=True)
 class ViewRead:
-    """Entities of one view to read: ids (n,), their texts, and the moment of each, one or (n,) int64 microseconds."""
+    """Entities of one view to read: ids (n,), their key texts, and the read time in microseconds, one or (n,) int64."""
 
     plan: ViewPlan
     ids: NDArray[np.int64]
@@ -31,9 +31,9 @@ class ViewRead:
 def packed_mgets(
     prefixes: Sequence[bytes], ids: NDArray[np.int64], texts: Sequence[bytes]
 ) -> tuple[list[bytes], list[int]]:
-    """Packed MGETs of up to `PART_KEYS` keys each, and how many keys each has; prefixes are by shard."""
+    """Packed MGETs of up to `PART_KEYS` keys each, and the number of keys in each; prefixes are by shard."""
     shards = shard_of(ids, len(prefixes))
-    if 0 < len(texts) <= FEW:  # a call of a kernel costs as much as some keys
+    if 0 < len(texts) <= FEW:  # a kernel call costs as much as a few keys
         keys_of_few = [prefixes[shard] + text for shard, text in zip(shards.tolist(), texts, strict=True)]
         packed_keys = b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in keys_of_few])
         return [b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys_of_few) + 1, packed_keys)], [len(keys_of_few)]

@@ -1,9 +1,9 @@
-"""Reading a view as a frame: entities in any of three forms, values, status and age.
+"""Read a view as a data frame: entities in any of three forms, with features, status and age.
 
 user_id | clicks_10m  recent     | _status  _age_s
 7       | 3.0         [12, 5]    | fresh    0.4
 8       | 0.0         []         | missing  null
-9       | 2.0         [31]       | ahead    0.0       its newest event is not before the moment of the read
+9       | 2.0         [31]       | ahead    0.0       its newest event is not before the time of the read
 """
 
 import contextlib
@@ -29,7 +29,7 @@ FRESH = "fresh"
 MISSING = "missing"
 AHEAD = "ahead"
 NOW_US_MAX = 2**62 - 1
-"""Microseconds, 146,000 years: beyond, times of windows would overflow, and NEVER would be no longer before it."""
+"""Microseconds, 146,000 years. Beyond it, window times would overflow, and NEVER would no longer be before a read."""
 _STATUS = pl.Series(STATUS, [MISSING, FRESH, AHEAD])
 
 
@@ -39,10 +39,10 @@ def read_frame(
     now: datetime | int | str | None,
     answer_of: Callable[..., Answer],
 ) -> pl.DataFrame:
-    """Feature values of `entities` as of `now`, which `OnlineStore.answer` gives; `OnlineStore.read` documents both.
+    """Features of `entities` as of `now`, see `OnlineStore.read`; `answer_of` is called like `OnlineStore.answer`.
 
     Raises:
-        SpineError: an entity column is missing or of another type, or `now` is no time.
+        SpineError: an entity column is missing or has another type, or `now` is not a time.
         LayoutError: the view was changed and its new version is not active yet.
         StoreUnavailableError: Redis does not answer.
     """
@@ -64,7 +64,7 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
     """The entity columns of `entities`: a table, a dict of lists, or a list of keys (tuples for a composite entity).
 
     Raises:
-        SpineError: a column is missing, or a key has not as many values as there are columns, or one of another type.
+        SpineError: a column is missing, or a key has the wrong number of values or a value of another type.
     """
     entities = entities if isinstance(entities, Mapping) else _frame_or_keys(entities)
     if isinstance(entities, pl.DataFrame):
@@ -97,13 +97,13 @@ def entity_frame(plan: ViewPlan, entities: pl.DataFrame | Mapping[str, Sequence[
 
 
 def _frame_or_keys(entities: Any) -> Any:
-    """A table of any library, or a list of dicts, as a frame; a list of keys as it is."""
+    """Convert a table of any library, or a list of dicts, to a frame; a list of keys is returned unchanged."""
     frame = None if isinstance(entities, pl.DataFrame) else frame_of(entities)
     return entities if frame is None else frame.lazy().collect()
 
 
 def _column(plan: ViewPlan, index: int, values: Sequence[Any] | pl.Series | NDArray[Any]) -> pl.Series:
-    """Values of key column `index` as a series; series and arrays keep their type, which is looked at when read."""
+    """Values of key column `index` as a series; series and arrays keep their type, which is checked when read."""
     if isinstance(values, pl.Series | np.ndarray):
         return pl.Series(plan.entity[index], values)
     return key_series(plan, index, values)
@@ -123,13 +123,13 @@ def _frame_of_lists(plan: ViewPlan, lists: Mapping[str, Sequence[Any]]) -> pl.Da
 
 
 def frame_of_texts(plan: ViewPlan, keys: Sequence[str], request: Sequence[str] = ()) -> pl.DataFrame:
-    """Keys as typed on a command line, and fields of the request, "name=value", which go with each of them.
+    """Parse keys typed on a command line, and request fields "name=value", which apply to every key.
 
-    A composite key is its values joined by commas, or a JSON array where a value holds a comma: '["a,b", 3]'.
+    A composite key is its values joined by commas, or a JSON array if a value contains a comma: '["a,b", 3]'.
 
     Raises:
-        SpineError: a key has another number of values than the entity has columns, or is no integer where it must be;
-            a field is not the view's, is of another type, or is missing while others are there.
+        SpineError: a key has the wrong number of values, or is not an integer where the view declares one; a field is
+            not declared, has another type, or is missing while others are given.
     """
     columns = keys_of_texts(plan, [_parts(plan, key) for key in keys])
     fields = [field.new_from_index(0, len(keys)) for field in _request_fields(plan, request)]
@@ -142,7 +142,7 @@ def _parts(plan: ViewPlan, key: str) -> list[str]:
         return [key]
     parts: list[Any] = key.split(",")
     if key.lstrip().startswith("["):
-        with contextlib.suppress(ValueError):  # a value may begin so
+        with contextlib.suppress(ValueError):  # a plain value may also begin with a bracket
             parts = [part if isinstance(part, str) else json.dumps(part) for part in json.loads(key)]
     if len(parts) != len(plan.entity):
         example = json.dumps([f"<{name}>" for name in plan.entity])
@@ -153,7 +153,7 @@ def _parts(plan: ViewPlan, key: str) -> list[str]:
 
 
 def _request_fields(plan: ViewPlan, words: Sequence[str]) -> list[pl.Series]:
-    """Fields of the request, one value each; none without words, and else all that the view declares."""
+    """Fields of the request, one value each: all that the view declares, or none without words."""
     known, fields = plan.layout.request, dict[str, pl.Series]()
     for word in words:
         name, equals, text = word.partition("=")
@@ -169,7 +169,7 @@ def _request_fields(plan: ViewPlan, words: Sequence[str]) -> list[pl.Series]:
 
 
 def _parsed(texts: pl.Series, dtype: pl.DataType, what: str) -> pl.Series:
-    """Texts as values of a type."""
+    """Parse texts as values of a type."""
     if dtype == pl.Boolean:
         values = texts.replace_strict({"true": True, "false": False}, default=None, return_dtype=pl.Boolean)
     elif isinstance(dtype, pl.Datetime):
@@ -183,10 +183,10 @@ def _parsed(texts: pl.Series, dtype: pl.DataType, what: str) -> pl.Series:
 
 
 def instant_us(now: datetime | int | str | None) -> int:
-    """`now` in microseconds UTC: None is the wall clock, a text is ISO 8601, a time without a zone is taken as UTC.
+    """Convert `now` to microseconds UTC. None is the wall clock, a text is ISO 8601, a time without a zone is in UTC.
 
     Raises:
-        SpineError: it is none of these, or a number that is of another unit by its size.
+        SpineError: `now` is not a time, or is a number whose size suggests another unit.
 
     >>> instant_us(datetime(1970, 1, 1, 0, 0, 1)), instant_us(5), instant_us("1970-01-01T00:00:01")
     (1000000, 5, 1000000)

@@ -1,18 +1,18 @@
 """The online store: records in Redis, written with the offsets that produced them.
 
 Each shard of a view has a fence: a hash with a sequence number, the token of its last writer, and the next offset of
-every source partition. A flush is one step per shard, which compares the fence, writes the records and moves the fence
-on, all or nothing. So a record and the offsets always agree, whoever crashes; a second writer, or a Redis that
-went back in time, is detected at the next flush.
+every source partition. A flush is one atomic step per shard: it compares the fence, writes the records and advances the
+fence. So records and offsets always agree, whichever process crashes, and a second writer, or a Redis that went back in
+time, is detected at the next flush.
 
-    <ns>:{<shard>}:<view>:<version>:<key text>       one record, packed          {..} is the hash tag: a shard's keys
-    <ns>:{<shard>}:<view>:<version>!fence            its shard's fence               are in one slot of a cluster
+    <ns>:{<shard>}:<view>:<version>:<key text>       one packed record           {..} is the hash tag: a shard's keys
+    <ns>:{<shard>}:<view>:<version>!fence            the fence of the shard          are in one slot of a cluster
     <ns>:views                                       view name -> active fingerprint
     <ns>:activated                                   versions that were active once, see versions.py
     <ns>:owners                                      view name -> module:Class, see versions.py
     <ns>:meta                                        shards: fixed when the namespace is first opened
 
-A version is the first half of the fingerprint: keys are a good part of what Redis holds of a quiet entity.
+A version is the first half of the fingerprint, since keys take much of the memory of a quiet entity.
 """
 
 import functools
@@ -54,10 +54,10 @@ from headrace.features.view import FeatureView, ViewPlan, plan_of
 from headrace.kernels.spans import Values, values_of
 
 EVICTION_S = 5.0
-"""Seconds between checks, while records are written, whether Redis may evict them."""
+"""Seconds between checks whether Redis may evict records, while records are written."""
 
 SNAPSHOT_KEYS_MAX = 50_000
-"""Keys in one atomic snapshot: reading them blocks Redis for some 50 ms."""
+"""Maximum keys in one atomic snapshot: reading them blocks Redis for some 50 ms."""
 
 _SNAPSHOT = Script(
     "snapshot",
@@ -109,16 +109,16 @@ class OnlineStore:
     ) -> Self:
         """Connect to `url` (`redis://`, `rediss://`, `unix://`, `redis+cluster://` for a node of a cluster).
 
-        `shards` is fixed for a namespace when it is first opened: it decides where each record lives.
-        `allow_eviction`: write although Redis may evict records, whose entities then begin at 0 again unseen.
-        `reads_replaced`: read a version of a view that another one has replaced, until it is dropped; for a process
-        whose model needs it.
-        `timeout_s`: seconds that one command may take before Redis counts as away.
+        `shards` is fixed when a namespace is first opened, since it determines the key of each record.
+        `allow_eviction`: write even if Redis may evict records, whose entities would then silently restart at 0.
+        `reads_replaced`: also read a version of a view that another one has replaced, until it is dropped. This is for
+        a process whose model needs it.
+        `timeout_s`: time-out of a command, after which Redis counts as unavailable.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
-            StoreError: `url` does not say which Redis is meant; the namespace has another number of shards, or its name
-                is not made of letters, digits, `_.-`.
+            StoreError: `url` does not identify a Redis; the namespace has another number of shards, or its name has
+                characters other than letters, digits and `_.-`.
         """
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", namespace):
             raise StoreError(f"namespace {namespace!r}: use letters, digits, underscore, dot and hyphen")
@@ -144,11 +144,11 @@ class OnlineStore:
 
     @property
     def url(self) -> str:
-        """Where the store is, without a password."""
+        """The URL of the store, without a password."""
         return self._link.shown_url
 
     def ping(self) -> None:
-        """Return if Redis answers.
+        """Check that Redis answers.
 
         Raises:
             StoreUnavailableError: it does not.
@@ -164,18 +164,18 @@ class OnlineStore:
         entities: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any],
         now: datetime | str | int | None = None,
     ) -> pl.DataFrame:
-        """Feature values of `entities` as of `now` (None: the wall clock; ISO 8601; an int is µs UTC), in their order.
+        """Read the features of `entities` as of `now` (None: the wall clock; ISO 8601; an int is µs UTC), in order.
 
-        Fields of the request that the view declares are further columns of `entities`; a list of keys has none, and the
-        features that need them are null then.
+        Fields of the request that the view declares are further columns of `entities`. A list of keys has none, so the
+        features that need them are null.
 
         Columns: the entity's, the features (short names), `_status` and `_age_s` (now minus the newest event time, in
-        seconds, at least 0; null when missing). The status is "fresh", "missing" (no record, or a damaged one, which
-        is counted), or "ahead": the record holds an event at or after `now`, which some of its values may have taken in
+        seconds, at least 0; null if missing). The status is "fresh", "missing" (no record, or a damaged one, which is
+        counted), or "ahead": the record holds an event at or after `now`, which some of its values may include
         (docs/views.md says which).
 
         Raises:
-            SpineError: an entity column is missing or of another type.
+            SpineError: an entity column is missing or has another type.
             LayoutError: the view was changed and its new version is not active yet.
             StoreUnavailableError: Redis does not answer.
         """
@@ -191,11 +191,12 @@ class OnlineStore:
         *,
         close: bool = False,
     ) -> Answer:
-        """Values of the entities `ids` (n,) with key `texts` as of `now_us`, numeric: for serving.
+        """Read the features of the entities `ids` (n,) with key `texts` as of `now_us` as numeric columns, for serving.
 
-        A record that cannot be read, damaged or of another layout, is counted, and its entity has none.
-        One round trip; a single server gets MGETs of up to `PART_KEYS` keys. `request`: fields of the request, (n,);
-        without it, features that need one have no value. `close`: lists may follow each other, as they go into a frame.
+        A record that cannot be read, because it is damaged or has another layout, is counted, and its entity is treated
+        as missing. One round trip; a single server gets MGETs of up to `PART_KEYS` keys. `request`: fields of the
+        request, (n,); without it, features that need one have no value. `close`: lists may be contiguous, as a data
+        frame stores them; see `Lists`.
 
         Raises:
             LayoutError: the view was changed and its new version is not active yet.
@@ -211,9 +212,9 @@ class OnlineStore:
         close: bool = False,
         deadline_s: float | None = None,
     ) -> list[Answer]:
-        """Answers to `reads`, as `answer` gives each, of all views in one round trip.
+        """Answer `reads` of several views in one round trip; each result is that of `answer`.
 
-        `deadline_s`: moment of `time.monotonic` by which Redis must have answered; else the time-out of the store.
+        `deadline_s`: time of `time.monotonic` by which Redis must have answered; by default the store's time-out holds.
 
         Raises:
             LayoutError: a view was changed and its new version is not active yet.
@@ -243,7 +244,7 @@ class OnlineStore:
         return [reader.answer(request) for reader in readers]
 
     def records(self, plan: ViewPlan, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
-        """The packed record of each entity, None where there is none or the key is null. Any version can be read so.
+        """The packed record of each entity, None without a record or with a null key. Any version can be read.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -254,9 +255,9 @@ class OnlineStore:
         return records
 
     def scan(self, plan: ViewPlan) -> Iterator[tuple[bytes, bytes]]:
-        """(key text, record) of every entity of the view's version, in no order.
+        """Iterate over (key text, record) of every entity of the view's version, in arbitrary order.
 
-        Entities written or removed meanwhile may be there or not; one may come twice.
+        Entities written or removed meanwhile may be included or not, and an entity may occur twice.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -268,7 +269,7 @@ class OnlineStore:
                     yield key.split(b":", 4)[4], record
 
     def snapshot(self, plan: ViewPlan, shard: int, texts: Sequence[bytes]) -> tuple[dict[str, int], list[bytes | None]]:
-        """(offsets, records) read atomically: the records of `texts`, entities of `shard`, at those offsets.
+        """Read (offsets, records) atomically: the records of `texts`, entities of `shard`, at those offsets.
 
         Raises:
             StoreError: more than `SNAPSHOT_KEYS_MAX` texts.
@@ -297,16 +298,17 @@ class OnlineStore:
         return {shard: fence_of(fields) for shard, fields in zip(shards, hashes, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
-        """Apply each write if its shard's fence is as expected: in transactions, on a cluster in scripts.
+        """Apply each write whose shard's fence is as expected: in transactions, on a cluster in scripts.
 
         Each shard is all or nothing. After `StoreUnavailableError` the outcome is unknown: call again with the same
-        sequences and writers, and what had been applied is recognised (`FlushReport.repeated`).
+        sequences and writers, and writes that had been applied are recognised (`FlushReport.repeated`).
 
         Raises:
-            FencedError: another writer moved a shard on, or Redis went back in time. Other shards may have been
-            written. StoreUnavailableError: Redis does not answer.
+            FencedError: another writer advanced a shard, or Redis went back in time. Other shards may have been
+                written.
+            StoreUnavailableError: Redis does not answer.
             EvictionError: see `require_kept`; nothing was written.
-            StoreError: Redis refused, for instance for lack of memory.
+            StoreError: Redis rejected a write, for instance for lack of memory.
         """
         self.require_kept(plan)
         outcomes = write_shards(self._link, functools.partial(self._prefix, plan), _ttl_ms(plan), writes)
@@ -319,12 +321,12 @@ class OnlineStore:
         )
 
     def require_kept(self, plan: ViewPlan) -> None:
-        """Return if Redis keeps the view's records until their ttl; asks Redis at most every `EVICTION_S` seconds.
+        """Check that Redis keeps the view's records until their ttl; asks Redis at most every `EVICTION_S` seconds.
 
-        Where the user may not ask, or a managed Redis hides the setting, a warning is logged once.
+        If the user lacks the permission, or a managed Redis hides the setting, a warning is logged once.
 
         Raises:
-            EvictionError: its maxmemory-policy may drop them, and that was not allowed when the store was opened.
+            EvictionError: its maxmemory-policy may drop records, and the store was not opened with `allow_eviction`.
             StoreUnavailableError: Redis does not answer.
         """
         if time.monotonic() - self._evictions_s > EVICTION_S:
@@ -333,7 +335,7 @@ class OnlineStore:
             return
         for node, eviction in self._evictions.items():
             if eviction.may_drop:
-                self._evictions_s = -math.inf  # the next call asks anew
+                self._evictions_s = -math.inf  # the next call asks again
                 raise EvictionError(
                     f"view {plan.name}: Redis at {node} has {eviction}, so it may drop records to make room, and their "
                     f"entities begin at 0 again; {ADVICE}, or allow it: {ALLOW}. What was dropped before is found by "
@@ -357,14 +359,14 @@ class OnlineStore:
         if is_first and self._allow_eviction and any(each.may_drop for each in self._evictions.values()):
             log.warning("eviction_allowed", store=self.url, policies={str(each) for each in self._evictions.values()})
 
-    # Versions of views (`versions.ViewVersions` has the rules)
+    # Versions of views (`versions.ViewVersions` documents the rules)
 
     def active(self, view_name: str) -> str | None:
         """Fingerprint of the version that readers of the view get; None before anything was materialized."""
         return self.views.active(view_name)
 
     def activate(self, plan: ViewPlan) -> None:
-        """Give readers of the view this version; other processes notice within `ACTIVE_S_MAX` seconds.
+        """Make this version the one that readers of the view get; other processes notice in `ACTIVE_S_MAX` seconds.
 
         Raises:
             LayoutError: another class owns the view's name.
@@ -373,20 +375,20 @@ class OnlineStore:
         self.views.activate(plan)
 
     def register(self, plan: ViewPlan) -> bool:
-        """Activate the view's version if none is active; return whether it is the active one now.
+        """Activate the view's version if none is active; returns whether it is now the active one.
 
         Raises:
             EvictionError: see `require_kept`.
             LayoutError: another class owns the view's name.
             StoreUnavailableError: Redis does not answer.
-            StoreError: Redis was emptied since the store was opened, and opened with another number of shards.
+            StoreError: since the store was opened, Redis was emptied and then opened with another number of shards.
         """
         self.require_kept(plan)
         _agree_on_shards(self._link, self.namespace, self.shards)
         return self.views.register(plan)
 
     def adopt(self, plan: ViewPlan) -> str | None:
-        """Make the view's class the owner of its name; return the owner before, None if there was none.
+        """Make the view's class the owner of its name; returns the previous owner, None if there was none.
 
         Raises:
             StoreUnavailableError: Redis does not answer.
@@ -394,7 +396,7 @@ class OnlineStore:
         return self.views.adopt(plan)
 
     def drop(self, view_name: str, fingerprint: str) -> int:
-        """Delete a version of a view, records and fences; return how many keys.
+        """Delete the records and fences of a version of a view; returns the number of keys.
 
         Raises:
             StoreError: readers get this version.
@@ -403,17 +405,17 @@ class OnlineStore:
         return self.views.delete(view_name, fingerprint)
 
     def require_active(self, plan: ViewPlan) -> None:
-        """Return if readers get this version of the view, or none yet; else raise `LayoutError`."""
+        """Raise `LayoutError` unless this version of the view is active, or none is yet."""
         self.views.require_active(plan)
 
     def require_readable(self, plan: ViewPlan, deadline_s: float | None = None) -> bool:
-        """Return whether this version of the view was replaced by another, which this store may read all the same.
+        """Check that this store may read this version of the view; returns whether another version has replaced it.
 
-        `deadline_s`: moment of `time.monotonic` by which Redis must have answered.
+        `deadline_s`: time of `time.monotonic` by which Redis must have answered.
 
         Raises:
-            LayoutError: readers get another version, and the store was not opened with `reads_replaced`, or this
-                version was never active, or it was dropped.
+            LayoutError: another version is active, and the store was not opened with `reads_replaced`, or this version
+                was never active or has been dropped.
             StoreUnavailableError: Redis does not answer.
         """
         if self._reads_replaced:
@@ -437,10 +439,10 @@ class OnlineStore:
 
 
 def _agree_on_shards(link: RedisLink, namespace: str, shards: int) -> None:
-    """Fix the number of shards of a namespace that has none yet.
+    """Fix the number of shards of a new namespace, and check that of an existing one.
 
     Raises:
-        StoreError: it has another one.
+        StoreError: the namespace has another number of shards.
     """
     with link.errors("opening the store"):
         link.client.hsetnx(f"{namespace}:meta", "shards", shards)
@@ -457,6 +459,6 @@ def _ttl_ms(plan: ViewPlan) -> int:
 
 
 def _add(reader: PackedReader, ids: NDArray[np.int64], start: int, values: Values) -> None:
-    """Give `reader` the records of the entities from `start` on; a null key has none."""
-    values.starts[ids[start : start + len(values.starts)] == NULL_ID] = -1  # its empty text is that of the entity ""
+    """Pass the records of the entities from `start` on to `reader`; a null key has no record."""
+    values.starts[ids[start : start + len(values.starts)] == NULL_ID] = -1  # its empty text is also that of entity ""
     reader.add(start, values)

@@ -1,7 +1,7 @@
-"""Transactions applied only if some hashes have the expected fields: WATCH, MULTI, and EXEC after checking them.
+"""Transactions that are applied only if certain hashes, the guards, have the expected fields: WATCH, MULTI, EXEC.
 
-EXEC is sent only after the guards' fields have arrived and were accepted; a guard that changes later makes EXEC do
-nothing. The commands travel in the meantime.
+EXEC is sent only after the guards' fields have arrived and been accepted; if a guard changes later, EXEC does nothing.
+The commands are sent in the meantime.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,16 +19,16 @@ Packed: TypeAlias = bytes | memoryview
 """One or more packed commands."""
 
 _SEND_BYTES = 1 << 15
-"""Bytes of a pipeline sent at a time, so that Redis works while the rest is packed."""
+"""Approximate bytes sent at a time, so that Redis works while the rest is packed."""
 
 _EXEC, _DISCARD = (hiredis.pack_command((name,)) for name in ("EXEC", "DISCARD"))
 
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """Commands applied together if `accepts` agrees to the `fields` of each hash of `guards`.
+    """Commands that are applied together if `accepts` returns True for the `fields` of the hashes at `guards`.
 
-    `commands` packs and counts them; it is called again if the connection broke.
+    `commands` packs and counts the commands; it is called again if the connection breaks.
     """
 
     guards: Sequence[bytes]
@@ -38,7 +38,7 @@ class Guarded:
 
 
 def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[tuple[Held, bool]]:
-    """Guard fields of each call, and whether its commands were applied; over one connection of a pool.
+    """Run `calls` over one connection of a pool; returns each call's guard fields, and whether it was applied.
 
     Calls drawn from `calls` are appended to `made`. Raises redis-py's errors.
 
@@ -52,7 +52,7 @@ def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[
     try:
         for call in chain(calls, (None,)):
             if call is not None:
-                made.append(call)  # at once: it can be drawn only once, and what follows may break
+                made.append(call)  # at once: it can be drawn only once, and the following steps may fail
             head: list[Packed] = []
             if asked is not None:
                 if before is not None:
@@ -66,13 +66,13 @@ def carry_out(pool: Any, calls: Iterable[Guarded], made: list[Guarded]) -> list[
                 asked = (call, count)
                 head += _question(call)
                 for piece in in_pieces(chain(head, commands)):
-                    connection.send_packed_command(piece, check_health=False)  # its PING would come between
+                    connection.send_packed_command(piece, check_health=False)  # its PING would come in between
             elif head:
                 connection.send_packed_command(head, check_health=False)
         if before is not None:
             done.append(_ended(connection, *before))
     except BaseException:
-        connection.disconnect()  # replies may be under way that nobody will read, and keys watched
+        connection.disconnect()  # unread replies may still arrive, and keys may be watched
         raise
     finally:
         pool.release(connection)
@@ -115,13 +115,13 @@ def _question(call: Guarded) -> list[Packed]:
 
 
 def _answer(connection: Any, call: Guarded) -> Held:
-    """Guard fields: the replies after WATCH's. MULTI's reply is read later."""
+    """The guard fields: the replies after that to WATCH. The reply to MULTI is read later."""
     _, *guard_fields = without_errors([reply_of(connection) for _ in range(1 + len(call.guards))])
     return guard_fields
 
 
 def _ended(connection: Any, count: int, guard_fields: Held, accepted: bool) -> tuple[Held, bool]:
-    """The rest of a call's replies: to MULTI, to each of its `count` commands, to the end."""
+    """Read the rest of a call's replies: to MULTI, to each of its `count` commands, and to EXEC or DISCARD."""
     *_, last = without_errors([reply_of(connection) for _ in range(count + 2)])
     if accepted and last is not None:
         list(without_errors(last))

@@ -1,10 +1,10 @@
-"""A store's URL, checked before redis-py sees it, which misreads many malformed URLs and quotes secrets in its errors.
+"""Parse and check a store's URL before redis-py, which misreads many malformed URLs and quotes secrets in its errors.
 
     redis://user:password@host:6379/0      rediss:// with TLS      unix:///path/to/socket
     redis+cluster://host:6379              any node of a cluster; rediss+cluster:// with TLS
     embedded://folder                      the Redis of a folder on this machine (headrace.local.embedded_url)
 
-Special characters in user and password are percent-encoded; options of the connection follow as `?name=value`.
+Special characters in user and password are percent-encoded. Connection options follow as `?name=value`.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "health_check_interval": int,
     "max_connections": int,
 }
-"""Query parameters that are passed to redis-py, and their types; others would change the protocol or fail inside it."""
+"""Query parameters passed to redis-py, and their types. Others would change the protocol or fail inside redis-py."""
 _TLS_OPTION = re.compile(r"ssl_(cert_reqs|ca_certs|ca_path|ca_data|certfile|keyfile|password|check_hostname|ciphers)")
 _ENCODE = "percent-encode / ? # @ : and % in user and password, as Python's urllib.parse.quote(text, safe='') does"
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
@@ -44,7 +44,7 @@ _DATABASE = re.compile(r"/?|/\d{1,5}/?")
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """A checked URL: `url` as redis-py takes it, and `shown` without its secrets."""
+    """A checked URL: `url` in the form for redis-py, and `shown` without secrets."""
 
     url: str
     shown: str
@@ -52,11 +52,11 @@ class StoreUrl:
 
 
 def parse_store_url(url: str) -> StoreUrl:
-    """Parse `url`, which must name one Redis unambiguously.
+    """Parse `url`, which must identify one Redis unambiguously.
 
     Raises:
-        StoreError: it does not; the message holds no secret of it.
-        ConfigError: an embedded Redis without its folder.
+        StoreError: it does not; the message contains no secrets.
+        ConfigError: the URL of an embedded Redis lacks the folder.
     """
     if url.startswith(EMBEDDED):
         from headrace.local.embedded_url import folder_of
@@ -70,7 +70,7 @@ def parse_store_url(url: str) -> StoreUrl:
 
 
 def _faults(url: str) -> Iterator[str]:
-    """Faults of a URL, each with its fix; only the first is drawn. Quotes nothing of user and query."""
+    """Faults of a URL, each with its fix; the caller uses only the first. Nothing of user and query is quoted."""
     scheme, colon, rest = url.partition("://")
     before, at, after = rest.rpartition("@")
     if not colon:
@@ -91,7 +91,7 @@ def _faults(url: str) -> Iterator[str]:
 
 
 def _port_is_number(after: str) -> bool:
-    """Whether host and port can be taken apart."""
+    """Whether the port is missing or a valid number, so that host and port can be separated."""
     try:
         port = urlsplit(f"redis://{after}").port
     except ValueError:

@@ -1,14 +1,14 @@
-"""Which version of a view readers get, which class owns its name, and the versions that a store holds.
+"""The active version of each view, the class that owns its name, and the versions that a store holds.
 
     <ns>:views       view name -> active fingerprint
-    <ns>:activated   view name:version -> 1, of each version that readers got once and that was not dropped
+    <ns>:activated   view name:version -> 1, for each version that was active once and has not been dropped
     <ns>:owners      view name -> module:Class that first wrote under it
 
-A changed view is built beside the version that readers get, which stays until it is dropped. A reader that was made for
-the replaced version, a model server for instance, may go on with it (`require_readable`). The class that was changed
-is still the owner of the name. Another class of the name is refused, so that it cannot replace records that are not its
-own, unless its records are equal to the byte: then it is the same view under a new address, and becomes the owner. A
-class that was moved and changed at once takes the name over with `headrace features adopt`.
+A changed view is built beside the active version. A replaced version stays until it is dropped, and a reader built for
+it, such as a model server, may keep using it (`require_readable`). A changed class remains the owner of the view's
+name. Another class of the same name is rejected, so that it cannot replace the owner's records, unless its records are
+equal to the byte: it is then the same view under a new address, and becomes the owner. A class that was both moved and
+changed takes over the name with `headrace features adopt`.
 """
 
 import math
@@ -26,19 +26,19 @@ from headrace.features.store.link import KEYS_MAX, RedisLink
 from headrace.features.view import ViewPlan, version_of
 
 ACTIVE_S_MAX = 1.0
-"""Seconds that a reader may believe which version of a view is active before it asks again."""
+"""Seconds for which a reader caches the active version of a view."""
 
 _SCRIPT = "__main__"
-"""Module of a class whose file is run as a script, whatever its name is when it is imported."""
+"""Module of a class whose file is run as a script, whatever its name when it is imported."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """One version that a store holds.
+    """A version of a view in a store.
 
-    `is_active`: readers get it. `is_declared`: it is that of the class as it is now. `records`: its entities.
+    `is_active`: readers get it. `is_declared`: it is the version of the current class. `records`: number of entities.
     """
 
     version: str
@@ -59,14 +59,14 @@ class ViewVersions:
     def active(self, view_name: str, deadline_s: float | None = None) -> str | None:
         """Fingerprint of the version that readers of the view get; None before anything was materialized.
 
-        `deadline_s`: moment of `time.monotonic` by which Redis must have answered.
+        `deadline_s`: time of `time.monotonic` by which Redis must have answered.
         """
         fingerprint = self._field("views", view_name, "reading the active version of", deadline_s)
         self._known[view_name] = (fingerprint, time.monotonic())
         return fingerprint
 
     def activate(self, plan: ViewPlan) -> None:
-        """Give readers of the view this version.
+        """Make this version the one that readers of the view get.
 
         Raises:
             LayoutError: another class owns the view's name.
@@ -81,7 +81,7 @@ class ViewVersions:
         self.active(plan.name)
 
     def register(self, plan: ViewPlan) -> bool:
-        """Activate the view's version if none is active; return whether it is the active one now.
+        """Activate the view's version if none is active; returns whether it is now the active one.
 
         Raises:
             LayoutError: another class owns the view's name.
@@ -96,12 +96,12 @@ class ViewVersions:
         return is_active
 
     def require_active(self, plan: ViewPlan, deadline_s: float | None = None) -> None:
-        """Return if readers get this version of the view, or none yet; Redis is asked once in `ACTIVE_S_MAX` seconds.
+        """Check that this version of the view is active, or none is yet; asks Redis once in `ACTIVE_S_MAX` seconds.
 
-        `deadline_s`: moment of `time.monotonic` by which Redis must have answered.
+        `deadline_s`: time of `time.monotonic` by which Redis must have answered.
 
         Raises:
-            LayoutError: readers get another version.
+            LayoutError: another version is active.
         """
         fingerprint = self._active_lately(plan, deadline_s)
         if fingerprint not in {None, plan.fingerprint}:
@@ -113,12 +113,12 @@ class ViewVersions:
             )
 
     def require_readable(self, plan: ViewPlan, deadline_s: float | None = None) -> bool:
-        """Return whether this version of the view was replaced, where it may be read: readers get it, or got it once.
+        """Check that this version of the view is or once was active; returns whether another version has replaced it.
 
-        Records of a replaced version stay as they are until it is dropped. `deadline_s` is as in `require_active`.
+        Records of a replaced version are kept unchanged until it is dropped. `deadline_s` is as in `require_active`.
 
         Raises:
-            LayoutError: readers get another version, and never got this one, or it was dropped.
+            LayoutError: another version is active, and this one never was or has been dropped.
         """
         fingerprint = self._active_lately(plan, deadline_s)
         if fingerprint in {None, plan.fingerprint}:
@@ -137,21 +137,21 @@ class ViewVersions:
         return True
 
     def _active_lately(self, plan: ViewPlan, deadline_s: float | None) -> str | None:
-        """`active`, asked once in `ACTIVE_S_MAX` seconds."""
+        """`active`, cached for `ACTIVE_S_MAX` seconds."""
         fingerprint, asked_s = self._known.get(plan.name, (None, -math.inf))
         if time.monotonic() - asked_s > ACTIVE_S_MAX:
             fingerprint = self.active(plan.name, deadline_s)
         return fingerprint
 
     def adopt(self, plan: ViewPlan) -> str | None:
-        """Make the view's class the owner of its name; return the owner before, None if there was none."""
+        """Make the view's class the owner of its name; returns the previous owner, None if there was none."""
         owner = self._owner(plan.name)
         self._set_owner(plan)
         log.info("view_adopted", view=plan.name, owner=plan.declared_in, before=owner)
         return owner
 
     def list(self, plan: ViewPlan) -> list[Version]:
-        """All versions of the view, the active one first. Scans every key of the Redis."""
+        """All versions of the view, the active one first. Scans all keys of the Redis."""
         view = re.escape(plan.name)
         form = re.compile(rf"{re.escape(self._namespace)}:\{{\d+\}}:{view}:([0-9a-f]+)([:!])".encode())
         records: Counter[str] = Counter()
@@ -167,10 +167,10 @@ class ViewVersions:
         return sorted(known, key=lambda one: (not one.is_active, not one.is_declared, one.version))
 
     def drop(self, plan: ViewPlan, version: str) -> int:
-        """Delete a version of the view, records and fences; return the number of keys. Call again after an error.
+        """Delete the records and fences of a version; returns the number of keys. Call again after an error.
 
         Raises:
-            StoreError: readers get this version, or the store has none such.
+            StoreError: the version is active, or the store does not hold it.
         """
         name, known = plan.name, self.list(plan)
         chosen = next((one for one in known if one.version == version_of(version)), None)
@@ -185,10 +185,10 @@ class ViewVersions:
         return self.delete(name, chosen.version)
 
     def delete(self, view_name: str, fingerprint: str) -> int:
-        """Delete the keys of a version, whether or not any exist; return how many did. Call again after an error.
+        """Delete the keys of a version, if any; returns how many existed. Call again after an error.
 
         Raises:
-            StoreError: readers get this version.
+            StoreError: the version is active.
         """
         if self.active(view_name) == fingerprint:
             raise StoreError(f"view {view_name} · version {fingerprint} is active; activate another one first")
@@ -201,7 +201,7 @@ class ViewVersions:
         return dropped
 
     def scan_records(self, plan: ViewPlan) -> Iterator[bytes]:
-        """Keys of all records of the view's version, in no order; one may come twice."""
+        """Keys of all records of the view's version, in arbitrary order; a key may occur twice."""
         return self._scan(f"{plan.name}:{plan.version}:*", f"scanning {plan.name}")
 
     def _scan(self, pattern: str, doing: str) -> Iterator[bytes]:
@@ -209,10 +209,10 @@ class ViewVersions:
             yield from self._link.client.scan_iter(match=f"{self._namespace}:{{*}}:{pattern}".encode(), count=1_000)
 
     def _claim(self, plan: ViewPlan) -> None:
-        """Make the view's class the owner of its name.
+        """Make the view's class the owner of its name if it may be.
 
         Raises:
-            LayoutError: another class owns the name, and its records are not equal.
+            LayoutError: another class owns the name, and its records differ.
         """
         active = self.active(plan.name)
         with self._link.errors(f"claiming {plan.name}"):
@@ -222,7 +222,7 @@ class ViewVersions:
             self._set_owner(plan)
 
     def _require_owner(self, plan: ViewPlan) -> str | None:
-        """The owner of the view's name, which is the view's class, or None.
+        """The owner of the view's name: the view's own class, or None.
 
         Raises:
             LayoutError: another class owns the name.
@@ -249,11 +249,11 @@ class ViewVersions:
 
 
 def _label(view_name: str, fingerprint: str) -> str:
-    """A version in the hash of those that were active once."""
+    """Field of a version in the hash of versions that were active once."""
     return f"{view_name}:{version_of(fingerprint)}"
 
 
 def _is_same_class(owner: str, declared_in: str) -> bool:
-    """Whether both may be addresses of one class, one of them that of a script."""
+    """Whether two addresses may be those of one class; the module of a script matches any module."""
     (module, _, name), (other_module, _, other_name) = owner.partition(":"), declared_in.partition(":")
     return name == other_name and (module == other_module or _SCRIPT in (module, other_module))

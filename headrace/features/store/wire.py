@@ -1,11 +1,11 @@
 r"""Redis's protocol (RESP2) for many keys at a time: packed requests, and replies as spans of one buffer.
 
-    request    $<length>\r\n<key>\r\n ...                  written by kernels: a loop in Python costs more than Redis
-                                                           takes to find the keys
-    reply      *<n>\r\n$<length>\r\n<value>\r\n$-1\r\n ...      values stay where the socket put them
+    request    $<length>\r\n<key>\r\n ...                  written by kernels: a loop in Python takes longer than Redis
+                                                           needs to look up the keys
+    reply      *<n>\r\n$<length>\r\n<value>\r\n$-1\r\n ...      values stay in the buffer that the socket filled
 
-redis-py would make 5,000 objects of half a kilobyte, which then are joined again: a tenth of the time of a large read
-(measured). A reply that is no array of values, an error for instance, is left to redis-py: `NotValuesError`.
+redis-py would create 5,000 objects of half a kilobyte that are then joined again, which takes a tenth of a large read
+(measured). A reply that is not an array of values, such as an error, is left to redis-py: `NotValuesError`.
 """
 
 import threading
@@ -20,28 +20,28 @@ from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, 
 from headrace.kernels.spans import Values
 
 LENGTH_MAX = 27
-"""Bytes that an argument takes beside its own."""
+"""Maximum protocol bytes of an argument besides its own."""
 NOT_VALUES = -2
 _NOT_WHOLE, _WRONG = -3, -2
 _STAR, _DOLLAR, _MINUS, _CR, _LF, _ZERO = b"*$-\r\n0"
 
 _BUFFER_BYTES = 1 << 20
-"""Bytes of the buffer at first: the values of one MGET, and what follows them."""
+"""Initial bytes of the buffer: the values of one MGET and the bytes received after them."""
 _READ_BYTES = 1 << 18
-"""Bytes asked of the socket at a time."""
+"""Maximum bytes per socket read."""
 
 _BUFFERS = threading.local()
 
 
 class NotValuesError(Exception):
-    """The reply is no array of values."""
+    """The reply is not an array of values."""
 
 
 def read_values(connection: Any, counts: Sequence[int]) -> Iterator[Values]:
-    """The replies to MGETs of `counts` keys that were sent over a connection of redis-py; each is good until the next.
+    """Read the replies to MGETs of `counts` keys sent over a redis-py connection; a reply is valid until the next one.
 
     Raises:
-        NotValuesError: a reply is something else; the connection can be used no more, as after any error.
+        NotValuesError: a reply is something else; the connection must not be used any more, as after any error.
     """
     socket = connection._sock  # noqa: SLF001 - redis-py reads replies into objects only
     buffer, filled = _buffer(_BUFFER_BYTES), 0
@@ -67,7 +67,7 @@ def read_values(connection: Any, counts: Sequence[int]) -> Iterator[Values]:
 
 
 def _buffer(size: int) -> NDArray[np.uint8]:
-    """This thread's buffer of at least `size` bytes; the next reader on the thread uses it again."""
+    """This thread's buffer of at least `size` bytes, reused by the next reader on the thread."""
     buffer: NDArray[np.uint8] | None = getattr(_BUFFERS, "buffer", None)
     if buffer is None or len(buffer) < size:
         buffer = _BUFFERS.buffer = np.empty(size, np.uint8)
@@ -89,8 +89,8 @@ def put_keys(
 ) -> None:
     """Write n keys as arguments of a command into `out`; `ends` (n,) is where each ends.
 
-    Key i is prefix number `prefix[i]`, `prefixes[prefix_offsets[p]:prefix_offsets[p + 1]]`, and the text i, cut the
-    same way from `texts`.
+    Key i is the prefix p = `prefix[i]`, `prefixes[prefix_offsets[p]:prefix_offsets[p + 1]]`, followed by text i of
+    `texts`, delimited in the same way by `text_offsets`.
     """
     at: Int = 0
     for i in range(prefix.size):
@@ -112,8 +112,8 @@ def put_records(
 ) -> Int:
     """Write n keys, each followed by its record, as arguments into `out`; returns where they end.
 
-    Key i is `prefix` and `texts[text_offsets[i]:text_offsets[i + 1]]`, records are cut from `blobs` in the same way.
-    `head` is put before each pair and `tail` behind.
+    Key i is `prefix` followed by `texts[text_offsets[i]:text_offsets[i + 1]]`; records are delimited in the same way in
+    `blobs`. `head` is written before each pair and `tail` after it.
     """
     at: Int = 0
     for i in range(text_offsets.size - 1):
@@ -139,14 +139,14 @@ def _put(data: Bytes, begin: Int, end: Int, out: Bytes, at: Int) -> Int:
 
 @part
 def _put_size(out: Bytes, at: Int, size: Int) -> Int:
-    """Write the line before an argument."""
+    """Write the line before an argument, which holds its size; returns the next position."""
     out[at] = _DOLLAR
     return _put_line_end(out, _put_digits(out, at + 1, size))
 
 
 @part
 def _put_digits(out: Bytes, at: Int, number: Int) -> Int:
-    """Write a whole number that is not negative; returns the next position."""
+    """Write a non-negative integer; returns the next position."""
     size, rest = 1, number // 10
     while rest > 0:
         size += 1
@@ -169,10 +169,10 @@ def _put_line_end(out: Bytes, at: Int) -> Int:
 
 @lean_kernel
 def scan_values(data: Bytes, at: Int, end: Int, count_read: Int, starts: Ints, ends: Ints) -> tuple[Int, Int]:
-    """Find values in `data[at:end]`, a reply of n values, or its rest after `count_read` of them.
+    """Find the values in `data[at:end]`, a reply of n values, or the rest of it after `count_read` values.
 
     `count_read` is -1 before the reply's head. Writes `starts[i]`, -1 for a missing value, and `ends[i]` (n,). Returns
-    how many values were read so far, or NOT_VALUES where the bytes are no such reply, and where the next one begins.
+    the number of values read so far, or NOT_VALUES if the bytes are not such a reply, and where the next value begins.
     """
     if count_read < 0:
         number, after = _number(data, at, end, _STAR)
@@ -196,9 +196,10 @@ def scan_values(data: Bytes, at: Int, end: Int, count_read: Int, starts: Ints, e
 
 @part
 def _number(data: Bytes, at: Int, end: Int, mark: Int) -> tuple[Int, Int]:
-    """The number in the line at `at`, which begins with `mark`, -1 for any negative; and where the next line begins.
+    """The number in the line at `at`, which starts with `mark`, and where the next line begins.
 
-    _NOT_WHOLE where the line has no end yet, _WRONG where it is another.
+    A negative number is returned as -1. The number is _NOT_WHOLE if the line is incomplete, _WRONG if it is not such a
+    line.
     """
     if at >= end:
         return np.int64(_NOT_WHOLE), at
