@@ -1,1 +1,1 @@
-"""Compiled loops over arrays: numba only, nothing of ours above them."""
+"""Compiled loops over arrays, built on numba; they import no other part of the engine except its errors."""

@@ -1,20 +1,21 @@
-"""Columns of numbers in a stream of bits: each number of a column takes the bits that the largest of them needs.
+"""Columns of numbers in a stream of bits: all numbers of a column have the width of the largest.
 
-A value's position does not depend on earlier values, so reads have no serial dependency (measured: 1 ns a number, 4 to
-5 ns as varints), and a reader can skip a column. Low bits come first; a position counts bits.
+A value's position does not depend on earlier values, so reads have no serial dependency (measured: 1 ns per number, 4
+to 5 ns as varints), and a reader can skip a column. Low bits come first; positions count bits.
 
     unsigned   width (6 bits), the numbers
     signed     1 bit, whether as zigzag; then as unsigned
     spans      unit (2 bits: 1 us, 1 ms, 1 s, 1 min), the largest that divides all; then as signed, in that unit
-    floats     form (3 bits), whether as zigzag (1), width (6), of forms 5 to 7 the width of steps (3); then by form
-               0 to 3    x * 10^0, 10^2, 10^4, 10^6: whole numbers, of which x is the nearest float
+    floats     form (3 bits), whether as zigzag (1), width (6), for forms 5 to 7 the width of steps (3); then by form
+               0 to 3    x * 10^0, 10^2, 10^4, 10^6: integers for which x is the nearest float
                4         the 64 bits of x
-               5 to 7    x * 10^2, 10^4, 10^6, then a column of steps between floats, zigzag: sums of cents, with what
-                         their rounding came to
+               5 to 7    x * 10^2, 10^4, 10^6, then a column of steps to adjacent floats, as zigzag: sums of cents with
+                         their rounding error
 
-A cell that holds nothing is 0 where that is what it holds; else it is written as 0, and numbers of forms but 4 are one
-more. A writer that has no room in `out`, ROOM_BYTES beyond what it writes, only moves the position on. A reader never
-leaves `data[:end]`: it returns position -1 where bytes run out, and every reader passes a -1 on.
+If an empty cell holds 0, it is an ordinary number. If it holds another value, such as infinity, it is written as 0, and
+all other numbers are written plus one, except in form 4. A writer needs ROOM_BYTES in `out` beyond what it writes;
+without that room it only advances the position. A reader never leaves `data[:end]`: it returns position -1 if the bytes
+end early, and every reader passes on a -1.
 """
 
 import numpy as np
@@ -23,9 +24,9 @@ from numba.cpython.unsafe.numbers import leading_zeros
 from headrace.kernels.compile import Bytes, Floats, Int, Ints, load_word, part, store_word
 
 ROOM_BYTES = 8
-"""What `out` must have beyond the last byte written: words are stored whole."""
+"""Bytes that `out` needs beyond the last byte written, since whole words are stored."""
 SPARE = 7
-"""Numbers that a column must have room for beyond those that are read: they are read eight at a time."""
+"""Numbers that a column needs room for beyond those that are read, since they are read eight at a time."""
 _RAW, _SCALES = 4, 3
 _WIDE, _WORD, _WIDTH_BITS = 56, 64, 6
 _SCALED_MAX, _STEPS_MAX = 2.0**52, 63
@@ -35,33 +36,33 @@ _ONE, _THREE, _SEVEN, _FULL = np.uint64(1), np.uint64(3), np.uint64(7), np.uint6
 
 @part
 def bits_of(value: np.uint64) -> Int:
-    """Bits that an unsigned number needs, 0 for 0; 64 where it would be more than 56."""
+    """Bits that an unsigned number needs, 0 for 0, and 64 for more than 56."""
     width = np.int64(_FULL - np.uint64(leading_zeros(value)))
     return width if width <= _WIDE else np.int64(_WORD)
 
 
 @part
 def to_byte(at: Int) -> Int:
-    """The next position where a byte begins; -1 stays."""
+    """Round a position up to the next byte; -1 stays -1."""
     return (at + 7) & ~np.int64(7) if at >= 0 else np.int64(-1)
 
 
 @part
 def pass_padding(data: Bytes, at: Int, end: Int) -> Int:
-    """Where the next byte begins; -1 where the bits before it are not as `to_byte` leaves them, all zero."""
+    """Skip the padding up to the next byte; returns -1 if the padding is not all zero."""
     rest, at = get_field(data, at, end, -at & np.int64(7))
     return at if rest == np.uint64(0) else np.int64(-1)
 
 
 @part
 def zigzag(value: Int) -> np.uint64:
-    """A signed number as an unsigned one, small if it is small."""
+    """Encode a signed number as an unsigned one, so that a small magnitude gives a small number."""
     return np.uint64((value << np.int64(1)) ^ (value >> np.int64(63)))
 
 
 @part
 def unzigzag(code: np.uint64) -> Int:
-    """The reverse of `zigzag`."""
+    """The inverse of `zigzag`."""
     return np.int64(code >> _ONE) ^ -np.int64(code & _ONE)
 
 
@@ -85,12 +86,12 @@ def get_field(data: Bytes, at: Int, end: Int, width: Int) -> tuple[np.uint64, In
 
 @part
 def number_at(data: Bytes, at: Int, width: Int) -> np.uint64:
-    """The number of `width` bits at a position, which must be inside."""
+    """The number of `width` bits at a position. All of its bits must be inside `data`."""
     byte, used = at >> np.int64(3), np.uint64(at & np.int64(7))
     word = np.uint64(0)
     if byte + 8 <= data.size:
         word = load_word(data, byte) >> used
-    else:  # the last bytes of all
+    else:  # the last bytes of `data`
         for j in range(data.size - byte):
             word |= np.uint64(data[byte + j]) << np.uint64(8 * j)
         word >>= used
@@ -103,7 +104,7 @@ def number_at(data: Bytes, at: Int, width: Int) -> np.uint64:
 
 @part
 def get_codes(data: Bytes, at: Int, width: Int, codes: Ints, count: Int) -> None:
-    """Read `count` numbers of `width` bits each, which must be inside."""
+    """Read `count` numbers of `width` bits each. All of them must be inside `data`."""
     bit, step = np.uint64(at), np.uint64(width)
     if width <= _WIDE and ((at + count * width) >> np.int64(3)) + 8 <= data.size:
         mask = (_ONE << step) - _ONE
@@ -117,7 +118,7 @@ def get_codes(data: Bytes, at: Int, width: Int, codes: Ints, count: Int) -> None
 
 @part
 def put_codes(out: Bytes, at: Int, codes: Ints, count: Int, width: Int) -> Int:
-    """Write the first `count` codes, of `width` bits each: at most 56, or 64. Returns the next position."""
+    """Write the first `count` codes with `width` bits each, at most 56 or exactly 64; returns the next position."""
     end = at + count * width
     if width == 0 or (end >> np.int64(3)) + ROOM_BYTES > out.size:
         return end
@@ -127,7 +128,7 @@ def put_codes(out: Bytes, at: Int, codes: Ints, count: Int, width: Int) -> Int:
     for j in range(count):
         code = np.uint64(codes[np.uint64(j)])
         store_word(out, byte, word | (code << used))
-        if width > _WIDE:  # what the shift pushed out comes next; `used` stays
+        if width > _WIDE:  # the bits shifted out go into the next word; `used` stays
             word = code >> (_FULL - used) if used > np.uint64(0) else np.uint64(0)
             byte += 8
             continue
@@ -143,7 +144,7 @@ def put_codes(out: Bytes, at: Int, codes: Ints, count: Int, width: Int) -> Int:
 
 @part
 def _joined(codes: Ints, count: Int) -> np.uint64:
-    """All bits that any of the first `count` codes has."""
+    """The bitwise or of the first `count` codes."""
     every = np.uint64(0)
     for j in range(count):
         every |= np.uint64(codes[np.uint64(j)])
@@ -152,7 +153,7 @@ def _joined(codes: Ints, count: Int) -> np.uint64:
 
 @part
 def put_unsigned(out: Bytes, at: Int, codes: Ints, count: Int) -> Int:
-    """Write an unsigned column of the first `count` codes, none if that is 0; returns the next position."""
+    """Write an unsigned column of the first `count` codes, nothing if `count` is 0; returns the next position."""
     if count == 0:
         return at
     width = bits_of(_joined(codes, count))
@@ -172,7 +173,7 @@ def get_unsigned(data: Bytes, at: Int, end: Int, codes: Ints, count: Int) -> Int
 
 @part
 def _get_width(data: Bytes, at: Int, end: Int, count: Int) -> tuple[Int, Int]:
-    """Read how wide each number of an unsigned column is: (width, position of the first or -1); all are inside."""
+    """Read the width of an unsigned column, and check that its numbers are inside: (width, their position or -1)."""
     if count == 0:
         return np.int64(0), at
     code, at = get_field(data, at, end, _WIDTH_BITS)
@@ -184,7 +185,7 @@ def _get_width(data: Bytes, at: Int, end: Int, count: Int) -> tuple[Int, Int]:
 
 @part
 def _width_of(code: np.uint64) -> Int:
-    """Width that a field of 6 bits stands for; -1 where no writer writes it."""
+    """Width encoded by a field of 6 bits; -1 for a code that no writer produces."""
     if code <= np.uint64(_WIDE):
         return np.int64(code)
     return np.int64(_WORD) if code == np.uint64(63) else np.int64(-1)
@@ -192,7 +193,7 @@ def _width_of(code: np.uint64) -> Int:
 
 @part
 def put_signed(out: Bytes, at: Int, codes: Ints, count: Int) -> Int:
-    """Write a signed column of the first `count` codes, which are changed; returns the next position."""
+    """Write a signed column of the first `count` codes, overwriting them; returns the next position."""
     if count == 0:
         return at
     negative = False
@@ -216,7 +217,7 @@ def get_signed(data: Bytes, at: Int, end: Int, codes: Ints, count: Int) -> Int:
     get_codes(data, at, width, codes, count)
     every = _joined(codes, count)
     if bits_of(every) != width or (negative & ~every) != np.uint64(0):
-        return np.int64(-1)  # nothing is written wider than it need be, nor as signed that is not
+        return np.int64(-1)  # no writer uses more bits than needed, or zigzag without a negative number
     if negative != np.uint64(0):
         for j in range(count):
             codes[np.uint64(j)] = unzigzag(np.uint64(codes[np.uint64(j)]))
@@ -242,7 +243,7 @@ def unit_of(span: Int, most: Int) -> Int:
 
 @part
 def put_spans(out: Bytes, at: Int, codes: Ints, count: Int) -> Int:
-    """Write a column of the first `count` spans, in microseconds, which are changed; returns the next position."""
+    """Write a column of the first `count` spans, in microseconds, overwriting them; returns the next position."""
     if count == 0:
         return at
     unit: Int = np.int64(3)
@@ -268,9 +269,9 @@ def get_spans(data: Bytes, at: Int, end: Int, codes: Ints, count: Int) -> Int:
 
 @part
 def put_numbers(out: Bytes, at: Int, column: Floats, count: Int, nothing: float, codes: Ints, steps: Ints) -> Int:
-    """Write the first `count` floats of a column in the first form that takes them; returns the next position.
+    """Write the first `count` floats of a column in the first form that represents them; returns the next position.
 
-    `nothing` is what an empty cell holds; codes and steps (count,) are scratch.
+    `nothing` is the value of an empty cell; codes and steps (count,) are scratch.
     """
     if count == 0:
         return at
@@ -301,7 +302,7 @@ def put_numbers(out: Bytes, at: Int, column: Floats, count: Int, nothing: float,
 
 @part
 def _power(form: Int) -> float:
-    """What numbers of a form are multiplied with."""
+    """The factor by which numbers of a form are multiplied."""
     if form < 2:
         return 1.0 if form == 0 else 100.0
     return 10_000.0 if form == 2 else 1_000_000.0
@@ -309,7 +310,7 @@ def _power(form: Int) -> float:
 
 @part
 def _scale(column: Floats, count: Int, nothing: float, form: Int, codes: Ints, steps: Ints) -> Int:
-    """Bring the numbers into a form, `codes` and `steps`; returns 1 if there are steps, 0 if not, -1 if not so."""
+    """Convert the numbers to a form, as `codes` and `steps`; returns 1 with steps, 0 without, -1 if they do not fit."""
     power, steps_max = _power(form), np.int64(0 if form == 0 else _STEPS_MAX)
     fits, every = True, np.int64(0)
     for j in range(count):
@@ -329,7 +330,7 @@ def _scale(column: Floats, count: Int, nothing: float, form: Int, codes: Ints, s
 
 @part
 def _shorten(codes: Ints, count: Int, nothing: float) -> tuple[bool, Int]:
-    """Make scaled numbers the codes that are written; returns whether they are zigzag, and their width."""
+    """Convert scaled numbers to the codes that are written; returns whether they are zigzag, and their width."""
     signed, more, every = False, np.int64(nothing != 0.0), np.uint64(0)
     for j in range(count):
         code = codes[np.uint64(j)]
@@ -346,7 +347,7 @@ def _shorten(codes: Ints, count: Int, nothing: float) -> tuple[bool, Int]:
 def get_numbers(data: Bytes, at: Int, end: Int, column: Floats, count: Int, nothing: float, codes: Ints) -> Int:
     """Read what `put_numbers` wrote into the first `count` floats of a column; returns the next position or -1.
 
-    The bits of NaNs survive: no arithmetic is done with a float that was written as 64 bits. codes (count,) is scratch.
+    NaNs keep their bits, since no arithmetic is done with floats written as 64 bits. codes (count,) is scratch.
     """
     if count == 0:
         return at
@@ -386,7 +387,7 @@ def get_numbers(data: Bytes, at: Int, end: Int, column: Floats, count: Int, noth
 def _get_scaled(
     data: Bytes, at: Int, width: Int, signed: np.uint64, power: float, nothing: float, column: Floats, count: Int
 ) -> None:
-    """Read scaled numbers eight at a time, past the last one up to SPARE: a loop without branches is vectorised."""
+    """Read scaled numbers eight at a time, up to SPARE past the last: a loop without branches is vectorised."""
     mask, more = (_ONE << np.uint64(width)) - _ONE, np.uint64(nothing != 0.0)
     bit, step = np.uint64(at), np.uint64(width)
     for first in range(0, count, 8):
@@ -399,7 +400,7 @@ def _get_scaled(
 
 @part
 def _scaled(code: np.uint64, signed: np.uint64, more: np.uint64, power: float, nothing: float) -> float:
-    """The number of a code: the reverse of `_scale` and `_shorten`."""
+    """The number of a code: the inverse of `_scale` and `_shorten`."""
     code -= more
     number = np.int64(code >> signed) ^ -np.int64(code & signed)
     return np.float64(number) / power if np.int64(code) >= 0 else np.float64(nothing)

@@ -1,13 +1,13 @@
-"""Compiled code on disk: compiled by one process of a machine at a time, and again only when what it does has changed.
+"""A disk cache of compiled code: one process per machine compiles a kernel, and only when its behaviour has changed.
 
-Numba keys its cache on the file that a function is in. That is too much, since a changed comment compiles a whole file
-again, and too little, since code that was inlined from another file stays as it was. Here the key is a fingerprint of
-the function's bytecode, of the constants it reads and of the functions it calls, wherever they are.
+Numba keys its cache on the file of a function. That is too much, since a changed comment recompiles a whole file, and
+too little, since code inlined from another file is not recompiled. Here the key is a fingerprint of the function's
+bytecode, of the constants it reads and of the functions it calls, wherever they are defined.
 
-Processes that start together, workers, replicas or tests, would all miss in the cache and compile the same kernels,
-some seconds each. So a process that misses takes the kernel's lock and looks again before it compiles; the others
-wait for the lock and load what was compiled. A kernel that calls kernels takes their locks while it holds its own;
-calls have no circles, so waits have none.
+Processes that start together, such as workers, replicas or tests, would all miss the cache and compile the same
+kernels, some seconds each. So a process that misses takes the kernel's lock and checks the cache again before it
+compiles; the others wait for the lock and load the result. A kernel that calls other kernels takes their locks while it
+holds its own. There are no call cycles, so there is no deadlock.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from numba.core.runtime import rtsys
 from numba.extending import _Intrinsic as Intrinsic
 
 _LIBRARIES = ("math", "numba", "numpy")
-"""What kernels use of these changes with their version only, which Numba's own key covers."""
+"""Libraries whose functions change only with their version, which Numba's own key covers."""
 _MOVED = (ImportError, AttributeError)
-"""Raised by pickle for a module that is gone, or no longer has a class."""
+"""Raised by pickle for a missing module, or for a class missing in its module."""
 
 
 def compile_once(dispatcher: Any) -> Any:
-    """Make the dispatcher of `numba.njit(cache=True)` share its compiled code with other processes; returns it.
+    """Make a dispatcher of `numba.njit(cache=True)` share its compiled code with other processes; returns it.
 
-    A kernel that calls it with a literal integer gets the code for any integer: Numba would compile one for each.
-    LLVM still sees the literal where the callee is compiled into its caller.
+    A kernel that calls it with a literal integer uses the code for any integer, whereas Numba would compile one version
+    for each literal. LLVM still sees the literal if the callee is inlined.
     """
     dispatcher._cache = _SharedCache(dispatcher._cache, dispatcher)  # noqa: SLF001
     typed_call = dispatcher.get_call_template
@@ -48,9 +48,9 @@ def compile_once(dispatcher: Any) -> Any:
 
 
 def fingerprint(function: Any) -> str:
-    """SHA-256 of what a compiled function does: its bytecode and flags, the constants it reads, the functions it calls.
+    """SHA-256 of what determines compiled code: bytecode and flags, the constants it reads, the functions it calls.
 
-    Names of variables, line numbers, comments and docstrings have no part in it.
+    Names of variables, line numbers, comments and docstrings do not affect it. An intrinsic counts by its source text.
     """
     digest = hashlib.sha256()
     for line in _facts(function, set()):
@@ -59,7 +59,7 @@ def fingerprint(function: Any) -> str:
 
 
 class _SharedCache:
-    """Numba's cache of one function: a load that misses holds the lock until the save, or until the next load."""
+    """Numba's cache of one function, with a lock: a load that misses holds it until the save or the next load."""
 
     def __init__(self, cache: Any, dispatcher: Any) -> None:
         self._cache, self._dispatcher = cache, dispatcher
@@ -67,7 +67,7 @@ class _SharedCache:
         self._is_stamped = False
 
     def load_overload(self, signature: Any, context: Any) -> Any:
-        """The compiled code on disk for the signature; None: the caller is to compile it."""
+        """The compiled code on disk for the signature; None if the caller must compile it."""
         self._release()
         self._stamp()
         compiled = self._load(signature, context)
@@ -78,10 +78,11 @@ class _SharedCache:
         return compiled
 
     def _load(self, signature: Any, context: Any) -> Any:
-        """The compiled code; None also where it names a module or class that has moved: its callees' code is the same.
+        """The compiled code, None if there is none or if it refers to a module or class that has moved.
 
-        Numba's own `load_overload` first imports all that its compiler may need, a second and more of a process's
-        start; code that is already compiled needs none of it but the counters of references.
+        Code may refer to a moved class although the fingerprint is unchanged. Numba's own `load_overload` first imports
+        everything its compiler may need, which takes a second or more at the start of a process; compiled code needs
+        only the runtime's reference counting.
         """
         rtsys.initialize(context)
         try:
@@ -91,10 +92,10 @@ class _SharedCache:
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
-        """Write compiled code, for every process."""
+        """Write compiled code for all processes."""
         try:
             self._cache.save_overload(signature, compiled)
-        except _MOVED:  # the list of what is compiled names what has moved, and all that it lists was compiled for that
+        except _MOVED:  # the cache's index refers to a moved class, so all code listed in it is outdated
             self._cache.flush()
             self._cache.save_overload(signature, compiled)
         finally:
@@ -104,7 +105,7 @@ class _SharedCache:
         return getattr(self._cache, name)
 
     def _stamp(self) -> None:
-        """Key the files on the fingerprint. Not before the first load: a kernel may call one that is defined below."""
+        """Key the files on the fingerprint. Not before the first load, since a kernel may call one defined below it."""
         if self._is_stamped:
             return
         function = self._dispatcher.py_func
@@ -118,7 +119,7 @@ class _SharedCache:
         self._is_stamped = True
 
     def _acquire(self) -> bool:
-        """Take the lock; False where its file cannot be made, and each process compiles for itself."""
+        """Take the lock; False if its file cannot be created, in which case each process compiles for itself."""
         with contextlib.suppress(OSError):
             self._lock_path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = self._lock_path.open("wb")
@@ -132,7 +133,7 @@ class _SharedCache:
 
 
 def _facts(value: Any, seen: set[int]) -> list[str]:
-    """Lines that describe a value that compiled code uses; a function that was described before is a line."""
+    """Lines that describe a value used by compiled code; a function in `seen` is described by its name only."""
     if isinstance(value, Dispatcher):
         return [repr(sorted(value.targetoptions.items(), key=str)), *_facts(value.py_func, seen)]
     if isinstance(value, Intrinsic):
@@ -159,12 +160,12 @@ def _facts(value: Any, seen: set[int]) -> list[str]:
 
 
 def _field_facts(hint: Any) -> list[str]:
-    """A line about a named tuple class, whose fields compiled code reads by their position; none about other hints."""
+    """A line about a named tuple class, whose fields compiled code reads by position; no line for other hints."""
     return [f"{hint.__qualname__}{hint._fields}"] if hasattr(hint, "_fields") else []
 
 
 def _global_facts(value: Any, code: CodeType, seen: set[int]) -> list[str]:
-    """Lines about a global; of a module those members that the code names, unless the module is of a library."""
+    """Lines about a global; for a module of ours, about the members that the code names."""
     if not isinstance(value, ModuleType):
         return _facts(value, seen)
     if value.__name__.partition(".")[0] in _LIBRARIES:
@@ -173,5 +174,5 @@ def _global_facts(value: Any, code: CodeType, seen: set[int]) -> list[str]:
 
 
 def _codes(code: CodeType) -> list[CodeType]:
-    """The code of a function and of those inside it."""
+    """The code of a function and of its nested functions."""
     return [code, *(inner for const in code.co_consts if isinstance(const, CodeType) for inner in _codes(const))]

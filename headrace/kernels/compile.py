@@ -1,8 +1,8 @@
-"""The one decorator of every compiled loop, so that the numeric policy is one line; and short names of array types.
+"""Decorators and intrinsics for compiled loops, and short names of array types.
 
-Compiled code is cached on disk, runs without the GIL, keeps IEEE arithmetic (no fast math) and never raises on a
-division. Call a kernel with the same dtypes and C-contiguous writable arrays every time: each new combination compiles
-again.
+The compile options are set in one place. Compiled code is cached on disk, runs without the GIL, keeps IEEE arithmetic
+(no fast math) and never raises on a division. Always call a kernel with the same dtypes and with C-contiguous writable
+arrays, since each new combination is compiled anew.
 """
 
 from collections.abc import Callable
@@ -25,48 +25,48 @@ Floats: TypeAlias = NDArray[np.float64]
 Bytes: TypeAlias = NDArray[np.uint8]
 Int: TypeAlias = int | np.integer[Any]
 Float: TypeAlias = Any
-"""A number of an array of floats: mypy does not tell it from an array."""
+"""An element of an array of floats, which mypy does not distinguish from an array."""
 
 LINE_WORDS = 8
-"""Words of a line of memory, which is what a prefetch brings."""
+"""Words of a cache line, the unit of a prefetch."""
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """Compile `function` at its first call."""
+    """Compile `function` at its first call, see the module docstring."""
     return cast("Callable[P, R]", _compiled(function))
 
 
 def lean_kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """A kernel that makes no arrays: those it gets need not be counted, which cost more than the work (measured)."""
+    """A kernel that allocates no arrays. It counts no references, which cost more than the work (measured)."""
     return cast("Callable[P, R]", _compiled(function, _nrt=False))
 
 
 def part(function: Callable[P, R]) -> Callable[P, R]:
-    """A lean kernel that is compiled into its callers: for what they do once an event or a byte."""
+    """A lean kernel that is inlined into its callers, for work done per event or per byte."""
     return cast("Callable[P, R]", _compiled(function, _nrt=False, forceinline=True))
 
 
 def interpreted(compiled: Callable[P, R]) -> Callable[P, R]:
-    """The function of a kernel, run by Python.
+    """The Python function of a kernel.
 
-    For the few calls that a declaration makes: the first compiled call of a process takes 0.6 s, in which numba loads
+    For the few calls made by declarations, since the first compiled call of a process takes 0.6 s, in which numba loads
     its registries.
     """
     return cast("Callable[P, R]", cast("Any", compiled).py_func)
 
 
 def plain(fields: Fields) -> Fields:
-    """A named tuple as the plain tuple that a kernel is called with; typed as it was, so that the call is checked.
+    """Convert a named tuple to the plain tuple that kernels take; the static type stays, so that calls are checked.
 
-    Numba finds the type of a plain tuple in C, of a named one in Python, which costs some 2 us a tuple (measured). The
-    kernel names the fields again in its first line: `blocks = Blocks(*blocks)`.
+    Numba looks up the type of a plain tuple in C, that of a named one in Python, which costs some 2 us per tuple
+    (measured). The kernel restores the names in its first line: `blocks = Blocks(*blocks)`.
     """
     return cast("Fields", tuple(fields))
 
 
 @intrinsic
 def prefetch(_context: Any, array: Any, index: Any) -> Any:
-    """In a kernel: have the element `index`, counted flat, of a C-contiguous array fetched ahead of its use."""
+    """In a kernel: prefetch the element at flat `index` of a C-contiguous array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type, index_type = signature.args
@@ -84,7 +84,7 @@ def prefetch(_context: Any, array: Any, index: Any) -> Any:
 
 @intrinsic
 def load_word(_context: Any, data: Any, at: Any) -> Any:
-    """In a kernel: the 8 bytes from `data[at]` on, an array of bytes, as uint64, low byte first; all must be inside."""
+    """In a kernel: the 8 bytes `data[at:at + 8]` as a little-endian uint64. They must be inside the array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type, index_type = signature.args
@@ -97,7 +97,7 @@ def load_word(_context: Any, data: Any, at: Any) -> Any:
 
 @intrinsic
 def store_word(_context: Any, data: Any, at: Any, word: Any) -> Any:
-    """In a kernel: write a uint64 as the 8 bytes from `data[at]` on, low byte first; all must be inside."""
+    """In a kernel: write a uint64 to the 8 bytes `data[at:at + 8]`, little-endian. They must be inside the array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         array_type, index_type, word_type = signature.args
@@ -112,7 +112,7 @@ def store_word(_context: Any, data: Any, at: Any, word: Any) -> Any:
 
 @intrinsic
 def reverse_eight(_context: Any, words: Any, begin: Any, out: Any, at: Any) -> Any:
-    """In a kernel: write the 8 words from `words[begin]` on, last first, to `out[at]` on; all must be inside."""
+    """In a kernel: copy `words[begin:begin + 8]`, in reverse, to `out[at:at + 8]`. Both must be inside the arrays."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def place(array: int, index: int) -> Any:
@@ -131,7 +131,7 @@ def reverse_eight(_context: Any, words: Any, begin: Any, out: Any, at: Any) -> A
 
 @intrinsic
 def copy_bytes(_context: Any, data: Any, begin: Any, out: Any, at: Any, size: Any) -> Any:
-    """In a kernel: copy `size` bytes from `data[begin]` on to `out[at]` on; all must be inside."""
+    """In a kernel: copy `data[begin:begin + size]` to `out[at:at + size]`. Both must be inside the arrays."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         def place(array: int, index: int) -> Any:

@@ -1,7 +1,7 @@
 """An exact map from int64 ids to dense row numbers: open addressing, linear probing, rows reused after removal.
 
-One line of the table is (id, row + 1), so a lookup touches one cache line when it finds its id at once; at most half of
-the lines are used. Removal shifts later lines back, so there are no tombstones and a lookup's cost does not age.
+A line of the table is (id, row + 1), so a lookup without collisions touches one cache line. At most half of the lines
+are used. Removal shifts later lines back, so there are no tombstones, and lookups do not get slower with time.
 """
 
 import numpy as np
@@ -12,18 +12,18 @@ from headrace.kernels.hashing import mix
 
 _SIZE, HIGH, FREE = 0, 1, 2
 AHEAD = 16
-"""Ids between the prefetch of a line and its use: in a large table each is a miss of its own."""
+"""Number of ids by which the prefetch of a line precedes its use; in a large table every line is a cache miss."""
 
 
 class IdMap:
-    """Ids to rows, `0 <= row < high`.
+    """A map from ids to rows, `0 <= row < high`.
 
-    `high` is one above the largest row ever handed out: arrays indexed by row need that length. Not thread-safe.
+    `high` is one above the largest row ever assigned: arrays indexed by row need that length. Not thread-safe.
 
     Attributes:
         table: (lines, 2); see the module docstring.
-        counts: (3,) ids, `high`, and free rows.
-        free: rows to hand out again, the first `counts[2]` of it.
+        counts: (3,) number of ids, `high`, and number of free rows.
+        free: rows to reuse, its first `counts[2]` elements.
 
     >>> rows_of_ids = IdMap(4)
     >>> rows_of_ids.get_or_add(np.array([7, 9, 7]))
@@ -45,7 +45,7 @@ class IdMap:
 
     @property
     def high(self) -> int:
-        """One above the largest row ever handed out."""
+        """One above the largest row ever assigned."""
         return int(self.counts[HIGH])
 
     @property
@@ -55,7 +55,7 @@ class IdMap:
 
     @property
     def nbytes(self) -> int:
-        """Memory of the map."""
+        """Bytes of the map."""
         return self.table.nbytes + self.free.nbytes
 
     def get(self, ids: Ints) -> Ints:
@@ -65,7 +65,7 @@ class IdMap:
         return rows
 
     def get_or_add(self, ids: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """Row of each id, absent ones added in order: (n,) -> rows (n,), is_new (n,), true where an id was added."""
+        """Row of each id, adding absent ones in order: (n,) -> rows (n,), is_new (n,), True where an id was added."""
         ids = _contiguous(ids)
         rows, is_new = np.empty(len(ids), np.int64), np.zeros(len(ids), np.bool_)
         done: Int = 0
@@ -76,13 +76,13 @@ class IdMap:
             self.grow()
 
     def grow(self) -> None:
-        """Double the lines."""
+        """Double the number of lines."""
         grown = np.zeros((2 * len(self.table), 2), np.int64)
         move_lines(self.table, grown)
         self.table = grown
 
     def remove(self, ids: Ints) -> Ints:
-        """Forget ids; their rows may be handed out again. Returns the freed rows; absent ids are ignored."""
+        """Remove ids and free their rows for reuse; returns the freed rows. Absent ids are ignored."""
         need = int(self.counts[FREE]) + len(ids)
         if need > len(self.free):
             self.free = np.concatenate([self.free, np.zeros(max(need, len(self.free)), np.int64)])
@@ -90,12 +90,12 @@ class IdMap:
         return freed[: remove_rows(self.table, self.counts, self.free, _contiguous(ids), freed)]
 
     def items(self) -> tuple[Ints, Ints]:
-        """All ids and their rows, by ascending row."""
+        """All ids and their rows, sorted by row."""
         return items_of(self.table)
 
 
 def items_of(table: Ints) -> tuple[Ints, Ints]:
-    """All ids of a map's `table` and their rows, by ascending row."""
+    """All ids of a map's `table` and their rows, sorted by row."""
     used = table[table[:, 1] > 0]
     used = used[np.argsort(used[:, 1])]
     return used[:, 0].copy(), used[:, 1] - 1
@@ -108,7 +108,7 @@ def _contiguous(ids: Ints) -> Ints:
 
 @part
 def _line_of(table: Ints, key: Int) -> Int:
-    """Line that holds `key`, or the empty line where it belongs."""
+    """Line that holds `key`, or the empty line to insert it."""
     mask = table.shape[0] - 1
     line = np.int64(mix(key) & np.uint64(mask))
     while table[line, 1] != 0 and table[line, 0] != key:
@@ -129,7 +129,7 @@ def find_row(table: Ints, key: Int) -> Int:
 
 @part
 def _fill(table: Ints, counts: Ints, free: Ints, line: Int, key: Int) -> bool:
-    """Give `key` a row in an empty line; False where one more would fill more than half of the table."""
+    """Assign a row to `key` in an empty line; False if more than half of the table would then be used."""
     if 2 * (counts[_SIZE] + 1) > table.shape[0]:
         return False
     if counts[FREE] > 0:
@@ -146,7 +146,7 @@ def _fill(table: Ints, counts: Ints, free: Ints, line: Int, key: Int) -> bool:
 
 @part
 def add_row(table: Ints, counts: Ints, free: Ints, key: Int) -> Int:
-    """Row of one absent id, which gets one; -1 where the map must grow first."""
+    """Assign a row to an absent id; -1 if the map must grow first."""
     line = _line_of(table, key)
     return np.int64(table[line, 1] - 1 if _fill(table, counts, free, line, key) else -1)
 
@@ -170,7 +170,7 @@ def add_rows(
     rows: Ints,
     is_new: NDArray[np.bool_],
 ) -> Int:
-    """Find or add `ids[start:]`; stops where one more would fill more than half of the table, returns where."""
+    """Find or add `ids[start:]`; returns the index of the first id that needs a larger table, n when all are done."""
     for i in range(start, ids.size):
         if i + AHEAD < ids.size:
             _prefetch_line(table, ids[i + AHEAD])
@@ -191,7 +191,7 @@ def remove_rows(
     ids: Ints,
     freed: Ints,
 ) -> Int:
-    """Remove each id, put its row on the free list and into `freed`; returns how many there were."""
+    """Remove each id, and put its row on the free list and into `freed`; returns the number of removed ids."""
     mask = table.shape[0] - 1
     removed = 0
     for i in range(ids.size):

@@ -1,4 +1,4 @@
-"""Many byte strings in one buffer: an object each would cost more than the work done on it."""
+"""Many byte strings in one buffer, since creating an object for each would cost more than the work done on it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Spans(Sequence[bytes]):
-    """n byte strings: number i is `data[offsets[i]:offsets[i + 1]]`, offsets (n + 1,). An access makes a bytes object.
+    """n byte strings: string i is `data[offsets[i]:offsets[i + 1]]`, offsets (n + 1,). Access creates bytes objects.
 
     >>> spans = Spans(np.frombuffer(b"teajam", np.uint8), np.array([0, 3, 6]))
     >>> list(spans), spans[-1], spans.part(1, 2)[0]
@@ -33,12 +33,12 @@ class Spans(Sequence[bytes]):
         return (packed[start - base : end - base] for start, end in pairwise(edges))
 
     def part(self, begin: int, end: int) -> "Spans":
-        """Numbers `begin` to `end`, of the same buffer."""
+        """The strings [begin, end), in the same buffer."""
         return Spans(self.data, self.offsets[begin : end + 1])
 
 
 def spans_of(texts: Sequence[bytes]) -> Spans:
-    """Byte strings as spans; `Spans`, and sequences with a method `spans`, are not copied one by one."""
+    """Convert byte strings to spans; `Spans`, and sequences with a method `spans`, are not copied one by one."""
     if isinstance(texts, Spans):
         return texts
     as_spans: Callable[[], Spans] | None = getattr(texts, "spans", None)
@@ -51,7 +51,7 @@ def spans_of(texts: Sequence[bytes]) -> Spans:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """n values: number i is `data[starts[i]:ends[i]]`, and missing where starts (n,) is -1; ends (n,)."""
+    """n values: value i is `data[starts[i]:ends[i]]`, or missing if `starts[i]` is -1; starts, ends (n,)."""
 
     data: NDArray[np.uint8]
     starts: NDArray[np.int64]
@@ -59,7 +59,7 @@ class Values:
 
 
 def values_of(blobs: Sequence[bytes | None]) -> Values:
-    """Byte strings as values; None is a missing one."""
+    """Convert byte strings to values; None is a missing value."""
     lengths = np.array([-1 if blob is None else len(blob) for blob in blobs], np.int64)
     ends = np.cumsum(np.maximum(lengths, 0))
     starts = np.where(lengths < 0, -1, ends - lengths)

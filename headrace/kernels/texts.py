@@ -1,7 +1,7 @@
-"""The process's texts by their 64-bit hash: lists hold hashes, answers and records hold the text.
+"""The process's pool of texts by their 64-bit hash: state holds hashes, data frames and records hold the texts.
 
-Append-only: a text stays for the life of the process once it was interned, so memory grows with the vocabulary of the
-list features, not with the number of events. Thread-safe.
+Append-only: an interned text stays for the life of the process, so memory grows with the vocabulary of the text
+features, not with the number of events. Thread-safe.
 """
 
 import threading
@@ -32,19 +32,19 @@ class Texts(NamedTuple):
 
 
 class TextLines(NamedTuple):
-    """Texts that a kernel met: lines (room, 3) of hash, start and end in the data it read; used (1,) lines in use."""
+    """Texts that a kernel has read: lines (room, 3) of hash, start and end in its data; used (1,) number of lines."""
 
     lines: Ints
     used: Ints
 
     @classmethod
     def of(cls, room: int) -> "TextLines":
-        """No texts yet, and room for so many."""
+        """An empty list with room for `room` texts."""
         return cls(np.empty((room, 3), np.int64), np.zeros(1, np.int64))
 
 
 class TextPool:
-    """Hash to text and back.
+    """A map from texts to hashes and back.
 
     >>> pool = TextPool()
     >>> hashes = pool.intern(pl.Series(["tea", "jam", "tea"]))
@@ -62,7 +62,7 @@ class TextPool:
         return len(self._map)
 
     def intern(self, texts: pl.Series) -> Ints:
-        """Remember texts; returns the hash of each, (n,) int64. A null hashes as the empty text."""
+        """Add texts to the pool; returns their hashes (n,) int64. A null hashes like the empty text."""
         data, offsets = text_buffers(texts)
         hashes = np.empty(len(texts), np.int64)
         hash_spans(data, offsets, _NO_SEED, hashes)
@@ -76,7 +76,7 @@ class TextPool:
         starts: Ints,
         ends: Ints,
     ) -> None:
-        """Remember that `hashes[i]` is the hash of `data[starts[i]:ends[i]]`."""
+        """Add the texts `data[starts[i]:ends[i]]` with the hashes `hashes[i]` to the pool."""
         with self._lock:
             known = self._map.get(hashes)
             if known.size == 0 or known.min() >= 0:
@@ -90,10 +90,10 @@ class TextPool:
             self._offsets[count + 1 : count + len(fresh) + 1] = self._offsets[count] + np.cumsum(lengths)
             self._data = _grown(self._data, int(self._offsets[count + len(fresh)]))
             copy_spans(data, starts[fresh], ends[fresh], self._data, int(self._offsets[count]))
-            self._map.get_or_add(hashes[fresh])  # last: a packer that reads without the lock finds a text or nothing
+            self._map.get_or_add(hashes[fresh])  # last, so that a packer without the lock finds a whole text or none
 
     def texts(self, hashes: Ints) -> pl.Series:
-        """The text of each hash; null where it was never met. (n,) -> String series (n,)."""
+        """The text of each hash, null for an unknown hash: (n,) -> String series (n,)."""
         with self._lock:
             rows = self._map.get(hashes)
             known = rows >= 0
@@ -110,13 +110,13 @@ class TextPool:
         return pl.Series(array)
 
     def learn_lines(self, texts: TextLines, data: Bytes) -> None:
-        """Remember the texts that a kernel met in `data`."""
+        """Add the texts that a kernel has read from `data` to the pool."""
         if texts.used[0]:
             hashes, starts, ends = np.ascontiguousarray(texts.lines[: texts.used[0]].T)
             self.learn(hashes, data, starts, ends)
 
     def arrays(self) -> Texts:
-        """The pool for a kernel."""
+        """The pool's arrays for a kernel."""
         with self._lock:
             return plain(Texts(self._map.table, self._offsets, self._data))
 
@@ -125,7 +125,7 @@ POOL = TextPool()
 
 
 def text_buffers(texts: pl.Series) -> tuple[Bytes, Ints]:
-    """UTF-8 bytes of a String series and where each text begins: data, offsets (n + 1,); a null is empty."""
+    """UTF-8 bytes of a String series, and their offsets (n + 1,): (data, offsets). A null is empty."""
     array = texts.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     if array.null_count:
         array = array.fill_null("")
@@ -139,7 +139,7 @@ def text_buffers(texts: pl.Series) -> tuple[Bytes, Ints]:
 
 
 def hash_text(values: Any) -> Ints:
-    """XXH64 of the UTF-8 bytes of each text, seed 0, as int64: what list features of text hold. (n,) texts -> (n,).
+    """XXH64 of the UTF-8 bytes of each text, seed 0, as int64: (n,) texts -> (n,). Text features hold these hashes.
 
     >>> hash_text(["tea"])
     array([4741855839676419641])
@@ -152,7 +152,7 @@ def hash_text(values: Any) -> Ints:
 
 
 def _grown(array: NDArray[Scalar], need: int) -> NDArray[Scalar]:
-    """`array`, or a copy of at least twice its size, so that `need` elements fit."""
+    """Return `array` if `need` elements fit, else a copy of at least twice its size."""
     if need <= len(array):
         return array
     grown = np.zeros(max(need, 2 * len(array)), array.dtype)
@@ -168,7 +168,7 @@ def copy_spans(
     out: Bytes,
     at: Int,
 ) -> None:
-    """Write `data[starts[i]:ends[i]]` for every i, one after the other, from `out[at]` on."""
+    """Copy `data[starts[i]:ends[i]]` for each i, one after the other, to `out[at:]`."""
     for i in range(starts.size):
         copy_bytes(data, starts[i], out, at, ends[i] - starts[i])
         at += ends[i] - starts[i]
@@ -178,7 +178,7 @@ def copy_spans(
 def read_text(data: Bytes, start: Int, stop: Int, texts: TextLines) -> tuple[Int, bool]:
     """Read the text `data[start:stop]`: (its hash, whether it is UTF-8).
 
-    `texts` gets a line for it, so that the pool can learn it; none where it is full.
+    Adds it to `texts` for the pool, unless `texts` is full.
     """
     word, line = np.int64(xxh64(data, start, stop, np.uint64(0))), texts.used[0]
     if not is_utf8(data, int(start), int(stop)):

@@ -1,7 +1,7 @@
-"""The threads that carry out a large batch: its operations are sorted by entity, so a cut between two entities is safe.
+"""Run a large batch on several threads. Its operations are sorted by entity, so it can be cut between two entities.
 
 operations   a1 a2 b1 c1 c2 c3 | d1 e1 e2 f1
-             thread 1            thread 2      each touches rows of the slab that are its own; kernels hold no lock
+             thread 1            thread 2      threads access disjoint rows of the slab; kernels hold no lock
 """
 
 import functools
@@ -18,11 +18,12 @@ from headrace.errors import ConfigError
 
 T = TypeVar("T")
 VARIABLE = "HEADRACE_THREADS"
-"""Environment variable: threads of the kernels; without it one a core, at most 8."""
+"""Environment variable: number of kernel threads; by default one per core, at most 8."""
 PART_MIN = 32_768
-"""Operations of a part: smaller ones cost more in hand-over than they save."""
+"""Minimum operations per part; for smaller parts the hand-over costs more than it saves."""
 PARTS_A_THREAD = 3
-"""Parts for each thread, who takes the next when done with one: cores are also others', and halves would be waited for.
+"""Parts per thread. A thread takes the next part when it is done: with one part per thread, all would wait for the
+slowest, since other processes share the cores.
 """
 _DEFAULT_MAX = 8
 THREADS_MAX = 1_024
@@ -30,10 +31,10 @@ THREADS_MAX = 1_024
 
 @functools.cache
 def thread_count() -> int:
-    """How many threads kernels may use.
+    """Number of threads that kernels may use.
 
     Raises:
-        ConfigError: HEADRACE_THREADS is no whole number from 1 to 1024.
+        ConfigError: HEADRACE_THREADS is not an integer from 1 to 1024.
     """
     given = os.environ.get(VARIABLE, "")
     if not given:
@@ -47,7 +48,7 @@ def thread_count() -> int:
 
 
 def cut_parts(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Begin and end of parts of the sorted `rows` (n,) that share no row, as many as pay; none is empty."""
+    """Cut sorted `rows` (n,) into non-empty parts [begin, end) that share no row, as many as are worthwhile."""
     parts = min(PARTS_A_THREAD * thread_count(), len(rows) // PART_MIN) if thread_count() > 1 else 1
     if parts < 2:
         return [(0, len(rows))]
@@ -56,7 +57,7 @@ def cut_parts(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
-    """What each of `works` returns, carried out side by side; none may need that another has begun."""
+    """Run `works` in parallel and return their results. No work may wait for another to start."""
     helpers = min(thread_count(), len(works)) - 1
     if helpers < 1:
         return [work() for work in works]
@@ -64,13 +65,13 @@ def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
     to_come = iter(enumerate(works))
 
     def carry_out() -> None:
-        for number, work in to_come:  # the interpreter hands each out once
+        for number, work in to_come:  # the GIL ensures that each is taken once
             results[number] = work()
 
     waiting = [_pool().submit(carry_out) for _ in range(helpers)]
     try:
         carry_out()
-    finally:  # whatever happened: what they work on must not be used meanwhile
+    finally:  # even after an error, since the caller must not use the arrays while they are being written
         wait([helper for helper in waiting if not helper.cancel()])
     for helper in waiting:
         if not helper.cancelled():

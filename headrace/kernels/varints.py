@@ -1,7 +1,7 @@
-"""Numbers as few bytes: LEB128 varints, zigzag for signs; for columns of numbers see kernels/bit_columns.py.
+"""Numbers in few bytes: LEB128 varints, zigzag for signs. For columns of numbers see kernels/bit_columns.py.
 
-A writer that finds no room in `out` only moves the position: a position past the end tells how much room is needed.
-A reader never leaves `data[:end]`: it returns position -1 where bytes run out, and every reader passes a -1 on.
+A writer without room in `out` only advances the position: a position past the end tells how much room is needed. A
+reader never leaves `data[:end]`: it returns position -1 if the bytes end early, and every reader passes on a -1.
 """
 
 import numpy as np
@@ -24,7 +24,10 @@ def put_byte(out: Bytes, at: Int, byte: Int) -> Int:
 
 @part
 def put_varint(out: Bytes, at: Int, value: np.uint64) -> Int:
-    """Write an unsigned number, 7 bits a byte, low bits first; where there is room 8 bytes at once, some in vain."""
+    """Write an unsigned number, 7 bits per byte, low bits first.
+
+    With enough room, 8 bytes are stored at once; the next write overwrites those beyond the number.
+    """
     if value >= np.uint64(128) and value <= _EIGHT_MAX and at + 8 <= out.size:
         size = (np.uint64(70) - leading_zeros(value)) // np.uint64(7)
         store_word(out, at, _apart(value) | (_MORES & (_ALL >> (np.uint64(72) - (size << np.uint64(3))))))
@@ -52,7 +55,7 @@ def put_word(out: Bytes, at: Int, value: Int) -> Int:
 
 @part
 def put_half(out: Bytes, at: Int, value: Int) -> Int:
-    """Write 4 bytes, little-endian: a number of 32 bits with its sign."""
+    """Write a signed 32-bit number as 4 bytes, little-endian."""
     if at + 4 <= out.size:
         for j in range(4):
             out[at + j] = np.uint8((value >> np.int64(8 * j)) & np.int64(255))
@@ -63,13 +66,13 @@ def put_half(out: Bytes, at: Int, value: Int) -> Int:
 def get_varint(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
     """Read an unsigned number: (value, next position or -1).
 
-    Up to 8 bytes at once, for a loop over bytes waits for each guess of where the number ends.
+    Up to 8 bytes are read at once, since a loop over bytes would mispredict the branch at the end of a number.
     """
     if not 0 <= at < end:
         return np.uint64(0), -1
     if at + 8 <= data.size:
         word = load_word(data, at)
-        if word & _MORE == np.uint64(0):  # most are a byte
+        if word & _MORE == np.uint64(0):  # most numbers take one byte
             return word & np.uint64(127), at + 1
         stops = ~word & _MORES
         if stops != np.uint64(0):
@@ -83,7 +86,7 @@ def get_varint(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
 
 @part
 def _joined(word: np.uint64) -> np.uint64:
-    """The low 7 bits of each byte side by side."""
+    """Join the low 7 bits of each byte."""
     word = (word & np.uint64(0x007F007F007F007F)) | ((word & np.uint64(0x7F007F007F007F00)) >> np.uint64(1))
     word = (word & np.uint64(0x00003FFF00003FFF)) | ((word & np.uint64(0x3FFF00003FFF0000)) >> np.uint64(2))
     return (word & np.uint64(0x0FFFFFFF)) | ((word & np.uint64(0x0FFFFFFF00000000)) >> np.uint64(4))
@@ -91,7 +94,7 @@ def _joined(word: np.uint64) -> np.uint64:
 
 @part
 def _apart(value: np.uint64) -> np.uint64:
-    """A number of 56 bits as 7 bits in each of 8 bytes: the reverse of `_joined`."""
+    """Spread a number of 56 bits over 8 bytes, 7 bits each: the inverse of `_joined`."""
     word = (value & np.uint64(0x0FFFFFFF)) | ((value << np.uint64(4)) & np.uint64(0x0FFFFFFF00000000))
     word = (word & np.uint64(0x00003FFF00003FFF)) | ((word << np.uint64(2)) & np.uint64(0x3FFF00003FFF0000))
     return (word & np.uint64(0x007F007F007F007F)) | ((word << np.uint64(1)) & np.uint64(0x7F007F007F007F00))
@@ -99,7 +102,7 @@ def _apart(value: np.uint64) -> np.uint64:
 
 @lean_kernel
 def _get_bytes(data: Bytes, at: Int, end: Int) -> tuple[np.uint64, Int]:
-    """Read an unsigned number byte by byte: one of more than 8 bytes, or at the end of the data."""
+    """Read an unsigned number byte by byte, for numbers of more than 8 bytes or at the end of the data."""
     value, shift = np.uint64(0), np.uint64(0)
     while at < end and shift < np.uint64(70):
         byte = np.uint64(data[at])
@@ -128,7 +131,7 @@ def get_word(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
 
 @part
 def get_half(data: Bytes, at: Int, end: Int) -> tuple[Int, Int]:
-    """Read 4 bytes, little-endian: (value with its sign, next position or -1)."""
+    """Read a signed 32-bit number from 4 bytes, little-endian: (value, next position or -1)."""
     if at < 0 or at + 4 > end:
         return np.int64(0), -1
     if at + 8 <= data.size:
