@@ -152,9 +152,8 @@ class Joiner(Offsets):
 
         Called before the first row or `load`; a saved state then needs this folder as well.
         """
-        self._open.keep_in(folder / "requests")
-        for name, each in self._engagements.items():
-            each.rows.keep_in(folder / label_column("engagements", name))
+        for name, store in self._stores.items():
+            store.keep_in(folder / name)
 
     def add(self, batch: EventBatch) -> None:
         """Take in the new rows of a batch of either event.
@@ -345,6 +344,7 @@ class Joiner(Offsets):
 
     @property
     def _stores(self) -> dict[str, RowsByTime]:
+        """All rows, by their names in a saved state and in the folder of `keep_in`."""
         named = {label_column("engagements", name): each.rows for name, each in self._engagements.items()}
         return {"requests": self._open, **named}
 
@@ -366,9 +366,8 @@ class Joiner(Offsets):
             return
         self._emitted = state["emitted"]
         self._delays.load(state["delays"])
-        self._open.load(source, state["stores"]["requests"])
-        for name, each in self._engagements.items():
-            each.rows.load(source, state["stores"][label_column("engagements", name)])
+        for name, store in self._stores.items():
+            store.load(source, state["stores"][name])
 
     def _load_earlier_release(self, source: Path, state: Mapping[str, Any]) -> None:
         """Take over a state whose engagements lie in the checkpoint itself."""
