@@ -133,7 +133,7 @@ def _fields(old: Mapping[str, Any], new: Mapping[str, Any], path: str) -> Iterat
         if name not in after and name not in renamed:
             yield _removed(place, field)
             continue
-        now = after[renamed.get(name, name)] if name not in after else after[name]
+        now = after[name if name in after else renamed[name]]
         if name not in after:
             yield _renamed(place, now["name"])
         yield from _types(field["type"], now["type"], place)

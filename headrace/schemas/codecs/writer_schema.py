@@ -10,7 +10,7 @@ a fixed as bytes, and a logical time as a time whatever its unit; `conform` then
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -245,8 +245,7 @@ class _Planner:
         null = [place for place, branch in enumerate(written.branches) if branch.kind == "null"]
         others = [branch for branch in written.branches if branch.kind != "null"]
         if len(null) == len(others) == 1:
-            inner = self.field(others[0], wanted, path)
-            return _nullable(inner, null[0])
+            return replace(self.field(others[0], wanted, path), nullable=True, null_branch=null[0])
         return self._union(written, wanted, path)
 
     def _union(self, written: AvroType, wanted: FieldType, path: str) -> FieldType:
@@ -301,10 +300,6 @@ def _decimal(written: AvroType) -> FieldType | None:
         return None
     kind: Literal["fixed", "decimal"] = "fixed" if written.kind == "fixed" else "decimal"
     return FieldType("bytes", wire=Wire(kind, written.size, scale=written.scale))
-
-
-def _nullable(inner: FieldType, null_branch: int) -> FieldType:
-    return FieldType(inner.kind, True, item=inner.item, fields=inner.fields, null_branch=null_branch, wire=inner.wire)
 
 
 def _fits(read: FieldType, wanted: FieldType) -> bool:

@@ -6,6 +6,7 @@ means the same in one piece and in many.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import polars as pl
@@ -35,9 +36,11 @@ class TimeTexts:
         self._place = place
         self._whole = whole
         self._given = given
-        self._pattern: str | None = None
-        self._is_known = False
         self._arrow: tuple[Any, ...] = _ARROW_TIMES
+
+    @cached_property
+    def _pattern(self) -> str | None:
+        return _pattern_of(self._whole(), self._place, self._given)
 
     def parse(self, texts: pl.Series) -> pl.Series:
         """Times of some of the column's values, (n,), microseconds UTC; nulls stay null.
@@ -51,11 +54,10 @@ class TimeTexts:
                 if times.null_count() < len(times):
                     self._arrow = (dtype,)
                 return times
-        if not self._is_known:
-            self._pattern, self._is_known = _pattern_of(self._whole(), self._place, self._given), True
+        pattern = self._pattern  # first: it refuses values of two formats
         times = _iso_times(texts, self._place)
-        if self._pattern is not None:
-            times = times.zip_with(times.is_not_null(), _parsed(texts, self._pattern))
+        if pattern is not None:
+            times = times.zip_with(times.is_not_null(), _parsed(texts, pattern))
         return times.alias(texts.name)
 
 
