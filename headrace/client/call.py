@@ -122,7 +122,10 @@ class Call(Generic[Answer]):
 
         Raises:
             DeadlineError: the deadline has passed.
+            ClientError: `client` was closed.
         """
+        if client.is_closed:
+            raise ClientError(f"{self.what}: the client is closed; make another", request_id=self.request_id)
         remaining_ms = int(self.remaining_s * 1_000)
         if remaining_ms < 1:
             raise self.too_late()

@@ -274,8 +274,9 @@ class _Routes:
         )
         app.get("/v1/model", response_model=None, responses={200: {"model": ModelResponse}})(model)
         app.get("/v1/report", response_model=None)(report)
-        app.get("/healthz", response_model=None)(healthz)
-        app.get("/readyz", response_model=None)(readyz)
+        for path, probe in (("/healthz", healthz), ("/readyz", readyz)):
+            app.get(path, response_model=None)(probe)
+            app.head(path, response_model=None, include_in_schema=False)(probe)  # as some probes of load balancers ask
         app.get("/metrics", response_model=None)(metrics)
 
     async def not_routed(self, _request: Request, exc: Exception) -> Response:

@@ -125,6 +125,7 @@ class ModelRoute(Generic[Ask]):
 
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         timeout_s = self._timeout_of(scope["headers"])
+        _refuse_encoded(scope["headers"])
         is_arrow, as_arrow = _names_arrow(scope["headers"])
         body = await self._body(scope, receive)
         if len(body) > LARGE_BODY_BYTES:
@@ -198,6 +199,14 @@ def _arrived_s(scope: Scope) -> float:
     """Return when the request reached this machine (`time.monotonic`), now if that is unknown or its body not whole."""
     arrived_s: float = scope.get("state", {}).get(ARRIVED_S, 0.0)
     return arrived_s or time.monotonic()
+
+
+def _refuse_encoded(headers: list[tuple[bytes, bytes]]) -> None:
+    """Raise Refusal 422 where the body is said to be compressed: it could claim any amount of memory."""
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
+            detail = f"the body's Content-Encoding is {value[:32].decode('latin-1')!r}"
+            raise Refusal(422, "invalid_request", detail, "send the body without Content-Encoding", "body")
 
 
 def _names_arrow(headers: list[tuple[bytes, bytes]]) -> tuple[bool, bool]:

@@ -1,6 +1,7 @@
 """Refusals: the error responses of the service, and the mapping of exceptions to them."""
 
 import difflib
+import json
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
@@ -63,12 +64,35 @@ def parse(model: type[Ask], body: bytes) -> Ask:
         Refusal: 422, naming the first wrong field.
     """
     try:
-        return model.model_validate_json(body)
+        ask = model.model_validate_json(body)
     except ValidationError as exc:
         field, fault, kind = _first_fault(exc)
         known = ", ".join(model.model_fields)
         fix = f"known fields: {known}" if kind == "extra_forbidden" else "see /docs for the request's schema"
         raise Refusal(422, "invalid_request", f"{field}: {fault}", fix, field) from exc
+    # A name in the body is followed by a colon. Where there are no more than names that were read, none came twice.
+    objects = (getattr(ask, name) for name in ask.model_fields_set)
+    names = len(ask.model_fields_set) + sum(len(each) for each in objects if isinstance(each, dict))
+    if body.count(b":") != names:
+        refuse_repeated(body)
+    return ask
+
+
+def refuse_repeated(body: bytes) -> None:
+    """Check that no object of `body`, which is JSON, has a name twice: parsers take the last, and some the first.
+
+    Raises:
+        Refusal: 422, one has.
+    """
+
+    def distinct(pairs: list[tuple[str, object]]) -> None:
+        names: set[str] = set()
+        for name, _ in pairs:
+            if name in names:
+                raise Refusal(422, "invalid_request", f"{name[:64]}: given twice", "give each field once", name[:64])
+            names.add(name)
+
+    json.loads(body, object_pairs_hook=distinct, parse_int=str, parse_float=str)
 
 
 def _first_fault(exc: ValidationError) -> tuple[str, str, str]:

@@ -411,6 +411,27 @@ def test_the_example_of_the_page_runs(repo, redis_url, broker, tmp_path):
     assert (answer.model_version, answer.status) == (1, "missing")
 
 
+def test_a_closed_client_says_so(serve):
+    """An error of ours, at once, with the id of the call."""
+    with Running(serve(Ranks()).app) as running:
+        client = Client(running.url, timeout_s=30)
+        assert client.rank(READER, THINGS).ranked
+        client.close()
+        with pytest.raises(ClientError, match="POST /v1/rank: the client is closed; make another"):
+            client.rank(READER, THINGS)
+        with pytest.raises(ClientError, match="the client is closed") as raised:
+            client.features("reader_activity", 7)
+        assert raised.value.request_id
+
+        async def after_its_block() -> None:
+            async with AsyncClient(running.url, timeout_s=30) as other:
+                await other.rank(READER, THINGS)
+            with pytest.raises(ClientError, match="the client is closed"):
+                await other.score(READER, THINGS)
+
+        asyncio.run(after_its_block())
+
+
 @pytest.mark.slow
 def test_load_is_offered_on_a_schedule_that_waits_for_no_answer(serve, repo, tmp_path):
     """A service that takes 0.1 s a batch is sent all requests in time, and each waits for it."""

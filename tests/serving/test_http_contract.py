@@ -1,5 +1,8 @@
 """What clients can rely on: faults that name their place, ids, limits, browsers, and the description of all that."""
 
+import gzip
+
+import orjson
 import pytest
 
 from headrace.serving import HttpLimits
@@ -200,3 +203,48 @@ def test_the_documentation_needs_no_other_host(serve):
     assert "cdn" not in page.text
     for text in ("POST /v1/rank", "GET /v1/features/{view}/{key}", "reader", "curl -X POST"):
         assert text in page.text
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"entity": {"reader": 7}, "entity": {"reader": 8}, "candidates": ["a"]}', "entity"),
+        (b'{"entity": {"reader": 7, "reader": 8}, "candidates": ["a"]}', "reader"),
+        (b'{"entity": {"reader": 7}, "candidates": ["a"], "candidates": ["b"]}', "candidates"),
+        (b'{"entity": {"reader": 7, "\\u0072eader": 8}, "candidates": ["a"]}', "reader"),
+        (b'{"entity": {"reader": 7}, "candidates": ["a"], "context": {"page": 1, "page": 2}}', "page"),
+        (b'{"entity": {"reader": 7}, "candidates": ["urn:a:b"], "k": 1, "k" : 2}', "k"),
+    ],
+)
+def test_a_name_that_comes_twice_is_refused(serve, body, field):
+    """One parser takes the last, another the first: it must not be for us to guess."""
+    client = serve(Ranks())
+    for path in ("/v1/rank", "/v1/score") if field != "k" else ("/v1/rank",):
+        refused = client("POST", path, content=body)
+        assert (refused.status_code, refused.json()["field"]) == (422, field)
+        assert refused.json()["detail"] == f"{field}: given twice"
+    good = {"entity": {"reader": 7}, "candidates": ["urn:a:b", ":", '"a":1'], "event_time": "2026-03-01T12:00:00Z"}
+    assert client.post("/v1/rank", {**good, "context": {"page": 1}}).status_code == 200
+    huge = b'{"entity": {"reader": 7}, "candidates": ["a:b"], "context": {"x": %s}}' % (b"9" * 5_000)
+    assert client("POST", "/v1/rank", content=huge).status_code in {200, 422}
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP, identity", "\xe9"])
+def test_a_compressed_body_is_refused_by_its_name(serve, encoding):
+    """422, before anything is parsed; identity is no compression."""
+    client = serve(Ranks())
+    content = gzip.compress(orjson.dumps(ASK))
+    headers = {"content-type": "application/json", "content-encoding": encoding.encode("latin-1")}
+    refused = client("POST", "/v1/rank", content=content, headers=headers)
+    assert (refused.status_code, refused.json()["field"]) == (422, "body")
+    assert f"Content-Encoding is {encoding!r}" in refused.json()["detail"]
+    assert refused.json()["fix"] == "send the body without Content-Encoding"
+    assert client.post("/v1/rank", ASK, headers={"content-encoding": "identity"}).status_code == 200
+
+
+def test_probes_answer_head(serve):
+    """Load balancers ask so; the document describes GET alone."""
+    client = serve(Ranks())
+    for path in ("/healthz", "/readyz"):
+        assert client("HEAD", path).status_code == client.get(path).status_code
+        assert list(client.get("/openapi.json").json()["paths"][path]) == ["get"]

@@ -112,6 +112,18 @@ def check_pipelines(url, context):
         assert b"body 1" in received
 
 
+def check_long_heads(url, context):
+    """4,000 headers of 40 kB, a body and blank lines before the next head: answered | 1 MB of headers: 431, closed."""
+    many = [b"x-%d: y" % i for i in range(4_000)]
+    assert answer_to(url, context, echo(b"body", *many, b"connection: close")).startswith(b"HTTP/1.1 200 ")
+    parts = [echo(b"a" * 200_000), b"\r\n", b"\r\n", echo(b"body", b"connection: close")]
+    assert answer_to(url, context, *parts, pause_s=0.1).count(b"HTTP/1.1 200 ") == 2
+    for long in ([b"x-a: " + b"a" * 1_000_000], [b"x-%d: %s" % (i, b"y" * 50) for i in range(20_000)]):
+        received = answer_to(url, context, b"GET /draining HTTP/1.1\r\n" + b"\r\n".join(long))
+        assert received.startswith(b"HTTP/1.1 431 ")
+        assert orjson.loads(received.partition(b"\r\n\r\n")[2])["error"] == "head_too_large"
+
+
 def test_connections_logs_and_the_end_of_a_server(served):
     """
     malformed -> 400 | a head that drips, or none, or blank lines after an answer -> 408, closed | SIGTERM -> not ready
@@ -134,6 +146,7 @@ def test_connections_logs_and_the_end_of_a_server(served):
         assert b"HTTP/1.1 408 " in after
 
         check_pipelines(url, context)
+        check_long_heads(url, context)
 
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 10

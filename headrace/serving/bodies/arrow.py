@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.serving.messages import CANDIDATES_MAX, KEY_CHARS_MAX, ScoreRequest
-from headrace.serving.refusals import Refusal, parse
+from headrace.serving.refusals import Refusal, parse, refuse_repeated
 
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 REQUEST, RESPONSE = b"request", b"response"
@@ -43,6 +43,7 @@ def parse_arrow(model: type[Ask], body: bytes) -> Ask:
         raise _refusal(f"the schema's metadata 'request' is no JSON: {exc}", "body") from exc
     if not isinstance(others, dict) or "candidates" in others:
         raise _refusal("the schema's metadata 'request' is no object of the fields beside candidates", "body")
+    refuse_repeated(metadata)
     candidates = _candidates(table)
     ask = parse(model, orjson.dumps({**others, "candidates": candidates[:1]}))
     return ask.model_copy(update={"candidates": candidates})

@@ -1,4 +1,4 @@
-"""uvicorn's connection with a timeout for request heads, a count of malformed ones, and arrival times of requests."""
+"""uvicorn's connection with limits for request heads, a count of malformed ones, and arrival times of requests."""
 
 import asyncio
 import socket
@@ -12,6 +12,11 @@ from headrace.serving.refusals import Refusal
 from headrace.serving.report import REQUESTS
 from headrace.serving.sockets import ARRIVED_S
 
+HEAD_BYTES_MAX = 65_536
+"""Longest head of a request, up to what arrives with its last bytes in one piece."""
+LINGER_S = 1.0
+"""Seconds in which what follows a head that is too long is read and dropped: a client that still sends when the
+connection is closed would not see the answer."""
 HEAD_S = 10.0
 """Seconds within which the head of a request must arrive, counted from the connection's start or its last answer."""
 
@@ -21,17 +26,21 @@ _LAST_DATA_MS = 52
 
 
 class GuardedConnection(HttpToolsProtocol):
-    """uvicorn's connection, which also times out slow request heads and counts malformed ones.
+    """uvicorn's connection, which also ends slow and long request heads and counts malformed ones.
 
-    uvicorn itself waits forever for the first request of a connection and for the rest of a head. It answers malformed
-    bytes before the requests that precede them, which then get no answer. It loses the body of a request that offers
-    another protocol, as Java's client does (`Upgrade: h2c`); here the offer is ignored (RFC 9110, section 7.8).
+    uvicorn itself waits forever for the first request of a connection and for the rest of a head, of any length. It
+    answers malformed bytes before the requests that precede them, which then get no answer. It loses the body of a
+    request that offers another protocol, as Java's client does (`Upgrade: h2c`); here the offer is ignored (RFC 9110,
+    section 7.8).
     """
 
     _head_timer: asyncio.TimerHandle | None = None
     _malformed: str | None = None
     """Error message once malformed bytes followed the requests in progress; no more bytes are read then."""
     _socket: socket.socket | None = None
+    _is_ended = False
+    _head_bytes = 0
+    """Bytes of a head that is not whole, without the piece in which it begins."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by asyncio when a client connects."""
@@ -44,9 +53,11 @@ class GuardedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio with received bytes."""
-        if self._malformed is not None:
+        if self._malformed is not None or self._is_ended:
             return
         self._unset_keepalive_if_required()
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
         while data:
             try:
                 self.parser.feed_data(data)
@@ -58,12 +69,22 @@ class GuardedConnection(HttpToolsProtocol):
                 self.logger.warning(message)
                 self.send_400_response(message)
                 return
+        if self._head_bytes > HEAD_BYTES_MAX and self._head_timer is not None:
+            words = f"the head of the request is longer than {HEAD_BYTES_MAX} bytes"
+            self._end(Refusal(431, "head_too_large", words, "send fewer and shorter headers"))
+            return
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_head()  # the bytes begin a request that is not whole yet
+
+    def on_message_begin(self) -> None:
+        """Called by the parser at the first byte of a request."""
+        self._head_bytes = 0
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Called by the parser at the end of a head."""
         self._stop_waiting()
+        self._head_bytes = 0
         if not self.parser.should_upgrade():
             super().on_headers_complete()
 
@@ -138,14 +159,18 @@ class GuardedConnection(HttpToolsProtocol):
     def _end(self, refusal: Refusal) -> None:
         """Answer without the application, and close the connection."""
         self._stop_waiting()
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_ended:
             return
         REQUESTS.labels(route="none", status=str(refusal.status)).inc()
         body = refusal.to_bytes()
-        reason = {400: "Bad Request", 408: "Request Timeout"}[refusal.status]
+        reason = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}[refusal.status]
         head = (
             f"HTTP/1.1 {refusal.status} {reason}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._is_ended = True
+        if refusal.status == 431:
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
