@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import orjson
 from dotenv import dotenv_values
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError
 
@@ -27,6 +27,10 @@ OTHER_VARIABLES = frozenset({"PROJECT"})
 """Variables that are no settings: HEADRACE_PROJECT says where the project is."""
 SPAN_S_MAX = 315_360_000.0
 """Ten years: a longer span is a slip of units, and would leave the range of times."""
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\sA-Z@,]+")
+_DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 
 
 class SettingsWarning(UserWarning):
@@ -59,6 +63,16 @@ def _origins(value: Any) -> Any:
     return [origin.strip() for origin in value.split(",")] if value.strip() else []
 
 
+def _origin(text: str) -> str:
+    """An origin as browsers write it, `*`, or `null`; another one would match no page, and nothing would say why."""
+    if text in {"*", "null"} or (_ORIGIN.fullmatch(text) and not _DEFAULT_PORT.fullmatch(text)):
+        return text
+    raise ValueError(
+        "no origin as browsers send it; write scheme://host or scheme://host:port in lower case, without a path, a slash "
+        "at the end or the scheme's own port"
+    )
+
+
 def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
@@ -75,7 +89,8 @@ def _as_text(value: Any) -> Any:
 
 Key = Annotated[str, Field(min_length=1, pattern=r"^[!-~]+$")]  # what an HTTP header can carry
 Keys = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_key_list)]
-Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
+Origin = Annotated[str, AfterValidator(_origin)]
+Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_origins)]
 Threads = Annotated[int | None, BeforeValidator(_none_if_empty)]
 KafkaOptions = Annotated[dict[str, str], BeforeValidator(_as_text)]
 

@@ -74,6 +74,27 @@ def test_origins_are_separated_by_commas_or_json(text, origins, monkeypatch):
     assert load_settings().cors_origins == origins
 
 
+@pytest.mark.parametrize("text", ["*", "null", "http://localhost:3000", "https://[::1]:8443", "capacitor://localhost"])
+def test_origins_as_browsers_send_them(text, monkeypatch):
+    monkeypatch.setenv("HEADRACE_CORS_ORIGINS", text)
+    assert load_settings().cors_origins == (text,)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://a.example/", "https://a.example/shop", "https://A.example", "a.example", "https://a.example:443",
+     "http://a.example:80", "https://", "https://a.example https://b.example", "https://u:SECRET@a.example"],
+)  # fmt: skip
+def test_an_origin_that_would_match_no_page_is_refused(text, monkeypatch):
+    """Before it is found out in a browser's console."""
+    monkeypatch.setenv("HEADRACE_CORS_ORIGINS", text)
+    with pytest.raises(
+        ConfigError, match=r"^HEADRACE_CORS_ORIGINS.*no origin as browsers send it; write scheme://"
+    ) as caught:
+        load_settings()
+    assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text", ["", " ", "a,,b", "a,", '[""]', '["TOPSECRET"', '"TOPSECRET"', "[1]", "TOP SECRET", "é"]
 )
