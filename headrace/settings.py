@@ -68,8 +68,8 @@ def _origin(text: str) -> str:
     if text in {"*", "null"} or (_ORIGIN.fullmatch(text) and not _DEFAULT_PORT.fullmatch(text)):
         return text
     raise ValueError(
-        "no origin as browsers send it; write scheme://host or scheme://host:port in lower case, without a path, a slash "
-        "at the end or the scheme's own port"
+        "no origin as browsers send it; write scheme://host or scheme://host:port in lower case, without a path, a "
+        "slash at the end or the scheme's own port"
     )
 
 
