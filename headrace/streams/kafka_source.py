@@ -24,10 +24,17 @@ from prometheus_client import Counter, Gauge
 from headrace.clock import wall_us
 from headrace.errors import OffsetLostError, SourceError, UnknownTopicError
 from headrace.schemas import Event, spec_of
-from headrace.streams.kafka.client import FATAL, connected, describe, lost_offset, unknown_topic
+from headrace.streams.kafka.client import (
+    FATAL,
+    connected,
+    describe,
+    lost_offset,
+    partly_lost,
+    unknown_topic,
+)
 from headrace.streams.kafka.fetch import Fetched, fetch
 from headrace.streams.kafka.start_times import offset_at
-from headrace.streams.positions import refuse_topic_of_files
+from headrace.streams.positions import partly_read, refuse_topic_of_files
 from headrace.streams.source import Batch, Source
 
 log = structlog.get_logger(__name__)
@@ -165,7 +172,8 @@ class KafkaSource(Source):
         """Start at `positions`; called once, before the first poll.
 
         Raises:
-            OffsetLostError: an offset is below what the broker keeps. One beyond the end shows at the first fetch.
+            OffsetLostError: an offset is below what the broker keeps, or parts of a reader have lost theirs and the
+                broker no longer has all. One beyond the end shows at the first fetch.
             ConfigError: no start was given, and a reader of the positions was filled from files of a topic.
         """
         if self.start is None:
@@ -227,6 +235,8 @@ class KafkaSource(Source):
         name, (low, high) = f"{topic}/{number}", self._watermarks(topic, number)
         position = positions.get(name)
         if position is None:
+            if self.start is None and low > 0 and (reader := partly_read(name, positions)):
+                raise OffsetLostError(partly_lost(name, reader, low))
             position = self._start_of(topic, number, low, high)
             if not self._until_end:
                 self._begun.add((topic, number))

@@ -164,6 +164,19 @@ def refuse_both(topics: Iterable[str], positions: Mapping[str, int]) -> None:
                 )
 
 
+def partly_read(partition: str, positions: Mapping[str, int]) -> str | None:
+    """A reader that knows where a partition goes on in some of its parts and not in others; None: there is none.
+
+    Parts may be readers of one name, as those of several workers are.
+    """
+    knowing: dict[str, set[bool]] = {}
+    for reader in _readers(positions):
+        if partition.rpartition("/")[0] in reader.topics:
+            in_all, in_some = partition not in reader.unseen, partition in reader.known
+            knowing.setdefault(reader.name, set()).update({in_some, in_some and in_all})
+    return next((name for name, known in knowing.items() if len(known) > 1), None)
+
+
 def reached_of(positions: Mapping[str, int]) -> list[Reached]:
     """Offsets that each reader of the positions has reached; plain positions count as one reader."""
     plain = {name: [offset] for name, offset in positions.items()}

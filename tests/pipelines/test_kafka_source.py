@@ -16,6 +16,7 @@ from headrace.local import EmbeddedBroker, free_port
 from headrace.streams import kafka_source
 from headrace.streams.kafka_source import KafkaSource
 from headrace.streams.kafka_writer import create_topics
+from headrace.streams.positions import Positions, Reader
 from headrace.streams.urls import source_of_url
 from tests.turnstiles import drain, passage_of
 
@@ -212,6 +213,35 @@ def test_an_offset_below_the_start_is_lost_loudly(broker, topic):
     with pytest.raises(OffsetLostError, match=r"offset -5 is lost; the broker's first is 0"):
         source.seek({f"{topic}/0": -5})
     source.close()
+
+
+@pytest.fixture
+def trimmed():
+    """A broker, that of librdkafka, which has deleted the first messages of topic "old": it keeps 5 MB of them."""
+    broker = Producer({"test.mock.num.brokers": 1, "log_level": 0})
+    [address] = [f"{each.host}:{each.port}" for each in broker.list_topics(timeout=10).brokers.values()]
+    producer = Producer({"bootstrap.servers": address, "log_level": 0})
+    for _ in range(8):
+        for _ in range(10):
+            producer.produce("old", bytes(100_000), partition=0)
+        assert producer.flush(10) == 0
+    yield address
+    del broker  # until here: it ends with its client
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_parts_of_a_reader_that_lost_an_offset_do_not_begin_at_what_is_left(trimmed, worker):
+    """A node of a Redis Cluster came back empty: its shards would lack what the broker has deleted, unseen."""
+    lost = [
+        Reader("view use", frozenset({"old"}), {"old/0": 70}, unseen=frozenset({"old/0"} if worker == 0 else {})),
+        *([Reader("view use", frozenset({"old"}), {})] if worker else []),
+    ]
+    with pytest.raises(OffsetLostError, match=r"old/0: view use knows .* in some of its shards, and not"):
+        KafkaSource(trimmed, ["old"]).seek(Positions({}, lost))
+    for start, readers in (("earliest", lost), (None, [Reader("view use", frozenset({"old"}), {})])):
+        source = KafkaSource(trimmed, ["old"], start=start)
+        source.seek(Positions({}, readers))
+        source.close()
 
 
 def test_nothing_is_lost_while_the_broker_is_frozen(tmp_path):

@@ -104,3 +104,13 @@ def lost_offset(partition: str, offset: int, *, low: int | None = None, high: in
         f"{partition}: offset {offset} is lost; {reason or 'the broker does not have it'}. "
         "What lies between cannot be read any more: rebuild from an archive (backfill), or start a fresh store"
     )
+
+
+def partly_lost(partition: str, reader: str, low: int) -> str:
+    """Message of a partition that some parts of a reader have an offset of, and whose first offset is `low`."""
+    return (
+        f"{partition}: {reader} knows where it goes on in some of its shards, and not in others; the broker's first "
+        f"offset is {low}, so what those had counted before cannot be read any more. Redis has lost a part of its "
+        "data: rebuild from an archive (backfill), or start a fresh store; if instead the first flush was "
+        "interrupted, say kafka://...?start=earliest once, in Python KafkaSource(..., start='earliest')"
+    )
