@@ -1,4 +1,4 @@
-"""What is known of a customer."""
+"""Features of a customer."""
 
 from headrace import Count, FeatureView, LastN, Mean, Ratio, Sequence, Sum, TimeSince, col
 from schemas.retail import Engagement

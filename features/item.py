@@ -1,4 +1,4 @@
-"""What is known of an item."""
+"""Features of an item."""
 
 from headrace import Count, FeatureView, Mean, Ratio, col
 from schemas.retail import Engagement
@@ -7,7 +7,7 @@ PURCHASE = col("action") == "purchase"
 
 
 class ItemActivity(FeatureView, source=Engagement, entity="item_id"):
-    """How an item sells, from the last day to the last year, guests included."""
+    """Purchases and cancellations of one item, including those of guests, from the last day to the last year."""
 
     bought = Count(where=PURCHASE, windows=("1d", "7d", "30d", "360d"))
     cancelled = Count(where=col("action") == "cancel", windows=("30d", "360d"))

@@ -1,1 +1,1 @@
-"""This project's events: what flows through the topics. The machinery is in `headrace.schemas`."""
+"""This project's events: the messages of its topics. The machinery is in `headrace.schemas`."""

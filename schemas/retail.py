@@ -1,4 +1,4 @@
-"""Events of an online shop: what customers do with items, and what they were shown."""
+"""Events of an online shop: purchases and cancellations, and the rankings shown to customers."""
 
 from datetime import datetime
 from typing import Literal
@@ -7,9 +7,9 @@ from headrace import Event, Field
 
 
 class Engagement(Event, topic="engagements", key="customer_id", time="event_time", id="event_id"):
-    """A customer bought an item or cancelled it: one line of an invoice.
+    """A purchase or cancellation of an item: one line of an invoice.
 
-    Guests have no customer id. `request_id` is the ranking that led to it, null when there was none.
+    Guests have no customer id. `request_id` is the ranking that led to the purchase, null if there was none.
     """
 
     event_id: str = Field(min_length=1)
@@ -24,7 +24,7 @@ class Engagement(Event, topic="engagements", key="customer_id", time="event_time
 
 
 class Impression(Event, topic="impressions", key="customer_id", time="event_time", id="request_id"):
-    """A ranking as served: the candidates, their scores and the features that led to them."""
+    """A ranking as served: the candidates, their scores and the features used to compute them."""
 
     request_id: str = Field(min_length=1)
     event_time: datetime

@@ -6,8 +6,8 @@ The value of a window W with hop h at time t is the aggregate of the events with
                      ^                        ^  ^
         floor(t, h) - W             floor(t, h)  t                the tail moves once a hop, the head is exact
 
-    ring         W / h whole tiles and the one that t is in, slot = tile number % (W / h + 1);
-                 each slot remembers its tile number, and a newer tile that takes the slot empties it
+    ring         at most W / h whole tiles and the one that t is in, tile number = event_time // h;
+                 only tiles with events are stored, each with its number (state/rings/update.py)
 
 So a window is exact at its head and at most one hop too long at its tail, which W / h >= 24 keeps under 4.2 %.
 "lifetime" is a single, permanent tile.
@@ -45,7 +45,7 @@ class Window:
 
     @property
     def tiles(self) -> int:
-        """Slots of the ring: W / h + 1."""
+        """Maximum number of tiles that the window covers, W / h + 1."""
         return self.span + 1
 
     def start_us(self, now_us: Any) -> Any:

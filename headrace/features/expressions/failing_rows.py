@@ -61,7 +61,7 @@ def select_rows(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> tuple[pl
 
 
 def _values(frame: pl.DataFrame, expressions: Sequence[pl.Expr]) -> pl.DataFrame:
-    """Evaluate rows that succeed one by one. A few of Polars' functions raise on several rows at once."""
+    """Evaluate rows that succeed alone, one by one if they raise together, as with a few of Polars' functions."""
     try:
         return frame.select(expressions)
     except VALUE_ERRORS:

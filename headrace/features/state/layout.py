@@ -97,8 +97,8 @@ class Group(Protocol):
     def unpack(self, state: BlockPool, base: BlockPool, packed: Packed, reading: PackedReads | None = None) -> None:
         """Fill empty rows from their packed sections.
 
-        The base's rows must be filled before. With `reading`, answer the reads as `apply` would, and fill the rows only
-        if other groups refer to them.
+        The base's rows must be filled before. With `reading`, answer the reads as `apply` would; the rows then need to
+        be filled only if other groups refer to them.
         """
         ...
 

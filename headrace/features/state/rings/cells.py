@@ -2,12 +2,12 @@
 
     code      cells                                  update with value x                  merge
     ADD       sum                                    sum + x                              a + b
-    MIN, MAX  extreme                                the smaller, the larger              the same
-    FIRST     time, id (2 halves), bits (2 halves)   the smaller tuple                    the same
-    MOMENTS   count, mean, sum of squared deviations Chan et al. 1979, eq. 2.1            the same
-    DECAYED   newest time, sum as of that time       scale the older side, add            the same
-    INT_MIN   upper half, lower half, of whole       the smaller pair, INT_MAX:           the same
-    INT_MAX   numbers                                the larger
+    MIN, MAX  extreme                                the smaller, the larger              as update
+    FIRST     time, id (2 halves), bits (2 halves)   the smaller tuple                    as update
+    MOMENTS   count, mean, sum of squared deviations Chan et al. 1979, eq. 2.1            as update
+    DECAYED   newest time, sum as of that time       scale the older side, add            as update
+    INT_MIN,  upper and lower half of an integer     the smaller pair,                    as update
+    INT_MAX                                          the larger pair
 
 All are associative and commutative: MIN, MAX, FIRST, INT_MIN and INT_MAX exactly, ADD exactly for integers, the rest to
 float rounding. A cell is float64; 64-bit integers are stored as two 32-bit halves, so they are exact. INT_MIN and
