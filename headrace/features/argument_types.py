@@ -1,7 +1,7 @@
 """Check the arguments of a declaration against the signature of its class: names and types.
 
-    class UserActivity(FeatureView, source=Engagement, entity="user_id"):
-        recent = LastN("item_id")        class UserActivity · feature recent: LastN: argument n is missing; write ...
+class UserActivity(FeatureView, source=Engagement, entity="user_id"):
+    recent = LastN("item_id")        class UserActivity · feature recent: LastN: argument n is missing; write ...
 """
 
 import difflib

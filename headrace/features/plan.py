@@ -1,9 +1,9 @@
 """The plan of a view: everything derived from its declaration, computed once when Python creates the class.
 
-    declaration --> key columns and their types
-                --> layout: event columns, groups and readings (binder.py)
-                --> one reader of events per source (event_rows.py)
-                --> fingerprint: a hash of everything that determines the meaning of a record's bytes
+declaration --> key columns and their types
+            --> layout: event columns, groups and readings (binder.py)
+            --> one reader of events per source (event_rows.py)
+            --> fingerprint: a hash of everything that determines the meaning of a record's bytes
 """
 
 from collections.abc import Collection, Iterable, Mapping

@@ -145,10 +145,10 @@ def put_codes(out: Bytes, at: Int, codes: Ints, count: Int, width: Int) -> Int:
 @part
 def _joined(codes: Ints, count: Int) -> np.uint64:
     """The bitwise or of the first `count` codes."""
-    every = np.uint64(0)
+    joined = np.uint64(0)
     for j in range(count):
-        every |= np.uint64(codes[np.uint64(j)])
-    return every
+        joined |= np.uint64(codes[np.uint64(j)])
+    return joined
 
 
 @part
@@ -215,8 +215,8 @@ def get_signed(data: Bytes, at: Int, end: Int, codes: Ints, count: Int) -> Int:
     if at < 0:
         return at
     get_codes(data, at, width, codes, count)
-    every = _joined(codes, count)
-    if bits_of(every) != width or (negative & ~every) != np.uint64(0):
+    joined = _joined(codes, count)
+    if bits_of(joined) != width or (negative & ~joined) != np.uint64(0):
         return np.int64(-1)  # no writer uses more bits than needed, or zigzag without a negative number
     if negative != np.uint64(0):
         for j in range(count):
@@ -292,12 +292,12 @@ def put_numbers(out: Bytes, at: Int, column: Floats, count: Int, nothing: float,
     at = put_field(out, at, np.uint64(form) | (np.uint64(signed) << np.uint64(3)) | np.uint64(width << 4), 10)
     if stepped == 0:
         return put_codes(out, at, codes, count, width)
-    every = np.uint64(0)
+    joined = np.uint64(0)
     for j in range(count):
         steps[np.uint64(j)] = np.int64(zigzag(steps[np.uint64(j)]))
-        every |= np.uint64(steps[np.uint64(j)])
-    at = put_codes(out, put_field(out, at, np.uint64(bits_of(every)), 3), codes, count, width)
-    return put_codes(out, at, steps, count, bits_of(every))
+        joined |= np.uint64(steps[np.uint64(j)])
+    at = put_codes(out, put_field(out, at, np.uint64(bits_of(joined)), 3), codes, count, width)
+    return put_codes(out, at, steps, count, bits_of(joined))
 
 
 @part
@@ -312,26 +312,26 @@ def _power(form: Int) -> float:
 def _scale(column: Floats, count: Int, nothing: float, form: Int, codes: Ints, steps: Ints) -> Int:
     """Convert the numbers to a form, as `codes` and `steps`; returns 1 with steps, 0 without, -1 if they do not fit."""
     power, steps_max = _power(form), np.int64(0 if form == 0 else _STEPS_MAX)
-    fits, every = True, np.int64(0)
+    fits, joined = True, np.int64(0)
     for j in range(count):
         value = column[np.uint64(j)]
         scaled = np.floor(value * power + 0.5)
         step = np.float64(value).view(np.int64) - np.float64(scaled / power).view(np.int64)
         code = np.int64(scaled)
-        fine = (abs(scaled) < _SCALED_MAX) & (step <= steps_max) & (step >= -steps_max)
+        is_exact = (abs(scaled) < _SCALED_MAX) & (step <= steps_max) & (step >= -steps_max)
         if nothing != 0.0 and value == nothing:
-            fine, code, step = True, _NOTHING, np.int64(0)
+            is_exact, code, step = True, _NOTHING, np.int64(0)
         codes[np.uint64(j)] = code
         steps[np.uint64(j)] = step
-        fits &= fine
-        every |= step
-    return np.int64(every != 0) if fits else np.int64(-1)
+        fits &= is_exact
+        joined |= step
+    return np.int64(joined != 0) if fits else np.int64(-1)
 
 
 @part
 def _shorten(codes: Ints, count: Int, nothing: float) -> tuple[bool, Int]:
     """Convert scaled numbers to the codes that are written; returns whether they are zigzag, and their width."""
-    signed, more, every = False, np.int64(nothing != 0.0), np.uint64(0)
+    signed, more, joined = False, np.int64(nothing != 0.0), np.uint64(0)
     for j in range(count):
         code = codes[np.uint64(j)]
         signed |= (code < 0) & (code != _NOTHING)
@@ -339,8 +339,8 @@ def _shorten(codes: Ints, count: Int, nothing: float) -> tuple[bool, Int]:
         code = codes[np.uint64(j)]
         code = np.int64(0) if code == _NOTHING else (np.int64(zigzag(code)) if signed else code) + more
         codes[np.uint64(j)] = code
-        every |= np.uint64(code)
-    return signed, bits_of(every)
+        joined |= np.uint64(code)
+    return signed, bits_of(joined)
 
 
 @part

@@ -62,10 +62,10 @@ def run_all(works: Sequence[Callable[[], T]]) -> list[T]:
     if helpers < 1:
         return [work() for work in works]
     results: dict[int, T] = {}
-    to_come = iter(enumerate(works))
+    remaining = iter(enumerate(works))
 
     def carry_out() -> None:
-        for number, work in to_come:  # the GIL ensures that each is taken once
+        for number, work in remaining:  # the GIL ensures that each is taken once
             results[number] = work()
 
     waiting = [_pool().submit(carry_out) for _ in range(helpers)]

@@ -218,12 +218,12 @@ class RedisLink:
             StoreError: Redis rejected a command.
         """
         made: list[Guarded] = []
-        to_come = iter(calls)
+        remaining = iter(calls)
         with self.errors(doing):
             try:
-                return carry_out(self.client.connection_pool, to_come, made)
+                return carry_out(self.client.connection_pool, remaining, made)
             except DISCONNECTED:  # retry once, as redis-py does for its own pipelines
-                return carry_out(self.client.connection_pool, chain(list(made), to_come), [])
+                return carry_out(self.client.connection_pool, chain(list(made), remaining), [])
 
     def info(self, section: str) -> dict[str, dict[str, Any]]:
         """A section of INFO, by node; on a cluster, for each primary.
@@ -257,12 +257,12 @@ class RedisLink:
             made.extend(calls)
             commands: list[Command] = [("EVALSHA", script.sha, len(keys), *keys, *given) for keys, given in made]
             return made, send_to_cluster(self.client, commands, [keys[0] for keys, _ in made])
-        to_come = iter(calls)
+        remaining = iter(calls)
         try:
-            return made, list(self._replies(_commands(script, to_come, made)))
+            return made, list(self._replies(_commands(script, remaining, made)))
         except DISCONNECTED:  # retry once, as redis-py does for its own pipelines
             again: list[_Call] = []
-            return again, list(self._replies(_commands(script, chain(made, to_come), again)))
+            return again, list(self._replies(_commands(script, chain(made, remaining), again)))
 
     def _field(self, key: str, name: str, deadline_s: float) -> Any:
         with self._connection(deadline_s) as connection, bounded(connection, deadline_s):

@@ -178,5 +178,5 @@ def _out_arrays(out: Outputs) -> ListOut:
 
 def _links(group: ListGroup, base: ListGroup) -> NDArray[np.int64]:
     """(m,) for each value of the group, the base's value from the same column, -1 if the base lacks it."""
-    theirs = base.columns.tolist()
-    return np.array([theirs.index(x) if x in theirs else -1 for x in group.columns.tolist()], np.int64)
+    base_columns = base.columns.tolist()
+    return np.array([base_columns.index(x) if x in base_columns else -1 for x in group.columns.tolist()], np.int64)

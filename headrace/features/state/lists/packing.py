@@ -112,10 +112,10 @@ def pack_list(
             codes[k] = words[stamps[unlike[k] if unlike_count < count else k] + 1] & _HALF
         bit = put_codes(out, bit, codes, unlike_count, HALF_BITS)
         for m in range(kinds.size):
-            some = unlike_count < count and base.links[m] >= 0
-            written = unlike_count if some else np.int64(count)
+            is_linked = unlike_count < count and base.links[m] >= 0
+            written = unlike_count if is_linked else np.int64(count)
             for k in range(written):
-                j = unlike[k] if some else k
+                j = unlike[k] if is_linked else k
                 word = words[elements[j] + m]
                 codes[k] = words[stamps[j]] - word if kinds[m] == TIME else word
             if kinds[m] == INT:

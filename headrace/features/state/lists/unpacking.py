@@ -52,7 +52,7 @@ def unpack_list(
     packed, texts, reads = Packed(*packed), TextLines(*texts), Reads(*reads)
     scratch, out = ReadScratch(*scratch), ListOut(*out)
     words, base_words, data, kinds, links = blocks.words, base_blocks.words, packed.data, spec.kinds, base.links
-    width, theirs, times, codes = kinds.size, scratch.words[0], scratch.words[1], scratch.words[2]
+    width, base_slots, times, codes = kinds.size, scratch.words[0], scratch.words[1], scratch.words[2]
     for i in range(begin, packed.rows.size):
         row, end = packed.rows[i], packed.ends[i]
         field, bit = get_field(data, 8 * packed.at[i], end, bits_of(np.uint64(spec.size)))
@@ -71,30 +71,30 @@ def unpack_list(
         base_values = base_stamps + STAMP * room_of(base_blocks.heads[row, ORDER], LEAST, base.size)
         unlike: Int = np.int64(count)  # elements that do not refer to the base
         if base.exists and count > 0:
-            unlike, bit = _get_steps(data, bit, end, base_blocks, base, row, count, theirs, codes)
+            unlike, bit = _get_steps(data, bit, end, base_blocks, base, row, count, base_slots, codes)
         bit = get_spans(data, bit, end, codes, unlike)
         if bit < 0 or bit + HALF_BITS * unlike > 8 * end or _any_negative(codes, unlike):
             packed.at[i] = -1
             continue
-        _add_up(codes, unlike, count, packed.newest[i], base_words, base_stamps, theirs, times)
+        _add_up(codes, unlike, count, packed.newest[i], base_words, base_stamps, base_slots, times)
         if reads.keeps:
             for j in range(count):
                 words[np.uint64(start + STAMP * (count - 1 - j))] = times[np.uint64(j)]
             if reads.moments.size == 0:
                 get_codes(data, bit, HALF_BITS, codes, unlike)
-                _keep_ids(words, start, codes, unlike, count, base_words, base_stamps, theirs)
+                _keep_ids(words, start, codes, unlike, count, base_words, base_stamps, base_slots)
         bit += HALF_BITS * unlike
         first, slot = _start_list(times, count, reads, i, spec.strict, out)
         for m in range(width):
-            some = unlike < count and links[m] >= 0
-            bit = _get_column(data, bit, end, kinds[m], codes, scratch.column, unlike if some else count, texts)
+            is_linked = unlike < count and links[m] >= 0
+            bit = _get_column(data, bit, end, kinds[m], codes, scratch.column, unlike if is_linked else count, texts)
             if bit < 0:
                 break
-            if some:
-                _insert_same(codes, unlike, count, base_words, base_values + links[m], base.width, theirs)
+            if is_linked:
+                _insert_same(codes, unlike, count, base_words, base_values + links[m], base.width, base_slots)
             if kinds[m] == TIME:
                 for j in range(count):
-                    if not some or theirs[j] < 0:
+                    if not is_linked or base_slots[j] < 0:
                         codes[j] = times[j] - codes[j]
             if reads.keeps:
                 values = start + STAMP * room + m
@@ -116,12 +116,12 @@ def _get_steps(
     base: ListBase,
     row: Int,
     count: Int,
-    theirs: Ints,
+    base_slots: Ints,
     codes: Ints,
 ) -> tuple[Int, Int]:
     """Read which elements refer to the base: (number that do not, next position or -1).
 
-    `theirs` gets the slot of each element in the base's circular block, -1 if it has no reference.
+    `base_slots` gets the slot of each element in the base's circular block, -1 if it has no reference.
     """
     heads = base_blocks.heads
     refers, bit = get_field(data, bit, end, 1)
@@ -135,14 +135,14 @@ def _get_steps(
     unlike: Int = np.int64(0)
     after: Int = np.int64(0)
     for j in range(count):
-        theirs[j] = -1
+        base_slots[j] = -1
         if codes[j] == 0:
             unlike += 1
         elif np.uint64(codes[j]) > np.uint64(base_count - after):
             return count, np.int64(-1)
         else:
             after += codes[j]
-            theirs[j] = slot_of(first, base_count - after, room)
+            base_slots[j] = slot_of(first, base_count - after, room)
     return unlike, bit
 
 
@@ -157,7 +157,7 @@ def _any_negative(spans: Ints, count: Int) -> bool:
 
 @part
 def _add_up(
-    spans: Ints, unlike: Int, count: Int, newest: Int, base_words: Ints, base_stamps: Int, theirs: Ints, times: Ints
+    spans: Ints, unlike: Int, count: Int, newest: Int, base_words: Ints, base_stamps: Int, base_slots: Ints, times: Ints
 ) -> None:
     """Compute the times of `count` elements, from the base or from the spans of those without a reference."""
     time = newest
@@ -168,8 +168,8 @@ def _add_up(
         return
     used: Int = np.int64(0)
     for j in range(count):
-        if theirs[j] >= 0:
-            time = base_words[base_stamps + STAMP * theirs[j]]
+        if base_slots[j] >= 0:
+            time = base_words[base_stamps + STAMP * base_slots[j]]
         else:
             time -= spans[used]
             used += 1
@@ -197,14 +197,14 @@ def _start_list(times: Ints, count: Int, reads: Reads, i: Int, strict: bool, out
 
 @part
 def _keep_ids(
-    words: Ints, start: Int, halves: Ints, unlike: Int, count: Int, base_words: Ints, base_stamps: Int, theirs: Ints
+    words: Ints, start: Int, halves: Ints, unlike: Int, count: Int, base_words: Ints, base_stamps: Int, base_slots: Ints
 ) -> None:
     """Write the ids of `count` elements into a block, oldest first."""
     used: Int = np.int64(0)
     for j in range(count):
         at = start + STAMP * (count - 1 - j) + 1
-        if unlike < count and theirs[j] >= 0:
-            words[at] = base_words[base_stamps + STAMP * theirs[j] + 1]
+        if unlike < count and base_slots[j] >= 0:
+            words[at] = base_words[base_stamps + STAMP * base_slots[j] + 1]
         else:
             words[at] = (halves[used] << np.int64(32)) >> np.int64(32)
             used += 1
@@ -212,12 +212,12 @@ def _keep_ids(
 
 @part
 def _insert_same(
-    codes: Ints, unlike: Int, count: Int, base_words: Ints, values: Int, base_width: Int, theirs: Ints
+    codes: Ints, unlike: Int, count: Int, base_words: Ints, values: Int, base_width: Int, base_slots: Ints
 ) -> None:
     """Move the first `unlike` values to their elements, in place, and insert the base's values for the others."""
     for j in range(count - 1, -1, -1):
-        if theirs[j] >= 0:
-            codes[j] = base_words[values + base_width * theirs[j]]
+        if base_slots[j] >= 0:
+            codes[j] = base_words[values + base_width * base_slots[j]]
         else:
             unlike -= 1
             codes[j] = codes[unlike]
