@@ -202,7 +202,7 @@ def keys_of_file(path: Path) -> Collection[str]:
 
 
 def _refuse_pipe(file: Path) -> None:
-    """Raise ConfigError where opening `file` would wait, with all requests behind it."""
+    """Raise ConfigError if `file` is a pipe: opening it would block all requests."""
     if file.is_fifo():
         raise ConfigError(f"HEADRACE_API_KEYS_FILE {file} is a pipe, which can be read at the start alone")
 

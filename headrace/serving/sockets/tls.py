@@ -1,4 +1,4 @@
-"""The certificate and key of TLS, checked before anything starts, and taken anew when their files are replaced."""
+"""The TLS certificate and key, checked before anything starts, and loaded again when their files are replaced."""
 
 import asyncio
 import ssl
@@ -11,7 +11,7 @@ from prometheus_client import Counter
 from headrace.errors import ConfigError
 
 LOOK_S = 5.0
-"""Seconds between two looks at whether the files have changed."""
+"""Seconds between checks whether the files have changed."""
 
 NOT_READ = Counter("headrace_tls_files_not_read_total", "Changes of the files of TLS that could not be taken.")
 
@@ -19,10 +19,10 @@ log = structlog.get_logger(__name__)
 
 
 class TlsFiles:
-    """The PEM files of a certificate, with those above it, and of its key.
+    """The PEM files of a certificate, with its chain, and of its key.
 
     Raises:
-        ConfigError: one is missing or is no PEM file, the key is another certificate's, or has a password.
+        ConfigError: a file is missing or is not PEM, or the key has a password or belongs to another certificate.
     """
 
     def __init__(self, cert: Path, key: Path) -> None:
@@ -32,7 +32,7 @@ class TlsFiles:
         self.load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
 
     def load(self, context: ssl.SSLContext) -> None:
-        """Read both files into `context`, which presents the certificate to connections that begin later.
+        """Load both files into `context`, which presents the certificate to new connections.
 
         Raises:
             ConfigError: see the class.
@@ -50,15 +50,15 @@ class TlsFiles:
             ) from exc
 
     def follow(self, context: ssl.SSLContext) -> None:
-        """Load the files into `context` when they change, for as long as the running event loop does.
+        """Load the files into `context` whenever they change, as long as the running event loop runs.
 
-        What cannot be used is logged, and the certificate before it stays.
+        If changed files cannot be used, this is logged and the previous certificate stays.
         """
         state = self._state_now()
         if state != self._state:
             self._state = state
             try:
-                self.load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # not into the other before all is well
+                self.load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))  # first, so that `context` keeps working files
                 self.load(context)
             except ConfigError as exc:
                 NOT_READ.inc()
@@ -68,7 +68,7 @@ class TlsFiles:
         asyncio.get_running_loop().call_later(LOOK_S, self.follow, context)
 
     def _state_now(self) -> Hashable:
-        """Something that differs once a file was replaced or written."""
+        """Return a value that changes when a file is replaced or written."""
         return tuple(_state_of(path) for path in (self._cert, self._key))
 
 
@@ -81,5 +81,5 @@ def _state_of(path: Path) -> Hashable:
 
 
 def _no_password() -> str:
-    """OpenSSL would ask on the terminal, and wait."""
+    """Raise ValueError; without a callback OpenSSL would ask on the terminal and wait."""
     raise ValueError("the key has a password")
