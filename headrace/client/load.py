@@ -36,8 +36,8 @@ from headrace.errors import ConfigError
 Route = Literal["rank", "score"]
 OK = "ok"
 REQUESTS_MAX = 5_000_000
-"""Requests of one rate: a row of each is kept, some 100 bytes."""
-_NO_FIELDS = ("self", "timeout_s")  # of the client's methods, not of a request
+"""Most requests of one rate: a row of some 100 bytes is kept for each."""
+_NO_FIELDS = ("self", "timeout_s")  # arguments of the client's methods, not fields of a request
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99.9_ms": 99.9, "max_ms": 100.0}
 
 
@@ -81,10 +81,10 @@ class LoadRun:
 
 
 def check_rate(rate_per_s: float, seconds: float) -> None:
-    """Refuse a rate whose requests do not fit.
+    """Check that a run does not send too many requests.
 
     Raises:
-        ConfigError: they are more than `REQUESTS_MAX`.
+        ConfigError: there are more than `REQUESTS_MAX`.
     """
     if rate_per_s * seconds > REQUESTS_MAX:
         asked = f"{rate_per_s:g} a second for {seconds:g} s are {rate_per_s * seconds:.3g} requests"
@@ -95,7 +95,7 @@ def schedule_s(rate_per_s: float, seconds: float, seed: int) -> NDArray[np.float
     """Draw the times of Poisson arrivals in [0, seconds), in seconds, ascending.
 
     Raises:
-        ConfigError: they are more than `REQUESTS_MAX`.
+        ConfigError: there are more than `REQUESTS_MAX`.
 
     >>> len(schedule_s(100.0, 10.0, 0))
     1012

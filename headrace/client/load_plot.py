@@ -47,7 +47,7 @@ def plot_load(runs: Sequence[LoadRun], path: Path) -> None:
 
 
 def _set_log(axes: Any, has_values: bool) -> None:
-    """A logarithmic scale of latencies, which matplotlib cannot draw without any."""
+    """Set a logarithmic scale of latencies; matplotlib cannot draw it without values."""
     if has_values:
         axes.set_yscale("log")
 

@@ -100,7 +100,7 @@ WRITERS: dict[str, Callable[[IO[bytes], Iterator[pl.DataFrame]], None]] = {
     ".csv": _write_csv,
     **dict.fromkeys((".jsonl", ".ndjson"), _write_json_lines),
 }
-"""Suffix -> writer of frames of one schema, at least one, into a file."""
+"""Suffix -> function that writes frames of one schema, at least one, to a file."""
 
 
 def _arrow(frame: pl.DataFrame) -> pa.Table:

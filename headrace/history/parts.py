@@ -126,7 +126,7 @@ class _Walk:
         part, progress, total, read = self._part, self._progress, 0, 0
 
         def count(rows: int) -> None:
-            """Report rows that are read and sorted, of which nobody knows how many there are."""
+            """Report rows that are read and sorted, whose total is not known yet."""
             nonlocal read
             read += rows
             report(part.place, read, None)
