@@ -24,7 +24,7 @@ from headrace.pipelines.wiring import intake_of
 from headrace.schemas import Event, spec_of
 from headrace.schemas.time_units import TimeUnit
 from headrace.settings import Settings, load_settings
-from headrace.streams.files.finder import find_log
+from headrace.streams.files.finder import find_files
 from headrace.streams.intake import Intake
 from headrace.streams.read_ahead import keep_freed_memory
 from headrace.streams.urls import FILES, named_url, scheme_of, source_of_url
@@ -119,7 +119,7 @@ def _pin_archives(tables: dict[type[Event], list[str | Path]]) -> dict[str, int]
     for event, paths in tables.items():
         pinned: list[str | Path] = []
         for path in paths:
-            listed = find_log(path, spec_of(event).topic)
+            listed = find_files(path, spec_of(event).topic)
             archived |= listed.ends
             is_pinned = listed.ends and all(file.is_local for file in listed.files)
             pinned += [file.path for file in listed.files] if is_pinned else [path]

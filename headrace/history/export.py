@@ -163,7 +163,7 @@ def _inputs(
     return {
         "views": declared,
         "events": {
-            event.__name__: [_identity(file) for file in find_files(table, spec_of(event).topic)]
+            event.__name__: [_identity(file) for file in find_files(table, spec_of(event).topic).files]
             for event, table in tables.items()
         },
         "spine": [_identity(file) for file in spine],
@@ -173,7 +173,7 @@ def _inputs(
 
 def _pinned(table: Any, event: type[Event]) -> Any:
     """Resolve a local pattern or archive to its present files, so that all parts read the same ones while it grows."""
-    files = find_files(table, spec_of(event).topic)
+    files = find_files(table, spec_of(event).topic).files
     return [file.path for file in files] if files and all(file.is_local for file in files) else table
 
 

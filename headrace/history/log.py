@@ -137,7 +137,7 @@ def open_log(
         if isinstance(table, pl.DataFrame | pl.LazyFrame):
             log: pl.DataFrame | pl.LazyFrame | list[EventFile] = table
         else:
-            log = find_files(table, spec_of(event).topic, csv_time_format=csv_time_format)
+            log = find_files(table, spec_of(event).topic, csv_time_format=csv_time_format).files
         blocks[event] = _blocks(log, event, span, budget, functools.partial(room, event), count)
     return blocks
 

@@ -176,7 +176,7 @@ class SpineFiles:
     def __init__(
         self, paths: str | Path | Sequence[str | Path], plans: Sequence[ViewPlan], written: SpineFormat
     ) -> None:
-        self.files = find_files(paths, csv_time_format=written.csv_time_format)
+        self.files = find_files(paths, csv_time_format=written.csv_time_format).files
         if not self.files:
             raise SourceError("spine: no files given")
         self._unit = written.time_unit

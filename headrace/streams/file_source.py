@@ -25,7 +25,7 @@ from headrace.errors import OffsetLostError, SourceError
 from headrace.redaction import shown_url
 from headrace.schemas import Codec, Event, spec_of
 from headrace.streams.files.archive_names import named_rows
-from headrace.streams.files.finder import EventFile, find_log
+from headrace.streams.files.finder import EventFile, find_files
 from headrace.streams.files.line_reader import Lines, iter_lines
 from headrace.streams.files.names import partition_of, recognise
 from headrace.streams.files.reading import (
@@ -204,7 +204,7 @@ class FileSource(Source):
     def _listed(self) -> dict[str, EventFile]:
         with self._listing:  # workers ask for their shares at the same time
             if self._files is None:
-                log_files = find_log(self._paths, self.topic, csv_time_format=self._csv_time_format)
+                log_files = find_files(self._paths, self.topic, csv_time_format=self._csv_time_format)
                 self._files, self._ends = self._named(log_files.files), log_files.ends
                 if not (self._files or self._ends or log_files.files):
                     raise SourceError(f"event {self._spec.name}: no files given, or only empty ones")

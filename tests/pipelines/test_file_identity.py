@@ -382,5 +382,5 @@ def test_a_file_whose_name_is_no_utf_8_counts_once(tmp_path, store):
     feed(store, tmp_path / "*.jsonl")
     feed(store, path)
     assert counted(store) == 5
-    [place] = find_files(path)
+    [place] = find_files(path).files
     assert (place.name, place.url) == (r"caf\udce9.jsonl", rf"{tmp_path}/caf\udce9.jsonl")

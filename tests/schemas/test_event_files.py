@@ -59,7 +59,7 @@ def orders(rows) -> pl.DataFrame:
 
 def read(path) -> pl.DataFrame:
     """All events of a file, read whole and in pieces alike."""
-    [file] = find_files(path)
+    [file] = find_files(path).files
     whole = read_events(file, Order)
     pieces = list(iter_events(file, Order, 2))
     assert_frame_equal(pl.concat([whole[:0], *pieces]), whole)
@@ -173,7 +173,7 @@ def test_times_that_can_be_read_in_one_way_are(tmp_path, texts, moment):
 
 def test_a_given_format_decides(tmp_path):
     path = csv_file(tmp_path, "order_id,at,shop\na,01/02/2026,s\nb,2026-02-03,s\n")
-    [file] = find_files(path, csv_time_format="%d/%m/%Y")
+    [file] = find_files(path, csv_time_format="%d/%m/%Y").files
     assert [at.date() for at in read_events(file, Order)["at"]] == [date(2026, 2, 1), date(2026, 2, 3)]
 
 
@@ -596,7 +596,7 @@ def test_an_arrow_stream_that_is_not_the_whole_file_is_refused(tmp_path, change,
 def test_a_format_of_times_is_for_digits_too(tmp_path):
     """20260101 is a number as well, but the format says what it is."""
     (tmp_path / "a.csv").write_text("order_id,at,shop\na,20260102,north\n")
-    [file] = find_files(str(tmp_path / "a.csv"), csv_time_format="%Y%m%d")
+    [file] = find_files(str(tmp_path / "a.csv"), csv_time_format="%Y%m%d").files
     assert read_events(file, Order)["at"].to_list() == [datetime(2026, 1, 2, tzinfo=UTC)]
 
 
@@ -606,7 +606,7 @@ def test_seconds_in_a_csv_may_have_fractions(tmp_path):
         door: int
 
     (tmp_path / "a.csv").write_text("event_time,door\n1767225600.5,1\n1767225601,2\n")
-    [file] = find_files(str(tmp_path / "a.csv"))
+    [file] = find_files(str(tmp_path / "a.csv")).files
     found = read_events(file, Tick)["event_time"].to_list()
     start = datetime(2026, 1, 1, tzinfo=UTC)
     assert found == [start + timedelta(seconds=0.5), start + timedelta(seconds=1)]

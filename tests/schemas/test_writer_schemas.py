@@ -240,7 +240,7 @@ def test_what_a_file_reads_a_topic_reads(field, kind, written, read, tmp_path):
     with path.open("wb") as sink:
         fastavro.writer(sink, fastavro.parse_schema(schema), [row])
     try:
-        [file] = find_files(str(path), "kinds")
+        [file] = find_files(str(path), "kinds").files
         of_file = read_events(file, Kinds)
     except HeadraceError:
         return

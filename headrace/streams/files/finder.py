@@ -167,24 +167,14 @@ class Found:
 
 def find_files(
     paths: str | Path | Sequence[str | Path], topic: str | None = None, *, csv_time_format: str | None = None
-) -> list[EventFile]:
-    """The files that `paths` name, each once, in the order given, those of a glob sorted.
+) -> Found:
+    """The files that `paths` name, each once, in the order given, those of a glob sorted; and where archives end.
 
-    A folder is that of an archive, and its files are those of `topic`. `csv_time_format` is kept with each file.
+    A folder is that of an archive, and its files are those of `topic`. Files and ends are of one moment, whatever an
+    archiver does meanwhile. `csv_time_format` is kept with each file.
 
     Raises:
         SourceError: a path or glob finds nothing or a plain folder, or a filesystem cannot be reached.
-    """
-    return find_log(paths, topic, csv_time_format=csv_time_format).files
-
-
-def find_log(
-    paths: str | Path | Sequence[str | Path], topic: str | None = None, *, csv_time_format: str | None = None
-) -> Found:
-    """`find_files`, and where archives end: files and ends are of one moment, whatever an archiver does meanwhile.
-
-    Raises:
-        SourceError: as `find_files`.
     """
     files: dict[str, EventFile] = {}
     ends: dict[str, int] = {}
