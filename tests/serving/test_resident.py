@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -226,6 +228,26 @@ def test_without_redis_what_is_resident_is_served_with_its_age(tmp_path):
         stage.until(lambda: not resident._is_away)
         for each in (resident, other):
             each.close()
+
+
+def test_a_refresh_that_waited_for_redis_does_not_put_off_the_next(tmp_path):
+    """Redis hangs for a second of a refresh: the next comes in time, and not after ten times as long."""
+    with (
+        EmbeddedRedis(tmp_path, aof=False) as redis,
+        OnlineStore.open(redis.url, shards=stage.SHARDS, timeout_s=5) as store,
+    ):
+        stage.fill(store, stage.EVENTS)
+        resident = resident_of(store)
+        resident.fill()
+        resident.refresh()
+        usual_s = resident._interval_s
+        os.kill(redis.pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (redis.pid, signal.SIGCONT)).start()
+        began_s = time.monotonic()
+        resident.refresh()
+        assert time.monotonic() - began_s > 0.8
+        assert resident._interval_s < max(2 * usual_s, 5)
+        resident.close()
 
 
 def test_a_view_that_was_changed_drops_the_catalogue(store):
