@@ -166,8 +166,9 @@ class ModelResponse(BaseModel):
         default=None, description="A newer version that was refused: model_version, reason, refused_us; null: none."
     )
     published: dict[str, object] = Field(
-        description="The newest published version, when the directory was last read (µs), and whether the live "
-        "version is newer than all of it (live_is_unpublished): its folder vanished; fault: why the last look failed."
+        description="The newest published version, when the directory was last read (µs), whether the live version is "
+        "newer than all of it or its folder holds another model (live_is_unpublished), and why the last look failed "
+        "(fault)."
     )
     manifest: dict[str, object]
 

@@ -463,3 +463,36 @@ def test_what_is_no_snapshot_at_all_is_refused_by_its_name(directory, thing):
     assert publish(directory, 3) == 3
     assert swap.refresh()
     assert swap.live.version == 3
+
+
+def test_another_model_under_the_live_number_is_said(directory, tmp_path):
+    """
+    1 2 -> 2 live | 2 deleted by hand, another trainer publishes 2: 2 stays as it was, and is said to be unpublished |
+    the first 2 is put back: published | 2 damaged: unpublished | 3 -> 3 live
+    """
+    swap = stage.swap_of(stage.NO_STORE_RANKER, DirectoryReleases(directory, NextThing))
+    publish(directory, 1)
+    publish(directory, 2)
+    assert swap.refresh()
+    live, folder = swap.live, directory.folder(2)
+
+    def look():
+        for _ in range(3):
+            assert not swap.refresh()
+        assert swap.live is live
+        return swap.is_unpublished
+
+    assert not look()
+    folder.rename(tmp_path / "first")
+    assert look()
+    assert publish(ModelDirectory(directory.path), 3) == 2
+    assert look()
+    shutil.rmtree(folder)
+    shutil.copytree(tmp_path / "first", folder, copy_function=shutil.copyfile)
+    assert not look()
+    (folder / "model.safetensors").write_bytes(b"")
+    assert look()
+    assert publish(directory, 3) == 3
+    assert swap.refresh()
+    assert not swap.refresh()
+    assert (swap.live.version, swap.is_unpublished) == (3, False)

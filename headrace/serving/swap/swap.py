@@ -35,6 +35,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from headrace.clock import wall_us
 from headrace.errors import HeadraceError, SnapshotError
 from headrace.learners import Inputs
+from headrace.serving.swap.live_folder import LiveFolder
 from headrace.serving.swap.models import LiveModel, Loaded, Releases
 
 CADENCE_S = 0.5  # least time between swaps: each one occupies a core while it loads
@@ -61,7 +62,8 @@ LIVE_VERSION = Gauge("headrace_model_version", "Version of the live model.")
 NEWEST_VERSION = Gauge("headrace_model_newest_version", "Newest version in the model directory; 0: there is none.")
 LOOKED = Gauge("headrace_model_looked_timestamp_seconds", "When the model directory was last read, seconds since 1970.")
 UNPUBLISHED = Gauge(
-    "headrace_model_unpublished", "1 while the live version is newer than every version in the model directory."
+    "headrace_model_unpublished",
+    "1 while the live version is newer than every version in the model directory, or its folder holds another model.",
 )
 
 log = structlog.get_logger(__name__)
@@ -110,7 +112,7 @@ class Swap:
     Attributes:
         newest: newest published version when the model directory was last read, None if there was none.
         looked_us: when the model directory was last read (wall clock, µs), None before the first time.
-        is_unpublished: whether the live version is newer than every published one.
+        is_unpublished: whether the live version is newer than every published one, or its folder holds another model.
         last_refused: newest refused version that is still published and that no newer one has replaced.
         look_fault: why the last read of the model directory failed, None if it succeeded.
     """
@@ -149,6 +151,7 @@ class Swap:
         self._refused: dict[int, _Refusal] = {}
         self._changed_states: dict[int, Hashable] = {}  # states of refused versions whose files have changed since
         self._follow_fault = ""
+        self._live_folder = LiveFolder(releases)
         self._turn = threading.Lock()  # one swap at a time; requests never take it
         self._stop = threading.Event()
         self._ready = threading.Event()
@@ -214,7 +217,10 @@ class Swap:
         NEWEST_VERSION.set(self.newest or 0)
         LOOKED.set(self.looked_us / 1e6)
         live = self.live
-        is_unpublished = live is not None and live.version > (self.newest or 0)
+        newest = self.newest or 0
+        is_unpublished = live is not None and (
+            live.version > newest or (live.version == newest and not self._live_folder.holds(live))
+        )
         if is_unpublished != self.is_unpublished:
             version = live.version if live else None
             event = "live_model_unpublished" if is_unpublished else "live_model_published_again"
