@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from headrace.clock import Clock, WallClock
-from headrace.errors import HeadraceError, SchemaError, SourceError
+from headrace.errors import DeclarationError, HeadraceError, SchemaError, SourceError
 from headrace.schemas import (
     BadPayload,
     BadRow,
@@ -51,6 +51,9 @@ class Intake:
     `clock` tells which rows are too far in the future: wall time for live streams, the event clock when history is
     played. `registry` has the schemas of Confluent-framed Avro. `codecs` replace the event's own codec, for instance to
     read plain Avro of an older declaration: `{Event: AvroCodec(spec, writer=old)}`.
+
+    Raises:
+        DeclarationError: two of the events are of one topic.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class Intake:
         registry: SchemaRegistry | None = None,
         codecs: Mapping[type[Event], Codec] | None = None,
     ) -> None:
-        self.events = {spec_of(event).topic: event for event in events}
+        self.events = _by_topic(events)
         self._dead_letters = dead_letters
         self._clock = clock or WallClock()
         self._quality = {topic: Quality(spec_of(event), future_us=future_us) for topic, event in self.events.items()}
@@ -117,6 +120,24 @@ class Intake:
         if key not in self._codecs:
             self._codecs[key] = codec_for(event, batch.codec, registry=self._registry)
         return self._codecs[key]
+
+
+def _by_topic(events: Iterable[type[Event]]) -> dict[str, type[Event]]:
+    """The events by their topics.
+
+    Raises:
+        DeclarationError: two are of one topic.
+    """
+    by_topic: dict[str, type[Event]] = {}
+    for event in events:
+        topic = spec_of(event).topic
+        if (other := by_topic.setdefault(topic, event)) is not event:
+            names = " and ".join(f"{each.__module__}:{each.__qualname__}" for each in (other, event))
+            raise DeclarationError(
+                f"topic {topic!r}: {names} are both declared on it, and its messages do not say which they are; give "
+                "each event a topic of its own, or declare one event that has the fields of both, optional"
+            )
+    return by_topic
 
 
 def put_aside(letters: Sequence[DeadLetter], sink: DeadLetters) -> None:

@@ -111,7 +111,8 @@ class KafkaSource(Source):
         connect_s: float = CONNECT_S_MAX,
     ) -> None:
         self.bootstrap = bootstrap
-        self.topics = tuple(topic if isinstance(topic, str) else spec_of(topic).topic for topic in topics)
+        names = (topic if isinstance(topic, str) else spec_of(topic).topic for topic in topics)
+        self.topics = tuple(dict.fromkeys(names))
         self._until_end = until_end
         self._rows_max = rows_max
         self.start = start

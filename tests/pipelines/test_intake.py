@@ -13,7 +13,8 @@ import structlog
 from polars.testing import assert_frame_equal
 
 from headrace.clock import FixedClock
-from headrace.errors import SchemaError, SourceError
+from headrace.errors import DeclarationError, SchemaError, SourceError
+from headrace.pipelines import KafkaSource
 from headrace.pipelines.shard import too_late_letters
 from headrace.schemas import Event, Field, FileDeadLetters, codec_for, dead_letters, spec_of
 from headrace.schemas.dead_letters import DEAD_LETTERS
@@ -285,6 +286,16 @@ def test_the_future_is_measured_from_the_given_clock():
     early = Intake([Passage], dead_letters=(shelf := Shelf()), clock=FixedClock(START_US - 86_400_000_000))
     assert early.decode(batch_of(codec_for(Passage).encode(passages(3)))).frame.is_empty()
     assert {letter.reason for letter in shelf.letters} == {"future"}
+
+
+def test_two_events_of_one_topic_are_refused():
+    """Its messages would be read as the last one's, and those of the other be dead letters."""
+    other = passage_of("passages")
+    words = r"topic 'passages': .*Passage and .*Passage are both declared on it, .*; give each event a topic of its own"
+    with pytest.raises(DeclarationError, match=words):
+        intake_of(Passage, other, shelf=Shelf())
+    assert intake_of(Passage, Passage, shelf=Shelf()).events == {"passages": Passage}
+    assert KafkaSource("127.0.0.1:1", [Passage, other]).topics == ("passages",)
 
 
 def test_a_topic_without_an_event_class_is_named():
