@@ -261,6 +261,7 @@ def _named(kind: str, name: str, declared: list[tuple[str, type[T]]], broken: li
     if not classes:
         names = sorted(other for other, _ in declared)
         hint = _nearest_of(name, names)
-        unread = "".join(f"; {fault}" for fault in broken)
-        raise ConfigError(f"no {kind} {name!r} in {folder}; there are {', '.join(names) or 'none'}{hint}{unread}")
+        unread = "".join(f"{fault}; " for fault in broken)
+        where = "elsewhere in" if broken else "in"
+        raise ConfigError(f"{unread}no {kind} {name!r} {where} {folder}; there are {', '.join(names) or 'none'}{hint}")
     return classes[0]

@@ -222,6 +222,14 @@ def test_a_project_whose_only_views_are_broken_is_not_said_to_have_none(tmp_path
     assert "no views" not in done.out + done.err
 
 
+def test_a_module_that_fails_comes_before_what_it_hides(tmp_path):
+    """Whose event is not there since its module fails reads first why it fails."""
+    root = written(tmp_path / "p", {**PROJECT, "schemas/ev.py": "import no_such_package_at_all"})
+    done = command(root, "produce", "Ev", "--from", "log.jsonl")
+    assert done.code == 1
+    assert re.match(r"error: module schemas.ev cannot be imported: .*; no event 'Ev' elsewhere in .*", done.err)
+
+
 def test_a_broken_module_of_events_does_not_hide_the_others(tmp_path):
     """`schemas lock` and `check` do what they can; locks of what is not seen are not called stale."""
     other = PROJECT["schemas/ev.py"].replace("class Ev(", "class Other(")
