@@ -1,4 +1,4 @@
-"""A disk cache of compiled code: one process per machine compiles a kernel, and only when its behaviour has changed.
+"""A disk cache of compiled code: one process at a time compiles a kernel, and only if its behaviour has changed.
 
 Numba keys its cache on the file of a function. That is too much, since a changed comment recompiles a whole file, and
 too little, since code inlined from another file is not recompiled. Here the key is a fingerprint of the function's
