@@ -59,8 +59,9 @@ class FeatureView(metaclass=_ViewType):
             are remembered; a duplicate of an older event is counted again. Each event of the span adds 8 to 13 bytes
             to every write of the record.
         ttl: span ("30d") after which the store deletes a record without new events; None keeps it. It cannot be
-            shorter than a window, so windowed values lose no events. State without a time limit (lifetime windows,
-            lists, decayed sums) restarts from empty with the entity's next event, whereas a replay ignores the ttl.
+            shorter than a window plus its hop, so windowed values lose no events. State without a time limit (lifetime
+            windows, lists, decayed sums) restarts from empty with the entity's next event, whereas a replay ignores
+            the ttl.
         request: fields that a read passes in, {"price": float}; see features/expressions/derived.py.
         name: name of the view, of lower-case letters, digits and _. By default the class name in snake case.
 
