@@ -31,7 +31,7 @@ LARGE_CANDIDATES = 256
 LARGE_BODY_BYTES = 16_384
 """A longer body is parsed in a thread, one body at a time: it takes a millisecond or more."""
 CLIENT_GONE = 499
-"""Status under which a request is counted whose client hung up."""
+"""Status that counts requests whose client hung up."""
 
 _ARROW = MEDIA_TYPE.encode()
 Ask = TypeVar("Ask", bound=ScoreRequest)

@@ -1,4 +1,4 @@
-"""The fields of an `InputSpec` by what they depend on: the candidate alone, the request alone, or both.
+"""Splits the fields of an `InputSpec` by what they depend on: the candidate alone, the request alone, or both.
 
     candidate   its key, features of views keyed by it     R rows, or once per candidate while it is resident
     request     entity keys, context, the entity's views   n rows, one per request
