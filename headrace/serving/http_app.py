@@ -276,7 +276,7 @@ class _Routes:
         app.get("/v1/report", response_model=None)(report)
         for path, probe in (("/healthz", healthz), ("/readyz", readyz)):
             app.get(path, response_model=None)(probe)
-            app.head(path, response_model=None, include_in_schema=False)(probe)  # as some probes of load balancers ask
+            app.head(path, response_model=None, include_in_schema=False)(probe)  # some load balancers probe with HEAD
         app.get("/metrics", response_model=None)(metrics)
 
     async def not_routed(self, _request: Request, exc: Exception) -> Response:

@@ -202,7 +202,7 @@ def _arrived_s(scope: Scope) -> float:
 
 
 def _refuse_encoded(headers: list[tuple[bytes, bytes]]) -> None:
-    """Raise Refusal 422 where the body is said to be compressed: it could claim any amount of memory."""
+    """Raise Refusal 422 if the body is compressed, since it could expand to any amount of memory."""
     for name, value in headers:
         if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             detail = f"the body's Content-Encoding is {value[:32].decode('latin-1')!r}"

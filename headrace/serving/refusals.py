@@ -70,7 +70,7 @@ def parse(model: type[Ask], body: bytes) -> Ask:
         known = ", ".join(model.model_fields)
         fix = f"known fields: {known}" if kind == "extra_forbidden" else "see /docs for the request's schema"
         raise Refusal(422, "invalid_request", f"{field}: {fault}", fix, field) from exc
-    # A name in the body is followed by a colon. Where there are no more than names that were read, none came twice.
+    # Each name in the body is followed by a colon: if there are as many colons as names, no name occurs twice.
     objects = (getattr(ask, name) for name in ask.model_fields_set)
     names = len(ask.model_fields_set) + sum(len(each) for each in objects if isinstance(each, dict))
     if body.count(b":") != names:
@@ -79,10 +79,10 @@ def parse(model: type[Ask], body: bytes) -> Ask:
 
 
 def refuse_repeated(body: bytes) -> None:
-    """Check that no object of `body`, which is JSON, has a name twice: parsers take the last, and some the first.
+    """Check that no object of the JSON `body` has a name twice, of which some parsers take the first and some the last.
 
     Raises:
-        Refusal: 422, one has.
+        Refusal: 422, an object has a name twice.
     """
 
     def distinct(pairs: list[tuple[str, object]]) -> None:

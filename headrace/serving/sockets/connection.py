@@ -13,10 +13,10 @@ from headrace.serving.report import REQUESTS
 from headrace.serving.sockets import ARRIVED_S
 
 HEAD_BYTES_MAX = 65_536
-"""Longest head of a request, up to what arrives with its last bytes in one piece."""
+"""Longest head of a request, not counting bytes that arrive in one piece with its end."""
 LINGER_S = 1.0
-"""Seconds in which what follows a head that is too long is read and dropped: a client that still sends when the
-connection is closed would not see the answer."""
+"""Seconds for which bytes after a head that is too long are read and dropped, since a client that is still sending when
+the connection closes would not see the answer."""
 HEAD_S = 10.0
 """Seconds within which the head of a request must arrive, counted from the connection's start or its last answer."""
 
@@ -40,7 +40,7 @@ class GuardedConnection(HttpToolsProtocol):
     _socket: socket.socket | None = None
     _is_ended = False
     _head_bytes = 0
-    """Bytes of a head that is not whole, without the piece in which it begins."""
+    """Bytes received of an incomplete head, without the piece in which it begins."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by asyncio when a client connects."""
