@@ -1,4 +1,4 @@
-"""What an event is: its declaration, wire formats, quality rules, dead letters and evolution."""
+"""Events: declaration, wire formats, quality rules, dead letters and schema evolution."""
 
 from headrace.schemas.codecs.avro import AvroCodec as AvroCodec
 from headrace.schemas.codecs.avro import ConfluentAvroCodec as ConfluentAvroCodec

@@ -1,7 +1,7 @@
 """Lossless casts of frames from files and messages to the declared columns.
 
-Types are compared column by column: one that cannot become the declared type is an error of the whole frame. Values are
-compared row by row: one that would change in the cast, or lies outside the declared type, makes its row a bad one.
+Types are compared per column: one that cannot be cast to the declared type is an error for the whole frame. Values are
+compared per row: one that the cast would change, or that the declared type cannot hold, makes its row bad.
 """
 
 import difflib
@@ -36,20 +36,20 @@ class BadRow:
 
 
 class MissingColumnError(SchemaError):
-    """A column that every event must have is absent."""
+    """A required column is missing."""
 
 
 def conform(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
-    """The declared columns of `frame`, in order and of the declared types; others are left out.
+    """Cast `frame` to the declared columns, in declared order and types; other columns are dropped.
 
-    Casts are lossless: whole numbers to int, exact ones and decimals to float, categories and decimals to text, dates
-    and other time units to microseconds. Nanoseconds are rounded down to microseconds. A datetime without a zone is
-    UTC; a number is a time only where the event declares a `time_unit`. A column that is optional, or has a default,
-    may be absent; one that lacks its name is looked for under the field's old names. Nulls are left to `Quality`: they
-    are bad rows, not a bad file.
+    Casts are lossless: whole numbers to int, exactly representable numbers and decimals to float, categories and
+    decimals to text, dates and other time units to microseconds. Nanoseconds are rounded down to microseconds. A
+    datetime without a zone is UTC; a number is a time only if the event declares a `time_unit`. A column that is
+    optional, or has a default, may be missing. If a column's name is missing, the field's old names are tried. Nulls
+    are left to `Quality`, where they make bad rows.
 
     Raises:
-        SchemaError: a column is absent, or holds values that the declared type cannot; names event, column and types.
+        SchemaError: a column is missing, or has values that the declared type cannot hold; names event, column, types.
     """
     fitted, bad = conform_rows(frame, spec)
     if bad:
@@ -58,12 +58,12 @@ def conform(frame: pl.DataFrame, spec: EventSpec) -> pl.DataFrame:
 
 
 def conform_rows(frame: pl.DataFrame, spec: EventSpec) -> tuple[pl.DataFrame, Rejects[BadRow]]:
-    """Fit the rows of a frame one by one: one with a value that does not fit is bad, `wrong_type`, and costs no other.
+    """Cast a frame row by row: a row with a value that does not fit is bad (`wrong_type`) and does not affect others.
 
-    Returns the rows that `conform` would give, and the bad ones by their index in `frame`.
+    Returns the good rows as `conform` would, and the bad ones by their index in `frame`.
 
     Raises:
-        SchemaError: a column is absent, or of a type of which no value can be the declared one.
+        SchemaError: a column is missing, or its type has no values that can be cast to the declared type.
     """
     if list(frame.schema.items()) == list(spec.polars.items()):
         return frame, Rejects.none(BadRow)
@@ -90,7 +90,7 @@ def conform_rows(frame: pl.DataFrame, spec: EventSpec) -> tuple[pl.DataFrame, Re
 
 @dataclass(frozen=True, slots=True)
 class _Loss:
-    """Rows whose value at `column` does not survive: `lost` is a Boolean column without nulls."""
+    """Rows whose value in `column` the cast would change: `lost` is a Boolean column without nulls."""
 
     column: str
     text: str
@@ -98,7 +98,7 @@ class _Loss:
 
 
 def _lost_rows(frame: pl.DataFrame, losses: Sequence[_Loss]) -> Iterable[Rejects[BadRow]]:
-    """The rows of each loss that no earlier one has, with the value in the detail."""
+    """Yield the rows of each loss, without those of earlier losses, with the value in the detail."""
     if not losses or not frame.select(pl.any_horizontal([loss.lost.any() for loss in losses])).item():
         return
     seen = np.zeros(frame.height, np.bool_)
@@ -110,14 +110,14 @@ def _lost_rows(frame: pl.DataFrame, losses: Sequence[_Loss]) -> Iterable[Rejects
 
 
 class _Fitter:
-    """Builds the expressions of a conform; `losses` are the places where a value may not survive."""
+    """Builder of the cast expressions of a frame; `losses` collects the casts that may change a value."""
 
     def __init__(self, unit: TimeUnit | None) -> None:
         self._unit = unit
         self.losses: list[_Loss] = []
 
     def fit(self, values: pl.Expr, dtype: Any, wanted: FieldType, path: str, column: str) -> pl.Expr:
-        """The values of type `dtype` as the wanted type."""
+        """Cast values of type `dtype` to the wanted type."""
         fitted, lost = self._fit(values, dtype, wanted, path)
         for text, where in lost:
             self.losses.append(_Loss(column, text, where.fill_null(value=False)))
@@ -126,7 +126,7 @@ class _Fitter:
     def _fit(
         self, values: pl.Expr, dtype: Any, wanted: FieldType, path: str
     ) -> tuple[pl.Expr, list[tuple[str, pl.Expr]]]:
-        """(The fitted values, [(what is lost, a Boolean expression for where)])."""
+        """The cast values, and a list of (message, Boolean expression that is true where a value is lost)."""
         if dtype == wanted.polars():
             return values, []
         if wanted.kind == "struct" and isinstance(dtype, pl.Struct):
@@ -163,7 +163,7 @@ class _Fitter:
 
 
 def _absent(present: list[str], wanted: FieldType, path: str) -> pl.Expr:
-    """The field's default, for every row."""
+    """The default of a missing field, for every row."""
     if wanted.required:
         near = difflib.get_close_matches(path.rpartition(".")[2], present, 1)
         hint = f"; did you mean {near[0]!r}? Rename it" if near else ""
@@ -176,11 +176,11 @@ def _absent(present: list[str], wanted: FieldType, path: str) -> pl.Expr:
 
 
 _Cast = Callable[[pl.Expr], tuple[pl.Expr, pl.Expr | None]]
-"""values -> (values of the wanted type, where they do not survive; None: they always do)."""
+"""values -> (values of the wanted type, true where the cast changes a value; None: it never does)."""
 
 
 def _cast(dtype: Any, wanted: FieldType, unit: TimeUnit | None) -> _Cast | None:
-    """How values of a type are read as `wanted`; None: not at all."""
+    """The cast from a type to `wanted`; None if there is none."""
     if dtype == pl.Null:
         return lambda values: (values.cast(wanted.polars()), None)
     match wanted.kind:
@@ -194,7 +194,7 @@ def _cast(dtype: Any, wanted: FieldType, unit: TimeUnit | None) -> _Cast | None:
 
 
 def _time_cast(dtype: Any, unit: TimeUnit | None) -> _Cast | None:
-    """How values of a type are read as times; numbers are in `unit`."""
+    """The cast from a type to times, with numbers in `unit`; None if there is none."""
     per_us = UNITS_PER_S["us"]
     if dtype == pl.Date:
         return functools.partial(_scaled, multiplier=_DAY_US, divisor=1)
@@ -208,7 +208,7 @@ def _time_cast(dtype: Any, unit: TimeUnit | None) -> _Cast | None:
 
 
 def _exact(values: pl.Expr, *, dtype: Any, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
-    """A cast that must be undone by the cast back."""
+    """Cast values, and check that casting back gives the original values."""
     if dtype == pl.Decimal:
         return _of_decimal(values, dtype.scale, wanted)
     fitted = values.cast(wanted, strict=False)
@@ -216,7 +216,7 @@ def _exact(values: pl.Expr, *, dtype: Any, wanted: pl.DataType) -> tuple[pl.Expr
 
 
 def _of_decimal(values: pl.Expr, scale: int, wanted: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
-    """Decimals as whole numbers, or as the floats that their digits write."""
+    """Cast decimals to integers, or to the float with the same decimal digits."""
     if wanted == pl.Float64:
         text = values.cast(pl.String)
         digits = text.str.replace_all(r"[.-]", "").str.strip_chars_start("0").str.strip_chars_end("0")
@@ -229,7 +229,7 @@ def _of_decimal(values: pl.Expr, scale: int, wanted: pl.DataType) -> tuple[pl.Ex
 
 
 def _scaled(values: pl.Expr, *, multiplier: int, divisor: int) -> tuple[pl.Expr, pl.Expr]:
-    """Whole numbers of a unit as times; rounded down where the unit is finer than a microsecond."""
+    """Integers in a unit as times; rounded down if the unit is finer than a microsecond."""
     whole = values.cast(pl.Int64, strict=False)
     if divisor > multiplier:
         return _as_times(whole // (divisor // multiplier)), whole.is_null()
@@ -240,7 +240,7 @@ def _scaled(values: pl.Expr, *, multiplier: int, divisor: int) -> tuple[pl.Expr,
 
 
 def _rounded(values: pl.Expr, *, factor: int) -> tuple[pl.Expr, pl.Expr]:
-    """Floats of a unit as times, to the nearest microsecond."""
+    """Floats in a unit as times, rounded to the nearest microsecond."""
     whole = (values.cast(pl.Float64) * factor).round().cast(pl.Int64, strict=False)
     return _as_times(whole), whole.is_null()
 
@@ -256,7 +256,7 @@ def _hint(dtype: Any, wanted: FieldType, unit: TimeUnit | None) -> str:
 
 
 def refuse_nulls(frame: pl.DataFrame, spec: EventSpec) -> None:
-    """Raise where a frame of the event's own types holds a null that the event does not declare.
+    """Reject a frame, already of the event's types, with a null in a field that is not optional.
 
     Raises:
         SchemaError: names the event and the column.
@@ -267,7 +267,7 @@ def refuse_nulls(frame: pl.DataFrame, spec: EventSpec) -> None:
 
 
 def refuse_far_times(frame: pl.DataFrame, spec: EventSpec) -> None:
-    """Raise where a frame of the event's own types holds a time that ISO 8601 cannot write.
+    """Reject a frame, already of the event's types, with a time that ISO 8601 cannot represent.
 
     Raises:
         SchemaError: names the event and the column.
@@ -278,7 +278,7 @@ def refuse_far_times(frame: pl.DataFrame, spec: EventSpec) -> None:
 
 
 def is_far(times: pl.Expr) -> pl.Expr:
-    """Where a time (Datetime in microseconds) lies outside the years 1 to 9999."""
+    """Whether a time (Datetime in microseconds) lies outside the years 1 to 9999."""
     micros = times.cast(pl.Int64)
     return (micros < YEAR_1_US) | (micros >= YEAR_10000_US)
 
@@ -287,7 +287,7 @@ _Test = Callable[[pl.Expr, FieldType], pl.Expr | None]
 
 
 def _first_with(frame: pl.DataFrame, spec: EventSpec, test: _Test) -> str | None:
-    """Name of the first column with a value, at any depth, that `test` is true for; None: there is none."""
+    """Name of the first column with a value, at any depth, for which `test` is true; None if there is none."""
     tests = {name: _anywhere(pl.col(name), field, test) for name, field in spec.types.items()}
     flags = [where.any().alias(name) for name, where in tests.items() if where is not None]
     if not flags or frame.is_empty():
@@ -296,7 +296,7 @@ def _first_with(frame: pl.DataFrame, spec: EventSpec, test: _Test) -> str | None
 
 
 def _anywhere(values: pl.Expr, field: FieldType, test: _Test) -> pl.Expr | None:
-    """Where `test` is true for the value or for one below it; None: it says nothing about any of them."""
+    """Whether `test` is true for a value or one nested in it; None if it applies to none of them."""
     tests = [test(values, field)]
     if field.item is not None and (item := _anywhere(pl.element(), field.item, test)) is not None:
         tests.append(values.list.eval(item).list.any())

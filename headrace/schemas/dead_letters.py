@@ -1,7 +1,7 @@
-"""Payloads and rows that could not be used, kept with source, offset, reason and the original bytes.
+"""Dead letters: payloads and rows that could not be used, with source, offset, reason and the original bytes.
 
-Files are JSON lines, one file a process, so that many processes write into one folder without a lock. Whoever finds
-what is bad counts it with `count_letters`, once, however many places it is written to.
+Files are JSON lines, one file per process, so that many processes can write to one folder without a lock. The code that
+finds a dead letter counts it with `count_letters`, once, regardless of how many places it is written to.
 """
 
 import base64
@@ -41,9 +41,9 @@ _log = PacedLog("dead_letters")
 class DeadLetter:
     """One payload, or row, that could not be used.
 
-    `source` is the event's topic, `partition` and `offset` where it stood there, `reason` one word that is counted,
-    `detail` a sentence, `payload` its bytes as they came, `arrival_us` the time it came. Where a payload has several
-    rows, and where a row came from a file, the payload is the row as a JSON object.
+    `source` is the event's topic, `partition` and `offset` the position in it, `reason` one word by which it is
+    counted, `detail` a sentence, `payload` the original bytes, `arrival_us` the arrival time. For a row of a file, or
+    of a payload with several rows, `payload` is the row as a JSON object.
     """
 
     source: str
@@ -56,21 +56,21 @@ class DeadLetter:
 
 
 class DeadLetters(Protocol):
-    """Where dead letters go. Called by the threads that decode and apply, one at a time, with what one batch has."""
+    """A sink for dead letters, called by the threads that decode and apply, one at a time, with those of one batch."""
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep the letters: a `Letters`, whose objects are made as they are asked for, or any other sequence."""
+        """Keep the letters: a `Letters`, which creates its objects on access, or any other sequence."""
         ...
 
     def close(self) -> None:
-        """Make everything written durable, and stop."""
+        """Make everything written durable, then stop."""
         ...
 
 
 class Letters(Sequence[DeadLetter]):
-    """Dead letters as columns: a storm of them costs no Python object each, unless somebody asks for it.
+    """Dead letters as columns, so that a flood of them creates no Python objects until they are accessed.
 
-    `frame` has a column for each field of `DeadLetter`, (n,).
+    `frame` has a column (n,) for each field of `DeadLetter`.
     """
 
     def __init__(self, frame: pl.DataFrame) -> None:
@@ -89,7 +89,7 @@ class Letters(Sequence[DeadLetter]):
         details: pl.Series | str,
         payloads: pl.Series,
     ) -> Self:
-        """Letters of one partition: offsets and payloads (n,), reasons and details (n,) or one for all."""
+        """Letters of one partition: offsets and payloads (n,); reasons and details (n,), or one value for all."""
         given = {"source": source, "partition": partition, "reason": reasons, "detail": details, "payload": payloads}
         columns = {name: pl.lit(value) for name, value in (given | {"arrival_us": arrival_us}).items()}
         columns["offset"] = pl.col("offset")
@@ -98,7 +98,7 @@ class Letters(Sequence[DeadLetter]):
 
     @classmethod
     def all_of(cls, letters: Sequence[DeadLetter]) -> "Letters":
-        """The columns of letters; a `Letters` is returned as it is. Lone surrogates in texts become question marks."""
+        """Convert letters to columns; a `Letters` is returned unchanged. Lone surrogates become question marks."""
         if isinstance(letters, Letters):
             return letters
         rows = [[_clean(value) for value in astuple(letter)] for letter in letters]
@@ -106,11 +106,11 @@ class Letters(Sequence[DeadLetter]):
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """All letters of the parts, one after another."""
+        """Concatenate the letters of the parts."""
         return cls(pl.concat([pl.DataFrame(schema=_SCHEMA), *(part.frame for part in parts)]))
 
     def lines(self) -> bytes:
-        """Every letter as a line of JSON with its end, as `encode_letter` writes it; made once."""
+        """The letters as JSON lines, each as `encode_letter` writes it plus a newline; encoded once."""
         if self._lines is None:
             sink = io.BytesIO()
             self.frame.with_columns(pl.col("payload").bin.encode("base64")).write_ndjson(sink)
@@ -136,12 +136,12 @@ def _clean(value: Any) -> Any:
 
 
 def encoded(letters: Sequence[DeadLetter]) -> list[bytes]:
-    """A line of JSON for each letter, without its end."""
+    """A line of JSON for each letter, without the newline."""
     return Letters.all_of(letters).lines().split(b"\n")[:-1]
 
 
 def count_letters(letters: Sequence[DeadLetter]) -> None:
-    """Add the letters to the metric, and log at most a line a second for each source and reason."""
+    """Add the letters to the metric, and log at most one line per second for each source and reason."""
     groups = Letters.all_of(letters).frame.group_by("source", "reason", maintain_order=True)
     counts = groups.agg(pl.len(), pl.col("detail").first().alias("first")).rows()
     for source, reason, count, detail in counts:
@@ -150,16 +150,19 @@ def count_letters(letters: Sequence[DeadLetter]) -> None:
 
 
 def encode_letter(letter: DeadLetter) -> bytes:
-    """One line of JSON without its end; the payload is base64. Lone surrogates in texts become question marks."""
+    """Encode a letter as a line of JSON, without the newline.
+
+    The payload is base64. Lone surrogates in texts become question marks.
+    """
     [line] = encoded([letter])
     return line
 
 
 def decode_letter(line: bytes) -> DeadLetter:
-    """The letter that `encode_letter` wrote.
+    """Decode a line that `encode_letter` wrote.
 
     Raises:
-        DecodeError: the line is not such a letter.
+        DecodeError: the line is not a dead letter.
     """
     try:
         fields = orjson.loads(line)
@@ -169,11 +172,11 @@ def decode_letter(line: bytes) -> DeadLetter:
 
 
 class FileDeadLetters:
-    """Letters in a folder, as JSON lines.
+    """A folder of dead letters, as JSON lines.
 
     Args:
-        folder: made when it is not there. This object's file has the process id and the time in its name, so writers
-            never share one. It appears with the first letter.
+        folder: created if missing. The file name contains the process id and the time, so writers never share a file.
+            The file is created with the first letter.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -181,7 +184,7 @@ class FileDeadLetters:
         self._file: io.FileIO | None = None
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Append the letters and hand them to the operating system; a crash of this process loses none of them.
+        """Append the letters and pass them to the operating system; a crash of this process loses none of them.
 
         Raises:
             ServiceError: the folder cannot be written to.
@@ -206,7 +209,7 @@ class FileDeadLetters:
             rest = rest[self._file.write(rest) :]
 
     def close(self) -> None:
-        """Make everything written survive a power cut, and close the file; a later write starts a new one."""
+        """Sync the file to disk and close it; a later write starts a new file."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -214,12 +217,12 @@ class FileDeadLetters:
 
 
 def read(folder: str | Path) -> pl.DataFrame:
-    """All letters in a folder, by arrival: the fields of `DeadLetter` as columns, the payload as bytes.
+    """Read all letters in a folder, by arrival: the fields of `DeadLetter` as columns, the payload as bytes.
 
     A last line that a crash cut short is left out.
 
     Raises:
-        DecodeError: a whole line is no letter.
+        DecodeError: a complete line is not a dead letter.
     """
     letters = [
         asdict(decode_letter(line))

@@ -1,4 +1,4 @@
-"""An event class: the one declaration that its wire formats, column types and quality rules come from.
+"""Event classes: one declaration from which wire formats, column types and quality rules are derived.
 
     class Reading(Event, topic="readings", key="sensor", time="event_time", id="reading_id"):
         reading_id: str
@@ -6,7 +6,7 @@
         sensor: int
         value: float = Field(ge=0)
 
-A class with a `topic` is checked when Python reads it; one without is a base that other events may share.
+A class with a `topic` is checked when it is defined; a class without one is a base for other events.
 """
 
 import difflib
@@ -29,16 +29,16 @@ from headrace.schemas.time_units import TIME_UNITS, TimeUnit
 
 CODECS = ("avro", "confluent-avro", "json", "arrow")
 EARLIEST = datetime(1971, 1, 1, tzinfo=UTC)
-"""Floor of event times where a class declares none: numbers of a coarser unit, read as microseconds, lie below it."""
+"""Default lower bound of event times. Numbers of a coarser unit, misread as microseconds, lie below it."""
 
 _WRAPPERS = re.compile(r'Error building "[\w-]+" validator: |SchemaError: |ValueError: ')
 _TOPIC = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}")
-"""What brokers take for the name of a topic."""
+"""Topic names that brokers accept."""
 _DECLARED = ("topic", "key", "time", "id", "codec", "time_unit", "earliest")
 
 
 class _EventMeta(type(BaseModel)):  # type: ignore[misc]
-    """Pydantic's, whose errors about a class are those of a declaration."""
+    """Pydantic's metaclass, which raises errors in a class definition as `DeclarationError`."""
 
     def __new__(cls, name: str, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -53,26 +53,27 @@ class Event(BaseModel, metaclass=_EventMeta):
 
     Class arguments:
         topic: stream that carries the event.
-        key: field, or tuple of fields, that the stream is partitioned by.
-        time: field with the moment the event happened; a datetime.
-        id: field that is the same in every delivery of one event, so that duplicates are dropped; None: events are told
-            apart by what a view reads of them.
+        key: field, or tuple of fields, by which the stream is partitioned.
+        time: field with the time at which the event happened; a datetime.
+        id: field with the same value in every delivery of an event, used to drop duplicates. None: two events are the
+            same if all fields that a view reads are equal.
         codec: wire format of the topic's payloads. `avro` (default): one Avro datum without a header, written with the
             event's own schema; `confluent-avro`: byte 0, the 4-byte id of a schema in a registry, then the datum;
-            `json`: one object; `arrow`: an Arrow IPC stream of many rows. Files tell their format by their suffix.
+            `json`: one object; `arrow`: an Arrow IPC stream of many rows. For files the suffix tells the format.
         time_unit: unit of bare numbers in all datetime fields, nested ones included: s, ms, us or ns since 1970, UTC.
             It applies where the wire has no unit: numbers in JSON, and integer or float columns of Arrow messages,
-            frames, files and other writers' Avro schemas. Numbers of s and ms may have fractions; digits beyond the
-            microsecond are cut off. Without it, numbers in JSON are microseconds, and other numbers are no times.
-        earliest: a datetime or date, 1970-01-01 or later; an event before it is a dead letter of the reason
+            frames, files and other writers' Avro schemas. Numbers in s and ms may have fractions; digits beyond the
+            microsecond are cut off. Without it, numbers in JSON are microseconds, and other numbers are not accepted
+            as times.
+        earliest: a datetime or date, 1970-01-01 or later. An earlier event becomes a dead letter with the reason
             `implausible_time`. Default 1971-01-01. It bounds the `time` field only.
 
     Raises:
-        DeclarationError: a class argument names no field, or a field's type has no column type.
+        DeclarationError: a class argument names a field that does not exist, or a field's type has no column type.
     """
 
-    # `model_dump_json` writes a payload that `JsonCodec` reads, and the other way round. (Pydantic does not hand these
-    # settings down: a nested model with bytes or floats that are not finite needs them too.)
+    # `model_dump_json` writes what `JsonCodec` reads, and vice versa. (Nested models do not inherit these settings in
+    # pydantic: one with bytes or non-finite floats must set them too.)
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="strings")
 
     _declaration: ClassVar[dict[str, Any]] = {}
@@ -98,8 +99,8 @@ class EventSpec:
     """Everything derived from an event class.
 
     `polars` maps columns to types in declared order; `avro` is the Avro record; `optional` names the nullable columns;
-    `types` are the field trees that codecs and quality rules walk. `time_unit` is None where the class declares none;
-    `earliest_us` is in microseconds since 1970. One object an event class: compare by identity.
+    `types` are the field trees that codecs and quality rules walk. `time_unit` is None if the class declares none;
+    `earliest_us` is in microseconds since 1970. There is one object per event class: compare by identity.
     """
 
     name: str
@@ -118,7 +119,7 @@ class EventSpec:
 
 
 def spec_of(event: type[Event]) -> EventSpec:
-    """What follows from the declaration of `event`; worked out once a class.
+    """Derive the spec of `event` from its declaration; computed once per class.
 
     Raises:
         DeclarationError: the class lacks a topic, a key or its time field, or a field's type has no column type.
@@ -129,12 +130,12 @@ def spec_of(event: type[Event]) -> EventSpec:
 
 
 def arrow_schema(spec: EventSpec) -> pa.Schema:
-    """The Arrow schema of the event, in declared order, 64-bit offsets."""
+    """The Arrow schema of the event, in declared order, with 64-bit offsets."""
     return pa.schema([pa.field(name, field.arrow(), field.nullable) for name, field in spec.types.items()])
 
 
 def sample_frame(spec: EventSpec) -> pl.DataFrame:
-    """One row of `spec`'s columns, each with some value of its type; constraints are not looked at."""
+    """One row of `spec`'s columns, each with some value of its type; constraints are ignored."""
     return pl.DataFrame({name: pl.Series([_sample_value(dtype)], dtype=dtype) for name, dtype in spec.polars.items()})
 
 
@@ -153,10 +154,10 @@ def _sample_value(dtype: pl.DataType) -> Any:
 
 
 def refuse_unknown(what: str, arguments: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse class arguments other than the known ones; `what` names the class.
+    """Reject class arguments that are not in `known`; `what` names the class in the error.
 
     Raises:
-        DeclarationError: there is one; names the nearest known argument.
+        DeclarationError: an argument is unknown; names the nearest known one.
     """
     wrong = next(iter(arguments), None)
     if wrong is not None:

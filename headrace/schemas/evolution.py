@@ -1,11 +1,11 @@
-"""Lock files: what an event looked like when its data was written, and which changes that data survives.
+"""Lock files: the schema of an event when its data was written, and the changes under which that data stays readable.
 
 `<Event>.avsc` is an Avro schema, committed beside the project's events, with the event's topic, key, time, id, codec
-and, where it is declared, time_unit as attributes. A change is compatible when the new declaration reads all old events
-and, for fields that go away, when readers that still have the old declaration read the new ones. A renamed field that
-names its old name as an alias is read under both; readers of the old declaration must have been brought up to date
-before. JSON and Arrow payloads carry their names, and payloads in the Confluent format their schema's id; plain Avro
-datums carry nothing, so where their layout changes, a stream needs a new topic, or the old part of it
+and, if declared, time_unit as attributes. A change is compatible if the new declaration reads all old events and, for
+removed fields, if readers that still have the old declaration can read new events. A renamed field with its old name as
+an alias is read under both names; readers with the old declaration must be updated before writers. JSON and Arrow
+payloads carry field names, and payloads in the Confluent format carry a schema id. Plain Avro datums carry neither: if
+their layout changes, the stream needs a new topic, or its old part must be read with
 `AvroCodec(spec, writer=<the old lock file>)`.
 """
 
@@ -29,9 +29,8 @@ _ABSENT = object()
 class Change:
     """One difference between a lock file and a declaration.
 
-    `field` is the path to it, `rule` one of topic, role, layout, added, removed, renamed, type, null, allowed, default,
-    order; `message` says
-    what was found and what to do.
+    `field` is the path to the field, `rule` one of topic, role, layout, added, removed, renamed, type, null, allowed,
+    default, order; `message` says what was found and what to do.
     """
 
     field: str
@@ -41,7 +40,7 @@ class Change:
 
 
 def lock_path(event: type[Event], folder: str | Path) -> Path:
-    """Where the event's lock file lies."""
+    """Path of the event's lock file."""
     return Path(folder) / f"{spec_of(event).name}.avsc"
 
 
@@ -50,11 +49,11 @@ def write_lock(event: type[Event], folder: str | Path, *, force: bool = False) -
 
     Args:
         event: the declaration to lock.
-        folder: beside the project's events.
-        force: overwrite although a change is incompatible; old events of the topic may then be unreadable.
+        folder: folder of the lock files, beside the project's events.
+        force: overwrite even if a change is incompatible; old events of the topic may then be unreadable.
 
     Raises:
-        EvolutionError: the lock file that is there differs incompatibly.
+        EvolutionError: the existing lock file differs incompatibly.
     """
     path = lock_path(event, folder)
     if path.exists() and not force:
@@ -67,10 +66,10 @@ def write_lock(event: type[Event], folder: str | Path, *, force: bool = False) -
 
 
 def check_lock(event: type[Event], folder: str | Path) -> list[Change]:
-    """All differences between the event and its lock file, in declared order; empty when there is none.
+    """All differences between the event and its lock file, in declared order; empty if there are none.
 
     Raises:
-        EvolutionError: there is no lock file, or it is not one.
+        EvolutionError: the lock file is missing or not valid.
     """
     spec = spec_of(event)
     path = lock_path(event, folder)
@@ -88,7 +87,7 @@ def check_lock(event: type[Event], folder: str | Path) -> list[Change]:
 
 
 def stale_locks(events: Iterable[type[Event]], folder: str | Path) -> list[Path]:
-    """Lock files of events that are none of `events`: removed, or renamed."""
+    """Lock files that belong to none of `events`, because their events were removed or renamed."""
     names = {spec_of(event).name for event in events}
     return [path for path in sorted(Path(folder).glob("*.avsc")) if path.stem not in names]
 
@@ -205,7 +204,7 @@ def _allowed(old: Any, new: Any, place: str) -> Iterator[Change]:
 
 
 def _bare(avro: Any) -> tuple[bool, Any]:
-    """(May it be null, the type without null)."""
+    """Whether a type may be null, and the type without null."""
     if not isinstance(avro, list):
         return False, avro
     return "null" in avro, next(branch for branch in avro if branch != "null")

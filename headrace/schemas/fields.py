@@ -1,7 +1,7 @@
 """Types of declared fields, as trees from which Avro, Arrow and Polars types and quality rules are derived.
 
 A `FieldType` is a leaf (int, float, bool, text, bytes, time), a list of one item type, or a struct of named fields.
-A type without an exact columnar equivalent is refused here, with class, field and what to write instead.
+A type without an exact columnar equivalent is rejected here; the error names class, field and what to write instead.
 """
 
 import enum
@@ -66,12 +66,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wire:
-    """How another writer's Avro schema encodes a value, where our own schemas encode it otherwise.
+    """Encoding of a value in another writer's Avro schema, if it differs from the encoding in our own schemas.
 
-    `kind` is float32, long (read as a float), enum, fixed, scaled (a time of another unit), decimal, skip (a field that
-    the event does not have) or union. `argument` is the size of a fixed, the number of an enum's symbols, the
-    microseconds of a scaled time's unit (negative: units of a microsecond), or the node of a skip or null. A union has
-    a branch for each of its types: the way it is read, or "null", or "refused" where the event cannot hold it.
+    `kind` is float32, long (read as a float), enum, fixed, scaled (a time in another unit), decimal, null, skip (a
+    field that the event does not have) or union. `argument` is the size of a fixed, the number of an enum's symbols,
+    the microseconds per unit of a scaled time (negative: units per microsecond), or the node of a skip or null. A union
+    has a branch for each of its types: the type as which it is read, "null", or "refused" if the event cannot hold it.
     """
 
     kind: Literal["float32", "long", "enum", "fixed", "scaled", "decimal", "null", "skip", "union"]
@@ -85,10 +85,10 @@ class Wire:
 class FieldType:
     """A node of a field's type tree.
 
-    `allowed` is the closed set of a Literal or Enum; `fields` are a struct's, in order; `item` is a list's; a field
-    without `default` (PydanticUndefined) that is not `nullable` must be there in every event. `null_branch` is null's
-    place in the Avro union, first in our own schemas; `aliases` are names that older events have for the field. `wire`
-    is set in the types of another writer's schema only.
+    `allowed` is the closed set of a Literal or Enum, `fields` the fields of a struct, in order, `item` the item type of
+    a list. A field that is not `nullable` and has no `default` (PydanticUndefined) must be present in every event.
+    `null_branch` is the index of null in the Avro union, 0 in our own schemas; `aliases` are the field's names in older
+    events. `wire` is set only in the types of another writer's schema.
     """
 
     kind: Kind
@@ -105,7 +105,7 @@ class FieldType:
 
     @property
     def is_skipped(self) -> bool:
-        """Whether the field is on the wire only, and no column."""
+        """Whether the field is on the wire but not a column."""
         return self.wire is not None and self.wire.kind == "skip"
 
     @property
@@ -114,7 +114,7 @@ class FieldType:
         return not self.nullable and self.default is PydanticUndefined
 
     def name_in(self, columns: Collection[str], name: str) -> str | None:
-        """The name under which `columns` has the field, its present `name` or else an alias; None: it has it not."""
+        """The name of the field in `columns`: its current `name`, else an alias; None if it is missing."""
         return next((each for each in (name, *self.aliases) if each in columns), None)
 
     def polars(self) -> pl.DataType:
@@ -127,7 +127,7 @@ class FieldType:
         return _POLARS[self.kind]
 
     def arrow(self) -> pa.DataType:
-        """The Arrow type, with 64-bit offsets; what lies below a list or struct is nullable, as Polars writes it."""
+        """The Arrow type, with 64-bit offsets; children of lists and structs are nullable, as Polars writes them."""
         if self.kind == "list":
             assert self.item is not None
             return pa.large_list(self.item.arrow())
@@ -150,7 +150,7 @@ class FieldType:
         if self.kind == "struct":
             return {"type": "record", "name": self.record, "fields": avro_fields(self.fields)}
         bare = _AVRO[self.kind]
-        # Avro ignores attributes it does not know: the closed set rides along for the lock file.
+        # Avro ignores unknown attributes, so the closed set is added for the lock file.
         return {"type": bare, "allowed": list(self.allowed)} if self.allowed is not None else bare
 
 
@@ -170,9 +170,9 @@ def avro_fields(fields: Iterable[tuple[str, FieldType]]) -> list[dict[str, Any]]
 
 
 def plain(value: Any, *, is_json: bool = True) -> Any:
-    """A default as JSON holds it, or else a column: enums by value, times in microseconds; in JSON, bytes as latin-1.
+    """Convert a default for JSON, or for a column: enums to their values, times to microseconds.
 
-    The latter is Avro's own rule.
+    In JSON, bytes are latin-1 text, as the Avro specification says.
     """
     match value:
         case enum.Enum():
@@ -190,24 +190,24 @@ def plain(value: Any, *, is_json: bool = True) -> Any:
 
 
 def default_column(field: FieldType) -> pa.Array:
-    """The default of a field, null where it has none, as an Arrow array of one value."""
+    """The default of a field as an Arrow array of one value, null if it has none."""
     default = None if field.default is PydanticUndefined else plain(field.default, is_json=False)
     value = float(default) if field.kind == "float" and default is not None else default
     return pa.array([value], type=field.arrow())
 
 
 def event_fields(model: type[pydantic.BaseModel], path: str) -> dict[str, FieldType]:
-    """The fields of an event class, in order; no two structs in it share an Avro name.
+    """The fields of an event class, in order; every struct in it has a distinct Avro name.
 
     Raises:
-        DeclarationError: as `struct_fields`.
+        DeclarationError: see `struct_fields`.
     """
     taken: set[str] = set()
     return {name: _named_apart(field, taken) for name, field in struct_fields(model, path).items()}
 
 
 def _named_apart(field: FieldType, taken: set[str]) -> FieldType:
-    """Number the name of a struct where an earlier struct has it: `a.b_c` and `a_b.c` both make `a_b_c`."""
+    """Append a number to a struct's name if an earlier struct has it: `a.b_c` and `a_b.c` both give `a_b_c`."""
     record = field.record
     if record in taken:
         record = next(name for i in itertools.count(2) if (name := f"{field.record}_{i}") not in taken)
@@ -222,7 +222,7 @@ def struct_fields(model: type[pydantic.BaseModel], path: str, parents: tuple[typ
     """The fields of a pydantic class, in order.
 
     Raises:
-        DeclarationError: a field has no columnar twin, or the class has validators of its own.
+        DeclarationError: a field has no columnar equivalent, or the class defines validators.
     """
     if model in parents:
         raise DeclarationError(f"{path}: {model.__name__} contains itself; a column cannot. Use a list of its keys")
@@ -263,7 +263,7 @@ def _of_field(info: FieldInfo, name: str, path: str, parents: tuple[type, ...]) 
 
 
 def _old_names(info: FieldInfo, name: str, path: str) -> tuple[str, ...]:
-    """Names that older events have for the field, in the order in which they are looked for."""
+    """The field's names in older events, in lookup order."""
     alias = info.validation_alias
     if info.alias is None and alias is None:
         return ()

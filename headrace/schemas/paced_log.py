@@ -1,4 +1,4 @@
-"""Counts that are logged at most once a second, so that a storm of bad rows makes no storm of lines."""
+"""Counts that are logged at most once a second, so that a flood of bad rows does not flood the log."""
 
 import atexit
 import threading
@@ -8,23 +8,23 @@ from collections import Counter
 import structlog
 
 PACE_S = 1.0
-"""Seconds between two lines of one kind."""
+"""Seconds between two log lines with the same labels."""
 
 
 _Kind = tuple[tuple[str, str], ...]
 
 
 class PacedLog:
-    """Logs counts of things by their labels.
+    """A log of counts, grouped by labels.
 
-    The first count of a kind is logged at once; what comes within `pace_s` after a line is added up and logged with
-    the next one, at the latest `pace_s` later by a timer, or at the end of the process. So the counts of all lines add
-    up to the whole. Safe to use from several threads.
+    The first count of a set of labels is logged at once. Counts within `pace_s` after a line are added up and logged
+    with the next count, by a timer at most `pace_s` later, or at the end of the process. So the counts of all lines
+    add up to the total. Safe to use from several threads.
 
     Args:
-        event: name of the lines.
-        unit: name of the count in them.
-        pace_s: seconds between two lines of one kind.
+        event: event name of the log lines.
+        unit: name of the count's field.
+        pace_s: seconds between two lines with the same labels.
     """
 
     def __init__(self, event: str, unit: str = "count", *, pace_s: float = PACE_S) -> None:
@@ -39,7 +39,7 @@ class PacedLog:
         atexit.register(self.flush)
 
     def add(self, count: int, detail: str, **labels: str) -> None:
-        """Count things of a kind; a line shows the first detail of those that it counts."""
+        """Add to the count of a set of labels; a line shows the first detail since the line before."""
         kind = tuple(labels.items())
         with self._lock:
             self._waiting[kind] += count

@@ -1,7 +1,7 @@
-"""Field rules as column expressions: one select a batch, and a few more for the rows that break a rule.
+"""Field rules as column expressions: one select per batch, and a few more if rows break a rule.
 
-A rule's verdict on a value is pydantic's: NaN breaks every bound, lengths of text count characters, a multiple of a
-float may be off by 1e-9, times lie in the years 1 to 9999, and nulls pass wherever the field may be null.
+Rules decide as pydantic does: NaN breaks every bound, lengths of text count characters, a multiple of a float may be
+off by 1e-9, times lie in the years 1 to 9999, and nulls pass if the field is optional.
 """
 
 import math
@@ -23,15 +23,18 @@ from headrace.schemas.rules import Rule
 from headrace.schemas.time_units import TIME_UNITS, UNIT_NAMES, UNITS_PER_S, TimeUnit, likely_units
 
 FUTURE_US = 600_000_000
-"""How far ahead of the clock an event may be, in microseconds: 10 minutes of clock skew."""
+"""Microseconds that an event may be ahead of the clock, to allow for 10 minutes of clock skew."""
 _MULTIPLE_TOLERANCE = 1e-9  # pydantic's, absolute
 _INT_MIN, _INT_MAX = -(2**63), 2**63 - 1
-_HINTED_US = 631_152_000_000_000  # 1990: a unit is only suggested where it makes the time one of 1990 or later
+_HINTED_US = 631_152_000_000_000  # 1990: a unit is suggested only if the time is then in 1990 or later
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """`frame` holds the good rows, in order; `kept` int64 (n_good,) are their indexes; `bad` the others, ascending."""
+    """The result of a check.
+
+    `frame` has the good rows, in order; `kept` int64 (n_good,) are their indexes; `bad` are the other rows, ascending.
+    """
 
     frame: pl.DataFrame
     kept: NDArray[np.int64]
@@ -40,7 +43,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """One rule at one place: `broken` is a Boolean column, true where a row breaks it."""
+    """One rule of one column: `broken` is a Boolean column, true where a row breaks the rule."""
 
     reason: str
     column: str
@@ -49,12 +52,12 @@ class _Check:
 
 
 class Quality:
-    """The rules of an event, and two about its time: not before its floor, and not too far ahead of the clock.
+    """The rules of an event, including two for its time: not before `earliest`, and not too far ahead of the clock.
 
     Args:
         spec: of the event.
-        future_us: how far, in µs, an event's time may be ahead of the clock. One event from the future would push the
-            present out of its entity's windows, so it is refused.
+        future_us: how far, in µs, an event's time may be ahead of the clock. An event from the future would push
+            current events out of its entity's windows, so it is rejected.
 
     Raises:
         DeclarationError: a rule cannot be checked on its field's column.
@@ -92,9 +95,9 @@ class Quality:
         _refuse_uncheckable(self._checks, spec)
 
     def check(self, frame: pl.DataFrame, now_us: int) -> Checked:
-        """Part the good rows from the bad; `now_us` is the clock that the future is measured from.
+        """Separate good rows from bad ones; `now_us` is the current time for the rule about the future.
 
-        A row that breaks several rules is reported with the first of them, in the order of the declaration.
+        A row that breaks several rules is reported with the first one in declared order.
         """
         latest_us = now_us + self._future_us
         ahead = pl.col(self._time).dt.timestamp("us") > latest_us
@@ -111,7 +114,7 @@ class Quality:
         return Checked(frame.filter(pl.Series(good)), np.flatnonzero(good), Rejects.merged(BadRow, bad))
 
     def _bad(self, frame: pl.DataFrame, index: NDArray[np.int64], check: _Check, latest_us: int) -> Rejects[BadRow]:
-        """The rows of which one check is the first that they break."""
+        """Rejects for the rows at `index`, which break `check` first."""
         values = frame[check.column][index]
         detail = f"{check.column}: " + value_texts(values) + f", wanted {check.text}"
         if check.reason in ("implausible_time", "future"):
@@ -119,7 +122,7 @@ class Quality:
         return Rejects.same(BadRow, index, check.reason, detail)
 
     def _unit_hints(self, times_us: NDArray[np.int64], latest_us: int) -> pl.Series:
-        """What to declare where a time, as the number that it may have been, is plausible in another unit."""
+        """For each time, a hint to declare another unit, if the original number is plausible in it; else empty."""
         per_unit, per_us = UNITS_PER_S[self._unit], UNITS_PER_S["us"]
         factor, divisor = max(per_unit // per_us, 1), max(per_us // per_unit, 1)
         is_exact = (times_us >= -_INT_MAX // factor) & (times_us <= _INT_MAX // factor)
@@ -136,7 +139,7 @@ class Quality:
 
 
 def _refuse_uncheckable(checks: Sequence[_Check], spec: EventSpec) -> None:
-    """Raise where a check fails on any frame of the event, rather than in the flow.
+    """Reject checks that fail on every frame of the event, so that the error is not left to the flow.
 
     Raises:
         DeclarationError: names event and field.
@@ -154,9 +157,9 @@ def _refuse_uncheckable(checks: Sequence[_Check], spec: EventSpec) -> None:
 def _broken(
     values: pl.Expr, field: FieldType, inside: str, *, is_bounded: bool = False
 ) -> Iterator[tuple[str, str, pl.Expr]]:
-    """(reason, what is wanted, where it is broken) of every rule on `values` and below; `inside` names the place.
+    """Yield (reason, allowed values, where broken) for every rule on `values` and nested fields.
 
-    `is_bounded`: a time that has a floor and the clock as its bounds.
+    `inside` names the nested field. `is_bounded`: a time that has its own lower and upper bound.
     """
     if not field.nullable:
         yield "missing", f"a value{inside}", values.is_null()
@@ -205,9 +208,12 @@ def _rule(values: pl.Expr, field: FieldType, rule: Rule) -> tuple[str, pl.Expr]:
 
 
 def _is_no_multiple(values: pl.Expr, field: FieldType, divisor: float) -> pl.Expr:
-    """Source: pydantic's own test of floats, found by trial and held by a property test."""
+    """Whether a value is not a multiple of `divisor`.
+
+    Source: pydantic's own test for floats, found by experiment and verified by a property test.
+    """
     if field.kind == "float":
-        # Polars divides by a scalar by multiplying by its inverse, which may be off by a bit; by a column it divides.
+        # Polars divides by a scalar by multiplying with its inverse, which may be off by a bit; by a column it divides.
         divisors = values * 0.0 + float(divisor)
         nearest = (values / divisors).round() * float(divisor)
         return values.is_finite() & ((nearest - values).abs() > _MULTIPLE_TOLERANCE)

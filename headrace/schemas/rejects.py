@@ -1,4 +1,4 @@
-"""Payloads or rows that cannot be used, as columns: a storm of them costs no Python object each."""
+"""Payloads or rows that cannot be used, as columns, so that a flood of them does not create a Python object each."""
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ One = TypeVar("One", bound=Reject)
 
 
 class Rejects(Sequence[One]):
-    """A sequence of rejects whose objects are made when they are asked for.
+    """A sequence of rejects that creates its objects on access.
 
     Args:
         make: the class of the objects, called with index, reason and detail.
@@ -43,12 +43,12 @@ class Rejects(Sequence[One]):
 
     @classmethod
     def none(cls, make: Callable[[int, str, str], One]) -> Self:
-        """No rejects: what nearly every batch has, so it costs nothing."""
+        """An empty sequence. Nearly every batch has one, so it is cheap."""
         return cls(make, _NO_INDEX, _NO_TEXT, _NO_TEXT)
 
     @classmethod
     def of(cls, make: Callable[[int, str, str], One], rejects: Sequence[One]) -> Self:
-        """The columns of a sequence of objects; a `Rejects` is returned as it is."""
+        """Convert a sequence of objects to columns; a `Rejects` is returned unchanged."""
         if isinstance(rejects, cls):
             return rejects
         if not rejects:
@@ -61,13 +61,13 @@ class Rejects(Sequence[One]):
     def same(
         cls, make: Callable[[int, str, str], One], index: NDArray[np.int64], reason: str, detail: str | pl.Series
     ) -> Self:
-        """Rejects of one reason."""
+        """Rejects that share one reason."""
         details = detail if isinstance(detail, pl.Series) else pl.repeat(detail, len(index), eager=True)
         return cls(make, index, pl.repeat(reason, len(index), dtype=pl.String, eager=True), details.cast(pl.String))
 
     @classmethod
     def merged(cls, make: Callable[[int, str, str], One], parts: Sequence[Self]) -> Self:
-        """Several of them as one, by ascending index; no index may occur twice."""
+        """Merge several sequences into one, by ascending index; no index may occur twice."""
         some = [part for part in parts if len(part)]
         if len(some) < 2:
             return some[0] if some else cls.none(make)
@@ -77,7 +77,7 @@ class Rejects(Sequence[One]):
         return cls(make, index[order], reason[order], detail[order])
 
     def at(self, index: NDArray[np.int64]) -> Self:
-        """With other indexes, (n,): of the batch that these were a part of."""
+        """A copy with other indexes (n,), such as those in the batch of which this sequence covers a part."""
         return type(self)(self.make, index, self.reasons, self.details)
 
     def __len__(self) -> int:

@@ -1,9 +1,9 @@
-"""Rows of any frame as JSON, for rows that came without payload bytes and cannot be used, and for error messages.
+"""Rows of any frame as JSON, for unusable rows that arrived without payload bytes, and for error messages.
 
-Whatever a column holds can be written: times are ISO 8601 in UTC with microseconds, or the text of their number since
-1970 where they lie outside the years 1 to 9999; bytes are base64; floats that are not finite are "NaN", "Infinity" and
-"-Infinity"; decimals, durations and whatever else JSON lacks are text, or the name of their type where Polars has none.
-Cost: about 0.5 us a row, 10 us where a float is not finite.
+Every column type can be written. Times are ISO 8601 in UTC with microseconds, or, outside the years 1 to 9999, the text
+of their number since 1970. Bytes are base64. Non-finite floats are "NaN", "Infinity" and "-Infinity". Decimals,
+durations and other types that JSON lacks are text, or the name of the type if Polars cannot convert it to text.
+Cost: about 0.5 us per row, 10 us if a float is not finite.
 """
 
 import math
@@ -17,7 +17,7 @@ from headrace.schemas.time_units import UNITS_PER_S, TimeUnit
 _ISO = "%Y-%m-%dT%H:%M:%S%.6fZ"
 
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
-"""Times of four-digit years, `[YEAR_1_US, YEAR_10000_US)`: what ISO 8601 and Python's datetime can say."""
+"""Times of the years 1 to 9999, `[YEAR_1_US, YEAR_10000_US)`: the range of ISO 8601 and Python's datetime."""
 
 _VALUE_CHARS = 80
 _WITH_TEXT = (pl.String, pl.Decimal, pl.Date, pl.Categorical, pl.Enum)
@@ -53,7 +53,7 @@ def value_texts(column: pl.Series) -> pl.Series:
 
 
 def _named_floats(value: Any) -> Any:
-    """A JSON value in which floats that are not finite are named."""
+    """Replace non-finite floats in a JSON value by their names."""
     match value:
         case dict():
             return {name: _named_floats(inner) for name, inner in value.items()}
@@ -65,7 +65,7 @@ def _named_floats(value: Any) -> Any:
 
 
 def _plain(values: pl.Expr, dtype: Any) -> pl.Expr:
-    """A column as JSON can hold it."""
+    """Convert a column to types that JSON has."""
     match dtype:
         case pl.List():
             return values.list.eval(_plain(pl.element(), dtype.inner))
@@ -117,7 +117,7 @@ def _has_floats(dtype: Any) -> bool:
 
 
 def _odd(values: pl.Expr, dtype: Any) -> pl.Expr:
-    """Where a float below is not finite."""
+    """Whether a value is, or contains, a non-finite float."""
     match dtype:
         case pl.List():
             return values.list.eval(_odd(pl.element(), dtype.inner)).list.any()

@@ -1,4 +1,4 @@
-"""Constraints of a field: what `Field(...)` and annotation metadata say, as rules that columns can be checked by."""
+"""Constraints of a field: `Field(...)` and annotation metadata as rules that can be checked on columns."""
 
 import math
 import re
@@ -40,10 +40,10 @@ class Rule:
 
 
 def refuse_unfit(rules: Iterable[Rule], kind: str, path: str) -> None:
-    """Raise where a rule says nothing about values of a kind.
+    """Reject rules that do not apply to values of a kind.
 
     Raises:
-        DeclarationError: names field, rule and the kinds that it is for.
+        DeclarationError: names the field, the rule and the kinds to which it applies.
     """
     for rule in rules:
         if kind not in _RULE_KINDS[rule.name]:
@@ -53,7 +53,7 @@ def refuse_unfit(rules: Iterable[Rule], kind: str, path: str) -> None:
 
 
 def rules_in(item: Any, path: str) -> list[Rule]:
-    """The rules in one piece of annotation metadata; pieces that only describe give none."""
+    """The rules in one item of annotation metadata; purely descriptive items have none."""
     if type(item) in _BOUNDS:
         name = _BOUNDS[type(item)]
         bound = getattr(item, name)

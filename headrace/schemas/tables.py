@@ -1,13 +1,13 @@
 """Tables of other libraries, and of plain Python, as Polars frames.
 
-pandas frames, pyarrow tables, batches and readers, relations of DuckDB, and whatever else speaks Arrow's C interface or
-the dataframe interchange protocol; lists of dicts and dicts of lists. None of these libraries is needed for it. Named
-levels of a pandas index are columns, a nameless index is left out.
+Accepts pandas frames, pyarrow tables, batches and readers, DuckDB relations, anything else that supports Arrow's C
+interface or the dataframe interchange protocol, lists of dicts and dicts of lists. These libraries need not be
+installed. Named levels of a pandas index become columns; an unnamed index is dropped.
 
-Polars knows time zones by name only: it refuses, or panics at, a column of timestamp[us, tz=+05:30], read or not. Such
-columns become UTC, which is the same moments; runs are written out, and extensions are their storage. A column of a
-type that it lacks altogether, or of a name that another column has too, is an error where it is asked for, and is left
-out where it is not.
+Polars knows time zones by name only: it raises or panics at a column of timestamp[us, tz=+05:30], even if the column is
+not read. Such columns are converted to UTC, run-end encoded columns are decoded, and extension types become their
+storage type. A column of a type that Polars lacks, or whose name occurs twice, is an error if it is requested, and is
+dropped otherwise.
 """
 
 import functools
@@ -26,7 +26,7 @@ from headrace.errors import SchemaError
 from headrace.schemas.fields import DECIMAL_DIGITS
 
 TableLike: TypeAlias = Any
-"""A Polars frame, lazy or not, or anything that `frame_of` makes one of."""
+"""A Polars frame, lazy or not, or anything that `frame_of` converts to one."""
 
 _NAMELESS_INDEX = re.compile(r"__index_level_\d+__")
 _LACKING = (
@@ -37,7 +37,7 @@ _LACKING = (
     pa.types.is_union,
     pa.types.is_interval,
 )
-"""Tests for types that Polars panics at."""
+"""Tests for types at which Polars panics."""
 _UNREADABLE = (
     pa.ArrowException,
     pl.exceptions.PolarsError,
@@ -49,10 +49,10 @@ _UNREADABLE = (
 
 
 def frame_of(table: TableLike) -> pl.DataFrame | pl.LazyFrame | None:
-    """A table as a frame; None where `table` is no table, as paths and lists of keys are.
+    """Convert a table to a frame; returns None if `table` is not a table, such as a path or a list of keys.
 
     Raises:
-        SchemaError: it is a table that cannot be read, such as one with columns of different lengths or mixed types.
+        SchemaError: the table cannot be read, for example because its columns differ in length or mix types.
     """
     if isinstance(table, pl.DataFrame | pl.LazyFrame):
         return table
@@ -121,10 +121,10 @@ def is_plain(schema: pa.Schema) -> bool:
 
 
 def to_polars(table: pa.Table, asked: Collection[str] | None = None) -> pl.DataFrame:
-    """A table as a frame. `asked` names the columns that must be there; None: all.
+    """Convert a table to a frame. `asked` names the columns that are required; None: all.
 
     Raises:
-        SchemaError: a column that is asked for is of a type that Polars lacks, or there are several of its name.
+        SchemaError: a required column has a type that Polars lacks, or its name occurs several times.
     """
     columns = []
     counts = Counter(table.column_names)
@@ -166,7 +166,7 @@ def _inner_types(dtype: pa.DataType) -> list[pa.DataType]:
 
 
 def _plain(dtype: pa.DataType) -> pa.DataType:
-    """The type in Polars' terms: UTC in place of a zone that it does not know."""
+    """The nearest type that Polars supports, for example UTC instead of a zone that it does not know."""
     if isinstance(dtype, pa.BaseExtensionType):
         return _plain(dtype.storage_type)
     if pa.types.is_decimal256(dtype) and dtype.precision <= DECIMAL_DIGITS:
