@@ -1,1 +1,1 @@
-"""Codecs: one wire format a module, from payloads to columns and back."""
+"""Codecs between payloads and columns, one module per wire format."""

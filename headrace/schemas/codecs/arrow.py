@@ -1,6 +1,6 @@
-"""Arrow IPC: many events in a message, the stream format with its own schema in front.
+"""Arrow IPC stream format: many events in one message, preceded by its schema.
 
-Only the columns that the event declares are read: others may be of types that no column here has.
+Only the columns that the event declares are read; other columns may have unsupported types.
 """
 
 import io
@@ -22,7 +22,7 @@ _BITS_A_BYTE = 8
 
 
 class ArrowCodec:
-    """One message holds all rows of a frame; a message is good or bad as a whole."""
+    """A codec for messages that each hold all rows of a frame; a message is good or bad as a whole."""
 
     content_type = "application/vnd.apache.arrow.stream"
 
@@ -33,7 +33,7 @@ class ArrowCodec:
         self._empty = pl.DataFrame(schema=spec.polars)
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
-        """One message for the whole frame; none for an empty frame.
+        """Encode the whole frame as one message; an empty frame gives none.
 
         Raises:
             SchemaError: the frame does not fit the declaration.
@@ -50,7 +50,7 @@ class ArrowCodec:
         return [sink.getvalue()]
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Rows of all messages. A bad one is "undecodable", or of other columns: "missing" or "wrong_type"."""
+        """Rows of all messages. A bad one is "undecodable", or its columns do not fit: "missing" or "wrong_type"."""
         frames, counts, bad = [], np.zeros(len(payloads), np.int64), []
         for index, payload in enumerate(payloads):
             rows_or_reason = self._read(payload)
@@ -64,7 +64,7 @@ class ArrowCodec:
         return Decoded(frame, np.repeat(np.arange(len(payloads)), counts), rejects)
 
     def _read(self, payload: bytes) -> pl.DataFrame | tuple[str, str]:
-        """The rows of a message, or why there are none: (reason, detail)."""
+        """The rows of a message, or (reason, detail) if it is bad."""
         try:
             frame = pl.from_arrow(_in_utc(self._table(payload)))
             assert isinstance(frame, pl.DataFrame)
@@ -77,7 +77,7 @@ class ArrowCodec:
             return "undecodable", f"{str(exc) or type(exc).__name__} ({len(payload)} bytes)"
 
     def _table(self, payload: bytes) -> pa.Table:
-        """The declared columns of a message, checked to be what they say."""
+        """The declared columns of a message, after validating it."""
         with pa.ipc.open_stream(payload) as stream:
             schema = stream.schema
         wanted = [index for index, name in enumerate(schema.names) if name in self._names]
@@ -93,7 +93,7 @@ class ArrowCodec:
             table = stream.read_all()
         if source.tell() < len(payload):
             raise ValueError(f"{len(payload) - source.tell():,} bytes follow the end of its stream")
-        # Columns of nulls take no bytes, so a message of some hundred bytes can claim any number of rows.
+        # Columns of nulls take no bytes, so a message of a few hundred bytes can claim any number of rows.
         if table.num_rows > _BITS_A_BYTE * (table.get_total_buffer_size() + 1):
             raise ValueError(f"{table.num_rows:,} rows in {table.get_total_buffer_size():,} bytes")
         table.validate(full=True)
@@ -101,10 +101,10 @@ class ArrowCodec:
 
 
 def _in_utc(table: pa.Table) -> pa.Table:
-    """Times as microseconds or nanoseconds of UTC: other zones may be unknown to Polars, which overflows on seconds.
+    """Cast times to microseconds or nanoseconds in UTC: Polars may not know other zones, and overflows on seconds.
 
     Raises:
-        SchemaError: a time is beyond the range of microseconds; names the column.
+        SchemaError: a time exceeds the range of microseconds; names the column.
     """
     columns = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -117,7 +117,7 @@ def _in_utc(table: pa.Table) -> pa.Table:
 
 
 def _utc(dtype: pa.DataType) -> pa.DataType:
-    """The type with every time in it as microseconds or nanoseconds of UTC."""
+    """The type with all times, nested ones included, in microseconds or nanoseconds of UTC."""
     if pa.types.is_timestamp(dtype):
         return pa.timestamp("ns" if dtype.unit == "ns" else "us", "UTC")
     if pa.types.is_struct(dtype):

@@ -1,4 +1,4 @@
-"""Avro: one datum a payload, plain or in the Confluent wire format, decoded a batch at a time.
+"""Avro: one datum per payload, plain or in the Confluent wire format, decoded in batches.
 
 The payloads of a batch are joined and decoded by one kernel call into columns, without a Python object per event. Each
 payload is read within its own bounds, so a bad one affects no other.
@@ -28,24 +28,24 @@ from headrace.schemas.rejects import Rejects
 
 _HEAD_BYTES = 5
 _NO_ID = -1
-_OTHER_HEAD = -1  # a status of no datum
+_OTHER_HEAD = -1  # the status of a payload that was not decoded
 _VARINT_BYTES_MAX = 10
 _MAGIC = b"\0"
 MISSES_MAX = 32
-"""Unknown schema ids that a registry is asked for in `MISS_SPAN_S`: damaged payloads hold any number as their id."""
+"""Lookups of unknown schema ids per `MISS_SPAN_S`: in damaged payloads the id may be any number."""
 MISS_SPAN_S = 10.0
 
 Writers = Callable[[int], Any]
-"""The Avro schema of an id, parsed as JSON, or None where there is none; a SchemaError says why it is unusable."""
+"""Function from an id to its Avro schema, parsed as JSON, or None; raises SchemaError if the schema is unusable."""
 
 
 class _DatumReader:
-    """Datums of one writer's schema, anywhere in payloads, as rows of the event.
+    """A reader of datums with one writer's schema, preceded by a given header, as rows of the event.
 
     `writer` is the schema, parsed as JSON; None: the event's own.
 
     Raises:
-        SchemaError: the event cannot be read by the schema.
+        SchemaError: the event cannot be read with the schema.
     """
 
     def __init__(self, spec: EventSpec, writer: Any = None) -> None:
@@ -61,7 +61,7 @@ class _DatumReader:
         self._tables = Tables(self.program.ops, self.program.branches, nodes, links)
 
     def read(self, payloads: Sequence[bytes], head: bytes = b"") -> tuple[Decoded, NDArray[np.int64]]:
-        """(The rows of the datums behind `head`, indexes of the payloads with another head)."""
+        """The rows of the payloads that begin with `head`, and the indexes of the other payloads."""
         data, bounds = join(payloads)
         status = np.where(_other_heads(data, bounds, head), _OTHER_HEAD, GOOD).astype(np.int64)
         scratch = Scratch(
@@ -96,7 +96,7 @@ class _DatumReader:
         return f"{path}: {DETAILS[status % STATUS_MAX]}" if path else DETAILS[status % STATUS_MAX]
 
     def _fitted(self, frame: pl.DataFrame, rows: NDArray[np.int64], bad: Rejects[BadPayload]) -> Decoded:
-        """Rows of another writer's fields as rows of the event; those that do not fit are bad."""
+        """Cast rows with another writer's field types to rows of the event; rows that do not fit are bad."""
         try:
             fitted, lost = conform_rows(frame, self._spec)
         except SchemaError as exc:
@@ -118,15 +118,15 @@ def _other_heads(data: NDArray[np.uint8], bounds: NDArray[np.int64], head: bytes
 
 
 class AvroCodec:
-    """Plain Avro datums without any header.
+    """A codec for plain Avro datums without a header.
 
     Args:
         spec: of the event.
-        writer: the Avro schema that the payloads to decode were written with, for a stream that an older declaration
-            wrote: a plain datum does not tell. None: the event's own. Encoding always uses the event's own.
+        writer: the Avro schema with which the payloads were written, for a stream with events of an older declaration,
+            since a plain datum does not name its schema. None: the event's own. Encoding always uses the event's own.
 
     Raises:
-        SchemaError: the event cannot be read by the writer's schema.
+        SchemaError: the event cannot be read with the writer's schema.
     """
 
     content_type = "avro/binary"
@@ -139,7 +139,7 @@ class AvroCodec:
         self._head = b""
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
-        """One datum a row.
+        """Encode each row as one datum.
 
         Raises:
             SchemaError: the frame does not fit the declaration.
@@ -157,23 +157,24 @@ class AvroCodec:
         return split(out[:size], bounds)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Columns of the payloads; a payload that is no datum of the writer's schema is bad, "undecodable".
+        """Decode payloads to columns; a payload that is not a datum of the writer's schema is bad, "undecodable".
 
-        One whose values do not fit the event is bad too: "wrong_type", or "missing" where a field is.
+        A payload whose values do not fit the event is also bad: "wrong_type", or "missing" if a field is missing.
         """
         decoded, _ = self._reader.read(payloads)
         return Decoded(decoded.frame, decoded.payload_index, with_hints(decoded.rejects, payloads, "avro", self._spec))
 
 
 class ConfluentAvroCodec(AvroCodec):
-    """The Confluent wire format: byte 0, the schema's id in 4 bytes (big-endian), then the datum.
+    """A codec for the Confluent wire format: byte 0, the schema's id in 4 bytes (big-endian), then the datum.
 
     Args:
         spec: of the event.
-        schema_id: the id that the schema registry gave the event's own schema.
-        writers: the schema of any other id, or None where there is none; `SchemaRegistry.schema` is one. Without it
-            a payload with another id is bad: its writer had another schema, and guessing at it would shift fields. An
-            id without a schema is asked for again after `MISS_SPAN_S`.
+        schema_id: the registry's id of the event's own schema.
+        writers: function that returns the schema of any other id, or None if there is none, such as
+            `SchemaRegistry.schema`. Without it a payload with another id is bad: its writer used another schema, and
+            reading it with the event's own would shift fields. An id without a schema is looked up again after
+            `MISS_SPAN_S`.
     """
 
     content_type = "application/vnd.confluent.avro"
@@ -184,23 +185,23 @@ class ConfluentAvroCodec(AvroCodec):
             raise DeclarationError(f"event {spec.name}: schema id {schema_id} is not an unsigned 32-bit number")
         self._head = _head(schema_id)
         self._writers = writers
-        self._readers: dict[int, _DatumReader | _Unreadable] = {}  # what will not change
+        self._readers: dict[int, _DatumReader | _Unreadable] = {}  # results that will not change
         self._misses: dict[int, _Unreadable] = {}  # at most MISSES_MAX
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Columns of the payloads, each read by the schema that its id names.
+        """Decode payloads to columns, each with the schema that its id names.
 
-        A payload whose schema is unknown, is no Avro record, or has another type for a field is bad.
+        A payload is bad if its schema is unknown, is not an Avro record, or has an incompatible type for a field.
 
         Raises:
-            ServiceError: `writers` asked a registry that does not answer; the batch can be decoded again later.
+            ServiceError: `writers` cannot reach the registry; the batch can be decoded again later.
         """
         own, others = self._own.read(payloads, self._head)
         parts = [own]
         if len(others):
             ids = np.array([_schema_id(payloads[index]) for index in others.tolist()], np.int64)
             unique_ids, where, counts = np.unique(ids, return_inverse=True, return_counts=True)
-            # What many payloads name is asked for first.
+            # The most frequent ids are looked up first.
             readers = {place: self._reader_of(int(unique_ids[place])) for place in np.argsort(-counts).tolist()}
             for place, reader in readers.items():
                 if isinstance(reader, _DatumReader):
@@ -216,7 +217,7 @@ class ConfluentAvroCodec(AvroCodec):
         index: NDArray[np.int64],
         payloads: Sequence[bytes],
     ) -> Decoded:
-        """Payloads whose id has no reader; `where` is the place among `readers` of each of `index`."""
+        """Rejects for the payloads whose id has no reader; `where` is the index into `readers` of each of `index`."""
         is_lost = np.array([isinstance(reader, _Unreadable) for reader in readers])[where]
         index, where = index[is_lost], where[is_lost]
         reasons = [reader.reason if isinstance(reader, _Unreadable) else "" for reader in readers]
@@ -239,7 +240,7 @@ class ConfluentAvroCodec(AvroCodec):
         return Decoded(pl.concat([part.frame for part in filled])[order], index[order], bad)
 
     def _reader_of(self, schema_id: int) -> "_DatumReader | _Unreadable":
-        """The reader of the schema that an id names, or why there is none."""
+        """The reader for a schema id, or the reason why there is none."""
         if schema_id == _NO_ID:
             return _Unreadable("undecodable", "no Confluent header (byte 00 and a schema id)")
         if self._writers is None:
@@ -278,7 +279,7 @@ class ConfluentAvroCodec(AvroCodec):
 
 
 def _read(reader: _DatumReader, schema_id: int, index: NDArray[np.int64], payloads: Sequence[bytes]) -> Decoded:
-    """Payloads of one id; `index` are their places in the batch."""
+    """Decode the payloads of one id; `index` are their indexes in the batch."""
     decoded, _ = reader.read([payloads[place] for place in index.tolist()], _head(schema_id))
     bad = decoded.rejects
     return Decoded(decoded.frame, index[decoded.payload_index], bad.at(index[bad.indexes]))
@@ -286,7 +287,7 @@ def _read(reader: _DatumReader, schema_id: int, index: NDArray[np.int64], payloa
 
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """Why the payloads of a schema id are bad; `until_s`, on the monotonic clock, is 0 where that will not change."""
+    """Why the payloads of a schema id are bad; until `until_s` on the monotonic clock, or forever if it is 0."""
 
     reason: str
     detail: str

@@ -4,9 +4,9 @@
 # NumPy scalars and Python ints are one type to numba.
 """Kernels that decode a batch of Avro datums into slots, and encode slots as datums, by the program of the event.
 
-Source: Avro 1.12 specification, "Binary Encoding". A datum is read inside its own payload's bounds and must use all of
-them, so a truncated or overlong payload can never borrow from, or shift, its neighbour. A bad datum takes back what it
-had added to the slots. Our own unions are of null and one type; other writers' may be wider. About 10 ns a field.
+Source: Avro 1.12 specification, "Binary Encoding". A datum is read inside its payload's bounds and must fill them, so a
+truncated or overlong payload cannot read from, or shift, its neighbour. For a bad datum the slots are reset to their
+state before it. Our own unions have null and one type; other writers' may have more. About 10 ns per field.
 """
 
 from typing import NamedTuple
@@ -77,10 +77,10 @@ class Tables(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of a decode, whose content means nothing between payloads.
+    """Working memory of a decode; its content is not used across payloads.
 
-    `lists` (NESTS_MAX, 2): the open lists, each with its op and the number of items to come. `open_` (DEPTH_MAX, 2):
-    see `skip_datum`. `before` (n_slots,): counts of the slots before the payload, to which a bad one goes back.
+    `lists` (NESTS_MAX, 2): the open lists, each with its op and its number of remaining items. `open_` (DEPTH_MAX, 2):
+    see `skip_datum`. `before` (n_slots,): counts of the slots before the payload, restored if the payload is bad.
     """
 
     lists: Ints
@@ -92,7 +92,7 @@ class Scratch(NamedTuple):
 def decode_datum(
     data: Bytes, at: int, end: int, tables: Tables, slots: SlotArrays, scratch: Scratch
 ) -> tuple[int, int]:
-    """Add the datum `data[at:end]` to the slots; returns (status, op it ended at)."""
+    """Add the datum `data[at:end]` to the slots; returns (status, op at which it ended)."""
     ops, lists = tables.ops, scratch.lists
     out, bases, counts = slots.out, slots.bases, slots.counts
     depth = 0
@@ -206,7 +206,7 @@ def decode_datum(
 
 @part
 def read_bits(data: Bytes, at: int, size: int) -> int:
-    """`size` bytes, little-endian."""
+    """Read `size` bytes, little-endian."""
     bits = np.uint64(0)
     for i in range(size):
         bits |= np.uint64(data[at + i]) << np.uint64(8 * i)
@@ -215,9 +215,9 @@ def read_bits(data: Bytes, at: int, size: int) -> int:
 
 @lean_kernel
 def read_other(data: Bytes, at: int, end: int, op: int, ops: Ints, slots: SlotArrays) -> tuple[int, int]:
-    """A leaf that only other writers' schemas have, into the last counted place of its slot.
+    """Read a leaf that occurs only in other writers' schemas into the last counted element of its slot.
 
-    Returns (GOOD, position after it), or (status, -1) where it is bad.
+    Returns (GOOD, position after it), or (status, -1) if it is bad.
     """
     out, bases, counts = slots.out, slots.bases, slots.counts
     kind, slot, argument = ops[op, OP], ops[op, SLOT], ops[op, ARGUMENT]
@@ -260,7 +260,7 @@ def fill_branches(ops: Ints, op: int, target: int, slots: SlotArrays) -> None:
     while branch < ops[op, END]:
         if branch != target:
             fill_null(ops, branch, slots)
-        branch = ops[branch, END] + 1  # behind its jump
+        branch = ops[branch, END] + 1  # after its jump
 
 
 @lean_kernel
@@ -276,9 +276,9 @@ def decode_datums(
 ) -> int:
     """Add datums `first`.. to the slots; payload i is `data[bounds[i] + skip : bounds[i + 1]]`.
 
-    `status` int64 (n,): a payload whose status is not GOOD on entry is passed over; on exit it is what was wrong plus
-    STATUS_MAX times the op. Returns the number of payloads, or the index of the one that exceeded the slots'
-    capacity, with the slots as before it.
+    `status` int64 (n,): a payload whose status is not GOOD on entry is skipped; on exit the status is the kind of fault
+    plus STATUS_MAX times the op. Returns the number of payloads, or the index of the payload that exceeded the slots'
+    capacity, with the slots reset to their state before it.
     """
     counts, before = slots.counts, scratch.before
     for i in range(first, len(status)):
@@ -320,7 +320,7 @@ def write_bits(bits: int, out: Bytes, at: int) -> int:
 def encode_datums(
     data: Bytes, head: Bytes, ops: Ints, slots: Ints, cursors: Ints, nests: Ints, out: Bytes, bounds: Ints
 ) -> int:
-    """Write `head` and one datum a row to `out`; `bounds` (n + 1,) gets their ends. Returns the size.
+    """Write `head` and a datum for each row to `out`, and their bounds to `bounds` (n + 1,); returns the size.
 
     Below a null the slots hold placeholders: they are encoded, so that the cursors advance, and then overwritten.
     """
@@ -336,7 +336,7 @@ def encode_datums(
 
 @part
 def encode_datum(data: Bytes, ops: Ints, slots: Ints, cursors: Ints, nests: Ints, out: Bytes, at: int) -> int:
-    """Write the datum that the cursors stand on; returns the position after it."""
+    """Write the datum at the cursors; returns the position after it."""
     depth = 0
     op = 1
     while True:

@@ -2,20 +2,20 @@
 # Kernels are flat loops over many arrays.
 # mypy: disable-error-code="assignment,return-value,no-any-return"
 # NumPy scalars and Python ints are one type to numba.
-"""Avro's binary primitives, and a skipper for values of any type that the event does not declare.
+"""Avro's binary primitives, and kernels that skip values of undeclared fields, of any type.
 
 A schema is a table of nodes, `nodes` int64 (n, 4); a node refers to others by number, so a record may contain itself.
 
-    kind     argument               first, count: its part of `links`
+    kind     argument               first, count: its slice of `links`
     FIXED    bytes
     VARINT
     SIZED
     RECORD                          its fields
-    ARRAY    1: items of no bytes   its item
+    ARRAY    1: items take 0 bytes  its item
     MAP                             its value
     UNION                           its branches
 
-Nothing is kept of what is passed over, and text is not checked; only the positions must be right.
+Skipped values are not kept, and their text is not validated; only positions are checked.
 """
 
 import numpy as np
@@ -40,17 +40,17 @@ DETAILS = {
     TOO_DEEP: "values are nested more than 512 deep",
 }
 STATUS_MAX = 1 << 8
-"""A status of a datum is its kind plus this times the op that it was found at."""
+"""The status of a datum is the kind of fault plus STATUS_MAX times the op at which it was found."""
 
 FIXED_SIZE, VARINT, SIZED, RECORD, ARRAY, MAP, ANY_OF = range(7)
 KIND, ARGUMENT, FIRST, COUNT = range(4)  # the table's columns
 
 DEPTH_MAX = 512
-"""Records, arrays and maps within each other that are passed over."""
+"""Maximum nesting of records, arrays and maps in a skipped value."""
 
 
 class SkipTable:
-    """Nodes as they are added; `nodes` and `links` are made when the last one is."""
+    """A builder for the table of nodes; call `arrays` after adding all of them."""
 
     def __init__(self) -> None:
         self._nodes: list[list[int]] = []
@@ -58,17 +58,17 @@ class SkipTable:
         self._least: dict[int, int] = {}
 
     def add(self, kind: int, argument: int = 0) -> int:
-        """A new node, without links yet."""
+        """Add a node without links; returns its number."""
         self._nodes.append([kind, argument, 0, 0])
         self._links.append([])
         return len(self._nodes) - 1
 
     def link(self, node: int, links: list[int]) -> None:
-        """Set the nodes that a node consists of."""
+        """Set the nodes to which a node refers."""
         self._links[node] = links
 
     def _least_bytes(self, node: int) -> int:
-        """Bytes that a value takes at least; a record that contains itself counts itself as none."""
+        """Minimum bytes of a value; a record inside itself counts as 0."""
         kind, argument = self._nodes[node][: ARGUMENT + 1]
         if kind != RECORD:
             return argument if kind == FIXED_SIZE else 1
@@ -90,7 +90,7 @@ class SkipTable:
 
 @part
 def read_varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
-    """A zigzag varint: (value, position after it), or (status, -1)."""
+    """Read a zigzag varint: (value, position after it), or (status, -1)."""
     value = np.uint64(0)
     shift = np.uint64(0)
     while at < end:
@@ -109,9 +109,9 @@ def read_varint(data: Bytes, at: int, end: int) -> tuple[int, int]:
 
 @part
 def read_block(data: Bytes, at: int, end: int, least: int) -> tuple[int, int]:
-    """The item count that opens a block of an array: (count, position after it), or (status, -1).
+    """Read the item count at the start of an array block: (count, position after it), or (status, -1).
 
-    `least` is how many bytes an item takes at least, 1 or more: a count that the payload cannot hold is refused before
+    `least` is the minimum size of an item in bytes, 1 or more: a count that the payload cannot hold is rejected before
     memory is reserved for it.
     """
     items, at = read_varint(data, at, end)
@@ -131,10 +131,10 @@ def read_block(data: Bytes, at: int, end: int, least: int) -> tuple[int, int]:
 
 @lean_kernel
 def skip_datum(data: Bytes, at: int, end: int, node: int, nodes: Ints, links: Ints, open_: Ints) -> tuple[int, int]:
-    """Pass over a value of a node: (GOOD, position after it), or (status, -1).
+    """Skip a value of a node's type: (GOOD, position after it), or (status, -1).
 
-    `open_` int64 (DEPTH_MAX, 2) is scratch: the open records, arrays and maps, each with the number of its fields done
-    or of its items to come. Every turn of the loop takes a byte, opens something or closes it.
+    `open_` int64 (DEPTH_MAX, 2) is scratch: the open records, arrays and maps, each with its number of fields read or
+    of items remaining. Every iteration consumes a byte, or opens or closes a value, so the loop ends.
     """
     depth = 0
     while True:
@@ -206,7 +206,7 @@ def skip_datum(data: Bytes, at: int, end: int, node: int, nodes: Ints, links: In
 
 @lean_kernel
 def skip_sized(data: Bytes, at: int, end: int) -> tuple[int, int]:
-    """Pass over a length and as many bytes: (0, position after them), or (status, -1)."""
+    """Skip a length and that many bytes: (0, position after them), or (status, -1)."""
     length, at = read_varint(data, at, end)
     if at < 0:
         return length, -1
@@ -217,9 +217,9 @@ def skip_sized(data: Bytes, at: int, end: int) -> tuple[int, int]:
 
 @lean_kernel
 def skip_blocks(data: Bytes, at: int, end: int, is_empty: int) -> tuple[int, int]:
-    """Pass over blocks that give their size, and those of items without bytes.
+    """Skip blocks that state their size, and blocks of items that take 0 bytes.
 
-    Returns (items of the next block, 0 at the end of the array; position after its count), or (status, -1).
+    Returns (item count of the next block, or 0 at the end of the array; position after the count), or (status, -1).
     """
     while True:
         items, at = read_varint(data, at, end)

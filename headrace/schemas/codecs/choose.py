@@ -1,4 +1,4 @@
-"""The codec of an event by its name: the one table of wire formats."""
+"""Choice of a codec by its name."""
 
 from headrace.errors import DeclarationError
 from headrace.schemas.codecs.arrow import ArrowCodec
@@ -14,14 +14,15 @@ _NO_ID = 0  # registries count from 1
 def codec_for(
     event: type[Event], codec: str | None = None, *, registry: SchemaRegistry | None = None, writes: bool = False
 ) -> Codec:
-    """The codec of `event`: the one it declares, or the one named.
+    """The codec named by `codec`, or else the one that `event` declares.
 
-    With a `registry`, Confluent-framed Avro is read by the schema that each payload's id names; a codec that `writes`
-    registers the event's schema. A plain Avro stream of an older declaration wants `AvroCodec(spec, writer=...)`.
+    With a `registry`, Confluent-framed Avro is read with the schema that each payload's id names, and `writes`
+    registers the event's schema. For a plain Avro stream of an older declaration use `AvroCodec(spec, writer=...)`.
 
     Raises:
         DeclarationError: there is no codec of that name.
-        EvolutionError, ServiceError: the registry refuses the schema, or does not answer.
+        EvolutionError: the registry refuses the schema.
+        ServiceError: the registry does not answer.
     """
     spec = spec_of(event)
     match codec or spec.codec:

@@ -1,6 +1,6 @@
-"""What a wire format does: many payloads to one frame, and a frame to payloads.
+"""The interface of a wire format: decode many payloads to one frame, and encode a frame to payloads.
 
-A codec never raises on bytes from outside: a payload that it cannot read becomes a `BadPayload`, and costs nobody else.
+A codec never raises on external bytes: a payload that it cannot read becomes a `BadPayload` and does not affect others.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from headrace.schemas.rejects import Rejects
 
 @dataclass(frozen=True, slots=True)
 class BadPayload:
-    """A payload that gave no row. `reason` is undecodable, wrong_type or missing; `index` counts payloads from 0."""
+    """A payload without a row. `reason` is undecodable, wrong_type or missing; `index` is its 0-based index."""
 
     index: int
     reason: str
@@ -25,10 +25,10 @@ class BadPayload:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A batch as columns.
+    """A decoded batch as columns.
 
-    `frame` has the declared columns in order, (n_rows,); `payload_index` int64 (n_rows,) is each row's payload,
-    ascending; `bad` are the payloads that gave no row, ascending.
+    `frame` has the declared columns in order, (n_rows,); `payload_index` int64 (n_rows,) is the index of each row's
+    payload, ascending; `bad` are the payloads that could not be decoded, ascending.
     """
 
     frame: pl.DataFrame
@@ -42,14 +42,14 @@ class Decoded:
 
 
 class Codec(Protocol):
-    """One wire format of one event."""
+    """A codec for one event in one wire format."""
 
     content_type: str
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
-        """Payloads of a frame's rows: one a row, or one for all rows where the format holds many (Arrow)."""
+        """Encode a frame: one payload per row, or one for all rows if the format holds many (Arrow)."""
         ...
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Rows of a batch of payloads; never raises on their content."""
+        """Decode a batch of payloads; never raises on their content."""
         ...

@@ -1,9 +1,9 @@
-"""JSON: one object a payload, decoded a batch at a time into columns.
+"""JSON: one object per payload, decoded in batches into columns.
 
-Times are written as ISO 8601 in UTC with microseconds, and read as that or as numbers of the event's `time_unit` since
-1970, microseconds where it declares none; bytes are base64. JSON has no word for numbers that are not finite: they are
-the strings "NaN", "Infinity" and "-Infinity", as in pydantic's `ser_json_inf_nan="strings"`. Integers are never read
-from 1.0 or "1", nor text from numbers. A UTF-8 byte order mark in front of an object is passed over.
+Times are written as ISO 8601 in UTC with microseconds, and read in that form or as numbers since 1970, in the event's
+`time_unit` (microseconds if it declares none); bytes are base64. JSON cannot express non-finite numbers, so they are
+the strings "NaN", "Infinity" and "-Infinity", as in pydantic's `ser_json_inf_nan="strings"`. 1.0 and "1" are not read
+as integers, nor numbers as text. A UTF-8 byte order mark before an object is skipped.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ _KINDS = {
 
 
 class JsonCodec:
-    """JSON objects; names that the event does not declare are passed over, an optional field may be left out."""
+    """A codec for JSON objects; undeclared names are skipped, and optional fields may be missing."""
 
     content_type = "application/json"
 
@@ -80,7 +80,7 @@ class JsonCodec:
         self._program = program_of(spec.types.items(), defaults=True, unit=spec.time_unit)
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
-        """One object a row.
+        """Encode each row as one object.
 
         Raises:
             SchemaError: the frame does not fit the declaration, or a time lies outside the years 1 to 9999.
@@ -93,7 +93,7 @@ class JsonCodec:
         return rows_as_json(fitted)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Columns of the payloads. Bad ones are "undecodable" (no JSON object), "wrong_type" or "missing" (a field)."""
+        """Decode payloads; bad ones are "undecodable" (no JSON object), "wrong_type" or "missing" (a field)."""
         data, bounds = join(payloads)
         status = np.zeros((len(payloads), 2), np.int64)
         tables = Tables(self._program.ops, self._program.names)
@@ -124,7 +124,7 @@ class JsonCodec:
         return with_hints(Rejects(BadPayload, index, reason, detail), payloads, "json", self._spec)
 
     def _describe(self, status: int, op: int) -> tuple[str, str]:
-        """(Reason, detail) of a status, and the op that it was found at."""
+        """(Reason, detail) for a status and the op at which it was found."""
         if status == NULL_VALUE and op == 0:
             status = WRONG_TYPE
         reason, detail = _REASONS[status]
@@ -141,7 +141,7 @@ class JsonCodec:
 
 
 def _read_deferred(data: NDArray[np.uint8], spans: NDArray[np.int64], out: NDArray[np.int64]) -> None:
-    """Read the numbers that the kernel left, with Polars' correctly rounding parser."""
+    """Read the numbers that the kernel deferred, with Polars' correctly rounding parser."""
     if len(spans):
         offsets, text = gather(data, spans[:, 1].copy(), spans[:, 2] - spans[:, 1], base64=False)
         pieces = pa.LargeStringArray.from_buffers(len(spans), pa.py_buffer(offsets), pa.py_buffer(text))

@@ -4,10 +4,11 @@
 # NumPy scalars and Python ints are one type to numba.
 """Kernels that decode a batch of JSON objects into slots, by the program of the event.
 
-Names may come in any order. Undeclared names are skipped once their values are known to be JSON; a declared name that
-occurs twice in one object makes the payload bad. A bad payload resets the counts of all slots to where they were before
-it, so slots hold good payloads only. Open objects and arrays are kept in an explicit stack: numba cannot cache
-recursive functions. Cost: about 2 ns a byte, in one pass; a bad payload may take a second one to tell what is wrong.
+Names may come in any order. Undeclared names are skipped after checking that their values are JSON; a declared name
+that occurs twice in one object makes the payload bad. For a bad payload the counts of all slots are reset to their
+values before it, so slots hold good payloads only. Open objects and arrays are kept in an explicit stack, since numba
+cannot cache recursive functions. Cost: about 2 ns per byte, in one pass; a bad payload may need a second pass to find
+the reason.
 """
 
 from typing import NamedTuple
@@ -78,8 +79,8 @@ class Tables(NamedTuple):
 class Deferred(NamedTuple):
     """Numbers that the kernel leaves to a slower, exact parser.
 
-    `spans` (m, 3): place in `out`, start and end in `data`; `count` (1,): how many there are. A number that is deferred
-    takes three bytes or more and a separator, so m of a quarter of the bytes plus one is enough.
+    `spans` (m, 3): index in `out`, start and end in `data`; `count` (1,): number of spans. A deferred number takes at
+    least three bytes and a separator, so m = bytes // 4 + 1 is enough.
     """
 
     spans: Ints
@@ -87,11 +88,12 @@ class Deferred(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of a decode, whose content means nothing between payloads.
+    """Working memory of a decode; its content is not used across payloads.
 
-    `nests` (NESTS_MAX, 3): the open objects and arrays, each with its op; then the number of such objects before it and
-    the member expected next, or the place of its item count. `before` (n_slots,): counts of the slots before the
-    payload, to which a bad one goes back. `name` uint8: room for the longest payload, to unescape a name in.
+    `nests` (NESTS_MAX, 3): the open objects and arrays. An object has its op, the number of objects of that op before
+    it, and the member expected next; an array has its op and the index of its item count. `before` (n_slots,): counts
+    of the slots before the payload, restored if the payload is bad. `name` uint8: buffer for unescaping a name, as long
+    as the longest payload.
     """
 
     nests: Ints
@@ -101,9 +103,9 @@ class Scratch(NamedTuple):
 
 @part
 def find_field(data: Bytes, at: int, end: int, op: int, hint: int, tables: Tables) -> int:
-    """The op of the field of the struct at `op` that `data[at:end]` names, now or as an alias, or -1.
+    """Find the field of the struct at `op` with the name or alias `data[at:end]`; returns its op, or -1.
 
-    `hint` is tried first: names mostly come in the declared order.
+    `hint` is tried first, since names mostly come in declared order.
     """
     ops, names = tables.ops, tables.names
     for step in range(2):
@@ -129,13 +131,13 @@ def find_field(data: Bytes, at: int, end: int, op: int, hint: int, tables: Table
 
 @lean_kernel
 def wrong_type(data: Bytes, at: int, end: int, op: int) -> int:
-    """The failure of a value that does not fit its field: is it JSON at all?"""
+    """The failure for a value that does not fit its field: WRONG_TYPE if it is JSON, else NOT_JSON."""
     return failure(WRONG_TYPE, op) if skip_value(data, at, end) >= 0 else failure(NOT_JSON, op)
 
 
 @part
 def read_leaf(data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, place: int, deferred: Deferred) -> int:
-    """A number, a boolean, or a time written as text or number, into `out[place]`."""
+    """Read a number, a boolean, or a time written as text or number, into `out[place]`."""
     kind = ops[op, OP]
     if kind == BOOL:
         if is_word(data, at, end, TRUE):
@@ -179,7 +181,7 @@ def read_leaf(data: Bytes, at: int, end: int, op: int, ops: Ints, out: Ints, pla
 
 @part
 def read_text(data: Bytes, at: int, end: int, op: int, ops: Ints, slots: SlotArrays) -> int:
-    """A string, or base64 for bytes, into the two slots of `op`."""
+    """Read a string, or base64 for bytes, into the two slots of `op`."""
     out, bases, counts = slots.out, slots.bases, slots.counts
     if data[at] != 0x22:
         return wrong_type(data, at, end, op)
@@ -210,9 +212,9 @@ def next_member(
     counts: Ints,
     scratch: Bytes,
 ) -> tuple[int, int]:
-    """The next declared member of the open object of `op`: (its op, position of its value).
+    """Advance to the next declared member of the open object of `op`: (its op, position of its value).
 
-    At the object's end: (-1, the position after it); (-1, a failure) where it is broken. `fresh`: just after the {.
+    Returns (-1, position after the object) at its end, and (-1, failure) on an error. `fresh`: directly after the {.
     """
     while True:
         at = skip_space(data, at, end)
@@ -242,7 +244,7 @@ def next_member(
 
 @part
 def close_object(op: int, instance: int, ops: Ints, slots: SlotArrays) -> int:
-    """Add a default or null for each field that the object of `op` left out; returns 0, or a failure."""
+    """Add a default or null for each field missing from the object of `op`; returns 0, or a failure."""
     out, bases, counts = slots.out, slots.bases, slots.counts
     counts[ops[op, SLOT]] += 1
     field = op + 1
@@ -262,7 +264,7 @@ def close_object(op: int, instance: int, ops: Ints, slots: SlotArrays) -> int:
 def next_item(
     data: Bytes, at: int, end: int, fresh: bool, op: int, place: int, ops: Ints, slots: SlotArrays
 ) -> tuple[bool, int]:
-    """(Is there one more item in the open array of `op`, its position or the one after the array, or a failure)."""
+    """Advance in the open array of `op`: (True, position of the next item), or (False, array's end or a failure)."""
     at = skip_space(data, at, end)
     if at >= end:
         return False, failure(NOT_JSON, op)
@@ -362,8 +364,8 @@ def decode_objects(
 ) -> int:
     """Add payloads `first`.. to the slots; payload i is `data[bounds[i] : bounds[i + 1]]`, one JSON object.
 
-    `status` int64 (n, 2) gets what was wrong (0: nothing) and at which op. Returns the number of payloads, or the one
-    that the slots had no capacity for, with the slots as before it.
+    `status` int64 (n, 2) is filled with the fault (0: none) and its op. Returns the number of payloads, or the index of
+    the payload that exceeded the slots' capacity, with the slots reset to their state before it.
     """
     counts, before = slots.counts, scratch.before
     for i in range(first, len(status)):
@@ -386,7 +388,7 @@ def decode_objects(
             return i
         if status[i, 0] == NOT_JSON:
             continue
-        # A payload that is not JSON at all is reported as that, whatever else is wrong in it.
+        # A payload that is not JSON is reported as such, whatever else is wrong with it.
         whole = skip_value(data, start, end)
         broken = whole < 0 and (-whole - 1) // OPS_MAX == NOT_JSON
         if broken or (whole >= 0 and skip_space(data, whole, end) != end):

@@ -4,12 +4,12 @@
 # NumPy scalars and Python ints are one type to numba.
 """Tokens of JSON: white space, strings, numbers, names, and the times and bytes that strings hold.
 
-Source: RFC 8259, strictly: what `json.loads` refuses is refused, and so are NaN and lone surrogates. Numbers whose
-double needs more than 2**53 and ten to the 22nd are left to the caller as text (Clinger 1990: below that, one
-multiplication or division rounds correctly). Cost: about 1.5 ns a byte.
+Source: RFC 8259, strictly: everything that `json.loads` rejects is rejected, and so are NaN and lone surrogates.
+Numbers with a significand above 2**53 or a power of ten beyond 22 are left to the caller as text (Clinger 1990: up to
+these limits, one multiplication or division rounds correctly). Cost: about 1.5 ns per byte.
 
-`at` is where a piece begins and `end` (exclusive) where the payload ends. Functions return the position after what they
-read, or a failure below 0, see `failure`.
+`at` is the start of a token and `end` (exclusive) the end of the payload. Functions return the position after the
+token, or a failure below 0, see `failure`.
 """
 
 import numpy as np
@@ -35,20 +35,20 @@ _MONTH_DAYS = np.array([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 
 @part
 def failure(status: int, op: int) -> int:
-    """Status and op in one number below 0."""
+    """Encode status and op as one number below 0."""
     return -(status * OPS_MAX + op) - 1
 
 
 @part
 def skip_mark(data: Bytes, at: int, end: int) -> int:
-    """Pass over a UTF-8 byte order mark (RFC 8259, section 8.1, lets a parser ignore it)."""
+    """Skip a UTF-8 byte order mark (RFC 8259, section 8.1, allows parsers to ignore it)."""
     has_mark = end - at >= 3 and data[at] == 0xEF and data[at + 1] == 0xBB and data[at + 2] == 0xBF
     return at + 3 if has_mark else at
 
 
 @part
 def skip_space(data: Bytes, at: int, end: int) -> int:
-    """Pass over white space."""
+    """Skip white space."""
     while at < end and (data[at] == 0x20 or data[at] == 0x0A or data[at] == 0x0D or data[at] == 0x09):
         at += 1
     return at
@@ -68,7 +68,7 @@ def is_word(data: Bytes, at: int, end: int, word: int) -> bool:
 
 @part
 def read_string(data: Bytes, at: int, end: int) -> tuple[int, bool]:
-    """The string whose opening quote is at `at`: (position after its closing quote or -1, has it escapes)."""
+    """Skip the string whose opening quote is at `at`: (position after it or -1, whether it has escapes)."""
     escaped = False
     wide = False
     i = at + 1
@@ -94,7 +94,7 @@ def read_string(data: Bytes, at: int, end: int) -> tuple[int, bool]:
 
 @lean_kernel
 def read_escape(data: Bytes, at: int, end: int) -> int:
-    """The escape whose backslash is at `at`: the position after it, or -1."""
+    """Skip the escape whose backslash is at `at`; returns the position after it, or -1."""
     if at + 1 >= end:
         return -1
     c = data[at + 1]
@@ -115,7 +115,7 @@ def read_escape(data: Bytes, at: int, end: int) -> int:
 
 @part
 def read_digits(data: Bytes, at: int, end: int) -> int:
-    """Pass over decimal digits."""
+    """Skip decimal digits."""
     while at < end and 0x30 <= data[at] <= 0x39:
         at += 1
     return at
@@ -123,7 +123,7 @@ def read_digits(data: Bytes, at: int, end: int) -> int:
 
 @part
 def read_number(data: Bytes, at: int, end: int) -> tuple[int, bool]:
-    """The number at `at`: (position after it or -1, is it written as an integer)."""
+    """Skip the number at `at`: (position after it or -1, whether it is written as an integer)."""
     i = at + 1 if at < end and data[at] == 0x2D else at
     first = i
     i = read_digits(data, i, end)
@@ -150,7 +150,7 @@ def read_number(data: Bytes, at: int, end: int) -> tuple[int, bool]:
 
 @part
 def read_scalar(data: Bytes, at: int, end: int) -> int:
-    """Any string, number, true, false or null: the position after it, or -1."""
+    """Skip a string, number, true, false or null; returns the position after it, or -1."""
     if data[at] == 0x22:
         at, _ = read_string(data, at, end)
         return at
@@ -164,7 +164,7 @@ def read_scalar(data: Bytes, at: int, end: int) -> int:
 
 @lean_kernel
 def skip_value(data: Bytes, at: int, end: int) -> int:
-    """The JSON value at `at`: the position after it, or a failure."""
+    """Skip the JSON value at `at`; returns the position after it, or a failure."""
     objects = np.uint64(0)  # a bit for each open object (1) and array (0), the innermost lowest
     depth = 0
     while at < end:
@@ -209,7 +209,7 @@ def skip_value(data: Bytes, at: int, end: int) -> int:
 
 @part
 def read_name(data: Bytes, at: int, end: int) -> tuple[int, int, bool]:
-    """A member's name and its colon: (position of the value or a failure, end of the name, has it escapes)."""
+    """Read a member's name and colon: (position of the value or a failure, end of the name, whether it has escapes)."""
     if at >= end or data[at] != 0x22:
         return failure(NOT_JSON, 0), 0, False
     last, escaped = read_string(data, at, end)
@@ -223,7 +223,7 @@ def read_name(data: Bytes, at: int, end: int) -> tuple[int, int, bool]:
 
 @part
 def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
-    """The integer `data[at:end]`, known to be well-formed: (value, does it fit 64 bits)."""
+    """Read the well-formed integer `data[at:end]`: (value, whether it fits 64 bits)."""
     negative = data[at] == 0x2D
     value = 0  # accumulated below zero, where the range of int64 is one wider
     for i in range(at + 1 if negative else at, end):
@@ -238,7 +238,7 @@ def read_int(data: Bytes, at: int, end: int) -> tuple[int, bool]:
 
 @lean_kernel
 def read_moment(data: Bytes, at: int, end: int, power: int) -> tuple[int, bool]:
-    """The number `data[at:end]`, known to be well-formed, times ten to the `power`: (microseconds, do they fit).
+    """Read the well-formed number `data[at:end]` times 10**`power`: (microseconds, whether they fit).
 
     Digits beyond the microsecond are cut off: the result is rounded down.
     """
@@ -282,7 +282,7 @@ def read_moment(data: Bytes, at: int, end: int, power: int) -> tuple[int, bool]:
 
 @part
 def read_float(data: Bytes, at: int, end: int) -> tuple[float, bool]:
-    """The number `data[at:end]`, known to be well-formed: (value, is it correctly rounded)."""
+    """Read the well-formed number `data[at:end]`: (value, whether it is correctly rounded)."""
     i = at + 1 if data[at] == 0x2D else at
     digits = 0
     scale = 0
@@ -319,7 +319,7 @@ def read_float(data: Bytes, at: int, end: int) -> tuple[float, bool]:
 
 @part
 def pair(data: Bytes, at: int) -> int:
-    """The number that two digits at `at` write, or a large negative one."""
+    """The number of two digits at `at`, or a large negative number if they are not digits."""
     tens, ones = np.int64(data[at]) - 0x30, np.int64(data[at + 1]) - 0x30
     return tens * 10 + ones if 0 <= tens <= 9 and 0 <= ones <= 9 else -10_000
 
@@ -337,9 +337,10 @@ def days_before(year: int, month: int, day: int) -> int:
 
 @lean_kernel
 def read_time(data: Bytes, at: int, end: int) -> tuple[int, bool]:
-    """ISO 8601 `YYYY-MM-DDTHH:MM[:SS[.digits]][Z|+HH:MM|+HHMM]`: (µs since 1970, is it a time). No zone is UTC.
+    """Read ISO 8601 `YYYY-MM-DDTHH:MM[:SS[.digits]][Z|+HH:MM|+HHMM]`: (µs since 1970, whether it is a time).
 
-    The T may be a space; digits beyond the sixth are cut off; years are 0001 to 9999; there are no leap seconds.
+    Without a zone the time is UTC. The T may be a space; digits beyond the sixth are cut off; years are 0001 to 9999;
+    there are no leap seconds.
     """
     if end - at < 16 or data[at + 4] != 0x2D or data[at + 7] != 0x2D or data[at + 13] != 0x3A:
         return 0, False
@@ -405,7 +406,7 @@ def is_base64(data: Bytes, at: int, end: int) -> bool:
 
 @lean_kernel
 def named_float(data: Bytes, at: int, end: int) -> int:
-    """The bits of the float that NaN, Infinity or -Infinity names; 0 for anything else."""
+    """The bits of the float named NaN, Infinity or -Infinity; 0 for any other text."""
     if end - at == 3 and is_word(data, at, end + 1, _NAN):
         return _NAN_BITS
     start = at + 1 if data[at] == 0x2D else at

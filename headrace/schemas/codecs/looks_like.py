@@ -1,6 +1,6 @@
-"""Guesses at what an undecodable payload is: another codec's bytes, a file, compressed data.
+"""Guesses of the format of an undecodable payload: another codec's bytes, a file, or compressed data.
 
-Formats are known by their first bytes. Protobuf has none, and a plain Avro datum has none.
+Formats are recognised by their first bytes. Protobuf and plain Avro datums have no fixed first bytes.
 """
 
 import codecs
@@ -28,17 +28,17 @@ _SIGNATURES = (
     (codecs.BOM_UTF16_LE, "UTF-16 text", "utf-16"),
     (codecs.BOM_UTF16_BE, "UTF-16 text", "utf-16"),
 )
-_IDS_MAX = 1 << 24  # registries count from 1: a greater number is seldom a schema's
+_IDS_MAX = 1 << 24  # registries count from 1: a larger number is rarely a schema id
 _SPACE = b" \t\r\n"
 _JSON_STARTS = b"{[" + _SPACE + codecs.BOM_UTF8[:1]
 _JSON_FIRSTS = frozenset(bytes([byte]) for byte in _JSON_STARTS)
 _TELLING = _JSON_FIRSTS | {b"", b"\0"} | {start[:1] for start, _, _ in _SIGNATURES}
-"""First bytes of payloads that may look like something; none for an empty payload."""
+"""First bytes of payloads for which there may be a hint; b"" for an empty payload."""
 _NO_HINT = ""
 
 
 def looks_like(payload: bytes, codec: str) -> str:
-    r"""What the payload looks like, in words; empty where it looks like nothing, or like the `codec` that refused it.
+    r"""Name the likely format of a payload; empty if it is unknown, or the format of the `codec` that rejected it.
 
     >>> looks_like(b'{"door": 1}', "avro"), looks_like(b"\x1f\x8b...", "avro"), looks_like(b"door", "avro")
     ('JSON', 'gzip', '')
@@ -65,10 +65,10 @@ def _is_like_json(payload: bytes) -> bool:
 
 
 def with_hints(bad: Rejects[One], payloads: Sequence[bytes], codec: str, spec: EventSpec) -> Rejects[One]:
-    """Add to the details of undecodable payloads what they look like; `codec` is the one that refused them."""
+    """Add the likely format to the details of undecodable payloads; `codec` is the codec that rejected them."""
     if not len(bad):
         return bad
-    # Most payloads of a storm have no telling first byte, so only the others are looked at one by one.
+    # In a flood of bad payloads most have no telling first byte, so only the others are examined one by one.
     telling = _TELLING - _JSON_FIRSTS if codec == "json" else _TELLING
     lost = np.flatnonzero((bad.reasons == "undecodable").to_numpy())
     firsts = [payloads[index][:1] for index in bad.indexes[lost].tolist()]

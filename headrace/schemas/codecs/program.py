@@ -1,33 +1,33 @@
-"""A field tree as a table of numbers, so that one compiled kernel decodes every event; and the slots it fills.
+"""Programs: a field tree as a table of numbers, so that one compiled kernel decodes every event, and its slots.
 
-The table has one row an **op**: a leaf, an option (a field that may be null or absent), a list or a struct, in
+The table has one row per **op**: a leaf, an option (a field that may be null or absent), a list or a struct, in
 declared order, a parent before its children. `end` is the op after the subtree, so a struct's children are `op + 1`,
-`end` of that, and so on. A `strict` option may be absent but not null; `null_branch` is for Avro, the name for JSON.
-What an op has decoded lies in **slots**: flat int64 arrays, one or two an op.
+the `end` of that child, and so on. A `strict` option may be absent but not null; `null_branch` is used for Avro, the
+name for JSON. Decoded values are stored in **slots**: flat int64 arrays, one or two per op.
 
     op       slots                         meaning of the numbers               argument
     INT      1                             the value
     FLOAT    1                             the bits of the float64
     BOOL     1                             0 or 1
     TEXT     2                             start in the batch's bytes; length, negative (-length - 1) if escaped
-    BYTES    2                             the same
+    BYTES    2                             as TEXT
     OPTION   1                             0 null, 1 present, 2 absent (only JSON can tell absent from null)
-    LIST     1                             number of items                      Avro: least bytes of an item
-    STRUCT   1                             nothing; only its count is kept, the number of structs so far
-    TIME     1                             microseconds                         JSON: power of ten that numbers take
+    LIST     1                             number of items                      Avro: minimum bytes of an item
+    STRUCT   1                             unused; only the slot's count matters, the number of structs so far
+    TIME     1                             microseconds                         JSON: power of ten to multiply with
 
 Other writers' Avro schemas need more:
 
     FLOAT32  1                             the bits of the float64
     ENUM     1                             index of the symbol                  number of symbols
     FIXED    2                             as BYTES                             size in bytes
-    SCALED   1                             microseconds                         microseconds of a unit, or -units of one
-    DECIMAL  2                             as BYTES, at most 16 of them
-    SKIP     1                             nothing                              node of the skip table
+    SCALED   1                             microseconds                         µs per unit, or -(units per µs)
+    DECIMAL  2                             as BYTES, at most 16 bytes
+    SKIP     1                             unused                               node of the skip table
     UNION    1                             the branch                           first of its branches in `branches`
-    JUMP     1                             nothing; ends a branch, `end` is the op after the union
+    JUMP     1                             unused; ends a branch, `end` is the op after the union
 
-Every op adds one number per slot for each value of its parent, null or not, exactly as Arrow lays columns out.
+Every op adds one number per slot for each value of its parent, null or not, which is Arrow's column layout.
 """
 
 from collections.abc import Iterable
@@ -48,8 +48,8 @@ FLOAT32, ENUM, FIXED, SCALED, DECIMAL, SKIP, UNION, JUMP = range(9, 17)
 OP, SLOT, END, SLOT_END, STRICT, NULL_BRANCH, NAME, NAME_BYTES, ALIASES, ARGUMENT = range(10)  # the table's columns
 
 PRESENT, ABSENT = 1, 2
-NULL_TARGET, NO_TARGET = 0, -1  # entries of `branches`: the union's null; a branch that the event cannot hold
-NESTS_MAX = 32  # options, lists and structs within each other; kernels keep the open ones in arrays of this length
+NULL_TARGET, NO_TARGET = 0, -1  # entries of `branches`: the null of the union; a branch that the event cannot hold
+NESTS_MAX = 32  # maximum nesting of options, lists and structs; the length of the kernels' stacks
 
 _ALIAS_BYTES_MAX = 255
 _OPS = {"int": INT, "float": FLOAT, "bool": BOOL, "text": TEXT, "bytes": BYTES, "time": TIME}
@@ -63,16 +63,16 @@ _WIRE_OPS = {
     "skip": SKIP,
     "null": SKIP,
 }
-_LEAST_BYTES = {FLOAT: 8, FLOAT32: 4}  # of a value on the Avro wire; others take 1 at least
+_LEAST_BYTES = {FLOAT: 8, FLOAT32: 4}  # minimum bytes of a value on the Avro wire; 1 for all others
 _TWO_SLOTS = (TEXT, BYTES, FIXED, DECIMAL)
 _POWERS = {"s": 6, "ms": 3, "us": 0, "ns": -3}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
-    """One field in the program: its type, its first slot, its option's slot (-1: never null) and its children.
+    """A field in the program: its type, its first slot, the slot of its option (-1: never null) and its children.
 
-    `branches` are a union's; None stands for one that is null or cannot be read.
+    `branches` are the branches of a union; None is a branch that is null or cannot be read.
     """
 
     type: FieldType
@@ -84,10 +84,12 @@ class Node:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """`ops` int64 (n_ops, 10); op 0 is the event's own struct. `in_list` bool (n_slots,): grows with items, not rows.
+    """The compiled form of an event's field tree.
 
-    `names` uint8 are the field names that ops point into, each followed by its aliases, one byte of length before
-    each; `branches` int64 are the ops that the branches of unions go on at; `paths` name each op for people.
+    `ops` int64 (n_ops, 10); op 0 is the struct of the event itself. `in_list` bool (n_slots,): whether a slot grows
+    with list items instead of rows. `names` uint8: the field names to which ops point, each followed by its aliases,
+    each alias preceded by its length in one byte. `branches` int64: the first op of each branch of the unions. `paths`:
+    the name of each op for messages.
     """
 
     ops: NDArray[np.int64]
@@ -151,7 +153,7 @@ class _Builder:
         return _POWERS[self.unit or "us"] if field.kind == "time" else 0
 
     def least_bytes(self, op: int, end: int) -> int:
-        """Bytes that the values of the ops take at least on the Avro wire."""
+        """Minimum bytes of the values of ops `op` to `end` on the Avro wire."""
         least = 0
         while op < end:
             kind, argument = self.ops[op][OP], self.ops[op][ARGUMENT]
@@ -163,7 +165,7 @@ class _Builder:
         return least
 
     def union(self, field: FieldType, path: str, listed: bool) -> Node:
-        """A union of which several branches may be read: they follow one another, each closed by a jump."""
+        """Add a union with several readable branches: the branches follow one another, each closed by a jump."""
         assert field.wire is not None
         op = len(self.ops)
         slot = self.open(UNION, path, listed)
@@ -203,12 +205,12 @@ def _op_of(field: FieldType) -> int:
 
 
 def program_of(fields: Iterable[tuple[str, FieldType]], *, defaults: bool, unit: TimeUnit | None = None) -> Program:
-    """The program of an event's fields.
+    """Compile the program of an event's fields.
 
     Args:
         fields: names and trees, in the order of the wire.
-        defaults: make a field with a default an option too; formats that can leave fields out (JSON) want that.
-        unit: of numbers that stand for times, in JSON.
+        defaults: make a field with a default an option, for formats in which fields may be missing (JSON).
+        unit: unit of numbers that represent times, in JSON.
     """
     builder = _Builder(defaults, unit)
     builder.open(STRUCT, "", False)
@@ -225,9 +227,9 @@ def program_of(fields: Iterable[tuple[str, FieldType]], *, defaults: bool, unit:
 
 
 class SlotArrays(NamedTuple):
-    """The slots that a kernel fills: slot s is `out[bases[s] : bases[s] + counts[s]]`, with room for `capacities[s]`.
+    """The slots that a kernel fills: slot s is `out[bases[s] : bases[s] + counts[s]]`, with capacity `capacities[s]`.
 
-    A field has one slot or two, see `program`; `counts` grow as values are added.
+    A field has one or two slots, see the module docstring; `counts` grow as values are added.
     """
 
     out: Ints
@@ -238,7 +240,7 @@ class SlotArrays(NamedTuple):
 
 @part
 def fill_null(ops: Ints, op: int, slots: SlotArrays) -> None:
-    """Add the placeholder 0 to every slot of the subtree at `op`: Arrow's children have a value below a null, too."""
+    """Add the placeholder 0 to every slot of the subtree at `op`: in Arrow, a null's children have values, too."""
     out, bases, counts = slots.out, slots.bases, slots.counts
     i = op
     last = ops[op, END]

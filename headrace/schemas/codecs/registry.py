@@ -1,9 +1,9 @@
-"""A Confluent schema registry: our schema's id, and the schemas that other writers used.
+"""Client of a Confluent schema registry: the id of an event's schema, and the schemas of other writers.
 
 Source: Confluent Schema Registry API, `POST /subjects/{subject}/versions` and `GET /schemas/ids/{id}`. The subject is
-`<topic>-value`, the registry's own default. The registry applies its own compatibility rule on registration.
+`<topic>-value`, the registry's default. The registry applies its compatibility rule on registration.
 
-httpx is imported where a registry is used: a program that only reads features starts 0.3 s earlier without it.
+httpx is imported on first use: without it, a program that only reads features starts 0.3 s earlier.
 """
 
 import re
@@ -20,28 +20,30 @@ if TYPE_CHECKING:
     import httpx
 
 PATIENCE_S = 60.0
-"""Seconds that a registry which is away holds up a flow before it is an error."""
+"""Seconds that a flow waits for an unavailable registry before it fails."""
 
 _TIMEOUT_S = 10.0
 _NOT_FOUND, _CONFLICT, _TOO_MANY = 404, 409, 429
-_NO_SUCH_ID = frozenset({400, 422})  # it says that the id itself is wrong, so another attempt will not help
+_NO_SUCH_ID = frozenset({400, 422})  # the id itself is invalid, so another attempt will not help
 _CONTENT = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
 
 
 class UnusableAnswerError(SchemaError):
-    """The registry answered, but with nothing that can be read; it may do better later."""
+    """The registry's answer cannot be read; a later answer may be usable."""
 
 
 class SchemaRegistry:
-    """One registry; schemas are asked for once and kept, for an id never changes its schema. Unknown ones are not kept.
+    """A client of one registry.
+
+    Schemas are fetched once and cached, since the schema of an id never changes. Unknown ids are not cached.
 
     Args:
-        url: with user and password in it where the registry wants them.
-        transport: another way to send requests, for tests.
-        patience_s: how long a registry that does not answer is asked again before that is an error.
+        url: URL of the registry, with user and password if it requires them.
+        transport: replaces the HTTP transport, for tests.
+        patience_s: how long requests are retried before the failure is an error.
 
     Raises:
-        ConfigError: `url` is no URL of a registry.
+        ConfigError: `url` is not the URL of a registry.
     """
 
     def __init__(
@@ -61,11 +63,11 @@ class SchemaRegistry:
         self._schemas: dict[int, tuple[str, Any]] = {}
 
     def register(self, spec: EventSpec) -> int:
-        """The id of the event's schema, registered when it is new.
+        """Register the event's schema if it is new, and return its id.
 
         Raises:
-            EvolutionError: the registry refuses the schema as incompatible.
-            ServiceError: the registry does not answer as it should.
+            EvolutionError: the registry rejects the schema as incompatible.
+            ServiceError: the registry does not answer, or not as expected.
         """
         path = f"/subjects/{spec.topic}-value/versions"
         answer = self._ask("POST", path, _wanted(spec))
@@ -77,21 +79,21 @@ class SchemaRegistry:
         return self._id(answer)
 
     def id_of(self, spec: EventSpec) -> int | None:
-        """The id of the event's schema, or None where nobody has registered it.
+        """The id of the event's schema, or None if it is not registered.
 
         Raises:
-            ServiceError: the registry does not answer as it should.
+            ServiceError: the registry does not answer, or not as expected.
         """
         answer = self._ask("POST", f"/subjects/{spec.topic}-value", _wanted(spec))
         return None if answer.status_code == _NOT_FOUND else self._id(answer)
 
     def schema(self, schema_id: int) -> Any:
-        """The Avro schema of an id, parsed as JSON, or None where the registry knows none.
+        """The Avro schema of an id, parsed as JSON, or None if the registry does not know the id.
 
         Raises:
-            SchemaError: the id is of a schema that is not Avro.
-            UnusableAnswerError: the answer holds no schema; it is asked for again at the next call.
-            ServiceError: the registry does not answer as it should, or refuses to.
+            SchemaError: the id's schema is not an Avro schema.
+            UnusableAnswerError: the answer contains no schema; the next call asks again.
+            ServiceError: the registry does not answer, or not as expected, or refuses the request.
         """
         if schema_id not in self._schemas:
             answer = self._ask("GET", f"/schemas/ids/{schema_id}")
@@ -104,7 +106,7 @@ class SchemaRegistry:
         return schema
 
     def _read(self, answer: "httpx.Response") -> tuple[str, Any]:
-        """(Kind of the schema, the schema where it is Avro)."""
+        """(Kind of the schema, the schema if it is Avro, else None)."""
         if answer.is_error and answer.status_code in _NO_SUCH_ID:
             raise UnusableAnswerError(f"schema registry {self._shown_url}: {self._describe(answer)}")
         content = self._content(answer)
@@ -164,7 +166,7 @@ class SchemaRegistry:
 
 
 def _is_url(url: str) -> bool:
-    """Whether the place is clear: a password that is not percent-encoded may make a path of half of the URL."""
+    """Whether a URL is unambiguous: a password that is not percent-encoded may turn part of the URL into a path."""
     import httpx
 
     scheme, _, rest = url.partition("://")
@@ -177,12 +179,12 @@ def _is_url(url: str) -> bool:
 
 
 def _is_passing(answer: "httpx.Response") -> bool:
-    """Whether the registry may answer otherwise in a moment."""
+    """Whether the fault is temporary, so that a retry may succeed."""
     return answer.is_server_error or answer.status_code == _TOO_MANY
 
 
 def _last(state: tenacity.RetryCallState) -> "httpx.Response":
-    """The last attempt's answer or error."""
+    """Return the last attempt's answer, or raise its error."""
     assert state.outcome is not None
     return cast("httpx.Response", state.outcome.result())
 

@@ -2,7 +2,7 @@
 # Numba compiles `==` chains to jumps but `in` to a tuple search.
 """Slots of a batch: int64 arrays that decode kernels fill, and their conversion to and from Arrow columns.
 
-No row is copied on its own: slots of integers, floats and times are the column buffers, and text is gathered once.
+Rows are not copied one by one: slots of integers, floats and times are the column buffers, and text is gathered once.
 """
 
 import itertools
@@ -26,12 +26,12 @@ _BACKSLASH = 0x5C
 _ITEMS_PER_ROW = 4  # initial capacity for list items; doubled when exceeded
 
 Run = Callable[[int, SlotArrays], int]
-"""run(first payload, slots) -> the payload that the slots had no capacity for, or the number of payloads."""
+"""run(first payload, slots) -> the payload that exceeded the slots' capacity, or the number of payloads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """`data` uint8: the bytes that text points into. Slot s is `out[bases[s] : bases[s] + counts[s]]`."""
+    """The slots of a batch: `data` uint8 are the bytes of text; slot s is `out[bases[s] : bases[s] + counts[s]]`."""
 
     data: NDArray[np.uint8]
     out: NDArray[np.int64]
@@ -44,7 +44,7 @@ class Slots:
 
 
 def join(payloads: Sequence[bytes]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All payloads as one uint8 array, and their bounds int64 (n + 1,)."""
+    """Concatenate payloads to one uint8 array, and return it with their bounds int64 (n + 1,)."""
     bounds = np.zeros(len(payloads) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, payloads), np.int64, len(payloads)), out=bounds[1:])
     return np.frombuffer(b"".join(payloads), np.uint8), bounds
@@ -57,12 +57,12 @@ def split(data: NDArray[np.uint8], bounds: NDArray[np.int64]) -> list[bytes]:
 
 
 def fill(program: Program, data: NDArray[np.uint8], payload_count: int, run: Run) -> Slots:
-    """Decode all payloads by `run`, doubling the capacity of list items whenever it is exceeded."""
+    """Decode all payloads with `run`, doubling the capacity of list items whenever it is exceeded."""
     capacities = np.where(program.in_list, max(16, _ITEMS_PER_ROW * payload_count), payload_count).astype(np.int64)
     slots = _empty_slots(capacities, np.zeros(len(capacities), np.int64))
     done = run(0, slots)
     while done < payload_count:
-        # A list's items are bounded by the bytes there are, so doubling ends.
+        # The number of list items is bounded by the number of bytes, so doubling ends.
         wider = _empty_slots(np.where(program.in_list, 2 * slots.capacities, slots.capacities), slots.counts)
         for count, old, new in zip(slots.counts, slots.bases, wider.bases, strict=True):
             wider.out[new : new + count] = slots.out[old : old + count]
@@ -77,7 +77,7 @@ def _empty_slots(capacities: NDArray[np.int64], counts: NDArray[np.int64]) -> Sl
 
 
 def to_frame(program: Program, slots: Slots, *, base64: bool = False) -> pl.DataFrame:
-    """The columns that the slots hold. `base64`: bytes fields lie there as base64 text."""
+    """Convert slots to columns. `base64`: the slots of bytes fields hold base64 text."""
     columns = {name: _column(node, slots, base64) for name, node in program.nodes.items() if not node.type.is_skipped}
     frame = pl.from_arrow(pa.table(columns))
     assert isinstance(frame, pl.DataFrame)
@@ -96,7 +96,7 @@ def _column(node: Node, slots: Slots, base64: bool) -> pa.Array:
 
 
 def _union(node: Node, slots: Slots) -> pa.Array:
-    """The branches of a union as one column, null where the value is of none that is read."""
+    """The branches of a union as one column, null where the value's branch is not read."""
     chosen = slots[node.slot]
     columns = []
     for index, child in enumerate(node.branches):
@@ -131,7 +131,7 @@ def _values(node: Node, slots: Slots, validity: pa.Buffer | None, base64: bool) 
 
 
 def _wire_values(node: Node, wire: Wire, slots: Slots, validity: pa.Buffer | None) -> pa.Array | None:
-    """The column of a value that lies in its slots otherwise than ours do; None: it lies there as ours."""
+    """The column of a field whose slots differ from those of our own schemas; None if they do not differ."""
     values, arrow = slots[node.slot], node.type.arrow()
     if wire.kind == "null":
         return pa.nulls(len(values))
@@ -147,7 +147,7 @@ def _wire_values(node: Node, wire: Wire, slots: Slots, validity: pa.Buffer | Non
 
 
 def decimals(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Two's complement numbers of 0 to 16 bytes, big-endian, as Arrow's decimals: uint8 (n, 16), little-endian."""
+    """Convert big-endian two's complement numbers of 0 to 16 bytes to Arrow decimals: uint8 (n, 16), little-endian."""
     out = np.zeros((len(starts), 16), np.uint8)
     some = lengths > 0
     out[some & (data[np.where(some, starts, 0)] >= 0x80)] = 0xFF  # the sign fills up
@@ -160,7 +160,7 @@ def decimals(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArra
 def gather(
     data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64], *, base64: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Arrow offsets (n + 1,) and the bytes of the pieces, one after another, unescaped."""
+    """Concatenate pieces of `data`, unescaped: their Arrow offsets (n + 1,) and bytes."""
     offsets = np.empty(len(starts) + 1, np.int64)
     out = np.empty(int(np.where(lengths < 0, -lengths - 1, lengths).sum()), np.uint8)
     size = gather_bytes(data, starts, lengths, base64, offsets, out)
@@ -168,10 +168,10 @@ def gather(
 
 
 def from_frame(program: Program, frame: pl.DataFrame) -> Slots:
-    """Slots for an encoder, from a frame that `conform` returned.
+    """Convert a frame that `conform` returned to slots for an encoder.
 
     Raises:
-        SchemaError: a column that is never null holds null.
+        SchemaError: a column that is not optional contains null.
     """
     table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     columns: dict[int, NDArray[np.int64]] = {}
@@ -200,7 +200,7 @@ def _unpack(
     columns: dict[int, NDArray[np.int64]],
     pieces: list[NDArray[np.uint8]],
 ) -> None:
-    """Add the slots of one column; `live` bool (n,): rows that no null above hides."""
+    """Add the slots of one column; `live` bool (n,): rows in which no parent is null."""
     valid = array.is_valid().to_numpy(zero_copy_only=False)
     if node.option >= 0:
         columns[node.option] = valid.astype(np.int64)
@@ -241,12 +241,12 @@ def _to_int64(array: Any) -> NDArray[np.int64]:
     return np.ascontiguousarray(values).view(np.int64) if values.dtype == np.float64 else values.astype(np.int64)
 
 
-# Text: pieces of the payloads, gathered and unescaped. Cost: 1-2 ns a byte.
+# Text: pieces of the payloads, gathered and unescaped. Cost: 1-2 ns per byte.
 
 
 @part
 def hex_value(data: Bytes, start: int) -> int:
-    """The number that four hex digits write, or -1."""
+    """The value of four hex digits, or -1."""
     value = 0
     for i in range(start, start + 4):
         c = data[i]
@@ -262,7 +262,7 @@ def hex_value(data: Bytes, start: int) -> int:
 
 @lean_kernel
 def unescape(data: Bytes, start: int, end: int, out: Bytes, at: int) -> int:
-    """Write the JSON text `data[start:end]`, known to be well-formed, to `out[at:]`; returns the end there."""
+    """Unescape the well-formed JSON text `data[start:end]` to `out[at:]`; returns the end position in `out`."""
     i = start
     while i < end:
         c = data[i]
@@ -298,7 +298,7 @@ def unescape(data: Bytes, start: int, end: int, out: Bytes, at: int) -> int:
 
 @lean_kernel
 def write_point(point: int, out: Bytes, at: int) -> int:
-    """One code point as UTF-8 at `out[at:]`; returns its end."""
+    """Write a code point as UTF-8 to `out[at:]`; returns the position after it."""
     if point < 0x80:
         out[at] = point
         return at + 1
@@ -334,7 +334,7 @@ def base64_value(c: int) -> int:
 
 @lean_kernel
 def decode_base64(out: Bytes, start: int, end: int) -> int:
-    """Decode the base64 text `out[start:end]`, known to be well-formed, where it lies; returns the end of the bytes."""
+    """Decode the well-formed base64 text `out[start:end]` in place; returns the end of the bytes."""
     at = start
     bits = 0
     bit_count = 0
@@ -353,7 +353,7 @@ def decode_base64(out: Bytes, start: int, end: int) -> int:
 
 @lean_kernel
 def gather_bytes(data: Bytes, starts: Ints, lengths: Ints, base64: bool, offsets: Ints, out: Bytes) -> int:
-    """Copy the pieces of `data` to `out`, one after another; `offsets` (n + 1,) gets their bounds. Returns the size.
+    """Concatenate pieces of `data` in `out`, and write their bounds to `offsets` (n + 1,); returns the size.
 
     A negative length -n - 1 is a piece of n bytes with JSON escapes. `base64`: the pieces are base64 text.
     """

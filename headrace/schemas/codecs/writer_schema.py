@@ -1,12 +1,12 @@
-"""Another writer's Avro schema as the program that reads an event's fields from its datums.
+"""Plans for reading an event's fields from datums with another writer's Avro schema.
 
-`avro_type` parses the schema into a graph of types; `plan_reading` says how each declared field is read from it. Only
-declared fields are read, under their names and old names; everything else is skipped, whatever its type.
+`avro_type` parses the schema into a graph of types; `plan_reading` determines how each declared field is read from it.
+Only declared fields are read, under their names and old names; all others are skipped, whatever their type.
 
-Source: Avro 1.12 specification, "Names", "Logical Types" and "Schema Resolution". Named types are known by their full
-name; a name without a dot belongs to the namespace around it. Logical types that the specification does not have, or
-that annotate another type than it says, are ignored, as it demands. Beyond the specification, an enum is read as text,
-a fixed as bytes, and a logical time as a time whatever its unit; `conform` then casts as it does for files.
+Source: Avro 1.12 specification, "Names", "Logical Types" and "Schema Resolution". Named types are identified by their
+full name; a name without a dot belongs to the enclosing namespace. Logical types that the specification does not have,
+or that annotate the wrong type, are ignored, as it requires. Beyond the specification, an enum is read as text, a fixed
+as bytes, and a logical time as a time in any unit; `conform` then casts values as it does for files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from headrace.schemas.fields import DECIMAL_DIGITS, FieldType, Kind, Wire
 
 PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 TIMES_OF_DAY = {"time-millis": ("int",), "time-micros": ("long",)}
-"""Read as their numbers, but never as moments."""
+"""Logical types that are read as numbers, not as times."""
 _LOGICAL = {
     "decimal": ("bytes", "fixed"),
     "date": ("int",),
@@ -55,8 +55,9 @@ _COMPOUND = {"record": RECORD, "array": ARRAY, "map": MAP, "union": ANY_OF}
 class AvroType:
     """A node of the graph. `kind` is a primitive, or record, enum, fixed, array, map or union.
 
-    `logical` is empty where there is none that counts; `fields` are a record's, `items` the type of an array's or map's
-    values, `branches` a union's, `symbols` an enum's, `size` a fixed's, `scale` a decimal's.
+    `logical` is the logical type, empty if there is none or it is ignored. `fields` belong to a record, `items` (the
+    type of the values) to an array or map, `branches` to a union, `symbols` to an enum, `size` to a fixed and `scale`
+    to a decimal.
     """
 
     kind: str
@@ -70,7 +71,7 @@ class AvroType:
     scale: int = 0
 
     def __str__(self) -> str:
-        """What messages call it."""
+        """The name of the type in messages."""
         if self.kind == "union":
             return f"[{', '.join(map(str, self.branches))}]"
         return " ".join(part for part in (self.kind, self.name, self.logical and f"({self.logical})") if part)
@@ -80,7 +81,7 @@ def avro_type(schema: Any) -> AvroType:
     """The type that an Avro schema, parsed as JSON, describes.
 
     Raises:
-        SchemaError: it is no Avro schema, or names a type that it does not define.
+        SchemaError: it is not an Avro schema, or names an undefined type.
     """
     try:
         return _parse(schema, "", {})
@@ -155,12 +156,12 @@ def _scale(schema: Mapping[str, Any]) -> int:
 
 
 class OtherTypeError(SchemaError):
-    """A field that the event declares is of a type in the writer's schema that no column here has."""
+    """A declared field has a type in the writer's schema from which it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriterPlan:
-    """How a writer's datums are read: `fields` in the order of the wire, and the arrays of a skip table."""
+    """The plan for reading a writer's datums: `fields` in the order of the wire, and the arrays of a skip table."""
 
     fields: list[tuple[str, FieldType]]
     nodes: NDArray[np.int64]
@@ -168,11 +169,11 @@ class WriterPlan:
 
 
 def plan_reading(schema: Any, spec: EventSpec) -> WriterPlan:
-    """The plan for datums of an Avro schema, parsed as JSON.
+    """Plan the reading of datums with an Avro schema, parsed as JSON.
 
     Raises:
-        SchemaError: it is no schema of a record.
-        OtherTypeError: a field that the event declares is of a type that it cannot be read from.
+        SchemaError: the schema is not a record.
+        OtherTypeError: a declared field has a type in the schema from which it cannot be read.
     """
     written = avro_type(schema)
     if written.kind != "record":
@@ -186,14 +187,14 @@ def plan_reading(schema: Any, spec: EventSpec) -> WriterPlan:
 
 
 class _Planner:
-    """Plans fields; keeps the skip table and the node of each type in it."""
+    """Planner of fields, with the skip table and the node of each type in it."""
 
     def __init__(self) -> None:
         self.skips = SkipTable()
-        self._nodes: dict[int, int] = {}  # by the type's identity, for types may contain themselves
+        self._nodes: dict[int, int] = {}  # by the type's identity, since types may contain themselves
 
     def fields(self, record: AvroType, wanted: Mapping[str, FieldType], path: str) -> list[tuple[str, FieldType]]:
-        """The fields of a record in the order of the wire; neighbours that are not wanted are passed over as one."""
+        """The fields of a record in the order of the wire; adjacent undeclared fields are skipped together."""
         written_names = dict(record.fields)
         declared = {
             written_name: (name, field)
@@ -236,7 +237,7 @@ class _Planner:
         return node
 
     def field(self, written: AvroType, wanted: FieldType, path: str) -> FieldType:
-        """How a value of the writer's type is read for a field of the event."""
+        """The type as which a value of the writer's type is read for a field of the event."""
         if written.kind != "union":
             read = self._read(written, wanted, path)
             if read is None:
@@ -249,7 +250,7 @@ class _Planner:
         return self._union(written, wanted, path)
 
     def _union(self, written: AvroType, wanted: FieldType, path: str) -> FieldType:
-        """A union of several types: each branch that the field can hold is read, a value of another is bad."""
+        """A union of several types: branches that the field can hold are read, values of other branches are bad."""
         branches: list[FieldType | Literal["null", "refused"]] = []
         for branch in written.branches:
             read = None if branch.kind == "null" else self._read(branch, wanted, path)
@@ -261,7 +262,7 @@ class _Planner:
         return FieldType(fitting[0].kind, nullable=True, wire=Wire("union", branches=tuple(branches)))
 
     def _read(self, written: AvroType, wanted: FieldType, path: str) -> FieldType | None:
-        """How a value of a type other than a union is read; None: not at all."""
+        """The type as which a value of a non-union type is read; None if it cannot be read."""
         match written.kind:
             case "array" if wanted.item is not None and written.items is not None:
                 return FieldType("list", item=self.field(written.items, wanted.item, f"{path}[]"))
@@ -303,5 +304,5 @@ def _decimal(written: AvroType) -> FieldType | None:
 
 
 def _fits(read: FieldType, wanted: FieldType) -> bool:
-    """Whether the branch of a union can be the field's: of its kind, without a cast that loses."""
+    """Whether the field can hold the branch of a union: same kind, without a cast that may lose information."""
     return read.kind == wanted.kind and (read.wire is None or read.wire.scale is None)
