@@ -111,9 +111,10 @@ def produce(
 
     declared, settings = _event(event), load_settings()
     configure_logs("error", as_json=settings.log_json)  # what is refused is shown below
-    _require_topic(declared, settings)
     is_stdin = path == "-"
     source = LineSource(sys.stdin.fileno(), declared) if is_stdin else source_of_url(path, [declared], until_end=True)
+    source.partitions()  # a file that is not there is reported before a broker is waited for
+    _require_topic(declared, settings)
     refused, sent = _Refused(), Sent()
     try:
         with graceful_stop() as stop, RowsBar(err, description="produce") as bar:

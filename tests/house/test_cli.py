@@ -323,3 +323,11 @@ def test_a_damaged_model_costs_itself_in_the_list_and_cannot_be_rolled_back_to(m
     assert re.search("v00000002 · model.safetensors: .* bytes, manifest says", done.err)
     assert headrace("models", "rollback", "3", **environment).code == 0
     assert models.load(5).manifest.metrics["rows"] == 2
+
+
+def test_a_file_that_is_not_there_is_reported_before_the_broker(repo):
+    """`produce` waited half a minute for a broker that was away, and then named the broker only."""
+    done = headrace("produce", "Engagement", "--from", "nowhere.parquet", cwd=repo, HEADRACE_BROKERS="127.0.0.1:1")
+    assert (done.code, done.out) == (1, "")
+    assert "nowhere.parquet does not exist" in done.err
+    assert "127.0.0.1:1" not in done.err
