@@ -59,7 +59,6 @@ class OnlineRead:
     """Records of one shard, as the store had them when the shard was at `offsets`, read as of `now_us`."""
 
     view: type[FeatureView]
-    shard: int
     texts: list[bytes]
     blobs: list[bytes | None]
     offsets: Mapping[str, int]
@@ -92,7 +91,7 @@ class Reads:
             chosen = self._rng.choice(members, min(self._each, len(members)), replace=False)
             asked = [texts[index] for index in chosen]
             offsets, blobs = self._store.snapshot(plan_of(view), shard, asked)
-            self.taken.append(OnlineRead(view, shard, asked, blobs, offsets, now_us))
+            self.taken.append(OnlineRead(view, asked, blobs, offsets, now_us))
 
 
 @dataclass(slots=True)
@@ -122,7 +121,6 @@ def parity(reads: Iterable[OnlineRead], log: pl.DataFrame) -> Parity:
 class ServedVersion:
     """A model that answered: the offsets it was trained through, and the wall time of its first answer in µs."""
 
-    version: int
     offsets: Mapping[str, int]
     first_answer_us: int
 

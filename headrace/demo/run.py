@@ -293,7 +293,7 @@ class _Run:
         impressions = read_topic(settings, self.demo.impression)
         directory = ModelDirectory(settings.model_dir)
         versions = [
-            meters.ServedVersion(version, directory.manifest(version).offsets, first_us)
+            meters.ServedVersion(directory.manifest(version).offsets, first_us)
             for version, first_us in played.first_answer_us.items()
         ]
         took_s = meters.event_to_served_s(appended(live), versions)

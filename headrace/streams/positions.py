@@ -63,15 +63,6 @@ class Positions(dict[str, int]):
         super().__init__(positions or {})
         self.readers = tuple(readers)
 
-    @property
-    def known(self) -> dict[str, int]:
-        """Every partition that a reader has read, with the furthest next offset."""
-        furthest = dict(self)
-        for reader in self.readers:
-            for name, offset in reader.known.items():
-                furthest[name] = max(furthest.get(name, 0), offset)
-        return furthest
-
 
 def least_positions(positions: Iterable[Mapping[str, int]]) -> Positions:
     """Positions to begin at so that no reader misses a row: the least offset of each partition that all of them know.

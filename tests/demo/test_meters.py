@@ -27,7 +27,7 @@ from schemas.retail import Engagement
 def test_event_to_served_by_definition(gaps, models):
     """For each event: the first answer, in time, of a model whose offset lies beyond it."""
     times = np.cumsum(gaps) * 1_000_000
-    served = [ServedVersion(v, {"t/0": offset}, at * 1_000_000) for v, (offset, at) in enumerate(models)]
+    served = [ServedVersion({"t/0": offset}, at * 1_000_000) for offset, at in models]
     expected = []
     for offset, time in enumerate(times.tolist()):
         answers = [model.first_answer_us for model in served if model.offsets["t/0"] > offset]
