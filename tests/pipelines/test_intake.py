@@ -204,8 +204,6 @@ def test_rows_of_a_frame_that_do_not_fit_are_put_aside():
 class Touchy:
     """A codec of a user's own that fails at some payloads, in the ways that libraries fail."""
 
-    content_type = "text/plain"
-
     def __init__(self) -> None:
         self._inner = codec_for(Passage)
 

@@ -24,8 +24,6 @@ _BITS_A_BYTE = 8
 class ArrowCodec:
     """A codec for messages that each hold all rows of a frame; a message is good or bad as a whole."""
 
-    content_type = "application/vnd.apache.arrow.stream"
-
     def __init__(self, spec: EventSpec) -> None:
         self._spec = spec
         self._schema = arrow_schema(spec)

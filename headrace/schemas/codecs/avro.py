@@ -129,8 +129,6 @@ class AvroCodec:
         SchemaError: the event cannot be read with the writer's schema.
     """
 
-    content_type = "avro/binary"
-
     def __init__(self, spec: EventSpec, *, writer: Mapping[str, Any] | None = None) -> None:
         self._spec = spec
         self._own = _DatumReader(spec)
@@ -176,8 +174,6 @@ class ConfluentAvroCodec(AvroCodec):
             reading it with the event's own would shift fields. An id without a schema is looked up again after
             `MISS_SPAN_S`.
     """
-
-    content_type = "application/vnd.confluent.avro"
 
     def __init__(self, spec: EventSpec, schema_id: int = 1, *, writers: Writers | None = None) -> None:
         super().__init__(spec)

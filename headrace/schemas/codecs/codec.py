@@ -44,8 +44,6 @@ class Decoded:
 class Codec(Protocol):
     """A codec for one event in one wire format."""
 
-    content_type: str
-
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
         """Encode a frame: one payload per row, or one for all rows if the format holds many (Arrow)."""
         ...

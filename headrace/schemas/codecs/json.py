@@ -73,8 +73,6 @@ _KINDS = {
 class JsonCodec:
     """A codec for JSON objects; undeclared names are skipped, and optional fields may be missing."""
 
-    content_type = "application/json"
-
     def __init__(self, spec: EventSpec) -> None:
         self._spec = spec
         self._program = program_of(spec.types.items(), defaults=True, unit=spec.time_unit)

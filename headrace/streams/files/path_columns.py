@@ -92,8 +92,6 @@ def refuse_others(frame: pl.DataFrame, columns: Mapping[str, pl.Series]) -> None
 class PathCodec:
     """JSON payloads of a file whose folders give some columns, which the payloads may have or lack."""
 
-    content_type = JsonCodec.content_type
-
     def __init__(self, spec: EventSpec, columns: Mapping[str, pl.Series]) -> None:
         # The folder's value is the default, so that a payload that lacks the column and one with a null differ.
         optional = {
