@@ -261,7 +261,8 @@ class Swap:
                 self.look_fault = _public_reason(exc)
                 # The thread survives any error of the directory: without it the live model would never change again.
                 if repr(exc) != self._follow_fault:  # once, not at every read
-                    log.exception("model_follow_failed")
+                    is_ours = not isinstance(exc, OSError)  # a directory that cannot be read needs no traceback
+                    log.exception("model_follow_failed", reason=str(exc), exc_info=is_ours)
                     self._follow_fault = repr(exc)
                 self._stop.wait(WAIT_S)
             if pause_s:
