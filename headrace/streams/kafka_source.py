@@ -239,7 +239,7 @@ class KafkaSource(Source):
             if self.start is None and low > 0 and (reader := partly_read(name, positions)):
                 raise OffsetLostError(partly_lost(name, reader, low))
             position = self._start_of(topic, number, low, high)
-            if not self._until_end:
+            if not self._until_end and (self.start is not None or position > 0):  # 0 is where one begins unasked
                 self._begun.add((topic, number))
         if position < low:
             raise OffsetLostError(lost_offset(name, position, low=low))

@@ -149,6 +149,10 @@ def test_a_partition_says_at_once_where_it_begins(broker, topic):
     begun = {batch.partition: (len(batch.offsets), batch.next_offset) for batch in first.poll()}
     first.close()
     assert begun == {f"{topic}/1": (0, 100), f"{topic}/2": (0, 100)}
+    unasked = KafkaSource(broker, [topic])
+    unasked.seek({})
+    assert all(len(batch.offsets) for batch in unasked.poll())
+    unasked.close()
     send(broker, topic, 300, 30)
     again = KafkaSource(broker, [topic], start="latest")
     again.seek({f"{topic}/0": 100} | {name: offset for name, (_, offset) in begun.items()})
