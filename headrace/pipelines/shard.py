@@ -106,6 +106,7 @@ class ShardSet:
         self._arrival_us = 0
         self._uses = UseTable()
         self._fenced = False
+        self._is_active = True
         self._flush_seconds = FLUSH_SECONDS.labels(plan.name)
         self._register()
 
@@ -260,14 +261,16 @@ class ShardSet:
                 raise fenced(self.plan, shard, expected, (stored.sequence, stored.writer))
 
     def _register(self) -> None:
-        """Make the version the active one where none is."""
-        if not self._store.register(self.plan):
+        """Make the version the active one where none is; a line is logged once where another one is."""
+        is_active = self._store.register(self.plan)
+        if not is_active and self._is_active:
             log.warning(
                 "view_version_not_active",
                 view=self.plan.name,
                 fingerprint=self.plan.fingerprint,
                 detail="readers get another version until this one is activated, as a backfill does at its end",
             )
+        self._is_active = is_active
 
     def _load_fences(self) -> None:
         fences = self._store.fences(self.plan, self.shards)

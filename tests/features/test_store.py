@@ -158,6 +158,37 @@ def test_redis_out_of_memory_writes_nothing_of_a_shard(store, store_url):
     assert store.flush(PLAN, [write(7, 0, texts=texts, blobs=blobs)]).repeated == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        ("fence", "sequence", b"abc"),
+        ("fence", "writer", b"\xff"),
+        ("fence", "o:readings/0", b"1.5"),
+        ("hr:meta", "shards", b"many"),
+        ("hr:views", "meter_load", b"\xff"),
+    ],
+)
+def test_what_another_program_wrote_is_named(store, store_url, key, field, value):
+    """By whoever reads it, and a flush writes nothing then."""
+    texts, blobs = records_of(7)
+    store.flush(PLAN, [write(7, 0)])
+    with RedisLink(store_url) as link:
+        fence = fences.fence_key(f"hr:{{7}}:meter_load:{PLAN.version}".encode())
+        link.client.hset(fence if key == "fence" else key, field, value)
+
+    def look():
+        with OnlineStore.open(store_url) as again:
+            again.active("meter_load")
+            again.fence(PLAN, 7)
+
+    with pytest.raises(StoreError, match=r"not as Headrace writes it .*; use a namespace of its own"):
+        look()
+    if field in {"sequence", "writer"}:
+        with pytest.raises(StoreError):
+            store.flush(PLAN, [write(7, 1, texts=texts, blobs=blobs)])
+        assert dict(store.scan(PLAN)) == {}
+
+
 def test_the_shard_count_of_a_namespace_is_fixed(store_url):
     """It decides where records live, so another count is refused; another namespace is free."""
     with OnlineStore.open(store_url, shards=8):

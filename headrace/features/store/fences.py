@@ -17,7 +17,7 @@ import hiredis
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import FencedError
+from headrace.errors import FencedError, StoreError
 from headrace.features.state.slab import Slab
 from headrace.features.store.link import RedisLink, Script
 from headrace.features.store.transactions import Guarded, Held, Packed
@@ -148,7 +148,7 @@ def write_shards(
     if not link.cluster:
         return [each for group in _by_transactions(link, prefix_of, ttl_ms, _groups(writes)) for each in group]
     replies = link.run(_FLUSH, (_script_call(write, prefix_of(write.shard), ttl_ms) for write in writes))
-    return [(int(state), int(sequence), writer.decode()) for state, sequence, writer in replies]
+    return [(int(state), *_shown([sequence, writer])) for state, sequence, writer in replies]
 
 
 def fence_key(prefix: bytes) -> bytes:
@@ -157,9 +157,24 @@ def fence_key(prefix: bytes) -> bytes:
 
 
 def fence_of(fields: Mapping[bytes, bytes]) -> Fence:
-    """Parse the hash of a fence."""
-    offsets = {name[2:].decode(): int(value) for name, value in fields.items() if name.startswith(b"o:")}
-    return Fence(int(fields.get(b"sequence", 0)), fields.get(b"writer", b"").decode(), offsets)
+    """Parse the hash of a fence.
+
+    Raises:
+        StoreError: it holds what the engine does not write.
+    """
+    try:
+        offsets = {name[2:].decode(): int(value) for name, value in fields.items() if name.startswith(b"o:")}
+    except ValueError as exc:
+        raise StoreError(foreign("fence of a shard", exc)) from exc
+    return Fence(*_shown([fields.get(b"sequence"), fields.get(b"writer")]), offsets)
+
+
+def foreign(what: str, exc: ValueError) -> str:
+    """Message of a value in the store that the engine does not write."""
+    return (
+        f"{what}: not as Headrace writes it ({exc}): another program writes these keys, or they are damaged; use a "
+        "namespace of its own (HEADRACE_NAMESPACE), or start a fresh store and backfill"
+    )
 
 
 def fenced(plan: ViewPlan, shard: int, expected: tuple[int, str], actual: tuple[int, str]) -> FencedError:
@@ -223,8 +238,15 @@ def _as_expected(group: Sequence[ShardWrite], guard_fields: Held) -> bool:
 
 
 def _shown(fields: Sequence[bytes | None]) -> tuple[int, str]:
-    """Sequence and writer of a fence; (0, "") if it was never written."""
-    return int(fields[0] or 0), (fields[1] or b"").decode()
+    """Sequence and writer of a fence; (0, "") if it was never written.
+
+    Raises:
+        StoreError: it holds what the engine does not write.
+    """
+    try:
+        return int(fields[0] or 0), (fields[1] or b"").decode()
+    except ValueError as exc:
+        raise StoreError(foreign("fence of a shard", exc)) from exc
 
 
 def _commands(

@@ -44,6 +44,7 @@ from headrace.features.store.fences import (
     fence_key,
     fence_of,
     fenced,
+    foreign,
     write_shards,
 )
 from headrace.features.store.link import KEYS_MAX, RedisLink, Script
@@ -446,7 +447,11 @@ def _agree_on_shards(link: RedisLink, namespace: str, shards: int) -> None:
     """
     with link.errors("opening the store"):
         link.client.hsetnx(f"{namespace}:meta", "shards", shards)
-        shards_before = int(link.client.hget(f"{namespace}:meta", "shards"))
+        stored = link.client.hget(f"{namespace}:meta", "shards")
+    try:
+        shards_before = int(stored or b"")
+    except ValueError as exc:
+        raise StoreError(foreign(f"store {link.shown_url}, {namespace}:meta", exc)) from exc
     if shards_before != shards:
         raise StoreError(
             f"store {link.shown_url}, namespace {namespace!r}: it was made with shards = {shards_before}, "

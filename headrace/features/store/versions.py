@@ -22,6 +22,7 @@ from itertools import islice
 import structlog
 
 from headrace.errors import LayoutError, StoreError
+from headrace.features.store.fences import foreign
 from headrace.features.store.link import KEYS_MAX, RedisLink
 from headrace.features.view import ViewPlan, version_of
 
@@ -245,7 +246,10 @@ class ViewVersions:
 
     def _field(self, name: str, view_name: str, doing: str, deadline_s: float | None = None) -> str | None:
         value = self._link.field(f"{self._namespace}:{name}", view_name, f"{doing} {view_name}", deadline_s)
-        return None if value is None else value.decode()
+        try:
+            return None if value is None else value.decode()
+        except UnicodeDecodeError as exc:
+            raise StoreError(foreign(f"store {self._link.shown_url}, {self._namespace}:{name}", exc)) from exc
 
 
 def _label(view_name: str, fingerprint: str) -> str:
