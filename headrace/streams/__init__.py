@@ -1,1 +1,1 @@
-"""Where events come from and go to: files, Kafka topics, and the intake that turns payloads into checked frames."""
+"""Sources and sinks of events: files, Kafka topics, and the intake that turns payloads into checked frames."""

@@ -1,14 +1,14 @@
 """Files of one event as a source: Parquet, Arrow IPC, Avro, CSV and JSON lines.
 
-A file is a partition and a row number is an offset, so a run over files resumes as one over a broker does;
+A file is a partition and a row number is an offset, so a run over files resumes like a run over a broker;
 `files.names` describes how partitions are named and recognised. Files are read one after the other in the order given.
-With `sort`, the rows of a file are put into event-time order first, ties in file order: its row numbers are those of
-the sorted file. A Parquet file on this disk that need not be sorted is read a few row groups at a time; any other file,
-except JSON lines, as a whole.
+With `sort`, the rows of each file are first sorted by event time, ties in file order, and row numbers are those of the
+sorted file. A local Parquet file that does not need sorting is read a few row groups at a time; any other file, except
+JSON lines, is read as a whole.
 
-JSON lines are passed on as payloads, so that a bad line costs that line only; they keep their order, and their offsets
-are positions (`files.lines`). A last line without a line end is no event yet: it becomes a dead letter, and the next
-run reads it again.
+JSON lines are passed on as payloads, so that a bad line does not affect other lines. They keep their order, and their
+offsets are positions (`files.lines`). A last line without a line end is not an event yet: it becomes a dead letter, and
+the next run reads it again.
 """
 
 import threading
@@ -44,21 +44,21 @@ from headrace.streams.source import Batch, OpenOptions, Origin, Source
 log = structlog.get_logger(__name__)
 
 ROWS_MAX = 262_144
-"""Rows a batch. In a larger batch more events share an entity, and the fetch of its record."""
+"""Rows per batch. In larger batches more events share an entity, and so the fetch of its record."""
 
 
 class FileSource(Source):
     """Batches of the files of one event class.
 
-    `paths` are files, globs (`**` too) or folders of an archive, local or by URL (`files.finder`). `rows_max` bounds a
-    batch. `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601. `beside_topic`: the
-    files hold other events than the topic, so they are read although a reader has read the topic. Files without rows
-    are skipped if there are others, and so are files that a source of `before` reads.
+    `paths` are files, globs (including `**`) or folders of an archive, local or by URL (`files.finder`). `rows_max`
+    bounds a batch. `csv_time_format` is the strptime format of times in CSV files that are not ISO 8601.
+    `beside_topic`: the files hold other events than the topic, so they are read even if a reader has read the topic.
+    Files without rows are skipped if other files have rows. Files that a source in `before` reads are skipped as well.
 
     Raises:
         SourceError: from the first call on: a file is missing, unreadable or changed since it was read, or all are
             empty; names the file.
-        SchemaError: a column is missing or of another type.
+        SchemaError: a column is missing or has another type.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class FileSource(Source):
         self._open: tuple[str, _Rows] | None = None
 
     def share(self, index: int, count: int) -> Self:
-        """A fresh source that reads every `count`-th file, from `index` on; all shares know the same files."""
+        """A fresh source that reads every `count`-th file, from `index` on; all shares list the same files."""
         files = self._listed()
         fresh = type(self)(
             self._paths,
@@ -121,34 +121,34 @@ class FileSource(Source):
         return self._spec.topic
 
     def partitions(self) -> list[str]:
-        """Every file's partition, in the order they are read.
+        """The partition of every file, in reading order.
 
         Raises:
-            SourceError: a path or glob finds nothing, a file is empty, or two files would have one name.
+            SourceError: a path or glob matches nothing, a file is empty, or two files would have the same name.
         """
         return list(self._listed())
 
     def ends(self) -> dict[str, int]:
-        """Next offset of each topic partition at which the archives among the paths end; {} for plain files.
+        """Next offset of each topic partition at the end of the archives among the paths; {} for plain files.
 
         Raises:
-            SourceError: as `partitions`.
+            SourceError: see `partitions`.
         """
         self._listed()
         return dict(self._ends)
 
     def tell_origins(self) -> None:
-        """Fill `Batch.origin` for rows of archives: where they stood in their topic."""
+        """Fill `Batch.origin` for rows of archives, with their positions in the topic."""
         self._tells_origins = True
 
     def unasked_topics(self) -> list[str]:
-        """The topic, unless the files are said to hold other events."""
+        """The topic, unless `beside_topic` declares that the files hold other events."""
         return [] if self.beside_topic else [self.topic]
 
     def refuse_changed(self, readers: Sequence[Reached]) -> None:
-        """Give files the names by which `readers` know them, and check that what they have read is unchanged.
+        """Give files the names by which `readers` know them, and check that the rows they have read are unchanged.
 
-        `seek` does so for the readers of its positions. Lines of JSON files are compared when the file is opened.
+        `seek` does this for the readers of its positions. Lines of JSON files are compared when the file is opened.
 
         Raises:
             SourceError: a file has changed since it was read; names it.
@@ -160,10 +160,10 @@ class FileSource(Source):
         self._reached, self._files = readers, files
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read each file from its row on.
+        """Read each file from the row in `positions` on.
 
         Raises:
-            SourceError: as `partitions` and `refuse_changed`.
+            SourceError: see `partitions` and `refuse_changed`.
             ConfigError: a reader of the positions has read the topic itself.
         """
         if isinstance(positions, Positions) or not self._reached:
@@ -180,7 +180,7 @@ class FileSource(Source):
 
         Raises:
             SourceError: a file is unreadable, has no rows, or has changed since it was read.
-            OffsetLostError: a file has fewer rows than were once read from it.
+            OffsetLostError: a file has fewer rows than have been read from it.
         """
         if self._pending is None:
             self.seek({})
@@ -202,7 +202,7 @@ class FileSource(Source):
             self._open = None
 
     def _listed(self) -> dict[str, EventFile]:
-        with self._listing:  # workers ask for their shares at the same time
+        with self._listing:  # workers request their shares concurrently
             if self._files is None:
                 log_files = find_files(self._paths, self.topic, csv_time_format=self._csv_time_format)
                 self._files, self._ends = self._named(log_files.files), log_files.ends
@@ -211,7 +211,7 @@ class FileSource(Source):
             return self._files
 
     def _named(self, files: Sequence[EventFile]) -> dict[str, EventFile]:
-        """Files that no source before this one reads, by partition."""
+        """Files that no earlier source reads, by partition."""
         others = {file.location: file for source in self._before for file in source._listed().values()}  # noqa: SLF001
         names = {name: file for source in self._before for name, file in source._listed().items()}  # noqa: SLF001
         named: dict[str, EventFile] = {}
@@ -252,7 +252,7 @@ class FileSource(Source):
         return _FrameRows(name, self.topic, frames, begin, self._rows_max, origin)
 
     def _archived(self, file: EventFile) -> tuple[pl.DataFrame, Origin]:
-        """The rows of an archived file, in the order of `_frames`, and where they stood in their topic."""
+        """The rows of an archived file, in the order of `_frames`, and their positions in the topic."""
         named = named_rows(self.topic, PurePosixPath(file.name).name)
         assert named is not None, file.name
         partition, first, next_offset = named
@@ -298,12 +298,12 @@ class _FrameRows:
         )
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 @dataclass(slots=True)
 class _LineRows:
-    """Lines of a file of JSON lines, from the first of `lines` on; `rest` are read and not taken yet."""
+    """Lines of a file of JSON lines, from the first of `lines` on; `rest` are lines that were read but not taken."""
 
     partition: str
     topic: str

@@ -1,4 +1,4 @@
-"""Decode and check batches; what cannot be used becomes a dead letter.
+"""Decoding and checking of batches; payloads and rows that cannot be used become dead letters.
 
 Nothing is lost: a bad payload or row is written to the dead letters, with its origin, the reason and its raw bytes,
 before the good rows are passed on. After a crash a dead letter may be written twice.
@@ -46,7 +46,7 @@ _writing = threading.Lock()  # workers of one process may share one dead-letter 
 
 
 class Intake:
-    """Decodes the batches of some event classes.
+    """A decoder for the batches of some event classes.
 
     `clock` tells which rows are too far in the future: wall time for live streams, the event clock when history is
     played. `registry` has the schemas of Confluent-framed Avro. `codecs` replace the event's own codec, for instance to
@@ -76,11 +76,11 @@ class Intake:
         }
 
     def decode(self, batch: Batch) -> EventBatch:
-        """The good rows of `batch`; without any, the result still carries the next offset.
+        """Decode and check `batch`, and return its good rows; without any, the result still has the next offset.
 
         Raises:
-            SourceError: no event class was given for the batch's topic.
-            SchemaError: a frame lacks a column, or has one of another type.
+            SourceError: there is no event class for the batch's topic.
+            SchemaError: a column of a frame is missing or has another type.
             ServiceError: the schema registry does not answer.
         """
         event = self.events.get(batch.topic)
@@ -141,7 +141,7 @@ def _by_topic(events: Iterable[type[Event]]) -> dict[str, type[Event]]:
 
 
 def put_aside(letters: Sequence[DeadLetter], sink: DeadLetters) -> None:
-    """Count dead letters and write them to `sink`, which threads of a process may share."""
+    """Count dead letters and write them to `sink`, which several threads may share."""
     if letters:
         count_letters(letters)
         with _writing:
@@ -149,7 +149,7 @@ def put_aside(letters: Sequence[DeadLetter], sink: DeadLetters) -> None:
 
 
 def letters_of_rows(batch: EventBatch, index: NDArray[np.int64], reason: str, details: pl.Series | str) -> Letters:
-    """Dead letters of the good rows `index` (m,) of a batch that a reader cannot use, with each event as JSON."""
+    """Dead letters for good rows of a batch, at `index` (m,), that a reader cannot use, with each event as JSON."""
     payloads = json_rows(batch.frame[index]).cast(pl.Binary)
     columns = (row_numbers(batch.partition, batch.offsets[index]), reason, details, payloads)
     return Letters.of(spec_of(batch.event).topic, batch.partition, batch.arrival_us, *columns)
@@ -165,9 +165,9 @@ def _decoded(batch: Batch, codec: Codec, spec: EventSpec) -> Decoded:
 
 
 def _decode_surely(codec: Codec, payloads: Sequence[bytes], spec: EventSpec) -> Decoded:
-    """Decode payloads with a codec that may fail on one of them: halve until the bad payload stands alone.
+    """Decode payloads with a codec that may raise on one of them, by bisection until the bad payload is alone.
 
-    Our own codecs do not fail; others, and the libraries beneath them, may.
+    Our own codecs do not raise; custom codecs, and the libraries that they use, may.
     """
     try:
         return codec.decode(payloads)
@@ -192,7 +192,7 @@ def _decode_surely(codec: Codec, payloads: Sequence[bytes], spec: EventSpec) -> 
 
 
 def _letters(batch: Batch, decoded: Decoded, bad_rows: Rejects[BadRow]) -> list[Letters]:
-    """Dead letters of payloads without a row, and of rows that break a rule."""
+    """Dead letters for payloads without a row, and for rows that break a rule."""
     letters = []
     if len(lost := decoded.rejects):
         letters.append(_letters_of(batch, lost.indexes, lost, _payloads_at(batch, lost.indexes)))
@@ -208,7 +208,7 @@ def _letters_of(batch: Batch, index: NDArray[np.int64], bad: Rejects[Any], paylo
 
 
 def _payloads_at(batch: Batch, index: NDArray[np.int64]) -> pl.Series:
-    """Payloads, or rows of a file as JSON, (n,) bytes."""
+    """The payloads, or rows of a file as JSON, at `index`: (n,) bytes."""
     if batch.payloads is not None:
         return pl.Series([batch.payloads[each] for each in index.tolist()], dtype=pl.Binary)
     assert batch.frame is not None
@@ -216,7 +216,7 @@ def _payloads_at(batch: Batch, index: NDArray[np.int64]) -> pl.Series:
 
 
 def _row_payloads(batch: Batch, decoded: Decoded, rows: NDArray[np.int64]) -> pl.Series:
-    """Payloads of dead letters for rows: the original payload, or the row as JSON if its payload has several."""
+    """Payloads of dead letters for rows: the original payload, or the row as JSON if its payload has several rows."""
     alone = _alone(decoded.payload_index)[rows]
     if batch.payloads is not None and alone.all():
         return _payloads_at(batch, decoded.payload_index[rows])
@@ -236,7 +236,7 @@ def _alone(payload_index: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _unfinished(batch: Batch) -> list[Letters]:
-    """Dead letter of a payload whose writer has not ended it; the next run reads it again."""
+    """Dead letter for a payload that its writer has not completed; the next run reads it again."""
     if batch.unfinished is None:
         return []
     [number] = row_numbers(batch.partition, np.array([batch.next_offset]))
@@ -247,6 +247,6 @@ def _unfinished(batch: Batch) -> list[Letters]:
 
 
 def newest_us(batch: EventBatch) -> int | None:
-    """Newest event time of a batch, in microseconds; None where it has no rows."""
+    """Newest event time of a batch, in microseconds; None if it has no rows."""
     column = batch.frame.get_column(spec_of(batch.event).time)
     return None if column.is_empty() else int(column.cast(pl.Datetime("us", "UTC")).dt.epoch("us").max())  # type: ignore[arg-type]

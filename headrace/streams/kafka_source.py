@@ -1,6 +1,6 @@
-"""Topics of a Kafka-protocol broker, read by explicit offsets: no consumer group, no commit, one consumer a worker.
+"""Topics of a Kafka-protocol broker, read by explicit offsets: no consumer group, no commits, one consumer per worker.
 
-While the broker is away nothing is lost: the client reconnects and continues at the same offset.
+While the broker is unavailable nothing is lost: the client reconnects and continues at the same offset.
 """
 
 import threading
@@ -42,18 +42,18 @@ log = structlog.get_logger(__name__)
 Start: TypeAlias = Literal["earliest", "latest", "stored"] | datetime | int | Mapping[str, int]
 
 ROWS_MAX = 16_384
-"""Messages a poll: more cost freshness, fewer cost calls downstream."""
+"""Messages per poll: more reduce freshness, fewer cause more calls downstream."""
 CONNECT_S_MAX = 30.0
 """Seconds to wait at the start for a broker that does not answer."""
 
 ASK_S = 2.0
 """Timeout of one request for the topics, in seconds; errors of the client are reported between two of them."""
 ENDS_S = 0.25
-"""Interval of checks that the log still reaches as far as it has been read, in seconds."""
+"""Interval of checks, in seconds, that the end of the log is not below the position read."""
 BEYOND_S = 1.0
-"""Seconds for which a log may be shorter than what was read of it: a new leader may not know its end at once."""
+"""Seconds for which the end of a log may be below the position read: a new leader may not know the end at once."""
 GAP_MIN = 1 << 30
-"""Gap between two offsets that means another log: after a restart, topics of the embedded broker begin so far ahead.
+"""Gap between two offsets that indicates a new log: after a restart, the embedded broker starts topics this far ahead.
 Compacted logs and transactions leave gaps too, but none of a billion.
 """
 PARTITIONS_S = 30.0
@@ -87,14 +87,14 @@ class KafkaSource(Source):
     """Batches of the partitions of some topics.
 
     `topics` are names or event classes. With `until_end` the source is exhausted at the high watermarks seen at its
-    start. `start` is where a partition begins that `seek` does not name: "earliest", "latest" (events appended from now
-    on), a time of append (a naive datetime is UTC), an offset, or an offset for each partition by name, others being
-    read from their earliest; "stored": such a partition is an error, so that a store which has lost its offsets is not
-    silently filled again. None is "earliest" too, but refused where a reader was filled from files of the topic.
-    `config` is passed to librdkafka (TLS, SASL).
+    start. `start` is the start of a partition that `seek` does not name: "earliest", "latest" (events appended from now
+    on), an append time (a naive datetime is UTC), an offset, or a mapping from partition names to offsets, in which
+    case other partitions start at the earliest offset. With "stored" such a partition is an error, so that a store that
+    has lost its offsets is not silently filled again. None means "earliest", but is an error if a reader was filled
+    from files of the topic. `config` is passed to librdkafka (TLS, SASL).
 
     Raises:
-        ConfigError: from the first call on, if `config` or `bootstrap` are not as librdkafka takes them.
+        ConfigError: from the first call on, if librdkafka rejects `config` or `bootstrap`.
     """
 
     has_live_offsets = True
@@ -150,12 +150,12 @@ class KafkaSource(Source):
         return f"topic{'s' if len(self.topics) > 1 else ''} {', '.join(self.topics)} at {self.bootstrap}"
 
     def unasked_topics(self) -> Sequence[str]:
-        """The topics, unless their start was given."""
+        """The topics, unless `start` was given."""
         return self.topics if self.start is None else ()
 
     @property
     def exhausted(self) -> bool:
-        """Whether `until_end` was asked for and every partition has reached its end."""
+        """Whether `until_end` is set and every partition has reached its end."""
         return self._until_end and self._is_placed and all(c.ended for c in self._cursors.values())
 
     def partitions(self) -> list[str]:
@@ -178,21 +178,21 @@ class KafkaSource(Source):
             ConfigError: no start was given, and a reader of the positions was filled from files of a topic.
         """
         if self.start is None:
-            refuse_topic_of_files(self.topics, positions)  # before the broker is asked
+            refuse_topic_of_files(self.topics, positions)  # before contacting the broker
             refuse_topic_of_files(self.topics, positions, self.partitions())
         self._is_placed = True
         self._listed_s = time.monotonic()
         placed = [self._place(*key, positions) for key in self._owned(self.partitions())]
-        self.start = "earliest"  # a partition that the topic gets later on is new as a whole
+        self.start = "earliest"  # a partition added later contains only new events
         self._connect().assign(placed)
 
     def poll(self) -> list[Batch]:
-        """Messages that have been fetched, one batch a partition; never waits.
+        """Messages that have been fetched, one batch per partition; never waits.
 
         Raises:
             OffsetLostError: the broker no longer has, or never had, the offset to read.
             UnknownTopicError: a topic was deleted.
-            SourceError: the broker refuses us for good (authentication, authorisation).
+            SourceError: the broker permanently rejects the client (authentication, authorisation).
         """
         if not self._is_placed:
             self.seek({})
@@ -209,8 +209,8 @@ class KafkaSource(Source):
             self._away.clear()
             log.info("broker_back", bootstrap=self.bootstrap)
         arrival_us = wall_us()
-        # A partition that begins or ends without a message gives one empty batch, which carries its offset: a reader
-        # keeps where an idle one began, or "latest" would be a later moment after a restart, and skip events.
+        # A partition that begins or ends without a message gives one empty batch with its offset: a reader must keep
+        # the start of an idle partition, or "latest" would be a later time after a restart, and events be skipped.
         begun, self._begun = self._begun, set()
         return [
             self._batch(cursor, messages, arrival_us)
@@ -227,7 +227,7 @@ class KafkaSource(Source):
             self._consumer = None
 
     def _owned(self, names: Sequence[str]) -> list[tuple[str, int]]:
-        """This share's partitions, by number, so that a growing topic moves no other partition."""
+        """The partitions of this share, by number, so that added partitions do not move existing ones."""
         index, count = self._owner
         keys = [(topic, int(number)) for topic, _, number in (name.rpartition("/") for name in names)]
         return [(topic, number) for topic, number in keys if number % count == index]
@@ -267,7 +267,7 @@ class KafkaSource(Source):
         return offset_at(self.bootstrap, self._settings(), topic, number, (low, high), moment_us)
 
     def _take_new_partitions(self) -> None:
-        """Read partitions added to a topic since the last check, from their start; the wait is short and rare."""
+        """Read partitions added to a topic since the last check, from their start; waits briefly, and rarely."""
         self._listed_s = time.monotonic()
         try:
             names = self._list_partitions(self._connect().list_topics(timeout=0.1).topics)
@@ -317,9 +317,9 @@ class KafkaSource(Source):
 
     def _check_ends(self) -> None:
         """Compare positions with the ends of the logs: at the first fetch of each partition, then every `ENDS_S`."""
-        # Taken from the fetch, not from ListOffsets: the embedded broker answers the latter with the start of its last
-        # batch, and says nothing at all to a fetch beyond the end.
-        # That the broker was away does not tell when: what the client had fetched before is still handed out.
+        # Ends are taken from fetches, not from ListOffsets: the embedded broker answers ListOffsets with the start of
+        # its last batch. It does not answer a fetch beyond the end at all.
+        # An outage reported by the client does not tell when to check: messages fetched before it are still delivered.
         now_s = time.monotonic()
         is_due = now_s - self._looked_s > ENDS_S
         self._looked_s = now_s if is_due else self._looked_s
@@ -343,7 +343,7 @@ class KafkaSource(Source):
         cursor = self._cursors.get((message.topic(), message.partition()))
         if code == KafkaError._PARTITION_EOF:  # noqa: SLF001
             if cursor is not None and cursor.end is not None and message.offset() >= cursor.end:
-                cursor.ended = True  # offsets below the end may be transaction markers, which are never handed out
+                cursor.ended = True  # offsets below the end may be transaction markers, which are never delivered
         elif code in LOST:
             name = cursor.name if cursor else f"{message.topic()}/{message.partition()}"
             raise OffsetLostError(lost_offset(name, cursor.position if cursor else message.offset()))
@@ -368,17 +368,17 @@ class KafkaSource(Source):
     def _connect(self) -> Consumer:
         if self._consumer is None:
             consumer = connected(Consumer, self.bootstrap, {**self._settings(), "error_cb": self._on_error})
-            consumer.poll(0)  # an OAuth token is only asked for inside a poll
+            consumer.poll(0)  # an OAuth token is only requested inside a poll
             self._consumer = consumer
         return self._consumer
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "group.id": "headrace",  # compulsory, never joined
-            "log_level": 0,  # errors come through error_cb, once
+            "group.id": "headrace",  # required by librdkafka, never joined
+            "log_level": 0,  # errors are reported through error_cb, once
             "reconnect.backoff.max.ms": 1_000,
             "fetch.wait.max.ms": 20,  # bounds what an idle fetch adds to freshness
-            "fetch.queue.backoff.ms": 10,  # the client's own second starves a reader that empties its queue sooner
+            "fetch.queue.backoff.ms": 10,  # the default of 1 s starves a reader that empties its queue sooner
             **self._config,
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
@@ -402,7 +402,7 @@ class KafkaSource(Source):
             ) from exc
 
     def _is_passing(self, exc: BaseException) -> bool:
-        """Whether the broker may answer later; polls first, since only a poll reports the client's errors."""
+        """Whether a retry may succeed; polls first, since only a poll reports the client's errors."""
         self._connect().poll(0)
         return isinstance(exc, KafkaException) and exc.args[0].code() not in FATAL and self._failure is None
 

@@ -24,29 +24,29 @@ from headrace.streams.kafka.client import FATAL, connected, describe, takes_conn
 log = structlog.get_logger(__name__)
 
 OnDelivery = Callable[[KafkaError | None, Message], object]
-"""Takes None and the message, or the error that kept it from the broker."""
+"""Called with (None, message), or with the error because of which the message did not reach the broker."""
 
 FLUSH_S_MAX = 30.0
 """Seconds that a flush waits for the broker's acknowledgements."""
 FLUSH_PART_S = 0.25
-"""Seconds between two looks, within a flush, at whether the broker refuses us for good."""
+"""Seconds between two checks, within a flush, for a permanent error of the broker."""
 PURGED = frozenset({KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT})  # noqa: SLF001
-"""Codes of messages that a client gave back, of which none, or some, may have reached the broker."""
+"""Codes of messages that were purged from a client's queues; they may or may not have reached the broker."""
 PURGE_S = 2.0
-"""Seconds within which a client that is given up reports all its messages: they are at hand, some 100,000 at most."""
+"""Seconds in which a purged client reports all its messages: they are in memory, about 100,000 at most."""
 DELIVERY_PART_S = 0.02
-"""Seconds for which one thread waits for an acknowledgement that another may be given."""
+"""Seconds per poll for an acknowledgement, since another thread's poll may receive it."""
 LETTER_BYTES_MAX = 900_000
-"""Bytes of a dead letter's message: below the million that librdkafka and brokers allow by default."""
+"""Maximum bytes of a dead letter's message: below the million that librdkafka and brokers allow by default."""
 _PAYLOAD_BYTES_MAX = 600_000  # 800,000 as base64
 _DETAIL_CHARS_MAX = 10_000
 
 
 class TopicWriter:
-    """Writes frames of one event to its topic.
+    """A writer of one event's frames to its topic.
 
-    Rows of one key go to one partition, in their order. A codec that holds many rows in a payload (Arrow) makes one
-    message of a frame. `write` hands over and does not wait; once `flush` has returned, the broker has everything.
+    Rows of one key go to one partition, in order. A codec with many rows per payload (Arrow) encodes a frame as one
+    message. `write` does not wait for the broker; once `flush` has returned, the broker has every message.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TopicWriter:
         self._producer = MessageProducer(bootstrap, config)
 
     def write(self, frame: pl.DataFrame) -> int:
-        """Hand the rows to the producer; returns how many messages they became.
+        """Pass the rows to the producer; returns the number of messages.
 
         Raises:
             SourceError: the broker refused an earlier message.
@@ -77,15 +77,15 @@ class TopicWriter:
         return len(messages)
 
     def deliver(self, frame: pl.DataFrame, timeout_s: float) -> None:
-        """Write the rows, and return once the broker has acknowledged each. Safe to call from several threads.
+        """Write the rows, and return once the broker has acknowledged all. Safe to call from several threads.
 
         Raises:
-            SourceError: the broker refused one, or did not acknowledge all within `timeout_s` seconds.
+            SourceError: the broker refused a message, or did not acknowledge all within `timeout_s` seconds.
         """
         self._producer.deliver(self.topic, self._messages(frame), timeout_s)
 
     def _messages(self, frame: pl.DataFrame) -> list[tuple[str | None, bytes]]:
-        """Key and payload of each message that the rows become."""
+        """Encode the rows as messages of (key, payload)."""
         if frame.is_empty():
             return []
         payloads = self._codec.encode(frame.select(*self._spec.polars))
@@ -102,7 +102,7 @@ class TopicWriter:
         """Wait until the broker has everything.
 
         Raises:
-            SourceError: it refused a message, or did not answer in time.
+            SourceError: the broker refused a message, or did not answer in time.
         """
         self._producer.flush()
 
@@ -112,10 +112,10 @@ class TopicWriter:
 
 
 class KafkaDeadLetters:
-    """Dead letters as JSON messages of a topic. `write` returns when the broker has them.
+    """A sink that writes dead letters as JSON messages to a topic. `write` returns when the broker has them.
 
     Most brokers would refuse a dead letter of more than `LETTER_BYTES_MAX` bytes, so the end of its payload is cut off,
-    and its detail says so. Dead letters in files are whole.
+    and its detail says so. Dead letters in files are not cut.
     """
 
     def __init__(self, bootstrap: str, topic: str = "dead-letters", *, config: Mapping[str, Any] | None = None) -> None:
@@ -123,10 +123,10 @@ class KafkaDeadLetters:
         self._producer = MessageProducer(bootstrap, config)
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Send the letters and wait for them.
+        """Send the letters and wait until the broker has acknowledged them.
 
         Raises:
-            SourceError: the broker refused one, or did not answer in time.
+            SourceError: the broker refused a letter, or did not answer in time.
         """
         partitions = Letters.all_of(letters).frame["partition"]
         for index, (line, partition) in enumerate(zip(encoded(letters), partitions, strict=True)):
@@ -150,11 +150,11 @@ def _shortened(letter: DeadLetter) -> bytes:
 def create_topics(
     bootstrap: str, topics: Mapping[str, int], *, replicas: int = 1, config: Mapping[str, Any] | None = None
 ) -> None:
-    """Create those topics (name -> partition count) that do not exist yet. `config` is passed to librdkafka.
+    """Create the topics (name -> partition count) that do not exist yet. `config` is passed to librdkafka.
 
     Raises:
-        SourceError: the broker refused one, or does not answer.
-        ConfigError: `config` or `bootstrap` are not as librdkafka takes them.
+        SourceError: the broker refused a topic, or does not answer.
+        ConfigError: librdkafka rejects `config` or `bootstrap`.
     """
     failures: list[KafkaError] = []
 
@@ -178,16 +178,16 @@ def create_topics(
 
 
 class MessageProducer:
-    """An idempotent producer of messages, whose key picks the partition as in Java clients.
+    """An idempotent producer, which maps keys to partitions as Java clients do.
 
-    It keeps the first refusal, of the broker or of a message, and raises it at the next call, unless the sender of the
-    message asked for its delivery. `defaults` are options of librdkafka that `config` may override.
+    It keeps the first permanent error, of the broker or of a message, and raises it at the next call, except for
+    messages whose delivery is reported to their sender. `config` may override `defaults`, options of librdkafka.
     """
 
     def __init__(self, bootstrap: str, config: Mapping[str, Any] | None, **defaults: Any) -> None:
         self._bootstrap = bootstrap
         self._refusal: str | None = None
-        self._is_late = False  # the client may belong to a log that the broker has no more
+        self._is_late = False  # the client's sequence may belong to a log that the broker has lost
         self._lock = threading.Lock()
         self._options = {
             "linger.ms": 5,
@@ -201,11 +201,11 @@ class MessageProducer:
         self._producer = connected(Producer, bootstrap, self._options)
 
     def __len__(self) -> int:
-        """Messages that are not acknowledged yet."""
+        """Number of messages that are not acknowledged yet."""
         return len(self._producer)
 
     def send(self, topic: str, payload: bytes, key: str | None) -> None:
-        """Hand over a message; waits while the queue of the producer is full.
+        """Queue a message; waits while the producer's queue is full.
 
         Raises:
             SourceError: the broker refused an earlier message, or this one cannot be sent.
@@ -215,10 +215,10 @@ class MessageProducer:
             self._producer.poll(0.1)
 
     def try_send(self, topic: str, payload: bytes, key: str | bytes | None, on_delivery: OnDelivery) -> bool:
-        """Hand over a message, and call `on_delivery` from a later `poll` or `flush`; False if the queue is full.
+        """Queue a message, and call `on_delivery` from a later `poll` or `flush`; returns False if the queue is full.
 
         Raises:
-            SourceError: it cannot be sent.
+            SourceError: the message cannot be sent.
         """
         try:
             self._producer.produce(topic, payload, key, on_delivery=on_delivery)
@@ -232,18 +232,18 @@ class MessageProducer:
     def deliver(self, topic: str, messages: Sequence[tuple[str | None, bytes]], timeout_s: float) -> None:
         """Send messages of (key, payload), and return once the broker has acknowledged each of them.
 
-        After a call that was not acknowledged in time, the next goes on with another client if it reaches the broker:
-        see `renew_if_reached`.
+        After a call that was not acknowledged in time, the next call uses a new client if the broker is reachable: see
+        `renew_if_reached`.
 
         Raises:
-            SourceError: it refused one, or did not acknowledge all within `timeout_s` seconds.
+            SourceError: the broker refused a message, or did not acknowledge all within `timeout_s` seconds.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._lock:
             is_late, self._is_late = self._is_late, False
         if is_late and not self.renew_if_reached(timeout_s):
             self._is_late = True
-        errors: list[KafkaError | None] = []  # one an acknowledged or refused message, from whichever thread polls
+        errors: list[KafkaError | None] = []  # one per acknowledged or refused message, from any polling thread
         for key, payload in messages:
             while not self.try_send(topic, payload, key, lambda error, _message: errors.append(error)):
                 self._raise_late(topic, deadline_s, timeout_s)
@@ -266,28 +266,28 @@ class MessageProducer:
         self._producer.poll(wait_s)
 
     def renew_if_reached(self, wait_s: float) -> bool:
-        """Go on with another client if a broker takes connections within `wait_s`; return whether that was done.
+        """Switch to a new client if a broker accepts connections within `wait_s`; returns whether it did.
 
-        For messages that are not acknowledged for long: a broker that came back without its log, or forgot this client,
-        may never take another message of the same client's sequence. Those under way are reported to their
-        `on_delivery` with an error of `PURGED`.
+        For messages that stay unacknowledged for long: a broker that lost its log, or the state of this client, may
+        never accept another message in the client's sequence. Messages in flight are reported to their `on_delivery`
+        with an error in `PURGED`.
         """
         if not takes_connections(self._bootstrap, wait_s):
-            return False  # it is away: the client goes on by itself when it is back
+            return False  # the broker is unavailable: the client reconnects by itself
         before, self._producer = self._producer, connected(Producer, self._bootstrap, self._options)
         before.purge()
         before.flush(PURGE_S)
         return True
 
     def wait(self, timeout_s: float) -> int:
-        """Wait for all acknowledgements, up to `timeout_s`; the number of messages that lack one."""
+        """Wait for all acknowledgements, up to `timeout_s`; returns the number of messages without one."""
         return int(self._producer.flush(timeout_s))
 
     def flush(self) -> None:
         """Wait until the broker has every message.
 
         Raises:
-            SourceError: it refused one, or did not answer in time.
+            SourceError: the broker refused a message, or did not answer in time.
         """
         deadline_s = time.monotonic() + FLUSH_S_MAX
         while left := self.wait(FLUSH_PART_S):

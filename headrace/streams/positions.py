@@ -1,16 +1,16 @@
-"""Where a source begins, and what its readers have read, so that no event reaches a reader twice by different ways.
+"""Start positions of a source and the offsets its readers have read, so that no reader gets an event twice.
 
-A row of a log can come from its topic, from an archive of it, or from exported files. Offsets keep each of these from
-being counted twice; only names can tell that two of them bring the same events. Every entry point (command line,
-dataflow modules, the plain loop, an author's own loop) hands the positions of its steps to `Source.seek`. So positions
-carry what each reader has read, and sources refuse in `seek`:
+A row of a log can be read from its topic, from an archive of it, or from exported files. Within each of these, offsets
+prevent a row from being counted twice; only names can tell that two of them contain the same events. Every entry point
+(command line, dataflow modules, the plain loop, a user's own loop) passes the positions of its steps to `Source.seek`.
+So positions contain what each reader has read, and `seek` raises an error in these cases:
 
-    read before                  to be read                         refused, unless
-    files of the topic           partitions of the topic, from      the start is given, or a hand-over named them all
+    read before                  to be read                         error, unless
+    files of the topic           partitions of the topic, from      `start` is given, or a hand-over named them all
                                  their start
-    the topic                    plain files                        the user says they hold other events
+    the topic                    plain files                        the user states that they hold other events
     the topic up to offset n     an archive's rows                  they begin at n, and the topic follows after them
-    neither                      both at once                       either of these is said
+    neither                      both at once                       `start` is given, or the user states as above
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -24,16 +24,16 @@ OFFSET_MAX = 2**63 - 1
 """Largest offset."""
 
 Reached: TypeAlias = Mapping[str, Collection[int]]
-"""Partition -> next offsets, one or several, of the parts of one reader."""
+"""Partition -> next offsets of the parts of one reader, one or several."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
     """A part of a step that counts events, such as a view.
 
-    `known`: partition -> the furthest next offset that any part of it has read. `handover`: partition of a topic -> the
-    offset from which the topic will be read once history has been. `reached`: partition -> the next offsets of all its
-    parts, if they are not all the furthest. `unseen`: known partitions that not all of its parts have read.
+    `known`: partition -> the furthest next offset of any part. `handover`: partition of a topic -> the offset from
+    which the topic is read once history has been read. `reached`: partition -> the next offsets of all parts, if they
+    differ. `unseen`: known partitions that not all parts have read.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Reader:
     unseen: frozenset[str] = frozenset()
 
     def of_topic(self, topic: str) -> tuple[list[str], list[str]]:
-        """Known partitions of `topic`, sorted: those of the topic itself, and those of files."""
+        """Known partitions of `topic`, each list sorted: (the topic's own, those of files)."""
         names = sorted(name for name in self.known if name.startswith(f"{topic}/"))
         live = [name for name in names if is_live(name, topic)]
         return live, [name for name in names if not is_live(name, topic)]
@@ -57,7 +57,7 @@ def positions_of(name: str, positions: Mapping[str, int]) -> "Positions":
 
 
 class Positions(dict[str, int]):
-    """Partition -> next offset to read, so that no reader misses a row; and the readers themselves."""
+    """A mapping from partitions to the next offset to read, so that no reader misses a row, and the readers."""
 
     def __init__(self, positions: Mapping[str, int] | None = None, readers: Iterable[Reader] = ()) -> None:
         super().__init__(positions or {})
@@ -65,9 +65,9 @@ class Positions(dict[str, int]):
 
 
 def least_positions(positions: Iterable[Mapping[str, int]]) -> Positions:
-    """Positions to begin at so that no reader misses a row: the least offset of each partition that all of them know.
+    """The positions at which no step misses a row: the least offset of each partition that all steps know.
 
-    A partition that one of them has never seen must be read from its start, so it is not in the result.
+    A partition that a step has never read must be read from its start, so it is not in the result.
 
     >>> least_positions([{"a/0": 5, "a/1": 7}, {"a/0": 3}])
     {'a/0': 3}
@@ -79,20 +79,20 @@ def least_positions(positions: Iterable[Mapping[str, int]]) -> Positions:
 
 
 def is_live(partition: str, topic: str) -> bool:
-    """Whether a partition is the topic's own, "<topic>/<number>", not a file's."""
+    """Whether a partition belongs to the topic itself, "<topic>/<number>", not to a file."""
     return partition.removeprefix(f"{topic}/").isdecimal()
 
 
 def refuse_topic_of_files(
     topics: Iterable[str], positions: Mapping[str, int], partitions: Collection[str] = ()
 ) -> None:
-    """Check a source that would read `partitions` of topics from their start, where no offset and no start is known.
+    """Check a source that would read `partitions` of topics from their start, with neither offset nor start given.
 
-    Partitions that an archive names no file of are read from their start: it holds nothing of them.
+    Partitions of which an archive has no file may be read from their start, since the archive has no rows of them.
 
     Raises:
-        ConfigError: a reader was filled from files of a topic, and does not know where the topic, or one of its
-            partitions, goes on.
+        ConfigError: a reader was filled from files of a topic, and does not know at which offset the topic, or one of
+            its partitions, continues.
     """
     for reader in _readers(positions):
         for topic in reader.topics.intersection(topics):
@@ -116,13 +116,13 @@ def refuse_topic_of_files(
 
 
 def _held_by(files: Iterable[str], topic: str, partitions: Collection[str]) -> set[str]:
-    """Those of a topic's partitions whose events may be in files: archived ones name theirs, plain ones none."""
+    """Partitions of a topic whose events may be in files: archived files name their partition, plain files do not."""
     rows = [named_rows(topic, name.rpartition("/")[2]) for name in files]
     return {*partitions} if None in rows else {each[0] for each in rows if each is not None}
 
 
 def refuse_files_of_topic(topic: str, partitions: Sequence[str], positions: Mapping[str, int]) -> None:
-    """Check files, `partitions`, that may hold events of their topic.
+    """Check files, given as `partitions`, that may hold events of their topic.
 
     Raises:
         ConfigError: a reader has read the topic itself, and would count events of the files again.
@@ -140,7 +140,7 @@ def refuse_files_of_topic(topic: str, partitions: Sequence[str], positions: Mapp
 
 
 def refuse_both(topics: Iterable[str], positions: Mapping[str, int]) -> None:
-    """Check files and topics that are read from their start side by side.
+    """Check topics that are read from their start together with files of them.
 
     Raises:
         ConfigError: a reader would get the events of a topic from both.
@@ -169,7 +169,7 @@ def partly_read(partition: str, positions: Mapping[str, int]) -> str | None:
 
 
 def reached_of(positions: Mapping[str, int]) -> list[Reached]:
-    """Offsets that each reader of the positions has reached; plain positions count as one reader."""
+    """The offsets that each reader of the positions has reached; plain positions count as one reader."""
     plain = {name: [offset] for name, offset in positions.items()}
     readers = _readers(positions)
     return [{name: [offset] for name, offset in each.known.items()} | {**each.reached} for each in readers] or [plain]
@@ -180,7 +180,7 @@ def _readers(positions: Mapping[str, int]) -> tuple[Reader, ...]:
 
 
 def _follows(name: str, topic: str, reader: Reader) -> bool:
-    """Whether an archived file begins where the reader's offset is, and ends before the topic is resumed."""
+    """Whether an archived file begins at or after the reader's offset, and ends before the topic is resumed."""
     rows = named_rows(topic, name.rpartition("/")[2])
     if rows is None:
         return False

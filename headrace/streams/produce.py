@@ -1,4 +1,4 @@
-"""Write events to a topic: rows of a source, checked and encoded as a flow would do.
+"""Write events to a topic: rows of a source, checked and encoded as in a flow.
 
 file, glob, URL or lines of stdin --> Intake --> good rows --> TopicWriter --> topic
 '-----> refused rows, with the reason
@@ -21,11 +21,11 @@ from headrace.streams.kafka_writer import TopicWriter
 from headrace.streams.source import Batch, Source
 
 ROWS_MAX = 65_536
-"""Rows between two waits for acknowledgements: at most these are in doubt if the broker goes away."""
+"""Rows between two waits for acknowledgements: at most these are uncertain if the broker fails."""
 MESSAGE_BYTES_MAX = 500_000
-"""Bytes of rows in one message of a codec that packs many: brokers refuse messages over 1 MB."""
+"""Bytes of rows per message for a codec that packs many rows: brokers refuse messages over 1 MB."""
 PARTS_A_SECOND = 20
-"""Parts a second in which rows are sent to keep a rate."""
+"""Parts per second in which rows are sent to keep a rate."""
 READ_BYTES = 1 << 20
 WAIT_S = 0.1
 """Longest wait of a poll for lines, in seconds."""
@@ -51,8 +51,8 @@ def produce(
 ) -> None:
     """Send the good rows of `source` to the topic of `writer`, and count acknowledged rows in `sent`.
 
-    `rate`: rows a second, at most. `stop` ends it early; rows that were handed over are waited for. `sent` is correct
-    even after an error: its rows have arrived, and of the rows after them at most `ROWS_MAX` may have.
+    `rate`: maximum rows per second. `stop` ends it early, after waiting for the rows that were passed to the producer.
+    `sent` is correct even after an error: its rows have arrived, and at most `ROWS_MAX` rows after them may have.
 
     Raises:
         HeadraceError: the source cannot be read, or the broker refused a message or does not answer.
@@ -81,7 +81,7 @@ def produce(
 class LineSource(Source):
     """Lines of a file descriptor as they arrive, one JSON payload each; blank lines are skipped.
 
-    One partition, whose offsets are indexes of lines. `poll` waits up to `WAIT_S`.
+    It has one partition, whose offsets are indexes of lines. `poll` waits up to `WAIT_S`.
     """
 
     def __init__(self, descriptor: int, event: type[Event]) -> None:
@@ -94,7 +94,7 @@ class LineSource(Source):
 
     @property
     def exhausted(self) -> bool:
-        """Whether the writer has closed its end and every line has been read."""
+        """Whether the writer has closed the descriptor and every line has been read."""
         return self._ended
 
     def partitions(self) -> list[str]:
@@ -122,7 +122,7 @@ class LineSource(Source):
         return [self._batch(numbers, [line for line in lines if line.strip()])] if numbers else []
 
     def close(self) -> None:
-        """Do nothing: the descriptor is the caller's."""
+        """Do nothing: the descriptor belongs to the caller."""
 
     def _batch(self, numbers: list[int], lines: list[bytes]) -> Batch:
         return Batch(
@@ -137,7 +137,7 @@ class LineSource(Source):
 
 
 class _Pace:
-    """Limits rows a second, sending them in parts."""
+    """A limit of rows per second, which sends rows in parts."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate
@@ -153,6 +153,6 @@ class _Pace:
 
 
 def _messages(frame: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Parts of a frame that are each small enough for one message."""
+    """Split a frame into parts that are each small enough for one message."""
     rows = max(1, int(MESSAGE_BYTES_MAX / max(frame.estimated_size() / frame.height, 1.0)))
     return frame.iter_slices(rows)

@@ -4,9 +4,9 @@
     steps        apply        apply        flush   apply ...  and so do the kernels
 
 While batches wait, or a large one is being applied, the steps are the bottleneck, and the thread does a part of their
-work ahead: `prepare`.
+work in advance: `prepare`.
 
-The rows ahead are bounded. Order is kept, and an error of the source is raised at its place in the order.
+The number of rows ahead is bounded. Order is kept, and an error of the source is raised after the batches before it.
 """
 
 import ctypes
@@ -31,16 +31,16 @@ T = TypeVar("T", bound=Batch | EventBatch)
 ROWS_AHEAD_MAX = 1_000_000
 """Decoded rows that may wait: about a second of work."""
 TAKEN_ROWS = 131_072
-"""Rows at which `poll` returns; fewer are joined with the next poll's."""
+"""Rows at which `poll` returns; fewer rows are joined with those of the next batches."""
 PREPARED_ROWS = 8_192
-"""Smallest batch, in rows, that is prepared while the steps are busy: small ones cost less together, in the steps."""
+"""Smallest batch, in rows, to prepare while the steps are busy: small ones are cheaper together, in the steps."""
 POLLS_AHEAD_MAX = 16
-"""Polls that may wait, whatever they brought."""
+"""Polls that may wait, regardless of their size."""
 SWITCH_S = 0.0005
 """`sys.setswitchinterval`. With CPython's default of 5 ms, a thread that returns from a kernel or socket waits up to
 5 ms for the GIL, and a flush has a hundred such returns."""
 STOP_S_MAX = 30.0
-"""How long `close` waits for the thread."""
+"""Seconds that `close` waits for the thread."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _MIB = 1 << 20
 
@@ -48,10 +48,10 @@ log = structlog.get_logger(__name__)
 
 
 class ReadAhead(Generic[T]):
-    """Decoded batches of `source`, after its `seek`; used and closed by one thread.
+    """Decoded batches of `source`, read after its `seek`; used and closed by one thread.
 
-    `pause_after` returns the seconds to wait after a poll, or None. `prepare` are called with a batch while others
-    wait, or if it is large and the steps are busy.
+    `pause_after` returns the seconds to wait after a poll, or None. The functions in `prepare` are called with a batch
+    while other batches wait, or if it is large and the steps are busy.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class ReadAhead(Generic[T]):
 
     @property
     def exhausted(self) -> bool:
-        """Whether the source was exhausted, or stopped, and everything of it has been handed out."""
+        """Whether the source was exhausted, or stopped, and all its batches have been returned."""
         with self._lock:
             return self._ended and not self._waiting and self._failure is None
 
     def poll(self, wait_s: float = 0.0) -> list[T]:
-        """Batches that have been read, up to some 100,000 rows; waits up to `wait_s` for them, else [].
+        """Batches that have been read, up to about 100,000 rows; waits up to `wait_s` for them, else [].
 
-        Several polls at once: a step that was busy with a flush has several to catch up with before the next one.
+        Several polls are returned together, so that steps catch up quickly after a long flush.
 
         Raises:
             HeadraceError: the error of the source, after all batches before it.
@@ -129,7 +129,7 @@ class ReadAhead(Generic[T]):
             while not (self._stop.is_set() or self._source.exhausted):
                 began_s = time.perf_counter()
                 batches = self._source.poll()
-                if batches:  # the many polls that bring nothing are no work
+                if batches:  # the many empty polls are not counted as work
                     _READ.observe(time.perf_counter() - began_s)
                 decoded = [self._decoded(batch) for batch in batches]
                 for each, prepare in product(decoded, self._prepare):
@@ -169,10 +169,10 @@ def _rows_of(batches: Sequence[Batch | EventBatch]) -> int:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Keep freed blocks up to 32 MiB, its limit, in this process; do nothing where the C library is not glibc.
+    """Make glibc keep freed blocks of up to 32 MiB, its limit, in this process; does nothing for other C libraries.
 
-    glibc returns large freed blocks to the system at once, so that every batch would pay for its pages anew: a third of
-    a flow's time (measured). Further calls do nothing.
+    By default glibc returns large freed blocks to the system at once, so that every batch pays for new pages: a third
+    of a flow's time (measured). Further calls do nothing.
     """
     if not sys.platform.startswith("linux"):
         return

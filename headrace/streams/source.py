@@ -1,7 +1,7 @@
-"""Where events come from: batches with offsets, from a broker or from files.
+"""Sources of events: batches with offsets, from a broker or from files.
 
-A source never commits anything. Its reader keeps `{partition: next offset}` beside the data it produced, and seeks
-there when it starts again: offsets live with the data. A partition's name is "<topic>/<rest>".
+A source never commits anything. Its reader stores `{partition: next offset}` with the data it produced, and seeks to
+these offsets after a restart. A partition's name is "<topic>/<rest>".
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -19,10 +19,10 @@ from headrace.streams.positions import Reached, refuse_both
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Origin:
-    """Where rows of an archive stood in their topic: the partition, and the offset of each row, (n,).
+    """Positions of archived rows in their topic: the partition, and the offset of each row, (n,).
 
-    Of files archived without offsets only a range is known: a row's offset lies in [first, offset]. Else `first` is
-    None.
+    For files archived without offsets only a range is known: a row's offset lies in [first, offset]. Otherwise `first`
+    is None.
     """
 
     partition: str
@@ -30,20 +30,20 @@ class Origin:
     first: int | None = None
 
     def take(self, index: NDArray[np.int64] | slice) -> "Origin":
-        """Origins of the rows that an index (m,) or a slice selects."""
+        """The origin of the rows that an index (m,) or a slice selects."""
         return Origin(self.partition, self.offsets[index], self.first)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Payloads of a stream or rows of a file that one poll brought of one partition.
+    """Payloads of a stream, or rows of a file, that one poll returned for one partition.
 
-    `partition` is "<topic>/<number>" or "<topic>/<file>". `offsets` int64 (n,) ascending, one a payload or one a row;
-    `next_offset` follows the last of them. There are `payloads` or a `frame`. `appended_us` int64 (n,) is the broker's
-    append time of each payload, `arrival_us` by default the present. `codec` overrides the event's own, by its name or
-    itself; `ended` says that the partition has nothing more. `unfinished` is a payload at `next_offset` whose writer
-    has not ended it: it is no event yet. `origin` is where rows of an archive stood in their topic, if the source was
-    asked to tell.
+    `partition` is "<topic>/<number>" or "<topic>/<file>". `offsets` int64 (n,) ascend, one per payload or row;
+    `next_offset` follows the last of them. A batch has either `payloads` or a `frame`. `appended_us` int64 (n,) is the
+    broker's append time of each payload; `arrival_us` is by default the current time. `codec` overrides the event's
+    codec, as a name or an object; `ended` means that the partition has nothing more. `unfinished` is a payload at
+    `next_offset` that its writer has not completed, so it is not an event yet. `origin` is the position of archived
+    rows in their topic, after `tell_origins`.
     """
 
     topic: str
@@ -63,7 +63,7 @@ class Batch:
     def of_payloads(
         partition: str, offsets: NDArray[np.int64], payloads: list[bytes], *, codec: str | Codec | None = None
     ) -> "Batch":
-        """Payloads of a partition that arrive now, one an offset; at least one."""
+        """A batch of one or more payloads of a partition that arrive now, one per offset."""
         return Batch(
             topic=partition.partition("/")[0],
             partition=partition,
@@ -78,9 +78,9 @@ class Batch:
 class EventBatch:
     """The good rows of one `Batch`.
 
-    `frame` has the event's declared columns, (n_rows,), possibly none; `offsets` and `appended_us` are int64 (n_rows,)
-    and rows of one payload share an offset. `next_offset` is past bad rows too. `prepared` holds rows that were
-    prepared ahead for views, by fingerprint.
+    `frame` has the event's declared columns, (n_rows,), and may have no rows; `offsets` and `appended_us` are int64
+    (n_rows,), and rows of one payload share an offset. `next_offset` is also past bad rows. `prepared` holds rows that
+    were prepared in advance for views, by fingerprint.
     """
 
     event: type[Event]
@@ -95,7 +95,7 @@ class EventBatch:
     prepared: dict[str, Any] = field(default_factory=dict)
 
     def since(self, offset: int) -> "EventBatch":
-        """The rows at `offset` and past it."""
+        """The rows at or after `offset`."""
         if not len(self.offsets) or self.offsets[0] >= offset:
             return self
         is_new = self.offsets >= offset
@@ -110,21 +110,21 @@ class EventBatch:
 
 
 class Source(Protocol):
-    """Batches of some partitions. Used by one thread; nothing connects before the first call.
+    """Batches of some partitions. Used by one thread; it connects at the first call.
 
-    A source subclasses it, for the defaults of the methods that have one. Each scheme of `urls` opens one kind.
+    Subclass it to inherit the methods that have a default. Each scheme of `urls` opens one kind of source.
     """
 
     has_live_offsets: ClassVar[bool] = False
-    """Whether partitions are those of the live topic, "<topic>/<number>", with its offsets; else they are history."""
+    """Whether partitions are those of the live topic, "<topic>/<number>", with its offsets; otherwise of history."""
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing more will ever come."""
+        """Whether there will never be another batch."""
         ...
 
     def partitions(self) -> list[str]:
-        """Every partition of the whole source, whoever reads it, in a fixed order."""
+        """Every partition of the whole source, of all shares, in a fixed order."""
         ...
 
     def share(self, index: int, count: int) -> Self:
@@ -132,47 +132,47 @@ class Source(Protocol):
         ...
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read each partition from its offset there on; a partition not in `positions` from the source's own start.
+        """Read each partition from its offset in `positions` on; others from the source's default start.
 
         Raises:
-            OffsetLostError: an offset is no longer there.
-            ConfigError: a reader of the positions would get events twice; see `positions`.
+            OffsetLostError: an offset is no longer available.
+            ConfigError: a reader of the positions would get events twice; see the module `positions`.
         """
         ...
 
     def poll(self) -> list[Batch]:
-        """Batches that are there now, at most one a partition; [] when there is nothing yet. Never blocks."""
+        """Batches that are available now, at most one per partition; [] if there are none. Never blocks."""
         ...
 
     def close(self) -> None:
-        """Release files and connections. Default: there are none."""
+        """Release files and connections. Default: does nothing."""
         return
 
     def describe(self) -> str:
-        """What is read, in a few words without secrets. Default: the name of the class."""
+        """A short description of the source, without secrets. Default: the name of the class."""
         return type(self).__name__
 
     def parts(self) -> "Sequence[Source]":
-        """The sources that this one consists of. Default: itself."""
+        """The sources of which this source consists. Default: itself."""
         return [self]
 
     def unasked_topics(self) -> Collection[str]:
-        """Topics read from their start, by log or files, though nobody has said that no other way brings their events.
+        """Topics, live or as files, whose events may also come from another source: the user has not ruled it out.
 
         Default: none.
         """
         return ()
 
     def ends(self) -> dict[str, int]:
-        """Next offset of each live partition up to which the history reaches. Default: it does not say."""
+        """Next offset of each live partition at the end of the history. Default: {}, if it is not known."""
         return {}
 
     def tell_origins(self) -> None:
-        """Fill `Batch.origin` from now on, where origins are known. Default: they are not."""
+        """Fill `Batch.origin` from now on, if origins are known. Default: does nothing."""
         return
 
     def refuse_changed(self, readers: Sequence[Reached]) -> None:
-        """Check that what `readers` have read of each partition is unchanged. Default: it cannot change.
+        """Check that the rows of each partition that `readers` have read are unchanged. Default: does nothing.
 
         Raises:
             SourceError: a partition has changed since it was read.
@@ -181,7 +181,7 @@ class Source(Protocol):
 
 
 class MergedSource(Source):
-    """Several sources as one: their partitions one after the other, polled in turn."""
+    """Several sources combined: all their partitions, polled in turn."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
@@ -196,7 +196,7 @@ class MergedSource(Source):
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing more will ever come from any."""
+        """Whether all sources are exhausted."""
         return all(source.exhausted for source in self.sources)
 
     def partitions(self) -> list[str]:
@@ -204,14 +204,14 @@ class MergedSource(Source):
         return [name for source in self.sources for name in source.partitions()]
 
     def share(self, index: int, count: int) -> Self:
-        """A fresh source of one part of each."""
+        """A fresh source with one share of each source."""
         return type(self)([source.share(index, count) for source in self.sources])
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read each partition from its offset there on.
+        """Read each partition from its offset in `positions` on.
 
         Raises:
-            ConfigError: as each source, or files and their topic are read from their start side by side.
+            ConfigError: a source raises it, or files and their topic would both be read from their start.
         """
         live, history = set[str](), set[str]()
         for part in self.parts():
@@ -221,7 +221,7 @@ class MergedSource(Source):
             source.seek(positions)
 
     def poll(self) -> list[Batch]:
-        """Batches of every source that are there now."""
+        """The available batches of every source."""
         return [batch for source in self.sources if not source.exhausted for batch in source.poll()]
 
     def close(self) -> None:
@@ -232,15 +232,15 @@ class MergedSource(Source):
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """What the opener of a scheme is given beside the URL.
+    """Options for opening a URL.
 
     Args:
-        events: classes that the URL is of; one where the scheme does not hold all of them.
-        until_end: end where the log ends now; what is history ends in any case.
-        rows_max: rows a batch; None: what suits the source.
+        events: event classes of the URL; a single one unless the scheme's URLs hold all events.
+        until_end: stop at the current end of the log; history always ends.
+        rows_max: rows per batch; None: the source's default.
         config: options of the broker's client.
         beside_topic: other URLs hold other events, so none is counted twice.
-        before: sources of the same scheme that were opened for URLs before this one.
+        before: sources that were opened for earlier URLs of the same scheme.
     """
 
     events: Sequence[type[Event]]
@@ -252,5 +252,5 @@ class OpenOptions:
 
 
 def described(thing: object) -> str:
-    """What a source reads or a step writes, in a few words without secrets: its `describe`, else its class."""
+    """Describe a source or step briefly, without secrets, by its `describe` or else its class."""
     return thing.describe() if hasattr(thing, "describe") else type(thing).__name__

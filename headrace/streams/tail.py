@@ -1,4 +1,4 @@
-"""Follow a topic: rows as JSON, and why other messages cannot be used."""
+"""Follow a topic: rows as JSON, and the reason for each message that cannot be used."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +10,7 @@ from headrace.streams.intake import Intake
 from headrace.streams.source import Source
 
 IDLE_S = 0.02
-"""Pause after a poll that brought nothing."""
+"""Pause in seconds after an empty poll."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class _LettersInMemory:
 def tail(
     source: Source, event: type[Event], make_intake: Callable[[DeadLetters], Intake], stop: Flag
 ) -> Iterator[Seen]:
-    """Rows of a topic as they arrive, in the order of offsets within a partition, until `stop` is set.
+    """Yield rows of a topic as they arrive, in the order of offsets within a partition, until `stop` is set.
 
-    `make_intake` makes the intake, given the dead letters that it should write to.
+    `make_intake` creates the intake for a given dead-letter sink.
 
     Raises:
-        SourceError: the broker does not answer, or has no such topic.
+        SourceError: the broker does not answer, or does not have the topic.
     """
     letters = _LettersInMemory()
     intake = make_intake(letters)

@@ -1,11 +1,11 @@
-"""Several sources of files as one, merged by event time, as a broker would have delivered their rows.
+"""Several sources of files merged by event time, as a broker would have delivered their rows.
 
     first   |--------- batch ---------|--- batch ...      A poll returns the rows of each source below a common time:
-    second  |--- batch ---|------ batch ------| ...       no row waits behind far newer rows of another file.
+    second  |--- batch ---|------ batch ------| ...       no row comes after far newer rows of another file.
             '---.---'---.-' polls
 
-One batch of each source is in memory. Each source's own order is kept; one that is not sorted is cut where its newest
-event so far is.
+One batch of each source is in memory. The order of each source is kept; a source that is not sorted is cut by the
+running maximum of its event times.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ from headrace.streams.file_source import FileSource
 from headrace.streams.source import Batch, MergedSource
 
 STRETCH_ROWS, SOURCE_ROWS = 4_096, 1_024
-"""Rows of all sources in one poll, and at least of one: more are cheaper, fewer are closer together in time."""
+"""Rows per poll over all sources, and the minimum per source: more are cheaper, fewer are closer together in time."""
 
 _NEVER = -(2**63)
 
 
 @dataclass(slots=True)
 class _Head:
-    """Remaining rows of a source's batch, from `begin` on, and the newest time up to each row, (n_rows,)."""
+    """A source's current batch, of which rows from `begin` on remain, and the newest time up to each row, (n_rows,)."""
 
     batch: Batch
     newest_us: NDArray[np.int64]
@@ -35,7 +35,7 @@ class _Head:
 
 
 class TimeMerge(MergedSource):
-    """The sources of `sources`, merged by event time."""
+    """Several sources, merged by event time."""
 
     sources: Sequence[FileSource]
 
@@ -50,12 +50,12 @@ class TimeMerge(MergedSource):
         return not any(self._heads) and super().exhausted
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read each file from its row on."""
+        """Read each file from the row in `positions` on."""
         super().seek(positions)
         self._heads = [None] * len(self.sources)
 
     def poll(self) -> list[Batch]:
-        """The next stretch of time, at most one batch a source."""
+        """The rows of the next interval of time, at most one batch per source."""
         for index, source in enumerate(self.sources):
             if self._heads[index] is None and not source.exhausted:
                 for batch in source.poll():  # at most one
@@ -77,7 +77,7 @@ class TimeMerge(MergedSource):
         return batches
 
     def _newest_us(self, event: type[Event], batch: Batch) -> NDArray[np.int64]:
-        """Newest event time up to each row or line; a line that is no event has that of the line before it."""
+        """Newest event time up to each row or line; a line that is not an event takes that of the line before it."""
         time = pl.col(spec_of(event).time).cast(pl.Datetime("us")).cast(pl.Int64).fill_null(_NEVER)
         times_us = np.full(len(batch.offsets), _NEVER, np.int64)
         if batch.frame is not None:

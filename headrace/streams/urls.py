@@ -1,11 +1,11 @@
 """Sources by URL: `kafka://host:9092`, a file, a glob, the folder of an archive.
 
-kafka://host:9092,host2:9092?start=2026-01-01T00:00:00        the events' topics, from a start on (below)
+kafka://host:9092,host2:9092?start=2026-01-01T00:00:00        the events' topics, from `start` on (below)
 data/*.parquet    Engagement=data/engagements/**/*.arrow      files of the view's event, or of the event named
 archive/                                                      a folder that the archiver wrote
 s3://bucket/log/*.parquet    memory://log.arrow               files on any filesystem of fsspec or pyarrow
 
-A flow resumes partitions that the store has read. Others begin at `start`:
+A flow resumes partitions that the store has read. Other partitions begin at `start`:
 
 earliest    latest             the first event that the broker keeps, the default; events appended from now on
 2026-01-01T00:00:00            events appended since; UTC unless another zone is given
@@ -25,17 +25,17 @@ from headrace.streams.source import MergedSource, OpenOptions, Source
 from headrace.streams.time_merge import TimeMerge
 
 Opener = Callable[[str, OpenOptions], Source]
-"""Opens a URL, without the name of an event before it."""
+"""A function that opens a URL, without the prefix that names its event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How URLs of one scheme become sources.
+    """The way to open URLs of one scheme as sources.
 
     Args:
-        open: makes the source of one URL.
-        holds_all_events: a URL is of all events; else of one, which is named where there are several.
-        merge: makes one source of several; None: they are polled in turn.
+        open: opens the source of one URL.
+        holds_all_events: a URL holds all events; otherwise one event, which must be named if there are several.
+        merge: combines several sources into one; None: they are polled in turn.
     """
 
     open: Opener
@@ -44,7 +44,7 @@ class Scheme:
 
 
 def _open_topics(url: str, options: OpenOptions) -> Source:
-    from headrace.streams.kafka.url import open_topics  # it imports the broker's client, an optional package
+    from headrace.streams.kafka.url import open_topics  # imports the broker's client, an optional package
 
     return open_topics(url, options)
 
@@ -55,12 +55,12 @@ SCHEMES: dict[str, Scheme] = {"kafka": Scheme(_open_topics, holds_all_events=Tru
 
 
 def sources_of_urls(urls: Sequence[str], events: Sequence[type[Event]], **options: Any) -> Source:
-    """The source that `urls` name, of `events`; several of files are read side by side in event time.
+    """Open the source of `events` that `urls` name; several sources of files are merged by event time.
 
     `options`: `until_end`, `rows_max`, `config` and `beside_topic` of `OpenOptions`.
 
     Raises:
-        ConfigError: a URL that cannot be understood, or one for one event where there are several.
+        ConfigError: a URL is invalid, or it is for one event and does not name which of several.
     """
     opened: dict[Scheme, list[Source]] = {}
     for url in urls:
@@ -75,20 +75,20 @@ def sources_of_urls(urls: Sequence[str], events: Sequence[type[Event]], **option
 
 
 def source_of_url(url: str, events: Sequence[type[Event]], **options: Any) -> Source:
-    """The source that one URL names; see `sources_of_urls`."""
+    """Open the source that one URL names; see `sources_of_urls`."""
     return sources_of_urls([url], events, **options)
 
 
 def scheme_of(url: str) -> Scheme:
-    """The scheme of a URL without the name of an event; a filesystem's and a plain path are `FILES`."""
+    """The scheme of a URL without an event's name; URLs of filesystems and plain paths have the scheme `FILES`."""
     return SCHEMES.get(url.partition("://")[0], FILES)
 
 
 def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Event]], str]:
-    """The events that one URL is of, and the URL without the name of an event: `Engagement=log.parquet`.
+    """Split a URL such as `Engagement=log.parquet` into the events that it holds and the URL without the name.
 
     Raises:
-        ConfigError: the URL is of one event, and there are several to choose from.
+        ConfigError: the URL is for one event and does not name which of several.
     """
     if not url.strip():
         raise ConfigError("events '': write kafka://HOST:PORT, a file, a glob such as log/*.parquet, or an archive")

@@ -1,12 +1,12 @@
-"""The watermark: the event time up to which all events are taken to have arrived.
+"""The watermark: the event time up to which all events are assumed to have arrived.
 
     partition 0  ......x...x..x              newest 12:04
     partition 1  ...x.x....x                 newest 12:02   <- the slowest decides
     watermark    12:02 - lateness            never moves back
 
-It is the least, over the partitions, of the newest event time, minus the allowed lateness. An expected partition
-without events yet holds it back; one that is silent for `idle_s` of wall time, or has ended, does not. If all are
-silent, those with events decide. Once all expected partitions have ended it is `END_OF_TIME_US`.
+It is the minimum, over the partitions, of the newest event time, minus the allowed lateness. An expected partition
+without events yet holds it back; a partition that is silent for `idle_s` of wall time, or has ended, does not. If all
+are silent, those with events decide. Once all expected partitions have ended it is `END_OF_TIME_US`.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ WATERMARK = Gauge(
 
 
 class Watermark:
-    """Watermark over some partitions. `idle_s` None: a silent partition holds it back for ever."""
+    """The watermark over some partitions. With `idle_s` None, a silent partition holds it back forever."""
 
     def __init__(self, partitions: Iterable[str] = (), *, lateness_us: int = 0, idle_s: float | None = 30.0) -> None:
         self._newest_us: dict[str, int | None] = {}
@@ -48,7 +48,7 @@ class Watermark:
             self._heard_us.setdefault(partition, heard_us)
 
     def observe(self, batch: EventBatch, now_us: int | None = None) -> None:
-        """Take a batch into account; `now_us` is wall time."""
+        """Update the watermark with a batch; `now_us` is wall time."""
         newest = newest_us(batch)
         known = self._newest_us.get(batch.partition)
         if newest is not None:
@@ -63,7 +63,7 @@ class Watermark:
         wall = wall_us() if now_us is None else now_us
         open_ones = [p for p in self._newest_us if p not in self._ended]
         awake = [p for p in open_ones if not self._is_idle(p, wall)]
-        # When nobody is awake, the reader may only have been busy: those that are behind must still hold it back.
+        # If all are silent, the reader may only have been busy: partitions that are behind must still hold it back.
         newest = [self._newest_us[p] for p in awake or open_ones if awake or self._newest_us[p] is not None]
         if self._expected and self._ended >= self._expected:
             self._value_us = END_OF_TIME_US

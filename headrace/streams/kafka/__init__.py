@@ -1,1 +1,1 @@
-"""The Kafka client: connections, offsets, and which errors a retry can fix."""
+"""The Kafka client: connections, offsets, and the errors that a retry can fix."""

@@ -1,6 +1,6 @@
 """Clients of a Kafka-protocol broker: options that librdkafka rejects, and errors that retrying cannot fix.
 
-Bad options are one error, before anything connects. Messages name the settings to check.
+Invalid options raise one error, before anything connects. Messages name the settings to check.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ _RIGHTS = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_A
 FATAL = _CREDENTIALS | _RIGHTS | {KafkaError._SSL, KafkaError._FATAL, KafkaError.INVALID_MSG}  # noqa: SLF001
 """Codes that retrying cannot fix. All others are transient: the client retries, and we log once."""
 TOPICS_NAMED = 20
-"""Existing topics that a message about an unknown one names at most."""
+"""Maximum number of existing topics in a message about an unknown one."""
 
 
 def connected(make: Callable[[dict[str, Any]], Client], bootstrap: str, options: Mapping[str, Any]) -> Client:
     """The client that `make`, a class of confluent-kafka, creates from `options`; it connects in the background.
 
     Raises:
-        ConfigError: `bootstrap` names no broker, or an option is unknown or has a value that does not fit. The message
-            shows no value of an option that may be a secret.
+        ConfigError: `bootstrap` names no broker, or an option is unknown or has an invalid value. The message does not
+            show values of options that may be secret.
     """
     if not all(_BROKER.fullmatch(broker.strip()) for broker in bootstrap.split(",")):
         raise ConfigError(
@@ -52,7 +52,7 @@ def connected(make: Callable[[dict[str, Any]], Client], bootstrap: str, options:
     except (TypeError, ValueError) as exc:
         reason = str(exc)
     reason_shown = _without_secrets(reason.strip(), options)
-    raise ConfigError(  # out of the handlers: the cause may quote a secret
+    raise ConfigError(  # outside the handlers: the cause may quote a secret
         f"option of the broker's client (HEADRACE_KAFKA, config= in Python): {reason_shown}; "
         "librdkafka's CONFIGURATION.md lists all options and their values"
     )
@@ -66,7 +66,7 @@ def _without_secrets(reason: str, options: Mapping[str, Any]) -> str:
 
 
 def takes_connections(bootstrap: str, wait_s: float) -> bool:
-    """Whether a broker accepts a connection within `wait_s`; asking a client would put requests into its queue."""
+    """Whether a broker accepts a connection within `wait_s`; a client's request would be added to its queue."""
     for broker in bootstrap.split(","):
         host, _, port = broker.strip().rpartition("/")[2].rpartition(":")
         with contextlib.suppress(OSError, ValueError):
@@ -87,7 +87,7 @@ def describe(error: KafkaError) -> str:
 
 
 def unknown_topic(topic: str, bootstrap: str, existing: list[str]) -> str:
-    """Message of a topic that the broker lacks; names existing topics, the most similar first."""
+    """The message for a topic that does not exist; names existing topics, the most similar first."""
     have = ", ".join(difflib.get_close_matches(topic, existing, TOPICS_NAMED, 0.0)) or "none at all"
     return (
         f"broker {bootstrap} has no topic {topic!r}; it has {have}. Create it with "
@@ -97,7 +97,7 @@ def unknown_topic(topic: str, bootstrap: str, existing: list[str]) -> str:
 
 
 def lost_offset(partition: str, offset: int, *, low: int | None = None, high: int | None = None) -> str:
-    """Message of an offset that the broker does not have, whose first is `low` and whose end is `high`."""
+    """The message for an offset that the broker does not have; `low` is its first offset, `high` the log's end."""
     reason = f"the broker's first is {low}" if low is not None else ""
     reason = f"the log ends at {high}: the topic was created anew" if high is not None else reason
     return (

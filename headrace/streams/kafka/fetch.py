@@ -1,7 +1,7 @@
 """Messages that a consumer has fetched, as columns, taken a few hundred at a time.
 
-A message is an object that Python's garbage collector tracks. A poll of 16,384 of them alive at once triggers it twenty
-times, and each time it visits them: 2 us a message. In parts too small to trigger it a message costs 0.4 us (measured).
+Python's garbage collector tracks message objects. With 16,384 of them alive, a poll triggers it about twenty times, and
+each time it visits them all: 2 us per message. In parts too small to trigger it, a message costs 0.4 us (measured).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from confluent_kafka import Consumer, Message
 from numpy.typing import NDArray
 
 TAKEN_MAX = 512
-"""Messages alive at once: fewer than the 700 objects that trigger a collection."""
+"""Maximum number of messages alive at once: below the 700 objects that trigger a collection."""
 
 _stamp_of = itemgetter(1)
 
@@ -22,7 +22,7 @@ _stamp_of = itemgetter(1)
 class Fetched:
     """Messages of one partition, in order.
 
-    `offsets` and `stamps_ms` are arrays to put together, int64 (n,) in all; a stamp is 0 or less where there is none.
+    `offsets` and `stamps_ms` are arrays to concatenate, int64 (n,) in total; a missing timestamp is 0 or less.
     """
 
     offsets: list[NDArray[np.int64]] = field(default_factory=list)
@@ -62,7 +62,7 @@ def _take(consumer: Consumer, asked: int, fetched: dict[tuple[str, int], Fetched
     if not messages:
         return taken
     topics, numbers = list(map(Message.topic, messages)), list(map(Message.partition, messages))
-    # The client hands out what one fetch brought of a partition in one piece: most parts are of one partition.
+    # The client returns the messages of one fetch and partition together, so most parts have a single partition.
     if topics.count(topics[0]) == numbers.count(numbers[0]) == len(messages):
         fetched.setdefault((topics[0], numbers[0]), Fetched()).add(messages)
         return taken

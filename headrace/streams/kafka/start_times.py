@@ -1,7 +1,7 @@
-"""Offset of a point in time: the first message of a partition that was appended at or after it.
+"""Offset for a time: the first message of a partition that was appended at or after it.
 
-Brokers answer this too, but not all of them correctly. Append times grow with offsets, so a bisection over single
-messages finds the offset with some twenty fetches, whatever the broker.
+Brokers have a request for this, but not all answer it correctly. Append times grow with offsets, so a bisection over
+single messages finds the offset with about twenty fetches, on any broker.
 """
 
 from collections.abc import Mapping
@@ -19,9 +19,9 @@ FETCH_S_MAX = 10.0
 def offset_at(
     bootstrap: str, config: Mapping[str, Any], topic: str, number: int, ends: tuple[int, int], moment_us: int
 ) -> int:
-    """First offset of `topic`/`number` whose append time is at least `moment_us`; the end where there is none yet.
+    """First offset of `topic`/`number` whose append time is at least `moment_us`; the end if there is none yet.
 
-    `config` is that of a consumer, `ends` (low, high) are watermarks; messages past `high` are looked at one by one.
+    `config` is for the consumer, `ends` (low, high) are watermarks; messages past `high` are read one by one.
 
     Raises:
         SourceError: the broker does not answer.

@@ -15,10 +15,10 @@ from headrace.streams.source import OpenOptions
 
 
 def open_topics(url: str, options: OpenOptions) -> KafkaSource:
-    """The source of the events' topics, at the brokers and from the start that a URL names.
+    """Open the events' topics at the brokers, and from the start, that a URL names.
 
     Raises:
-        ConfigError: the URL cannot be understood.
+        ConfigError: the URL is invalid.
     """
     brokers, text = _brokers_and_start(url)
     start = _start(text, options.events) if text is not None else "earliest" if options.beside_topic else None
@@ -26,7 +26,7 @@ def open_topics(url: str, options: OpenOptions) -> KafkaSource:
 
 
 def _brokers_and_start(url: str) -> tuple[str, str | None]:
-    """Brokers and start of a URL that holds nothing else, so that nothing is silently ignored."""
+    """Parse the brokers and start of a URL; anything else in it is an error, so that nothing is silently ignored."""
     brokers, _, query = url.removeprefix("kafka://").partition("?")
     words = dict(parse_qsl(query, keep_blank_values=True))
     unknown = sorted(set(words) - {"start"})
