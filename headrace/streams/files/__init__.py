@@ -1,1 +1,1 @@
-"""Event logs in files: finding them, and reading every supported format."""
+"""Event logs in files: finding the files, and reading every supported format."""

@@ -1,9 +1,9 @@
-"""File names of an archive, which state the offsets a file holds: how they are written and parsed.
+"""Names of an archive's files, which state the offsets in a file: formatting and parsing.
 
-    <folder>/<topic>/offsets.json                                           what is committed: partition -> next offset
+    <folder>/<topic>/offsets.json                                           committed: partition -> next offset
     <folder>/<topic>/2024-05-01/<partition>.<first>-<next offset>.parquet
 
-A file belongs to the archive once its next offset is committed; others are being written, or left from a crash.
+A file belongs to the archive once its next offset is committed; other files are being written, or left by a crash.
 """
 
 import re
@@ -19,7 +19,7 @@ from headrace.redaction import shown_url
 
 OFFSETS = "offsets.json"
 OFFSET_COLUMN = "_offset"
-"""Column of a file beside those of the event: the offset of each row in its partition."""
+"""Column of a file, in addition to those of the event, with the offset of each row in its partition."""
 
 _NAME = re.compile(r"(?P<rest>.+)\.(?P<first>\d+)-(?P<next>\d+)\.parquet")
 
@@ -30,7 +30,7 @@ def archive_name(partition: str, first: int, next_offset: int) -> str:
 
 
 def named_rows(topic: str, name: str) -> tuple[str, int, int] | None:
-    """(partition, first, next offset) from a file's name; None if the archiver writes no such name.
+    """Parse a file's name to (partition, first, next offset); None if it is not a name that the archiver writes.
 
     >>> named_rows("clicks", archive_name("clicks/2", 100, 250))
     ('clicks/2', 100, 250)
@@ -43,7 +43,7 @@ def is_committed(place: str, topic: str, offsets: Mapping[str, int]) -> bool:
     """Whether the file at `place`, in the archive of `topic`, is part of it.
 
     Raises:
-        SourceError: the archiver gives no such names.
+        SourceError: it is not a name that the archiver writes.
     """
     rows = named_rows(topic, place.rpartition("/")[2])
     if rows is None:
@@ -56,10 +56,10 @@ def is_committed(place: str, topic: str, offsets: Mapping[str, int]) -> bool:
 
 
 def parse_offsets(text: bytes, archive: str) -> dict[str, int]:
-    """Next offset of each partition, from the content of an `offsets.json` of `archive`.
+    """Parse the content of an `offsets.json` of `archive`: the next offset of each partition.
 
     Raises:
-        SourceError: it is damaged.
+        SourceError: the content is damaged.
     """
     try:
         offsets = orjson.loads(text)
@@ -73,10 +73,10 @@ def parse_offsets(text: bytes, archive: str) -> dict[str, int]:
 
 
 def refuse_overlaps(names: Iterable[str], topic: str, archive: str) -> None:
-    """Check that no offset is in two of an archive's files; those of one flush, one a day, share a name.
+    """Check that no offset is in two files of an archive; the files of one flush, one per day, share a name.
 
     Raises:
-        SourceError: two archivers wrote it at once, or its offsets were put back.
+        SourceError: two archivers wrote to it concurrently, or its offsets were reset.
     """
     spans: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for name in names:

@@ -1,6 +1,6 @@
-"""Arrow IPC files on this disk, of the file format or of the stream format, whole and in pieces.
+"""Local Arrow IPC files, in the file format or the stream format, whole and in pieces.
 
-Polars reads files of types that it knows; pyarrow reads streams, and files with a column of another type.
+Polars reads files whose column types it knows; pyarrow reads streams, and files with other column types.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ _END = _CONTINUATION + b"\0\0\0\0"
 
 
 def read_arrow(path: Path, wanted: Wanted) -> pl.DataFrame:
-    """All rows."""
+    """Read all rows."""
     if _is_plain_file(path):
         return pl.read_ipc(path, columns=wanted.among(pl.scan_ipc(path, glob=False).collect_schema().names()))
     return pl.concat(_batches(path, wanted))
 
 
 def iter_arrow(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
-    """`read_arrow`, in pieces: of about `rows` rows, or of the batches that the file is of."""
+    """Like `read_arrow`, in pieces of about `rows` rows, or in the batches of the file."""
     if not _is_plain_file(path):
         yield from _batches(path, wanted)
         return
@@ -36,7 +36,7 @@ def iter_arrow(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
 
 
 def _batches(path: Path, wanted: Wanted) -> Iterator[pl.DataFrame]:
-    """A frame without rows, and one of each batch."""
+    """Yield a frame without rows, then one per batch."""
     is_file = _is_file(path)
     with pa.OSFile(str(path)) as opened, (pa.ipc.open_file if is_file else pa.ipc.open_stream)(opened) as reader:
         names = wanted.among(reader.schema.names) or reader.schema.names
@@ -50,10 +50,10 @@ def _batches(path: Path, wanted: Wanted) -> Iterator[pl.DataFrame]:
 
 
 def _check_end(opened: pa.OSFile) -> None:
-    """Check that the stream ends with its end mark and with the file; readers also accept a stream without the mark.
+    """Check that the stream ends with its end mark at the end of the file; readers also accept a missing mark.
 
     Raises:
-        DecodeError: the file was cut off, or has more behind the stream.
+        DecodeError: the file is truncated, or has data after the stream.
     """
     end, size = opened.tell(), opened.size()
     if end < size:

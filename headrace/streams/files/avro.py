@@ -1,7 +1,7 @@
-"""Avro container files as frames: by columns where Polars can, record by record where it cannot.
+"""Avro container files as frames: by columns if Polars can read them, otherwise record by record.
 
-Polars reads records of plain types, of lists of them and of nullable ones, compressed by deflate or snappy. Enums,
-maps, nulls, fixed and wider unions make it fail, or stop the process; fastavro reads them, and bzip2 and xz, some ten
+Polars reads records of plain types, lists of them and nullable ones, compressed with deflate or snappy. It fails on
+enums, maps, nulls, fixed and wider unions, or even stops the process. fastavro reads these, and bzip2 and xz, about ten
 times slower. For other compressions fastavro needs a package, which the error names.
 """
 
@@ -23,13 +23,12 @@ _POLARS_CODECS = frozenset({"null", "deflate", "snappy"})
 
 
 def read_avro_file(path: Path, wanted: Wanted) -> pl.DataFrame:
-    """All rows of the file, in order.
-
-    Columns that are not wanted may be there or not.
+    """Read all rows of the file, in order; the frame may have columns that are not wanted.
 
     Raises:
-        OSError: it cannot be opened.
-        DecodeError: it is no Avro container file of records, it is damaged, or a package for its compression is absent.
+        OSError: the file cannot be opened.
+        DecodeError: the file is not an Avro container file of records or is damaged, or a package for its compression
+            is missing.
     """
     with path.open("rb") as file, _damage(path):
         records = fastavro.reader(file)
@@ -39,7 +38,7 @@ def read_avro_file(path: Path, wanted: Wanted) -> pl.DataFrame:
 
 
 def iter_avro_file(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
-    """`read_avro_file`, in pieces of whole blocks of the file, each of at least `rows` rows but the last."""
+    """Like `read_avro_file`, in pieces of whole file blocks, each with at least `rows` rows except the last."""
     with path.open("rb") as file, path.open("rb") as raw:
         with _damage(path):
             blocks = fastavro.block_reader(file)
@@ -74,7 +73,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except OSError:
         raise
-    except Exception as exc:  # fastavro raises whatever its decoding ran into
+    except Exception as exc:  # fastavro passes on any exception of its decoding
         words = str(exc) or type(exc).__name__
         if "you need to install" in words:
             raise DecodeError(f"{path.name}: {words}; or write it with deflate, bzip2 or xz") from exc
@@ -82,7 +81,7 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def _frame(rows: list[Any], schema: Any, wanted: Wanted) -> pl.DataFrame:
-    """Rows as a frame of the columns that are wanted: of others the values may be no column."""
+    """Rows as a frame of the wanted columns; values of other columns may not fit a column."""
     fields = [field["name"] for field in schema["fields"]]
     names = wanted.among(fields) or fields
     values = [[_plain_value(row[name]) for name in names] for row in rows]
@@ -94,7 +93,7 @@ def _plain_value(value: Any) -> Any:
 
 
 def _is_columnar(schema: Any, codec: str) -> bool:
-    """Whether Polars reads the file: every field of the record `schema`, and its compression."""
+    """Whether Polars can read every field of the record `schema`, and the compression."""
     if not isinstance(schema, dict) or schema.get("type") != "record":
         raise DecodeError(f"an Avro file of {schema!r} holds no records")
     return codec in _POLARS_CODECS and all(_is_plain(field["type"]) for field in schema["fields"])

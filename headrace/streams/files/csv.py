@@ -1,11 +1,11 @@
-"""CSV files by declared types: each declared column is read as its type, others are passed over or guessed.
+"""CSV files by declared types: each declared column is read as its type, others are skipped or their type is guessed.
 
-RFC 4180: commas, a header, values in quotation marks may hold commas and newlines. An empty value is null; "" in
-quotation marks is an empty text, and null in columns of other types. A row with another number of values than the
-header is an error, as is a value that its column's type cannot hold; both name the line.
+RFC 4180: commas, a header, and quoted values that may contain commas and newlines. An empty value is null; a quoted ""
+is an empty text, and null in columns of other types. A row whose number of values differs from the header is an error,
+as is a value that its column's type cannot hold; both errors name the line.
 
-pyarrow reads the types that it knows. A file with a value that it refuses, such as 1.0 in a column of integers, is read
-as text and fitted value by value.
+pyarrow reads the types that it knows. A file with a value that it rejects, such as 1.0 in a column of integers, is read
+as text and converted value by value.
 """
 
 import csv
@@ -35,22 +35,22 @@ _OTHER_SEPARATORS = ";\t|"
 
 
 def read_csv(path: Path, wanted: Wanted) -> pl.DataFrame:
-    """All rows. Columns that are not declared are read as numbers or booleans where all values are written as such.
+    """Read all rows. Undeclared columns become numbers or booleans if all their values are written as such.
 
     Raises:
-        DecodeError: no usable header, a row with another number of values than it has, or text that is not UTF-8.
+        DecodeError: no usable header, a row whose number of values differs from it, or text that is not UTF-8.
         SchemaError: a value does not fit its column's type; names column and line.
     """
     return _CsvFile(path, wanted).read()
 
 
 def iter_csv(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
-    """`read_csv`, in pieces of at most `rows` rows."""
+    """Like `read_csv`, in pieces of at most `rows` rows."""
     return _CsvFile(path, wanted).pieces(rows)
 
 
 class _CsvFile:
-    """A CSV file at work, which is read as text from the first refusal on."""
+    """A reader of one CSV file, which reads values as text after pyarrow has rejected one."""
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self._path = path
@@ -87,10 +87,10 @@ class _CsvFile:
                 self._note(exc)
 
     def _note(self, exc: pa.ArrowInvalid) -> None:
-        """Read values as text from now on, if one of them was refused.
+        """Switch to reading values as text, if `exc` is about a value.
 
         Raises:
-            DecodeError: that would not help.
+            DecodeError: it is about something else.
         """
         if self._is_text or "conversion error" not in str(exc):
             raise _refusal(self._path, exc) from exc
@@ -116,14 +116,14 @@ class _CsvFile:
         }
 
     def _text_column(self, name: str) -> pl.Series:
-        """One column as text, from the first row to the last."""
+        """A whole column as text."""
         options = self._options(_BLOCK_BYTES[1])
         options["convert_options"].include_columns = [name]
         options["convert_options"].column_types = {name: pa.large_string()}
         return _without_empty(pl.Series(pa_csv.read_csv(self._path, **options)[name]))
 
     def _typed(self, table: pa.Table, first: int) -> pl.DataFrame:
-        """Rows of which `first` precede as a frame of the declared types."""
+        """Convert rows to the declared types; `first` is the number of rows before them."""
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         return frame.with_columns(self._fitted(frame[name], first) for name in frame.columns)
@@ -138,7 +138,7 @@ class _CsvFile:
         if dtype == pl.Datetime:
             is_numbers = self._time_format is None and are_numbers(column)
             return as_numbers(column) if is_numbers else self._times[column.name].parse(column)
-        if dtype not in _ARROW_TYPES:  # nothing of such a type can be written in a CSV
+        if dtype not in _ARROW_TYPES:  # a CSV cannot contain values of such a type
             return column.cast(pl.Null) if column.null_count() == len(column) else column
         fitted = _values(column.str.strip_chars(), dtype)
         wrong = fitted.is_null() & column.is_not_null()
@@ -160,7 +160,7 @@ def _present(header: list[str], columns: Mapping[str, Any], *, others: bool) -> 
             f"the header {header[0]!r} is parted by {marks[0]!r}, and values of a CSV are parted by commas; write it so"
         )
     types = {name: columns.get(name, pl.String()) for name in header if others or name in columns}
-    return types or {name: pl.String() for name in header[:1]}  # something has to be read to know of any rows
+    return types or {name: pl.String() for name in header[:1]}  # without a column the number of rows would be unknown
 
 
 def _header(path: Path) -> list[str]:
@@ -173,7 +173,7 @@ def _header(path: Path) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line and values of each row that is not blank, the header first. Slow: for errors."""
+    """Yield line and values of each row that is not blank, the header first. Slow: used for errors only."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -183,12 +183,12 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _line(path: Path, row: int) -> int:
-    """Line, from 1, on which a row ends; rows count from 0."""
+    """The 1-based line on which the 0-based row ends."""
     return next((line for index, (line, _) in enumerate(_rows(path), -1) if index == row), 0)
 
 
 def _refusal(path: Path, exc: pa.ArrowInvalid) -> DecodeError:
-    """Why pyarrow refused a file, with the line of the row that has not as many values as the header."""
+    """The error for a file that pyarrow rejected, with the line of a row whose length differs from the header."""
     rows = _rows(path)
     wanted = len(next(rows)[1])
     for line, row in rows:
@@ -204,11 +204,11 @@ def _without_empty(texts: pl.Series) -> pl.Series:
 
 
 def _values(texts: pl.Series, dtype: Any) -> pl.Series:
-    """Texts as integers, floats or booleans; null where one is none."""
+    """Convert texts to integers, floats or booleans; null if a text is not valid."""
     if dtype == pl.Boolean:
         return texts.str.to_lowercase().replace_strict(_BOOLS, default=None, return_dtype=pl.Boolean)
     values = texts.cast(dtype, strict=False)
-    if dtype == pl.Int64:  # a whole number that is written as a float
+    if dtype == pl.Int64:  # whole numbers written as floats
         floats = texts.cast(pl.Float64, strict=False)
         whole = floats.cast(pl.Int64, strict=False)
         exact = (floats == whole.cast(pl.Float64)) & (floats.abs() <= 2**53)
@@ -217,7 +217,7 @@ def _values(texts: pl.Series, dtype: Any) -> pl.Series:
 
 
 def _guessed(texts: pl.Series) -> pl.Series:
-    """A column that is not declared: as numbers or booleans if they would be written as it is."""
+    """Convert an undeclared column to numbers or booleans if all its values are written as such."""
     if texts.null_count() < len(texts):
         for pattern, dtype in ((_INT, pl.Int64), (_FLOAT, pl.Float64), (_BOOL, pl.Boolean)):
             if texts.str.contains(pattern).fill_null(value=True).all():

@@ -1,9 +1,9 @@
-"""Files by what a person types: a path, a glob, the folder of an archive, a URL, or several of these.
+"""Finding files by a path, a glob, the folder of an archive, a URL, or several of these.
 
-Here and on any filesystem that fsspec or pyarrow opens: `s3://bucket/log/*.parquet`, `gs://`, `https://`, `memory://`.
-A file's `name` is its path below the glob's fixed part, so that it does not change with the working folder.
-Of an archive those files are found that its committed offsets cover; files that a pattern finds empty are left out.
-A file that several paths, patterns or symbolic links reach is found once, as what the first of them names it.
+Files are local or on any filesystem that fsspec or pyarrow opens: `s3://bucket/log/*.parquet`, `gs://`, `https://`,
+`memory://`. A file's `name` is its path below the fixed part of the glob, so that it does not depend on the working
+folder. Only files of an archive that its committed offsets cover are found, and patterns skip empty files. A file that
+several paths, patterns or symbolic links reach is found once, under the name from the first of them.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from headrace.redaction import has_secrets, redacted, shown_url
 from headrace.streams.files.archive_names import OFFSETS, is_committed, parse_offsets, refuse_overlaps
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-"""Suffix that a compressed text file has after that of its format -> name of the compression to pyarrow."""
+"""Suffix of a compressed text file, after the suffix of its format -> pyarrow's name of the compression."""
 
 _MAGIC = frozenset("*?[")
 _ENDS_BYTES = 65_536
@@ -43,13 +43,13 @@ class EventFile:
     """A file to read.
 
     Attributes:
-        url: what messages call it, without secrets.
-        name: path below the glob's fixed part, symbolic links followed.
-        size: bytes, -1 where the server does not say.
-        version: changes when the content does; "" where the server says nothing.
-        path: path to open it by, on this disk or within `filesystem`.
-        location: where it truly lies; equal for two `EventFile`s of one file, however they were reached.
-        is_archived: written by the archiver, and never again.
+        url: its name in messages, without secrets.
+        name: path below the glob's fixed part, symbolic links resolved.
+        size: size in bytes, -1 if the server does not tell.
+        version: changes with the content; "" if the server does not tell.
+        path: path for opening it, local or within `filesystem`.
+        location: resolved location, equal for two `EventFile`s of the same file, however they were found.
+        is_archived: written by the archiver, and never changed.
         csv_time_format: strptime format of times in a CSV that are not ISO 8601.
     """
 
@@ -70,22 +70,22 @@ class EventFile:
 
     @property
     def compression(self) -> str | None:
-        """Compression of the whole file by its suffix, as pyarrow calls it."""
+        """pyarrow's name of the file's compression, by its suffix; None if it is not compressed."""
         return COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower())
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on this machine's disk."""
+        """Whether the file is on a local disk."""
         return self.filesystem is None
 
     def fingerprint(self) -> str:
-        """Hex digits that change with the content: 8 of size and both ends, then 8 of all bytes.
+        """Hex digits that change with the content: 8 from the size and both ends, then 8 from all bytes.
 
-        Only the first 8 for a Parquet file, whose footer at its end changes with every value. Of a file elsewhere, 8 of
-        what the server says about it, if it says anything.
+        A Parquet file has only the first 8, since its footer at the end changes with every value. A remote file has 8
+        from its size and version, if the server tells a version.
 
         Raises:
-            SourceError: it cannot be read.
+            SourceError: the file cannot be read.
         """
         if self.version and not self.is_local:
             return f"{zlib.crc32(f'{self.size} {self.version}'.encode()):08x}"
@@ -104,10 +104,10 @@ class EventFile:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
-        """The decompressed content from its start; of a file elsewhere little more is fetched than is read.
+        """Open the decompressed content; of a remote file, little more is fetched than is read.
 
         Raises:
-            SourceError: it cannot be opened.
+            SourceError: the file cannot be opened.
         """
         with self._raw() as file:
             if self.compression is None:
@@ -117,10 +117,10 @@ class EventFile:
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
-        """The decompressed file on this machine's disk: itself, or a copy that is deleted at the end.
+        """The path of the decompressed file on a local disk: the file itself, or a copy that is deleted at the end.
 
         Raises:
-            SourceError: it cannot be fetched or decompressed.
+            SourceError: the file cannot be fetched or decompressed.
         """
         if self.is_local and self.compression is None:
             yield Path(self.path)
@@ -147,19 +147,19 @@ class EventFile:
 
 
 def format_suffix(name: str) -> str:
-    """Suffix of a file's format, without that of a compression: ".jsonl" of "log.jsonl.gz"."""
+    """Suffix of a file's format, without the suffix of a compression: ".jsonl" for "log.jsonl.gz"."""
     path = PurePosixPath(name)
     return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether `path` names a place by its protocol."""
+    """Whether `path` is a URL with a protocol."""
     return "://" in str(path) or "::" in str(path)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """Files, and where the archives among the paths end: next offset of each partition, {} where there is none."""
+    """Files, and the ends of the archives among the paths: the next offset of each partition, {} without an archive."""
 
     files: list[EventFile]
     ends: dict[str, int]
@@ -174,7 +174,7 @@ def find_files(
     archiver does meanwhile. `csv_time_format` is kept with each file.
 
     Raises:
-        SourceError: a path or glob finds nothing or a plain folder, or a filesystem cannot be reached.
+        SourceError: a path or glob matches nothing or a plain folder, or a filesystem cannot be reached.
     """
     files: dict[str, EventFile] = {}
     ends: dict[str, int] = {}
@@ -193,7 +193,7 @@ def _local(path: str, topic: str | None) -> Found:
     if plain.is_file():
         return Found([_local_file(plain, Path(os.path.realpath(plain)).name)], {})
     if topic is not None and (plain / topic / OFFSETS).is_file():
-        ends = parse_offsets((plain / topic / OFFSETS).read_bytes(), path)  # first: every file they cover is there
+        ends = parse_offsets((plain / topic / OFFSETS).read_bytes(), path)  # before the files: every file that they cover exists
         files = sorted((plain / topic).glob("*/*.parquet"))
         kept = [file for file in files if is_committed(file.as_posix(), topic, ends)]
         names = [file.relative_to(plain / topic).as_posix() for file in kept]
@@ -209,7 +209,7 @@ def _local(path: str, topic: str | None) -> Found:
 
 
 def _name_below(file: Path, fixed: Path) -> str:
-    """Path of a file below a folder, both without symbolic links; its whole path where a link leads out of it."""
+    """Path of a file below a folder, symbolic links resolved; the whole path if a link leads out of the folder."""
     real, root = Path(os.path.realpath(file)), Path(os.path.realpath(fixed))
     return real.relative_to(root if real.is_relative_to(root) else real.anchor).as_posix()
 
@@ -222,7 +222,7 @@ def _local_file(path: Path, name: str, *, is_archived: bool = False) -> EventFil
 
 
 def _in_utf8(name: str) -> str:
-    """A name without the stand-ins of bytes that are no UTF-8, which no message and no store can hold."""
+    """Escape bytes of a name that are not UTF-8, since messages and stores cannot hold their surrogates."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -248,7 +248,7 @@ def _remote(url: str, topic: str | None) -> Found:
 
 
 def _not_empty(files: list[EventFile], path: str) -> list[EventFile]:
-    """What a pattern found, without files of no bytes: a writer has only begun them."""
+    """The files that a pattern matches, without empty ones, which a writer has only begun."""
     if not files:
         raise SourceError(f"no file matches {path}")
     for file in files:
@@ -258,10 +258,10 @@ def _not_empty(files: list[EventFile], path: str) -> list[EventFile]:
 
 
 def _is_there(filesystem: Any, path: str) -> bool:
-    """Whether the path exists; a server that refuses access raises.
+    """Whether the path exists.
 
     Raises:
-        OSError: the refusal, which fsspec's HTTP calls a missing file.
+        OSError: the server is unreachable or refuses access, which fsspec's HTTP filesystem reports as a missing file.
     """
     try:
         filesystem.info(path)
@@ -275,7 +275,7 @@ def _is_there(filesystem: Any, path: str) -> bool:
 
 
 def _opened(url: str) -> tuple[Any, str]:
-    """The filesystem of a URL, by pyarrow where fsspec lacks a package that pyarrow has built in (S3, GCS, HDFS)."""
+    """The filesystem of a URL, from pyarrow if fsspec needs a package for what pyarrow has built in (S3, GCS, HDFS)."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except ImportError:
@@ -289,7 +289,7 @@ def _is_disk(filesystem: Any) -> bool:
 
 
 def _below(filesystem: Any, path: str, fixed: str, *, is_archived: bool = False) -> EventFile:
-    """A file, named by its path below `fixed`."""
+    """The file at `path`, named by its path below `fixed`."""
     name = path.strip("/")[len(fixed.strip("/")) :].lstrip("/")
     return _remote_file(filesystem, path, name, is_archived=is_archived)
 
@@ -301,18 +301,18 @@ def _remote_file(
     known = [str(about[key]) for key in ("ETag", "etag", "mtime", "created", "LastModified") if about.get(key)][:1]
     size = -1 if about.get("size") is None else int(about["size"])
     full = str(filesystem.unstrip_protocol(path))
-    location = f"{hash(filesystem):x}:{full}"  # a path says nothing of its server
+    location = f"{hash(filesystem):x}:{full}"  # the path does not identify the server
     return EventFile(shown_url(url or full), name, size, "".join(known), path, location, filesystem, is_archived)
 
 
 @contextlib.contextmanager
 def _refusals(shown: str, url: str) -> Iterator[None]:
-    """Each filesystem raises what its own library does; all of it is one error, without the secrets of `url`."""
+    """Map the errors of all filesystem libraries to one error, without the secrets of `url`."""
     try:
         yield
     except SourceError:
         raise
-    except Exception as exc:  # noqa: BLE001 - whatever the library of a filesystem raises
+    except Exception as exc:  # noqa: BLE001 - filesystem libraries raise their own errors
         reason = redacted(str(exc), url) or type(exc).__name__
         raise SourceError(f"{shown} cannot be read: {reason}") from (None if has_secrets(url) else exc)
 

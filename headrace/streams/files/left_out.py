@@ -1,6 +1,6 @@
-"""Rows of a history that are not replayed: each is counted, and said in the log.
+"""Rows of a history that are not replayed: each is counted and logged.
 
-A replay writes no dead letters: the live flow has put the same rows aside already.
+A replay writes no dead letters, since the live flow has already written them for the same rows.
 """
 
 import prometheus_client
@@ -15,6 +15,6 @@ _log = PacedLog("bad_rows_left_out", "rows")
 
 
 def leave_out(event: str, place: str, rows: int, reason: str, detail: str) -> None:
-    """Count rows of an event that are left out, and log them; `detail` describes the first of them."""
+    """Count and log rows of an event that are left out; `detail` describes the first row."""
     LEFT_OUT.labels(event=event, reason=reason).inc(rows)
     _log.add(rows, detail, log=place, reason=reason)

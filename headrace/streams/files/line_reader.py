@@ -1,7 +1,7 @@
-"""The lines of one file from where reading ended, once what precedes is seen to be what was read.
+"""Reading the new lines of a file, after checking that the lines read before are unchanged.
 
 |---- read before ----|---- new lines ----|- unfinished -|
-0                   begin                                    the last is a line without its end, no event yet
+0                   begin                                    a last line without its end is not an event yet
 """
 
 from collections.abc import Collection, Generator
@@ -20,8 +20,8 @@ from headrace.streams.files.reading import reading
 class Lines:
     """Lines that are not blank: payloads, their positions (n,), and the position after them.
 
-    `is_end`: the file has no more. Then `unfinished` is a last line that is no event yet, or None, and `is_blank` says
-    that there is nothing but white space in the whole file.
+    `is_end`: the file has no more lines. Then `unfinished` is a last line without its end, or None, and `is_blank`
+    tells whether the whole file is white space.
     """
 
     payloads: list[bytes]
@@ -35,7 +35,7 @@ class Lines:
         return len(self.payloads)
 
     def cut(self, rows: int) -> tuple["Lines", "Lines | None"]:
-        """The first `rows` of them, and the rest if there is one."""
+        """Split into the first `rows` lines and the rest, which is None if there are no more."""
         if len(self) <= rows:
             return self, None
         first = Lines(self.payloads[:rows], self.positions[:rows], int(self.positions[rows]))
@@ -43,13 +43,13 @@ class Lines:
 
 
 def iter_lines(file: EventFile, begin: int, known: Collection[int]) -> Generator[Lines]:
-    """Lines from the position `begin` on, many at a time, at least one `Lines`; the last is at the file's end.
+    """Yield the lines from position `begin` on, many at a time, at least one `Lines`; the last is at the file's end.
 
-    `known` are all positions up to which anybody has read the file.
+    `known` are all positions up to which readers have read the file.
 
     Raises:
-        SourceError: it cannot be read, or lines before one of the positions have changed.
-        OffsetLostError: it has fewer lines than were read.
+        SourceError: the file cannot be read, or lines before one of the positions have changed.
+        OffsetLostError: the file has fewer lines than were read.
     """
     unchecked = sorted({begin, *known})
     chain, end, is_blank_file, unfinished = LineChain(), 0, True, None
@@ -77,7 +77,7 @@ def iter_lines(file: EventFile, begin: int, known: Collection[int]) -> Generator
 
 
 def _after(block: LineBlock, positions: NDArray[np.int64], skipped: int) -> Lines:
-    """Lines of a block that are not blank, without its first `skipped`."""
+    """Lines of a block that are not blank, without its first `skipped` lines."""
     payloads, kept = without_blank(block.lines[skipped:] if skipped else block.lines)
     places = positions[skipped:-1]
     return Lines(payloads, places if kept is None else places[kept], int(positions[-1]))

@@ -1,18 +1,18 @@
-r"""Text files of one JSON object a line, in blocks of whole lines, and positions in them.
+r"""Text files with one JSON object per line, in blocks of whole lines, and positions in them.
 
-A line ends at a newline; a carriage return alone is white space inside it, as JSON has it. A byte order mark before the
-first line is left out, UTF-16 is refused. The last line may lack its newline: it is whole if its object is closed, else
-a writer is not done with it, or was cut off, and it is *unfinished*: no event yet.
+A line ends at a newline; a single carriage return is white space inside it, as in JSON. A byte order mark before the
+first line is skipped, UTF-16 is an error. The last line may lack its newline: it is whole if its object is closed.
+Otherwise its writer has not finished it, or was interrupted, and it is *unfinished*: not an event yet.
 
     {"a": 1}\n{"a": 2}          two lines
     {"a": 1}\n{"a": 2           one line, and an unfinished one
 
-A position is one number with the line and a hash of all lines before it:
+A position is a number that combines the line number with a hash of all lines before the line:
 
     position = number of the line << 32 | hash of all lines before it (32 bits)
 
-Positions are ordered as lines are, so they are offsets like any others: those beside a shard's records say up to which
-line it has come, and what that part of the file held. A file that no longer holds it gives another hash at that line.
+Positions have the order of lines, so they can be used as offsets. The position stored with a shard's records tells how
+many lines it has read and what they contained. If these lines have changed, the hash at that line differs.
 """
 
 import re
@@ -27,24 +27,24 @@ from headrace.errors import DecodeError
 from headrace.kernels.hashing import chain_lines
 
 BLOCK_BYTES = 1 << 22
-"""Bytes that are read at a time, some 30,000 events: what is larger falls out of the caches between two looks at it."""
+"""Bytes read at a time, about 30,000 events: a larger block leaves the CPU caches between two passes over it."""
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _JSON_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"|["{}\[\]]', re.DOTALL)
-"""Strings, and outside of them brackets and a quotation mark that opens a string without an end."""
+"""Strings, and outside of strings, brackets and a quotation mark that opens an unterminated string."""
 _HASH_BITS = 32
 _HASH_MASK = (1 << _HASH_BITS) - 1
 _OF_LINES = re.compile(r"\.(jsonl|ndjson)(\.\w+)?@[0-9a-f]+$", re.IGNORECASE)
-"""Ends of the names of partitions that are files of lines."""
+"""Ends of the partition names of files of JSON lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class LineBlock:
-    """Some lines of a file in order.
+    """Consecutive lines of a file.
 
-    `first` is the number of the first of them, from 0; `lines` are without newlines, blank ones included; `data` is all
-    of it, each line with a newline at its end. Of an unfinished line there is a block of its own, the last.
+    `first` is the 0-based number of the first line; `lines` are without newlines and include blank lines; `data` is the
+    whole text, each line ending with a newline. An unfinished line is in a separate block, the last one.
     """
 
     first: int
@@ -59,11 +59,11 @@ class LineBlock:
 
 
 def iter_blocks(stream: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[LineBlock]:
-    """The lines of a file from its start, about `block_bytes` at a time, at least one whole line.
+    """Yield the lines of a file from its start, about `block_bytes` at a time, at least one whole line.
 
     Raises:
-        DecodeError: the file is UTF-16.
-        OSError: it cannot be read.
+        DecodeError: the file is UTF-16 or UTF-32.
+        OSError: the file cannot be read.
     """
     first = 0
     while data := stream.read(block_bytes):
@@ -86,7 +86,7 @@ def iter_blocks(stream: IO[bytes], block_bytes: int = BLOCK_BYTES) -> Iterator[L
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line holds no event, only white space."""
+    """Whether a line is empty or only white space."""
     return not line or line.isspace()
 
 
@@ -99,7 +99,7 @@ def without_blank(lines: list[bytes]) -> tuple[list[bytes], list[int] | None]:
 
 
 def is_whole(line: bytes) -> bool:
-    """Whether a line that lacks its newline is all there: its JSON object is closed, so nothing can follow.
+    """Whether a line without a newline is complete: its JSON object is closed, so nothing can follow.
 
     >>> is_whole(b'{"a": "}"}'), is_whole(b'{"a": {}'), is_whole(b'{"a": "}'), is_whole(b"12")
     (True, False, False, False)
@@ -114,22 +114,22 @@ def is_whole(line: bytes) -> bool:
 
 
 def refuse_wide(start: bytes) -> None:
-    """Return if a file that starts so is no UTF-16 and no UTF-32.
+    """Check by its first bytes that a file is not UTF-16 or UTF-32.
 
     Raises:
-        DecodeError: it is.
+        DecodeError: the file is UTF-16 or UTF-32.
     """
     if start.startswith(_WIDE_MARKS) or b"\0" in start[:4]:
         raise DecodeError("it is UTF-16 or UTF-32 text; write it as UTF-8, for example with `iconv -t UTF-8`")
 
 
 def line_of(position: int) -> int:
-    """Number, from 0, of the line that a position is before."""
+    """The 0-based number of the line at a position."""
     return position >> _HASH_BITS
 
 
 def row_numbers(partition: str, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Numbers of rows (n,) from their offsets, for people: in a partition of lines those of the lines.
+    """Row numbers (n,) for messages, from offsets: in a file of JSON lines, the line numbers.
 
     >>> row_numbers("clicks/a.jsonl@0f9a2c11", np.array([7 << 32 | 12])), row_numbers("clicks/0", np.array([12]))
     (array([7]), array([12]))
@@ -138,13 +138,13 @@ def row_numbers(partition: str, offsets: NDArray[np.int64]) -> NDArray[np.int64]
 
 
 class LineChain:
-    """Positions of a file's lines, block by block from its start."""
+    """The positions of a file's lines, computed block by block from its start."""
 
     def __init__(self) -> None:
         self._state = 0
 
     def positions(self, block: LineBlock) -> NDArray[np.int64]:
-        """Position before each line of the next block, and after its last: (lines + 1,)."""
+        """The position of each line of the next block, and after its last line: (lines + 1,)."""
         out = np.empty(len(block.lines) + 1, np.int64)
         self._state = int(chain_lines(np.frombuffer(block.data, np.uint8), np.uint64(self._state), out))
         return (np.arange(block.first, block.end + 1) << _HASH_BITS) | (out & _HASH_MASK)

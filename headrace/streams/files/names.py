@@ -1,20 +1,20 @@
-"""Names of files as partitions: path below the pattern, and what the file holds.
+"""Partition names of files: the path below the pattern, and a hash of the content.
 
-    clicks/a.parquet@5f3a9c01           size and both ends: a row that is added may take the number of another
-    clicks/a.csv@5f3a9c0177d0e4b2       the same and all bytes, of files without a footer
-    clicks/a.jsonl@0f9a2c11             the first line: lines may be added at the end (`lines` has the rest)
-    clicks/2024-05-01/0.0-500.parquet   of an archive: never written again
+    clicks/a.parquet@5f3a9c01           size and both ends, since an added row may take the number of another
+    clicks/a.csv@5f3a9c0177d0e4b2       size, both ends and all bytes, for files without a footer
+    clicks/a.jsonl@0f9a2c11             the first line, since lines may be added at the end (see `lines`)
+    clicks/2024-05-01/0.0-500.parquet   a file of an archive: never changed
 
-Readers know a file by the name under which they read it first. Reached by another pattern it has another path, so a
-file is also the one that a reader knows if it holds the same and the known path is the end of its own:
+Readers know a file by the name under which they first read it. By another pattern the file has another path, so it is
+recognised as the known file if the content is equal and the known path is the end of its path:
 
     known        part-0.parquet@5f3a9c01          from logs/01/*.parquet
-    found     01/part-0.parquet@5f3a9c01          by logs/*/*.parquet: the same file, which keeps the name it had
+    found     01/part-0.parquet@5f3a9c01          by logs/*/*.parquet: the same file, which keeps its name
     found     02/part-0.parquet@aa17e300          another file
 
-JSON lines are often rotated: `app.jsonl` becomes `app-1.jsonl`, and a new `app.jsonl` begins. A file of lines under a
-new name is the known one if it holds every line that was read of that one, and no file of the known name with the same
-first line lies beside it (then it is a copy).
+JSON lines are often rotated: `app.jsonl` becomes `app-1.jsonl`, and a new `app.jsonl` begins. A file of lines with a
+new name is recognised as the known file if it has every line that was read from that file. If a file with the known
+name and the same first line is in the same folder, the file is a copy instead.
 """
 
 import re
@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 
 def partition_of(file: EventFile, topic: str, *, is_sorted: bool) -> str:
-    """Name of a file as a partition. `is_sorted`: rows are numbered in the order of time, not in the file's.
+    """The partition name of a file. `is_sorted`: rows are numbered in time order, not in file order.
 
     Raises:
         SourceError: the file cannot be read.
@@ -57,24 +57,24 @@ def partition_of(file: EventFile, topic: str, *, is_sorted: bool) -> str:
 
 
 def shown_path(partition: str) -> str:
-    """A file's path for a message: its partition without the topic and what it holds."""
+    """A file's path for a message: its partition name without the topic and the content hash."""
     return _CONTENT.sub("", partition.partition("/")[2])
 
 
 def recognise(
     files: Mapping[str, EventFile], topic: str, readers: Sequence[Reached], taken: Collection[str] = ()
 ) -> dict[str, EventFile]:
-    """The files by the names under which `readers` know them, others by their own, in the order given.
+    """Map files by the names under which `readers` know them, new files by their own names, in the order given.
 
     `taken` are names of other files.
 
     Raises:
-        SourceError: a file has changed since somebody read it, or readers know one file by two names.
+        SourceError: a file has changed since a reader read it, or readers know one file by two names.
     """
     known = _Names(readers, topic)
     free = known.partitions - files.keys() - {*taken}
     names = {partition: partition for partition in files}
-    for is_compared in (True, False):  # of two files that begin alike, the one that holds what was read comes first
+    for is_compared in (True, False):  # files that still have all lines that were read come first
         for partition, file in files.items():
             if partition not in known.partitions and names[partition] == partition:
                 same = known.same(file, partition, free, is_compared=is_compared)
@@ -100,9 +100,9 @@ def recognise(
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A partition's name taken apart, and the next offsets that anybody has of it.
+    """A parsed partition name, and the next offsets of its readers.
 
-    `content` is None where the name says none.
+    `content` is None if the name has no content hash.
     """
 
     partition: str
@@ -112,7 +112,7 @@ class _Name:
 
     @classmethod
     def of(cls, partition: str, topic: str, offsets: Collection[int] = ()) -> "_Name | None":
-        """The name of a file; None: it is another partition, as those of a broker."""
+        """Parse the partition name of a file; None if it is not a file's, for instance a broker's."""
         content = _CONTENT.search(partition)
         path = str(PurePosixPath(_CONTENT.sub("", partition).removeprefix(f"{topic}/")))
         if not partition.startswith(f"{topic}/") or format_suffix(path) not in FORMATS:
@@ -121,7 +121,7 @@ class _Name:
 
 
 class _Names:
-    """Names under which files of a topic are known, and which of them a file may have."""
+    """The names under which files of a topic are known, and lookups of the names of a file."""
 
     def __init__(self, readers: Sequence[Reached], topic: str) -> None:
         self._topic = topic
@@ -133,12 +133,12 @@ class _Names:
         self.partitions: set[str] = set()
         for partition, positions in offsets.items():
             name = _Name.of(partition, topic, positions)
-            if name is not None and any(positions):  # of others nothing was read
+            if name is not None and any(positions):  # nothing was read from the others
                 self._by_last[PurePosixPath(name.path).name].append(name)
                 self.partitions.add(partition)
 
     def ends(self, file: EventFile, among: AbstractSet[str]) -> list[_Name]:
-        """Names whose path is the end of the file's, or its own; longest first."""
+        """Names whose path is the file's path or the end of it; longest first."""
         places = {f"/{file.name}", f"/{file.location}", f"/{Path(file.path).absolute()}"}
         last = {PurePosixPath(place).name for place in places}
         names = [name for each in last for name in self._by_last.get(each, ()) if name.partition in among]
@@ -146,9 +146,9 @@ class _Names:
         return sorted(names, key=lambda name: -len(name.path))
 
     def same(self, file: EventFile, partition: str, among: AbstractSet[str], *, is_compared: bool) -> list[str]:
-        """Partitions among those that are this file: they hold what it holds.
+        """Partitions in `among` that are this file, by their path and content.
 
-        Lines are known by the first of them alone, unless all that were read are to be compared as well.
+        Files of lines are compared by their first line only or, with `is_compared`, by all lines that were read.
         """
         own = _Name.of(partition, self._topic)
         assert own is not None
@@ -158,14 +158,14 @@ class _Names:
         return [name.partition for name in same]
 
     def renamed(self, file: EventFile, partition: str, among: AbstractSet[str]) -> str | None:
-        """The partition among those that is this file of lines under an earlier name; None: it is new, or a copy."""
+        """The partition in `among` that is this file of lines under an earlier name; None if it is new, or a copy."""
         if not is_lines(file):
             return None
         as_new = _Name.of(partition, self._topic)
         assert as_new is not None
         names = (name for names in self._by_last.values() for name in names if name.partition in among)
         alike = [name for name in names if name.content == as_new.content != _NO_LINE]
-        # The longest read comes first: the more lines are compared, the surer it is the file.
+        # The partition with most lines read comes first, since comparing more lines is more reliable.
         for name in sorted(alike, key=lambda name: -max(name.offsets)):
             if not _lies_beside(file, name) and _still_holds(file, name.offsets):
                 log.warning("file_renamed", file=file.url, read_before=name.partition)
@@ -174,7 +174,7 @@ class _Names:
 
 
 def _lies_beside(file: EventFile, name: _Name) -> bool:
-    """Whether a file of the known name with the same first line is in the folder still; asked of this disk only."""
+    """Whether a file with the known name and the same first line is still in the folder; for local files only."""
     if not file.is_local:
         return False
     path = Path(file.path).with_name(PurePosixPath(name.path).name)
@@ -184,7 +184,7 @@ def _lies_beside(file: EventFile, name: _Name) -> bool:
 def _holds_same(file: EventFile, content: str | None, name: _Name, topic: str) -> bool:
     if is_lines(file):
         return content == name.content
-    if name.content is None:  # of an archive, whose files are never written again
+    if name.content is None:  # a file of an archive, which never changes
         return named_rows(topic, PurePosixPath(name.path).name) is not None and "/" in name.path
     if file.is_archived:
         content = file.fingerprint()
@@ -201,7 +201,7 @@ def _still_holds(file: EventFile, positions: Collection[int]) -> bool:
 
 
 def _look_at_others(file: EventFile, partition: str, others: Sequence[_Name]) -> None:
-    """Log files that were read before under this name with other content, or refuse this one.
+    """Report files of the same name that were read before with other content: log a warning, or raise.
 
     Raises:
         SourceError: one had the same path, and its rows cannot be distinguished from those in the file now.
@@ -226,7 +226,7 @@ def _look_at_others(file: EventFile, partition: str, others: Sequence[_Name]) ->
 
 
 def _head(file: EventFile) -> str:
-    """Hash of the first line that is not blank: 8 hex digits. Until it has its end nothing is read of the file."""
+    """Hash of the first line that is not blank: 8 hex digits. A file is not read until this line is complete."""
     with reading(file), file.opened() as stream:
         for block in iter_blocks(stream, _HEAD_BYTES):
             for line in block.lines:

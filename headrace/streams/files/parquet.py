@@ -1,7 +1,7 @@
-"""Parquet files on this disk: whole, in pieces, and some rows of them.
+"""Local Parquet files: whole, in pieces, and ranges of rows.
 
-Polars reads them. A file with a column of a type that Polars lacks is read by pyarrow, whole or in pieces but not in
-part, so that such a column costs nothing to those who do not ask for it.
+Polars reads them. A file with a column type that Polars lacks is read by pyarrow, whole or in pieces but not by ranges,
+so that such a column does not matter unless it is requested.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from headrace.streams.files.wanted import Wanted
 
 
 def read_parquet(path: Path, wanted: Wanted) -> pl.DataFrame:
-    """All rows."""
+    """Read all rows."""
     if is_plain(pq.read_schema(path)):
         return scan_parquet(path, wanted).collect()
     with pq.ParquetFile(path) as file:
@@ -24,13 +24,13 @@ def read_parquet(path: Path, wanted: Wanted) -> pl.DataFrame:
 
 
 def read_schema(path: Path) -> pl.DataFrame:
-    """All columns, without rows."""
+    """Read all columns, without rows."""
     schema = pq.read_schema(path)
     return pl.scan_parquet(path, glob=False).head(0).collect() if is_plain(schema) else to_polars(schema.empty_table())
 
 
 def iter_parquet(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame]:
-    """`read_parquet`, in pieces of about `rows` rows."""
+    """Like `read_parquet`, in pieces of about `rows` rows."""
     if is_plain(pq.read_schema(path)):
         yield from scan_parquet(path, wanted).collect_batches(chunk_size=rows, maintain_order=True)
         return
@@ -40,18 +40,18 @@ def iter_parquet(path: Path, wanted: Wanted, rows: int) -> Iterator[pl.DataFrame
 
 
 def reads_parts(path: Path, time: str) -> bool:
-    """Whether the file can be asked for some of its rows, and for the values of the column `time` in these."""
+    """Whether ranges of the file's rows can be read, and it has the column `time`."""
     schema = pq.read_schema(path)
     return is_plain(schema) and time in schema.names
 
 
 def count_rows(path: Path) -> int:
-    """How many rows the file has."""
+    """Number of rows in the file."""
     return int(pq.read_metadata(path).num_rows)
 
 
 def row_groups(path: Path, rows_max: int) -> list[tuple[int, int]]:
-    """(first row, rows) of the row groups, small ones joined up to `rows_max` rows."""
+    """(first row, number of rows) of the row groups, small ones joined up to `rows_max` rows."""
     about = pq.read_metadata(path)
     groups: list[tuple[int, int]] = []
     for index in range(about.num_row_groups):
@@ -65,9 +65,9 @@ def row_groups(path: Path, rows_max: int) -> list[tuple[int, int]]:
 
 
 def time_range(path: Path, time: pl.Expr, start: int, rows: int) -> tuple[int | None, int | None]:
-    """Least and greatest value of `time` over some rows; None where all are null.
+    """Minimum and maximum of `time` over a range of rows; None if all values are null.
 
-    Read from the column: a file's statistics may be absent, or of another unit.
+    Read from the column, since a file's statistics may be missing or in another unit.
     """
     part = pl.scan_parquet(path, glob=False).slice(start, rows)
     low, high = part.select(time.min().alias("low"), time.max().alias("high")).collect().row(0)
@@ -75,7 +75,7 @@ def time_range(path: Path, time: pl.Expr, start: int, rows: int) -> tuple[int | 
 
 
 def is_in_order(path: Path, column: str) -> bool:
-    """Whether the rows are sorted by a column of times or integers; False where there is none such."""
+    """Whether the rows are sorted by a column of times or integers; False if there is no such column."""
     scan = pl.scan_parquet(path, glob=False)
     dtype = scan.collect_schema().get(column, pl.Null())
     if not (dtype.is_integer() or dtype.is_temporal()):
@@ -84,7 +84,7 @@ def is_in_order(path: Path, column: str) -> bool:
 
 
 def scan_parquet(path: Path, wanted: Wanted) -> pl.LazyFrame:
-    """The columns that are wanted of a file that Polars reads by itself."""
+    """Scan the wanted columns of a file whose column types Polars knows."""
     scan = pl.scan_parquet(path, glob=False)
     names = wanted.among(scan.collect_schema().names())
     return scan if names is None else scan.select(names)

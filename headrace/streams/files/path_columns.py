@@ -1,11 +1,11 @@
-"""Columns that folders name, as Spark, DuckDB and pyarrow write them.
+"""Columns given by folder names (Hive partitioning), as Spark, DuckDB and pyarrow write them.
 
     log/country=DE/day=2026-01-01/part-0.parquet        country is "DE", day is 2026-01-01 in every row
     log/country=__HIVE_DEFAULT_PARTITION__/...          country is null
 
-Names and values are percent-encoded. Only declared columns are taken, as their types; a path that names one of them
-twice is refused. A file may have the column as well, if it says the same in every row; a null says something else.
-Folders of an archive name nothing.
+Names and values are percent-encoded. Only declared columns are used, with their types; a path that names one of them
+twice is an error. A file may contain the column as well, if every row has the folder's value; a null differs from it.
+Folders of an archive have no such names.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ _BOOLS = {"true": True, "false": False}
 
 
 def path_columns(file: EventFile, spec: EventSpec) -> dict[str, pl.Series]:
-    """Declared column -> the one value (1,) that the file's folders give it.
+    """Declared column -> its value (1,) from the file's folders.
 
     Raises:
-        SchemaError: a value is none of the column's type, or two folders name one column.
+        SchemaError: a value is not valid for the column's type, or two folders name the same column.
     """
     fields = {each: (name, field) for name, field in spec.types.items() for each in (name, *field.aliases)}
     columns: dict[str, pl.Series] = {}
@@ -52,12 +52,12 @@ def path_columns(file: EventFile, spec: EventSpec) -> dict[str, pl.Series]:
 
 
 def folder_values(file: EventFile) -> dict[str, str | None]:
-    """Column -> its value as text, of all that the file's folders name; None stands for null, the deepest counts."""
+    """Column -> its value as text, from all folders of the file; None is null, and the deepest folder counts."""
     return dict(_named_folders(file))
 
 
 def _named_folders(file: EventFile) -> list[tuple[str, str | None]]:
-    """(Column, value as text) of every folder that names one, from the root down; None stands for null."""
+    """(Column, value as text) of every folder with a column, from the root down; None is null."""
     if file.is_archived:
         return []
     folders = (Path(file.path).absolute().as_posix() if file.is_local else file.path).split("/")[:-1]
@@ -69,16 +69,16 @@ def _named_folders(file: EventFile) -> list[tuple[str, str | None]]:
 
 
 def fill_columns(frame: pl.DataFrame, columns: Mapping[str, pl.Series], spec: EventSpec) -> pl.DataFrame:
-    """The frame with those of the columns that it lacks, under any of their names."""
+    """Add the columns that the frame lacks, under all of their names."""
     absent = [name for name in columns if spec.types[name].name_in(frame.columns, name) is None]
     return frame.with_columns(columns[name].new_from_index(0, frame.height) for name in absent)
 
 
 def refuse_others(frame: pl.DataFrame, columns: Mapping[str, pl.Series]) -> None:
-    """Check that the frame, of the declared types, agrees with the values of the folders.
+    """Check that the frame, of the declared types, agrees with the folders' values.
 
     Raises:
-        SchemaError: a row has another value.
+        SchemaError: a row has a different value.
     """
     for name, value in columns.items():
         differs = frame[name].ne_missing(value.new_from_index(0, frame.height))
@@ -90,10 +90,10 @@ def refuse_others(frame: pl.DataFrame, columns: Mapping[str, pl.Series]) -> None
 
 
 class PathCodec:
-    """JSON payloads of a file whose folders give some columns, which the payloads may have or lack."""
+    """A codec for JSON payloads of a file whose folders give some columns, which payloads may omit."""
 
     def __init__(self, spec: EventSpec, columns: Mapping[str, pl.Series]) -> None:
-        # The folder's value is the default, so that a payload that lacks the column and one with a null differ.
+        # The folder's value is the default, so that a missing column differs from a null.
         optional = {
             name: dataclasses.replace(
                 spec.types[name],
@@ -107,7 +107,7 @@ class PathCodec:
         self._lacking = JsonCodec(dataclasses.replace(spec, types={**spec.types, **optional}))
 
     def encode(self, frame: pl.DataFrame) -> list[bytes]:
-        """One object a row, with every column.
+        """Encode each row as one object, with every column.
 
         Raises:
             SchemaError: the frame does not fit the declaration.
@@ -115,7 +115,7 @@ class PathCodec:
         return self._whole.encode(frame)
 
     def decode(self, payloads: Sequence[bytes]) -> Decoded:
-        """Columns of the payloads; one that says something else than the folder, null included, is "wrong_path"."""
+        """Decode payloads to columns; a payload with another value than the folder, or null, is "wrong_path"."""
         decoded = self._lacking.decode(payloads)
         frame, index, bad = decoded.frame, decoded.payload_index, list(decoded.bad)
         for name, value in self._columns.items():
@@ -130,7 +130,7 @@ class PathCodec:
 
 
 def _typed(text: str | None, name: str, field: FieldType, place: str) -> pl.Series:
-    """A folder's value as its column's type, (1,)."""
+    """A folder's value converted to its column's type, (1,)."""
     try:
         value = None if text is None else _value(text, field, place)
         return pl.Series(name, [value], field.polars())

@@ -1,8 +1,8 @@
-"""Files of events as frames, whole or piece by piece: the one table of formats, by suffix.
+"""Reading files of events as frames, whole or in pieces, with the table of formats by suffix.
 
-Parquet, Arrow IPC, Avro, JSON lines and CSV; the last two may be compressed. A piece has about as many rows as are
-asked for, in the file's order, so a file of any size is read in little memory. Files elsewhere than on this disk, and
-compressed ones, are copied to a temporary folder first. A file in folders such as `country=DE` has their columns too.
+Formats are Parquet, Arrow IPC, Avro, JSON lines and CSV; JSON lines and CSV may be compressed. A piece has about the
+requested number of rows, in file order, so a file of any size is read in little memory. Remote and compressed files are
+first copied to a temporary folder. A file in folders such as `country=DE` also has their columns.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from headrace.streams.files.path_columns import PathCodec, fill_columns, path_co
 from headrace.streams.files.wanted import Wanted
 
 UNFINISHED = "unfinished_line"
-"""Reason of a last line without its end, which is no event yet."""
+"""Reason for a last line without its end, which is not an event yet."""
 
 _JSON_LINES = (".jsonl", ".ndjson")
 TEXT_FORMATS = (*_JSON_LINES, ".csv")
@@ -40,17 +40,17 @@ TEXT_FORMATS = (*_JSON_LINES, ".csv")
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How files of one kind are read: whole, and by pieces of about n rows."""
+    """The readers of one format: for whole files, and for pieces of about n rows."""
 
     read: Callable[[Path, Wanted], pl.DataFrame]
     pieces: Callable[[Path, Wanted, int], Iterator[pl.DataFrame]]
 
 
 def read_file(file: EventFile, wanted: Wanted) -> pl.DataFrame:
-    """All rows of a file as they are, of the columns that are wanted.
+    """Read all rows of a file, unconverted, with the wanted columns.
 
     Raises:
-        SourceError: no such format, or the file is damaged.
+        SourceError: the format is unknown, or the file is damaged.
         SchemaError: a value or a column cannot be read; names file and column.
     """
     kind = format_of(file)
@@ -59,29 +59,29 @@ def read_file(file: EventFile, wanted: Wanted) -> pl.DataFrame:
 
 
 def iter_file(file: EventFile, rows: int, wanted: Wanted) -> Iterator[pl.DataFrame]:
-    """`read_file`, in pieces of about `rows` rows."""
+    """Like `read_file`, in pieces of about `rows` rows."""
     kind = format_of(file)
     with file.local() as path, reading(file):
         yield from kind.pieces(path, replace(wanted, time_format=file.csv_time_format), rows)
 
 
 def read_schema(file: EventFile) -> pl.DataFrame:
-    """All columns of a Parquet file, without rows.
+    """Read all columns of a Parquet file, without rows.
 
     Raises:
         SourceError: the file is damaged.
-        SchemaError: a column is of a type that cannot be read.
+        SchemaError: a column has a type that cannot be read.
     """
     with file.local() as path, reading(file):
         return parquet_files.read_schema(path)
 
 
 def read_events(file: EventFile, event: type[Event]) -> pl.DataFrame:
-    """All events of a file, of the declared columns and types.
+    """Read all events of a file, with the declared columns and types.
 
     Raises:
-        SourceError: no such format, or the file is damaged.
-        SchemaError: a column is missing or of another type, or a line is no event; names file and column or line.
+        SourceError: the format is unknown, or the file is damaged.
+        SchemaError: a column is missing or has another type, or a line is not an event; names file and column or line.
     """
     if is_lines(file):
         pieces = list(_iter_line_events(file, event, None))
@@ -91,10 +91,10 @@ def read_events(file: EventFile, event: type[Event]) -> pl.DataFrame:
 
 
 def read_archived(file: EventFile, event: type[Event]) -> tuple[pl.DataFrame, pl.Series | None]:
-    """All events of a file of an archive, and the offset of each in its topic if the file has it.
+    """Read all events of an archived file, and their offsets in the topic if the file has them.
 
     Raises:
-        SourceError, SchemaError: as `read_events`.
+        SourceError, SchemaError: see `read_events`.
     """
     wanted = Wanted.of(spec_of(event))
     assert wanted.fields is not None
@@ -103,7 +103,7 @@ def read_archived(file: EventFile, event: type[Event]) -> tuple[pl.DataFrame, pl
 
 
 def iter_events(file: EventFile, event: type[Event], rows: int) -> Iterator[pl.DataFrame]:
-    """`read_events`, in pieces of about `rows` rows."""
+    """Like `read_events`, in pieces of about `rows` rows."""
     if is_lines(file):
         yield from _iter_line_events(file, event, rows)
         return
@@ -113,7 +113,7 @@ def iter_events(file: EventFile, event: type[Event], rows: int) -> Iterator[pl.D
 
 
 def rows_of(file: EventFile) -> int | None:
-    """Row count from a file's metadata; None where the format has none.
+    """Row count from a file's metadata; None if the format has none.
 
     Raises:
         SourceError: the file is damaged.
@@ -125,7 +125,7 @@ def rows_of(file: EventFile) -> int | None:
 
 
 def reads_row_groups(file: EventFile, event: type[Event]) -> bool:
-    """Whether some rows of a file can be read alone, and the times of these.
+    """Whether ranges of a file's rows, and their times, can be read.
 
     Raises:
         SourceError: the file is damaged.
@@ -137,7 +137,7 @@ def reads_row_groups(file: EventFile, event: type[Event]) -> bool:
 
 
 def row_groups(file: EventFile, rows_max: int) -> list[tuple[int, int]]:
-    """(first row, rows) of the row groups of a Parquet file on this disk, small ones joined up to `rows_max` rows.
+    """(first row, number of rows) of a local Parquet file's row groups, small ones joined up to `rows_max` rows.
 
     Raises:
         SourceError: the file is damaged.
@@ -147,7 +147,7 @@ def row_groups(file: EventFile, rows_max: int) -> list[tuple[int, int]]:
 
 
 def time_range(file: EventFile, time: pl.Expr, start: int, rows: int) -> tuple[int | None, int | None]:
-    """Least and greatest value of `time` over some rows of a Parquet file on this disk; None where all are null.
+    """Minimum and maximum of `time` over a range of rows of a local Parquet file; None if all values are null.
 
     Raises:
         SourceError: the file is damaged, or lacks the column.
@@ -157,10 +157,10 @@ def time_range(file: EventFile, time: pl.Expr, start: int, rows: int) -> tuple[i
 
 
 def read_range(file: EventFile, event: type[Event], start: int, rows: int) -> pl.DataFrame:
-    """Some rows of a Parquet file on this disk; they are read fast where they are whole row groups.
+    """Read a range of rows of a local Parquet file; this is fast for whole row groups.
 
     Raises:
-        SourceError, SchemaError: as `read_events`.
+        SourceError, SchemaError: see `read_events`.
     """
     given = path_columns(file, spec_of(event))
     with reading(file):
@@ -170,7 +170,7 @@ def read_range(file: EventFile, event: type[Event], start: int, rows: int) -> pl
 
 
 class RowGroups:
-    """The events of a Parquet file on this disk in the file's order, of which a few row groups are in memory."""
+    """The events of a local Parquet file in file order, of which a few row groups are in memory."""
 
     def __init__(self, file: EventFile, event: type[Event], rows_max: int) -> None:
         self._file = file
@@ -183,10 +183,10 @@ class RowGroups:
         return start + rows
 
     def take(self, begin: int, rows_max: int) -> pl.DataFrame:
-        """Rows from `begin` on, at most `rows_max`; fewer where row groups end, none at the end of the file.
+        """Rows from `begin` on, at most `rows_max`; fewer if a row group ends, none at the end of the file.
 
         Raises:
-            SourceError, SchemaError: as `read_events`.
+            SourceError, SchemaError: see `read_events`.
         """
         start, rows_read = self._held
         if not start <= begin < start + rows_read.height:
@@ -198,7 +198,7 @@ class RowGroups:
 
 
 def is_in_order(file: EventFile, column: str) -> bool:
-    """Whether a Parquet file on this disk is sorted by a column of times or integers; False where it has none such.
+    """Whether a local Parquet file is sorted by a column of times or integers; False if it has no such column.
 
     Raises:
         SourceError: the file is damaged.
@@ -208,10 +208,10 @@ def is_in_order(file: EventFile, column: str) -> bool:
 
 
 def format_of(file: EventFile) -> Format:
-    """Format of a file, by its suffix.
+    """The format of a file, by its suffix.
 
     Raises:
-        SourceError: the suffix is unknown, or the file is compressed and its format has a compression of its own.
+        SourceError: the suffix is unknown, or the file is compressed although its format has built-in compression.
     """
     if file.suffix not in FORMATS:
         raise SourceError(
@@ -226,15 +226,15 @@ def format_of(file: EventFile) -> Format:
 
 
 def is_lines(file: EventFile) -> bool:
-    """Whether a file holds JSON lines, which are events by their codec."""
+    """Whether a file holds JSON lines, which a codec decodes."""
     return file.suffix in _JSON_LINES
 
 
 def path_codec(file: EventFile, event: type[Event]) -> Codec | None:
-    """What decodes the lines of a file whose folders give some columns; None: they give none.
+    """The codec for the lines of a file whose folders give some columns; None if they give none.
 
     Raises:
-        SchemaError: a folder's value is none of its column's type.
+        SchemaError: a folder's value is not valid for its column's type.
     """
     given = path_columns(file, spec_of(event))
     return PathCodec(spec_of(event), given) if given else None
@@ -242,7 +242,7 @@ def path_codec(file: EventFile, event: type[Event]) -> Codec | None:
 
 @contextlib.contextmanager
 def reading(file: EventFile) -> Iterator[None]:
-    """Name the file in errors of the libraries that read it, which may panic (not an Exception)."""
+    """Name the file in errors of the libraries that read it, including panics, which are no `Exception`."""
     try:
         yield
     except (OSError, DecodeError, pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException) as exc:
@@ -254,7 +254,7 @@ def reading(file: EventFile) -> Iterator[None]:
 
 def _fitted(file: EventFile, event: type[Event], rows: pl.DataFrame, given: dict[str, pl.Series]) -> pl.DataFrame:
     if rows.is_empty():
-        rows = pl.DataFrame(schema=dict.fromkeys(rows.columns, pl.Null))  # a file without rows may lack types
+        rows = pl.DataFrame(schema=dict.fromkeys(rows.columns, pl.Null))  # a file without rows may not have types
     spec = spec_of(event)
     try:
         fitted = conform(fill_columns(rows, given, spec), spec)
@@ -265,7 +265,7 @@ def _fitted(file: EventFile, event: type[Event], rows: pl.DataFrame, given: dict
 
 
 def _iter_line_events(file: EventFile, event: type[Event], rows: int | None) -> Iterator[pl.DataFrame]:
-    """Events of JSON lines in pieces of at most `rows` rows, or of what is read at a time."""
+    """Events of JSON lines in pieces of at most `rows` rows; None: one piece per block."""
     codec = path_codec(file, event) or codec_for(event, "json")
     with reading(file), file.local() as path, path.open("rb") as stream:
         for block in iter_blocks(stream):
@@ -282,7 +282,7 @@ def _iter_line_events(file: EventFile, event: type[Event], rows: int | None) -> 
 
 
 def _decoded(codec: Codec, lines: list[bytes], numbers: Sequence[int]) -> pl.DataFrame:
-    """Events of lines, of which the numbers in their file are given for the error."""
+    """Decode lines to events; `numbers` are their line numbers for the error."""
     decoded = codec.decode(lines)
     if decoded.bad:
         bad = decoded.bad[0]
@@ -293,7 +293,7 @@ def _decoded(codec: Codec, lines: list[bytes], numbers: Sequence[int]) -> pl.Dat
 
 
 def _read_lines(path: Path, wanted: Wanted) -> pl.DataFrame:
-    """Any JSON lines as a frame: columns are what the objects hold."""
+    """Read JSON lines as a frame, with the columns that the objects have."""
     del wanted
     with path.open("rb") as stream:
         lines = b"".join(block.data for block in iter_blocks(stream))
@@ -311,4 +311,4 @@ FORMATS: dict[str, Format] = {
     ".csv": Format(read_csv, iter_csv),
     **dict.fromkeys(_JSON_LINES, Format(_read_lines, _line_pieces)),
 }
-"""File suffix -> format. JSON lines are read so only where they are no events: a spine."""
+"""File suffix -> format. JSON lines are read this way only if they are not events, as in a spine."""

@@ -1,8 +1,8 @@
-"""Times written as text, as columns: ISO 8601 in any of its forms, a format that is given, or the only one that fits.
+"""Parsing of text columns as times: ISO 8601 in any form, a given format, or the only known format that fits.
 
-A date that can be read in two orders, such as 03/04/2026, is refused, and so is a column of which some values have a
-zone and others none. Where values are not all written alike, the whole column decides how it is read, so that a file
-means the same in one piece and in many.
+A date that can be read in two orders, such as 03/04/2026, is an error, and so is a column in which only some values
+have a zone. If values are not all written alike, the format is determined from the whole column, so that reading a file
+in pieces gives the same result as reading it whole.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from headrace.errors import SchemaError
 
 _ISO = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)? ?(Z|z|[+-]\d{2}(?::?\d{2})?)?$"
 _ARROW_TIMES = (pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
-"""All values without a zone, or all with one: pyarrow reads either in a sixth of the time that `_iso_times` takes."""
+"""Types for values all without a zone, or all with one: pyarrow reads these six times as fast as `_iso_times`."""
 _EXAMPLE = "2026-04-03T12:00:00Z"
 
 _ORDERS = ("%d{0}%m{0}%Y", "%m{0}%d{0}%Y", "%Y{0}%m{0}%d")
@@ -26,10 +26,10 @@ _YEAR_MIN = 1000
 
 
 class TimeTexts:
-    """Reads one column of a file, whole or piece by piece.
+    """A parser of one column of a file, whole or in pieces.
 
-    `place` is named in errors. `whole` returns the whole column; it is called once at most, and only where values are
-    not all written alike. `given` is the strptime format of values that are not ISO 8601.
+    `place` is named in errors. `whole` returns the whole column; it is called at most once, and only if values are not
+    all written alike. `given` is the strptime format of values that are not ISO 8601.
     """
 
     def __init__(self, place: str, whole: Callable[[], pl.Series], given: str | None = None) -> None:
@@ -43,10 +43,10 @@ class TimeTexts:
         return _pattern_of(self._whole(), self._place, self._given)
 
     def parse(self, texts: pl.Series) -> pl.Series:
-        """Times of some of the column's values, (n,), microseconds UTC; nulls stay null.
+        """Parse some of the column's values, (n,), to times in microseconds UTC; nulls stay null.
 
         Raises:
-            SchemaError: a value is no time, can be read in two ways, or has digits below a microsecond.
+            SchemaError: a value is not a time, can be read in two ways, or has digits below a microsecond.
         """
         for dtype in self._arrow:
             times = _alike(texts, dtype)
@@ -62,7 +62,7 @@ class TimeTexts:
 
 
 def _alike(texts: pl.Series, dtype: pa.DataType) -> pl.Series | None:
-    """ISO 8601 times that are all of a zone, or all of none; None where one is of another form."""
+    """Parse ISO 8601 times that all have a zone, or all have none; None if a value has another form."""
     try:
         times = texts.to_arrow().cast(dtype)
     except pa.ArrowInvalid:
@@ -71,18 +71,18 @@ def _alike(texts: pl.Series, dtype: pa.DataType) -> pl.Series | None:
 
 
 def are_numbers(texts: pl.Series) -> bool:
-    """Whether every value is a bare number, which is no time without a unit."""
+    """Whether every value is a bare number, which is not a time without a unit."""
     values = texts.drop_nulls()
     return bool(len(values)) and bool(values.str.contains(r"^[+-]?\d+(\.\d+)?$").all())
 
 
 def as_numbers(texts: pl.Series) -> pl.Series:
-    """Texts that `are_numbers`, as integers where all are whole, else as floats."""
+    """Convert texts that `are_numbers` to integers if all are whole, else to floats."""
     return texts.cast(pl.Float64 if texts.str.contains(".", literal=True).any() else pl.Int64)
 
 
 def _pattern_of(texts: pl.Series, place: str, given: str | None) -> str | None:
-    """Format, as for strptime, of the values (n,) that are not ISO 8601; None: all are."""
+    """The strptime format of the values (n,) that are not ISO 8601; None if all are."""
     values = texts.drop_nulls().unique(maintain_order=True)
     is_iso = values.str.contains(_ISO)
     zoned = values.str.extract(_ISO, 5).is_not_null()
@@ -118,7 +118,7 @@ def _given_format(values: pl.Series, given: str, place: str) -> str:
 
 
 def _only_format(values: pl.Series, place: str) -> str:
-    """The format that every value fits; several are one if they read every value alike."""
+    """The format that fits every value; several formats are accepted if they give the same times."""
     readings: list[tuple[str, pl.Series]] = []
     for pattern in _OTHER_FORMATS:
         times = _parsed(values, pattern)
@@ -142,14 +142,14 @@ def _only_format(values: pl.Series, place: str) -> str:
 
 
 def _parsed(texts: pl.Series, pattern: str) -> pl.Series:
-    """Values of a strptime format as microseconds UTC; null where they are of another."""
+    """Parse values with a strptime format to microseconds UTC; null if a value has another format."""
     times = texts.str.to_datetime(pattern, time_unit="us", strict=False)
     zone = getattr(times.dtype, "time_zone", None)
     return times.dt.replace_time_zone("UTC") if zone is None else times.dt.convert_time_zone("UTC")
 
 
 def _iso_times(texts: pl.Series, place: str) -> pl.Series:
-    """ISO 8601 times in any form; null where a value is none."""
+    """Parse ISO 8601 times in any form; null if a value is not one."""
     parts = texts.str.extract_groups(_ISO).struct.unnest()
     date, clock, seconds, fraction, zone = (parts[name] for name in parts.columns)
     lost = fraction.str.slice(6).str.contains("[1-9]").fill_null(value=False)

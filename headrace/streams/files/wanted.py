@@ -1,4 +1,4 @@
-"""Which columns of a file are read: those that an event declares, under whatever name the file has for them, or all."""
+"""The columns to read from a file: those that an event declares, under any of their names, or all."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from headrace.schemas.event import EventSpec
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Columns that a reader takes from a file.
+    """The columns to read from a file.
 
-    `types`: column -> Polars type, under every name that a column may have. `fields`: names of each column, the present
-    one first, and whether the file must have it; None: every column is read. `time_format` is the strptime format of
+    `types`: column -> Polars type, under every name that a column may have. `fields`: names of each column, the current
+    name first, and whether the file must have it; None: every column is read. `time_format` is the strptime format of
     times in a CSV that are not ISO 8601.
     """
 
@@ -22,13 +22,15 @@ class Wanted:
 
     @classmethod
     def of(cls, spec: EventSpec, given: Collection[str] = ()) -> "Wanted":
-        """The declared columns, of which the file may lack the optional ones and those that are `given` otherwise."""
+        """The declared columns of an event; the file may lack optional ones and those `given` by its folders."""
         names = {name: (name, *field.aliases) for name, field in spec.types.items()}
         fields = [(names[name], field.required and name not in given) for name, field in spec.types.items()]
         return cls({each: spec.polars[name] for name in names for each in names[name]}, tuple(fields))
 
     def among(self, names: Collection[str]) -> list[str] | None:
-        """Columns to read of a file that has `names`; None: all, since one that must be there is not, as an error says.
+        """Columns to read from a file with columns `names`; None: all.
+
+        All columns are also read if a required one is missing, so that the error can name those that exist.
 
         >>> Wanted({}, ((("a", "b"), True), (("c",), False))).among(["b", "d"])
         ['b']
@@ -42,5 +44,5 @@ class Wanted:
 
     @property
     def asked(self) -> Collection[str] | None:
-        """Columns that must be of a type that can be read; None: all."""
+        """Columns whose type must be readable; None: all."""
         return None if self.fields is None else self.types.keys()
