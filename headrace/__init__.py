@@ -1,6 +1,6 @@
-"""Headrace: streaming features, online learning and hot-swapped serving. This list is everything a user may touch.
+"""Headrace: streaming features, online learning and hot-swapped serving. This module lists the whole public API.
 
-Names are imported when they are first used, so that a program that only reads features never loads torch.
+Names are imported on first use, so that a program that only reads features never loads torch.
 """
 
 import importlib
@@ -52,12 +52,12 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its room (PEP 562); the aggregations are those that `_AGGREGATIONS` lists."""
+    """Import a public name from its subpackage (PEP 562); aggregations are those listed by `_AGGREGATIONS`."""
     if name == "__all__":
         return __dir__()
     if name in _HOME_OF:
         return getattr(importlib.import_module(_HOME_OF[name]), name)
-    if not name[:1].isupper():  # names of modules are asked for too, and must not load the aggregations
+    if not name[:1].isupper():  # names of modules are looked up, too, and must not load the aggregations
         raise AttributeError(f"headrace has no {name!r}; it has {', '.join(sorted(_HOME_OF))} and the aggregations")
     aggregations = importlib.import_module(_AGGREGATIONS)
     if name in aggregations.__all__:

@@ -1,11 +1,11 @@
-"""Write a file or a folder whole or not at all, and keep other processes from writing it.
+"""Atomic writes of files and folders, and locks that keep other processes from writing a folder.
 
     open_file(path)       <path>.new --write, fsync--> rename to <path> --> fsync of its folder
     open_folder(folder)   .<name>.<random>/ --write, fsync of every file--> rename to <folder> --> fsync of its parent
 
-Invariant: whoever opens the final name sees complete content, also after a power cut, and what had that name before
-stays until then. A crash in between leaves a name that no reader looks for; an exception leaves nothing. A file has one
-writer at a time.
+Invariant: the final name always has complete content, even after a power cut, and its old content stays until the
+rename. A crash before it leaves a name that readers ignore; an exception leaves nothing. A file has one writer at a
+time.
 
 Source: rename(2) and fsync(2); a rename is durable only once the folder that holds the name is synced.
 """
@@ -25,24 +25,24 @@ import structlog
 from headrace.errors import ServiceError
 
 PARTIAL = ".new"
-"""Suffix of a file that is being written. The next write replaces one that a crash left."""
+"""Suffix of a file that is being written. The next write replaces a file left by a crash."""
 
 
 log = structlog.get_logger(__name__)
 
 _claims: dict[tuple[int, int], int] = {}
-"""Device and inode of a folder -> its open file, which has the lock."""
+"""Device and inode of a folder -> the open file that holds its lock."""
 
 
 def claim(folder: Path) -> bool:
-    """Make this process the one that writes `folder` until it ends or releases it; whether it was not so before.
+    """Lock `folder` for writing by this process; returns whether the lock is new.
 
-    The folder is created. The lock is on the folder itself and ends with the process, however that ends. A file system
-    without such locks is used with a warning.
+    The folder is created. The lock is on the folder itself and is held until `release` or until the process ends, even
+    if it is killed. If the file system does not support locks, the folder is used without one, with a warning.
 
     Raises:
-        ServiceError: another process writes it.
-        OSError: it cannot be created.
+        ServiceError: another process holds the lock.
+        OSError: the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if _identity(folder) in _claims:
@@ -64,7 +64,7 @@ def claim(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """Give up the claim on a folder, so that another process may write it."""
+    """Release the lock of a folder, so that another process may write it."""
     os.close(_claims.pop(_identity(folder)))
 
 
@@ -75,7 +75,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write; it replaces `path` at the end of the block, and is deleted if the block raises."""
+    """Open a binary file for writing; it replaces `path` at the end of the block, or is deleted if the block raises."""
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:
@@ -89,14 +89,14 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Replace the content of `path` by `data`."""
+    """Replace the content of `path` with `data`."""
     with open_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def open_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill; it becomes `folder` at the end of the block, and is deleted if the block raises.
+    """Create an empty folder to fill; it becomes `folder` at the end of the block, or is deleted if the block raises.
 
     Missing parents are created.
 
@@ -113,14 +113,14 @@ def open_folder(folder: Path) -> Iterator[Path]:
 
 
 def staging_folder(folder: Path) -> Path:
-    """Create an empty folder beside `folder`, to be filled and given to `publish_folder`, or deleted."""
+    """Create an empty folder beside `folder`, to be filled and passed to `publish_folder`, or deleted."""
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     partial.mkdir()
     return partial
 
 
 def publish_folder(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`, its sibling, once every file in it is on disk.
+    """Sync every file in `partial` to disk, then rename it to `folder` in the same parent.
 
     Raises:
         FileExistsError: `folder` exists and is not empty.

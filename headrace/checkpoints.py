@@ -1,10 +1,10 @@
-"""Checkpoints: state written whole into numbered folders, of which the newest stay.
+"""Checkpoints: state written atomically to numbered folders, of which the newest are kept.
 
     <folder>/c00000007/   files of the state, and a manifest: facts as JSON, and the sha256 of every file
              c00000008/   the newest, which a restart loads
-             .c00000009.<random>/   left from a crash: no reader looks for it, and the next checkpoint deletes it
+             .c00000009.<random>/   left by a crash: readers ignore it, and the next checkpoint deletes it
 
-A checkpoint of an earlier release, in the folder that a file `LATEST` names, is read where there is no numbered one.
+A checkpoint of an earlier release, in the folder that a file `LATEST` names, is read if there is no numbered one.
 """
 
 import shutil
@@ -33,7 +33,10 @@ class Checkpoints:
 
     @contextmanager
     def write(self, facts: Mapping[str, Any]) -> Iterator[Path]:
-        """Give an empty folder to fill, the newest checkpoint once the block ends; `facts` go into its manifest."""
+        """Create an empty folder to fill, which becomes the newest checkpoint at the end of the block.
+
+        `facts` are stored in its manifest.
+        """
         for crashed in self.folder.glob(".c*"):
             shutil.rmtree(crashed, ignore_errors=True)
         with open_folder(self._path(max(self._numbers(), default=0) + 1)) as partial:
@@ -45,10 +48,10 @@ class Checkpoints:
         self._forget_earlier_release()
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Folder and facts of the newest checkpoint, once all its files are checked; None where there is none.
+        """Folder and facts of the newest checkpoint, after verifying all its files; None if there is none.
 
         Raises:
-            SnapshotError: it is damaged.
+            SnapshotError: the checkpoint is damaged.
         """
         if number := max(self._numbers(), default=0):
             return self._path(number), self._facts(self._path(number))
@@ -80,18 +83,18 @@ class Checkpoints:
 
 
 class KeepsFiles(Protocol):
-    """State that lies in files which checkpoints name."""
+    """State in files to which checkpoints refer."""
 
     def not_written(self) -> None:
-        """Say that what was captured last did not get to disk: the files of the checkpoint before it must stay."""
+        """Report that the last captured checkpoint was not written: the files of the checkpoint before it must stay."""
 
 
 @contextmanager
 def keeping_the_last(folder: Path, *states: KeepsFiles) -> Iterator[None]:
-    """Save `states` into `folder`: where it fails, no file may go that the checkpoint on disk names.
+    """Guard a save of `states` into `folder`: if it fails, the files of the checkpoint on disk must stay.
 
     Raises:
-        SnapshotError: the checkpoint cannot be written. The one before it stays, and a later try may succeed.
+        SnapshotError: the checkpoint cannot be written. The previous one stays, and a later attempt may succeed.
     """
     try:
         yield
@@ -111,7 +114,7 @@ def _fix(path: Path) -> str:
 
 
 class CheckpointThread:
-    """Writes checkpoints in a thread, one after the other. Used by one thread.
+    """A thread that writes checkpoints one after the other. Its methods are called by one thread.
 
     Args:
         checkpoints: where they are written.
@@ -132,16 +135,16 @@ class CheckpointThread:
         """Write a checkpoint: `fill` is called once, in the thread, with its empty folder.
 
         Raises:
-            Exception: what the checkpoint before it failed with.
+            Exception: the error of the previous checkpoint.
         """
         self.wait()
         self._last = self._thread.submit(self._write, facts, fill)
 
     def wait(self) -> None:
-        """Return once the last checkpoint is on disk.
+        """Wait until the last checkpoint is on disk.
 
         Raises:
-            Exception: what it failed with.
+            Exception: the error of this checkpoint.
         """
         last, self._last = self._last, None
         if last is not None:

@@ -1,8 +1,8 @@
-"""Time, in int64 microseconds UTC: the wall clock, a fixed instant, or an event clock that runs faster than the wall.
+"""Clocks in int64 microseconds UTC: wall time, a fixed instant, or event time that runs faster than wall time.
 
-Reads, windows and label waits ask a `Clock`; freshness and latency always use the wall clock. A clock has a text form,
-so that several processes can share one: `wall`, `fixed:<event_us>`, `accelerated:<event_us>:<wall_us>:<speed>`,
-`paced:<wall_us>:<path>` with the pace in a file, or `file:<path>` for whichever of these a file holds at the moment.
+Reads, windows and label waits use a `Clock`; freshness and latency always use wall time. A clock has a text form, so
+that several processes can share it: `wall`, `fixed:<event_us>`, `accelerated:<event_us>:<wall_us>:<speed>`,
+`paced:<wall_us>:<path>` with the pace in a file, or `file:<path>` for the clock that a file currently describes.
 """
 
 import time
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 MOMENT_US_MAX = 2**61
-"""Microseconds, 73,000 years."""
+"""Largest time since 1970 in microseconds, about 73,000 years."""
 SPEED_MAX = 1e9
-"""Event seconds per wall second: 30 years."""
+"""Largest speed in event seconds per wall second, about 30 years per second."""
 
 
 class Clock(Protocol):
-    """Source of the current event time."""
+    """A source of the current event time."""
 
     def now_us(self) -> int:
         """Now, in microseconds since 1970 UTC."""
@@ -38,7 +38,7 @@ def wall_us() -> int:
 
 @dataclass(frozen=True, slots=True)
 class WallClock:
-    """Real time."""
+    """A clock that returns wall time."""
 
     def now_us(self) -> int:
         """Now, in microseconds since 1970 UTC."""
@@ -68,7 +68,7 @@ class FixedClock:
 
 @dataclass(frozen=True, slots=True)
 class AcceleratedClock:
-    """Replays history at `speed` times real time, so that `event_us` falls on wall time `started_wall_us`."""
+    """An event clock at `speed` times real time, which is `event_us` at wall time `started_wall_us`."""
 
     event_us: int
     started_wall_us: int
@@ -84,10 +84,10 @@ class AcceleratedClock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PacedClock:
-    """Replays history at a varying pace: quiet hours pass quickly, so that events flow evenly.
+    """An event clock with a varying pace: quiet hours pass quickly, so that events flow evenly.
 
     `path` is a NumPy file of int64 (n, 2): microseconds of wall time since `started_wall_us`, ascending, and the event
-    time then. The clock is linear between them and constant outside.
+    time at that moment. The clock is linear between these points and constant outside.
     """
 
     started_wall_us: int
@@ -99,7 +99,7 @@ class PacedClock:
         """Load the pace from the file `path`.
 
         Raises:
-            ConfigError: the file cannot be read, or holds something else.
+            ConfigError: the file cannot be read, or does not contain a pace.
         """
         import numpy as np
 
@@ -115,7 +115,7 @@ class PacedClock:
         """Current event time, in microseconds since 1970 UTC."""
         import numpy as np
 
-        # Relative to the first knot: float64 holds microseconds of centuries, but not since 1970 to the last digit.
+        # Relative to the first knot, since float64 cannot represent all microseconds since 1970 exactly.
         first_us = int(self.knots[0, 1])
         since = np.interp(wall_us() - self.started_wall_us, self.knots[:, 0], self.knots[:, 1] - first_us)
         return first_us + int(since)
@@ -135,10 +135,10 @@ class FileClock:
         self._looked_s = time.monotonic()
 
     def now_us(self) -> int:
-        """Current time of the clock described by the file.
+        """Current time of the clock that the file describes.
 
         Raises:
-            ConfigError: the file is gone, or holds no clock.
+            ConfigError: the file is missing, or does not describe a clock.
         """
         if time.monotonic() - self._looked_s >= self.LOOK_S:
             self._looked_s = time.monotonic()
@@ -162,7 +162,7 @@ def parse_clock(text: str) -> WallClock | FixedClock | AcceleratedClock | PacedC
     """Parse the text form of a clock.
 
     Raises:
-        ConfigError: `text` is none of the five forms, or names a file that holds none.
+        ConfigError: `text` is none of the five forms, or names a file that is not valid.
 
     >>> str(parse_clock("fixed:7")), str(parse_clock("accelerated:1:2:3.0"))
     ('fixed:7', 'accelerated:1:2:3.0')

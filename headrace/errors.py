@@ -1,4 +1,4 @@
-"""Every error that Headrace raises on purpose, as one tree.
+"""The exception hierarchy of Headrace.
 
 Catch `HeadraceError` for all of them, or a branch::
 
@@ -28,8 +28,8 @@ Catch `HeadraceError` for all of them, or a branch::
         DeadlineError        no answer within the deadline of the call
         ResponseError        the service answered with an error
           InvalidRequestError  the request is wrong: 400, 404, 413, 422
-          UnauthorizedError  no known API key, or one that may not do this: 401, 403
-          VersionError       the model version asked for is not live: 409
+          UnauthorizedError  the API key is missing, unknown or lacks the permission: 401, 403
+          VersionError       the requested model version is not live: 409
           OverloadedError    too many requests: 429
           UnavailableError   the service cannot answer now: 502, 503, 504
 
@@ -38,7 +38,7 @@ Messages say what was found, where, what is allowed and how to fix it.
 
 
 class HeadraceError(Exception):
-    """Root of the tree."""
+    """Base class of all errors that Headrace raises."""
 
 
 class ConfigError(HeadraceError):
@@ -50,7 +50,7 @@ class PortBusyError(ConfigError):
 
 
 class MissingExtraError(ConfigError, ModuleNotFoundError):
-    """An optional package is not installed. The message names the extra that brings it; `name` is the package."""
+    """An optional package is not installed. The message names the extra that installs it; `name` is the package."""
 
 
 class DeclarationError(HeadraceError, TypeError):
@@ -82,7 +82,7 @@ class OffsetLostError(SourceError):
 
 
 class StoreError(HeadraceError):
-    """The online store cannot do what was asked."""
+    """An operation of the online store failed."""
 
 
 class StoreUnavailableError(StoreError):
@@ -122,7 +122,7 @@ class ServiceError(HeadraceError):
 
 
 class ClientError(HeadraceError):
-    """A call of `headrace.Client` failed. `request_id` is in the log of the service, if the request reached it."""
+    """A call of `headrace.Client` failed. The service's log has its `request_id`, if the request arrived."""
 
     def __init__(self, message: str, *, request_id: str) -> None:
         super().__init__(f"{message} (request {request_id})")
@@ -140,8 +140,8 @@ class DeadlineError(ClientError, TimeoutError):
 class ResponseError(ClientError):
     """The service answered with an error.
 
-    `status` is that of HTTP; `code` is a stable word, such as "unknown_view"; `detail`, `fix` and `field` are the
-    answer's; `retry_after_s` is the wait that the service asked for, in seconds, or None.
+    `status` is the HTTP status; `code` is a stable identifier such as "unknown_view"; `detail`, `fix` and `field` are
+    from the answer's body; `retry_after_s` is the wait in seconds that the service requested, or None.
     """
 
     def __init__(
@@ -170,16 +170,16 @@ class InvalidRequestError(ResponseError):
 
 
 class UnauthorizedError(ResponseError):
-    """The request has no known API key, or one that may not do this."""
+    """The request's API key is missing, unknown or lacks the permission."""
 
 
 class VersionError(ResponseError):
-    """The model version that the request asked for is not live."""
+    """The requested model version is not live."""
 
 
 class OverloadedError(ResponseError):
-    """The service has too many requests, and went on refusing this one until its deadline."""
+    """The service has too many requests, and refused this one on every attempt until its deadline."""
 
 
 class UnavailableError(ResponseError):
-    """The service cannot answer now, and went on saying so until the deadline."""
+    """The service cannot answer now, and did not recover before the request's deadline."""

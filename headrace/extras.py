@@ -1,7 +1,7 @@
-"""Optional packages: the extra of the distribution that brings each, and one error where a package is missing.
+"""Optional packages: the extra that installs each, and the error for a missing package.
 
-`pip install headrace` installs what declares, reads and replays features. Modules that import an optional package call
-`require` first, so every way in (a command, an import, the start of a replica) ends with the same line.
+`pip install headrace` installs what is needed to declare, read and replay features. Modules that import an optional
+package call `require` first, so every entry point (a command, an import, the start of a replica) gives the same error.
 """
 
 import importlib.util
@@ -25,13 +25,13 @@ EXTRA_OF = {
     "matplotlib": "plot",
     "opentelemetry.exporter.otlp.proto.http": "traces",
 }
-"""Top-level modules of optional packages, and the extra that installs each."""
+"""Top-level module of an optional package -> the extra that installs it."""
 BYTEWAX_BEFORE = (3, 13)
-"""First Python that Bytewax has no wheel for; flows run there with `--runner loop`."""
+"""First Python version for which Bytewax has no wheel; flows run there with `--runner loop`."""
 
 
 def is_installed(package: str) -> bool:
-    """Whether a top-level module can be imported. It is looked for, not imported."""
+    """Whether a top-level module can be imported; it is searched, not imported."""
     try:
         return package in sys.modules or importlib.util.find_spec(package) is not None
     except ImportError:  # an import hook that blocks it
@@ -39,10 +39,10 @@ def is_installed(package: str) -> bool:
 
 
 def require(*packages: str) -> None:
-    """Return if all of these top-level modules can be imported.
+    """Check that all of these top-level modules can be imported.
 
     Raises:
-        MissingExtraError: names the first that is missing, and the command that installs it.
+        MissingExtraError: a module is missing; names the first one, and the command that installs it.
     """
     for package in packages:
         if not is_installed(package):

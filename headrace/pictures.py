@@ -1,4 +1,4 @@
-"""Where pictures may be written, checked before the work that they show. Drawing needs matplotlib."""
+"""A check, before the work begins, that its picture can be written. Drawing needs matplotlib."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def check_plot(path: Path) -> None:
     """Check that a picture can be written to `path`.
 
     Raises:
-        ConfigError: its suffix is neither .png nor .svg, or its folder is not there.
+        ConfigError: its suffix is neither .png nor .svg, or its folder does not exist.
         MissingExtraError: matplotlib is not installed.
     """
     if path.suffix not in SUFFIXES:

@@ -1,4 +1,4 @@
-"""Find the project a command runs in, and make its five folders importable.
+"""Find the project in which a command runs, and make its five folders importable.
 
 A project is a folder whose pyproject.toml has a `[tool.headrace]` table. Its folders `schemas/`, `features/`,
 `pipelines/`, `learners/` and `serving/` are packages, so its root goes first on the import path: an installed package
@@ -32,10 +32,10 @@ FOLDERS = ("schemas", "features", "pipelines", "learners", "serving")
 
 
 def find_root() -> Path:
-    """The project's folder: HEADRACE_PROJECT if set, else the working directory, or the nearest above it.
+    """The project's folder: the nearest one, from HEADRACE_PROJECT or else the working directory upward.
 
     Raises:
-        ConfigError: no folder upward holds a pyproject.toml with `[tool.headrace]`.
+        ConfigError: none of these folders has a pyproject.toml with `[tool.headrace]`.
     """
     folders = _upward()
     for folder in folders:
@@ -64,22 +64,22 @@ def _tables(file: Path) -> dict[str, Any]:
 
 
 def stack() -> StackState | None:
-    """The services that `headrace up` runs, or ran, for the project of this process; None: none, or no project.
+    """The services that `headrace up` runs, or ran, for this process's project; None if there are none, or no project.
 
     Raises:
-        ConfigError: a file that tells is damaged.
+        ConfigError: the file that describes them is damaged.
     """
     state = _nearest(stack_state.FOLDER)
     return stack_state.read_state(state) if state and state.is_dir() else None
 
 
 def env_file() -> Path:
-    """The `.env` of the project of this process, or of the working directory; it need not be there."""
+    """The `.env` of this process's project, or of the working directory; it need not exist."""
     return _nearest(ENV_FILE) or Path(ENV_FILE)
 
 
 def _nearest(name: str | Path) -> Path | None:
-    """What has that name beside a pyproject.toml, in the project's folder or the nearest above it."""
+    """The path `name` beside a pyproject.toml, in the nearest folder that has both; None if there is none."""
     for folder in _upward():
         if (folder / name).exists() and (folder / "pyproject.toml").is_file():
             return folder / name
@@ -107,8 +107,8 @@ def load_module(name: str) -> ModuleType:
     """Import `name`, a dotted module of the project.
 
     Raises:
-        ConfigError: there is no such module, or it fails while it is imported; the message says where.
-        HeadraceError: a declaration or a setting in it is wrong.
+        ConfigError: there is no such module, or its import fails; the message says where.
+        HeadraceError: a declaration or setting in it is wrong.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(_no_module(name))
@@ -128,21 +128,21 @@ def load_module(name: str) -> ModuleType:
 
 
 def _no_module(name: str) -> str:
-    """What is wrong with the name of a module, and the nearest that the project has."""
+    """The message for an unknown module, with the nearest name in the project."""
     root = Path(sys.path[0])
     there = [f"{folder}.{file.stem}" for folder in FOLDERS for file in (root / folder).glob("[!_]*.py")]
     return f"no module {name!r}: write it as folder.file, e.g. features.customer{_nearest_of(name, there)}"
 
 
 def _nearest_of(name: str, names: Iterable[str]) -> str:
-    """A question with the nearest of `names`, whatever their case; empty if none is near."""
+    """A "did you mean" question with the nearest of `names`, ignoring case; empty if none is near."""
     by_lower = {each.lower(): each for each in sorted(names)}
     near = difflib.get_close_matches(name.lower(), by_lower, 1)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
 def _fault(exc: BaseException) -> str:
-    """What an import failed with, and the line of the project that it came from, as far as there is one."""
+    """The error of a failed import, with the project's line that caused it, if there is one."""
     if isinstance(exc, SyntaxError):
         return f"{exc.filename}:{exc.lineno}: {exc.msg}"
     engine = str(Path(__file__).parent)
@@ -153,11 +153,11 @@ def _fault(exc: BaseException) -> str:
 
 
 def load_object(reference: str, folder: str | None = None) -> Any:
-    """The object that `module:name` names; `folder` is that of the project in which a bare name is looked for.
+    """Load the object that `module:name` names; for a bare name, the error suggests classes of the project's `folder`.
 
     Raises:
-        ConfigError: the reference has no colon, or the module has no such name; the message lists what it has.
-        HeadraceError: as `load_module`.
+        ConfigError: the reference has no colon, or the module has no such name; the message lists its names.
+        HeadraceError: see `load_module`.
     """
     module_name, colon, name = reference.partition(":")
     if not (colon and module_name and name):
@@ -174,9 +174,9 @@ def load_object(reference: str, folder: str | None = None) -> Any:
 
 
 def subclasses_in(folder: str, base: type[T], root: Path) -> tuple[list[type[T]], list[str]]:
-    """Every subclass of `base` that the modules of one project folder define, by name; and what is wrong with others.
+    """The subclasses of `base` in the modules of a project folder, by name, and the errors of modules that fail.
 
-    A module that cannot be imported does not hide what the others define.
+    A module that cannot be imported does not hide the classes of others.
     """
     classes: dict[str, type[T]] = {}
     broken: list[str] = []
@@ -206,7 +206,7 @@ def subclasses_in(folder: str, base: type[T], root: Path) -> tuple[list[type[T]]
 
 
 def events(root: Path) -> tuple[list[type["Event"]], list[str]]:
-    """The project's event classes that have a topic, by name; and what is wrong with modules that define others."""
+    """The project's event classes with a topic, by name, and the errors of modules that cannot be imported."""
     from headrace.schemas import Event
 
     declared, broken = subclasses_in("schemas", Event, root)
@@ -214,10 +214,10 @@ def events(root: Path) -> tuple[list[type["Event"]], list[str]]:
 
 
 def event_named(name: str, root: Path) -> type["Event"]:
-    """The event class `name` of the project, or the one that `module:Class` names.
+    """The project's event class `name`, or the class that `module:Class` names.
 
     Raises:
-        ConfigError: there is none, or several; the message has the nearest names.
+        ConfigError: there is no such class, or several; the message has the nearest names.
     """
     from headrace.schemas import Event, spec_of
 
@@ -238,10 +238,10 @@ def _class_at(address: str, base: type[T], kind: str, declaration: str) -> type[
 
 
 def learner_named(name: str, root: Path) -> type["Learner"]:
-    """The learner of the project with this class name or learner's name, or the one that `module:Class` names.
+    """The project's learner with this class name or `name` attribute, or the class that `module:Class` names.
 
     Raises:
-        ConfigError: there is none, or several; the message has the nearest names.
+        ConfigError: there is no such learner, or several; the message has the nearest names.
     """
     from headrace.learners import Learner
 
@@ -253,7 +253,7 @@ def learner_named(name: str, root: Path) -> type["Learner"]:
 
 
 def _named(kind: str, name: str, declared: list[tuple[str, type[T]]], broken: list[str], folder: Path) -> type[T]:
-    """The only class of that name; `broken` says what is wrong with modules that could not be read."""
+    """The only class of that name; `broken` are the errors of modules that could not be imported."""
     classes = [value for other, value in declared if other == name]
     if len(classes) > 1:
         places = ", ".join(f"{value.__module__}:{value.__name__}" for value in classes)

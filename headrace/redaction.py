@@ -1,14 +1,15 @@
 """URLs and error texts without their secrets, for messages and logs.
 
-`shown_url` masks what may be a secret in a URL: the password, values of the query, and, where the URL does not follow
-the rules, everything up to the last place where a password can end. It never raises, and it errs on the side of hiding:
+`shown_url` masks what may be a secret in a URL: the password, values of the query, and, in a malformed URL, everything
+up to the last position at which a password can end. It never raises, and masks too much rather than too little:
 
     redis://me:secret@host:6379/0                     redis://me:***@host:6379/0
     redis://:se/cret@host:6379/0                      redis://***@host:6379/0          "/" should be %2F
     https://host/log.parquet?sig=secret               https://host/log.parquet?sig=***
     redis://host:secret                               redis://host:***                 no port, perhaps a password
 
-Libraries that parse URLs (urllib, httpx, yarl) fail on the second and the last, quoting the secret, hence this module.
+This module exists because URL parsers (urllib, httpx, yarl) fail on the second and the last of these, and quote the
+secret.
 """
 
 import re
@@ -26,19 +27,19 @@ _DELIMITER = re.compile(r"[/?#]")
 _PORT = re.compile(r":(?P<port>[^:\]@,/?#]*)(?=$|,)")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,40}")
 _NAMED = re.compile(r"([\w.]+=)?")
-"""What may stand before a URL: the event class that it is of."""
+"""Prefix of a URL that names its event class."""
 _WORD = re.compile(r"[\w.:,+ -]*")
 _IN_TEXT = re.compile(_SCHEME.pattern + r"[^\s\"'<>`]+")
 _NO_PATH_HAS_AT = ("redis", "rediss", "redis+cluster", "rediss+cluster", "kafka")
-"""Schemes of URLs whose path holds no "@": one there ends a password that was not percent-encoded."""
+"""Schemes of URLs without "@" in the path: an "@" there ends a password that is not percent-encoded."""
 _CUTS_MAX = 64
-"""Delimiters of a text at which pieces of it are made: their number grows with the square."""
+"""Maximum number of delimiters at which a text is split: the number of pieces grows quadratically."""
 _SECRET_CHARS_MIN = 3
-"""Shorter secrets are not looked for in free text, where every other word would hold them."""
+"""Shorter secrets are not masked in free text, since many words would contain them."""
 
 
 def shown_url(url: str) -> str:
-    """`url` without its secrets; text that is no URL is only masked where it reads `...:password@...`.
+    """Mask the secrets of `url`; in text that is not a URL, only `...:password@...` is masked.
 
     >>> shown_url("redis://me:secret@host:6379/0"), shown_url("redis://:sec/ret@host/0")
     ('redis://me:***@host:6379/0', 'redis://***@host/0')
@@ -60,7 +61,7 @@ def has_secrets(url: str) -> bool:
 
 
 def redacted(text: str, *urls: str) -> str:
-    """`text`, such as a library's error message, without the secrets of `urls` and of any URL it quotes.
+    """Mask, in a text such as a library's error message, the secrets of `urls` and of URLs that the text contains.
 
     >>> redacted("no port: 'sec'", "redis://:sec/ret@host"), redacted("GET https://me:pw@host/x failed")
     ("no port: '***'", 'GET https://me:***@host/x failed')
@@ -73,12 +74,12 @@ def redacted(text: str, *urls: str) -> str:
 
 
 def _split_user(scheme: str, rest: str) -> tuple[str, str]:
-    """(user part as shown, what follows it) of a URL behind its scheme."""
+    """Split a URL without its scheme into the masked user part and the rest."""
     authority = _DELIMITER.split(rest, maxsplit=1)[0]
     before, at, after = rest.rpartition("@")
     if not at or _is_path_with_at(scheme, authority, before):
         return "", rest
-    if "?" in before:  # either the password holds a "?", or a value of the query holds an "@": nobody can say
+    if "?" in before:  # ambiguous: the password contains a "?", or a value of the query an "@"
         return MASK, ""
     user, colon, _ = before.partition(":")
     is_clean = before == authority.rpartition("@")[0] and "@" not in before
@@ -86,14 +87,14 @@ def _split_user(scheme: str, rest: str) -> tuple[str, str]:
 
 
 def _is_path_with_at(scheme: str, authority: str, before: str) -> bool:
-    """Whether an "@" is part of a file's path: `s3://bucket/log@v2/a.parquet`, not a password's end."""
+    """Whether an "@" is part of a file's path, as in `s3://bucket/log@v2/a.parquet`, not the end of a password."""
     if "@" in authority or ":" in before or scheme in _NO_PATH_HAS_AT:
         return False
     return not scheme.startswith("http") or "." in authority or authority == "localhost"
 
 
 def _shown_tail(tail: str) -> str:
-    """Host, path and query, without what may be a secret."""
+    """Host, path and query, with possible secrets masked."""
     authority = _DELIMITER.split(tail, maxsplit=1)[0]
     if any(port["port"] and not port["port"].isdecimal() for port in _PORT.finditer(authority)):
         return _PORT.sub("", authority) + f":{MASK}"
@@ -109,7 +110,7 @@ def _shown_parameter(parameter: str) -> str:
 
 
 def _secrets_of(url: str) -> list[str]:
-    """Whatever `shown_url` hides, whole and in the pieces that a parser makes of it, longest first."""
+    """The texts that `shown_url` masks, whole and in all pieces into which a parser may split them, longest first."""
     if not has_secrets(url):
         return []
     scheme = _SCHEME.search(url)
@@ -129,20 +130,20 @@ def _secrets_of(url: str) -> list[str]:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Whatever lies between two delimiters of `text`: a parser may take any of it for a port, a host or a name."""
+    """Every text between two delimiters of `text`: a parser may take any of them for a port, a host or a name."""
     cuts = [match.start() for match in re.finditer("[/?#@:&;=]", text)][:_CUTS_MAX]
     for begin, end in combinations([-1, *cuts, len(text)], 2):
         yield text[begin + 1 : end]
 
 
 def _users(before: str) -> list[str]:
-    """What may be user and password in the text before a URL's last "@": up to each "@", and behind the first ":"."""
+    """Possible users and passwords in the text before a URL's last "@": up to each "@", and after the first ":"."""
     ends = [match.start() for match in re.finditer("@", before)] + [len(before)]
     users = [before[:end] for end in ends]
     return users + [user.partition(":")[2] for user in users]
 
 
 def _values(query: str) -> list[str]:
-    """What may be the values of a query."""
+    """Possible values of a query."""
     parameters = [*query.split("&"), *re.split("[&;]", query)]
     return [value if equals else name for name, equals, value in (text.partition("=") for text in parameters)]

@@ -1,6 +1,6 @@
-"""One settings class: every knob with a default, read from the environment (`HEADRACE_…`) or the project's `.env`.
+"""Settings with defaults, read from the environment (`HEADRACE_…`) or the project's `.env`.
 
-Command-line flags override these values; engine classes take plain arguments and never read settings themselves.
+Command-line flags override these values. Engine classes take plain arguments and never read settings.
 """
 
 import difflib
@@ -24,9 +24,9 @@ from headrace.stack_state import StackState
 
 PREFIX = "HEADRACE_"
 OTHER_VARIABLES = frozenset({"PROJECT"})
-"""Variables that are no settings: HEADRACE_PROJECT says where the project is."""
+"""Variables that are not settings: HEADRACE_PROJECT is the project's folder."""
 SPAN_S_MAX = 315_360_000.0
-"""Ten years: a longer span is a slip of units, and would leave the range of times."""
+"""Ten years in seconds: a longer span is a mistake of units, and would exceed the range of times."""
 
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\sA-Z@,]+")
@@ -34,11 +34,11 @@ _DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 
 
 class SettingsWarning(UserWarning):
-    """A variable of the environment that looks like a setting and is none."""
+    """An environment variable that looks like a setting but is not one."""
 
 
 def _key_list(value: Any) -> Any:
-    """Keys as a JSON list, or separated by commas."""
+    """Parse keys from a JSON list, or a text separated by commas."""
     if not isinstance(value, str):
         return value
     if value.lstrip()[:1] in {"[", "{", '"'}:
@@ -52,7 +52,7 @@ def _key_list(value: Any) -> Any:
 
 
 def _origins(value: Any) -> Any:
-    """Origins as a JSON list, or separated by commas; an empty text is none."""
+    """Parse origins from a JSON list, or a text separated by commas; an empty text has none."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -78,7 +78,7 @@ def _none_if_empty(value: Any) -> Any:
 
 
 def _as_text(value: Any) -> Any:
-    """Numbers and truth values of a JSON object as librdkafka writes them."""
+    """Convert integers and booleans in a JSON object to librdkafka's text form."""
     if not isinstance(value, dict):
         return value
     return {
@@ -87,7 +87,7 @@ def _as_text(value: Any) -> Any:
     }
 
 
-Key = Annotated[str, Field(min_length=1, pattern=r"^[!-~]+$")]  # what an HTTP header can carry
+Key = Annotated[str, Field(min_length=1, pattern=r"^[!-~]+$")]  # characters allowed in an HTTP header
 Keys = Annotated[tuple[Key, ...], NoDecode, BeforeValidator(_key_list)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Origins = Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_origins)]
@@ -96,7 +96,7 @@ KafkaOptions = Annotated[dict[str, str], BeforeValidator(_as_text)]
 
 
 def _span_s(default: float, description: str, **bounds: float) -> Any:
-    """A field of seconds, finite."""
+    """A field for a finite number of seconds."""
     return Field(default, le=SPAN_S_MAX, allow_inf_nan=False, description=description, **bounds)  # type: ignore[call-overload]
 
 
@@ -200,16 +200,16 @@ class Settings(BaseSettings):
 
     @property
     def stack(self) -> StackState | None:
-        """Services of the project's `headrace up`, running or not, if an address of these settings is theirs."""
+        """The services of the project's `headrace up`, running or not, if these settings use one of their addresses."""
         return self._stack
 
     @property
     def serving_url(self) -> str:
-        """URL at which this machine reaches the HTTP server."""
+        """URL of the HTTP server for clients on this machine."""
         return self.serving_url_of(self.port)
 
     def serving_url_of(self, port: int) -> str:
-        """`serving_url` with another port: that which was given for port 0."""
+        """Like `serving_url`, with another port, for instance the one assigned for port 0."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
         scheme = "https" if self.tls_cert else "http"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -219,7 +219,7 @@ class Settings(BaseSettings):
         """The clock that `clock` describes.
 
         Raises:
-            ConfigError: it describes none.
+            ConfigError: `clock` does not describe a clock.
         """
         try:
             return parse_clock(self.clock)
@@ -228,13 +228,13 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Settings of this process's environment; a variable that is no setting is warned of, once.
+    """Load the settings from this process's environment; warns once of a variable that is not a setting.
 
-    Where the environment does not say where Redis and the broker are, and `headrace up` has been run in the project,
-    they are those of `up`, whether it runs or not: another server that happens to listen is not taken for them.
+    If the addresses of Redis and the broker are not set, and `headrace up` has been run in the project, they are those
+    of `up`, even if it is not running: another server that happens to use the default ports is not used by mistake.
 
     Raises:
-        ConfigError: a variable does not fit; the message names it and what it wants.
+        ConfigError: a variable is not valid; the message names it and the allowed values.
     """
     try:
         env_file = project.env_file()
@@ -248,17 +248,17 @@ def load_settings() -> Settings:
     except (OSError, UnicodeDecodeError) as exc:
         fault = f"{env_file} cannot be read: {exc}"
     else:
-        # Kernels and embedded services read these there; `.env` may have named them.
+        # Kernels and embedded services read these from the environment, but they may be set in `.env`.
         if settings.threads is not None:
             os.environ[f"{PREFIX}THREADS"] = str(settings.threads)
         if settings.redis_server:
             os.environ[f"{PREFIX}REDIS_SERVER"] = settings.redis_server
         return settings
-    raise ConfigError(fault)  # out of the handlers: what is quoted there may be a secret
+    raise ConfigError(fault)  # outside the handlers: the exceptions there may quote a secret
 
 
 def _with_stack(settings: Settings) -> Settings:
-    """Return settings with the addresses of the project's own services where none are set."""
+    """Fill in the addresses of the project's services if they are not set."""
     stack = project.stack()
     if stack is None:
         return settings
@@ -271,7 +271,7 @@ def _with_stack(settings: Settings) -> Settings:
 
 
 def _described(exc: ValidationError) -> str:
-    """The first thing that does not fit."""
+    """The message for the first invalid variable."""
     first = exc.errors()[0]
     field = str(first["loc"][0])
     name = PREFIX + field.upper() + "".join(f"[{part!r}]" for part in first["loc"][1:])

@@ -1,8 +1,8 @@
-"""Where the services of one machine are: the file that `headrace up` writes, and every other command reads.
+"""Addresses of a project's local services: the file that `headrace up` writes, and other commands read.
 
-`.headrace/local/headrace-up.json` of a project holds the addresses. Its lock says whether they are served: the process
-that keeps the services running holds it for as long as it lives, so a file that a killed process left behind, or that
-is of before a reboot, is never taken for a running one.
+`.headrace/local/headrace-up.json` in the project has the addresses. Its lock tells whether the services are running:
+the process that runs them holds the lock until it ends, so a file left by a killed process, or from before a reboot, is
+never taken for running services.
 """
 
 import fcntl
@@ -16,24 +16,23 @@ import orjson
 from headrace.errors import ConfigError
 
 FOLDER = Path(".headrace/local")
-"""Folder of the services, below the project's root: data, logs and pid files."""
+"""Folder of the services in the project, with data, logs and pid files."""
 FILE = "headrace-up.json"
 _SIZE = 1_024
-"""Bytes of the file, padded: a text that replaces a longer one leaves nothing behind."""
+"""Size of the file in bytes, padded, so that a new text replaces a longer one completely."""
 _ACQUIRE_S = 0.5
-"""Seconds that a reader, who takes the lock for a moment, may hold up the one who wants to keep it."""
+"""Seconds that `acquire` waits, since readers briefly take the lock."""
 EMBEDDED = "embedded://"
-"""Scheme of a store URL that names the folder of an embedded Redis in place of an address."""
+"""Scheme of a store URL with the folder of an embedded Redis instead of an address."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackState:
     """The services of one project.
 
-    `folder` is absolute. `pid` is the process that keeps the services running, and `is_running` whether it does.
-    `broker_starts` counts the starts of the broker in this folder, each of which begins with empty topics.
-    `started_us`: wall time at which both services were ready, 0 before. `restarts`: service -> how often it has died
-    and been started again since.
+    `folder` is absolute. `pid` is the process that runs the services, `is_running` whether it is alive. `broker_starts`
+    counts the starts of the broker in this folder, each of which begins with empty topics. `started_us`: wall time at
+    which both services were ready, 0 before. `restarts`: service -> number of restarts since then after a crash.
     """
 
     folder: Path
@@ -47,17 +46,17 @@ class StackState:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the services are running, and were ready when they were last started as a whole."""
+        """Whether the services are running, and both became ready after the last start."""
         return self.is_running and self.started_us > 0
 
     @property
     def redis_folder(self) -> Path:
-        """Data and log of Redis."""
+        """Folder with the data and log of Redis."""
         return self.folder / "redis"
 
     @property
     def store_url(self) -> str:
-        """URL of the store for our own clients, who find Redis by its folder, wherever it listens."""
+        """URL of the store for Headrace's own clients, which find Redis by its folder, on any port."""
         return f"{EMBEDDED}{self.redis_folder}"
 
     @property
@@ -72,10 +71,10 @@ class StackState:
 
 
 def read_state(folder: Path) -> StackState | None:
-    """The services that `folder`, a project's `FOLDER`, belongs to; None where `headrace up` has never been run there.
+    """Read the state of the services in `folder`, a project's `FOLDER`; None if `headrace up` has never been run there.
 
     Raises:
-        ConfigError: the file is damaged, or of another version of Headrace.
+        ConfigError: the file is damaged, or was written by another version of Headrace.
     """
     folder = folder.resolve()
     try:
@@ -88,7 +87,7 @@ def read_state(folder: Path) -> StackState | None:
     finally:
         os.close(file)
     if not text:
-        return None  # `up` has only begun, or was killed before it knew its ports
+        return None  # `up` has just begun, or was killed before it knew its ports
     try:
         return StackState(folder, **orjson.loads(text), is_running=is_running)
     except (orjson.JSONDecodeError, TypeError) as exc:
@@ -99,14 +98,14 @@ def read_state(folder: Path) -> StackState | None:
 
 
 class StateFile:
-    """The file of a stack that is being run, locked for as long as this object is open. Not inherited by children."""
+    """The state file of a running stack; the lock is held until `close`. Child processes do not inherit it."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def acquire(self) -> bool:
-        """Take the lock; False where another process keeps it."""
+        """Take the lock; returns False if another process holds it."""
         deadline_s = time.monotonic() + _ACQUIRE_S
         while True:
             try:
@@ -119,7 +118,7 @@ class StateFile:
                 return True
 
     def write(self, state: StackState) -> None:
-        """Replace what the file holds. It is written whole: a reader sees the old text or the new one."""
+        """Replace the content in a single write, so that a reader sees the old text or the new one."""
         fields = asdict(state)
         del fields["folder"], fields["is_running"]
         text = orjson.dumps(fields).ljust(_SIZE - 1) + b"\n"
@@ -127,7 +126,7 @@ class StateFile:
         os.pwrite(self._file, text, 0)
 
     def close(self) -> None:
-        """Release the lock; the content stays: the ports, and how often the broker was started."""
+        """Release the lock; the content stays, with the ports and the number of broker starts."""
         os.close(self._file)
 
 

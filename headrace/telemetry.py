@@ -1,7 +1,7 @@
-"""Logs, metrics, and the status board through which processes of one installation show how they are doing.
+"""Logs, metrics, and a status board on which the processes of an installation publish their state.
 
-Metrics are `prometheus_client` objects declared at the head of the module that counts; a name carries its unit. A
-process of serving answers them on its own port, all others by `serve_metrics`; docs/operations.md lists them.
+Metrics are `prometheus_client` objects, declared at the top of the module that updates them; a name contains its unit.
+The serving process exposes them on its own port, all others with `serve_metrics`; docs/operations.md lists them.
 """
 
 import contextlib
@@ -22,22 +22,22 @@ from headrace.clock import wall_us
 from headrace.errors import PortBusyError, StoreError
 
 TIMEOUT_S = 2.0
-"""Seconds that Redis may take to answer before a status is given up."""
+"""Timeout of Redis in seconds, after which a status is not posted or read."""
 EXPIRE_S = 60
-"""Seconds after which the status of a process that has fallen silent is gone."""
+"""Seconds after which the status of a silent process expires."""
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Id of the HTTP request that is answered: in every log line that is written meanwhile."""
+"""Id of the current HTTP request, added to every log line during the request."""
 
-_random = random.Random(secrets.randbits(256))  # of our own: a seed that a user sets must not repeat ids
+_random = random.Random(secrets.randbits(256))  # a separate generator: a user's seed must not repeat ids
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _random.seed(secrets.randbits(256)))
 
 
 def new_request_id() -> str:
-    """A random id of 32 hexadecimal digits, unlike any other.
+    """A unique random id of 32 hexadecimal digits.
 
-    Not `uuid4`, which asks the kernel each time: a call that gives the interpreter up costs a busy process far more
-    than the id.
+    `uuid4` is not used, since it makes a system call each time: in a busy process, releasing the GIL for it costs far
+    more than the id.
     """
     return f"{_random.getrandbits(128):032x}"
 
@@ -51,9 +51,9 @@ STAGE_SECONDS = Histogram(
 
 
 def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
-    """Send structlog events to stderr, as text for people or as JSON lines for collectors.
+    """Write structlog events to stderr, as text for people or as JSON lines for collectors.
 
-    As JSON, warnings and what libraries log by Python's own `logging` become such lines too.
+    As JSON, warnings and the messages of libraries that use Python's `logging` are converted as well.
     """
     if as_json:
         _log_libraries_as_json()
@@ -77,10 +77,10 @@ def configure_logs(level: str = "info", *, as_json: bool = False) -> None:
 
 @contextlib.contextmanager
 def serve_metrics(host: str, port: int) -> Iterator[int]:
-    """Answer `GET /metrics` on `host`:`port` meanwhile, in a thread; gives the port, which differs for port 0.
+    """Serve `GET /metrics` on `host`:`port` in a thread during the block; yields the port, assigned for port 0.
 
     Raises:
-        PortBusyError: the address cannot be listened on.
+        PortBusyError: listening on the address fails.
     """
     try:
         server, thread = start_http_server(port, addr=host)
@@ -129,12 +129,12 @@ def _add_request_id(_logger: Any, _method: str, event: MutableMapping[str, Any])
 
 
 class StatusBoard:
-    """Small JSON documents in Redis, one a process, that expire when their process falls silent.
+    """Small JSON documents in Redis, one per role, which expire when their process stops posting.
 
-    `headrace doctor` and the demo's view read them; nothing depends on them. Connects at the first use.
+    `headrace doctor` and the demo's screen read them; nothing depends on them. Connects on first use.
 
     Raises:
-        StoreError: `redis_url` does not say which Redis is meant.
+        StoreError: `redis_url` is not a valid URL of a Redis.
     """
 
     def __init__(self, redis_url: str, namespace: str = "hr") -> None:
@@ -144,7 +144,7 @@ class StatusBoard:
         self._prefix = f"{namespace}:status:"
 
     def post(self, role: str, document: Mapping[str, Any]) -> bool:
-        """Show `document` as the state of `role`; False when Redis did not take it (it is never worth a crash)."""
+        """Publish `document` as the state of `role`; returns False if Redis fails, which must not crash the process."""
         body = orjson.dumps(
             {"role": role, "pid": os.getpid(), "posted_us": wall_us(), **document}, option=orjson.OPT_SERIALIZE_NUMPY
         )
@@ -157,7 +157,7 @@ class StatusBoard:
         return True
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """The newest document of every role.
+        """Read the newest document of every role.
 
         Raises:
             StoreUnavailableError: Redis does not answer.

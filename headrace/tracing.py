@@ -1,14 +1,14 @@
-"""Traces of requests and of their stages, by OpenTelemetry; nothing of it is loaded unless a URL is set.
+"""OpenTelemetry traces of requests and their stages; the packages are loaded only if a URL is set.
 
     caller's span (header `traceparent`, W3C Trace Context)
       '-- POST /v1/rank                the request, from its headers to the response
             |-- wait                   in the queue of its lane
-            |-- read                   features of the batch, from the store or what is resident
+            |-- read                   features of the batch, from the store or from memory
             |-- score                  the forward pass of the batch
             '-- answer                 order, body and impression of the batch
 
-Requests of one batch have equal times from `read` on: the work is done once for all of them. A request whose caller
-brings a trace is recorded if the caller's is; of the others a share is.
+Requests of one batch have equal times from `read` on, since the work is done once for all of them. A request with a
+caller's trace is recorded if the caller's trace is; of the others, a configured share is recorded.
 """
 
 import time
@@ -23,14 +23,14 @@ if TYPE_CHECKING:  # an optional package
     from opentelemetry.trace import Tracer
 
 EXPORT_S = 2.0
-"""Seconds that the collector may take to answer."""
+"""Timeout of the collector in seconds."""
 PREFIX = "/v1/"
-"""Paths that are traced: probes and metrics are not."""
+"""Prefix of traced paths; probes and metrics are not traced."""
 STAGES = ("wait", "read", "score", "answer")
 
 
 class RequestTrace:
-    """The span of one request that is recorded; threads that work on the request put its stages beneath it."""
+    """The span of one recorded request, to which the threads that work on the request add its stages."""
 
     __slots__ = ("_context", "_tracer", "submitted_ns")
 
@@ -40,7 +40,7 @@ class RequestTrace:
         self.submitted_ns = 0
 
     def stages(self, ends_ns: Sequence[int], requests: int) -> None:
-        """Add the spans of STAGES, which end at `ends_ns`, in ns since 1970; `requests` of one batch had them."""
+        """Add the spans of STAGES, ending at `ends_ns` in ns since 1970; `requests` is the size of the batch."""
         begin_ns = self.submitted_ns
         for name, end_ns in zip(STAGES, ends_ns, strict=True):
             span = self._tracer.start_span(name, self._context, start_time=begin_ns)
@@ -50,11 +50,11 @@ class RequestTrace:
 
 
 REQUEST_TRACE: ContextVar[RequestTrace | None] = ContextVar("request_trace", default=None)
-"""Trace of the request that is answered; None: it is not recorded."""
+"""Trace of the current request; None if it is not recorded."""
 
 
 def submitted() -> RequestTrace | None:
-    """The trace of this request, which begins to wait now."""
+    """The trace of the current request, with its wait starting now."""
     trace = REQUEST_TRACE.get()
     if trace is not None:
         trace.submitted_ns = time.time_ns()
@@ -62,18 +62,18 @@ def submitted() -> RequestTrace | None:
 
 
 def trace_batch(traces: Iterable[RequestTrace | None], ends_ns: Sequence[int], requests: int) -> None:
-    """Add the stages of a batch to those of its requests that are recorded."""
+    """Add the stages of a batch to the traces of its recorded requests."""
     for trace in traces:
         if trace is not None:
             trace.stages(ends_ns, requests)
 
 
 class Tracing:
-    """Records requests and sends them to a collector, in a thread.
+    """A recorder of requests, which sends them to a collector in a thread.
 
     Args:
         url: OTLP over HTTP, such as "http://127.0.0.1:4318/v1/traces".
-        share: of the requests recorded whose caller brings no trace, 0 to 1.
+        share: share of requests without a caller's trace to record, 0 to 1.
 
     Raises:
         MissingExtraError: the exporter is not installed.
@@ -94,7 +94,7 @@ class Tracing:
         self.tracer: Tracer = self._provider.get_tracer("headrace")
 
     def close(self) -> None:
-        """Send what waits, and end the thread."""
+        """Send pending spans, and end the thread."""
         self._provider.shutdown()
 
 
@@ -109,7 +109,7 @@ class TraceRequests:
         self._propagator = TraceContextTextMapPropagator()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer through the application; the span ends with it."""
+        """Call the application; the span ends with its answer."""
         if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
             await self._app(scope, receive, send)
             return
