@@ -1,4 +1,4 @@
-"""Embedded services for one machine: a real Redis and a real Kafka-protocol broker, ended with their parent."""
+"""Embedded services for one machine: a real Redis and a real Kafka-protocol broker, which end with their parent."""
 
 from headrace.local.broker import EmbeddedBroker as EmbeddedBroker
 from headrace.local.ports import free_port as free_port

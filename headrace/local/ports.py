@@ -1,4 +1,4 @@
-"""Ports on this machine: find a free one, refuse a taken one by name."""
+"""Ports on this machine: find a free one, and report which process uses a busy one."""
 
 import errno
 import socket
@@ -6,13 +6,13 @@ import socket
 from headrace.errors import PortBusyError
 
 HOST = "127.0.0.1"
-"""Embedded services listen here and nowhere else."""
+"""The only address on which embedded services listen."""
 
 
 def free_port() -> int:
-    """A TCP port that nothing listened on a moment ago.
+    """Find a free TCP port.
 
-    Another process may take it before the caller does; services started with `port=0` therefore try more than one.
+    Another process may take it before the caller does, so services started with `port=0` try several.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind((HOST, 0))
@@ -20,15 +20,15 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether `port` can be listened on."""
+    """Whether a service can listen on `port`."""
     return _refusal(port) is None
 
 
 def require_free(port: int, *, service: str, flag: str) -> None:
-    """Return if `port` can be listened on.
+    """Check that a service can listen on `port`.
 
     Raises:
-        PortBusyError: it is taken, or this user may not bind it. Names the port, who has it, the service and the flag.
+        PortBusyError: the port is in use, or this user may not bind it. Names port, process, service and flag.
     """
     exc = _refusal(port)
     if exc is not None:
@@ -40,10 +40,10 @@ def require_free(port: int, *, service: str, flag: str) -> None:
 
 
 def require_address(host: str, port: int) -> None:
-    """Return if `host`:`port` can be listened on; port 0, any free one, always can where the host is this machine's.
+    """Check that a service can listen on `host`:`port`; port 0 is any free port.
 
     Raises:
-        PortBusyError: another process listens there, the host is not this machine's, or the port needs other rights.
+        PortBusyError: another process listens there, the host is not this machine's, or the port needs privileges.
     """
     try:
         family, kind, number, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -58,9 +58,9 @@ def require_address(host: str, port: int) -> None:
 
 
 def _refusal(port: int) -> OSError | None:
-    """Why `port` cannot be listened on; None where it can."""
+    """The error of listening on `port`; None if it succeeds."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # The servers set it as well: without it the closed connections of an earlier run would look like a listener.
+        # The servers set it as well; without it, closed connections of an earlier run would look like a listener.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -70,14 +70,14 @@ def _refusal(port: int) -> OSError | None:
 
 
 def listener(port: int) -> str:
-    """Process that listens on `port` on this machine, as "process 123 (valkey-server)", as far as it can be told."""
+    """Name the process that listens on `port`, such as "process 123 (valkey-server)", if it can be determined."""
     try:
         import psutil
 
         listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
         owners = [one.pid for one in listening if one.laddr.port == port and one.pid is not None]
         return f"process {owners[0]} ({psutil.Process(owners[0]).name()})" if owners else "a process of another user"
-    except (ImportError, psutil.Error):  # other systems than Linux tell only root who listens
+    except (ImportError, psutil.Error):  # on other systems than Linux, only root may list listeners
         return "another process"
 
 

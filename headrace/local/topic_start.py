@@ -1,16 +1,16 @@
-"""Begin topics of an in-memory broker at an offset that no earlier life of the broker has used.
+"""Start topics of an in-memory broker at an offset that no earlier life of the broker has used.
 
-A broker that keeps its topics in memory begins each start at offset 0. Who has stored "next offset 5,000" would then
-take the events 0 to 4,999 of the new topic for ones that it has read. So the first thing in a new topic is one record
-batch with a control record, which no consumer is given, whose last offset is 2**31 - 1: the next event gets 2**31. The
-n-th life of a broker begins at (n - 1) * 2**31, and a reader that stands anywhere in an earlier life goes on at the
-first event of the present one.
+A life is one run of the broker. An in-memory broker starts its topics at offset 0 in each life, so a reader that has
+stored "next offset 5,000" would take events 0 to 4,999 of the new topic for events it has read. Therefore a new topic
+starts with a record batch of one control record, which consumers do not deliver, and whose last offset is 2**31 - 1:
+the next event gets 2**31. The n-th life begins at (n - 1) * 2**31, and a reader with an offset in an earlier life
+continues at the first event of the current one.
 
     life 1   0 1 2 ... 5,199                     a reader has stored 5,000; events 5,000 to 5,199 are lost
-    life 2   [control record: 0 .. 2**31 - 1]  2**31  2**31 + 1 ...      it goes on at 2**31
+    life 2   [control record: 0 .. 2**31 - 1]  2**31  2**31 + 1 ...      it continues at 2**31
 
-Source: Kafka protocol guide, Produce request version 3 and record batch format version 2. (Batches with gaps in
-their offsets are what log compaction leaves, so every client reads them. A real Kafka accepts none from a producer.)
+Source: Kafka protocol guide, Produce request version 3 and record batch format version 2. (Log compaction leaves
+batches with gaps in their offsets, so every client reads them. A real Kafka does not accept them from a producer.)
 """
 
 import socket
@@ -22,7 +22,7 @@ from headrace.errors import ServiceError
 from headrace.local.ports import HOST
 
 LIFE_OFFSETS = 1 << 31
-"""Offsets of one life of a broker: what one batch can span."""
+"""Number of offsets of one life of a broker: the most that one batch can span."""
 
 _TIMEOUT_S = 10.0
 _PRODUCE, _VERSION, _CORRELATION = 0, 3, 1
@@ -34,10 +34,10 @@ _COMMIT_KEY, _COMMIT_VALUE = b"\0\0\0\1", b"\0\0\0\0\0\0"
 def begin_at(port: int, topics: Mapping[str, int], first_offset: int) -> None:
     """Make empty topics (name -> partition count) of the broker at `port` begin at `first_offset`.
 
-    `first_offset` is a multiple of `LIFE_OFFSETS`; 0 leaves topics as they are.
+    `first_offset` is a multiple of `LIFE_OFFSETS`; with 0 topics are unchanged.
 
     Raises:
-        ServiceError: the broker refused, or a producer was faster and its messages are below `first_offset`.
+        ServiceError: the broker refused, or a producer has already written messages below `first_offset`.
     """
     lives, rest = divmod(first_offset, LIFE_OFFSETS)
     assert rest == 0, f"first offset {first_offset} is no multiple of {LIFE_OFFSETS}"
@@ -80,7 +80,7 @@ def _receive(connection: socket.socket, size: int) -> bytes:
 
 
 def _batch(now_ms: int) -> bytes:
-    """A record batch of one control record, whose offsets are those of a whole life."""
+    """A record batch of one control record that spans all offsets of a life."""
     record = b"\0\0\0" + _varint(len(_COMMIT_KEY)) + _COMMIT_KEY + _varint(len(_COMMIT_VALUE)) + _COMMIT_VALUE + b"\0"
     record = _varint(len(record)) + record
     # Attributes, last offset delta, first and last time, no producer (id, epoch, sequence), one record.
@@ -92,13 +92,13 @@ def _batch(now_ms: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """A small number that is not negative, zigzag-encoded; one byte up to 63."""
+    """Encode a number from 0 to 63 as a zigzag varint of one byte."""
     assert 0 <= value < 64
     return bytes([value << 1])
 
 
 def _crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli), bit by bit: for some seventy bytes a start."""
+    """CRC-32C (Castagnoli), bit by bit: fast enough for about seventy bytes per start."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte

@@ -70,7 +70,7 @@ class EventFile:
 
     @property
     def compression(self) -> str | None:
-        """pyarrow's name of the file's compression, by its suffix; None if it is not compressed."""
+        """Compression of the file by its suffix, as pyarrow names it; None if it is not compressed."""
         return COMPRESSIONS.get(PurePosixPath(self.name).suffix.lower())
 
     @property
@@ -193,7 +193,7 @@ def _local(path: str, topic: str | None) -> Found:
     if plain.is_file():
         return Found([_local_file(plain, Path(os.path.realpath(plain)).name)], {})
     if topic is not None and (plain / topic / OFFSETS).is_file():
-        ends = parse_offsets((plain / topic / OFFSETS).read_bytes(), path)  # before the files: every file that they cover exists
+        ends = parse_offsets((plain / topic / OFFSETS).read_bytes(), path)  # read first: every file they cover exists
         files = sorted((plain / topic).glob("*/*.parquet"))
         kept = [file for file in files if is_committed(file.as_posix(), topic, ends)]
         names = [file.relative_to(plain / topic).as_posix() for file in kept]
