@@ -1,3 +1,3 @@
-"""The demo: plays a recorded log through features, serving and learning on one machine, shows it, and reports."""
+"""The demo: plays a recorded log through features, serving and learning on one machine, with a live view and report."""
 
 from headrace.demo.declaration import Demo as Demo

@@ -1,4 +1,4 @@
-"""Demo: a project's declaration for `headrace demo`."""
+"""`Demo`: a project's declaration for `headrace demo`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from headrace.settings import Settings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Demo:
-    """A project's log, and how it is played.
+    """A project's log, and how to play it.
 
     Args:
-        load: returns the log as a frame with the columns of `event`, in the order of event time.
-        event: the event class of the log's rows; `entity`, `candidate` and `request_id` are columns of it. The last
-            is null in the log; the player sets it to the id of the ranking request that preceded the row.
+        load: returns the log as a frame with the columns of `event`, ordered by event time.
+        event: the event class of the log's rows, with columns `entity`, `candidate` and `request_id`. `request_id` is
+            null in the log; the player sets it to the id of the ranking request that preceded the row.
         impression: the event that serving logs, with columns `features`, `scores` and `model_version`.
-        learner: the learner that is trained and served.
-        make_step: makes the training step of the warm start; the job `train` runs the same step.
+        learner: the learner to train and serve.
+        make_step: creates the training step of the warm start, which the job `train` also runs.
         materialize, train: the project's dataflow modules.
-        asks: the rows before which a ranking may be requested; their `candidate` is the one that was chosen.
-        candidates_count: candidates of one request, the chosen one included.
-        popularity_rows: the others are drawn from the candidates of this many preceding rows, so by popularity.
+        asks: expression for the rows before which a ranking may be requested; their `candidate` was chosen.
+        candidates_count: candidates per request, including the chosen one.
+        popularity_rows: the other candidates are drawn from this many preceding rows, that is, by popularity.
         history_share: share of the log that is history when the demo goes live.
-        partitions: of each topic.
+        partitions: number of partitions of each topic.
     """
 
     load: Callable[[], pl.DataFrame]

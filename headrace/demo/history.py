@@ -1,4 +1,4 @@
-"""History of the log before the demo goes live: fills the store and trains a first model."""
+"""The history of the log, before the demo goes live: fill the store and train a first model."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ from headrace.pipelines.wiring import dead_letters
 from headrace.schemas import spec_of
 from headrace.settings import Settings
 
-BACKFILL_ROWS = 16_384  # rows of a batch; larger ones leave the allocator's fast path
+BACKFILL_ROWS = 16_384  # rows per batch; larger batches leave the allocator's fast path
 BACKFILL_FLUSH_S = (2.0, 10.0)  # there is no reader yet, and rare flushes merge many events of a key into one write
 HISTORY = "history"
 
@@ -60,9 +60,9 @@ def backfill(demo: Demo, batches: list[EventBatch], store: OnlineStore, screen: 
 def warm_start(
     demo: Demo, batches: list[EventBatch], settings: Settings, cache: Path, rows: int, screen: Screen
 ) -> None:
-    """Train on the newest `rows` of history, and put model and training state where the live job reads them.
+    """Train on the newest `rows` of history, and store model and training state where the live job reads them.
 
-    Both are cached in `cache` by a digest of the declarations, the code and the log: a second start copies them.
+    Both are cached in `cache`, by a digest of the declarations, the code and the log: later runs copy them.
     """
     kept = cache / _name(demo, batches, rows)
     if not (kept / "done").is_file():
@@ -99,7 +99,7 @@ def _name(demo: Demo, batches: list[EventBatch], rows: int) -> str:
     ]
     digest = hashlib.sha256(repr(parts).encode())
     for source in sorted(Path(headrace.__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())  # another version of the code may have another state
+        digest.update(source.read_bytes())  # the state may differ between versions of the code
     for batch in batches:
         digest.update(batch.frame.hash_rows(seed=0).to_numpy().tobytes())
     return f"warm-{digest.hexdigest()[:16]}"

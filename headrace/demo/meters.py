@@ -1,9 +1,9 @@
-"""The demo's measurements from outside, by the broker's log, the models' manifests and the answers of serving.
+"""The demo's measurements, based on the broker's log, the models' manifests and the answers of serving.
 
-- From an event to a served model: an event is learned in the first version whose manifest's offsets lie beyond it, and
-  served with the first answer of that version or a later one.
+- Event to served model: an event is learned in the first version whose manifest's offsets are beyond it, and served
+  with the first answer of that version or a later one.
 - Mixed versions: an answer is of one version if the model it names computes the logged scores from the logged inputs.
-- Parity: online reads taken during the run, against a replay of the broker's log up to the offsets of each read.
+- Parity: online reads during the run are compared with a replay of the broker's log up to the offsets of each read.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,15 +22,15 @@ from headrace.learners import Inputs, Learner
 from headrace.learners.publishing.directory import ModelDirectory
 from headrace.learners.publishing.scorer import Scorer
 
-RATE_S = 5.0  # over which the rates on the screen are taken
+RATE_S = 5.0  # span of the rates on the screen
 SCORE_TOLERANCE = 1e-5  # float32 sums of one row in batches of different sizes
 
 
 class Rate:
-    """Increase of a count a second, over the whole intervals between its writes of the last `span_s`.
+    """Increase per second of a count, over the whole intervals between its writes in the last `span_s`.
 
-    A count that another process writes now and then does not move between two writes, so a rate since the last look
-    would show 0 and twice the truth by turns.
+    A count that another process writes occasionally does not change between two writes, so a rate since the last check
+    would alternate between 0 and twice the true value.
     """
 
     def __init__(self, span_s: float = RATE_S) -> None:
@@ -38,7 +38,7 @@ class Rate:
         self._writes: list[tuple[int, int]] = []  # (wall time in µs, count), one at or before the span, the rest in it
 
     def add(self, count: int, written_us: int) -> None:
-        """Note a count as it was at `written_us`; one that is noted already changes nothing."""
+        """Add a count written at `written_us`; a count that was already added is ignored."""
         if self._writes and written_us <= self._writes[-1][0]:
             return
         self._writes.append((written_us, count))
@@ -47,7 +47,7 @@ class Rate:
 
     @property
     def per_s(self) -> float:
-        """The rate; 0 before the second write."""
+        """The rate per second; 0 before the second write."""
         if len(self._writes) < 2:
             return 0.0
         (first_us, first), (last_us, last) = self._writes[0], self._writes[-1]
@@ -56,7 +56,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class OnlineRead:
-    """Records of one shard, as the store had them when the shard was at `offsets`, read as of `now_us`."""
+    """Records of one shard, from the store when the shard was at `offsets`, read as of `now_us`."""
 
     view: type[FeatureView]
     texts: list[bytes]
@@ -66,12 +66,12 @@ class OnlineRead:
 
 
 class Reads:
-    """Takes online reads of random shards and entities."""
+    """A collector of online reads of random shards and entities."""
 
     def __init__(
         self, store: OnlineStore, views: Sequence[type[FeatureView]], frame: pl.DataFrame, *, each: int, seed: int
     ) -> None:
-        """`frame` holds the entities of all views; `each` is the number of records in one read."""
+        """`frame` has the entities of all views; `each` is the number of records per read."""
         self.taken: list[OnlineRead] = []
         self._store = store
         self._each = each
@@ -84,7 +84,7 @@ class Reads:
             self._entities.append((view, shard_of(ids, store.shards), texts))
 
     def take(self, now_us: int) -> None:
-        """One read of each view."""
+        """Read each view once."""
         for view, shards, texts in self._entities:
             shard = int(self._rng.choice(shards))
             members = np.flatnonzero(shards == shard)
@@ -96,7 +96,7 @@ class Reads:
 
 @dataclass(slots=True)
 class Parity:
-    """Number of compared values, and of those that differ."""
+    """Number of compared values, and number of differing values."""
 
     checked: int = 0
     mismatches: int = 0
@@ -119,7 +119,7 @@ def parity(reads: Iterable[OnlineRead], log: pl.DataFrame) -> Parity:
 
 @dataclass(frozen=True, slots=True)
 class ServedVersion:
-    """A model that answered: the offsets it was trained through, and the wall time of its first answer in µs."""
+    """A model that answered requests: offsets up to which it was trained, and wall time in µs of its first answer."""
 
     offsets: Mapping[str, int]
     first_answer_us: int
@@ -132,10 +132,10 @@ def event_to_served_s(
 
     Args:
         appended: partition -> offsets of its events (n,) ascending, and their append wall times (n,) in µs.
-        served: versions that answered.
+        served: versions that answered requests.
 
     Returns:
-        (m,), one for each event that some served version had learned from.
+        (m,), one for each event from which a served version had learned.
     """
     spans = []
     for partition, (offsets, times_us) in appended.items():
@@ -149,7 +149,7 @@ def event_to_served_s(
 
 
 def mixed_versions(impressions: pl.DataFrame, directory: ModelDirectory, learner: type[Learner]) -> int:
-    """Count the answers whose scores are not those of the model they name.
+    """Count the answers whose scores differ from those of the model that they name.
 
     `impressions` has the columns `model_version`, `features` (packed inputs) and `scores`.
     """

@@ -1,4 +1,4 @@
-"""Player: plays a log on an accelerated event clock. Rows become events of a topic; some request a ranking first.
+"""Play a log on an accelerated event clock: rows become events of a topic, and some request a ranking first.
 
 Timeline of a row that requests a ranking, and one that does not::
 
@@ -25,7 +25,7 @@ from headrace.clock import Clock, wall_us
 from headrace.errors import ClientError
 from headrace.streams.kafka_writer import TopicWriter
 
-TICK_S = 0.02  # how often due rows are handed to the producer
+TICK_S = 0.02  # interval in which due rows are sent to the producer
 ANSWER_S_MAX = 10.0
 IN_FLIGHT_MAX = 32  # requests
 
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One ranking request: row of the log, entity key, and candidates in random order."""
+    """A ranking request: the row of the log, the entity key, and the candidates in random order."""
 
     row: int
     entity: int | str
@@ -48,7 +48,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Played:
-    """Counts and times of a run. Times are wall µs; latencies are the client's, in ms."""
+    """Counts and times of a run. Times are wall time in µs; latencies are measured by the client, in ms."""
 
     events: int = 0
     ok: int = 0
@@ -76,10 +76,10 @@ def plan_asks(
     """Choose the rows from `first` on that request a ranking before `end_us`, and draw their candidates.
 
     Args:
-        times_us: event times (n,) ascending; `eligible` (n,), `candidates` (n,) and `entities` (n,) go with them.
-        requests_per_s: mean rate by the wall clock over the `seconds` of the run.
-        end_us: event time after which no row requests a ranking.
-        popularity_rows: the other candidates are distinct draws from so many preceding eligible rows.
+        times_us: event times (n,) ascending, of the same rows as `eligible` (n,), `candidates` (n,), `entities` (n,).
+        requests_per_s: mean rate in wall time over the `seconds` of the run.
+        end_us: event time from which on no row requests a ranking.
+        popularity_rows: the other candidates are distinct draws from this many preceding eligible rows.
     """
     rng = np.random.default_rng(seed)
     rows = np.flatnonzero(eligible)
@@ -109,7 +109,7 @@ def _draw(pool: NDArray[np.object_], chosen: object, count: int, rng: np.random.
 
 
 class Player:
-    """Plays rows of a log, once, in one asyncio loop."""
+    """A player of rows of a log, which plays them once, in one asyncio loop."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Player:
         self._request_id = request_id
         self._next = first
         self._end = end
-        self._answered: dict[int, str] = {}  # rows whose request has been answered, and its id
+        self._answered: dict[int, str] = {}  # row -> id of its request, once answered
         self._in_flight: set[asyncio.Task[None]] = set()
 
     async def play(self) -> Played:

@@ -37,14 +37,14 @@ from headrace.schemas.dead_letters import read as read_letters
 from headrace.settings import PREFIX, Settings
 from headrace.telemetry import StatusBoard
 
-LATENESS_S = 1.0  # wall time that events may be out of order: an event is sent after the answer to its request
+LATENESS_S = 1.0  # wall time by which events may be out of order: an event is sent after the answer to its request
 START_S = 0.5  # between the clock's start and its first event
 SHOW_S = 0.5
 READ_S = 2.0  # between two online reads for parity
 READ_RECORDS = 32
 DRAIN_S_MAX = 20.0
 READY_S_MAX = 120.0
-KNOTS = 1_001  # of the pace: a tenth of a second each in the default length
+KNOTS = 1_001  # knots of the pace: a tenth of a second apart in the default length
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,10 @@ class DemoOptions:
 
 
 def run_demo(demo: Demo, root: Path, options: DemoOptions) -> bool:
-    """Run the demo and print the report; True if every promise that could be judged was kept.
+    """Run the demo and print the report; returns whether every promise that could be judged was kept.
 
     Raises:
-        HeadraceError: a service does not start or died; all others are stopped.
+        HeadraceError: a service does not start, or died; all other services are stopped.
     """
     frame = demo.load()
     if frame.height < options.warm_rows:
@@ -113,7 +113,7 @@ class _Run:
                 self.demo, past, settings, self.options.folder.resolve(), self.options.warm_rows, self.screen
             )
             started_s = time.monotonic()
-            stack.launch("serve", ["serve"])  # Ray needs seconds to start, in which the store is filled
+            stack.launch("serve", ["serve"])  # Ray takes seconds to start, during which the store is filled
             history.backfill(self.demo, past, store, self.screen)
             self._launch_jobs(stack, settings, started_s)
             return self._live(stack, settings, store, past)
@@ -129,14 +129,14 @@ class _Run:
             "HEADRACE_FUTURE_S": repr(2 * lateness_s + 600),
             "HEADRACE_FROZEN_VERSION": "1",
             "HEADRACE_MODELS_KEPT": "100000",
-            "HEADRACE_REQUEST_TIMEOUT_S": "10",  # all share one machine: a slow answer is shown, not refused
+            "HEADRACE_REQUEST_TIMEOUT_S": "10",  # all share one machine: slow answers are shown, not refused
         }
 
     def _write_clock(self, clock: Clock) -> None:
         write_file(self.folder / "clock", str(clock).encode())
 
     def _start_clock(self) -> AcceleratedClock | PacedClock:
-        """Start the event clock: at --speed, or else at a pace at which the rest of the log flows evenly."""
+        """Start the event clock: at --speed, or else with a pace that plays the rest of the log evenly."""
         started_us = wall_us() + int(START_S * 1e6)
         clock: AcceleratedClock | PacedClock
         if self.options.speed is not None:
@@ -217,7 +217,7 @@ class _Run:
         reads: meters.Reads,
         board: StatusBoard,
     ) -> Played:
-        """Play; every half second check the services and draw the figures, every two seconds read online records."""
+        """Play; check the services and draw the figures every half second, read online records every two seconds."""
         loop = asyncio.get_running_loop()
         task = asyncio.create_task(player.play())
         before = signal.getsignal(signal.SIGINT)
@@ -327,7 +327,7 @@ class _Run:
 
 
 def step_status(statuses: dict[str, dict[str, Any]], role: str) -> dict[str, Any]:
-    """Status of a job's only step; empty before its first batch."""
+    """Status of a job's single step; empty before its first batch."""
     steps = statuses.get(role, {}).get("steps", [])
     return steps[0] if steps else {}
 
@@ -338,7 +338,7 @@ def dead_letter_count(folder: Path) -> int:
 
 
 def read_topic(settings: Settings, event: Any) -> list[EventBatch]:
-    """Read all events of a topic, up to its present end."""
+    """Read all events of a topic, up to its current end."""
     source = KafkaSource(settings.brokers, [event], until_end=True, config=settings.kafka)
     letters, known = dead_letters(settings), registry_of(settings)
     intake = Intake([event], dead_letters=letters, clock=FixedClock(2**60), registry=known)

@@ -1,6 +1,6 @@
-"""The demo's one live view: rates, freshness, examples, live against frozen model, versions, swaps, requests.
+"""The demo's live view: rates, freshness, examples, live against frozen model, versions, swaps, requests.
 
-In a terminal it redraws in place; elsewhere (a pipe, CI) it prints one line every few seconds.
+In a terminal it redraws in place; otherwise (a pipe, CI) it prints one line every few seconds.
 """
 
 import time
@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-LINE_S = 5.0  # between two lines of output that is not a terminal
+LINE_S = 5.0  # between two lines, if the output is not a terminal
 REDRAW_S = 0.1  # between two drawings of a progress bar
 BARS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 32
@@ -25,7 +25,7 @@ SPARK_WIDTH = 32
 
 @dataclass(slots=True)
 class Figures:
-    """Figures on the screen; None: not known yet. Units are in the names, the rest are counts and rates."""
+    """Figures on the screen; None is not known yet. Names have units, except for counts and rates."""
 
     elapsed_s: float = 0.0
     total_s: float = 1.0
@@ -50,7 +50,7 @@ class Figures:
 
 
 class Screen:
-    """Shows `Figures`. A context manager."""
+    """A live view of `Figures`; a context manager."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
@@ -168,7 +168,7 @@ def _difference(figures: Figures) -> float | None:
 
 
 def spark(values: list[float]) -> str:
-    """The newest values as a row of bars; the least is the lowest bar.
+    """Draw the newest values as a row of bars; the minimum is the lowest bar.
 
     >>> spark([0.0, 1.0, 0.5])
     '▁█▄'

@@ -4,8 +4,8 @@
     jobs                     `headrace run <module>`, one process each
     serving                  `headrace serve`
 
-All of them have one environment. `check` raises if a service died or Ctrl-C was pressed, even where an exception would
-have been lost, such as in a callback of a library or a finalizer.
+All of them share one environment. `check` raises if a service died or Ctrl-C was pressed, even if an exception would
+have been lost, for example in a callback of a library or a finalizer.
 """
 
 import signal
@@ -30,13 +30,13 @@ log = structlog.get_logger(__name__)
 
 
 class Stack:
-    """Services of one run. A context manager that starts Redis and the broker; `launch` starts the rest.
+    """Services of one run. A context manager that starts Redis and the broker; `launch` starts the others.
 
     Args:
-        folder: data, logs and pid files; Redis starts empty in it, since the broker does too.
-        project: root of the project that the jobs run in.
+        folder: folder of data, logs and pid files; Redis starts empty in it, as the broker does.
+        project: root of the project in which the jobs run.
         topics: name -> partition count.
-        env: environment of every job beside the addresses.
+        env: environment of every job, in addition to the addresses.
 
     Raises:
         ServiceError: a service does not start, or died; the message ends with its log.
@@ -87,7 +87,7 @@ class Stack:
         self._processes.append(process)
 
     def wait_until_served(self) -> None:
-        """Return when `/readyz` answers 200."""
+        """Wait until `/readyz` answers 200."""
         deadline = time.monotonic() + READY_S_MAX
         while True:
             self.check()
@@ -101,10 +101,10 @@ class Stack:
             time.sleep(0.2)
 
     def check(self) -> None:
-        """Check that every service runs.
+        """Check that every service is running.
 
         Raises:
-            ServiceError: one died; the message ends with its log.
+            ServiceError: a service died; the message ends with its log.
             KeyboardInterrupt: Ctrl-C was pressed.
         """
         if self._interrupted.is_set():
@@ -119,7 +119,7 @@ class Stack:
         raise KeyboardInterrupt
 
     def stop(self, name: str) -> None:
-        """Stop the job `name` before the others; it drains first."""
+        """Stop the job `name`, which drains first, before the other services."""
         for process in [process for process in self._processes if process.name == name]:
             process.stop()
             self._processes.remove(process)
