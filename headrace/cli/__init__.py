@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """Ctrl-C ends the process at once meanwhile: interrupted imports would print a traceback. Main thread only."""
+    """Let Ctrl-C end the process at once, since interrupted imports would print a traceback. Main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -19,6 +19,6 @@ def _ended_by_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-with _ended_by_interrupts():  # seconds of imports, before the command itself answers Ctrl-C
+with _ended_by_interrupts():  # imports take seconds, before the command itself handles Ctrl-C
     from headrace.cli import commands as commands
     from headrace.cli.console import app as app

@@ -1,4 +1,4 @@
-"""The `headrace` command. Data goes to stdout, words to stderr; an error is one line and exit code 1.
+"""The `headrace` command. Data goes to stdout, messages to stderr; an error is one line and exit code 1.
 
 Heavy packages (torch, ray, bytewax) are imported by the command that needs them, so that `headrace get` starts fast.
 """
@@ -337,14 +337,14 @@ def models_rollback(
 
 
 def _require_version(version: int, versions: Sequence[int], folder: Path) -> None:
-    """Raise ConfigError unless `version` is one of `versions`, which are those in `folder`."""
+    """Raise ConfigError unless `version` is one of `versions`, the versions in `folder`."""
     if version not in versions:
         listed = f"it has {versions[0]} to {versions[-1]}" if versions else "it has none"
         raise ConfigError(f"no model {version} in {folder}: {listed}; see `headrace models list`")
 
 
 def _events() -> tuple[Path, list[type], list[str]]:
-    """The project's folder, its events, and what is wrong with modules of events that cannot be imported."""
+    """The project's folder, its events, and the errors of event modules that cannot be imported."""
     from headrace.schemas import Event
 
     root = project.activate()
@@ -352,5 +352,5 @@ def _events() -> tuple[Path, list[type], list[str]]:
 
 
 def _iso(moment_us: int) -> str:
-    """A moment in microseconds as ISO 8601, to the second."""
+    """A time in microseconds as ISO 8601, to the second."""
     return datetime.fromtimestamp(moment_us / 1e6, UTC).isoformat(timespec="seconds")

@@ -1,6 +1,6 @@
-"""Shared by the commands: the Typer applications, common options, and printing.
+"""Typer applications, common options, and printing for all commands.
 
-Data goes to stdout, words to stderr; an error is one line and exit code 1.
+Data goes to stdout, messages to stderr; an error is one line and exit code 1.
 """
 
 import contextlib
@@ -56,14 +56,14 @@ def _top(
 
 
 def finite(number: float | None) -> float | None:
-    """Callback of an option that is a number: "inf" and "nan" are numbers to Python."""
+    """Callback of a numeric option that rejects "inf" and "nan", which Python parses as numbers."""
     if number is not None and not math.isfinite(number):
         raise typer.BadParameter(f"{number} is not finite")
     return number
 
 
 def all_finite(numbers: list[float]) -> list[float]:
-    """Callback of an option that may be repeated; see `finite`."""
+    """Callback of a repeatable numeric option; see `finite`."""
     for number in numbers:
         finite(number)
     return numbers
@@ -73,7 +73,7 @@ class KeysCommand(TyperCommand):
     """A command whose arguments may be negative numbers: `get VIEW -5 -7,books --json`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Called by click with the command line; click would take a word with a hyphen for an option."""
+        """Called by click to parse the command line; marks negative numbers, which click would take for options."""
         end = args.index("--") if "--" in args else len(args)
         marked = [_MARK + word if _NEGATIVE.match(word) else word for word in args[:end]] + args[end:]
         rest = super().parse_args(ctx, marked)
@@ -83,7 +83,7 @@ class KeysCommand(TyperCommand):
 
 _NEGATIVE = re.compile(r"-[0-9.]")
 _MARK = "\0"
-"""Before a word that click must not take for an option; no word of a command line can hold it."""
+"""Prefix of a word that click must not take for an option; words of a command line cannot contain it."""
 
 
 def _unmarked(value: Any) -> Any:
@@ -111,11 +111,11 @@ def command(
     has_metrics: bool = False,
     kind: type[TyperCommand] = TyperCommand,
 ) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Register a command whose `HeadraceError`s, and the operating system's, become one line and exit code 1.
+    """Register a command that reports `HeadraceError` and `OSError` as one line and exit code 1.
 
-    `uses_services`: it uses the Redis and the broker of the settings, so those of `headrace up` must run.
-    `has_metrics`: it answers /metrics while it runs, if HEADRACE_METRICS_PORT is set.
-    `kind`: click's class of the command.
+    `uses_services`: it uses the Redis and broker of the settings, so those of `headrace up` must be running.
+    `has_metrics`: it serves /metrics while it runs, if HEADRACE_METRICS_PORT is set.
+    `kind`: click's class for the command.
     """
 
     def register(function: Callable[P, None]) -> Callable[P, None]:
@@ -138,7 +138,7 @@ def command(
                 is_log = isinstance(exc, ServiceError)  # it may end with the last lines of a log
                 line = str(exc) if is_log else " ".join(str(exc).split())
                 _fail(exc, line + way_to_services(exc, settings))
-            except BrokenPipeError as exc:  # `headrace get ... | head` closes our stdout
+            except BrokenPipeError as exc:  # `headrace get ... | head` closes stdout
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 raise typer.Exit(0) from exc
             except OSError as exc:
@@ -151,7 +151,7 @@ def command(
 
 
 def way_to_services(exc: HeadraceError, settings: Settings | None) -> str:
-    """What to do where Redis or the broker does not answer at the default address, which nobody has named."""
+    """Advice for a Redis or broker that does not answer at the default address; empty if the address was configured."""
     if settings is None or settings.stack is not None:
         return ""
     is_redis = isinstance(exc, StoreUnavailableError)
@@ -163,10 +163,10 @@ def way_to_services(exc: HeadraceError, settings: Settings | None) -> str:
 
 
 def prepare_services(settings: Settings) -> None:
-    """Refuse services that do not run; let processes of other working directories find an embedded Redis, too.
+    """Check that required services run, and let processes in other working directories find an embedded Redis.
 
     Raises:
-        ServiceError: those of the project's `headrace up` do not run.
+        ServiceError: the services of the project's `headrace up` are not running.
     """
     stack = settings.stack
     if stack is not None and not stack.is_ready:
@@ -184,7 +184,7 @@ def prepare_services(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def _metrics(settings: Settings) -> Iterator[None]:
-    """Metrics of this process meanwhile, where a port is set for them."""
+    """Serve this process's metrics during the block, if a port is configured."""
     if settings.metrics_port is None:
         yield
         return
@@ -194,7 +194,7 @@ def _metrics(settings: Settings) -> Iterator[None]:
 
 
 def _settings() -> Settings:
-    """Settings of the environment; what is no setting is said."""
+    """Load the settings from the environment, and print a warning for each unknown variable."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", SettingsWarning)
         settings = load_settings()
@@ -205,25 +205,25 @@ def _settings() -> Settings:
 
 
 def say(line: str) -> None:
-    """One line of words."""
+    """Print a line to stderr."""
     err.print(escaped(line), highlight=False, soft_wrap=True)
 
 
 def _words_of(exc: OSError) -> str:
-    """Message and path of an error of the operating system."""
+    """Message and path of an operating system error."""
     if isinstance(exc, shutil.Error):  # a list of all files that could not be copied
         return str(exc.args[0][0][2])
     return f"{exc.strerror or exc}{f': {exc.filename}' if exc.filename else ''}"
 
 
 def _fail(exc: Exception, line: str) -> NoReturn:
-    """End the command with one line."""
+    """End the command with a one-line error and exit code 1."""
     err.print(f"[bold red]error:[/] {escaped(line)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1) from exc
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "nothing") -> None:
-    """A table for people, or JSON; `empty` is said where there is no row."""
+    """Print rows as a table, or as JSON; the table's place takes `empty` if there are no rows."""
     from rich.table import Table
 
     if as_json:
@@ -243,7 +243,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "nothi
 
 
 def report_broken(broken: Sequence[str]) -> None:
-    """Say which modules of the project cannot be imported, a line each, and exit with 1 if there are any."""
+    """Print a line for each project module that cannot be imported, and exit with code 1 if there are any."""
     for words in broken:
         err.print(f"[bold red]error:[/] {escaped(' '.join(words.split()))}", highlight=False, soft_wrap=True)
     if broken:
@@ -251,7 +251,7 @@ def report_broken(broken: Sequence[str]) -> None:
 
 
 def escaped(value: object) -> str:
-    """A value as text that rich takes literally."""
+    """A value as text, escaped so that rich prints it literally."""
     from rich.markup import escape
 
     return escape(str(value))

@@ -1,4 +1,4 @@
-"""Is everything there that a project needs? Each finding says what to do about it."""
+"""Check the installation and the services of a project. Each finding says how to fix a problem."""
 
 import importlib.metadata
 import importlib.util
@@ -33,11 +33,11 @@ from headrace.telemetry import StatusBoard
 
 PACKAGES = ("fastavro", "numba", "numpy", "polars", "pyarrow", "pydantic", "redis")
 EXTRAS = {"flow": ("bytewax", "confluent_kafka"), "learn": ("river", "torch"), "serve": ("fastapi", "ray", "uvicorn")}
-"""Packages whose versions are shown, by the extra that brings them."""
-DISK_BYTES_MIN = 2_000_000_000  # a store's append-only file, snapshots and logs of a day's work
-SILENT_S_MAX = 30.0  # a process that posts no status for so long is not well
+"""Packages whose versions are shown, by the extra that installs them."""
+DISK_BYTES_MIN = 2_000_000_000  # a day's append-only file of the store, snapshots and logs
+SILENT_S_MAX = 30.0  # a process without a status for this long is unhealthy
 ANSWER_S_MAX = 3.0
-ANSWER_CHARS_MAX = 300  # of a service's answer in a message
+ANSWER_CHARS_MAX = 300  # characters of a service's answer in a message
 
 _OR_UP = ", or run the project's own Redis and broker: headrace up"
 
@@ -47,7 +47,7 @@ _MARKS = {"good": "[green]ok  [/]", "note": "[yellow]note[/]", "bad": "[red]bad 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `advice` says what to do when the state is not good."""
+    """The result of one check. `advice` says what to do if `state` is not good."""
 
     name: str
     state: State
@@ -55,23 +55,23 @@ class Finding:
     advice: str = ""
 
     def line(self) -> str:
-        """For a terminal, with rich markup."""
+        """The finding as a line for a terminal, with rich markup."""
         advice = f"\n     [dim]{escape(self.advice)}[/]" if self.advice else ""
         return f"{_MARKS[self.state]} {self.name}: {escape(self.found)}{advice}"
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything; never raises for what it finds."""
+    """Run all checks; problems are findings, never exceptions."""
     findings = [_python(), _packages(), *map(_extra, EXTRAS), _embedded(), _project(), _disk(settings.model_dir)]
     findings += [*_stack(settings), *_redis(settings), _broker(settings), _port(settings)]
     return findings
 
 
 def check_health(role: str, settings: Settings) -> None:
-    """Return if the process `role` of this installation is well.
+    """Check that the process `role` of this installation is healthy.
 
     Raises:
-        ServiceError: it does not answer, or has not shown its status for `SILENT_S_MAX` seconds.
+        ServiceError: it does not answer, or has not posted its status for `SILENT_S_MAX` seconds.
         StoreUnavailableError: Redis does not answer.
         EvictionError: Redis may drop records of any view.
     """
@@ -122,7 +122,7 @@ def _packages() -> Finding:
 
 
 def _extra(extra: str) -> Finding:
-    """The packages of an extra; what is missing is a note, since not every installation needs it."""
+    """The packages of an extra; a missing one is only a note, since not every installation needs it."""
     lacking = [package for package in EXTRAS[extra] if not is_installed(package)]
     if lacking:
         return Finding(f"extra {extra}", "note", f"missing {', '.join(lacking)}", f"pip install 'headrace[{extra}]'")
@@ -142,7 +142,7 @@ def _embedded() -> Finding:
 
 
 def _stack(settings: Settings) -> Iterator[Finding]:
-    """The services of `headrace up`, where the settings' addresses are theirs."""
+    """The services of `headrace up`, if the settings use their addresses."""
     stack = settings.stack
     if stack is None:
         return
@@ -212,7 +212,7 @@ def _server(link: RedisLink) -> str:
 
 
 def _eviction(link: RedisLink, *, is_allowed: bool) -> Finding:
-    """What Redis does when its memory is full, and whether it has done so."""
+    """Whether Redis drops records when its memory is full, and whether it has done so."""
     try:
         dropped = sum(int(info.get("evicted_keys", 0)) for info in link.info("stats").values())
         state, description = _eviction_risk(link)
@@ -234,7 +234,7 @@ _UNKNOWN_EVICTION: tuple[State, str] = ("note", "the user of the URL may not ask
 
 
 def _eviction_risk(link: RedisLink) -> tuple[State, str]:
-    """How grave it is, of the worst node, and in words."""
+    """State and description of the node with the greatest risk."""
     risk: tuple[State, str] = ("good", "keeps all records")
     for node, info in link.info("memory").items():
         eviction = Eviction.of_info(info)

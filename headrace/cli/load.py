@@ -1,4 +1,4 @@
-"""`headrace load`: offer a running service some rates, one after the other."""
+"""`headrace load`: send requests to a running service at several rates, one after the other."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from headrace.errors import ConfigError
 from headrace.pictures import check_plot
 
 LATE_MS_MAX = 10.0
-"""99th percentile of the generator's own delay, from which on it is said to be the bottleneck."""
+"""99th percentile of the generator's own delay in ms, above which it is reported as the bottleneck."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class LoadOptions:
 
 
 def offer_load(url: str, options: LoadOptions, say: Callable[[str], object]) -> list[dict[str, Any]]:
-    """Offer each rate, write the files, and return a row of figures a rate.
+    """Offer each rate, write the files, and return a row of figures per rate.
 
     Raises:
-        ConfigError: a file cannot be read or written, or is not as it should be.
+        ConfigError: a file cannot be read or written, or is not valid.
         ClientError: the service does not answer the first request.
     """
     for path, check in ((options.plot, check_plot), (options.csv, _check_folder)):

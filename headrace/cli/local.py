@@ -1,4 +1,4 @@
-"""Commands for one machine: a project's own Redis and broker, and events into and out of topics."""
+"""Commands for one machine: run a project's Redis and broker, and send and show events of topics."""
 
 import sys
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from headrace.streams.tail import Seen
 
 REDIS_PORT, BROKER_PORT = 16_379, 19_092
-"""Default ports of `headrace up`: not those of a Redis and a Kafka that may be installed here as well."""
+"""Default ports of `headrace up`, which differ from those of a Redis and a Kafka that may be installed as well."""
 PARTITIONS = 4
 REFUSED_SHOWN = 20
-"""Rows that `produce` shows as refused; the others are counted."""
+"""Refused rows that `produce` shows; further ones are only counted."""
 
 EventName = Annotated[str, typer.Argument(metavar="EVENT", help="Name of an event class, or module:Class.")]
 
@@ -164,7 +164,7 @@ def _event(name: str) -> type["Event"]:
 
 
 def _intake(event: type["Event"], settings: Settings, dead_letters: "DeadLetters") -> "Intake":
-    """What decodes and checks rows of `event`, and puts those that cannot be used to `dead_letters`."""
+    """The intake that decodes and checks rows of `event`, and writes unusable rows to `dead_letters`."""
     from headrace.pipelines.wiring import intake_of
     from headrace.streams.intake import Intake
 
@@ -172,7 +172,7 @@ def _intake(event: type["Event"], settings: Settings, dead_letters: "DeadLetters
 
 
 def _require_topic(event: type["Event"], settings: Settings) -> None:
-    """Refuse a topic that the broker lacks, before anything is sent to it or awaited of it."""
+    """Check that the broker has the topic, before sending to it or waiting for its events."""
     from headrace.streams.kafka_source import KafkaSource
 
     source = KafkaSource(settings.brokers, [event], config=settings.kafka)
@@ -199,13 +199,13 @@ def _line_of(seen: "Seen", *, as_json: bool) -> str:
 
 
 class _Refused:
-    """Rows that break a rule: all are counted, the first ones shown."""
+    """A sink for rows that break a rule: all are counted, and the first ones shown."""
 
     def __init__(self) -> None:
         self.count = 0
 
     def write(self, letters: Sequence["DeadLetter"]) -> None:
-        """Count the letters, and show them while there are few."""
+        """Count the letters, and show the first `REFUSED_SHOWN` of them."""
         from headrace.streams.files.names import shown_path
 
         for letter in letters[: max(REFUSED_SHOWN - self.count, 0)]:
@@ -213,7 +213,7 @@ class _Refused:
         self.count += len(letters)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def _tell(state: StackState, topics: dict[str, int], stop: str) -> None:
@@ -228,7 +228,7 @@ def _described(state: StackState, topics: dict[str, int]) -> str:
 
 
 def _shown(folder: Path) -> Path:
-    """A folder as seen from the working directory, where it is below."""
+    """A folder relative to the working directory, if it is below it."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
@@ -244,7 +244,7 @@ def _topics(root: Path, settings: Settings, partitions: int) -> dict[str, int]:
 
 
 def _port(*choices: int | None) -> int:
-    """The first that is given."""
+    """The first choice that is not None."""
     return next(choice for choice in choices if choice is not None)
 
 

@@ -1,4 +1,4 @@
-"""The commands `materialize`, `backfill` and `verify`: run a flow over the sources that URLs name."""
+"""The commands `materialize`, `backfill` and `verify`, which run over the sources that URLs name."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ from headrace.streams.source import EventBatch, Source
 from headrace.streams.urls import sources_of_urls
 
 BACKFILL_ROWS = 262_144
-"""Rows a batch where freshness does not count: an entity's record is fetched once for many of its events."""
+"""Rows per batch if freshness does not matter: an entity's record is fetched once for many of its events."""
 
 
 def materialize_views(
@@ -47,12 +47,13 @@ def materialize_views(
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
 
-    `runner` and `workers` as for `run_flow`. `records_max`: records of a view in memory; None: all that were touched.
-    `beside_topic`: files and topics hold different events, so both count. `say` is given one line once the flow runs.
+    `runner` and `workers`: see `run_flow`. `records_max`: records of a view in memory; None: all that were used.
+    `beside_topic`: files and topics hold different events, so both count. `say` is called with one line once the flow
+    runs.
 
     Raises:
-        ConfigError: a topic whose events the views may have got from files, or the other way round.
-        HeadraceError: what the source or the store failed with.
+        ConfigError: the views may have read the events of a topic from files, or the other way round.
+        HeadraceError: the source or the store failed.
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka, beside_topic=beside_topic)
@@ -75,14 +76,15 @@ def backfill_views(
     files_only: bool = False,
     beside_topic: bool = False,
 ) -> list[Backfilled]:
-    """Backfill `views` from `urls`; an archive says itself where the live topic goes on, else `handover` does.
+    """Backfill `views` from `urls`; the live topic continues where an archive ends, or at the offsets in `handover`.
 
-    `files_only`: the views are never fed by a topic, so there is nowhere to go on. `beside_topic`: files and topics
-    hold different events, so both count. Returns [] if it was stopped.
+    `files_only`: the views never read a topic, so no offsets are needed. `beside_topic`: files and topics hold
+    different events, so both count. Returns [] if it was stopped.
 
     Raises:
-        ConfigError: files that do not say where the topic goes on, or a hand-over that is no JSON object of offsets.
-        HeadraceError: what the source or the store failed with.
+        ConfigError: the offset at which the topic continues is not known, or the hand-over is not a JSON object of
+            offsets.
+        HeadraceError: the source or the store failed.
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(
@@ -126,10 +128,10 @@ def _fences(view: type[FeatureView], store: OnlineStore) -> list[Fence]:
 def verify_views(
     views: Sequence[type[FeatureView]], urls: Sequence[str], store: OnlineStore, settings: Settings
 ) -> list[Verification]:
-    """Compare each view with a replay of `urls`, read to the end that they have now.
+    """Compare each view with a replay of `urls`, read up to their current end.
 
     Raises:
-        HeadraceError: what the source or the store failed with.
+        HeadraceError: the source or the store failed.
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
@@ -143,7 +145,7 @@ def verify_views(
 
 
 def _reached(view: type[FeatureView], store: OnlineStore) -> Reached:
-    """Partition -> next offsets that the shards of a view have of it."""
+    """Partition -> next offsets of the shards of a view."""
     reached: dict[str, set[int]] = {}
     for fence in _fences(view, store):
         for name, offset in fence.offsets.items():
@@ -152,10 +154,10 @@ def _reached(view: type[FeatureView], store: OnlineStore) -> Reached:
 
 
 class _Log:
-    """The good rows of a source, read from its start to the end that it has then, each time they are asked for.
+    """The good rows of a source, which each iteration reads from the start to the current end.
 
-    `ends`: partition of a topic -> offset at which the log ends; not of a topic that is itself read to its end. Of such
-    a topic the rows are left out that an archive beside it holds.
+    `ends`: partition of a topic -> offset at which the log ends, except for topics that are themselves read to their
+    end. Rows of such a topic that are also in an archive among the sources are left out.
     """
 
     def __init__(self, source: Source, intake: Intake) -> None:
@@ -171,7 +173,7 @@ class _Log:
 
 
 class _FlowProgress:
-    """Shows a flow's rows on a bar, from its status or its flushes."""
+    """Progress of a flow's rows on a bar, from its status or its flushes."""
 
     def __init__(self, bar: RowsBar) -> None:
         self._bar = bar
@@ -179,7 +181,7 @@ class _FlowProgress:
         self._first: int | None = None
 
     def on_status(self, status: Mapping[str, Any]) -> None:
-        """Take a flow's status, twice a second."""
+        """Update the bar from a flow's status; called twice a second."""
         if not status["steps"]:
             return
         offsets = sum(offset for step in status["steps"] for offset in step["positions"].values())
@@ -190,16 +192,16 @@ class _FlowProgress:
         self._bar.update(offsets - self._first, words=f"{records:,} records{words}")
 
     def on_flush(self, summary: FlushSummary) -> None:
-        """Take one flush of a backfill."""
+        """Update the bar after a flush of a backfill."""
         self._rows += summary.events
         self._bar.update(self._rows, words=f"{summary.records:,} records in the last flush")
 
 
 def offsets_of(path: Path, topics: Collection[str]) -> dict[str, int]:
-    """The offsets of a hand-over file; one that names another topic would hand nothing over.
+    """Read the offsets of a hand-over file; offsets of other topics are an error, since they would have no effect.
 
     Raises:
-        ConfigError: it is no JSON object of offsets of partitions of `topics`.
+        ConfigError: it is not a JSON object of offsets for partitions of `topics`.
     """
     example = f'{{"{min(topics)}/0": 1200}}'
     try:
@@ -224,7 +226,7 @@ def offsets_of(path: Path, topics: Collection[str]) -> dict[str, int]:
 
 
 def _refuse_gaps(path: Path, offsets: Collection[str]) -> None:
-    """Refuse a hand-over of a partition and none of one before it: the live flow would read that one from its start."""
+    """Reject a hand-over that skips a lower partition: the live flow would read that partition from its start."""
     numbers: dict[str, set[int]] = {}
     for partition in offsets:
         topic, _, number = partition.rpartition("/")

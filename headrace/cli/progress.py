@@ -1,4 +1,4 @@
-"""Progress of a long command on stderr: a bar in a terminal, elsewhere a line every ten seconds.
+"""Progress of a long command on stderr: a bar in a terminal, otherwise a line every ten seconds.
 
 reading  ━━━━━━╸         1,250,000 rows  410,000 rows/s  0:00:03        rows read and sorted; the total is not known yet
 replay   ━━━━━━━━━━━╸    8,000,000 rows  1,900,000 rows/s  0:00:04
@@ -13,16 +13,16 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 LINE_S = 10.0
-"""Seconds between two lines where stderr is no terminal."""
+"""Seconds between two lines if stderr is not a terminal."""
 
 TOPICS = -1
-"""Place of the reading of topics, before any part begins."""
+"""Part number for reading topics, before any part begins."""
 
 
 class RowsBar:
-    """Rows done, rows a second and times of a long command. A context manager; drawn from its start on.
+    """A bar with rows done, rows per second and times of a long command. A context manager; drawn from its start on.
 
-    `line_s`: seconds between two lines where stderr is no terminal; None writes none.
+    `line_s`: seconds between two lines if stderr is not a terminal; None writes no lines.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class RowsBar:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the bar was made."""
+        """Seconds since the bar was created."""
         return self._progress.tasks[0].elapsed or 0.0
 
     def update(self, rows: int, total: int | None = None, *, words: str = "", description: str | None = None) -> None:
-        """Show `rows` done, of `total` where that is known, and `words` beside them."""
+        """Show `rows` done, of `total` if it is known, and `words` beside them."""
         shown = f"{rows:,} rows{words and f' · {words}'}"
         self._progress.update(self._task, completed=rows, total=total, description=description, words=shown)
 
     def show(self, place: int, done: int, total: int | None) -> None:
-        """Show the sum of all parts; part `place` has `done` rows of `total`, where that is known."""
+        """Show the sum of all parts; part `place` has done `done` rows, of `total` if it is known."""
         if place >= 0 and TOPICS in self._parts:
             self._parts.clear()
             self._progress.reset(self._task, total=None)
@@ -74,7 +74,7 @@ class RowsBar:
         self._console.print(words)
 
     def _write_lines(self) -> None:
-        """Runs in its own thread, so that a line comes also while a large piece is sorted."""
+        """Run in a separate thread, so that lines are written even while a large piece is sorted."""
         while not self._ended.wait(self._line_s):
             task = self._progress.tasks[0]
             of_all = "" if task.total is None else f" of {task.total:,.0f}"

@@ -1,9 +1,9 @@
-"""The command `replay`: views and URLs to a file, with a progress bar on stderr.
+"""The command `replay`: write features of views over URLs to a file, with a progress bar on stderr.
 
 A topic is first written to files beside the output, because a replay reads its log in time order, possibly in several
 processes, and again when it is resumed:
 
-    training.parquet.topics/Engagement/0.parquet ...      and done.json with the URLs when all was read
+    training.parquet.topics/Engagement/0.parquet ...      and done.json with the URLs once everything was read
 """
 
 import shutil
@@ -31,7 +31,7 @@ from headrace.streams.urls import FILES, named_url, scheme_of, source_of_url
 from headrace.telemetry import configure_logs
 
 SPOOL_ROWS = 1_000_000
-"""Rows of a topic in one file."""
+"""Rows of a topic per file."""
 
 
 def replay_views(
@@ -49,13 +49,13 @@ def replay_views(
     memory_rows: int = MEMORY_ROWS,
     checkpoint_s: float = CHECKPOINT_S,
 ) -> int:
-    """Replay `views` over `urls`, topics to the end that they have now, into `out`; returns the number of rows.
+    """Replay `views` over `urls`, topics up to their current end, into `out`; returns the number of rows.
 
-    `urls` are what `sources_of_urls` takes. Events of a topic that the live flow put aside are left out here as well.
+    `urls`: see `sources_of_urls`. Events of a topic that are dead letters in the live flow are left out here as well.
 
     Raises:
-        ConfigError: a URL that cannot be understood, `out` cannot be written, or `resume` with other inputs.
-        HeadraceError: what the source or the replay failed with.
+        ConfigError: a URL is invalid, `out` cannot be written, or `resume` with other inputs.
+        HeadraceError: the source or the replay failed.
     """
     check_output(out, overwrite=overwrite)
     if not resume:
@@ -88,14 +88,14 @@ def replay_views(
                 prepare=_configure,
             )
     finally:
-        if not parts_folder(out).exists():  # else the run can be taken up, and needs them
+        if not parts_folder(out).exists():  # otherwise the run can be resumed, and needs them
             shutil.rmtree(room, ignore_errors=True)
 
 
 def _files_and_topics(
     urls: Sequence[str], events: Sequence[type[Event]]
 ) -> tuple[dict[type[Event], list[str | Path]], list[str]]:
-    """Paths of files for each event, and the other URLs."""
+    """Split URLs into paths of files for each event, and URLs of topics."""
     files: dict[type[Event], list[str | Path]] = {}
     topics = []
     for url in urls:
@@ -108,12 +108,12 @@ def _files_and_topics(
 
 
 def _pin_archives(tables: dict[type[Event], list[str | Path]]) -> dict[str, int]:
-    """Put the files that archives on this disk have now in their place, so that they and the topic meet at one offset.
+    """Replace local archives by the files that they have now, so that the topic can be read from where they end.
 
-    Returns the next offset of each partition at which the archives end: the topic is read from there.
+    Returns the next offset of each partition at the end of the archives, from which the topic is read.
 
     Raises:
-        SourceError: a path finds nothing.
+        SourceError: a path matches nothing.
     """
     archived: dict[str, int] = {}
     for event, paths in tables.items():
@@ -143,9 +143,10 @@ def _spool(
     *,
     resume: bool,
 ) -> None:
-    """Write the good events of topics, from where archives end, to `room/<event>/<n>.parquet`; an earlier run may have.
+    """Write the good events of topics, from where archives end, to `room/<event>/<n>.parquet`.
 
-    `archived`: partition -> next offset that an archive beside the topic does not hold.
+    With `resume`, files of an earlier run are kept if they are complete. `archived`: partition -> next offset after the
+    archive of the topic.
     """
     done = room / "done.json"
     if resume and done.is_file() and orjson.loads(done.read_bytes()) == list(urls):
@@ -171,7 +172,7 @@ def _spool(
 
 
 def _write(frames: list[pl.DataFrame], folder: Path) -> None:
-    """Write frames as the next file of a folder, and forget them."""
+    """Write frames as the next file of a folder, and clear the list."""
     folder.mkdir(parents=True, exist_ok=True)
     count = sum(1 for _ in folder.glob("*.parquet"))
     pl.concat(frames).write_parquet(folder / f"{count}.parquet")

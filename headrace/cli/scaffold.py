@@ -36,12 +36,12 @@ testpaths = ["tests"]
 filterwarnings = ["ignore::DeprecationWarning:ray.*"]
 """
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.nbi", "*.nbc")
-"""Files of a template that a new project does not get."""
+"""Files of a template that are not copied."""
 _COMPOSE = {
     "REDIS_PASSWORD": "password of its Redis, in letters and digits",
     "TORCH_INDEX": "URL of the CPU wheels of PyTorch (pytorch.org/get-started shows it)",
 }
-"""Variables that docker-compose.yml needs and that are no settings."""
+"""Variables that docker-compose.yml needs and that are not settings."""
 _TEMPLATE_DOCKERFILE = """\
 FROM python:3.12-slim-bookworm
 WORKDIR /srv/project
@@ -57,7 +57,7 @@ ENV HEADRACE_PROJECT=/srv/project NUMBA_CACHE_DIR=/var/lib/headrace/numba
 
 
 def template() -> Path:
-    """The folder that `init` copies: the checkout this package runs from, or the copy inside the wheel."""
+    """The folder that `init` copies: the checkout from which this package runs, or the copy in the wheel."""
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "pyproject.toml").is_file() and (checkout / "tests" / "project").is_dir():
         return checkout  # an editable install also sees headrace/_project if someone built in place; the source wins
@@ -65,9 +65,9 @@ def template() -> Path:
 
 
 def init(target: Path, *, bare: bool = False) -> list[Path]:
-    """Copy the template into `target` as a new project; return the files written.
+    """Copy the template into `target` as a new project; returns the files written.
 
-    `bare`: one event, two views and a learner to fill in; else the shop, with its log.
+    `bare`: one event, two views and a learner to fill in; otherwise the shop, with its log.
 
     Raises:
         ConfigError: `target` exists and is not empty.
@@ -101,12 +101,12 @@ def _copy_shop(source: Path, target: Path) -> None:
 
 
 def _project_name(folder: str) -> str:
-    """A folder's name as the name of a Python distribution."""
+    """Convert a folder's name to a valid name of a Python distribution."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._") or "project"
 
 
 def _env_example() -> str:
-    """Every setting with its default and its meaning, commented out."""
+    """The text of a `.env` with every setting, its default and its meaning, commented out."""
     lines = ["# Copy this file to .env, and uncomment what is to differ. Variables of the environment come first.\n"]
     for name, field in Settings.model_fields.items():
         default = "" if field.default is None else field.default

@@ -1,4 +1,4 @@
-"""The command `train`: a learner of the project on history, and then live."""
+"""The command `train`: train a learner of the project on history, and then live."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ SHOWN = {
     "calibration": "calibration",
     "hit@1": "hit@1",
 }
-"""Figures and their words. The log-loss of the base rate is what a model without features has."""
+"""Figure -> its label. The log-loss of the base rate is that of a model without features."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,16 +54,16 @@ def train_learner(
     """Train the learner `name` of the project at `root` on `urls`; bad events go to files of dead letters.
 
     Raises:
-        ConfigError: there is no such learner, flags that do not go together, or files that do not say where the live
-            topic goes on although it is to.
-        HeadraceError: what `headrace.train` failed with.
+        ConfigError: there is no such learner, flags are incompatible, or the offset at which the live topic should
+            continue is not known.
+        HeadraceError: `headrace.train` failed.
     """
     if options.plot is not None:
         check_plot(options.plot)
     learner = project.learner_named(name, root)
     step = _step_of(learner, settings, root, options, say)
     if not options.then_live and step.trainer.directory is not None:
-        step.trainer.directory.stop_notices()  # a training on files needs no Redis
+        step.trainer.directory.stop_notices()  # training on files needs no Redis
     source = sources_of_urls(urls, step.classes, until_end=True, rows_max=PIECE_ROWS, config=settings.kafka)
     impressions = _impressions(step, settings, options)
     topics = {spec_of(event).topic for event in step.classes}
@@ -99,14 +99,14 @@ def go_live(module: str | None, say: Callable[[str], object]) -> None:
     """Run the flow of the module until it is stopped.
 
     Raises:
-        HeadraceError: what the flow failed with.
+        HeadraceError: the flow failed.
     """
     name = module or MODULE
     run_flow(project.load_object(f"{name}:flow"), say=lambda line: say(f"{name} is up: {line}"))
 
 
 def words_of(figures: Mapping[str, Any]) -> str:
-    """The figures that are known, for people.
+    """Format the known figures for people.
 
     >>> words_of({"rows": 10, "auc": 0.71234, "logloss": 0.2})
     'AUC 0.7123 · log-loss 0.2000'
@@ -126,7 +126,7 @@ def row_of(training: Training) -> dict[str, Any]:
 def _step_of(
     learner: type[Learner], settings: Settings, root: Path, options: TrainOptions, say: Callable[[str], object]
 ) -> TrainStep:
-    """The step of the project's training flow if it trains this learner, else one that learns from events alone."""
+    """The step of the project's training flow if it trains this learner, else a step that learns from events only."""
     is_there = options.module is not None or (root / "pipelines" / "train.py").is_file()
     other = f"there is no {MODULE}"
     if is_there:
@@ -161,7 +161,7 @@ def _impressions(step: TrainStep, settings: Settings, options: TrainOptions) -> 
 
 
 def _require_where(histories: Sequence[Source], handover: Mapping[str, int], options: TrainOptions) -> None:
-    """Raise if the history does not say at which offsets the live topic goes on."""
+    """Raise if the offsets at which the live topic continues are not known from the history."""
     if options.until is not None:
         raise ConfigError(
             "--until and --then-live: the topic goes on where the events end, so those after --until would be lost; "
@@ -181,7 +181,7 @@ def _require_where(histories: Sequence[Source], handover: Mapping[str, int], opt
 
 
 def moment(text: datetime | None) -> datetime | None:
-    """A time of the command line: UTC, unless it says its own offset.
+    """Convert a time from the command line to UTC; without an offset it is UTC.
 
     >>> moment(datetime.fromisoformat("2026-01-01T02:00:00+02:00")) == moment(datetime(2026, 1, 1))
     True

@@ -1,4 +1,4 @@
-"""Commands about views and what is stored of them."""
+"""Commands for views and their stored records."""
 
 import math
 from dataclasses import asdict
@@ -322,7 +322,7 @@ def features_show(view: View, as_json: Json = False) -> None:
 
 
 def _notes(result: Any) -> list[str]:
-    """Notes on entities that were not compared, and on likely causes of differences."""
+    """Notes about entities that were not compared, and about likely causes of differences."""
     notes = []
     if result.beyond:
         notes.append(
@@ -359,7 +359,7 @@ def _store(url: str | None) -> Any:
 
 
 def _print_records(frame: Any) -> None:
-    """One record a block, a feature a line: lists are too wide for a table."""
+    """Print each record as a block with a line per feature, since lists are too wide for a table."""
     from rich.table import Table
 
     from headrace.features.view import AGE_S
@@ -372,7 +372,7 @@ def _print_records(frame: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a record as JSON holds it: times as ISO 8601 in UTC, bytes as hex, what is not finite as null."""
+    """Convert a record's value for JSON: times to ISO 8601 in UTC, bytes to hex, non-finite floats to null."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -388,7 +388,7 @@ def _plain(value: Any) -> Any:
 
 
 def readable_age(age_s: float | None) -> str:
-    """Seconds with the unit that suits them, in two parts at most.
+    """Format seconds in suitable units, with at most two parts.
 
     >>> readable_age(0.4), readable_age(75), readable_age(3 * 86_400 + 7_300), readable_age(-5), readable_age(None)
     ('0.4 s', '1 min 15 s', '3 d 2 h', '-5 s', 'None')
