@@ -115,7 +115,7 @@ class PacedClock:
         """Current event time, in microseconds since 1970 UTC."""
         import numpy as np
 
-        # Relative to the first knot, since float64 cannot represent all microseconds since 1970 exactly.
+        # Relative to the first knot: float64 holds microseconds of centuries exactly, but not any time since 1970.
         first_us = int(self.knots[0, 1])
         since = np.interp(wall_us() - self.started_wall_us, self.knots[:, 0], self.knots[:, 1] - first_us)
         return first_us + int(since)

@@ -223,7 +223,7 @@ def _fail(exc: Exception, line: str) -> NoReturn:
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool, *, empty: str = "nothing") -> None:
-    """Print rows as a table, or as JSON; the table's place takes `empty` if there are no rows."""
+    """Print rows as a table, or as JSON; without rows, print `empty` instead of a table."""
     from rich.table import Table
 
     if as_json:

@@ -108,7 +108,7 @@ def _files_and_topics(
 
 
 def _pin_archives(tables: dict[type[Event], list[str | Path]]) -> dict[str, int]:
-    """Replace local archives by the files that they have now, so that the topic can be read from where they end.
+    """Replace local archives with the files that they have now, so that the topic can be read from where they end.
 
     Returns the next offset of each partition at the end of the archives, from which the topic is read.
 

@@ -31,7 +31,7 @@ T = TypeVar("T", bound=Batch | EventBatch)
 ROWS_AHEAD_MAX = 1_000_000
 """Decoded rows that may wait: about a second of work."""
 TAKEN_ROWS = 131_072
-"""Rows at which `poll` returns; fewer rows are joined with those of the next batches."""
+"""Rows from which on `poll` does not join further waiting batches."""
 PREPARED_ROWS = 8_192
 """Smallest batch, in rows, to prepare while the steps are busy: small ones are cheaper together, in the steps."""
 POLLS_AHEAD_MAX = 16

@@ -32,7 +32,7 @@ _OTHER_HEAD = -1  # the status of a payload that was not decoded
 _VARINT_BYTES_MAX = 10
 _MAGIC = b"\0"
 MISSES_MAX = 32
-"""Lookups of unknown schema ids per `MISS_SPAN_S`: in damaged payloads the id may be any number."""
+"""Maximum lookups of unknown schema ids per `MISS_SPAN_S`: in damaged payloads the id may be any number."""
 MISS_SPAN_S = 10.0
 
 Writers = Callable[[int], Any]
