@@ -1,4 +1,4 @@
-"""Source columns of an `InputSpec`: checked against the views that it reads, and made from answers or any frame."""
+"""Source columns of an `InputSpec`: checking them against the views, and building them from answers or a data frame."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from headrace.learners.input_spec import Bag, Categorical, Column, Dense, Derive
 from headrace.learners.inputs import PAD
 
 _READ_FACTS = {"_found": "int", "_age_s": "float"}
-"""Columns beside the features of a view, and their types: was there a record, and its age in seconds."""
+"""Columns that each view has beside its features, with types: whether a record was found, and its age in seconds."""
 _IDS = {"int", "text"}
 _LISTS = {"list[int]", "list[text]"}
 _FIXES = {
@@ -26,10 +26,10 @@ _FIXES = {
 
 
 def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | None = None) -> dict[str, Column]:
-    """Source columns of an `InputSpec` from answers by view name: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
+    """Convert answers, by view name, to source columns: `<view>.<feature>`, `<view>._found`, `<view>._age_s`.
 
-    `request` columns are added under their own names. An age is in seconds, NaN where there is no record; an integer
-    feature without a value is PAD.
+    `request` columns are added under their own names. An age is in seconds, NaN without a record. An integer feature
+    without a value is PAD.
     """
     columns: dict[str, Column] = {}
     for view, answer in answers.items():
@@ -42,13 +42,13 @@ def columns_of(answers: Mapping[str, Answer], request: Mapping[str, Column] | No
 
 
 def column_of(series: pl.Series) -> Column:
-    """A column of a frame as a source column, exact, with missing values marked.
+    """Convert a column of a frame to a source column, exactly, with missing values marked.
 
     Integers, booleans, times and durations (microseconds) become int64 with PAD where null, floats float64 with NaN,
     texts an object array with None, and lists `Lists` of int64 (texts by their hash) or float64.
 
     Raises:
-        SchemaError: another type, or an integer beyond 64 signed bits.
+        SchemaError: the column has another type, or an integer beyond 64 signed bits.
     """
     if isinstance(series.dtype, pl.List | pl.Array):
         return _lists_of(series)
@@ -79,10 +79,10 @@ def _lists_of(series: pl.Series) -> Lists:
 
 
 def check_fields(learner: str, spec: InputSpec, plans: Sequence[ViewPlan]) -> None:
-    """See that each column that names a feature names one of the views, of a type that its field can read.
+    """Check that each column that names a feature exists in the views, with a type that its field can read.
 
     Raises:
-        DeclarationError: one does not; names learner, field and column, and what to write.
+        DeclarationError: a feature is missing or has another type; names learner, field, column and fix.
     """
     types = {f"{plan.name}.{feature.name}": feature.dtype for plan in plans for feature in plan.features}
     types |= {f"{plan.name}.{fact}": dtype for plan in plans for fact, dtype in _READ_FACTS.items()}
@@ -99,7 +99,7 @@ def check_fields(learner: str, spec: InputSpec, plans: Sequence[ViewPlan]) -> No
 
 
 def _columns(field: Field) -> list[tuple[str, str, set[str]]]:
-    """(role, column, types that it may have) of each column that a field reads; no types: any."""
+    """(role, column, allowed types) of each column that a field reads; an empty set allows any type."""
     match field:
         case Categorical():
             return [("Categorical", field.column, _IDS)]

@@ -1,4 +1,4 @@
-"""Drift of the losses, by River's ADWIN.
+"""Detection of drift in the losses, by River's ADWIN.
 
 Source: Bifet, Gavalda (2007), "Learning from Time-Changing Data with Adaptive Windowing", SDM.
 """
@@ -11,12 +11,12 @@ log = structlog.get_logger(__name__)
 
 
 class Drift:
-    """Detects a change of the mean of a stream of losses.
+    """Detects a change in the mean of a stream of losses.
 
     Args:
-        delta: chance of a false alarm in an unchanging stream, about.
+        delta: approximate probability of a false alarm in a stream that does not change.
 
-    Its state does not survive a restart: a new one needs a few hundred values before it can say anything.
+    The state does not survive a restart: a new detector needs a few hundred values before it can detect a change.
     """
 
     def __init__(self, delta: float = 0.002) -> None:

@@ -1,4 +1,4 @@
-"""Ids: int64 of integers, whole floats and texts, exact or refused. A missing id is PAD."""
+"""Conversion of integers, whole floats and texts to int64 ids, exactly or with an error. A missing id is PAD."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ _INT64_MAX = 2**63 - 1
 
 
 def as_ids(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Ids (n,) int64, PAD where missing.
+    """Convert values (n,) to ids, int64, with PAD where missing.
 
-    Integers and booleans are taken as they are, whole floats by value (NaN is missing), texts as int64 xxh64. An object
-    array may hold integers or texts, and None where missing.
+    Integers and booleans keep their value, whole floats too (NaN is missing), and texts become their xxh64 as int64. An
+    object array may hold integers or texts, and None where missing.
 
     Raises:
-        SchemaError: a value has no exact id: a fraction, an integer beyond 64 bits, a float beyond 2**53 (it stands for
-            several integers: a column of integers with nulls is best given as an object array, or filled with PAD), an
-            infinite number, or another type.
+        SchemaError: a value has no exact id: a fraction, an integer beyond 64 bits, an infinite number, another type,
+            or a float beyond 2**53, which may stand for several integers. Give a column of integers with nulls as an
+            object array, or fill it with PAD.
     """
     kind = values.dtype.kind
     if kind in "iub":

@@ -1,4 +1,4 @@
-"""InputSpec: the declaration of a model's inputs, and their assembly from view features and request columns.
+"""InputSpec: the declaration of a model's inputs, and how they are assembled from view features and request columns.
 
     inputs = InputSpec(
         Categorical("thing", table="thing"),
@@ -7,9 +7,9 @@
         Match("seen_before", candidate="thing", column="reader_activity.recent", kind="recency"),
     )
 
-A column with a dot is a view's feature, `<view>.<feature>`; one without is a request column: the candidates' ids, a
-position, .. Missing values: a null id is PAD, which reads as zeros; a NaN, infinite or PAD number is NaN. Training and
-serving assemble with one spec, whose fingerprint goes with the inputs.
+A column name with a dot is a view's feature, `<view>.<feature>`. A name without a dot is a request column, such as the
+candidates' ids or a position. A null id becomes PAD, which reads as zeros; a NaN, infinite or PAD number becomes NaN.
+Training and serving assemble with the same spec, and the inputs carry its fingerprint.
 """
 
 import difflib
@@ -35,7 +35,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 Column = NDArray[Any] | Lists
-"""Values (n,); or lists, newest first: row i is `values[i, : lengths[i]]`. A single row stands for all."""
+"""Values (n,), or lists, newest first: row i is `values[i, : lengths[i]]`. A column of one row applies to all rows."""
 Columns = Mapping[str, Column]
 
 
@@ -62,7 +62,7 @@ _TRANSFORMS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 @declared
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """One id a row: integers as they are, text by its xxh64. `column` and `table` default to `name`."""
+    """One id per row: integers keep their value, text becomes its xxh64. `column` and `table` default to `name`."""
 
     name: str
     column: str = ""
@@ -74,7 +74,7 @@ class Categorical:
 class Bag:
     """The `length` newest ids of a list feature.
 
-    `candidate` names the `Categorical` that attention compares the elements with; both use one table.
+    `candidate` names the `Categorical` that attention compares the elements with; it must use the same table.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Bag:
 @declared
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """One number a row: `transform(scale * x)`; log1p and sqrt take negative numbers as 0."""
+    """One number per row: `transform(scale * x)`; log1p and sqrt treat negative numbers as 0."""
 
     name: str
     column: str = ""
@@ -98,7 +98,7 @@ class Dense:
 @declared
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Occurrences of the candidate in a list: any (0/1), count, or recency 1 / (1 + rank of the newest)."""
+    """Occurrences of the candidate in a list: any (0 or 1), count, or recency, 1 / (1 + rank of the newest)."""
 
     name: str
     candidate: str
@@ -109,10 +109,10 @@ class Match:
 @declared
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """One number a row, computed by `function` from a mapping of `columns`; it returns (B,) or (1,) numbers.
+    """One number per row, computed by `function` from a mapping of `columns`; it returns (B,) or (1,) numbers.
 
-    The function must be pure. The fingerprint holds its qualified name, not its code: raise `version` when the code
-        changes.
+    The function must be pure. The fingerprint covers its qualified name, not its code: raise `version` when the code
+    changes.
     """
 
     name: str
@@ -136,8 +136,8 @@ class InputSpec:
         fingerprint: 16 hex characters; equal for equal declarations.
 
     Raises:
-        DeclarationError: two fields share a name, a length, transform or kind is not allowed, or `candidate` names no
-            field.
+        DeclarationError: there is no field, two fields share a name, a length, transform or kind is not allowed, or
+            `candidate` names no field with the same table.
     """
 
     def __init__(self, *fields: Field) -> None:
@@ -188,11 +188,11 @@ class InputSpec:
         """Assemble the inputs of `rows` examples.
 
         Args:
-            columns: source column -> (rows,) values or a list column of so many rows; length 1 stands for all rows.
+            columns: source column -> (rows,) values or a list column of `rows` rows; length 1 applies to all rows.
             rows: B, the number of examples.
 
         Raises:
-            SchemaError: a column is missing, has neither 1 nor `rows` rows, or holds no ids or no numbers.
+            SchemaError: a column is missing, has neither 1 nor `rows` rows, or holds values of the wrong kind.
         """
         ids = np.empty((rows, len(self.categoricals)), dtype=np.int64)
         for index, categorical in enumerate(self.categoricals):
@@ -204,13 +204,13 @@ class InputSpec:
         for transform, indexes, scales in self._transforms:
             numbers[indexes] = _TRANSFORMS[transform](numbers[indexes] * scales)
         dense = np.empty((rows, len(self.numbers)), dtype=np.float32)
-        # A number that a float32 cannot hold is large, not missing.
+        # A number beyond the range of float32 is clipped to it: it is large, not missing.
         dense[:] = np.where(np.isfinite(numbers), numbers.clip(-_FLOAT32_MAX, _FLOAT32_MAX), np.nan).T
         return Inputs(ids, bags, dense, self.fingerprint)
 
 
 def _transforms_of(numbers: tuple[Dense | Match | Derived, ...]) -> list[tuple[str, NDArray[np.int64], NDArray[Any]]]:
-    """Transform, the rows of numbers it is for (n,), and their scales (n, 1): one call for all of a kind."""
+    """(transform, its rows of `numbers` (n,), their scales (n, 1)) of each transform: one call for all its rows."""
     dense = [(i, number) for i, number in enumerate(numbers) if isinstance(number, Dense)]
     by_name = {name: [(i, number.scale) for i, number in dense if number.transform == name] for name in _TRANSFORMS}
     return [
@@ -276,7 +276,7 @@ def _list(columns: Columns, name: str, rows: int) -> Lists:
 
 
 def _ids(values: NDArray[Any], column: str) -> NDArray[np.int64]:
-    """`as_ids` of a column, whose name an error has."""
+    """`as_ids` of a column, with the column's name in errors."""
     try:
         return as_ids(values)
     except SchemaError as exc:
@@ -306,7 +306,7 @@ def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDAr
             kernels.match(candidates, elements, lengths, _KINDS[field.kind], out)
             return out
         case Derived():
-            declared = {name: _find(columns, name) for name in field.columns}  # all that serving reads for it
+            declared = {name: _find(columns, name) for name in field.columns}  # serving reads only these
             try:
                 given = np.asarray(field.function(declared))
             except KeyError as exc:
@@ -319,10 +319,10 @@ def _number(field: Dense | Match | Derived, columns: Columns, rows: int) -> NDAr
 
 
 def _floats(values: NDArray[Any], field: Dense | Derived) -> NDArray[Any]:
-    """Numbers of a field; objects and texts become floats, times microseconds.
+    """Convert a field's values to numbers; objects and texts become floats, times become microseconds.
 
     Raises:
-        SchemaError: a value is no number.
+        SchemaError: a value is not a number.
     """
     if values.dtype.kind in "fiub":
         return values

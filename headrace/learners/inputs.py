@@ -1,12 +1,12 @@
 """Inputs: the arrays that a model reads for a batch of examples, and their packed form for one request.
 
-    ids    (B, F)   int64    one id a field
+    ids    (B, F)   int64    one id per field
     bags   (B, L_j) int64    ids of list j, newest first, padded with PAD
     dense  (B, D)   float32  numbers, NaN where missing
 
 Invariant: `Inputs.from_bytes(inputs.to_bytes())` gives the same values, bit for bit. Columns that are equal in all
-rows of a request (the entity's features, beside many candidates) are stored once on the wire; a bag that was stored
-once is unpacked as a broadcast view. Missing ids are PAD: they have no row in any table and read as zeros.
+rows of a request, such as the entity's features beside many candidates, are stored once on the wire. A bag that was
+stored once is unpacked as a broadcast view. Missing ids are PAD: they have no row in any table and read as zeros.
 """
 
 import struct
@@ -21,7 +21,7 @@ from headrace.errors import DecodeError, SchemaError
 from headrace.learners.packed_form import BAG_HEAD, HEAD, MAGIC, MISSING_ID, SHARED, pack_requests
 
 PAD = MISSING_ID
-ROWS_MAX = 1_000_000  # a packed request that claims more is corrupt
+ROWS_MAX = 1_000_000  # a packed request that declares more rows is corrupt
 
 _WIDTHS = (1, 2, 4, 8)
 
@@ -30,7 +30,7 @@ _WIDTHS = (1, 2, 4, 8)
 class Inputs:
     """A batch of examples as arrays; see the module docstring for shapes.
 
-    `fingerprint` (16 hex characters) names the `InputSpec` that assembled it; it travels on the wire.
+    `fingerprint` (16 hex characters) identifies the `InputSpec` that assembled the batch; the packed form includes it.
     """
 
     ids: NDArray[np.int64]
@@ -48,15 +48,15 @@ class Inputs:
         return len(self.ids)
 
     def take(self, index: NDArray[Any] | slice) -> "Inputs":
-        """The rows of `index`: int64 positions, a bool mask (B,) or a slice."""
+        """Select the rows of `index`: int64 positions, a bool mask (B,) or a slice."""
         return Inputs(self.ids[index], tuple(bag[index] for bag in self.bags), self.dense[index], self.fingerprint)
 
     @staticmethod
     def concat(parts: Sequence["Inputs"]) -> "Inputs":
-        """All rows of `parts`, in order.
+        """Concatenate the rows of `parts`, in order.
 
         Raises:
-            SchemaError: the parts come from different specs, or there is none.
+            SchemaError: the parts come from different specs, or `parts` is empty.
         """
         if len({part.fingerprint for part in parts}) != 1:
             raise SchemaError(
@@ -72,24 +72,24 @@ class Inputs:
         )
 
     def to_bytes(self) -> bytes:
-        """The packed form: little-endian, columns that are equal in all rows once, ids in as few bytes as they need."""
+        """Pack all rows, little-endian: columns equal in all rows are stored once, ids in as few bytes as needed."""
         return self.pack_each(np.arange(len(self)), np.array([0, len(self)]))[0]
 
     def pack_each(self, picked: NDArray[np.int64], edges: NDArray[np.int64]) -> list[bytes]:
-        """The packed form of n requests: number i is of the rows `picked[edges[i]:edges[i + 1]]`, in this order."""
+        """Pack n requests: request i has the rows `picked[edges[i]:edges[i + 1]]`, in this order."""
         return list(pack_requests(self.ids, self.dense, self.bags, self.fingerprint, picked, edges))
 
     @classmethod
     def from_bytes(cls, data: bytes, fingerprint: str | None = None) -> Self:
-        """The inputs that `to_bytes` packed.
+        """Unpack what `to_bytes` packed.
 
         Args:
             data: one packed request.
-            fingerprint: of the spec that the reader expects; None takes any.
+            fingerprint: of the spec that the reader expects; None accepts any.
 
         Raises:
-            DecodeError: the bytes are not a packed request, or truncated.
-            SchemaError: another spec packed them.
+            DecodeError: the bytes are not a packed request, or are truncated.
+            SchemaError: the inputs were packed with another spec.
         """
         reader = _Reader(data)
         magic, packed_by, rows, id_count, dense_count, bag_count = reader.struct(HEAD)

@@ -1,4 +1,4 @@
-"""A learner's declaration: views, label, inputs and model.
+"""The declaration of a learner: views, label, inputs and model.
 
     class NextThing(Learner):
         views = (ReaderActivity, ThingActivity)
@@ -6,7 +6,7 @@
         inputs = InputSpec(Categorical("thing"), Dense("reads", "thing_activity.reads_1h", transform="log1p"))
         model = DeepFM(dim=16, hidden=(64, 32))
 
-It is checked where it is declared, without a store or a broker.
+A declaration is checked when the class is defined, without a store or a broker.
 """
 
 import re
@@ -25,13 +25,14 @@ from headrace.learners.tables.table import TablePolicy
 
 
 class Learner:
-    """Base class of learner declarations, which are classes and have no instances.
+    """Base class of learner declarations. A declaration is a class; it is not instantiated.
 
     Attributes:
-        views: views whose features `inputs` reads; a single view may stand alone.
-        label: which events make an example positive; a dict of several by name, in the order of the model's labels;
-            None where the stream has labels.
-        policy: when a request is learned although labels come late; with several labels, or one of numbers, `Wait()`.
+        views: views whose features `inputs` reads; a tuple, or a single view.
+        label: which events make an example positive, or a dict of several labels by name, in the order of the model's
+            labels; None if the stream itself has labels.
+        policy: when to learn from a request although its labels arrive late. `Wait()` is required with several labels,
+            or with one numeric label.
         inputs: the fields of the model.
         model: the model's declaration.
         tables: embedding table -> policy; other tables have the default policy.
@@ -39,7 +40,7 @@ class Learner:
 
     Raises:
         DeclarationError: inputs or model are missing, a column names no feature of the views or one of a type that its
-            field cannot read, a policy names no table, or an attribute is of another kind.
+            field cannot read, a policy names no table, or an attribute has the wrong type.
     """
 
     views: ClassVar[tuple[type[FeatureView], ...]] = ()
@@ -63,7 +64,7 @@ class Learner:
 
     @classmethod
     def _check_parts(cls) -> None:
-        """Raise if an attribute is missing or of another kind; a single view becomes a tuple."""
+        """Raise if an attribute is missing or has the wrong type; a single view becomes a tuple."""
         for attribute in ("inputs", "model"):
             if not hasattr(cls, attribute):
                 raise DeclarationError(f"learner {cls.name}: no {attribute}; declare `{attribute} = ...`")
@@ -89,7 +90,7 @@ class Learner:
 
     @classmethod
     def _check_labels(cls) -> None:
-        """Raise if labels and model, or labels and policy, do not go together."""
+        """Raise if the labels do not fit the model or the policy."""
         labels = cls.labels()
         if labels and cls.model.labels != len(labels):
             raise DeclarationError(
@@ -107,19 +108,19 @@ class Learner:
 
     @classmethod
     def labels(cls) -> dict[str, Label]:
-        """The labels by name, in the order of the model's; a single one is named "", without any it is empty."""
+        """The labels by name, in the order of the model's labels; a single label has the name ""."""
         if cls.label is None:
             return {}
         return {"": cls.label} if isinstance(cls.label, Label) else dict(cls.label)
 
     @classmethod
     def fingerprints(cls) -> dict[str, str]:
-        """Layout fingerprint of each view, by the view's name."""
+        """Layout fingerprint of each view, by view name."""
         return {plan.name: plan.fingerprint for plan in cls._plans()}
 
     @classmethod
     def check_inputs(cls, inputs: Inputs) -> None:
-        """Refuse inputs of another spec.
+        """Check that inputs were assembled by this learner's spec.
 
         Raises:
             SchemaError: the fingerprints differ.
@@ -136,7 +137,7 @@ class Learner:
 
 
 def _is_label(label: object) -> bool:
-    """Whether it is a label, a dict of them by names of columns, or None."""
+    """Whether `label` is a label, None, or a dict of labels whose names are identifiers."""
     if isinstance(label, Mapping):
         named = all(isinstance(name, str) and name.isidentifier() for name in label)
         return bool(label) and named and all(isinstance(one, Label) for one in label.values())

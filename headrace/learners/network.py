@@ -1,4 +1,4 @@
-"""A module with its lookups: forward and backward, by the model's own pass where it has one, else by autograd."""
+"""A torch module with its table lookups: forward and backward by the model's own pass if it has one, or by autograd."""
 
 import torch
 from torch import nn
@@ -9,18 +9,18 @@ from headrace.learners.tables.embedding import Floats, Lookup, Uses
 
 
 class Network:
-    """One module. Not thread-safe while it trains; `score` alone may be called from any number of threads.
+    """One module and its lookup. Not thread-safe while it trains; only `score` may be called from several threads.
 
     Args:
         model: the declaration that built `module`.
-        module: in training mode or not; `forward` and `score` set it.
+        module: the torch module; `forward` and `score` set its training mode.
         lookup: reads the rows of a batch.
 
     Attributes:
         by_hand: the module's pass without autograd, if the model has one.
 
     Raises:
-        DeclarationError: by all methods that run the module: its outputs are not as the model declares.
+        DeclarationError: from every method that runs the module: its outputs are not as the model declares.
     """
 
     def __init__(self, model: Model, module: nn.Module, lookup: Lookup) -> None:
@@ -52,9 +52,9 @@ class Network:
         return self._outputs.detach().numpy()
 
     def backward(self, grads: Floats) -> tuple[Floats, list[Floats]]:
-        """Gradients by the gathered rows (B, E, W) and by each bag's elements, from those by the outputs (B, K).
+        """Backpropagate gradients (B, K) of the outputs to the gathered rows (B, E, W) and to each bag's elements.
 
-        Those by the parameters are written into their `.grad` by hand; autograd adds to it, so it must be zero before.
+        A pass by hand overwrites the parameters' `.grad`. Autograd adds to `.grad`, so it must be zero before.
         """
         if self.by_hand is not None:
             assert self._embedded is not None, "backward follows forward"
@@ -65,9 +65,9 @@ class Network:
         return _grad_of(self._fields.embedded), [_grad_of(elements) for elements in self._fields.elements]
 
     def rescored(self, outputs: Floats, known: Uses, uses: Uses, numbers: Floats) -> Floats:
-        """Outputs (B, K) by the rows of `known`, given those by `uses`, a later lookup of the same batch.
+        """Outputs (B, K) with the rows of `known`, given `outputs` with the rows of `uses`, a later lookup.
 
-        Only the examples of which a row differs are computed; a model with a pass by hand alone can.
+        Computes only the examples with a row that differs. Needs a model with a pass by hand.
         """
         changed = known.differs(uses)
         if not changed.size:
@@ -90,5 +90,5 @@ class Network:
 
 
 def _grad_of(leaf: torch.Tensor) -> Floats:
-    """The gradient that a leaf collected; zeros where the module did not use it."""
+    """The gradient collected by a leaf tensor; zeros if the module did not use it."""
     return (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad).numpy()

@@ -1,19 +1,19 @@
 """OnlineLearner: predicts and then learns, one micro-batch at a time.
 
-Invariant: the state is a plain dict of arrays, and weights are a function of the declaration, the seed and the
-sequence of batches: a learner that loads the state of another goes on to bitwise equal weights (on CPU, with the same
-number of torch threads).
+Invariant: the state is a plain dict of arrays, and the weights are a function of the declaration, the seed and the
+sequence of batches. A learner that loads another learner's state continues to bitwise equal weights (on CPU, with the
+same number of torch threads).
 
-Outputs. The model's outputs are its module's plus an intercept, which starts at the level of the first batch's labels
-and follows it (`headrace.learners.intercept`): a base rate that changes is followed within some thousand examples,
-where the optimizer's steps of the module would take millions. The model's loss turns outputs into predictions.
+Outputs. A model's outputs are the module's outputs plus an intercept, which starts at the level of the first batch's
+labels and follows it (`headrace.learners.intercept`). It follows a change of the base rate within some thousand
+examples, where the optimizer's steps of the module would take millions. The loss turns outputs into predictions.
 
-Log-rates. Examples of several samplings train one model. An example whose negatives were kept at odds r times the
-reference's has log_rate = -log r: the loss reads sigmoid(logit + log_rate), so `logit` stays the log-odds at the
-reference rate, and that is what `predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare Events
-Data", Political Analysis 9, section 4.1.
+Log-rates. One model trains on examples of several sampling rates. An example whose negatives were kept at odds r times
+the reference's has log_rate = -log r. The loss reads sigmoid(logit + log_rate), so `logit` stays the log-odds at the
+reference rate, which is the rate of what `predict` returns. Source: King, Zeng (2001), "Logistic Regression in Rare
+Events Data", Political Analysis 9, section 4.1.
 
-Numbers reach the module standardised by the rows before them (`headrace.learners.standardizer`).
+Numbers are standardised by statistics of earlier rows (`headrace.learners.standardizer`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,8 +51,8 @@ class OnlineLearner:
 
     Args:
         learner: the declaration.
-        seed: of all first weights.
-        threads: set for all of torch in this process; bitwise equality holds between runs with the same number.
+        seed: of all initial weights.
+        threads: torch threads, for the whole process; bitwise equality holds between runs with the same number.
     """
 
     def __init__(self, learner: type[Learner], seed: int = 0, *, threads: int = 1) -> None:
@@ -79,12 +79,12 @@ class OnlineLearner:
         self._loop = example_loop(model, self._network.by_hand, parts, self._dense_state)
 
     def predict(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
-        """Predictions (B,), or (B, K) of several outputs, before learning from `inputs`; changes nothing.
+        """Predictions (B,), or (B, K) with several outputs; changes nothing.
 
-        With `log_rate`, a number, (B,) or (B, K), at an example's own rate in place of the reference's.
+        They are at the reference rate, or with `log_rate`, a number, (B,) or (B, K), at the rate of each example.
 
         Raises:
-            SchemaError: another spec assembled the inputs; log-rates are of another shape or type, or out of range.
+            SchemaError: another spec assembled the inputs, or log-rates have the wrong shape, type or range.
         """
         self.learner.check_inputs(inputs)
         log_rate = rate_of(self.learner, log_rate, len(inputs))
@@ -100,22 +100,22 @@ class OnlineLearner:
         event_time_us: int | NDArray[np.int64] | None = None,
         starts: NDArray[np.int64] | None = None,
     ) -> float:
-        """One step on B examples; returns the mean of their weighted losses, before the step.
+        """Take one step on B examples; returns the mean of their weighted losses before the step.
 
         Args:
             inputs: B examples.
             labels: (B,), or (B, L) for a model of several labels; 0 or 1 with log-loss.
-            weights: (B,) importance of each example, 0 to `WEIGHT_MAX`; the gradient is the sum of weighted ones over
-                B.
-            log_rate: log-odds offset of the examples' sampling, at most `LOG_RATE_MAX` from 0: a number or (B,); for a
-                model of several outputs 0 or (B, K); 0 where the loss is not of probabilities.
-            event_time_us: a number or (B,), in microseconds since 1970; the newest is when their ids were last seen.
-            starts: (requests + 1,) first row of each request, and B. An id counts as used once a request; without it,
-                once a run of equal neighbours.
+            weights: (B,) importance of each example, 0 to `WEIGHT_MAX`; the gradient is the sum of the weighted
+                gradients divided by B.
+            log_rate: log-odds offset of the examples' sampling, at most `LOG_RATE_MAX` from 0: a number or (B,), or
+                with several outputs 0 or (B, K). It must be 0 if the loss is not of probabilities.
+            event_time_us: a number or (B,), in microseconds since 1970; the newest becomes the last use of the ids.
+            starts: (requests + 1,) first row of each request, and B. An id counts as used once per request, or without
+                `starts` once per run of equal neighbours.
 
         Raises:
-            SchemaError: another spec assembled the inputs; labels, weights, log-rates, times or starts are of another
-                shape or type, or one of them is out of range. Nothing was learned then.
+            SchemaError: another spec assembled the inputs, or labels, weights, log-rates, times or starts have the
+                wrong shape, type or range. Nothing was learned then.
         """
         return self._step(inputs, Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=False)[1]
 
@@ -130,17 +130,17 @@ class OnlineLearner:
         *,
         per_example: bool = False,
     ) -> tuple[Floats, float]:
-        """What `predict` gives for B examples, with their log-rates, and what `learn` gives, in that order.
+        """Predict B examples at their log-rates, then learn from them; returns the results of `predict` and `learn`.
 
-        Faster than the two calls where the model has a pass without autograd: the step's forward pass is that of the
-        prediction, but for examples with an id that gets its row in this batch.
+        Faster than two calls if the model has a pass without autograd: prediction and step share one forward pass,
+        except for examples with an id that gets its row in this batch.
 
-        With `per_example` it does, bit for bit, what B calls of one example each do: an example is predicted with the
-        weights after the one before it, each is a step, and `starts` means nothing. `Logistic` and `DeepFM` without
-        hidden layers learn so in one compiled loop, at some microseconds an example; other models take B steps.
+        With `per_example` the result equals, bit for bit, B calls of one example each: each example is predicted with
+        the weights after the previous one, each is a step, and `starts` has no effect. `Logistic` and `DeepFM` without
+        hidden layers do so in one compiled loop, at some microseconds per example; other models take B steps.
 
         Raises:
-            SchemaError: as `learn`.
+            SchemaError: as in `learn`.
         """
         if per_example:
             return self._step_each(inputs, Targets(labels, weights, log_rate), event_time_us)
@@ -149,7 +149,7 @@ class OnlineLearner:
     def _step_each(
         self, inputs: Inputs, targets: Targets, event_time_us: int | NDArray[np.int64] | None
     ) -> tuple[Floats, float]:
-        """B steps of one example, by the compiled loop where the model has one."""
+        """Take B steps of one example each, in the compiled loop if the model has one."""
         self.learner.check_inputs(inputs)
         targets.check(self.learner, count := len(inputs))
         if count == 0:
@@ -204,7 +204,7 @@ class OnlineLearner:
         loss, grads = self._loss.gradients(z, y, weight)
         by_row, by_element = self._network.backward(grads)
         self._parameters.step(self.learner.model.optimizer, self._dense_state)
-        # Of the summed loss: what an id learns from one example must not depend on how many others share the batch.
+        # The gradient of the summed loss: what an id learns from one example must not depend on the batch size.
         self._lookup.step(uses, by_row, by_element, float(len(inputs)))
         self._intercept.step(z, y, weight)
         self._numbers.observe(inputs.dense)
@@ -216,14 +216,14 @@ class OnlineLearner:
     ) -> tuple[Floats, Floats]:
         """Predictions before the batch, if `offsets` are given, and the outputs that the step learns from.
 
-        `known` are the rows before ids of the batch were admitted, `uses` those after. With autograd the prediction is
-        a pass of its own, in eval mode; by hand the outputs serve both, but for examples whose rows are new.
+        `known` has the rows before ids of the batch were admitted, `uses` the rows after. With autograd the prediction
+        is a separate pass in eval mode. A pass by hand serves for both, except for examples with new rows.
         """
         predictions = np.empty(0, np.float32)
         by_hand = self._network.by_hand is not None
         if offsets is not None and not by_hand:
             predictions = self._loss.predictions(self._network.score(known, numbers) + offsets)
-        if not by_hand:  # a pass by hand writes gradients, it does not add to them
+        if not by_hand:  # a pass by hand overwrites gradients instead of adding to them
             self._parameters.zero_grads()
         with nullcontext() if by_hand else self._own_rng():
             outputs = self._network.forward(uses, numbers)
@@ -232,31 +232,31 @@ class OnlineLearner:
         return predictions, outputs
 
     def expire(self) -> int:
-        """Remove the rows that have expired by their tables' policies; returns how many."""
+        """Remove the rows that have expired under their tables' policies; returns the number removed."""
         return sum(table.expire(self.now_us) for table in self.tables.values())
 
     def state_dict(self, *, with_optimizer: bool = True) -> Arrays:
-        """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, and with the optimizer what learning needs."""
+        """Copies of all arrays: `dense.<name>`, `table.<table>.<array>`, ..; with the optimizer, all training state."""
         exports = {name: table.export(with_optimizer=with_optimizer) for name, table in self.tables.items()}
         return self._rest_of_state(with_optimizer=with_optimizer) | _table_state(exports)
 
     def prepare_capture(self) -> bool:
-        """Begin to copy large tables in a thread while they are trained; whether `capture` need not wait for it."""
+        """Start to copy large tables in a thread during training; returns whether `capture` would not have to wait."""
         are_near = [table.prepare_capture() for table in self.tables.values()]
         return all(are_near)
 
     def capture(self) -> Callable[[], Arrays]:
-        """Copy the present state; what is returned gives it as `state_dict` does, later and in any thread.
+        """Copy the current state; returns a function that gives it as `state_dict` does, later and in any thread.
 
-        Tables are copied as they lie, and put in order there, which takes longer than the copy. After
-        `prepare_capture` only the rows that have changed since are left to copy.
+        Tables are copied in memory order. The returned function sorts them, which takes longer than the copy. After
+        `prepare_capture`, only the rows that have changed since then are left to copy.
         """
         rest = self._rest_of_state(with_optimizer=True)
         tables = {name: table.capture() for name, table in self.tables.items()}
         return lambda: rest | _table_state({name: exported() for name, exported in tables.items()})
 
     def _rest_of_state(self, *, with_optimizer: bool) -> Arrays:
-        """Copies of all arrays but those of the tables."""
+        """Copies of all arrays except those of the tables."""
         arrays: Arrays = {f"dense.{name}": value.numpy().copy() for name, value in self._module.state_dict().items()}
         arrays["intercept"] = self._intercept.value.copy()
         arrays |= {f"numbers.{name}": array for name, array in self._numbers.state_dict().items()}
@@ -271,7 +271,7 @@ class OnlineLearner:
         """Load what `state_dict` returned; without optimizer arrays, their state is initialised.
 
         Raises:
-            SnapshotError: the arrays are not those of this learner.
+            SnapshotError: the arrays do not belong to this learner.
         """
         load_module(self._module, arrays, self.learner.name)
         self._intercept.load(intercept_of(arrays, self.learner), arrays.get("intercept_information"))
@@ -289,7 +289,7 @@ class OnlineLearner:
 
     @contextmanager
     def _own_rng(self) -> Iterator[None]:
-        """Use the learner's own state of torch's generator, which dropout draws from; the global state is restored."""
+        """Use the learner's own state of torch's generator, as for dropout, and restore the global state afterwards."""
         outer = torch.get_rng_state()
         torch.set_rng_state(self._rng)
         try:
@@ -299,17 +299,17 @@ class OnlineLearner:
             torch.set_rng_state(outer)
 
     def _tick(self, times_us: NDArray[np.int64] | None) -> None:
-        # Without times, batches still follow one another: eviction needs an order.
+        # Without times, each batch still counts as later than the previous one, since eviction needs an order.
         newest = self.now_us + 1 if times_us is None else int(times_us.max())
         self.now_us = max(self.now_us, newest)
 
 
 def _table_state(exports: Mapping[str, Mapping[str, NDArray[Any]]]) -> Arrays:
-    """Arrays of tables by their names in a state."""
+    """Arrays of the tables by their names in a learner's state."""
     return {f"table.{name}.{key}": array for name, arrays in exports.items() for key, array in arrays.items()}
 
 
 def offsets_of(intercept: NDArray[np.float32], log_rate: LogRate) -> NDArray[np.float32]:
-    """What is added to outputs (B, K): the intercept (K,) and the log-rate, a number, (B,) or (B, K)."""
+    """Offsets to add to outputs (B, K): the intercept (K,) plus the log-rate, a number, (B,) or (B, K)."""
     rate = np.asarray(log_rate, dtype=np.float32)
     return intercept + (rate if intercept.size == 1 or rate.ndim != 1 else rate[:, None])

@@ -1,13 +1,13 @@
-"""Packed inputs of many requests at once, written by kernels into one buffer.
+"""The packed form of inputs, written by kernels for many requests at once into one buffer.
 
     head     magic 4 | fingerprint u64 | rows u32 | id fields u16 | dense fields u16 | bags u16
-    fields   a code for each id column, bytes of an id or 0 where all rows are equal | 1 for each dense column that
+    fields   code u8 per id column: bytes of an id, or 0 if all rows are equal | flag u8 per dense column: 1 if it
              varies | ids that are equal in all rows, i64 | ids of 1, 2, 4 and 8 bytes, a block each, row by row
-             | numbers that are equal in all rows, f32 | those that vary, row by row
-    bag      declared width u16 | stored width u16 | 1 where one row stands for all | bytes of an id | its rows
+             | numbers that are equal in all rows, f32 | numbers that vary, row by row
+    bag      declared width u16 | stored width u16 | 1 if one row applies to all | bytes of an id | its rows
 
-All little-endian. The least number of a width stands for a missing id. In Python and NumPy a request of some rows costs
-60 us, which is mostly calls; here 1 us, and what its bytes cost.
+All little-endian. The smallest number of a width encodes a missing id. In Python and NumPy a request of some rows costs
+60 us, mostly call overhead; here it costs 1 us plus the time for its bytes.
 """
 
 import struct
@@ -22,11 +22,11 @@ from headrace.kernels.spans import Spans
 MAGIC = b"HRI1"
 MISSING_ID = -(2**63)
 SHARED = 0
-"""Code of an id or dense column that is stored once."""
+"""Code of an id or dense column whose rows are all equal, so that it is stored once."""
 
 HEAD = struct.Struct("<4sQIHHH")
 BAG_HEAD = struct.Struct("<HHBB")
-"""The fixed parts of both, as drawn above."""
+"""The fixed part of the head and of a bag, as in the module docstring."""
 
 _BITS_A_BYTE = 8
 _MAGIC_WORD = np.int64(int.from_bytes(MAGIC, "little"))
@@ -41,7 +41,7 @@ def pack_requests(
     picked: NDArray[np.int64],
     edges: NDArray[np.int64],
 ) -> Spans:
-    """Request i packed, of the rows `picked[edges[i]:edges[i + 1]]`.
+    """Pack n requests; request i has the rows `picked[edges[i]:edges[i + 1]]`.
 
     ids (B, F), dense (B, D), bags (B, L) each, fingerprint of 16 hex characters, picked (k,), edges (n + 1,).
     """
@@ -70,7 +70,7 @@ def pack_requests(
 def pack_fields(
     ids: Ints, bits: NDArray[np.int32], picked: Ints, edges: Ints, shape: Ints, codes: Ints, out: Bytes, ends: Ints
 ) -> None:
-    """Write head, ids and numbers of n requests into `out`; `ends` (n,) is where each ends.
+    """Write head, ids and numbers of n requests into `out`, and where each ends into `ends` (n,).
 
     ids (B, F), bits (B, D) of float32, picked (k,), edges (n + 1,). `shape`: fingerprint, F, D and the count of bags.
     `codes` (at least F and D) is scratch.
@@ -101,7 +101,7 @@ def pack_fields(
 
 @lean_kernel
 def pack_bag(bag: Ints, picked: Ints, edges: Ints, out: Bytes, ends: Ints) -> None:
-    """Write one bag (B, L) of n requests into `out`; `ends` (n,) is where each ends."""
+    """Write one bag (B, L) of n requests into `out`, and where each ends into `ends` (n,)."""
     at: Int = np.int64(0)
     for i in range(ends.size):
         first, last = edges[i], edges[i + 1]
@@ -126,7 +126,7 @@ def pack_bag(bag: Ints, picked: Ints, edges: Ints, out: Bytes, ends: Ints) -> No
 
 @part
 def _id_code(ids: Ints, field: Int, picked: Ints, first: Int, last: Int) -> Int:
-    """SHARED where all rows of a column are equal, else the bytes that an id needs."""
+    """SHARED if all rows of a column are equal, otherwise the bytes that an id needs."""
     needed: Int = np.int64(1)
     varies = False
     for row in range(first, last):
@@ -150,7 +150,7 @@ def _put_ids(ids: Ints, codes: Ints, width: Int, picked: Ints, first: Int, last:
 def _put_floats(
     bits: NDArray[np.int32], codes: Ints, picked: Ints, first: Int, last: Int, flags: Int, out: Bytes, at: Int
 ) -> Int:
-    """Write the numbers of one request, and from `flags` on which columns vary."""
+    """Write the numbers of one request, and at `flags` whether each column varies."""
     for d in range(bits.shape[1]):
         codes[d] = 0
         for row in range(first + 1, last):
@@ -170,7 +170,7 @@ def _put_floats(
 @part
 def _are_equal(bag: Ints, picked: Ints, first: Int, last: Int) -> bool:
     for row in range(first + 1, last):
-        if picked[row] != picked[first]:  # a row of a broadcast bag is its own equal
+        if picked[row] != picked[first]:  # rows of a broadcast bag are all at one index
             for j in range(bag.shape[1]):
                 if bag[picked[row], j] != bag[picked[first], j]:
                     return False
@@ -179,7 +179,7 @@ def _are_equal(bag: Ints, picked: Ints, first: Int, last: Int) -> bool:
 
 @part
 def _bytes_needed(number: Int) -> Int:
-    """1, 2, 4 or 8; the least number of each width but the last is taken, for a missing id."""
+    """1, 2, 4 or 8; the smallest number of each width is reserved for a missing id."""
     if -(1 << 7) < number < 1 << 7:
         return np.int64(1)
     if -(1 << 15) < number < 1 << 15:

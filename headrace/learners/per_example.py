@@ -1,15 +1,15 @@
-"""Learning example by example in one compiled loop: what B calls with one example each do, at some microseconds each.
+"""Learning example by example in one compiled loop: equal to B calls of one example, at some microseconds per example.
 
-Example i is predicted with the weights that examples 0 to i - 1 left. A call of a batch of one costs a hundred
-microseconds whatever the model; this loop runs the kernels of that step one after the other, so its weights are those
-of B such calls, bit for bit.
+Example i is predicted with the weights after examples 0 to i - 1. A call with a batch of one costs a hundred
+microseconds for any model. This loop runs the kernels of that step in sequence, so its weights equal those of B such
+calls, bit for bit.
 
-    lay out, find rows, add rows of new ids      once a chunk of examples
-    read rows -> output -> loss -> gradients -> dense step -> rows' step -> intercept -> statistics      an example
+    lay out, find rows, add rows of new ids      once per chunk of examples
+    read rows -> output -> loss -> gradients -> dense step -> rows' step -> intercept -> statistics      per example
 
-It knows models that are linear but for pairs (`FMPass`), log-loss, and the shipped optimizers. Examples that change
-more than a step does are left to the caller, one by one: the first, which starts the intercept; those with one of the
-first values of a number; and those with an id that waits for admission, or that needs another one's row.
+It supports models with `FMPass` (linear plus products of pairs), log-loss, and the built-in optimizers. The caller
+learns one by one the examples that need more than a step: the first, which starts the intercept; examples with one of
+the first values of a number; and examples with an id that waits for admission, or for which another id must be evicted.
 """
 
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     """B examples, checked; see `OnlineLearner.learn`.
 
     Attributes:
-        inputs: of the examples.
+        inputs: the inputs of the examples.
         labels, weights, log_rates: (B,) float32.
         now_us: (B,) the newest event time up to each example.
     """
@@ -55,13 +55,13 @@ class Batch(NamedTuple):
 
 
 class ExampleLoop:
-    """The loop of one learner, over its parts; not thread-safe.
+    """The compiled loop of one learner. Not thread-safe.
 
     Args:
-        parts: of the learner.
+        parts: the parts of the learner that the loop changes.
         sparse, dense: optimizers of rows and of the module's parameters.
-        by_hand: the module's pass.
-        dense_state: (1, S) of the optimizer.
+        by_hand: the module's pass without autograd.
+        dense_state: (1, S) state of the dense optimizer.
     """
 
     def __init__(self, parts: "Parts", sparse: Compiled, dense: Compiled, by_hand: FMPass, dense_state: Floats) -> None:
@@ -75,7 +75,7 @@ class ExampleLoop:
 
         Args:
             batch: the examples.
-            single: predicts and learns one example, given its number.
+            single: predicts and learns one example, given its index.
         """
         count = len(batch.inputs)
         predictions, losses = np.empty(count, np.float32), np.empty(count, np.float64)
@@ -89,7 +89,7 @@ class ExampleLoop:
         return predictions, losses
 
     def _learn_chunk(self, batch: Batch, begin: int, predictions: Floats, losses: Doubles) -> int:
-        """Learn from the examples that the loop can take, from `begin` on, at most `CHUNK`; returns how many."""
+        """Learn from up to `CHUNK` examples from `begin` on, until one that the loop cannot take; returns how many."""
         parts = self._parts
         if not parts.intercept.is_started:
             return 0
@@ -100,7 +100,7 @@ class ExampleLoop:
         count = int(is_left.argmax()) if is_left.any() else len(inputs)
         if count == 0:
             return 0
-        if count < len(inputs):  # an id that only later examples use gets no row yet
+        if count < len(inputs):  # an id used only by later examples gets no row yet
             inputs, chunk = inputs.take(slice(count)), slice(begin, begin + count)
             uses = parts.lookup.find(inputs)
         known, uses = uses.rows, parts.lookup.add(uses)
@@ -126,7 +126,7 @@ class ExampleLoop:
 
 
 class Parts(NamedTuple):
-    """What a learner is made of, and the loop changes."""
+    """The parts of a learner that the loop changes."""
 
     lookup: TrainedLookup
     parameters: FlatParameters
@@ -135,7 +135,7 @@ class Parts(NamedTuple):
 
 
 def example_loop(model: Model, by_hand: Pass | None, parts: Parts, dense_state: Floats) -> ExampleLoop | None:
-    """The loop of a learner, None where it cannot do what a step does."""
+    """Return the compiled loop of a learner; None if its model, loss or optimizers are not supported."""
     sparse, dense = model.sparse, model.optimizer
     is_known = type(model.loss) is LogLoss and model.outputs == 1 and len(parts.lookup.table_of) > 0
     if is_known and type(by_hand) is FMPass and is_compiled(sparse) and is_compiled(dense):
@@ -155,9 +155,9 @@ def learn_each(
     optimizers: Tuple,
     out: Tuple,
 ) -> None:
-    """Predict and learn the examples of `uses`, one by one; each argument's parts are named in the first lines.
+    """Predict and learn the examples of `uses`, one by one; the first lines name the elements of each argument.
 
-    `known` (n,) are the rows before ids of these examples got one: an id is predicted without its row at its first use.
+    `known` (n,) are the rows before these examples' new ids got theirs: the first use of an id is predicted without it.
     """
     weights, states, seen, counts, _, slots = tables
     _, _, _, runs, lengths = uses
@@ -190,7 +190,7 @@ def learn_each(
 
 @kernel
 def _buffers(segments: int, width: int, numbers: int) -> Tuple:
-    """Buffers of one example: rows, numbers, sums of vectors, gradients by rows, output, its gradient, and zeros."""
+    """Buffers of one example: rows, numbers, sums of vectors, gradients of rows, output, its gradient, and zeros."""
     embedded, by_row = np.empty((1, segments, width), np.float32), np.empty((1, segments, width), np.float32)
     standardised, sums = np.empty((1, 2 * numbers), np.float32), np.empty((1, width - 1), np.float32)
     return (
@@ -215,7 +215,7 @@ def _forward(
     offset: Float,
     is_new: bool,
 ) -> Float:
-    """Prediction of one example by the rows before it; leaves its rows and output for the step in `buffers`."""
+    """Predict one example with the rows before it, and leave its rows and output in `buffers` for the step."""
     own_starts, own_runs, own_rows, own_known = own
     embedded, standardised, sums, _, z, _, _ = buffers
     prediction, only = np.float32(0.0), np.zeros(1, np.int64)
@@ -231,7 +231,7 @@ def _forward(
 
 @kernel
 def _own_layout(segments: int, lengths: Ints) -> tuple[Ints, NDArray[np.int64], Ints, Ints]:
-    """Layout of one example: starts (F + J + 1,) of its segments, runs of its bags, and room for its rows twice.
+    """Layout of one example: starts (F + J + 1,) of its segments, runs of its bags, and two buffers for its rows.
 
     Segments are F fields of one id, then J bags of `lengths`.
     """
@@ -246,7 +246,7 @@ def _own_layout(segments: int, lengths: Ints) -> tuple[Ints, NDArray[np.int64], 
 def _own_rows(
     i: int, uses: Tuple, table_of: Ints, counts: Tuple, own_starts: Ints, own_rows: Ints, own_known: Ints
 ) -> bool:
-    """`own_rows` and `own_known` = rows of example `i`, and those before its ids' first use; whether they differ."""
+    """Write example `i`'s rows to `own_rows`, those before its ids' first use to `own_known`; True if they differ."""
     known, rows, starts, runs, lengths = uses
     fields, is_new = table_of.size - lengths.size, False
     for s in range(table_of.size):
@@ -260,16 +260,16 @@ def _own_rows(
 
 @kernel
 def _touch(own_rows: Ints, own_starts: Ints, table_of: Ints, now_us: int, seen: Tuple, counts: Tuple) -> None:
-    """Note that the rows of one example were used."""
+    """Count a use of each row of one example."""
     for s in range(table_of.size):
         touch_rows(own_rows[own_starts[s] : own_starts[s + 1]], now_us, seen[table_of[s]], counts[table_of[s]])
 
 
 @kernel
 def _rows_before(rows: Ints, known: Ints, counts: Ints, out: Ints) -> bool:
-    """`out` = `rows` of a table, -1 where a row is new and not yet used; returns whether one is.
+    """Write `rows` of a table to `out`, -1 for a row that is new and unused; returns whether there is one.
 
-    `known` are the rows before the batch; `counts` the uses of each row of the table.
+    `known` are the rows before the batch, `counts` the uses of each row of the table.
     """
     is_new = False
     for k in range(rows.size):

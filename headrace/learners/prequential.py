@@ -1,11 +1,10 @@
-"""Prequential evaluation: figures of predictions that were made before the model learnt from the example.
+"""Prequential evaluation: metrics of predictions made before the model learned from the example.
 
-The model's loss says which figures have a meaning: AUC, calibration and hit@k are of one probability; a model of
-several probabilities has them for each label, and any other model has the mean of its loss.
+The model's loss determines the metrics. A model of one probability has AUC, calibration and hit@k; a model of several
+probabilities has them for each label; any other model has its mean loss.
 
-Sums run in float64. AUC comes three ways: over the last `window` rows exactly; over all rows by a histogram of logits
-at any time, with the bound of its error beside it; and over all rows exactly, from the scores themselves, while there
-are at most `rows_max`.
+Sums run in float64. AUC is computed in three ways: exactly over the last `window` rows; over all rows from a histogram
+of logits, with a bound on its error; and exactly over all rows from the scores, up to `rows_max` rows.
 
 Sources: Dawid (1984), "The Prequential Approach", JRSS A 147; Gama, Sebastiao, Rodrigues (2013), "On evaluating
 stream learning algorithms", Machine Learning 90; AUC as the Mann-Whitney statistic, ties one half.
@@ -35,7 +34,7 @@ Figures = dict[str, Any]
 
 
 def auc(scores: NDArray[np.floating[Any]], labels: NDArray[Any]) -> float:
-    """P(score of a positive > score of a negative) + P(equal) / 2; (n,) and (n,) 0/1. NaN without both kinds.
+    """P(score of a positive > score of a negative) + P(equal) / 2, of (n,) scores and 0/1 labels; NaN for one class.
 
     >>> auc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]))
     0.75
@@ -52,15 +51,15 @@ def auc(scores: NDArray[np.floating[Any]], labels: NDArray[Any]) -> float:
 
 
 class Prequential:
-    """Streaming figures of predictions that were made before their labels were learnt from.
+    """Streaming metrics of predictions made before learning from their labels.
 
     Args:
-        model: whose predictions they are; without one, of one probability, or of the label of `loss`.
-        loss: of one label, where there is no model.
-        rows_max: scores held for the exact pooled AUC; beyond it, only the histogram's.
-        window: rows of the recent figures.
-        top: the k of hit@k.
-        slices: keep figures a slice too; the first 64 slices seen get their own, later ones share "other".
+        model: the model that predicts; without it, predictions are of the one label of `loss`.
+        loss: loss of one label, if there is no model; the default is log-loss.
+        rows_max: number of scores kept for the exact AUC over all rows; beyond it, only the histogram's is available.
+        window: rows of the recent metrics.
+        top: the values of k in hit@k.
+        slices: keep metrics per slice too; the first 64 slices get their own, later ones share "other".
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Prequential:
         self._model = model
         self._loss: Loss = (loss or LogLoss()) if model is None else model.loss
         labels = 1 if model is None else model.labels
-        losses: tuple[Loss, ...] = ()  # of each label, where there are several
+        losses: tuple[Loss, ...] = ()  # one for each of several labels
         if isinstance(self._loss, PerLabel):
             losses = self._loss.losses
         elif self._loss.is_binary and labels > 1:
@@ -108,16 +107,16 @@ class Prequential:
         """Add n predictions.
 
         Args:
-            probabilities: (n,) before learning, or predictions (n, K); a probability that is not finite counts as 0.5,
-                an example with another prediction that is not finite is left out; both count in `not_finite`.
-            labels: (n,) 0 or 1, or what the model learns from, (n,) or (n, L), NaN where one of several is unknown.
+            probabilities: (n,) before learning, or predictions (n, K). A probability that is not finite counts as 0.5;
+                an example with another prediction that is not finite is left out. Both are counted in `not_finite`.
+            labels: (n,) 0 or 1, or the labels of the model, (n,) or (n, L), NaN for an unknown one of several.
             weights: (n,) importance in loss and calibration.
-            starts: (requests + 1,) first row of each request, and n; for hit@k. Requests without a positive do not
-                count.
-            slices: (n,) of text or ints, which slice a row belongs to.
+            starts: (requests + 1,) first row of each request, and n, for hit@k. Requests without a positive are
+                skipped.
+            slices: (n,) text or ints, the slice of each row.
 
         Raises:
-            SchemaError: `starts` are no first rows of requests.
+            SchemaError: `starts` are not first rows of requests.
         """
         check_starts("prequential figures", starts, len(labels))
         weight = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
@@ -159,11 +158,11 @@ class Prequential:
         self._sums[4] += len(losses)
 
     def snapshot(self, *, exact: bool = False) -> Figures:
-        """The figures: over all rows, `recent` over the window, `slices` by name.
+        """The metrics over all rows, `recent` over the window, and `slices` by name.
 
         `logloss` in nats, `base_logloss` of the constant base rate, `calibration` = sum of probabilities / sum of
-        labels, `auc` with `auc_error` (it is within auc +- auc_error). `exact` sorts all held scores: about 0.1 s a
-        million rows.
+        labels, `auc` with its error bound `auc_error`. With `exact` the AUC is exact, from a sort of all kept scores:
+        about 0.1 s per million rows.
         """
         figures = self._pooled_figures(exact=exact) if self._is_probability else self._loss_figures()
         if self._hits[0]:
@@ -221,7 +220,7 @@ class Prequential:
         """Load what `state_dict` returned.
 
         Raises:
-            SnapshotError: it was saved with another window or other k.
+            SnapshotError: it was saved with another window or other values of k.
         """
         if arrays["recent"].shape != self._recent.shape or arrays["hits"].shape != self._hits.shape:
             raise SnapshotError("prequential figures: saved with another window, or other k of hit@k")
@@ -251,7 +250,7 @@ class Prequential:
         self._histogram += np.bincount(kind * BINS + bins, minlength=2 * BINS).reshape(2, BINS)
 
     def _remember_recent(self, first: Floats, second: Floats) -> None:
-        """Put the last rows of a batch into the ring of the window, by sequence number modulo its length."""
+        """Write the last rows of a batch to the window's ring buffer, at sequence number modulo its length."""
         window = self._recent.shape[1]
         slots = (len(self) + np.arange(len(first)))[-window:] % window
         if len(slots):
@@ -280,7 +279,7 @@ class Prequential:
         self._hits += [ranked.size, *(int((ranked < k).sum()) for k in self._top)]
 
     def _histogram_auc(self) -> tuple[float, float]:
-        """AUC over all rows with the pairs inside one bin as ties, and half their share: the most it can be off."""
+        """AUC over all rows with pairs in one bin as ties, and half the share of such pairs, the error bound."""
         negatives, positives = self._histogram.astype(np.float64)
         pairs = negatives.sum() * positives.sum()
         if pairs == 0:
@@ -306,11 +305,11 @@ class Prequential:
 
 
 def _starts_of(known: NDArray[np.bool_], starts: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-    """First row of each request, and their number, where only the rows `known` (n,) are counted."""
+    """First row of each request, and the number of rows, when only the rows `known` (n,) are counted."""
     return None if starts is None else np.concatenate([[0], np.cumsum(known)])[starts]
 
 
 def _entropy(rate: float) -> float:
-    """Log-loss of always saying `rate`."""
+    """Log-loss of the constant prediction `rate`, if it is the true rate."""
     p = np.array([0.0, 1.0])
     return float((log_losses(np.full(2, rate), p) * np.array([1 - rate, rate])).sum())

@@ -1,12 +1,12 @@
-"""Negatives for positives: drawn from what was popular just before, the same whatever the batching.
+"""Negative sampling by recent popularity, with results that do not depend on how the stream is batched.
 
-The sampler remembers the last `capacity` values seen. The negatives of the value with sequence number s are uniform
-over the values numbered s - capacity .. s - 1, so a value is drawn in proportion to its recent popularity. Draw j of
-value s is a hash of (seed, s, j): no generator state, and a stream cut into other batches gives the same negatives.
+The sampler remembers the last `capacity` values. The negatives of the value with sequence number s are uniform over the
+values numbered s - capacity .. s - 1, so a value is drawn in proportion to its recent popularity. Draw j of value s is
+a hash of (seed, s, j), so there is no generator state, and other batch boundaries give the same negatives.
 
-Sampling changes the base rate, and popularity sampling changes it for each value: a popular one is a negative as often
-as it is a positive, so a model of the samples unlearns popularity. `log_rate` tells the learner the first,
-`Negatives.log_popularity` the second; see `headrace.learners.learner`.
+Sampling changes the base rate, and popularity sampling changes it differently for each value: a popular value is as
+often a negative as a positive, so a model of the samples unlearns popularity. `log_rate` corrects the base rate, and
+`Negatives.log_popularity` the rate of each value; see the log-rates in `headrace.learners.online`.
 
 Source of the correction: Bengio, Senecal (2008), "Adaptive Importance Sampling to Accelerate Training of a Neural
 Probabilistic Language Model", and Yi et al. (2019), "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
@@ -32,7 +32,7 @@ ROUNDS = 8  # redraws of a negative that is the positive itself
 
 
 def log_rate(negatives: float, reference: float) -> float:
-    """Log-odds offset of examples with `negatives` a positive, when the model's logit is for `reference` a positive.
+    """Log-odds offset of examples with `negatives` per positive, if the model's logit is for `reference` per positive.
 
     >>> round(log_rate(9, 99), 3)
     2.398
@@ -47,11 +47,11 @@ class Negatives:
     """Negatives of n positives, k each.
 
     Attributes:
-        values: (n, k) drawn values, of the positives' kind.
-        valid: (n, k) False where the draws gave no value but the positive.
-        log_popularity: (n, 1 + k) of each positive and its negatives, log of how much more often than a uniform draw
-            would the sampler draws the value just before the positive: log(Q(value) * number of values). 0 where all
-            values are equally popular.
+        values: (n, k) drawn values, of the positives' type.
+        valid: (n, k) False where the draws gave only the positive itself.
+        log_popularity: (n, 1 + k) of each positive and its negatives: log(Q(value) * number of values), where Q is the
+            probability of drawing the value just before the positive. It compares Q with a uniform draw, and is 0 if
+            all values are equally popular.
     """
 
     values: NDArray[Any]
@@ -63,7 +63,7 @@ class RecentPopularity:
     """Draws negatives from recent positives; see the module docstring. Values are ints or text, never null.
 
     Args:
-        capacity: number of recent values that are drawn from.
+        capacity: number of recent values to draw from.
         seed: of all draws.
     """
 
@@ -76,10 +76,10 @@ class RecentPopularity:
         self._forget()
 
     def draw(self, positives: NDArray[Any], k: int) -> Negatives:
-        """K negatives for each of `positives` (n,), which are in event order; then remember these.
+        """Draw k negatives for each of `positives` (n,), in event order, and remember the positives.
 
-        Draws are with replacement and never the positive itself. The first values of all have nothing before them:
-            not valid.
+        Draws are with replacement and never the positive itself. The first value has no earlier value to draw, so its
+        negatives are not valid.
         """
         rows = self._rows(positives)
         drawn, log_popularity = np.empty((len(rows), k), np.int64), np.empty((len(rows), 1 + k), np.float64)
@@ -127,9 +127,9 @@ class RecentPopularity:
         self._values = np.zeros(16, np.int64)  # of each row: the value itself
 
     def _rows(self, values: NDArray[Any]) -> NDArray[np.int64]:
-        """Row of the map of each value (n,)."""
+        """Row of each value (n,) in the map."""
         ids = as_ids(values)
-        if len(self._map) > 2 * self.capacity:  # as many again have left the ring
+        if len(self._map) > 2 * self.capacity:  # at least as many have left the ring
             known, rows = self._map.items()
             self._map.remove(known[self._counts[rows] == 0])
         rows, is_new = self._map.get_or_add(ids)
@@ -154,15 +154,15 @@ def _draw(
     drawn: NDArray[np.int64],
     log_popularity: NDArray[np.float64],
 ) -> None:
-    """Draw for each of rows (n,) into drawn (n, k), -1 where no draw differed, then put the row into the ring.
+    """Draw k rows for each of `rows` (n,) into `drawn` (n, k), -1 if all draws gave the row itself; add it to the ring.
 
-    O(n k), and O(ROUNDS) more for each draw that is the positive itself.
+    O(n k), with up to `ROUNDS` attempts for each draw.
     """
     capacity, k = ring.size, drawn.shape[1]
     for i in range(rows.size):
         sequence = seen + i
         reach = min(sequence, capacity)
-        # One more for each value, and one value more: a value that is new has a popularity too.
+        # Add-one smoothing with one extra value, so that a new value has a popularity too.
         scale = (distinct[0] + 1.0) / (reach + distinct[0] + 1.0)
         log_popularity[i, 0] = np.log((counts[rows[i]] + 1.0) * scale)
         for j in range(k):

@@ -3,15 +3,15 @@
     x (B, D), NaN where missing  ->  (B, 2 D):  z = (x - mean) / sd, 0 where missing  |  1.0 where missing, else 0.0
 
 A missing number becomes the mean (z = 0) with its indicator set, so a feature far from zero keeps its scale when some
-of its values are missing. Statistics are of single rows, not of batches: a row's weight does not
-depend on the size of its batch. They are:
+of its values are missing. Statistics are updated per row, not per batch, so a row's weight does not depend on the size
+of its batch. They are:
 
-- robust at the start: the first `WARM_ROWS` present values of a feature are kept, and mean and variance are those of
-  the values within `OUTLIER_SDS` robust deviations of their median;
+- robust at the start: the first `WARM_ROWS` present values of a feature are kept, and mean and variance are computed
+  from them, clipped to `OUTLIER_SDS` robust deviations from their median;
 - robust later: a value further than `OUTLIER_SDS` standard deviations from the mean counts as one at that distance, so
-  one row of 1e9 moves a standard deviation over 100,000 rows by less than 0.5 %, while a feature that has really
-  changed its scale is followed within a few thousand rows;
-- forgetting: a row's weight falls by a factor e every `MEMORY_ROWS` rows that follow it.
+  one row of 1e9 moves a standard deviation over 100,000 rows by less than 0.5 %, while the statistics follow a real
+  change of scale within a few thousand rows;
+- forgetting: a row's weight falls by a factor e every `MEMORY_ROWS` later rows.
 
 Predictions never change the statistics, and a batch is standardised by the rows before it.
 """
@@ -29,11 +29,11 @@ from headrace.kernels.compile import kernel
 CLIP_SDS = 8.0
 """Standardised values are clipped to this range."""
 OUTLIER_SDS = 30.0
-"""Distance from the mean beyond which a value's influence on the statistics no longer grows."""
+"""Distance from the mean, in standard deviations, beyond which a value's influence no longer grows."""
 MEMORY_ROWS = 200_000
 """Rows after which an old row's weight has fallen to 1/e."""
 WARM_ROWS = 64
-"""Present values of a feature that its first statistics are made of."""
+"""Number of present values that the first statistics of a feature are computed from."""
 
 _NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 _STATE = ("weight", "mean", "var", "first", "first_count")
@@ -63,24 +63,24 @@ class Standardizer:
     def transform(self, x: Floats) -> Floats:
         """Standardised numbers and missing-value indicators, (B, 2 D) float32, of x (B, D) with NaN where missing.
 
-        A number that was never seen has no scale yet: it is 0.
+        A feature without any value so far has no scale, and its numbers become 0.
         """
         out = np.empty((len(x), 2 * len(self)), np.float32)
         transform_rows(np.ascontiguousarray(x), self.weight, self.mean, self.var, out)
         return out
 
     def observe(self, x: Floats) -> None:
-        """Update the statistics by x (B, D); NaN and infinite values are skipped."""
+        """Update the statistics with x (B, D); NaN and infinite values are skipped."""
         if not len(self):
             return
         rows = np.ascontiguousarray(x)
-        begin = np.zeros(len(self), np.int64)  # first row of each feature that its first values do not hold
+        begin = np.zeros(len(self), np.int64)  # first row of each feature after those in `first`
         for index in np.flatnonzero(self.first_count < WARM_ROWS).tolist():
             begin[index] = self._warm_up(index, rows[:, index])
         observe_rows(rows, begin, self.weight, self.mean, self.var)
 
     def needs_warm_up(self, x: Floats) -> NDArray[np.bool_]:
-        """Which rows (B,) of x (B, D) have a present value of a feature whose first values are not complete."""
+        """Mask (B,) of the rows of x (B, D) with a present value of a feature whose first values are not complete."""
         cold = np.flatnonzero(self.first_count < WARM_ROWS)
         return np.asarray(np.isfinite(x[:, cold]).any(axis=1))
 
@@ -100,7 +100,7 @@ class Standardizer:
         values = self.first[: self.first_count[index], index].astype(np.float64)
         median = np.median(values)
         distance = np.abs(values - median)
-        # Only of values off the median: most values of a sparse feature are equal, which would make the scale zero.
+        # Only values off the median count: most values of a sparse feature are equal, and would make the scale zero.
         scale = _NORMAL_MAD * float(np.median(distance[distance > 0])) if (distance > 0).any() else 0.0
         bounded = np.clip(values, median - OUTLIER_SDS * scale, median + OUTLIER_SDS * scale)
         self.weight[index], self.mean[index], self.var[index] = len(values), bounded.mean(), bounded.var()
@@ -113,7 +113,7 @@ class Standardizer:
         """Load what `state_dict` returned.
 
         Raises:
-            SnapshotError: arrays are missing, or are of another number of features.
+            SnapshotError: arrays are missing, or have another number of features.
         """
         for name in _STATE:
             present: NDArray[Any] = getattr(self, name)
@@ -125,7 +125,7 @@ class Standardizer:
 
 @kernel
 def transform_rows(x: Floats, weight: Doubles, mean: Doubles, var: Doubles, out: Floats) -> None:
-    """`out` (B, 2 D) = standardised numbers and missing-value indicators of x (B, D)."""
+    """Write standardised numbers and missing-value indicators of x (B, D) to `out` (B, 2 D)."""
     width = x.shape[1]
     for j in range(width):
         # A constant has no scale; a floor relative to its size keeps rounding differences small.
@@ -139,13 +139,13 @@ def transform_rows(x: Floats, weight: Doubles, mean: Doubles, var: Doubles, out:
 
 @kernel
 def observe_rows(x: Floats, begin: NDArray[np.int64], weight: Doubles, mean: Doubles, var: Doubles) -> None:
-    """Welford's update row by row, from row `begin` (D,) on, with bounded values and exponential forgetting."""
+    """Apply Welford's update row by row, from row `begin` (D,) on, with bounded values and exponential forgetting."""
     for j in range(x.shape[1]):
         for i in range(begin[j], x.shape[0]):
             value = np.float64(x[i, j])
             if not math.isfinite(value):
                 continue
-            # Before a feature has varied, the size of its mean is the only scale.
+            # Before a feature has varied, the magnitude of its mean is the only scale.
             bound = OUTLIER_SDS * (math.sqrt(var[j]) if var[j] > 0.0 else max(abs(mean[j]), 1.0))
             shift = min(max(value - mean[j], -bound), bound)
             weight[j] = min(weight[j] + 1.0, MEMORY_ROWS)

@@ -1,9 +1,9 @@
-"""The arrays of a learner's state, and a torch module's part of them.
+"""The arrays of a learner's state, and those of them that belong to the torch module.
 
 dense.<name>              the module's parameters and buffers
 intercept                 (K,)
 numbers.<name>            statistics of the numbers
-table.<table>.<array>     ids (n,), weights (n, W), and with the optimizer what training needs
+table.<table>.<array>     ids (n,), weights (n, W), and with the optimizer all training state
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def build_module(learner: type[Learner], seed: int = 0) -> torch.nn.Module:
-    """Build the learner's module with first weights by `seed`; torch's global generator keeps its state."""
+    """Build the learner's module with initial weights from `seed`; torch's global generator keeps its state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return learner.model.build(learner.inputs)
@@ -51,7 +51,7 @@ def intercept_of(arrays: Mapping[str, NDArray[Any]], learner: type[Learner]) -> 
     """A copy of the intercept (K,).
 
     Raises:
-        SnapshotError: there is none, or it is of another number of outputs.
+        SnapshotError: it is missing, or has another number of outputs.
     """
     shape = (learner.model.outputs,)
     if "intercept" not in arrays or arrays["intercept"].shape != shape:
@@ -63,7 +63,7 @@ def table_arrays(arrays: Mapping[str, NDArray[Any]], table: str, learner: str) -
     """Select the arrays of one table, without their prefix.
 
     Raises:
-        SnapshotError: there are none.
+        SnapshotError: its ids or weights are missing.
     """
     table_state = prefixed(arrays, f"table.{table}.")
     if not {"ids", "weights"} <= set(table_state):
@@ -77,7 +77,7 @@ def prefixed(arrays: Mapping[str, NDArray[Any]], prefix: str) -> Arrays:
 
 
 class FlatParameters:
-    """A module's parameters as views of one row (1, P), their gradients of another: a step is one optimizer call."""
+    """A module's parameters as views of `weights` (1, P), gradients as views of `grads` (P,): a step is one call."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         parameters = list(module.parameters())
@@ -98,7 +98,7 @@ class FlatParameters:
         self._grads.zero_()
 
     def step(self, optimizer: Optimizer, state: NDArray[np.float32]) -> None:
-        """One optimizer step of the row; `state` (1, S) is the optimizer's."""
+        """Take one optimizer step of the parameters; `state` (1, S) is the optimizer's."""
         if is_compiled(optimizer):
             step_dense(optimizer.kind, optimizer.rates, self.weights, state, self.grads)
         else:
