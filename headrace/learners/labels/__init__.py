@@ -1,1 +1,1 @@
-"""Declarations of labels: which events label an example, and when it is learned."""
+"""Declarations of labels: which events label an example, and when the example is learned."""

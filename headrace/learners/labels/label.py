@@ -1,4 +1,4 @@
-"""Label: which later event makes a shown candidate a positive or a negative example, and within what time."""
+"""Label: which later event makes a shown candidate a positive or a negative example, and within what period."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,24 +15,25 @@ from headrace.schemas import Event, spec_of
 @declared
 @dataclass(frozen=True, slots=True, eq=False)
 class Label:
-    """A candidate is positive when an `event` of the same entity with it happens in [request, request + within).
+    """Labels a candidate positive if the entity has an `event` with it in [request, request + within).
 
     Args:
         event: the event class of the response.
         within: label window, a whole number and a unit, as in "10m".
-        positive: boolean expression over the event's columns, of one row each; None: every event counts. Events for
-            which it is null are skipped and counted.
+        positive: row-wise boolean expression over the event's columns; None: every event is positive. Events for which
+            it is null are skipped and counted.
         candidate: the event's column that names the candidate.
-        negative: boolean expression of the events that say no, such as `col("rating") < 4`: a candidate with such an
-            event and no positive one is negative. An event for which `positive` is true as well is positive.
-        value: number that a positive event is labelled with, such as `col("seconds")`; None: 1. A negative is 0. For
-            models whose loss takes numbers. Events whose value is null or not finite are skipped and counted.
-        absent: what a shown candidate without an event within the window is: "negative", or "unknown", which is not
+        negative: boolean expression that selects negative events, such as `col("rating") < 4`: a candidate with such an
+            event and no positive event is negative. An event for which both expressions are true is positive.
+        value: number that labels a positive event, such as `col("seconds")`; None: 1. A negative is 0. For models whose
+            loss takes numbers. Events whose value is null or not finite are skipped and counted.
+        absent: label of a shown candidate without an event within the window: "negative", or "unknown", which is not
             learned from.
 
     Raises:
-        DeclarationError: `event` is no event class, `within` is not such a span, `positive` or `negative` is no such
-            expression, `value` is no number, `absent` is another word, or the event has no column `candidate`.
+        DeclarationError: `event` is not an event class, `within` is not a span, `positive` or `negative` is not a
+            boolean expression, `value` is not a number, `absent` is another word, or the event has no column
+            `candidate`.
     """
 
     event: type[Event]
@@ -64,7 +65,7 @@ class Label:
             )
 
     def _type_of(self, name: str, expression: pl.Expr) -> pl.DataType:
-        """Type of an expression over the event's columns, of one row each."""
+        """Type of a row-wise expression over the event's columns."""
         what, schema = f"label of {self.event.__name__}: {name}", spec_of(self.event).polars
         if not isinstance(expression, pl.Expr):
             raise DeclarationError(f'{what}={expression!r}; write an expression, such as col("action") == "click"')

@@ -1,8 +1,8 @@
-"""What a batch is learned towards, checked before anything is learned: one wrong number would stay in weights for ever.
+"""Targets of a batch, checked before anything is learned, since one wrong number would damage weights permanently.
 
-Limits. A finite number can do what an infinite one does: a gradient of 1e20 has a square beyond float32, and the
-optimizer's state of its row is infinite from then on. So weights, log-rates and labels of numbers have limits, far
-above what any example means: at them a squared gradient is 1e12, and 1e24 for a label of a number.
+Limits. A large finite number can do as much damage as an infinite one: a gradient of 1e20 has a square beyond float32,
+which makes the optimizer's state of its row infinite from then on. So weights, log-rates and numeric labels have
+limits, far above any meaningful value: at them a squared gradient is 1e12, and 1e24 for a numeric label.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TIME_US_MAX = 2**62
 """Largest distance of an event time from 1970, in microseconds."""
 
 Check = tuple[str, NDArray[Any], NDArray[np.bool_], str]
-"""Name, values, which of them are allowed, and what is, in words."""
+"""Name, values, mask of the allowed values, and a description of what is allowed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,7 @@ class Targets:
     """Labels (B, L), weights (B,) or None, and log-rates; lists and other sequences of numbers become arrays.
 
     Raises:
-        SchemaError: one of them holds no numbers.
+        SchemaError: one of them does not hold numbers.
     """
 
     labels: NDArray[Any]
@@ -49,7 +49,7 @@ class Targets:
 
     @staticmethod
     def shape_of(columns: int, rows: int) -> tuple[int, ...]:
-        """Shape of an array of `columns` labels or outputs an example."""
+        """Shape of an array with `columns` labels or outputs per example."""
         return (rows,) if columns == 1 else (rows, columns)
 
     def take(self, examples: slice) -> "Targets":
@@ -64,10 +64,10 @@ class Targets:
         return np.ascontiguousarray(self.labels, dtype=np.float32), np.ascontiguousarray(weights, dtype=np.float32)
 
     def check(self, learner: type[Learner], rows: int) -> None:
-        """Refuse what would make weights wrong for ever.
+        """Check shapes and values, since a wrong value would damage weights permanently.
 
         Raises:
-            SchemaError: an array has another shape than the model's, or a value that no example can have.
+            SchemaError: an array does not have the model's shape, or has a value that is not allowed.
         """
         model, loss = learner.model, learner.model.loss
         shapes = (("labels", self.labels, model.labels), ("weights", self.weights, 1))
@@ -84,10 +84,10 @@ class Targets:
         _require_allowed(learner, checks)
 
     def _rate_checks(self, rate: NDArray[Any], model: Model, rows: int, name: str) -> list[Check]:
-        """The checks of the log-rates' values.
+        """The checks of log-rates in range, of the model's shape.
 
         Raises:
-            SchemaError: they have another shape.
+            SchemaError: the log-rates have another shape.
         """
         checks = _range_checks(rate, model)
         if not model.loss.is_binary:
@@ -100,10 +100,10 @@ class Targets:
 
 
 def rate_of(learner: type[Learner], log_rate: LogRate, rows: int) -> LogRate:
-    """Log-rates of a prediction: a number, (B,), or (B, K) for a model of several outputs.
+    """Check the log-rates of a prediction: a number, (B,), or (B, K) for a model of several outputs.
 
     Raises:
-        SchemaError: they are of another shape or type, or one of them is out of range.
+        SchemaError: they have the wrong shape or type, or one of them is out of range.
     """
     if isinstance(log_rate, float) and log_rate == 0.0:
         return log_rate
@@ -132,10 +132,10 @@ def _require_allowed(learner: type[Learner], checks: Sequence[Check]) -> None:
 
 
 def numbers_of(name: str, values: Any) -> NDArray[Any]:
-    """An array of numbers; a sequence becomes one.
+    """Convert a sequence to an array of numbers.
 
     Raises:
-        SchemaError: they are none.
+        SchemaError: the values are not numbers.
     """
     try:
         array = np.asarray(values)
@@ -149,10 +149,10 @@ def numbers_of(name: str, values: Any) -> NDArray[Any]:
 
 
 def times_of(learner: type[Learner], event_time_us: Any, rows: int) -> NDArray[np.int64] | None:
-    """Event times, () or (B,); None: none are given.
+    """Check event times, () or (B,); None if none are given.
 
     Raises:
-        SchemaError: they are no times in microseconds, or of another shape.
+        SchemaError: they are not times in microseconds, or have another shape.
     """
     if event_time_us is None:
         return None
@@ -166,10 +166,10 @@ def times_of(learner: type[Learner], event_time_us: Any, rows: int) -> NDArray[n
 
 
 def check_starts(what: str, starts: Any, rows: int) -> None:
-    """See that `starts` (requests + 1,) are first rows of requests, ascending from 0 to `rows`; None is allowed.
+    """Check that `starts` (requests + 1,) are first rows of requests, ascending from 0 to `rows`; None is allowed.
 
     Raises:
-        SchemaError: they are not: a kernel would read and write beyond its arrays.
+        SchemaError: they are not; a kernel would read and write beyond its arrays.
     """
     if starts is None:
         return
