@@ -1,4 +1,4 @@
-"""Models: declarations that build a torch module, their losses, and River models behind the same predict and learn."""
+"""Models: declarations that build a torch module, their losses, and River models with the same predict and learn."""
 
 from headrace.learners.models.deep_fm import DeepFM as DeepFM
 from headrace.learners.models.log_loss import LogLoss as LogLoss

@@ -3,8 +3,8 @@
 Sources: Guo et al. (2017), "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction",
 arXiv:1703.04247, section 2; attention after Zhou et al. (2018), "Deep Interest Network", arXiv:1706.06978, section
 4.3. Differs from the papers in: numbers enter the MLP and the first-order term after a running normalisation; a bag
-is a mean of its ids' vectors; the attention's activation is a softmax of scaled dot products in place of a small net,
-so that it adds one parameter a bag.
+is a mean of its ids' vectors; the attention's activation is a softmax of scaled dot products instead of a small
+network, so it adds one parameter per bag.
 """
 
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ class DeepFM(Model):
     Args:
         dim: length of an id's vector.
         hidden: widths of the MLP's layers.
-        attention: weigh a bag's ids by their likeness to the row's candidate, where the bag names one
+        attention: weigh a bag's ids by their similarity to the row's candidate, if the bag names one
             (`Bag.candidate`).
-        sparse: steps the embedding tables.
-        optimizer: steps everything else.
+        sparse: optimizer of the embedding tables.
+        optimizer: optimizer of all other parameters.
     """
 
     dim: int = 16
@@ -52,7 +52,7 @@ class DeepFM(Model):
         return self.attention and bool(bag.candidate)
 
     def make_pass(self, module: nn.Module) -> Pass | None:
-        """Return the pass without autograd; None for a module that attends or has other layers."""
+        """Return the pass without autograd; None for a module with attention or other layers."""
         if type(module) is not DeepFMNet or module.attends or not DeepFMPass.fits(module.mlp):
             return None
         if isinstance(only := module.mlp[0], ZeroHead):
@@ -61,13 +61,13 @@ class DeepFM(Model):
 
 
 class DeepFMNet(nn.Module):
-    """B batch, F id fields, J bags, E = F + J, W = dim + 1, N = 2 x numbers."""
+    """The torch module. B batch, F id fields, J bags, E = F + J, W = dim + 1, N = 2 x numbers."""
 
     def __init__(self, model: DeepFM, spec: InputSpec) -> None:
         super().__init__()
         self.dim = model.dim
         self.id_count = len(spec.categoricals)
-        # For each bag the column of its candidate, -1 where it is a plain mean.
+        # For each bag the column of its candidate, -1 if the bag is a plain mean.
         self.candidates = [spec.id_names.index(bag.candidate) if model.reads_elements(bag) else -1 for bag in spec.bags]
         self.attends = max(self.candidates, default=-1) >= 0
         embedded, dense = self.id_count + len(spec.bags), 2 * len(spec.numbers)
@@ -89,7 +89,7 @@ class DeepFMNet(nn.Module):
         return logits
 
     def _attend(self, vectors: Tensor, fields: Fields) -> Tensor:
-        """`vectors` with the mean of each bag that has a candidate replaced by a weighted one."""
+        """Replace the mean of each bag that has a candidate by a weighted mean."""
         columns = list(vectors[:, self.id_count :].unbind(1))  # J x (B, dim)
         for bag, candidate in enumerate(self.candidates):
             if candidate >= 0:
@@ -98,7 +98,7 @@ class DeepFMNet(nn.Module):
 
     def _weigh(self, bag: int, query: Tensor, fields: Fields) -> Tensor:
         keys, present = fields.elements[bag][..., : self.dim], fields.present[bag]  # (R, L, dim), (R, L)
-        if len(keys) == 1:  # one bag for all rows: no copy of it a row
+        if len(keys) == 1:  # one bag for all rows: not copied per row
             likeness = query @ keys[0].T  # (B, L)
             weights = _masked_softmax(self.sharpness[bag] * likeness, present)
             return weights @ keys[0]  # (B, dim)
@@ -109,5 +109,5 @@ class DeepFMNet(nn.Module):
 
 
 def _masked_softmax(scores: Tensor, present: Tensor) -> Tensor:
-    """Softmax over the present elements (B, L); zeros where none is."""
+    """Softmax over the present elements (B, L); zeros in rows without any."""
     return torch.softmax(scores.masked_fill(~present, -1e9), dim=1) * present

@@ -1,13 +1,12 @@
-"""DeepFM's forward and backward pass without autograd: equal to it, at a fraction of its fixed cost.
+"""DeepFM's forward and backward pass without autograd: the same results, at a fraction of the fixed cost.
 
-Autograd builds and traverses a graph of some forty operations, 1 ms for any batch size. This pass is three matrix
-products a hidden layer, by BLAS, and a compiled kernel before and after each. It reads the module's parameters and
+Autograd builds and traverses a graph of some forty operations, 1 ms for any batch size. This pass takes three BLAS
+matrix products per hidden layer, with a compiled kernel before and after each. It reads the module's parameters and
 writes their `.grad` in place.
 
-A batch too small to repay calls of BLAS takes one kernel forward and one backward: through torch a layer takes five
-calls, with the views that they need; at 16 examples and layers of 64 and 32 they are half of a step. The kernels' loops
-add rows, so that the compiler works on a vector of floats at once, and they skip what ReLU has set to zero. An
-example's values do not depend on its batch there.
+A batch too small for BLAS takes one kernel forward and one backward. Through torch a layer takes five calls and their
+views, half the time of a step at 16 examples and layers of 64 and 32. The kernels' loops add rows, so that the compiler
+vectorises them, and they skip what ReLU has set to zero. In the kernels an example's values do not depend on its batch.
 
     x (B, E * dim + N)  the vectors side by side, then the numbers       s (B, dim)  sum of an example's vectors
     logits = linear weights + numbers @ first_order + 1/2 sum(s^2 - sum of v^2) + mlp(x)
@@ -26,16 +25,16 @@ from headrace.learners.models.fm_pass import Floats, Head, flat_head, pair_produ
 from headrace.learners.models.model import ZeroHead
 
 Layers = tuple[tuple[Floats, ...], tuple[Floats, ...]]
-"""Weights (H, K) and biases (H,) of each hidden layer; or their gradients."""
+"""Weights (H, K) and biases (H,) of each hidden layer, or their gradients."""
 
 PRODUCTS_MAX = 1 << 19
-"""Products of a forward pass up to which the loops are faster than BLAS with its calls (measured)."""
+"""Number of products in a forward pass up to which the loops are faster than BLAS with its call overhead (measured)."""
 
 
 class DeepFMPass:
-    """The pass of one module. Not thread-safe: `backward` uses state of `forward`; `score` is.
+    """The pass of one module. Only `score` is thread-safe: `backward` uses state from `forward`.
 
-    The parameters must stay where they are in memory.
+    The parameters must stay at the same place in memory.
 
     Args:
         dim: length of a vector.
@@ -63,11 +62,11 @@ class DeepFMPass:
         return kinds == [nn.Linear, nn.ReLU] * (len(kinds) // 2) + [ZeroHead]
 
     def score(self, embedded: Floats, dense: Floats) -> Floats:
-        """Logits (B,) of rows (B, E, W) and numbers (B, N); keeps nothing, so any number of threads may call it."""
+        """Logits (B,) of rows (B, E, W) and numbers (B, N); keeps no state, so any number of threads may call it."""
         return self._forward(embedded, dense)[0]
 
     def forward(self, embedded: Floats, dense: Floats) -> Floats:
-        """Logits (B,) as `score` gives them; keeps what `backward` needs."""
+        """Logits (B,), equal to those of `score`; keeps what `backward` needs."""
         logits, self._sums, self._inputs = self._forward(embedded, dense)
         self._dense = dense
         return logits
@@ -90,7 +89,7 @@ class DeepFMPass:
         return logits, sums, tuple(tensor.numpy() for tensor in tensors)
 
     def backward(self, grads: Floats, embedded: Floats) -> Floats:
-        """Gradients (B, E, W) by the rows, from those by the logits (B,); the parameters' are written into `.grad`."""
+        """Gradients (B, E, W) of the rows, from gradients (B,) of the logits; the parameters' go to their `.grad`."""
         head_grads, layer_grads = self._grads
         out = np.empty_like(embedded)
         if self._is_small(len(grads)):
@@ -112,7 +111,7 @@ class DeepFMPass:
 
     @functools.cached_property
     def _grads(self) -> tuple[Head, Layers]:
-        """The gradients of the head and of the hidden layers, which stay where they are too."""
+        """The gradients of the head and of the hidden layers, which also stay at the same place in memory."""
         weights, biases = (tuple(_grad(one) for one in kind) for kind in self._parameters)
         return flat_head([_grad(parameter) for parameter in self._heads]), (weights, biases)
 
@@ -126,7 +125,7 @@ def _grad(parameter: Tensor) -> Floats:
 def forward_small(
     embedded: Floats, dense: Floats, head: Head, layers: Layers, inputs: tuple[Floats, ...], sums: Floats, out: Floats
 ) -> None:
-    """`out` (B,) = logits; `inputs` of the layers, the head's last, and `sums` (B, dim) for the way back."""
+    """Write logits to `out` (B,); fills `inputs` of the layers, the head's last, and `sums` (B, dim) for `backward`."""
     first_and_second_order(embedded, dense, head, inputs[0], sums, out)
     mlp_forward(layers, inputs)
     hidden, weight, bias = inputs[-1], head[2], head[3]
@@ -141,7 +140,7 @@ def forward_small(
 def backward_small(
     batch: tuple[Any, ...], head: Head, layers: Layers, head_grads: Head, layer_grads: Layers, out: Floats
 ) -> None:
-    """`out` (B, E, W) = gradients by the rows; those by all parameters are overwritten."""
+    """Write the gradients of the rows to `out` (B, E, W); overwrites the gradients of all parameters."""
     grads, embedded, dense, sums, inputs = batch
     below = np.empty(inputs[-1].shape, np.float32)
     head_gradients(grads, dense, inputs[-1], head, head_grads, below)
@@ -151,7 +150,7 @@ def backward_small(
 
 @kernel
 def mlp_forward(layers: Layers, outputs: tuple[Floats, ...]) -> None:
-    """`outputs[l + 1]` (B, H) = ReLU of layer l's weights (H, K) by `outputs[l]` (B, K), and its biases (H,)."""
+    """`outputs[l + 1]` (B, H) = ReLU(`outputs[l]` (B, K) @ weights.T + biases) with layer l's (H, K) and (H,)."""
     weights, biases = layers
     for layer in range(len(weights)):
         columns, below, above = np.ascontiguousarray(weights[layer].T), outputs[layer], outputs[layer + 1]
@@ -168,9 +167,9 @@ def mlp_forward(layers: Layers, outputs: tuple[Floats, ...]) -> None:
 
 @kernel
 def mlp_backward(grads: Floats, layers: Layers, outputs: tuple[Floats, ...], layer_grads: Layers) -> Floats:
-    """Gradients (B, K) by `outputs[0]` from `grads` (B, H) by the last of `outputs`; `layer_grads` are overwritten.
+    """Gradients (B, K) of `outputs[0]`, from `grads` (B, H) of the last of `outputs`; overwrites `layer_grads`.
 
-    `outputs` are those of `mlp_forward`.
+    `outputs` come from `mlp_forward`.
     """
     weights, (weight_grads, bias_grads) = layers[0], layer_grads
     for layer in range(len(weights) - 1, -1, -1):
@@ -193,7 +192,7 @@ def mlp_backward(grads: Floats, layers: Layers, outputs: tuple[Floats, ...], lay
 
 @kernel
 def first_and_second_order(embedded: Floats, dense: Floats, head: Head, x: Floats, sums: Floats, out: Floats) -> None:
-    """`x` (B, E * dim + N) and `sums` (B, dim) of the module docstring; `out` (B,) = logits without the MLP."""
+    """Fill `x` (B, E * dim + N), `sums` (B, dim), see the module docstring, and `out` (B,), logits without the MLP."""
     first, bias, dim = head[0], head[1], sums.shape[1]
     for i in range(embedded.shape[0]):
         total = np.float64(bias[0]) + pair_products(embedded[i], sums[i])
@@ -209,7 +208,7 @@ def first_and_second_order(embedded: Floats, dense: Floats, head: Head, x: Float
 
 @kernel
 def head_gradients(grads: Floats, dense: Floats, hidden: Floats, head: Head, head_grads: Head, below: Floats) -> None:
-    """Overwrite the gradients of `head` and `below` (B, H), those by the last hidden layer, from `grads` (B,)."""
+    """Overwrite `head_grads`, and `below` (B, H) with the gradients of the last hidden layer, from `grads` (B,)."""
     weight = head[2]
     first_grads, bias_grads, weight_grads, head_bias_grads = head_grads
     first_grads[:] = 0.0
@@ -229,7 +228,7 @@ def head_gradients(grads: Floats, dense: Floats, hidden: Floats, head: Head, hea
 
 @kernel
 def mask_and_sum(below: Floats, outputs: Floats, bias_grads: Floats) -> None:
-    """Set `below` (B, H) to zero where ReLU's `outputs` are; `bias_grads` (H,) = its sums over the examples."""
+    """Set `below` (B, H) to zero where ReLU's `outputs` are zero; `bias_grads` (H,) = its sums over the examples."""
     bias_grads[:] = 0.0
     for i in range(below.shape[0]):
         for j in range(below.shape[1]):
@@ -240,7 +239,7 @@ def mask_and_sum(below: Floats, outputs: Floats, bias_grads: Floats) -> None:
 
 @kernel
 def gradients_by_rows(below: Floats, grads: Floats, embedded: Floats, sums: Floats, out: Floats) -> None:
-    """`out` (B, E, W) from `below` (B, E * dim + N), the MLP's part, and `grads` (B,)."""
+    """Write the gradients of the rows to `out` (B, E, W), from `below` (B, E * dim + N) of the MLP and `grads` (B,)."""
     dim = sums.shape[1]
     for i in range(embedded.shape[0]):
         for e in range(embedded.shape[1]):

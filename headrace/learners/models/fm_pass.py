@@ -1,12 +1,12 @@
-"""Forward and backward pass, without autograd, of models that are linear but for a factorisation machine's pairs.
+"""Forward and backward pass, without autograd, of linear models with a factorisation machine's pair products.
 
-That is `Logistic`, whose rows have no vector, and `DeepFM` without hidden layers. Sums of an example run in float64 and
-in order, one example after the other, so that an example's output does not depend on its batch.
+These are `Logistic`, whose rows have no vector, and `DeepFM` without hidden layers. The sums of an example run in
+float64 and in order, one example at a time, so that an example's output does not depend on its batch.
 
     output = linear weights + first . numbers + bias + 1/2 sum(s^2 - sum of v^2) + deep . (vectors, numbers) + deep bias
 
     rows (E, W): vectors v (E, dim) and linear weights, W = dim + 1     numbers (N,)     s (dim,) = sum of the vectors
-    first (N,)   bias (1,)   deep (E * dim + N,) and deep bias (1,), or (0,) each where the model has no such layer
+    first (N,)   bias (1,)   deep (E * dim + N,) and deep bias (1,), or (0,) each if the model has no such layer
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ from headrace.kernels.compile import kernel, lean_kernel
 
 Floats = NDArray[np.float32]
 Head = tuple[Floats, Floats, Floats, Floats]
-"""first, bias, deep, deep bias, each flat; or their gradients."""
+"""first, bias, deep, deep bias, each flat, or their gradients."""
 
 
 class FMPass:
-    """The pass of one module. Not thread-safe: `backward` uses state of `forward`; `score` is.
+    """The pass of one module. Only `score` is thread-safe: `backward` uses state from `forward`.
 
-    The parameters must stay where they are in memory.
+    The parameters must stay at the same place in memory.
 
     Args:
         first_order: linear layer of the numbers, one output.
@@ -38,17 +38,17 @@ class FMPass:
         self.head = flat_head([parameter.detach().numpy() for parameter in self._parameters])
 
     def score(self, embedded: Floats, dense: Floats) -> Floats:
-        """Outputs (B,) of rows (B, E, W) and numbers (B, N); keeps nothing, so any number of threads may call it."""
+        """Outputs (B,) of rows (B, E, W) and numbers (B, N); keeps no state, so any number of threads may call it."""
         return self._outputs(embedded, dense)[0]
 
     def forward(self, embedded: Floats, dense: Floats) -> Floats:
-        """Outputs (B,) as `score` gives them; keeps what `backward` needs."""
+        """Outputs (B,), equal to those of `score`; keeps what `backward` needs."""
         outputs, self._sums = self._outputs(embedded, dense)
         self._dense = dense
         return outputs
 
     def backward(self, grads: Floats, embedded: Floats) -> Floats:
-        """Gradients (B, E, W) by the rows, from those by the outputs (B,); the parameters' are written into `.grad`."""
+        """Gradients (B, E, W) of the rows, from gradients (B,) of the outputs; the parameters' go to their `.grad`."""
         out = np.empty_like(embedded)
         fm_gradients(grads, embedded, self._dense, self.head, self.head_grads, self._sums, out)
         return out
@@ -67,7 +67,7 @@ class FMPass:
 
 
 def flat_head(arrays: list[Floats]) -> Head:
-    """Weights and bias of one layer or two, as views."""
+    """Flat views of the weights and biases of one or two layers."""
     first, bias, deep, deep_bias = [array.reshape(-1) for array in arrays] + [np.empty(0, np.float32)] * (
         4 - len(arrays)
     )
@@ -76,7 +76,7 @@ def flat_head(arrays: list[Floats]) -> Head:
 
 @kernel
 def fm_outputs(embedded: Floats, dense: Floats, head: Head, sums: Floats, out: Floats) -> None:
-    """`out` (B,) and the sums of vectors (B, dim) of rows (B, E, W) and numbers (B, N)."""
+    """Write the outputs to `out` (B,) and the sums of vectors to `sums` (B, dim), of rows (B, E, W), numbers (B, N)."""
     first, bias, deep, deep_bias = head
     for i in range(embedded.shape[0]):
         total = np.float64(bias[0]) + pair_products(embedded[i], sums[i])
@@ -119,7 +119,7 @@ def _deep(rows: Floats, numbers: Floats, deep: Floats) -> float:
 def fm_gradients(
     grads: Floats, embedded: Floats, dense: Floats, head: Head, head_grads: Head, sums: Floats, out: Floats
 ) -> None:
-    """`out` (B, E, W), gradients by the rows, and `head_grads`, overwritten, from `grads` (B,) by the outputs."""
+    """Write the gradients of the rows to `out` (B, E, W), overwrite `head_grads`, from `grads` (B,) of the outputs."""
     deep, dim = head[2], sums.shape[1]
     first_grads, bias_grads, deep_grads, deep_bias_grads = head_grads
     first_grads[:] = 0.0

@@ -1,10 +1,10 @@
 """Log-loss of 0/1 labels: outputs are log-odds, predictions probabilities. The default loss of a model.
 
-The intercept of the log-odds holds the base rate, and follows it. Each batch moves it to where the batch's log-loss and
-what is known from before are in balance: to the minimum of log-loss(logits + shift) + information / 2 * shift ** 2,
-found by Newton steps. Information is the sum of w p (1 - p) over older examples, at most
-`headrace.learners.intercept.INFORMATION_MAX`: shifts are long while little is known and short later. After a change of
-the base rate the intercept follows within some 100 / (p (1 - p)) examples (5,000 at a rate of 2 %), and at rest it
+The intercept of the log-odds holds the base rate and follows it. Each batch moves it to balance the batch's log-loss
+against earlier information: to the minimum of log-loss(logits + shift) + information / 2 * shift ** 2, found by Newton
+steps. Information is the sum of w p (1 - p) over older examples, at most
+`headrace.learners.intercept.INFORMATION_MAX`, so shifts are long at first and short later. After a change of the base
+rate the intercept follows within some 100 / (p (1 - p)) examples (5,000 at a rate of 2 %), and at a constant rate it
 varies by less than 0.1.
 
 Source: the scalar case of a Kalman filter for logistic regression, posterior modes batch by batch; Fahrmeir, Tutz
@@ -22,10 +22,10 @@ from headrace.kernels.compile import kernel
 from headrace.learners.models.loss import Doubles, Floats, LogRate
 
 STEP_MAX = 1.0
-"""Longest Newton step, in log-odds: far from the minimum the curvature says little."""
+"""Longest Newton step, in log-odds, since far from the minimum the curvature is a poor guide."""
 STEPS_MAX = 20
 EPS = 1e-7
-"""Probabilities are evaluated as at least this far from 0 and 1."""
+"""Probabilities are clipped to [EPS, 1 - EPS] for evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class LogLoss:
 
     @property
     def name(self) -> str:
-        """The key in figures."""
+        """The key in metrics."""
         return "logloss"
 
     @property
     def is_binary(self) -> bool:
-        """Predictions are probabilities."""
+        """True: predictions are probabilities."""
         return True
 
     @property
@@ -48,7 +48,7 @@ class LogLoss:
         return "0 or 1"
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """0 and 1."""
+        """Allow 0 and 1."""
         allowed: NDArray[np.bool_] = (labels == 0) | (labels == 1)
         return allowed
 
@@ -62,7 +62,7 @@ class LogLoss:
         return losses if losses.ndim == 1 else np.asarray(losses.sum(axis=1))
 
     def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
-        """Mean weighted log-loss, and its gradient by the log-odds."""
+        """Mean weighted log-loss, and its gradient with respect to the log-odds."""
         if outputs.ndim == 1:
             grads = np.empty(len(outputs), np.float32)
             return log_loss_gradients(outputs, labels, weights, grads), grads
@@ -72,7 +72,7 @@ class LogLoss:
     def base(self, labels: Floats, weights: Floats, log_rate: LogRate) -> NDArray[Any]:
         """Log-odds (K,) of a batch's base rates.
 
-        Half an example of either kind is added, so that a batch of one kind gives a finite number.
+        Half a positive and half a negative example are added, so that a batch of one class gives a finite number.
         """
         weight = weights.astype(np.float64)
         half = 0.5 * float(weight.mean())
@@ -81,7 +81,7 @@ class LogLoss:
         return np.atleast_1d(odds)
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
-        """Shifts (K,) that balance the batch with what is known, and the batch's information at them."""
+        """Shifts (K,) that balance the batch against `information`, and the batch's information at them."""
         if outputs.ndim == 1:
             shift, added = balance(outputs, labels, weights, information[0])
             return np.array([shift]), np.array([added])
@@ -98,7 +98,7 @@ def sigmoid(logits: Floats) -> Floats:
 
 
 def log_losses(probabilities: NDArray[Any], labels: NDArray[Any]) -> Doubles:
-    """Negative log-likelihood of each label, in nats; any shape, same shape back."""
+    """Negative log-likelihood of each label, in nats, of any shape."""
     p = np.clip(probabilities.astype(np.float64), EPS, 1 - EPS)
     return np.asarray(-np.where(labels > 0.5, np.log(p), np.log1p(-p)))
 
@@ -124,7 +124,7 @@ def log_loss_gradients(logits: Floats, labels: Floats, weights: Floats, grads: F
 
 @kernel
 def balance(logits: Floats, labels: Floats, weights: Floats, prior: float) -> tuple[float, float]:
-    """(shift, information at the shift) that balance a batch, all (B,), with the information `prior`."""
+    """(shift, information at the shift) that balance a batch, arrays (B,), against the information `prior`."""
     shift, information = 0.0, 0.0
     for _ in range(STEPS_MAX):
         gradient, information = -prior * shift, 0.0

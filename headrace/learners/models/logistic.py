@@ -1,4 +1,4 @@
-"""Logistic regression: one weight an id, one a number. A bag adds the mean of its ids' weights.
+"""Logistic regression: one weight per id and per number. A bag adds the mean of its ids' weights.
 
 Source: McMahan et al. (2013), "Ad Click Prediction: a View from the Trenches", for the model and its default
 optimizer. Differs from the paper in: ids are exact, not hashed or Bloom-filtered.
@@ -19,8 +19,8 @@ class Logistic(Model):
     """Declaration of a logistic regression.
 
     Args:
-        sparse: steps the weights of ids; `Adagrad` is an alternative.
-        optimizer: steps the weights of numbers and the bias.
+        sparse: optimizer of the ids' weights; `Adagrad` is an alternative.
+        optimizer: optimizer of the numbers' weights and the bias.
     """
 
     sparse: Optimizer = field(default_factory=Ftrl)
@@ -41,7 +41,7 @@ class Logistic(Model):
 
 
 class LogisticNet(nn.Module):
-    """B batch, E id fields and bags, N = 2 x numbers."""
+    """The torch module. B batch, E id fields and bags, N = 2 x numbers."""
 
     def __init__(self, number_count: int) -> None:
         super().__init__()

@@ -1,12 +1,12 @@
-"""What the outputs of a model mean, and how a step learns from labels.
+"""Losses: the meaning of a model's outputs, and the gradients that a step learns from.
 
 B batch   K outputs   L labels of an example   (an array of one column is (B,), not (B, 1))
 
-    outputs (B, K) --predictions--> predictions (B, K)      what is returned, served, evaluated
-    outputs, labels (B, L) --gradients--> d loss / d outputs (B, K), which the learner sends back through the module
+    outputs (B, K) --predictions--> predictions (B, K)      returned, served, evaluated
+    outputs, labels (B, L) --gradients--> d loss / d outputs (B, K), which the learner backpropagates
 
-`headrace.learners.models.log_loss.LogLoss` is the default. Any other loss is a subclass of `TorchLoss` that writes two
-torch functions.
+`headrace.learners.models.log_loss.LogLoss` is the default. For another loss, subclass `TorchLoss` and write two torch
+functions.
 """
 
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ Doubles = NDArray[np.float64]
 LogRate = float | NDArray[np.floating[Any]]
 
 LABEL_MAX = 1e12
-"""Largest distance of a number as a label from 0: the square of its gradient is within float32 (3e38)."""
+"""Largest distance of a numeric label from 0: the square of its gradient is within float32 (3e38)."""
 
 
 class Loss(Protocol):
@@ -31,12 +31,12 @@ class Loss(Protocol):
 
     @property
     def name(self) -> str:
-        """Key of its figures, such as `logloss`."""
+        """Key of its metrics, such as `logloss`."""
         ...
 
     @property
     def is_binary(self) -> bool:
-        """Whether labels are 0 or 1 and predictions their probabilities, so that AUC and log-rates have a meaning."""
+        """Whether labels are 0 or 1 and predictions their probabilities, so that AUC and log-rates apply."""
         ...
 
     @property
@@ -45,11 +45,11 @@ class Loss(Protocol):
         ...
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """Which labels, of any shape, an example can have; same shape back."""
+        """Mask of the allowed labels, in the shape of `labels`."""
         ...
 
     def predictions(self, outputs: Floats) -> Floats:
-        """Predictions (B, K) of the model's outputs (B, K)."""
+        """Convert the model's outputs (B, K) to predictions (B, K)."""
         ...
 
     def values(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Doubles:
@@ -57,11 +57,11 @@ class Loss(Protocol):
         ...
 
     def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
-        """Mean over B of the weighted losses, and its gradient (B, K) by the outputs. Used to learn."""
+        """Mean over B of the weighted losses, and its gradient (B, K) with respect to the outputs. Used to learn."""
         ...
 
     def base(self, labels: Floats, weights: Floats, log_rate: LogRate) -> NDArray[Any]:
-        """Constant outputs (K,) or (1,) that fit a first batch: where the intercept starts. Zeros: no intercept."""
+        """Constant outputs (K,) or (1,) that fit a first batch, the start of the intercept. Zeros: no intercept."""
         ...
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
@@ -70,10 +70,10 @@ class Loss(Protocol):
 
 
 class TorchLoss:
-    """Base of losses that are written with torch; gradients are autograd's.
+    """Base class of losses written with torch, with gradients by autograd.
 
-    A subclass defines `losses`, `link` where predictions are not the outputs themselves, and which labels it takes. It
-    has no intercept, unless it overrides `base`, which is then kept; the module's own biases follow the labels.
+    A subclass defines `losses`, `link` if predictions are not the outputs themselves, and the allowed labels. It has no
+    intercept unless it overrides `base`, whose value is then kept; the module's own biases follow the labels.
     """
 
     name = "loss"
@@ -81,7 +81,7 @@ class TorchLoss:
     label_values = f"a finite number, at most {LABEL_MAX:g} from 0"
 
     def link(self, outputs: Tensor) -> Tensor:
-        """Predictions (B, K) of outputs (B, K)."""
+        """Convert outputs (B, K) to predictions (B, K)."""
         return outputs
 
     def losses(self, predictions: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
@@ -89,7 +89,7 @@ class TorchLoss:
         raise DeclarationError(f"{type(self).__name__} defines no `losses`: the loss of each example")
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """Finite numbers of at most `LABEL_MAX`."""
+        """Allow finite numbers of at most `LABEL_MAX` in magnitude."""
         allowed: NDArray[np.bool_] = np.abs(labels) <= LABEL_MAX
         return allowed
 
@@ -106,7 +106,7 @@ class TorchLoss:
         return np.asarray(losses.numpy())
 
     def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
-        """Weighted mean of the losses, and its gradient by the outputs, in float64 inside."""
+        """Mean weighted loss, and its gradient with respect to the outputs, computed in float64."""
         leaf = torch.from_numpy(outputs).double().requires_grad_()
         losses = self.losses(self.link(leaf), torch.from_numpy(labels).double())
         mean = (losses * torch.from_numpy(weights)).sum() / max(len(outputs), 1)
@@ -120,6 +120,6 @@ class TorchLoss:
         return np.zeros(1)
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
-        """No shift; the batch's weight counts as information, so that `base` is asked once."""
+        """No shift; the batch's weight counts as information, so that `base` is called once."""
         del outputs, labels
         return np.zeros_like(information), np.full_like(information, float(weights.sum()))

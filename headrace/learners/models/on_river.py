@@ -1,8 +1,8 @@
-"""River models behind the predict and learn of `OnlineLearner`: baselines, one example at a time.
+"""River models with the predict and learn methods of `OnlineLearner`, as baselines, one example at a time.
 
-An example becomes a dict: numbers by name, ids as "name=id": 1.0, bag ids as "name=id": 1 / (ids in the bag). About
-50 µs an example with a logistic regression on a dozen features; there are no snapshots, so it is for comparison, not
-for serving.
+An example becomes a dict: numbers by name, ids as "name=id": 1.0, bag ids as "name=id": 1 / (ids in the bag). It takes
+about 50 µs per example with a logistic regression on a dozen features. There are no snapshots, so it is for comparison,
+not for serving.
 """
 
 from typing import Any, Protocol
@@ -17,14 +17,14 @@ from headrace.learners.models.log_loss import log_losses
 
 
 class RiverClassifier(Protocol):
-    """The methods of a River classifier or pipeline that are used."""
+    """The methods used of a River classifier or pipeline."""
 
     def predict_proba_one(self, x: dict[str, float]) -> dict[Any, float]:
         """Probability of each class."""
         ...
 
     def learn_one(self, x: dict[str, float], y: bool, **kwargs: Any) -> Any:
-        """One step."""
+        """Take one step."""
         ...
 
 
@@ -32,9 +32,9 @@ class RiverLearner:
     """Predicts, then learns, with a River model.
 
     Args:
-        spec: of the inputs.
+        spec: the input spec.
         model: any binary River classifier or pipeline.
-        weighted: its `learn_one` takes a weight `w`; needed for weights and log-rates.
+        weighted: whether `learn_one` of the model takes a weight `w`; needed for weights and log-rates.
     """
 
     def __init__(self, spec: InputSpec, model: RiverClassifier, *, weighted: bool = True) -> None:
@@ -43,7 +43,7 @@ class RiverLearner:
         self._weighted = weighted
 
     def predict(self, inputs: Inputs, log_rate: float | NDArray[np.floating[Any]] = 0.0) -> NDArray[np.float32]:
-        """Probabilities (B,) before learning."""
+        """Probabilities (B,); changes nothing."""
         p = np.array([self.model.predict_proba_one(x).get(True, 0.0) for x in self._rows(inputs)], dtype=np.float64)
         p = p.clip(1e-12, 1 - 1e-12)
         shifted: NDArray[np.float64] = p / (p + (1 - p) * np.exp(-np.asarray(log_rate)))
@@ -57,10 +57,12 @@ class RiverLearner:
         log_rate: float | NDArray[np.floating[Any]] = 0.0,
         event_time_us: int | NDArray[np.int64] | None = None,
     ) -> float:
-        """B steps; returns the mean loss before each. A negative counts exp(log_rate) times, which restores the odds.
+        """Take B steps; returns the mean of the losses before each step.
+
+        A negative counts exp(log_rate) times, which restores the odds.
 
         Raises:
-            SchemaError: weights or log-rates for a model that takes no weight.
+            SchemaError: weights or log-rates are given for a model that takes no weight.
         """
         del event_time_us
         rates = np.broadcast_to(np.asarray(log_rate, dtype=np.float64), (len(inputs),))

@@ -1,9 +1,9 @@
-"""Losses of several labels, each its own, and unknown labels.
+"""Losses of several labels, each with its own loss, with support for unknown labels.
 
     outputs (B, L)   labels (B, L), NaN where unknown      output k is for label k
 
-An unknown label adds nothing to the loss and gives no gradient; the others of its example count. An example's loss is
-the sum over its known labels.
+An unknown label adds nothing to the loss and has no gradient; the other labels of its example count. An example's loss
+is the sum over its known labels.
 
 Source: Caruana (1997), "Multitask Learning", Machine Learning 28, for the sum of the tasks' losses.
 """
@@ -18,14 +18,14 @@ from headrace.learners.models.loss import LABEL_MAX, Doubles, Floats, LogRate, L
 
 
 class SquaredError:
-    """Squared error of one number; the intercept is the running mean of what the module leaves."""
+    """Squared error of one number; the intercept is the running mean of the module's residuals."""
 
     name = "squared_error"
     is_binary = False
     label_values = f"a finite number, at most {LABEL_MAX:g} from 0"
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """Finite numbers of at most `LABEL_MAX`."""
+        """Allow finite numbers of at most `LABEL_MAX` in magnitude."""
         return np.asarray(np.abs(labels) <= LABEL_MAX)
 
     def predictions(self, outputs: Floats) -> Floats:
@@ -47,20 +47,20 @@ class SquaredError:
         return np.array([np.average(labels, weights=weights)])
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
-        """Shift (1,) to the mean of the batch and of as many rows before as `information` says; and the batch's."""
+        """Shift (1,) by the mean residual, with `information` as the count of earlier rows; and the batch's weight."""
         added = float(weights.sum())
         residual = float(weights @ (labels - outputs))
         return np.array([residual / max(float(information[0]) + added, 1e-12)]), np.array([added])
 
 
 class PerLabel:
-    """The loss of several labels, each with its own; NaN is an unknown label.
+    """The loss of several labels, each with its own loss; NaN is an unknown label.
 
     Args:
-        losses: of each label, in order: of one output each, such as `LogLoss()` or `SquaredError()`.
+        losses: one loss of one output for each label, in order, such as `LogLoss()` or `SquaredError()`.
 
     Raises:
-        DeclarationError: there is no loss.
+        DeclarationError: no loss is given.
     """
 
     is_binary = False
@@ -80,7 +80,7 @@ class PerLabel:
         return "; ".join(f"label {k}: {loss.label_values}, or NaN" for k, loss in enumerate(self.losses))
 
     def is_allowed(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
-        """What each label's loss allows, and NaN."""
+        """Allow what each label's loss allows, and NaN."""
         columns = self._columns(labels)
         allowed = [
             np.isnan(column) | loss.is_allowed(column) for loss, column in zip(self.losses, columns, strict=True)
@@ -88,7 +88,7 @@ class PerLabel:
         return np.stack(allowed, axis=-1)
 
     def predictions(self, outputs: Floats) -> Floats:
-        """Predictions (B, L), of each label's loss."""
+        """Predictions (B, L), by each label's loss."""
         columns = [loss.predictions(z) for loss, z in zip(self.losses, self._columns(outputs), strict=True)]
         return np.stack(columns, axis=-1)
 
@@ -100,12 +100,12 @@ class PerLabel:
         return total
 
     def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
-        """Mean over B of the weighted losses, and its gradient (B, L): 0 at unknown labels."""
+        """Mean over B of the weighted losses, and its gradient (B, L), which is 0 for unknown labels."""
         parts = [loss.gradients(z, y, weights * known) for loss, z, y, known in self._known(outputs, labels)]
         return sum(loss for loss, _ in parts), np.stack([grads for _, grads in parts], axis=-1)
 
     def base(self, labels: Floats, weights: Floats, log_rate: LogRate) -> NDArray[Any]:
-        """Outputs (L,) that fit a batch; 0 for a label that no example knows."""
+        """Outputs (L,) that fit a batch; 0 for a label that is unknown in all examples."""
         del log_rate
         bases = [
             float(loss.base(y, w, 0.0)[0]) if (w := weights * known).any() else 0.0
@@ -122,12 +122,12 @@ class PerLabel:
         return np.concatenate([shift for shift, _ in parts]), np.concatenate([added for _, added in parts])
 
     def _columns(self, array: NDArray[Any]) -> list[NDArray[Any]]:
-        """Contiguous columns (B,) of an array (B, L), or the array where there is one label."""
+        """Contiguous columns (B,) of an array (B, L), or of (B,) for one label."""
         return [np.ascontiguousarray(column) for column in array.reshape(len(array), -1).T]
 
     def _known(
         self, outputs: NDArray[Any], labels: NDArray[Any]
     ) -> list[tuple[Loss, NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
-        """Loss, outputs (B,), labels (B,) with 0 for unknown ones, and which are known, of each label."""
+        """Loss, outputs (B,), labels (B,) with 0 if unknown, and mask of the known ones, for each label."""
         triples = zip(self.losses, self._columns(outputs), self._columns(labels), strict=True)
         return [(loss, z, np.nan_to_num(y, nan=0.0), ~np.isnan(y)) for loss, z, y in triples]

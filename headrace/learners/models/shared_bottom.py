@@ -1,7 +1,7 @@
 """SharedBottom: an MLP over embeddings and numbers, shared by several labels, with a linear head for each.
 
 Source: Caruana (1997), "Multitask Learning", Machine Learning 28. Differs in: ids are embedded, a bag is a mean of its
-ids' vectors, and each label has its own loss, which unknown labels do not enter.
+ids' vectors, and each label has its own loss, which skips unknown labels.
 """
 
 from dataclasses import dataclass, field
@@ -23,16 +23,16 @@ class SharedBottom(Model):
     """Declaration of a model of several labels.
 
     Args:
-        losses: of the labels, in their order: `LogLoss()` of 0 and 1, `SquaredError()` of numbers.
-        rank_by: factor of each label's prediction in the score that candidates are ranked by, as (1, 0.2, -1) for a
-            label that is negative feedback; empty: the first label alone.
+        losses: one for each label, in order: `LogLoss()` for 0 and 1, `SquaredError()` for numbers.
+        rank_by: factor of each label's prediction in the score that ranks candidates, such as (1, 0.2, -1) if the last
+            label is negative feedback; empty: only the first label counts.
         dim: length of an id's vector.
         hidden: widths of the shared layers, at least one.
-        sparse: steps the embedding tables.
-        optimizer: steps everything else.
+        sparse: optimizer of the embedding tables.
+        optimizer: optimizer of all other parameters.
 
     Raises:
-        DeclarationError: a width is below 1, there are fewer than two losses, or not one factor for each.
+        DeclarationError: a width is below 1, there are fewer than two losses, or not one factor per loss.
     """
 
     losses: tuple[Loss, ...] = field(default=(LogLoss(), LogLoss()), repr=False)
@@ -55,12 +55,12 @@ class SharedBottom(Model):
 
     @property
     def outputs(self) -> int:
-        """One for each label."""
+        """One output per label."""
         return len(self.losses)
 
     @property
     def labels(self) -> int:
-        """One for each loss."""
+        """One label per loss."""
         return len(self.losses)
 
     def build(self, spec: InputSpec) -> nn.Module:
@@ -76,7 +76,7 @@ class SharedBottom(Model):
 
 
 class SharedBottomNet(nn.Module):
-    """B batch, E id fields and bags, W = dim + 1, N = 2 x numbers, L labels."""
+    """The torch module. B batch, E id fields and bags, W = dim + 1, N = 2 x numbers, L labels."""
 
     def __init__(self, model: SharedBottom, spec: InputSpec) -> None:
         super().__init__()
