@@ -1,10 +1,10 @@
-"""ModelDirectory: the published versions of one learner, and notices of new ones.
+"""ModelDirectory: the published versions of one learner, and notices of new versions.
 
     <path>/v00000041/  v00000042/   .v00000043.4f1a09bc/       Redis stream: {name, version, path, created}
 
 The folder is authoritative; a notice only wakes followers. So a lost notice costs one poll interval, and followers work
-without Redis. Versions grow by one and are never reused; a rollback publishes old content as a new version. A directory
-has one writer: a second one fails at the rename.
+without Redis. Versions increase by one and are never reused; a rollback publishes old content as a new version. A
+directory has one writer: a second writer fails at the rename.
 """
 
 import re
@@ -27,13 +27,13 @@ from headrace.learners.learner import Learner
 from headrace.learners.publishing.snapshot import Manifest, Snapshot, already_published, read_manifest
 
 STREAM = "hr:models"
-NOTICES_MAX = 1_000  # entries the stream keeps, about
-POLL_S = 0.2  # between two looks at the folder without Redis
-BLOCK_S = 0.5  # longest wait for a notice in one call of Redis
-TIMEOUT_S = 1.0  # of a call of Redis, which may take it twice: notices are not worth more of a training's time
-PAUSE_S = 5.0  # after a call that failed, in which Redis is not asked
+NOTICES_MAX = 1_000  # approximate number of entries that the stream keeps
+POLL_S = 0.2  # interval of checks of the folder without Redis
+BLOCK_S = 0.5  # longest wait for a notice in one Redis call
+TIMEOUT_S = 1.0  # per Redis call, which may take twice this; notices must not delay training for longer
+PAUSE_S = 5.0  # pause without Redis calls after a failed call
 KEEP = 5
-LEFT_S = 3_600.0  # age from which on a folder that was staged and never published is what a killed writer left
+LEFT_S = 3_600.0  # age from which a staged, unpublished folder counts as left by a killed writer
 
 PUBLISHED = Counter("headrace_models_published_total", "Snapshots published.")
 NOTICE_FAILED = Counter("headrace_model_notices_failed_total", "Notices that Redis did not take.")
@@ -41,13 +41,13 @@ VERSION = Gauge("headrace_published_model_version", "Newest version this process
 
 log = structlog.get_logger(__name__)
 
-_NAME = re.compile(r"v(0[0-9]{7}|[1-9][0-9]{7,17})")  # of 18 digits at most: a 64-bit integer holds them
+_NAME = re.compile(r"v(0[0-9]{7}|[1-9][0-9]{7,17})")  # at most 18 digits, which fit a 64-bit integer
 _STAGED = re.compile(r"\.v[0-9]{8,18}\.[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """A snapshot that is written and flushed, but not visible: to be checked, then passed to `publish` or `discard`."""
+    """A snapshot that is written and flushed but not visible. Check it, then pass it to `publish` or `discard`."""
 
     folder: Path
     snapshot: Snapshot
@@ -60,10 +60,10 @@ class ModelDirectory:
         path: the folder; created if missing.
         redis_url: Redis for notices; None: followers poll the folder.
         stream: name of the Redis stream.
-        keep: number of newest versions that are kept.
+        keep: number of newest versions to keep.
 
     Raises:
-        StoreError: `redis_url` does not say which Redis is meant.
+        StoreError: `redis_url` is not a valid Redis URL.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class ModelDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.stream = stream
         self._keep = max(keep, 1)
-        self._published = 0  # newest version that this object published: not reused if the folder is emptied
+        self._published = 0  # newest version published by this object; never reused, even if the folder is emptied
 
     def versions(self) -> list[int]:
-        """Published versions, ascending; none while the folder is missing. Names of another form are no versions."""
+        """Published versions, ascending; empty if the folder is missing. Other names in the folder are ignored."""
         try:
             matches = [_NAME.fullmatch(path.name) for path in self.path.iterdir()]
         except FileNotFoundError:
@@ -96,7 +96,7 @@ class ModelDirectory:
         """Load and verify the snapshot `version`.
 
         Raises:
-            SnapshotError: it is not there, damaged, of another learner, or its manifest names another version.
+            SnapshotError: it is missing, damaged, of another learner, or its manifest names another version.
         """
         folder, versions = self.folder(version), self.versions()
         if version not in versions:
@@ -110,10 +110,10 @@ class ModelDirectory:
         return snapshot
 
     def manifest(self, version: int) -> Manifest:
-        """Read the manifest of `version`, and none of its other files.
+        """Read the manifest of `version` without its other files.
 
         Raises:
-            SnapshotError: it is not there or damaged.
+            SnapshotError: it is missing or damaged.
         """
         return read_manifest(self.folder(version))
 
@@ -173,7 +173,7 @@ class ModelDirectory:
         """Publish the content of `version` as a new version; returns the new version.
 
         Raises:
-            SnapshotError: `version` is not there or damaged.
+            SnapshotError: `version` is missing or damaged.
         """
         old = self.load(version)
         return self.publish(
@@ -181,7 +181,7 @@ class ModelDirectory:
         )
 
     def follow(self, block_ms: int = 1_000, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
-        """Yield the newest version each time there is a newer one; calls `stop` every `block_ms` milliseconds."""
+        """Yield the newest version whenever it changes; calls `stop` at least every `block_ms` milliseconds."""
         follower = Follower(self)
         while not stop():
             version = follower.poll(block_ms)
@@ -189,11 +189,11 @@ class ModelDirectory:
                 yield version
 
     def stop_notices(self) -> None:
-        """Publish without notices from here on: readers look at the directory every `POLL_S` seconds."""
+        """Stop sending notices; readers check the directory every `POLL_S` seconds."""
         self.notices = None
 
     def _learner(self) -> str | None:
-        """Name of the learner whose versions these are, as the newest says that can be read; None: none can."""
+        """Name of the learner of these versions, from the newest readable manifest; None if none is readable."""
         for version in reversed(self.versions()):
             try:
                 return self.manifest(version).learner
@@ -208,7 +208,7 @@ class ModelDirectory:
         )
 
     def _delete_old(self) -> None:
-        """Delete versions beyond `keep`, and what killed writers have staged."""
+        """Delete versions beyond `keep`, and staged folders left by killed writers."""
         old = [self.folder(version) for version in self.versions()[: -self._keep]]
         old += [path for path in self.path.iterdir() if _STAGED.fullmatch(path.name) and _age_s(path) > LEFT_S]
         for path in old:
@@ -231,9 +231,9 @@ class ModelDirectory:
 
 
 class Notices:
-    """The stream of notices. After a call that failed, Redis is left alone for `PAUSE_S`: one that hangs stops nobody.
+    """The stream of notices. Thread-safe.
 
-    Thread-safe.
+    After a failed call it makes no call for `PAUSE_S`, so that a hanging Redis does not block its callers each time.
     """
 
     def __init__(self, link: RedisLink, stream: str) -> None:
@@ -242,7 +242,7 @@ class Notices:
         self._paused_until_s = 0.0
 
     def send(self, notice: dict[Any, Any]) -> bool:
-        """Append `notice`; False where Redis did not take it."""
+        """Append `notice`; returns False if Redis did not accept it."""
         sent = self._ask(
             "sending a notice",
             lambda redis: redis.xadd(self._stream, notice, maxlen=NOTICES_MAX, approximate=True),
@@ -255,7 +255,7 @@ class Notices:
         return newest[0][0] if newest else "0-0"
 
     def wait(self, last_id: Any, timeout_s: float) -> Any:
-        """Wait for notices after `last_id`: the id of the last, `last_id` if none came; None at once without Redis."""
+        """Wait for notices after `last_id`; returns the newest id, `last_id` if none came, None if Redis fails."""
         block_ms = max(int(min(timeout_s, BLOCK_S) * 1_000), 1)
         notices = self._ask("waiting for a notice", lambda redis: redis.xread({self._stream: last_id}, block=block_ms))
         if notices is None:
@@ -263,7 +263,7 @@ class Notices:
         return notices[0][1][-1][0] if notices else last_id
 
     def _ask(self, doing: str, ask: Callable[[Any], Any]) -> Any:
-        """What Redis answers, None where it is paused or fails."""
+        """Return the answer of Redis, [] for an empty one, None if Redis fails or calls are paused."""
         if time.monotonic() < self._paused_until_s:
             return None
         try:
@@ -286,7 +286,7 @@ class Follower:
         self._idle = threading.Event()
 
     def poll(self, block_ms: int = 0) -> int | None:
-        """Return the newest version if it was not seen yet, waiting up to `block_ms` milliseconds; else None."""
+        """Return the newest version if it is new, waiting up to `block_ms` milliseconds for one; otherwise None."""
         deadline = time.monotonic() + block_ms / 1_000
         while True:
             version = self._directory.latest()
@@ -299,7 +299,7 @@ class Follower:
             self.wait(left_s)
 
     def wait(self, timeout_s: float) -> None:
-        """Return at a notice or after `timeout_s` seconds; without a reachable Redis, after POLL_S at the latest."""
+        """Wait for a notice, at most `timeout_s` seconds, and at most POLL_S if Redis is unreachable."""
         notices = self._directory.notices
         last_id = None if notices is None else notices.wait(self._last_id, timeout_s)
         if last_id is None:
@@ -309,7 +309,7 @@ class Follower:
 
 
 def _age_s(path: Path) -> float:
-    """Seconds since a folder was last changed; 0.0 where it has vanished."""
+    """Seconds since the last change of a folder; 0.0 if it has vanished."""
     try:
         return time.time() - path.stat().st_mtime
     except OSError:

@@ -1,7 +1,7 @@
-"""The gate: checks before a snapshot is published. Each gives figures and, if it fails, a reason.
+"""The gate: checks before a snapshot is published. Each check returns metrics and, if it fails, a reason.
 
-The candidate and the live model score a window of recent examples. The candidate has learnt from all of them and the
-live model from some, so the comparison favours the candidate: it detects breakage, it does not rank models. NaN fails.
+The candidate and the live model score a window of recent examples. The candidate has learned from all of them and the
+live model from some, so the comparison favours the candidate. It detects breakage and does not rank models. NaN fails.
 """
 
 from collections import deque
@@ -31,13 +31,13 @@ class Recent:
 
     @property
     def importance(self) -> NDArray[np.float32]:
-        """Weights (n,), 1 where there are none."""
+        """Weights (n,), all 1 if none were given."""
         return np.ones(len(self.labels), np.float32) if self.weights is None else self.weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What a check may look at.
+    """The data available to a check.
 
     Attributes:
         scores, live_scores: predictions (n,) or (n, K) for `recent`; None without recent examples, or a live model.
@@ -52,7 +52,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Figures of one check, and the reason if it fails."""
+    """Metrics of one check, and the reason if it fails."""
 
     figures: dict[str, float] = field(default_factory=dict)
     reason: str = ""
@@ -62,16 +62,16 @@ class Check(Protocol):
     """One check."""
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Check one candidate. Called once a candidate, in the trainer's thread."""
+        """Check one candidate. Called once per candidate, in the trainer's thread."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Finite:
-    """All weights are finite numbers."""
+    """Requires that all weights are finite numbers."""
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Look at the module's arrays and at every table."""
+        """Check the module's arrays and every table."""
         arrays = _arrays(evidence.candidate)
         bad = {name: int((~np.isfinite(array)).sum()) for name, array in arrays.items()}
         worst = [f"{name} ({count})" for name, count in bad.items() if count]
@@ -81,13 +81,13 @@ class Finite:
 
 @dataclass(frozen=True, slots=True)
 class NormJump:
-    """No parameter's or table's root mean square is above `ratio` times the live one's, taken as `floor` at least."""
+    """Limits the root mean square of each parameter and table to `ratio` times the live one, or `floor` if larger."""
 
     ratio: float = 3.0
     floor: float = 0.5
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Compare array by array; holds without a live model."""
+        """Compare array by array; passes without a live model."""
         if evidence.live is None:
             return Finding()
         live = {name: _rms(array) for name, array in _arrays(evidence.live, buffers=False).items()}
@@ -102,13 +102,13 @@ class NormJump:
 
 @dataclass(frozen=True, slots=True)
 class NotWorse:
-    """On recent examples, the model's loss is at most (1 + margin) times the live one's; needs `rows_min` examples."""
+    """Limits the loss on recent examples to (1 + margin) times the live model's; passes below `rows_min` examples."""
 
     margin: float = 0.05
     rows_min: int = 256
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Compare; holds without a live model."""
+        """Compare the losses; without a live model the candidate's loss must only be finite."""
         if evidence.recent is None or evidence.scores is None or len(evidence.recent.labels) < self.rows_min:
             return Finding()
         loss = evidence.candidate.learner.model.loss
@@ -117,7 +117,7 @@ class NotWorse:
         if evidence.live_scores is None:
             return Finding({loss.name: mean}, "" if np.isfinite(mean) else f"{loss.name} is not finite")
         live = float(np.average(loss.values(evidence.live_scores, evidence.recent.labels), weights=weights))
-        # A loss may be below zero, as a log-density: the margin is of its size.
+        # A loss such as a log-density may be negative, so the margin is relative to its magnitude.
         is_fine = mean <= live + abs(live) * self.margin
         reason = f"{loss.name} {mean:.5g} against {live:.5g} of the live model, {self.margin:.1%} more allowed"
         return Finding({loss.name: mean, f"live_{loss.name}": live}, "" if is_fine else reason)
@@ -125,9 +125,9 @@ class NotWorse:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """On recent examples, sum of probabilities / sum of labels is in [low, high], for each label.
+    """Requires sum of probabilities / sum of labels to be in [low, high] on recent examples, for each label.
 
-    Labels with fewer than `positives_min` positives are passed over, and so are losses that are not of probabilities.
+    Labels with fewer than `positives_min` positives and losses that are not of probabilities are skipped.
     """
 
     low: float = 0.5
@@ -135,7 +135,7 @@ class Calibration:
     positives_min: int = 50
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Look at the candidate alone."""
+        """Check the candidate; the live model is not used."""
         model = evidence.candidate.learner.model
         if evidence.recent is None or evidence.scores is None or not model.loss.is_binary:
             return Finding()
@@ -154,12 +154,12 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class ProbeParity:
-    """The loaded snapshot scores its probe as the learner did, within `tolerance`."""
+    """Requires the loaded snapshot to score its probe as the learner did, within `tolerance`."""
 
     tolerance: float = 1e-5
 
     def __call__(self, evidence: Evidence) -> Finding:
-        """Score the probe; holds when the snapshot has none."""
+        """Score the probe; passes if the snapshot has none."""
         candidate = evidence.candidate
         if candidate.probe is None or candidate.probe_scores is None:
             return Finding()
@@ -175,7 +175,7 @@ CHECKS: tuple[Check, ...] = (Finite(), NormJump(), NotWorse(), Calibration(), Pr
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The result of all checks: reasons against publishing, and all figures."""
+    """The result of all checks: reasons against publishing, and all metrics."""
 
     passed: bool
     reasons: tuple[str, ...]
@@ -188,7 +188,7 @@ class Gate:
 
     Args:
         checks: all must pass.
-        window: recent examples kept, at most this many plus one micro-batch.
+        window: number of recent examples to keep; one more micro-batch may be kept.
     """
 
     def __init__(self, checks: Sequence[Check] = CHECKS, *, window: int = 4_096) -> None:
@@ -236,10 +236,10 @@ class Gate:
         return Verdict(not reasons, reasons, figures, candidate.version)
 
     def require(self, candidate: Scorer, live: Scorer | None = None, recent: Recent | None = None) -> Verdict:
-        """`check`, raising.
+        """Run all checks as `check` does, and raise if one fails.
 
         Raises:
-            GateRefusedError: a check failed; the message has every reason.
+            GateRefusedError: a check failed; the message lists every reason.
         """
         verdict = self.check(candidate, live, recent)
         if not verdict.passed:

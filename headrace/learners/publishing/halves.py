@@ -1,15 +1,15 @@
-"""A DeepFM in halves: what a candidate adds to its score is computed once, what a request adds once a request.
+"""A DeepFM in halves: the candidate's part of a score is computed once, the request's part once per request.
 
-The first layer is linear, so it is a sum over the fields of the candidate, of the request, and of both; the
-factorisation machine needs the sum of the vectors and the sum of their squares, which are sums over fields as well:
+The first layer is linear, so it is a sum over the fields of the candidate, of the request, and of both. The
+factorisation machine needs the sum of the vectors and the sum of their squares, which are also sums over fields:
 
     first (H,) = W x_candidate + W x_request + W x_both + bias        relu(first) -> the other layers
     pairs      = 1/2 (|s_candidate + s_request|^2 - squares_candidate - squares_request)
 
-A request of B candidates costs B H additions for the first layer in place of B (E dim + N) H products. Fields of both
-are numbers only, some of B. Equal to the whole forward pass up to the order of sums: 1e-5 (test_resident.py).
+A request of B candidates costs B H additions for the first layer instead of B (E dim + N) H products. Fields of both
+are numbers only. The result equals the whole forward pass up to the order of sums, within 1e-5 (test_resident.py).
 
-    x (E * dim + N)  vectors of id fields and bags, then the numbers: standardised, and their missing-value indicators
+    x (E * dim + N)  vectors of id fields and bags, then the standardised numbers and their missing-value indicators
     H  width of the first layer      B, n  rows      s (dim,)  sum of the vectors
 """
 
@@ -33,14 +33,14 @@ from headrace.learners.tables.embedding import Lookup
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 BLOCK_ROWS = 4_096
-"""Candidates of which a half is computed at a time: their rows of x are 2 MB at a width of 128."""
+"""Candidates per block when their half is computed: their rows of x are 2 MB at a width of 128."""
 SCORE_ROWS = 1_024
-"""Candidates that pass through the layers at a time: 1 MB at a width of 256, which stays in the processor's cache."""
+"""Candidates per block in the layers: 1 MB at a width of 256, which stays in the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some fields of a spec: their own spec, None without any, and where their columns lie in the whole `Inputs`.
+    """Some fields of a spec: a spec of these fields, None if empty, and the positions of their columns in `Inputs`.
 
     Attributes:
         ids, bags, numbers: positions in `Inputs.ids`, `Inputs.bags` and `Inputs.dense`.
@@ -53,7 +53,7 @@ class Part:
 
     @classmethod
     def of(cls, whole: InputSpec, fields: Sequence[Field]) -> Self:
-        """The part of `fields`, which are of `whole`."""
+        """The part of `whole` that consists of `fields`."""
         names = [each.name for each in fields]
         positions = [
             np.array([all_names.index(name) for name in names if name in all_names], np.int64)
@@ -62,22 +62,22 @@ class Part:
         return cls(InputSpec(*map(alone, fields)) if fields else None, *positions)
 
     def assemble(self, columns: Columns, rows: int) -> Inputs:
-        """Inputs of these fields, `rows` rows."""
+        """Assemble the inputs of these fields for `rows` rows."""
         if self.spec is not None:
             return self.spec.assemble(columns, rows)
         return Inputs(np.empty((rows, 0), np.int64), (), np.empty((rows, 0), np.float32))
 
 
 def alone(each: Field) -> Field:
-    """A field that may stand in a spec without the others: which candidate a bag has matters to the model alone."""
+    """A copy of a field that is valid in a spec without the other fields: a bag loses its `candidate`."""
     return replace(each, candidate="") if isinstance(each, Bag) else each
 
 
 @dataclass(frozen=True, slots=True)
 class Half:
-    """What n rows add, side by side, so that a row is one span of memory: what is fetched at random costs by the span.
+    """The contributions of n rows. Each row is contiguous in memory, since random access costs per contiguous span.
 
-    rows (n, H + dim + 1): first layer before the activation (H), s (dim), and what is linear less half the squares (1).
+    rows (n, H + dim + 1): first layer before the activation (H), s (dim), linear terms minus half the squares (1).
     """
 
     rows: Floats
@@ -85,19 +85,19 @@ class Half:
 
     @property
     def first(self) -> Floats:
-        """(n, H)."""
+        """The first layer before the activation (n, H)."""
         return self.rows[:, : self.width]
 
     @property
     def nbytes(self) -> int:
-        """Memory of the array."""
+        """Bytes of the array."""
         return self.rows.nbytes
 
 
 class Halves:
     """One frozen model, for requests of one entity and many candidates. Immutable; any number of threads may use it.
 
-    Made by `Halves.of`.
+    Construct it with `Halves.of`.
     """
 
     def __init__(self, scorer: Scorer, candidate: Part, request: Part, both: Part) -> None:
@@ -118,23 +118,24 @@ class Halves:
 
     @classmethod
     def of(cls, scorer: Any, candidate: Part, request: Part, both: Part) -> "Halves | None":
-        """The halves of a scorer; None where its model has none, or a field of both is an id."""
+        """The halves of a scorer; None if its model cannot be split, or a field of both is an id or a bag."""
         if not isinstance(scorer, Scorer) or not scorer.has_plain_layers or both.ids.size or both.bags.size:
             return None
         model = scorer.learner.model
         return cls(scorer, candidate, request, both) if isinstance(model, DeepFM) and model.hidden else None
 
     def of_candidates(self, inputs: Inputs) -> Half:
-        """The half of n candidates, from inputs of the candidate's fields alone."""
+        """The half of n candidates, from inputs of the candidate's fields only."""
         return self._candidate.half(inputs)
 
     def score(self, half: Half, rows: Ints, request: Inputs, both: Inputs) -> Floats:
-        """Scores (B,) of the candidates `rows` (B,) of `half`, for one request.
+        """Scores (B,) of the candidates at `rows` (B,) of `half`, for one request.
 
         Args:
-            half: of `of_candidates`.
-            request: one row, of the request's fields.
-            both: (B,) of the fields of both.
+            half: result of `of_candidates`.
+            rows: (B,) positions in `half`.
+            request: one row of the request's fields.
+            both: B rows of the fields of both.
         """
         own = self._request.half(request)
         numbers = self._both.numbers.transform(np.ascontiguousarray(both.dense))
@@ -160,9 +161,9 @@ class _Weights:
     """The weights of some fields.
 
     Attributes:
-        weights: (P, H) of the first layer, a row for each of their columns of x.
-        first_order: (2 D,) of their numbers.
-        numbers: statistics of their numbers.
+        weights: (P, H) of the first layer, one row for each of the fields' columns of x.
+        first_order: (2 D,) of the fields' numbers.
+        numbers: statistics of the fields' numbers.
     """
 
     def __init__(self, fields: Part, scorer: Scorer, first: Floats, first_order: Floats, numbers: Standardizer) -> None:
@@ -180,7 +181,7 @@ class _Weights:
         self._lookup = Lookup(fields.spec, scorer.tables, scorer.learner.model) if fields.spec else None
 
     def half(self, inputs: Inputs) -> Half:
-        """What the rows of `inputs` add."""
+        """The contributions of the rows of `inputs`."""
         count = len(inputs)
         width = self.weights.shape[1]
         made = Half(np.empty((count, width + self._dim + 1), np.float32), width)
@@ -195,7 +196,7 @@ class _Weights:
         return made
 
     def _rows(self, block: Inputs) -> Floats:
-        """Rows of the tables (n, E, W)."""
+        """Table rows (n, E, W) of a block."""
         if self._lookup is None:
             return np.empty((len(block), 0, self._dim + 1), np.float32)
         return self._lookup.gather(self._lookup.find(block))
@@ -203,7 +204,7 @@ class _Weights:
 
 @lean_kernel
 def add_up(embedded: Floats, numbers: Floats, first_order: Floats, x: Floats, rows: Floats, width: Int) -> None:
-    """Fill `x` (n, P) and from column `width` on `rows` (n, H + dim + 1): s, and what is linear less half the squares.
+    """Fill `x` (n, P), and `rows` (n, H + dim + 1) from column `width` on: s, and linear terms minus half the squares.
 
     embedded (n, E, dim + 1), numbers (n, 2 D), first_order (2 D,). O(n P); sums run in float64.
     """
@@ -227,9 +228,9 @@ def add_up(embedded: Floats, numbers: Floats, first_order: Floats, x: Floats, ro
 
 @lean_kernel
 def add_pairs(rows: Floats, request: Floats, width: Int, numbers: Floats, first_order: Floats, logits: Floats) -> None:
-    """`logits` (B,) = what is not the MLP's, of candidates' `rows` (B, H + dim + 1) and the request's (H + dim + 1,).
+    """Write logits without the MLP to `logits` (B,), from candidates' `rows` (B, H + dim + 1) and the request's row.
 
-    numbers (B, 2 C) of both, first_order (2 C,) of theirs. O(B (dim + C)).
+    request (H + dim + 1,), numbers (B, 2 C) of the fields of both, first_order (2 C,) their weights. O(B (dim + C)).
     """
     last = rows.shape[1] - 1
     for i in range(rows.shape[0]):

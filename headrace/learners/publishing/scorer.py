@@ -1,6 +1,6 @@
 """Scorer: one snapshot, frozen, for inference from any number of threads.
 
-Invariant: it is immutable, and shares no memory with the learner it came from. An id without a row reads as zeros.
+Invariant: it is immutable and shares no memory with the learner. An id without a row reads as zeros.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ class FrozenTable:
 
     def __init__(self, ids: NDArray[np.int64], weights: NDArray[np.float32]) -> None:
         self._map = IdMap(len(ids))
-        self._map.get_or_add(ids)  # distinct ids: row i is id i
+        self._map.get_or_add(ids)  # ids are distinct, so ids[i] gets row i
         self.weights = weights
 
     @property
     def lines(self) -> NDArray[np.int64]:
-        """The map of ids to rows, as `IdMap.table`."""
+        """The map from ids to rows, in the form of `IdMap.table`."""
         return self._map.table
 
 
@@ -42,11 +42,11 @@ class Scorer:
 
     Args:
         snapshot: source of the arrays; its tables are shared, not copied, and must not be written to.
-        learner: the declaration it belongs to.
+        learner: the declaration of the snapshot's learner.
 
     Attributes:
         version, manifest: of the snapshot.
-        probe: a batch, None when the snapshot has none.
+        probe: the probe batch; None if the snapshot has none.
         probe_scores: the learner's predictions (n,) or (n, K) for `probe`.
 
     Raises:
@@ -70,10 +70,10 @@ class Scorer:
         self.probe, self.probe_scores = probe_of(snapshot.arrays, learner.inputs.fingerprint)
 
     def predict(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
-        """Predictions (B,), or (B, K) of a model of several outputs, as `OnlineLearner.predict` gives them.
+        """Predictions (B,), or (B, K) with several outputs, equal to those of `OnlineLearner.predict`.
 
         Raises:
-            SchemaError: another spec assembled the inputs; log-rates are of another shape or type, or out of range.
+            SchemaError: another spec assembled the inputs, or log-rates have the wrong shape, type or range.
         """
         self.learner.check_inputs(inputs)
         log_rate = rate_of(self.learner, log_rate, len(inputs))
@@ -81,9 +81,9 @@ class Scorer:
         return self.learner.model.loss.predictions(outputs + offsets_of(self._intercept, log_rate))
 
     def score(self, inputs: Inputs, log_rate: LogRate = 0.0) -> Floats:
-        """Scores (B,) to rank by: the predictions of a model of one output, else what the model makes of them.
+        """Scores (B,) to rank by: the predictions of a model of one output, or what its `score` computes from several.
 
-        With `log_rate` at another sampling rate than the reference's.
+        They are at the reference sampling rate, or with `log_rate` at another rate.
 
         Raises:
             SchemaError: another spec assembled the inputs.
@@ -92,11 +92,11 @@ class Scorer:
 
     @property
     def has_plain_layers(self) -> bool:
-        """Whether the model's pass is its parameters alone: layers without attention, computed without autograd."""
+        """Whether the model has a pass without autograd, as models of plain layers without attention do."""
         return self._network.by_hand is not None
 
     def dense(self, *, buffers: bool = True) -> dict[str, NDArray[Any]]:
-        """Copies of the module's parameters by name; with `buffers` of all dense state: its buffers, statistics too."""
+        """Copies of the module's parameters; with `buffers` also its buffers, the intercept and numbers' statistics."""
         named = self._module.state_dict() if buffers else dict(self._module.named_parameters())
         arrays: dict[str, NDArray[Any]] = {name: value.numpy().copy() for name, value in named.items()}
         if buffers:

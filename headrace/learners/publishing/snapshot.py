@@ -1,4 +1,4 @@
-"""Snapshot: one version of a learner on disk, whole or not at all.
+"""Snapshot: one version of a learner on disk, written atomically.
 
     v00000042/
       model.safetensors   dense.<name>, intercept (K,), probe.inputs, probe.scores,
@@ -7,9 +7,9 @@
 
 Invariant: a folder of this name holds exactly the bytes that were written, or `load` raises SnapshotError and says
 what differs; `headrace.atomic` writes the folder. Nothing is pickled. The probe is a small batch with the learner's
-predictions for it, so that a reader can verify its own.
+predictions for it, so that a reader can verify its own predictions.
 
-With `with_optimizer` the arrays hold all state of training: a checkpoint, not a version to publish.
+With `with_optimizer` the arrays include all training state: a checkpoint, not a version to publish.
 """
 
 import hashlib
@@ -41,18 +41,18 @@ class Manifest:
     """Metadata of a snapshot.
 
     Attributes:
-        learner: name of its declaration.
+        learner: name of the learner.
         model: repr of the model's declaration, which fixes all shapes.
         inputs: fingerprint of the input spec.
-        views: view name -> layout fingerprint of the features it reads.
+        views: view name -> layout fingerprint of the features that the learner reads.
         version: 1, 2, .. in its directory; 0 before it is published.
-        parent: version that was live when it was built, 0 without one.
+        parent: version that was live when the snapshot was built; 0 without one.
         offsets: source partition -> next offset to train on.
         trained_through_us: event time of the newest example trained on, microseconds.
-        created_us: wall time it was built, microseconds.
+        created_us: wall time when the snapshot was built, microseconds.
         steps: micro-batches trained on.
-        with_optimizer: it is a training checkpoint.
-        metrics: figures at that moment, by name.
+        with_optimizer: whether it is a training checkpoint.
+        metrics: metrics when the snapshot was built, by name.
         files: file -> {"bytes", "sha256"}.
     """
 
@@ -89,7 +89,7 @@ class Snapshot:
         probe: Inputs | None = None,
         with_optimizer: bool = False,
     ) -> "Snapshot":
-        """Copy the state of a learner; with `probe`, also its predictions for that batch."""
+        """Copy the state of a learner; with `probe`, also the probe and the learner's predictions for it."""
         arrays = learner.state_dict(with_optimizer=with_optimizer)
         if probe is not None and len(probe):
             arrays["probe.inputs"] = np.frombuffer(probe.to_bytes(), dtype=np.uint8)
@@ -99,7 +99,7 @@ class Snapshot:
 
     @staticmethod
     def capture(learner: OnlineLearner, offsets: Mapping[str, int]) -> "Callable[[], Snapshot]":
-        """Copy the state of a learner with its optimizer; what is returned makes the snapshot, in any thread."""
+        """Copy all training state of a learner; returns a function that builds the snapshot, in any thread."""
         manifest = _present(learner, offsets, with_optimizer=True)
         state = learner.capture()
         return lambda: Snapshot(manifest, state())
@@ -158,7 +158,7 @@ class Snapshot:
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of the snapshot in `folder`, checked against its own checksum; the other files are not read.
+    """Read the manifest of the snapshot in `folder` and verify its checksum; the other files are not read.
 
     Raises:
         SnapshotError: it is missing or damaged.
@@ -178,12 +178,12 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def already_published(folder: Path) -> SnapshotError:
-    """The error for a `folder` that exists where a snapshot was to be written."""
+    """The error for a snapshot whose `folder` exists already."""
     return SnapshotError(f"snapshot {folder.name}: exists; another writer uses this directory")
 
 
 def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inputs | None, NDArray[np.float32] | None]:
-    """The probe batch of a snapshot and its predictions (n,) or (n, K); None twice without a probe."""
+    """The probe batch of a snapshot and its predictions (n,) or (n, K); (None, None) without a probe."""
     if "probe.inputs" not in arrays:
         return None, None
     inputs = Inputs.from_bytes(arrays["probe.inputs"].tobytes(), fingerprint)
@@ -191,7 +191,7 @@ def probe_of(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> tuple[Inpu
 
 
 def _present(learner: OnlineLearner, offsets: Mapping[str, int], *, with_optimizer: bool) -> Manifest:
-    """The manifest of a learner's present state, without files."""
+    """The manifest of a learner's current state, without `files`."""
     return replace(
         _declared(learner.learner),
         offsets=dict(offsets),

@@ -1,9 +1,9 @@
-"""Tensors of a safetensors file, read and verified without holding the interpreter up.
+"""Reading and verifying the tensors of a safetensors file without holding the GIL.
 
     u64 length of the header | header: JSON, name -> dtype, shape, [begin, end) in the data | data
 
-The library copies each tensor while it holds the GIL: 70 ms for 140 MB, in which no request is answered. Here the file
-is read into one buffer by pieces, each hashed as it comes, both without the GIL; the arrays are views of the buffer.
+The library copies each tensor while it holds the GIL: 70 ms for 140 MB, during which no request is answered. Here the
+file is read into one buffer in pieces, each of which is hashed, both without the GIL. The arrays are views of it.
 Format: https://huggingface.co/docs/safetensors, "Format".
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from headrace.errors import SnapshotError
 
 PIECE_BYTES = 8 << 20
-"""Bytes read and hashed at a time: the second finds them in the cache of the first."""
+"""Bytes read and hashed at a time, few enough that the hash finds them in the processor's cache."""
 
 _HEAD_BYTES = 8
 _DTYPES = {
@@ -41,7 +41,7 @@ _DTYPES = {
 
 
 def read_verified(path: Path, size_bytes: int, sha256: str) -> NDArray[np.uint8]:
-    """The bytes of a file, which are as many as announced and have the digest.
+    """Read a file and verify its size and digest.
 
     Raises:
         SnapshotError: the file is missing, or differs in size or digest.
@@ -67,10 +67,10 @@ def read_verified(path: Path, size_bytes: int, sha256: str) -> NDArray[np.uint8]
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Open and read a file of a snapshot in the block. Opening a pipe of its name would wait for ever.
+    """Context in which a file of a snapshot is opened and read. Only regular files: opening a pipe could block forever.
 
     Raises:
-        SnapshotError: nothing is there, or it is no file.
+        SnapshotError: the file is missing or not a regular file.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -81,10 +81,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def tensors_of(data: NDArray[np.uint8], where: str) -> dict[str, NDArray[Any]]:
-    """The tensors by name, views of `data`, but copies of those that are not aligned; `where` names the file in errors.
+    """The tensors by name, as views of `data` if aligned, otherwise copies; `where` names the file in errors.
 
     Raises:
-        SnapshotError: the bytes are no safetensors file.
+        SnapshotError: the bytes are not a safetensors file.
     """
     try:
         begin = _HEAD_BYTES + int.from_bytes(data[:_HEAD_BYTES].tobytes(), "little")
