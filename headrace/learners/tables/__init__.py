@@ -1,1 +1,1 @@
-"""Embedding tables: rows of ids, their optimizers, and the compiled loops of both."""
+"""Embedding tables: rows by id, their optimizers, and the compiled kernels of both."""

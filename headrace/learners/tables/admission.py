@@ -1,7 +1,7 @@
-"""Compiled kernels of admission: the uses of a batch's ids are counted, and ids that have earned a row get one.
+"""Compiled kernels of admission: they count the uses of a batch's ids, and give rows to ids with enough uses.
 
 A batch is laid out in segments as in `headrace.learners.tables.embedding`; arrays are as in
-`headrace.learners.tables.kernels`. Rows are handed out in the order of the batch, segment by segment.
+`headrace.learners.tables.kernels`. Rows are assigned in the order of the batch, segment by segment.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Tuple = tuple[Any, ...]
-"""One array a table: arrays of one type, as numba indexes them."""
+"""One array per table, all of one type, as numba requires for indexing."""
 
 
 @kernel
@@ -35,12 +35,12 @@ def count_uses(
 ) -> tuple[Bools, Bools]:
     """Count the uses of a batch's ids, and set the last use of their rows to `now`.
 
-    An example's id that equals the one before it in the same request is no use; `requests` (requests + 1,) are the
-    first examples of each, and B. Ids of bags, whose runs are (J, B), always count. A table without a row for one of
-    the ids is left as it is.
+    An id that equals the previous example's in the same request does not count as a use; `requests` (requests + 1,) are
+    the first examples of each request, and B. Ids of bags, whose runs are (J, B), always count. A table that lacks a
+    row for one of the ids is left unchanged.
 
     Returns:
-        is_first (n,), true for ids that count as a use; lacking (T,), true for tables that were left.
+        is_first (n,), true for ids that count as a use; lacking (T,), true for tables that were left unchanged.
     """
     is_first, lacking = np.empty(rows.size, np.bool_), np.zeros(len(seen), np.bool_)
     fields, begins = table_of.size - runs.shape[0], np.zeros(runs.shape[1], np.bool_)
@@ -78,18 +78,18 @@ def admit_missing(
     admits: Bools,
     now: int,
 ) -> Int:
-    """Give rows to ids of a batch without one, in order, and count the batch's uses, in the tables that `admits` (T,).
+    """Add rows for ids of a batch without one, in order, and count the batch's uses, in tables with true `admits`.
 
-    Returns -1, or the number of a table that must grow first; to call again then goes on where this call stopped, as
-    uses are counted at the end.
+    Returns -1, or the number of a table that must grow first. After growing it, call again: the call continues where
+    this one stopped, since uses are counted at the end.
 
     Args:
-        maps: lines, counts and free rows of the tables' maps: a tuple each, of an array a table.
-        arrays: weights, states, last uses, uses, ids and scratch slots, likewise.
+        maps: lines, counts and free rows of the tables' maps, each a tuple of one array per table.
+        arrays: weights, states, last uses, uses, ids and scratch slots, each a tuple of one array per table.
         first_values: seeds (T,), scales (T,) and a tuple of the states of new rows.
-        table_of, starts, ids, is_first: of the batch; see `count_uses`.
-        rows: (n,) changed in place.
-        admits: of each table.
+        table_of, starts, ids, is_first: the batch; see `count_uses`.
+        rows: (n,) rows of the ids, changed in place.
+        admits: (T,) mask of the tables to change.
         now: event time.
     """
     _, _, seen, counts, _, _ = arrays
@@ -112,14 +112,14 @@ def admit_missing(
 
 @kernel
 def _add_id(t: Int, key: Int, maps: Tuple, arrays: Tuple, first_values: Tuple) -> Int:
-    """Row of one id of table `t`, added and initialised where it is new; -1 where the map or the arrays are full."""
+    """Row of one id in table `t`, added and initialised if it is new; -1 if the map or the arrays are full."""
     lines, map_counts, free = maps
     weights, states, seen, counts, owners, _ = arrays
     seeds, scales, initial = first_values
     row = find_row(lines[t], key)
     if row >= 0:
         return row
-    # The map may hand out the row after the last one: the arrays must have it before.
+    # The map may assign the row after the last one, so the arrays must have room for it first.
     if map_counts[t][FREE] == 0 and map_counts[t][HIGH] >= weights[t].shape[0]:
         return np.int64(-1)
     row = add_row(lines[t], map_counts[t], free[t], key)
@@ -144,7 +144,7 @@ def touch_rows(rows: Ints, now: int, seen: Ints, counts: Ints) -> None:
 def init_rows(
     ids: Ints, rows: Ints, is_new: Bools, seed: np.uint64, scale: float, initial: Floats, arrays: Tuple
 ) -> None:
-    """Set the rows of the `ids` (n,) that are new, in all `arrays` of a table, see `EmbeddingTable.arrays`."""
+    """Initialise the rows of the new ones of `ids` (n,) in all `arrays` of a table, see `EmbeddingTable.arrays`."""
     weights, state, seen, counts, owners, _ = arrays
     for i in range(rows.size):
         if is_new[i]:
@@ -156,7 +156,7 @@ def init_rows(
 
 @lean_kernel
 def init_row(key: Int, seed: np.uint64, scale: float, initial: Floats, weights: Floats, state: Floats) -> None:
-    """Vector uniform in [-scale, scale) by the id alone, linear weight 0, and the state `initial` (S,)."""
+    """Set the vector, uniform in [-scale, scale) by seed and id, the linear weight 0 and the state `initial` (S,)."""
     word, width = mix(int(np.uint64(key) ^ seed)), weights.size - 1
     for j in range(width):
         word = mix(int(word))

@@ -1,13 +1,13 @@
-"""Lookup of a batch: from inputs to the table rows that a model reads, and from its gradients back to the tables.
+"""Lookup of a batch: from inputs to the table rows that a model reads, and from gradients back to the tables.
 
     ids (B, F) ---- rows ------------> embedded[:, :F]   (B, F, W) --+
     bag j (B, L) -- rows (R, L) mean -> embedded[:, F+j]  (B, W)   --+-> module -> logits -> loss -> grads -> tables
                         +- elements (R, L, W), if the model reads them +
 
-Equal consecutive bags (the candidates of one request) are looked up and pooled once: R bags for B rows. In a step the
-gradients of all uses of an id are added up first, in the order of the batch; then each row takes one optimizer step.
+Equal consecutive bags, such as those of one request's candidates, are looked up and pooled once: R bags for B rows. A
+step first sums the gradients of all uses of an id, in the order of the batch; then each row takes one optimizer step.
 
-All ids of a batch lie in one flat array, so that each stage is one call of a kernel, whatever the number of fields:
+All ids of a batch are in one flat array, so that each stage is one kernel call for any number of fields:
 
     [ field 0: B ids | field 1: B ids | ... | bag 0: R x L ids | bag 1: R x L ids | ... ]     `starts` (F + J + 1,)
 """
@@ -32,9 +32,9 @@ Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 _NO_BAGS = (np.empty((0, 0), np.int64),)
-"""For a kernel that indexes a tuple of bags, which may not be empty."""
+"""Placeholder for models without bags: a kernel cannot index an empty tuple."""
 _NO_REQUESTS = np.zeros(1, np.int64)
-"""First examples of no requests."""
+"""First examples of requests, if there are no requests."""
 
 
 class Table(Protocol):
@@ -42,22 +42,22 @@ class Table(Protocol):
 
     @property
     def weights(self) -> Floats:
-        """(rows, W)."""
+        """Weights (rows, W)."""
         ...
 
     @property
     def lines(self) -> Ints:
-        """The map of ids to rows, as `IdMap.table`."""
+        """The map from ids to rows, in the form of `IdMap.table`."""
         ...
 
 
 class Uses(NamedTuple):
-    """The ids of a batch and their rows at one moment, -1 without one; see the module docstring.
+    """The ids of a batch and their rows at one moment, -1 without a row; see the module docstring.
 
     Attributes:
         ids, rows: (n,).
         starts: (F + J + 1,) first element of each field and bag, and n.
-        runs: (J, B) which of the R bags each example has.
+        runs: (J, B) index of each example's bag among the R bags.
         lengths: (J,) L of each bag.
     """
 
@@ -69,17 +69,17 @@ class Uses(NamedTuple):
 
     @property
     def examples(self) -> int:
-        """B."""
+        """Number of examples, B."""
         return int(self.runs.shape[1])
 
     def differs(self, other: "Uses") -> Ints:
-        """Examples, ascending, of which an id has another row in `other`, a lookup of the same batch."""
+        """Examples, ascending, with an id that has another row in `other`, a lookup of the same batch."""
         if self.rows is other.rows:
             return np.empty(0, np.int64)
         return np.flatnonzero(self.examples_with(self.rows != other.rows))
 
     def examples_with(self, mask: Bools) -> Bools:
-        """Which examples (B,) have an id of `mask` (n,)."""
+        """Mask (B,) of the examples with an id that is marked in `mask` (n,)."""
         having = np.empty(self.examples, np.bool_)
         kernels.mark_examples(mask, self.starts, self.runs, self.lengths, having)
         return having
@@ -94,9 +94,9 @@ class Lookup:
     """Reads the rows of batches from tables.
 
     Args:
-        spec: the fields.
-        tables: by name.
-        model: its `dim` is the length of a row's vector; it says of which bags the elements are looked up too.
+        spec: the input spec.
+        tables: tables by name.
+        model: its `dim` is the length of a row's vector; `reads_elements` selects bags whose elements are looked up.
 
     Attributes:
         width: W of a row.
@@ -115,9 +115,9 @@ class Lookup:
         self._reads_elements = [model.reads_elements(bag) for bag in spec.bags]
 
     def find(self, inputs: Inputs) -> Uses:
-        """Look up the ids of a batch and their rows. Read-only."""
+        """Lay out the ids of a batch and look up their rows. Read-only."""
         examples = len(inputs)
-        # A broadcast bag is one row for all examples: no comparison needed.
+        # A broadcast bag is one row for all examples, so no comparison is needed.
         bags = [np.ascontiguousarray(bag[:1] if bag.strides[0] == 0 else bag) for bag in inputs.bags]
         lengths = np.array([bag.shape[1] for bag in bags], np.int64)
         starts, runs = np.empty(len(self.table_of) + 1, np.int64), np.empty((len(bags), examples), np.int64)
@@ -126,13 +126,13 @@ class Lookup:
         return Uses(ids[:count], self._rows_of(ids[:count], starts), starts, runs, lengths)
 
     def refreshed(self, uses: Uses) -> Uses:
-        """Look up the ids of `uses` again: their rows may have changed."""
+        """Look up the ids of `uses` again, as their rows may have changed."""
         return Uses(uses.ids, self._rows_of(uses.ids, uses.starts), uses.starts, uses.runs, uses.lengths)
 
     def gather(self, uses: Uses, examples: Ints | None = None) -> Floats:
         """Rows of the id fields and means of the bags, (n, F + J, W); zeros for an id without a row.
 
-        Of `examples` (n,), ascending; None: of all.
+        `examples` (n,), ascending, selects examples; None selects all.
         """
         picked = np.arange(uses.examples) if examples is None else examples
         out = np.empty((len(picked), len(self.table_of), self.width), np.float32)
@@ -143,7 +143,7 @@ class Lookup:
         return out
 
     def fields(self, uses: Uses, dense: Floats, *, grad: bool = False) -> Fields:
-        """A batch as tensors, with `grad` as leaves that collect gradients."""
+        """A batch as tensors; with `grad` they are leaves that collect gradients."""
         elements = [self._elements(uses, bag) for bag in range(len(uses.lengths))]
         return Fields(
             torch.from_numpy(self.gather(uses)).requires_grad_(grad),
@@ -160,7 +160,7 @@ class Lookup:
         return rows
 
     def _elements(self, uses: Uses, bag: int) -> Floats:
-        """Rows of a bag's elements (R, L, W); R = 0 where the model does not read them."""
+        """Rows of a bag's elements (R, L, W); R = 0 if the model does not read them."""
         rows = uses.bag_rows(bag) if self._reads_elements[bag] else np.empty((0, 0), np.int64)
         out = np.empty((*rows.shape, self.width), np.float32)
         if out.size:
@@ -169,7 +169,7 @@ class Lookup:
 
 
 class TrainedLookup(Lookup):
-    """A lookup that admits ids and takes gradients."""
+    """A lookup for training, which admits ids and applies gradients."""
 
     def __init__(self, spec: InputSpec, tables: Mapping[str, EmbeddingTable], model: Model) -> None:
         super().__init__(spec, tables, model)
@@ -181,7 +181,7 @@ class TrainedLookup(Lookup):
     def admit(self, uses: Uses, now_us: int, starts: Ints | None = None) -> Uses:
         """Count the ids of a training batch and admit those with enough uses; returns the batch with its new rows.
 
-        An id that consecutive examples share counts once, such as the user of ten candidates. `starts` (requests + 1,)
+        An id shared by consecutive examples counts once, such as the user of ten candidates. `starts` (requests + 1,)
         separates requests with equal ids; without it, equal neighbours count as one request.
         """
         if not self._trained:
@@ -211,14 +211,14 @@ class TrainedLookup(Lookup):
         return admitted
 
     def note_changed(self, uses: Uses) -> None:
-        """Say, once it is done, that the rows of `uses` have changed, for copies that are being made."""
+        """Tell copies in progress that the rows of `uses` have changed. Call it after the change."""
         for table, segments in zip(self._trained, self._segments, strict=True):
             if table.is_copying:
                 for s in segments:
                     table.note_changed(uses.rows[uses.starts[s] : uses.starts[s + 1]])
 
     def _admit_missing(self, uses: Uses, rows: Ints, is_first: Bools, admits: Bools, now_us: int) -> None:
-        """Give rows to the missing ids of the tables that `admits` (T,) marks, in `rows` too, and count their uses."""
+        """Add the missing ids to the tables marked in `admits` (T,), update `rows`, and count the uses."""
         tables, full = self._trained, 0
         first_values = tuple(zip(*(table.first_values for table in tables), strict=True))
         segments = (self.table_of, uses.starts, uses.ids)
@@ -232,11 +232,11 @@ class TrainedLookup(Lookup):
 
     @property
     def arrays(self) -> tuple[tuple[NDArray[Any], ...], ...]:
-        """Weights, optimizer state, last use, uses, ids and scratch slots: a tuple each, of an array a table."""
+        """Weights, optimizer state, last use, uses, ids and scratch slots, each a tuple of one array per table."""
         return tuple(zip(*(table.arrays for table in self._trained), strict=True))
 
     def waiting(self, uses: Uses) -> Bools:
-        """Which examples (B,) have an id without a row that `add` may not give one: it waits, or the table is full."""
+        """Mask (B,) of examples with an id that `add` may not add: it waits for admission, or the table is full."""
         mask = np.zeros(len(uses.ids), np.bool_)
         for table, ids, positions in self._lacking(uses):
             if table.policy.min_count > 1 or len(table) + len(ids) > table.policy.rows_max:
@@ -244,7 +244,7 @@ class TrainedLookup(Lookup):
         return uses.examples_with(mask)
 
     def add(self, uses: Uses) -> Uses:
-        """Give a row to each id of a batch without one, not counting a use; returns the batch with its new rows."""
+        """Add a row for each id of a batch without one, without counting a use; returns the batch with new rows."""
         lacking = self._lacking(uses)
         for table, ids, _ in lacking:
             table.add(ids)
@@ -260,13 +260,13 @@ class TrainedLookup(Lookup):
         return [(table, np.unique(uses.ids[part]), part) for table, part in parts]
 
     def step(self, uses: Uses, grads: Floats, elements: Sequence[Floats], scale: float) -> None:
-        """One optimizer step of every row in the batch.
+        """Take one optimizer step of every row in the batch.
 
         Args:
-            uses: of the batch.
-            grads: (B, F + J, W) of the loss by `gather`.
-            elements: J x (R, L, W) of the loss by the bags' elements, empty where the model does not read them.
-            scale: of all gradients.
+            uses: the ids and rows of the batch.
+            grads: (B, F + J, W) gradients of the loss with respect to the result of `gather`.
+            elements: J x (R, L, W) gradients with respect to the bags' elements, empty if the model does not read them.
+            scale: factor of all gradients.
         """
         if not self._trained:
             return

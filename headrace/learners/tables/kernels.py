@@ -1,8 +1,8 @@
 """Compiled kernels of the learners: gather rows, pool bags, sum gradients, match a candidate with a list, rank.
 
-Arrays are C-contiguous. `rows` are int64 row numbers of a table, -1 where an id has no row: it reads as zeros and
-takes no gradient. W is the width of a row: a vector and, as its last element, a linear weight. Sums run in the order
-of the batch, in float64, so a step is a function of the batch alone.
+Arrays are C-contiguous. `rows` are int64 row numbers of a table, -1 for an id without a row, which reads as zeros and
+takes no gradient. W is the width of a row: a vector and, as the last element, a linear weight. Sums run in float64 in
+the order of the batch, so a step is a function of the batch alone.
 """
 
 from typing import Any
@@ -19,22 +19,22 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Tuple = tuple[Any, ...]
-"""One array a table, or a bag: arrays of one type, as numba indexes them."""
+"""One array per table or per bag, all of one type, as numba requires for indexing."""
 
 
 @kernel
 def find(maps: Tuple, table_of: Ints, starts: Ints, ids: Ints, rows: Ints) -> None:
-    """Row of each id (n,) in its segment's map, -1 without one. Segment s is elements starts[s] to starts[s + 1]."""
+    """Find the row of each id (n,) in its segment's map, -1 if absent. Segment s is [starts[s], starts[s + 1])."""
     for s in range(table_of.size):
         find_rows(maps[table_of[s]], ids[starts[s] : starts[s + 1]], rows[starts[s] : starts[s + 1]])
 
 
 @kernel
 def lay_out(fields: Ints, bags: Tuple, starts: Ints, runs: Ints, ids: Ints) -> Int:
-    """Write the ids of a batch into `ids`, segment by segment, and set `starts` (F + J + 1,); returns n, how many.
+    """Write the ids of a batch into `ids`, segment by segment, and set `starts` (F + J + 1,); returns their number, n.
 
     `fields` (B, F). Bag j (B, L), or (1, L) for all examples: equal consecutive rows are written once, and `runs[j]`
-    (B,) numbers them. O(B L); `ids` has room for every bag whole.
+    (B,) numbers them. O(B L). `ids` has room for all rows of every bag.
     """
     examples, count = fields.shape
     starts[0] = 0
@@ -49,7 +49,7 @@ def lay_out(fields: Ints, bags: Tuple, starts: Ints, runs: Ints, ids: Ints) -> I
 
 @kernel
 def _lay_out_bag(bag: Ints, run: Ints, ids: Ints) -> Int:
-    """Write the runs of equal rows of `bag` once each, and their numbers into `run` (B,); returns how many ids."""
+    """Write each run of equal rows of `bag` once, and the run's number into `run` (B,); returns the number of ids."""
     length, last = bag.shape[1], -1
     run[:] = 0
     for i in range(bag.shape[0]):
@@ -77,7 +77,7 @@ def gather(
     examples: Ints,
     out: Floats,
 ) -> None:
-    """`out[i, s]` (n, S, W) = the row of an id of example `examples[i]`, for bags the mean of those there; else zeros.
+    """`out[i, s]` (n, S, W) = the row of example `examples[i]`'s id, for bags the mean of its ids' rows, or zeros.
 
     The last J segments are bags; `bag_runs` (J, B) are 0, 0, 1, 1, ..: each bag is pooled once, at its first example.
     `examples` (n,) ascend.
@@ -96,10 +96,10 @@ def gather(
 
 @kernel
 def _pool(table: Floats, rows: Ints, run: Ints, length: int, examples: Ints, out: Floats) -> None:
-    """`out` (n, W) = the mean of the rows that are there of each example's bag; rows (R * L,), run (B,)."""
+    """`out` (n, W) = the mean of the present rows of each example's bag; rows (R * L,), run (B,)."""
     width = out.shape[1]
     total = np.empty(width, np.float64)
-    # Equal consecutive bags are summed once: the mean is copied from the example before.
+    # Equal consecutive bags are summed once: the mean is copied from the previous example.
     for i in range(out.shape[0]):
         bag = run[examples[i]]
         if i > 0 and bag == run[examples[i - 1]]:
@@ -120,7 +120,7 @@ def _pool(table: Floats, rows: Ints, run: Ints, length: int, examples: Ints, out
 
 @kernel
 def gather_elements(weights: Floats, rows: Ints, out: Floats) -> None:
-    """`out` (R, L, W) = `weights[rows]` for rows (R, L); zeros where the row is -1."""
+    """`out` (R, L, W) = `weights[rows]` for rows (R, L); zeros for row -1."""
     for i in range(rows.shape[0]):
         for k in range(rows.shape[1]):
             row = rows[i, k]
@@ -130,7 +130,7 @@ def gather_elements(weights: Floats, rows: Ints, out: Floats) -> None:
 
 @lean_kernel
 def mark_examples(mask: Bools, starts: Ints, runs: Ints, lengths: Ints, out: Bools) -> None:
-    """`out` (B,) = whether an id of the example is in `mask` (n,)."""
+    """`out` (B,) = whether an id of the example is marked in `mask` (n,)."""
     fields = starts.size - 1 - lengths.size
     out[:] = False
     for s in range(fields):
@@ -159,7 +159,7 @@ def sum_gradients(
     elements: Tuple,
     scale: float,
 ) -> tuple[Ints, Ints, Doubles]:
-    """The distinct rows of a batch, by table in order of first use, and `scale` times the sum of their gradients.
+    """Distinct rows of a batch, by table in order of first use, and the sums of their gradients times `scale`.
 
     `slots` holds -1 for each row of each table, before and after. `grads` (B, S, W); `elements` J x (R, L, W) or empty.
 
@@ -190,7 +190,7 @@ def sum_gradients(
 
 @kernel
 def _number_rows(rows: Ints, slot_of: Ints, count: int, unique: Ints) -> int:
-    """Give each row that has no slot the next one, from `count` on; returns how many slots there are."""
+    """Assign the next slots, from `count` on, to rows without a slot; returns the new number of slots."""
     for position in range(rows.size):
         row = rows[position]
         if row >= 0 and slot_of[row] < 0:
@@ -202,7 +202,7 @@ def _number_rows(rows: Ints, slot_of: Ints, count: int, unique: Ints) -> int:
 
 @kernel
 def _add_single(rows: Ints, slot_of: Ints, grads: Floats, column: int, scale: float, out: Doubles) -> None:
-    """Add the gradients (B, S, W) of one id an example; rows (B,)."""
+    """Add the gradients (B, S, W) of a field of one id per example; rows (B,)."""
     for i in range(rows.size):
         if rows[i] >= 0:
             for j in range(grads.shape[2]):
@@ -213,10 +213,10 @@ def _add_single(rows: Ints, slot_of: Ints, grads: Floats, column: int, scale: fl
 def _add_pooled(
     rows: Ints, run: Ints, length: int, slot_of: Ints, grads: Floats, column: int, scale: float, out: Doubles
 ) -> None:
-    """Spread the gradients (B, S, W) of pooled bags over their elements; rows (R * L,), run (B,)."""
+    """Distribute the gradients (B, S, W) of pooled bags over their elements; rows (R * L,), run (B,)."""
     width = out.shape[1]
     total = np.zeros(width)
-    # The gradients of all examples of one run are summed first, then spread once over its elements.
+    # The gradients of all examples of one run are summed first, then distributed once over its elements.
     for i in range(run.size):
         for j in range(width):
             total[j] += scale * grads[i, column, j]
@@ -246,7 +246,7 @@ def _add_elements(rows: Ints, slot_of: Ints, grads: Floats, scale: float, out: D
 def match(candidates: Ints, values: Ints, lengths: Ints, kind: int, out: Floats) -> None:
     """Occurrences of each candidate in its list: kind 0 any (0/1), 1 count, 2 recency 1 / (1 + rank of the newest).
 
-    `candidates` and `lengths` (B,) or (1,), `values` (B, N) or (1, N), newest first; `out` (B,). 1 ns an element. A
+    `candidates` and `lengths` (B,) or (1,), `values` (B, N) or (1, N), newest first; `out` (B,). 1 ns per element. A
     missing candidate (PAD) matches nothing, not even a missing element.
     """
     for i in range(out.size):
@@ -272,9 +272,9 @@ def match(candidates: Ints, values: Ints, lengths: Ints, kind: int, out: Floats)
 
 @kernel
 def best_ranks(scores: Floats, labels: Floats, starts: Ints, ranks: Ints) -> None:
-    """Rank (0 = top) of the best positive in each group, -1 without one; a tie with a negative counts against it.
+    """Rank (0 = top) of the best positive in each group, -1 without one; a negative with an equal score ranks above.
 
-    Group g is rows `starts[g]` to `starts[g + 1]`; scores and labels (B,), starts (G + 1,), ranks (G,).
+    Group g is rows [starts[g], starts[g + 1]); scores and labels (B,), starts (G + 1,), ranks (G,).
     """
     for group in range(ranks.size):
         ranks[group] = -1

@@ -1,8 +1,7 @@
-"""Optimizers over rows: the dense parameters are one row, an embedding table has a row an id.
+"""Optimizers over rows: the dense parameters are one row, an embedding table has one row per id.
 
-An optimizer is a declaration (learning rate and the like) with a compiled step; its state is a plain float32 array
-beside the weights, (rows, S). Steps compute in float64 and store float32. A row that is not in `rows` is
-not touched.
+An optimizer is a declaration (learning rate and the like) with a compiled step. Its state is a plain float32 array
+beside the weights, (rows, S). Steps of table rows compute in float64 and store float32. Other rows are not touched.
 """
 
 from abc import ABC, abstractmethod
@@ -17,10 +16,10 @@ from headrace.learners.tables.steps import ADAGRAD, ADAM, FTRL, Doubles, Floats,
 
 
 class Optimizer(Protocol):
-    """How gradients change weights."""
+    """The rule by which gradients change weights."""
 
     def initial_state(self, width: int) -> NDArray[np.float32]:
-        """State (S,) of a new row of `width` weights; its length is that of every row's."""
+        """State (S,) of a new row of `width` weights; S is the same for every row."""
         ...
 
     def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
@@ -29,10 +28,10 @@ class Optimizer(Protocol):
 
 
 class Compiled(ABC):
-    """Base of the optimizers whose steps other kernels can take: see `headrace.learners.tables.steps`.
+    """Base class of optimizers whose steps other kernels can take: see `headrace.learners.tables.steps`.
 
     Attributes:
-        kind: which step.
+        kind: the step's kind, a constant of that module.
     """
 
     __slots__ = ()
@@ -41,15 +40,15 @@ class Compiled(ABC):
     @property
     @abstractmethod
     def rates(self) -> Rates:
-        """Numbers of the step, by kind."""
+        """The step's parameters, by kind."""
 
     def step(self, weights: Floats, state: Floats, rows: Ints, grads: Doubles) -> None:
-        """One step; see `Optimizer.step`."""
+        """Take one step; see `Optimizer.step`."""
         step_rows(self.kind, self.rates, weights, state, rows, grads)
 
 
 def is_compiled(optimizer: Optimizer) -> TypeGuard[Compiled]:
-    """Whether kernels can take the optimizer's step: it is one of those below, and no subclass changes the step."""
+    """Whether kernels can take the optimizer's step: it is a `Compiled` whose subclass does not override `step`."""
     step: Any = type(optimizer).step
     return isinstance(optimizer, Compiled) and step is Compiled.step
 
@@ -60,11 +59,11 @@ class Adagrad(Compiled):
 
     Args:
         lr: learning rate.
-        initial: accumulators start here; damps the first steps of a new row.
-        eps: added to the accumulator's root.
+        initial: initial value of the accumulators; damps the first steps of a new row.
+        eps: added to the accumulator's square root.
 
     Source: Duchi, Hazan, Singer (2011), "Adaptive Subgradient Methods", JMLR 12. Differs from the paper in: the
-        accumulator is the mean square of a row's gradient, not one a coordinate (as in Gupta et al. 2014, "Training
+        accumulator is of the mean square of a row's gradient, not per coordinate (as in Gupta et al. 2014, "Training
         Highly Multiclass Classifiers").
     """
 
@@ -92,8 +91,8 @@ class Adagrad(Compiled):
 class Ftrl(Compiled):
     """FTRL-proximal: per-coordinate rates, and exact zeros by l1.
 
-    The default `alpha` suits ids that come some ten to some thousand times: with 0.1 in its place `Logistic` loses 1 to
-    4 points of prequential AUC on ratings, clicks, purchases and a planted model, whatever the micro-batch.
+    The default `alpha` suits ids that occur some ten to some thousand times. With 0.1 instead, `Logistic` loses 1 to 4
+    points of prequential AUC on ratings, clicks, purchases and a planted model, at any micro-batch size.
 
     Source: McMahan et al. (2013), "Ad Click Prediction: a View from the Trenches", algorithm 1.
     """
@@ -114,7 +113,7 @@ class Ftrl(Compiled):
         return (float(self.alpha), float(self.beta), float(self.l1), float(self.l2))
 
     def initial_state(self, width: int) -> NDArray[np.float32]:
-        """Z and n of each coordinate (2 W,), zeros: a weight becomes what they say at its first step."""
+        """Values z and n of each coordinate (2 W,), zeros; a weight is computed from them, first at its first step."""
         return np.zeros(2 * width, dtype=np.float32)
 
 
@@ -122,8 +121,8 @@ class Ftrl(Compiled):
 class Adam(Compiled):
     """Adam with bias correction.
 
-    Source: Kingma, Ba (2015), "Adam", arXiv:1412.6980, algorithm 1. The step number is a float32: exact to 16.7 M
-        steps, and where it stops growing the correction has long been 1.
+    Source: Kingma, Ba (2015), "Adam", arXiv:1412.6980, algorithm 1. The step number is a float32, exact to 16.7 M
+        steps; long before it stops growing, the correction is 1.
     """
 
     kind: ClassVar[int] = ADAM

@@ -1,22 +1,21 @@
-"""EmbeddingTable: one exact row an id, growing, with admission, expiry and a hard budget.
+"""EmbeddingTable: one exact row per id, growing, with admission, expiry and a hard budget.
 
     id --IdMap--> row --> weights (rows, W)   float32: a vector of `dim` and, last, a linear weight
                           state   (rows, S)   float32: the optimizer's
                           seen_us (rows,)     int64:   event time of the last use
                           count   (rows,)     int64:   uses
-                          owners  (rows,)     int64:   the id itself, PAD where the row is free
+                          owners  (rows,)     int64:   the id itself, PAD for a free row
 
-Invariant: no two ids share a row; what an id reads, and how a batch changes it, depends on neither row numbers nor
-the order in which ids arrived: a new row is set by a hash of its id, ties of eviction go to the smaller id. An id
-without a row (never seen, not yet admitted, expired, evicted, or PAD) has row -1: it reads as zeros and takes no
-gradient.
+Invariant: no two ids share a row. The values of an id, and the effect of a batch on them, depend neither on row numbers
+nor on the order in which ids arrived: a new row is initialised from a hash of its id, and of equally old ids the
+smaller is evicted first. An id without a row (never seen, not yet admitted, expired, evicted, or PAD) has row -1: it
+reads as zeros and takes no gradient.
 
-Ids that wait for admission are counted in a second map, of at most as many ids as the budget, the least recently seen
-dropped first; so an id that comes back more rarely than that may be admitted late. Not optimal: growing copies the
-arrays once.
+Uses of ids that wait for admission are counted for at most as many ids as the budget; the least recently seen are
+dropped first, so a rare id may be admitted late. Not optimal: growing copies the arrays once.
 
 Source of the idea: Liu et al. (2022), "Monolith: Real Time Recommendation System With Collisionless Embedding Table",
-arXiv:2209.07663, section 2.2; differs in: an open-addressing map in place of a cuckoo one.
+arXiv:2209.07663, section 2.2. Differs in: an open-addressing map instead of a cuckoo map.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,9 +37,9 @@ ROWS = Gauge("headrace_embedding_rows", "Rows of an embedding table.", ["table"]
 REMOVED = Counter("headrace_embedding_rows_removed_total", "Rows expired or evicted.", ["table", "reason"])
 
 LIVE_BYTES_MIN = 4 << 20
-"""Bytes of rows from which a table is copied while it is trained: fewer are copied in a millisecond."""
+"""Smallest size at which a table is copied in a thread during training; a smaller one is copied in a millisecond."""
 _FIRST_ROWS = 1024
-_SLACK = 64  # an eviction frees 1/64 of the budget, so that finding the oldest is paid once for many new ids
+_SLACK = 64  # an eviction frees 1/64 of the budget, so that finding the oldest rows costs once for many new ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,8 @@ class TablePolicy:
 
     Args:
         min_count: uses in training after which an id gets its row.
-        rows_max: most rows; the least recently seen are evicted.
-        expire_us: `expire` removes rows not seen for so long, in microseconds of event time; None: never.
+        rows_max: largest number of rows; beyond it the least recently seen are evicted.
+        expire_us: age since the last use at which `expire` removes a row, microseconds of event time; None: never.
         init_scale: new vectors are uniform in [-init_scale, init_scale).
     """
 
@@ -68,17 +67,16 @@ class EmbeddingTable:
     """Rows of weights by id; see the module docstring.
 
     Args:
-        name: of the table; new rows are initialised by a hash of it, the seed and the id.
+        name: of the table; new rows are initialised from a hash of the name, the seed and the id.
         dim: length of a vector; 0 for a linear weight alone.
         optimizer: steps the rows and defines their state.
         policy: rules of admission and removal.
-        seed: of the first vectors.
+        seed: seed of the initial vectors.
 
     Attributes:
-        weights, state, seen_us, count, owners: as drawn in the module docstring; other arrays after the table has
-            grown.
+        weights, state, seen_us, count, owners: see the module docstring; growing the table replaces the arrays.
         slots: (rows,) scratch space of a step, -1 between steps.
-        arrays: those six.
+        arrays: tuple of these six arrays.
     """
 
     def __init__(
@@ -105,11 +103,11 @@ class EmbeddingTable:
         return sum(array.nbytes for array in self.arrays)
 
     def locate(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Row of each id, -1 without one; any shape, and the result has it too. Read-only."""
+        """Row of each id, -1 without one, in the shape of `ids`. Read-only."""
         return self._map.get(np.ascontiguousarray(ids).reshape(-1)).reshape(ids.shape)
 
     def admit(self, ids: NDArray[np.int64], now_us: int) -> None:
-        """Count one use of each of `ids` (n,) at `now_us`, add rows at `min_count` uses, and evict over the budget.
+        """Count a use of each of `ids` (n,) at `now_us`, add rows at `min_count` uses, and evict to keep the budget.
 
         `now_us` is the event time of the batch in microseconds. PAD is ignored; each duplicate counts.
         """
@@ -127,7 +125,7 @@ class EmbeddingTable:
         self.keep_budget()
 
     def keep_budget(self) -> bool:
-        """Evict what is over the budget; returns whether there was something."""
+        """Evict the oldest rows if the table exceeds the budget; returns whether it did."""
         is_over = len(self) > self.policy.rows_max
         if is_over:
             keep = max(self.policy.rows_max - self.policy.rows_max // _SLACK, 1)
@@ -137,19 +135,19 @@ class EmbeddingTable:
         return is_over
 
     def make_room(self) -> None:
-        """Grow what is full: the map, or the arrays."""
+        """Grow the map if it is full, otherwise the arrays."""
         if self._map.is_full:
             self._map.grow()
         else:
             self._grow(2 * len(self.weights))
 
     def add(self, ids: NDArray[np.int64]) -> None:
-        """Give a row to each of the distinct `ids` (n,), which have none, not counting a use; the budget has room."""
+        """Add a row for each of the distinct `ids` (n,), all without one, without counting a use; needs budget."""
         self.note_changed(self._add(ids))
         self._rows.set(len(self))
 
     def expire(self, now_us: int) -> int:
-        """Remove the rows not seen since `now_us - expire_us`; returns how many."""
+        """Remove the rows not seen since `now_us - expire_us`; returns the number removed."""
         if self.policy.expire_us is None:
             return 0
         ids, rows = self._items()
@@ -158,18 +156,18 @@ class EmbeddingTable:
         return int(old.size)
 
     def step(self, unique: NDArray[np.int64], grads: NDArray[np.float64]) -> None:
-        """One optimizer step of the distinct rows `unique` (n,) by their summed gradients (n, W)."""
+        """Take one optimizer step of the distinct rows `unique` (n,) with their summed gradients (n, W)."""
         self._optimizer.step(self.weights, self.state, unique, grads)
         self.note_changed(unique)
 
     def note_changed(self, rows: NDArray[np.int64]) -> None:
-        """Say, once it is done, that `rows` (n,) have changed, for a copy that is being made; -1 is none of them."""
+        """Tell a copy in progress that `rows` (n,) have changed; -1 is ignored. Call it after the change."""
         if self._copy is not None:
             self._copy.note(rows)
 
     @property
     def lines(self) -> NDArray[np.int64]:
-        """The map of ids to rows, as `IdMap.table`."""
+        """The map from ids to rows, in the form of `IdMap.table`."""
         return self._map.table
 
     @property
@@ -183,15 +181,15 @@ class EmbeddingTable:
         return self._seed, self.policy.init_scale, self._initial
 
     def export(self, *, with_optimizer: bool = False) -> dict[str, NDArray[np.generic]]:
-        """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer what training needs too."""
+        """Copies of `ids` (n,) ascending and `weights` (n, W); with the optimizer also all training state."""
         high = self._map.high
         arrays = tuple(array[:high] for array in self.arrays[:-1])
         return self._sorted(arrays, self._waiting.export(), with_optimizer=with_optimizer)
 
     def prepare_capture(self) -> bool:
-        """Begin to copy the rows in a thread, unless they are few; whether `capture` need not wait for it.
+        """Start to copy the rows in a thread, unless they are few; returns whether `capture` would not have to wait.
 
-        A table that grows in between begins anew.
+        Growing the table discards the copy, and the next call starts a new one.
         """
         if self._copy is None:
             high = self._map.high
@@ -202,19 +200,19 @@ class EmbeddingTable:
 
     @property
     def is_copying(self) -> bool:
-        """Whether a copy is being made, which must hear of changed rows."""
+        """Whether a copy is in progress, to which changed rows must be reported."""
         return self._copy is not None
 
     def capture(self) -> Callable[[], dict[str, NDArray[np.generic]]]:
-        """Copy the present state as it lies; what is returned gives it, later and in any thread.
+        """Copy the current state in memory order; returns a function that gives it, later and in any thread.
 
-        It is what `export` gives now with the optimizer.
+        The function returns what `export` with the optimizer would return now.
 
-        A copy of memory in its own order takes a fraction of the time of sorting and gathering the rows. After
-        `prepare_capture` only the rows that have changed since are left to copy.
+        A copy in memory order takes a fraction of the time of sorting and gathering the rows. After `prepare_capture`,
+        only the rows that have changed since then are left to copy.
         """
         high, copy = self._map.high, self._copy
-        self._copy = None  # one that fails is not asked again
+        self._copy = None  # a failed copy is not used again
         arrays = self.arrays[:-1] if copy is None else copy.finish()
         own = tuple(array[:high].copy() if copy is None else array[:high] for array in arrays)
         waiting = self._waiting.export()
@@ -227,7 +225,7 @@ class EmbeddingTable:
         *,
         with_optimizer: bool,
     ) -> dict[str, NDArray[np.generic]]:
-        """Arrays of the rows by ascending id; `arrays` are the table's own but the scratch slots."""
+        """Arrays of the rows by ascending id; `arrays` are the table's arrays without the scratch slots."""
         weights, state, seen_us, count, owners = arrays
         rows = np.argsort(owners, kind="stable")
         rows = rows[owners[rows] != PAD]
@@ -273,7 +271,7 @@ class EmbeddingTable:
         self._copy = None
 
     def _add(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of `ids` (n,); an id without one gets one."""
+        """Rows of `ids` (n,); ids without a row get one."""
         rows, is_new = self._map.get_or_add(ids)
         if self._map.high > len(self.weights):
             self._grow(max(self._map.high, 2 * len(self.weights)))
@@ -283,7 +281,7 @@ class EmbeddingTable:
     def _grow(self, capacity: int) -> None:
         size, before = len(self.weights), self.arrays
         self._allocate(capacity)
-        for number in range(len(before) - 1):  # all but the scratch slots
+        for number in range(len(before) - 1):  # all except the scratch slots
             np.copyto(self.arrays[number][:size], before[number])
 
     def _items(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -300,7 +298,7 @@ class EmbeddingTable:
 
 
 class _Waiting:
-    """Use counts of ids without a row: arrays sorted by id, merged once a batch."""
+    """Use counts of ids without a row: arrays sorted by id, merged once per batch."""
 
     def __init__(self) -> None:
         self.load(*(np.empty(0, dtype=np.int64) for _ in range(3)))
@@ -309,13 +307,13 @@ class _Waiting:
         self._ids, self._uses, self._seen_us = (np.array(array, dtype=np.int64) for array in (ids, uses, seen_us))
 
     def export(self) -> dict[str, NDArray[np.int64]]:
-        """Copies: counting changes the arrays in place."""
+        """Copies of the arrays, since counting changes them in place."""
         return {"ids": self._ids.copy(), "uses": self._uses.copy(), "seen_us": self._seen_us.copy()}
 
     def count(
         self, ids: NDArray[np.int64], uses: NDArray[np.int64], now_us: int, min_count: int, ids_max: int
     ) -> NDArray[np.int64]:
-        """Add `uses` of the distinct, sorted `ids`; return, and drop, those that reached `min_count`."""
+        """Add `uses` of the distinct, sorted `ids`; removes and returns the ids that reached `min_count`."""
         positions = np.searchsorted(self._ids, ids)
         known = np.zeros(ids.size, dtype=bool)
         inside = positions < self._ids.size
@@ -338,5 +336,5 @@ class _Waiting:
 
 
 def _oldest(ids: NDArray[np.int64], seen_us: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Positions of the `count` least recently seen, smaller ids first among equals."""
+    """Positions of the `count` least recently seen ids; of equally old ids the smaller come first."""
     return np.lexsort((ids, seen_us))[:count]
