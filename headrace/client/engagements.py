@@ -16,7 +16,11 @@ from pydantic import ValidationError
 
 from headrace.errors import DeclarationError, SchemaError
 
+SHOWN_CHARS_MAX = 100  # of a value, in an error
+
 if TYPE_CHECKING:  # load the broker's client and the codecs, which a client without engagements does not need
+    import polars as pl
+
     from headrace.schemas import Event
     from headrace.streams.kafka_writer import TopicWriter
 
@@ -68,8 +72,6 @@ class EngagementWriter:
             SchemaError: the values do not fit the event.
             SourceError: the broker refused it, or did not acknowledge it within `timeout_s` seconds.
         """
-        import polars as pl
-
         from headrace.schemas import spec_of
 
         event, spec = self._to.event, spec_of(self._to.event)
@@ -84,8 +86,22 @@ class EngagementWriter:
             first = exc.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise SchemaError(f"event {event.__name__}.{where}: {first['msg']}, not {first['input']!r}") from exc
-        self._opened().deliver(pl.DataFrame([row.model_dump()], schema=spec.polars), timeout_s)
+        self._opened().deliver(self._frame(row, spec.polars), timeout_s)
         return row
+
+    def _frame(self, row: "Event", dtypes: Mapping[str, Any]) -> "pl.DataFrame":
+        """One row, of the columns that the event declares."""
+        import polars as pl
+
+        values = row.model_dump()
+        columns = []
+        for name, dtype in dtypes.items():
+            try:
+                columns.append(pl.Series(name, [values[name]], dtype))
+            except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError) as exc:
+                shown = ascii(values[name])[:SHOWN_CHARS_MAX]
+                raise SchemaError(f"event {self._to.event.__name__}.{name}: {shown} does not fit {dtype}") from exc
+        return pl.DataFrame(columns)
 
     def _refuse_unknown(self, fields: Mapping[str, Any]) -> None:
         known = list(self._to.event.model_fields)

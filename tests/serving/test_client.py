@@ -338,6 +338,10 @@ def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_pat
         written = [client.engaged("r", "a", reader=7, seconds=3), *asyncio.run(play())]
         with pytest.raises(SchemaError, match=r"event Chosen.seconds: .*greater than or equal to 0, not -1"):
             client.engaged("r", "a", reader=7, seconds=-1)
+        with pytest.raises(SchemaError, match=r"event Chosen.reader: 1180591620717411303424 does not fit Int64"):
+            client.engaged("r", "a", reader=2**70)
+        with pytest.raises(SchemaError, match=r"event Chosen.thing: '.ud800' does not fit String"):
+            client.engaged("r", "\ud800", reader=7)
         with pytest.raises(SchemaError, match="event Chosen has no field 'second'; did you mean 'seconds'"):
             client.engaged("r", "a", reader=7, second=1)
     source = KafkaSource(broker, [Chosen], until_end=True)
