@@ -28,7 +28,7 @@ from headrace.schemas.rejects import Rejects
 
 _HEAD_BYTES = 5
 _NO_ID = -1
-_OTHER_HEAD = -1  # the status of a payload that was not decoded
+_OTHER_HEAD = -1  # status of a payload with another header, which the kernel skips
 _VARINT_BYTES_MAX = 10
 _MAGIC = b"\0"
 MISSES_MAX = 32
