@@ -109,7 +109,7 @@ class TraceRequests:
         self._propagator = TraceContextTextMapPropagator()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Call the application; the span ends with its answer."""
+        """Run the application inside the request's span."""
         if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
             await self._app(scope, receive, send)
             return

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def _ended_by_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process at once, since interrupted imports would print a traceback. Main thread only."""
+    """Restore the default action of Ctrl-C: interrupted imports would print a traceback. Main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
