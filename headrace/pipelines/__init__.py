@@ -1,7 +1,7 @@
-"""From streams and files to the online store and to labelled examples.
+"""Pipelines from streams and files to the online store, to labelled examples and to trained models.
 
-A `Flow` describes a source and the jobs that take in its events; `runner` runs it under Bytewax or in the plain loop.
-Readers and writers of a broker are imported when they are first used: their client is an optional package.
+A `Flow` describes a source and the jobs that process its events; `runner` runs it under Bytewax or in the plain loop.
+Readers and writers of a broker are imported on first use, since their client is an optional package.
 """
 
 import importlib

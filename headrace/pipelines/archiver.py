@@ -1,13 +1,13 @@
-"""Archive a log as Parquet files by event day, for backfills and analysts once the broker has deleted it.
+"""Archiver: copies a log to Parquet files by event day, for backfills and analysis after the broker has deleted it.
 
     <folder>/<topic>/2024-05-01/<partition>.<first offset>-<next offset>.parquet       names: files/archive_names
                                               the event's columns, and `_offset`
     <folder>/<topic>/offsets.json                                                      committed next offsets
 
-Each event is in exactly one file. A flush writes its files first, each under a temporary name until it is complete and
-on disk, and then the offsets, by one rename. Files past the committed offsets are being written or left from a crash:
+Each event is in exactly one file. A flush first writes its files, each under a temporary name until it is complete and
+on disk, and then the offsets, by one rename. Files past the committed offsets are in progress or left from a crash:
 readers skip them, and the next archiver deletes them before it writes those rows again. The folder of a topic has one
-writer: files of two that overlap would hold events twice, so readers refuse them.
+writer. Overlapping files of two writers would hold events twice, so readers refuse them.
 """
 
 import time
@@ -31,9 +31,9 @@ from headrace.streams.source import EventBatch
 log = structlog.get_logger(__name__)
 
 FLUSH_S = 60.0
-"""Seconds between flushes: small files are slow to read, and a crash reads this much again."""
+"""Seconds between flushes. Small files are slow to read, but after a crash up to this much is read again."""
 ROWS_MAX = 1_000_000
-"""Rows in memory that cause a flush."""
+"""Number of buffered rows that triggers a flush."""
 
 ARCHIVED = Counter("headrace_archived_rows_total", "Rows written to the archive", ["topic"])
 WAITING_ROWS = Gauge("headrace_archive_waiting_rows", "Rows in memory that wait for the next flush of the archive")
@@ -67,11 +67,11 @@ class Archiver:
             self._clean(topic_folder)
 
     def describe(self) -> str:
-        """The archive."""
+        """Name the archive."""
         return f"the archive {self.folder}"
 
     def positions(self) -> Positions:
-        """Next offset of each partition archived."""
+        """Next offset of each archived partition."""
         return positions_of("the archive", dict(self._positions))
 
     def expect(self, partitions: Sequence[str]) -> None:
@@ -149,7 +149,7 @@ class Archiver:
         write_file(folder / OFFSETS, orjson.dumps(offsets))
 
     def _begin(self, topic: str) -> None:
-        """Keep other archivers away from the folder of a topic."""
+        """Lock the folder of a topic against other archivers."""
         if topic in self._begun:
             return
         claim(self.folder / topic)
@@ -158,7 +158,7 @@ class Archiver:
         self._begun.add(topic)
 
     def _clean(self, folder: Path) -> None:
-        """Delete what a crash left in the folder of a topic, unless another process archives that topic now."""
+        """Delete files left by a crash in the folder of a topic, unless another process is archiving that topic."""
         if not self._uncommitted(folder):
             return
         try:
@@ -166,14 +166,14 @@ class Archiver:
         except ServiceError as exc:
             log.info("archive_written_elsewhere", detail=str(exc))
             return
-        for path in self._uncommitted(folder):  # again: its writer may have ended well in between
+        for path in self._uncommitted(folder):  # again: the writer may have committed in between
             log.warning("uncommitted_archive_file_deleted", path=str(path))
             path.unlink()
         if is_new:
             release(folder)
 
     def _uncommitted(self, folder: Path) -> list[Path]:
-        """Files of a topic past its committed offsets, and those not whole."""
+        """Files of a topic past its committed offsets, and incomplete files."""
         offsets = self._committed(folder.name)
         named = [(path, named_rows(folder.name, path.name)) for path in folder.glob("*/*.parquet")]
         past = [path for path, rows in named if rows and rows[1] >= offsets.get(rows[0], 0)]

@@ -1,12 +1,12 @@
-"""Build a view, or a new version of a changed one, from history; the live flow continues where history ends.
+"""Backfill: build a view, or a new version of a changed view, from history; the live flow continues where it ends.
 
     history  |--------- files of the archive ---------|            offsets of the live topic beside the records,
     topic          ... 17 18 19 20 21 22 23 24 25 26 27 28 ...     so that row 24 is counted here and 25 there
                                             ^ hand-over: 25
 
-The new version is written beside the old one, which is served until the switch at the end. An exact hand-over needs to
-know where history ends: a topic does, an archive has committed offsets, and for plain files offsets are given. Progress
-is in the fences of the store: after a crash, another call with equal arguments resumes there.
+The new version is written beside the old version, which is served until the switch at the end. An exact hand-over needs
+the offsets at which history ends: a topic has them, an archive has committed offsets, and for plain files the caller
+gives them. Progress is in the fences of the store: after a crash, another call with equal arguments resumes there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from headrace.streams.intake import Intake
 from headrace.streams.source import Source
 
 FLUSH_S = 5.0
-"""Flush interval in seconds: no reader waits for fresh values."""
+"""Flush interval in seconds; long, since no reader waits for fresh values."""
 DIRTY_MAX = 1_000_000
 
 log = structlog.get_logger(__name__)
@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backfilled:
-    """Result of a backfill for one view. `before` and `after`: the versions that were and are active."""
+    """Result of a backfill for one view. `before` and `after` are the active versions before and after it."""
 
     view: str
     before: str | None
@@ -54,8 +54,8 @@ def backfill(
 ) -> list[Backfilled]:
     """Build new versions of `views` from `history`, a source that ends, and switch readers to them.
 
-    `handover`: partition -> next offset of the live topic that history does not hold. A view whose version is active
-    and knows these partitions already is skipped: the live flow keeps it up to date.
+    `handover`: partition of the live topic -> first offset that history does not hold. A view is skipped if its version
+    is active and knows these partitions already, since the live flow keeps it up to date.
 
     Raises:
         FencedError: another engine writes the new version.
@@ -76,7 +76,7 @@ def backfill(
             handover=ends,
         )
         loop.run(history, Intake(step.events, dead_letters=dead_letters, registry=registry), [step], out=on_flush)
-        if not history.exhausted:  # it was stopped: what was applied is kept, nothing is switched
+        if not history.exhausted:  # stopped: applied events are kept, but readers are not switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])
             return []
     hand_over(waiting, store, ends)
@@ -108,7 +108,7 @@ def hand_over(views: Sequence[type[FeatureView]], store: OnlineStore, positions:
 
 
 def _is_done(plan: ViewPlan, store: OnlineStore, handover: Mapping[str, int]) -> bool:
-    """Whether the version is active and every shard knows the live partitions: it was handed over before."""
+    """Whether the version is active and every shard knows the live partitions, so was handed over before."""
     if not handover or store.active(plan.name) != plan.fingerprint:
         return False
     fences = store.fences(plan, range(store.shards))

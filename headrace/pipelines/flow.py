@@ -1,4 +1,4 @@
-"""A flow described without a runner: a source, its events, and the jobs that take them in.
+"""Flow: a description of a pipeline, independent of its runner, with a source, its events, and jobs that process them.
 
     @dataflow
     def flow() -> Flow:
@@ -35,19 +35,19 @@ from headrace.streams.intake import Intake
 from headrace.streams.source import Source
 
 StoreLike = OnlineStore | str | Callable[[], OnlineStore]
-"""A store, its URL, or a function that opens it; the latter two connect when the flow starts."""
+"""A store, its URL, or a function that opens it. A URL or function connects when the flow starts."""
 
 
 OnStatus = Callable[[Mapping[str, Any]], object]
-"""Takes {"steps": [figures of each step]}; called twice a second by the flow's first input, also when nothing flows."""
+"""Receives {"steps": [status of each step]}; the flow's first input calls it twice a second, also without events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a step runs, and what the flow lends it.
+    """The position of a step in a flow, and the flow's objects that it may use.
 
-    The step is number `group` of `groups`, each of which is given every batch. `dead_letters` is where the flow's input
-    writes bad events. `stop` is set once the flow is asked to stop.
+    The step is number `group` of `groups`, each of which gets every batch. The flow's input writes bad events to
+    `dead_letters`. `stop` is set when the flow is asked to stop.
     """
 
     group: int = 0
@@ -58,14 +58,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One kind of step in a flow, whatever the runner.
+    """One kind of step in a flow, independent of the runner.
 
     Args:
         name: of the operator, unique in the flow.
-        make: called once a run for each group, when the flow starts.
-        spread: one step a worker, each given every batch; else one step for the whole flow.
+        make: creates a step; called once per run for each group, when the flow starts.
+        spread: one step per worker, each of which gets every batch; otherwise one step for the whole flow.
         out: called with each result of the steps, on the thread of the step.
-        on_status: is given the figures of the steps.
+        on_status: called with the status of the steps.
     """
 
     name: str
@@ -77,9 +77,9 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flow:
-    """Events of one source into some jobs. Nothing connects before it runs.
+    """A source whose events go to some jobs. Nothing connects before the flow runs.
 
-    `dead_letters` gets bad events; `clock`, `future_us` and `registry` are those of `Intake`.
+    `dead_letters` gets bad events; `clock`, `future_us` and `registry` are passed to `Intake`.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Flow:
     registry: SchemaRegistry | None = None
 
     def intake(self) -> Intake:
-        """A fresh intake, which decodes and checks the events."""
+        """A new intake, which decodes and checks the events."""
         return Intake(
             self.events,
             dead_letters=self.dead_letters,
@@ -111,11 +111,11 @@ def materialize(
     out: Callable[[Any], object] | None = None,
     **cadence: Any,
 ) -> Job:
-    """Job that keeps the records of `views` in `store` up to date; `out` gets a `FlushSummary` a flush and group.
+    """Job that keeps the records of `views` in `store` up to date; `out` gets a `FlushSummary` per flush and group.
 
-    Events that are too late for a view go to the dead letters of the flow. `records_max` bounds the records of each
-    view in memory, of all workers together; others are fetched from the store when one of their events arrives.
-    `cadence`: `flush_s` and `catch_up_s` of `Materializer`.
+    Events that are too late for a view go to the dead letters of the flow. `records_max` limits the records in memory
+    per view, over all workers; other records are fetched from the store when one of their events arrives. `cadence`:
+    `flush_s` and `catch_up_s` of `Materializer`.
     """
     open_store = _opener(store)
 
@@ -140,12 +140,12 @@ def join(
     idle_s: float | None = IDLE_S,
     out: Callable[[pl.DataFrame], object] | None = None,
 ) -> Job:
-    """Job that gives `out` frames of labelled requests, in order: one joiner, its state in the folder `state`."""
+    """Job that joins labels to requests with one joiner; `out` gets frames in order. `state` is the state's folder."""
     return Job("join", lambda _place: JoinStep(Joiner(spec), state=state, idle_s=idle_s), out=out)
 
 
 def frames_to(folder: str | Path) -> Callable[[pl.DataFrame], object]:
-    """An `out` that writes each frame to a Parquet file of its own. After a crash rows may be there twice."""
+    """An `out` that writes each frame to a separate Parquet file. After a crash rows may be written twice."""
     target = Path(folder)
 
     def write(frame: pl.DataFrame) -> None:
@@ -165,7 +165,7 @@ def materialize_flow(
 
 
 def _opener(store: StoreLike) -> Callable[[], OnlineStore]:
-    """A function that opens the store once, from whichever worker asks first."""
+    """A function that opens the store once, when the first worker calls it."""
     if isinstance(store, OnlineStore):
         return lambda: store
     lock = threading.Lock()

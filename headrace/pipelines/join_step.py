@@ -1,7 +1,7 @@
-"""Join in a flow: a step with a joiner, its watermark and, in a folder, its state with the offsets.
+"""JoinStep: a joiner as a step of a flow, with its watermark and a folder for its state and offsets.
 
-After a crash, the results since the last save are repeated, equal and in the same order. A consumer remembers the last
-(event time, request id) or, as the trainer does, saves the joiner together with its own state.
+After a crash, the results since the last save are repeated, equal and in the same order. A consumer can remember the
+last (event time, request id) or, as the trainer does, save the joiner together with its own state.
 """
 
 import time
@@ -19,19 +19,19 @@ from headrace.streams.source import EventBatch
 from headrace.streams.watermark import Watermark
 
 SAVE_S = 30.0
-"""Interval of saves in seconds: after a crash at most this much is read again."""
+"""Interval of saves in seconds; after a crash about this much is read again."""
 IDLE_S = 30.0
 """Wall time after which a silent partition no longer holds the watermark back."""
 TICK_S = 1.0
 
 
 class JoinStep:
-    """A `Step` that hands on frames of labelled requests.
+    """A `Step` that returns frames of labelled requests.
 
-    `state` None keeps nothing: each start reads from the source's start.
+    With `state` None nothing is saved, and each start reads from the source's start.
 
     Raises:
-        ServiceError: another process has the state.
+        ServiceError: another process uses the state.
         SnapshotError: the state is damaged.
     """
 
@@ -54,7 +54,7 @@ class JoinStep:
                 joiner.load(newest[0])
 
     def describe(self) -> str:
-        """Requests, and where the joiner's state is."""
+        """Describe the output, and where the joiner's state is."""
         where = self._saves.checkpoints.folder if self._saves else "memory alone"
         return f"labelled requests, with the joiner's state in {where}"
 
@@ -63,21 +63,21 @@ class JoinStep:
         return positions_of("the joiner", self.joiner.positions())
 
     def expect(self, partitions: Sequence[str]) -> None:
-        """The watermark waits for each of these."""
+        """Make the watermark wait for each of these partitions."""
         self._watermark.expect(partitions)
 
     def apply(self, batch: EventBatch) -> None:
-        """Take in requests or engagements."""
+        """Add requests or engagements to the joiner."""
         self._watermark.observe(batch)
         self.joiner.add(batch)
 
     @property
     def due_s(self) -> float | None:
-        """Once a second: the watermark moves when a partition becomes idle."""
+        """Monotonic time of the next tick, once a second, since the watermark moves when a partition becomes idle."""
         return self._ticked_s + TICK_S
 
     def tick(self) -> list[pl.DataFrame]:
-        """Requests whose window has closed."""
+        """Return the requests that are due, and save the state if that is due."""
         self._ticked_s = time.monotonic()
         watermark_us = self._watermark.value_us()
         frame = None if watermark_us is None else self.joiner.advance(watermark_us)
@@ -86,17 +86,17 @@ class JoinStep:
         return [] if frame is None else [frame]
 
     def status(self) -> dict[str, Any]:
-        """Counts of the joiner, and its open requests."""
+        """Counts of the joiner, and the number of open requests."""
         return {"counts": dict(self.joiner.counts), "open_requests": self.joiner.open_requests}
 
     def finish(self) -> list[pl.DataFrame]:
-        """Requests that are due; then save. At the end of the stream all are due; after a stop open windows stay."""
+        """Return the requests that are due, and save. At the end of the stream all are due; after a stop some stay."""
         frames = self.tick()
         self._save(waits=True)
         return frames
 
     def _save(self, *, waits: bool) -> None:
-        """Take the state, which a thread writes; with `waits` until it is on disk."""
+        """Capture the state, which a thread writes; with `waits`, return once it is on disk."""
         if self._saves is None:
             return
         with keeping_the_last(self._saves.checkpoints.folder, self.joiner):

@@ -1,26 +1,27 @@
-"""Join engagements to the requests that showed their candidates, as labels.
+"""Joiner: joins engagements, as labels, to the requests that showed their candidates.
 
-One request is one event with a list of candidates. A candidate is positive when an engagement of the same entity with
-it happened in [t, t + within), t being the request's event time; an engagement may label several requests.
+A request is one event with a list of candidates. A candidate is positive if the same entity has an engagement with it
+in [t, t + within), where t is the request's event time. An engagement may label several requests.
 
     watermark ------------------------------------------------------------------> event time
     request t   |<---------- within ---------->|
     engagements     x (first match)   x        |
                                                '-- emitted once the watermark has passed, in steps of within / 16
 
-Law: the requests that come out, their order (event time, then request id) and their labels are a function of the set of
+Law: the emitted requests, their order (event time, then request id) and their labels are a function of the set of
 events, not of their order, batching or duplication, as long as nothing is later than the watermark's lateness.
 
-Several labels (`JoinSpecs`) have engagements of their own; a request comes out once, as the longest window has closed.
+With several labels (`JoinSpecs`) each has its own engagements; a request is emitted once, when the longest window has
+closed.
 
-A policy that does not wait (`headrace.learners.labels.policy`) looks at a request at several ages. At the first it
-comes out with the labels known by then, at later ones with its late positives alone, other labels null:
+A policy that does not wait (`headrace.learners.labels.policy`) examines a request at several ages. At the first age it
+is emitted with the labels known so far, at later ages with its late positives only, its other labels being null:
 
     request t   |-- a0 --|-- a1 --------|-- within ----------------|     ages double
                       known so far   late ones                  late ones
 
-Then rows are in the order of their step of emission, and within it of the time at which they reached their age, which
-is a function of the events as well.
+Rows are then ordered by their step of emission, and within a step by the time at which they reached their age, which is
+also a function of the events.
 
 Not optimal: each step scans the engagements of one window, and each age reads its requests again.
 """
@@ -61,40 +62,40 @@ REQUESTS_MAX = 1_000_000
 ENGAGEMENTS_MAX = 20_000_000
 """Positive engagements in memory."""
 REQUEST_ROWS = 8_192
-"""Requests that wait in memory for a file of their own."""
+"""Number of requests in memory at which `keep_in` writes them to a file."""
 LONG_AGO_US = -(2**62)
 REACHED_US = "__reached_us"
-"""When a request reached the age at which it comes out."""
+"""Column of the time at which a request reached the age of its emission."""
 
 JOINED = Counter("headrace_joiner_rows_total", "Rows that the joiner took in or gave out", ["outcome"])
 
 
 class Offsets:
-    """Next offset of each partition whose rows were taken in, so that none is taken in twice."""
+    """Next offset of each partition, so that no row is processed twice."""
 
     def __init__(self) -> None:
         self._positions: dict[str, int] = {}
 
     def positions(self) -> dict[str, int]:
-        """Next offset of every partition seen. Rows below it are not taken twice."""
+        """Next offset of every partition seen. Rows below it are skipped."""
         return dict(self._positions)
 
     def new_rows(self, batch: EventBatch) -> EventBatch:
-        """The rows of a batch, of any event, that come for the first time; its partition's offset moves past them."""
+        """Return the rows of a batch, of any event, that are new, and advance the partition's offset past them."""
         offset = self._positions.get(batch.partition, 0)
         self._positions[batch.partition] = max(offset, batch.next_offset)
         return batch.since(offset)
 
     def skip_to(self, positions: Mapping[str, int]) -> None:
-        """Take rows before `positions` (partition -> next offset) as seen."""
+        """Mark rows before `positions` (partition -> next offset) as seen."""
         for partition, offset in positions.items():
             self._positions[partition] = max(self._positions.get(partition, 0), offset)
 
 
 class Joiner(Offsets):
-    """Open requests and engagements of a join; requests beyond `requests_max`, or 256 MiB, on disk in `spill`.
+    """The open requests and engagements of a join. Requests beyond `requests_max`, or 256 MiB, are on disk in `spill`.
 
-    `counts` tells what became of the rows. State survives a restart by `save` and `load`, offsets with it.
+    `counts` has the number of rows by outcome. The state, with its offsets, survives a restart by `save` and `load`.
     """
 
     def __init__(
@@ -128,46 +129,46 @@ class Joiner(Offsets):
             for name, one in self._joins.items()
         }
         self._delays = Delays(len(spec.ages_us))
-        self._emitted = [LONG_AGO_US] * len(spec.ages_us)  # by age: slices below it have come out
+        self._emitted = [LONG_AGO_US] * len(spec.ages_us)  # by age: slices below this number have been emitted
         self._watermark_us = LONG_AGO_US
         self._newest_us = LONG_AGO_US
 
     @property
     def open_requests(self) -> int:
-        """Requests whose window is open, in memory or in files."""
+        """Number of requests with an open window, in memory or in files."""
         return self._open.rows
 
     @property
     def requests_in_memory(self) -> int:
-        """Open requests that are in memory."""
+        """Number of open requests in memory."""
         return self._open.rows_in_memory
 
     @property
     def waiting_engagements(self) -> int:
-        """Engagements that an open request, or one that may still come, could match; one counts for each label."""
+        """Number of engagements that an open or future request could match; each counts once for every label."""
         return sum(each.rows.rows for each in self._engagements.values())
 
     def keep_in(self, folder: Path) -> None:
-        """Keep requests and engagements in folders of a folder that outlives the process, so that saving is short.
+        """Keep requests and engagements in subfolders of a persistent folder, which makes saving faster.
 
-        Called before the first row or `load`; a saved state then needs this folder as well.
+        Call it before the first row or `load`. A saved state then also needs this folder.
         """
         for name, store in self._stores.items():
             store.keep_in(folder / name)
 
     def add(self, batch: EventBatch) -> None:
-        """Take in the new rows of a batch of either event.
+        """Add the new rows of a batch of requests or engagements.
 
         Raises:
-            SourceError: it is of neither.
+            SourceError: the batch has another event class.
         """
         self.add_new(self.new_rows(batch))
 
     def add_new(self, batch: EventBatch) -> None:
-        """Take in what `new_rows` returned, if it is of either event.
+        """Add requests or engagements that `new_rows` returned.
 
         Raises:
-            SourceError: it is of neither.
+            SourceError: the batch has another event class.
         """
         labels = [name for name, one in self._joins.items() if one.engagement is batch.event]
         if batch.event is self.spec.request:
@@ -179,7 +180,7 @@ class Joiner(Offsets):
             raise SourceError(f"{batch.partition}: the joiner takes {names}, not {batch.event.__name__}")
 
     def _add_requests(self, batch: EventBatch) -> None:
-        """Take in requests. One older than the watermark is late: counted and dropped."""
+        """Add requests. A request older than the watermark is late: it is counted and dropped."""
         frame = self._with_append_times(batch)
         on_time = frame.filter(micros(self._request.time) >= self._watermark_us)
         self._count("late_requests", frame.height - on_time.height)
@@ -188,9 +189,9 @@ class Joiner(Offsets):
         self._count("spilled_requests", self._open.add(on_time))
 
     def _add_engagements(self, batch: EventBatch, name: str) -> None:
-        """Take in engagements of one label. One that no open or coming request can match is late: counted and dropped.
+        """Add engagements of one label. One that no open or future request can match is late: counted and dropped.
 
-        So is one that an expression of its label has no value for, counted as "failed_engagements".
+        An engagement for which an expression of the label fails is dropped too, counted as "failed_engagements".
 
         Raises:
             ConfigError: there are more than `engagements_max`.
@@ -211,20 +212,20 @@ class Joiner(Offsets):
             )
 
     def advance(self, watermark_us: int) -> pl.DataFrame | None:
-        """Requests whose label window the watermark has passed, in order; None when there are none.
+        """Return the requests whose label window the watermark has passed, in order; None if there are none.
 
-        At `END_OF_TIME_US` all of them are due. With a policy that does not wait, see the module.
+        At `END_OF_TIME_US` all requests are due. For a policy that does not wait, see the module docstring.
 
         Returns:
-            (n_requests,): the request's columns, then `labels` List(Int8) with one 0 or 1 a candidate, `label_times`
-            List(Datetime), `label_ids` and `label_appended_us` List(Int64) of each candidate's first match (null where
-            there is none), `appended_us` of the request. Labels are Float32 if the spec has a `value`, and null where
-            they are unknown. A positive match comes before a negative one. Several labels have each its own columns,
-            `labels_<name>` and so on. A policy that does not wait adds `emitted_step` Int64, `is_first` Boolean,
-            `late_share` and `positive_weight` Float32, from which the weights of examples follow.
+            (n_requests,): the request's columns, then `labels` List(Int8) with a 0 or 1 per candidate, `label_times`
+            List(Datetime), `label_ids` and `label_appended_us` List(Int64) of each candidate's first match (null
+            without a match), `appended_us` of the request. Labels are Float32 if the spec has a `value`, and null if
+            unknown. A positive match takes precedence over a negative match. Of several labels each has its own
+            columns, `labels_<name>` and so on. A policy that does not wait adds `emitted_step` Int64, `is_first`
+            Boolean, `late_share` and `positive_weight` Float32, from which the weights of examples are computed.
         """
         ended = watermark_us >= END_OF_TIME_US
-        # An end is not for ever: a later run over more of the stream goes on after the newest event.
+        # The end is not final: a later run over more of the stream continues after the newest event.
         self._watermark_us = max(self._watermark_us, self._newest_us if ended else watermark_us)
         frames = [frame for frame in self._due_frames(ended=ended) if frame.height]
         for each in self._engagements.values():
@@ -234,14 +235,14 @@ class Joiner(Offsets):
         return self._in_order(pl.concat(frames)) if self.spec.is_early else pl.concat(frames)
 
     def _in_order(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows by their step of emission and the time at which they reached their age, late ones among early ones.
+        """Sort rows by step of emission and by the time at which they reached their age, mixing late and early rows.
 
-        Late positives at the end of each step would be a micro-batch of positives alone, and raise the intercept.
+        Late positives at the end of each step would form a micro-batch of positives only, and raise the intercept.
         """
         return rows.sort(EMITTED, REACHED_US, str(self.spec.request_id), maintain_order=True).drop(REACHED_US)
 
     def _due_frames(self, *, ended: bool) -> Iterator[pl.DataFrame]:
-        """Labelled requests, in the order in which they come out."""
+        """Labelled requests in the order of emission."""
         due: list[tuple[int, int, list[int]]] = []  # step of emission, age, slices
         step_us = self.spec.step_us
         for age, age_us in enumerate(self.spec.ages_us):
@@ -258,7 +259,7 @@ class Joiner(Offsets):
             yield self._labelled(emitted, age, numbers)
 
     def _groups(self, numbers: list[int]) -> Iterator[list[int]]:
-        """Slices in groups of few requests, which bounds the memory that labelling needs."""
+        """Group slices so that each group has few requests, which limits the memory for labelling."""
         group: list[int] = []
         rows = 0
         for number in numbers:
@@ -271,7 +272,7 @@ class Joiner(Offsets):
             yield group
 
     def _labelled(self, emitted: int, age: int, numbers: list[int]) -> pl.DataFrame:
-        """The requests of some slices as they come out at an age; at the last they are removed."""
+        """The requests of some slices as emitted at an age; at the last age they are removed."""
         is_last = age == len(self.spec.ages_us) - 1
         requests = self._once(self._open.take(numbers) if is_last else self._open.read(numbers), is_first=age == 0)
         first_us, before_us = numbers[0] * self.spec.step_us, (numbers[-1] + 1) * self.spec.step_us
@@ -290,7 +291,7 @@ class Joiner(Offsets):
         return self._as_emitted(labelled, emitted, age) if self.spec.is_early else labelled
 
     def _as_emitted(self, labelled: pl.DataFrame, emitted: int, age: int) -> pl.DataFrame:
-        """What comes out at an age, with the columns of a policy that does not wait."""
+        """The requests emitted at an age, with the columns of a policy that does not wait."""
         spec = self._joins[""]
         since_us = self.spec.ages_us[age - 1] if age else 0
         fresh = late_labels(labelled, spec, since_us)
@@ -311,13 +312,13 @@ class Joiner(Offsets):
         )
 
     def save(self, folder: str | Path) -> None:
-        """Write the whole state, offsets with it, into `folder`."""
+        """Write the whole state, with its offsets, into `folder`."""
         self.capture()(Path(folder))
 
     def capture(self) -> Callable[[Path], None]:
-        """Take the present state; what is returned writes it into a folder, in any thread.
+        """Capture the current state; returns a function that writes it into a folder, in any thread.
 
-        The state captured before this one must be on disk, unless `not_written` was called.
+        The previously captured state must be on disk, unless `not_written` was called.
         """
         writers = {name: store.capture() for name, store in self._stores.items()}
         state = {
@@ -344,15 +345,15 @@ class Joiner(Offsets):
 
     @property
     def _stores(self) -> dict[str, RowsByTime]:
-        """All rows, by their names in a saved state and in the folder of `keep_in`."""
+        """The stores of requests and engagements, by their names in a saved state and in the folder of `keep_in`."""
         named = {label_column("engagements", name): each.rows for name, each in self._engagements.items()}
         return {"requests": self._open, **named}
 
     def load(self, folder: str | Path) -> None:
-        """Take over the state that `save` wrote.
+        """Load the state that `save` wrote.
 
         Raises:
-            ConfigError: it was written by a joiner of another spec.
+            ConfigError: it was written by a joiner with another spec.
             SnapshotError: a file of open requests is missing or damaged.
         """
         source = Path(folder)
@@ -370,7 +371,7 @@ class Joiner(Offsets):
             store.load(source, state["stores"][name])
 
     def _load_earlier_release(self, source: Path, state: Mapping[str, Any]) -> None:
-        """Take over a state whose engagements lie in the checkpoint itself."""
+        """Load a state of an earlier release, whose engagements are in the checkpoint itself."""
         self._open.load(source, {"files": state.get("request_files", ())})
         engagements = pl.read_ipc((source / "engagements.arrow").read_bytes())
         if LABEL not in engagements.columns:  # all were positive
@@ -390,7 +391,7 @@ class Joiner(Offsets):
         )
 
     def _once(self, rows: pl.DataFrame, *, is_first: bool) -> pl.DataFrame:
-        """Requests in order, each id once."""
+        """Sort requests and keep each id once."""
         request_id = str(self.spec.request_id)
         ordered = rows.sort(self._request.time, request_id, maintain_order=True)
         once = ordered.unique(request_id, keep="first", maintain_order=True)
@@ -398,12 +399,12 @@ class Joiner(Offsets):
         return once
 
     def _floor_us(self) -> int:
-        """Engagements before it match neither an open request nor one that may still come."""
+        """Time before which engagements match no open or future request."""
         first = self._open.first()
         return self._watermark_us if first is None else min(first * self.spec.step_us, self._watermark_us)
 
     def _count_unjoined(self, labelled: pl.DataFrame) -> None:
-        """Requests that no engagement labelled, by any label."""
+        """Count the requests without an engagement of any label."""
         matched = [pl.col(label_column("label_ids", name)).list.drop_nulls().list.len() > 0 for name in self._joins]
         self._count("unjoined_requests", labelled.filter(~pl.any_horizontal(matched)).height)
 
@@ -414,7 +415,7 @@ class Joiner(Offsets):
 
 
 def _with_label(labelled: pl.DataFrame, frame: pl.DataFrame, name: str) -> pl.DataFrame:
-    """`labelled` with the columns of one more label; rows are the same, in the same order."""
+    """`labelled` with the columns of one more label from `frame`, which has the same rows in the same order."""
     columns = [label_column(column, name) for column in LABEL_COLUMNS]
     order = [*(column for column in labelled.columns if column != "appended_us"), *columns, "appended_us"]
     return labelled.hstack(frame.select(columns)).select(order)

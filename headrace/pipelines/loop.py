@@ -2,8 +2,8 @@
 
     positions of the steps --> seek --> poll and decode ahead --> apply --> tick --> ... --> finish
 
-It runs the same steps as Bytewax does, with equal results, and needs no package. At the end or when stopped, `finish`
-flushes; after an error nothing is flushed, and the next start reads again what the stored offsets do not cover.
+It runs the same steps as Bytewax, with equal results, and needs no extra package. At the end or after a stop, `finish`
+flushes. After an error nothing is flushed, and the next start reads from the stored offsets again.
 """
 
 import contextlib
@@ -26,70 +26,70 @@ from headrace.telemetry import STAGE_SECONDS
 log = structlog.get_logger(__name__)
 
 FULL_ROWS, BUSY_ROWS = 16_384, 1_024
-"""A poll with fewer rows is followed by a pause: each poll has a cost of its own, whatever it brings."""
+"""After a poll with fewer rows than FULL_ROWS the source pauses, since each poll has a fixed cost."""
 LINGER_S, BUSY_LINGER_S = 0.02, 0.05
-"""That pause, the longer one from BUSY_ROWS on; half of it is what it adds to freshness on average."""
+"""Length of that pause, the longer from BUSY_ROWS on; it delays events by half of it on average."""
 IDLE_S = 0.003
-"""Pause after a poll that brought nothing; what it adds to freshness at most."""
+"""Pause after an empty poll, which delays an event by at most this much."""
 WAIT_S_MAX = 0.1
-"""How long a batch is waited for at a time."""
+"""Longest wait for a batch before the loop checks its steps again."""
 STATUS_S = 0.5
-"""Interval of the figures that a flow reports."""
+"""Interval of status reports of a flow."""
 
 APPLY, TICK = map(STAGE_SECONDS.labels, ("apply", "tick"))
 
 
 class Step(Protocol):
-    """Something that takes batches in and keeps its offsets with what it makes of them. Used by one thread."""
+    """A consumer of batches that stores its offsets together with its results. Used by one thread."""
 
     def positions(self) -> dict[str, int]:
-        """Next offset to read, of each known partition. Called once, before the source starts."""
+        """Next offset to read of each known partition. Called once, before the source starts."""
         ...
 
     def expect(self, partitions: Sequence[str]) -> None:
-        """Called once before the first batch, with the partitions of the source."""
+        """Learn the partitions of the source. Called once, before the first batch."""
         ...
 
     def apply(self, batch: EventBatch) -> None:
-        """Take in a batch. Rows below the offsets of the step must be skipped."""
+        """Process a batch, skipping rows below the offsets of the step."""
         ...
 
     @property
     def due_s(self) -> float | None:
-        """Monotonic time at which `tick` has work even if no batch comes; None: nothing waits."""
+        """Monotonic time at which `tick` has work even without a new batch; None if there is none."""
         ...
 
     def tick(self) -> Sequence[Any]:
-        """Do what is due and return the results. Called after batches, when `due_s` has passed, and without need."""
+        """Do what is due and return the results. Called after batches, when `due_s` has passed, and sometimes early."""
         ...
 
     def status(self) -> Mapping[str, Any]:
-        """Figures to show, plain enough for JSON."""
+        """Status of the step, in types that JSON supports."""
         ...
 
     def finish(self) -> Sequence[Any]:
-        """Store everything that was applied. Called once, when the source has ended or the flow is asked to stop."""
+        """Store everything applied so far. Called once, when the source has ended or the flow is asked to stop."""
         ...
 
 
 @runtime_checkable
 class Prepares(Protocol):
-    """A step that can do a part of its work ahead, on the thread of the source."""
+    """A step that can do part of its work in advance, on the thread of the source."""
 
     def prepare(self, batch: EventBatch) -> None:
-        """Called for a batch while batches before it wait; `apply` works without it."""
+        """Prepare a batch while earlier batches wait; optional, `apply` works without it."""
         ...
 
 
 def prepares(steps: Iterable[Step]) -> list[Callable[[EventBatch], None]]:
-    """The `prepare` methods of those steps that have one."""
+    """The `prepare` methods of the steps that have one."""
     return [step.prepare for step in steps if isinstance(step, Prepares)]
 
 
 class Heartbeat:
-    """Reports of a running flow: `line` once it reads or waits for input, then figures twice a second.
+    """Reports of a running flow: `line` once it reads or waits for input, then its status twice a second.
 
-    `say` takes the line; `on_status` are called with nothing, every `STATUS_S`.
+    `say` is called with the line, each of `on_status` without arguments every `STATUS_S`.
     """
 
     def __init__(self, line: str, say: Callable[[str], object], on_status: Sequence[Callable[[], object]] = ()) -> None:
@@ -102,8 +102,8 @@ class Heartbeat:
     def beat(self, *, has_read: bool, waits: bool) -> None:
         """Report what is due; called after each poll.
 
-        `has_read`: the poll returned batches. `waits`: the source has answered at least once, so that a flow without
-        batches waits for input; until then it may still fail to open.
+        `has_read`: the poll returned batches. `waits`: the source has answered at least once, so a flow without batches
+        is waiting for input; before that, it may still fail to open.
         """
         now_s = time.monotonic()
         if self._on_status and now_s - self._reported_s >= STATUS_S:
@@ -116,12 +116,12 @@ class Heartbeat:
 
 
 def log_line(line: str) -> None:
-    """Log what a flow reads and writes."""
+    """Log the line that tells what a flow reads and writes."""
     log.info("flow_up", detail=line)
 
 
 def up_line(source: Source, steps: Iterable[Step]) -> str:
-    """What a flow reads and writes, for people."""
+    """Describe what a flow reads and writes."""
     return f"reads {described(source)}; writes {', '.join(map(described, steps)) or 'nothing'}"
 
 
@@ -133,7 +133,7 @@ def run(
     out: Callable[[Any], object] | None = None,
     stop: threading.Event | None = None,
 ) -> None:
-    """Run until the source is exhausted, `stop` is set, or SIGTERM or SIGINT arrives; `out` gets the steps' results.
+    """Run steps until the source ends, `stop` is set, or SIGTERM or SIGINT arrives; `out` gets the steps' results.
 
     Raises:
         HeadraceError: a step or the source failed. Nothing is flushed then.
@@ -151,10 +151,10 @@ def drive(
     stop: threading.Event,
     heartbeat: Heartbeat | None = None,
 ) -> None:
-    """Run until the source is exhausted or `stop` is set; `outs` take the results, one for each step.
+    """Run steps until the source ends or `stop` is set; `outs` has a function for the results of each step.
 
     Raises:
-        HeadraceError: see `run`.
+        HeadraceError: as in `run`.
     """
     keep_freed_memory()
     source.seek(least_positions(step.positions() for step in steps))
@@ -189,13 +189,13 @@ def _hand_on(results: Iterable[Sequence[Any]], outs: Iterable[Callable[[Any], ob
 
 
 def _wait_s(steps: Sequence[Step]) -> float:
-    """How long the next batch may be waited for: until some step is due, and not long, for a stop may be asked."""
+    """Longest wait for the next batch: until a step is due, but at most WAIT_S_MAX, to notice a stop."""
     due_s = [due_s for step in steps if (due_s := step.due_s) is not None]
     return min(max(min(due_s, default=math.inf) - time.monotonic(), 0.0), WAIT_S_MAX)
 
 
 def pause_after(batches: Sequence[Batch]) -> float | None:
-    """Seconds until the next poll is worth its cost; None: at once, as for files, where no more comes by waiting."""
+    """Seconds to pause before the next poll; None: poll at once, as for files, where waiting brings no more rows."""
     if not batches:
         return IDLE_S
     rows = sum(len(batch.offsets) for batch in batches)
@@ -206,7 +206,7 @@ def pause_after(batches: Sequence[Batch]) -> float | None:
 
 @contextlib.contextmanager
 def graceful_stop(stop: threading.Event | None = None) -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; a second signal acts as usual. Off the main thread it is just an event."""
+    """An event that SIGTERM or SIGINT sets; a second signal acts as usual. Off the main thread no handler is set."""
     stopping = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping

@@ -1,11 +1,11 @@
-"""Keep records in the online store up to date: the shards of some views, flushed in a cadence that follows the load.
+"""Materializer: keeps the records of views in the online store up to date, with a flush interval that follows the load.
 
-    apply  apply  apply ...  flush ------- all dirty records and their offsets, all or nothing a shard
+    apply  apply  apply ...  flush ------- all dirty records and their offsets, atomically per shard
     |<---- interval ---->|
 
-Under little load a flush takes a millisecond and happens every 20 ms, so that reads are fresh; under load it takes
-longer, and the interval grows with it up to a second, so that many events of one key cost one write. While the flow is
-behind, with files or a backlog, the interval is 5 s. After a crash, events past the stored offsets are read again.
+Under little load a flush takes a millisecond and runs every 20 ms, so that reads are fresh. Under load it takes longer,
+and the interval grows with it up to a second, so that many events of one key cost one write. While the flow is behind,
+with files or a backlog, the interval is 5 s. After a crash, events past the stored offsets are read again.
 """
 
 import functools
@@ -45,24 +45,24 @@ FLUSH_S = (0.02, 1.0)
 CATCH_UP_S = 5.0
 """Flush interval while catching up: fewer flushes shorten the backlog more than frequent ones improve freshness."""
 BEHIND_S = (1.0, 3.0)
-"""Age of events, in seconds, below which a flow has caught up, and above which it has fallen behind. Events of files
+"""Age of events, in seconds, below which a flow has caught up, and above which it has fallen behind. Events from files
 count as old."""
 FLUSH_SHARE = 0.9
-"""Share of the time that flushes may take, within the bounds of the interval. A smaller share saves few writes: with a
-half, 280,000 events a second of 100,000 keys were half as fresh, for a tenth less work."""
+"""Share of the time that flushes may take, within the limits of the interval. A smaller share saves few writes: with
+0.5, 280,000 events a second of 100,000 keys were half as fresh, for a tenth less work."""
 APPLY_ROWS, CATCH_UP_ROWS = 32_768, 196_608
-"""Rows of small batches that are gathered before they are applied; the second while the flow is behind, when several
-events of an entity then share one access to its record. Not with `records_max`, which a batch's entities may exceed.
+"""Rows of small batches to gather before they are applied; CATCH_UP_ROWS while the flow is behind, since then several
+events of an entity share one access to its record. Not with `records_max`, which a batch's entities may exceed.
 """
 DIRTY_MAX = 200_000
-"""Dirty records that cause a flush at any time: about half a second of writing, some 100 MB of commands."""
+"""Number of dirty records that always triggers a flush: about half a second of writing, some 100 MB of commands."""
 CHECK_S = 1.0
-"""Interval at which an engine without anything to write checks that the store has not changed."""
+"""Interval at which an engine with nothing to write checks that the store has not changed."""
 STOP_PATIENCE_S = 5.0
 """How long to wait for an unavailable store once the flow is asked to stop."""
 
 SAMPLES_MAX = 65_536
-"""Samples kept; the 99.9th percentile still rests on 65 of them."""
+"""Number of samples to keep; 65 of them are above the 99.9th percentile."""
 
 FRESHNESS = Histogram(
     "headrace_freshness_seconds",
@@ -86,17 +86,17 @@ class FlushSummary:
 
 
 class Materializer:
-    """Keeps the records of `views` in `store` up to date with batches of events. A `Step`.
+    """A `Step` that keeps the records of `views` in `store` up to date with batches of events.
 
-    It owns the shards `shards`, or with `owner` (index, count) those with shard % count == index. While the store is
-    unavailable it blocks and retries, without end, or for 5 seconds once `stop` is set. `dead_letters` gets events that
-    are too late for a view; see ShardSet. `handover`, for a backfill only: partition of a topic -> offset at which the
-    topic is resumed afterwards; without it, the active version of each view must be this one.
+    It owns the shards `shards`, or with `owner` (index, count) the shards with shard % count == index. While the store
+    is unavailable it blocks and retries, indefinitely or, once `stop` is set, for 5 seconds. `dead_letters` gets events
+    that are too late for a view; see ShardSet. `handover` is for a backfill: partition of a topic -> offset at which
+    the live flow resumes the topic afterwards. Without it, the active version of each view must be this one.
 
     Raises:
-        DeclarationError: no views, or two of one name.
+        DeclarationError: there are no views, or two of one name.
         LayoutError: readers get another version of a view, which this flow would not update, or another class owns the
-            name of one in the store.
+            view's name in the store.
         EvictionError: Redis may drop records.
         FencedError: another engine writes the same shards, or Redis went back in time. Start again.
     """
@@ -148,15 +148,15 @@ class Materializer:
         self.events: tuple[type[Event], ...] = events_of(plans)
 
     def describe(self) -> str:
-        """Views and store."""
+        """Name the views and the store."""
         names = ", ".join(shard_set.plan.name for shard_set in self._sets)
         return f"view{'s' if len(self._sets) > 1 else ''} {names} in {self._store.url}"
 
     def positions(self) -> Positions:
-        """Next offset of each partition: where a source must begin so that no view misses a row.
+        """Next offset of each partition, at which a source must begin so that no view misses a row.
 
-        A partition that a view of its topic has never seen is not in the result: it must be read from its start. The
-        result carries what each view has read, so that a source can refuse to count it twice.
+        A partition that a view of its topic has never seen is left out: it must be read from its start. The result also
+        has what each view has read, so that a source can refuse to count rows twice.
         """
         self._met = None
         return Positions(self._begins(), map(self._reader, self._sets))
@@ -183,21 +183,21 @@ class Materializer:
         return Reader(name, topics, known, handover, shard_set.reached(), unseen)
 
     def expect(self, partitions: Sequence[str]) -> None:
-        """Nothing to prepare: shards learn partitions from the batches."""
+        """Do nothing: shards learn partitions from the batches."""
 
     def apply(self, batch: EventBatch) -> None:
-        """Update the records in memory, small batches together, at the latest before the next flush.
+        """Update the records in memory. Small batches are applied together, at the latest before the next flush.
 
-        Waits while the store is away and unknown entities must be loaded.
+        Waits if unknown entities must be loaded while the store is unavailable.
 
         Raises:
             ConfigError: `positions` was never called, and the batch is of a topic whose files have been read, or of
-                files whose topic has.
+                files whose topic has been read.
         """
         if self._met is not None and batch.partition not in self._met:
             self._meet(batch, self._met)
         if len(batch.offsets) and int(batch.offsets[0]) < self._waiting_ends.get(batch.partition, 0):
-            self._apply_waiting()  # read again: the records must know what they have
+            self._apply_waiting()  # rows are read again: apply what waits first, so that the shards skip them
         self._waiting.append(batch)
         self._waiting_ends[batch.partition] = batch.next_offset
         self._waiting_rows += batch.frame.height
@@ -209,7 +209,7 @@ class Materializer:
         self._pending = True
 
     def _meet(self, batch: EventBatch, met: set[str]) -> None:
-        """Check a new partition as a source with our positions would."""
+        """Check a new partition, as a source that was given `positions` would."""
         topic = spec_of(batch.event).topic
         positions = Positions({}, map(self._reader, self._sets))
         if is_live(batch.partition, topic):
@@ -224,7 +224,7 @@ class Materializer:
             shard_set.prepare(batch)
 
     def _apply_waiting(self) -> None:
-        """Apply the gathered batches: a call costs a millisecond, however few its rows are."""
+        """Apply the gathered batches in one call, which costs a millisecond even for few rows."""
         for shard_set in self._sets:
             self._retried(functools.partial(shard_set.apply, *self._waiting))
         self._waiting.clear()
@@ -233,7 +233,7 @@ class Materializer:
 
     @property
     def dirty_count(self) -> int:
-        """Records that differ from the store's."""
+        """Number of records that differ from the store."""
         self._apply_waiting()
         return self._applied_dirty()
 
@@ -242,17 +242,17 @@ class Materializer:
 
     @property
     def due_s(self) -> float | None:
-        """Monotonic time of the next flush, or of the next look at the store when there is nothing to flush."""
+        """Monotonic time of the next flush, or of the next check of the store if there is nothing to flush."""
         return self._due_s if self._pending else self._check_s
 
     def maybe_flush(self) -> FlushSummary | None:
-        """Flush if it is time."""
+        """Flush if a flush is due."""
         if not self._pending or (time.monotonic() < self._due_s and not self._is_full()):
             return None
         return self.flush()
 
     def flush(self) -> FlushSummary:
-        """Write all dirty records and the offsets; waits while the store is away."""
+        """Write all dirty records and the offsets; waits while the store is unavailable."""
         self._apply_waiting()
         started_s = time.monotonic()
         records = sum(self._retried(shard_set.flush).records for shard_set in self._sets)
@@ -268,10 +268,10 @@ class Materializer:
         return summary
 
     def tick(self) -> list[FlushSummary]:
-        """Flush if it is time; without events, check that the store has not gone back in time.
+        """Flush if a flush is due; without events, check that the store has not gone back in time.
 
         Raises:
-            FencedError: see `flush`.
+            FencedError: another engine writes the same shards, or Redis went back in time.
         """
         if not self._pending and time.monotonic() >= self._check_s:
             for shard_set in self._sets:
@@ -295,7 +295,7 @@ class Materializer:
         }
 
     def freshness_ms(self) -> NDArray[np.float64]:
-        """A sample of events' time from append to visible in the store, in milliseconds, (n,)."""
+        """A sample of events' times from append to visible in the store, in milliseconds, (n,)."""
         return self._freshness.samples_ms()
 
     def _follow_pace(self, batch: EventBatch) -> None:
@@ -317,7 +317,7 @@ class Materializer:
         return applied >= self._dirty_max and self._applied_dirty() >= self._dirty_max  # counting costs a pass
 
     def _retried(self, call: Callable[[], T]) -> T:
-        """Retry `call` while the store is unavailable, with one log line a pause, not one an attempt."""
+        """Retry `call` while the store is unavailable, with one log line per outage, not per attempt."""
         asked_s: list[float] = []
 
         def give_up(_state: tenacity.RetryCallState) -> bool:
@@ -344,20 +344,20 @@ class Materializer:
 
 
 class Freshness:
-    """How long events take from the broker's log to where readers see them: of all events, a uniform sample.
+    """Times that events take from the broker's log to the store, as a uniform sample of all events.
 
     `step` labels the metric. Source: Vitter, Random sampling with a reservoir, 1985, algorithm R, on arrays.
     """
 
     def __init__(self, step: str, *, samples_max: int = SAMPLES_MAX, seed: int = 0) -> None:
         self._step = step
-        self._waiting: list[NDArray[np.int64]] = []  # appended, or of a file's batch arrived, once for all its rows
+        self._waiting: list[NDArray[np.int64]] = []  # append times; of a file's batch its arrival, broadcast
         self._samples_us = np.empty(samples_max, np.int64)
         self._seen_count = 0
         self._random = np.random.default_rng(seed)
 
     def add(self, batch: EventBatch) -> None:
-        """Remember a batch's append times; where there are none its arrival counts."""
+        """Add a batch's append times, or its arrival time if it has none."""
         times = batch.appended_us
         if times is None:
             times = np.broadcast_to(np.int64(batch.arrival_us), len(batch.offsets))
@@ -365,10 +365,10 @@ class Freshness:
             self._waiting.append(times)
 
     def visible(self, now_us: int) -> float | None:
-        """Sample all added events, visible at wall time `now_us`; returns the freshness of the oldest in seconds."""
+        """Sample all added events, visible since wall time `now_us`; returns the freshness of the oldest in seconds."""
         if not self._waiting:
             return None
-        # The last one of an array without strides stands for all: looking at millions would take longer than a flush.
+        # An array with stride 0 has one value: scanning millions of copies would take longer than a flush.
         oldest_us = min(int(times[-1] if times.strides == (0,) else times.min()) for times in self._waiting)
         for times in self._waiting:
             self._keep(times, now_us)
@@ -378,14 +378,14 @@ class Freshness:
         return oldest_s
 
     def samples_ms(self) -> NDArray[np.float64]:
-        """Up to `samples_max` events' freshness in milliseconds, (n,), in no order."""
+        """Freshness of up to `samples_max` events in milliseconds, (n,), in no order."""
         return self._samples_us[: min(self._seen_count, len(self._samples_us))] / 1e3
 
     def _keep(self, times_us: NDArray[np.int64], now_us: int) -> None:
-        """Bring a batch's append times (n,) into the sample.
+        """Add a batch's append times (n,) to the sample.
 
-        Event i of all stays with probability size / i. Only those that may stay are drawn, by the probability of the
-        first, and each later one then stays with its share of that: the cost is that of the sample, not of the events.
+        Event i of all is kept with probability size / i. Candidates are drawn with the probability of the batch's first
+        event, and a later one is then kept in proportion to its own. So the cost depends on the sample, not the events.
         """
         size, first, count = len(self._samples_us), self._seen_count, len(times_us)
         self._seen_count += count

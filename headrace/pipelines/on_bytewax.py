@@ -1,17 +1,17 @@
-"""The Bytewax runner: steps as operators, and Bytewax's engine. Nothing else imports bytewax.
+"""The Bytewax runner: steps as operators on Bytewax's engine. No other module imports bytewax.
 
-A `Flow` becomes a Dataflow by `dataflow_of`. An author may also write one, with other operators beside ours:
+`dataflow_of` converts a `Flow` to a Dataflow. You may also write a Dataflow that combines these with other operators:
 
     flow = Dataflow("materialize")
     events = op.input("in", flow, events_in(source, (Reading,), dead_letters=letters))
     materialize("features", events, (SensorActivity,), "redis://127.0.0.1:6379")
 
-`add_job` runs any other job of `flow` so, as `add_job("join", events, join(spec))`.
+`add_job` runs any other job of `flow`, for example `add_job("join", events, join(spec))`.
 
-Items are batches, never single events. Every worker reads its share of the partitions; each of W groups of shards is
-one keyed state, on a worker of its own. Bytewax's recovery, windows and clocks stay unused: offsets live with the data,
-and the source asks the steps downstream where to begin. `python -m bytewax.run module:flow` works, and SIGTERM ends it
-cleanly.
+Items are batches, never single events. Every worker reads its share of the partitions. Each of W groups of shards is
+one keyed state, on a separate worker. Bytewax's recovery, windows and clocks are not used: offsets are stored with the
+data, and the source asks the steps downstream where to begin. `python -m bytewax.run module:flow` works, and SIGTERM
+ends it cleanly.
 
     in (W sources) --> route (every batch to every group) --> step (W groups) --> summaries or frames
 """
@@ -68,20 +68,20 @@ from headrace.streams.read_ahead import ReadAhead, keep_freed_memory
 from headrace.streams.source import EventBatch, Source
 
 IN_FLIGHT_MAX = 32
-"""Batches that a worker's source may be ahead of the steps: within an epoch Bytewax bounds nothing between workers."""
+"""Batches that a worker's source may be ahead of the steps, since Bytewax has no back-pressure within an epoch."""
 EPOCH = timedelta(seconds=1)
 
 
 def events_in(
     source: Source, events: Iterable[type[Event]], *, dead_letters: DeadLetters, **intake: Any
 ) -> DynamicSource[EventBatch]:
-    """Input of decoded and checked batches of `events`; bad ones go to `dead_letters`. `intake`: see `Intake`."""
+    """Input of decoded, checked batches of `events`; bad events go to `dead_letters`. `intake`: options of `Intake`."""
     make = functools.partial(Intake, tuple(events), dead_letters=dead_letters, **intake)
     return _Input(source, make, dead_letters)
 
 
 def dataflow_of(flow: Flow) -> Dataflow:
-    """The Dataflow that a description stands for."""
+    """Convert a `Flow` to a Dataflow."""
     built = Dataflow(flow.name)
     events = op.input("events", built, _Input(flow.source, flow.intake, flow.dead_letters))
     for job in flow.jobs:
@@ -91,9 +91,9 @@ def dataflow_of(flow: Flow) -> Dataflow:
 
 @operator
 def add_job(step_id: str, up: Stream[EventBatch], job: Job) -> Stream[Any]:
-    """Run the steps of `job`, and hand on what their `tick` and `finish` return.
+    """Run the steps of `job`, and emit what their `tick` and `finish` return.
 
-    The steps are made when the flow starts, and the source begins where they stand.
+    The steps are created when the flow starts, and the source begins at their positions.
     """
     del step_id
     inputs = _inputs(up.flow())
@@ -110,7 +110,7 @@ def add_job(step_id: str, up: Stream[EventBatch], job: Job) -> Stream[Any]:
 
     keyed = op.flat_map_batch("route", up, route)
     results = op.key_rm("results", op.stateful_batch("step", keyed, lambda _none: _StepLogic(steps, inputs)))
-    op.output("end", results, _Out(job.out or discard, first))  # Bytewax requires an output; an author may add others
+    op.output("end", results, _Out(job.out or discard, first))  # Bytewax requires an output; the caller may add more
     return results
 
 
@@ -118,7 +118,7 @@ def add_job(step_id: str, up: Stream[EventBatch], job: Job) -> Stream[Any]:
 def materialize(
     step_id: str, up: Stream[EventBatch], views: Sequence[type[FeatureView]], store: StoreLike, **options: Any
 ) -> Stream[FlushSummary]:
-    """Keep the records of `views` in `store` up to date: the job `flow.materialize`, with its options."""
+    """Keep the records of `views` in `store` up to date, as the job `flow.materialize` with its options."""
     del step_id
     return add_job("steps", up, materialize_job(views, store, **options))
 
@@ -132,7 +132,7 @@ def consume(
     spread: bool,
     on_status: OnStatus | None = None,
 ) -> Stream[Any]:
-    """Run any `Step`, made by `make` of its group and the number of groups; see `Job`."""
+    """Run any `Step`, created by `make(group, groups)`; see `Job`."""
     del step_id
     return add_job("steps", up, Job("steps", lambda place: make(place.group, place.groups), spread, None, on_status))
 
@@ -140,16 +140,16 @@ def consume(
 def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None = None) -> None:
     """Run `flow` until its sources end, or SIGTERM or SIGINT arrives; then everything applied is flushed.
 
-    `say` is given one line for each input, once it has read something or has waited for it: from where, and what its
-    steps write; default: a log line.
+    `say` gets one line for each input, once it reads or waits for input: what it reads and what its steps write. The
+    default logs the line.
 
     Raises:
-        ConfigError: `flow` is no Dataflow, or has no input of ours.
-        HeadraceError: the error that a source or step failed with, in place of Bytewax's own. Nothing is flushed then.
+        ConfigError: `flow` is not a Dataflow, or has no input from `events_in`.
+        HeadraceError: the original error of a source or step, instead of Bytewax's. Nothing is flushed then.
     """
     if not isinstance(flow, Dataflow):
         raise ConfigError(f"flow is of type {type(flow).__name__}, not a Dataflow of bytewax")
-    os.environ["RUST_BACKTRACE"] = "0"  # a failed step is raised as itself: the engine's trace of it is noise
+    os.environ["RUST_BACKTRACE"] = "0"  # the original error is raised, so the engine's trace is noise
     failure = _Failure()
     with graceful_stop() as stopping:
         for each in _inputs(flow):
@@ -164,13 +164,13 @@ def run(flow: Dataflow, workers: int = 1, *, say: Callable[[str], object] | None
             for each in _inputs(flow):
                 each.failure = None
     if failure.first is not None:
-        raise failure.first  # out of the handler: what caused it stays its cause
+        raise failure.first  # outside the handler, so that its own cause is kept
 
 
 class _Failure:
-    """The first error of our inputs and steps under `run`, which ends the flow by itself once it is noted.
+    """The first error of an input or step under `run`. Noting an error ends the flow.
 
-    An error that Bytewax sees becomes a panic of its engine, which writes to stderr before anybody can say a word.
+    An error that reaches Bytewax becomes a panic of its engine, which writes to stderr first.
     """
 
     def __init__(self) -> None:
@@ -178,13 +178,13 @@ class _Failure:
         self._lock = threading.Lock()
 
     def note(self, exc: BaseException) -> None:
-        """Keep an error, unless there is one."""
+        """Keep an error if it is the first."""
         with self._lock:
             self.first = self.first or exc
 
 
 class _Input(DynamicSource[Any]):
-    """A source spread over the workers. It knows the flow's steps, which tell it where to begin."""
+    """A source spread over the workers. It asks the flow's steps where to begin."""
 
     def __init__(self, source: Source, make_intake: Callable[[], Intake], dead_letters: DeadLetters) -> None:
         self.source = source
@@ -200,12 +200,12 @@ class _Input(DynamicSource[Any]):
 
     @property
     def has_failed(self) -> bool:
-        """Whether the flow must end, here or elsewhere, without a flush."""
+        """Whether a part of the flow has failed, so that it must end without a flush."""
         return self.failure is not None and self.failure.first is not None
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Keep an error from Bytewax where `run` will raise it; else let it through."""
+        """Context that notes errors if `run` will raise them, hiding them from Bytewax; otherwise they propagate."""
         try:
             yield
         except StopIteration:
@@ -216,7 +216,7 @@ class _Input(DynamicSource[Any]):
             self.failure.note(exc)
 
     def build(self, step_id: str, worker_index: int, worker_count: int) -> "_Part":
-        """Called by Bytewax once a worker and run, on the worker's thread, before any batch."""
+        """Open a worker's share. Bytewax calls it once per worker and run, on the worker's thread, before any batch."""
         del step_id
         with self.noting():
             return self._opened(worker_index, worker_count)
@@ -244,17 +244,17 @@ class _Input(DynamicSource[Any]):
 
 
 class _Part(StatelessSourcePartition[Any]):
-    """One worker's share of a source; without `ahead` it could not be opened. Worker 0 has the heartbeat."""
+    """One worker's share of a source; `ahead` is None if it could not be opened. Worker 0 has the heartbeat."""
 
     def __init__(self, owner: _Input, ahead: ReadAhead[Any] | None, heartbeat: Heartbeat | None) -> None:
         self._owner = owner
         self._ahead = ahead
         self._heartbeat = heartbeat
-        self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # a batch is freed once every step is done with it
+        self._in_flight: weakref.WeakSet[Any] = weakref.WeakSet()  # a batch is freed once every step has processed it
         self._pause_s: float | None = None
 
     def next_batch(self) -> list[Any]:
-        """Called by Bytewax when the last items are on their way and `next_awake` has passed; must not block."""
+        """Next batches. Bytewax calls it when the last are emitted and `next_awake` has passed; it must not block."""
         with self._owner.noting():
             if self._ahead is not None and not self._owner.has_failed:
                 return self._next(self._ahead)
@@ -274,17 +274,17 @@ class _Part(StatelessSourcePartition[Any]):
         return batches
 
     def next_awake(self) -> datetime | None:
-        """A few milliseconds ahead after a poll that brought nothing."""
+        """Time of the next poll, after the pause of the last poll; None: at once."""
         return None if self._pause_s is None else datetime.now(UTC) + timedelta(seconds=self._pause_s)
 
     def close(self) -> None:
-        """Called by Bytewax at the end of the share, also after a failure."""
+        """Close the source. Called by Bytewax at the end of the share, also after a failure."""
         if self._ahead is not None:
             self._ahead.close()
 
 
 class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
-    """One group's step. Bytewax does not tell it its key, so it learns its group from the first batch."""
+    """The step of one group. Bytewax does not pass the key, so it learns its group from the first batch."""
 
     def __init__(self, steps: PlacedSteps, inputs: Sequence[_Input]) -> None:
         self._steps = steps
@@ -292,19 +292,19 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
         self._step: Step | None = None
 
     def on_batch(self, values: list[tuple[int, EventBatch]]) -> tuple[Sequence[Any], bool]:
-        """Called with all batches that wait for this group."""
+        """Apply batches. Called with all batches that wait for this group."""
         return self._done(lambda: self._take(values))
 
     def on_notify(self) -> tuple[Sequence[Any], bool]:
-        """Called when `notify_at` has passed, sometimes without need."""
+        """Do what is due. Called when `notify_at` has passed, sometimes early."""
         return self._done(lambda: self._tick(self._step) if self._step else ())
 
     def on_eof(self) -> tuple[Sequence[Any], bool]:
-        """Called once when all sources have ended or were asked to stop; after a failure nothing is flushed."""
+        """Flush. Called once when all sources have ended or were asked to stop; after a failure nothing is flushed."""
         return self._done(lambda: self._step.finish() if self._step else ())
 
     def notify_at(self) -> datetime | None:
-        """Wall time of the step's next due moment."""
+        """Wall time at which the step is due next."""
         due_s = None if self._step is None or self._inputs[0].has_failed else self._step.due_s
         return None if due_s is None else datetime.now(UTC) + timedelta(seconds=max(0.0, due_s - time.monotonic()))
 
@@ -328,7 +328,7 @@ class _StepLogic(op.StatefulBatchLogic[Any, Any, None]):
         return (), self.RETAIN
 
     def snapshot(self) -> None:
-        """Nothing: state and offsets are in the step's own store."""
+        """Return nothing, since state and offsets are in the step's own store."""
 
 
 class _Out(DynamicSink[Any]):
@@ -355,7 +355,7 @@ class _Calls(StatelessSinkPartition[Any]):
 
 
 def _inputs(flow: Dataflow) -> list[_Input]:
-    """Our inputs anywhere in the flow."""
+    """All inputs of `events_in` in the flow, at any depth."""
 
     def walk(steps: Sequence[Operator]) -> Iterator[_Input]:
         for step in steps:
@@ -371,12 +371,12 @@ def _inputs(flow: Dataflow) -> list[_Input]:
 
 
 def _is_bytewax(exc: BaseException) -> bool:
-    """Whether Bytewax itself raised; a panic of its engine is a BaseException of a module that cannot be imported."""
+    """Whether an error is Bytewax's own. Its engine's panic is a BaseException of a module that cannot be imported."""
     return isinstance(exc, BytewaxRuntimeError) or type(exc).__name__ == "PanicException"
 
 
 def _original(exc: BaseException) -> BaseException:
-    """The error of ours that `exc` was made from, else the first that is not Bytewax's."""
+    """The HeadraceError that caused `exc`, or the first cause that is not Bytewax's."""
     causes = [exc]
     while (deeper := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(deeper)
@@ -386,7 +386,7 @@ def _original(exc: BaseException) -> BaseException:
 
 @functools.cache
 def _bytewax_run_stop() -> threading.Event:
-    """The stop flag of a process started as `python -m bytewax.run`, which else dies of SIGTERM without a flush."""
+    """The stop flag of a `python -m bytewax.run` process, which would otherwise die of SIGTERM without a flush."""
     stop = threading.Event()
 
     def ask(number: int, _frame: Any) -> None:

@@ -1,14 +1,14 @@
-"""The steps of a flow and the workers that they run on.
+"""The placement of a flow's steps on workers.
 
     build of worker 0 --> make all groups' steps --> their positions --> seek
     build of worker 1 ----------------------------> same positions ---> seek
     batches ----------> step of the group
 
-Steps are made before the first batch, and the source begins where these very objects stand: positions asked of other
-objects could differ if the store went back in time in between, and leave a gap that nothing shows.
+Steps are created before the first batch, and the source begins at the positions of these same objects. Positions of
+other objects could differ if the store went back in time in between, which would leave an unnoticed gap.
 
-Bytewax picks the worker of a key by SipHash-1-3 (zero keys) of its UTF-8 bytes and 0xff, modulo the number of workers:
-the standard hasher of Rust, in 0.21.1. `worker_keys` finds key names that give each group a worker of its own.
+Bytewax 0.21.1 picks the worker of a key by SipHash-1-3 (zero keys), Rust's standard hasher, of its UTF-8 bytes and
+0xff, modulo the number of workers. `worker_keys` finds key names that give each group a separate worker.
 Source: Aumasson and Bernstein, SipHash, 2012.
 """
 
@@ -22,7 +22,7 @@ from headrace.streams.positions import Positions, least_positions
 
 
 class PlacedSteps:
-    """One step for each group, made anew for each run of a flow. Thread-safe."""
+    """One step for each group, created anew for each run of a flow. Thread-safe."""
 
     def __init__(self, make: Callable[[int, int], Step]) -> None:
         self._make = make
@@ -32,7 +32,7 @@ class PlacedSteps:
         self.made: Sequence[Step] = ()
 
     def positions(self, asker: Hashable, groups: int) -> Positions:
-        """Where a source must begin. An `asker` asks once a run; its second question begins the next run."""
+        """Positions at which a source must begin. An `asker` calls it once per run; a second call begins a new run."""
         with self._lock:
             if not self.made or asker in self._askers:
                 self._askers.clear()
@@ -46,7 +46,7 @@ _MASK = (1 << 64) - 1
 
 
 def worker_of(key: str, workers: int) -> int:
-    """The worker, of `workers`, that Bytewax gives `key` to.
+    """The worker, of `workers`, to which Bytewax assigns `key`.
 
     >>> [worker_of(key, 2) for key in worker_keys(2)]
     [0, 1]

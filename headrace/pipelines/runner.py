@@ -1,7 +1,7 @@
-"""Which runner a flow runs under: Bytewax, on several workers, or the plain loop, with equal results.
+"""Choice of the runner of a flow: Bytewax, on several workers, or the plain loop, with equal results.
 
-`headrace run MODULE` and `run_flow` choose; `python -m bytewax.run MODULE:flow` works as well, since a function under
-`@dataflow` returns a Dataflow of Bytewax when it is called.
+`headrace run MODULE` and `run_flow` choose. `python -m bytewax.run MODULE:flow` works too, since a function decorated
+with `@dataflow` returns a Bytewax Dataflow when called.
 """
 
 import functools
@@ -17,7 +17,7 @@ Runner = Literal["bytewax", "loop"]
 
 
 def dataflow(declare: Callable[[], Flow]) -> Callable[[], Any]:
-    """Decorator of a module's `flow`: called, it gives a Dataflow of Bytewax; `run_flow` takes the description."""
+    """Decorate a module's `flow` function: calling it returns a Bytewax Dataflow, and `run_flow` uses its `Flow`."""
 
     @functools.wraps(declare)
     def flow() -> Any:
@@ -30,7 +30,7 @@ def dataflow(declare: Callable[[], Flow]) -> Callable[[], Any]:
 
 
 def described_flow(flow: Any) -> Flow | None:
-    """The description behind a `Flow` or a function under `@dataflow`; None of anything else."""
+    """The `Flow` of a `Flow` or of a function decorated with `@dataflow`; None for anything else."""
     declare = getattr(flow, "declare", None)
     described = declare() if callable(declare) else flow
     return described if isinstance(described, Flow) else None
@@ -41,13 +41,13 @@ def run_flow(
 ) -> None:
     """Run a flow until its source ends, or SIGTERM or SIGINT arrives; then everything applied is flushed.
 
-    `flow` is a `Flow`, a function under `@dataflow`, or a Dataflow of Bytewax. `runner` defaults to Bytewax where it is
-    installed. `say` is given one line once the flow reads or has waited for input: what it reads and writes; default: a
-    log line.
+    `flow` is a `Flow`, a function decorated with `@dataflow`, or a Bytewax Dataflow. `runner` defaults to Bytewax if it
+    is installed. `say` gets one line once the flow reads or waits for input: what it reads and writes. The default logs
+    the line.
 
     Raises:
-        ConfigError: the runner cannot run it, or is not installed.
-        HeadraceError: the error that the source or a step failed with. Nothing is flushed then.
+        ConfigError: the runner cannot run the flow, or is not installed.
+        HeadraceError: the source or a step failed. Nothing is flushed then.
     """
     has_bytewax = importlib.util.find_spec("bytewax") is not None
     described = described_flow(flow)
@@ -69,7 +69,7 @@ def run_flow(
 
 def _run_in_loop(flow: Flow, say: Callable[[str], object] | None) -> None:
     intake = flow.intake()
-    with loop.graceful_stop() as stop:  # from here on: steps that wait for their store while they are made must end
+    with loop.graceful_stop() as stop:  # from here on, since steps may wait for their store when created
         steps = [job.make(Place(dead_letters=flow.dead_letters, stop=stop)) for job in flow.jobs]
         intake.warm_up()
         heartbeat = loop.Heartbeat(

@@ -1,16 +1,16 @@
-"""The shards of one view that one engine owns: events in, records and offsets out, each event exactly once.
+"""ShardSet: the shards of one view that one engine owns; it applies events and writes records and offsets exactly once.
 
-    batch --> skip what a shard has applied --> load unknown entities --> update the slab --> offsets move on
-    flush --> compare the fences, write dirty records and offsets, all or nothing a shard
+    batch --> skip applied rows --> load unknown entities --> update the slab --> advance offsets
+    flush --> compare the fences, write dirty records and offsets, atomically per shard
 
-The invariant: what Redis holds of a shard, records and offsets, is the effect of one and the same set of events. In
-memory the same holds for slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the
-shard's next offset of that partition, so any overlap of what is read again does no harm.
+Invariant: the records and offsets of a shard in Redis are the effect of one set of events. In memory the same holds for
+slab and offsets after each `apply`. A row counts for a shard iff its offset is at or past the shard's next offset of
+that partition, so rows may be read again.
 
-An event outside every window of its entity changes nothing and becomes a dead letter of the reason "too_late": one an
-event and view, with the row as JSON. Events that are read again after a crash may give a second one, or be in time if
-they arrive in another order. An event for which an expression of the view has no value becomes a dead letter of the
-reason "expression_failed"; it counts for other views.
+An event outside every window of its entity changes nothing and becomes a dead letter of the reason "too_late": one per
+event and view, with the row as JSON. Events that are read again after a crash may produce a second dead letter, or be
+in time if they arrive in another order. An event for which an expression of the view fails becomes a dead letter of the
+reason "expression_failed"; it still counts for other views.
 """
 
 import time
@@ -63,7 +63,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """Records written by a flush, and its duration."""
+    """Number of records written by a flush, and its duration."""
 
     records: int
     seconds: float
@@ -72,12 +72,12 @@ class Flushed:
 class ShardSet:
     """The `shards` of one view that this engine owns. Not thread-safe: one thread applies and flushes.
 
-    `records_max` bounds the records in memory (clean ones go, least recently touched first); the entities of one batch
-    always fit. `clock` tells when a view's ttl has passed; one ahead of Redis's costs a load, no more. `dead_letters`
-    gets events that are too late for the view, or that one of its expressions has no value for; without it they are
-    only counted. State that survives a restart is in Redis: a new ShardSet carries on from its offsets.
+    `records_max` limits the records in memory (clean records are evicted, least recently used first); the entities of
+    one batch always fit. `clock` tells when a view's ttl has passed; a clock ahead of Redis's only costs extra loads.
+    `dead_letters` gets events that are too late for the view, or for which one of its expressions fails; without it
+    they are only counted. State that survives a restart is in Redis: a new ShardSet continues from the offsets there.
 
-    After `FencedError` the object is useless: open a new one and replay from its positions. After
+    After `FencedError` the object is unusable: open a new one and replay from its positions. After
     `StoreUnavailableError` nothing is lost: call the same method again.
     """
 
@@ -100,7 +100,7 @@ class ShardSet:
         self._records_max = records_max
         self._dead_letters = dead_letters
         self._token = uuid.uuid4().hex[:16]
-        self._owned = np.full(store.shards, -1, np.int64)  # shard -> its row in the arrays below
+        self._owned = np.full(store.shards, -1, np.int64)  # shard -> row in the arrays below
         self._owned[self.shards] = np.arange(len(self.shards))
         self._load_fences()
         self._arrival_us = 0
@@ -113,33 +113,33 @@ class ShardSet:
     # Offsets
 
     def positions(self) -> dict[str, int]:
-        """Partition -> the least next offset over the shards: where a source must start.
+        """Partition -> the smallest next offset over the shards, at which a source must start.
 
-        A partition that some shard has never seen is left out: it must be read from its start.
+        A partition that a shard has never seen is left out: it must be read from its start.
         """
         return self._offsets.positions()
 
     def known(self) -> dict[str, int]:
-        """Partition -> the greatest next offset over the shards, also of a partition that only some have seen."""
+        """Partition -> the largest next offset over the shards, also if only some shards have seen the partition."""
         return self._offsets.furthest()
 
     def reached(self) -> dict[str, list[int]]:
-        """Partition -> all next offsets that shards have of it."""
+        """Partition -> the distinct next offsets of the shards that have seen it."""
         return self._offsets.reached()
 
     def start_at(self, positions: Mapping[str, int]) -> None:
-        """Mark rows before `positions` (partition -> next offset) as applied, as a backfill does to hand over."""
+        """Mark rows before `positions` (partition -> next offset) as applied, for the hand-over of a backfill."""
         for partition, next_offset in positions.items():
             self._offsets.advance(partition, next_offset)
 
     @property
     def dirty_count(self) -> int:
-        """Records that differ from the store."""
+        """Number of records that differ from the store."""
         return len(self._slab.dirty())
 
     @property
     def record_count(self) -> int:
-        """Records in memory."""
+        """Number of records in memory."""
         return len(self._slab)
 
     # Events in
@@ -147,13 +147,13 @@ class ShardSet:
     def apply(self, *batches: EventBatch) -> None:
         """Apply the rows of batches to the records; event classes that the view does not read are ignored.
 
-        Batches of one partition come in the order of their offsets, without overlap. Rows of several classes are
-        applied in the order of their times, whatever was read first. All or nothing: after an error the same batches
-        can be applied again.
+        Batches of one partition must be in the order of their offsets, without overlap. Rows of several classes are
+        applied in the order of their times, not in the order of reading. All or nothing: after an error the same
+        batches can be applied again.
 
         Raises:
             StoreUnavailableError: records of entities not in memory cannot be loaded.
-            FencedError: an earlier flush was fenced; or, with `records_max`, the flush that makes room is.
+            FencedError: an earlier flush was fenced, or with `records_max` the flush that makes room.
         """
         self._require_unfenced()
         ours = [batch for batch in batches if batch.event in self.plan.sources]
@@ -163,7 +163,7 @@ class ShardSet:
         too_late, failed = self._take_in(new)
         for batch in new:
             self._offsets.advance(batch.partition, batch.next_offset)
-        # Last: the batches are applied, and must not be applied again if the dead letters cannot be written.
+        # Last, since the batches are applied now, and must not be applied again if writing the dead letters fails.
         if count_failed_rows(self.plan.name, failed) + too_late.size and self._dead_letters is not None:
             starts = np.cumsum([0, *(batch.frame.height for batch in new)])
             for batch, (start, end) in zip(new, pairwise(starts.tolist()), strict=True):
@@ -172,7 +172,7 @@ class ShardSet:
                 put_aside(Letters.joined([late, *parts]), self._dead_letters)
 
     def _take_in(self, batches: Sequence[EventBatch]) -> tuple[NDArray[np.int64], list[FailedRows]]:
-        """Apply the rows of all batches; returns those that were too late, and those for which an expression failed."""
+        """Apply the rows of all batches; returns rows that were too late, and rows for which an expression failed."""
         rows = self._rows(batches)
         failed = list(rows.failed)
         if not self._are_new(batches):
@@ -194,9 +194,9 @@ class ShardSet:
             batch.prepared[self.plan.fingerprint] = self.plan.rows(batch.event, batch.frame)
 
     def _rows(self, batches: Sequence[EventBatch]) -> Rows:
-        """The rows of all batches, `index` counted through; in the order of their times if of several classes.
+        """The rows of all batches, with `index` across all batches; in the order of their times if of several classes.
 
-        Small ones are made together, for a call costs a millisecond however few its rows are.
+        Small batches are processed together, since a call costs a millisecond even for few rows.
         """
         parts, start = [], 0
         ahead = [(batch, batch.prepared.get(self.plan.fingerprint)) for batch in batches]
@@ -231,12 +231,12 @@ class ShardSet:
                 self._fenced = True
                 raise
             records += self._settle(writes, report.repeated, rows)
-            # A shard whose earlier try had been applied unnoticed goes round once more: that try held less than we do
-            # now.
+            # If an earlier attempt for a shard had been applied unnoticed, the shard is written once more, since that
+            # attempt may have had less data.
             if not report.repeated:
                 break
         if has_unwritten:
-            # A Redis that was emptied before the first flush shows no other fence, yet lacks what was registered.
+            # A Redis that was emptied before the first flush has no other fence, but the registration is lost.
             self._register()
         seconds = time.perf_counter() - started_s
         self._flush_seconds.observe(seconds)
@@ -244,11 +244,11 @@ class ShardSet:
         return Flushed(records, seconds)
 
     def check(self) -> None:
-        """Return if the store is what this engine left; an engine without events would not notice at a flush.
+        """Check that the store is as this engine left it, which an engine without events would not notice by flushes.
 
         Raises:
             FencedError: another engine owns a shard, or Redis went back in time. Discard this object.
-            EvictionError: Redis may drop records by now.
+            EvictionError: Redis may now drop records.
             StoreUnavailableError: Redis does not answer. Call again.
         """
         self._require_unfenced()
@@ -276,7 +276,7 @@ class ShardSet:
         fences = self._store.fences(self.plan, self.shards)
         self._sequences = np.array([fences[shard].sequence for shard in self.shards], np.int64)
         self._writers = [fences[shard].writer for shard in self.shards]
-        # Of a shard that was never written nothing need be loaded, until something of it has left the memory.
+        # A shard that was never written needs no loads until one of its records is evicted from memory.
         self._complete = self._sequences == 0
         self._offsets = OffsetTable([fences[shard].offsets for shard in self.shards])
 
@@ -285,13 +285,13 @@ class ShardSet:
             raise FencedError(f"view {self.plan.name}: these shards were fenced before; open them again and replay")
 
     def _are_new(self, batches: Sequence[EventBatch]) -> bool:
-        """Whether every row is of our shards and none was applied, the usual case."""
+        """Whether every row belongs to these shards and none has been applied, the usual case."""
         return len(self.shards) == self._store.shards and all(
             batch.offsets.min(initial=batch.next_offset) >= self._offsets.span(batch.partition)[1] for batch in batches
         )
 
     def _unapplied(self, rows: Rows, batches: Sequence[EventBatch]) -> Rows:
-        """The rows (n,) of our shards that their shard has not applied."""
+        """The rows (n,) of these shards that have not been applied."""
         ours = self._owned[shard_of(rows.ids, self._store.shards)] >= 0
         new = self._are_unapplied(rows.ids, rows.index, batches)
         new_count = int(np.count_nonzero(new))
@@ -301,7 +301,7 @@ class ShardSet:
     def _are_unapplied(
         self, ids: NDArray[np.int64], index: NDArray[np.int64], batches: Sequence[EventBatch]
     ) -> NDArray[np.bool_]:
-        """(n,) whether a row is of our shards and its shard has not applied it; `index` counts through all batches."""
+        """Mask (n,) of the rows of these shards that have not been applied; `index` is across all batches."""
         offsets = np.concatenate([batch.offsets for batch in batches])
         heights = [batch.frame.height for batch in batches]
         columns = np.repeat([self._offsets.column(batch.partition) for batch in batches], heights)
@@ -349,14 +349,14 @@ class ShardSet:
     # Memory
 
     def _make_room(self, count: int) -> None:
-        """Evict so that `count` more records fit into `records_max`, as far as the current batch's entities allow."""
+        """Evict records so that `count` more fit into `records_max`, as far as the current batch's entities allow."""
         if self._records_max is None or len(self._slab) + count <= self._records_max:
             return
         excess = len(self._slab) + count - self._records_max
         if self._uses.evictable(self._slab.dirty()).size < excess and self.dirty_count:
             self.flush()
         candidates = self._uses.evictable(self._slab.dirty())
-        evicted = min(candidates.size, max(excess, self._records_max // 16))  # some more: each search costs a pass
+        evicted = min(candidates.size, max(excess, self._records_max // 16))  # extra, since each search costs a pass
         if evicted:
             self._drop(self._uses.oldest(candidates, evicted))
             EVICTED.labels(self.plan.name).inc(evicted)
@@ -367,7 +367,7 @@ class ShardSet:
         self._uses.drop(at)
 
     def _forget_expired(self, at: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Drop clean records that have expired in Redis, or a restart would change values; returns rows of `ids`."""
+        """Drop clean records that have expired in Redis, as a restart would; returns the rows of `ids`."""
         assert self.plan.ttl_us
         expired = self._uses.expired(np.unique(at[at >= 0]), self._clock.now_us() - self.plan.ttl_us)
         expired = np.setdiff1d(expired, self._slab.dirty(), assume_unique=True)
@@ -403,7 +403,7 @@ class ShardSet:
         return writes
 
     def _settle(self, writes: Sequence[ShardWrite], repeated: frozenset[int], dirty: NDArray[np.int64]) -> int:
-        """Record what Redis acknowledged; returns the number of records written."""
+        """Mark as stored what Redis acknowledged; returns the number of records written."""
         now_us = self._clock.now_us()
         written = np.zeros(len(self.shards), np.bool_)
         for write in writes:
@@ -436,5 +436,5 @@ def failed_letters(view_name: str, batch: EventBatch, all_failed: FailedRows, st
 
 
 def _between(index: NDArray[np.int64], start: int, end: int) -> NDArray[np.int64]:
-    """The rows in [start, end), counted from `start`."""
+    """The rows of `index` in [start, end), relative to `start`."""
     return index[(index >= start) & (index < end)] - start

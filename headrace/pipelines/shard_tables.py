@@ -1,8 +1,8 @@
-"""Tables of a shard set beside its records: offsets of the shards, and when each record was last used.
+"""Tables of a shard set beside its records: offsets of the shards, and the last use of each record.
 
 The next offset of every partition for each shard, in memory and in the store:
 
-                topic/0   topic/1          a column is added when a partition is first met
+                topic/0   topic/1          a column is added when a partition is first seen
 shard 3             120        96          -1: the shard has not seen the partition
 shard 7             118        96
 """
@@ -17,7 +17,7 @@ _NEVER = -1
 
 
 class OffsetTable:
-    """Next offsets of n shards, one a row; `stored` are partition -> next offset of each, from the store."""
+    """Next offsets of n shards, one row per shard; `stored` has partition -> next offset of each, from the store."""
 
     def __init__(self, stored: Sequence[Mapping[str, int]]) -> None:
         names = sorted({name for offsets in stored for name in offsets})
@@ -29,22 +29,22 @@ class OffsetTable:
         self._stored = self._next.copy()
 
     def positions(self) -> dict[str, int]:
-        """Partition -> the least next offset over the shards, where every shard has seen it."""
+        """Partition -> the smallest next offset over the shards, for partitions seen by every shard."""
         least = self._next.min(axis=0, initial=np.iinfo(np.int64).max)
         return {name: int(least[column]) for name, column in sorted(self._columns.items()) if least[column] != _NEVER}
 
     def reached(self) -> dict[str, list[int]]:
-        """Partition -> the different next offsets that shards have of it, where any shard has seen it."""
+        """Partition -> the distinct next offsets of the shards, for partitions seen by any shard."""
         seen = {name: np.unique(self._next[:, column]) for name, column in self._columns.items()}
         return {name: offsets[offsets != _NEVER].tolist() for name, offsets in seen.items() if offsets[-1] != _NEVER}
 
     def furthest(self) -> dict[str, int]:
-        """Partition -> the greatest next offset over the shards, where any shard has seen it."""
+        """Partition -> the largest next offset over the shards, for partitions seen by any shard."""
         furthest = self._next.max(axis=0, initial=_NEVER).tolist()
         return {name: furthest[column] for name, column in sorted(self._columns.items()) if furthest[column] != _NEVER}
 
     def column(self, partition: str) -> int:
-        """Column of a partition, for `applied`."""
+        """Column of a partition for `applied`; added if new."""
         if partition not in self._columns:
             self._columns[partition] = len(self._columns)
             unseen = np.full((len(self._next), 1), _NEVER, np.int64)
@@ -53,35 +53,35 @@ class OffsetTable:
         return self._columns[partition]
 
     def span(self, partition: str) -> tuple[int, int]:
-        """The least and the greatest next offset of a partition over the shards; below 0 where one has not seen it."""
-        column = self.column(partition)  # before the array, which it may replace
+        """Smallest and largest next offset of a partition over the shards; -1 for a shard that has not seen it."""
+        column = self.column(partition)  # first, since it may replace the array
         offsets = self._next[:, column]
         return int(offsets.min()), int(offsets.max())
 
     def applied(
         self, rows: NDArray[np.int64], columns: NDArray[np.int64], offsets: NDArray[np.int64]
     ) -> NDArray[np.bool_]:
-        """Whether each offset (m,) of a partition, by its column (m,), has been applied by a shard, by its row (m,)."""
+        """Mask (m,) of the offsets (m,) that a shard, given by row (m,), has applied of a partition, by column (m,)."""
         return np.asarray(offsets < self._next[rows, columns], np.bool_)
 
     def advance(self, partition: str, next_offset: int) -> None:
-        """Mark rows before an offset as applied by all shards."""
+        """Mark rows before `next_offset` as applied by all shards."""
         column = self.column(partition)
         np.maximum(self._next[:, column], next_offset, out=self._next[:, column])
 
     def moved(self, row: int) -> dict[str, int]:
-        """Offsets of a shard that are not in the store yet."""
+        """Next offsets of a shard that have changed since they were stored."""
         columns = np.flatnonzero(self._next[row] != self._stored[row]).tolist()
         names = list(self._columns)  # in the order of their columns
         return {names[column]: int(self._next[row, column]) for column in columns}
 
     def settle(self, written: NDArray[np.bool_]) -> None:
-        """Mark the offsets of the shards in a mask (n,) as stored."""
+        """Mark the offsets of the shards in the mask `written` (n,) as stored."""
         self._stored[written] = self._next[written]
 
 
 class UseTable:
-    """When each record in memory, by its slab row, was last used by a batch, and last loaded or written.
+    """For each record in memory, by slab row, the last batch that used it and the time it was last loaded or written.
 
     `tick` counts the batches. A record of the current batch is never evicted.
     """
@@ -100,7 +100,7 @@ class UseTable:
             self._used[at] = self.tick
 
     def written(self, at: NDArray[np.int64], now_us: int) -> None:
-        """Mark rows (m,) as equal to the store's at `now_us`."""
+        """Mark rows (m,) as equal to the store at `now_us`."""
         self._written_us[at] = now_us
 
     def drop(self, at: NDArray[np.int64]) -> None:
@@ -108,7 +108,7 @@ class UseTable:
         self._used[at] = _NEVER
 
     def evictable(self, dirty: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows that are in use, not `dirty`, and not of the current batch."""
+        """Rows that are occupied, not `dirty`, and not used by the current batch."""
         is_free = (self._used != _NEVER) & (self._used < self.tick)
         is_free[dirty[dirty < is_free.size]] = False
         return np.flatnonzero(is_free)

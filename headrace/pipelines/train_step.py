@@ -1,19 +1,19 @@
-"""Train in a flow: on requests joined with their labels, and on every other engagement as an example of its own.
+"""TrainStep: training in a flow, on requests joined with their labels, and on every other engagement as an example.
 
     impressions --+
                   +--> Joiner --watermark--> labelled requests ----------------------+
     engagements --+                                                                  +--> Trainer
                   '--> wait until watermark - within --> those no request showed ----'
 
-An engagement waits until every request that it may label has come out: only then is it known whether the engagement
-was served, and an engagement that labels a request is learned from there alone. Waiting events leave in event-time
-order, so they are read as of exactly that time, and examples are a function of the events, not of their batching.
+An engagement waits until every request that it may label has been emitted. Only then is it known whether it labels a
+request; if so, it is learned only as part of that request. Waiting events are released in event-time order, so features
+are read as of exactly that time, and examples are a function of the events, not of their batching.
 
 Micro-batches end at multiples of the joiner's step in event time, however far the watermark moves at once: first the
-requests of a step are learned, then its other engagements, then the next step's. So weights are a function of the
-events as well. Without a joiner every engagement is an example of its own and waits for the watermark alone.
+requests of a step are learned, then its other engagements, then the next step. So weights are also a function of the
+events. Without a joiner every engagement is an example and waits only for the watermark.
 
-State: joiner, trainer and waiting events are saved together, with one table of offsets, which covers every event; a
+State: joiner, trainer and waiting events are saved together, with one table of offsets that covers every event. A
 restart resumes from there.
 """
 
@@ -41,12 +41,12 @@ from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch
 from headrace.streams.watermark import Watermark
 
-SAVE_S = 30.0  # between two saves: what a crash makes it train again
-RELEASE_S = 0.1  # between two looks at the watermark; each costs a scan of the waiting events
+SAVE_S = 30.0  # between two saves; after a crash, about this much is trained again
+RELEASE_S = 0.1  # between two checks of the watermark, which cost a scan of the waiting events
 IDLE_S = 5.0  # wall time after which a silent partition no longer holds the watermark back
 
 REQUEST_ROWS = 16_384
-"""Requests of which examples are made at a time: those of a long step together would be gigabytes."""
+"""Requests converted to examples at a time, since all requests of a long step could take gigabytes."""
 
 SAVE_SECONDS = Histogram(
     "headrace_checkpoint_seconds",
@@ -61,20 +61,20 @@ class TrainStep:
     """A `Step` around one trainer. Used by one thread.
 
     Args:
-        trainer: made with `events`, so that it can make examples of engagements, unless `events` is empty.
-        joiner: of the requests that serving logs; None: there are none.
-        events: classes that the learner's views read; the engagement of the joiner is one of them. None at all: only
-            requests are learned, as with several labels.
-        state: folder of the saved state; None keeps nothing.
-        lateness_us: without a joiner, how far behind the newest an event may arrive, in event time.
+        trainer: the trainer; it needs its own `events`, to make examples of engagements, unless `events` is empty.
+        joiner: joins the requests that serving logs; None if there are no requests.
+        events: classes that the learner's views read, including the joiner's engagement. If empty, only requests are
+            learned, as with several labels.
+        state: folder of the saved state; None: nothing is saved.
+        lateness_us: without a joiner, how far behind the newest event another may arrive, in event time.
 
     Attributes:
         classes: events that are read beside the requests.
 
     Raises:
-        DeclarationError: there is no joiner, and the learner has no label, or several; or the joiner has other labels
-            than the learner, or not its policy.
-        ServiceError: another process has the state.
+        DeclarationError: there is no joiner, and the learner has no label, or several; or the joiner's labels or policy
+            differ from the learner's.
+        ServiceError: another process uses the state.
         SnapshotError: the state is damaged, or of another learner.
     """
 
@@ -116,30 +116,30 @@ class TrainStep:
             self._load(self._saves.checkpoints)
 
     def describe(self) -> str:
-        """Learner, models and state."""
+        """Name the learner and the folder of its models."""
         directory = self.trainer.directory
         return f"models of {self.trainer.learner.name} to {directory.path if directory else 'memory alone'}"
 
     @property
     def state_folder(self) -> Path | None:
-        """Folder of the saved state; None keeps nothing."""
+        """Folder of the saved state; None if nothing is saved."""
         return None if self._saves is None else self._saves.checkpoints.folder
 
     def positions(self) -> Positions:
-        """Next offset of each partition that the state has taken in."""
+        """Next offset of each partition in the state."""
         return positions_of("the trainer", self._offsets.positions())
 
     def expect(self, partitions: Sequence[str]) -> None:
-        """The watermark waits for each of these."""
+        """Make the watermark wait for each of these partitions."""
         self._watermark.expect(partitions)
 
     def apply(self, batch: EventBatch) -> None:
-        """Take in requests or engagements."""
+        """Add requests or engagements, and update the watermark."""
         self._watermark.observe(batch)
         self.add(batch)
 
     def add(self, batch: EventBatch) -> None:
-        """Take in requests or engagements that do not move the watermark: the caller of `advance` does."""
+        """Add requests or engagements without updating the watermark, which the caller passes to `advance`."""
         new = self._offsets.new_rows(batch)
         if self.joiner is not None and batch.event in (self.joiner.spec.request, *self.joiner.spec.engagements):
             self.joiner.add_new(new)
@@ -147,16 +147,16 @@ class TrainStep:
             self._early.add(new)
 
     def skip_to(self, positions: Mapping[str, int]) -> None:
-        """Take rows before `positions` (partition -> next offset) as learned."""
+        """Mark rows before `positions` (partition -> next offset) as learned."""
         self._offsets.skip_to(positions)
 
     @property
     def due_s(self) -> float | None:
-        """Monotonic time of the next look at the watermark."""
+        """Monotonic time of the next check of the watermark."""
         return self._released_s + RELEASE_S
 
     def tick(self) -> list[Verdict]:
-        """Release what the watermark allows, train on what is due, publish if it is time."""
+        """Release what the watermark allows, train on what is due, and publish if that is due."""
         now_s = time.monotonic()
         if now_s - self._released_s >= RELEASE_S:
             self._released_s = now_s
@@ -168,18 +168,18 @@ class TrainStep:
         return [] if verdict is None else [verdict]
 
     def finish(self) -> list[Verdict]:
-        """Save, with what waits for the watermark or its micro-batch: it is learned after a restart."""
+        """Save, including examples that still wait for the watermark or their micro-batch, to learn after a restart."""
         self._release()
         self.save()
         return []
 
     @property
     def waiting(self) -> int:
-        """Events that wait for the watermark."""
+        """Number of events that wait for the watermark."""
         return self._early.rows
 
     def status(self) -> dict[str, Any]:
-        """Figures to show: examples, marks of what was served, progress."""
+        """Status to show: examples, metrics of served predictions, progress."""
         counts = {} if self.joiner is None else self.joiner.counts
         return {
             "joined": self._joined,
@@ -199,7 +199,7 @@ class TrainStep:
         """Write a checkpoint into the folder of the state, if there is one; with `waits` return once it is on disk.
 
         Raises:
-            SnapshotError: it cannot be written. The one before it stays, and a later call may succeed.
+            SnapshotError: it cannot be written. The previous checkpoint stays, and a later call may succeed.
         """
         if self._saves is None:
             return
@@ -212,7 +212,7 @@ class TrainStep:
 
     @SAVE_SECONDS.time()
     def _submit(self, saves: CheckpointThread) -> None:
-        """Take the state, which stops training for so long; a thread writes it."""
+        """Capture the state, during which training stops, and let a thread write it."""
         saves.wait()
         counts = {"joined": self._joined, "positives": self._positives}
         served = self._served.capture()
@@ -238,7 +238,7 @@ class TrainStep:
         if facts:
             try:
                 self.trainer.read(folder / "trainer", facts["trainer"])
-            except SnapshotError as exc:  # its files are whole: `newest` has compared their checksums
+            except SnapshotError as exc:  # the files are intact, as `newest` has compared their checksums
                 raise SnapshotError(
                     f"{exc}. The state in {self.state_folder} is of the learner as it was declared before: take the "
                     "change back, or delete that folder to train anew, from history with `headrace train` or live"
@@ -263,31 +263,31 @@ class TrainStep:
             self.advance(watermark_us)
 
     def advance(self, watermark_us: int, *, awaits_requests: bool = True) -> None:
-        """Learn from what the watermark allows, one step of event time after the other.
+        """Learn from what the watermark allows, one step of event time after another.
 
-        `awaits_requests` False: every request is known that an engagement before the watermark may label, as in a
-        history without requests, so engagements do not wait for them.
+        `awaits_requests` False: all requests that an engagement before the watermark may label are known, as in a
+        history without requests, so engagements do not wait for requests.
         """
         within_us = self._within_us if awaits_requests else 0
         requests = None if self.joiner is None else self.joiner.advance(watermark_us)
-        # Steps are learned whole: only below the last of them are all requests and engagements known.
+        # Only whole steps are learned: below the last of them all requests and engagements are known.
         through_us = (watermark_us - within_us) // self._step_us * self._step_us
         events = self._early.take(through_us)
-        # In the order in which they come out: an engagement does once its step has waited so long.
+        # In the order of release: an engagement is released after its step has waited so many steps.
         self._learn(requests, events, 1 + within_us // self._step_us if self._is_early else 0)
         if events:
             self.trainer.add_examples(None, self._early.learned_positions(self._offsets.positions()))
-            # A request is no older than `within` before its engagement: older ids cannot be asked for again.
+            # A request is at most `within` older than its engagement, so older ids are not needed any more.
             self._served.drop(self._served.due(through_us // self._step_us))
 
     @property
     def _is_early(self) -> bool:
-        """Whether requests come out before their window has closed."""
+        """Whether requests are emitted before their window has closed."""
         return self.joiner is not None and self.joiner.spec.is_early
 
     @property
     def _within_us(self) -> int:
-        """How long an engagement waits for the requests that it may label."""
+        """Time in microseconds that an engagement waits for the requests that it may label."""
         if self.joiner is None:
             return 0
         within_us = self.joiner.spec.within_us
@@ -296,9 +296,9 @@ class TrainStep:
     def _learn(
         self, requests: pl.DataFrame | None, events: Mapping[type[Event], pl.DataFrame], events_after: int
     ) -> None:
-        """Learn, step by step, first the requests and then the events of each; events `events_after` steps later.
+        """Learn step by step, in each step first requests and then events, which are shifted by `events_after` steps.
 
-        Examples of all events are made at once, which costs less: they do not depend on the requests between them.
+        Examples of all events are made at once, which costs less; they do not depend on the requests between them.
         """
         asked: dict[int, pl.DataFrame] = {}
         if requests is not None and self.joiner is not None:
@@ -317,7 +317,7 @@ class TrainStep:
             self.trainer.drain()
 
     def _learn_from(self, requests: pl.DataFrame) -> None:
-        """Learn from the requests of a step; micro-batches are cut as if all their examples were made at once."""
+        """Learn from the requests of a step, with the same micro-batches as if all examples were made at once."""
         assert self.joiner is not None
         columns = [label_column("labels", name) for name in self.joiner.spec.joins]
         for piece in requests.iter_slices(REQUEST_ROWS):
@@ -329,7 +329,7 @@ class TrainStep:
 
     def _remember_served(self, requests: pl.DataFrame) -> None:
         if "label_ids" not in requests.columns:
-            return  # of several labels: no event is learned alone
+            return  # with several labels no event is learned alone
         ids = requests.select(
             pl.col("label_ids").explode().cast(pl.String).alias("id"),
             pl.col("label_times").explode().dt.epoch("us").alias("time_us"),
@@ -349,7 +349,7 @@ def _step_us(trainer: Trainer) -> int:
 
 
 def _check_join(learner: type[Learner], joiner: Joiner) -> None:
-    """Raise if a join does not do what its learner declares."""
+    """Raise if a join differs from what its learner declares."""
     names, joined = list(learner.labels()) or [""], list(joiner.spec.joins)
     is_same = names == joined
     if is_same and learner.label is not None:
@@ -365,7 +365,7 @@ def _check_join(learner: type[Learner], joiner: Joiner) -> None:
 
 
 def _by_step(frame: pl.DataFrame, step: pl.Expr) -> dict[int, pl.DataFrame]:
-    """Rows by the number of their step, each frame in its own order."""
+    """Split rows by step number; each frame keeps the order of its rows."""
     parts = frame.with_columns(step.alias("__step")).partition_by(
         "__step", as_dict=True, include_key=False, maintain_order=True
     )

@@ -1,16 +1,17 @@
-"""Train on examples and publish models; plain Python.
+"""Trainer: trains on examples and publishes models, independent of any flow.
 
     joined requests --+
-                      +--> waiting --(rows_min reached, or drained)--------> predict, learn -> marks ----+
+                      +--> waiting --(rows_min reached, or drained)--------> predict, learn -> metrics --+
     events, as of ----+                                                                                  |
                                             every publish_s: snapshot -> staged -> gate -> published <---+
 
 Exactly once: `save` writes offsets, tables, dense weights, optimizer, RNG, the records of the replays, the sampler and
-waiting examples, together and atomically. A trainer that loads it and is fed from `positions` on trains on each example
-once. Micro-batches end by rows, at whole groups, and where the caller drains the trainer, which `TrainStep` does at
-fixed event times. So weights are a function of the examples: a resumed run ends with weights bitwise equal to those of
-an unbroken one, however the stream is cut into frames. The machine's speed enters once, where the trainer chooses the
-rows of its micro-batches (`headrace.pipelines.training.cadence`), and the saved state records it.
+waiting examples, together and atomically. A trainer that loads this state and is fed from `positions` on trains on each
+example once. A micro-batch ends after a number of rows, at a whole group, and when the caller drains the trainer, which
+`TrainStep` does at fixed event times. So weights are a function of the examples: a resumed run ends with weights
+bitwise equal to those of an uninterrupted run, however the stream is cut into frames. The machine's speed matters once,
+when the trainer chooses the rows of its micro-batches (`headrace.pipelines.training.cadence`), and the saved state
+records the choice.
 """
 
 import time
@@ -44,10 +45,10 @@ from headrace.pipelines.training.cadence import Cadence, MicroBatch
 from headrace.schemas import Event
 
 PROBE_ROWS = 64
-EXPIRE_STEPS = 500  # micro-batches between two looks for expired rows
+EXPIRE_STEPS = 500  # micro-batches between two checks for expired rows
 CHECKPOINTS_KEPT = 2
 MANIFEST = "trainer.json"
-"""File of a checkpoint with its facts and digests."""
+"""File of a checkpoint with its metadata and digests."""
 
 TRAINED = Counter("headrace_examples_trained_total", "Examples learnt from.", ["source"])
 STEP_SECONDS = Histogram(
@@ -69,17 +70,17 @@ log = structlog.get_logger(__name__)
 
 
 class Trainer:
-    """One learner, trained on a stream. One thread.
+    """Trains one learner on a stream. Not thread-safe.
 
     Args:
         learner: the declaration.
-        directory: where versions are published; None: nowhere.
-        cadence: micro-batches and publications; None: the defaults, whose micro-batches are chosen.
-        events: makes examples of events; None: `add_events` is not used.
-        columns: of the frames given to `add_requests`.
-        gate: None is a gate with the default checks.
+        directory: directory of published versions; None: nothing is published.
+        cadence: sizes of micro-batches and intervals of publications; None: the defaults, which choose the size.
+        events: makes examples of events; None if `add_events` is not used.
+        columns: names of the columns of the frames for `add_requests`.
+        gate: checks before publishing; None: the default checks.
         seed, threads: see `OnlineLearner`.
-        monotonic: seconds that only grow; tests give their own.
+        monotonic: a monotonic clock in seconds, for tests.
     """
 
     def __init__(
@@ -118,9 +119,9 @@ class Trainer:
         self._refusals = 0
 
     def add_requests(self, frame: pl.DataFrame, positions: Mapping[str, int] | None = None) -> int:
-        """Take in joined requests, in order, one a row; returns the number of examples.
+        """Add joined requests, in order, one per row; returns the number of examples.
 
-        `positions` are the next offsets of their partitions, to resume at once all up to here is trained or saved.
+        `positions` are the next offsets of the partitions, from which to resume when these requests are trained.
         """
         self._mark(frame, self._columns.scores, self.served)
         self._mark(frame, self._columns.shadow, self.shadow)
@@ -131,29 +132,29 @@ class Trainer:
         events: Mapping[type[Event], pl.DataFrame],
         positions: Mapping[str, int] | None = None,
     ) -> int:
-        """Take in events in event-time order, by class; returns the number of examples.
+        """Add events by class, in event-time order; returns the number of examples.
 
         Raises:
-            DeclarationError: the trainer was made without `events`.
+            DeclarationError: the trainer was created without `events`.
         """
         return self.add_examples(self.examples_of(events), positions)
 
     def examples_of(
         self, events: Mapping[type[Event], pl.DataFrame], *, served: pl.Series | None = None
     ) -> Examples | None:
-        """Take in events, as `add_events` does, and return their examples, which are not learned from.
+        """Add events as `add_events` does, but return their examples instead of learning from them.
 
-        `served` are ids of events that label a request: they are learned there and give no example here. Groups with a
-        label that the model's loss does not allow are left out and counted.
+        `served` are ids of events that label a request: they are learned with the request and give no example here.
+        Groups with a label that the model's loss does not allow are left out and counted.
 
         Raises:
-            DeclarationError: the trainer was made without `events`.
+            DeclarationError: the trainer was created without `events`.
         """
         examples = self._event_examples().add(events, served)
         return None if examples is None else examples.learnable(self.learner.model.loss.is_allowed)
 
     def add_examples(self, examples: Examples | None, positions: Mapping[str, int] | None = None) -> int:
-        """Take in examples, in order, to be learned from; returns their number."""
+        """Add examples to learn from, in order; returns their number."""
         if examples is None or len(examples) == 0:
             self._move_to(positions or {})
             return 0
@@ -165,18 +166,18 @@ class Trainer:
         return len(examples)
 
     def observe_events(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
-        """Take in events, by class, for features only, without learning from them: history before a warm start.
+        """Update features with events, by class, without learning from them, for history before a warm start.
 
         Raises:
-            DeclarationError: the trainer was made without `events`.
+            DeclarationError: the trainer was created without `events`.
         """
         self._event_examples().observe(events)
 
     def poll(self) -> Verdict | None:
-        """Train on what is due, then publish if that is due; returns the verdict of the gate, if it was asked.
+        """Train on what is due, then publish if that is due; returns the gate's verdict if it ran.
 
         Raises:
-            GateRefusedError: it refused too often in a row.
+            GateRefusedError: the gate refused `refusals_max` times in a row.
         """
         self.train_whole()
         wait_s = self.cadence.wait_s
@@ -189,21 +190,21 @@ class Trainer:
         return self.publish()
 
     def train_whole(self) -> None:
-        """Train on the waiting examples that fill micro-batches; fewer than the rows of one wait on."""
+        """Train on the waiting examples that fill micro-batches; fewer than the rows of one keep waiting."""
         while self._waiting_rows >= self.micro_batch.rows:
             self._train(self._cut(self.micro_batch.rows))
 
     def drain(self) -> None:
-        """Train on all waiting examples, the last micro-batch being smaller."""
+        """Train on all waiting examples; the last micro-batch may be smaller."""
         while self._waiting_rows:
             self._train(self._cut(self.micro_batch.rows))
 
     @PUBLISH_SECONDS.time()
     def publish(self) -> Verdict:
-        """Take a snapshot, ask the gate, and publish the snapshot if it passes.
+        """Take a snapshot, run the gate, and publish the snapshot if it passes.
 
         Raises:
-            GateRefusedError: it was refused, like `refusals_max - 1` before it.
+            GateRefusedError: this and the previous `refusals_max - 1` snapshots were refused.
         """
         if self.directory is None:
             raise DeclarationError(f"trainer of {self.learner.name}: no directory to publish to")
@@ -237,7 +238,7 @@ class Trainer:
         return verdict
 
     def save(self, folder: str | Path) -> Path:
-        """Write a checkpoint into `folder`, which keeps the last two; returns the new one's folder."""
+        """Write a checkpoint into `folder`, which keeps the last two; returns the folder of the new one."""
         checkpoints = Checkpoints(folder, keep=CHECKPOINTS_KEPT, manifest=MANIFEST)
         with checkpoints.write(self.facts()) as partial:
             self.capture()(partial)
@@ -258,7 +259,7 @@ class Trainer:
         return True
 
     def facts(self) -> dict[str, Any]:
-        """Offsets and counts of the state, plain enough for JSON."""
+        """Offsets and counts of the state, in types that JSON supports."""
         return {
             "positions": self.positions,
             "trained_positions": self.trained_positions,
@@ -268,11 +269,11 @@ class Trainer:
         }
 
     def prepare_capture(self) -> bool:
-        """Begin to copy what is large, while training goes on; whether `capture` need not wait for it."""
+        """Start to copy large tables during training; returns whether `capture` would not have to wait."""
         return self.online.prepare_capture()
 
     def capture(self) -> Callable[[Path], None]:
-        """Copy the state, without its facts; what is returned writes it into an empty folder, in any thread."""
+        """Copy the state without `facts`; returns a function that writes it into an empty folder, in any thread."""
         snapshot = Snapshot.capture(self.online, self.positions)
         state = self._state()
         events = None if self._events is None else self._events.capture()
@@ -287,7 +288,7 @@ class Trainer:
         return write
 
     def read(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Take over the state that `capture` wrote, and its facts.
+        """Load the state that `capture` wrote, and its `facts`.
 
         Raises:
             SnapshotError: it is damaged, or of another learner.
@@ -304,11 +305,11 @@ class Trainer:
 
     @property
     def positions(self) -> dict[str, int]:
-        """Next offset of each partition that was taken in; of what is trained, `trained_positions`."""
+        """Next offset of each partition that was added; see `trained_positions` for what is trained."""
         return self._waiting[-1][1] if self._waiting else self.trained_positions
 
     def _move_to(self, positions: Mapping[str, int]) -> None:
-        """Advance to `positions`, which count as trained once all examples that wait now are."""
+        """Advance to `positions`, which count as trained once all currently waiting examples are."""
         if self._waiting:
             examples, before = self._waiting[-1]
             self._waiting[-1] = (examples, before | dict(positions))
@@ -348,7 +349,7 @@ class Trainer:
                 starts=batch.starts,
                 per_example=self.cadence.per_example,
             )
-            # Late positives have no candidates beside them to be ranked among.
+            # Late positives come without their other candidates, so they have no rank.
             starts = None if (batch.source == LATE).any() else batch.starts
             slices = np.array(SOURCES)[batch.source]
             self.prequential.observe(probabilities, batch.labels, weights=weights, starts=starts, slices=slices)
@@ -366,9 +367,9 @@ class Trainer:
         return self._events
 
     def _mark(self, frame: pl.DataFrame, column: str | None, marks: Prequential) -> None:
-        """Observe the scores in `column`, with which requests were answered or that a shadow gave them.
+        """Evaluate the scores in `column`, with which requests were answered or that a shadow model gave.
 
-        They are of the first label, if it is no number.
+        They are compared with the first label, unless that is numeric.
         """
         name, label = next(iter(self.learner.labels().items()), ("", None))
         if column is None or column not in frame.columns or (label is not None and label.value is not None):
@@ -379,7 +380,7 @@ class Trainer:
         )
         if both.is_empty():
             return
-        known = both.with_row_index().explode("labels", "scores").drop_nulls("labels")  # an unknown label is none
+        known = both.with_row_index().explode("labels", "scores").drop_nulls("labels")  # unknown labels are dropped
         sizes = known.group_by("index", maintain_order=True).len()["len"].to_numpy()
         labels, scores = known["labels"].to_numpy().astype(np.float32), known["scores"].to_numpy().astype(np.float32)
         marks.observe(scores, labels, starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
@@ -392,12 +393,12 @@ class Trainer:
         try:
             return Scorer(self.directory.load(version, self.learner), self.learner)
         except (SnapshotError, OSError) as exc:
-            # A changed declaration, or damaged: it cannot be compared with.
+            # Damaged, or the declaration has changed, so it cannot be compared with.
             log.warning("live_model_not_comparable", model_version=version, reason=str(exc))
             return None
 
     def _marks(self) -> dict[str, Prequential]:
-        """The figures, by their names in a saved state."""
+        """The metrics, by their names in a saved state."""
         return {"prequential": self.prequential, "served": self.served, "shadow": self.shadow}
 
     def _state(self) -> dict[str, NDArray[Any]]:

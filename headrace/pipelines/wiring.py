@@ -1,6 +1,6 @@
 """Parts of a project's flows that depend on its settings: broker, store, dead letters, registry.
 
-The only module of `headrace.pipelines` that reads `Settings`; classes take plain arguments.
+This is the only module of `headrace.pipelines` that reads `Settings`; classes take plain arguments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # they import the broker's client, an optional package
 
 
 def kafka_source(settings: Settings, events: Sequence[type[Event]], *, start: "Start | None" = None) -> "KafkaSource":
-    """Source of the topics of `events`; `start`, as in `KafkaSource`, is for partitions not read yet.
+    """Source of the topics of `events`; `start`, as in `KafkaSource`, applies to partitions not read yet.
 
     Raises:
-        ConfigError: dead letters go to one of these topics.
+        ConfigError: one of these topics is the topic of dead letters.
     """
     from headrace.streams.kafka_source import KafkaSource
 
@@ -37,7 +37,7 @@ def kafka_source(settings: Settings, events: Sequence[type[Event]], *, start: "S
 
 
 def open_store(settings: Settings) -> OnlineStore:
-    """The online store.
+    """Open the online store.
 
     Raises:
         StoreUnavailableError: Redis does not answer.
@@ -48,7 +48,7 @@ def open_store(settings: Settings) -> OnlineStore:
 
 
 def dead_letters(settings: Settings) -> DeadLetters:
-    """Dead letters to files and to the topic; nothing is opened before the first one."""
+    """Dead letters to files and to the topic; nothing is opened before the first dead letter."""
     return _Several(
         lambda: FileDeadLetters(settings.dead_letter_dir),
         lambda: _topic_of_letters(settings),
@@ -71,7 +71,7 @@ class IntakeOptions(TypedDict):
 
 
 def intake_of(settings: Settings, letters: DeadLetters | None = None) -> IntakeOptions:
-    """Options of an intake: how events are checked, and where bad ones go: `letters`, or None for `dead_letters`."""
+    """Options of an intake: how to check events, and where bad events go, `letters` or by default `dead_letters`."""
     return IntakeOptions(
         dead_letters=dead_letters(settings) if letters is None else letters,
         clock=settings.event_clock,
@@ -81,7 +81,7 @@ def intake_of(settings: Settings, letters: DeadLetters | None = None) -> IntakeO
 
 
 def registry_of(settings: Settings) -> SchemaRegistry | None:
-    """The schema registry; None where none is set."""
+    """The schema registry; None if none is configured."""
     return SchemaRegistry(settings.registry_url) if settings.registry_url else None
 
 
@@ -90,7 +90,7 @@ def topic_writer(settings: Settings, event: type[Event]) -> "TopicWriter":
 
     Raises:
         EvolutionError: the registry refuses the schema.
-        ServiceError: it does not answer.
+        ServiceError: the registry does not answer.
     """
     from headrace.streams.kafka_writer import TopicWriter
 
@@ -98,7 +98,7 @@ def topic_writer(settings: Settings, event: type[Event]) -> "TopicWriter":
 
 
 def status_of(settings: Settings, role: str) -> Callable[[Mapping[str, Any]], object]:
-    """A function that posts figures as the status of `role`."""
+    """A function that posts a document as the status of `role`."""
     board = StatusBoard(settings.redis_url, settings.namespace)
     return lambda document: board.post(role, document)
 
