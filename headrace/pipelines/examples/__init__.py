@@ -3,7 +3,7 @@
     joined request   features bytes (what the model read), labels            -> inputs as served   log-rate 0
     event (positive) replay -> as-of read of it and of k drawn negatives     -> inputs assembled   log-rate log(ref / k)
 
-A request, or a positive with its negatives, is a group: rows that are ranked together and never split.
+A request, or a positive with its negatives, is a group of rows that are ranked together and never split.
 """
 
 from headrace.pipelines.examples.from_events import DrawnExamples as DrawnExamples

@@ -1,4 +1,4 @@
-"""Examples of events, with features as of their time, and of negatives drawn for each positive.
+"""Examples from events, with features as of their time, and with negatives drawn for each positive.
 
 A positive with its negatives is a group.
 """
@@ -23,7 +23,7 @@ from headrace.pipelines.examples.groups import EVENTS, SKIPPED, Examples
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
 from headrace.schemas import Event, spec_of
 
-NEGATIVES = 9  # drawn for each positive
+NEGATIVES = 9  # default number drawn for each positive
 
 KEYLESS = Counter(
     "headrace_positives_without_key_total", "Positive events without an entity or a candidate: no example.", ["learner"]
@@ -31,23 +31,23 @@ KEYLESS = Counter(
 
 
 class EventExamples:
-    """Examples of the label's events, and negatives from what was popular, all read as of the event's time.
+    """Examples from the label's events and from negatives drawn by popularity, with features as of the event's time.
 
     The request columns of the spec are those of the event, with the candidate replaced for a negative. Features never
     include the event itself: at equal times the read comes first. Examples are a function of the sequence of events,
     not of how it was cut into frames, as long as cuts are between event times and these do not decrease. A positive
-    without an entity or a candidate gives no example and is counted; one that lacks another column is learned as it is
-    served, with that value missing. An explicit negative is a group of its own, with log-rate 0.
+    without an entity or a candidate gives no example and is counted. One that lacks another column is learned with that
+    value missing, as in serving. An explicit negative is a separate group, with log-rate 0.
 
-    Negatives are drawn by popularity, so each row's log-rate corrects the popularity of its own candidate (log Q): the
-    logit is that of a candidate drawn uniformly, `reference` negatives a positive.
+    Negatives are drawn by popularity, so each row's log-rate corrects the popularity of its candidate (log Q): the
+    logit is for candidates drawn uniformly, `reference` negatives per positive.
 
     Args:
         learner: its label must name the candidate's column.
-        negatives: drawn for each positive; None: 9, or none where the label has negatives or numbers of its own.
-        reference: negatives a positive in the traffic that probabilities are meant for; None: the same as drawn.
-        capacity: how many positives back negatives are drawn from.
-        seed: of the draws.
+        negatives: number drawn for each positive; None: 9, or 0 if the label has explicit negatives or numbers.
+        reference: negatives per positive in the traffic that probabilities are meant for; None: as many as drawn.
+        capacity: number of recent positives that negatives are drawn from.
+        seed: seed of the draws.
 
     Raises:
         DeclarationError: the learner has no label with a candidate column, or its event lacks an entity column of a
@@ -72,7 +72,7 @@ class EventExamples:
         self._negatives = (0 if has_own else NEGATIVES) if negatives is None else negatives
         self._log_rate = log_rate(self._negatives, reference or self._negatives) if self._negatives else 0.0
         self._sampler = RecentPopularity(capacity, seed)
-        # Views that a negative shares with its positive are read once for both.
+        # Views without the candidate in their key are read once for a positive and its negatives.
         shared = [view for view in learner.views if self.label.candidate not in plan_of(view).entity]
         separate = [view for view in learner.views if view not in shared]
         self._shared = Replay(shared) if shared else None
@@ -90,7 +90,7 @@ class EventExamples:
             )
 
     def observe(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
-        """Update views and popularity with `events`, without making examples."""
+        """Update features and popularity with `events`, without making examples."""
         frame = events.get(self.label.event)
         if frame is not None:
             positives = self._labelled(frame).filter(IS_POSITIVE)
@@ -99,9 +99,10 @@ class EventExamples:
             replay.advance(events)
 
     def add(self, events: Mapping[type[Event], pl.DataFrame], served: pl.Series | None = None) -> Examples | None:
-        """Examples of the positives in `events`, which all update the views; None when there is no positive.
+        """Examples from the labelled `events`; all events update the features. None if there is no example.
 
-        `served` are ids of positives that are learned as part of a request: they count as popular, but give no example.
+        `served` are ids of positives that are learned as part of a request: they count for popularity, but give no
+        example.
         """
         drawn = self.read(events, served)
         return None if drawn is None else self.assemble(drawn)
@@ -109,7 +110,7 @@ class EventExamples:
     def read(
         self, events: Mapping[type[Event], pl.DataFrame], served: pl.Series | None = None
     ) -> "DrawnExamples | None":
-        """Examples as `add` makes them, before their inputs are assembled; None when there is none."""
+        """Examples as from `add`, before their inputs are assembled; None if there are none."""
         drawn = self._drawn(events.get(self.label.event), served)
         if drawn is None:
             for replay in self._replays():
@@ -123,7 +124,7 @@ class EventExamples:
         return drawn
 
     def assemble(self, drawn: "DrawnExamples") -> Examples:
-        """The examples, with the inputs of the learner's model."""
+        """Assemble the inputs of the learner's model for drawn examples."""
         columns: dict[str, Column] = {name: column_of(drawn.rows[name]) for name in self._columns}
         columns |= columns_of(drawn.separate)
         repeats = drawn.valid.shape[1]
@@ -141,7 +142,7 @@ class EventExamples:
         )
 
     def capture(self) -> Callable[[Path], None]:
-        """Take the records of the replays and the sampler; what is returned writes them into an existing folder."""
+        """Capture the replays and the sampler; returns a function that writes them into an existing folder."""
         writers, sampler = [replay.capture() for replay in self._replays()], self._sampler.state_dict()
 
         def write(folder: Path) -> None:
@@ -152,7 +153,7 @@ class EventExamples:
         return write
 
     def load(self, folder: Path) -> None:
-        """Take over what `capture` wrote."""
+        """Load what `capture` wrote."""
         for replay in self._replays():
             replay.load(folder / "replay")
         self._sampler.load_state_dict(load_file(folder / "sampler.safetensors"))
@@ -161,7 +162,7 @@ class EventExamples:
         return [replay for replay in (self._shared, self._separate) if replay is not None]
 
     def _labelled(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Events with a label, an entity and a candidate, in the order of time."""
+        """Events with a label, an entity and a candidate, in time order."""
         labelled, failed = labelled_events(frame, self.label)
         if failed:
             SKIPPED.labels("failed_label").inc(failed)
@@ -171,21 +172,21 @@ class EventExamples:
         return whole.sort(self._spec.time, maintain_order=True)
 
     def _drawn(self, frame: pl.DataFrame | None, served: pl.Series | None) -> "DrawnExamples | None":
-        """The rows of examples, each event before its drawn negatives, not read yet."""
+        """The rows of examples, each event before its drawn negatives, before their features are read."""
         events = None if frame is None else self._labelled(frame)
         if events is None or events.is_empty():
             return None
         candidate, is_positive = self.label.candidate, events[IS_POSITIVE].to_numpy()
         ids = events[candidate].to_numpy()
-        drawn = self._sampler.draw(ids[is_positive], self._negatives)  # an explicit negative is no positive elsewhere
+        drawn = self._sampler.draw(ids[is_positive], self._negatives)  # explicit negatives do not count for popularity
         valid = np.ones((len(ids), 1 + self._negatives), dtype=bool)
         valid[:, 1:] = False
         valid[is_positive, 1:] = drawn.valid
-        # An invalid negative is read like its event, and dropped later.
+        # An invalid negative is replaced by its event for the read, and dropped later.
         every = np.repeat(ids[:, None], valid.shape[1], axis=1)
         every[is_positive, 1:] = np.where(drawn.valid, drawn.values, every[is_positive, 1:])
         log_rates = np.zeros(valid.shape, dtype=np.float32)
-        if self._negatives:  # else nothing was sampled
+        if self._negatives:  # otherwise nothing was sampled
             log_rates[is_positive] = self._log_rate - drawn.log_popularity
         if served is not None and self._spec.id is not None:
             is_alone = ~events[self._spec.id].is_in(served.implode()).to_numpy()
@@ -202,7 +203,7 @@ class EventExamples:
 
 
 def _label_of(learner: type[Learner]) -> Label:
-    """The one label that events are examples of.
+    """The single label from whose events examples are made.
 
     Raises:
         DeclarationError: the learner has several labels, or none with a candidate.
@@ -219,10 +220,10 @@ def _label_of(learner: type[Learner]) -> Label:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DrawnExamples:
-    """Groups of 1 + k rows: an event, then its drawn negatives; `rows` has them one after the other.
+    """Groups of 1 + k rows: an event, then its drawn negatives; `rows` has all groups in order.
 
-    `valid` (groups, 1 + k) says which rows are examples; `labels` and `log_rates` are of that shape too. `separate` are
-    answers of views for each row, `shared` those for each group, by view.
+    `valid` (groups, 1 + k) marks the rows that are examples; `labels` and `log_rates` have that shape too. `separate`
+    has the answers of views for each row, `shared` those for each group, by view.
     """
 
     rows: pl.DataFrame
@@ -234,11 +235,11 @@ class DrawnExamples:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """First example of each group, and their number: (groups + 1,)."""
+        """First example of each group, and the number of examples, (groups + 1,)."""
         return np.concatenate([[0], np.cumsum(self.valid.sum(axis=1))])
 
     def frame(self) -> pl.DataFrame:
-        """The examples with their columns as they were read, a row each; `group` counts from 0."""
+        """The examples with their source columns, one per row; `group` counts from 0."""
         groups, repeats = self.valid.shape
         group = np.repeat(np.arange(groups), repeats)
         labels = {"group": group, "label": self.labels.reshape(-1), "log_rate": self.log_rates.reshape(-1)}
@@ -249,7 +250,7 @@ class DrawnExamples:
 
 
 def answer_frame(view: str, answer: Answer) -> pl.DataFrame:
-    """Columns `<view>.<feature>`, `<view>._found` and `<view>._age_s`, null where there is no value."""
+    """Columns `<view>.<feature>`, `<view>._found` and `<view>._age_s`, null if there is no value."""
     age_s = pl.Series(f"{view}._age_s", answer.age_s).fill_nan(None)
     return answer.to_polars(f"{view}.").with_columns(pl.Series(f"{view}._found", answer.found), age_s)
 

@@ -1,4 +1,4 @@
-"""Examples of joined requests: the inputs that the model was served with, and the labels that came after."""
+"""Examples from joined requests: the inputs that the model read when serving, and the labels that followed."""
 
 from dataclasses import dataclass
 
@@ -17,9 +17,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RequestColumns:
-    """Names of the columns of joined requests; `scores` and `shadow` are None if they are not logged.
+    """Column names of joined requests; `scores` and `shadow` are None if they are not logged.
 
-    With several labels `labels` is followed by the name of each, as in `labels_click`.
+    With several labels the name of each label follows `labels`, as in `labels_click`.
     """
 
     time: str = "event_time"
@@ -30,11 +30,11 @@ class RequestColumns:
 
 
 def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: RequestColumns) -> Examples | None:
-    """Examples of joined requests, one a row of `frame`; None when none is usable.
+    """Examples from joined requests, one request per row of `frame`; None if no request is usable.
 
-    A request is skipped and counted, by reason, so that it does not stop the stream: its features were packed by
-    another spec or are damaged, or its labels are not one for each row that the model's loss allows. A row whose labels
-    are all null is left out: nobody knows them.
+    A request is skipped and counted, by reason, instead of stopping the stream, if its features were packed with
+    another spec or are damaged, or if its labels are not one per candidate or not allowed by the model's loss. A
+    candidate whose labels are all null (unknown) is left out.
     """
     names = [label_column(columns.labels, name) for name in learner.labels() or ("",)]
     inputs, labels, usable = [], [], []
@@ -69,11 +69,11 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
 
 
 class _LabelsError(Exception):
-    """Labels of a request that are not one for each row, or that the loss does not allow."""
+    """The labels of a request are not one per row, or not allowed by the loss."""
 
 
 REASONS = {_LabelsError: "labels", DecodeError: "damaged", SchemaError: "other_spec"}
-"""Why a request is skipped."""
+"""Reasons for which a request is skipped, by error."""
 
 
 def _labelled_rows(
@@ -82,7 +82,7 @@ def _labelled_rows(
     """The rows with a label, and their labels (n,) or (n, L), NaN where one of several is unknown.
 
     Raises:
-        _LabelsError: there is not one label a row, or one that the model's loss does not allow.
+        _LabelsError: there is not one label per row, or the model's loss does not allow a label.
     """
     label = np.array(listed, dtype=np.float32).T  # null becomes NaN
     if label.shape != (len(rows), len(listed)):

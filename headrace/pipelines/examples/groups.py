@@ -1,4 +1,4 @@
-"""Training examples in groups: rows that are ranked together and never split, whatever they were made from."""
+"""Training examples in groups of rows that are ranked together and never split, from requests or events."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from prometheus_client import Counter
 
 from headrace.learners import Inputs
 
-REQUESTS, EVENTS, LATE = 0, 1, 2  # `Examples.source`; late are positives after the request was learned
+REQUESTS, EVENTS, LATE = 0, 1, 2  # values of `Examples.source`; LATE: positives after their request was learned
 SOURCES = ("requests", "events", "late_labels")
 
 SKIPPED = Counter("headrace_requests_skipped_total", "Joined requests that could not be trained on.", ["reason"])
@@ -19,11 +19,11 @@ SKIPPED = Counter("headrace_requests_skipped_total", "Joined requests that could
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """n rows in groups; group g is rows `starts[g]` to `starts[g + 1]`.
+    """n examples in groups; group g is rows [starts[g], starts[g + 1]).
 
     `labels` (n,) or (n, L) float32, NaN where one of several is unknown, `log_rate` (n,) float32, `time_us` (n,) int64
     event time, `source` (n,) int64, `starts` (groups + 1,) int64. `early` (n, 2) float32 are the share of positives
-    that is still to come and the weight of a positive; None: labels are final.
+    that arrive later and the weight of a positive; None if labels are final.
     """
 
     inputs: Inputs
@@ -38,7 +38,7 @@ class Examples:
         return len(self.labels)
 
     def weights(self, predict: Callable[[Inputs, NDArray[np.float32]], NDArray[np.float32]]) -> NDArray[Any] | None:
-        """Importance (n,) by the policy; None: all 1. `predict` gives probabilities of inputs at their log-rates.
+        """Importance (n,) by the policy; None: all 1. `predict` returns probabilities of inputs at their log-rates.
 
         See `headrace.learners.labels.policy`.
         """
@@ -49,19 +49,19 @@ class Examples:
         return np.asarray(np.where(self.labels > 0.5, weight, real), np.float32)
 
     def groups(self, first: int, last: int) -> "Examples":
-        """Groups [first, last)."""
+        """The examples of groups [first, last)."""
         rows = slice(int(self.starts[first]), int(self.starts[last]))
         return self._take(rows, self.starts[first : last + 1] - self.starts[first])
 
     def by_step(self, step_us: int) -> "dict[int, Examples]":
-        """Groups by their event time // `step_us`, each in order; groups must be in the order of time."""
+        """Groups by event time // `step_us`, each in order; groups must be in time order."""
         numbers = self.time_us[self.starts[:-1]] // step_us
         firsts = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))
         edges = [*firsts.tolist(), len(numbers)]
         return {int(numbers[first]): self.groups(first, end) for first, end in pairwise(edges)}
 
     def learnable(self, is_allowed: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> "Examples":
-        """The groups whose labels are allowed; the others are counted: one such number must not stop the stream."""
+        """The groups with only allowed labels. Other groups are counted, as one bad label must not stop the stream."""
         allowed = is_allowed(self.labels).reshape(len(self), -1).all(axis=1)
         if allowed.all():
             return self
@@ -70,13 +70,13 @@ class Examples:
         return self._take(np.repeat(kept, sizes), np.concatenate([[0], np.cumsum(sizes[kept])]))
 
     def _take(self, rows: NDArray[np.bool_] | slice, starts: NDArray[np.int64]) -> "Examples":
-        """The rows of whole groups, which begin at `starts`."""
+        """Select the rows of whole groups, which begin at `starts`."""
         arrays = (self.labels[rows], self.log_rate[rows], self.time_us[rows], self.source[rows])
         return Examples(self.inputs.take(rows), *arrays, starts, None if self.early is None else self.early[rows])
 
     @staticmethod
     def concat(parts: "list[Examples]") -> "Examples":
-        """All groups of `parts`, in order; at least one part."""
+        """Concatenate the groups of `parts`, in order; needs at least one part."""
         if len(parts) == 1:
             return parts[0]
         ends = np.cumsum([0, *(len(part) for part in parts)])
@@ -93,7 +93,7 @@ class Examples:
 
     @property
     def early_or_final(self) -> NDArray[np.float32]:
-        """`early`, or what it is for final labels: nothing to come, and a weight of 1."""
+        """`early`, or its value for final labels: no later positives, and a weight of 1."""
         return np.tile(np.array([0, 1], np.float32), (len(self), 1)) if self.early is None else self.early
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
@@ -110,7 +110,7 @@ class Examples:
 
     @staticmethod
     def of_state(arrays: Mapping[str, NDArray[Any]], fingerprint: str) -> "Examples":
-        """The examples that `state_dict` wrote."""
+        """Restore examples from the arrays of `state_dict`."""
         names = ("labels", "log_rate", "time_us", "source", "starts")
         inputs = Inputs.from_bytes(arrays["inputs"].tobytes(), fingerprint)
         labels, log_rate, time_us, source, starts = (arrays[name] for name in names)
