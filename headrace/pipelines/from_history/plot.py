@@ -1,4 +1,4 @@
-"""Picture of a training's curve: the figures of the recent examples over event time. It needs matplotlib."""
+"""Plot of a training's curve: the metrics of recent examples over event time. Needs matplotlib."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from headrace.pipelines.from_history.train import Training
 
 
 def plot_curve(training: Training, path: Path) -> None:
-    """Draw each figure of the curve over event time, one below the other.
+    """Plot each metric of the curve over event time, one below another.
 
     Raises:
         ConfigError, MissingExtraError: as `check_plot`.

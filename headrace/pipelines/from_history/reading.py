@@ -1,10 +1,10 @@
-"""What history may be given as, and its events in the order of time, whatever their number.
+"""Reading history in its various forms, and sorting its events by time, on disk if there are many.
 
     URLs, paths, archives, topics --.
                                     +--> Source --> Intake --> OrderedEvents (sorted on disk if many) --> pieces
     frames, lists of dicts ---------'
 
-A piece holds all events before its cut that no piece before it held, so features as of a time are exact.
+A piece has all events before its cut that no earlier piece had, so features as of a time are exact.
 """
 
 import tempfile
@@ -28,12 +28,12 @@ from headrace.streams.source import Batch, EventBatch, MergedSource, Source
 from headrace.streams.urls import sources_of_urls
 
 PIECE_ROWS = 16_384
-"""Events of a piece: more take more memory as examples, fewer cost more calls."""
+"""Events per piece: more take more memory as examples, fewer cost more calls."""
 POLL_S = 0.003
 
 
 class LeftOut:
-    """Counts dead letters and hands them on; without `then` they are only counted: the events stay where they are."""
+    """Counts dead letters and passes them to `then`, if given; the bad events stay in the history."""
 
     def __init__(self, then: DeadLetters | None = None) -> None:
         self.count = 0
@@ -41,20 +41,20 @@ class LeftOut:
         self._then = then
 
     def write(self, letters: Sequence[DeadLetter]) -> None:
-        """Count them, and hand them on."""
+        """Count dead letters, and pass them on."""
         self.count += len(letters)
         self._first = self._first or next(iter(letters), None)
         if self._then is not None:
             self._then.write(letters)
 
     def describe(self) -> str:
-        """How many there were, and what is wrong with the first of them; "" for none."""
+        """The number of bad events and the reason for the first, for messages; "" if there were none."""
         if self._first is None:
             return ""
         return f"; {self.count:,} bad events were left out, the first for {self._first.reason}: {self._first.detail}"
 
     def close(self) -> None:
-        """Close what they are handed to."""
+        """Close `then`."""
         if self._then is not None:
             self._then.close()
 
@@ -68,7 +68,7 @@ class FrameSource(Source):
         self._next: int | None = 0
 
     def describe(self) -> str:
-        """Event and number of rows."""
+        """Name the event and the number of rows."""
         return f"{self._event.__name__} from a frame of {self._rows.height:,} rows"
 
     @property
@@ -77,7 +77,7 @@ class FrameSource(Source):
         return self._next is None
 
     def partitions(self) -> list[str]:
-        """One."""
+        """The single partition."""
         return [f"{spec_of(self._event).topic}/frame"]
 
     def share(self, index: int, count: int) -> Self:
@@ -86,11 +86,11 @@ class FrameSource(Source):
         return type(self)(self._event, self._rows if index == 0 else self._rows.clear())
 
     def seek(self, positions: Mapping[str, int]) -> None:
-        """Read from a row on."""
+        """Continue from a row."""
         self._next = positions.get(self.partitions()[0], 0)
 
     def poll(self) -> list[Batch]:
-        """All rows."""
+        """Return all remaining rows."""
         if self._next is None:
             return []
         end = self._rows.height
@@ -99,17 +99,17 @@ class FrameSource(Source):
         return [Batch(spec_of(self._event).topic, self.partitions()[0], offsets, end, frame=rows, ended=True)]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, since nothing is open."""
 
 
 def open_history(events: Any, classes: Sequence[type[Event]], **options: Any) -> Source:
-    """The source of a history: see `headrace.train` for what `events` may be.
+    """Open a history as a source; see `headrace.train` for the forms of `events`.
 
     `options` are those of `sources_of_urls`.
 
     Raises:
-        SchemaError: it is no table, no path and no source, or one table for several classes.
-        ConfigError: a URL that cannot be understood.
+        SchemaError: `events` is not a table, path or source, or is one table for several classes.
+        ConfigError: a URL is not valid.
     """
     if hasattr(events, "poll"):
         source: Source = events
@@ -125,7 +125,7 @@ def open_history(events: Any, classes: Sequence[type[Event]], **options: Any) ->
 
 
 def _source_of(events: Any, classes: Sequence[type[Event]], **options: Any) -> Source:
-    """The source of a table of one class, or of paths or URLs of several."""
+    """A source from a table of one class, or from paths or URLs of several classes."""
     frame = frame_of(events)
     if frame is None:
         return sources_of_urls(_urls(events), classes, until_end=True, **options)
@@ -145,7 +145,7 @@ def _urls(paths: Any) -> list[str]:
 
 
 def read_to_end(source: Source, intake: Intake, positions: Mapping[str, int] | None = None) -> Iterator[EventBatch]:
-    """The good rows of a source that ends, from `positions` on (partition -> offset); closes it."""
+    """Yield the valid rows of a source that ends, from `positions` on (partition -> offset), then close it."""
     source.seek(positions or {})
     try:
         while not source.exhausted:
@@ -158,12 +158,12 @@ def read_to_end(source: Source, intake: Intake, positions: Mapping[str, int] | N
 
 
 class OrderedEvents:
-    """Events of some classes, to be read once in the order of time. A context manager.
+    """Events of some classes, read once in time order. A context manager.
 
     Args:
-        classes: of the events; others are left out.
-        until_us: events at this time and after it are left out; None: none is.
-        memory_rows: events in memory at a time; more are sorted on disk.
+        classes: event classes; other events are left out.
+        until_us: events at or after this time are left out; None: no limit.
+        memory_rows: largest number of events in memory; more are sorted on disk.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class OrderedEvents:
         self._room.cleanup()
 
     def add(self, event: type[Event], frame: pl.DataFrame) -> None:
-        """Take in rows, in any order."""
+        """Add rows, in any order."""
         if event not in self._sorters or frame.is_empty():
             return
         first, last = frame.select(time_of(event).min().alias("first"), time_of(event).max().alias("last")).row(0)
@@ -196,7 +196,7 @@ class OrderedEvents:
         self._sorters[event].add(frame)
 
     def pieces(self, rows: int = PIECE_ROWS) -> Iterator[tuple[dict[type[Event], pl.DataFrame], int | None]]:
-        """Frames by class with about `rows` rows together, and the time they end before; None at the end."""
+        """Yield (frames by class, end time): about `rows` rows before the end time, which is None for the last."""
         blocks = {event: sorter.blocks() for event, sorter in self._sorters.items()}
         times = {event: time_of(event) for event in blocks}
         for frames, cut in merged(blocks, times, max(self._memory_rows // 4, 1)):

@@ -1,12 +1,12 @@
-"""Train a learner on history in one pass, and publish the first version; a live flow goes on where history ends.
+"""Train a learner on history in one pass, and publish the first version; a live flow continues where history ends.
 
     history  |----- before `since`: features only -----|------- learned, in steps of event time -------|..waits..|
                                                                                                        ^ watermark
     live topic                                                     from the recorded offsets on  ------+-------->
 
-Examples, their order and the cuts of micro-batches are those of the live flow (`TrainStep`), driven by the watermark
-of the history. What the watermark does not yet allow (open windows of requests, the last step of events) is saved with
-the state, and learned live. So weights are those of one trainer that was fed history and stream alike.
+Examples, their order and the micro-batches are those of the live flow (`TrainStep`), driven by the watermark of the
+history. What the watermark does not allow yet (requests with open windows, the last step of events) is saved with the
+state, and learned live. So weights equal those of one trainer that reads history and stream.
 """
 
 import time
@@ -34,10 +34,10 @@ from headrace.streams.source import EventBatch, Source
 from headrace.streams.watermark import END_OF_TIME_US
 
 CURVE_ROWS = 50_000
-"""Examples between two points of the curve: a few times the window of the recent figures at most."""
+"""Examples between two points of the curve: a few times the window of the recent metrics at most."""
 
 Report = Callable[[str, int, int | None, Mapping[str, Any]], object]
-"""Takes what is being done ("reading" or "training"), rows done, all rows where known, and the recent figures."""
+"""Called with the activity ("reading" or "training"), rows done, the total if known, and the recent metrics."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,17 +45,17 @@ class Training:
     """Result of a training on history.
 
     Attributes:
-        learner: its name.
-        events: rows of history, those before `since` included.
-        examples: what was learned from.
-        waiting: events that the watermark does not allow yet; a live flow learns them.
-        left_out: bad events, which are no part of `events`.
-        seconds: of the training, the reading included.
-        figures: prequential figures over all examples (`Prequential.snapshot`).
-        curve: a row for every 50,000 examples or so: `event_time`, `examples`, and the figures of the recent examples.
-        version: published; None where there is no directory of models.
+        learner: name of the learner.
+        events: number of rows of history, including those before `since`.
+        examples: number of examples learned from.
+        waiting: number of events that the watermark does not allow yet; a live flow learns them.
+        left_out: number of bad events, which are not counted in `events`.
+        seconds: duration of the training, including reading.
+        figures: prequential metrics over all examples (`Prequential.snapshot`).
+        curve: a row for about every 50,000 examples: `event_time`, `examples`, and the metrics of recent examples.
+        version: the published version; None if there is no directory of models.
         micro_batch: rows of a micro-batch at the end: those of the cadence, or the fewest that keep up.
-        positions: partition of a topic -> offset at which a live flow goes on.
+        positions: partition of a topic -> offset at which a live flow continues.
     """
 
     learner: str
@@ -73,10 +73,10 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Which part of history is learned: events in [since, until), in microseconds; earlier ones feed features only.
+    """The part of history to learn: events in [since, until), in microseconds; earlier events only update features.
 
     Raises:
-        ConfigError: it is empty.
+        ConfigError: the span is empty.
     """
 
     since_us: int | None = None
@@ -87,7 +87,7 @@ class Span:
             raise ConfigError(f"history from {_iso(self.since_us)} until {_iso(self.until_us)}: empty; swap the times")
 
     def describe(self) -> str:
-        """Words for messages; "" for all of history."""
+        """Describe the span for messages; "" for all of history."""
         since = "" if self.since_us is None else f" from {_iso(self.since_us)}"
         return since + ("" if self.until_us is None else f" until {_iso(self.until_us)}")
 
@@ -107,26 +107,26 @@ def train(
     intake: Mapping[str, Any] | None = None,
     report: Report = lambda *_: None,
 ) -> Training:
-    """Train on history in one pass: examples as of their time, predicted before they are learned from.
+    """Train on history in one pass, with features as of each example's time, predicting each example before learning.
 
     The model is published through the gate as the next version. The state is saved with the offsets at which a live
-    flow goes on, so that no example is learned twice and none is lost.
+    flow continues, so that no example is learned twice or lost.
 
     Arguments:
-        learner: a learner, which is trained on events alone with the defaults of `EventExamples` and `Cadence`; or a
-            step, as `make_step` of a project's `pipelines/train.py` gives it.
+        learner: a learner, which is trained only on events with the defaults of `EventExamples` and `Cadence`; or a
+            step, such as `make_step` of a project's `pipelines/train.py` returns.
         events: history of the events that the learner reads: a table (Polars, pandas, pyarrow, list of dicts), paths,
             globs, archives or URLs as for `headrace replay`, or a dict of these by event class.
-        impressions: joined with the events as requests, in the same forms; the step must have a joiner.
-        since: examples are made from here on; earlier events feed features only. A naive time is UTC.
-        until: events at this time and after it are left out.
-        handover: partition of a live topic -> first offset that history does not hold. Archives and topics tell it
-            themselves.
+        impressions: requests to join with the events, in the same forms; the step must have a joiner.
+        since: examples are made from this time on; earlier events only update features. A naive time is UTC.
+        until: events at or after this time are left out.
+        handover: partition of a live topic -> first offset that history does not hold. Not needed for archives and
+            topics, which provide it.
         topic_follows: the live topic holds none of these events, so it is read from its start.
         models, state: folders of published models and of the saved state for a learner without a step; None: none.
-        memory_rows: events in memory at a time; more are sorted on disk.
-        intake: keyword arguments of `Intake`; default: bad events are left out and counted.
-        report: is told of the progress after each piece.
+        memory_rows: largest number of events in memory; more are sorted on disk.
+        intake: keyword arguments of `Intake`; by default bad events are left out and counted.
+        report: called with the progress after each piece.
 
     Raises:
         ConfigError: the range is empty, nothing could be learned, the state has learned before, or impressions are
@@ -155,7 +155,7 @@ def train(
 
 
 def default_step(learner: type[Learner], models: str | Path | None, state: str | Path | None) -> TrainStep:
-    """A step that learns from events alone; `models` and `state` are its folders, None keeps none.
+    """A step that learns only from events; `models` and `state` are its folders, or None.
 
     Raises:
         DeclarationError: the learner has no label with a candidate column.
@@ -182,7 +182,7 @@ def train_on(
     """Train a step on opened sources; see `train`.
 
     Raises:
-        HeadraceError: as `train`.
+        HeadraceError: as in `train`.
     """
     classes = _classes(step, has_requests=has_requests)
     ends = {name: end for source in histories for part in source.parts() for name, end in part.ends().items()}
@@ -214,7 +214,7 @@ def train_on(
 
 @dataclass(frozen=True, slots=True)
 class _Where:
-    """Where a live flow goes on: offsets that sources told, offsets that were given, or the start of the topic."""
+    """The position at which a live flow continues: offsets from sources, given offsets, or the start of the topic."""
 
     told: Mapping[str, int]
     given: Mapping[str, int]
@@ -222,14 +222,14 @@ class _Where:
     is_cut: bool
 
     def positions(self) -> dict[str, int]:
-        """Partition -> offset. A history cut at a time does not end at the offsets of its sources."""
+        """Partition -> offset. A history cut at a time does not end at its sources' offsets, so these are ignored."""
         return dict(self.given) if self.is_cut else {**self.told, **self.given}
 
     def partition(self, topic: str) -> str:
         """Name of the history as a partition.
 
-        One of the topic's own makes a live source refuse to read the topic from its start, since nobody said that it
-        does not hold the same events (`headrace.streams.positions`).
+        If it is unknown where the topic continues, the name is one of the topic's: then a live source refuses to read
+        the topic from its start, since it may hold the same events (`headrace.streams.positions`).
         """
         is_known = self.topic_follows or any(name.rpartition("/")[0] == topic for name in self.positions())
         return f"history/{topic}" if is_known else f"{topic}/history"
@@ -287,7 +287,7 @@ def _learn_history(
 def _learn(
     step: TrainStep, history: OrderedEvents, span: Span, where: _Where, *, has_requests: bool, report: Report
 ) -> list[dict[str, Any]]:
-    """Feed the pieces of history to the step; returns the points of the curve."""
+    """Train the step on the pieces of history; returns the points of the curve."""
     offsets: dict[str, int] = {}
     curve: list[dict[str, Any]] = []
     last_us, done = 0, 0
@@ -302,7 +302,7 @@ def _learn(
             first = offsets.get(partition, 0)
             offsets[partition] = end = first + frame.height
             step.add(EventBatch(event, partition, np.arange(first, end), end, frame, None, 0))
-        # At the end the watermark is that of a live flow, which does not know that nothing follows.
+        # The final watermark is that of a live flow, which does not know that no events follow.
         watermark_us = last_us if cut_us is None else cut_us
         step.advance(watermark_us - step.lateness_us, awaits_requests=has_requests)
         if step.trainer.trained >= CURVE_ROWS * len(curve) + CURVE_ROWS or cut_us is None:
@@ -315,7 +315,7 @@ def _learn(
 def _observe_before(
     step: TrainStep, piece: dict[type[Event], pl.DataFrame], span: Span
 ) -> dict[type[Event], pl.DataFrame]:
-    """Feed the features with the events before the span; returns those in it."""
+    """Update features with the events before the span; returns the events in the span."""
     if span.since_us is None:
         return piece
     early = {event: frame.filter(time_of(event) < span.since_us) for event, frame in piece.items()}
@@ -330,7 +330,7 @@ def _point(time_us: int, examples: int, recent: Mapping[str, Any]) -> dict[str, 
 
 
 def _publish(step: TrainStep) -> int | None:
-    """Publish through the gate; the new version, or None where there is no directory."""
+    """Publish through the gate; returns the new version, or None without a directory."""
     if step.trainer.directory is None:
         return None
     verdict = step.trainer.publish()
@@ -345,9 +345,9 @@ def _classes(step: TrainStep, *, has_requests: bool) -> list[type[Event]]:
 
 
 def _refuse_trained(step: TrainStep, batches: Callable[[], Iterable[EventBatch]], span: Span) -> None:
-    """Raise, since the state has learned; a span that history does not have is named first, as it is wrong anyway.
+    """Raise, since the state has learned before; if history has no events in the span, that error comes first.
 
-    With a span all of history is read to know that.
+    With a span, all of history is read to check that.
     """
     if span.describe():
         rows, edges_us = 0, None
@@ -366,7 +366,7 @@ def _refuse_trained(step: TrainStep, batches: Callable[[], Iterable[EventBatch]]
 
 
 def _require_rows(step: TrainStep, rows: int, edges_us: tuple[int, int] | None, span: Span) -> None:
-    """Raise if none of the `rows` before the span's end, in a history between `edges_us`, can be learned."""
+    """Raise if none of the `rows` before the span's end can be learned; history spans `edges_us`."""
     first_us, last_us = edges_us or (0, 0)
     is_late = span.since_us is not None and span.since_us > last_us
     if rows and not is_late:

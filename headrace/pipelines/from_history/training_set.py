@@ -1,4 +1,4 @@
-"""Training sets: the examples that a learner's trainer would learn from, for other tools.
+"""Training sets: the examples that a learner's trainer would learn from, for use in other tools.
 
 events ----> OrderedEvents --> EventExamples --> columns as of each example's time --> frame, or Examples
 spine  ----> replay -------------------------------^   labels from the spine, or from the events that follow
@@ -49,27 +49,27 @@ def training_set(
     memory_rows: int = MEMORY_ROWS,
     **options: Any,
 ) -> pl.DataFrame | Examples:
-    """Examples of a learner with their features as of their time, as a frame or as the inputs of its model.
+    """Examples of a learner with features as of their time, as a frame or as the inputs of its model.
 
     Without a spine these are the examples that `headrace.train` learns from, in its order: positives with their drawn
-    negatives. With a spine they are its rows, in its order, each a group of its own.
+    negatives. With a spine they are the spine's rows, in its order, each a separate group.
 
     Arguments:
-        learner: its label says which events are positive.
-        events: history, in the forms that `headrace.train` takes.
-        spine: a table of the columns that the inputs and views read, and `event_time`. Its column `label` is the label
-            where it has one; else a row is labelled by the events of its entity and candidate that follow within the
-            label's window, as a request is: positive, negative, or what the label says where there is none. Several
-            labels are columns `label_<name>`; a learner with several needs a spine.
+        learner: its label defines which events are positive.
+        events: history, in the forms that `headrace.train` accepts.
+        spine: a table of the columns that the inputs and views read, and `event_time`. If it has a column `label`, that
+            is the label. Otherwise the events of a row's entity and candidate within the label's window after it label
+            the row, as for a request: positive, negative, or `Label.absent` without an event. Several labels are
+            columns `label_<name>`; a learner with several labels needs a spine.
         as_inputs: return `Examples`: `inputs`, `labels`, `log_rate`, `time_us`, `source` and `starts` of groups.
-        memory_rows: events in memory at a time.
+        memory_rows: largest number of events in memory.
         options: `negatives`, `reference`, `capacity` and `seed` of `EventExamples`; not with a spine.
 
     Returns:
-        A frame, a row an example: `group` (rows ranked together), `label` (null: unknown) and `log_rate` Float32,
-        `event_time`, and the source columns of the inputs: those of the event or spine, and `<view>.<feature>`, lists
-        too, with the view's `_found` and `_age_s` where the inputs read them. `log_rate` is what the learner adds to
-        the logit in training, and is to be added by other tools as well (an offset).
+        A frame with one example per row: `group` (rows ranked together), `label` (null: unknown) and `log_rate`
+        Float32, `event_time`, and the source columns of the inputs: those of the event or spine, and
+        `<view>.<feature>`, including lists, with the view's `_found` and `_age_s` if the inputs read them. `log_rate`
+        is the offset that the learner adds to the logit in training; other tools should add it too.
 
     Raises:
         DeclarationError: the learner has no label that makes examples.
@@ -93,10 +93,10 @@ def training_set(
 
 
 def inputs_of(learner: type[Learner], frame: TableLike) -> Inputs:
-    """Inputs of the learner's model from a table of their source columns, lists too, such as a replayed one.
+    """Assemble inputs of the learner's model from a table of source columns, including lists, such as a training set.
 
     Raises:
-        SchemaError: it is no table, a column is missing, or of a type that is no id and no number.
+        SchemaError: `frame` is not a table, a column is missing, or its type is neither an id nor a number.
     """
     table = frame_of(frame)
     if table is None:
@@ -111,14 +111,14 @@ def _inputs_of(learner: type[Learner], frame: pl.DataFrame) -> Inputs:
             f"learner {learner.name}: the frame has no column {', '.join(missing)}; it has {', '.join(frame.columns)}"
         )
     columns = {name: column_of(frame[name]) for name in learner.inputs.columns}
-    # As ids these are exact up to 2**24 alone, which their own type tells.
+    # Float32 columns stay float32, because as ids they are exact only up to 2**24.
     singles = {field.column for field in learner.inputs.categoricals if frame.schema[field.column] == pl.Float32}
     columns |= {name: frame[name].fill_null(np.nan).to_numpy() for name in singles}
     return learner.inputs.assemble(columns, frame.height)
 
 
 def _parts(made: EventExamples, events: Any, memory_rows: int) -> Iterator[DrawnExamples]:
-    """Examples piece by piece, in the order of time."""
+    """Yield examples piece by piece, in time order."""
     with _history(made.learner, events, memory_rows) as history:
         for piece, _ in history.pieces():
             drawn = made.read(piece)
@@ -127,7 +127,7 @@ def _parts(made: EventExamples, events: Any, memory_rows: int) -> Iterator[Drawn
 
 
 def _history(learner: type[Learner], events: Any, memory_rows: int) -> OrderedEvents:
-    """All events that the learner reads."""
+    """Read all events that the learner reads."""
     labels = [label.event for label in learner.labels().values()]
     classes = list(dict.fromkeys((*events_of(map(plan_of, learner.views)), *labels)))
     history = OrderedEvents(classes, memory_rows=memory_rows)
@@ -169,12 +169,12 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
 
 
 def _label_columns(learner: type[Learner]) -> dict[str, str]:
-    """Column of each label, by its name."""
+    """Column of each label, by label name."""
     return {name: label_column("label", name) for name in learner.labels()}
 
 
 def _with_numbers(rows: pl.DataFrame, learner: type[Learner]) -> pl.DataFrame:
-    """The spine with its columns of labels, where it has them, as Float32."""
+    """The spine with its label columns, if it has them, as Float32."""
     for column in {"label", *_label_columns(learner).values()} & set(rows.columns):
         try:
             rows = rows.with_columns(pl.col(column).cast(pl.Float32))
@@ -187,7 +187,7 @@ def _with_numbers(rows: pl.DataFrame, learner: type[Learner]) -> pl.DataFrame:
 
 
 def _matches(label: Label, frame: pl.DataFrame | None) -> pl.DataFrame:
-    """Events with a label: the columns that a row has in common with them, time, label, and whether it is positive."""
+    """Events with a label: the columns that they share with a row, time, label, and whether they are positive."""
     spec = spec_of(label.event)
     rows = pl.DataFrame(schema=spec.polars) if frame is None else frame
     labelled = labelled_events(rows, label)[0]
@@ -197,14 +197,14 @@ def _matches(label: Label, frame: pl.DataFrame | None) -> pl.DataFrame:
 
 
 def _match_columns(label: Label) -> list[str]:
-    """Columns that a row and the event that labels it have in common."""
+    """Columns in which a row and the event that labels it must agree."""
     return list(dict.fromkeys((*spec_of(label.event).key, *([label.candidate] if label.candidate else []))))
 
 
 def _labelled(label: Label, rows: pl.DataFrame, matches: pl.DataFrame, column: str) -> pl.DataFrame:
-    """`rows` with `column`: the label that events of the same entity and candidate in [time, time + within) give it.
+    """Add `column`: the label of each row from events of the same entity and candidate in [time, time + within).
 
-    The first positive one counts, else a negative one is 0, else what the label says where there is none.
+    The first positive event counts, otherwise a negative event gives 0, otherwise `Label.absent` applies.
     """
     columns = _match_columns(label)
     missing = [name for name in columns if name not in rows.columns]
@@ -231,7 +231,7 @@ def _labelled(label: Label, rows: pl.DataFrame, matches: pl.DataFrame, column: s
             on=AT,
             by=keys,
             strategy="forward",
-            tolerance=label.within_us - 1,  # an event at the end of the window is outside
+            tolerance=label.within_us - 1,  # the window excludes its end
             check_sortedness=False,
         )
     absent = None if label.absent == "unknown" else 0.0
@@ -240,7 +240,7 @@ def _labelled(label: Label, rows: pl.DataFrame, matches: pl.DataFrame, column: s
 
 
 def _as_examples(learner: type[Learner], frame: pl.DataFrame) -> Examples:
-    """Examples of the rows with a label, each a group of its own."""
+    """Examples from the rows with a label, each a separate group."""
     columns = list(_label_columns(learner).values()) or ["label"]
     known = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
     labels = known.select(pl.col(columns).cast(pl.Float32).fill_null(np.nan)).to_numpy()
