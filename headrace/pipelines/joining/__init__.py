@@ -1,1 +1,1 @@
-"""Parts of the joiner: its open requests, in memory and in files, and the labels of requests."""
+"""Parts of the joiner: its declaration, its open requests, in memory and in files, and the labels of requests."""

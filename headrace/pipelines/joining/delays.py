@@ -1,12 +1,12 @@
-"""How late positives come: the share of them that follows an age, estimated from requests of every age.
+"""Estimate of the share of positives that arrive after the first age, from requests of every age.
 
     age      a0        a1              a2                    within
-    rate     r0   |    r1      |       r2        |   ..          positives a candidate that came up to, or between, ages
+    rate     r0   |    r1      |       r2        |   ..          positives per candidate up to, or between, ages
 
     late share = (r1 + r2 + ..) / (r0 + r1 + r2 + ..)
 
-Each rate is of the requests that reached its age last, so a share is known before one request has waited its whole
-window, and follows a change within `MEMORY` candidates. State is a handful of numbers.
+Each rate is estimated from the requests that reached its age last. So a share is known before any request has waited
+its whole window, and it follows a change within `MEMORY` candidates. State is a handful of numbers.
 
 Source: the actuarial (life table) estimator of a distribution from censored observations, with exponential forgetting.
 """
@@ -14,28 +14,28 @@ Source: the actuarial (life table) estimator of a distribution from censored obs
 from typing import Any
 
 PRIOR = 20.0
-"""Positives in whose place the prior stands until there are as many: half of them late."""
+"""Weight of the prior, in positives, half of them late."""
 MEMORY = 2_000_000.0
-"""Candidates after which an observation counts 1 / e."""
+"""Number of candidates after which the weight of an observation has fallen to 1 / e."""
 
 
 class Delays:
-    """Positives a candidate, by age; `ages` is their number, at least 2."""
+    """Rates of positives per candidate, by age; `ages` is the number of ages, at least 2."""
 
     def __init__(self, ages: int) -> None:
         self._positives = [0.0] * ages
         self._candidates = [0.0] * ages
 
     def observe(self, age: int, positives: int, candidates: int) -> None:
-        """Count requests that reached the age of this number: positives that came since the age before it."""
+        """Count requests that reached age number `age`, and their positives since the previous age."""
         kept = max(0.0, 1.0 - candidates / MEMORY)
         self._positives[age] = self._positives[age] * kept + positives
         self._candidates[age] = self._candidates[age] * kept + candidates
 
     def late_share(self) -> float:
-        """Estimate the share of positives that come after the first age, in [0, 1).
+        """Estimate the share of positives that arrive after the first age, in [0, 1).
 
-        Ages that no request has reached count as the mean of those before them.
+        Ages that no request has reached count as the mean of the earlier ages.
         """
         rates = [p / c for p, c in zip(self._positives, self._candidates, strict=True) if c]
         if not rates:
@@ -47,9 +47,9 @@ class Delays:
         return float((share * weight + 0.5 * PRIOR) / (weight + PRIOR))
 
     def facts(self) -> dict[str, Any]:
-        """A copy of the state, plain enough for JSON: a thread writes it while requests go on being observed."""
+        """A copy of the state for JSON; a thread writes it while more requests are observed."""
         return {"positives": list(self._positives), "candidates": list(self._candidates)}
 
     def load(self, facts: dict[str, Any]) -> None:
-        """Take over what `facts` gave."""
+        """Load what `facts` returned."""
         self._positives, self._candidates = list(facts["positives"]), list(facts["candidates"])

@@ -1,4 +1,4 @@
-"""Engagements that may label a request, each once: those of one label."""
+"""Engagements of one label that may label a request, each once."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +15,14 @@ TIME = "__time"
 
 
 class Engagements:
-    """Rows of `JoinSpec.engagement` with a label. Used by one thread.
+    """Rows of `JoinSpec.engagement` with a label. Not thread-safe.
 
     Args:
-        spec: of the label.
-        step_us: microseconds of event time of a slice.
-        rows_max: in memory.
-        name: of the rows in messages and checkpoints.
-        spill: folder for rows beyond the limit; None: a temporary one.
+        spec: the join of the label.
+        step_us: length of a slice in microseconds of event time.
+        rows_max: largest number of rows in memory.
+        name: name of the rows in messages and checkpoints.
+        spill: folder for rows beyond the limit; None: a temporary folder.
     """
 
     def __init__(self, spec: JoinSpec, step_us: int, *, rows_max: int, name: str, spill: Path | None) -> None:
@@ -35,17 +35,17 @@ class Engagements:
         self._step_us = step_us
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take in rows with the columns of `schema`."""
+        """Add rows with the columns of `schema`."""
         self.rows.add(frame.select(self.schema.names()))
 
     def drop_before(self, time_us: int) -> None:
-        """Forget slices that end at or before a time, in microseconds."""
+        """Drop slices that end at or before a time, in microseconds."""
         self.rows.drop(self.rows.due(time_us // self._step_us))
 
     def once(self, first_us: int, before_us: int, count: Callable[[str, int], None]) -> pl.DataFrame:
-        """Engagements of the slices from `first_us` up to `before_us`, each id once: the first by time.
+        """Engagements of the slices from `first_us` up to `before_us`, for each id only the first by time.
 
-        Repeated ones are dropped for good and counted, as "duplicate_engagements".
+        Duplicates are removed permanently and counted, as "duplicate_engagements".
         """
         first, before = first_us // self._step_us, -(-before_us // self._step_us)
         numbers = [number for number in self.rows.due(before) if number >= first]

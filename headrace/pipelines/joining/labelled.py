@@ -15,22 +15,22 @@ class LabelRules(Protocol):
 
     @property
     def positive(self) -> pl.Expr | None:
-        """Events that count; None: all that are not negative."""
+        """Selects positive events; None: all events that are not negative."""
 
     @property
     def negative(self) -> pl.Expr | None:
-        """Events that say no; a positive one is none of them."""
+        """Selects negative events; a positive event is never negative."""
 
     @property
     def value(self) -> pl.Expr | None:
-        """Number that a positive event is labelled with; None: 1."""
+        """Number that labels a positive event; None: 1."""
 
 
 def labelled_events(frame: pl.DataFrame, rules: LabelRules) -> tuple[pl.DataFrame, int]:
-    """The events of `frame` that have a label, in its order, and how many were left out for want of a value.
+    """The events of `frame` that have a label, in its order, and the number left out because a value is missing.
 
-    Adds the label as Float32 (1 or `value`, and 0 of a negative) and whether the event is positive. Left out and
-    counted: events for which an expression fails, and positive ones whose `value` is null or not finite.
+    Adds the label as Float32 (1 or `value`, and 0 for a negative) and whether the event is positive. Events for which
+    an expression fails, and positive events whose `value` is null or not finite, are left out and counted.
     """
     rows = frame.with_row_index("__row")
     failed = 0

@@ -1,4 +1,4 @@
-"""Labels of requests: which of their candidates an engagement followed, and when."""
+"""Labels of requests: which of their candidates had an engagement, and when."""
 
 import polars as pl
 
@@ -8,7 +8,7 @@ from headrace.pipelines.joining.spec import LABEL_COLUMNS, JoinSpec, micros
 from headrace.schemas import spec_of
 
 GROUP_ROWS = 131_072
-"""Requests that are labelled at a time, which bounds the memory that their candidates need."""
+"""Requests labelled at a time, which limits the memory for their candidates."""
 
 
 def label_requests(
@@ -18,10 +18,10 @@ def label_requests(
     within_us: int,
     rows_max: int = GROUP_ROWS,
 ) -> pl.DataFrame:
-    """`requests` with `LABEL_COLUMNS`: the labels of their candidates, as known `within_us` after the request.
+    """Add `LABEL_COLUMNS` to `requests`: the labels of their candidates, as known `within_us` after the request.
 
-    `engagements` has each id once. Requests are labelled `rows_max` at a
-    time: what is joined and sorted on the way is larger than the labels that come out.
+    `engagements` must have each id once. Requests are labelled `rows_max` at a time, since the intermediate frames are
+    larger than the resulting labels.
     """
     pieces = list(requests.iter_slices(rows_max)) or [requests]
     return pl.concat([_label_piece(piece, engagements, spec, within_us) for piece in pieces])
@@ -54,7 +54,7 @@ def _label_piece(requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSp
     first = (
         cells.join(right, on=keys)
         .filter((pl.col("label_times") >= pl.col("__t")) & (pl.col("label_times") < pl.col("__t") + within_us))
-        .sort("__cell", ~pl.col(IS_POSITIVE), "label_times", "label_ids")  # a positive one comes before negatives
+        .sort("__cell", ~pl.col(IS_POSITIVE), "label_times", "label_ids")  # positives first
         .unique("__cell", keep="first", maintain_order=True)
         .select("__cell", "label_times", "label_ids", "label_appended_us", LABEL)
     )
@@ -76,9 +76,9 @@ def _label_piece(requests: pl.DataFrame, engagements: pl.DataFrame, spec: JoinSp
 
 
 def late_labels(labelled: pl.DataFrame, spec: JoinSpec, since_us: int) -> pl.DataFrame:
-    """The requests of `labelled` with a label that came `since_us` after the request or later; other labels are null.
+    """The requests of `labelled` with a label that arrived at age `since_us` or later; other labels are null.
 
-    Where no label within the window means negative, only positives count: a candidate was negative before.
+    If an absent label means negative, only positives count, since the candidate was learned as negative before.
     """
     time = spec_of(spec.request).time
     is_late = pl.col("label_times") >= pl.col(time) + pl.duration(microseconds=since_us)

@@ -1,16 +1,16 @@
-"""Rows that wait, by slices of event time: in memory up to a limit, others in Arrow files.
+"""RowsByTime: waiting rows by slices of event time, in memory up to a limit, other rows in Arrow files.
 
-    slice 41   [frame][file]          a file holds rows of one slice, is written once and never changed
-    slice 42   [file][file][frame]    a frame may have a file as well: it is in memory only to be read faster
+    slice 41   [frame][file]          a file has rows of one slice, is written once and never changed
+    slice 42   [file][file][frame]    a frame may also have a file; then it is in memory only for faster reads
 
-Two ways to use files. `spill` is scratch space: what is beyond the limits goes there, and `capture` writes all rows.
-`keep_in` is a folder that outlives the process: rows are written there, in a thread, as they come, so a checkpoint has
-only the last of them to write and names the files; `load` reads none of them. A file of rows that were taken is deleted
-once no checkpoint can name it: when the checkpoint after the next is captured.
+There are two ways to use files. `spill` is scratch space for rows beyond the limits, and `capture` writes all rows.
+`keep_in` is a persistent folder: a thread writes rows there as they arrive, so a checkpoint only writes the last rows
+and names the files; `load` reads none of them. A file of removed rows is deleted when no checkpoint can name it any
+more, which is when the checkpoint after the next is captured.
 
-Cost of a checkpoint with `keep_in`: the rows since the last one, and in each slice that they are of one file of less
-than `FULL_ROWS`, which is merged with them; so a slice has at most rows / FULL_ROWS + 1 files, however often it is
-saved.
+A checkpoint with `keep_in` writes the rows since the last checkpoint. In each of their slices it also rewrites at most
+one file of fewer than `FULL_ROWS` rows, merged with them. So a slice has at most rows / FULL_ROWS + 1 files, however
+often it is saved.
 """
 
 import itertools
@@ -31,9 +31,9 @@ from headrace.atomic import sync
 from headrace.errors import SnapshotError
 
 FULL_ROWS = 4_096
-"""A file of fewer rows is merged with the rows that follow it."""
+"""A file with fewer rows is merged with later rows."""
 BYTES_MAX = 256 << 20
-"""Rows in memory, beside the limit of their number."""
+"""Largest size of the rows in memory, in addition to the limit of their number."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,11 +52,11 @@ class _Part:
 
     @property
     def has_failed(self) -> bool:
-        """Whether its file could not be written; then the rows are still in memory."""
+        """Whether writing the file failed; the rows are still in memory then."""
         return self.written is not None and self.written.done() and self.written.exception() is not None
 
     def wait(self) -> None:
-        """Return once the file is whole."""
+        """Wait until the file is complete."""
         if self.written is not None:
             self.written.result()
             self.written = None
@@ -73,16 +73,16 @@ class _Part:
 
 
 class RowsByTime:
-    """See the module. Used by one thread; what `capture` returns may run in another.
+    """Waiting rows by time; see the module docstring. Not thread-safe, but `capture`'s result may run in any thread.
 
     Args:
-        name: of the rows in messages and checkpoints, such as "requests".
-        schema: of the rows, column -> type.
-        time_us: the rows' event time in microseconds.
-        step_us: microseconds of event time of a slice.
-        rows_max, bytes_max: rows in memory; more are spilled.
-        write_rows: rows without a file at which `keep_in` writes them, before a checkpoint asks for it.
-        spill: folder for rows beyond the limits; None: a temporary one.
+        name: name of the rows in messages and checkpoints, such as "requests".
+        schema: column -> type of the rows.
+        time_us: expression for the rows' event time in microseconds.
+        step_us: length of a slice in microseconds of event time.
+        rows_max, bytes_max: limits of the rows in memory; more are spilled.
+        write_rows: number of rows without a file at which `keep_in` writes them before the next checkpoint.
+        spill: folder for rows beyond the limits; None: a temporary folder.
     """
 
     def __init__(
@@ -107,32 +107,32 @@ class RowsByTime:
         self._is_kept = False
         self._slices: dict[int, list[_Part]] = {}  # event time // step -> rows
         self._number = itertools.count()
-        self._owner = secrets.token_hex(4)  # names of files of another process differ
+        self._owner = secrets.token_hex(4)  # makes file names unique among processes
         self._in_memory = [0, 0]  # rows, bytes
         self._unwritten = 0
         self._rows = 0
-        self._named: set[str] = set()  # files that the newest checkpoint names
-        self._named_before: set[str] = set()  # and that the one before it did
+        self._named: set[str] = set()  # files named by the newest checkpoint
+        self._named_before: set[str] = set()  # files named by the checkpoint before it
         self._writer: ThreadPoolExecutor | None = None
 
     @property
     def rows(self) -> int:
-        """All rows."""
+        """Number of all rows."""
         return self._rows
 
     @property
     def rows_in_memory(self) -> int:
-        """Rows that are in memory."""
+        """Number of rows in memory."""
         return self._in_memory[0]
 
     def keep_in(self, folder: Path) -> None:
-        """Keep rows in files of a folder of their own that outlives the process; before the first row."""
+        """Keep rows in files of a persistent folder, used by no others. Call it before the first row."""
         self._folder, self._is_kept = folder, True
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"headrace-{self._name}")
         weakref.finalize(self, self._writer.shutdown, wait=False)
 
     def add(self, frame: pl.DataFrame) -> int:
-        """Take in rows; returns how many left memory for files."""
+        """Add rows; returns the number of rows moved from memory to files."""
         slices = frame.with_columns((self._time_us // self._step_us).alias("__slice"))
         for (number,), rows in slices.partition_by("__slice", as_dict=True, include_key=False).items():
             self._append(int(number), _Part.of(rows))
@@ -142,7 +142,7 @@ class RowsByTime:
         return self._spill_latest() if is_over else 0
 
     def rows_of(self, number: int) -> int:
-        """Rows of one slice."""
+        """Number of rows of one slice."""
         return sum(part.rows for part in self._slices.get(number, ()))
 
     def first(self) -> int | None:
@@ -150,11 +150,11 @@ class RowsByTime:
         return min(self._slices, default=None)
 
     def due(self, before: int | None) -> list[int]:
-        """Numbers of the slices before one, or of all, ascending."""
+        """Numbers of the slices before number `before`, or of all, ascending."""
         return sorted(number for number in self._slices if before is None or number < before)
 
     def read(self, numbers: Sequence[int] | None = None) -> pl.DataFrame:
-        """The rows of some slices, or of all, slice by slice."""
+        """Rows of some slices, or of all, slice by slice."""
         chosen = sorted(self._slices) if numbers is None else [n for n in numbers if n in self._slices]
         frames = [part.read() for number in chosen for part in self._slices[number]]
         return pl.concat([pl.DataFrame(schema=self._schema), *frames])
@@ -176,9 +176,9 @@ class RowsByTime:
                     part.path.unlink()
 
     def capture(self) -> Callable[[Path], dict[str, Any]]:
-        """Take the present state; what is returned writes it into a checkpoint's folder, and returns facts for `load`.
+        """Capture the state; returns a function that writes it into a checkpoint's folder and returns facts for `load`.
 
-        The checkpoint captured before this one must be on disk, unless `not_written` was called.
+        The previously captured checkpoint must be on disk, unless `not_written` was called.
         """
         if not self._is_kept:
             rows = self.read()
@@ -191,14 +191,14 @@ class RowsByTime:
         return lambda _: self._facts(parts)
 
     def not_written(self) -> None:
-        """Say that what was captured last did not get to disk: the files of the checkpoint before it must stay."""
+        """Report that the last captured state was not written, so that the previous checkpoint's files must stay."""
         self._named |= self._named_before
 
     def load(self, source: Path, facts: Mapping[str, Any]) -> None:
-        """Take over what `capture` wrote; rows in files stay there.
+        """Load what `capture` wrote; rows in kept files stay there.
 
         Raises:
-            SnapshotError: a file is missing, or not as it was saved.
+            SnapshotError: a file is missing, or differs from what was saved.
         """
         self._slices, self._in_memory, self._unwritten, self._rows = {}, [0, 0], 0, 0
         for name, number, rows, size in facts.get("files", ()):
@@ -230,7 +230,7 @@ class RowsByTime:
             part.frame = None
 
     def _facts(self, parts: Sequence[tuple[int, _Part]]) -> dict[str, Any]:
-        """Facts of parts in kept files, once all of them are on disk."""
+        """Facts of the parts in kept files; waits until all of these are on disk."""
         files = []
         for number, part in parts:
             assert part.path is not None
@@ -238,11 +238,11 @@ class RowsByTime:
                 written.result()
             files.append([part.path.name, number, part.rows, part.path.stat().st_size])
         if files and self._folder is not None:
-            sync(self._folder)  # the names, too, are on disk before a checkpoint names them
+            sync(self._folder)  # file names, too, must be on disk before a checkpoint names them
         return {"files": files}
 
     def _spill_latest(self) -> int:
-        """Drop the rows that are due last from memory, until it is half full; returns their number."""
+        """Drop the rows that are due last from memory until it is half full; returns their number."""
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix=f"headrace-{self._name}-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
@@ -263,10 +263,10 @@ class RowsByTime:
             self._write(number)
 
     def _write(self, number: int) -> None:
-        """Write the rows of a slice that have no file into one, with those of a file that is not full."""
+        """Write the rows of a slice without a file to one file, merged with a file that is not full."""
         parts = self._slices[number]
         for part in parts:
-            if part.has_failed:  # as on a full disk, which may have room by now
+            if part.has_failed:  # for example on a full disk, which may have room now
                 assert part.frame is not None
                 part.path, part.written = None, None
                 self._unwritten += part.rows
@@ -292,7 +292,7 @@ class RowsByTime:
         self._append(number, whole)
 
     def _delete_others(self, names: set[str]) -> None:
-        """Delete kept files that neither the state nor a checkpoint names."""
+        """Delete kept files that are not in `names`."""
         if self._is_kept and self._folder is not None:
             for path in self._folder.glob("*.arrow"):
                 if path.name not in names:
@@ -305,7 +305,7 @@ def _write_whole(rows: pl.DataFrame, path: Path) -> dict[str, Any]:
 
 
 def _write_synced(frame: pl.DataFrame, path: Path) -> None:
-    """Write a file and flush it to disk. Runs in the thread of the writer."""
+    """Write a file and flush it to disk. Runs in the writer's thread."""
     with path.open("wb") as file:
         frame.write_ipc(file)
         file.flush()

@@ -1,4 +1,4 @@
-"""JoinSpec: which engagements label which requests. JoinSpecs: several labels of one request, each with its window."""
+"""JoinSpec: which engagements label which requests. JoinSpecs: several labels of a request, each with its window."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ if TYPE_CHECKING:  # learners need torch, an optional package
     from headrace.learners.labels.policy import LabelPolicy
 
 STEPS_PER_WINDOW = 16
-"""A request waits at most this fraction of `within` longer than it must; fewer scans of the engagements in return."""
+"""A request waits up to within / STEPS_PER_WINDOW longer than needed, which saves scans of the engagements."""
 STEPS_PER_AGE = 4
-"""Steps of the first age of a policy that does not wait for the whole window."""
+"""Number of steps in the first age of a policy that does not wait for the whole window."""
 LABEL_COLUMNS = ("labels", "label_times", "label_ids", "label_appended_us")
-"""Columns of one label; with several labels `labels_<name>` and so on."""
+"""Columns of a single label; with several labels they are `labels_<name>` and so on."""
 EMITTED, IS_FIRST, LATE_SHARE, POSITIVE_WEIGHT = "emitted_step", "is_first", "late_share", "positive_weight"
 """Columns of a policy that does not wait."""
 
 
 def label_column(column: str, name: str) -> str:
-    """Name of one of `LABEL_COLUMNS` for the label `name`, "" for the only one.
+    """Name of one of `LABEL_COLUMNS` for the label `name`, which is "" for a single label.
 
     >>> label_column("labels", "buy"), label_column("labels", "")
     ('labels_buy', 'labels')
@@ -34,17 +34,17 @@ def label_column(column: str, name: str) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JoinSpec:
-    """Which engagements label which requests.
+    """The declaration of which engagements label which requests.
 
-    `candidates` is the list column of `request`, `candidate` the column of `engagement` that names one of them;
-    `positive` picks the engagements that count, None: all; `negative` those that say no; `value` is the number that a
-    positive one is labelled with, None: 1; a candidate without either is 0, or null if `absent_is_unknown`; `within_us`
-    is the label window. The entity columns default to the events' keys and `request_id` to the request's declared id.
-    `ages_us` are the ages at which a request is looked at, the last being `within_us`; several belong to a policy that
-    does not wait, which `corrects` its early examples or weighs them.
+    `candidates` is the list column of `request`, and `candidate` the column of `engagement` that names one of them.
+    `positive` selects positive engagements, None: all; `negative` selects negative engagements. `value` is the label of
+    a positive engagement, None: 1. A candidate without an engagement is 0, or null if `absent_is_unknown`. `within_us`
+    is the label window. The entity columns default to the events' keys, and `request_id` to the request's declared id.
+    `ages_us` are the ages at which a request is examined, the last being `within_us`. Several ages belong to a policy
+    that does not wait, which `corrects` its early examples or weighs them.
 
     Raises:
-        DeclarationError: a column is missing, or two that are compared differ in type.
+        DeclarationError: a column is missing, or two columns to compare differ in type.
     """
 
     request: type[Event]
@@ -67,10 +67,10 @@ class JoinSpec:
     def of_label(
         label: "Label", request: type[Event], candidates: str, *, policy: "LabelPolicy | None" = None, **options: Any
     ) -> "JoinSpec":
-        """The join that a label declares; `options` are further arguments, such as `request_entity`.
+        """The join of a label; `options` are further arguments of `JoinSpec`, such as `request_entity`.
 
         Raises:
-            DeclarationError: as `JoinSpec`, or the policy's `after` is not shorter than the window.
+            DeclarationError: as in `JoinSpec`, or the policy's `after` is not shorter than the window.
         """
         ages: dict[str, Any] = {}
         if policy is not None:
@@ -95,10 +95,10 @@ class JoinSpec:
     def of_learner(
         learner: "type[Learner]", request: type[Event], candidates: str, **options: Any
     ) -> "JoinSpec | JoinSpecs":
-        """The join that a learner declares, with its policy: one label, or several; `options` as for `of_label`.
+        """The join of a learner's label or labels, with its policy; `options` as for `of_label`.
 
         Raises:
-            DeclarationError: the learner has no label, or as `of_label`.
+            DeclarationError: the learner has no label, or as in `of_label`.
         """
         labels = learner.labels()
         if not labels:
@@ -141,7 +141,7 @@ class JoinSpec:
 
     @property
     def joins(self) -> "dict[str, JoinSpec]":
-        """The only label, named ""."""
+        """The single label, named ""."""
         return {"": self}
 
     @property
@@ -156,18 +156,18 @@ class JoinSpec:
 
     @property
     def is_early(self) -> bool:
-        """Whether requests come out before their window has closed."""
+        """Whether requests are emitted before their window has closed."""
         return len(self.ages_us) > 1
 
     @property
     def step_us(self) -> int:
-        """Requests come out when the watermark passes a multiple of this."""
+        """Requests are emitted when the watermark passes a multiple of this."""
         return max(self.ages_us[0] // STEPS_PER_AGE, 1) if self.is_early else step_us_of(self.within_us)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JoinSpecs:
-    """Several labels of one request, by name. A request comes out when the longest of their windows has closed.
+    """Several labels of one request, by name. A request is emitted when the longest of their windows has closed.
 
     Raises:
         DeclarationError: they differ in the request, its candidates, id or lateness, or one does not wait.
@@ -205,7 +205,7 @@ class JoinSpecs:
 
     @property
     def lateness_us(self) -> int:
-        """How far behind the newest an event may arrive, in event time."""
+        """How far behind the newest event another may arrive, in event time."""
         return self._first.lateness_us
 
     @property
@@ -215,32 +215,32 @@ class JoinSpecs:
 
     @property
     def ages_us(self) -> tuple[int, ...]:
-        """The age at which a request comes out."""
+        """The single age at which a request is emitted."""
         return (self.within_us,)
 
     @property
     def corrects(self) -> bool:
-        """Nothing comes out early."""
+        """False: nothing is emitted early, so nothing is corrected."""
         return False
 
     @property
     def is_early(self) -> bool:
-        """Nothing comes out early."""
+        """False: nothing is emitted early."""
         return False
 
     @property
     def step_us(self) -> int:
-        """Requests come out when the watermark passes a multiple of this."""
+        """Requests are emitted when the watermark passes a multiple of this."""
         return step_us_of(self.within_us)
 
 
 def fingerprint(specs: Mapping[str, JoinSpec]) -> dict[str, Any]:
-    """What a state of these joins belongs to, plain enough for JSON; entries are there only where they are given."""
+    """The declaration of these joins, saved with their state, for JSON. Defaults of later options are left out."""
     return _fingerprint(specs[""]) if "" in specs else {name: _fingerprint(spec) for name, spec in specs.items()}
 
 
 def _fingerprint(spec: JoinSpec) -> dict[str, Any]:
-    later = {"negative": spec.negative, "value": spec.value}  # named only where given: states of before stay good
+    later = {"negative": spec.negative, "value": spec.value}  # left out by default: old states stay valid
     policy = {"ages_us": list(spec.ages_us), "corrects": spec.corrects} if spec.is_early else {}
     return {
         **policy,
@@ -258,7 +258,7 @@ def _shared(spec: JoinSpec) -> Iterable[Any]:
 
 
 def step_us_of(within_us: int) -> int:
-    """Microseconds of event time of one step: what waits for a window comes out at multiples of it."""
+    """Length of a step in microseconds of event time; requests are emitted at multiples of it."""
     return max(within_us // STEPS_PER_WINDOW, 1)
 
 
