@@ -1,12 +1,12 @@
-"""Sizes and intervals of training, and the choice of the smallest micro-batch that keeps up.
+"""Sizes and intervals of training, and the choice of the smallest micro-batch that keeps up with the stream.
 
-What an example teaches is known to those after its micro-batch, so small ones predict better, but each step has a cost
-whatever its size. A trainer without a size of its own learns its first examples in micro-batches of `START_ROWS`; then
-it times steps of each size on a learner made for that, and takes the fewest rows whose steps need at most `SHARE` of
-the time in which so many examples come.
+An example affects predictions only after its micro-batch, so small micro-batches predict better, but each step has a
+fixed cost. A trainer without a configured size learns its first examples in micro-batches of `START_ROWS`. Then it
+times steps of each size on a separate learner, and chooses the fewest rows whose steps take at most `SHARE` of the time
+in which so many examples arrive.
 
 Invariant: the choice follows a micro-batch, never a frame, and is made once in the life of a training state, which
-records it. So weights stay a function of the examples and of the recorded number, whatever machine resumes.
+records it. So weights stay a function of the examples and the recorded number, on any machine that resumes.
 """
 
 import math
@@ -26,11 +26,11 @@ SIZES = (16, 64, 256, 1_024, 4_096)
 START_ROWS = 1_024
 """Rows of a micro-batch before the choice."""
 ENOUGH_ROWS = 2_048
-"""Examples after which their rate is known well enough."""
+"""Number of examples after which their rate is known well enough."""
 ENOUGH_US = 1_000_000
-"""Event time that they must span: a burst has no rate."""
+"""Event time that these examples must span, since a burst has no rate."""
 SHARE = 0.5
-"""Of the trainer's time that steps may take; the rest is for features, joins and publications."""
+"""Share of the trainer's time that steps may take; the rest is for features, joins and publications."""
 REPEATS = 3
 
 log = structlog.get_logger(__name__)
@@ -41,14 +41,14 @@ class Cadence:
     """Sizes and intervals of training and publication.
 
     Args:
-        rows_min: a micro-batch is the fewest whole groups with at least this many rows. None: the fewest that keep up
-            with the stream, chosen after the first examples and recorded in the state.
-        wait_s: examples that have waited so long, on the wall clock, are trained on although they are fewer. Weights
-            then depend on the speed of the machine; None: never.
-        publish_s: between two publications, in seconds; None: only when `publish` is called.
-        refusals_max: the gate's refusals in a row after which the trainer stops with GateRefusedError.
-        per_example: each example of a micro-batch is predicted and learned after the one before it: micro-batches of
-            one, whatever `rows_min`. See `OnlineLearner.predict_and_learn` for the models to which that is cheap.
+        rows_min: a micro-batch is the fewest whole groups with at least this many rows. None: the fewest rows that keep
+            up with the stream, chosen after the first examples and recorded in the state.
+        wait_s: wall-clock seconds after which waiting examples are trained on even if they are fewer. Weights then
+            depend on the speed of the machine; None: never.
+        publish_s: seconds between publications; None: only when `publish` is called.
+        refusals_max: refusals by the gate in a row after which the trainer stops with GateRefusedError.
+        per_example: predict and learn each example after the previous one, as in micro-batches of one, for any
+            `rows_min`. See `OnlineLearner.predict_and_learn` for the models for which that is cheap.
     """
 
     rows_min: int | None = None
@@ -63,21 +63,21 @@ class Cadence:
 
 
 class MicroBatch:
-    """Rows of a micro-batch: those of the cadence, or the fewest that keep up with the stream.
+    """The rows of a micro-batch: those of the cadence, or the fewest that keep up with the stream.
 
     Args:
-        learner: whose steps are timed.
-        cadence: its `rows_min` is not changed.
-        threads: of torch, see `OnlineLearner`.
+        learner: the learner whose steps are timed.
+        cadence: its `rows_min`, if given, is used unchanged.
+        threads: torch threads, see `OnlineLearner`.
 
     Attributes:
-        rows: at present.
-        is_chosen: whether they stay so.
+        rows: current number of rows.
+        is_chosen: whether this number is final.
     """
 
     def __init__(self, learner: type[Learner], cadence: Cadence, threads: int) -> None:
         self.rows = cadence.rows_min or START_ROWS
-        # Learning one by one has steps of one row, whatever the rows of a call.
+        # Learning one by one takes steps of one row, for any number of rows per call.
         self.is_chosen = cadence.rows_min is not None or cadence.per_example
         self._is_given = self.is_chosen
         self._learner = learner
@@ -86,7 +86,7 @@ class MicroBatch:
         self._first_us, self._last_us = 0, 0
 
     def observe(self, batch: Examples) -> None:
-        """Count a micro-batch that was learned; choose once enough examples have come."""
+        """Count a learned micro-batch, and choose the rows once enough examples have arrived."""
         if self.is_chosen:
             return
         first_us, last_us = int(batch.time_us.min()), int(batch.time_us.max())
@@ -98,7 +98,7 @@ class MicroBatch:
             self._choose(self._seen / span_us * 1e6, batch)
 
     def facts(self) -> dict[str, Any]:
-        """State of the choice, plain enough for JSON."""
+        """State of the choice, for JSON."""
         return {
             "rows": self.rows,
             "is_chosen": self.is_chosen,
@@ -108,7 +108,7 @@ class MicroBatch:
         }
 
     def load(self, facts: Mapping[str, Any] | None) -> None:
-        """Take over what `facts` gave; None, of an earlier release, which had `START_ROWS`. A cadence's rows stay."""
+        """Load what `facts` returned, None for an old release with `START_ROWS`. A given `rows_min` has priority."""
         if self._is_given:
             return
         state = facts or {"rows": START_ROWS, "is_chosen": True, "seen": 0, "first_us": 0, "last_us": 0}
@@ -135,12 +135,12 @@ class MicroBatch:
 
 
 def step_seconds(learner: type[Learner], batch: Examples, rows: int, threads: int = 1) -> float:
-    """Seconds that a step on `rows` examples like those of `batch` takes: the fastest of three, of a new learner."""
+    """Seconds that a step of a new learner takes on `rows` examples like those of `batch`, the fastest of three."""
     online = OnlineLearner(learner, threads=threads)
     picked = np.arange(rows) % len(batch)
     inputs, labels, log_rate = batch.inputs.take(picked), batch.labels[picked], batch.log_rate[picked]
     fastest_s = math.inf
-    for _ in range(1 + REPEATS):  # the first gives ids their rows
+    for _ in range(1 + REPEATS):  # the first run adds the table rows
         started_s = time.perf_counter()
         online.predict_and_learn(inputs, labels, log_rate=log_rate)
         fastest_s = min(fastest_s, time.perf_counter() - started_s)

@@ -1,4 +1,4 @@
-"""Events that wait for the watermark before they are learned, and ids of engagements that labelled a request."""
+"""Events that wait for the watermark before they are learned from, and ids of engagements that labelled a request."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from headrace.schemas import Event, spec_of
 from headrace.streams.source import EventBatch
 
 ROWS_MAX = 20_000_000
-"""Events in memory that wait, and ids of engagements that labelled a request; at most 256 MiB of each."""
+"""Limit of waiting events in memory, and of ids of engagements that labelled a request; at most 256 MiB of each."""
 
 
 class WaitingEvents:
     """Events that wait for the watermark, by class, in slices of event time.
 
-    `_firsts` has the first offset of each partition by class and slice, so that no file is read to know it.
+    `_firsts` has the first offset of each partition by class and slice, so that finding it needs no file reads.
     """
 
     def __init__(self, events: Sequence[type[Event]], step_us: int) -> None:
@@ -36,17 +36,17 @@ class WaitingEvents:
         self._firsts: dict[str, dict[int, dict[str, int]]] = {event.__name__: {} for event in events}
 
     def keep_in(self, folder: Path) -> None:
-        """Keep events in files of folders of their own in `folder`, by class."""
+        """Keep events in files, in one subfolder of `folder` per class."""
         for event, store in self._stores.items():
             store.keep_in(folder / event.__name__)
 
     @property
     def rows(self) -> int:
-        """All events."""
+        """Number of all events."""
         return sum(store.rows for store in self._stores.values())
 
     def add(self, batch: EventBatch) -> None:
-        """Take in rows that have not been added before."""
+        """Add rows that have not been added before."""
         if not batch.frame.height:
             return
         place = [pl.lit(batch.partition).alias("__partition"), pl.Series("__offset", batch.offsets, dtype=pl.Int64)]
@@ -55,7 +55,7 @@ class WaitingEvents:
         self._note_firsts(batch.event, frame)
 
     def take(self, through_us: int) -> dict[type[Event], pl.DataFrame]:
-        """Remove and return the events before `through_us`, a multiple of the step, in order of time, then id."""
+        """Remove and return the events before `through_us`, a multiple of the step, sorted by time, then id."""
         taken: dict[type[Event], pl.DataFrame] = {}
         for event, store in self._stores.items():
             spec, numbers = spec_of(event), store.due(through_us // self._step_us)
@@ -67,7 +67,7 @@ class WaitingEvents:
         return taken
 
     def learned_positions(self, positions: Mapping[str, int]) -> dict[str, int]:
-        """Next offset of each partition below which nothing waits; `positions` are those of all that was added."""
+        """Next offset of each partition below which nothing waits; `positions` are the next offsets of added events."""
         learned = dict(positions)
         for slices in self._firsts.values():
             for firsts in slices.values():
@@ -76,7 +76,7 @@ class WaitingEvents:
         return learned
 
     def capture(self) -> Callable[[Path], None]:
-        """Take the present state; what is returned writes it into an existing folder, in any thread."""
+        """Capture the state; returns a function that writes it into an existing folder, in any thread."""
         writers = {event.__name__: store.capture() for event, store in self._stores.items()}
         firsts = {name: [[n, dict(first)] for n, first in slices.items()] for name, slices in self._firsts.items()}
 
@@ -92,14 +92,14 @@ class WaitingEvents:
             store.not_written()
 
     def load(self, folder: Path) -> None:
-        """Take over what `capture` wrote."""
+        """Load what `capture` wrote."""
         path = folder / "waiting.json"
         facts = orjson.loads(path.read_bytes()) if path.is_file() else {"stores": {}, "firsts": {}}
         for event, store in self._stores.items():
             name = event.__name__
             store.load(folder, facts["stores"].get(name, {}))
             self._firsts[name] = dict(facts["firsts"].get(name, ()))
-            if name not in facts["firsts"]:  # of an earlier release
+            if name not in facts["firsts"]:  # from an earlier release
                 self._note_firsts(event, store.read())
 
     def _note_firsts(self, event: type[Event], frame: pl.DataFrame) -> None:
@@ -111,7 +111,7 @@ class WaitingEvents:
 
 
 def waiting_served(step_us: int) -> RowsByTime:
-    """Ids of engagements that labelled a request, with their times."""
+    """A store of ids of engagements that labelled a request, with their times."""
     return RowsByTime(
         "served", {"id": pl.String(), "time_us": pl.Int64()}, pl.col("time_us"), step_us, rows_max=ROWS_MAX
     )
