@@ -1,4 +1,4 @@
-"""A linear model of the same inputs: the baseline for `next_item`."""
+"""LinearNextItem: the baseline for `NextItem`, a linear model of its inputs."""
 
 from headrace.learners import Learner, Logistic
 from learners.next_item import NextItem

@@ -12,20 +12,20 @@ from schemas.retail import Engagement
 
 
 def price_gap(columns: Columns) -> NDArray[np.float64]:
-    """How much dearer the item is than what the customer buys, as a difference of logarithms."""
+    """Log of the item's usual price over that of the customer's purchases, (B,)."""
     return columns["item_activity.log_price_360d"] - columns["customer_activity.log_price_360d"]
 
 
 def quantity_gap(columns: Columns) -> NDArray[np.float64]:
-    """How much larger the item's usual quantity is than the customer's, as a difference of logarithms."""
+    """Log of the item's usual quantity over the customer's, (B,)."""
     return columns["item_activity.log_quantity_360d"] - columns["customer_activity.log_quantity_360d"]
 
 
 class NextItem(Learner):
-    """DeepFM over item, customer and the customer's last hundred items.
+    """A DeepFM over the item, the customer and the customer's last hundred items.
 
-    The table `bought` has a second vector of each item, for its role in the list of bought items, so the factorisation
-    machine learns which items go together.
+    The table `bought` has a second vector for each item, for its role in the list of bought items, so the factorisation
+    machine learns which items are bought together.
     """
 
     views = (CustomerActivity, ItemActivity)

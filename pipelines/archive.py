@@ -1,4 +1,4 @@
-"""Impressions and engagements become Parquet files by event day, each event in exactly one.
+"""Archive impressions and engagements as Parquet files by event day, each event in exactly one file.
 
 Run it: `headrace run pipelines.archive`. The folder is a source for `headrace backfill`, `verify` and replays.
 """
@@ -13,7 +13,7 @@ EVENTS = (Impression, Engagement)
 
 @dataflow
 def flow() -> Flow:
-    """The archive, written by one step."""
+    """The flow that archives all events, in one step."""
     settings = load_settings()
     archive = Job(
         "archive",

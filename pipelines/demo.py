@@ -1,4 +1,4 @@
-"""What `headrace demo` plays here: the UCI Online Retail log (data/README.md)."""
+"""The demo of this project, run by `headrace demo` on the UCI Online Retail log (data/README.md)."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ LOG = Path(__file__).resolve().parent.parent / "data" / "online_retail.parquet"
 
 
 def load(log: Path = LOG) -> pl.DataFrame:
-    """The log's invoice lines as engagements. A line without an item corrects the books: it is none."""
+    """The log's invoice lines as engagements. Lines without an item are accounting corrections and left out."""
     lines = pl.scan_parquet(log).with_row_index("line").filter(col("item").is_not_null(), col("quantity") != 0)
     return (
         lines.select(

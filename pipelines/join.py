@@ -1,6 +1,6 @@
-"""Served impressions and the engagements that followed become labelled requests, as Parquet files in the state folder.
+"""Join served impressions with the engagements that follow to labelled requests, as Parquet files in the state folder.
 
-Run it: `headrace run pipelines.join`. The files are for analysts; `pipelines.train` joins by itself.
+Run it: `headrace run pipelines.join`. The files are for analysis; `pipelines.train` does its own join.
 """
 
 from headrace.pipelines import Flow, dataflow
@@ -15,7 +15,7 @@ EVENTS = (Impression, Engagement)
 
 @dataflow
 def flow() -> Flow:
-    """The join, and its files."""
+    """The flow that joins labels to requests and writes the files."""
     settings = load_settings()
     requests = join(
         label_spec(settings), state=settings.state_dir / "join", out=frames_to(settings.state_dir / "examples")

@@ -1,4 +1,4 @@
-"""Which purchase labels which ranking: the one that names its request, within the learner's window."""
+"""The labels of rankings: a purchase labels the ranking that it names by `request_id`, within the learner's window."""
 
 from headrace.pipelines import JoinSpec, JoinSpecs
 from headrace.settings import Settings
@@ -7,7 +7,7 @@ from schemas.retail import Impression
 
 
 def label_spec(settings: Settings) -> JoinSpec | JoinSpecs:
-    """The join of impressions with engagements, for the jobs that label."""
+    """The join of impressions with engagements, for the jobs that need labels."""
     return JoinSpec.of_learner(
         NextItem,
         Impression,

@@ -1,4 +1,4 @@
-"""Engagements become the views' records in Redis. Run it: `headrace run pipelines.materialize`."""
+"""Keep the views' records in Redis up to date with engagements. Run it: `headrace run pipelines.materialize`."""
 
 from features.customer import CustomerActivity
 from features.item import ItemActivity
@@ -13,7 +13,7 @@ EVENTS = (Engagement,)
 
 @dataflow
 def flow() -> Flow:
-    """Both views, kept up to date."""
+    """The flow that keeps both views up to date."""
     settings = load_settings()
     views = materialize(
         [CustomerActivity, ItemActivity],

@@ -1,4 +1,4 @@
-"""Labelled requests and all other purchases train `NextItem`. Run it: `headrace run pipelines.train`."""
+"""Train `NextItem` on labelled requests and on all other purchases. Run it: `headrace run pipelines.train`."""
 
 from headrace.learners import ModelDirectory
 from headrace.pipelines import Flow, Job, Joiner, dataflow
@@ -12,14 +12,14 @@ from pipelines.labels import label_spec
 from schemas.retail import Engagement, Impression
 
 EVENTS = (Impression, Engagement)
-NEGATIVES = 9  # drawn for a purchase that no request showed
-SHOWN_NEGATIVES = 99  # of a request, to whose rate the others are corrected
-POPULARITY_ROWS = 5_000  # negatives are drawn from the items of so many purchases before
-ROWS_MIN = 640  # of a micro-batch: larger ones take fewer steps and learn less from the same examples
+NEGATIVES = 9  # drawn for each purchase that no request showed
+SHOWN_NEGATIVES = 99  # negatives per positive in a request, the rate for which drawn ones are corrected
+POPULARITY_ROWS = 5_000  # number of recent purchases from whose items negatives are drawn
+ROWS_MIN = 640  # rows of a micro-batch; larger ones take fewer steps and learn less from the same examples
 
 
 def make_step(settings: Settings) -> TrainStep:
-    """The trainer with its joiner, for the live flow and for the demo's warm start alike."""
+    """The trainer with its joiner, for both the live flow and the demo's warm start."""
     trainer = Trainer(
         NextItem,
         ModelDirectory(settings.model_dir, settings.redis_url, keep=settings.models_kept),
@@ -33,7 +33,7 @@ def make_step(settings: Settings) -> TrainStep:
 
 @dataflow
 def flow() -> Flow:
-    """The training, one step for the whole flow."""
+    """The flow that trains, with one step."""
     settings = load_settings()
     train = Job("train", lambda _place: make_step(settings), on_status=status_of(settings, "train"))
     return Flow("train", kafka_source(settings, EVENTS), EVENTS, [train], **intake_of(settings))

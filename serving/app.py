@@ -1,4 +1,4 @@
-"""The app of this project: `headrace serve`, or `serve run serving.app:app`."""
+"""The Ray Serve app of this project. Run it: `headrace serve`, or `serve run serving.app:app`."""
 
 from fastapi import FastAPI
 
@@ -13,7 +13,7 @@ COLUMNS = ImpressionColumns(candidates="item_ids", shadow="frozen_scores")
 
 
 def make_http() -> FastAPI:
-    """The HTTP application of one replica, with the settings of its environment."""
+    """The HTTP application of one replica, with settings from the environment."""
     return build_replica(NextItem, Impression, entity=("customer_id",), candidate="item_id", columns=COLUMNS)
 
 
