@@ -1,4 +1,4 @@
-"""A learner: which features it reads, which event makes a candidate a good one, and the model. Fill in your own."""
+"""The learner: the features it reads, the event that makes a candidate positive, and the model. Fill in your own."""
 
 from features.views import VIEWS
 from headrace import Categorical, Dense, InputSpec, Label, Learner, Match
@@ -6,11 +6,11 @@ from headrace.learners import Logistic
 from schemas.events import Action
 
 ENTITY = ("user_id",)
-"""Key columns that a request gives once; the label's candidate is what it gives a list of."""
+"""Key columns that a request has once; of the label's candidate column it has a list of values."""
 
 
 class Ranking(Learner):
-    """What a user acts on next."""
+    """Predicts which item a user acts on next."""
 
     views = VIEWS
     label = Label(Action, within="5m", candidate="item_id")

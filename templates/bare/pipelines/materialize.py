@@ -1,4 +1,4 @@
-"""Events become the views' records in Redis. Run it: `headrace run pipelines.materialize`."""
+"""Keep the views' records in Redis up to date with events. Run it: `headrace run pipelines.materialize`."""
 
 from features.views import VIEWS
 from headrace.features.view import events_of, plan_of
@@ -12,7 +12,7 @@ EVENTS = events_of(map(plan_of, VIEWS))
 
 @dataflow
 def flow() -> Flow:
-    """All views, kept up to date."""
+    """The flow that keeps all views up to date."""
     settings = load_settings()
     views = materialize(VIEWS, lambda: open_store(settings), on_status=status_of(settings, "materialize"))
     return Flow("materialize", kafka_source(settings, EVENTS), EVENTS, [views], **intake_of(settings))

@@ -1,4 +1,4 @@
-"""Served rankings and what followed, and all other events, train `Ranking`. Run it: `headrace run pipelines.train`."""
+"""Train `Ranking` on served rankings with their labels and on all other events. Run: `headrace run pipelines.train`."""
 
 from headrace.features.view import events_of, plan_of
 from headrace.learners import ModelDirectory
@@ -12,13 +12,13 @@ from learners.ranking import Ranking
 from schemas.events import Impression
 
 NEGATIVES = 9
-"""Candidates drawn, by what is popular, against each one that was acted on."""
+"""Number of negatives drawn, by popularity, for each action that no ranking showed."""
 LEARNT = tuple(dict.fromkeys((*events_of(map(plan_of, Ranking.views)), Ranking.label.event)))
 EVENTS = (*LEARNT, Impression)
 
 
 def join_spec(settings: Settings) -> JoinSpec | JoinSpecs:
-    """Which event labels which ranking: the one that names its request, within the learner's window."""
+    """The join of rankings with events: an event labels the ranking with its `request_id`, in the learner's window."""
     return JoinSpec.of_learner(
         Ranking,
         Impression,
@@ -30,7 +30,7 @@ def join_spec(settings: Settings) -> JoinSpec | JoinSpecs:
 
 
 def make_step(settings: Settings) -> TrainStep:
-    """The trainer with its joiner; what it has learnt is kept in HEADRACE_STATE_DIR."""
+    """The trainer with its joiner; its state is saved in HEADRACE_STATE_DIR."""
     trainer = Trainer(
         Ranking,
         ModelDirectory(settings.model_dir, settings.redis_url, keep=settings.models_kept),
@@ -43,7 +43,7 @@ def make_step(settings: Settings) -> TrainStep:
 
 @dataflow
 def flow() -> Flow:
-    """The training, one step for the whole flow."""
+    """The flow that trains, with one step."""
     settings = load_settings()
     train = Job("train", lambda _place: make_step(settings), on_status=status_of(settings, "train"))
     return Flow("train", kafka_source(settings, EVENTS), EVENTS, [train], **intake_of(settings))

@@ -1,4 +1,4 @@
-"""Events: what happens in your application, and the rankings that it was given. Fill in your own fields."""
+"""Events: actions in your application, and the rankings served to it. Fill in your own fields."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""The app of this project: `headrace serve`, or `serve run serving.app:app`."""
+"""The Ray Serve app of this project. Run it: `headrace serve`, or `serve run serving.app:app`."""
 
 from fastapi import FastAPI
 
@@ -11,7 +11,7 @@ from schemas.events import Impression
 
 
 def make_http() -> FastAPI:
-    """The HTTP application of one replica, with the settings of its environment."""
+    """The HTTP application of one replica, with settings from the environment."""
     columns = ImpressionColumns(candidates="candidates", shadow=None)
     return build_replica(Ranking, Impression, entity=ENTITY, candidate=Ranking.label.candidate, columns=columns)
 

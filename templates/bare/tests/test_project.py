@@ -1,4 +1,4 @@
-"""The declarations of this project fit together. None of these tests needs a running service: `python -m pytest`."""
+"""Tests that the declarations of this project fit together. They need no running service: `python -m pytest`."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from schemas.events import Impression
 
 
 def test_views_have_features():
-    """Every view can be planned; what it reads are fields of its events."""
+    """Every view has a plan, and the columns that it reads are fields of its events."""
     assert all(plan_of(view).features for view in VIEWS)
 
 
@@ -23,7 +23,7 @@ def test_the_learner_reads_features_that_exist():
 
 
 def test_the_impression_has_what_serving_logs():
-    """The columns that `headrace serve` fills in, and the keys of a request."""
+    """The impression has the columns that `headrace serve` fills in, and the keys of a request."""
     wanted = {"request_id", "candidates", "scores", "model_version", "features", *ENTITY}
     assert wanted <= set(spec_of(Impression).polars)
 
@@ -35,6 +35,6 @@ def test_dataflows_are_built_without_services(module):
 
 
 def test_the_app_is_declared():
-    """`headrace serve` finds its factory, and `serve run serving.app:app` the application."""
+    """The module has the factory for `headrace serve` and the application for `serve run serving.app:app`."""
     assert callable(project.load_object("serving.app:make_http"))
     assert project.load_object("serving.app:app") is not None
