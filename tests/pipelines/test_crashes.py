@@ -6,7 +6,7 @@ from benchmarks.crashes.run import BROKER_FAULTS, STORE_FAULTS, crash_run
 from tests.tiers import by_tier
 
 KILLS = by_tier(fast=18, whole=26)
-EVENTS = by_tier(fast=500_000, whole=2_500_000)
+EVENTS = by_tier(fast=1_500_000, whole=2_500_000)
 SPARE = 6  # an engine may be through with the log at its moment
 
 
