@@ -25,7 +25,7 @@ from headrace.learners.models.per_label import PerLabel
 from headrace.learners.state import prefixed
 from headrace.learners.tables import kernels
 
-ROWS_MAX = 20_000_000  # scores held for the exact AUC: 5 bytes each
+ROWS_MAX = 20_000_000  # scores kept for the exact AUC, 5 bytes each
 BINS = 8_192
 LOGIT_MAX = 16.0  # outermost bins of the histogram
 SLICES_MAX = 64
@@ -158,11 +158,11 @@ class Prequential:
         self._sums[4] += len(losses)
 
     def snapshot(self, *, exact: bool = False) -> Figures:
-        """The metrics over all rows, `recent` over the window, and `slices` by name.
+        """The metrics over all rows, `recent` over the window, several `labels` by index, `slices` by name.
 
         `logloss` in nats, `base_logloss` of the constant base rate, `calibration` = sum of probabilities / sum of
-        labels, `auc` with its error bound `auc_error`. With `exact` the AUC is exact, from a sort of all kept scores:
-        about 0.1 s per million rows.
+        labels, `auc` with its error bound `auc_error`. With `exact` and at most `rows_max` rows the AUC is exact, from
+        a sort of all scores: about 0.1 s per million rows.
         """
         figures = self._pooled_figures(exact=exact) if self._is_probability else self._loss_figures()
         if self._hits[0]:
