@@ -154,9 +154,9 @@ class OnlineLearner:
         targets.check(self.learner, count := len(inputs))
         if count == 0:
             return self._step(inputs, targets, event_time_us, None, wants_predictions=True)
-        given = times_of(self.learner, event_time_us, count)
-        times = self.now_us + 1 + np.arange(count) if given is None else given
-        now_us = np.maximum.accumulate(np.maximum(np.broadcast_to(times, count), self.now_us))
+        event_times_us = times_of(self.learner, event_time_us, count)
+        times_us = self.now_us + 1 + np.arange(count) if event_times_us is None else event_times_us
+        now_us = np.maximum.accumulate(np.maximum(np.broadcast_to(times_us, count), self.now_us))
 
         def single(i: int) -> tuple[Floats, float]:
             example = slice(i, i + 1)

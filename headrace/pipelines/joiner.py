@@ -358,8 +358,8 @@ class Joiner(Offsets):
         """
         source = Path(folder)
         state: dict[str, Any] = orjson.loads((source / "joiner.json").read_bytes())
-        if state["spec"] != (own := fingerprint(self._joins)):
-            raise ConfigError(f"joiner state in {source} belongs to {state['spec']}, not to {own}")
+        if state["spec"] != (declared := fingerprint(self._joins)):
+            raise ConfigError(f"joiner state in {source} belongs to {state['spec']}, not to {declared}")
         self._watermark_us, self._newest_us = state["watermark_us"], state["newest_us"]
         self._positions, self.counts = state["positions"], state["counts"]
         if "stores" not in state:

@@ -181,11 +181,11 @@ class ShardSet:
         if not len(rows):
             return _NONE, failed
         self._uses.tick += 1
-        at = self._located(rows)
-        marks = self._slab.take_in(rows, at)
-        self._count(marks)
+        slab_rows = self._located(rows)
+        outcomes = self._slab.take_in(rows, slab_rows)
+        self._count(outcomes)
         self._arrival_us = max(self._arrival_us, *(batch.arrival_us for batch in batches))
-        too_late: NDArray[np.int64] = rows.index[marks == TOO_LATE]
+        too_late: NDArray[np.int64] = rows.index[outcomes == TOO_LATE]
         return too_late, failed
 
     def prepare(self, batch: EventBatch) -> None:
@@ -318,13 +318,13 @@ class ShardSet:
 
     def _located(self, rows: Rows) -> NDArray[np.int64]:
         """Load the records of all entities of `rows` into the slab; returns their slab rows (n,)."""
-        at = self._slab.locate(rows.ids)
+        slab_rows = self._slab.locate(rows.ids)
         if self.plan.ttl_us:
-            at = self._forget_expired(at, rows.ids)
-        self._uses.touch(at[at >= 0])
-        absent = np.flatnonzero(at < 0)
+            slab_rows = self._forget_expired(slab_rows, rows.ids)
+        self._uses.touch(slab_rows[slab_rows >= 0])
+        absent = np.flatnonzero(slab_rows < 0)
         if not absent.size:
-            return at
+            return slab_rows
         ids, first = np.unique(rows.ids[absent], return_index=True)
         texts = rows.texts(absent[first])
         self._make_room(ids.size)
@@ -333,17 +333,17 @@ class ShardSet:
         loaded = self._slab.locate(ids)
         self._uses.touch(loaded)
         self._uses.written(loaded, self._clock.now_us())
-        at[absent] = self._slab.locate(rows.ids[absent])
-        return at
+        slab_rows[absent] = self._slab.locate(rows.ids[absent])
+        return slab_rows
 
     def _stored_records(self, ids: NDArray[np.int64], texts: Sequence[bytes]) -> list[bytes | None]:
-        ask = np.flatnonzero(~self._complete[self._owned[shard_of(ids, self._store.shards)]])
+        to_load = np.flatnonzero(~self._complete[self._owned[shard_of(ids, self._store.shards)]])
         blobs: list[bytes | None] = [None] * ids.size
-        if ask.size:
-            stored = self._store.records(self.plan, ids[ask], [texts[index] for index in ask.tolist()])
-            for index, blob in zip(ask.tolist(), stored, strict=True):
+        if to_load.size:
+            stored = self._store.records(self.plan, ids[to_load], [texts[index] for index in to_load.tolist()])
+            for index, blob in zip(to_load.tolist(), stored, strict=True):
                 blobs[index] = blob
-            LOADED.labels(self.plan.name).inc(ask.size)
+            LOADED.labels(self.plan.name).inc(to_load.size)
         return blobs
 
     # Memory

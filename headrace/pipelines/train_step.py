@@ -300,20 +300,20 @@ class TrainStep:
 
         Examples of all events are made at once, which costs less; they do not depend on the requests between them.
         """
-        asked: dict[int, pl.DataFrame] = {}
+        requests_by_step: dict[int, pl.DataFrame] = {}
         if requests is not None and self.joiner is not None:
             self._remember_served(requests)
             step = pl.col(EMITTED)
             if not self._is_early:
                 step = micros(spec_of(self.joiner.spec.request).time) // self._step_us
-            asked = _by_step(requests, step)
+            requests_by_step = _by_step(requests, step)
         examples = self.trainer.examples_of(events, served=self._served.read()["id"]) if events else None
-        steps = {} if examples is None else examples.by_step(self._step_us)
-        alone = {number + events_after: part for number, part in steps.items()}
-        for number in sorted({*asked, *alone}):
-            if number in asked:
-                self._learn_from(asked[number])
-            self.trainer.add_examples(alone.get(number))
+        examples_by_step = {} if examples is None else examples.by_step(self._step_us)
+        events_by_step = {number + events_after: part for number, part in examples_by_step.items()}
+        for number in sorted({*requests_by_step, *events_by_step}):
+            if number in requests_by_step:
+                self._learn_from(requests_by_step[number])
+            self.trainer.add_examples(events_by_step.get(number))
             self.trainer.drain()
 
     def _learn_from(self, requests: pl.DataFrame) -> None:

@@ -101,8 +101,8 @@ class PerLabel:
 
     def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
         """Mean over B of the weighted losses, and its gradient (B, L), which is 0 for unknown labels."""
-        parts = [loss.gradients(z, y, weights * known) for loss, z, y, known in self._known(outputs, labels)]
-        return sum(loss for loss, _ in parts), np.stack([grads for _, grads in parts], axis=-1)
+        by_label = [loss.gradients(z, y, weights * known) for loss, z, y, known in self._known(outputs, labels)]
+        return sum(loss for loss, _ in by_label), np.stack([grads for _, grads in by_label], axis=-1)
 
     def base(self, labels: Floats, weights: Floats, log_rate: LogRate) -> NDArray[Any]:
         """Outputs (L,) that fit a batch; 0 for a label that is unknown in all examples."""

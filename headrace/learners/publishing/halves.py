@@ -142,16 +142,16 @@ class Halves:
         logits, deep = np.empty(len(rows), np.float32), torch.empty(len(rows))
         of_request = torch.from_numpy(own.first[0] + self._first_bias)
         all_rows, of_both = torch.from_numpy(half.rows), torch.from_numpy(self._both.weights)
-        at, x_both = torch.from_numpy(rows), torch.from_numpy(numbers)
+        positions, x_both = torch.from_numpy(rows), torch.from_numpy(numbers)
         *layers, (head, head_bias) = self._layers
         for begin in range(0, len(rows), SCORE_ROWS):
-            cut = slice(begin, begin + SCORE_ROWS)
-            block = all_rows.index_select(0, at[cut])  # (b, H + dim + 1)
-            add_pairs(block.numpy(), own.rows[0], half.width, numbers[cut], self._both.first_order, logits[cut])
-            outputs = block[:, : half.width].addmm_(x_both[cut], of_both).add_(of_request).relu_()  # (b, H)
+            span = slice(begin, begin + SCORE_ROWS)
+            block = all_rows.index_select(0, positions[span])  # (b, H + dim + 1)
+            add_pairs(block.numpy(), own.rows[0], half.width, numbers[span], self._both.first_order, logits[span])
+            outputs = block[:, : half.width].addmm_(x_both[span], of_both).add_(of_request).relu_()  # (b, H)
             for weight, bias in layers:
                 outputs = torch.addmm(bias, outputs, weight.t()).relu_()
-            torch.mv(outputs, head[0], out=deep[cut])
+            torch.mv(outputs, head[0], out=deep[span])
         torch.from_numpy(logits).add_(deep).add_(head_bias)
         model = self._scorer.learner.model
         return model.score(model.loss.predictions(logits + self._constant))

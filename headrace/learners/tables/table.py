@@ -214,9 +214,9 @@ class EmbeddingTable:
         high, copy = self._map.high, self._copy
         self._copy = None  # a failed copy is not used again
         arrays = self.arrays[:-1] if copy is None else copy.finish()
-        own = tuple(array[:high].copy() if copy is None else array[:high] for array in arrays)
+        copies = tuple(array[:high].copy() if copy is None else array[:high] for array in arrays)
         waiting = self._waiting.export()
-        return lambda: self._sorted(own, waiting, with_optimizer=True)
+        return lambda: self._sorted(copies, waiting, with_optimizer=True)
 
     def _sorted(
         self,

@@ -183,23 +183,23 @@ class EventExamples:
         valid[:, 1:] = False
         valid[is_positive, 1:] = drawn.valid
         # An invalid negative is replaced by its event for the read, and dropped later.
-        every = np.repeat(ids[:, None], valid.shape[1], axis=1)
-        every[is_positive, 1:] = np.where(drawn.valid, drawn.values, every[is_positive, 1:])
+        candidate_ids = np.repeat(ids[:, None], valid.shape[1], axis=1)
+        candidate_ids[is_positive, 1:] = np.where(drawn.valid, drawn.values, candidate_ids[is_positive, 1:])
         log_rates = np.zeros(valid.shape, dtype=np.float32)
         if self._negatives:  # otherwise nothing was sampled
             log_rates[is_positive] = self._log_rate - drawn.log_popularity
         if served is not None and self._spec.id is not None:
-            is_alone = ~events[self._spec.id].is_in(served.implode()).to_numpy()
-            events, valid = events.filter(is_alone), valid[is_alone]
-            every, log_rates = every[is_alone], log_rates[is_alone]
+            is_unserved = ~events[self._spec.id].is_in(served.implode()).to_numpy()
+            events, valid = events.filter(is_unserved), valid[is_unserved]
+            candidate_ids, log_rates = candidate_ids[is_unserved], log_rates[is_unserved]
             if events.is_empty():
                 return None
         rows = events.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
         repeated = rows[np.repeat(np.arange(rows.height), valid.shape[1])]
-        replaced = pl.Series(candidate, every.reshape(-1).tolist(), dtype=events.schema[candidate])
+        candidates = pl.Series(candidate, candidate_ids.reshape(-1).tolist(), dtype=events.schema[candidate])
         labels = np.zeros(valid.shape, dtype=np.float32)
         labels[:, 0] = events[LABEL].to_numpy()
-        return DrawnExamples(repeated.with_columns(replaced), valid, labels, log_rates)
+        return DrawnExamples(repeated.with_columns(candidates), valid, labels, log_rates)
 
 
 def _label_of(learner: type[Learner]) -> Label:

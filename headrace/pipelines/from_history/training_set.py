@@ -81,12 +81,12 @@ def training_set(
             raise ConfigError(f"training_set: {', '.join(options)} draw negatives, and a spine has its own rows")
         frame = _of_spine(learner, events, spine, memory_rows)
         return _as_examples(learner, frame) if as_inputs else frame
-    made = EventExamples(learner, **options)
-    parts = list(_parts(made, events, memory_rows))
+    maker = EventExamples(learner, **options)
+    parts = list(_parts(maker, events, memory_rows))
     if not parts:
         raise ConfigError(f"learner {learner.name}: no example in this history: no event is positive")
     if as_inputs:
-        return Examples.concat([made.assemble(part) for part in parts])
+        return Examples.concat([maker.assemble(part) for part in parts])
     firsts = np.cumsum([0, *(len(part.valid) for part in parts[:-1])]).tolist()
     frames = [part.frame().with_columns(pl.col("group") + first) for part, first in zip(parts, firsts, strict=True)]
     return pl.concat(frames)
@@ -145,7 +145,7 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
     times_us = spine_times(rows, learner.name)
     order = np.argsort(times_us, kind="stable")
     rows, times_us = rows.with_columns(group=pl.Series(np.arange(rows.height)))[order], times_us[order]
-    walk, answered = Replay(learner.views) if learner.views else None, 0
+    replay, rows_done = Replay(learner.views) if learner.views else None, 0
     frames: list[pl.DataFrame] = []
     columns = _label_columns(learner)
     open_labels = {name: label for name, label in learner.labels().items() if columns[name] not in rows.columns}
@@ -153,10 +153,10 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
     with _history(learner, events, memory_rows) as history:
         for piece, cut_us in history.pieces():
             end = rows.height if cut_us is None else int(np.searchsorted(times_us, cut_us, "right"))
-            part = rows[answered:end]
-            answers = {} if walk is None else walk.advance(piece, part) or {}
-            frames.append(pl.concat([part, *(answer_frame(*pair) for pair in answers.items())], how="horizontal"))
-            answered = end
+            chunk = rows[rows_done:end]
+            answers = {} if replay is None else replay.advance(piece, chunk) or {}
+            frames.append(pl.concat([chunk, *(answer_frame(*pair) for pair in answers.items())], how="horizontal"))
+            rows_done = end
             for name, label in open_labels.items():
                 matches[name].append(_matches(label, piece.get(label.event)))
     whole = pl.concat(frames)
@@ -164,8 +164,8 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
         raise ConfigError(f"learner {learner.name}: no label; give the spine a column 'label'")
     for name, label in open_labels.items():
         whole = _labelled(label, whole, pl.concat(matches[name]), columns[name])
-    added = ("group", *(columns.values() or ("label",)), "log_rate", TIME)
-    return whole.with_columns(log_rate=pl.lit(0.0, pl.Float32)).sort("group").select(*added, pl.exclude(*added))
+    leading = ("group", *(columns.values() or ("label",)), "log_rate", TIME)
+    return whole.with_columns(log_rate=pl.lit(0.0, pl.Float32)).sort("group").select(*leading, pl.exclude(*leading))
 
 
 def _label_columns(learner: type[Learner]) -> dict[str, str]:

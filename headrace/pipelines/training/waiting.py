@@ -49,8 +49,8 @@ class WaitingEvents:
         """Add rows that have not been added before."""
         if not batch.frame.height:
             return
-        place = [pl.lit(batch.partition).alias("__partition"), pl.Series("__offset", batch.offsets, dtype=pl.Int64)]
-        frame = batch.frame.with_columns(place)
+        origin = [pl.lit(batch.partition).alias("__partition"), pl.Series("__offset", batch.offsets, dtype=pl.Int64)]
+        frame = batch.frame.with_columns(origin)
         self._stores[batch.event].add(frame)
         self._note_firsts(batch.event, frame)
 
