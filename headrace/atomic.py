@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and locks that keep other processes from writing a folder.
+"""Atomic writes of files and folders, locks that keep other processes from writing a folder, and changes of a file.
 
     open_file(path)       <path>.new --write, fsync--> rename to <path> --> fsync of its folder
     open_folder(folder)   .<name>.<random>/ --write, fsync of every file--> rename to <folder> --> fsync of its parent
@@ -15,7 +15,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -71,6 +71,15 @@ def release(folder: Path) -> None:
 def _identity(folder: Path) -> tuple[int, int]:
     about = folder.stat()
     return about.st_dev, about.st_ino
+
+
+def state_of(path: Path) -> Hashable:
+    """Return a value that changes when a file is replaced or written; None if there is no file."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @contextmanager

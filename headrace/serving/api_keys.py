@@ -14,13 +14,14 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Collection, Hashable, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 from prometheus_client import Counter
 
+from headrace.atomic import state_of
 from headrace.errors import ConfigError
 from headrace.serving.refusals import Refusal
 
@@ -120,7 +121,7 @@ class ApiKeys:
     def __init__(self, texts: Iterable[str], file: Path | None = None) -> None:
         self._texts = tuple(texts)
         self._file = file
-        self._file_state = _state_of(file)
+        self._file_state = None if file is None else state_of(file)
         self._looked_s = time.monotonic()
         self._by_digest = self._read()
 
@@ -144,7 +145,7 @@ class ApiKeys:
         if self._file is None or now_s - self._looked_s < LOOK_S:
             return
         self._looked_s = now_s
-        state = _state_of(self._file)
+        state = state_of(self._file)
         if state == self._file_state:
             return
         self._file_state = state
@@ -205,15 +206,6 @@ def _refuse_pipe(file: Path) -> None:
     """Raise ConfigError if `file` is a pipe: opening it would block all requests."""
     if file.is_fifo():
         raise ConfigError(f"HEADRACE_API_KEYS_FILE {file} is a pipe, which can be read at the start alone")
-
-
-def _state_of(file: Path | None) -> Hashable:
-    """Return a value that changes when the file is replaced or written; None if there is no file."""
-    try:
-        stat = file.stat() if file is not None else None
-    except OSError:
-        return None
-    return stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def _given(headers: dict[bytes, bytes]) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 from prometheus_client import Counter
 
+from headrace.atomic import state_of
 from headrace.errors import ConfigError
 
 LOOK_S = 5.0
@@ -69,15 +70,7 @@ class TlsFiles:
 
     def _state_now(self) -> Hashable:
         """Return a value that changes when a file is replaced or written."""
-        return tuple(_state_of(path) for path in (self._cert, self._key))
-
-
-def _state_of(path: Path) -> Hashable:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return tuple(state_of(path) for path in (self._cert, self._key))
 
 
 def _no_password() -> str:
