@@ -96,9 +96,8 @@ def test_a_changed_file_of_keys_is_read_again(serve, tmp_path):
             file.write_text(faulty)
             count = len(lines)
             until(lambda count=count: status(new) == 200 and any("not_read" in each["event"] for each in lines[count:]))
-    file.unlink()
-    os.mkfifo(file)
-    with capture_logs() as lines:
+        file.unlink()
+        os.mkfifo(file)
         until(lambda: status(new) == 200 and any("is a pipe" in each.get("reason", "") for each in lines))
     file.unlink()
     assert (status(old), status(new)) == (401, 200)

@@ -118,14 +118,14 @@ def test_a_file_system_that_fails_for_a_moment_is_asked_again():
 def test_the_live_version_stays_when_its_folder_vanishes(follow):
     """1 2 -> 2 live | 2 vanishes: 2 stays, and is said to be unpublished | 2 again: published | 3 -> 3 live."""
     releases = Published({1: Signature(1), 2: Signature(2)})
-    swap = follow(releases)
-    assert (swap.live.version, swap.newest, swap.is_unpublished) == (2, 2, False)
-    second = releases.models.pop(2)
-    with capture_logs() as logs:
+    with capture_logs() as logs:  # from before the loader thread: capture_logs must not begin while a thread logs
+        swap = follow(releases)
+        assert (swap.live.version, swap.newest, swap.is_unpublished) == (2, 2, False)
+        second = releases.models.pop(2)
         until(lambda: swap.is_unpublished)
         time.sleep(0.02)
     assert (swap.live.version, swap.newest, swap.swaps) == (2, 1, 1)
-    assert [line["event"] for line in logs] == ["live_model_unpublished"]
+    assert [line["event"] for line in logs] == ["model_swapped", "live_model_unpublished"]
     releases.models = {}
     until(lambda: swap.newest is None)
     assert swap.live.version == 2
@@ -289,13 +289,13 @@ def test_what_this_machine_could_not_read_is_tried_again(monkeypatch, fault):
 def test_a_directory_that_cannot_be_read_is_shown(follow):
     """As long as it cannot, in the log once, by a counter and by the state; the live model stays."""
     releases = Published({1: Signature(1)})
-    swap = follow(releases)
     good, before = releases.versions, swap_module.LOOKS_FAILED._value.get()
 
     def fails():
         raise PermissionError(13, "Permission denied", "/models")
 
-    with capture_logs() as logs:
+    with capture_logs() as logs:  # from before the loader thread: capture_logs must not begin while a thread logs
+        swap = follow(releases)
         releases.versions = fails
         until(lambda: swap.look_fault is not None)
         until(lambda: swap_module.LOOKS_FAILED._value.get() >= before + 2)
