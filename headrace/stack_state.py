@@ -33,6 +33,7 @@ class StackState:
     `folder` is absolute. `pid` is the process that runs the services, `is_running` whether it is alive. `broker_starts`
     counts the starts of the broker in this folder, each of which begins with empty topics. `started_us`: wall time at
     which both services were ready, 0 before. `restarts`: service -> number of restarts since then after a crash.
+    `failed_starts`: earlier starts of the services that ended before both were ready.
     """
 
     folder: Path
@@ -43,11 +44,17 @@ class StackState:
     started_us: int
     restarts: dict[str, int] = field(default_factory=dict)
     is_running: bool = True
+    failed_starts: int = 0
 
     @property
     def is_ready(self) -> bool:
         """Whether the services are running, and both became ready after the last start."""
         return self.is_running and self.started_us > 0
+
+    @property
+    def has_lost_topics(self) -> bool:
+        """Whether an earlier broker of this folder was ready, so that events in its topics are lost."""
+        return self.broker_starts - self.failed_starts > 1
 
     @property
     def redis_folder(self) -> Path:

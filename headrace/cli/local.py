@@ -218,7 +218,7 @@ class _Refused:
 
 def _tell(state: StackState, topics: dict[str, int], stop: str) -> None:
     say(f"{_described(state, topics)}; stop: {stop}")
-    if state.broker_starts > 1:
+    if state.has_lost_topics:
         say("the broker begins with empty topics: events that nobody had read are lost; Redis has kept its data")
 
 

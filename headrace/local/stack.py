@@ -86,6 +86,8 @@ class LocalStack:
                     f"the services of {self.folder} are kept by another process: `headrace down` ends it"
                 )
             write_file(self.folder / TOPICS, orjson.dumps(self.broker.topics))
+            if before is not None:
+                self._state = replace(self._state, failed_starts=before.failed_starts + (before.started_us == 0))
             self._begin_life(0 if before is None else before.broker_starts)
             cleanup.enter_context(self.redis)
             cleanup.enter_context(self.broker)

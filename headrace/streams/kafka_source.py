@@ -312,7 +312,7 @@ class KafkaSource(Source):
             partition=cursor.name,
             read_up_to=cursor.position,
             goes_on_at=first,
-            detail="the log before is gone; events in it that had not been read are lost",
+            detail=f"the log before is gone: if it held events from offset {cursor.position} on, they are lost",
         )
 
     def _check_ends(self) -> None:

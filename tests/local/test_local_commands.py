@@ -1,6 +1,7 @@
 """`headrace up`, `down`, `produce` and `tail` as a person uses them: real processes in a new project."""
 
 import signal
+import socket
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -104,6 +105,21 @@ def test_up_in_a_terminal_ends_with_ctrl_c_and_a_killed_one_is_recognised(root):
     after = read_state(root / FOLDER)
     assert (after.redis_port, after.broker_port) == (before.redis_port, before.broker_port)
     assert after.broker_starts == 3
+
+
+def test_a_start_that_failed_lost_no_events(root):
+    """
+    port taken: `up` fails | `up`: nothing is lost | down | port taken | `up`: what the second one held is lost
+    """
+    lost = "events that nobody had read are lost"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        blocked = ("--redis-port", "0", "--broker-port", str(taken.getsockname()[1]))
+        headrace(root, "up", "--detach", *blocked, code=1)
+        headrace(root, "up", "--detach", *blocked, code=1)
+        assert lost not in headrace(root, "up", "--detach", *PORTS)[1]
+        headrace(root, "down")
+        headrace(root, "up", "--detach", *blocked, code=1)
+        assert lost in headrace(root, "up", "--detach", *PORTS)[1]
 
 
 def test_events_of_a_new_class_get_their_topic_from_up(root):
