@@ -94,7 +94,7 @@ def backfill_views(
     if handover is not None:
         ends |= offsets_of(handover, {spec_of(event).topic for event in events})
     has_topic = any(part.has_live_offsets for part in source.parts())
-    if not (files_only or has_topic):
+    if not files_only:
         _require_ends(source, ends)
     letters, registry = FileDeadLetters(settings.dead_letter_dir), registry_of(settings)
     with contextlib.closing(letters), RowsBar(description="backfill", line_s=None) as bar:
@@ -111,8 +111,10 @@ def backfill_views(
 
 
 def _require_ends(source: Source, ends: Mapping[str, int]) -> None:
-    topics = {name.partition("/")[0] for part in source.parts() for name in part.partitions()}
-    for topic in sorted(topics - {name.partition("/")[0] for name in ends}):
+    topics, known = set[str](), {name.partition("/")[0] for name in ends}
+    for part in source.parts():
+        (known if part.has_live_offsets else topics).update(name.partition("/")[0] for name in part.partitions())
+    for topic in sorted(topics - known):
         raise ConfigError(
             f"plain files do not say up to which offset of topic {topic!r} they reach, so the live flow "
             f'would count their events again: give --handover FILE with {{"{topic}/0": <next offset>, ...}}, '

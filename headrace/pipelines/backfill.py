@@ -6,27 +6,35 @@
 
 The new version is written beside the old version, which is served until the switch at the end. An exact hand-over needs
 the offsets at which history ends: a topic has them, an archive has committed offsets, and for plain files the caller
-gives them. Progress is in the fences of the store: after a crash, another call with equal arguments resumes there.
+gives them. Without them, a version that has read the topic is not replaced: the new one would lack the topic's events,
+and no flow would bring them. Progress is in the fences of the store: after a crash, another call with equal arguments
+resumes there.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+import orjson
 import structlog
 
+from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
-from headrace.features.view import FeatureView, ViewPlan, plan_of, plans_of
+from headrace.features.view import FeatureView, ViewPlan, plan_of, plans_of, version_of
 from headrace.pipelines import loop
 from headrace.pipelines.materializer import FlushSummary, Materializer
 from headrace.pipelines.shard import ShardSet
-from headrace.schemas import DeadLetters
+from headrace.schemas import DeadLetters, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
 from headrace.streams.intake import Intake
+from headrace.streams.positions import is_live
 from headrace.streams.source import Source
 
 FLUSH_S = 5.0
 """Flush interval in seconds; long, since no reader waits for fresh values."""
 DIRTY_MAX = 1_000_000
+SHOWN_MAX = 64
+"""Partitions that an error shows with their offsets."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +66,7 @@ def backfill(
     is active and knows these partitions already, since the live flow keeps it up to date.
 
     Raises:
+        ConfigError: the active version of a view has read a topic that neither `history` nor `handover` names.
         FencedError: another engine writes the new version.
         StoreUnavailableError: Redis does not answer at the start or the end.
     """
@@ -65,6 +74,8 @@ def backfill(
     plans = plans_of(views, "backfill")
     before = {plan.name: store.active(plan.name) for plan in plans}
     waiting = [view for view, plan in zip(views, plans, strict=True) if not _is_done(plan, store, ends)]
+    for view in waiting:
+        _refuse_without_topic(plan_of(view), history, store, ends)
     if waiting:
         step = Materializer(
             waiting,
@@ -105,6 +116,33 @@ def hand_over(views: Sequence[type[FeatureView]], store: OnlineStore, positions:
         shards = ShardSet(plan_of(view), store, range(store.shards))
         shards.start_at(positions)
         shards.flush()
+
+
+def _refuse_without_topic(plan: ViewPlan, history: Source, store: OnlineStore, handover: Mapping[str, int]) -> None:
+    """Check that the version that `plan` replaces has read no topic of which the new one would know nothing.
+
+    Raises:
+        ConfigError: it has read one.
+    """
+    active = store.active(plan.name)
+    if active in {None, plan.fingerprint}:  # in the same version, readers of files and topics are told apart by offsets
+        return
+    read: dict[str, int] = {}
+    for fence in store.fences_of(plan.name, active, range(store.shards)).values():
+        for name, offset in fence.offsets.items():
+            read[name] = max(offset, read.get(name, 0))
+    for topic in sorted(spec_of(event).topic for event in plan.sources):
+        ends = {name: read[name] for name in sorted(read) if is_live(name, topic)}
+        if ends and not any(is_live(name, topic) for name in (*handover, *history.partitions())):
+            shown = dict(islice(ends.items(), SHOWN_MAX))
+            more = f" and {len(ends) - SHOWN_MAX} more" if len(ends) > SHOWN_MAX else ""
+            raise ConfigError(
+                f"view {plan.name}: its active version {version_of(active)} has read topic {topic!r}, and this history "
+                "does not say where the topic goes on after it: the new version would be read in its place, without "
+                "the topic's events. Backfill from the topic (kafka://HOST:PORT) or its archive, or give the next "
+                "offset of each partition, --handover FILE, in Python backfill(..., handover={...}); if the history "
+                f"holds all that was read, also of a log that is closed, it is {orjson.dumps(shown).decode()}{more}"
+            )
 
 
 def _is_done(plan: ViewPlan, store: OnlineStore, handover: Mapping[str, int]) -> bool:

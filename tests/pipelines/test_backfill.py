@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 import uuid
+from datetime import datetime
 
 import fsspec
 import orjson
@@ -19,9 +20,9 @@ import pytest
 from headrace.cli.materialize import backfill_views, materialize_views
 from headrace.errors import ConfigError, FencedError, LayoutError, SourceError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
-from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, flow, loop
+from headrace.pipelines import Archiver, FileSource, Intake, Materializer, ShardSet, create_topics, flow, loop
 from headrace.pipelines.backfill import backfill
-from headrace.schemas import FileDeadLetters
+from headrace.schemas import Event, FileDeadLetters
 from headrace.settings import Settings
 from headrace.streams.source import MergedSource
 from headrace.streams.urls import source_of_url, sources_of_urls
@@ -149,12 +150,68 @@ def test_plain_files_must_say_where_the_topic_goes_on(store, tmp_path, monkeypat
     monkeypatch.setattr("headrace.cli.materialize.run_flow", lambda *_, **__: None)
     materialize_views([Load], ["kafka://127.0.0.1:1"], store, settings)  # it was handed over
     monkeypatch.undo()
-    [done] = backfill_views([LoadToo], urls, store, settings, files_only=True)
-    assert (done.records, done.handed_over) == (LOG.filter(pl.col("_offset") < 700)["meter"].n_unique(), {})
-    with pytest.raises(
-        ConfigError, match=r"load was filled from files \(readings/log.parquet@.*, 1 in all\) .* start="
-    ):
-        materialize_views([LoadToo], ["kafka://127.0.0.1:1"], store, settings)
+    with OnlineStore.open(store.url, namespace="files") as other:
+        [done] = backfill_views([LoadToo], urls, other, settings, files_only=True)
+        assert (done.records, done.handed_over) == (LOG.filter(pl.col("_offset") < 700)["meter"].n_unique(), {})
+        with pytest.raises(
+            ConfigError, match=r"load was filled from files \(readings/log.parquet@.*, 1 in all\) .* start="
+        ):
+            materialize_views([LoadToo], ["kafka://127.0.0.1:1"], other, settings)
+
+
+def test_files_alone_do_not_replace_a_version_that_has_read_the_topic(store, tmp_path):
+    """
+    topic  ......... 700 | ......... 4000 |   V1 has read all of it
+    files  |--- 700 ---|                      V2 of these alone would be read in its place, without 700 to 4000
+    """
+    LOG.filter(pl.col("_offset") < 700).drop("_partition", "_offset").write_parquet(tmp_path / "log.parquet")
+    url, settings = str(tmp_path / "log.parquet"), Settings(dead_letter_dir=tmp_path / "letters")
+    live(Load, store)
+    known = r"view load: its active version \w{8} has read topic 'readings', .*it is (\{.*\})"
+    with pytest.raises(ConfigError, match=known) as caught:
+        backfill_views([LoadToo], [url], store, settings, files_only=True)
+    with pytest.raises(ConfigError, match=known):
+        backfill([LoadToo], FileSource(url, Reading), store, dead_letters=FileDeadLetters(tmp_path / "letters"))
+    assert store.active("load") == plan_of(Load).fingerprint
+    assert_exact(Load, store)
+    ends = tmp_path / "ends.json"
+    ends.write_text(str(caught.value).rpartition(" it is ")[2])
+    LOG.drop("_partition", "_offset").write_parquet(tmp_path / "closed.parquet")
+    [done] = backfill_views([LoadToo], [str(tmp_path / "closed.parquet")], store, settings, ends)
+    assert done.handed_over == dict(LOG.group_by("_partition").len().rows())
+    live(LoadToo, store)
+    assert_exact(LoadToo, store)
+
+
+def test_a_view_of_files_is_built_anew_from_files(store, tmp_path):
+    """No topic feeds it: its versions follow one another without a hand-over, also when the topic grows elsewhere."""
+    LOG.drop("_partition", "_offset").write_parquet(tmp_path / "log.parquet")
+    settings = Settings(dead_letter_dir=tmp_path / "letters")
+    for view in (Load, LoadToo, Load):
+        backfill_views([view], [str(tmp_path / "log.parquet")], store, settings, files_only=True)
+        assert_exact(view, store)
+
+
+def test_files_beside_the_topic_of_another_event_need_a_hand_over_too(store, broker, tmp_path):
+    """A view of two events: one by files, the other by its topic."""
+
+    class Alarm(Event, topic="alarms", key="meter", time="at"):
+        at: datetime
+        meter: int
+
+    class Both(FeatureView, source=(Reading, Alarm), entity="meter"):
+        events = Count(windows="lifetime")
+
+    LOG.drop("_partition", "_offset").write_parquet(tmp_path / "log.parquet")
+    create_topics(broker, {"alarms": 1})
+    urls, settings = [f"Reading={tmp_path}/log.parquet", f"Alarm=kafka://{broker}"], Settings()
+    with pytest.raises(ConfigError, match="topic 'readings' they reach, .* --handover FILE"):
+        backfill_views([Both], urls, store, settings)
+    assert store.active("both") is None
+    [done] = backfill_views([Both], urls, store, settings, files_only=True)
+    assert done.handed_over == {"alarms/0": 0}
+    with pytest.raises(ConfigError, match=r"both was filled from files .* has never read topic 'readings'"):
+        materialize_views([Both], [f"kafka://{broker}"], store, settings)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -194,7 +251,7 @@ from headrace.features.store import OnlineStore
 from headrace.pipelines import backfill as module
 from headrace.pipelines.backfill import backfill
 from headrace.streams.urls import source_of_url
-from headrace.schemas import FileDeadLetters
+from headrace.schemas import Event, FileDeadLetters
 from pathlib import Path
 from tests.meters import Reading
 from tests.pipelines.test_backfill import LoadToo

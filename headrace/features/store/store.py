@@ -51,7 +51,7 @@ from headrace.features.store.link import KEYS_MAX, RedisLink, Script
 from headrace.features.store.mget import ViewRead, packed_mgets
 from headrace.features.store.reader import read_frame
 from headrace.features.store.versions import ViewVersions
-from headrace.features.view import FeatureView, ViewPlan, plan_of
+from headrace.features.view import FeatureView, ViewPlan, plan_of, version_of
 from headrace.kernels.spans import Values, values_of
 
 EVICTION_S = 5.0
@@ -295,7 +295,16 @@ class OnlineStore:
         Raises:
             StoreUnavailableError: Redis does not answer.
         """
-        hashes = self._link.hashes([fence_key(self._prefix(plan, shard)) for shard in shards])
+        return self.fences_of(plan.name, plan.fingerprint, shards)
+
+    def fences_of(self, view_name: str, fingerprint: str, shards: Sequence[int]) -> dict[int, Fence]:
+        """The fences of `shards` of any version of a view, in one round trip.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer.
+        """
+        prefixes = [_prefix(self.namespace, shard, view_name, version_of(fingerprint)) for shard in shards]
+        hashes = self._link.hashes([fence_key(prefix) for prefix in prefixes])
         return {shard: fence_of(fields) for shard, fields in zip(shards, hashes, strict=True)}
 
     def flush(self, plan: ViewPlan, writes: Sequence[ShardWrite]) -> FlushReport:
@@ -436,7 +445,12 @@ class OnlineStore:
         return self._known_prefixes[version]
 
     def _prefix(self, plan: ViewPlan, shard: int) -> bytes:
-        return f"{self.namespace}:{{{shard}}}:{plan.name}:{plan.version}".encode()
+        return _prefix(self.namespace, shard, plan.name, plan.version)
+
+
+def _prefix(namespace: str, shard: int, view_name: str, version: str) -> bytes:
+    """Key prefix of a version of a view in a shard."""
+    return f"{namespace}:{{{shard}}}:{view_name}:{version}".encode()
 
 
 def _agree_on_shards(link: RedisLink, namespace: str, shards: int) -> None:
