@@ -5,15 +5,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import orjson
 import structlog
-from prometheus_client import Gauge
 
 from headrace.clock import Clock
-from headrace.errors import LayoutError, ModelError, SpineError, StoreError
+from headrace.errors import ModelError, SpineError, StoreError
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
@@ -24,21 +23,24 @@ from headrace.serving.lanes import Job
 from headrace.serving.messages import KEY_CHARS_MAX, RankRequest, ScoreRequest
 from headrace.serving.queries import Query
 from headrace.serving.ranker import Ranker
-from headrace.serving.refusals import Refusal, nearest, no_model, refusal_of, store_away, version_not_live
+from headrace.serving.refusals import (
+    LAYOUT_FAULT,
+    STORE_FAULT,
+    Refusal,
+    log_store_fault,
+    nearest,
+    no_model,
+    refusal_of,
+    store_away,
+    version_not_live,
+)
 from headrace.serving.resident.batch_read import BatchRead, RequestRead, best
 from headrace.serving.swap import LiveModel, Swap
+from headrace.serving.view_states import ViewStates
 from headrace.tracing import trace_batch
 
 WARM_RETRY_S = 1.0
 """Seconds between two attempts to warm up while the store is unreachable."""
-
-VIEW_STATE = Gauge(
-    "headrace_view_state",
-    "1 for the state of a view's records in this replica: active; replaced: readers elsewhere get another version; "
-    "unreadable: every ranking is refused.",
-    ["view", "state"],
-)
-ViewState = Literal["active", "replaced", "unreadable"]
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +71,7 @@ class Answers:
         self._clock = clock
         self._views = {plan_of(view).name: view for view in ranker.spec.learner.views}
         self.breaker = StoreBreaker(self.ping)
+        self.view_states = ViewStates(ranker.store, map(plan_of, self._views.values()), lambda: self.breaker.is_open)
         self._closed = threading.Event()
 
     @property
@@ -90,7 +93,7 @@ class Answers:
                     gc.collect()
                     gc.freeze()
             except StoreError as exc:
-                log.warning("not_warm_yet", reason=str(exc))
+                log_store_fault(exc, effect="not warm yet")
                 self._closed.wait(WARM_RETRY_S)
             except Exception:
                 log.exception("warm_up_failed")  # any error: the thread must not end with the replica unready
@@ -99,14 +102,17 @@ class Answers:
     def close(self) -> None:
         """Stop warming up and probing the store."""
         self._closed.set()
+        self.view_states.close()
         self.breaker.close()
 
     def require_store(self) -> None:
-        """Refuse requests that need the store while it is known to hang.
+        """Refuse requests that need the store while it is known to hang, or to have another number of shards.
 
         Raises:
             Refusal: 503.
         """
+        if self.view_states.fault is not None:
+            raise refusal_of(self.view_states.fault, "store")
         resident = self._ranker.resident
         if self.breaker.is_open and not (resident is not None and resident.covers_all_views):
             raise store_away()
@@ -118,25 +124,6 @@ class Answers:
             StoreUnavailableError: it does not.
         """
         self._ranker.store.ping()
-
-    def check_views(self) -> dict[str, ViewState]:
-        """Return the state of each view's records for this replica, and set the gauge.
-
-        Raises:
-            StoreUnavailableError: the store does not answer.
-        """
-        states: dict[str, ViewState] = {}
-        for name, view in self._views.items():
-            try:
-                replaced = self._ranker.store.require_readable(plan_of(view))
-            except LayoutError as exc:
-                log.warning("view_not_readable", view=name, reason=str(exc))
-                states[name] = "unreadable"
-            else:
-                states[name] = "replaced" if replaced else "active"
-            for state in get_args(ViewState):
-                VIEW_STATE.labels(view=name, state=state).set(states[name] == state)
-        return states
 
     def impression_counts(self) -> dict[str, Any] | None:
         """Counts of logged, delivered and dropped impressions; None without a log."""
@@ -240,6 +227,8 @@ class Answers:
         may_ask = not self.breaker.is_open
         deadline_s = max(job.deadline_s for job in jobs)
         batch = self._ranker.read_batch([job.query for job in jobs], deadline_s, may_ask=may_ask)
+        STORE_FAULT.succeeded()
+        LAYOUT_FAULT.succeeded()
         ends_ns.append(time.time_ns())
         scores = batch.scores(model.scorer)
         ends_ns.append(time.time_ns())

@@ -36,7 +36,7 @@ from starlette.types import Scope
 
 from headrace.clock import Clock, WallClock, wall_us
 from headrace.errors import HeadraceError
-from headrace.serving.answers import Answers, Reply, ViewState, dumps
+from headrace.serving.answers import Answers, Reply, dumps
 from headrace.serving.api_keys import ApiKeys
 from headrace.serving.contract.docs_page import docs_page
 from headrace.serving.contract.openapi import Contract
@@ -54,9 +54,18 @@ from headrace.serving.messages import (
 )
 from headrace.serving.model_route import Lanes, ModelRoute
 from headrace.serving.ranker import Ranker
-from headrace.serving.refusals import STORE_AWAY, Refusal, no_model, refusal_of, store_away
+from headrace.serving.refusals import (
+    STORE_AWAY,
+    STORE_FAULT,
+    Refusal,
+    log_store_fault,
+    no_model,
+    refusal_of,
+    store_away,
+)
 from headrace.serving.report import Report, metrics_page, published_entry, refused_entry
 from headrace.serving.swap import LiveModel, Swap
+from headrace.serving.view_states import ViewState
 
 READ_THREADS = 2
 """Single records that are read at the same time; others wait, within their deadline."""
@@ -130,6 +139,7 @@ def build_http(
         if impressions is not None:
             one_cpu.add(impressions.thread)
         threading.Thread(target=warm, name="headrace-warm", daemon=True).start()
+        answers.view_states.start()
         yield
         lanes.close()
         reads.shutdown(wait=True)
@@ -258,6 +268,7 @@ class _Routes:
         async def report() -> Response:
             body = self._report.as_dict(self._swap)
             body["impressions"] = self._answers.impression_counts()
+            body["views"] = self._answers.view_states.last
             return _json(body)
 
         async def healthz() -> Response:
@@ -330,14 +341,13 @@ class _Routes:
         if not self._answers.is_warm:
             problems.append("kernels are being compiled")
         views = None if self._answers.breaker.is_open else await self._view_states()
-        if views is None:
-            problems.append(STORE_AWAY)
-        unreadable = [name for name, state in (views or {}).items() if state == "unreadable"]
-        problems += [f"view {name}: readers get another version than this replica's" for name in unreadable]
+        problems += [STORE_AWAY] if views is None else self._answers.view_states.problems
         ready = not problems
         live_version = live.version if live is not None else None
         body: dict[str, object] = {"ready": ready, "model_version": live_version, "problems": problems}
         body["published"] = published_entry(self._swap)
+        if degraded := [] if views is None else self._answers.view_states.degraded:
+            body["degraded"] = degraded
         if replaced := [name for name, state in (views or {}).items() if state == "replaced"]:
             body["replaced_views"] = replaced
         if refused := refused_entry(self._swap):
@@ -352,14 +362,14 @@ class _Routes:
         try:
             return await asyncio.wait_for(asyncio.shield(self._looking), PING_S)
         except TimeoutError:
-            log.warning("store_not_ready", reason=f"no answer to a ping within {PING_S} s")
+            STORE_FAULT.failed("store_unavailable", f"no answer to a ping within {PING_S} s")
         except HeadraceError as exc:
-            log.warning("store_not_ready", reason=str(exc))
+            log_store_fault(exc)
         return None
 
     def _look(self) -> dict[str, ViewState]:
         self._answers.ping()
-        return self._answers.check_views()
+        return self._answers.view_states.look()
 
 
 def _parts_of_path(scope: Scope, view: str, key: str) -> list[str]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Send
 
 from headrace.errors import HeadraceError, LayoutError, ModelError, SchemaError, StoreError, StoreUnavailableError
+from headrace.schemas.fault_log import FaultLog
 from headrace.serving.messages import ErrorResponse
 from headrace.telemetry import REQUEST_ID
 
@@ -18,6 +19,10 @@ RETRY_AFTER_S = 1
 STORE_AWAY = "the online store does not answer"
 """Message to callers while the store is unreachable; its address is only logged."""
 LAYOUT_DIFFERS = "readers of a view get another version of it than this replica's"
+
+STORE_FAULT = FaultLog("store_answers_again")
+"""Fault of this process's store, as requests, probes and threads meet it."""
+LAYOUT_FAULT = FaultLog("layout_fits_again")
 
 log = structlog.get_logger(__name__)
 Ask = TypeVar("Ask", bound=BaseModel)
@@ -181,14 +186,11 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
     match exc:
         case Refusal():
             return exc
-        case StoreUnavailableError():
-            log.warning("store_unavailable", route=route, reason=str(exc))
-            return store_away()
         case LayoutError():
-            log.error("layout_differs", route=route, reason=str(exc))
+            log_store_fault(exc, route=route)
             return Refusal(503, "layout_differs", LAYOUT_DIFFERS, "wait for a replica of the view's present version")
-        case StoreError():  # a changed password, or a server that is not Redis: it answers, without data
-            log.error("store_failed", route=route, reason=str(exc))
+        case StoreError():
+            log_store_fault(exc, route=route)
             return store_away()
         case HeadraceError():
             log.error("request_failed", route=route, reason=str(exc), error=type(exc).__name__)
@@ -197,6 +199,17 @@ def refusal_of(exc: Exception, route: str) -> Refusal:
             return Refusal(500, "failed", detail, "see the replica's log")
     log.error("request_failed", route=route, error=type(exc).__name__, exc_info=exc)
     return Refusal(500, "internal", f"{type(exc).__name__} in {route}", "see the replica's log")
+
+
+def log_store_fault(exc: HeadraceError, **fields: str) -> None:
+    """Log that the store cannot be read, in few lines however long that lasts and however many requests meet it."""
+    match exc:
+        case LayoutError():
+            LAYOUT_FAULT.failed("layout_differs", str(exc), level="error", **fields)
+        case StoreUnavailableError():
+            STORE_FAULT.failed("store_unavailable", str(exc), **fields)
+        case _:  # a changed password, or a server that is not Redis: it answers, without data
+            STORE_FAULT.failed("store_failed", str(exc), level="error", **fields)
 
 
 async def send_refusal(refusal: Refusal, send: Send) -> None:

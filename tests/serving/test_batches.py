@@ -12,11 +12,10 @@ import time
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from prometheus_client import REGISTRY
 
 from headrace.features.store import OnlineStore
-from headrace.local import EmbeddedRedis, free_port
+from headrace.local import EmbeddedRedis
 from headrace.serving import HttpLimits
 from headrace.serving.lanes import Job, Lane
 from headrace.serving.model_route import LARGE_CANDIDATES
@@ -25,6 +24,7 @@ from headrace.serving.refusals import Refusal
 from headrace.serving.sockets.accepting import Acceptor
 from headrace.serving.sockets.connection import GuardedConnection
 from tests.serving import stage
+from tests.serving.server import Server
 from tests.serving.stage import NOW_US, Ranks, Signature, until
 
 
@@ -296,31 +296,6 @@ def test_a_redis_that_hangs_costs_little_after_the_first(tmp_path, serve):
         finally:
             os.kill(redis._process.pid, signal.SIGCONT)
         until(lambda: client.post("/v1/rank", asks(1)[0]).status_code == 200)
-
-
-class Server(uvicorn.Server):
-    """A real server in a thread."""
-
-    def __init__(self, app, **options) -> None:
-        self.port = free_port()
-        super().__init__(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", **options))
-        self.thread = threading.Thread(target=self.run)
-
-    def __enter__(self):
-        self.thread.start()
-        until(lambda: self.started)
-        return self
-
-    def __exit__(self, *_):
-        self.should_exit = True
-        self.thread.join(20)
-
-    def half_sent(self, body, *, length=None, target="POST /v1/rank", headers=""):
-        """A connection that has sent a head and `body`."""
-        connection = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        head = f"{target} HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length or len(body)}\r\n\r\n"
-        connection.sendall(head.encode() + body)
-        return connection
 
 
 def counted(name, **labels):

@@ -27,7 +27,7 @@ from headrace.learners import (
 from headrace.local import EmbeddedRedis
 from headrace.serving import HttpLimits, Ranker, RankingSpec, build_http
 from headrace.serving.queries import Query
-from headrace.serving.resident import ResidentCandidates
+from headrace.serving.resident import ResidentCandidates, candidates
 from headrace.serving.resident.batch_read import FAN_OUT_MIN, best
 from tests.serving import stage
 from tests.serving.conftest import Client
@@ -248,6 +248,18 @@ def test_a_refresh_that_waited_for_redis_does_not_put_off_the_next(tmp_path):
         assert time.monotonic() - began_s > 0.8
         assert resident._interval_s < max(2 * usual_s, 5)
         resident.close()
+
+
+def test_the_age_is_set_as_a_value_for_the_files_of_replicas(store, monkeypatch):
+    """Replicas export a gauge's value: the function alone would leave it at 0, as if all were fresh."""
+    monkeypatch.setattr(candidates, "AGE_S", 0.01)
+    candidates.AGE.set(0)
+    resident = resident_of(store)
+    resident._refresh_s = resident._interval_s = 60.0
+    resident.fill()
+    resident.start()
+    stage.until(lambda: candidates.AGE._value.get() > 0.02)
+    resident.close()
 
 
 def test_a_view_that_was_changed_drops_the_catalogue(store):

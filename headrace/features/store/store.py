@@ -414,6 +414,15 @@ class OnlineStore:
         """
         return self.views.delete(view_name, fingerprint)
 
+    def require_shards(self) -> None:
+        """Check that the namespace still has the number of shards that it was opened with, or none yet.
+
+        Raises:
+            StoreError: Redis was emptied since, and then opened with another number of shards.
+            StoreUnavailableError: Redis does not answer.
+        """
+        _require_shards(self._link, self.namespace, self.shards)
+
     def require_active(self, plan: ViewPlan) -> None:
         """Raise `LayoutError` unless this version of the view is active, or none is yet."""
         self.views.require_active(plan)
@@ -461,9 +470,19 @@ def _agree_on_shards(link: RedisLink, namespace: str, shards: int) -> None:
     """
     with link.errors("opening the store"):
         link.client.hsetnx(f"{namespace}:meta", "shards", shards)
+    _require_shards(link, namespace, shards)
+
+
+def _require_shards(link: RedisLink, namespace: str, shards: int) -> None:
+    """Check the number of shards of a namespace that has one.
+
+    Raises:
+        StoreError: the namespace has another number of shards.
+    """
+    with link.errors("reading the number of shards"):
         stored = link.client.hget(f"{namespace}:meta", "shards")
     try:
-        shards_before = int(stored or b"")
+        shards_before = shards if stored is None else int(stored)
     except ValueError as exc:
         raise StoreError(foreign(f"store {link.shown_url}, {namespace}:meta", exc)) from exc
     if shards_before != shards:

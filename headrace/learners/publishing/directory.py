@@ -25,6 +25,7 @@ from headrace.errors import SnapshotError, StoreError
 from headrace.features.store.link import RedisLink
 from headrace.learners.learner import Learner
 from headrace.learners.publishing.snapshot import Manifest, Snapshot, already_published, read_manifest
+from headrace.schemas.fault_log import FaultLog
 
 STREAM = "hr:models"
 NOTICES_MAX = 1_000  # approximate number of entries that the stream keeps
@@ -240,6 +241,7 @@ class Notices:
         self._link = link
         self._stream = stream
         self._paused_until_s = 0.0
+        self._fault = FaultLog("model_notices_again")
 
     def send(self, notice: dict[Any, Any]) -> bool:
         """Append `notice`; returns False if Redis did not accept it."""
@@ -271,8 +273,9 @@ class Notices:
                 answer = ask(self._link.client)
         except StoreError as exc:
             self._paused_until_s = time.monotonic() + PAUSE_S
-            log.warning("model_notices_paused", seconds=PAUSE_S, reason=str(exc))
+            self._fault.failed("model_notices_paused", str(exc), seconds=PAUSE_S)
             return None
+        self._fault.succeeded()
         return [] if answer is None else answer
 
 

@@ -32,6 +32,7 @@ from headrace.features.store import OnlineStore
 from headrace.features.store.mget import ViewRead
 from headrace.learners import columns_of
 from headrace.learners.publishing.halves import Half, Halves
+from headrace.schemas.fault_log import FaultLog
 from headrace.serving.queries import RankingSpec
 from headrace.serving.resident.catalogue import CandidateRows, Catalogue, Hit
 from headrace.serving.resident.split_inputs import SplitInputs
@@ -44,6 +45,8 @@ DUTY = 0.1
 """Largest share of the time that refreshes take."""
 COSTS_KEPT = 3
 """Refresh durations that are kept. The shortest is taken as the cost, since a longer one may have waited for Redis."""
+AGE_S = 1.0
+"""Seconds between two updates of the gauge of the age."""
 READ_ROWS = 8_192
 """Records read at a time: their answers take some MB in addition to the budget."""
 ROW_BYTES_GUESS = 1_000
@@ -106,6 +109,7 @@ class ResidentCandidates:
         self._halves: deque[tuple[Any, Halves | None]] = deque(maxlen=SCORERS)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._fault = FaultLog("resident_refreshed_again")
         AGE.set_function(self.age_s)
 
     @property
@@ -237,9 +241,10 @@ class ResidentCandidates:
             BYTES.set(made.nbytes)
 
     def _run(self) -> None:
-        while not self._closed.wait(self._interval_s):
+        while not self._is_closed_after(self._interval_s):
             try:
                 self.refresh()
+                self._fault.succeeded()
             except LayoutError as exc:
                 self.catalogue = None  # requests then read the store, which reports what is wrong
                 self._failed(exc)
@@ -250,9 +255,21 @@ class ResidentCandidates:
                 FAILED.labels(reason="unexpected").inc()
                 log.exception("resident_refresh_failed")  # the thread must not end, or the catalogue would only age
 
+    def _is_closed_after(self, seconds: float) -> bool:
+        """Wait, and return whether `close` was called; meanwhile the gauge of the age is kept up to date.
+
+        Replicas that share a port export the gauge's last value from a file, not that of its function.
+        """
+        until_s = time.monotonic() + seconds
+        while not self._closed.wait(min(max(until_s - time.monotonic(), 0.0), AGE_S)):
+            AGE.set(self.age_s())
+            if time.monotonic() >= until_s:
+                return False
+        return True
+
     def _failed(self, exc: HeadraceError) -> None:
         FAILED.labels(reason=type(exc).__name__).inc()
-        log.warning("resident_refresh_failed", age_s=round(self.age_s(), 3), reason=str(exc))
+        self._fault.failed("resident_refresh_failed", str(exc), age_s=round(self.age_s(), 3))
 
     def _is_current(self, catalogue: Catalogue, now_us: int) -> bool:
         age_us = abs(now_us - catalogue.as_of_us)
