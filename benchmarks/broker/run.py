@@ -21,10 +21,8 @@ processes leave a quarter of two cores, so a machine with noisy neighbours can d
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,6 +33,7 @@ import polars as pl
 
 from benchmarks.broker import ours, rival_bytewax
 from benchmarks.broker.declaration import PARTITIONS, EngagementBlock, UserActivityOfBlocks, publish
+from benchmarks.conditions import describe
 from benchmarks.materialize import rival_bytewax as rival_state
 from benchmarks.materialize.declaration import Engagement, UserActivity, write_log
 from headrace.local import EmbeddedBroker, EmbeddedRedis
@@ -42,7 +41,7 @@ from headrace.schemas import spec_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLED = 300
-PACKAGES = ("bytewax", "confluent-kafka", "fastavro", "polars", "pyarrow", "numpy", "numba", "redis")
+PACKAGES = ("bytewax", "confluent-kafka", "fastavro", "polars", "pyarrow", "numpy", "numba", "redis", "quixstreams")
 HAS_QUIX = importlib.util.find_spec("quixstreams") is not None
 LIVE_LOG_ROWS = 1_000_000
 WAIT_S = 30.0
@@ -58,7 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--live-rate", type=float, default=280_000, help="events a second: 70 %% of 400,000")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    describe(given)
+    describe("benchmarks.broker.run", PACKAGES, given)
+    print(f"broker, Redis (append-only file on) and engine on the same cores; {PARTITIONS} partitions, one worker")
     avro, blocks = spec_of(Engagement).topic, spec_of(EngagementBlock).topic
     with (
         tempfile.TemporaryDirectory() as name,
@@ -93,14 +93,6 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"{label:<48} {rate:>12,.0f} events/s  x {rate / baseline:.1f}")
     if given.live_seconds:
         live(given, given.live_rate)
-
-
-def describe(given: argparse.Namespace) -> None:
-    packages = (*PACKAGES, *(["quixstreams"] if HAS_QUIX else []))
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.broker.run {' '.join(sys.argv[1:])}  ({given})")
-    print(f"broker, Redis (append-only file on) and engine on the same cores; {PARTITIONS} partitions, one worker")
 
 
 def quix_backlog(bootstrap: str, topic: str, url: str, events: int, folder: Path) -> dict[str, float]:

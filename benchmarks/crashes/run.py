@@ -12,8 +12,6 @@ the whole log, for every key and feature, and with a replay (`verify`). What is 
 """
 
 import argparse
-import os
-import platform
 import random
 import shutil
 import tempfile
@@ -27,6 +25,7 @@ from pathlib import Path
 import polars as pl
 import redis
 
+from benchmarks.conditions import describe
 from benchmarks.crashes.broker_log import BrokerLog
 from benchmarks.crashes.declaration import VIEWS, MeterLoad, Reading, SiteLoad, write_log
 from benchmarks.crashes.engine import WAIT_S, Engine, Job
@@ -285,7 +284,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layout", choices=(*LAYOUTS, "all"), default="all")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}; {given}")
+    describe("benchmarks.crashes.run", ("bytewax", "confluent-kafka", "polars", "redis"), given)
     for layout, (engines, from_broker) in LAYOUTS.items():
         if given.layout not in {layout, "all"}:
             continue

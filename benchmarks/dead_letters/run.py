@@ -14,12 +14,8 @@ Before letters were columns (one object, one select and one JSON text for each b
 """
 
 import argparse
-import importlib.metadata
 import logging
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,6 +24,7 @@ import numpy as np
 import polars as pl
 import structlog
 
+from benchmarks.conditions import describe
 from benchmarks.decode.declaration import START_US, Engagement, rows
 from headrace.clock import FixedClock
 from headrace.schemas import FileDeadLetters, codec_for, spec_of
@@ -48,9 +45,7 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", default=["avro", "json"])
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.dead_letters.run {' '.join(sys.argv[1:])}  ({given})")
+    describe("benchmarks.dead_letters.run", PACKAGES, given)
     frame = rows(given.rows, given.seed)
     for codec in given.codecs:
         for kind in ("payloads", "rows"):

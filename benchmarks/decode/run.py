@@ -9,12 +9,8 @@ A repeat times ours and the rival one after the other, and the ratio is the medi
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
-import os
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,11 +18,12 @@ from typing import Any
 
 import polars as pl
 
+from benchmarks.conditions import describe
 from benchmarks.decode import ours, rival_columns, rival_fastavro, rival_json
 from benchmarks.decode.declaration import avro_payloads, json_payloads, rows
 
 HAS_MSGSPEC = importlib.util.find_spec("msgspec") is not None
-PACKAGES = ("polars", "numpy", "numba", "pyarrow", "fastavro", "orjson", *(["msgspec"] if HAS_MSGSPEC else []))
+PACKAGES = ("polars", "numpy", "numba", "pyarrow", "fastavro", "orjson", "msgspec")
 
 
 def main() -> None:
@@ -35,9 +32,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.decode.run {' '.join(sys.argv[1:])}  ({given})")
+    describe("benchmarks.decode.run", PACKAGES, given)
 
     frame = rows(given.rows, given.seed)
     avro, json = avro_payloads(frame), json_payloads(frame)

@@ -11,20 +11,18 @@ cache; Redis takes 1.5 to 2.5 us a record, on the other core.
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import sys
 import tempfile
 from pathlib import Path
 
 import polars as pl
 
+from benchmarks.conditions import describe
 from benchmarks.materialize import ours, rival_bytewax
 from benchmarks.materialize.declaration import write_log
 from headrace.local import EmbeddedRedis
 
 SAMPLED = 300
+PACKAGES = ("bytewax", "polars", "numpy", "numba", "redis")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    describe(given)
+    describe("benchmarks.materialize.run", PACKAGES, given)
     with tempfile.TemporaryDirectory() as name, EmbeddedRedis(Path(name) / "redis") as server:
         folder = Path(name)
         warm = write_log(folder, 1_000, 100, given.seed)
@@ -55,13 +53,6 @@ def main(arguments: list[str] | None = None) -> None:
     slowest = min(rates.values())
     for name, rate in rates.items():
         print(f"{name:<40} {rate:>12,.0f} events/s  x {rate / slowest:.1f}")
-
-
-def describe(given: argparse.Namespace) -> None:
-    packages = ("bytewax", "polars", "numpy", "numba", "redis")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.materialize.run {' '.join(sys.argv[1:])}  ({given})")
 
 
 def check(log: Path, url: str) -> None:

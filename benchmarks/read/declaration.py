@@ -1,28 +1,10 @@
-"""What both sides read: 20 features of a user, 16 windowed values and four lists; and a seeded log."""
-
-from datetime import datetime
-from typing import Literal
+"""What both sides read: 20 features of a user over the event of benchmarks/materialize; and a seeded log."""
 
 import numpy as np
 import polars as pl
 
+from benchmarks.materialize.declaration import SPAN_US, START_US, WINDOWS, Engagement
 from headrace.features import Count, FeatureView, LastN, Max, Mean, Sequence, Sum, col
-from headrace.schemas import Event, Field
-
-START_US = 1_700_000_000_000_000
-SPAN_US = 8 * 86_400_000_000
-WINDOWS = ("10m", "1h", "24h", "7d")
-
-
-class Engagement(Event, topic="engagements", key="user_id", time="event_time", id="event_id"):
-    """Somebody did something with something."""
-
-    event_id: str
-    event_time: datetime
-    user_id: int
-    item_id: int
-    action: Literal["click", "like", "view"]
-    dwell_s: float = Field(ge=0, le=86_400)
 
 
 class UserActivity(FeatureView, source=Engagement, entity="user_id"):

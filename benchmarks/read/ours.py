@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from benchmarks.read.declaration import Engagement, UserActivity
+from benchmarks.materialize.declaration import Engagement
+from benchmarks.read.declaration import UserActivity
 from headrace.features import Slab, plan_of
 from headrace.features.keys import shard_of
 from headrace.features.store import OnlineStore

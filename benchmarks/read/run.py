@@ -18,12 +18,8 @@ decoding gained nothing on two cores.
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
-import os
-import platform
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +31,7 @@ import numpy as np
 import polars as pl
 import redis
 
+from benchmarks.conditions import describe
 from benchmarks.read import ours, rival_feast_layout
 from benchmarks.read.declaration import UserActivity, make_log
 from headrace.features import entity_ids, plan_of
@@ -51,6 +48,7 @@ FEAST_EVERY = 5
 HAS_FEAST = importlib.util.find_spec("feast") is not None
 FEAST, LAYOUT, OURS = "Feast itself", "Feast's layout", "Headrace"
 VIEW, ENTITY = "user_activity", "user_id"
+PACKAGES = ("polars", "numpy", "numba", "redis", "hiredis", "protobuf", "mmh3", "feast")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--large-rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    describe(given)
+    describe("benchmarks.read.run", PACKAGES, given)
     log = make_log(given.events, given.users, given.seed)
     now_us = int(log["event_time"].dt.epoch("us").max()) + 1
     with (
@@ -163,13 +161,6 @@ class Wire:
         self._socket.sendall(command)
         while left > 0:
             left -= self._socket.recv_into(self._room)
-
-
-def describe(given: argparse.Namespace) -> None:
-    packages = ("polars", "numpy", "numba", "redis", "hiredis", "protobuf", "mmh3", *(["feast"] if HAS_FEAST else []))
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.read.run {' '.join(sys.argv[1:])}  ({given})")
 
 
 if __name__ == "__main__":

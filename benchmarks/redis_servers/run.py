@@ -11,7 +11,6 @@ server runs against itself, which shows the noise of the machine.
 
 import argparse
 import os
-import platform
 import subprocess
 import tempfile
 import time
@@ -24,7 +23,9 @@ import psutil
 import redis
 from numpy.typing import NDArray
 
-from benchmarks.read.declaration import Engagement, UserActivity, make_log
+from benchmarks.conditions import describe
+from benchmarks.materialize.declaration import Engagement
+from benchmarks.read.declaration import UserActivity, make_log
 from headrace.features import Slab, plan_of
 from headrace.features.keys import shard_of
 from headrace.features.store import OnlineStore
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {given}")
+    describe("benchmarks.redis_servers.run", ("polars", "redis", "hiredis"), given)
     log = make_log(30 * given.entities, given.entities, given.seed)
     now_us = int(log["event_time"].dt.epoch("us").max()) + 1
     slab = Slab(plan_of(UserActivity))

@@ -12,10 +12,6 @@ its user, so its cost grows with the history: its figures hold for its own size,
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +21,7 @@ import numpy as np
 import polars as pl
 from polars.testing import assert_frame_equal
 
+from benchmarks.conditions import describe
 from benchmarks.replay import ours, rival_duckdb, rival_polars
 from benchmarks.replay.declaration import make, write
 
@@ -43,9 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of ours; a rival that takes over 5 s is run once")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.replay.run {' '.join(sys.argv[1:])}  ({given})")
+    describe("benchmarks.replay.run", PACKAGES, given)
     whole = {"Polars": rival_polars.answer, "DuckDB frames": rival_duckdb.frames_answer}
     compare(given.events, given.spine, given, whole)
     compare(given.join_events, given.join_spine, given, {"DuckDB range join": rival_duckdb.join_answer})

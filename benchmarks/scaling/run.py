@@ -11,15 +11,12 @@ ns for one, 4 to 6 ns each for 50. The map is given its size beforehand; growing
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import sys
 from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.conditions import describe
 from benchmarks.scaling import ours, rival_dict
 from benchmarks.scaling.declaration import FEATURES_MAX, HOUR_US, START_US, Visits, batches, everyone, view_of
 from benchmarks.scaling.plot import Axis, Chart, decades, draw, ticks_up_to
@@ -41,9 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="an SVG file")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.scaling.run {' '.join(sys.argv[1:])}  ({given})")
+    describe("benchmarks.scaling.run", PACKAGES, given)
     check(given.seed)
     by_entities, rival = entity_sweep(given)
     by_features = feature_sweep(given)

@@ -14,10 +14,6 @@ time between clicks is label or feature; such a click only stands up to half a m
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +22,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from benchmarks.conditions import describe
 from benchmarks.learning.freshness.declaration import Click, NextStory, load_clicks
 from benchmarks.learning.freshness.plot import draw
 from benchmarks.learning.freshness.rival_covisit import CoVisits
@@ -123,9 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--out", type=Path, help="a picture, .svg or .png")
     given = parser.parse_args(arguments)
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.learning.freshness.run {' '.join(sys.argv[1:])}")
+    describe("benchmarks.learning.freshness.run", PACKAGES, given)
     name, clicks = load_clicks(given.clicks)
     if given.days:
         clicks = clicks.filter(pl.col("event_time") < pl.col("event_time").min() + pl.duration(days=given.days))

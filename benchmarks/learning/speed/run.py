@@ -11,16 +11,13 @@ left out. The logistic models have rates at which each does well on MovieLens 10
 """
 
 import argparse
-import importlib.metadata
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.conditions import describe
 from benchmarks.learning.speed import ours, rival_river, rival_torch
 from benchmarks.learning.speed.declaration import examples
 from headrace.learners import auc
@@ -39,9 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="most that one contender may take at one size")
     parser.add_argument("--seed", type=int, default=7)
     given = parser.parse_args(arguments)
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}")
-    print(f"command: python -m benchmarks.learning.speed.run {' '.join(sys.argv[1:])}")
+    describe("benchmarks.learning.speed.run", PACKAGES, given)
     name, ids, labels = examples(given.ratings, given.rows, given.seed)
     print(f"{len(ids):,} examples of {name}; {labels.mean():.1%} positive")
     best: dict[int, float] = {}
