@@ -1,8 +1,10 @@
-"""Faults as objects: a wire to Redis that can be cut at a chosen moment."""
+"""Faults as objects: a wire to Redis that can be cut at a chosen moment, a disk without room."""
 
 import contextlib
+import resource
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -82,6 +84,17 @@ class Wire:
             pass
         _close(sink)
         _close(source)
+
+
+@contextlib.contextmanager
+def full_disk(room_bytes: int) -> Iterator[None]:
+    """No file may grow beyond `room_bytes`, as on a disk with so much room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _close(link: socket.socket) -> None:

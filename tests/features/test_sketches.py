@@ -15,6 +15,7 @@ from headrace import CountBy, Distinct, Event, FeatureView, Quantile, TopK, Vect
 from headrace.errors import DeclarationError, LayoutError
 from headrace.features import Slab, entity_ids, plan_of, read_packed
 from tests import oracle
+from tests.features.test_law import batches
 from tests.tiers import by_tier
 
 BASE_US = 1_700_000_000_000_000
@@ -95,14 +96,6 @@ def frame_of(events):
 
 def add(slab, events):
     return slab.update(slab.plan.rows(Listen, frame_of(events)))
-
-
-def batches(rng, events):
-    events = rng.sample(events, len(events))
-    while events:
-        cut = rng.randrange(1, len(events) + 1)
-        yield events[:cut]
-        events = events[cut:]
 
 
 def reloaded(slab):

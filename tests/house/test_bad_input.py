@@ -64,14 +64,19 @@ FILES = {
 FOLDERS = ("schemas", "features", "pipelines", "learners", "serving", "outside", "damaged_env")
 
 
+def write_project(folder):
+    """Write FILES and the packages of FOLDERS; return the folder."""
+    for name in FOLDERS:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("")
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
 @pytest.fixture
 def project(tmp_path):
-    for name in FOLDERS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("")
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
-    return tmp_path
+    return write_project(tmp_path)
 
 
 def asks_of(redis_url, taken_port):

@@ -18,7 +18,7 @@ from headrace.streams.kafka.client import connected
 from headrace.streams.urls import source_of_url
 from headrace.telemetry import StatusBoard
 from tests.house.commands import Ask, run
-from tests.house.test_bad_input import FILES, FOLDERS, VIEW
+from tests.house.test_bad_input import VIEW, write_project
 from tests.meters import Reading
 from tests.tiers import by_tier
 
@@ -80,12 +80,7 @@ KAFKAS = (
 
 @pytest.fixture
 def project(tmp_path):
-    for name in FOLDERS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("")
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
-    return tmp_path
+    return write_project(tmp_path)
 
 
 def commands_of(store):

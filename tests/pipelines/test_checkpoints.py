@@ -1,8 +1,6 @@
 """Checkpoints: whole or not there, checked when read, and those of an earlier release are still read."""
 
-import resource
 import shutil
-from contextlib import contextmanager
 
 import pytest
 
@@ -11,6 +9,7 @@ from headrace.errors import SnapshotError
 from headrace.pipelines import Joiner, JoinStep
 from headrace.streams.watermark import END_OF_TIME_US
 from tests import forked
+from tests.faults import full_disk
 from tests.pipelines.test_joiner import SPEC, Show, batch
 from tests.pipelines.test_train_step import batches, make, run, weights
 from tests.turnstiles import FOLLOWED
@@ -96,17 +95,6 @@ def test_training_of_an_earlier_release_resumes_exactly(tmp_path):
     assert whole.status()["positives"] == second.status()["positives"]
 
 
-@contextmanager
-def full_disk():
-    """No file may grow beyond 3,000 bytes, as on a disk with so much room."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("gets_room", [True, False])
 def test_checkpoints_that_fail_leave_the_last_one_whole(tmp_path, gets_room):
     """
@@ -118,7 +106,10 @@ def test_checkpoints_that_fail_leave_the_last_one_whole(tmp_path, gets_room):
     step.save()
     for begin in (60, 80, 100):
         run(step, found[begin : begin + 20])
-        with full_disk(), pytest.raises(SnapshotError, match=r"checkpoint in .*: cannot be written: .*; make room"):
+        with (
+            full_disk(3_000),
+            pytest.raises(SnapshotError, match=r"checkpoint in .*: cannot be written: .*; make room"),
+        ):
             step.save()
     if gets_room:
         run(step, found[120:124])
@@ -142,7 +133,7 @@ def test_a_joiner_that_cannot_save_leaves_its_last_state_whole(tmp_path):
         if round_ < 2:
             step.finish()
         else:
-            with full_disk(), pytest.raises(SnapshotError, match="cannot be written"):
+            with full_disk(3_000), pytest.raises(SnapshotError, match="cannot be written"):
                 step.finish()
     again = JoinStep(Joiner(SPEC), state=tmp_path, idle_s=None)
     assert again.positions() == {"shown/0": 120}

@@ -1,8 +1,7 @@
 """Rows that wait: the same rows come out whatever was in memory, in files, saved or loaded."""
 
-import resource
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import polars as pl
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from headrace.checkpoints import Checkpoints, CheckpointThread
 from headrace.errors import SnapshotError
 from headrace.pipelines.joining.rows_by_time import FULL_ROWS, RowsByTime
+from tests.faults import full_disk
 
 STEP_US = 100
 
@@ -102,22 +102,11 @@ def test_a_checkpoint_is_written_in_a_thread(tmp_path):
     assert checkpoints.newest()[1]["n"] == 1
 
 
-@contextmanager
-def full_disk():
-    """No file may grow beyond 2,000 bytes, as on a disk with so much room."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("limits", [{}, {"write_rows": 20}, {"rows_max": 150}])
 def test_a_file_that_could_not_be_written_is_written_once_there_is_room(tmp_path, limits):
     """Rows of a slice that gets no more of them; the checkpoint before names its files until then."""
     kept, expected = store(tmp_path / "rows", **limits), store()
-    with full_disk():
+    with full_disk(2_000):
         for first in (0, 120):
             expected.add(rows(first, first + 120))
             with suppress(OSError):  # of rows beyond the limit; they are kept in memory
@@ -136,7 +125,7 @@ def test_a_file_that_could_not_be_written_is_written_once_there_is_room(tmp_path
 
 def test_rows_that_cannot_be_spilled_stay_in_memory(tmp_path):
     spilled = store(spill=tmp_path, rows_max=200)
-    with full_disk(), pytest.raises(OSError, match="too large"):
+    with full_disk(2_000), pytest.raises(OSError, match="too large"):
         spilled.add(rows(0, 300))
     assert spilled.read()["at"].sort().to_list() == list(range(300))
     spilled.add(rows(300, 310))
