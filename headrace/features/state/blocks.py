@@ -245,6 +245,16 @@ def drop_first(
     return True
 
 
+@part
+def linked_equal(words: Ints, first: Int, base_words: Ints, base_first: Int, links: Ints) -> bool:
+    """Whether the linked words of an element are bitwise equal to those of a base's; `links[m]` < 0: no link."""
+    same = True
+    for m in range(links.size):
+        if links[m] >= 0:
+            same &= words[first + m] == base_words[base_first + links[m]]
+    return same
+
+
 @lean_kernel
 def clear_blocks(blocks: Blocks, tag: Int, rows: Ints) -> None:
     """Empty rows (n,), free their blocks into area 0 and set their tags to `tag`."""

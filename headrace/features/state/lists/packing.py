@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headrace.features.state.blocks import COUNT, ORDER, START, TAG, Blocks, room_of
+from headrace.features.state.blocks import COUNT, ORDER, START, TAG, Blocks, linked_equal, room_of
 from headrace.features.state.lists.update import FLOAT, INT, LEAST, STAMP, TIME, List, slot_of
 from headrace.kernels.bit_columns import (
     bits_of,
@@ -219,7 +219,7 @@ def _find(
             if base_id < event_id:
                 break
             base_values = start + STAMP * room + base.width * slot
-            if base_id == event_id and _equal(words, values, base_words, base_values, base.links):
+            if base_id == event_id and linked_equal(words, values, base_words, base_values, base.links):
                 return index, newer
             if base_id > event_id and index == newer:
                 newer += 1
@@ -227,13 +227,3 @@ def _find(
             newer += 1
         index += 1
     return np.int64(-1), newer
-
-
-@part
-def _equal(words: Ints, values: Int, base_words: Ints, base_values: Int, links: Ints) -> bool:
-    """Whether the linked values of two elements are bitwise equal."""
-    same = True
-    for m in range(links.size):
-        if links[m] >= 0:
-            same &= words[values + m] == base_words[base_values + links[m]]
-    return same

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headrace.features.state.blocks import COUNT, START, TAG, Blocks, make_block
+from headrace.features.state.blocks import COUNT, START, TAG, Blocks, linked_equal, make_block
 from headrace.features.state.operations import Packed, Reads
 from headrace.features.state.rings.cells import ADD, MAX, MIN, merge, width_of
 from headrace.features.state.rings.update import EMPTY, LEAST, Ring
@@ -148,7 +148,7 @@ def _mark_same(
     for j in range(count):
         tile = blocks.words[tiles[j] + ring.starts.size]
         word, beyond = base_tile(base_blocks, base, ring.hop, row, tile, beyond)
-        same[j] = np.int64(word >= 0 and _equal(blocks.words, tiles[j], base_blocks.words, word, base.links))
+        same[j] = np.int64(word >= 0 and linked_equal(blocks.words, tiles[j], base_blocks.words, word, base.links))
         if same[j] == 0:
             unlike[unlike_count] = tiles[j]
             unlike_count += 1
@@ -170,16 +170,6 @@ def _holds_events(floats: Floats, first: Int, starts: Floats) -> bool:
     for cell in range(starts.size):
         differs |= floats[first + cell] != starts[cell]
     return differs
-
-
-@part
-def _equal(words: Ints, first: Int, base_words: Ints, base_first: Int, links: Ints) -> bool:
-    """Whether the linked cells of a tile are bitwise equal to the base's."""
-    same = True
-    for cell in range(links.size):
-        if links[cell] >= 0:
-            same &= words[first + cell] == base_words[base_first + links[cell]]
-    return same
 
 
 @part
