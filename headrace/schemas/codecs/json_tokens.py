@@ -258,16 +258,7 @@ def read_moment(data: Bytes, at: int, end: int, power: int) -> tuple[int, bool]:
             is_cut |= data[i] != 0x30
             scale += 0 if dot else 1
         i += 1
-    if i < end:  # the exponent
-        i += 1
-        down = data[i] == 0x2D
-        if data[i] == 0x2B or data[i] == 0x2D:
-            i += 1
-        exponent = 0
-        while i < end:
-            exponent = min(exponent * 10 + np.int64(data[i] - 0x30), _EXPONENT_MAX)
-            i += 1
-        scale += -exponent if down else exponent
+    scale += _exponent(data, i, end)
     while scale > 0 and value != 0:
         if value > _TENTH_OF_MAX:
             return 0, False
@@ -299,22 +290,23 @@ def read_float(data: Bytes, at: int, end: int) -> tuple[float, bool]:
         else:
             break
         i += 1
-    if i < end:  # the exponent
-        i += 1
-        down = data[i] == 0x2D
-        if data[i] == 0x2B or data[i] == 0x2D:
-            i += 1
-        if end - i > 4:
-            return 0.0, False
-        power = 0
-        while i < end:
-            power = power * 10 + np.int64(data[i] - 0x30)
-            i += 1
-        scale += -power if down else power
+    scale += _exponent(data, i, end)
     if not -22 <= scale <= 22:
         return 0.0, False
     value = digits / _POWERS[-scale] if scale < 0 else digits * _POWERS[scale]
     return (-value if data[at] == 0x2D else value), True
+
+
+@part
+def _exponent(data: Bytes, at: int, end: int) -> int:
+    """Read the rest `data[at:end]` of a well-formed number: `e`, a sign, digits; or nothing. At most _EXPONENT_MAX."""
+    if at >= end:
+        return 0
+    down = data[at + 1] == 0x2D
+    exponent = 0
+    for i in range(at + 2 if down or data[at + 1] == 0x2B else at + 1, end):
+        exponent = min(exponent * 10 + np.int64(data[i] - 0x30), _EXPONENT_MAX)
+    return -exponent if down else exponent
 
 
 @part
