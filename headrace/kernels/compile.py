@@ -64,14 +64,19 @@ def plain(fields: Fields) -> Fields:
     return cast("Fields", tuple(fields))
 
 
+def _element(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Pointer to the element of a C-contiguous array; array and flat index are the first two arguments."""
+    array_type, index_type = signature.args[:2]
+    made = context.make_array(array_type)(context, builder, arguments[0])
+    return builder.gep(made.data, [context.cast(builder, arguments[1], index_type, types.intp)])
+
+
 @intrinsic
 def prefetch(_context: Any, array: Any, index: Any) -> Any:
     """In a kernel: prefetch the element at flat `index` of a C-contiguous array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type, index_type = signature.args
-        made = context.make_array(array_type)(context, builder, arguments[0])
-        place = builder.gep(made.data, [context.cast(builder, arguments[1], index_type, types.intp)])
+        place = _element(context, builder, signature, arguments)
         pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
         fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
@@ -87,9 +92,7 @@ def load_word(_context: Any, data: Any, at: Any) -> Any:
     """In a kernel: the 8 bytes `data[at:at + 8]` as a little-endian uint64. They must be inside the array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type, index_type = signature.args
-        made = context.make_array(array_type)(context, builder, arguments[0])
-        place = builder.gep(made.data, [context.cast(builder, arguments[1], index_type, types.intp)])
+        place = _element(context, builder, signature, arguments)
         return builder.load(builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
 
     return types.uint64(data, at), generate
@@ -100,10 +103,8 @@ def store_word(_context: Any, data: Any, at: Any, word: Any) -> Any:
     """In a kernel: write a uint64 to the 8 bytes `data[at:at + 8]`, little-endian. They must be inside the array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type, index_type, word_type = signature.args
-        made = context.make_array(array_type)(context, builder, arguments[0])
-        place = builder.gep(made.data, [context.cast(builder, arguments[1], index_type, types.intp)])
-        value = context.cast(builder, arguments[2], word_type, types.uint64)
+        place = _element(context, builder, signature, arguments)
+        value = context.cast(builder, arguments[2], signature.args[2], types.uint64)
         builder.store(value, builder.bitcast(place, ir.IntType(64).as_pointer()), align=1)
         return context.get_dummy_value()
 
