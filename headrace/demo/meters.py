@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.features import FeatureView, plan_of
-from headrace.features.state.slab import entity_ids, shard_of
+from headrace.features.keys import entity_ids, shard_of
 from headrace.features.store import OnlineStore
 from headrace.history.verify import compare
 from headrace.learners import Inputs, Learner

@@ -35,7 +35,7 @@ KERNELS = [
     "features.state.lists.packing",
     "features.state.lists.unpacking",
     "features.state.lists.update",
-    "features.state.order",
+    "features.state.operations",
     "features.state.record",
     "features.state.rings.cells",
     "features.state.rings.codec",

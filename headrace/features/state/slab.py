@@ -15,11 +15,18 @@ from numpy.typing import NDArray
 
 from headrace.features.answer import NEVER, Answer
 from headrace.features.event_rows import Rows
-from headrace.features.keys import KeyTexts, entity_ids, ids_of_texts, shard_of
+from headrace.features.keys import KeyTexts
 from headrace.features.state.blocks import BlockPool, run_parts
 from headrace.features.state.layout import Group
-from headrace.features.state.operations import LATE, TOO_LATE, Operations, Outputs
-from headrace.features.state.order import SORTED_MIN, EntityOrder, scatter_late
+from headrace.features.state.operations import (
+    LATE,
+    SORTED_MIN,
+    TOO_LATE,
+    EntityOrder,
+    Operations,
+    Outputs,
+    scatter_late,
+)
 from headrace.features.state.record import pack_records, unpack_records
 from headrace.features.state.seen import SeenIds
 from headrace.features.view import ViewPlan
@@ -27,8 +34,6 @@ from headrace.kernels.compile import Int, Ints, lean_kernel
 from headrace.kernels.id_map import IdMap
 from headrace.kernels.spans import Spans, values_of
 from headrace.kernels.threads import cut_parts, run_all
-
-__all__ = ["Slab", "entity_ids", "ids_of_texts", "shard_of"]
 
 GROWTH = 4
 """Factor by which a slab grows. Spare rows cost address space, not memory."""
