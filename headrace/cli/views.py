@@ -194,6 +194,7 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
             )
         words = f"{result.entities:,} entities, {result.rows:,} rows replayed, {result.mismatches:,} differences"
         words += f", {result.waiting:,} rows not applied yet" * bool(result.waiting)
+        words += f", {result.earlier:,} rows before the first that the store has read" * bool(result.earlier)
         words += f", {result.failed:,} rows left out, as live: an expression has no value" * bool(result.failed)
         err.print(f"{result.view}: {words}", highlight=False)
         for note in _notes(result):
@@ -322,18 +323,13 @@ def features_show(view: View, as_json: Json = False) -> None:
 
 
 def _notes(result: Any) -> list[str]:
-    """Notes about entities that were not compared, and about likely causes of differences."""
+    """Notes about entities that were not compared."""
     notes = []
     if result.beyond:
         notes.append(
             f"the store has applied {result.beyond:,} offsets past the end of the log: {result.newer:,} entities with "
             "newer events were not compared, and late events among them show as differences"
         )
-    if result.mismatches:
-        notes += [
-            f"the log of {name} begins at offset {first:,}: rows before it are not replayed, and may be in the store"
-            for name, first in result.begins.items()
-        ]
     return notes
 
 

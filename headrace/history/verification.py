@@ -24,7 +24,8 @@ class Verification:
 
     `features`: one row per feature: `feature`, `checked` (entities), `mismatches`. `examples`: up to `EXAMPLES_MAX`
     differences: `key`, `feature`, `expected` (replayed), `found` (stored), as text. `rows`: log rows replayed.
-    `waiting`: log rows that the store has not applied yet. `offsets`: partition -> offset before which every shard has
+    `waiting`: log rows that the store has not applied yet. `earlier`: log rows before the first that the store has
+    applied, as with `start=latest`; they are not replayed. `offsets`: partition -> offset before which every shard has
     applied all rows. `expired`: entities left out because Redis has expired them under the view's ttl. `beyond`: number
     of the topic's offsets past the log's end that the store has applied. `newer`: entities left out because their
     newest event is among these. `begins`: partition -> first offset of the log, if it is not 0: rows before it, which
@@ -44,6 +45,7 @@ class Verification:
     newer: int = 0
     begins: dict[str, int] = field(default_factory=dict)
     failed: int = 0
+    earlier: int = 0
 
     @property
     def mismatches(self) -> int:
@@ -57,8 +59,8 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain data for JSON."""
-        names = ("view", "entities", "rows", "waiting", "expired", "failed", "beyond", "newer", "offsets", "begins")
-        figures = {name: getattr(self, name) for name in names}
+        counts = ("entities", "rows", "waiting", "earlier", "expired", "failed", "beyond", "newer")
+        figures = {name: getattr(self, name) for name in ("view", *counts, "offsets", "begins")}
         tables = {"features": self.features.to_dicts(), "examples": self.examples.to_dicts()}
         return {**figures, "mismatches": self.mismatches, **tables}
 

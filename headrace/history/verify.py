@@ -1,10 +1,10 @@
 """Checks a store against its log: replays the log up to the store's offsets and compares, feature by feature.
 
 A shard's offsets define exactly which rows its records include: row r of partition p is included iff its offset is
-below the shard's next offset of p. The replay applies those rows to an empty slab, in any order; with `dedupe=` in the
-order of each partition, so that a duplicate that came after the dedupe span counts, as it did in the store. Both sides
-are then read as of the same moment by the code that serves. Floats may differ by `TOLERANCE`, since sums depend on
-order; all other values must be equal.
+below the shard's next offset of p, and not below the first one, where the store knows it. The replay applies those rows
+to an empty slab, in any order; with `dedupe=` in the order of each partition, so that a duplicate that came after the
+dedupe span counts, as it did in the store. Both sides are then read as of the same moment by the code that serves.
+Floats may differ by `TOLERANCE`, since sums depend on order; all other values must be equal.
 
     snapshot of the records that a scan finds, with each shard's offsets --> log, batch by batch, up to these offsets
     entities of the log that the scan did not show: lost, or written since --> the same again, for these only
@@ -29,8 +29,9 @@ from headrace.features.state.slab import Slab
 from headrace.features.store.reader import entity_frame
 from headrace.features.store.store import SNAPSHOT_KEYS_MAX, OnlineStore
 from headrace.features.view import FeatureView, ViewPlan, plans_of
+from headrace.history.coverage import Applied, LogStart, starts_of
 from headrace.history.verification import Verification, both, differences
-from headrace.schemas import Event
+from headrace.schemas import Event, spec_of
 from headrace.schemas.tables import TableLike, frame_of
 from headrace.streams.source import EventBatch, Origin
 
@@ -60,7 +61,7 @@ def verify(
         LayoutError: readers get another version of the view.
         StoreUnavailableError: Redis does not answer.
         StoreError: a shard changes faster than it can be read (stop its engine, or give `keys`), or the store has never
-            read a partition of this log.
+            read a partition of this log, or began before the log does.
         SchemaError: `events` lacks offsets, or the view does not read it.
     """
     return verify_all([view], events, store, keys=keys, now_us=now_us)[0]
@@ -86,9 +87,10 @@ def verify_all(
     given = [None if keys is None else entity_ids(plan, entity_frame(plan, keys))[1] for plan in plans]
     ends = getattr(log, "ends", {})
     checks = [_Check.of_store(plan, store, texts, now_us, ends) for plan, texts in zip(plans, given, strict=True)]
-    seen = _replay(log, checks)
+    start = _replay(log, checks)
     for check in checks:
-        _require_known(check, seen, store)
+        _require_known(check, start.seen, store)
+        _require_covered(check, start)
     results = [check.result() for check in checks]
     for result in results:
         _require_compared(result)
@@ -125,7 +127,8 @@ def compare(
 class _Check:
     """The check of one view: a snapshot of its records, and a slab that the log is replayed into.
 
-    `limits`: partition -> next offset of each shard (shards,). `is_closed`: rows of other entities are ignored.
+    `limits`: partition -> next offset of each shard (shards,). `starts`: partition of a topic -> first offset that each
+    shard has applied (shards,), -1 if it is not known. `is_closed`: rows of other entities are ignored.
     `ends`: partition -> next offset at which the log ends, if it may end before the store's offsets.
     """
 
@@ -138,9 +141,11 @@ class _Check:
         at_us: int | None,
         *,
         is_closed: bool,
+        starts: Mapping[str, NDArray[np.int64]] | None = None,
         ends: Mapping[str, int] | None = None,
     ) -> None:
         self.plan = plan
+        self.starts = starts or {}
         self._ends = {name: end for name, end in (ends or {}).items() if name in limits}
         self._begins: dict[str, int] = {}
         self.limits = limits
@@ -148,7 +153,7 @@ class _Check:
         self._ids = ids_of_texts(plan, texts)
         self._slab = Slab(plan)
         self._kept: list[tuple[str, NDArray[np.int64], Rows]] = []
-        self._rows, self._waiting, self._failed, self._newest_us = 0, 0, 0, 0
+        self._rows, self._waiting, self._earlier, self._failed, self._newest_us = 0, 0, 0, 0, 0
         self._at_us = at_us
 
     @classmethod
@@ -172,7 +177,8 @@ class _Check:
                 limits.setdefault(partition, np.zeros(store.shards, np.int64))[shard] = next_offset
             for index, record in zip(members, records, strict=True):
                 blobs[index] = record
-        return cls(plan, texts, blobs, limits, at_us, is_closed=given is not None, ends=ends)
+        starts = starts_of(store.fences(plan, range(store.shards)))
+        return cls(plan, texts, blobs, limits, at_us, is_closed=given is not None, starts=starts, ends=ends)
 
     @property
     def at_us(self) -> int:
@@ -183,18 +189,20 @@ class _Check:
         """Replay the rows below the shards' offsets; with `dedupe=` all at the end, in the order of a live flow."""
         rows = self.plan.rows(part.event, part.frame)
         partition, offsets = self._place_of(part)
-        limit = self.limits.get(partition, np.zeros(1, np.int64))
-        failed = [lost.take(offsets[lost.index] < limit[shard_of(lost.ids, limit.size)]) for lost in rows.failed]
+        failed = [lost.take(self._are_applied(partition, offsets[lost.index], lost.ids)) for lost in rows.failed]
         if self._is_closed:
             rows = rows.take(np.isin(rows.ids, self._ids))
             failed = [lost.take(np.isin(lost.ids, self._ids)) for lost in failed]
         self._failed += sum(map(len, failed))
-        limit = limit[shard_of(rows.ids, limit.size)]
+        start, limit = self._bounds(partition, rows.ids)
         if part.origin is not None and partition == part.origin.partition:
             self._require_told(part.origin, rows, limit)
+            self._require_told(part.origin, rows, start)
         self._begins[partition] = min(int(offsets.min()), self._begins.get(partition, int(offsets.min())))
-        counts = offsets[rows.index] < limit
-        self._waiting += int(np.count_nonzero(~counts))
+        is_early, is_late = offsets[rows.index] < start, offsets[rows.index] >= limit
+        self._waiting += int(np.count_nonzero(is_late))
+        self._earlier += int(np.count_nonzero(is_early))
+        counts = ~(is_early | is_late)
         rows = rows if counts.all() else rows.take(counts)
         if not len(rows):
             return
@@ -220,6 +228,7 @@ class _Check:
             entities=self._ids.size,
             rows=self._rows,
             waiting=self._waiting,
+            earlier=self._earlier,
             expired=int(expired.sum()),
             offsets={partition: int(limit.min()) for partition, limit in sorted(self.limits.items())},
             features=features,
@@ -230,6 +239,17 @@ class _Check:
             begins={name: first for name, first in sorted(self._begins.items()) if first and name in self.limits},
         )
 
+    def _bounds(self, partition: str, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first and the next offset that the shard of each entity (n,) has applied: (n,) each."""
+        limit = self.limits.get(partition, np.zeros(1, np.int64))
+        start = self.starts.get(partition, np.full(1, -1))
+        return start[shard_of(ids, start.size)], limit[shard_of(ids, limit.size)]
+
+    def _are_applied(self, partition: str, offsets: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the shards of entities (n,) have applied their rows at `offsets` (n,): (n,)."""
+        start, limit = self._bounds(partition, ids)
+        return (start <= offsets) & (offsets < limit)
+
     def _place_of(self, part: EventBatch) -> tuple[str, NDArray[np.int64]]:
         """Return the partition and offsets by which the store knows rows: those of their file, else of their topic."""
         if part.origin is None or part.partition in self.limits:
@@ -237,7 +257,7 @@ class _Check:
         return part.origin.partition, part.origin.offsets
 
     def _require_told(self, origin: Origin, rows: Rows, limit: NDArray[np.int64]) -> None:
-        """Check that the archive tells for each row whether it is below its shard's offset, `limit` (n,).
+        """Check that the archive tells for each row whether it is below an offset of its shard, `limit` (n,).
 
         Raises:
             StoreError: it does not.
@@ -264,15 +284,30 @@ class _Check:
         return list(self._slab.texts(rows[~np.isin(self._slab.ids(rows), self._ids)]))
 
 
-def _replay(log: Iterable[EventBatch], checks: Sequence[_Check]) -> set[str]:
-    """Feed the log to all checks; return the partitions that had rows, for files of an archive also the topic's."""
-    seen = set()
+def _replay(log: Iterable[EventBatch], checks: Sequence[_Check]) -> LogStart:
+    """Feed the log to all checks; return where it begins."""
+    start = LogStart()
     for part in log if checks else ():
+        start.add(part)
         for check in checks:
             if part.event in check.plan.sources and part.frame.height:
                 check.add(part)
-                seen |= {part.partition} | ({part.origin.partition} if part.origin else set())
-    return seen
+    return start
+
+
+def _require_covered(check: _Check, log: LogStart) -> None:
+    """Raise if records hold rows that the log does not go back to: any entity might differ, and rightly."""
+    known = {name: start[check.limits[name] > 0] for name, start in check.starts.items() if name in check.limits}
+    starts = {name: int(start.min()) for name, start in known.items() if start.size and start.min() >= 0}
+    topics = [spec_of(event).topic for event in check.plan.sources]
+    reached = {name: int(limit.max()) for name, limit in check.limits.items()}
+    if lacking := Applied(topics, reached, starts).lacking(log):
+        raise StoreError(
+            f"view {check.plan.name}: {lacking}: what came before may be in the records and cannot be replayed, so "
+            "nothing can be compared. Give a log that goes back further, as the archive beside the topic, --events "
+            "archive/ --events kafka://HOST:PORT, and all files; or build the view anew from what there is, with "
+            "`headrace backfill` into another namespace"
+        )
 
 
 def _require_known(check: _Check, seen: set[str], store: OnlineStore) -> None:

@@ -37,8 +37,9 @@ from headrace.features.store import OnlineStore
 from headrace.features.store.fences import Packing, ShardWrite, fenced
 from headrace.features.view import ViewPlan
 from headrace.pipelines.shard_tables import OffsetTable, UseTable
-from headrace.schemas import DeadLetters, Letters
+from headrace.schemas import DeadLetters, Letters, spec_of
 from headrace.streams.intake import letters_of_rows, put_aside
+from headrace.streams.positions import is_live
 from headrace.streams.source import EventBatch
 
 FLUSH_SECONDS = Histogram(
@@ -162,6 +163,8 @@ class ShardSet:
             return
         too_late, failed = self._take_in(new)
         for batch in new:
+            if is_live(batch.partition, spec_of(batch.event).topic):  # files begin at their first row
+                self._offsets.begin(batch.partition, int(batch.offsets.min(initial=batch.next_offset)))
             self._offsets.advance(batch.partition, batch.next_offset)
         # Last, since the batches are applied now, and must not be applied again if writing the dead letters fails.
         if count_failed_rows(self.plan.name, failed) + too_late.size and self._dead_letters is not None:
@@ -278,7 +281,8 @@ class ShardSet:
         self._writers = [fences[shard].writer for shard in self.shards]
         # A shard that was never written needs no loads until one of its records is evicted from memory.
         self._complete = self._sequences == 0
-        self._offsets = OffsetTable([fences[shard].offsets for shard in self.shards])
+        known = [fences[shard] for shard in self.shards]
+        self._offsets = OffsetTable([fence.offsets for fence in known], [fence.starts for fence in known])
 
     def _require_unfenced(self) -> None:
         if self._fenced:
@@ -398,6 +402,7 @@ class ShardSet:
                     texts=packing.texts.part(begin, end),
                     blobs=partial(packing.part, begin),
                     offsets=moved,
+                    starts=self._offsets.begun(row),
                 )
             )
         return writes

@@ -17,16 +17,26 @@ _NEVER = -1
 
 
 class OffsetTable:
-    """Next offsets of n shards, one row per shard; `stored` has partition -> next offset of each, from the store."""
+    """Next offsets of n shards, one row per shard; `stored` has partition -> next offset of each, from the store.
 
-    def __init__(self, stored: Sequence[Mapping[str, int]]) -> None:
+    `starts` has partition -> the first offset that the shard has applied, -1 where it is not known. It equals the next
+    offset until the partition has had a row.
+    """
+
+    def __init__(self, stored: Sequence[Mapping[str, int]], starts: Sequence[Mapping[str, int]]) -> None:
         names = sorted({name for offsets in stored for name in offsets})
         self._columns = {name: column for column, name in enumerate(names)}
-        self._next = np.full((len(stored), len(names)), _NEVER, np.int64)
-        for row, offsets in enumerate(stored):
-            for name, next_offset in offsets.items():
-                self._next[row, self._columns[name]] = next_offset
-        self._stored = self._next.copy()
+        self._next = self._filled(stored)
+        self._starts = self._filled(starts)
+        self._stored, self._stored_starts = self._next.copy(), self._starts.copy()
+
+    def _filled(self, offsets_of_shards: Sequence[Mapping[str, int]]) -> NDArray[np.int64]:
+        table = np.full((len(offsets_of_shards), len(self._columns)), _NEVER, np.int64)
+        for row, offsets in enumerate(offsets_of_shards):
+            for name, offset in offsets.items():
+                if name in self._columns:
+                    table[row, self._columns[name]] = offset
+        return table
 
     def positions(self) -> dict[str, int]:
         """Partition -> the smallest next offset over the shards, for partitions seen by every shard."""
@@ -48,8 +58,9 @@ class OffsetTable:
         if partition not in self._columns:
             self._columns[partition] = len(self._columns)
             unseen = np.full((len(self._next), 1), _NEVER, np.int64)
-            self._next = np.hstack([self._next, unseen])
-            self._stored = np.hstack([self._stored, unseen])
+            self._next, self._stored, self._starts, self._stored_starts = (
+                np.hstack([table, unseen]) for table in (self._next, self._stored, self._starts, self._stored_starts)
+            )
         return self._columns[partition]
 
     def span(self, partition: str) -> tuple[int, int]:
@@ -69,15 +80,29 @@ class OffsetTable:
         column = self.column(partition)
         np.maximum(self._next[:, column], next_offset, out=self._next[:, column])
 
+    def begin(self, partition: str, first: int) -> None:
+        """Note that the next rows of a partition begin at `first`, before `advance`; only shards without rows move."""
+        column = self.column(partition)
+        next_offsets = self._next[:, column]
+        is_start = (next_offsets == _NEVER) | (self._starts[:, column] == next_offsets)
+        self._starts[is_start, column] = np.maximum(first, next_offsets[is_start])
+
     def moved(self, row: int) -> dict[str, int]:
         """Next offsets of a shard that have changed since they were stored."""
-        columns = np.flatnonzero(self._next[row] != self._stored[row]).tolist()
+        return self._changed(self._next[row], self._stored[row])
+
+    def begun(self, row: int) -> dict[str, int]:
+        """First offsets of a shard that have changed since they were stored."""
+        return self._changed(self._starts[row], self._stored_starts[row])
+
+    def _changed(self, offsets: NDArray[np.int64], stored: NDArray[np.int64]) -> dict[str, int]:
         names = list(self._columns)  # in the order of their columns
-        return {names[column]: int(self._next[row, column]) for column in columns}
+        return {names[column]: int(offsets[column]) for column in np.flatnonzero(offsets != stored).tolist()}
 
     def settle(self, written: NDArray[np.bool_]) -> None:
         """Mark the offsets of the shards in the mask `written` (n,) as stored."""
         self._stored[written] = self._next[written]
+        self._stored_starts[written] = self._starts[written]
 
 
 class UseTable:

@@ -5,12 +5,16 @@ archive  |--- files, with the offset of each row ---|          rows below the sh
 store    |---------- applied ---------|...............|        entities with events past the archive are left out
 """
 
+import numpy as np
 import polars as pl
 import pytest
 
 from headrace.cli.materialize import materialize_views, verify_views
 from headrace.errors import StoreError
 from headrace.features import Count, FeatureView, LastN, OnlineStore, Sum, plan_of
+from headrace.features.keys import shard_of
+from headrace.features.state.slab import Slab
+from headrace.features.store.fences import fence_key
 from headrace.pipelines import Archiver, Materializer, TopicWriter, create_topics
 from headrace.pipelines.backfill import backfill
 from headrace.settings import Settings
@@ -79,10 +83,13 @@ def test_a_live_store_is_compared_with_the_whole_archive(tmp_path, store, view):
 
 def test_a_record_that_was_changed_is_found(tmp_path, store):
     live(store)
-    step = Materializer([Load], store)
-    [batch] = batches(LOG[:1].with_columns(_partition=pl.lit("readings/7"), _offset=pl.lit(0)), 1)
-    step.apply(batch)
-    step.finish()
+    meter, plan = LOG["meter"][0], plan_of(Load)
+    [shard] = shard_of(np.array([meter]), store.shards).tolist()
+    changed = pl.concat([LOG.filter(meter=meter), LOG[:1]]).drop("_partition", "_offset")
+    slab = Slab(plan)
+    slab.update(plan.rows(Reading, changed))
+    [record] = slab.pack(slab.locate(np.array([meter])))
+    store._link.client.set(store._prefix(plan, shard) + b":%d" % meter, record)
     result = compared(store, archive(tmp_path))
     assert set(result.examples["key"]) == {str(LOG["meter"][0])}
     assert result.mismatches >= 2
@@ -110,6 +117,71 @@ def test_entities_with_events_past_the_archive_are_left_out_and_counted(tmp_path
         StoreError, match=r"all its 273 entities have newer events than the log: nothing can be compared"
     ):
         compared(store, archive(tmp_path / "short", 1))
+
+
+def replaced(store, begin, *, known=True):
+    """The archive begins at an offset that the store has applied from 0 on; `known`: the store's fences say so."""
+    live(store)
+    if not known:
+        for shard in range(store.shards):
+            key = fence_key(store._prefix(plan_of(Load), shard))
+            fields = [name for name in store._link.client.hkeys(key) if name.startswith(b"s:")]
+            assert fields
+            store._link.client.hdel(key, *fields)
+    return LOG.filter(pl.col("_offset") >= begin)
+
+
+def archived(folder, log):
+    archiver = Archiver(folder)
+    for batch in batches(log, 300):
+        archiver.apply(batch)
+    archiver.finish()
+    return str(folder)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "of an earlier release"])
+def test_an_archive_that_begins_after_the_store_is_compared_with_nothing(tmp_path, store, known):
+    """It listed every row as differing. It is said from when on the log is, and since when the records are."""
+    log = replaced(store, 300, known=known)
+    first = log.filter(_partition="readings/0").sort("_offset")["at"][0]
+    since = r"from offset 0 on" if known else r"up to offset \d[\d,]+ and does not know from where"
+    with pytest.raises(
+        StoreError,
+        match=r"load: the log of readings/0 begins at offset 300 "
+        rf"\(with an event of {first:%Y-%m-%dT%H:%M:%S}\+00:00\), and the store has applied it {since}: "
+        r".* nothing can be compared",
+    ):
+        compared(store, archived(tmp_path, log))
+
+
+def test_an_archive_without_a_partition_is_compared_with_nothing(tmp_path, store):
+    live(store)
+    with pytest.raises(StoreError, match=r"the log has nothing of readings/1, and the store has applied it from "):
+        compared(store, archived(tmp_path, LOG.filter(_partition="readings/0")))
+
+
+def test_a_store_that_began_where_the_log_begins_is_compared(tmp_path, store):
+    """A topic whose first events were gone before the view was: nothing of them is in the records."""
+    log = LOG.filter(pl.col("_offset") >= 300)
+    step = Materializer([Load], store)
+    for batch in batches(log, 250):
+        step.apply(batch)
+    step.finish()
+    result = compared(store, archived(tmp_path, log))
+    assert (result.ok, result.rows, set(result.begins.values())) == (True, log.height, {300})
+    longer = compared(store, archived(tmp_path / "whole", LOG))
+    assert (longer.ok, longer.rows, longer.earlier, longer.waiting) == (True, log.height, ROWS - log.height, 0)
+
+
+def test_files_that_the_store_has_read_must_be_in_the_log(tmp_path, store):
+    """A second file of the same events would show as lost entities."""
+    settings = Settings(dead_letter_dir=tmp_path / "letters")
+    for name, part in (("a", LOG[:1_500]), ("b", LOG[1_500:])):
+        part.drop("_partition", "_offset").write_parquet(tmp_path / f"{name}.parquet")
+    materialize_views([Load], [f"{tmp_path}/*.parquet"], store, settings)
+    assert compared(store, f"{tmp_path}/*.parquet").ok
+    with pytest.raises(StoreError, match=r"the log lacks file readings/a.parquet@.*, which the store has applied"):
+        compared(store, f"{tmp_path}/b.parquet")
 
 
 def without_offsets(folder):

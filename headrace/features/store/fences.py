@@ -68,11 +68,16 @@ return {1, ARGV[2], ARGV[4]}
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The position of a shard of a view. `offsets`: partition -> next offset to apply. Sequence 0: never written."""
+    """The position of a shard of a view. `offsets`: partition -> next offset to apply. Sequence 0: never written.
+
+    `starts`: partition of a topic -> the first offset that was applied, if it is known. It is not known after a
+    hand-over, nor if an earlier release wrote the fence.
+    """
 
     sequence: int = 0
     writer: str = ""
     offsets: dict[str, int] = field(default_factory=dict)
+    starts: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,8 @@ class ShardWrite:
     """One shard's part of a flush: the fence that the writer expects, and what to write.
 
     `expected_writer` is the token on the fence that the writer loaded; None means `writer` itself, or nobody at
-    sequence 0. `offsets` needs only the partitions that moved. `blobs` are the records of `texts`, or a function that
-    returns the records [begin, end): Redis then reads some while the next are packed.
+    sequence 0. `offsets` and `starts` need only the partitions whose values changed. `blobs` are the records of
+    `texts`, or a function that returns the records [begin, end): Redis then reads some while the next are packed.
     """
 
     shard: int
@@ -91,6 +96,7 @@ class ShardWrite:
     blobs: Sequence[bytes] | Callable[[int, int], Sequence[bytes]]
     offsets: Mapping[str, int]
     expected_writer: str | None = None
+    starts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def expected(self) -> tuple[int, str]:
@@ -163,10 +169,13 @@ def fence_of(fields: Mapping[bytes, bytes]) -> Fence:
         StoreError: it holds what the engine does not write.
     """
     try:
-        offsets = {name[2:].decode(): int(value) for name, value in fields.items() if name.startswith(b"o:")}
+        offsets, starts = (
+            {name[2:].decode(): int(value) for name, value in fields.items() if name.startswith(kind)}
+            for kind in (b"o:", b"s:")
+        )
     except ValueError as exc:
         raise StoreError(foreign("fence of a shard", exc)) from exc
-    return Fence(*_shown([fields.get(b"sequence"), fields.get(b"writer")]), offsets)
+    return Fence(*_shown([fields.get(b"sequence"), fields.get(b"writer")]), offsets, starts)
 
 
 def foreign(what: str, exc: ValueError) -> str:
@@ -294,7 +303,8 @@ def _blobs(write: ShardWrite, begin: int, end: int) -> Sequence[bytes]:
 
 def _offsets(write: ShardWrite) -> list[Any]:
     """Offset fields of the fence, alternating names and values."""
-    return [part for name, offset in write.offsets.items() for part in (f"o:{name}", offset)]
+    moved = [part for name, offset in write.offsets.items() for part in (f"o:{name}", offset)]
+    return moved + [part for name, offset in write.starts.items() for part in (f"s:{name}", offset)]
 
 
 def _script_call(write: ShardWrite, prefix: bytes, ttl_ms: int) -> tuple[list[bytes], list[Any]]:

@@ -1,9 +1,9 @@
 """The online store: records in Redis, written with the offsets that produced them.
 
 Each shard of a view has a fence: a hash with a sequence number, the token of its last writer, and the next offset of
-every source partition. A flush is one atomic step per shard: it compares the fence, writes the records and advances the
-fence. So records and offsets always agree, whichever process crashes, and a second writer, or a Redis that went back in
-time, is detected at the next flush.
+every source partition, for those of a topic also the first one. A flush is one atomic step per shard: it compares the
+fence, writes the records and advances the fence. So records and offsets always agree, whichever process crashes, and a
+second writer, or a Redis that went back in time, is detected at the next flush.
 
     <ns>:{<shard>}:<view>:<version>:<key text>       one packed record           {..} is the hash tag: a shard's keys
     <ns>:{<shard>}:<view>:<version>!fence            the fence of the shard          are in one slot of a cluster
