@@ -119,6 +119,8 @@ class Prequential:
             SchemaError: `starts` are not first rows of requests.
         """
         check_starts("prequential figures", starts, len(labels))
+        if len(labels) == 0:
+            return
         weight = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
         finite = np.isfinite(probabilities).reshape(len(labels), -1).all(axis=1)
         self._sums[5] += len(finite) - int(finite.sum())

@@ -9,7 +9,8 @@ in [t, t + within), where t is the request's event time. An engagement may label
                                                '-- emitted once the watermark has passed, in steps of within / 16
 
 Law: the emitted requests, their order (event time, then request id) and their labels are a function of the set of
-events, not of their order, batching or duplication, as long as nothing is later than the watermark's lateness.
+events, not of their order, batching or duplication, as long as nothing is later than the watermark's lateness. An id
+counts once in a step of event time: its copies in other steps are requests or engagements of their own.
 
 With several labels (`JoinSpecs`) each has its own engagements; a request is emitted once, when the longest window has
 closed.
@@ -36,7 +37,7 @@ from prometheus_client import Counter
 
 from headrace.errors import ConfigError, SourceError
 from headrace.pipelines.joining.delays import Delays
-from headrace.pipelines.joining.engagements import TIME, Engagements
+from headrace.pipelines.joining.engagements import TIME, Engagements, once_a_step
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
 from headrace.pipelines.joining.labels import GROUP_ROWS, label_requests, late_labels
 from headrace.pipelines.joining.rows_by_time import RowsByTime
@@ -391,10 +392,8 @@ class Joiner(Offsets):
         )
 
     def _once(self, rows: pl.DataFrame, *, is_first: bool) -> pl.DataFrame:
-        """Sort requests and keep each id once."""
-        request_id = str(self.spec.request_id)
-        ordered = rows.sort(self._request.time, request_id, maintain_order=True)
-        once = ordered.unique(request_id, keep="first", maintain_order=True)
+        """Sort requests and keep each id once in a step."""
+        once = once_a_step(rows, str(self.spec.request_id), micros(self._request.time), self.spec.step_us)
         self._count("duplicate_requests", rows.height - once.height if is_first else 0)
         return once
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import SchemaError, SnapshotError
-from headrace.learners import Drift, Prequential, auc
+from headrace.learners import Drift, Prequential, SharedBottom, auc
 from headrace.learners.prequential import log_losses
 
 SCORES = st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3, 0.7, 0.99]), st.booleans()), min_size=1, max_size=40)
@@ -122,6 +122,13 @@ def test_nothing_seen_and_one_kind_only():
     assert got["recent"] == {"rows": 0}
     marks.observe(np.full(3, 0.5, np.float32), np.zeros(3))
     assert np.isnan(marks.snapshot(exact=True)["calibration"])
+
+
+def test_no_rows_change_nothing():
+    for model in (None, SharedBottom()):
+        marks, columns = Prequential(model), () if model is None else (2,)
+        marks.observe(np.empty((0, *columns)), np.empty((0, *columns)), starts=np.array([0]), slices=np.empty(0, int))
+        assert marks.snapshot()["rows"] == 0
 
 
 def test_a_certain_and_wrong_prediction_costs_a_finite_loss():

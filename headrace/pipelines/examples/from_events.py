@@ -101,8 +101,8 @@ class EventExamples:
     def add(self, events: Mapping[type[Event], pl.DataFrame], served: pl.Series | None = None) -> Examples | None:
         """Examples from the labelled `events`; all events update the features. None if there is no example.
 
-        `served` are ids of positives that are learned as part of a request: they count for popularity, but give no
-        example.
+        `served` are ids, as text, of positives that are learned as part of a request: they count for popularity, but
+        give no example.
         """
         drawn = self.read(events, served)
         return None if drawn is None else self.assemble(drawn)
@@ -189,7 +189,7 @@ class EventExamples:
         if self._negatives:  # otherwise nothing was sampled
             log_rates[is_positive] = self._log_rate - drawn.log_popularity
         if served is not None and self._spec.id is not None:
-            is_unserved = ~events[self._spec.id].is_in(served.implode()).to_numpy()
+            is_unserved = ~events[self._spec.id].cast(pl.String).is_in(served.implode()).to_numpy()
             events, valid = events.filter(is_unserved), valid[is_unserved]
             candidate_ids, log_rates = candidate_ids[is_unserved], log_rates[is_unserved]
             if events.is_empty():

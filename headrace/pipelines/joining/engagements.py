@@ -43,16 +43,30 @@ class Engagements:
         self.rows.drop(self.rows.due(time_us // self._step_us))
 
     def once(self, first_us: int, before_us: int, count: Callable[[str, int], None]) -> pl.DataFrame:
-        """Engagements of the slices from `first_us` up to `before_us`, for each id only the first by time.
+        """Engagements of the slices from `first_us` up to `before_us`, for each id of a slice only the first by time.
 
         Duplicates are removed permanently and counted, as "duplicate_engagements".
         """
         first, before = first_us // self._step_us, -(-before_us // self._step_us)
         numbers = [number for number in self.rows.due(before) if number >= first]
         rows = self.rows.read(numbers)
-        once = rows.sort(TIME, self._id).unique(self._id, keep="first", maintain_order=True)
+        once = once_a_step(rows, self._id, pl.col(TIME), self._step_us)
         if once.height < rows.height:
             count("duplicate_engagements", rows.height - once.height)
             self.rows.drop(numbers)
             self.rows.add(once)
         return once
+
+
+def once_a_step(rows: pl.DataFrame, id_column: str, time_us: pl.Expr, step_us: int) -> pl.DataFrame:
+    """Sort rows by time, then id, and keep each id once in a step of event time.
+
+    Steps are compared one by one, since a call may have one of them or many: which rows stay must not depend on that.
+    """
+    keyed = rows.with_columns(time_us.alias("__at"), (time_us // step_us).alias("__step")).sort("__at", id_column)
+    once = keyed.unique(("__step", id_column), keep="first", maintain_order=True)
+    if once.height < keyed.height:  # of rows with equal time and id the first by their values, not by arrival
+        values = [name for name, dtype in rows.schema.items() if not dtype.is_nested()]
+        ordered = keyed.sort("__at", id_column, *values, maintain_order=True)
+        once = ordered.unique(("__step", id_column), keep="first", maintain_order=True)
+    return once.drop("__at", "__step")
