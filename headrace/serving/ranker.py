@@ -26,7 +26,7 @@ from headrace.errors import StoreUnavailableError
 from headrace.features import Answer, ViewPlan, entity_ids, read_packed
 from headrace.features.keys import FEW_TEXTS
 from headrace.features.store import OnlineStore
-from headrace.features.store.mget import ViewRead
+from headrace.features.store.reader import ViewRead
 from headrace.features.warm import sample_records
 from headrace.learners import Inputs, columns_of
 from headrace.learners.input_spec import Column

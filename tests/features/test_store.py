@@ -21,9 +21,10 @@ from headrace.features.state.slab import Slab
 from headrace.features.store import fences
 from headrace.features.store.fences import Fence, ShardWrite
 from headrace.features.store.link import RedisLink
-from headrace.features.store.mget import FIRST_KEYS, PART_KEYS, ViewRead
+from headrace.features.store.reader import ViewRead
 from headrace.features.store.store import OnlineStore
 from headrace.features.store.transactions import Guarded
+from headrace.features.store.wire import FIRST_KEYS, PART_KEYS
 from headrace.local import EmbeddedRedis, free_port
 from tests.faults import Wire
 from tests.meters import START_US, BriefLoad, MeterLoad, Reading, log_frame

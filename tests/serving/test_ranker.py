@@ -5,7 +5,7 @@ import pytest
 import redis
 
 from headrace.errors import DeclarationError
-from headrace.features.store.mget import PART_KEYS
+from headrace.features.store.wire import PART_KEYS
 from headrace.learners import Categorical, DeepFM, Dense, Derived, InputSpec, Learner, Scorer, Snapshot
 from headrace.serving import Ranker, RankingSpec
 from headrace.serving.answers import Answers

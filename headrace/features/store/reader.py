@@ -9,6 +9,7 @@ user_id | clicks_10m  recent     | _status  _age_s
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +32,16 @@ AHEAD = "ahead"
 NOW_US_MAX = 2**62 - 1
 """Microseconds, 146,000 years. Beyond it, window times would overflow, and NEVER would no longer be before a read."""
 _STATUS = pl.Series(STATUS, [MISSING, FRESH, AHEAD])
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRead:
+    """Entities of one view to read: ids (n,), their key texts, and the read time in microseconds, one or (n,) int64."""
+
+    plan: ViewPlan
+    ids: NDArray[np.int64]
+    texts: Sequence[bytes]
+    now_us: int | NDArray[np.int64]
 
 
 def read_frame(

@@ -48,9 +48,9 @@ from headrace.features.store.fences import (
     write_shards,
 )
 from headrace.features.store.link import KEYS_MAX, RedisLink, Script
-from headrace.features.store.mget import ViewRead, packed_mgets
-from headrace.features.store.reader import read_frame
+from headrace.features.store.reader import ViewRead, read_frame
 from headrace.features.store.versions import ViewVersions
+from headrace.features.store.wire import packed_mgets
 from headrace.features.view import FeatureView, ViewPlan, plan_of, version_of
 from headrace.kernels.spans import Values, values_of
 

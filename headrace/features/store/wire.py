@@ -10,17 +10,23 @@ redis-py would create 5,000 objects of half a kilobyte that are then joined agai
 
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.features.keys import FEW, shard_of
 from headrace.features.store.client import receive_into
 from headrace.kernels.compile import Bytes, Int, Ints, copy_bytes, lean_kernel, part
-from headrace.kernels.spans import Values
+from headrace.kernels.spans import Values, spans_of
 
 LENGTH_MAX = 27
 """Maximum protocol bytes of an argument besides its own."""
+PART_KEYS = 500
+"""Keys in one MGET of a large read: Redis looks up the next part while one is decoded."""
+FIRST_KEYS = 100, 200
+"""Keys in the first MGETs of a large read, small so that decoding starts soon."""
 NOT_VALUES = -2
 _NOT_WHOLE, _WRONG = -3, -2
 _STAR, _DOLLAR, _MINUS, _CR, _LF, _ZERO = b"*$-\r\n0"
@@ -75,6 +81,28 @@ def _buffer(size: int) -> NDArray[np.uint8]:
 
 
 # Requests
+
+
+def packed_mgets(
+    prefixes: Sequence[bytes], ids: NDArray[np.int64], texts: Sequence[bytes]
+) -> tuple[list[bytes], list[int]]:
+    """Packed MGETs of up to `PART_KEYS` keys each, and the number of keys in each; prefixes are by shard."""
+    shards = shard_of(ids, len(prefixes))
+    if 0 < len(texts) <= FEW:  # a kernel call costs as much as a few keys
+        keys_of_few = [prefixes[shard] + text for shard, text in zip(shards.tolist(), texts, strict=True)]
+        packed_keys = b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in keys_of_few])
+        return [b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys_of_few) + 1, packed_keys)], [len(keys_of_few)]
+    keys, heads = spans_of(texts), spans_of(prefixes)
+    out = np.empty(len(keys.data) + (len(prefixes[-1]) + LENGTH_MAX) * len(texts), np.uint8)
+    ends = np.zeros(len(texts) + 1, np.int64)
+    put_keys(heads.data, heads.offsets, shards, keys.data, keys.offsets, out, ends[1:])
+    packed = out[: ends[-1]].tobytes()
+    starts = [0, *accumulate(FIRST_KEYS)] if len(texts) > PART_KEYS else [0]
+    cuts = [*starts[:-1], *range(starts[-1], len(texts), PART_KEYS), len(texts)]
+    counts = [end - start for start, end in pairwise(cuts)]
+    names = {count: b"*%d\r\n$4\r\nMGET\r\n" % (count + 1) for count in set(counts)}
+    parts = [packed[begin:end] for begin, end in pairwise(ends[cuts].tolist())]
+    return [names[count] + part for count, part in zip(counts, parts, strict=True)], counts
 
 
 @lean_kernel

@@ -29,7 +29,7 @@ from headrace.errors import HeadraceError, LayoutError
 from headrace.features import ids_of_texts
 from headrace.features.keys import NULL_ID, text_columns
 from headrace.features.store import OnlineStore
-from headrace.features.store.mget import ViewRead
+from headrace.features.store.reader import ViewRead
 from headrace.learners import columns_of
 from headrace.learners.publishing.halves import Half, Halves
 from headrace.schemas.fault_log import FaultLog
