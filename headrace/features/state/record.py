@@ -27,7 +27,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import LayoutError
-from headrace.features.answer import NEVER, Answer, Lists
+from headrace.features.answer import NEVER, Answer
 from headrace.features.failure_counts import count_ahead, count_damaged
 from headrace.features.state.blocks import BlockPool
 from headrace.features.state.operations import Packed, PackedReads
@@ -40,8 +40,6 @@ from headrace.kernels.varints import get_half, get_signed, get_varint, put_half,
 
 if TYPE_CHECKING:
     from headrace.features.view import ViewPlan
-
-__all__ = ["Answer", "Header", "Lists", "read_header", "read_packed"]
 
 VERSION_BYTES = 4
 THREADS_MIN = 2_048
