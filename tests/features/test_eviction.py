@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from headrace.errors import EvictionError, FencedError, StoreError, StoreUnavailableError
 from headrace.features import Count, FeatureView, OnlineStore, plan_of
-from headrace.features.store import store as store_module
+from headrace.features.store import eviction
 from headrace.features.store.fences import Fence, ShardWrite
 from headrace.local import EmbeddedRedis
 from headrace.pipelines import EventBatch, Materializer, ShardSet
@@ -107,7 +107,7 @@ def test_where_eviction_is_allowed_records_do_go(server, client):
 
 def test_a_policy_that_changes_while_a_flow_runs_stops_it(server, client, monkeypatch):
     """Whether it has events to write or none; nothing of the refused flush is in the store."""
-    monkeypatch.setattr(store_module, "EVICTION_S", 0.0)
+    monkeypatch.setattr(eviction, "EVICTION_S", 0.0)
     frame = log_frame(200).drop("_partition", "_offset")
     with OnlineStore.open(server.url, shards=2) as store:
         busy = Materializer([Lasting], store)

@@ -16,9 +16,7 @@ A version is the first half of the fingerprint, since keys take much of the memo
 """
 
 import functools
-import math
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate, islice
@@ -26,15 +24,14 @@ from typing import Any, Self
 
 import numpy as np
 import polars as pl
-import structlog
 from numpy.typing import NDArray
 
-from headrace.errors import EvictionError, StoreError, StoreUnavailableError
+from headrace.errors import StoreError
 from headrace.features.answer import Answer
 from headrace.features.keys import NULL_ID, shard_of
 from headrace.features.state.record import PackedReader
 from headrace.features.store.client import TIMEOUT_S
-from headrace.features.store.eviction import ADVICE, ALLOW, Eviction
+from headrace.features.store.eviction import EvictionCheck
 from headrace.features.store.fences import (
     APPLIED,
     REPEATED,
@@ -54,9 +51,6 @@ from headrace.features.store.wire import packed_mgets
 from headrace.features.view import FeatureView, ViewPlan, plan_of, version_of
 from headrace.kernels.spans import Values, values_of
 
-EVICTION_S = 5.0
-"""Seconds between checks whether Redis may evict records, while records are written."""
-
 SNAPSHOT_KEYS_MAX = 50_000
 """Maximum keys in one atomic snapshot: reading them blocks Redis for some 50 ms."""
 
@@ -68,8 +62,6 @@ for i = 2, #KEYS do records[i - 1] = redis.call('GET', KEYS[i]) end
 return {redis.call('HGETALL', KEYS[1]), records}
 """,
 )
-
-log = structlog.get_logger(__name__)
 
 
 class OnlineStore:
@@ -90,10 +82,8 @@ class OnlineStore:
         self.shards = shards
         self.namespace = namespace
         self._link = link
-        self._allow_eviction = allow_eviction
         self._reads_replaced = reads_replaced
-        self._evictions: dict[str, Eviction] = {}
-        self._evictions_s = -math.inf
+        self._eviction = EvictionCheck(link, is_allowed=allow_eviction)
         self.views = ViewVersions(link, namespace)
         self._known_prefixes: dict[tuple[str, str], list[bytes]] = {}
 
@@ -339,35 +329,7 @@ class OnlineStore:
             EvictionError: its maxmemory-policy may drop records, and the store was not opened with `allow_eviction`.
             StoreUnavailableError: Redis does not answer.
         """
-        if time.monotonic() - self._evictions_s > EVICTION_S:
-            self._look_at_evictions()
-        if self._allow_eviction:
-            return
-        for node, eviction in self._evictions.items():
-            if eviction.may_drop:
-                self._evictions_s = -math.inf  # the next call asks again
-                raise EvictionError(
-                    f"view {plan.name}: Redis at {node} has {eviction}, so it may drop records to make room, and their "
-                    f"entities begin at 0 again; {ADVICE}, or allow it: {ALLOW}. What was dropped before is found by "
-                    "`headrace verify` and comes back by a backfill"
-                )
-
-    def _look_at_evictions(self) -> None:
-        is_first = self._evictions_s == -math.inf
-        by_node: dict[str, Eviction | None]
-        try:
-            by_node = {node: Eviction.of_info(info) for node, info in self._link.info("memory").items()}
-        except StoreUnavailableError:
-            raise
-        except StoreError as exc:
-            log.debug("eviction_not_told", detail=str(exc))
-            by_node = {self.url: None}
-        self._evictions_s = time.monotonic()
-        self._evictions = {node: eviction for node, eviction in by_node.items() if eviction is not None}
-        if is_first and None in by_node.values():
-            log.warning("eviction_unknown", store=self.url, advice="grant the user +info, or make sure of noeviction")
-        if is_first and self._allow_eviction and any(each.may_drop for each in self._evictions.values()):
-            log.warning("eviction_allowed", store=self.url, policies={str(each) for each in self._evictions.values()})
+        self._eviction.require_kept(plan.name)
 
     # Versions of views (`versions.ViewVersions` documents the rules)
 
