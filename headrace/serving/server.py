@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -22,8 +21,6 @@ from headrace.serving.sockets.accepting import Acceptor
 from headrace.serving.sockets.connection import GuardedConnection
 from headrace.serving.sockets.tls import TlsFiles
 from headrace.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 Say = Callable[[str], object]
 """Called with one line of text once the application answers."""
