@@ -21,7 +21,7 @@ ROLES_OF = {
     "telemetry": FLOWS,
     "schemas": FLOWS,
     "streams/watermark": "train",
-    "streams/files/left_out": "train",
+    "streams/files/reading": "train",
     "streams": FLOWS,
     "features/failure_counts": "materialize, train, serve",
     "pipelines/materializer": "materialize",

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.local import EmbeddedBroker, EmbeddedRedis
 from headrace.schemas import dead_letters
-from headrace.streams.files import left_out
+from headrace.streams.files import reading
 from tests import tiers
 from tests.redis_cluster import RedisCluster
 
@@ -36,7 +36,7 @@ def _own_lines() -> Iterator[None]:
     """Log what waits to be logged of a test's bad rows before the next test looks at its own lines."""
     yield
     dead_letters._log.flush()
-    left_out._log.flush()
+    reading._left_out_log.flush()
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ from headrace.history.spine import SpineFiles, SpineFormat, with_times
 from headrace.schemas import Event, EventSpec, Quality, conform, spec_of
 from headrace.schemas.tables import TableLike, frame_of
 from headrace.streams.files.finder import EventFile, find_files
-from headrace.streams.files.left_out import leave_out
 from headrace.streams.files.reading import (
     iter_events,
+    leave_out,
     read_events,
     read_range,
     reads_row_groups,

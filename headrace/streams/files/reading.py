@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
+import prometheus_client
 import pyarrow as pa
 
 from headrace.errors import DecodeError, SchemaError, SourceError
@@ -20,13 +21,13 @@ from headrace.schemas.codecs.choose import codec_for
 from headrace.schemas.codecs.codec import Codec
 from headrace.schemas.conform import conform
 from headrace.schemas.event import Event, spec_of
+from headrace.schemas.paced_log import PacedLog
 from headrace.streams.files import parquet as parquet_files
 from headrace.streams.files.archive_names import OFFSET_COLUMN
 from headrace.streams.files.arrow import iter_arrow, read_arrow
 from headrace.streams.files.avro import iter_avro_file, read_avro_file
 from headrace.streams.files.csv import iter_csv, read_csv
 from headrace.streams.files.finder import COMPRESSIONS, EventFile
-from headrace.streams.files.left_out import leave_out
 from headrace.streams.files.lines import iter_blocks, without_blank
 from headrace.streams.files.path_columns import PathCodec, fill_columns, path_columns, refuse_others
 from headrace.streams.files.wanted import Wanted
@@ -36,6 +37,11 @@ UNFINISHED = "unfinished_line"
 
 _JSON_LINES = (".jsonl", ".ndjson")
 TEXT_FORMATS = (*_JSON_LINES, ".csv")
+
+LEFT_OUT = prometheus_client.Counter(
+    "headrace_replay_rows_left_out_total", "Rows of a history that a replay could not use.", ["event", "reason"]
+)
+_left_out_log = PacedLog("bad_rows_left_out", "rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +244,15 @@ def path_codec(file: EventFile, event: type[Event]) -> Codec | None:
     """
     given = path_columns(file, spec_of(event))
     return PathCodec(spec_of(event), given) if given else None
+
+
+def leave_out(event: str, place: str, rows: int, reason: str, detail: str) -> None:
+    """Count and log rows of a history that are left out; `detail` describes the first row.
+
+    They are not written to dead letters, since the live flow has already written them for the same rows.
+    """
+    LEFT_OUT.labels(event=event, reason=reason).inc(rows)
+    _left_out_log.add(rows, detail, log=place, reason=reason)
 
 
 @contextlib.contextmanager
