@@ -3,10 +3,8 @@
 from headrace.schemas.codecs.avro import AvroCodec as AvroCodec
 from headrace.schemas.codecs.avro import ConfluentAvroCodec as ConfluentAvroCodec
 from headrace.schemas.codecs.choose import codec_for as codec_for
-from headrace.schemas.codecs.codec import BadPayload as BadPayload
 from headrace.schemas.codecs.codec import Codec as Codec
 from headrace.schemas.codecs.codec import Decoded as Decoded
-from headrace.schemas.conform import BadRow as BadRow
 from headrace.schemas.conform import conform as conform
 from headrace.schemas.conform import conform_rows as conform_rows
 from headrace.schemas.dead_letters import DeadLetter as DeadLetter
@@ -27,5 +25,7 @@ from headrace.schemas.evolution import check_lock as check_lock
 from headrace.schemas.evolution import write_lock as write_lock
 from headrace.schemas.quality import Checked as Checked
 from headrace.schemas.quality import Quality as Quality
+from headrace.schemas.rejects import BadPayload as BadPayload
+from headrace.schemas.rejects import BadRow as BadRow
 from headrace.schemas.rejects import Rejects as Rejects
 from headrace.schemas.row_json import rows_as_json as rows_as_json

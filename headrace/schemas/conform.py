@@ -17,22 +17,13 @@ import polars as pl
 from headrace.errors import SchemaError
 from headrace.schemas.event import EventSpec
 from headrace.schemas.fields import DECIMAL_DIGITS, FieldType, default_column
-from headrace.schemas.rejects import Rejects
+from headrace.schemas.rejects import BadRow, Rejects
 from headrace.schemas.row_json import YEAR_1_US, YEAR_10000_US, value_texts
 from headrace.schemas.time_units import UNITS_PER_S, TimeUnit
 
 _DAY_US = 86_400_000_000
 _INT_MAX = 2**63 - 1
 _FLOAT_DIGITS = 15  # decimal digits that every float64 keeps
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A row that cannot be used: its index, the reason in one word (`missing`, `wrong_type`, ...) and a sentence."""
-
-    index: int
-    reason: str
-    detail: str
 
 
 class MissingColumnError(SchemaError):

@@ -14,10 +14,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
-from headrace.schemas.conform import BadRow, is_far
+from headrace.schemas.conform import is_far
 from headrace.schemas.event import EventSpec
 from headrace.schemas.fields import FieldType, plain
-from headrace.schemas.rejects import Rejects
+from headrace.schemas.rejects import BadRow, Rejects
 from headrace.schemas.row_json import value_texts
 from headrace.schemas.rules import Rule
 from headrace.schemas.time_units import TIME_UNITS, UNIT_NAMES, UNITS_PER_S, TimeUnit, likely_units

@@ -2,25 +2,33 @@
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, Self, TypeVar, overload
+from dataclasses import dataclass
+from typing import Self, TypeVar, overload
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 
-class Reject(Protocol):
-    """One payload or row: its index in the batch, the reason in one word, and a sentence."""
+@dataclass(frozen=True, slots=True)
+class BadPayload:
+    """A payload without a row. `reason` is undecodable, wrong_type or missing; `index` is its 0-based index."""
 
-    @property
-    def index(self) -> int: ...  # noqa: D102
-    @property
-    def reason(self) -> str: ...  # noqa: D102
-    @property
-    def detail(self) -> str: ...  # noqa: D102
+    index: int
+    reason: str
+    detail: str
 
 
-One = TypeVar("One", bound=Reject)
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be used: its index, the reason in one word (`missing`, `wrong_type`, ...) and a sentence."""
+
+    index: int
+    reason: str
+    detail: str
+
+
+One = TypeVar("One", bound=BadPayload | BadRow)
 
 
 class Rejects(Sequence[One]):

@@ -12,11 +12,11 @@ import polars as pl
 import pyarrow as pa
 
 from headrace.errors import SchemaError
-from headrace.schemas.codecs.codec import BadPayload, Decoded
+from headrace.schemas.codecs.codec import Decoded
 from headrace.schemas.codecs.looks_like import with_hints
 from headrace.schemas.conform import MissingColumnError, conform, refuse_nulls
 from headrace.schemas.event import EventSpec, arrow_schema
-from headrace.schemas.rejects import Rejects
+from headrace.schemas.rejects import BadPayload, Rejects
 
 _BITS_A_BYTE = 8
 

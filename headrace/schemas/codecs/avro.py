@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from headrace.errors import DeclarationError, SchemaError
 from headrace.schemas.codecs.avro_kernels import Scratch, Tables, decode_datums, encode_datums
 from headrace.schemas.codecs.avro_skip import DEPTH_MAX, DETAILS, GOOD, STATUS_MAX
-from headrace.schemas.codecs.codec import BadPayload, Decoded
+from headrace.schemas.codecs.codec import Decoded
 from headrace.schemas.codecs.looks_like import with_hints
 from headrace.schemas.codecs.program import NESTS_MAX, SlotArrays, program_of
 from headrace.schemas.codecs.registry import UnusableAnswerError
@@ -24,7 +24,7 @@ from headrace.schemas.codecs.slots import fill, from_frame, join, split, to_fram
 from headrace.schemas.codecs.writer_schema import OtherTypeError, plan_reading
 from headrace.schemas.conform import MissingColumnError, conform, conform_rows
 from headrace.schemas.event import EventSpec
-from headrace.schemas.rejects import Rejects
+from headrace.schemas.rejects import BadPayload, Rejects
 
 _HEAD_BYTES = 5
 _NO_ID = -1

@@ -11,16 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.schemas.rejects import Rejects
-
-
-@dataclass(frozen=True, slots=True)
-class BadPayload:
-    """A payload without a row. `reason` is undecodable, wrong_type or missing; `index` is its 0-based index."""
-
-    index: int
-    reason: str
-    detail: str
+from headrace.schemas.rejects import BadPayload, Rejects
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from headrace.schemas.codecs.codec import BadPayload, Decoded
+from headrace.schemas.codecs.codec import Decoded
 from headrace.schemas.codecs.json_kernels import Deferred, Scratch, Tables, decode_objects
 from headrace.schemas.codecs.json_tokens import (
     FAR_TIME,
@@ -44,7 +44,7 @@ from headrace.schemas.codecs.program import (
 from headrace.schemas.codecs.slots import fill, gather, join, to_frame
 from headrace.schemas.conform import conform, refuse_far_times, refuse_nulls
 from headrace.schemas.event import EventSpec
-from headrace.schemas.rejects import Rejects
+from headrace.schemas.rejects import BadPayload, Rejects
 from headrace.schemas.row_json import rows_as_json
 from headrace.schemas.time_units import UNIT_NAMES
 

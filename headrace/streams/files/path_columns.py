@@ -18,10 +18,11 @@ from urllib.parse import unquote
 import polars as pl
 
 from headrace.errors import SchemaError
-from headrace.schemas.codecs.codec import BadPayload, Decoded
+from headrace.schemas.codecs.codec import Decoded
 from headrace.schemas.codecs.json import JsonCodec
 from headrace.schemas.event import EventSpec
 from headrace.schemas.fields import FieldType
+from headrace.schemas.rejects import BadPayload
 from headrace.streams.files.finder import EventFile
 from headrace.streams.files.text_times import TimeTexts
 
