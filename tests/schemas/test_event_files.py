@@ -136,11 +136,21 @@ ROW = b"a,2026-01-01T12:00:00Z,007,1,1\n"
         (b"order_id,at,at,shop\n", SourceError, "column 'at' is in the header 2 times"),
         (b"order_id,at\na,2026-01-01T12:00:00Z\n", SchemaError, "event Order.shop: no such column"),
         (
+            (HEAD + ROW).replace(b"shop", b"shopp"),
+            SchemaError,
+            "there are order_id, at, shopp, count, price; did you mean 'shopp'",
+        ),
+        (
             HEAD + ROW.replace(b"2026-01-01T12:00:00Z", b"01/02/2026"),
             SchemaError,
             "column at: '01/02/2026' can be read as",
         ),
         (HEAD + ROW.replace(b"2026-01-01T12:00:00Z", b"today"), SchemaError, "column at: 'today' is no ISO 8601 time"),
+        (
+            b"".join([HEAD, *(ROW.replace(b"2026-01-01T12:00:00Z", at) for at in (b"1767268800", b"03/04/2026"))]),
+            SchemaError,
+            "column at: '1767268800' is a bare number and '03/04/2026' is not; write all of them as numbers of the",
+        ),
         (HEAD + ROW + ROW.replace(b"Z", b""), SchemaError, "has a zone and '2026-01-01T12:00:00' has none"),
         (HEAD + ROW + ROW.replace(b"2026-01-01T12:00:00Z", b"13/01/2026"), SchemaError, "are of two formats"),
         (HEAD + ROW.replace(b"00Z", b"00.1234567Z"), SchemaError, "has digits below a microsecond"),

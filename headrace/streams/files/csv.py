@@ -55,7 +55,8 @@ class _CsvFile:
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self._path = path
         self._declared = wanted.types
-        self._columns = _present(_header(path), wanted.types, others=wanted.fields is None)
+        header = _header(path)
+        self._columns = _present(header, wanted.types, others=wanted.among(header) is None)
         self._is_text = False
         self._time_format = wanted.time_format
         self._times = {

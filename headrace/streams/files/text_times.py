@@ -17,6 +17,7 @@ from headrace.errors import SchemaError
 _ISO = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)? ?(Z|z|[+-]\d{2}(?::?\d{2})?)?$"
 _ARROW_TIMES = (pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
 """Types for values all without a zone, or all with one: pyarrow reads these six times as fast as `_iso_times`."""
+_NUMBER = r"^[+-]?\d+(\.\d+)?$"
 _EXAMPLE = "2026-04-03T12:00:00Z"
 
 _ORDERS = ("%d{0}%m{0}%Y", "%m{0}%d{0}%Y", "%Y{0}%m{0}%d")
@@ -73,7 +74,7 @@ def _alike(texts: pl.Series, dtype: pa.DataType) -> pl.Series | None:
 def are_numbers(texts: pl.Series) -> bool:
     """Whether every value is a bare number, which is not a time without a unit."""
     values = texts.drop_nulls()
-    return bool(len(values)) and bool(values.str.contains(r"^[+-]?\d+(\.\d+)?$").all())
+    return bool(len(values)) and bool(values.str.contains(_NUMBER).all())
 
 
 def as_numbers(texts: pl.Series) -> pl.Series:
@@ -125,9 +126,15 @@ def _only_format(values: pl.Series, place: str) -> str:
         if not times.null_count() and times.dt.year().min() >= _YEAR_MIN:  # type: ignore[operator]
             readings.append((pattern, times))
     if not readings:
+        numbers = values.str.contains(_NUMBER)
+        if numbers.any():
+            raise SchemaError(
+                f"{place}: {values.filter(numbers)[0]!r} is a bare number and {values.filter(~numbers)[0]!r} is not; "
+                f"write all of them as numbers of the event's time_unit, or all as ISO 8601, as {_EXAMPLE}"
+            )
         raise SchemaError(
             f"{place}: {values[0]!r} is no ISO 8601 time; write it as {_EXAMPLE}, or give the format of all of them, "
-            "such as csv_time_format='%d.%m.%Y %H:%M'"
+            "such as --csv-time-format '%d.%m.%Y %H:%M' (in Python csv_time_format=)"
         )
     pattern, times = readings[0]
     for other, others in readings[1:]:
@@ -135,8 +142,8 @@ def _only_format(values: pl.Series, place: str) -> str:
         if differs.any():
             raise SchemaError(
                 f"{place}: {values.filter(differs)[0]!r} can be read as {times.filter(differs)[0]:%Y-%m-%d} and as "
-                f"{others.filter(differs)[0]:%Y-%m-%d}; give the format, csv_time_format={pattern!r} or {other!r}, or "
-                "write ISO 8601"
+                f"{others.filter(differs)[0]:%Y-%m-%d}; give the format, --csv-time-format {pattern!r} or "
+                f"{other!r} (in Python csv_time_format=), or write ISO 8601"
             )
     return pattern
 
