@@ -15,6 +15,7 @@ from headrace import project
 from headrace.cli import local as cli_local  # noqa: F401 - it registers its commands
 from headrace.cli import views as cli_views  # noqa: F401 - it registers its commands
 from headrace.cli.console import (
+    CsvTimeFormat,
     Json,
     Runner,
     all_finite,
@@ -111,6 +112,7 @@ def train(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Picture of the figures over time, .png or .svg.")
     ] = None,
+    csv_time_format: CsvTimeFormat = None,
     as_json: Json = False,
 ) -> None:
     """Train a learner on history, in one pass, and publish its first model; then go on live.
@@ -123,7 +125,17 @@ def train(
     settings = load_settings()
     if then_live:
         prepare_services(settings)
-    options = TrainOptions(impressions, moment(since), moment(until), handover, topic_follows, then_live, module, plot)
+    options = TrainOptions(
+        impressions=impressions,
+        since=moment(since),
+        until=moment(until),
+        handover=handover,
+        topic_follows=topic_follows,
+        then_live=then_live,
+        module=module,
+        plot=plot,
+        csv_time_format=csv_time_format,
+    )
     print_rows([row_of(train_learner(learner, events, settings, root, options, say))], as_json)
     if then_live:
         go_live(module, say)

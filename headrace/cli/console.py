@@ -100,6 +100,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StoreUrl = Annotated[
     str | None, typer.Option("--store", help="Redis URL, or embedded://DIR. Default: HEADRACE_REDIS_URL.")
 ]
+CsvTimeFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--csv-time-format",
+        metavar="FORMAT",
+        help="Times in CSV files that are not ISO 8601, as for strptime: '%d/%m/%Y %H:%M'.",
+    ),
+]
 View = Annotated[str, typer.Argument(metavar="VIEW", help="module:Class, e.g. features.customer:CustomerActivity")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from headrace import project, stack_state
-from headrace.cli.console import Json, app, command, err, finite, say
+from headrace.cli.console import CsvTimeFormat, Json, app, command, err, finite, say
 from headrace.errors import ConfigError, UnknownTopicError
 from headrace.settings import Settings, load_settings
 from headrace.stack_state import StackState
@@ -19,6 +19,7 @@ from headrace.telemetry import configure_logs
 if TYPE_CHECKING:
     from headrace.schemas import DeadLetter, DeadLetters, Event
     from headrace.streams.intake import Intake
+    from headrace.streams.source import Source
     from headrace.streams.tail import Seen
 
 REDIS_PORT, BROKER_PORT = 16_379, 19_092
@@ -94,6 +95,7 @@ def produce(
     rate: Annotated[
         float | None, typer.Option(min=0.001, callback=finite, help="Rows a second, at most. Default: no limit.")
     ] = None,
+    csv_time_format: CsvTimeFormat = None,
 ) -> None:
     """Send the rows of a file to an event's topic, in its codec and keyed by its key.
 
@@ -112,7 +114,10 @@ def produce(
     declared, settings = _event(event), load_settings()
     configure_logs("error", as_json=settings.log_json)  # what is refused is shown below
     is_stdin = path == "-"
-    source = LineSource(sys.stdin.fileno(), declared) if is_stdin else source_of_url(path, [declared], until_end=True)
+    if is_stdin:
+        source: Source = LineSource(sys.stdin.fileno(), declared)
+    else:
+        source = source_of_url(path, [declared], until_end=True, csv_time_format=csv_time_format)
     source.partitions()  # a file that is not there is reported before a broker is waited for
     _require_topic(declared, settings)
     refused, sent = _Refused(), Sent()

@@ -43,20 +43,28 @@ def materialize_views(
     workers: int = 1,
     records_max: int | None = None,
     beside_topic: bool = False,
+    csv_time_format: str | None = None,
     say: Callable[[str], object] | None = None,
 ) -> None:
     """Run a flow of `views` over `urls` until it ends or is stopped; bad events go to files of dead letters.
 
     `runner` and `workers`: see `run_flow`. `records_max`: records of a view in memory; None: all that were used.
-    `beside_topic`: files and topics hold different events, so both count. `say` is called with one line once the flow
-    runs.
+    `beside_topic`: files and topics hold different events, so both count. `csv_time_format`: see `OpenOptions`. `say`
+    is called with one line once the flow runs.
 
     Raises:
         ConfigError: the views may have read the events of a topic from files, or the other way round.
         HeadraceError: the source or the store failed.
     """
     events = events_of(map(plan_of, views))
-    source = sources_of_urls(urls, events, until_end=until_end, config=settings.kafka, beside_topic=beside_topic)
+    source = sources_of_urls(
+        urls,
+        events,
+        until_end=until_end,
+        config=settings.kafka,
+        beside_topic=beside_topic,
+        csv_time_format=csv_time_format,
+    )
     letters = FileDeadLetters(settings.dead_letter_dir)
     with contextlib.closing(letters), RowsBar(description="materialize", line_s=None) as bar:
         options = {"records_max": records_max, "on_status": _FlowProgress(bar).on_status}
@@ -75,11 +83,12 @@ def backfill_views(
     *,
     files_only: bool = False,
     beside_topic: bool = False,
+    csv_time_format: str | None = None,
 ) -> list[Backfilled]:
     """Backfill `views` from `urls`; the live topic continues where an archive ends, or at the offsets in `handover`.
 
     `files_only`: the views never read a topic, so no offsets are needed. `beside_topic`: files and topics hold
-    different events, so both count. Returns [] if it was stopped.
+    different events, so both count. `csv_time_format`: see `OpenOptions`. Returns [] if it was stopped.
 
     Raises:
         ConfigError: the offset at which the topic continues is not known, or the hand-over is not a JSON object of
@@ -88,7 +97,13 @@ def backfill_views(
     """
     events = events_of(map(plan_of, views))
     source = sources_of_urls(
-        urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka, beside_topic=beside_topic
+        urls,
+        events,
+        until_end=True,
+        rows_max=BACKFILL_ROWS,
+        config=settings.kafka,
+        beside_topic=beside_topic,
+        csv_time_format=csv_time_format,
     )
     ends = {name: offset for part in source.parts() for name, offset in part.ends().items()}
     if handover is not None:
@@ -128,7 +143,12 @@ def _fences(view: type[FeatureView], store: OnlineStore) -> list[Fence]:
 
 
 def verify_views(
-    views: Sequence[type[FeatureView]], urls: Sequence[str], store: OnlineStore, settings: Settings
+    views: Sequence[type[FeatureView]],
+    urls: Sequence[str],
+    store: OnlineStore,
+    settings: Settings,
+    *,
+    csv_time_format: str | None = None,
 ) -> list[Verification]:
     """Compare each view with a replay of `urls`, read up to their current end.
 
@@ -136,7 +156,14 @@ def verify_views(
         HeadraceError: the source or the store failed.
     """
     events = events_of(map(plan_of, views))
-    source = sources_of_urls(urls, events, until_end=True, rows_max=BACKFILL_ROWS, config=settings.kafka)
+    source = sources_of_urls(
+        urls,
+        events,
+        until_end=True,
+        rows_max=BACKFILL_ROWS,
+        config=settings.kafka,
+        csv_time_format=csv_time_format,
+    )
     readers = [_reached(view, store) for view in views]
     for part in source.parts():
         part.tell_origins()

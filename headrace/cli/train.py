@@ -18,7 +18,7 @@ from headrace.pipelines.from_history.train import Training, default_step, train
 from headrace.pipelines.runner import run_flow
 from headrace.pipelines.train_step import TrainStep
 from headrace.pipelines.wiring import intake_of
-from headrace.schemas import FileDeadLetters, spec_of
+from headrace.schemas import Event, FileDeadLetters, spec_of
 from headrace.settings import Settings
 from headrace.streams.source import Source
 from headrace.streams.urls import sources_of_urls
@@ -46,6 +46,7 @@ class TrainOptions:
     then_live: bool = False
     module: str | None = None
     plot: Path | None = None
+    csv_time_format: str | None = None
 
 
 def train_learner(
@@ -64,7 +65,7 @@ def train_learner(
     step = _step_of(learner, settings, root, options, say)
     if not options.then_live and step.trainer.directory is not None:
         step.trainer.directory.stop_notices()  # training on files needs no Redis
-    source = sources_of_urls(urls, step.classes, until_end=True, rows_max=PIECE_ROWS, config=settings.kafka)
+    source = _source(urls, step.classes, settings, options)
     impressions = _impressions(step, settings, options)
     topics = {spec_of(event).topic for event in step.classes}
     if step.joiner is not None:
@@ -157,7 +158,18 @@ def _impressions(step: TrainStep, settings: Settings, options: TrainOptions) -> 
     if step.joiner is None:
         raise ConfigError("--impressions: the training step has no joiner; give it one in make_step")
     events = [step.joiner.spec.request]
-    return sources_of_urls([options.impressions], events, until_end=True, rows_max=PIECE_ROWS, config=settings.kafka)
+    return _source([options.impressions], events, settings, options)
+
+
+def _source(urls: Sequence[str], events: Sequence[type[Event]], settings: Settings, options: TrainOptions) -> Source:
+    return sources_of_urls(
+        urls,
+        events,
+        until_end=True,
+        rows_max=PIECE_ROWS,
+        config=settings.kafka,
+        csv_time_format=options.csv_time_format,
+    )
 
 
 def _require_where(histories: Sequence[Source], handover: Mapping[str, int], options: TrainOptions) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from headrace import project
 from headrace.cli.console import (
+    CsvTimeFormat,
     Json,
     KeysCommand,
     Runner,
@@ -40,16 +41,6 @@ EventUrls = Annotated[
 BesideTopic = Annotated[
     bool,
     typer.Option("--files-beside-topic", help="Files and the topic of their event hold different events: count both."),
-]
-
-
-CsvTimeFormat = Annotated[
-    str | None,
-    typer.Option(
-        "--csv-time-format",
-        metavar="FORMAT",
-        help="Times in CSV files that are not ISO 8601, as for strptime: '%d/%m/%Y %H:%M'.",
-    ),
 ]
 
 
@@ -117,6 +108,7 @@ def materialize(
         ),
     ] = None,
     beside_topic: BesideTopic = False,
+    csv_time_format: CsvTimeFormat = None,
 ) -> None:
     """Keep the records of views in the store up to date with their events, until stopped or at the files' end.
 
@@ -137,6 +129,7 @@ def materialize(
             workers=workers,
             records_max=records_max,
             beside_topic=beside_topic,
+            csv_time_format=csv_time_format,
             say=lambda line: say(f"materialize is up: {line}"),
         )
 
@@ -153,6 +146,7 @@ def backfill(
         bool, typer.Option("--no-handover", help="No topic ever feeds these views: plain files need no hand-over.")
     ] = False,
     beside_topic: BesideTopic = False,
+    csv_time_format: CsvTimeFormat = None,
     as_json: Json = False,
 ) -> None:
     """Build views, or new versions of changed ones, from history; readers are switched to them at the end.
@@ -164,7 +158,14 @@ def backfill(
     declared, opened = _views(views), _store(store)
     with opened:
         done = backfill_views(
-            declared, events, opened, load_settings(), handover, files_only=files_only, beside_topic=beside_topic
+            declared,
+            events,
+            opened,
+            load_settings(),
+            handover,
+            files_only=files_only,
+            beside_topic=beside_topic,
+            csv_time_format=csv_time_format,
         )
     if not done:
         raise ConfigError("stopped before the end of the history, so nothing was switched; the same command goes on")
@@ -172,7 +173,13 @@ def backfill(
 
 
 @command(app, "verify")
-def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Json = False) -> None:
+def verify(
+    views: Views,
+    events: EventUrls,
+    store: StoreUrl = None,
+    csv_time_format: CsvTimeFormat = None,
+    as_json: Json = False,
+) -> None:
     """Replay events up to the store's offsets and compare with the stored records; exit 1 on a difference.
 
     Example: `headrace verify features.customer:CustomerActivity --events archive/`
@@ -181,7 +188,7 @@ def verify(views: Views, events: EventUrls, store: StoreUrl = None, as_json: Jso
 
     declared, opened = _views(views), _store(store)
     with opened:
-        results = verify_views(declared, events, opened, load_settings())
+        results = verify_views(declared, events, opened, load_settings(), csv_time_format=csv_time_format)
     features = ({"view": one.view, **row} for one in results for row in one.features.iter_rows(named=True))
     print_rows([one.as_dict() for one in results] if as_json else list(features), as_json)
     for result in results:

@@ -346,4 +346,5 @@ def open_files(url: str, options: OpenOptions) -> FileSource:
         rows_max=options.rows_max or ROWS_MAX,
         beside_topic=options.beside_topic,
         before=options.before,
+        csv_time_format=options.csv_time_format,
     )

@@ -241,6 +241,7 @@ class OpenOptions:
         config: options of the broker's client.
         beside_topic: other URLs hold other events, so none is counted twice.
         before: sources that were opened for earlier URLs of the same scheme.
+        csv_time_format: strptime format of times in CSV files that are not ISO 8601.
     """
 
     events: Sequence[type[Event]]
@@ -249,6 +250,7 @@ class OpenOptions:
     config: Mapping[str, Any] | None = None
     beside_topic: bool = False
     before: Sequence[Any] = ()
+    csv_time_format: str | None = None
 
 
 def described(thing: object) -> str:

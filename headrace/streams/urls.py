@@ -57,7 +57,7 @@ SCHEMES: dict[str, Scheme] = {"kafka": Scheme(_open_topics, holds_all_events=Tru
 def sources_of_urls(urls: Sequence[str], events: Sequence[type[Event]], **options: Any) -> Source:
     """Open the source of `events` that `urls` name; several sources of files are merged by event time.
 
-    `options`: `until_end`, `rows_max`, `config` and `beside_topic` of `OpenOptions`.
+    `options`: `until_end`, `rows_max`, `config`, `beside_topic` and `csv_time_format` of `OpenOptions`.
 
     Raises:
         ConfigError: a URL is invalid, or it is for one event and does not name which of several.

@@ -65,12 +65,16 @@ def test_a_project_finds_its_own_services(root):
     assert said.splitlines()[-1] == "2 sent, 2 refused"
     assert "refused: log.jsonl · row 2: undecodable: " in said
     assert "refused: log.jsonl · row 4: out_of_range: action_id: " in said
+    fields = "action_id,event_time,user_id,item_id\n"
+    (root / "log.csv").write_text(f"{fields}c0,{datetime.now(UTC):%d/%m/%Y %H:%M},1,x\n")
+    _, said = headrace(root, "produce", "Action", "--from", "log.csv", "--csv-time-format", "%d/%m/%Y %H:%M")
+    assert said.splitlines()[-1] == "1 sent, 0 refused"
     with_bad = Producer({"bootstrap.servers": state.brokers})
     with_bad.produce("actions", b"\xff", partition=3)
     assert with_bad.flush(10) == 0
-    shown, _ = headrace(root, "tail", "Action", "--from-start", "--count", "3", "--json")
+    shown, _ = headrace(root, "tail", "Action", "--from-start", "--count", "4", "--json")
     rows = [orjson.loads(line) for line in shown.splitlines()]
-    assert sorted(row["row"]["action_id"] for row in rows if "row" in row) == ["a0", "a1"]
+    assert sorted(row["row"]["action_id"] for row in rows if "row" in row) == ["a0", "a1", "c0"]
     assert [row["reason"] for row in rows if "row" not in row] == ["undecodable"]
     assert headrace(root, "down")[1] == "stopped\n"
     assert headrace(root, "down")[1] == "nothing runs\n"
