@@ -197,7 +197,7 @@ class Call(Generic[Answer]):
             return self.too_late(": the service gave up")
         status = response.status_code
         return _ERRORS.get(status, ResponseError)(
-            f"{self.what}: {status} {code}: {detail}; {fix}",
+            f"{self._sent(response)}: {status} {code}: {detail}; {fix}",
             request_id=response.headers.get("x-request-id", self.request_id),
             status=status,
             code=code,
@@ -207,12 +207,16 @@ class Call(Generic[Answer]):
             retry_after_s=_retry_after_s(response),
         )
 
+    def _sent(self, response: httpx.Response) -> str:
+        """Method and path of the request, with the path that the client's URL may have."""
+        return f"{self._method} {response.request.url.raw_path.decode()}"
+
     def _unreadable(self, response: httpx.Response) -> ResponseError:
         """The error for a body that is not this service's: a proxy's page, or another service."""
         status = response.status_code
         text = " ".join(response.text[:TEXT_CHARS_MAX].split())
         return _ERRORS.get(status, ResponseError)(
-            f"{self.what}: {status} with a body that is no answer of Headrace: {text!r}; check the URL",
+            f"{self._sent(response)}: {status} with a body that is no answer of Headrace: {text!r}; check the URL",
             request_id=self.request_id,
             status=status,
             code="unreadable",

@@ -85,6 +85,8 @@ class EngagementWriter:
         except ValidationError as exc:
             first = exc.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
+            if first["type"] == "missing":
+                raise SchemaError(f"event {event.__name__}.{where} is required: give {where}=...") from exc
             raise SchemaError(f"event {event.__name__}.{where}: {first['msg']}, not {first['input']!r}") from exc
         self._opened().deliver(self._frame(row, spec.polars), timeout_s)
         return row

@@ -187,6 +187,7 @@ class MessageProducer:
     def __init__(self, bootstrap: str, config: Mapping[str, Any] | None, **defaults: Any) -> None:
         self._bootstrap = bootstrap
         self._refusal: str | None = None
+        self._fault = ""  # what the client reported last during a delivery
         self._is_late = False  # the client's sequence may belong to a log that the broker has lost
         self._lock = threading.Lock()
         self._options = {
@@ -239,6 +240,7 @@ class MessageProducer:
             SourceError: the broker refused a message, or did not acknowledge all within `timeout_s` seconds.
         """
         deadline_s = time.monotonic() + timeout_s
+        self._fault = ""
         with self._lock:
             is_late, self._is_late = self._is_late, False
         if is_late and not self.renew_if_reached(timeout_s):
@@ -259,7 +261,11 @@ class MessageProducer:
         self._raise_refusal()
         if time.monotonic() > deadline_s:
             self._is_late = True
-            raise SourceError(f"broker {self._bootstrap}, topic {topic!r}: not acknowledged within {timeout_s:g} s")
+            fault = f" ({self._fault})" * bool(self._fault)
+            raise SourceError(
+                f"broker {self._bootstrap}, topic {topic!r}: not acknowledged within {timeout_s:g} s{fault}; check the "
+                "address and that the broker runs"
+            )
 
     def poll(self, wait_s: float = 0.0) -> None:
         """Report deliveries to `on_delivery`; waits up to `wait_s` for one."""
@@ -299,7 +305,9 @@ class MessageProducer:
             raise SourceError(f"broker {self._bootstrap}: {left} messages not acknowledged after {FLUSH_S_MAX} s")
 
     def _on_error(self, error: KafkaError) -> None:
-        log.debug("broker_error", code=error.name(), detail=error.str())
+        self._fault = error.str()
+        if structlog.is_configured():  # an application's own log would be flooded, as structlog shows all by default
+            log.debug("broker_error", code=error.name(), detail=error.str())
         if error.code() in FATAL:
             self._note(f"broker {self._bootstrap}: {describe(error)}")
 

@@ -16,6 +16,7 @@ import numpy as np
 import orjson
 import polars as pl
 import pytest
+import structlog
 import uvicorn
 
 from headrace import AsyncClient, Client, Engagements
@@ -338,6 +339,8 @@ def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_pat
         written = [client.engaged("r", "a", reader=7, seconds=3), *asyncio.run(play())]
         with pytest.raises(SchemaError, match=r"event Chosen.seconds: .*greater than or equal to 0, not -1"):
             client.engaged("r", "a", reader=7, seconds=-1)
+        with pytest.raises(SchemaError, match=r"^event Chosen.reader is required: give reader=\.\.\.$"):
+            client.engaged("r", "a", seconds=1)
         with pytest.raises(SchemaError, match=r"event Chosen.reader: 1180591620717411303424 does not fit Int64"):
             client.engaged("r", "a", reader=2**70)
         with pytest.raises(SchemaError, match=r"event Chosen.thing: '.ud800' does not fit String"):
@@ -360,6 +363,42 @@ def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_pat
 
     with Client("http://127.0.0.1:1", engagements=to) as client, pytest.raises(SourceError, match="too large"):
         client.engaged("r", "x" * 2_000_000, reader=7)
+
+
+@pytest.fixture
+def plain_logs():
+    """structlog as in an application that has not configured it."""
+    before = structlog.get_config() if structlog.is_configured() else None
+    structlog.reset_defaults()
+    yield
+    if before is not None:
+        structlog.configure(**before)
+
+
+def test_engagements_to_a_broker_that_is_away(monkeypatch, capfd, plain_logs):
+    """One error with the address, the reason and what to check; nothing is printed beside it."""
+
+    class Chosen(Event, topic="chosen", key="reader", time="event_time"):
+        event_time: datetime
+        reader: int
+        thing: str
+        request_id: str
+
+    monkeypatch.setattr("headrace.client.client.DELIVERY_S", 1.0)
+    to = Engagements(Chosen, candidate="thing", brokers="127.0.0.1:1")
+    refused = pytest.raises(
+        SourceError, match=r"broker 127.0.0.1:1, .*within 1 s \(.*\); check the address and that the"
+    )
+    with Client("http://127.0.0.1:1", engagements=to) as client, refused:
+        client.engaged("r", "a", reader=7)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_path_of_the_url_is_in_the_error(serve):
+    """A URL that ends in /v1 is the usual slip."""
+    refused = pytest.raises(InvalidRequestError, match="^POST /v1/v1/rank: 404 no_such_route")
+    with Running(serve(Ranks()).app) as running, Client(f"{running.url}/v1", timeout_s=30) as client, refused:
+        client.rank(READER, THINGS)
 
 
 def test_engagements_reach_a_broker_that_came_back_without_its_log(tmp_path):
