@@ -295,8 +295,10 @@ class _Routes:
         status = exc.status_code if isinstance(exc, HTTPException) else 500
         detail = str(exc.detail) if isinstance(exc, HTTPException) else "unexpected"
         self._report.answered("none", status, 0.0)
-        response = _refused(Refusal(status, "no_such_route", detail, "see /docs for the routes"))
-        response.headers.update(getattr(exc, "headers", None) or {})  # `Allow` of a 405
+        headers = getattr(exc, "headers", None) or {}
+        fix = f"send {headers['Allow']}" if "Allow" in headers else "see /docs for the routes"
+        response = _refused(Refusal(status, "no_such_route", detail, fix))
+        response.headers.update(headers)
         return response
 
     async def _timed(self, route: str, work: Awaitable[Reply]) -> Response:

@@ -72,8 +72,11 @@ def parse(model: type[Ask], body: bytes) -> Ask:
         ask = model.model_validate_json(body)
     except ValidationError as exc:
         field, fault, kind = _first_fault(exc)
-        known = ", ".join(model.model_fields)
-        fix = f"known fields: {known}" if kind == "extra_forbidden" else "see /docs for the request's schema"
+        fix = "see /docs for the request's schema"
+        if kind == "extra_forbidden":
+            fix = (
+                f"known fields: {', '.join(model.model_fields)}; nearest is {nearest(field[:64], model.model_fields)!r}"
+            )
         raise Refusal(422, "invalid_request", f"{field}: {fault}", fix, field) from exc
     # Each name in the body is followed by a colon: if there are as many colons as names, no name occurs twice.
     objects = (getattr(ask, name) for name in ask.model_fields_set)
@@ -101,9 +104,13 @@ def refuse_repeated(body: bytes) -> None:
 
 
 def _first_fault(exc: ValidationError) -> tuple[str, str, str]:
-    """Return path, message and kind of the first fault; for a union, those of the branch that fits the value's type."""
+    """Return path, message and kind of the first fault; for a union, those of the branch that fits the value's type.
+
+    A name that is no field comes before a field that is missing: it may be that field, misspelt.
+    """
     faults = exc.errors(include_url=False)
-    first = faults[0]
+    unknown = next((fault for fault in faults if fault["type"] == "extra_forbidden"), None)
+    first = unknown if unknown is not None and faults[0]["type"] == "missing" else faults[0]
     field = path_of(first["loc"])
     same = [fault for fault in faults if path_of(fault["loc"]) == field]
     if len(same) == 1:

@@ -65,6 +65,14 @@ def test_an_error_names_the_fault_and_a_time_has_one_meaning(serve, body, says):
     assert says in refused.json()["detail"]
 
 
+def test_a_misspelt_field_is_named_before_the_one_that_is_missing(serve):
+    """With the field that it may stand for."""
+    misspelt = {("candidate" if name == "candidates" else name): value for name, value in ASK.items()}
+    refused = serve(Ranks()).post("/v1/rank", misspelt).json()
+    assert refused["field"] == "candidate"
+    assert refused["fix"].endswith("; nearest is 'candidates'")
+
+
 def test_the_deadlines_header_may_have_blanks(serve):
     """As HTTP allows around a value; anything else is named."""
     client = serve(Ranks())
@@ -112,7 +120,7 @@ def test_unknown_routes_answer_in_the_same_shape(serve):
     """404 and 405 as JSON with error, detail, fix."""
     assert serve().get("/v2/rank").json()["error"] == "no_such_route"
     refused = serve().get("/v1/rank")
-    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert (refused.status_code, refused.headers["allow"], refused.json()["fix"]) == (405, "POST", "send POST")
     for path in ("/v1/model/", "/v1/features/reader_activity"):  # no redirect to what the header Host says
         assert serve().get(path).json()["error"] == "no_such_route"
 
