@@ -28,6 +28,7 @@ from pyarrow.fs import FileSystem
 from headrace.errors import SourceError
 from headrace.redaction import has_secrets, redacted, shown_url
 from headrace.streams.files.archive_names import OFFSETS, is_committed, parse_offsets, refuse_overlaps
+from headrace.streams.files.text_times import TimeFormat
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffix of a compressed text file, after the suffix of its format -> pyarrow's name of the compression."""
@@ -175,7 +176,10 @@ def find_files(
 
     Raises:
         SourceError: a path or glob matches nothing or a plain folder, or a filesystem cannot be reached.
+        SchemaError: `csv_time_format` is no format of whole times.
     """
+    if csv_time_format is not None:
+        TimeFormat(csv_time_format)
     files: dict[str, EventFile] = {}
     ends: dict[str, int] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:

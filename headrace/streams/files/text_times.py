@@ -5,6 +5,7 @@ have a zone. If values are not all written alike, the format is determined from 
 in pieces gives the same result as reading it whole.
 """
 
+import re
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,13 @@ import pyarrow as pa
 from headrace.errors import SchemaError
 
 _ISO = r"^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(?::(\d{2})(?:[.,](\d{1,9}))?)?)? ?(Z|z|[+-]\d{2}(?::?\d{2})?)?$"
+_BELOW_MICROS = r"[.,]\d{6}\d*[1-9]"
+_DIRECTIVE = re.compile(r"%[-_0]?[.:#]*\d?([A-Za-z%+])")
+_YEARS = frozenset("YyGgFDxcvs+")
+_ISO_PROBES = [
+    f"2026-02-03{clock}{zone}" for clock in ("", "T04:05", " 04:05", "T04:05:06", " 04:05:06") for zone in ("", "Z")
+]
+"""Texts that tell whether a format reads ISO 8601 times as others."""
 _ARROW_TIMES = (pa.timestamp("us"), pa.timestamp("us", tz="UTC"))
 """Types for values all without a zone, or all with one: pyarrow reads these six times as fast as `_iso_times`."""
 _NUMBER = r"^[+-]?\d+(\.\d+)?$"
@@ -36,12 +44,14 @@ class TimeTexts:
     def __init__(self, place: str, whole: Callable[[], pl.Series], given: str | None = None) -> None:
         self._place = place
         self._whole = whole
-        self._given = given
-        self._arrow: tuple[Any, ...] = _ARROW_TIMES
+        self._given = None if given is None else TimeFormat(given)
+        # A format such as %Y-%d-%m holds for every value: 2026-02-03 is no ISO 8601 time beside it.
+        self._is_for_all = self._given is not None and self._given.reads_iso_otherwise()
+        self._arrow: tuple[Any, ...] = () if self._is_for_all else _ARROW_TIMES
 
     @cached_property
     def _pattern(self) -> str | None:
-        return _pattern_of(self._whole(), self._place, self._given)
+        return _pattern_of(self._whole(), self._place, self._given, is_for_all=self._is_for_all)
 
     def parse(self, texts: pl.Series) -> pl.Series:
         """Parse some of the column's values, (n,), to times in microseconds UTC; nulls stay null.
@@ -56,10 +66,46 @@ class TimeTexts:
                     self._arrow = (dtype,)
                 return times
         pattern = self._pattern  # first: it refuses values of two formats
+        if self._is_for_all and pattern is not None:
+            return _parsed(texts, pattern).alias(texts.name)
         times = _iso_times(texts, self._place)
         if pattern is not None:
             times = times.zip_with(times.is_not_null(), _parsed(texts, pattern))
         return times.alias(texts.name)
+
+
+class TimeFormat:
+    """A strptime format that a user has given, in Polars' terms (`pattern`).
+
+    `%f` is the fraction of a second as in Python, and not nanoseconds as in Polars.
+
+    Raises:
+        SchemaError: it is no text, names no year, or reads the name of a zone, which Polars would ignore.
+    """
+
+    def __init__(self, given: str) -> None:
+        if not isinstance(given, str):
+            raise SchemaError(f"csv_time_format={given!r}: give a text, such as '%d.%m.%Y %H:%M'")
+        self.given = given
+        self.pattern = re.sub(r"%%|(\.?)%f", lambda m: m[0] if m[0] == "%%" else "%.f" if m[1] else "%6f", given)
+        directives = set(_DIRECTIVE.findall(given))
+        if not directives & _YEARS:
+            raise SchemaError(f"csv_time_format={given!r} has no year; give all of a time, such as '%d.%m.%Y %H:%M'")
+        if "Z" in directives:
+            raise SchemaError(
+                f"csv_time_format={given!r}: %Z, the name of a zone, does not say an offset; use %z for offsets like "
+                "+0200, or, if all times are UTC, write the name as it is: '%d.%m.%Y %H:%M UTC'"
+            )
+        self.has_zone = bool(directives & {"z", "+"})
+
+    def reads_iso_otherwise(self) -> bool:
+        """Whether an ISO 8601 time is another moment by this format."""
+        probes = pl.Series(_ISO_PROBES)
+        try:
+            times = _parsed(probes, self.pattern)
+        except pl.exceptions.PolarsError:  # reported with the first value that needs the format
+            return False
+        return bool((times != _iso_times(probes, "")).any())
 
 
 def _alike(texts: pl.Series, dtype: pa.DataType) -> pl.Series | None:
@@ -82,17 +128,17 @@ def as_numbers(texts: pl.Series) -> pl.Series:
     return texts.cast(pl.Float64 if texts.str.contains(".", literal=True).any() else pl.Int64)
 
 
-def _pattern_of(texts: pl.Series, place: str, given: str | None) -> str | None:
-    """The strptime format of the values (n,) that are not ISO 8601; None if all are."""
+def _pattern_of(texts: pl.Series, place: str, given: TimeFormat | None, *, is_for_all: bool) -> str | None:
+    """The strptime format of the values (n,) that are not ISO 8601, or of all; None if all are ISO 8601."""
     values = texts.drop_nulls().unique(maintain_order=True)
-    is_iso = values.str.contains(_ISO)
+    is_iso = values.str.contains(_ISO) & (not is_for_all)
     zoned = values.str.extract(_ISO, 5).is_not_null()
     pattern = None
     if not is_iso.all():
         others = values.filter(~is_iso)
         if given is not None:
             pattern = _given_format(others, given, place)
-            zoned |= ~is_iso & ("%z" in given)
+            zoned = (zoned & is_iso) | (~is_iso & given.has_zone)
         elif len(others) < len(values):
             raise SchemaError(
                 f"{place}: {values.filter(is_iso)[0]!r} and {others[0]!r} are of two formats; write ISO 8601 "
@@ -100,6 +146,7 @@ def _pattern_of(texts: pl.Series, place: str, given: str | None) -> str | None:
             )
         else:
             pattern = _only_format(others, place)
+        _refuse_below_micros(others, place)
     if zoned.any() and not zoned.all():
         raise SchemaError(
             f"{place}: {values.filter(zoned)[0]!r} has a zone and {values.filter(~zoned)[0]!r} has none; write all "
@@ -109,13 +156,14 @@ def _pattern_of(texts: pl.Series, place: str, given: str | None) -> str | None:
     return pattern
 
 
-def _given_format(values: pl.Series, given: str, place: str) -> str:
+def _given_format(values: pl.Series, given: TimeFormat, place: str) -> str:
     try:
-        times = _parsed(values, given)
+        times = _parsed(values, given.pattern)
     except pl.exceptions.PolarsError as exc:
-        raise SchemaError(f"{place}: csv_time_format={given!r} is no format of times: {exc}") from exc
-    _refuse_unread(values, times, place, f"neither ISO 8601 nor {given!r}")
-    return given
+        problem = str(exc).partition("\n")[0]
+        raise SchemaError(f"{place}: csv_time_format={given.given!r} is no format of times: {problem}") from exc
+    _refuse_unread(values, times, place, f"neither ISO 8601 nor {given.given!r}")
+    return given.pattern
 
 
 def _only_format(values: pl.Series, place: str) -> str:
@@ -159,13 +207,17 @@ def _iso_times(texts: pl.Series, place: str) -> pl.Series:
     """Parse ISO 8601 times in any form; null if a value is not one."""
     parts = texts.str.extract_groups(_ISO).struct.unnest()
     date, clock, seconds, fraction, zone = (parts[name] for name in parts.columns)
-    lost = fraction.str.slice(6).str.contains("[1-9]").fill_null(value=False)
-    if lost.any():
-        raise SchemaError(f"{place}: {texts.filter(lost)[0]!r} has digits below a microsecond; cut or round it")
+    _refuse_below_micros(texts, place)
     micros = fraction.fill_null("0").str.pad_end(6, "0").str.slice(0, 6)
     offset = zone.str.to_uppercase().replace("Z", "+0000").fill_null("+0000").str.replace(":", "").str.pad_end(5, "0")
     whole = date + "T" + clock.fill_null("00:00") + ":" + seconds.fill_null("00") + "." + micros + offset
     return _parsed(whole, "%Y-%m-%dT%H:%M:%S%.f%z").alias(texts.name)
+
+
+def _refuse_below_micros(values: pl.Series, place: str) -> None:
+    lost = values.str.contains(_BELOW_MICROS).fill_null(value=False)
+    if lost.any():
+        raise SchemaError(f"{place}: {values.filter(lost)[0]!r} has digits below a microsecond; cut or round it")
 
 
 def _refuse_unread(values: pl.Series, times: pl.Series, place: str, problem: str = "no time that there is") -> None:
