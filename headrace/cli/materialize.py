@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from headrace.cli.progress import RowsBar
+from headrace.clock import WallClock
 from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
 from headrace.features.store.fences import Fence
@@ -20,7 +21,7 @@ from headrace.pipelines.flow import materialize_flow
 from headrace.pipelines.from_history.reading import LeftOut, read_to_end
 from headrace.pipelines.materializer import FlushSummary
 from headrace.pipelines.runner import Runner, run_flow
-from headrace.pipelines.wiring import intake_of, registry_of
+from headrace.pipelines.wiring import intake_of
 from headrace.schemas import FileDeadLetters, spec_of
 from headrace.settings import Settings
 from headrace.streams.intake import Intake
@@ -111,10 +112,11 @@ def backfill_views(
     has_topic = any(part.has_live_offsets for part in source.parts())
     if not files_only:
         _require_ends(source, ends)
-    letters, registry = FileDeadLetters(settings.dead_letter_dir), registry_of(settings)
+    letters = FileDeadLetters(settings.dead_letter_dir)
     with contextlib.closing(letters), RowsBar(description="backfill", line_s=None) as bar:
         on_flush = _FlowProgress(bar).on_flush
-        done = backfill(views, source, store, handover=ends, dead_letters=letters, registry=registry, on_flush=on_flush)
+        intake = intake_of(settings, letters)
+        done = backfill(views, source, store, handover=ends, on_flush=on_flush, **intake)
     if not has_topic:
         return done
     history = {name for part in source.parts() if not part.has_live_offsets for name in part.partitions()}
@@ -168,9 +170,9 @@ def verify_views(
     for part in source.parts():
         part.tell_origins()
         part.refuse_changed(readers)
-    return verify_all(
-        views, _Log(source, Intake(events, dead_letters=LeftOut(), registry=registry_of(settings))), store
-    )
+    intake = intake_of(settings, LeftOut())
+    future_us = intake["future_us"] if isinstance(intake["clock"], WallClock) else None
+    return verify_all(views, _Log(source, Intake(events, **intake)), store, future_us=future_us)
 
 
 def _reached(view: type[FeatureView], store: OnlineStore) -> Reached:

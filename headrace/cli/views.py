@@ -337,6 +337,11 @@ def _notes(result: Any) -> list[str]:
             f"the store has applied {result.beyond:,} offsets past the end of the log: {result.newer:,} entities with "
             "newer events were not compared, and late events among them show as differences"
         )
+    if result.ahead:
+        notes.append(
+            f"{result.ahead:,} entities were not compared: an event of theirs was further ahead of the clock than "
+            "HEADRACE_FUTURE_S when it was appended, so it may be a dead letter"
+        )
     return notes
 
 

@@ -30,7 +30,8 @@ class Verification:
     of the topic's offsets past the log's end that the store has applied. `newer`: entities left out because their
     newest event is among these. `begins`: partition -> first offset of the log, if it is not 0: rows before it, which
     the store may have applied, cannot be replayed. `failed`: log rows left out, as in the live flow, because an
-    expression of the view has no value for them.
+    expression of the view has no value for them. `ahead`: entities left out because an event of theirs was so far
+    ahead of the clock when it was appended that the live flow may have made it a dead letter.
     """
 
     view: str
@@ -46,6 +47,7 @@ class Verification:
     begins: dict[str, int] = field(default_factory=dict)
     failed: int = 0
     earlier: int = 0
+    ahead: int = 0
 
     @property
     def mismatches(self) -> int:
@@ -59,7 +61,7 @@ class Verification:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields as plain data for JSON."""
-        counts = ("entities", "rows", "waiting", "earlier", "expired", "failed", "beyond", "newer")
+        counts = ("entities", "rows", "waiting", "earlier", "expired", "failed", "beyond", "newer", "ahead")
         figures = {name: getattr(self, name) for name in ("view", *counts, "offsets", "begins")}
         tables = {"features": self.features.to_dicts(), "examples": self.examples.to_dicts()}
         return {**figures, "mismatches": self.mismatches, **tables}
@@ -122,6 +124,7 @@ def both(first: Verification, rest: Verification) -> Verification:
         entities=first.entities + rest.entities,
         expired=first.expired + rest.expired,
         newer=first.newer + rest.newer,
+        ahead=first.ahead + rest.ahead,
         features=features,
         examples=pl.concat([first.examples, rest.examples])[:EXAMPLES_MAX],
     )

@@ -14,14 +14,14 @@ the rows of views with `dedupe=`). If an archive ends before the store's offsets
 archive's are left out and counted.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from headrace.errors import SchemaError, StoreError
+from headrace.errors import StoreError
 from headrace.features.event_rows import Rows, concat_rows
 from headrace.features.keys import entity_ids, ids_of_texts, shard_of
 from headrace.features.state.record import read_packed
@@ -29,18 +29,14 @@ from headrace.features.state.slab import Slab
 from headrace.features.store.reader import entity_frame
 from headrace.features.store.store import SNAPSHOT_KEYS_MAX, OnlineStore
 from headrace.features.view import FeatureView, ViewPlan, plans_of
+from headrace.history.batches import Log, batches_of
 from headrace.history.coverage import Applied, LogStart, starts_of
 from headrace.history.verification import Verification, both, differences
-from headrace.schemas import Event, spec_of
-from headrace.schemas.tables import TableLike, frame_of
+from headrace.schemas import spec_of
+from headrace.schemas.quality import FUTURE_US
 from headrace.streams.source import EventBatch, Origin
 
 _SNAPSHOT_TRIES = 10
-
-
-Log: TypeAlias = TableLike | Mapping[type[Event], TableLike] | Iterable[EventBatch]
-"""A log: batches, or a table per event class (one table for a view of one source) with `_partition` and `_offset`.
-Batches are iterated once or twice."""
 
 
 def verify(
@@ -50,12 +46,15 @@ def verify(
     *,
     keys: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any] | None = None,
     now_us: int | None = None,
+    future_us: int | None = FUTURE_US,
 ) -> Verification:
     """Compare the store with a replay of `events` up to each shard's offsets.
 
     `keys` are the entities to compare, in any form that `OnlineStore.read` takes; None: all in the log or the store.
-    `now_us` is the moment as of which both sides are read; None: just after the newest replayed event. The store may be
-    written to meanwhile: each shard is read as of one moment.
+    `now_us` is the moment as of which both sides are read; None: just after the newest replayed event. `future_us` is
+    the live flow's (HEADRACE_FUTURE_S): an event that was further ahead of the clock when it was appended may have
+    become a dead letter, so its entity is left out; None: events follow another clock than the broker's. The store may
+    be written to meanwhile: each shard is read as of one moment.
 
     Raises:
         LayoutError: readers get another version of the view.
@@ -64,7 +63,7 @@ def verify(
             read a partition of this log, or began before the log does.
         SchemaError: `events` lacks offsets, or the view does not read it.
     """
-    return verify_all([view], events, store, keys=keys, now_us=now_us)[0]
+    return verify_all([view], events, store, keys=keys, now_us=now_us, future_us=future_us)[0]
 
 
 def verify_all(
@@ -74,6 +73,7 @@ def verify_all(
     *,
     keys: pl.DataFrame | Mapping[str, Sequence[Any]] | Sequence[Any] | None = None,
     now_us: int | None = None,
+    future_us: int | None = FUTURE_US,
 ) -> list[Verification]:
     """Verify several views in one pass over the log; see `verify`.
 
@@ -83,10 +83,12 @@ def verify_all(
     plans = plans_of(views, "verify")
     for plan in plans:
         store.require_active(plan)
-    log = _log(plans, events)
+    log = batches_of(plans, events)
     given = [None if keys is None else entity_ids(plan, entity_frame(plan, keys))[1] for plan in plans]
     ends = getattr(log, "ends", {})
-    checks = [_Check.of_store(plan, store, texts, now_us, ends) for plan, texts in zip(plans, given, strict=True)]
+    checks = [
+        _Check.of_store(plan, store, texts, now_us, future_us, ends) for plan, texts in zip(plans, given, strict=True)
+    ]
     start = _replay(log, checks)
     for check in checks:
         _require_known(check, start.seen, store)
@@ -95,7 +97,7 @@ def verify_all(
     for result in results:
         _require_compared(result)
     again = {
-        place: _Check.of_store(check.plan, store, texts, check.at_us, ends)
+        place: _Check.of_store(check.plan, store, texts, check.at_us, future_us, ends)
         for place, check in enumerate(checks)
         if (texts := check.unseen())
     }
@@ -120,7 +122,7 @@ def compare(
     """
     limits = {partition: np.array([next_offset]) for partition, next_offset in offsets.items()}
     check = _Check(plan, list(texts), list(blobs), limits, now_us, is_closed=True)
-    _replay(_log([plan], events), [check])
+    _replay(batches_of([plan], events), [check])
     return check.result()
 
 
@@ -155,6 +157,8 @@ class _Check:
         self._kept: list[tuple[str, NDArray[np.int64], Rows]] = []
         self._rows, self._waiting, self._earlier, self._failed, self._newest_us = 0, 0, 0, 0, 0
         self._at_us = at_us
+        self._future_us: int | None = FUTURE_US
+        self._ahead: list[NDArray[np.int64]] = []  # entities of events that may have been dead letters
 
     @classmethod
     def of_store(
@@ -163,6 +167,7 @@ class _Check:
         store: OnlineStore,
         given: Sequence[bytes] | None,
         at_us: int | None,
+        future_us: int | None,
         ends: Mapping[str, int],
     ) -> "_Check":
         """Build a check of the records that the store has now, of the entities `given` or of all that a scan finds."""
@@ -178,7 +183,9 @@ class _Check:
             for index, record in zip(members, records, strict=True):
                 blobs[index] = record
         starts = starts_of(store.fences(plan, range(store.shards)))
-        return cls(plan, texts, blobs, limits, at_us, is_closed=given is not None, starts=starts, ends=ends)
+        check = cls(plan, texts, blobs, limits, at_us, is_closed=given is not None, starts=starts, ends=ends)
+        check._future_us = future_us
+        return check
 
     @property
     def at_us(self) -> int:
@@ -206,6 +213,8 @@ class _Check:
         rows = rows if counts.all() else rows.take(counts)
         if not len(rows):
             return
+        if part.appended_us is not None and self._future_us is not None:
+            self._ahead.append(np.unique(rows.ids[rows.time_us > part.appended_us[rows.index] + self._future_us]))
         self._rows += len(rows)
         self._newest_us = max(self._newest_us, int(rows.time_us.max()))
         if self.plan.layout.dedupe_us:
@@ -222,7 +231,8 @@ class _Check:
         stored = read_packed(self.plan, self._ids, self._texts, self._blobs, self.at_us)
         expired = expected.found & ~stored.found if self.plan.ttl_us else np.zeros(self._ids.size, np.bool_)
         newer = self._is_beyond() & stored.found & (~expected.found | (stored.age_us < expected.age_us))
-        features, examples = differences(expected, stored, self._texts, ~(expired | newer))
+        ahead = np.isin(self._ids, np.concatenate([np.empty(0, np.int64), *self._ahead])) & ~(expired | newer)
+        features, examples = differences(expected, stored, self._texts, ~(expired | newer | ahead))
         return Verification(
             view=self.plan.name,
             entities=self._ids.size,
@@ -236,6 +246,7 @@ class _Check:
             failed=self._failed,
             beyond=sum(max(int(self.limits[name].max()) - end, 0) for name, end in self._ends.items()),
             newer=int(newer.sum()),
+            ahead=int(ahead.sum()),
             begins={name: first for name, first in sorted(self._begins.items()) if first and name in self.limits},
         )
 
@@ -329,40 +340,6 @@ def _require_compared(result: Verification) -> None:
             f"{result.entities:,} entities have newer events than the log: nothing can be compared. Archive further, "
             "or give the topic beside the archive, --events archive/ --events kafka://HOST:PORT"
         )
-
-
-def _log(plans: Sequence[ViewPlan], events: Log) -> Iterable[EventBatch]:
-    frame = frame_of(events)
-    if frame is not None:
-        [plan] = plans
-        if len(plan.sources) != 1:
-            names = ", ".join(event.__name__ for event in plan.sources)
-            raise SchemaError(f"view {plan.name} has several sources: give a frame for each, as a dict of {names}")
-        events = {plan.sources[0]: frame}
-    if not isinstance(events, Mapping):
-        return list(events) if isinstance(events, Iterator) else events
-    parts: list[EventBatch] = []
-    for event, table in events.items():
-        frame = _eager(table, event)
-        if not any(event in plan.sources for plan in plans):
-            raise SchemaError(f"view {', '.join(plan.name for plan in plans)} does not read {event.__name__}")
-        lacking = [name for name in ("_partition", "_offset") if name not in frame.columns]
-        if lacking:
-            raise SchemaError(
-                f"log of {event.__name__}: column {' and '.join(lacking)} is missing; they say which rows count"
-            )
-        for (partition,), part in frame.partition_by("_partition", as_dict=True, maintain_order=True).items():
-            offsets = part["_offset"].cast(pl.Int64).to_numpy()
-            rows = part.drop("_partition", "_offset")
-            parts.append(EventBatch(event, str(partition), offsets, int(offsets.max()) + 1, rows, None, 0))
-    return parts
-
-
-def _eager(table: TableLike, event: type[Event]) -> pl.DataFrame:
-    frame = frame_of(table)
-    if frame is None:
-        raise SchemaError(f"log of {event.__name__}: a {type(table).__name__} is no table; give a frame, or batches")
-    return frame.lazy().collect()
 
 
 def _steady_snapshot(

@@ -18,6 +18,7 @@ from itertools import islice
 import orjson
 import structlog
 
+from headrace.clock import Clock
 from headrace.errors import ConfigError
 from headrace.features.store import OnlineStore
 from headrace.features.view import FeatureView, ViewPlan, plan_of, plans_of, version_of
@@ -26,6 +27,7 @@ from headrace.pipelines.materializer import FlushSummary, Materializer
 from headrace.pipelines.shard import ShardSet
 from headrace.schemas import DeadLetters, spec_of
 from headrace.schemas.codecs.registry import SchemaRegistry
+from headrace.schemas.quality import FUTURE_US
 from headrace.streams.intake import Intake
 from headrace.streams.positions import is_live
 from headrace.streams.source import Source
@@ -57,13 +59,16 @@ def backfill(
     *,
     handover: Mapping[str, int] | None = None,
     dead_letters: DeadLetters,
+    clock: Clock | None = None,
+    future_us: int = FUTURE_US,
     registry: SchemaRegistry | None = None,
     on_flush: Callable[[FlushSummary], None] = lambda _summary: None,
 ) -> list[Backfilled]:
     """Build new versions of `views` from `history`, a source that ends, and switch readers to them.
 
     `handover`: partition of the live topic -> first offset that history does not hold. A view is skipped if its version
-    is active and knows these partitions already, since the live flow keeps it up to date.
+    is active and knows these partitions already, since the live flow keeps it up to date. `clock`, `future_us` and
+    `registry` are those of `Intake`, as in the live flow.
 
     Raises:
         ConfigError: the active version of a view has read a topic that neither `history` nor `handover` names.
@@ -86,7 +91,8 @@ def backfill(
             dead_letters=dead_letters,
             handover=ends,
         )
-        loop.run(history, Intake(step.events, dead_letters=dead_letters, registry=registry), [step], out=on_flush)
+        intake = Intake(step.events, dead_letters=dead_letters, clock=clock, future_us=future_us, registry=registry)
+        loop.run(history, intake, [step], out=on_flush)
         if not history.exhausted:  # stopped: applied events are kept, but readers are not switched
             log.warning("backfill_stopped", views=[plan_of(view).name for view in waiting])
             return []
