@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.errors import DeclarationError
 from headrace.learners.models.loss import Floats, LogRate, Loss
 
 INFORMATION_MAX = 100.0
@@ -31,8 +32,14 @@ class Intercept:
 
     def start(self, labels: Floats, weights: Floats, log_rate: LogRate) -> None:
         """Set it to the constant outputs that fit a first batch, labels (B, L); a batch without weight is ignored."""
-        if weights.any():
-            self.value[:] = self._loss.base(labels, weights, log_rate)
+        if not weights.any():
+            return
+        base = np.asarray(self._loss.base(labels, weights, log_rate))
+        if base.shape not in (self.value.shape, (1,)) or not np.isfinite(base).all():
+            raise DeclarationError(
+                f"loss {type(self._loss).__name__}: `base` returned {base}; return finite numbers {self.value.shape}"
+            )
+        self.value[:] = base
 
     def step(self, outputs: Floats, labels: Floats, weights: Floats) -> None:
         """Update it from a batch: outputs (B, K) before learning, at the examples' own rates, and labels (B, L)."""

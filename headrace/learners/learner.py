@@ -20,6 +20,7 @@ from headrace.learners.input_spec import InputSpec
 from headrace.learners.inputs import Inputs
 from headrace.learners.labels.label import Label
 from headrace.learners.labels.policy import LabelPolicy, Wait, ages_us
+from headrace.learners.models.checks import check_model
 from headrace.learners.models.model import Model
 from headrace.learners.tables.table import TablePolicy
 
@@ -86,6 +87,7 @@ class Learner:
             if not isinstance(policy, TablePolicy):
                 raise DeclarationError(f"learner {cls.name} · table {table!r}: {policy!r}; write a TablePolicy(...)")
 
+        check_model(f"learner {cls.name}", cls.model)
         cls._check_labels()
 
     @classmethod

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from headrace.errors import DeclarationError
+from headrace.learners.models.checks import running
 from headrace.learners.models.model import Fields, Model
 from headrace.learners.tables.embedding import Floats, Lookup, Uses
 
@@ -21,10 +22,12 @@ class Network:
 
     Raises:
         DeclarationError: from every method that runs the module: its outputs are not as the model declares.
+        ModelError: from every method that runs the module: it failed.
     """
 
     def __init__(self, model: Model, module: nn.Module, lookup: Lookup) -> None:
         self._model = model
+        self._what = f"model {type(model).__name__}"
         self._module = module
         self._lookup = lookup
         self.by_hand = model.make_pass(module)
@@ -49,6 +52,11 @@ class Network:
         self._module.train()
         self._fields = self._lookup.fields(uses, numbers, grad=True)
         self._outputs = self._run(self._fields)
+        if not self._outputs.requires_grad:
+            raise DeclarationError(
+                f"{self._what}: its module's outputs have no gradient; compute them with torch from the fields and "
+                "the parameters, without detach() or no_grad()"
+            )
         return self._outputs.detach().numpy()
 
     def backward(self, grads: Floats) -> tuple[Floats, list[Floats]]:
@@ -61,7 +69,8 @@ class Network:
             return self.by_hand.backward(grads, self._embedded), list(self._lookup.no_elements)
         assert self._outputs is not None, "backward follows forward"
         assert self._fields is not None
-        self._outputs.backward(torch.from_numpy(grads))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with running(f"{self._what}: its module's backward pass"):
+            self._outputs.backward(torch.from_numpy(grads))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return _grad_of(self._fields.embedded), [_grad_of(elements) for elements in self._fields.elements]
 
     def rescored(self, outputs: Floats, known: Uses, uses: Uses, numbers: Floats) -> Floats:
@@ -78,12 +87,16 @@ class Network:
         return out
 
     def _run(self, fields: Fields) -> torch.Tensor:
-        outputs: torch.Tensor = self._module(fields)
         rows, columns = len(fields.embedded), self._model.outputs
+        with running(f"{self._what}: its module's forward pass"):
+            outputs: torch.Tensor = self._module(fields)
         expected = (rows,) if columns == 1 else (rows, columns)
+        if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point():
+            given = outputs.dtype if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+            raise DeclarationError(f"{self._what}: its module returned {given}; return a tensor of floats {expected}")
         if tuple(outputs.shape) != expected:
             raise DeclarationError(
-                f"model {type(self._model).__name__}: outputs {tuple(outputs.shape)} of its module for {rows} "
+                f"{self._what}: outputs {tuple(outputs.shape)} of its module for {rows} "
                 f"examples; with outputs={columns} return {expected}"
             )
         return outputs

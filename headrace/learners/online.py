@@ -29,6 +29,7 @@ from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
 from headrace.learners.labels.targets import Targets, check_starts, rate_of, times_of
 from headrace.learners.learner import Learner
+from headrace.learners.models.checks import require_finite
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.network import Network
 from headrace.learners.per_example import Batch, Parts, example_loop
@@ -116,6 +117,7 @@ class OnlineLearner:
         Raises:
             SchemaError: another spec assembled the inputs, or labels, weights, log-rates, times or starts have the
                 wrong shape, type or range. Nothing was learned then.
+            ModelError: the module or the loss failed, or the loss or a gradient is not finite. No weight has changed.
         """
         return self._step(inputs, Targets(labels, weights, log_rate), event_time_us, starts, wants_predictions=False)[1]
 
@@ -140,7 +142,7 @@ class OnlineLearner:
         hidden layers do so in one compiled loop, at some microseconds per example; other models take B steps.
 
         Raises:
-            SchemaError: as in `learn`.
+            SchemaError, ModelError: as in `learn`.
         """
         if per_example:
             return self._step_each(inputs, Targets(labels, weights, log_rate), event_time_us)
@@ -171,6 +173,7 @@ class OnlineLearner:
         rates = np.broadcast_to(np.float32(targets.log_rate), count)
         batch = Batch(inputs, *targets.arrays(count), np.ascontiguousarray(rates, np.float32), now_us)
         predictions, losses = self._loop.run(batch, single)
+        require_finite(f"learner {self.learner.name} · step {steps_before + count}", float(losses.mean()))
         self.steps, self.now_us = steps_before + count, int(now_us[-1])
         return predictions, float(losses.mean())
 
@@ -202,7 +205,11 @@ class OnlineLearner:
         predictions, outputs = self._forward(known, uses, numbers, before if wants_predictions else None)
         z = outputs + offsets
         loss, grads = self._loss.gradients(z, y, weight)
+        what = f"learner {self.learner.name} · step {self.steps + 1}"
+        require_finite(what, loss, grads)
         by_row, by_element = self._network.backward(grads)
+        if self._network.by_hand is None:  # finite gradients may overflow in code of the user
+            require_finite(what, loss, self._parameters.grads, by_row, *by_element)
         self._parameters.step(self.learner.model.optimizer, self._dense_state)
         # The gradient of the summed loss: what an id learns from one example must not depend on the batch size.
         self._lookup.step(uses, by_row, by_element, float(len(inputs)))

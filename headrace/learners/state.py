@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from headrace.errors import SnapshotError
 from headrace.learners.learner import Learner
+from headrace.learners.models.checks import check_module, running
 from headrace.learners.tables.optimizers import Optimizer, is_compiled
 from headrace.learners.tables.steps import step_dense
 
@@ -22,10 +23,17 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def build_module(learner: type[Learner], seed: int = 0) -> torch.nn.Module:
-    """Build the learner's module with initial weights from `seed`; torch's global generator keeps its state."""
-    with torch.random.fork_rng(devices=[]):
+    """Build the learner's module with initial weights from `seed`; torch's global generator keeps its state.
+
+    Raises:
+        DeclarationError: the model's `build` returned something else, or a module that cannot be trained or saved.
+        ModelError: it failed.
+    """
+    with torch.random.fork_rng(devices=[]), running(f"model {type(learner.model).__name__}: its `build`"):
         torch.manual_seed(seed)
-        return learner.model.build(learner.inputs)
+        module = learner.model.build(learner.inputs)
+    check_module(learner.model, module)
+    return module
 
 
 def load_module(module: torch.nn.Module, arrays: Mapping[str, NDArray[Any]], name: str) -> None:
@@ -81,7 +89,8 @@ class FlatParameters:
 
     def __init__(self, module: torch.nn.Module) -> None:
         parameters = list(module.parameters())
-        self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+        flat = [parameter.detach().reshape(-1) for parameter in parameters]
+        self._flat = torch.cat(flat) if flat else torch.empty(0)
         self._grads = torch.zeros_like(self._flat)
         start = 0
         for parameter in parameters:

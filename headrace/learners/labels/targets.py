@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import SchemaError
+from headrace.errors import DeclarationError, SchemaError
 from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.models.model import Model
@@ -74,7 +74,12 @@ class Targets:
         for name, array, columns in shapes:
             if array is not None and array.shape != (shape := self.shape_of(columns, rows)):
                 raise SchemaError(f"learner {learner.name} · {name} {array.shape}: wanted {shape}")
-        checks: list[Check] = [("labels", self.labels, loss.is_allowed(self.labels), loss.label_values)]
+        allowed = np.asarray(loss.is_allowed(self.labels))
+        if allowed.shape != self.labels.shape:
+            raise DeclarationError(
+                f"loss {type(loss).__name__}: `is_allowed` returned {allowed.shape}; return a mask {self.labels.shape}"
+            )
+        checks: list[Check] = [("labels", self.labels, allowed, loss.label_values)]
         rate = self.log_rate
         if not isinstance(rate, float) or rate != 0.0:
             checks += self._rate_checks(np.asarray(rate), model, rows, learner.name)

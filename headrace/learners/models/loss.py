@@ -9,6 +9,7 @@ B batch   K outputs   L labels of an example   (an array of one column is (B,), 
 functions.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.errors import DeclarationError
+from headrace.learners.models.checks import running
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -96,23 +98,42 @@ class TorchLoss:
     def predictions(self, outputs: Floats) -> Floats:
         """Predictions (B, K) by `link`."""
         with torch.inference_mode():
-            linked: Floats = self.link(torch.from_numpy(outputs)).numpy()
-        return linked
+            linked = self._checked("link", outputs.shape, self.link, torch.from_numpy(outputs))
+        predictions: Floats = linked.numpy()
+        return predictions
 
     def values(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Doubles:
         """Loss (B,) of each example by `losses`, in float64."""
         with torch.inference_mode():
-            losses = self.losses(torch.tensor(predictions, dtype=torch.float64), torch.tensor(labels).double())
+            pair = torch.tensor(predictions, dtype=torch.float64), torch.tensor(labels).double()
+            losses = self._checked("losses", predictions.shape[:1], self.losses, *pair)
         return np.asarray(losses.numpy())
 
     def gradients(self, outputs: Floats, labels: Floats, weights: Floats) -> tuple[float, Floats]:
         """Mean weighted loss, and its gradient with respect to the outputs, computed in float64."""
         leaf = torch.from_numpy(outputs).double().requires_grad_()
-        losses = self.losses(self.link(leaf), torch.from_numpy(labels).double())
+        predictions = self._checked("link", outputs.shape, self.link, leaf)
+        losses = self._checked("losses", outputs.shape[:1], self.losses, predictions, torch.from_numpy(labels).double())
         mean = (losses * torch.from_numpy(weights)).sum() / max(len(outputs), 1)
+        if not mean.requires_grad:
+            raise DeclarationError(f"{type(self).__name__}: `losses` has no gradient; compute it with torch")
         mean.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert leaf.grad is not None
         return float(mean.detach()), leaf.grad.float().numpy()
+
+    def _checked(self, name: str, shape: tuple[int, ...], method: Callable[..., Any], *given: Tensor) -> Tensor:
+        """The result of a method that a subclass defines.
+
+        Raises:
+            DeclarationError: it has another shape.
+            ModelError: the method failed.
+        """
+        with running(f"loss {type(self).__name__}: `{name}`"):
+            result = method(*given)
+        if not isinstance(result, Tensor) or tuple(result.shape) != shape:
+            returned = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise DeclarationError(f"loss {type(self).__name__}: `{name}` returned {returned}; return a tensor {shape}")
+        return result
 
     def base(self, labels: Floats, weights: Floats, log_rate: LogRate) -> NDArray[Any]:
         """Zeros: no intercept."""

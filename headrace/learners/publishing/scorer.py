@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import SnapshotError
+from headrace.errors import DeclarationError, SnapshotError
 from headrace.features import IdMap
 from headrace.learners.inputs import Inputs
 from headrace.learners.labels.targets import rate_of
@@ -87,8 +87,16 @@ class Scorer:
 
         Raises:
             SchemaError: another spec assembled the inputs.
+            DeclarationError: the model's `score` has another shape.
         """
-        return self.learner.model.score(self.predict(inputs, log_rate))
+        model = self.learner.model
+        scores = model.score(self.predict(inputs, log_rate))
+        if np.shape(scores) != (len(inputs),):
+            raise DeclarationError(
+                f"model {type(model).__name__}: `score` returned {np.shape(scores)} for {len(inputs)} examples; "
+                "return one score for each"
+            )
+        return scores
 
     @property
     def has_plain_layers(self) -> bool:

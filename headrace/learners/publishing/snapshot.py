@@ -119,7 +119,7 @@ class Snapshot:
 
     def write(self, folder: Path) -> "Snapshot":
         """Write the two files into the existing `folder`; returns the snapshot with `files` in its manifest."""
-        data = save_tensors({name: np.ascontiguousarray(array) for name, array in self.arrays.items()})
+        data = save_tensors({name: np.asarray(array, order="C") for name, array in self.arrays.items()})
         (folder / MODEL).write_bytes(data)
         files = {MODEL: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
         manifest = replace(self.manifest, files=files)

@@ -147,7 +147,7 @@ class Lookup:
         elements = [self._elements(uses, bag) for bag in range(len(uses.lengths))]
         return Fields(
             torch.from_numpy(self.gather(uses)).requires_grad_(grad),
-            torch.from_numpy(dense),
+            torch.tensor(dense),  # a copy, as the module may change it in place
             tuple(torch.from_numpy(rows).requires_grad_(grad) for rows in elements),
             tuple(torch.from_numpy(uses.bag_rows(bag) >= 0) for bag in range(len(uses.lengths))),
             tuple(torch.from_numpy(run) for run in uses.runs),
