@@ -88,7 +88,7 @@ class OnlineLearner:
             SchemaError: another spec assembled the inputs, or log-rates have the wrong shape, type or range.
         """
         self.learner.check_inputs(inputs)
-        log_rate = rate_of(self.learner, log_rate, len(inputs))
+        log_rate = rate_of(self.learner.name, self.learner.model, log_rate, len(inputs))
         outputs = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
         return self._loss.predictions(outputs + offsets_of(self._intercept.value, log_rate))
 
@@ -153,10 +153,10 @@ class OnlineLearner:
     ) -> tuple[Floats, float]:
         """Take B steps of one example each, in the compiled loop if the model has one."""
         self.learner.check_inputs(inputs)
-        targets.check(self.learner, count := len(inputs))
+        targets.check(self.learner.name, self.learner.model, count := len(inputs))
         if count == 0:
             return self._step(inputs, targets, event_time_us, None, wants_predictions=True)
-        event_times_us = times_of(self.learner, event_time_us, count)
+        event_times_us = times_of(self.learner.name, event_time_us, count)
         times_us = self.now_us + 1 + np.arange(count) if event_times_us is None else event_times_us
         now_us = np.maximum.accumulate(np.maximum(np.broadcast_to(times_us, count), self.now_us))
 
@@ -188,8 +188,8 @@ class OnlineLearner:
     ) -> tuple[Floats, float]:
         """Check everything, then change state in a fixed order: intercept, rows, module, tables, intercept, numbers."""
         self.learner.check_inputs(inputs)
-        targets.check(self.learner, len(inputs))
-        times = times_of(self.learner, event_time_us, len(inputs))
+        targets.check(self.learner.name, self.learner.model, len(inputs))
+        times = times_of(self.learner.name, event_time_us, len(inputs))
         check_starts(self.learner.name, starts, len(inputs))
         if len(inputs) == 0:
             return self._loss.predictions(np.empty(targets.shape_of(self.learner.model.outputs, 0), np.float32)), 0.0

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError, SchemaError
-from headrace.learners.learner import Learner
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.models.model import Model
 
@@ -63,17 +62,17 @@ class Targets:
         weights = np.ones(rows, np.float32) if self.weights is None else self.weights
         return np.ascontiguousarray(self.labels, dtype=np.float32), np.ascontiguousarray(weights, dtype=np.float32)
 
-    def check(self, learner: type[Learner], rows: int) -> None:
-        """Check shapes and values, since a wrong value would damage weights permanently.
+    def check(self, name: str, model: Model, rows: int) -> None:
+        """Check shapes and values for the learner `name`, since a wrong value would damage weights permanently.
 
         Raises:
             SchemaError: an array does not have the model's shape, or has a value that is not allowed.
         """
-        model, loss = learner.model, learner.model.loss
+        loss = model.loss
         shapes = (("labels", self.labels, model.labels), ("weights", self.weights, 1))
-        for name, array, columns in shapes:
+        for part, array, columns in shapes:
             if array is not None and array.shape != (shape := self.shape_of(columns, rows)):
-                raise SchemaError(f"learner {learner.name} · {name} {array.shape}: wanted {shape}")
+                raise SchemaError(f"learner {name} · {part} {array.shape}: wanted {shape}")
         allowed = np.asarray(loss.is_allowed(self.labels))
         if allowed.shape != self.labels.shape:
             raise DeclarationError(
@@ -82,11 +81,11 @@ class Targets:
         checks: list[Check] = [("labels", self.labels, allowed, loss.label_values)]
         rate = self.log_rate
         if not isinstance(rate, float) or rate != 0.0:
-            checks += self._rate_checks(np.asarray(rate), model, rows, learner.name)
+            checks += self._rate_checks(np.asarray(rate), model, rows, name)
         if self.weights is not None:
             allowed = (self.weights >= 0) & (self.weights <= WEIGHT_MAX)
             checks.append(("weights", self.weights, allowed, f"a finite number of 0 to {WEIGHT_MAX:,.0f}"))
-        _require_allowed(learner, checks)
+        _require_allowed(name, checks)
 
     def _rate_checks(self, rate: NDArray[Any], model: Model, rows: int, name: str) -> list[Check]:
         """The checks of log-rates in range, of the model's shape.
@@ -104,7 +103,7 @@ class Targets:
         return checks
 
 
-def rate_of(learner: type[Learner], log_rate: LogRate, rows: int) -> LogRate:
+def rate_of(name: str, model: Model, log_rate: LogRate, rows: int) -> LogRate:
     """Check the log-rates of a prediction: a number, (B,), or (B, K) for a model of several outputs.
 
     Raises:
@@ -112,12 +111,12 @@ def rate_of(learner: type[Learner], log_rate: LogRate, rows: int) -> LogRate:
     """
     if isinstance(log_rate, float) and log_rate == 0.0:
         return log_rate
-    rate, model = numbers_of("log_rate", log_rate), learner.model
+    rate = numbers_of("log_rate", log_rate)
     shapes = [(), (rows,), *([(rows, model.outputs)] if model.outputs > 1 else [])]
     if rate.shape not in shapes:
         listed = ", ".join(map(str, shapes[1:]))
-        raise SchemaError(f"learner {learner.name} · log_rate {rate.shape}: wanted a number, or {listed}")
-    _require_allowed(learner, _range_checks(rate, model))
+        raise SchemaError(f"learner {name} · log_rate {rate.shape}: wanted a number, or {listed}")
+    _require_allowed(name, _range_checks(rate, model))
     return rate
 
 
@@ -130,10 +129,10 @@ def _range_checks(rate: NDArray[Any], model: Model) -> list[Check]:
     return checks
 
 
-def _require_allowed(learner: type[Learner], checks: Sequence[Check]) -> None:
-    for name, values, allowed, meaning in checks:
+def _require_allowed(name: str, checks: Sequence[Check]) -> None:
+    for part, values, allowed, meaning in checks:
         if not allowed.all():
-            raise SchemaError(f"learner {learner.name} · {name}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}")
+            raise SchemaError(f"learner {name} · {part}: {values[~allowed].reshape(-1)[0]}, wanted {meaning}")
 
 
 def numbers_of(name: str, values: Any) -> NDArray[Any]:
@@ -153,7 +152,7 @@ def numbers_of(name: str, values: Any) -> NDArray[Any]:
     return array
 
 
-def times_of(learner: type[Learner], event_time_us: Any, rows: int) -> NDArray[np.int64] | None:
+def times_of(name: str, event_time_us: Any, rows: int) -> NDArray[np.int64] | None:
     """Check event times, () or (B,); None if none are given.
 
     Raises:
@@ -161,7 +160,7 @@ def times_of(learner: type[Learner], event_time_us: Any, rows: int) -> NDArray[n
     """
     if event_time_us is None:
         return None
-    times, what = np.asarray(event_time_us), f"learner {learner.name} · event_time_us"
+    times, what = np.asarray(event_time_us), f"learner {name} · event_time_us"
     if times.shape not in ((), (rows,)):
         raise SchemaError(f"{what} {times.shape}: wanted a number, or ({rows},)")
     if times.dtype.kind not in "fiu" or not ((times >= -TIME_US_MAX) & (times <= TIME_US_MAX)).all():

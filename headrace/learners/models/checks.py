@@ -79,11 +79,9 @@ def require_finite(what: str, loss: float, *gradients: NDArray[Any]) -> None:
     """
     if np.isfinite(loss) and all(np.isfinite(array).all() for array in gradients):
         return
-    what_is_wrong = (
-        "a gradient of this batch is not finite" if np.isfinite(loss) else f"the loss of this batch is {loss:g}"
-    )
+    fault = "a gradient of this batch is not finite" if np.isfinite(loss) else f"the loss of this batch is {loss:g}"
     raise ModelError(
-        f"{what}: {what_is_wrong}, so training stops before it damages the weights; lower the learning rates, or look for a "
+        f"{what}: {fault}, so training stops before it damages the weights; lower the learning rates, or look for a "
         "division, a logarithm or a root in the model or its loss"
     )
 

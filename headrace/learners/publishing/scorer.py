@@ -76,7 +76,7 @@ class Scorer:
             SchemaError: another spec assembled the inputs, or log-rates have the wrong shape, type or range.
         """
         self.learner.check_inputs(inputs)
-        log_rate = rate_of(self.learner, log_rate, len(inputs))
+        log_rate = rate_of(self.learner.name, self.learner.model, log_rate, len(inputs))
         outputs = self._network.score(self._lookup.find(inputs), self._numbers.transform(inputs.dense))
         return self.learner.model.loss.predictions(outputs + offsets_of(self._intercept, log_rate))
 
