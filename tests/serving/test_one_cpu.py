@@ -62,6 +62,17 @@ def test_threads_of_ours_share_a_cpu_until_it_is_closed(threads):
 
 
 @pytest.mark.skipif(len(ALLOWED) < 2, reason="needs two CPUs, and Linux")
+def test_a_start_that_comes_after_the_close_starts_nothing(threads):
+    """A replica that stops while it warms up: the warm-up's thread starts it last."""
+    one_cpu = OneCpu()
+    one_cpu.add(threads[0])
+    one_cpu.close()
+    one_cpu.start()
+    assert one_cpu._keeper is None
+    assert cpus_of(threads[0]) == ALLOWED
+
+
+@pytest.mark.skipif(len(ALLOWED) < 2, reason="needs two CPUs, and Linux")
 def test_a_thread_that_has_ended_is_in_nobodys_way(threads):
     one_cpu, brief = OneCpu(), threading.Thread(target=int)
     brief.start()

@@ -76,13 +76,17 @@ class OneCpu:
 
     def start(self) -> None:
         """Start the thread that chooses a CPU, and another one when others are busy there."""
-        if len(self._allowed) > 1 and self._keeper is None and (self._proc / "self" / "task").is_dir():
-            self._keeper = threading.Thread(target=self._run, name="headrace-cpu", daemon=True)
-            self._keeper.start()
+        if len(self._allowed) < 2 or not (self._proc / "self" / "task").is_dir():
+            return
+        with self._lock:
+            if self._keeper is None and not self._closed.is_set():
+                self._keeper = threading.Thread(target=self._run, name="headrace-cpu", daemon=True)
+                self._keeper.start()
 
     def close(self) -> None:
         """Allow all threads all CPUs again."""
-        self._closed.set()
+        with self._lock:  # not while `start` is at it in another thread
+            self._closed.set()
         if self._keeper is not None:
             self._keeper.join()
         with self._lock:
