@@ -10,11 +10,11 @@ import pytest
 from headrace.local import EmbeddedBroker, EmbeddedRedis
 from headrace.schemas import dead_letters
 from headrace.streams.files import reading
-from tests import tiers
+from tests import logs, tiers
 from tests.redis_cluster import RedisCluster
 
-# one example may load compiled kernels, or wait for the other processes of a busy machine
-hypothesis.settings.register_profile("headrace", deadline=None)
+# one example may load compiled kernels, or wait for the other processes of a busy machine, and so may drawing some
+hypothesis.settings.register_profile("headrace", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("headrace")
 
 
@@ -33,7 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_lines() -> Iterator[None]:
-    """Log what waits to be logged of a test's bad rows before the next test looks at its own lines."""
+    """Let a test capture lines, and log what waits to be logged of its bad rows before the next looks at its own."""
+    logs.install()
     yield
     dead_letters._log.flush()
     reading._left_out_log.flush()

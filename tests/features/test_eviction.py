@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 import redis
-from structlog.testing import capture_logs
 
 from headrace.errors import EvictionError, FencedError, StoreError, StoreUnavailableError
 from headrace.features import Count, FeatureView, OnlineStore, plan_of
@@ -15,6 +14,7 @@ from headrace.features.store import eviction
 from headrace.features.store.fences import Fence, ShardWrite
 from headrace.local import EmbeddedRedis
 from headrace.pipelines import EventBatch, Materializer, ShardSet
+from tests.logs import capture_logs
 from tests.meters import Reading, log_frame
 
 POLICIES = (

@@ -13,7 +13,6 @@ import fastavro
 import fsspec
 import polars as pl
 import pytest
-import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -28,6 +27,7 @@ from headrace.schemas import spec_of
 from tests import forked
 from tests.features.test_law import history
 from tests.features.test_replay import Short, spine_of
+from tests.logs import capture_logs
 from tests.rides import BASE_US, Check, Ride, RiderTrips, frames, ride
 from tests.spines import in_time
 from tests.tiers import by_tier
@@ -64,7 +64,10 @@ WRITERS = {
 }
 
 
-@settings(max_examples=by_tier(fast=30, whole=60), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=by_tier(fast=30, whole=60),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(data=st.data())
 def test_a_merge_of_runs_is_one_stable_sort(tmp_path, data):
     """Whatever the sizes of frames, runs and stretches."""
@@ -104,7 +107,10 @@ def test_a_log_of_any_format_and_size(tmp_path, suffix, memory_rows):
         assert_frame_equal(replay(Short, table, rows, memory_rows=memory_rows, chunk_rows=40), wanted)
 
 
-@settings(max_examples=by_tier(fast=8, whole=15), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=by_tier(fast=8, whole=15),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(seed=st.integers(0, 2**32), memory_rows=st.integers(1, 80), chunk_rows=st.integers(1, 80))
 def test_two_classes_within_any_budget(tmp_path, seed, memory_rows, chunk_rows):
     rng = random.Random(seed)
@@ -276,7 +282,7 @@ def test_rows_that_break_a_rule_are_left_out_as_in_the_live_flow(tmp_path, kind)
     log = pl.concat([frame[:20], bad, frame[20:]])
     log.write_parquet(tmp_path / "log.parquet")
     table = {"file": tmp_path / "log.parquet", "frame": log, "lazy": log.lazy()}[kind]
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         found = replay(Short, table, spine(30))
     assert_frame_equal(found, replay(Short, frame, spine(30)))
     assert [(line["event"], line["rows"], line["reason"]) for line in logs] == [("bad_rows_left_out", 5, "not_allowed")]

@@ -71,7 +71,7 @@ def test_all_parts_read_the_log_that_there_was_at_the_start(tmp_path, files):
     assert_frame_equal(pl.read_parquet(out), replay([Short, LineTrips], frame[:200], pl.read_parquet(rows)))
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32), memory_rows=st.integers(2, 80), chunk_rows=st.integers(1, 80))
 def test_a_file_is_what_a_frame_is(tmp_path, seed, memory_rows, chunk_rows):
     """With a checkpoint after every chunk, so that records are packed all the time."""

@@ -88,7 +88,10 @@ def log_of(rows) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=spec_of(Knock).polars, orient="row")
 
 
-@settings(max_examples=by_tier(fast=20, whole=80), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=by_tier(fast=20, whole=80),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(rows=ROWS, seed=st.integers(0, 999), cut=st.integers(0, 14), memory_rows=st.sampled_from([3, 10_000]))
 def test_values_do_not_depend_on_what_the_view_does_not_read(tmp_path, rows, seed, cut, memory_rows):
     log, rng = log_of(rows), random.Random(seed)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from structlog.testing import capture_logs
 
 from headrace import Count, FeatureView, LastN, OnlineStore, Sum, replay
 from headrace.errors import DeclarationError, LayoutError
@@ -14,6 +13,7 @@ from headrace.learners.models import Logistic
 from headrace.pipelines import Materializer
 from headrace.pipelines.backfill import backfill
 from headrace.pipelines.shard import ShardSet
+from tests.logs import capture_logs
 from tests.meters import START_US, Reading, batches, log_frame
 
 LOG = log_frame(600, meters=20)

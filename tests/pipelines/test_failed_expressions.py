@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 import pytest
 from prometheus_client import REGISTRY
-from structlog.testing import capture_logs
 
 from headrace import Count, Event, FeatureView, Last, LastN, OnlineStore, Quantile, Sum, col, replay
 from headrace.features import plan_of
@@ -17,6 +16,7 @@ from headrace.pipelines import FileSource, Intake, Materializer, loop
 from headrace.pipelines.shard import ShardSet
 from headrace.schemas import codec_for
 from headrace.streams.source import EventBatch
+from tests.logs import capture_logs
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

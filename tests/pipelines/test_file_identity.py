@@ -15,7 +15,6 @@ from pathlib import Path
 import fsspec
 import polars as pl
 import pytest
-import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from headrace.streams.file_source import FileSource
 from headrace.streams.files.finder import find_files
 from headrace.streams.files.lines import row_numbers
 from headrace.streams.urls import sources_of_urls
+from tests.logs import capture_logs
 from tests.turnstiles import START_US, Passage, Shelf, drain, passages
 
 LINES = codec_for(Passage, "json").encode(passages(60).sort("at"))
@@ -141,7 +141,7 @@ def test_a_file_that_was_begun_anew_counts_and_is_said(tmp_path, store):
     path = write(tmp_path / "live.jsonl", LINES[:5])
     feed(store, path)
     write(path, LINES[10:30])
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         feed(store, path)
     assert counted(store) == 25
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["file_begun_anew"]
@@ -165,7 +165,7 @@ def test_rotated_lines_count_once(tmp_path, store, runner):
     live.rename(older)
     write(older, LINES[:7])
     write(live, LINES[7:9])
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         feed(store, tmp_path / "*.jsonl", runner=runner)
     assert counted(store) == 9
     assert {line["event"] for line in logs if line["log_level"] == "warning"} == {"file_renamed"}
@@ -233,7 +233,7 @@ def test_what_any_shard_has_read_is_compared(tmp_path, store):
     assert counted(store) == 12
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_file_that_grows_byte_by_byte_gives_each_line_once(tmp_path, data):
     """Wherever it is cut when it is read: a last line is read when it is whole, and put aside until then."""
@@ -278,7 +278,7 @@ def test_a_file_with_nothing_but_an_unfinished_line_is_no_error(tmp_path, store)
     path.write_bytes(LINES[0][:20])
     assert len(feed(store, path).letters) == 1
     write(path, LINES[:2])
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         feed(store, path)
     assert counted(store) == 2
     assert not [line for line in logs if line["event"] == "file_begun_anew"]
@@ -287,7 +287,7 @@ def test_a_file_with_nothing_but_an_unfinished_line_is_no_error(tmp_path, store)
 def test_a_replay_leaves_an_unfinished_line_out_as_the_flow_does(tmp_path):
     path = write(tmp_path / "live.jsonl", [*LINES[:3], LINES[3][:40]], end=b"")
     spine = pl.DataFrame({"way": ["in", "out"]}).with_columns(event_time=pl.lit(passages(60)["at"].max()))
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         found = replay(Ways, path, spine)
     assert found["ways.passages_lifetime"].sum() == 3
     assert [(line["event"], line["rows"], line["reason"]) for line in logs] == [

@@ -9,7 +9,6 @@ import orjson
 import polars as pl
 import pyarrow as pa
 import pytest
-import structlog
 from polars.testing import assert_frame_equal
 
 from headrace.clock import FixedClock
@@ -21,6 +20,7 @@ from headrace.schemas.dead_letters import DEAD_LETTERS
 from headrace.schemas.dead_letters import read as read_letters
 from headrace.streams.intake import Intake
 from headrace.streams.source import Batch, EventBatch
+from tests.logs import capture_logs
 from tests.turnstiles import START_US, Passage, Shelf, passage_of, passages
 
 CLOCK = FixedClock(START_US + 3_600_000_000)
@@ -257,7 +257,7 @@ def test_of_a_storm_every_bad_one_is_written_and_counted_and_one_line_is_logged(
     for index in range(0, 400, 2):
         payloads[index] = bad_row(reasons[index // 2 % 3])
     letters = FileDeadLetters(tmp_path)
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         intake = intake_of(event, shelf=letters)
         for start in range(0, 400, 50):
             intake.decode(batch_of(payloads[start : start + 50], first=start, topic=topic))

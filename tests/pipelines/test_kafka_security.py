@@ -4,13 +4,13 @@ import json
 import time
 
 import pytest
-import structlog
 
 from headrace.errors import ConfigError, SourceError
 from headrace.pipelines.wiring import dead_letters, kafka_source, topic_writer
 from headrace.schemas import DeadLetter
 from headrace.settings import Settings, load_settings
 from headrace.streams.kafka_writer import KafkaDeadLetters, create_topics
+from tests.logs import capture_logs
 from tests.secure_broker import PASSWORD, SecureBroker
 from tests.turnstiles import drain, passage_of, passages
 
@@ -59,7 +59,7 @@ def everything_that_connects(settings, doors):
 def test_a_wrong_password_is_one_error_that_names_the_setting(tmp_path, monkeypatch):
     with SecureBroker(tmp_path, tls=False, sasl=True) as broker:
         settings = settings_of(monkeypatch, tmp_path, broker, **{"sasl.password": "wr0ng-word"})
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             for name, connect in everything_that_connects(settings, passage_of("doors")):
                 started_s = time.monotonic()
                 with pytest.raises(SourceError, match=r"check .*sasl.password in HEADRACE_KAFKA") as caught:

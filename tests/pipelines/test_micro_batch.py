@@ -1,10 +1,10 @@
 """The trainer picks the smallest micro-batch that keeps up with the stream, once, and its state records it."""
 
 import orjson
-from structlog.testing import capture_logs
 
 from headrace.pipelines.trainer import MANIFEST, Cadence
 from headrace.pipelines.training.cadence import ENOUGH_ROWS, SIZES, START_ROWS
+from tests.logs import capture_logs
 from tests.pipelines.test_trainer import Loan, loans, trainer, weights
 
 CUTS = list(range(10, 601, 10))

@@ -39,7 +39,7 @@ def times_us(batch) -> list[int]:
     stretch=st.integers(1, 40),
     begin=st.integers(0, 30),
 )
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_polls_follow_each_other_in_time_whatever_the_files(
     tmp_path_factory, monkeypatch, sizes, spans, rows_max, stretch, begin
 ):

@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import polars as pl
 import pytest
-import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from headrace.schemas import DeadLetter, FileDeadLetters, Letters, decode_letter
 from headrace.schemas.dead_letters import DEAD_LETTERS, count_letters, encoded, read
 from headrace.schemas.paced_log import PacedLog
 from tests.forked import Forked, run
+from tests.logs import capture_logs
 
 
 def letter(number=1, **changes):
@@ -172,7 +172,7 @@ def test_a_text_that_is_no_unicode_can_be_written():
 
 def test_a_storm_is_a_line_and_its_counts_add_up():
     log = PacedLog("storm", pace_s=60)
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         for _ in range(1_000):
             log.add(3, "why", source="a", reason="x")
         log.add(1, "how", source="a", reason="y")
@@ -183,7 +183,7 @@ def test_a_storm_is_a_line_and_its_counts_add_up():
 
 def test_what_waits_is_logged_by_a_timer():
     log = PacedLog("storm", pace_s=0.02)
-    with structlog.testing.capture_logs() as lines:
+    with capture_logs() as lines:
         for _ in range(5):
             log.add(1, "", source="a", reason="x")
         timer = log._timer

@@ -15,7 +15,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -29,6 +28,7 @@ from headrace.schemas.tables import frame_of
 from headrace.streams.file_source import FileSource
 from headrace.streams.files.finder import find_files
 from headrace.streams.files.reading import iter_events, read_events
+from tests.logs import capture_logs
 from tests.turnstiles import Shelf, drain
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -279,7 +279,7 @@ def test_lines_of_utf_16_are_one_error(tmp_path):
 
 def test_an_unfinished_line_is_left_out_of_a_replay(tmp_path):
     path = lines_file(tmp_path, LINE + b"\n" + LINE[:-1])
-    with structlog.testing.capture_logs() as logs:
+    with capture_logs() as logs:
         assert read(path).height == 1
     assert {(line["event"], line["reason"]) for line in logs} == {("bad_rows_left_out", "unfinished_line")}
 
