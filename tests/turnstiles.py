@@ -134,7 +134,7 @@ class Shelf:
         pass
 
 
-def drain(source: Source, *, seconds: float = 10.0, rows: int | None = None) -> list[Batch]:
+def drain(source: Source, *, seconds: float = 60.0, rows: int | None = None) -> list[Batch]:
     """Everything until the source is exhausted, or `rows` payloads or rows have come."""
     found: list[Batch] = []
     deadline = time.monotonic() + seconds

@@ -67,7 +67,7 @@ def test_demo_runs_the_whole_loop(repo, folder):
     assert left_over(folder) == []
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", ["backfill", "are ready"])
 def test_interrupt_stops_everything(repo, folder, stage):
     """Ctrl-C while services start, or while the log is played, ends every process of the demo."""

@@ -94,7 +94,7 @@ def test_materialize_counts_puts_aside_and_drains(repo, redis_url, bootstrap, en
             total = found["bought_30d"].sum()
             time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, words = process.communicate(timeout=30)
+    _, words = process.communicate(timeout=90)
     assert total == good.height, words
     assert process.returncode == 0, words
     if runner == "headrace":
@@ -147,5 +147,5 @@ def test_materialize_without_redis_says_so_and_stops_when_told(repo, environment
         said += line
     waiting = process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=90)
     assert waiting or process.returncode == 1

@@ -1,18 +1,19 @@
 """Features made of features and of the request: worked out when read, the same from a slab, a record and on replay."""
 
+import time
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
 from prometheus_client import REGISTRY
-from structlog.testing import capture_logs
 
 from headrace import Count, Event, FeatureView, Last, LastN, OnlineStore, Sum, col, replay
 from headrace.errors import DeclarationError, SpineError
 from headrace.features import plan_of
 from headrace.pipelines.shard import ShardSet
 from headrace.streams.source import EventBatch
+from tests.logs import capture_logs
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -186,10 +187,11 @@ def failed(feature):
 
 def test_failing_features_are_logged_a_line_a_second_at_most(store):
     noisy = type("Noisy", (ShopPlain,), {"asked": Odd.asked}, source=Sale, entity="shop", request={"code": str})
+    began_s = time.monotonic()
     with capture_logs() as logs:
         for _ in range(50):
             store.read(noisy, pl.DataFrame({"shop": [2] * 10, "code": ["x"] * 10}), NOW)
     lines = [line for line in logs if line["event"] == "feature_expression_failed" and line["feature"] == "asked"]
-    assert 1 <= len(lines) <= 3
+    assert 1 <= len(lines) <= 2 + (time.monotonic() - began_s)
     assert (lines[0]["view"], lines[0]["count"]) == ("noisy", 10)
     assert "conversion from `str` to `i64` failed" in lines[0]["detail"]

@@ -57,7 +57,7 @@ def test_a_topic_and_a_file_are_one_log(repo, log, tmp_path):
         writer.flush()
         producer = Producer({"bootstrap.servers": server.bootstrap})
         producer.produce("engagements", b"no event")
-        assert producer.flush(10) == 0
+        assert producer.flush(60) == 0
         urls = (f"kafka://{server.bootstrap}", f"Engagement={tmp_path}/b.parquet")
         code, out, words = headrace(repo, *call(tmp_path, *urls))
     assert (code, out) == (0, ""), words

@@ -122,7 +122,7 @@ def test_a_topic_is_followed_until_sigterm_and_taken_up_again(repo, redis_url, o
             applied = sum(store.fence(plan_of(CustomerActivity), 0).offsets.values())
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        _, words = process.communicate(timeout=30)
+        _, words = process.communicate(timeout=90)
         assert (process.returncode, applied) == (0, 5_000), words
         writer.write(log[5_000:])
         writer.flush()

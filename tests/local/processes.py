@@ -10,7 +10,7 @@ def is_running(pid: int) -> bool:
     return status.stdout.strip()[:1] not in {"", "Z"}
 
 
-def wait_until_gone(pid: int, seconds: float = 10.0) -> bool:
+def wait_until_gone(pid: int, seconds: float = 30.0) -> bool:
     """Whether the process ends within the time."""
     deadline_s = time.monotonic() + seconds
     while is_running(pid) and time.monotonic() < deadline_s:

@@ -81,7 +81,7 @@ def test_a_store_goes_on_when_the_process_that_started_redis_ends(folder, end):
         before = server_pid(folder), service_url(url)
         put(store, "kept", "value")
         if end == "ends":
-            owner.communicate(b"\n", timeout=30)
+            owner.communicate(b"\n", timeout=90)
         else:
             owner.send_signal(signal.SIGKILL)
             owner.wait()
@@ -107,7 +107,7 @@ def test_a_store_finds_a_redis_that_moved(folder):
             taken.listen()
             assert store._link.client.get("users") == b"1"
             assert urlsplit(service_url(url)).port != port
-        owner.communicate(b"\n", timeout=30)  # what it started is gone, so it ends no server of ours
+        owner.communicate(b"\n", timeout=90)  # what it started is gone, so it ends no server of ours
         assert store._link.client.get("users") == b"1"
 
 

@@ -95,7 +95,7 @@ def test_a_service_that_dies_is_reported_with_its_log(tmp_path):
     """At its start and later, the error carries the end of the log."""
     process = ServiceProcess("echo", tmp_path)
     process.start(["/bin/sh", "-c", "echo it broke; exit 3"])
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while process.alive and time.monotonic() < deadline_s:
         time.sleep(0.01)
     with pytest.raises(ServiceError, match=r"exit code 3(.|\n)*it broke"):
@@ -196,13 +196,13 @@ def test_broker_carries_messages_on_the_topics_it_was_given(tmp_path):
     with EmbeddedBroker(tmp_path, topics={"a": 3, "b": 1}) as broker:
         broker.create_topics({"a": 3, "c": 2})
         producer = Producer({"bootstrap.servers": broker.bootstrap})
-        counts = {name: len(topic.partitions) for name, topic in producer.list_topics(timeout=5).topics.items()}
+        counts = {name: len(topic.partitions) for name, topic in producer.list_topics(timeout=30).topics.items()}
         assert counts == {"a": 3, "b": 1, "c": 2}
         producer.produce("a", b"hello", partition=2)
-        assert producer.flush(5) == 0
+        assert producer.flush(30) == 0
         consumer = Consumer({"bootstrap.servers": broker.bootstrap, "group.id": "g", "auto.offset.reset": "earliest"})
         consumer.assign([TopicPartition("a", 2, 0)])
-        message = next(message for _ in range(100) if (message := consumer.poll(0.1)) is not None)
+        message = next(message for _ in range(600) if (message := consumer.poll(0.1)) is not None)
         assert (message.value(), message.partition()) == (b"hello", 2)
         consumer.close()
         del producer
@@ -236,7 +236,7 @@ def test_processes_that_name_one_folder_share_its_redis(tmp_path):
     users = [use() for _ in range(5)]
     assert sorted(int(user.stdout.readline()) for user in users) == [1, 2, 3, 4, 5]
     for user in users:
-        user.communicate(b"\n", timeout=30)
+        user.communicate(b"\n", timeout=90)
     pid = int((tmp_path / "redis" / "redis.pid").read_text().split()[0])
     assert wait_until_gone(pid)
     killed = use()
@@ -245,6 +245,6 @@ def test_processes_that_name_one_folder_share_its_redis(tmp_path):
     killed.communicate()
     last = use()
     assert last.stdout.readline() == b"7\n"
-    last.communicate(b"\n", timeout=30)
+    last.communicate(b"\n", timeout=90)
     with pytest.raises(ConfigError, match="names no folder: write embedded://DIR"):
         client_options("embedded://")

@@ -84,13 +84,13 @@ def first_offset(bootstrap: str, topic: str) -> int:
     placed = []
     producer = Producer({"bootstrap.servers": bootstrap})
     producer.produce(topic, b"x", on_delivery=lambda _error, message: placed.append(message.offset()))
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
     return placed[0]
 
 
 def wait_for_restart(stack: LocalStack, service: str, count: int = 1) -> None:
     """Return when a service has been started again."""
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 90
     while stack.state.restarts.get(service, 0) < count:
         assert time.monotonic() < deadline_s, stack.state
         time.sleep(0.02)
@@ -123,7 +123,7 @@ def engine(folder: Path, stack: LocalStack):
 
 def wait_for(store: OnlineStore, expected: list[int]) -> None:
     """Return when the store counts what is expected of both gates."""
-    deadline_s = time.monotonic() + 30
+    deadline_s = time.monotonic() + 90
     while True:
         found = store.read(Gate, [0, 1], now=NOON + timedelta(days=1))["turns_lifetime"].to_list()
         if found == expected:

@@ -28,7 +28,7 @@ def send(bootstrap: str, topic: str, count: int) -> list[int]:
     producer = Producer({"bootstrap.servers": bootstrap})
     for number in range(count):
         producer.produce(topic, b"%d" % number, partition=0, on_delivery=lambda _, m: placed.append(m.offset()))
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
     return placed
 
 

@@ -161,7 +161,7 @@ def another(tmp_path, repo):
         process = subprocess.Popen([sys.executable, *words], cwd=repo, text=True, **pipes)
         running.append(process)
         assert process.stdout.readline() == "written\n"
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while not list(tmp_path.glob(f"{topic}/*/*.parquet")) and time.monotonic() < deadline_s:
             time.sleep(0.01)
 

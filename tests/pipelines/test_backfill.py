@@ -267,7 +267,7 @@ print("done", flush=True)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(600)
 def test_a_backfill_killed_midway_goes_on_where_it_was(store, redis_url, tmp_path, repo):
     """kill -9 after some flushes, again and again; the last run ends, and the live flow goes on from the hand-over."""
     live(Load, store)

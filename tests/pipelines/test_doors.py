@@ -358,7 +358,7 @@ PROCESSES = (
 )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_process_refuses_the_topic_after_a_backfill_without_a_hand_over(project, broker, topic, redis_url, repo):
     """`materialize` did; `run` and `bytewax.run` counted the topic's events again."""
     create_topics(broker, {topic: 1})

@@ -77,7 +77,7 @@ def test_every_runner_counts_every_good_row_once(runner, codec, broker, topic, r
         producer = Producer({"bootstrap.servers": broker, "log_level": 0})
         for number in range(5):
             producer.produce(topic, b"rubbish %d" % number)
-        assert producer.flush(10) == 0
+        assert producer.flush(60) == 0
         source = KafkaSource(broker, [event], until_end=True, rows_max=1_000)
         summaries = run_flow(runner, source, event, redis_url, shelf, flush_s=(0.001, 0.01))
         workers = 2 if runner[-1] == "2" else 1
@@ -242,15 +242,15 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
 
     def end(self, number: signal.Signals) -> int:
         assert self.process.poll() is None, self.errors.read_text()
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
 
-def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 30, dedupe: str | None = None) -> None:
+def wait_for(store, event, frame: pl.DataFrame, count: int, seconds: float = 60, dedupe: str | None = None) -> None:
     """Until `count` passages are in the store."""
     deadline = time.monotonic() + seconds
     while (found := read_doors(store, event, frame, dedupe)["passages_lifetime"].sum()) < count:

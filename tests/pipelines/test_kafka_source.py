@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-import structlog
 from confluent_kafka import Producer
 
 from headrace.clock import wall_us
@@ -18,6 +17,7 @@ from headrace.streams.kafka_source import KafkaSource
 from headrace.streams.kafka_writer import create_topics
 from headrace.streams.positions import Positions, Reader
 from headrace.streams.urls import source_of_url
+from tests.logs import capture_logs
 from tests.turnstiles import drain, passage_of
 
 
@@ -26,7 +26,7 @@ def send(bootstrap: str, topic: str, first: int, count: int, partitions: int = 3
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0})
     for number in range(first, first + count):
         producer.produce(topic, str(number).encode(), partition=number % partitions)
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
 
 
 def numbers(batches) -> list[int]:
@@ -62,7 +62,7 @@ def test_offsets_stamps_and_payloads_stay_together_across_topics_and_partitions(
         name, partition, stamp_ms = topics[number % 2], number // 2 % 3, 1_700_000_000_000 + number
         value = None if number % 10 == 9 else f"{name}/{partition} {number // 6} {stamp_ms}".encode()
         producer.produce(name, value, partition=partition, timestamp=stamp_ms)
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
     source = KafkaSource(broker, topics, until_end=True, rows_max=1_500)
     batches = drain(source)
     source.close()
@@ -228,7 +228,7 @@ def trimmed():
     for _ in range(8):
         for _ in range(10):
             producer.produce("old", bytes(100_000), partition=0)
-        assert producer.flush(10) == 0
+        assert producer.flush(60) == 0
     yield address
     del broker  # until here: it ends with its client
 
@@ -255,14 +255,15 @@ def test_nothing_is_lost_while_the_broker_is_frozen(tmp_path):
         source = KafkaSource(server.bootstrap, ["frozen"], config=quick)
         send(server.bootstrap, "frozen", 0, 100)
         batches = drain(source, rows=100)
-        with structlog.testing.capture_logs() as logs:
+        with capture_logs() as logs:
             os.kill(server.pid, signal.SIGSTOP)
-            frozen_until = time.monotonic() + 1.5
+            frozen_until, took_s = time.monotonic() + 1.5, []
             while time.monotonic() < frozen_until:
                 started = time.monotonic()
                 assert source.poll() == []
-                assert time.monotonic() - started < 0.2
+                took_s.append(time.monotonic() - started)
                 time.sleep(0.01)
+            assert sorted(took_s)[-3] < 0.2  # a busy machine may hold up two; polls that wait take 0.5 s, all of them
             os.kill(server.pid, signal.SIGCONT)
             send(server.bootstrap, "frozen", 100, 100)
             batches += drain(source, rows=100)

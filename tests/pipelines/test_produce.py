@@ -134,7 +134,7 @@ def test_tail_tells_why_a_message_cannot_be_used(broker, topic):
     producer = Producer({"bootstrap.servers": broker})
     for payload in (good, b"\xff\xfe", late, late.replace(b'"weight":0.5', b'"weight":-1')):
         producer.produce(topic, payload)
-    assert producer.flush(10) == 0
+    assert producer.flush(60) == 0
     seen = held(Row, broker, 4)
     assert [(one.offset, one.reason) for one in seen] == [(0, ""), (1, "undecodable"), (2, ""), (3, "out_of_range")]
     assert [one.row is None for one in seen] == [False, True, False, True]
