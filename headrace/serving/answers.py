@@ -36,8 +36,8 @@ from headrace.serving.refusals import (
 )
 from headrace.serving.resident.batch_read import BatchRead, RequestRead, best
 from headrace.serving.swap import LiveModel, Swap
+from headrace.serving.tracing import trace_batch
 from headrace.serving.view_states import ViewStates
-from headrace.tracing import trace_batch
 
 WARM_RETRY_S = 1.0
 """Seconds between two attempts to warm up while the store is unreachable."""

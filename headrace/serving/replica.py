@@ -17,9 +17,9 @@ from headrace.serving.queries import RankingSpec
 from headrace.serving.ranker import Ranker
 from headrace.serving.resident import ResidentCandidates
 from headrace.serving.swap import DirectoryReleases, Swap, verified_scorer
+from headrace.serving.tracing import TraceRequests, Tracing
 from headrace.settings import Settings, load_settings
 from headrace.telemetry import configure_logs
-from headrace.tracing import TraceRequests, Tracing
 
 STORE_TIMEOUT_S_MIN = 0.5  # for connecting and the checks at startup, however short the request timeout
 MODEL_WAIT_S = 5.0  # how long startup waits for a first model; without one the replica is not ready

@@ -24,7 +24,7 @@ ROOMS = {
 """What each room may import beside itself and the modules at the root."""
 SHARED = {
     *("atomic", "checkpoints", "errors", "clock", "extras", "pictures", "redaction", "settings", "stack_state"),
-    *("telemetry", "tracing"),
+    "telemetry",
 }
 DOMAIN = re.compile(r"(users?|items?)_ids?|(customer|purchase|click|shop|basket)s?(_\w+)?", re.IGNORECASE)
 

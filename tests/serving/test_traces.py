@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 
 from headrace import Client
-from headrace.tracing import STAGES, TraceRequests, Tracing
+from headrace.serving.tracing import STAGES, TraceRequests, Tracing
 from tests.serving.stage import Ranks
 from tests.serving.test_client import READER, THINGS, Running
 

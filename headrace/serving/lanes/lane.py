@@ -26,7 +26,7 @@ from starlette.types import Receive
 
 from headrace.serving.queries import Query
 from headrace.serving.refusals import Refusal
-from headrace.tracing import submitted
+from headrace.serving.tracing import submitted
 
 WATCH_S = 0.05
 """How long a request waits before its client is watched; with less, every request would need a task."""
