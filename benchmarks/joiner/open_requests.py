@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 
 from benchmarks.joiner.run import SAVE_S, SPEC, START_US, WINDOW_S, Follow, Request
-from headrace.checkpoints import Checkpoints, CheckpointThread
 from headrace.pipelines import EventBatch, Joiner
+from headrace.pipelines.checkpoints import Checkpoints, CheckpointThread
 
 BATCH_ROWS = 32_768
 CANDIDATES = 10

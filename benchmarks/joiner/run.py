@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from headrace.checkpoints import Checkpoints
 from headrace.pipelines import EventBatch, Joiner, JoinSpec
+from headrace.pipelines.checkpoints import Checkpoints
 from headrace.schemas import Event
 
 START_US = 1_700_000_000_000_000

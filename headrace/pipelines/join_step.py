@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from headrace.atomic import claim
-from headrace.checkpoints import Checkpoints, CheckpointThread, keeping_the_last
+from headrace.pipelines.checkpoints import Checkpoints, CheckpointThread, keeping_the_last
 from headrace.pipelines.joiner import Joiner
 from headrace.streams.positions import Positions, positions_of
 from headrace.streams.source import EventBatch

@@ -28,10 +28,10 @@ import structlog
 from prometheus_client import Histogram
 
 from headrace.atomic import claim
-from headrace.checkpoints import Checkpoints, CheckpointThread, KeepsFiles, keeping_the_last
 from headrace.errors import DeclarationError, SnapshotError
 from headrace.learners import Correct, Label, Learner, Verdict, Wait
 from headrace.learners.labels.policy import ages_us
+from headrace.pipelines.checkpoints import Checkpoints, CheckpointThread, KeepsFiles, keeping_the_last
 from headrace.pipelines.joiner import Joiner, Offsets
 from headrace.pipelines.joining.spec import EMITTED, label_column, micros, step_us_of
 from headrace.pipelines.trainer import Trainer

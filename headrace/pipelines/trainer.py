@@ -28,10 +28,10 @@ from prometheus_client import Counter, Gauge, Histogram
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from headrace.checkpoints import Checkpoints
 from headrace.errors import DeclarationError, GateRefusedError, SnapshotError
 from headrace.learners import Gate, Learner, ModelDirectory, OnlineLearner, Prequential, Scorer, Snapshot, Verdict
 from headrace.learners.state import prefixed
+from headrace.pipelines.checkpoints import Checkpoints
 from headrace.pipelines.examples import (
     LATE,
     SOURCES,

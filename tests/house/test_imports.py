@@ -22,10 +22,7 @@ ROOMS = {
     "client": {"schemas", "streams"},
 }
 """What each room may import beside itself and the modules at the root."""
-SHARED = {
-    *("atomic", "checkpoints", "errors", "clock", "extras", "pictures", "redaction", "settings", "stack_state"),
-    "telemetry",
-}
+SHARED = {"atomic", "errors", "clock", "extras", "pictures", "redaction", "settings", "stack_state", "telemetry"}
 DOMAIN = re.compile(r"(users?|items?)_ids?|(customer|purchase|click|shop|basket)s?(_\w+)?", re.IGNORECASE)
 
 

@@ -13,11 +13,11 @@ import orjson
 import polars as pl
 import pytest
 
-from headrace.checkpoints import Checkpoints
 from headrace.cli.scaffold import init
 from headrace.learners import ModelDirectory
 from headrace.local import EmbeddedBroker
 from headrace.pipelines import TopicWriter, create_topics
+from headrace.pipelines.checkpoints import Checkpoints
 from headrace.pipelines.from_history.train import CURVE_ROWS
 from headrace.schemas import Event
 from tests import forked

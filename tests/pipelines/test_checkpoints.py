@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from headrace.checkpoints import Checkpoints
 from headrace.errors import SnapshotError
 from headrace.pipelines import Joiner, JoinStep
+from headrace.pipelines.checkpoints import Checkpoints
 from headrace.streams.watermark import END_OF_TIME_US
 from tests import forked
 from tests.faults import full_disk

@@ -6,8 +6,8 @@ from contextlib import suppress
 import polars as pl
 import pytest
 
-from headrace.checkpoints import Checkpoints, CheckpointThread
 from headrace.errors import SnapshotError
+from headrace.pipelines.checkpoints import Checkpoints, CheckpointThread
 from headrace.pipelines.joining.rows_by_time import FULL_ROWS, RowsByTime
 from tests.faults import full_disk
 
