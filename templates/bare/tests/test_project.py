@@ -28,7 +28,7 @@ def test_the_impression_has_what_serving_logs():
     assert wanted <= set(spec_of(Impression).polars)
 
 
-@pytest.mark.parametrize("module", ["pipelines.materialize", "pipelines.train"])
+@pytest.mark.parametrize("module", ["pipelines.archive", "pipelines.materialize", "pipelines.train"])
 def test_dataflows_are_built_without_services(module):
     """Each module exposes `flow`; nothing connects before it runs."""
     assert described_flow(project.load_object(f"{module}:flow")).name == module.rpartition(".")[2]
