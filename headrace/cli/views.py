@@ -107,6 +107,7 @@ def materialize(
             help="Records of a view in memory, others are fetched when touched. Default: HEADRACE_MEMORY_RECORDS.",
         ),
     ] = None,
+    *,
     beside_topic: BesideTopic = False,
     csv_time_format: CsvTimeFormat = None,
 ) -> None:
@@ -145,6 +146,7 @@ def backfill(
     files_only: Annotated[
         bool, typer.Option("--no-handover", help="No topic ever feeds these views: plain files need no hand-over.")
     ] = False,
+    *,
     beside_topic: BesideTopic = False,
     csv_time_format: CsvTimeFormat = None,
     as_json: Json = False,
