@@ -17,7 +17,6 @@ from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
 from headrace.serving.bodies.arrow import MEDIA_TYPE, arrow_answer
-from headrace.serving.breaker import StoreBreaker
 from headrace.serving.impressions import ImpressionBatch, ImpressionLog
 from headrace.serving.lanes import Job
 from headrace.serving.messages import KEY_CHARS_MAX, RankRequest, ScoreRequest
@@ -35,9 +34,10 @@ from headrace.serving.refusals import (
     version_not_live,
 )
 from headrace.serving.resident.batch_read import BatchRead, RequestRead, best
+from headrace.serving.store.breaker import StoreBreaker
+from headrace.serving.store.view_states import ViewStates
 from headrace.serving.swap import LiveModel, Swap
 from headrace.serving.tracing import trace_batch
-from headrace.serving.view_states import ViewStates
 
 WARM_RETRY_S = 1.0
 """Seconds between two attempts to warm up while the store is unreachable."""

@@ -64,8 +64,8 @@ from headrace.serving.refusals import (
     store_away,
 )
 from headrace.serving.report import Report, metrics_page, published_entry, refused_entry
+from headrace.serving.store.view_states import ViewState
 from headrace.serving.swap import LiveModel, Swap
-from headrace.serving.view_states import ViewState
 
 READ_THREADS = 2
 """Single records that are read at the same time; others wait, within their deadline."""
