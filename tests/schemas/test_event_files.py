@@ -107,6 +107,12 @@ def test_csv_text_with_newlines_marks_and_empty_texts(tmp_path):
     assert found.select("order_id", "shop", "note").rows() == [("a\nb", 'x,"y"', None), ("c", "z", "")]
 
 
+def test_a_csv_may_hold_quotes_in_values_that_are_not_quoted(tmp_path):
+    """An odd number of them: 5" is five inches."""
+    text = 'order_id,at,shop,note\na,2026-01-01T12:00:00Z,5" pipe,x\nb,2026-01-01T12:00:00Z,"y","""z"\n'
+    assert read(csv_file(tmp_path, text)).select("shop", "note").rows() == [('5" pipe', "x"), ("y", '"z')]
+
+
 def test_a_last_csv_line_without_newline_is_whole(tmp_path):
     assert read(csv_file(tmp_path, "order_id,at,shop\na,2026-01-01T12:00:00Z,007")).height == 1
 
@@ -155,6 +161,8 @@ ROW = b"a,2026-01-01T12:00:00Z,007,1,1\n"
         (HEAD + ROW + ROW.replace(b"2026-01-01T12:00:00Z", b"13/01/2026"), SchemaError, "are of two formats"),
         (HEAD + ROW.replace(b"00Z", b"00.1234567Z"), SchemaError, "has digits below a microsecond"),
         (HEAD + ROW.replace(b"2026-01-01T12:00:00Z", b"1767268800000"), SchemaError, "event Order.at: found Int64"),
+        (HEAD + ROW + ROW.replace(b"007", b'"007') + ROW, SourceError, "row that begins on line 3 has a quoted value"),
+        (HEAD + ROW.replace(b"007", b'"00"7"') + ROW, SourceError, "row that begins on line 2 has a quoted value"),
     ],
 )
 def test_a_csv_that_cannot_be_read_names_file_line_and_column(tmp_path, text, error, message):

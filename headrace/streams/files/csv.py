@@ -57,6 +57,7 @@ class _CsvFile:
         self._declared = wanted.types
         header = _header(path)
         self._columns = _present(header, wanted.types, others=wanted.among(header) is None)
+        _refuse_open_quote(path)
         self._is_text = False
         self._time_format = wanted.time_format
         self._times = {
@@ -171,6 +172,29 @@ def _header(path: Path) -> list[str]:
     if row is None:
         raise DecodeError("it has no header")
     return row[1]
+
+
+def _refuse_open_quote(path: Path) -> None:
+    """Check that every quoted value ends: pyarrow would take all rows after the quote for a part of the value.
+
+    Raises:
+        DecodeError: one does not.
+    """
+    with path.open("rb") as file:
+        count = sum(block.count(b'"') for block in iter(partial(file.read, _BLOCK_BYTES[0]), b""))
+    if count % 2 == 0:
+        return
+    line = 0
+    with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
+        reader = csv.reader(file, strict=True)
+        try:
+            for _ in reader:
+                line = reader.line_num
+        except csv.Error as exc:
+            raise DecodeError(
+                f"the row that begins on line {line + 1} has a quoted value that does not end where it should ({exc}); "
+                "close it, and write quotes inside a value twice"
+            ) from exc
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
