@@ -7,7 +7,7 @@ Plain ASGI, because Starlette's `BaseHTTPMiddleware` adds a task and two queues 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,6 +45,49 @@ class DirectRoute(Protocol):
         ...
 
 
+class _Exchange:
+    """One request and its answer, whose head the guard completes.
+
+    `received` is what the application receives the body by.
+    """
+
+    __slots__ = ("_headers", "_is_asked", "_receive", "_scope", "_send", "has_begun", "is_head", "received")
+
+    def __init__(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        self.is_head = scope["method"] == "HEAD"
+        self.has_begun = False
+        self._scope = scope
+        self._headers = headers
+        self._receive = receive
+        self._send = send
+        self._is_asked = b"expect" not in headers  # whether the client sends the body without "100 Continue"
+        self.received: Receive = receive if self._is_asked else self._ask_and_receive
+
+    async def _ask_and_receive(self) -> Message:
+        self._is_asked = True  # the server sends "100 Continue"
+        return await self._receive()
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the answer."""
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            message["headers"] = [*message["headers"], *self._more_headers()]
+        elif self.is_head:
+            message["body"] = b""
+        await self._send(message)
+
+    def _more_headers(self) -> Iterator[tuple[bytes, bytes]]:
+        # An id from the body may have characters that headers cannot: a server would close the connection.
+        name = _NOT_IN_HEADERS.sub(b"?", (REQUEST_ID.get() or "").encode("ascii", "replace"))
+        if name != self._headers.get(b"x-request-id") or NAMED_OUTSIDE not in self._scope.get("state", ()):
+            yield b"x-request-id", name
+        yield from SECURITY_HEADERS
+        if self._scope.get("scheme") == "https":
+            yield HTTPS_ONLY
+        if not self._is_asked:
+            yield b"connection", b"close"  # the client may send its next request in place of the body
+
+
 class Guard:
     """ASGI middleware; see the module's docstring.
 
@@ -80,21 +123,9 @@ class Guard:
         request_id = headers.get(b"x-request-id", b"")
         is_usable = _REQUEST_ID.fullmatch(request_id)
         token = REQUEST_ID.set(request_id.decode() if is_usable else new_request_id())
-
-        more_headers = [*SECURITY_HEADERS, HTTPS_ONLY] if scope.get("scheme") == "https" else SECURITY_HEADERS
-        has_begun = False
-
-        async def send_named(message: Message) -> None:
-            nonlocal has_begun
-            if message["type"] == "http.response.start":
-                has_begun = True
-                # An id from the body may have characters that headers cannot: a server would close the connection.
-                name = _NOT_IN_HEADERS.sub(b"?", (REQUEST_ID.get() or "").encode("ascii", "replace"))
-                is_named = name == request_id and NAMED_OUTSIDE in scope.get("state", ())
-                own = [] if is_named else [(b"x-request-id", name)]
-                message["headers"] = [*message["headers"], *own, *more_headers]
-            await send(message)
-
+        exchange = _Exchange(scope, headers, receive, send)
+        if exchange.is_head:  # each path that answers GET answers HEAD; the routes know GET alone
+            scope = {**scope, "method": "GET"}
         try:
             refusal, route = self._refusal(path, headers), "guard"
             direct = self._direct.get(path) if refusal is None and scope["method"] == "POST" else None
@@ -102,14 +133,14 @@ class Guard:
                 refusal, route = direct.refusal(scope), direct.name
             if refusal is None:
                 try:
-                    await (direct or self._app)(scope, receive, send_named)
+                    await (direct or self._app)(scope, exchange.received, exchange.send)
                 except Exception as exc:
-                    if has_begun:
+                    if exchange.has_begun:
                         raise
                     refusal, route = refusal_of(exc, path), "none"
             if refusal is not None:
                 self._report.answered(route, refusal.status, 0.0)
-                await send_refusal(refusal, send_named)
+                await send_refusal(refusal, exchange.send)
         finally:
             REQUEST_ID.reset(token)
 

@@ -285,9 +285,8 @@ class _Routes:
         )
         app.get("/v1/model", response_model=None, responses={200: {"model": ModelResponse}})(model)
         app.get("/v1/report", response_model=None)(report)
-        for path, probe in (("/healthz", healthz), ("/readyz", readyz)):
-            app.get(path, response_model=None)(probe)
-            app.head(path, response_model=None, include_in_schema=False)(probe)  # some load balancers probe with HEAD
+        app.get("/healthz", response_model=None)(healthz)
+        app.get("/readyz", response_model=None)(readyz)
         app.get("/metrics", response_model=None)(metrics)
 
     async def not_routed(self, _request: Request, exc: Exception) -> Response:
@@ -295,10 +294,11 @@ class _Routes:
         status = exc.status_code if isinstance(exc, HTTPException) else 500
         detail = str(exc.detail) if isinstance(exc, HTTPException) else "unexpected"
         self._report.answered("none", status, 0.0)
-        headers = getattr(exc, "headers", None) or {}
-        fix = f"send {headers['Allow']}" if "Allow" in headers else "see /docs for the routes"
+        headers = dict(getattr(exc, "headers", None) or {})
+        allow = headers.get("Allow", "").replace("GET", "GET, HEAD")  # the guard answers HEAD by GET
+        fix = f"send {allow}" if allow else "see /docs for the routes"
         response = _refused(Refusal(status, "no_such_route", detail, fix))
-        response.headers.update(headers)
+        response.headers.update(headers | ({"Allow": allow} if allow else {}))
         return response
 
     async def _timed(self, route: str, work: Awaitable[Reply]) -> Response:
