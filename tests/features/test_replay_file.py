@@ -193,14 +193,15 @@ def test_a_folder_of_somebody_else_is_left_alone(files):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys
 from headrace.history.export import replay_to_file
 from tests.features.test_replay import Short
 
 def slow(place, done, total):
     if total is not None:  # else it is still being read
         print(done, flush=True)
-        time.sleep(0.1)
+        if "killed" in sys.argv and done > 100:
+            signal.pause()
 
 if __name__ == "__main__":
     log, spine, out = sys.argv[1:4]
@@ -217,15 +218,17 @@ def test_killed_runs_are_taken_up(files, repo, tmp_path, workers):
     command = [tmp_path / "program.py", log, spine, out, workers, "resume"]
     for _ in range(3 - int(workers)):
         process = Forked(
-            command, cwd=repo, env={**os.environ, "PYTHONPATH": str(repo)}, stdout=subprocess.PIPE, text=True
+            [*command, "killed"],
+            cwd=repo,
+            env={**os.environ, "PYTHONPATH": str(repo)},
+            stdout=subprocess.PIPE,
+            text=True,
         )
-        for line in process.stdout:
-            if int(line) > 100 or (not int(line) and out.exists()):
-                break
+        assert any(int(line) > 100 for line in process.stdout)
         helpers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert psutil.wait_procs(helpers, timeout=10)[1] == []
+        assert psutil.wait_procs(helpers, timeout=60)[1] == []
         assert not out.exists()
     parts = out.with_name("out.parquet.parts")
     done = sum(Progress.load(folder).cut_us is not None for folder in parts.iterdir() if folder.is_dir())
@@ -254,6 +257,6 @@ def test_a_worker_that_dies_is_one_error_and_the_run_goes_on(files):
     options = {"chunk_rows": 5, "checkpoint_s": 0.0, "workers": 2}
     with pytest.raises(HeadraceError, match="a worker died.*--resume"):
         replay_to_file([Short], log, spine, out, report=kill, **options)
-    assert psutil.wait_procs(list(worker_processes()), timeout=10)[1] == []
+    assert psutil.wait_procs(list(worker_processes()), timeout=60)[1] == []
     replay_to_file([Short], log, spine, out, resume=True, chunk_rows=50)
     assert_frame_equal(pl.read_parquet(out), wanted([Short], log, spine), rel_tol=1e-9, categorical_as_str=True)

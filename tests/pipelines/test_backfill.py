@@ -259,7 +259,7 @@ module.FLUSH_S = 0.0
 archive = Path(sys.argv[2])
 history = source_of_url(str(archive), [Reading], rows_max=200)
 with OnlineStore.open(sys.argv[1]) as store:
-    told = lambda summary: print("flushed", flush=True)
+    told = lambda summary: (print("flushed", flush=True), sys.stdin.readline())
     letters = FileDeadLetters(archive / "x")
     backfill([LoadToo], history, store, handover=history.ends(), dead_letters=letters, on_flush=told)
 print("done", flush=True)
@@ -276,16 +276,21 @@ def test_a_backfill_killed_midway_goes_on_where_it_was(store, redis_url, tmp_pat
     while not done:
         process = Forked(
             ["-c", ENGINE, redis_url, tmp_path / "archive"],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(repo)},
         )
         limit = moments.randrange(3, 12) if kills < 4 else 10**9
         for lines, line in enumerate(process.stdout, 1):
             done |= line == b"done\n"
+            if not done:  # it waits, so that it is never through before the kill
+                process.stdin.write(b"go on\n")
+                process.stdin.flush()
             if lines >= limit:
                 time.sleep(moments.uniform(0, 0.01))
                 process.send_signal(signal.SIGKILL)
                 break
+        process.stdin.close()
         process.stdout.close()
         assert process.wait() in {0, -9}
         kills += not done
