@@ -47,13 +47,27 @@ class Client:
         return self("GET", path, **options)
 
 
+def end(app) -> None:
+    """End an application's threads: one that still worked for an answer would log into the lines of a later test."""
+
+    async def live() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(live())
+
+
 @pytest.fixture
 def serve(ranker: Ranker):
     """Build an application over the filled store: `serve(model, ...)` gives a Client; models are (version, scorer)."""
+    apps = []
 
     def build(model=None, *, version: int = 3, impressions=None, limits=None, on=ranker) -> Client:
         swap = stage.swap_of(on, stage.Published({} if model is None else {version: model}))
         swap.refresh()
-        return Client(build_http(on, swap, impressions=impressions, clock=stage.CLOCK, limits=limits or PATIENT))
+        apps.append(build_http(on, swap, impressions=impressions, clock=stage.CLOCK, limits=limits or PATIENT))
+        return Client(apps[-1])
 
-    return build
+    yield build
+    for app in apps:
+        end(app)

@@ -1,4 +1,4 @@
-"""What a replica of the Ray test runs: settings from the environment, nothing handed over."""
+"""What a replica of the Ray test runs: settings from the environment; files beside the models say what it does."""
 
 import asyncio
 import os
@@ -28,18 +28,19 @@ def factory() -> FastAPI:
         store.close()
 
     app = build_http(ranker, swap, impressions=None, clock=stage.CLOCK, on_close=close)
-    app.get("/slow/{seconds}")(slow)
-    app.get("/busy/{seconds}")(busy)
+
+    @app.get("/slow/{seconds}")
+    async def slow(seconds: float) -> str:
+        """Answer after so long."""
+        (directory.path / "slow").touch()
+        await asyncio.sleep(seconds)
+        return "done"
+
+    @app.get("/busy/{seconds}")
+    async def busy(seconds: float) -> str:
+        """Keep the event loop from everything else for so long."""
+        (directory.path / "busy").touch()
+        time.sleep(seconds)  # noqa: ASYNC251  # what the test is about
+        return "done"
+
     return app
-
-
-async def slow(seconds: float) -> str:
-    """Answer after so long."""
-    await asyncio.sleep(seconds)
-    return "done"
-
-
-async def busy(seconds: float) -> str:
-    """Keep the event loop from everything else for so long."""
-    time.sleep(seconds)  # noqa: ASYNC251  # what the test is about
-    return "done"

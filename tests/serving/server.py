@@ -5,7 +5,6 @@ import threading
 
 import uvicorn
 
-from headrace.local import free_port
 from tests.serving.stage import until
 
 
@@ -13,14 +12,14 @@ class Server(uvicorn.Server):
     """A real server in a thread; `options` are uvicorn's."""
 
     def __init__(self, app, **options) -> None:
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        super().__init__(uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", **options))
+        super().__init__(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", **options))
         self.thread = threading.Thread(target=self.run)
 
     def __enter__(self):
         self.thread.start()
         until(lambda: self.started)
+        self.port = self.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         return self
 
     def __exit__(self, *_):

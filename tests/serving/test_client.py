@@ -178,7 +178,7 @@ def test_an_answer_that_cannot_be_decompressed_is_named():
             await send({"type": "http.response.body", "body": b"abc"})
 
     refused = pytest.raises(NotReachedError, match="decompressing")
-    with Running(app) as running, Client(running.url, timeout_s=0.3) as client, refused:
+    with Running(app) as running, Client(running.url, timeout_s=1.5) as client, refused:
         client.rank(READER, THINGS)
 
 
@@ -227,18 +227,30 @@ def test_a_deadline_is_the_clients_and_the_services(serve):
 
 def test_a_refusal_is_tried_again_when_the_service_says(serve):
     """The second of two requests is refused by a replica that takes one, and comes back after Retry-After."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Held(Signature):
+        def score(self, inputs):
+            begun.set()
+            assert go_on.wait(20)
+            return super().score(inputs)
+
+    go_on.set()
     limits = HttpLimits(max_in_flight=1, timeout_s=30)
     with (
-        Running(serve(Signature(3, pause_s=0.6), limits=limits).app) as running,
+        Running(serve(Held(3, pause_s=0.6), limits=limits).app) as running,
         Client(running.url, timeout_s=30) as client,
         ThreadPoolExecutor(2) as threads,
     ):
         both = list(threads.map(lambda _: client.rank(READER, THINGS), range(2)))
         assert [answer.model_version for answer in both] == [3, 3]
+        begun.clear()
+        go_on.clear()
         waiting = threads.submit(client.rank, READER, THINGS)
-        time.sleep(0.1)
+        assert begun.wait(20)
         with pytest.raises(OverloadedError) as refused:
-            client.rank(READER, THINGS, timeout_s=0.4)
+            client.rank(READER, THINGS, timeout_s=0.9)  # less than Retry-After
+        go_on.set()
         assert (refused.value.status, refused.value.retry_after_s) == (429, 1.0)
         waiting.result()
 
@@ -253,7 +265,7 @@ def test_a_service_that_is_away_is_waited_for_and_named(serve):
             early = thread.submit(client.rank, READER, THINGS, timeout_s=30)
             with Running(serve(Ranks()).app, port):
                 assert early.result().model_version == 3
-    with Running(serve().app) as running, Client(running.url, timeout_s=0.5) as client:
+    with Running(serve().app) as running, Client(running.url, timeout_s=0.9) as client:
         with pytest.raises(UnavailableError) as refused:
             client.rank(READER, THINGS)
         assert refused.value.code == "no_model"

@@ -1,6 +1,8 @@
 """Answers of every route, against a real Redis."""
 
 import asyncio
+import itertools
+import threading
 
 import httpx
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from headrace.features import hash_text, plan_of
 from headrace.serving import HttpLimits, RankResponse, ScoreResponse
 from tests.serving import stage
-from tests.serving.stage import ASK, NOW_US, Ranks, Signature
+from tests.serving.stage import ASK, NOW_US, Ranks, Recorded
 
 
 def test_rank_orders_by_score_and_names_the_version(serve):
@@ -98,13 +100,16 @@ def test_wrong_feature_requests_say_what_to_do(serve, path, status, error, says)
 
 def test_more_than_max_in_flight_are_told_to_wait(serve):
     """Of 6 at once with 2 allowed, 4 get 429 with Retry-After at once; probes still answer."""
-    app = serve(Signature(1, pause_s=0.3), version=1, limits=HttpLimits(max_in_flight=2)).app
+    gate = threading.Event()
+    app = serve(Recorded(gate), limits=HttpLimits(max_in_flight=2, timeout_s=30.0)).app
 
     async def burst():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             asks = [asyncio.create_task(client.post("/v1/rank", json=ASK)) for _ in range(6)]
-            await asyncio.sleep(0.1)
+            for refused in itertools.islice(asyncio.as_completed(asks, timeout=15), 4):
+                await refused
             probe = await client.get("/healthz")
+            gate.set()
             return probe, await asyncio.gather(*asks)
 
     probe, answers = asyncio.run(burst())

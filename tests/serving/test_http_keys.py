@@ -2,14 +2,15 @@
 
 import hashlib
 import os
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import REGISTRY
-from structlog.testing import capture_logs
 
 from headrace.errors import ConfigError
-from headrace.serving import HttpLimits
+from headrace.serving import HttpLimits, api_keys
 from headrace.serving.api_keys import ApiKeys, keys_of_file
+from tests.logs import capture_logs
 from tests.serving.stage import ASK, Ranks, until
 
 
@@ -25,8 +26,9 @@ def test_api_keys_guard_all_but_the_probes(serve):
     assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
 
 
-def test_a_key_has_an_id_a_limit_and_scopes(serve):
+def test_a_key_has_an_id_a_limit_and_scopes(serve, monkeypatch):
     """By its hash; beyond the limit 429, outside the scope 403; no key that is empty opens anything."""
+    monkeypatch.setattr(api_keys, "time", SimpleNamespace(monotonic=lambda: 100.0))  # no limit fills up meanwhile
     digest = hashlib.sha256(b"secret").hexdigest()
     keys = (f"app:{digest}:2:rank", f"ops:{hashlib.sha256(b'other').hexdigest()}::operate+features")
     client = serve(Ranks(), limits=HttpLimits(api_keys=keys, timeout_s=30.0))

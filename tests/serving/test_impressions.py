@@ -10,7 +10,6 @@ import polars as pl
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from structlog.testing import capture_logs
 
 from headrace.errors import DeclarationError
 from headrace.learners import Inputs
@@ -18,6 +17,7 @@ from headrace.local import EmbeddedBroker
 from headrace.schemas import Event, codec_for
 from headrace.serving import Impression, ImpressionColumns, ImpressionLog
 from headrace.serving.impressions import ImpressionBatch
+from tests.logs import capture_logs
 from tests.serving import stage
 from tests.serving.stage import NOW, NOW_US, Ranks, Shown, Signature, until
 
@@ -38,7 +38,7 @@ def consume(bootstrap: str, count: int) -> pl.DataFrame:
     """The newest `count` payloads of the topic, decoded."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "t", "enable.auto.commit": False})
     consumer.assign([TopicPartition("shown", 0, 0)])
-    payloads, deadline = [], time.monotonic() + 15
+    payloads, deadline = [], time.monotonic() + 60
     while len(payloads) < count and time.monotonic() < deadline:
         message = consumer.poll(0.2)
         if message is not None and message.error() is None:
@@ -189,6 +189,7 @@ def test_impressions_reach_a_broker_that_came_back_without_its_log(tmp_path):
 
 def test_a_storm_of_lost_impressions_is_no_storm_of_lines():
     """400 that no broker takes: all counted, in a line or two that say how many and why."""
+    began_s = time.monotonic()
     with capture_logs() as logs:
         log = ImpressionLog(Shown, NOWHERE, config={"message.timeout.ms": 500})
         for number in range(400):
@@ -197,7 +198,7 @@ def test_a_storm_of_lost_impressions_is_no_storm_of_lines():
         log.close()
     lines = [line for line in logs if line["event"] == "impressions_dropped"]
     assert sum(line["impressions"] for line in lines) == 400
-    assert len(lines) <= 5
+    assert len(lines) <= 3 + (time.monotonic() - began_s)  # a line a second
     assert {(line["reason"], line["detail"]) for line in lines} == {("broker", "Local: Message timed out")}
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -29,12 +30,24 @@ def answering(reply: bytes, *, first: bytes) -> Iterator[str]:
                 while True:
                     connection, _ = listener.accept()
                     with connection, contextlib.suppress(OSError):
-                        connection.recv(65_536)
+                        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # its end comes with the answer
+                        _read_whole(connection)
                         connection.sendall(replies.pop() if replies else reply)
 
         threading.Thread(target=answer, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def _read_whole(connection: socket.socket) -> None:
+    """Read a request: what is unread when the connection is closed would reset it, answer or not."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += connection.recv(65_536) or b"\r\n\r\n"
+    head, _, body = head.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    while length and len(body) < int(length[1]) and (more := connection.recv(65_536)):
+        body += more
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 import time
@@ -10,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from structlog.testing import capture_logs
 
 from headrace.errors import ConfigError, PortBusyError
 from headrace.features.store import OnlineStore
@@ -19,6 +19,7 @@ from headrace.local import EmbeddedRedis, free_port
 from headrace.local.redis_server import PROGRAMS
 from headrace.serving import Ranker, on_ray
 from headrace.serving.on_ray import RayOptions, RayServe, build_app
+from tests.logs import capture_logs
 from tests.serving import stage
 from tests.serving.replica import factory
 from tests.serving.stage import NOW_US
@@ -37,8 +38,9 @@ STARTS = by_tier(fast=1, whole=2)
 
 
 def free_range(count: int) -> int:
-    """First of `count` ports below the kernel's own range that are free now."""
-    for first in range(20_000, 30_000, count):
+    """First of `count` ports below the kernel's own range that are free now, of other thousands in each process."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(20_000 + worker % 5 * 2_000, 30_000, count):
         try:
             for port in (first, first + count - 1):
                 with socket.socket() as probe:
@@ -79,7 +81,7 @@ def stage_on_ray(tmp_path_factory):
             url = serve.deploy(build_app(factory, metrics_folder=serve.metrics_folder, env=env))
             yield url, directory, store
             under_way = thread.submit(httpx.get, f"{url}/slow/2", timeout=30)
-            time.sleep(0.5)  # it is in the replica
+            stage.until((directory.path / "slow").exists)  # it is in the replica
             serve.stop()
             assert under_way.result().json() == "done", "a request under way was not answered"
         assert serve.starts == STARTS
@@ -110,7 +112,7 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
             learner = stage.learned(seed)
             expected[seed] = learner.predict(inputs)
             assert directory.publish(Snapshot.of(learner)) == seed
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while (await client.get(f"{url}/v1/model")).json()["model_version"] != seed:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.01)
@@ -121,9 +123,10 @@ def test_swaps_under_load_through_ray_serve(stage_on_ray):
             *seen, _ = await asyncio.gather(*(caller(client) for _ in range(4)), publisher(client))
             return seen, (await client.get(f"{url}/v1/report")).json()
 
+    failed_before = httpx.get(f"{url}/v1/report", timeout=30).json()["requests"]["failed"]  # in the tests before
     seen, report = asyncio.run(play())
     assert all(versions == sorted(versions) for versions in seen)
-    assert report["requests"]["failed"] == 0
+    assert report["requests"]["failed"] == failed_before
     assert report["swaps"]["refused"] == 0
     assert report["swaps"]["count"] == SWAPS + 1
 
@@ -180,14 +183,16 @@ def test_requests_reach_the_application_around_serve_s_wrapper(stage_on_ray):
 
 
 def test_a_deadline_counts_from_the_arrival_at_the_machine(stage_on_ray):
-    """A ranking that waits 0.5 s in the socket, behind a busy event loop, is too late for 200 ms, not for 5 s."""
-    url, _, _ = stage_on_ray
+    """A ranking that waits 1.5 s in the socket, behind a busy event loop, is too late for 200 ms, not for 20 s."""
+    url, directory, _ = stage_on_ray
     with ThreadPoolExecutor(3) as threads:
-        busy = threads.submit(httpx.get, f"{url}/busy/0.5", timeout=10)
-        time.sleep(0.1)  # the loop is busy
+        busy = threads.submit(httpx.get, f"{url}/busy/1.5", timeout=30)
+        stage.until((directory.path / "busy").exists)  # the loop is busy
         short, long = (
-            threads.submit(httpx.post, f"{url}/v1/rank", json=ASK, headers={"x-request-timeout-ms": timeout_ms})
-            for timeout_ms in ("200", "5000")
+            threads.submit(
+                httpx.post, f"{url}/v1/rank", json=ASK, headers={"x-request-timeout-ms": timeout_ms}, timeout=30
+            )
+            for timeout_ms in ("200", "20000")
         )
         assert busy.result().status_code == 200
         assert short.result().status_code in {429, 503}  # refused before its work began, or after

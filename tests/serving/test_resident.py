@@ -242,8 +242,8 @@ def test_a_refresh_that_waited_for_redis_does_not_put_off_the_next(tmp_path):
         resident.refresh()
         usual_s = resident._interval_s
         os.kill(redis.pid, signal.SIGSTOP)
-        threading.Timer(1.0, os.kill, (redis.pid, signal.SIGCONT)).start()
         began_s = time.monotonic()
+        threading.Timer(1.0, os.kill, (redis.pid, signal.SIGCONT)).start()
         resident.refresh()
         assert time.monotonic() - began_s > 0.8
         assert resident._interval_s < max(2 * usual_s, 5)

@@ -28,7 +28,7 @@ from headrace.serving.sockets import connection, tls
 from headrace.settings import load_settings
 from headrace.telemetry import configure_logs
 
-connection.HEAD_S = 0.5
+connection.HEAD_S = 1.0
 tls.LOOK_S = 0.1
 settings = load_settings()
 configure_logs(as_json=settings.log_json)
@@ -53,7 +53,7 @@ def served(tmp_path):
     env = {
         "HEADRACE_PORT": "0",
         "HEADRACE_LOG_JSON": "true",
-        "HEADRACE_DRAIN_S": "2",
+        "HEADRACE_DRAIN_S": "4",
         "HEADRACE_TLS_CERT": str(cert),
         "HEADRACE_TLS_KEY": str(key),
         "HEADRACE_PROJECT": str(tmp_path),

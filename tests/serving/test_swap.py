@@ -7,17 +7,18 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from prometheus_client import REGISTRY
-from structlog.testing import capture_logs
 
 from headrace.errors import SnapshotError
 from headrace.learners import ModelDirectory, Snapshot
 from headrace.serving import DirectoryReleases
 from headrace.serving.report import published_entry
 from headrace.serving.swap import swap as swap_module
+from tests.logs import capture_logs
 from tests.serving import stage
 from tests.serving.stage import NextThing, Published, Signature, until
 
@@ -43,17 +44,20 @@ def test_the_newest_becomes_live_and_those_between_are_skipped(follow):
     class Slow(Published):
         def load(self, version):
             loaded = super().load(version)
-            gate.wait(5)
+            assert gate.wait(20)
             return loaded
 
     releases = Slow({1: Signature(1)})
 
     def publish():
+        until(lambda: releases.loads == [1])
         releases.models |= {version: Signature(version) for version in range(2, 6)}
         gate.set()
 
-    threading.Timer(0.1, publish).start()
+    publishing = threading.Thread(target=publish)
+    publishing.start()
     swap = follow(releases)
+    publishing.join()
     until(lambda: swap.live.version == 5)
     assert releases.loads == [1, 5]
     assert [(entry.previous, entry.version) for entry in swap.history] == [(None, 1), (1, 5)]
@@ -118,7 +122,7 @@ def test_a_file_system_that_fails_for_a_moment_is_asked_again():
 def test_the_live_version_stays_when_its_folder_vanishes(follow):
     """1 2 -> 2 live | 2 vanishes: 2 stays, and is said to be unpublished | 2 again: published | 3 -> 3 live."""
     releases = Published({1: Signature(1), 2: Signature(2)})
-    with capture_logs() as logs:  # from before the loader thread: capture_logs must not begin while a thread logs
+    with capture_logs() as logs:
         swap = follow(releases)
         assert (swap.live.version, swap.newest, swap.is_unpublished) == (2, 2, False)
         second = releases.models.pop(2)
@@ -210,7 +214,7 @@ def test_only_the_live_model_and_two_before_it_stay_in_memory():
 
 def test_swaps_keep_their_distance(follow):
     """Publishing every 5 ms with a cadence of 0.1 s: about ten a second, each the newest of its moment."""
-    releases = Published({1: Signature(1)})
+    releases, began_s = Published({1: Signature(1)}), time.monotonic()
     swap = follow(releases, cadence_s=0.1)
     for version in range(2, 80):
         releases.models[version] = Signature(version)
@@ -218,7 +222,7 @@ def test_swaps_keep_their_distance(follow):
     until(lambda: swap.live.version == 79)
     at_us = np.array([entry.swapped_us for entry in swap.history])
     assert np.diff(at_us).min() >= 0.1e6
-    assert len(at_us) <= 12
+    assert len(at_us) <= 2 + (time.monotonic() - began_s) / 0.1
 
 
 def test_the_loader_outlives_a_directory_that_fails_and_a_hook_that_raises(follow):
@@ -249,7 +253,7 @@ def test_a_refusal_ends_with_its_folder(follow):
     until(lambda: swap.last_refused is not None)
     broken = releases.models.pop(2)
     until(lambda: swap.last_refused is None)
-    assert REGISTRY.get_sample_value("headrace_model_refused_version") == 0
+    until(lambda: REGISTRY.get_sample_value("headrace_model_refused_version") == 0)  # set just after
     releases.models[2] = broken
     until(lambda: swap.last_refused is not None)
     assert (swap.live.version, swap.last_refused.version) == (1, 2)
@@ -269,7 +273,9 @@ def test_of_two_refusals_the_older_is_shown_once_the_newer_is_gone(follow):
 @pytest.mark.parametrize("fault", [OSError(5, "Input/output error"), MemoryError()])
 def test_what_this_machine_could_not_read_is_tried_again(monkeypatch, fault):
     """A disk or a memory that fails for long is no fault of the version: its files need not change."""
-    monkeypatch.setattr(swap_module, "RETRY_S", 0.2)
+    late_s = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late_s, perf_counter=time.perf_counter)
+    monkeypatch.setattr(swap_module, "time", clock)
     releases = Published({1: Signature(1), 2: fault})
     releases.state_of = lambda _version: "the same"
     swap = stage.swap_of(stage.NO_STORE_RANKER, releases)
@@ -278,10 +284,11 @@ def test_what_this_machine_could_not_read_is_tried_again(monkeypatch, fault):
     assert swap.last_refused.reason.startswith(type(fault).__name__)
     assert "Input/output error" in swap.last_refused.reason or fault.args == ()
     loads = len(releases.loads)
+    late_s = swap_module.RETRY_S - 4.0
     assert not swap.refresh()
     assert len(releases.loads) == loads
     releases.models[2] = Signature(2)
-    time.sleep(0.25)
+    late_s = swap_module.RETRY_S
     assert swap.refresh()
     assert swap.live.version == 2
 
@@ -294,7 +301,7 @@ def test_a_directory_that_cannot_be_read_is_shown(follow):
     def fails():
         raise PermissionError(13, "Permission denied", "/models")
 
-    with capture_logs() as logs:  # from before the loader thread: capture_logs must not begin while a thread logs
+    with capture_logs() as logs:
         swap = follow(releases)
         releases.versions = fails
         until(lambda: swap.look_fault is not None)
@@ -316,19 +323,23 @@ def directory(tmp_path, redis_url):
     return ModelDirectory(tmp_path / "models", redis_url, keep=10)
 
 
+def snapshot_of(seed):
+    return Snapshot.of(stage.learned(seed), probe=stage.NO_STORE_RANKER.probe(5))
+
+
 def publish(directory, seed):
-    learner = stage.learned(seed)
-    return directory.publish(Snapshot.of(learner, probe=stage.NO_STORE_RANKER.probe(5)))
+    return directory.publish(snapshot_of(seed))
 
 
-def test_a_published_snapshot_is_live_within_a_second(follow, directory):
-    """The notice wakes the loader; scores are those of the learner."""
+def test_a_published_snapshot_is_live_at_once(follow, directory):
+    """The loader looks when it is told, or after WAIT_S (a busy machine adds to it); scores are the learner's."""
     publish(directory, 1)
     swap = follow(DirectoryReleases(directory, NextThing))
+    second = snapshot_of(2)
     before = time.monotonic()
-    publish(directory, 2)
+    directory.publish(second)
     until(lambda: swap.live.version == 2)
-    assert time.monotonic() - before < 1.0
+    assert time.monotonic() - before < 4.0
     probe = stage.NO_STORE_RANKER.probe(20)
     assert swap.live.scorer.score(probe) == pytest.approx(stage.learned(2).predict(probe))
     assert swap.live.manifest["version"] == 2
