@@ -48,8 +48,7 @@ def put_signed(out: Bytes, at: Int, value: Int) -> Int:
 def put_word(out: Bytes, at: Int, value: Int) -> Int:
     """Write 8 bytes, little-endian."""
     if at + 8 <= out.size:
-        for j in range(8):
-            out[at + j] = np.uint8((value >> np.int64(8 * j)) & np.int64(255))
+        store_word(out, at, np.uint64(value))
     return at + 8
 
 
