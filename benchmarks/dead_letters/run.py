@@ -25,7 +25,8 @@ import polars as pl
 import structlog
 
 from benchmarks.conditions import describe
-from benchmarks.decode.declaration import START_US, Engagement, rows
+from benchmarks.decode.declaration import Engagement, rows
+from benchmarks.materialize.declaration import START_US
 from headrace.clock import FixedClock
 from headrace.schemas import FileDeadLetters, codec_for, spec_of
 from headrace.streams.intake import Intake

@@ -1,28 +1,21 @@
 """What all sides decode: an event of seven fields, seeded rows of it, and their payloads as others would write them."""
 
 import io
-from datetime import UTC, datetime
-from typing import Literal
+from datetime import UTC
 
 import fastavro
 import numpy as np
 import orjson
 import polars as pl
 
-from headrace.schemas import Event, Field, spec_of
+from benchmarks.materialize import declaration
+from benchmarks.materialize.declaration import START_US
+from headrace.schemas import spec_of
 
-START_US = 1_700_000_000_000_000
 
+class Engagement(declaration.Engagement):
+    """The event of benchmarks/materialize, and a column with nulls."""
 
-class Engagement(Event, topic="engagements", key="user_id", time="event_time", id="event_id"):
-    """Somebody did something with something."""
-
-    event_id: str
-    event_time: datetime
-    user_id: int
-    item_id: int
-    action: Literal["click", "like", "view"]
-    dwell_s: float = Field(ge=0, le=86_400)
     country: str | None
 
 
