@@ -66,7 +66,7 @@ def with_times(spine: pl.DataFrame, unit: TimeUnit | None, place: str = "spine")
     if unit is None and ends:
         raise SpineError(
             f"{place}: column {TIME!r} is {spine.schema[TIME]}, numbers without a unit{hint}. Say which it is, "
-            'time_unit="ms" or --spine-time-unit ms, or give datetimes'
+            f'time_unit="{likely or "ms"}" or --spine-time-unit {likely or "ms"}, or give datetimes'
         )
     unit = unit or "us"  # of no numbers any will do
     wrong = [number for number in ends if likely_unit(number) != unit]
