@@ -103,10 +103,10 @@ def keeping_the_last(folder: Path, *states: KeepsFiles) -> Iterator[None]:
             state.not_written()
         if not isinstance(exc, OSError):
             raise
-        raise SnapshotError(
-            f"checkpoint in {folder}: cannot be written: {exc}; make room, and start again: the state that was saved "
-            "before it is whole"
-        ) from exc
+        fix = "make room, and start again: the state that was saved before it is whole"
+        if isinstance(exc, FileNotFoundError):
+            fix = "it was deleted while a run used it; start again, or delete the whole folder first to begin anew"
+        raise SnapshotError(f"checkpoint in {folder}: cannot be written: {exc}; {fix}") from exc
 
 
 def _fix(path: Path) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from headrace.errors import SnapshotError
 from headrace.pipelines import Joiner, JoinStep
-from headrace.pipelines.checkpoints import Checkpoints
+from headrace.pipelines.checkpoints import Checkpoints, keeping_the_last
 from headrace.streams.watermark import END_OF_TIME_US
 from tests import forked
 from tests.faults import full_disk
@@ -122,6 +122,14 @@ def test_checkpoints_that_fail_leave_the_last_one_whole(tmp_path, gets_room):
     whole.trainer.drain()
     expected, got = weights(whole), weights(again)
     assert all(array.tobytes() == got[name].tobytes() for name, array in expected.items())
+
+
+def test_a_file_that_was_deleted_under_a_run_is_no_full_disk(tmp_path):
+    """The usual slip after a change of a view: the state is deleted while the flow still runs."""
+    gone = tmp_path / "waiting" / "0.arrow"
+    refused = pytest.raises(SnapshotError, match=rf"{gone}'; it was deleted while a run used it; start again")
+    with refused, keeping_the_last(tmp_path):
+        gone.read_bytes()
 
 
 def test_a_joiner_that_cannot_save_leaves_its_last_state_whole(tmp_path):
