@@ -4,6 +4,7 @@ Both use the calls of call.py and differ in how they wait. Both are safe to shar
 """
 
 import asyncio
+import os
 import re
 import ssl
 import time
@@ -26,9 +27,6 @@ TIMEOUT_S = 1.0
 """Default deadline of a call in seconds, equal to the service's default."""
 KEPT_S = 4.0
 """Seconds for which an idle connection is kept: uvicorn closes it after 5 s, possibly just as a call begins."""
-DELIVERY_S = 10.0
-"""Seconds within which the broker must acknowledge an engagement."""
-
 PORT_MAX = 65_535
 _API_KEY = re.compile("[!-~]([ -~]*[!-~])?|")
 
@@ -78,6 +76,8 @@ class _Base:
         self.url = url
         self._timeout_s = timeout_s
         self._writer = None if engagements is None else EngagementWriter(engagements)
+        self._pid = os.getpid()
+        self._of_parents: list[Any] = []  # httpx clients of processes that this one was forked from
         self._options: dict[str, Any] = {
             "base_url": _checked(url),
             "headers": {} if api_key is None else {"x-api-key": api_key},
@@ -102,7 +102,17 @@ class _Base:
                 "engaged: the client has no broker to write to; make it with "
                 "engagements=Engagements(YourEvent, candidate=..., brokers=...)"
             )
-        return self._writer.write(request_id, candidate, fields, DELIVERY_S)
+        return self._writer.write(request_id, candidate, fields)
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _is_forked(self) -> bool:
+        """Return whether this is another process than at the last call; its parent uses the connections too."""
+        is_forked = os.getpid() != self._pid
+        self._pid = os.getpid()
+        return is_forked
 
 
 class Client(_Base):
@@ -132,7 +142,7 @@ class Client(_Base):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self._http = httpx.Client(**self._options)
+        self._own_http = httpx.Client(**self._options)
 
     def rank(self, entity: Mapping[str, Key], candidates: Sequence[Key], **options: Unpack[RankOptions]) -> RankAnswer:
         """Rank `candidates` for `entity` (key column -> value); logged by the service as one impression.
@@ -160,13 +170,23 @@ class Client(_Base):
         Raises:
             ConfigError: the client was made without `engagements`.
             SchemaError: the values do not fit the event.
-            SourceError: the broker refused it, or did not acknowledge it within 10 s.
+            SourceError: the broker refused it, or did not acknowledge it within the `timeout_s` of `Engagements`.
+            ClientError: the client was closed.
         """
         return self._engaged(request_id, candidate, fields)
 
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
+        self._close_writer()
+
+    @property
+    def _http(self) -> httpx.Client:
+        """The connections of this process; those that it inherited are kept unused, for closing them may write."""
+        if self._is_forked() and not self._own_http.is_closed:
+            self._of_parents.append(self._own_http)
+            self._own_http = httpx.Client(**self._options)
+        return self._own_http
 
     def _answer(self, call: Call[Answer]) -> Answer:
         while True:
@@ -189,7 +209,7 @@ class AsyncClient(_Base):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self._http = httpx.AsyncClient(**self._options)
+        self._own_http = httpx.AsyncClient(**self._options)
 
     async def rank(
         self, entity: Mapping[str, Key], candidates: Sequence[Key], **options: Unpack[RankOptions]
@@ -214,6 +234,15 @@ class AsyncClient(_Base):
     async def close(self) -> None:
         """Close all connections."""
         await self._http.aclose()
+        self._close_writer()
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        """The connections of this process; those that it inherited are kept unused, for closing them may write."""
+        if self._is_forked() and not self._own_http.is_closed:
+            self._of_parents.append(self._own_http)
+            self._own_http = httpx.AsyncClient(**self._options)
+        return self._own_http
 
     async def _answer(self, call: Call[Answer]) -> Answer:
         try:

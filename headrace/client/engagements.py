@@ -5,6 +5,7 @@ reports engagements is given the broker instead, and the broker's own access rul
 """
 
 import difflib
+import os
 import threading
 import uuid
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from headrace.errors import DeclarationError, SchemaError
+from headrace.errors import ClientError, DeclarationError, SchemaError
 
 SHOWN_CHARS_MAX = 100  # of a value, in an error
 
@@ -36,6 +37,8 @@ class Engagements:
         request_id: column that names the ranking.
         kafka: further librdkafka options (SASL, TLS).
         registry_url: Confluent schema registry; empty: none.
+        timeout_s: seconds within which the broker must acknowledge an event. Apart from the deadline of the client's
+            calls, since the first event connects to the broker.
     """
 
     event: "type[Event]"
@@ -44,6 +47,7 @@ class Engagements:
     request_id: str = "request_id"
     kafka: Mapping[str, Any] = field(default_factory=dict, repr=False)
     registry_url: str = field(default="", repr=False)
+    timeout_s: float = 10.0
 
 
 class EngagementWriter:
@@ -55,8 +59,7 @@ class EngagementWriter:
 
     def __init__(self, engagements: Engagements) -> None:
         self._to = engagements
-        self._lock = threading.Lock()
-        self._writer: TopicWriter | None = None
+        self._begin()
         columns = engagements.event.model_fields
         for role in ("candidate", "request_id"):
             column = getattr(engagements, role)
@@ -65,13 +68,28 @@ class EngagementWriter:
                     f"engagements {role}={column!r}: event {engagements.event.__name__} has {', '.join(columns)}"
                 )
 
-    def write(self, request_id: str, candidate: int | str, fields: Mapping[str, Any], timeout_s: float) -> "Event":
+    def _begin(self) -> None:
+        """Set the state of a process, which has no connection yet."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._writer: TopicWriter | None = None
+
+    def close(self) -> None:
+        """Take no more events. Each one before was acknowledged, or its caller has the error."""
+        self._is_closed = True
+        self._writer = None
+
+    def write(self, request_id: str, candidate: int | str, fields: Mapping[str, Any]) -> "Event":
         """Write one event and return it once the broker has acknowledged it.
 
         Raises:
             SchemaError: the values do not fit the event.
-            SourceError: the broker refused it, or did not acknowledge it within `timeout_s` seconds.
+            SourceError: the broker refused it, or did not acknowledge it within `Engagements.timeout_s` seconds.
+            ClientError: the writer was closed.
         """
+        if self._is_closed:
+            raise ClientError("engaged: the client is closed; make another", request_id=request_id)
         from headrace.schemas import spec_of
 
         event, spec = self._to.event, spec_of(self._to.event)
@@ -88,7 +106,7 @@ class EngagementWriter:
             if first["type"] == "missing":
                 raise SchemaError(f"event {event.__name__}.{where} is required: give {where}=...") from exc
             raise SchemaError(f"event {event.__name__}.{where}: {first['msg']}, not {first['input']!r}") from exc
-        self._opened().deliver(self._frame(row, spec.polars), timeout_s)
+        self._opened().deliver(self._frame(row, spec.polars), self._to.timeout_s)
         return row
 
     def _frame(self, row: "Event", dtypes: Mapping[str, Any]) -> "pl.DataFrame":
@@ -116,6 +134,8 @@ class EngagementWriter:
         from headrace.schemas.codecs.registry import SchemaRegistry
         from headrace.streams.kafka_writer import TopicWriter
 
+        if os.getpid() != self._pid:  # forked: the threads of the broker's client, and of its locks, are the parent's
+            self._begin()
         with self._lock:
             if self._writer is None:
                 registry = SchemaRegistry(self._to.registry_url) if self._to.registry_url else None

@@ -5,6 +5,7 @@ connections are reused newest first; one that the service has closed meanwhile i
 """
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Mapping
 from types import TracebackType
@@ -12,6 +13,8 @@ from typing import Self
 from urllib.parse import urlsplit
 
 HEAD_BYTES_MAX = 65_536
+CLOSE_S = 1.0
+"""Seconds in which a connection must close at the end."""
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -81,6 +84,9 @@ class Connections:
     ) -> None:
         for _, writer in self._free:
             writer.close()
+        for _, writer in self._free:
+            with contextlib.suppress(OSError, TimeoutError):  # of TLS, a service that hangs ends no connection
+                await asyncio.wait_for(writer.wait_closed(), CLOSE_S)
         self._free.clear()
 
 

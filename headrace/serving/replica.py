@@ -3,6 +3,8 @@
 Of this package, only this module and `server` read `Settings`; all classes take plain arguments.
 """
 
+import contextlib
+
 import torch
 from fastapi import FastAPI
 
@@ -51,6 +53,26 @@ def build_replica(
     settings = settings or load_settings()
     configure_logs(settings.log_level, as_json=settings.log_json)
     torch.set_num_threads(settings.torch_threads)
+    opened = contextlib.ExitStack()
+    try:
+        return _application(learner, impression, RankingSpec(learner, entity, candidate), columns, settings, opened)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _application(
+    learner: type[Learner],
+    impression: type[Event],
+    spec: RankingSpec,
+    columns: ImpressionColumns,
+    settings: Settings,
+    opened: contextlib.ExitStack,
+) -> FastAPI:
+    """Build the application, which closes `opened` at its end; each part is in `opened` as soon as it is made."""
+    tracing = Tracing(settings.traces_url, settings.traces_share) if settings.traces_url else None
+    if tracing is not None:
+        opened.callback(tracing.close)
     store = OnlineStore.open(
         settings.redis_url,
         settings.shards,
@@ -59,7 +81,7 @@ def build_replica(
         reads_replaced=True,
         timeout_s=max(settings.request_timeout_s, STORE_TIMEOUT_S_MIN),
     )
-    spec = RankingSpec(learner, entity, candidate)
+    opened.callback(store.close)
     resident = None
     if settings.resident_mb:
         resident = ResidentCandidates(
@@ -69,6 +91,7 @@ def build_replica(
             budget_bytes=settings.resident_mb * 1_000_000,
             refresh_s=settings.resident_refresh_s,
         )
+        opened.callback(resident.close)
     ranker = Ranker(spec, store, resident=resident)
     directory = ModelDirectory(settings.model_dir, settings.redis_url)
     impressions = ImpressionLog(
@@ -79,21 +102,11 @@ def build_replica(
         config=settings.kafka,
         registry=SchemaRegistry(settings.registry_url) if settings.registry_url else None,
     )
+    opened.callback(impressions.close)
     releases = DirectoryReleases(directory, learner, on_load=resident.prepare if resident else None)
     swap = Swap(releases, probe=ranker.probe, fingerprints=ranker.fingerprints)
+    opened.callback(swap.close)
     swap.start(wait_s=MODEL_WAIT_S)
-
-    tracing = Tracing(settings.traces_url, settings.traces_share) if settings.traces_url else None
-
-    def close() -> None:
-        swap.close()
-        if resident is not None:
-            resident.close()
-        impressions.close()
-        store.close()
-        if tracing is not None:
-            tracing.close()
-
     limits = HttpLimits(
         api_keys=settings.api_keys,
         api_keys_file=settings.api_keys_file,
@@ -102,7 +115,8 @@ def build_replica(
         timeout_s=settings.request_timeout_s,
         one_cpu=settings.one_cpu,
     )
-    app = build_http(ranker, swap, impressions=impressions, clock=settings.event_clock, limits=limits, on_close=close)
+    clock = settings.event_clock
+    app = build_http(ranker, swap, impressions=impressions, clock=clock, limits=limits, on_close=opened.close)
     if tracing is not None:
         app.add_middleware(TraceRequests, tracing=tracing)
     return app

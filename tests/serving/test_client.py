@@ -5,6 +5,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -327,6 +329,67 @@ def test_an_answer_of_something_else_is_said(status, error):
         with pytest.raises(error, match="no answer of Headrace: '<h1>Bad gateway</h1>'") as caught:
             client.rank(READER, THINGS)
         assert caught.value.code == "unreadable"
+
+
+FORKS = """
+import os, sys
+from headrace import Client
+client = Client(sys.argv[1], timeout_s=20)
+ask = lambda who: client.rank({"reader": 7}, ["a", "b"], request_id=who)
+ask("parent")
+pid = os.fork()
+who = "parent" if pid else "child"
+for _ in range(3):
+    assert ask(who).request_id == who
+client.close()
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
+"""
+
+
+def test_a_client_that_was_made_before_a_fork_has_connections_of_each_process(serve):
+    """As of a server that loads its application, then forks: one connection for both would mix up their answers."""
+    ports = {"parent": set(), "child": set()}
+
+    async def noting(scope, receive, send) -> None:
+        if scope["type"] == "http":
+            ports[dict(scope["headers"])[b"x-request-id"].decode()].add(scope["client"][1])
+        await app(scope, receive, send)
+
+    app = serve(Ranks()).app
+    with Running(noting) as running:
+        done = subprocess.run([sys.executable, "-c", FORKS, running.url], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (len(ports["parent"]), len(ports["child"])) == (1, 1)
+    assert ports["parent"] != ports["child"]
+
+
+def test_engaged_keeps_its_own_deadline_and_ends_with_the_client():
+    """No broker: an error after `timeout_s` of Engagements | the client closed: an error of it, at once."""
+
+    class Chosen(Event, topic="chosen", key="reader", time="event_time"):
+        event_time: datetime
+        reader: int
+        thing: str
+        request_id: str
+
+    to = Engagements(Chosen, candidate="thing", brokers=f"127.0.0.1:{free_port()}", timeout_s=0.3)
+
+    async def play():
+        client = AsyncClient("http://127.0.0.1:1", engagements=to)
+        await client.close()
+        with pytest.raises(ClientError, match="the client is closed"):
+            await client.engaged("r", "a", reader=7)
+
+    client = Client("http://127.0.0.1:1", engagements=to)
+    began_s = time.monotonic()
+    with pytest.raises(SourceError, match="not acknowledged within 0.3 s"):
+        client.engaged("r", "a", reader=7)
+    assert time.monotonic() - began_s < 5
+    client.close()
+    with pytest.raises(ClientError, match="the client is closed"):
+        client.engaged("r", "a", reader=7)
+    asyncio.run(play())
 
 
 def test_an_engagement_is_in_the_topic_once_it_is_written(broker, topic, tmp_path):

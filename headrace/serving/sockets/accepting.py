@@ -15,6 +15,8 @@ from typing import Any
 
 import structlog
 
+from headrace.schemas.fault_log import FaultLog
+
 ACCEPTED_MAX = 512
 """Most connections accepted in one turn: each takes some 30 µs, during which requests wait."""
 RETRY_S = 1.0
@@ -36,14 +38,19 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._protocol = protocol
         self._tls = tls
-        self._copies = [socket.socket(fileno=os.dup(listener.fileno())) for listener in listeners]
+        self._copies: list[socket.socket] = []
         self._opening: set[asyncio.Task[Any]] = set()
-        for listener in self._copies:
+        self._fault = FaultLog("accepting_again")
+        for each in listeners:
+            listener = socket.socket(fileno=os.dup(each.fileno()))
+            self._copies.append(listener)
             listener.setblocking(False)
             self._watch(listener)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Accept no more, and drop connections whose TLS is not agreed upon yet."""
+        for task in self._opening if self._tls is not None else ():
+            task.cancel()
         for listener in self._copies:
             if listener.fileno() >= 0:
                 self._loop.remove_reader(listener)
@@ -61,10 +68,11 @@ class Acceptor:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as exc:
-                log.warning("accept_failed", reason=str(exc), again_in_s=RETRY_S)
+                self._fault.failed("accept_failed", str(exc), again_in_s=RETRY_S)
                 self._loop.remove_reader(listener)
                 self._loop.call_later(RETRY_S, self._watch, listener)
                 return
+            self._fault.succeeded()
             connection.setblocking(False)
             task = self._loop.create_task(self._open(connection))
             self._opening.add(task)
@@ -76,3 +84,6 @@ class Acceptor:
         except OSError as exc:  # also from TLS: the client sent no handshake, or hung up
             log.debug("connection_failed", reason=str(exc))
             connection.close()
+        except BaseException:
+            connection.close()
+            raise

@@ -67,6 +67,13 @@ class _Flow(FlowControl):
             super().resume_reading()
 
 
+class _SharedSocket(socket.socket):
+    """A socket of a descriptor that belongs to a transport, and so is never closed here, not even by the collector."""
+
+    def __del__(self) -> None:
+        self.detach()
+
+
 class GuardedConnection(HttpToolsProtocol):
     """uvicorn's connection, which also ends slow and long request heads and counts malformed ones.
 
@@ -97,8 +104,8 @@ class GuardedConnection(HttpToolsProtocol):
         self.flow = _Flow(transport, self.pipeline)
         given = transport.get_extra_info("socket")
         if _TCP_INFO is not None and given is not None:
-            # uvloop's object makes a socket for every call. Ours shares the descriptor; connection_lost detaches it.
-            self._socket = socket.socket(given.family, given.type, given.proto, given.fileno())
+            # uvloop's object makes a socket for every call. Ours shares the descriptor.
+            self._socket = _SharedSocket(given.family, given.type, given.proto, given.fileno())
         self._await_rest()
 
     def data_received(self, data: bytes) -> None:
