@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.errors import SnapshotError
+from headrace.errors import ModelError, SnapshotError
 from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
 from headrace.learners.labels.targets import Targets, check_starts, rate_of, times_of
 from headrace.learners.learner import Learner
-from headrace.learners.models.checks import require_finite
+from headrace.learners.models.checks import are_finite
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.network import Network
 from headrace.learners.per_example import Batch, Parts, example_loop
@@ -173,7 +173,6 @@ class OnlineLearner:
         rates = np.broadcast_to(np.float32(targets.log_rate), count)
         batch = Batch(inputs, *targets.arrays(count), np.ascontiguousarray(rates, np.float32), now_us)
         predictions, losses = self._loop.run(batch, single)
-        require_finite(f"learner {self.learner.name} · step {steps_before + count}", float(losses.mean()))
         self.steps, self.now_us = steps_before + count, int(now_us[-1])
         return predictions, float(losses.mean())
 
@@ -205,11 +204,10 @@ class OnlineLearner:
         predictions, outputs = self._forward(known, uses, numbers, before if wants_predictions else None)
         z = outputs + offsets
         loss, grads = self._loss.gradients(z, y, weight)
-        what = f"learner {self.learner.name} · step {self.steps + 1}"
-        require_finite(what, loss, grads)
+        self._require_finite(uses, loss, grads)
         by_row, by_element = self._network.backward(grads)
         if self._network.by_hand is None:  # finite gradients may overflow in code of the user
-            require_finite(what, loss, self._parameters.grads, by_row, *by_element)
+            self._require_finite(uses, loss, self._parameters.grads, by_row, *by_element)
         self._parameters.step(self.learner.model.optimizer, self._dense_state)
         # The gradient of the summed loss: what an id learns from one example must not depend on the batch size.
         self._lookup.step(uses, by_row, by_element, float(len(inputs)))
@@ -217,6 +215,22 @@ class OnlineLearner:
         self._numbers.observe(inputs.dense)
         self.steps += 1
         return predictions, loss
+
+    def _require_finite(self, uses: Uses, loss: float, *gradients: NDArray[Any]) -> None:
+        """Check a step before it is taken. A learner whose weights are damaged already goes on: the gate refuses it.
+
+        Raises:
+            ModelError: the loss or a gradient is not finite, and the weights are.
+        """
+        if are_finite(np.float64(loss), *gradients):
+            return
+        if are_finite(self._parameters.weights, self._lookup.gather(uses), self._intercept.value):
+            fault = f"the loss of this batch is {loss:g}" if not np.isfinite(loss) else "a gradient is not finite"
+            raise ModelError(
+                f"learner {self.learner.name} · step {self.steps + 1}: {fault}, so training stops before it damages "
+                "the weights; lower the learning rates, or look for a division, a logarithm or a root in the model "
+                "or its loss"
+            )
 
     def _forward(
         self, known: Uses, uses: Uses, numbers: Floats, offsets: NDArray[np.float32] | None

@@ -372,18 +372,19 @@ class Trainer:
         They are compared with the first label, unless that is numeric.
         """
         name, label = next(iter(self.learner.labels().items()), ("", None))
-        if column is None or column not in frame.columns or (label is not None and label.value is not None):
+        labels = label_column(self._columns.labels, name)
+        if column is None or not {column, labels} <= set(frame.columns) or (label and label.value is not None):
             return
         first = frame.filter(IS_FIRST) if IS_FIRST in frame.columns else frame
-        both = first.select(labels=label_column(self._columns.labels, name), scores=column).filter(
+        both = first.select(labels=labels, scores=column).filter(
             (pl.col("scores").list.len() == pl.col("labels").list.len()) & (pl.col("labels").list.len() > 0)
         )
         if both.is_empty():
             return
         known = both.with_row_index().explode("labels", "scores").drop_nulls("labels")  # unknown labels are dropped
         sizes = known.group_by("index", maintain_order=True).len()["len"].to_numpy()
-        labels, scores = known["labels"].to_numpy().astype(np.float32), known["scores"].to_numpy().astype(np.float32)
-        marks.observe(scores, labels, starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
+        scores, truth = (known[name].to_numpy().astype(np.float32) for name in ("scores", "labels"))
+        marks.observe(scores, truth, starts=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]))
 
     def _latest(self) -> Scorer | None:
         assert self.directory is not None

@@ -111,7 +111,7 @@ PLAIN = Sum.forward
             "outputs have no gradient",
         ),
         ({"made": module_that(forward=lambda s, x: PLAIN(s, x) / 0)}, ModelError, "step 1: the loss of this batch is"),
-        ({"made": module_that(forward=lambda s, x: PLAIN(s, x).abs().sqrt())}, ModelError, "a gradient .* not finite"),
+        ({"made": module_that(forward=lambda s, x: PLAIN(s, x).abs().sqrt())}, ModelError, "a gradient is not finite"),
     ],
 )
 def test_a_model_that_cannot_be_learned_is_one_clear_error_and_changes_no_weight(attributes, error, message):

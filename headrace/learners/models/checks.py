@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from headrace.errors import DeclarationError, HeadraceError, ModelError
@@ -71,19 +70,9 @@ def check_module(model: Any, module: Any) -> None:
             raise DeclarationError(f"{what}: buffer {name} is {buffer.dtype}; use float32, or integers")
 
 
-def require_finite(what: str, loss: float, *gradients: NDArray[Any]) -> None:
-    """Check a step's loss and gradients before weights change, since a weight that is not finite stays so.
-
-    Raises:
-        ModelError: one of them is not finite.
-    """
-    if np.isfinite(loss) and all(np.isfinite(array).all() for array in gradients):
-        return
-    fault = "a gradient of this batch is not finite" if np.isfinite(loss) else f"the loss of this batch is {loss:g}"
-    raise ModelError(
-        f"{what}: {fault}, so training stops before it damages the weights; lower the learning rates, or look for a "
-        "division, a logarithm or a root in the model or its loss"
-    )
+def are_finite(*arrays: Any) -> bool:
+    """Whether all values of all arrays are finite numbers."""
+    return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
 @contextmanager

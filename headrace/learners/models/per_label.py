@@ -123,7 +123,7 @@ class PerLabel:
 
     def _columns(self, array: NDArray[Any]) -> list[NDArray[Any]]:
         """Contiguous columns (B,) of an array (B, L), or of (B,) for one label."""
-        return [np.ascontiguousarray(column) for column in array.reshape(len(array), -1).T]
+        return [np.ascontiguousarray(column) for column in (array if array.ndim == 2 else array[:, None]).T]
 
     def _known(
         self, outputs: NDArray[Any], labels: NDArray[Any]

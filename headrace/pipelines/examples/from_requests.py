@@ -33,14 +33,22 @@ def requests_to_examples(frame: pl.DataFrame, learner: type[Learner], columns: R
     """Examples from joined requests, one request per row of `frame`; None if no request is usable.
 
     A request is skipped and counted, by reason, instead of stopping the stream, if its features were packed with
-    another spec or are damaged, or if its labels are not one per candidate or not allowed by the model's loss. A
-    candidate whose labels are all null (unknown) is left out.
+    another spec, are damaged or missing, or if its labels are not one per candidate or not allowed by the model's loss.
+    A candidate whose labels are all null (unknown) is left out.
+
+    Raises:
+        SchemaError: `frame` lacks one of `columns`.
     """
     names = [label_column(columns.labels, name) for name in learner.labels() or ("",)]
+    if lacking := [name for name in (columns.time, columns.features, *names) if name not in frame.columns]:
+        raise SchemaError(
+            f"requests of learner {learner.name}: no column {', '.join(lacking)}; there are "
+            f"{', '.join(frame.columns)}: name the columns with RequestColumns"
+        )
     inputs, labels, usable = [], [], []
     for number, (packed, *listed) in enumerate(frame.select(columns.features, *names).iter_rows()):
         try:
-            rows, label = _labelled_rows(Inputs.from_bytes(packed, learner.inputs.fingerprint), listed, learner)
+            rows, label = _labelled_rows(_unpacked(packed, learner), listed, learner)
         except (DecodeError, SchemaError, _LabelsError) as exc:
             reason = next(reason for kind, reason in REASONS.items() if isinstance(exc, kind))
             SKIPPED.labels(reason=reason).inc()
@@ -76,17 +84,29 @@ REASONS = {_LabelsError: "labels", DecodeError: "damaged", SchemaError: "other_s
 """Reasons for which a request is skipped, by error."""
 
 
+def _unpacked(packed: bytes | None, learner: type[Learner]) -> Inputs:
+    """The inputs that a request was answered with.
+
+    Raises:
+        DecodeError: they are missing or damaged.
+        SchemaError: they are of another spec.
+    """
+    if not packed:
+        raise DecodeError("packed inputs: the request has none")
+    return Inputs.from_bytes(packed, learner.inputs.fingerprint)
+
+
 def _labelled_rows(
-    rows: Inputs, listed: list[list[float | None]], learner: type[Learner]
+    rows: Inputs, listed: list[list[float | None] | None], learner: type[Learner]
 ) -> tuple[Inputs, NDArray[np.float32]]:
     """The rows with a label, and their labels (n,) or (n, L), NaN where one of several is unknown.
 
     Raises:
         _LabelsError: there is not one label per row, or the model's loss does not allow a label.
     """
-    label = np.array(listed, dtype=np.float32).T  # null becomes NaN
-    if label.shape != (len(rows), len(listed)):
+    if any(labels is None or len(labels) != len(rows) for labels in listed):
         raise _LabelsError
+    label = np.array(listed, dtype=np.float32).T  # null becomes NaN
     is_known = np.asarray(~np.isnan(label).all(axis=1))
     if not is_known.all():
         rows, label = rows.take(is_known), label[is_known]
