@@ -138,6 +138,17 @@ class Learner:
         return plans_of(cls.views, f"learner {cls.name}") if cls.views else []
 
 
+def require_learner(learner: object) -> None:
+    """Check that `learner` is the declaration of a learner.
+
+    Raises:
+        DeclarationError: it is not.
+    """
+    if not (isinstance(learner, type) and issubclass(learner, Learner)) or learner is Learner:
+        given = "Learner itself" if learner is Learner else f"{learner!r:.80}"
+        raise DeclarationError(f"learner: {given}; give a class declared as `class Ranking(Learner): ...`")
+
+
 def _is_label(label: object) -> bool:
     """Whether `label` is a label, None, or a dict of labels whose names are identifiers."""
     if isinstance(label, Mapping):

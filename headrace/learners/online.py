@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from headrace.errors import ModelError, SnapshotError
+from headrace.errors import DeclarationError, ModelError, SnapshotError
 from headrace.learners.inputs import Inputs
 from headrace.learners.intercept import Intercept
 from headrace.learners.labels.targets import Targets, check_starts, rate_of, times_of
-from headrace.learners.learner import Learner
+from headrace.learners.learner import Learner, require_learner
 from headrace.learners.models.checks import are_finite
 from headrace.learners.models.loss import Floats, LogRate
 from headrace.learners.network import Network
@@ -54,9 +54,16 @@ class OnlineLearner:
         learner: the declaration.
         seed: of all initial weights.
         threads: torch threads, for the whole process; bitwise equality holds between runs with the same number.
+
+    Raises:
+        DeclarationError: `learner` is no learner, or `seed` or `threads` is no whole number in its range.
     """
 
     def __init__(self, learner: type[Learner], seed: int = 0, *, threads: int = 1) -> None:
+        require_learner(learner)
+        for name, number, least in (("seed", seed, -(2**63)), ("threads", threads, 1)):
+            if not isinstance(number, int) or isinstance(number, bool) or not least <= number < 2**63:
+                raise DeclarationError(f"learner {learner.name}: {name}={number!r}; write a whole number")
         torch.set_num_threads(threads)
         self.learner = learner
         self.spec = learner.inputs

@@ -1,13 +1,13 @@
 """Training sets for other tools: what the trainer learns from, as a frame and as inputs."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
 
 import headrace
-from headrace import Categorical, Dense, InputSpec, Label, Learner, replay
+from headrace import Categorical, Dense, Event, InputSpec, Label, Learner, replay
 from headrace.errors import ConfigError, DeclarationError, SchemaError, SpineError
 from headrace.learners import Logistic
 from headrace.pipelines.examples import EventExamples
@@ -163,3 +163,107 @@ def test_a_label_that_the_loss_does_not_allow_costs_its_event_alone():
     assert trainer.trained == visits().height - wrong
     assert counter._value.get() - before == wrong
     assert headrace.train(learner, visits()).examples > 0
+
+
+class Ride(Event, topic="rides", key="guest", time="event_time", id="ride_id"):
+    """A ride, with columns that have a meaning in a training set too."""
+
+    ride_id: str
+    event_time: datetime
+    guest: int
+    place: str
+    group: str
+    label: int
+    log_rate: float
+
+
+class Named(Event, topic="named", key="guest", time="at", id="ride_id"):
+    """A ride whose column `event_time` is not its time."""
+
+    ride_id: str
+    at: datetime
+    guest: int
+    place: float
+    event_time: str
+
+
+def rides(**columns):
+    times = [START + timedelta(seconds=30 * number) for number in range(12)]
+    rows = {"ride_id": [f"r{n}" for n in range(12)], "event_time": times, "guest": 1, "place": list("abcd") * 3}
+    return pl.DataFrame(rows).with_columns(group=pl.lit("x"), label=0, log_rate=0.5, **columns)
+
+
+BY_PLACE = Label(Ride, "1m", candidate="place")
+
+
+def rider(*fields, label=BY_PLACE, **parts):
+    body = {"inputs": InputSpec(Categorical("place"), *fields), "model": Logistic(), "label": label, **parts}
+    return type("Rider", (Learner,), body)
+
+
+@pytest.mark.parametrize("column", ["group", "label", "log_rate"])
+def test_an_input_with_the_name_of_a_column_of_the_frame_is_refused(column):
+    """With a spine it would silently be the number of the row; the inputs alone have no such column."""
+    learner = rider(Categorical(column) if column == "group" else Dense(column))
+    spine = rides().select("event_time", "guest", "place", "group", "log_rate", label=pl.lit(1.0))
+    for given in ({}, {"spine": spine}, {"spine": spine, "as_inputs": True}):
+        with pytest.raises(DeclarationError, match=f"inputs read column '{column}', which in a training set is"):
+            headrace.training_set(learner, rides(), **given)
+    assert len(headrace.training_set(learner, rides(), negatives=1, as_inputs=True)) > 12
+    assert headrace.train(learner, rides()).examples > 12
+
+
+def test_an_input_may_be_the_time_of_the_event():
+    learner = rider(Dense("event_time"))
+    frame = headrace.training_set(learner, rides(), negatives=0)
+    examples = headrace.training_set(learner, rides(), negatives=0, as_inputs=True)
+    np.testing.assert_array_equal(examples.inputs.dense[:, 0], frame["event_time"].dt.epoch("us").cast(pl.Float32))
+    assert headrace.train(learner, rides()).examples > 12
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"negatives": 2.5}, DeclarationError, "negatives=2.5; write a number of at least 0"),
+        ({"reference": float("nan")}, DeclarationError, "reference=nan; write a number above 0"),
+        ({"reference": 0}, DeclarationError, "reference=0; write a number above 0"),
+        ({"reference": 1e30}, DeclarationError, r"reference=1e\+30; write the negatives per positive"),
+        ({"seed": "a"}, DeclarationError, "seed='a'; write a number"),
+        ({"negative": 3}, ConfigError, "no argument negative=; there are negatives, reference, capacity, seed"),
+    ],
+)
+def test_options_of_drawn_negatives_are_checked(options, error, message):
+    """A NaN or a log-rate beyond its limit would go into the frame as it is."""
+    with pytest.raises(error, match=message):
+        headrace.training_set(rider(), rides(), **options)
+
+
+def test_what_is_no_learner_and_labels_that_make_no_examples_are_refused():
+    for learner in (None, Learner, Logistic(), "rider"):
+        for call in (headrace.training_set, headrace.train, headrace.inputs_of):
+            with pytest.raises(DeclarationError, match="learner: .*; give a class declared as"):
+                call(learner, rides())
+    frame = rides().rename({"event_time": "at"}).with_columns(event_time=pl.lit("noon"), place=0.5)
+    by_price = rider(label=Label(Named, "1m", candidate="place"))
+    with pytest.raises(DeclarationError, match="column 'place' of Named is Float64; a candidate is an int or a text"):
+        headrace.training_set(by_price, frame)
+    by_time = rider(Categorical("event_time"), label=Label(Named, "1m", candidate="guest"))
+    with pytest.raises(DeclarationError, match="column 'event_time' of Named is not its time, 'at'"):
+        headrace.training_set(by_time, frame)
+
+
+def test_labels_of_a_spine_are_those_that_the_loss_allows_and_nan_is_unknown():
+    spine = rides().select("event_time", "guest", "place")[:3]
+    known = headrace.training_set(rider(), rides(), spine.with_columns(label=pl.Series([1.0, float("nan"), None])))
+    assert known["label"].to_list() == [1.0, None, None]
+    assert len(headrace.training_set(rider(), rides(), known.drop("group"), as_inputs=True)) == 1
+    with pytest.raises(SpineError, match="spine: label: 7; for learner rider write 0 or 1"):
+        headrace.training_set(rider(), rides(), spine.with_columns(label=7), as_inputs=True)
+
+
+def test_a_learner_without_views_and_label_takes_the_labels_of_the_spine():
+    learner, spine = rider(label=None), rides().select("event_time", "guest", "place")
+    rows = headrace.training_set(learner, rides(), spine.with_columns(label=1))
+    assert rows["label"].to_list() == [1.0] * 12
+    with pytest.raises(ConfigError, match="no label; give the spine a column 'label'"):
+        headrace.training_set(learner, rides(), spine)

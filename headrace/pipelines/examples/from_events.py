@@ -19,11 +19,15 @@ from headrace.features import Answer, Lists, plan_of
 from headrace.history.replay import Replay
 from headrace.learners import Label, Learner, RecentPopularity, column_of, columns_of, log_rate
 from headrace.learners.input_spec import Column
+from headrace.learners.labels.targets import LOG_RATE_MAX
+from headrace.learners.learner import require_learner
 from headrace.pipelines.examples.groups import EVENTS, SKIPPED, Examples
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
 from headrace.schemas import Event, spec_of
 
 NEGATIVES = 9  # default number drawn for each positive
+TIME = "event_time"
+"""Column of an example's time, whatever name it has in the event."""
 
 KEYLESS = Counter(
     "headrace_positives_without_key_total", "Positive events without an entity or a candidate: no example.", ["learner"]
@@ -50,8 +54,8 @@ class EventExamples:
         seed: seed of the draws.
 
     Raises:
-        DeclarationError: the learner has no label with a candidate column, or its event lacks an entity column of a
-            view, or `negatives` or `reference` is below 0.
+        DeclarationError: the learner has no label with a candidate column, or the candidate is no id, or its event
+            lacks a column, or `negatives`, `reference` or `seed` is no number in its range.
     """
 
     def __init__(
@@ -65,12 +69,12 @@ class EventExamples:
     ) -> None:
         self.learner = learner
         self.label = _label_of(learner)
-        for name, number in (("negatives", negatives), ("reference", reference)):
-            if number is not None and number < 0:
-                raise DeclarationError(f"learner {learner.name}: {name}={number}; write a number of at least 0")
+        _check_numbers(learner.name, negatives=negatives, reference=reference, capacity=capacity, seed=seed)
         has_own = self.label.negative is not None or self.label.value is not None
         self._negatives = (0 if has_own else NEGATIVES) if negatives is None else negatives
         self._log_rate = log_rate(self._negatives, reference or self._negatives) if self._negatives else 0.0
+        if abs(self._log_rate) > LOG_RATE_MAX / 2:  # the popularity of an item adds to it
+            raise DeclarationError(f"learner {learner.name}: reference={reference}; write the negatives per positive")
         self._sampler = RecentPopularity(capacity, seed)
         # Views without the candidate in their key are read once for a positive and its negatives.
         shared = [view for view in learner.views if self.label.candidate not in plan_of(view).entity]
@@ -87,6 +91,20 @@ class EventExamples:
         if missing:
             raise DeclarationError(
                 f"learner {learner.name}: event {self._spec.name} has no column {', '.join(missing)}"
+            )
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Raise if the candidate is no id, or a column has the name that examples give to the event's time."""
+        spec, candidate = self._spec, self.label.candidate
+        what = f"learner {self.learner.name}: column"
+        if not (spec.polars[candidate].is_integer() or spec.polars[candidate] in (pl.String, pl.Boolean)):
+            kind = spec.polars[candidate]
+            raise DeclarationError(f"{what} {candidate!r} of {spec.name} is {kind}; a candidate is an int or a text")
+        if TIME in self._columns and spec.time != TIME:
+            raise DeclarationError(
+                f"{what} {TIME!r} of {spec.name} is not its time, {spec.time!r}, which examples have under that name; "
+                "rename the column in the event"
             )
 
     def observe(self, events: Mapping[type[Event], pl.DataFrame]) -> None:
@@ -136,7 +154,7 @@ class EventExamples:
             inputs.take(kept),
             drawn.labels.reshape(-1)[kept],
             drawn.log_rates.reshape(-1)[kept],
-            drawn.rows["event_time"].dt.epoch("us").to_numpy()[kept],
+            drawn.rows[TIME].dt.epoch("us").to_numpy()[kept],
             np.full(count, EVENTS, dtype=np.int64),
             drawn.starts,
         )
@@ -194,7 +212,8 @@ class EventExamples:
             candidate_ids, log_rates = candidate_ids[is_unserved], log_rates[is_unserved]
             if events.is_empty():
                 return None
-        rows = events.select(pl.col(self._spec.time).alias("event_time"), *self._columns)
+        others = [column for column in self._columns if column != TIME]
+        rows = events.select(pl.col(self._spec.time).alias(TIME), *others)
         repeated = rows[np.repeat(np.arange(rows.height), valid.shape[1])]
         candidates = pl.Series(candidate, candidate_ids.reshape(-1).tolist(), dtype=events.schema[candidate])
         labels = np.zeros(valid.shape, dtype=np.float32)
@@ -202,12 +221,26 @@ class EventExamples:
         return DrawnExamples(repeated.with_columns(candidates), valid, labels, log_rates)
 
 
+def _check_numbers(learner: str, *, reference: Any, **whole: Any) -> None:
+    """Raise unless `reference` is None or a number above 0, and the others are whole numbers, or None for negatives."""
+    for name, number in whole.items():
+        is_whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        in_range = is_whole and (number >= 0 or name == "seed") and abs(number) < 2**63
+        if not in_range and not (name == "negatives" and number is None):
+            raise DeclarationError(
+                f"learner {learner}: {name}={number!r}; write a number of at least 0, and a whole one"
+            )
+    if reference is not None and not (isinstance(reference, int | float) and 0 < reference < np.inf):
+        raise DeclarationError(f"learner {learner}: reference={reference!r}; write a number above 0")
+
+
 def _label_of(learner: type[Learner]) -> Label:
     """The single label from whose events examples are made.
 
     Raises:
-        DeclarationError: the learner has several labels, or none with a candidate.
+        DeclarationError: it is no learner, or has several labels, or none with a candidate.
     """
+    require_learner(learner)
     if isinstance(learner.label, Mapping):
         raise DeclarationError(
             f"learner {learner.name}: an event is an example of one label, and it has {len(learner.label)}: "

@@ -10,12 +10,13 @@ from typing import Any, Literal, overload
 import numpy as np
 import polars as pl
 
-from headrace.errors import ConfigError, SchemaError, SpineError
+from headrace.errors import ConfigError, DeclarationError, SchemaError, SpineError
 from headrace.features.view import events_of, plan_of
 from headrace.history.log import MEMORY_ROWS
 from headrace.history.replay import Replay
 from headrace.history.spine import spine_times, with_times
 from headrace.learners import Inputs, Label, Learner, column_of
+from headrace.learners.learner import require_learner
 from headrace.pipelines.examples import EVENTS, DrawnExamples, EventExamples, Examples, answer_frame
 from headrace.pipelines.from_history.reading import LeftOut, OrderedEvents, open_history, read_to_end
 from headrace.pipelines.joining.labelled import IS_POSITIVE, LABEL, labelled_events
@@ -25,6 +26,8 @@ from headrace.schemas.tables import TableLike, frame_of
 from headrace.streams.intake import Intake
 
 TIME = "event_time"
+OPTIONS = ("negatives", "reference", "capacity", "seed")
+"""Arguments of `EventExamples` that `training_set` takes."""
 AT, LABEL_OF = "__at", "__label_of"
 
 
@@ -72,10 +75,16 @@ def training_set(
         is the offset that the learner adds to the logit in training; other tools should add it too.
 
     Raises:
-        DeclarationError: the learner has no label that makes examples.
-        ConfigError: there is no example, or options of drawn negatives are given with a spine.
+        DeclarationError: the learner has no label that makes examples, or its inputs read a column that has a meaning
+            in the frame.
+        ConfigError: there is no example, or an option is unknown, or given with a spine.
         SpineError, SchemaError, SourceError: the tables do not fit, or cannot be read.
     """
+    require_learner(learner)
+    if unknown := [name for name in options if name not in OPTIONS]:
+        raise ConfigError(f"training_set: no argument {unknown[0]}=; there are {', '.join(OPTIONS)}")
+    if spine is not None or not as_inputs:
+        _check_names(learner)
     if spine is not None:
         if options:
             raise ConfigError(f"training_set: {', '.join(options)} draw negatives, and a spine has its own rows")
@@ -96,8 +105,10 @@ def inputs_of(learner: type[Learner], frame: TableLike) -> Inputs:
     """Assemble inputs of the learner's model from a table of source columns, including lists, such as a training set.
 
     Raises:
+        DeclarationError: `learner` is no learner.
         SchemaError: `frame` is not a table, a column is missing, or its type is neither an id nor a number.
     """
+    require_learner(learner)
     table = frame_of(frame)
     if table is None:
         raise SchemaError(f"frame: a {type(frame).__name__} is no table; give a frame")
@@ -117,6 +128,16 @@ def _inputs_of(learner: type[Learner], frame: pl.DataFrame) -> Inputs:
     return learner.inputs.assemble(columns, frame.height)
 
 
+def _check_names(learner: type[Learner]) -> None:
+    """Raise if the inputs read a column whose name has another meaning in a training set."""
+    taken = {"group", "label", "log_rate", *_label_columns(learner).values()} & set(learner.inputs.columns)
+    if taken:
+        raise DeclarationError(
+            f"learner {learner.name}: its inputs read column {min(taken)!r}, which in a training set is the "
+            "example's group, label or log-rate; rename the column in the event"
+        )
+
+
 def _parts(made: EventExamples, events: Any, memory_rows: int) -> Iterator[DrawnExamples]:
     """Yield examples piece by piece, in time order."""
     with _history(made.learner, events, memory_rows) as history:
@@ -131,7 +152,8 @@ def _history(learner: type[Learner], events: Any, memory_rows: int) -> OrderedEv
     labels = [label.event for label in learner.labels().values()]
     classes = list(dict.fromkeys((*events_of(map(plan_of, learner.views)), *labels)))
     history = OrderedEvents(classes, memory_rows=memory_rows)
-    for batch in read_to_end(open_history(events, classes), Intake(classes, dead_letters=LeftOut())):
+    source = open_history(events, classes) if classes else None  # without views and labels nothing is read
+    for batch in () if source is None else read_to_end(source, Intake(classes, dead_letters=LeftOut())):
         history.add(batch.event, batch.frame)
     return history
 
@@ -142,12 +164,14 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
     if table is None:
         raise SchemaError(f"spine: a {type(spine).__name__} is no table; give a frame")
     rows = _with_numbers(with_times(table.lazy().collect(), None), learner)
+    columns = _label_columns(learner)
+    if not columns and "label" not in rows.columns:
+        raise ConfigError(f"learner {learner.name}: no label; give the spine a column 'label'")
     times_us = spine_times(rows, learner.name)
     order = np.argsort(times_us, kind="stable")
     rows, times_us = rows.with_columns(group=pl.Series(np.arange(rows.height)))[order], times_us[order]
     replay, rows_done = Replay(learner.views) if learner.views else None, 0
     frames: list[pl.DataFrame] = []
-    columns = _label_columns(learner)
     open_labels = {name: label for name, label in learner.labels().items() if columns[name] not in rows.columns}
     matches: dict[str, list[pl.DataFrame]] = {name: [] for name in open_labels}
     with _history(learner, events, memory_rows) as history:
@@ -160,8 +184,6 @@ def _of_spine(learner: type[Learner], events: Any, spine: TableLike, memory_rows
             for name, label in open_labels.items():
                 matches[name].append(_matches(label, piece.get(label.event)))
     whole = pl.concat(frames)
-    if not columns and "label" not in whole.columns:
-        raise ConfigError(f"learner {learner.name}: no label; give the spine a column 'label'")
     for name, label in open_labels.items():
         whole = _labelled(label, whole, pl.concat(matches[name]), columns[name])
     leading = ("group", *(columns.values() or ("label",)), "log_rate", TIME)
@@ -177,7 +199,7 @@ def _with_numbers(rows: pl.DataFrame, learner: type[Learner]) -> pl.DataFrame:
     """The spine with its label columns, if it has them, as Float32."""
     for column in {"label", *_label_columns(learner).values()} & set(rows.columns):
         try:
-            rows = rows.with_columns(pl.col(column).cast(pl.Float32))
+            rows = rows.with_columns(pl.col(column).cast(pl.Float32).fill_nan(None))
         except pl.exceptions.PolarsError as exc:
             raise SpineError(
                 f"spine: column {column} is {rows.schema[column]}, not a number; make it one, as in "
@@ -245,6 +267,13 @@ def _as_examples(learner: type[Learner], frame: pl.DataFrame) -> Examples:
     known = frame.filter(~pl.all_horizontal(pl.col(columns).is_null()))
     labels = known.select(pl.col(columns).cast(pl.Float32).fill_null(np.nan)).to_numpy()
     count = known.height
+    loss = learner.model.loss
+    allowed = loss.is_allowed(labels[:, 0] if len(columns) == 1 else labels)
+    if not allowed.all():
+        wrong = labels[~allowed.reshape(labels.shape)][0]
+        raise SpineError(
+            f"spine: {', '.join(columns)}: {wrong:g}; for learner {learner.name} write {loss.label_values}"
+        )
     return Examples(
         _inputs_of(learner, known),
         labels[:, 0] if len(columns) == 1 else labels,
