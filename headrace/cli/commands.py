@@ -24,6 +24,7 @@ from headrace.cli.console import (
     err,
     finite,
     models_app,
+    out,
     prepare_services,
     print_rows,
     report_broken,
@@ -63,7 +64,7 @@ def demo(
     root = project.activate()
     declared = project.load_object("pipelines.demo:demo")
     options = DemoOptions(seconds, speed, requests_per_s, warm_rows, folder, seed, json_path)
-    if not run_demo(declared, root, options):
+    if not run_demo(declared, root, options, out):
         raise typer.Exit(1)
 
 

@@ -36,7 +36,17 @@ app.add_typer(schemas_app, name="schemas")
 app.add_typer(features_app, name="features")
 app.add_typer(models_app, name="models")
 
-out, err = Console(), Console(stderr=True)
+WIDTH_OF_FILES = 1_000
+"""Columns of a table that goes into a file or a pipe, where no line need be broken."""
+
+
+def stdout_console() -> Console:
+    """A console for data: as wide as the terminal or COLUMNS says; without either, no table is folded."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH_OF_FILES)
+
+
+out, err = stdout_console(), Console(stderr=True)
 P = ParamSpec("P")
 
 

@@ -60,8 +60,10 @@ class DemoOptions:
     json_path: Path | None
 
 
-def run_demo(demo: Demo, root: Path, options: DemoOptions) -> bool:
-    """Run the demo and print the report; returns whether every promise that could be judged was kept.
+def run_demo(demo: Demo, root: Path, options: DemoOptions, console: Console | None = None) -> bool:
+    """Run the demo and print the report to `console`, by default stdout.
+
+    Returns whether every promise that could be judged was kept.
 
     Raises:
         HeadraceError: a service does not start, or died; all other services are stopped.
@@ -72,7 +74,7 @@ def run_demo(demo: Demo, root: Path, options: DemoOptions) -> bool:
     with Screen() as screen:
         report = _Run(demo, root, options, frame, screen).run()
     kept = promises(report, seconds=options.seconds)
-    show(report, kept, Console())
+    show(report, kept, console or Console())
     if options.json_path is not None:
         options.json_path.write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
     return all(promise.kept is not False for promise in kept)

@@ -9,11 +9,12 @@ import numpy as np
 import orjson
 import polars as pl
 import pytest
+from rich.table import Table
 
 from features.customer import CustomerActivity
 from features.item import ItemActivity
 from headrace import col
-from headrace.cli.console import way_to_services
+from headrace.cli.console import stdout_console, way_to_services
 from headrace.clock import wall_us
 from headrace.errors import SourceError, StoreUnavailableError
 from headrace.features import OnlineStore
@@ -331,3 +332,15 @@ def test_a_file_that_is_not_there_is_reported_before_the_broker(repo):
     assert (done.code, done.out) == (1, "")
     assert "nowhere.parquet does not exist" in done.err
     assert "127.0.0.1:1" not in done.err
+
+
+def test_a_table_in_a_file_is_not_folded(monkeypatch, capsys):
+    """Rich takes 80 columns where it finds no terminal, and broke headings such as rate_per_s; COLUMNS still counts."""
+    table = Table(*(f"heading_{number:02}" for number in range(20)), box=None)
+    for columns, width in ((None, 20 * 12 - 1), ("80", 80)):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        if columns is not None:
+            monkeypatch.setenv("COLUMNS", columns)
+        stdout_console().print(table)
+        [line] = capsys.readouterr().out.splitlines()
+        assert len(line.rstrip()) in {width, width - 1}
