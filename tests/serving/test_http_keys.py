@@ -16,7 +16,7 @@ from tests.serving.stage import ASK, Ranks, until
 
 def test_api_keys_guard_all_but_the_probes(serve):
     """401 without a known key; X-API-Key and Bearer both do."""
-    client = serve(Ranks(), limits=HttpLimits(api_keys=("one", "two")))
+    client = serve(Ranks(), limits=HttpLimits(api_keys=("one", "two"), timeout_s=30.0))
     for path in ("/v1/model", "/v1/report", "/metrics", "/openapi.json"):
         assert client.get(path).status_code == 401
     refused = client.post("/v1/rank", ASK, headers={"x-api-key": "three"})
