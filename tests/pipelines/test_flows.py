@@ -108,14 +108,19 @@ def test_an_error_is_told_as_ours_whatever_the_runner(runner, broker, redis_url)
         run_flow(runner, KafkaSource(broker, ["never-made"]), passage_of("never-made"), redis_url, Shelf())
 
 
+TURN = threading.Lock()
+"""Of the sources below: those of two workers are asked in two threads, and only one of them may act."""
+
+
 class Usurped(KafkaSource):
     """A source during whose polls another engine takes everything over, once the first has flushed something."""
 
     usurp: ClassVar = None
 
     def poll(self):
-        if Usurped.usurp and Usurped.usurp():
-            Usurped.usurp = None
+        with TURN:
+            if Usurped.usurp and Usurped.usurp():
+                Usurped.usurp = None
         return super().poll()
 
 
@@ -147,11 +152,12 @@ class Emptied(FileSource):
 
     def seek(self, positions):
         super().seek(positions)
-        if positions and Emptied.url:
-            with redis.Redis.from_url(Emptied.url) as client:
-                client.flushall()
-                client.hset("hr:meta", "shards", 32)
-            Emptied.url = ""
+        with TURN:
+            if positions and Emptied.url:
+                with redis.Redis.from_url(Emptied.url) as client:
+                    client.flushall()
+                    client.hset("hr:meta", "shards", 32)
+                Emptied.url = ""
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
