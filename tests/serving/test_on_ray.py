@@ -71,11 +71,9 @@ def stage_on_ray(tmp_path_factory):
         stage.fill(store, stage.EVENTS)
         directory = ModelDirectory(folder / "models", redis.url, keep=100)
         directory.publish(Snapshot.of(stage.learned(1)))
-        options = RayOptions(
-            port=free_port(),
-            replica_port_first=free_range(on_ray.REPLICA_PORTS),
-            num_cpus=2,
-        )
+        first = free_range(on_ray.REPLICA_PORTS + 5)  # not those given to others while Ray starts
+        port, *proxy_ports = range(first + on_ray.REPLICA_PORTS + 1, first + on_ray.REPLICA_PORTS + 5)
+        options = RayOptions(port=port, proxy_ports=tuple(proxy_ports), replica_port_first=first, num_cpus=2)
         env = {"HR_TEST_REDIS": redis.url, "HR_TEST_MODELS": str(directory.path)}
         with SlowAtFirst(options) as serve, ThreadPoolExecutor(1) as thread:
             url = serve.deploy(build_app(factory, metrics_folder=serve.metrics_folder, env=env))
