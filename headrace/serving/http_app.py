@@ -295,7 +295,8 @@ class _Routes:
         detail = str(exc.detail) if isinstance(exc, HTTPException) else "unexpected"
         self._report.answered("none", status, 0.0)
         headers = dict(getattr(exc, "headers", None) or {})
-        allow = headers.get("Allow", "").replace("GET", "GET, HEAD")  # the guard answers HEAD by GET
+        methods = headers.get("Allow", "").split(", ")  # the guard answers HEAD by GET
+        allow = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
         fix = f"send {allow}" if allow else "see /docs for the routes"
         response = _refused(Refusal(status, "no_such_route", detail, fix))
         response.headers.update(headers | ({"Allow": allow} if allow else {}))
