@@ -12,7 +12,7 @@ import orjson
 import structlog
 
 from headrace.clock import Clock
-from headrace.errors import ModelError, SpineError, StoreError
+from headrace.errors import ModelError, SchemaError, SpineError, StoreError
 from headrace.features import FeatureView, plan_of
 from headrace.features.keys import keys_of_texts
 from headrace.features.store.reader import instant_us
@@ -217,6 +217,9 @@ class Answers:
             self.breaker.failed(time.perf_counter() - started_s)
             return [refusal_of(exc, jobs[0].route)] * len(jobs)
         except Exception as exc:  # noqa: BLE001  # a model or a function of the declaration may raise anything
+            if len(jobs) == 1 and isinstance(exc, SchemaError) and self._ranker.spec.context:
+                fix = "send the context's values as the model's inputs read them"  # all others have declared types
+                return [Refusal(422, "invalid_request", f"context: {exc}", fix, "context")]
             if len(jobs) == 1:
                 return [exc]  # the handler logs it: a traceback takes longer to write than a batch to score
         # Answer each job alone, so that a failing one does not fail the others.

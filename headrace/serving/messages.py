@@ -80,7 +80,7 @@ class ScoreRequest(Body):
         default=None,
         description="As-of time of the features: ISO 8601 or µs since 1970 UTC. Default: the service's clock.",
     )
-    context: dict[str, str | int | float | bool | None] = Field(
+    context: dict[str, str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None] = Field(
         default_factory=dict,
         max_length=64,
         description="Values of this request that the model reads beside the features.",

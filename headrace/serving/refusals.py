@@ -115,7 +115,7 @@ def _first_fault(exc: ValidationError) -> tuple[str, str, str]:
     same = [fault for fault in faults if path_of(fault["loc"]) == field]
     if len(same) == 1:
         return field, first["msg"].removeprefix("Value error, "), first["type"]
-    meant = {int: "int", str: "str"}.get(type(first["input"]), "")
+    meant = {int: "int", str: "str", float: "float"}.get(type(first["input"]), "")
     of_type = next((fault for fault in same if meant and str(fault["loc"][-1]).endswith(meant)), None)
     if of_type is not None:
         return field, of_type["msg"], of_type["type"]

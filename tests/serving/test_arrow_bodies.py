@@ -61,6 +61,8 @@ def test_an_arrow_answer_has_what_the_json_answer_has(serve):
         (b"", "body", "no Arrow stream"),
         (b"{}", "body", "no Arrow stream"),
         (stream(["a"])[:-40], "body", "no Arrow stream"),
+        (stream(["a"]) + b"more", "body", "4 bytes after the end"),
+        (stream(["a"]) + stream(["b"]), "body", "bytes after the end"),
         (stream(["a"], compression="zstd"), "body", "compressed"),
         (stream(["a"] * 9, compression="lz4"), "body", "compressed"),
         (stream(pa.array(["a", "b"]).dictionary_encode()), "body", "dictionary"),

@@ -75,7 +75,10 @@ def _table_of(body: bytes) -> pa.Table:
                 raise _refusal(f"a {message.type} in the stream", "body")
             if message.type == "record batch" and _is_compressed(message.metadata.to_pybytes()):
                 raise _refusal("the stream is compressed", "body")
-        table = pa.ipc.open_stream(body).read_all()
+        source = pa.BufferReader(body)
+        table = pa.ipc.open_stream(source).read_all()
+        if source.tell() != len(body):
+            raise _refusal(f"{len(body) - source.tell()} bytes after the end of the stream", "body")
         table.validate(full=True)
     except (pa.ArrowException, OSError, struct.error, StopIteration, UnicodeDecodeError) as exc:
         raise _refusal(f"the body is no Arrow stream: {exc}", "body") from exc

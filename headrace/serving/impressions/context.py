@@ -38,8 +38,12 @@ class ContextColumn:
                 return self._default
             detail = f"context has no {self._name!r}"
             raise Refusal(422, "invalid_request", detail, f"the event {self._event} logs it: give it", where)
+        fix = f"send it as event {self._event} declares it"
+        value = context[self._name]
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:  # no column holds it
+            raise Refusal(422, "invalid_request", f"{where}: an integer beyond 64 bits", fix, where)
         try:
-            return self._adapter.validate_json(orjson.dumps(context[self._name]), strict=True)
+            return self._adapter.validate_json(orjson.dumps(value), strict=True)
         except ValidationError as exc:
             detail = f"{where}: {exc.errors(include_url=False)[0]['msg']}"
-            raise Refusal(422, "invalid_request", detail, f"send it as event {self._event} declares it", where) from exc
+            raise Refusal(422, "invalid_request", detail, fix, where) from exc
