@@ -6,7 +6,6 @@ import pytest
 
 from headrace.learners import Categorical, DeepFM, Dense, InputSpec, Learner
 from headrace.serving import ImpressionLog, Ranker, RankingSpec, build_http
-from headrace.streams.kafka_writer import create_topics
 from tests.serving import stage
 from tests.serving.conftest import PATIENT, Client
 
@@ -32,9 +31,8 @@ class Sum:
 
 
 @pytest.fixture(scope="module")
-def impressions(broker):
-    create_topics(broker, {"shown": 1})
-    log = ImpressionLog(stage.Shown, broker)
+def impressions():
+    log = ImpressionLog(stage.Shown, "127.0.0.1:1", config={"log_level": 0, "message.timeout.ms": 100})
     yield log
     log.close()
 
