@@ -18,6 +18,7 @@ PAGES = (
     "docs/views.md",
     "docs/delivery.md",
     "docs/operations.md",
+    *("docs/serving.md", "docs/cli.md", "docs/aggregations.md", "docs/benchmarks.md", "data/README.md"),
     "CHANGELOG.md",
 )
 

@@ -503,10 +503,11 @@ def test_engagements_reach_a_broker_that_came_back_without_its_log(tmp_path):
             client.engaged("after", "b", reader=7)
 
 
-def test_the_example_of_the_page_runs(repo, redis_url, broker, tmp_path):
+def test_the_examples_of_the_page_run(repo, redis_url, broker, tmp_path):
     """Against the project's own replica, with a model that has learned nothing and no events."""
     page = (repo / "docs" / "serving.md").read_text()
-    block = page.split("```python\n")[1].split("```")[0]
+    blocks = [part.split("```")[0] for part in page.split("```python\n")[1:]]
+    assert len(blocks) == 2
     with OnlineStore.open(redis_url) as store:
         for view in NextItem.views:
             store.activate(plan_of(view))
@@ -517,16 +518,21 @@ def test_the_example_of_the_page_runs(repo, redis_url, broker, tmp_path):
     replica = build_replica(
         NextItem, Impression, entity=("customer_id",), candidate="item_id", columns=columns, settings=settings
     )
+    by_client: dict = {}
+    by_arrow: dict = {}
     with Running(replica) as running:
         there = {"http://127.0.0.1:8000": running.url, "127.0.0.1:9092": broker, "timeout_s=0.5": "timeout_s=60"}
-        for shown, put_in in there.items():
-            assert shown in block
-            block = block.replace(shown, put_in)
-        names: dict = {}
-        exec(block, names)
-    answer = names["answer"]
+        for block, names, shown in zip(blocks, (by_client, by_arrow), (3, 1), strict=True):
+            assert sum(each in block for each in there) == shown
+            for each, put_in in there.items():
+                block = block.replace(each, put_in)  # noqa: PLW2901
+            exec(block, names)
+    answer = by_client["answer"]
     assert [each.position for each in answer.ranked] == [0, 1]
     assert (answer.model_version, answer.status) == (1, "missing")
+    assert by_arrow["ranked"].column_names == ["candidate", "score", "position"]
+    assert by_arrow["ranked"].num_rows == 2
+    assert by_arrow["response"]["model_version"] == 1
 
 
 def test_a_closed_client_says_so(serve):
