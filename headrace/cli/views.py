@@ -170,7 +170,7 @@ def backfill(
             csv_time_format=csv_time_format,
         )
     if not done:
-        raise ConfigError("stopped before the end of the history, so nothing was switched; the same command goes on")
+        raise ConfigError("stopped before the end of the history, so views are incomplete; the same command goes on")
     print_rows([asdict(row) for row in done], as_json)
 
 

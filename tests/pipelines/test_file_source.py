@@ -179,9 +179,29 @@ def no_reader(folder):
     return folder / "log.xml", r"no reader for '.xml'; use one of .parquet, "
 
 
+def a_bare_scheme(_folder):
+    return "memory://", r"memory:// is a folder; add a pattern, as in memory://\*.parquet"
+
+
+def a_long_name(folder):
+    return folder / ("x" * 300 + ".parquet"), "xx.parquet cannot be read: File name too long"
+
+
 @pytest.mark.parametrize(
     "case",
-    [missing, no_match, a_folder, a_pipe, no_bytes, no_rows, no_lines, not_parquet, no_reader],
+    [
+        missing,
+        no_match,
+        a_folder,
+        a_bare_scheme,
+        a_long_name,
+        a_pipe,
+        no_bytes,
+        no_rows,
+        no_lines,
+        not_parquet,
+        no_reader,
+    ],
     ids=lambda case: case.__name__,
 )
 def test_a_file_that_cannot_be_used_is_one_error_that_names_it(tmp_path, case):

@@ -183,13 +183,20 @@ def find_files(
     files: dict[str, EventFile] = {}
     ends: dict[str, int] = {}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        matches = _remote(str(path), topic) if is_url(path) else _local(str(path), topic)
+        matches = _remote(str(path), topic) if is_url(path) else _local_of(str(path), topic)
         ends.update(matches.ends)
         for file in matches.files:
             known = files.setdefault(file.location, replace(file, csv_time_format=csv_time_format))
             if known.url != file.url:
                 log.info("file_reached_twice", file=file.url, read_as=known.url)
     return Found(list(files.values()), ends)
+
+
+def _local_of(path: str, topic: str | None) -> Found:
+    try:
+        return _local(path, topic)
+    except OSError as exc:  # a name that is too long, a folder that must not be read
+        raise SourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
 
 
 def _local(path: str, topic: str | None) -> Found:
@@ -326,4 +333,6 @@ def _nothing(path: str, exists: bool, *, is_folder: bool = True) -> str:
         return f"file {path} does not exist"
     if not is_folder:
         return f"{path} is a pipe or device; write what it gives to a file first"
-    return f"{path} is a folder; add a pattern, as in {path.rstrip('/')}/*.parquet"
+    return (
+        f"{path} is a folder; add a pattern, as in {path if path.endswith('://') else path.rstrip('/') + '/'}*.parquet"
+    )
