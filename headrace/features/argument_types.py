@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import linecache
+import math
 import re
 import sys
 import types
@@ -39,6 +40,11 @@ _ACCEPTED_BY_NAME = {
     "within": 'a span such as "30d"',
     "half_life": 'a span such as "1h"',
     "prior": "two numbers, as (1, 20)",
+    "hidden": "whole numbers, as (64, 32)",
+    "losses": "losses, as (LogLoss(), SquaredError())",
+    "rank_by": "finite numbers, as (1, 0.2)",
+    "columns": 'names of columns, as ("price",)',
+    "function": "a function of the columns",
     "q": "quantiles from 0 to 1, as (0.5, 0.9)",
 }
 
@@ -84,6 +90,37 @@ def declared(cls: T) -> T:
 
     cls.__init__ = checked  # type: ignore[misc]
     return cls
+
+
+def checked(cls: T) -> T:
+    """Class decorator: `declared`, and each argument is checked against its annotation before the object is made.
+
+    Numbers must be finite. A whole float, such as 86_400e6, is taken for an int.
+    """
+    init, signature = cls.__init__, inspect.signature(cls)  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def typed(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        for name, value in list(bound.arguments.items()):
+            annotation, plain = _parameters(cls)[name].annotation, value.item() if hasattr(value, "dtype") else value
+            if isinstance(plain, float) and plain.is_integer() and not _fits(plain, annotation):
+                bound.arguments[name] = plain = int(plain)
+            if not _fits(plain, annotation) or not _is_finite(plain):
+                kind = type(value).__name__ if _is_finite(plain) else "not finite"
+                raise DeclarationError(
+                    f"{cls.__name__}: {name}={value!r} is {kind}; write {_accepted(name, annotation)}"
+                )
+        init(self, *bound.args, **bound.kwargs)
+
+    cls.__init__ = typed  # type: ignore[misc]
+    return declared(cls)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a number, or each number of a tuple, is finite; True for anything else."""
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    return all(math.isfinite(number) for number in numbers if isinstance(number, float))
 
 
 def _place(frame: types.FrameType) -> str:
@@ -152,20 +189,28 @@ def _parameters(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def _fits(value: Any, annotation: Any) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, each) for each in arguments)
-    if origin is type:
-        return isinstance(value, type) and issubclass(value, arguments[0])
-    if origin is tuple and Ellipsis not in arguments:
-        return (
-            isinstance(value, tuple | list)
-            and len(value) == len(arguments)
-            and all(_fits(item, each) for item, each in zip(value, arguments, strict=True))
-        )
-    if origin is Sequence:  # a str is a sequence of str, but never meant as one
-        return isinstance(value, Sequence) and not isinstance(value, str) and all(_fits(x, arguments[0]) for x in value)
-    if annotation in (int, float):
-        return not isinstance(value, bool) and isinstance(value, int if annotation is int else int | float)
-    return not isinstance(annotation, type) or isinstance(value, annotation)  # an annotation None arrives as NoneType
+        fits = any(_fits(value, each) for each in arguments)
+    elif origin is type:
+        fits = isinstance(value, type) and issubclass(value, arguments[0])
+    elif origin in (tuple, Sequence):  # a str is a sequence of str, but never meant as one
+        fits = _fits_each(value, tuple | list if origin is tuple else Sequence, arguments)
+    elif origin is Callable:
+        fits = callable(value)
+    elif annotation in (int, float):
+        fits = not isinstance(value, bool) and isinstance(value, int if annotation is int else int | float)
+    else:  # None arrives as NoneType; objects of a protocol are checked where they are used
+        is_kind = isinstance(annotation, type) and not getattr(annotation, "_is_protocol", False)
+        fits = not is_kind or isinstance(value, annotation)
+    return fits
+
+
+def _fits_each(value: Any, kind: Any, annotations: Sequence[Any]) -> bool:
+    """Whether `value` is a sequence of a kind, and each item fits the annotation at its place, or the only one."""
+    if not isinstance(value, kind) or isinstance(value, str):
+        return False
+    if kind is Sequence or Ellipsis in annotations:
+        return all(_fits(item, annotations[0]) for item in value)
+    return len(value) == len(annotations) and all(map(_fits, value, annotations))
 
 
 def _accepted(name: str, annotation: Any) -> str:

@@ -181,6 +181,8 @@ class InputSpec:
                 raise DeclarationError(
                     f"inputs · dense {field.name}: transform {field.transform!r}; use {', '.join(_TRANSFORMS)}"
                 )
+            if isinstance(field, Dense) and not np.isfinite(field.scale):
+                raise DeclarationError(f"inputs · dense {field.name}: scale {field.scale}; write a finite number")
             if isinstance(field, Match) and field.kind not in _KINDS:
                 raise DeclarationError(f"inputs · match {field.name}: kind {field.kind!r}; use {', '.join(_KINDS)}")
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import SnapshotError
+from headrace.errors import DeclarationError, SnapshotError
 from headrace.learners.labels.targets import check_starts
 from headrace.learners.models.log_loss import EPS, LogLoss, log_losses
 from headrace.learners.models.loss import Doubles, Floats, Loss
@@ -72,6 +72,8 @@ class Prequential:
         top: tuple[int, ...] = (1, 5, 10),
         slices: bool = True,
     ) -> None:
+        if window < 1 or rows_max < 0:
+            raise DeclarationError(f"prequential figures: window={window}, rows_max={rows_max}; write at least 1 and 0")
         self._model = model
         self._loss: Loss = (loss or LogLoss()) if model is None else model.loss
         labels = 1 if model is None else model.labels

@@ -2,24 +2,34 @@
 
 from datetime import datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
 from headrace import Count, Event, FeatureView, Last, LastN, Max, Sequence, Sum, col
 from headrace.errors import DeclarationError
 from headrace.learners import (
+    Adagrad,
+    Adam,
     Bag,
     Categorical,
     DeepFM,
     Dense,
     Derived,
+    Ftrl,
+    Gate,
     InputSpec,
     Label,
     Learner,
     Logistic,
+    LogLoss,
     Match,
+    OnlineLearner,
+    Prequential,
+    SharedBottom,
     TablePolicy,
 )
+from headrace.pipelines.trainer import Cadence
 
 
 class Play(Event, topic="plays", key="listener", time="at", id="play_id"):
@@ -161,3 +171,50 @@ def test_wrong_fields_and_labels_are_refused(make, words):
 
 def test_the_model_of_the_docs_is_taken():
     assert declare(Categorical("song"), model=DeepFM(dim=4, hidden=(8,)), label=Label(Play, "10m", candidate="song"))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: DeepFM(dim="8"), "DeepFM: dim='8' is str; write a whole number"),
+        (lambda: DeepFM(dim=2.5), "DeepFM: dim=2.5 is float; write a whole number"),
+        (lambda: DeepFM(hidden=64), r"DeepFM: hidden=64 is int; write whole numbers, as \(64, 32\)"),
+        (lambda: DeepFM(dims=8), "DeepFM: no argument dims=, did you mean dim="),
+        (lambda: Adam(lr=float("nan")), "Adam: lr=nan is not finite; write a number"),
+        (lambda: Adagrad(lr=float("inf")), "Adagrad: lr=inf is not finite"),
+        (lambda: Ftrl(alpha="0.1"), "Ftrl: alpha='0.1' is str; write a number"),
+        (lambda: TablePolicy(expire_us="1h"), "TablePolicy: expire_us='1h' is str; write a whole number"),
+        (lambda: TablePolicy(rows_max=float("inf")), "TablePolicy: rows_max=inf is not finite; write a whole number"),
+        (lambda: TablePolicy(init_scale=-0.1), "init_scale must be at least 0"),
+        (lambda: Cadence(rows_min="640"), "Cadence: rows_min='640' is str; write a whole number"),
+        (lambda: Cadence(publish_s="2s"), "Cadence: publish_s='2s' is str; write a number"),
+        (lambda: Cadence(publish_s=-1.0), "wait_s and publish_s must be at least 0"),
+        (lambda: SharedBottom(losses=LogLoss()), "SharedBottom: losses=.*; write losses, as"),
+        (lambda: SharedBottom(losses=(LogLoss, LogLoss)), "PerLabel: loss is the class LogLoss; call it"),
+        (lambda: SharedBottom(rank_by=(float("nan"), 1)), "SharedBottom: rank_by=.* is not finite"),
+        (lambda: Gate(window=0), "gate: window=0; write the number"),
+        (lambda: Prequential(window=0), "prequential figures: window=0"),
+        (lambda: InputSpec(Dense("x", scale=float("nan"))), "dense x: scale nan; write a finite number"),
+        (lambda: InputSpec(Derived("x", None, ("y",))), "Derived 'x': function=None is NoneType; write a function"),
+        (lambda: InputSpec(Derived("x", len, "yz")), "Derived 'x': columns='yz' is str; write names of columns"),
+        (
+            lambda: declare(Dense("x"), model=DeepFM(sparse="adam")),
+            "model DeepFM: sparse is 'adam'; write an optimizer",
+        ),
+        (lambda: declare(Dense("x"), model=DeepFM(sparse=Adagrad)), "sparse is the class Adagrad; call it"),
+        (lambda: OnlineLearner(Learner), "learner: Learner itself; give a class declared as"),
+        (lambda: OnlineLearner(declare(Dense("x")), seed="a"), "seed='a'; write a whole number"),
+        (lambda: OnlineLearner(declare(Dense("x")), threads=0), "threads=0; write a whole number"),
+    ],
+)
+def test_settings_of_another_kind_are_refused_where_they_are_written(make, words):
+    """They failed at the first step, or, as a NaN, made every weight NaN."""
+    with pytest.raises(DeclarationError, match=words):
+        make()
+
+
+def test_whole_floats_and_numpy_numbers_are_numbers():
+    policy = TablePolicy(expire_us=86_400e6, rows_max=np.int64(5))
+    assert (policy.expire_us, policy.rows_max) == (86_400_000_000, 5)
+    assert isinstance(policy.expire_us, int)
+    assert Adam(lr=np.float32(0.5)).lr == 0.5

@@ -28,7 +28,15 @@ def check_model(where: str, model: Any) -> None:
             raise DeclarationError(f"{what}: {name}={number!r}; write a whole number of at least {least}")
     for name, width in (("sparse", model.dim + 1), ("optimizer", 1)):
         _check_optimizer(what, name, getattr(model, name, None), width)
-    loss = getattr(model, "loss", None)
+    check_loss(what, getattr(model, "loss", None))
+
+
+def check_loss(what: str, loss: Any) -> None:
+    """Check that a loss has the attributes and methods of `Loss`.
+
+    Raises:
+        DeclarationError: one is missing.
+    """
     lacking = [part for part in ("name", "is_binary", "label_values", *_LOSS_METHODS) if not hasattr(loss, part)]
     if isinstance(loss, type) or lacking:
         given = f"the class {loss.__name__}; call it" if isinstance(loss, type) else f"{loss!r} without {lacking[0]!r}"

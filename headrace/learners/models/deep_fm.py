@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import DeclarationError
+from headrace.features.argument_types import checked
 from headrace.learners.input_spec import Bag, InputSpec
 from headrace.learners.models.deep_fm_pass import DeepFMPass
 from headrace.learners.models.fm_pass import FMPass
@@ -20,6 +21,7 @@ from headrace.learners.models.model import Fields, Model, Pass, ZeroHead, hidden
 from headrace.learners.tables.optimizers import Adagrad, Adam, Optimizer
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class DeepFM(Model):
     """Declaration of a DeepFM.

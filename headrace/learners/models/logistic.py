@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from headrace.features.argument_types import checked
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.models.fm_pass import FMPass
 from headrace.learners.models.model import Fields, Model, Pass, ZeroHead
 from headrace.learners.tables.optimizers import Adam, Ftrl, Optimizer
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Logistic(Model):
     """Declaration of a logistic regression.

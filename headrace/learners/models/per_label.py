@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
+from headrace.learners.models.checks import check_loss
 from headrace.learners.models.loss import LABEL_MAX, Doubles, Floats, LogRate, Loss
 
 
@@ -60,7 +61,7 @@ class PerLabel:
         losses: one loss of one output for each label, in order, such as `LogLoss()` or `SquaredError()`.
 
     Raises:
-        DeclarationError: no loss is given.
+        DeclarationError: no loss is given, or one lacks a method.
     """
 
     is_binary = False
@@ -69,6 +70,8 @@ class PerLabel:
     def __init__(self, *losses: Loss) -> None:
         if not losses:
             raise DeclarationError("PerLabel: no losses; write one for each label, such as PerLabel(LogLoss())")
+        for loss in losses:
+            check_loss("PerLabel", loss)
         self.losses = losses
 
     def __repr__(self) -> str:

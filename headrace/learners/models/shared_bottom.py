@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.errors import DeclarationError
+from headrace.features.argument_types import checked
 from headrace.learners.input_spec import InputSpec
 from headrace.learners.models.log_loss import LogLoss
 from headrace.learners.models.loss import Floats, Loss
@@ -18,6 +19,7 @@ from headrace.learners.models.per_label import PerLabel
 from headrace.learners.tables.optimizers import Adagrad, Adam, Optimizer
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class SharedBottom(Model):
     """Declaration of a model of several labels.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
-from headrace.errors import GateRefusedError
+from headrace.errors import DeclarationError, GateRefusedError
 from headrace.learners.inputs import Inputs
 from headrace.learners.publishing.scorer import Scorer
 
@@ -192,6 +192,8 @@ class Gate:
     """
 
     def __init__(self, checks: Sequence[Check] = CHECKS, *, window: int = 4_096) -> None:
+        if window < 1:
+            raise DeclarationError(f"gate: window={window}; write the number of examples to compare, at least 1")
         self.checks = tuple(checks)
         self._window = window
         self._parts: deque[Recent] = deque()

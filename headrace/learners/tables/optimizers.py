@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.errors import DeclarationError
+from headrace.features.argument_types import checked
 from headrace.learners.tables.steps import ADAGRAD, ADAM, FTRL, Doubles, Floats, Ints, Rates, step_rows
 
 
@@ -53,6 +54,7 @@ def is_compiled(optimizer: Optimizer) -> TypeGuard[Compiled]:
     return isinstance(optimizer, Compiled) and step is Compiled.step
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Adagrad(Compiled):
     """Row-wise Adagrad: one accumulator for a row's vector and one for its linear weight.
@@ -87,6 +89,7 @@ class Adagrad(Compiled):
         return np.full(2, self.initial, dtype=np.float32)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Ftrl(Compiled):
     """FTRL-proximal: per-coordinate rates, and exact zeros by l1.
@@ -117,6 +120,7 @@ class Ftrl(Compiled):
         return np.zeros(2 * width, dtype=np.float32)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Adam(Compiled):
     """Adam with bias correction.

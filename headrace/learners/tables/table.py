@@ -28,6 +28,7 @@ from prometheus_client import Counter, Gauge
 
 from headrace.errors import DeclarationError, SnapshotError
 from headrace.features import IdMap
+from headrace.features.argument_types import checked
 from headrace.learners.inputs import PAD
 from headrace.learners.tables import admission
 from headrace.learners.tables.live_copy import LiveCopy
@@ -42,6 +43,7 @@ _FIRST_ROWS = 1024
 _SLACK = 64  # an eviction frees 1/64 of the budget, so that finding the oldest rows costs once for many new ids
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class TablePolicy:
     """Rules by which ids get and lose their row.
@@ -61,6 +63,8 @@ class TablePolicy:
     def __post_init__(self) -> None:
         if self.min_count < 1 or self.rows_max < 1 or (self.expire_us is not None and self.expire_us < 1):
             raise DeclarationError(f"{self}: min_count, rows_max and expire_us must be at least 1")
+        if self.init_scale < 0:
+            raise DeclarationError(f"{self}: init_scale must be at least 0")
 
 
 class EmbeddingTable:

@@ -19,6 +19,7 @@ import numpy as np
 import structlog
 
 from headrace.errors import DeclarationError
+from headrace.features.argument_types import checked
 from headrace.learners import Learner, OnlineLearner
 from headrace.pipelines.examples import Examples
 
@@ -36,6 +37,7 @@ REPEATS = 3
 log = structlog.get_logger(__name__)
 
 
+@checked
 @dataclass(frozen=True, slots=True)
 class Cadence:
     """Sizes and intervals of training and publication.
@@ -60,6 +62,8 @@ class Cadence:
     def __post_init__(self) -> None:
         if (self.rows_min is not None and self.rows_min < 1) or self.refusals_max < 1:
             raise DeclarationError(f"{self}: rows_min and refusals_max must be at least 1")
+        if min(self.wait_s or 0, self.publish_s or 0) < 0:
+            raise DeclarationError(f"{self}: wait_s and publish_s must be at least 0")
 
 
 class MicroBatch:
