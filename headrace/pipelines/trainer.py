@@ -17,6 +17,7 @@ records the choice.
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,11 @@ class Trainer:
     def publish(self) -> Verdict:
         """Take a snapshot, run the gate, and publish the snapshot if it passes.
 
+        A snapshot that a rollback overtook meanwhile is refused, as it was not compared with what is live now.
+
         Raises:
             GateRefusedError: this and the previous `refusals_max - 1` snapshots were refused.
+            SnapshotError: the directory cannot be written, or another trainer published meanwhile.
         """
         if self.directory is None:
             raise DeclarationError(f"trainer of {self.learner.name}: no directory to publish to")
@@ -226,7 +230,16 @@ class Trainer:
         candidate = Scorer(staged.snapshot, self.learner)
         verdict = self.gate.check(candidate, self.live, recent)
         if verdict.passed:
-            self.directory.publish(staged)
+            version = staged.snapshot.manifest.version
+            try:
+                self.directory.publish(staged)
+            except SnapshotError:
+                if not self.directory.is_rollback(version):
+                    raise
+                log.warning("model_overtaken", model_version=version, advice="the next one is compared with it")
+                return replace(
+                    verdict, passed=False, reasons=(f"version {version} is a rollback, published meanwhile",)
+                )
             self.live, self._refusals = candidate, 0
             return verdict
         self.directory.discard(staged)

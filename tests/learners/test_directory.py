@@ -268,3 +268,10 @@ def test_a_redis_that_hangs_stops_neither_a_publisher_nor_a_follower(tmp_path, s
         threading.Timer(0.3, models.publish, [snapshot]).start()
         follower.wait(0.1)  # what Redis had taken before it hung comes first
         until(lambda: follower.poll(200) == 6)
+
+
+def test_a_path_that_cannot_be_a_folder_is_named(tmp_path):
+    (tmp_path / "models").write_text("")
+    for path in (tmp_path / "models", tmp_path / "models" / "below"):
+        with pytest.raises(SnapshotError, match=rf"folder of models: .*: {path}; name another one"):
+            ModelDirectory(path)

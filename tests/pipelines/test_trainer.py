@@ -21,6 +21,7 @@ from headrace.learners import (
     ModelDirectory,
     OnlineLearner,
     Scorer,
+    Snapshot,
     TablePolicy,
 )
 from headrace.pipelines.examples import EventExamples, RequestColumns, requests_to_examples
@@ -392,6 +393,41 @@ def test_a_trainer_compares_with_a_rollback_that_was_published_meanwhile(tmp_pat
     models.folder(5).mkdir()
     assert one.publish().passed
     assert models.manifest(6).parent == 4
+
+
+class Overtaken(Gate):
+    """A gate during whose check another process publishes."""
+
+    def check(self, candidate, live=None, recent=None):
+        verdict = super().check(candidate, live, recent)
+        self.overtake()
+        return verdict
+
+
+def test_a_rollback_during_the_gate_does_not_end_the_training(tmp_path):
+    """Another trainer of the same folder does."""
+    one, clock, models = shelf_trainer(tmp_path, gate=(gate := Overtaken(window=200)))
+    gate.overtake = lambda: None
+    for seed in range(2):
+        one.add_requests(requests(seed=seed))
+        one.poll()
+        assert one.publish().passed
+    other = ModelDirectory(models.path)
+    gate.overtake = lambda: other.rollback(1)
+    one.add_requests(requests(seed=2))
+    clock.now = 3.0
+    verdict = one.poll()
+    assert (verdict.passed, verdict.reasons) == (False, ("version 3 is a rollback, published meanwhile",))
+    gate.overtake = lambda: None
+    assert one.publish().passed
+    assert models.versions() == [1, 2, 3, 4]
+    assert models.manifest(4).parent == 3
+    gate.overtake = lambda: other.publish(Snapshot.of(one.online))
+    one.add_requests(requests(seed=3))
+    one.train_whole()
+    with pytest.raises(SnapshotError, match="v00000005: exists; another writer"):
+        one.publish()
+    assert not list(models.path.glob(".v*"))
 
 
 def test_wrong_wiring_is_refused(tmp_path):

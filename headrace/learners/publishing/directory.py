@@ -65,6 +65,7 @@ class ModelDirectory:
 
     Raises:
         StoreError: `redis_url` is not a valid Redis URL.
+        SnapshotError: `path` is no folder, and cannot be created.
     """
 
     def __init__(
@@ -72,7 +73,13 @@ class ModelDirectory:
     ) -> None:
         self.notices = Notices(RedisLink(redis_url, timeout_s=TIMEOUT_S), stream) if redis_url else None
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise SnapshotError(
+                f"folder of models: {exc.strerror or 'cannot be created'}: {self.path}; name another one, as in "
+                "HEADRACE_MODEL_DIR, or let this user create it"
+            ) from exc
         self.stream = stream
         self._keep = max(keep, 1)
         self._published = 0  # newest version published by this object; never reused, even if the folder is emptied
@@ -180,6 +187,15 @@ class ModelDirectory:
         return self.publish(
             replace(old, manifest=replace(old.manifest, parent=self.latest() or 0, created_us=wall_us()))
         )
+
+    def is_rollback(self, version: int) -> bool:
+        """Whether `version` has the content of an earlier version that is still there."""
+        try:
+            files = self.manifest(version).files
+            return any(self.manifest(earlier).files == files for earlier in self.versions() if earlier < version)
+        except SnapshotError as exc:
+            log.warning("model_not_readable", model_version=version, reason=str(exc))
+            return False
 
     def follow(self, block_ms: int = 1_000, stop: Callable[[], bool] = lambda: False) -> Iterator[int]:
         """Yield the newest version whenever it changes; calls `stop` at least every `block_ms` milliseconds."""
