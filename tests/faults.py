@@ -32,7 +32,8 @@ class Wire:
 
     def __exit__(self, *exc: object) -> None:
         self.cut()
-        self._listener.close()
+        _close(self._listener)  # which wakes the thread that accepts
+        self._thread.join()
 
     def lose_next_reply(self, *, holding: bytes = b"", then_cut: bool = False) -> None:
         """Redis will do what it is asked, and nobody will hear of it; `then_cut` refuses what follows."""

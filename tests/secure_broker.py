@@ -64,6 +64,7 @@ class SecureBroker:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)  # which wakes the thread that accepts
         self._listener.close()
         self._process.kill()  # asked, it would wait for the gate's connections
 
