@@ -7,7 +7,7 @@ compared per row: one that the cast would change, or that the declared type cann
 import difflib
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def conform_rows(frame: pl.DataFrame, spec: EventSpec) -> tuple[pl.DataFrame, Re
         path = f"event {spec.name}.{name}"
         present = wanted.name_in(frame.columns, name)
         if present is None:
-            columns.append(_absent(frame.columns, wanted, path).alias(name))
+            columns.append(_absent(frame.columns, wanted, path, spec.types).alias(name))
         else:
             columns.append(fitter.fit(pl.col(present), frame.schema[present], wanted, path, present).alias(name))
     try:
@@ -145,7 +145,7 @@ class _Fitter:
         for name, inner in wanted.fields:
             written_name = inner.name_in(present, name)
             if written_name is None:
-                fields.append(_absent(list(present), inner, f"{path}.{name}").alias(name))
+                fields.append(_absent(list(present), inner, f"{path}.{name}", dict(wanted.fields)).alias(name))
                 continue
             fitted, below = self._fit(values.struct.field(written_name), present[written_name], inner, f"{path}.{name}")
             fields.append(fitted.alias(name))
@@ -153,10 +153,11 @@ class _Fitter:
         return pl.when(values.is_not_null()).then(pl.struct(fields)), lost
 
 
-def _absent(present: list[str], wanted: FieldType, path: str) -> pl.Expr:
-    """The default of a missing field, for every row."""
+def _absent(present: list[str], wanted: FieldType, path: str, declared: Collection[str]) -> pl.Expr:
+    """The default of a missing field, for every row; no other field that is `declared` is taken for a misspelt one."""
     if wanted.required:
-        near = difflib.get_close_matches(path.rpartition(".")[2], present, 1)
+        others = [name for name in present if name not in declared]
+        near = difflib.get_close_matches(path.rpartition(".")[2], others, 1)
         hint = f"; did you mean {near[0]!r}? Rename it" if near else ""
         raise MissingColumnError(
             f"{path}: no such column, wanted {wanted.polars()}; there are {', '.join(present)}{hint}"

@@ -111,3 +111,15 @@ def test_what_cannot_be_read_without_loss_is_named(columns, message):
 def test_an_absent_column_is_named_with_its_nearest():
     with pytest.raises(SchemaError, match=r"Filed\.number: no such column.*did you mean 'numbr'"):
         conform(pl.DataFrame({"event_time": [NOON], "numbr": [1]}), SPEC)
+
+
+def test_another_declared_column_is_not_taken_for_an_absent_one():
+    """`event_time` is near to `event_id`, and renaming it would be wrong."""
+
+    class Sent(Event, topic="sent", key="reader", time="event_time", id="event_id"):
+        event_id: str
+        event_time: datetime
+        reader: int
+
+    with pytest.raises(SchemaError, match=r"Sent\.event_id: no such column.*; there are event_time, reader$"):
+        conform(pl.DataFrame({"event_time": [NOON], "reader": [1]}), spec_of(Sent))
