@@ -88,12 +88,15 @@ def named_url(url: str, events: Sequence[type[Event]]) -> tuple[Sequence[type[Ev
     """Split a URL such as `Engagement=log.parquet` into the events that it holds and the URL without the name.
 
     Raises:
-        ConfigError: the URL is for one event and does not name which of several.
+        ConfigError: the URL is for one event and does not name which of several, or lacks a slash.
     """
     if not url.strip():
         raise ConfigError("events '': write kafka://HOST:PORT, a file, a glob such as log/*.parquet, or an archive")
     name, equals, path = url.partition("=")
     named = [event for event in events if equals and event.__name__ == name]
+    scheme, _, rest = (path if named else url).partition(":")
+    if scheme in SCHEMES and not rest.startswith("//"):
+        raise ConfigError(f"events {shown_url(url)!r}: two slashes follow {scheme}:, as in {scheme}://HOST:PORT")
     if not named and len(events) > 1 and not scheme_of(url).holds_all_events:
         names = ", ".join(event.__name__ for event in events)
         raise ConfigError(

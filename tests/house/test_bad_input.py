@@ -157,6 +157,7 @@ def asks_of(redis_url, taken_port):
         ((*materialize, "*.nothing"), {}, "no file matches"),
         ((*materialize, "empty.parquet"), {}, "empty.parquet is empty"),
         ((*materialize, "damaged.parquet"), {}, "damaged.parquet cannot be read"),
+        ((*materialize, "kafka:/h:1"), {}, "two slashes follow kafka:, as in kafka://HOST:PORT"),
         ((*materialize, "kafka://"), {}, "write kafka://HOST:PORT"),
         ((*materialize, "kafka://h:1/ev"), {}, "topics are the events' own"),
         ((*materialize, "kafka://h:1?start=noon"), {}, "start=noon: write earliest"),
