@@ -21,7 +21,7 @@ from headrace.settings import Settings
 from headrace.streams.files.archive_names import OFFSET_COLUMN
 from headrace.streams.urls import sources_of_urls
 from tests.meters import Reading, batches, log_frame
-from tests.turnstiles import Shelf
+from tests.turnstiles import Shelf, passage_of, passages, views_of
 
 ROWS = 3_000
 LOG = log_frame(ROWS, meters=300).sort("at", maintain_order=True)
@@ -247,6 +247,20 @@ def test_an_archive_and_its_topic_are_one_log(tmp_path, store, broker):
     assert compared(store, topic).ok
     result = compared(store, str(tmp_path / "archive"), topic)
     assert (result.ok, result.rows, result.beyond) == (True, ROWS, 0)
+
+
+def test_a_store_that_began_at_the_end_of_a_topic_is_compared_from_there(tmp_path, store, broker, topic):
+    """start=latest: what the topic held before is not in the records, and no difference."""
+    event, rows = passage_of(topic), passages(800)
+    create_topics(broker, {topic: 2})
+    writer, url, [view, _] = TopicWriter(broker, event), f"kafka://{broker}", views_of(event)
+    settings = Settings(dead_letter_dir=tmp_path / "letters")
+    for part, start in ((rows[:500], "?start=latest"), (rows[500:], "")):
+        writer.write(part)
+        writer.flush()
+        materialize_views([view], [url + start], store, settings, until_end=True)
+    result = compared(store, url, view=view)
+    assert (result.ok, result.rows, result.earlier, result.waiting) == (True, 300, 500, 0)
 
 
 def decoded(source):
