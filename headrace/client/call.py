@@ -125,7 +125,7 @@ class Call(Generic[Answer]):
             ClientError: `client` was closed.
         """
         if client.is_closed:
-            raise ClientError(f"{self.what}: the client is closed; make another", request_id=self.request_id)
+            raise self.closed()
         remaining_ms = int(self.remaining_s * 1_000)
         if remaining_ms < 1:
             raise self.too_late()
@@ -181,6 +181,10 @@ class Call(Generic[Answer]):
             f"{self.what}: {reason}, {self._tries} tries within {self._timeout_s:g} s; check the URL and that it runs"
         )
         raise NotReachedError(words, request_id=self.request_id) from error
+
+    def closed(self) -> ClientError:
+        """The error of a call whose client was closed."""
+        return ClientError(f"{self.what}: the client is closed; make another", request_id=self.request_id)
 
     def too_late(self, detail: str = "") -> DeadlineError:
         """The error of a call whose deadline has passed."""

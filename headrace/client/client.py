@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
+from weakref import WeakKeyDictionary
 
 import httpx
 
@@ -209,7 +210,8 @@ class AsyncClient(_Base):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self._own_http = httpx.AsyncClient(**self._options)
+        self._is_closed = False
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 
     async def rank(
         self, entity: Mapping[str, Key], candidates: Sequence[Key], **options: Unpack[RankOptions]
@@ -232,19 +234,25 @@ class AsyncClient(_Base):
         return await asyncio.to_thread(self._engaged, request_id, candidate, fields)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close the connections of the running event loop, and make no more."""
+        self._is_closed = True
         await self._http.aclose()
         self._close_writer()
 
     @property
     def _http(self) -> httpx.AsyncClient:
-        """The connections of this process; those that it inherited are kept unused, for closing them may write."""
-        if self._is_forked() and not self._own_http.is_closed:
-            self._of_parents.append(self._own_http)
-            self._own_http = httpx.AsyncClient(**self._options)
-        return self._own_http
+        """The connections of the running event loop; those of a loop that ended, or of the parent, are not used."""
+        if self._is_forked():
+            self._of_parents.append(self._by_loop)
+            self._by_loop = WeakKeyDictionary()
+        loop = asyncio.get_running_loop()
+        if loop not in self._by_loop:
+            self._by_loop[loop] = httpx.AsyncClient(**self._options)
+        return self._by_loop[loop]
 
     async def _answer(self, call: Call[Answer]) -> Answer:
+        if self._is_closed:
+            raise call.closed()
         try:
             async with asyncio.timeout(max(call.remaining_s, 0)):
                 while True:

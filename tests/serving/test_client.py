@@ -331,6 +331,31 @@ def test_an_answer_of_something_else_is_said(status, error):
         assert caught.value.code == "unreadable"
 
 
+LOOPS = """
+import asyncio, sys
+from concurrent.futures import ThreadPoolExecutor
+from headrace import AsyncClient
+from headrace.errors import ClientError
+client = AsyncClient(sys.argv[1], timeout_s=20)
+ask = lambda *_: asyncio.run(client.rank({"reader": 7}, ["a", "b"])).model_version
+assert [ask() for _ in range(3)] == [3, 3, 3]
+with ThreadPoolExecutor(2) as pool:
+    assert list(pool.map(ask, range(4))) == [3] * 4
+asyncio.run(client.close())
+try:
+    ask()
+except ClientError as exc:
+    assert "the client is closed" in str(exc)
+"""
+
+
+def test_an_async_client_may_be_used_by_one_event_loop_after_another(serve):
+    """As of a script that calls asyncio.run twice: connections of a loop that ended are not used, nor told of."""
+    with Running(serve(Ranks()).app) as running:
+        done = subprocess.run([sys.executable, "-c", LOOPS, running.url], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 FORKS = """
 import os, sys
 from headrace import Client
