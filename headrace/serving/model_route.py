@@ -207,6 +207,9 @@ def _refuse_encoded(headers: list[tuple[bytes, bytes]]) -> None:
         if name == b"content-encoding" and value.strip().lower() not in {b"", b"identity"}:
             detail = f"the body's Content-Encoding is {value[:32].decode('latin-1')!r}"
             raise Refusal(422, "invalid_request", detail, "send the body without Content-Encoding", "body")
+        if name == b"transfer-encoding" and value.strip().lower() not in {b"chunked", b"identity"}:
+            detail = f"the body's Transfer-Encoding is {value[:32].decode('latin-1')!r}"
+            raise Refusal(422, "invalid_request", detail, "send the body as it is, or chunked", "body")
 
 
 def _names_arrow(headers: list[tuple[bytes, bytes]]) -> tuple[bool, bool]:

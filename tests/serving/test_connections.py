@@ -149,6 +149,14 @@ def test_trailers_are_no_headers(server):
     assert answers(server, head, chunk, trailers, pause_s=0.05) == ["200"]
 
 
+def test_a_body_of_another_transfer_coding_is_refused_by_its_name(server):
+    """It would be parsed as if it were plain; chunked alone is read."""
+    chunk = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    for coding, expected in ((b"gzip, chunked", ["422", "invalid_request"]), (b"Chunked", ["200"])):
+        head = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: %s\r\n\r\n" % coding
+        assert answers(server, head + chunk) == expected
+
+
 def test_a_flood_of_pipelined_requests_waits_in_the_socket(server):
     """Each answer would admit another piece of thousands: what is parsed stays bounded, and all are answered."""
     request, count = b"POST /v1/rank HTTP/1.1\r\ncontent-length: 0\r\n\r\n", 12_000
