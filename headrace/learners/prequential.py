@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headrace.errors import DeclarationError, SnapshotError
+from headrace.errors import DeclarationError, SchemaError, SnapshotError
 from headrace.learners.labels.targets import check_starts
 from headrace.learners.models.log_loss import EPS, LogLoss, log_losses
 from headrace.learners.models.loss import Doubles, Floats, Loss
@@ -118,8 +118,11 @@ class Prequential:
             slices: (n,) text or ints, the slice of each row.
 
         Raises:
-            SchemaError: `starts` are not first rows of requests.
+            SchemaError: `starts` are not first rows of requests, or arrays differ in length.
         """
+        for name, array in (("probabilities", probabilities), ("weights", weights), ("slices", slices)):
+            if array is not None and len(array) != len(labels):
+                raise SchemaError(f"prequential figures · {name}: {len(array)} rows, labels {len(labels)}")
         check_starts("prequential figures", starts, len(labels))
         if len(labels) == 0:
             return

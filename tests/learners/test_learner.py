@@ -494,3 +494,15 @@ def test_predict_and_learn_is_predict_then_learn_bit_for_bit(model, policies):
         assert loss == apart.learn(inputs, *given)
     assert equal(together, apart)
     assert len(together.tables["book"]) > 60
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize(("label", "rows"), [(0, 1), (0, 500), (1, 1), (1, 500)])
+def test_a_first_batch_of_one_class_leaves_the_other_possible(label, rows, per_example):
+    """About as probable as half an example among `rows`; without any prior it had the probability 0."""
+    online = OnlineLearner(type("First", (Learner,), {"inputs": SPEC, "model": Logistic()}))
+    inputs, _, _ = Stream(9).batch(rows)
+    online.predict_and_learn(inputs, np.full(rows, label), per_example=per_example)
+    other = np.abs(online.predict(Stream(10).batch(50)[0]) - label)
+    assert other.min() > 0.02 / rows
+    assert other.max() < 0.6

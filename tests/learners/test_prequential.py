@@ -131,6 +131,13 @@ def test_no_rows_change_nothing():
         assert marks.snapshot()["rows"] == 0
 
 
+@pytest.mark.parametrize("name", ["probabilities", "weights", "slices"])
+def test_arrays_of_another_length_are_refused(name):
+    given = {"probabilities": np.zeros(3), "labels": np.zeros(3), name: np.zeros(2)}
+    with pytest.raises(SchemaError, match=f"prequential figures · {name}: 2 rows, labels 3"):
+        Prequential().observe(**given)
+
+
 def test_a_certain_and_wrong_prediction_costs_a_finite_loss():
     assert np.isfinite(log_losses(np.array([0.0, 1.0], np.float32), np.array([1.0, 0.0]))).all()
 

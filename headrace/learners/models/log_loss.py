@@ -24,6 +24,8 @@ from headrace.learners.models.loss import Doubles, Floats, LogRate
 STEP_MAX = 1.0
 """Longest Newton step, in log-odds, since far from the minimum the curvature is a poor guide."""
 STEPS_MAX = 20
+FIRST_INFORMATION = 0.25
+"""Information before the first batch, that of one example: without it a batch of one class has no finite balance."""
 EPS = 1e-7
 """Probabilities are clipped to [EPS, 1 - EPS] for evaluation."""
 
@@ -82,10 +84,11 @@ class LogLoss:
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
         """Shifts (K,) that balance the batch against `information`, and the batch's information at them."""
+        known = np.where(information > 0, information, FIRST_INFORMATION)
         if outputs.ndim == 1:
-            shift, added = balance(outputs, labels, weights, information[0])
+            shift, added = balance(outputs, labels, weights, known[0])
             return np.array([shift]), np.array([added])
-        pairs = zip(_columns(outputs, labels), information, strict=True)
+        pairs = zip(_columns(outputs, labels), known, strict=True)
         fits = [balance(z, y, weights, prior) for (z, y), prior in pairs]
         return np.array([shift for shift, _ in fits]), np.array([added for _, added in fits])
 
