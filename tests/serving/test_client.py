@@ -475,7 +475,7 @@ def plain_logs():
         structlog.configure(**before)
 
 
-def test_engagements_to_a_broker_that_is_away(monkeypatch, capfd, plain_logs):
+def test_engagements_to_a_broker_that_is_away(capfd, plain_logs):
     """One error with the address, the reason and what to check; nothing is printed beside it."""
 
     class Chosen(Event, topic="chosen", key="reader", time="event_time"):
@@ -484,8 +484,7 @@ def test_engagements_to_a_broker_that_is_away(monkeypatch, capfd, plain_logs):
         thing: str
         request_id: str
 
-    monkeypatch.setattr("headrace.client.client.DELIVERY_S", 1.0)
-    to = Engagements(Chosen, candidate="thing", brokers="127.0.0.1:1")
+    to = Engagements(Chosen, candidate="thing", brokers="127.0.0.1:1", timeout_s=1.0)
     refused = pytest.raises(
         SourceError, match=r"broker 127.0.0.1:1, .*within 1 s \(.*\); check the address and that the"
     )

@@ -42,7 +42,7 @@ def free_range(count: int) -> int:
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for first in range(20_000 + worker % 5 * 2_000, 30_000, count):
         try:
-            for port in (first, first + count - 1):
+            for port in range(first, first + count):
                 with socket.socket() as probe:
                     probe.bind(("127.0.0.1", port))
         except OSError:
