@@ -16,6 +16,7 @@ Events Data", Political Analysis 9, section 4.1.
 Numbers are standardised by statistics of earlier rows (`headrace.learners.standardizer`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -229,10 +230,10 @@ class OnlineLearner:
         Raises:
             ModelError: the loss or a gradient is not finite, and the weights are.
         """
-        if are_finite(np.float64(loss), *gradients):
+        if math.isfinite(loss) and are_finite(*gradients):
             return
         if are_finite(self._parameters.weights, self._lookup.gather(uses), self._intercept.value):
-            fault = f"the loss of this batch is {loss:g}" if not np.isfinite(loss) else "a gradient is not finite"
+            fault = f"the loss of this batch is {loss:g}" if not math.isfinite(loss) else "a gradient is not finite"
             raise ModelError(
                 f"learner {self.learner.name} · step {self.steps + 1}: {fault}, so training stops before it damages "
                 "the weights; lower the learning rates, or look for a division, a logarithm or a root in the model "

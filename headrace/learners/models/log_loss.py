@@ -84,7 +84,7 @@ class LogLoss:
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
         """Shifts (K,) that balance the batch against `information`, and the batch's information at them."""
-        known = np.where(information > 0, information, FIRST_INFORMATION)
+        known = information if information.all() else np.where(information > 0, information, FIRST_INFORMATION)
         if outputs.ndim == 1:
             shift, added = balance(outputs, labels, weights, known[0])
             return np.array([shift]), np.array([added])
