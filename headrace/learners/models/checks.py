@@ -84,7 +84,10 @@ def are_finite(*arrays: Any) -> bool:
 
     The sum of squares is not finite if a value is not, and takes half of the time. Large values may overflow it.
     """
-    return all(math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all()) for array in arrays)
+    for array in arrays:  # a generator would take longer than the arithmetic
+        if not (math.isfinite(np.vdot(array, array)) or np.isfinite(array).all()):
+            return False
+    return True
 
 
 @contextmanager

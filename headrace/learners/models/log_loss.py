@@ -84,10 +84,10 @@ class LogLoss:
 
     def follow(self, outputs: Floats, labels: Floats, weights: Floats, information: Doubles) -> tuple[Doubles, Doubles]:
         """Shifts (K,) that balance the batch against `information`, and the batch's information at them."""
-        known = information if information.all() else np.where(information > 0, information, FIRST_INFORMATION)
         if outputs.ndim == 1:
-            shift, added = balance(outputs, labels, weights, known[0])
+            shift, added = balance(outputs, labels, weights, information[0] or FIRST_INFORMATION)
             return np.array([shift]), np.array([added])
+        known = np.where(information > 0, information, FIRST_INFORMATION)
         pairs = zip(_columns(outputs, labels), known, strict=True)
         fits = [balance(z, y, weights, prior) for (z, y), prior in pairs]
         return np.array([shift for shift, _ in fits]), np.array([added for _, added in fits])
