@@ -84,7 +84,7 @@ def are_finite(*arrays: Any) -> bool:
 
     The sum of squares is not finite if a value is not, and takes half of the time. Large values may overflow it.
     """
-    for array in arrays:  # a generator would take longer than the arithmetic
+    for array in arrays:  # noqa: SIM110  # a generator would take longer than the arithmetic
         if not (math.isfinite(np.vdot(array, array)) or np.isfinite(array).all()):
             return False
     return True
